@@ -1,0 +1,67 @@
+"""Every exception of the package.
+
+* DictionaryLearningError
+  + ConfigError           a setting that cannot be used          (also a ValueError)
+    - UnknownNameError    a name that is in no registry or config
+  + SiteError             a site that is not in the model        (also a ValueError)
+  + ModelError            a model that cannot be loaded or traced
+  + DataError             text or activations that cannot be used
+    - DataExhaustedError  the data ended before the run did
+  + CheckpointError       a saved dictionary that cannot be read or written
+  + MissingDependencyError  an optional package is not installed (also an ImportError)
+
+A message has three parts: what was got, what is needed, what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DictionaryLearningError(Exception):
+    """Any error raised on purpose by this package."""
+
+
+class ConfigError(DictionaryLearningError, ValueError):
+    """A setting, or a combination of settings, cannot be used."""
+
+
+class UnknownNameError(ConfigError):
+    """A name is not among those known; the message lists the near ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        known = sorted(known)
+        super().__init__(f"Unknown {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}.")
+
+
+class SiteError(DictionaryLearningError, ValueError):
+    """A site is malformed, or is not in the model."""
+
+
+class ModelError(DictionaryLearningError):
+    """A language model cannot be loaded, wrapped or traced."""
+
+
+class DataError(DictionaryLearningError):
+    """Text, tokens or activations cannot be read or do not fit."""
+
+
+class DataExhaustedError(DataError):
+    """The data ended, and `end_of_data="error"` asked to be told."""
+
+
+class CheckpointError(DictionaryLearningError):
+    """A saved dictionary is missing, damaged or from another format."""
+
+
+class MissingDependencyError(DictionaryLearningError, ImportError):
+    """An optional package is needed for what was asked."""
+
+    def __init__(self, package: str, purpose: str, extra: str | None = None):
+        install = f"pip install 'dictionary-learning[{extra}]'" if extra else f"pip install {package}"
+        super().__init__(f"{purpose} needs the package '{package}', which is not installed. Install it with: {install}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x' or 'y'?" for the nearest known names, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -1,0 +1,151 @@
+"""Forms whose cost beyond the encoder's product grows with batch * k, not with batch * dict_size.
+
+Letters: B tokens, F latents, D activation, K kept.
+
+* Selection. Where bfloat16 products are fast, all B*F pre-activations are computed in bfloat16, the best K + margin
+  of each token are taken, and those are computed again in float32 and ranked. x comes in with the decoder's bias
+  subtracted, so it is nearly centered, and rounding is small against the differences that decide.
+* Every sum over the kept latents of a token, or over the tokens of a latent, is an `embedding_bag`: a gather that
+  adds up as it reads.
+* Gradients of the kept values are dot products for B*K (token, latent) pairs; PyTorch has them as the gradient of
+  `embedding_bag` for its weights.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dictionary_learning.hardware import bfloat16_is_fast
+from dictionary_learning.latents import SparseLatents, Support
+from dictionary_learning.ops.dispatch import implements
+
+_DENSE_FRACTION = 1 / 8
+"""From this share of kept latents on, dense products are as fast."""
+_MARGIN = 1.25
+"""Candidates for each kept latent. Of 512 real rows, all had their float32 top 32 among the bfloat16 top 40."""
+_LEAST_MARGIN = 8
+_CHUNK_ELEMENTS = 1 << 23
+"""Pre-activations held at once: 16 MiB of bfloat16 stay in the cache, and below the size from which the C library
+asks the kernel for fresh pages at every allocation."""
+
+
+def _float32(*tensors: Tensor) -> bool:
+    # autocast would turn the products of a hand-written backward into another type than its forward had
+    return all(t.dtype == torch.float32 for t in tensors) and not torch.is_autocast_enabled(tensors[0].device.type)
+
+
+@implements("topk_encode", "sparse", lambda x, W, b, k: _float32(x, W, b) and k <= _DENSE_FRACTION * W.shape[0])
+def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
+    with torch.no_grad():
+        values, indices = _select(x.contiguous(), W_enc, b_enc, k)
+    support = Support(indices, W_enc.shape[0])
+    return SparseLatents(_EncodeAt.apply(x, W_enc, b_enc, values, support), support)  # type: ignore[arg-type]
+
+
+@implements("sparse_decode", "sparse", lambda latents, W: _float32(latents.values, W))
+def sparse_decode(latents: SparseLatents, W_dec: Tensor) -> Tensor:
+    return _Decode.apply(latents.values, W_dec, latents.support)  # type: ignore[return-value]
+
+
+def _select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k largest of relu(x W_enc^T + b_enc) of each row, and their indices, in descending order."""
+    n_candidates = max(int(k * _MARGIN), k + _LEAST_MARGIN)
+    coarse = bfloat16_is_fast(x.device.type) and n_candidates < W_enc.shape[0]
+    dtype = torch.bfloat16 if coarse else torch.float32
+    weight, bias, inputs = W_enc.to(dtype).T, b_enc.to(dtype), x.to(dtype)
+    n_kept = n_candidates if coarse else k
+    values, indices = [], []
+    for rows in inputs.split(max(1, _CHUNK_ELEMENTS // W_enc.shape[0])):
+        best = torch.addmm(bias, rows, weight).topk(n_kept, dim=-1, sorted=not coarse)
+        values.append(best.values)
+        indices.append(best.indices)
+    candidates = torch.cat(indices) if indices else torch.zeros(0, n_kept, dtype=torch.long, device=x.device)
+    if not coarse:
+        return (torch.cat(values) if values else x.new_zeros(0, k)).relu_(), candidates
+    exact = _pair_dots(x, W_enc, candidates).add_(b_enc[candidates])  # (B, n_candidates)
+    values, order = exact.topk(k, dim=-1)
+    return values.relu_(), candidates.gather(1, order)
+
+
+class _EncodeAt(torch.autograd.Function):
+    """relu(W_enc x + b_enc) at a support where its values are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, values: Tensor, support: Support) -> Tensor:
+        ctx.support = support
+        ctx.save_for_backward(x, W_enc, values)
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, W_enc, values = ctx.saved_tensors
+        support: Support = ctx.support
+        grad = grad * (values > 0)
+        need_x, need_W, need_b = ctx.needs_input_grad[:3]
+        grad_x = _sum_over_kept(grad, support, W_enc) if need_x else None
+        grad_W = _sum_over_tokens(grad, support, x) if need_W else None
+        grad_b = None
+        if need_b:
+            grad_b = grad.new_zeros(support.dict_size).index_add_(0, support.indices.flatten(), grad.flatten())
+        return grad_x, grad_W, grad_b, None, None
+
+
+class _Decode(torch.autograd.Function):
+    """The sum of value * row of W_dec over the support."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, support: Support) -> Tensor:
+        ctx.support = support
+        ctx.save_for_backward(values, W_dec)
+        return _sum_over_kept(values, support, W_dec)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, W_dec = ctx.saved_tensors
+        support: Support = ctx.support
+        grad = grad.contiguous()
+        grad_values = _pair_dots_by_latent(grad, W_dec, support) if ctx.needs_input_grad[0] else None
+        grad_W = _sum_over_tokens(values, support, grad) if ctx.needs_input_grad[1] else None
+        return grad_values, grad_W, None
+
+
+def _sum_over_kept(values: Tensor, support: Support, table: Tensor) -> Tensor:
+    """Returns for each token the sum over its kept latents of value * row of the table (F, D)."""
+    return torch.nn.functional.embedding_bag(support.indices, table, per_sample_weights=values.contiguous(), mode="sum")
+
+
+def _sum_over_tokens(values: Tensor, support: Support, table: Tensor) -> Tensor:
+    """Returns for each latent the sum over its tokens of value * row of the table (B, D)."""
+    segments = support.segments
+    return torch.nn.functional.embedding_bag(
+        segments.tokens,
+        table.contiguous(),
+        segments.offsets,
+        per_sample_weights=values.flatten()[segments.order],
+        mode="sum",
+        include_last_offset=True,
+    )
+
+
+def _pair_dots(x: Tensor, W: Tensor, indices: Tensor) -> Tensor:
+    """Returns x_n . W_i for the latents i of each token n, (B, K)."""
+    n_tokens, k = indices.shape
+    bags = torch.arange(n_tokens, device=x.device).repeat_interleave(k)
+    return _bag_weight_gradient(x, W, indices.flatten(), bags).view(n_tokens, k)
+
+
+def _pair_dots_by_latent(x: Tensor, W: Tensor, support: Support) -> Tensor:
+    """The same as `_pair_dots`, read latent by latent: W is streamed once, and only x must stay in the cache."""
+    segments = support.segments
+    dots = _bag_weight_gradient(W, x, segments.tokens, segments.latents)
+    return torch.empty_like(dots).index_copy_(0, segments.order, dots).view(support.indices.shape)
+
+
+def _bag_weight_gradient(bag_rows: Tensor, table: Tensor, indices: Tensor, bags: Tensor) -> Tensor:
+    """Returns bag_rows[bags] . table[indices] for each pair, without gathering either."""
+    offsets = torch.zeros(1, dtype=indices.dtype, device=indices.device)  # unused when the bags are given
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(bag_rows, table, indices, offsets, bags, 0)

@@ -1,0 +1,58 @@
+"""Which latents are dead."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+_REFRESH_EVERY = 100
+"""Steps between two looks at the number of dead latents on an accelerator: each look waits for the device."""
+
+
+class DeadLatents:
+    """Counts for each latent the tokens since it last fired, that is, was positive; one that is kept at zero did not fire.
+
+    Args:
+        dict_size: number of latents.
+        after_tokens: a latent is dead when it has not fired for so many tokens.
+        device: where the latents are.
+    """
+
+    def __init__(self, dict_size: int, after_tokens: int, device: torch.device):
+        self.after_tokens = after_tokens
+        self.tokens_since_fired = torch.zeros(dict_size, dtype=torch.long, device=device)
+        self.n_tokens = 0
+        """Tokens seen; known without asking the device, so that nothing is done while nothing can be dead."""
+        self._step = 0
+        self._indices: Tensor | None = None
+
+    def observe(self, fired: Bool[Tensor, "dict_size"], n_tokens: int) -> None:
+        """Takes in one step: which latents fired on any of its tokens."""
+        self.n_tokens += n_tokens
+        self.tokens_since_fired.add_(n_tokens).masked_fill_(fired, 0)
+        on_cpu = fired.device.type == "cpu"
+        if self.n_tokens > self.after_tokens and (on_cpu or self._step % _REFRESH_EVERY == 0):
+            self._indices = self.mask.nonzero().squeeze(1)
+        self._step += 1
+
+    @property
+    def mask(self) -> Bool[Tensor, "dict_size"]:
+        """Returns which latents are dead now."""
+        return self.tokens_since_fired > self.after_tokens
+
+    @property
+    def indices(self) -> Int[Tensor, "n_dead"] | None:
+        """Returns the dead latents as of the last look, or None where there are none; waits for nothing."""
+        return self._indices if self._indices is not None and len(self._indices) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counts."""
+        state = {"tokens_since_fired": self.tokens_since_fired, "n_tokens": self.n_tokens, "step": self._step}
+        return {**state, "indices": self._indices}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from saved counts."""
+        self.tokens_since_fired.copy_(state["tokens_since_fired"])
+        self.n_tokens, self._step = state["n_tokens"], state["step"]
+        self._indices = None if state["indices"] is None else state["indices"].to(self.tokens_since_fired.device)
