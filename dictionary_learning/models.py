@@ -131,6 +131,18 @@ class TracedModel:
         wanted = submodules if several else [submodules]
         return expand([self._site(item, side) for item in wanted], self._paths, model=type(self._given).__name__)
 
+    def middle_layer(self) -> Site:
+        """Returns the output of the middle layer: the middle entry of the longest list of modules.
+
+        Raises:
+            SiteError: the model has no list of modules.
+        """
+        lists = [(path, module) for path, module in self.module.named_modules() if isinstance(module, nn.ModuleList)]
+        if not lists:
+            raise SiteError(f"{self.name} has no list of layers. Name a site of it.")
+        path, layers = max(lists, key=lambda entry: len(entry[1]))
+        return Site(f"{path}.{len(layers) // 2}")
+
     def widths(self, sites: Sequence[Site]) -> dict[Site, int]:
         """Returns the width of each site, found by a forward pass over two tokens.
 

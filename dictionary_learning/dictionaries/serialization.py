@@ -62,7 +62,7 @@ def load_dictionary(
         CheckpointError: the folder holds no dictionary, or its files are damaged or do not fit each other.
     """
     folder = Path(path)
-    config = _read_config(folder)
+    config = read_config_file(folder)
     section = dict(config["dictionary"])
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
@@ -112,7 +112,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """Returns the contents of `config.json` in the folder of a saved dictionary.
+
+    Raises:
+        CheckpointError: the folder or file is not there, or was not written by this package.
+    """
     if not folder.is_dir():
         there = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
         raise CheckpointError(f"There is no folder '{folder}'.{did_you_mean(folder.name, there)} Give the folder of a saved dictionary.")

@@ -1,0 +1,51 @@
+"""Dictionary learning on neural-network activations.
+
+Activations come from an `ActivationBuffer`, dictionaries are trained by `trainSAE`, and `evaluate_dictionaries` grafts
+them back into the model and measures what is lost.
+"""
+
+from dictionary_learning.activations.filters import TokenFilter
+from dictionary_learning.buffer import ActivationBuffer
+from dictionary_learning.dictionaries import (
+    AutoEncoder,
+    AutoEncoderTopK,
+    Dictionary,
+    IdentityDict,
+    SparseAutoencoder,
+    load_dictionary,
+    save_dictionary,
+)
+from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate, evaluate_dictionaries, loss_recovered
+from dictionary_learning.evaluation.reports import write_report
+from dictionary_learning.models import TracedModel, load_model
+from dictionary_learning.sites import Site
+from dictionary_learning.trainers import SAETrainer, TopKTrainer, TrainerTopK
+from dictionary_learning.training import trainSAE
+
+__version__ = "1.0.0.dev0"
+
+__all__ = [
+    "ActivationBuffer",
+    "AutoEncoder",
+    "AutoEncoderTopK",
+    "Candidate",
+    "Dictionary",
+    "EvaluationConfig",
+    "IdentityDict",
+    "SAETrainer",
+    "Site",
+    "SparseAutoencoder",
+    "TokenFilter",
+    "TopKTrainer",
+    "TracedModel",
+    "TrainerTopK",
+    "__version__",
+    "evaluate",
+    "evaluate_dictionaries",
+    "load_dictionary",
+    "load_model",
+    "loss_recovered",
+    "save_dictionary",
+    "trainSAE",
+    "write_report",
+]

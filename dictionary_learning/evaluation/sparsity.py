@@ -1,0 +1,58 @@
+"""How sparse latents are, and which of them live."""
+
+import math
+from typing import Any
+
+import torch
+
+from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric
+from dictionary_learning.latents import firing_counts, nonzeros
+
+_BINS_PER_DECADE = 4
+
+
+@METRICS.register("sparsity")
+class SparsityMetric(Metric):
+    """Figures of the latents over n tokens.
+
+    * `l0` = mean number of non-zero latents of a token; lower is sparser.
+    * `l1_loss` = mean sum of their absolute values.
+    * `frac_alive` = share of latents that fired on at least one of the n tokens, from 0 to 1, higher is better. It grows with
+      n, so it stands beside `n_tokens`: a latent that fires less often than once in n tokens cannot be told from a dead one.
+    """
+
+    def update(self, batch: EvaluationBatch) -> None:
+        self.add("n", len(batch.x))
+        self.add("absolute", nonzeros(batch.latents).abs().sum(dtype=torch.float64))
+        self.add("firings", firing_counts(batch.latents))
+
+    def compute(self) -> dict[str, float]:
+        n = self.total("n")
+        if not n:
+            return {}
+        alive = int((self.sums["firings"] > 0).sum())
+        return {
+            "l0": float(self.sums["firings"].sum()) / n,
+            "l1_loss": self.total("absolute") / n,
+            "n_alive": alive,
+            "frac_alive": alive / len(self.sums["firings"]),
+        }
+
+    def density(self) -> dict[str, Any]:
+        """Returns the histogram of log10 of the share of tokens on which each latent fires.
+
+        Returns:
+            `log10_edges` from 1/n, the resolution, to 1; `counts` between them; `n_never_fired`, which are in no bin.
+        """
+        n, counts = self.total("n"), self.sums["firings"]
+        lowest = math.floor(math.log10(1 / n) * _BINS_PER_DECADE) if n else -_BINS_PER_DECADE
+        edges = torch.arange(lowest, 1, dtype=torch.float64) / _BINS_PER_DECADE
+        shares = (counts[counts > 0] / n).log10().cpu().clamp(edges[0], edges[-1])
+        histogram = torch.histogram(shares, edges).hist.long()
+        return {
+            "log10_edges": edges.tolist(),
+            "counts": histogram.tolist(),
+            "n_never_fired": int((counts == 0).sum()),
+        }
+
+

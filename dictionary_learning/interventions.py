@@ -1,0 +1,57 @@
+"""Changes to a model's activations: plain functions that take a site's activations and return new ones.
+
+Each makes an `Edit` for `TracedModel.run`; they can be called in the body of an nnsight trace as well.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.models import Edit
+
+
+def graft(dictionary: Dictionary, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+    """Puts the dictionary's reconstruction in place of the activations.
+
+    Args:
+        dictionary: the dictionary; it works in its own dtype, and the result is cast back.
+        keep: the tokens that are reconstructed; the others keep their activations. All, if not given.
+    """
+
+    def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
+        x_hat = dictionary(x.to(dictionary.device, dictionary.dtype)).to(x.device, x.dtype)
+        return x_hat if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), x_hat, x)
+
+    return edit
+
+
+def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+    """Puts one value in place of the activations of each token: zero, or their mean over a data set.
+
+    Args:
+        value: what takes the activations' place.
+        keep: the tokens that are ablated. All, if not given.
+    """
+
+    def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
+        constant = torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x)
+        return constant if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), constant, x)
+
+    return edit
+
+
+def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+    """Adds a multiple of a direction, as a row of W_dec, to the activations of each token.
+
+    Args:
+        direction: what is added.
+        scale: the multiple.
+        keep: the tokens that are steered. All, if not given.
+    """
+
+    def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
+        moved = x + scale * direction.to(x.device, x.dtype)
+        return moved if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), moved, x)
+
+    return edit
