@@ -1,12 +1,13 @@
 """Where figures of a run go."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Figures = Mapping[str, Mapping[str, float]]
 """Figures of each dictionary, by the dictionary's name."""
 
 
+@runtime_checkable
 class MetricLogger(Protocol):
     """Is told figures as a run goes on."""
 

@@ -1,0 +1,47 @@
+"""Trains four dictionaries at once on two sites of a real language model, and reports on them.
+
+About 4 minutes on 2 cores without a GPU, after the download of the model (93 MB). To expect, on held-out text:
+see the table in docs/demo.md.
+
+    python demo/demo.py [--model NAME] [--data NAME] [--save-dir FOLDER] [options of dictionary-learning train]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fetch_model import fetch_model
+
+from dictionary_learning.cli import main
+
+HERE = Path(__file__).parent
+RESIDUAL, MLP = "model.layers.15:out", "model.layers.15.mlp:out"
+
+
+def demo() -> int:
+    """Runs `dictionary-learning train` with the demo's settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a language model instead of SmolLM2-135M-Instruct; --sites may have to go with it")
+    parser.add_argument("--data", help="text instead of the State of the Union addresses")
+    parser.add_argument("--sites", nargs="+", help="sites to train on")
+    parser.add_argument("--save-dir", default="runs/demo", help="where the results go")
+    known, rest = parser.parse_known_args()
+    sites = known.sites or ([RESIDUAL, MLP] if known.model is None else [])
+    return main(
+        [
+            "train",
+            known.model or str(fetch_model()),
+            known.data or str(HERE / "sotu.jsonl.zst"),
+            *(["--sites", *sites] if sites else []),
+            *["--save-dir", known.save_dir],
+            *["--n-tokens", "200000"],
+            *["--expansion-factor", "8"],
+            *["--k", "32", "64"],
+            *["--n-eval-tokens", "16384", "--n-fidelity-tokens", "6144"],
+            *rest,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(demo())

@@ -1,0 +1,105 @@
+"""Small random models, a tokenizer, text and synthetic activations: everything a test needs, offline."""
+
+from collections.abc import Iterator
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCAB, DIM, LAYERS, POSITIONS = 97, 16, 3, 64
+WORDS = [f"w{i}" for i in range(VOCAB - 3)]
+
+_SHARED = {"vocab_size": VOCAB, "hidden_size": DIM, "num_hidden_layers": LAYERS, "max_position_embeddings": POSITIONS}
+_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}
+_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_BUILD = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_embd=DIM, n_layer=LAYERS, n_head=2, n_positions=POSITIONS, **_IDS)
+    ),
+    "neox": lambda: GPTNeoXForCausalLM(
+        GPTNeoXConfig(**_SHARED, num_attention_heads=2, intermediate_size=32, **_IDS)
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHARED, **_HEADS, **_IDS)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_SHARED, **_HEADS, **_IDS)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHARED, **_HEADS, **_IDS)),
+}
+FAMILIES = list(_BUILD)
+LAYER = {
+    "gpt2": "transformer.h.1",
+    "neox": "gpt_neox.layers.1",
+    "llama": "model.layers.1",
+    "gemma3": "model.layers.1",
+    "qwen3": "model.layers.1",
+}
+"""The path of the middle layer."""
+ATTENTION = {"gpt2": "attn", "neox": "attention", "llama": "self_attn", "gemma3": "self_attn", "qwen3": "self_attn"}
+"""The name of a layer's attention, which returns a tuple."""
+
+
+def model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """Returns a random model whose weights are large enough that layers matter."""
+    torch.manual_seed(seed)
+    built = _BUILD[family]()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return built
+
+
+def tokenizer(bos: bool = True, padding_side: str = "right") -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of words: w0 is 3, w1 is 4; BOS is 0, a falsy id, EOS is 1 and padding 2."""
+    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2, **{word: i for i, word in enumerate(WORDS, 3)}}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"eos_token": "</s>", "pad_token": "<pad>", **({"bos_token": "<s>"} if bos else {})}
+    return PreTrainedTokenizerFast(tokenizer_object=words, padding_side=padding_side, **special)
+
+
+def documents(n: int = 20, longest: int = 40, seed: int = 0) -> list[str]:
+    """Returns random documents of 1 to `longest` words."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (n,), generator=generator).tolist()
+    return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (m,), generator=generator).tolist()) for m in lengths]
+
+
+class Planted:
+    """Activations that are sparse sums of known directions.
+
+    Args:
+        dim: width.
+        n_features: how many directions.
+        density: share of tokens on which each is active, with a magnitude from 1 to 2.
+        seed: of everything.
+    """
+
+    def __init__(self, dim: int = 32, n_features: int = 48, density: float = 0.06, seed: int = 0):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.features = torch.nn.functional.normalize(torch.randn(n_features, dim, generator=self.generator), dim=-1)
+        self.offset = torch.randn(dim, generator=self.generator)
+        self.density = density
+
+    def batch(self, n: int) -> Tensor:
+        """Returns n activations."""
+        shape = (n, len(self.features))
+        active = torch.rand(shape, generator=self.generator) < self.density
+        return (active * (1 + torch.rand(shape, generator=self.generator))) @ self.features + self.offset
+
+    def batches(self, steps: int, n: int = 256) -> Iterator[Tensor]:
+        """Yields batches of activations."""
+        for _ in range(steps):
+            yield self.batch(n)
