@@ -44,7 +44,8 @@ class ActivationBuffer:
         device: where the rows are kept; by default where the model is.
         remove_bos: leaves out BOS, the separators of documents and the first token of each context.
         add_special_tokens: whether BOS, or EOS where there is no BOS, is put between documents.
-        max_activation_norm_multiple: leaves out tokens with a norm above this multiple of the median.
+        max_activation_norm_multiple: leaves out tokens with a norm above this multiple of the median at any site, found on the
+            first forward pass; None keeps them.
         pack: full contexts of joined documents; else each document is one context, cut and padded.
         end_of_data: `stop` ends the iteration after the last row, `repeat` begins the text again, `error` raises.
         seed: of the shuffle.
@@ -64,14 +65,14 @@ class ActivationBuffer:
         submodule: Any,
         d_submodule: int | None = None,
         io: Literal["in", "out", "in_and_out"] = "out",
-        n_ctxs: int = 30_000,
+        n_ctxs: int | float = 30_000,
         ctx_len: int = 128,
         refresh_batch_size: int = 512,
         out_batch_size: int = 8192,
         device: torch.device | str | None = None,
         remove_bos: bool = True,
         add_special_tokens: bool = True,
-        max_activation_norm_multiple: float | None = None,
+        max_activation_norm_multiple: float | None = 10.0,
         *,
         pack: bool = True,
         end_of_data: Literal["stop", "repeat", "error"] = "stop",
@@ -273,6 +274,10 @@ class ActivationBuffer:
         """Returns the rows of the next contexts that count, or None at the end of the data."""
         tokens = self.tokens.take(n_contexts)
         if tokens is None and self.end_of_data == "repeat" and self.n_tokens_read:
+            if self.n_tokens_dropped == self.n_tokens_read:
+                raise DataError(
+                    f"{self.tokens.source.name} holds no token that counts: left out are {self.filter.describe()}. Give more text."
+                )
             logger.info("%s has ended after %d tokens and begins again.", self.tokens.source.name, self.n_tokens_read)
             self.tokens.restart()
             tokens = self.tokens.take(n_contexts)

@@ -17,6 +17,7 @@ import inspect
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,10 @@ class TracedModel:
         self.revision = revision or getattr(getattr(module, "config", None), "_commit_hash", None)
         self.module = _skeleton(module)
         self._given = module
-        self._envoy = nnsight.NNsight(self.module)
+        with warnings.catch_warnings():
+            # children that are called `output` and the like are found under the names that nnsight gives them
+            warnings.filterwarnings("ignore", message=".*has a submodule named.*")
+            self._envoy = nnsight.NNsight(self.module)
         self._paths = [path for path, _ in module.named_modules()]
         self._forward_names = set(inspect.signature(type(self.module).forward).parameters)
         self._order: dict[Site, int] = {}

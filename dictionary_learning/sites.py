@@ -101,7 +101,7 @@ def _not_found(site: Site, paths: list[str], model: str) -> str:
     if number:
         siblings = {p.removeprefix(number[1]).split(".")[0] for p in paths if p.startswith(number[1])}
         count = sum(s.isdigit() for s in siblings)
-        if count:
+        if count and number[2] not in siblings:
             return f"{message}: '{number[1][:-1]}' has {count} entries, 0 to {count - 1}. Choose one of those."
     near = did_you_mean(site.path, [p for p in paths if p]) or did_you_mean(site.path, {p.split(".", 1)[-1] for p in paths})
     tops = ", ".join(sorted((p for p in paths if p and p.count(".") <= 1), key=natural_key)[:8])

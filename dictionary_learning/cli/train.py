@@ -51,7 +51,7 @@ class TrainArguments(BaseConfig):
     """Contexts in a forward pass of the model."""
     remove_bos: bool = True
     """Whether BOS, separators and the first token of each context are left out."""
-    max_activation_norm_multiple: float | None = None
+    max_activation_norm_multiple: float | None = 10.0
     """Leaves out tokens with a norm above this multiple of the median."""
     pack: bool = True
     """Whether documents are joined into full contexts; else each is cut and padded."""

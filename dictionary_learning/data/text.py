@@ -164,7 +164,7 @@ def _open_text(path: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8")
 
 
-def _column(line: str, column: str, path: Path, number: int) -> str:
+def _column(line: str, column: str, path: Path, number: int) -> Any:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:

@@ -1,0 +1,132 @@
+"""Numbers and sentences of a report, as people read them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DASH = "\u2014"
+
+_SMALL = 5e-4  # with four decimals such a value would lose its digits
+_LARGE = 1e3
+_SECONDS = {"h": 3600, "min": 60}
+
+
+def finite(value: Any) -> float | None:
+    """Returns the number, or None if it is missing or not finite."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def decimal(value: Any) -> str:
+    """Returns "0.1234", with fewer decimals for what is large and an exponent for what is tiny."""
+    return _written(value, "")
+
+
+def signed(value: Any) -> str:
+    """Returns "+0.1234"."""
+    return _written(value, "+")
+
+
+def tenths(value: Any) -> str:
+    """Returns "32.0"."""
+    number = finite(value)
+    return DASH if number is None else f"{number:,.1f}"
+
+
+def percent(value: Any) -> str:
+    """Returns "98.21%" for 0.9821."""
+    number = finite(value)
+    return DASH if number is None else f"{number:.2%}"
+
+
+def count(value: Any) -> str:
+    """Returns "16,384"."""
+    number = finite(value)
+    return DASH if number is None else f"{number:,.0f}"
+
+
+def duration(seconds: Any) -> str:
+    """Returns "2 h 5 min", "3 min 20 s" or "12.3 s"."""
+    number = finite(seconds)
+    if number is None:
+        return DASH
+    if number < _SECONDS["min"]:
+        return f"{number:.1f} s"
+    if number < _SECONDS["h"]:
+        return f"{number // _SECONDS['min']:.0f} min {number % _SECONDS['min']:.0f} s"
+    return f"{number // _SECONDS['h']:.0f} h {number % _SECONDS['h'] // _SECONDS['min']:.0f} min"
+
+
+def anything(value: Any) -> str:
+    """Returns a setting as text."""
+    if value is None:
+        return DASH
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {anything(item)}" for key, item in value.items()) or DASH
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(anything, value)) or DASH
+    return str(value)
+
+
+def plural(n: int, noun: str) -> str:
+    """Returns "1 site" or "2 sites", and "2 dictionaries"."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n} {noun[:-1]}ies" if noun.endswith("y") else f"{n} {noun}s"
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """Returns what was evaluated and on how many tokens, in a sentence."""
+    dictionaries, data = report.get("dictionaries") or [], report.get("data") or {}
+    text = f"{plural(len(dictionaries), 'dictionary')} on {plural(len(sites_of(dictionaries)), 'site')}"
+    if model := model_name(report):
+        text += f" of {model}"
+    if finite(data.get("n_tokens_scored")) is not None:
+        text += f", evaluated on {count(data['n_tokens_scored'])} tokens"
+        text += f" of {data['source']}" if data.get("source") else ""
+    if data.get("ctx_len"):
+        text += f", in contexts of {count(data['ctx_len'])}"
+    if finite(report.get("ce_clean")) is not None and finite(data.get("n_tokens_predicted")) is not None:
+        text += f"; cross-entropy over {count(data['n_tokens_predicted'])} predictions"
+    return text + "."
+
+
+def left_out(report: Mapping[str, Any]) -> str:
+    """Returns which tokens are counted nowhere, in a sentence, or an empty string if that is not known."""
+    rule = (report.get("data") or {}).get("filter")
+    return f"Left out, by the same rule in training, splicing and metrics: {rule}." if rule else ""
+
+
+def model_name(report: Mapping[str, Any]) -> str:
+    """Returns "name (revision, dtype)", or an empty string."""
+    model = report.get("model") or {}
+    detail = ", ".join(str(model[key]) for key in ("revision", "dtype") if model.get(key))
+    return f"{model.get('name') or ''}{f' ({detail})' if detail else ''}".strip()
+
+
+def sites_of(dictionaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the sites of the dictionaries, each once, in order."""
+    return list(dict.fromkeys(str(d["site"]) for d in dictionaries))
+
+
+def names_of(dictionaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the name of each dictionary."""
+    return [str(d["name"]) for d in dictionaries]
+
+
+def shortened(name: Any, limit: int = 36) -> str:
+    """Returns a name with its middle left out if it is long."""
+    text = " ".join(str(name).split())
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}\u2026{text[-limit // 2 :]}"
+
+
+def _written(value: Any, sign: str) -> str:
+    number = finite(value)
+    if number is None:
+        return DASH
+    if 0 < abs(number) < _SMALL:
+        return f"{number:{sign}.1e}"
+    return f"{number:{sign},.1f}" if abs(number) >= _LARGE else f"{number:{sign}.4f}"

@@ -1,0 +1,57 @@
+import pytest
+
+from dictionary_learning.errors import SiteError
+from dictionary_learning.sites import Site, expand, natural_key
+
+PATHS = ["", "transformer", "transformer.h"] + [
+    f"transformer.h.{i}{part}" for i in (0, 1, 10, 2) for part in ("", ".attn", ".mlp", ".mlp.act")
+]
+
+
+def test_parse_reads_path_and_side():
+    assert Site.parse("a.b:in") == Site("a.b", "in")
+    assert Site.parse("a.b") == Site("a.b", "out")
+    assert Site.parse("a.b", "in") == Site("a.b", "in")
+    assert Site.parse(str(Site("a.b", "in"))) == Site("a.b", "in")
+
+
+def test_parse_refuses_another_side():
+    with pytest.raises(SiteError, match="':in' or ':out'"):
+        Site.parse("a.b:output")
+
+
+def test_wildcards_expand_in_natural_order():
+    found = [site.path for site in expand("transformer.h.*.attn", PATHS)]
+    assert found == [f"transformer.h.{i}.attn" for i in (0, 1, 2, 10)]
+
+
+def test_wildcard_stays_within_its_part():
+    assert [s.path for s in expand("transformer.h.*", PATHS)] == [f"transformer.h.{i}" for i in (0, 1, 2, 10)]
+    assert Site("transformer.h.2.mlp.act") in expand("**.act", PATHS)
+
+
+def test_prefix_of_the_base_model_may_be_left_out():
+    assert expand("h.[0-1].mlp:in", PATHS) == [Site("transformer.h.0.mlp", "in"), Site("transformer.h.1.mlp", "in")]
+
+
+def test_several_patterns_give_each_site_once():
+    assert expand(["h.1", "transformer.h.[1-2]"], PATHS) == [Site("transformer.h.1"), Site("transformer.h.2")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("transformer.h.99", "4 entries, 0 to 3"),
+        ("transformer.h.1.mpl", "Did you mean 'transformer.h.1.mlp'"),
+        ("h.1.atn", "Did you mean 'h.1.attn'"),
+        ("nothing.like.it", "Its modules begin with"),
+    ],
+)
+def test_error_says_what_is_there(asked, hint):
+    with pytest.raises(SiteError, match="is not in GPT2") as raised:
+        expand(asked, PATHS, model="GPT2")
+    assert hint in str(raised.value)
+
+
+def test_natural_key_orders_numbers_by_value():
+    assert sorted(["l.10.a", "l.9.b", "l.9.a", "k"], key=natural_key) == ["k", "l.9.a", "l.9.b", "l.10.a"]

@@ -1,0 +1,311 @@
+import pytest
+import torch
+
+from dictionary_learning import AutoEncoderTopK, TopKTrainer, TrainerTopK, ops
+from dictionary_learning.errors import ConfigError, UnknownNameError
+from dictionary_learning.trainers.dead_latents import DeadLatents
+from dictionary_learning.trainers.optimizers import clip_gradients_, normalize_rows_, remove_parallel_gradient_
+from dictionary_learning.trainers.schedules import WarmupDecay, annealed_k
+from tests.tiny import Planted
+
+
+def trainer(**options) -> TrainerTopK:
+    return TrainerTopK(**{"activation_dim": 32, "dict_size": 96, "k": 3, "steps": 100, "device": "cpu", **options})
+
+
+def state(t: TrainerTopK) -> list[torch.Tensor]:
+    found = [*t.dictionary.state_dict().values(), t.dead.tokens_since_fired, t.loss_scale]
+    return [tensor.clone() for tensor in found]
+
+
+def test_planted_features_are_recovered():
+    data = Planted()
+    t = trainer(dict_size=64, k=3, steps=400, lr=5e-3)
+    for x in data.batches(400):
+        t.update(t.step, x)
+    similarity = (data.features @ t.dictionary.W_dec.T).amax(1)
+    assert similarity.mean() > 0.97
+    x = data.batch(2048)
+    fvu = (t.dictionary(x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    assert fvu < 0.15
+
+
+def test_loss_does_not_change_state():
+    t = trainer(dead_feature_threshold=100)
+    data = Planted()
+    for x in data.batches(3, 64):
+        t.update(t.step, x)
+    before, random = state(t), torch.get_rng_state()
+    x = data.batch(64)
+    first = t.loss(x).total
+    t.metrics()
+    assert t.loss(x).total == first
+    assert all(torch.equal(a, b) for a, b in zip(before, state(t), strict=True))
+    assert torch.equal(random, torch.get_rng_state())
+    assert t.step == 3
+
+
+def test_same_seed_gives_the_same_bits():
+    def final(seed: int) -> list[torch.Tensor]:
+        t = trainer(seed=seed)
+        for x in Planted().batches(10):
+            t.update(t.step, x)
+        return state(t)
+
+    assert all(torch.equal(a, b) for a, b in zip(final(1), final(1), strict=True))
+    assert not torch.equal(final(1)[0], final(2)[0])
+
+
+def test_decoder_rows_have_unit_norm_after_each_step():
+    t = trainer()
+    for x in Planted().batches(5):
+        t.update(t.step, x)
+        torch.testing.assert_close(t.dictionary.W_dec.norm(dim=1), torch.ones(96))
+    assert not torch.allclose(t.dictionary.W_enc.norm(dim=1), torch.ones(96))  # the encoder's are free
+
+
+def test_decoder_bias_begins_as_the_geometric_median():
+    t = trainer()
+    x = Planted().batch(500)
+    t.initialize(x)
+    assert (t.dictionary.b_dec - x.median(0).values).norm() < 0.2 * x.norm(dim=-1).mean()
+    moved = t.dictionary.b_dec.clone()
+    t.initialize(x + 5)  # only the first call does anything
+    assert torch.equal(t.dictionary.b_dec, moved)
+
+
+def test_every_parameter_learns():
+    t = trainer()
+    x = Planted().batch(256)
+    t.initialize(x)
+    before = {name: p.clone() for name, p in t.dictionary.named_parameters()}
+    t.update(0, x)
+    assert all(not torch.equal(p, before[name]) for name, p in t.dictionary.named_parameters())
+
+
+def test_accumulated_parts_equal_one_batch():
+    whole, parts = trainer(), trainer()
+    x = Planted().batch(256)
+    for t in (whole, parts):
+        t.initialize(x)
+    whole.accumulate(x)
+    for part in x.split(64):
+        parts.accumulate(part, 1 / 4)
+    for a, b in zip(whole.dictionary.parameters(), parts.dictionary.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ops.available())
+def test_every_backend_learns_the_same(backend):
+    def losses(name: str) -> list[float]:
+        with ops.use_backend(name):
+            t = trainer()
+            return [float(t.update(t.step, x)) for x in Planted().batches(20)]
+
+    assert losses(backend) == pytest.approx(losses("reference"), rel=1e-3)
+
+
+class TestAuxK:
+    def aged(self, **options) -> tuple[TrainerTopK, torch.Tensor]:
+        """Returns a trainer in which latents 0 to 39 are dead, at a decoder bias far from zero."""
+        t = trainer(dead_feature_threshold=1000, k_aux=8, **options)
+        x = Planted().batch(256)
+        t.initialize(x)
+        t.dictionary.b_dec.data.add_(1)
+        t.dead.tokens_since_fired[:40] = 5000
+        t.dead.n_tokens = 5000
+        t.dead.observe(torch.arange(96) >= 40, 10)
+        assert t.dead.indices.tolist() == list(range(40))
+        return t, x
+
+    def test_equals_a_loss_written_by_hand(self):
+        t, x = self.aged()
+        d = t.dictionary
+        loss = t.loss(x)
+        residual = x - loss.reconstruction.outputs
+        pre = ((x - d.b_dec) @ d.W_enc[:40].T + d.b_enc[:40]).relu()
+        values, indices = pre.topk(8)
+        predicted = torch.zeros_like(pre).scatter(1, indices, values) @ d.W_dec[:40]  # no bias
+        error = (residual - predicted).pow(2).sum(-1).mean()
+        expected = error / (residual - residual.mean(0)).pow(2).sum(-1).mean()
+        torch.testing.assert_close(loss.terms["auxk_loss"], expected)
+        total = loss.terms["l2_loss"] * t.loss_scale + expected / 32
+        torch.testing.assert_close(loss.total, total)
+
+    def test_moves_only_dead_latents(self):
+        t, x = self.aged()
+        t.loss(x).terms["auxk_loss"].backward()
+        d = t.dictionary
+        for gradient in (d.W_enc.grad, d.W_dec.grad):
+            assert gradient[:40].abs().sum() > 0
+            assert gradient[40:].abs().sum() == 0
+        assert d.b_dec.grad is None
+
+    def test_lowers_the_error_that_it_is_told_of(self):
+        t, x = self.aged()
+        optimizer = torch.optim.SGD(t.dictionary.parameters(), 0.05)
+        first = t.loss(x).terms["auxk_loss"]
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = t.loss(x).terms["auxk_loss"]
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.98 * first
+
+    def test_is_scaled_down_while_few_are_dead(self):
+        t, x = self.aged()
+        many = float(t.loss(x).terms["auxk_loss"])
+        t.k_aux = 80  # of 40 dead
+        wide = float(t.loss(x).terms["auxk_loss"])
+        assert wide < 0.75 * many
+
+    def test_coefficient_counts_once(self):
+        one, x = self.aged(auxk_alpha=0.1)
+        two, _ = self.aged(auxk_alpha=0.2)
+        zero, _ = self.aged(auxk_alpha=0.0)
+        base = zero.loss(x).total
+        torch.testing.assert_close(two.loss(x).total - base, 2 * (one.loss(x).total - base), rtol=1e-3, atol=1e-5)
+
+    def test_no_error_left_gives_a_finite_loss(self):
+        t, x = self.aged()
+        assert torch.isfinite(t.loss(t.dictionary.b_dec.detach().expand(8, -1).clone()).total)
+
+
+def test_multi_topk_adds_the_wide_loss():
+    plain, multi = trainer(), trainer(multi_topk=True)
+    x = Planted().batch(128)
+    for t in (plain, multi):
+        t.initialize(x)
+    d, loss = multi.dictionary, multi.loss(x)
+    wide = d.decode_sparse(d.encode_sparse(x, 12))
+    expected = plain.loss(x).total + (wide - x).pow(2).sum(-1).mean() * multi.loss_scale / 8
+    torch.testing.assert_close(loss.total, expected)
+    assert loss.reconstruction.latents.indices.shape == (128, 3)  # the narrow ones count as fired
+
+
+def test_k_anneals_to_its_value():
+    assert [annealed_k(4, 32, step, 7) for step in (0, 7, 100)] == [32, 4, 4]
+    assert sorted((annealed_k(4, 32, s, 7) for s in range(8)), reverse=True) == [annealed_k(4, 32, s, 7) for s in range(8)]
+    t = trainer(k_anneal_steps=5)
+    x = Planted().batch(64)
+    assert t.k == 32
+    for _ in range(5):
+        t.update(t.step, x)
+    assert t.k == 3 == t.dictionary.k
+    with pytest.raises(ConfigError, match="k_anneal_steps=0"):
+        annealed_k(4, 32, 0, 0)
+
+
+class TestThreshold:
+    def test_is_learnt_from_the_first_step_on(self):
+        t = trainer(threshold_start_step=2)
+        data = Planted()
+        seen = []
+        for x in data.batches(6):
+            least = t.loss(x).reconstruction.latents.values.detach() if t._prepared else None
+            t.update(t.step, x)
+            if least is not None:
+                seen.append(float(least.amin(-1).mean()))
+        assert float(t.dictionary.threshold) == pytest.approx(sum(seen[1:]) / len(seen[1:]), rel=1e-4)
+
+    def test_fires_as_often_as_top_k(self):
+        t = trainer(steps=200, lr=3e-3)
+        data = Planted()
+        for x in data.batches(200):
+            t.update(t.step, x)
+        x = data.batch(1000)
+        l0 = (t.dictionary.encode(x, use_threshold=True) != 0).sum(-1).float().mean()
+        assert 0.6 * 3 < l0 < 1.6 * 3
+
+    def test_survives_rows_without_positive_values(self):
+        t = trainer()
+        t.update(0, Planted().batch(64))
+        before = t.dictionary.threshold.clone()
+        t._learn_threshold(torch.zeros(5, 3))
+        assert torch.equal(before, t.dictionary.threshold)
+
+
+def test_dead_latents_count_tokens_since_a_positive_firing():
+    dead = DeadLatents(3, after_tokens=100, device=torch.device("cpu"))
+    dead.observe(torch.tensor([True, False, False]), 60)
+    assert dead.indices is None
+    dead.observe(torch.tensor([False, False, True]), 60)
+    assert dead.tokens_since_fired.tolist() == [60, 120, 0]
+    assert dead.indices.tolist() == [1]
+    dead.observe(torch.tensor([False, True, False]), 10)
+    assert dead.indices is None
+
+
+def test_resumed_trainer_ends_in_the_same_bits():
+    batches = list(Planted().batches(20, 64))
+    options = {"dead_feature_threshold": 200, "threshold_start_step": 3, "k_anneal_steps": 15}
+    whole, first = trainer(**options), trainer(**options)
+    for x in batches:
+        whole.update(whole.step, x)
+    for x in batches[:9]:
+        first.update(first.step, x)
+    second = trainer(**options)
+    second.load_state_dict(first.state_dict())
+    for x in batches[9:]:
+        second.update(second.step, x)
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(second), strict=True))
+
+
+def test_learning_rate_of_the_optimizer_is_that_of_the_schedule():
+    t = trainer(lr=1.0, warmup_steps=4, decay_start=90)
+    x = Planted().batch(64)
+    rates = []
+    for _ in range(6):
+        t.update(t.step, x)
+        rates.append(t.optimizer.param_groups[0]["lr"])
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_schedule_rises_stays_and_falls_and_is_never_zero():
+    schedule = WarmupDecay(10, 2, 8)
+    assert [schedule(t) for t in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.5]
+    assert WarmupDecay(3, 0, 3)(0) == 1
+    with pytest.raises(ConfigError, match="warmup_steps=9"):
+        WarmupDecay(10, 9, 8)
+
+
+def test_constraints_by_brute_force():
+    weight = torch.nn.Parameter(torch.nn.functional.normalize(torch.randn(7, 5), dim=1))
+    weight.grad = torch.randn(7, 5)
+    expected = weight.grad - (weight.grad * weight).sum(1, keepdim=True) * weight.detach()
+    remove_parallel_gradient_(weight)
+    torch.testing.assert_close(weight.grad, expected)
+    other = torch.nn.Parameter(torch.zeros(3))
+    other.grad = torch.full((3,), 5.0)
+    norm = torch.cat([weight.grad.flatten(), other.grad]).norm()
+    torch.testing.assert_close(clip_gradients_([weight, other], 1.0), norm)
+    torch.testing.assert_close(torch.cat([weight.grad.flatten(), other.grad]).norm(), torch.tensor(1.0))
+    clip_gradients_([weight, other], 10.0)
+    torch.testing.assert_close(torch.cat([weight.grad.flatten(), other.grad]).norm(), torch.tensor(1.0))
+    rows = torch.randn(4, 6)
+    normalize_rows_(rows)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(4))
+
+
+def test_known_names_and_options_are_taken():
+    assert TopKTrainer is TrainerTopK
+    t = TrainerTopK(
+        steps=10, activation_dim=8, dict_size=16, k=2, layer=3, lm_name="m", dict_class=AutoEncoderTopK, lr=None, auxk_alpha=1 / 32,
+        warmup_steps=1, decay_start=None, threshold_beta=0.999, threshold_start_step=1000, k_anneal_steps=None, seed=0, device="cpu",
+        wandb_name="w", submodule_name="s",
+    )  # fmt: skip
+    assert isinstance(t.ae, AutoEncoderTopK)
+    known = (
+        "trainer_class dict_class lr steps auxk_alpha warmup_steps decay_start threshold_beta threshold_start_step seed "
+        "activation_dim dict_size k device layer lm_name wandb_name submodule_name"
+    )
+    assert set(known.split()) <= t.config.keys()
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(UnknownNameError, match="Did you mean 'dict_size'"):
+        trainer(dictsize=3)
+    with pytest.raises(ConfigError, match="cannot keep k=100 of dict_size=96"):
+        trainer(k=100)
+    with pytest.raises(ConfigError, match="needs activation_dim and steps"):
+        TrainerTopK(k=3)
