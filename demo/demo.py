@@ -21,7 +21,9 @@ RESIDUAL, MLP = "model.layers.15:out", "model.layers.15.mlp:out"
 def demo() -> int:
     """Runs `dictionary-learning train` with the demo's settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a language model instead of SmolLM2-135M-Instruct; --sites may have to go with it")
+    parser.add_argument(
+        "--model", help="a language model instead of SmolLM2-135M-Instruct; --sites may have to go with it"
+    )
     parser.add_argument("--data", help="text instead of the State of the Union addresses")
     parser.add_argument("--sites", nargs="+", help="sites to train on")
     parser.add_argument("--save-dir", default="runs/demo", help="where the results go")

@@ -97,14 +97,18 @@ class ActivationBuffer:
         self.model = load_model(model)
         self.io, self.end_of_data, self.seed = io, end_of_data, seed
         if io == "in_and_out":
-            self.sites = [s for path in self.model.sites(submodule) for s in (Site(path.path, "in"), Site(path.path, "out"))]
+            self.sites = [
+                s for path in self.model.sites(submodule) for s in (Site(path.path, "in"), Site(path.path, "out"))
+            ]
         else:
             self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)
         self._pair = io == "in_and_out" and len(self.sites) == 2 and len(set(self.widths.values())) == 1
         if d_submodule is not None and set(self.widths.values()) != {d_submodule}:
             found = ", ".join(f"{site}: {width}" for site, width in self.widths.items())
-            raise ConfigError(f"Got d_submodule={d_submodule}, but the widths are {found}. Leave d_submodule out: it is found.")
+            raise ConfigError(
+                f"Got d_submodule={d_submodule}, but the widths are {found}. Leave d_submodule out: it is found."
+            )
         self.device = torch.device(device) if device is not None else self.model.device
         self.dtype = dtype or self.model.dtype
 
@@ -252,7 +256,9 @@ class ActivationBuffer:
         rows = state["rows"]
         shapes = {str(site): (self.activation_buffer_size, width) for site, width in self.widths.items()}
         if rows and {name: tuple(tensor.shape) for name, tensor in rows.items()} != shapes:
-            raise ConfigError(f"The state holds rows for {sorted(rows)}; this buffer has {shapes}. Build it with the same arguments.")
+            raise ConfigError(
+                f"The state holds rows for {sorted(rows)}; this buffer has {shapes}. Build it with the same arguments."
+            )
         self._storage = {site: rows[str(site)].to(self.device).clone() for site in self.sites} if rows else None
         self._order, self._spare = state["order"].to(self.device), state["spare"].to(self.device)
         self._cursor, self._ended = state["cursor"], state["ended"]
@@ -265,10 +271,16 @@ class ActivationBuffer:
     def _allocate(self) -> dict[Site, Tensor]:
         n_bytes = self.activation_buffer_size * sum(self.widths.values()) * self.dtype.itemsize
         logger.info(
-            "The buffer takes %.2f GB: %d rows at %d sites, %s.", n_bytes / 1e9, self.activation_buffer_size, len(self.sites), self.dtype
+            "The buffer takes %.2f GB: %d rows at %d sites, %s.",
+            n_bytes / 1e9,
+            self.activation_buffer_size,
+            len(self.sites),
+            self.dtype,
         )
         size = self.activation_buffer_size
-        return {site: torch.empty(size, width, dtype=self.dtype, device=self.device) for site, width in self.widths.items()}
+        return {
+            site: torch.empty(size, width, dtype=self.dtype, device=self.device) for site, width in self.widths.items()
+        }
 
     def _next_rows(self, n_contexts: int) -> dict[Site, Tensor] | None:
         """Returns the rows of the next contexts that count, or None at the end of the data."""
@@ -284,7 +296,9 @@ class ActivationBuffer:
         if tokens is None:
             self._ended = True
             if not self.n_tokens_read:
-                raise DataError(f"{self.tokens.source.name} holds no text. Give at least one document that is not empty.")
+                raise DataError(
+                    f"{self.tokens.source.name} holds no text. Give at least one document that is not empty."
+                )
             return None
         activations = self.model.capture(*tokens, self.sites)
         mask = self.filter.token_mask(tokens)

@@ -12,12 +12,13 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
 
 C = TypeVar("C", bound="BaseConfig")
 T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ class BaseConfig:
         for key in values:
             if key not in known:
                 raise UnknownNameError(f"option of {cls.__qualname__}", key, known)
-        return cls(**values)
+        # JSON, TOML and the command line have lists where fields have tuples
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def replace(self: C, **changes: Any) -> C:
         """Returns a copy with some fields changed, checked again."""
@@ -70,12 +72,13 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
 
-    def register(self, *names: str) -> Callable[[T], T]:
+    def register(self, *names: str) -> Callable[[Entry], Entry]:
         """Registers the decorated object under one or several names; the first is the canonical one."""
 
-        def decorate(entry: T) -> T:
+        # not T: a class must keep its own type, with what it adds to that of the registry
+        def decorate(entry: Entry) -> Entry:
             for name in names:
-                self._entries[name] = entry
+                self._entries[name] = cast(T, entry)
             return entry
 
         return decorate

@@ -69,7 +69,7 @@ def load_model(
             f"Got a {type(model).__name__} as the model; give a name, a folder, a GGUF file, a Hugging Face model, or an "
             "nnsight LanguageModel, TransformersModel or NNsight."
         )
-    if getattr(model, "dispatched", True) is False:
+    if not isinstance(model, nn.Module) and getattr(model, "dispatched", True) is False:
         model.dispatch()  # nnsight leaves parameters on `meta` until they are needed
         module = model._module
     if tokenizer is None and not isinstance(model, nn.Module):
@@ -89,7 +89,9 @@ class TracedModel:
         revision: the revision that it was loaded at.
     """
 
-    def __init__(self, module: nn.Module, tokenizer: Any = None, *, name: str | None = None, revision: str | None = None):
+    def __init__(
+        self, module: nn.Module, tokenizer: Any = None, *, name: str | None = None, revision: str | None = None
+    ):
         import nnsight
 
         self.tokenizer = tokenizer
@@ -171,7 +173,7 @@ class TracedModel:
         with self._lock, torch.no_grad():
             self.widths(sites)
             ordered = sorted(sites, key=self._order.__getitem__)
-            targets = [(self._target(site.path), site.side) for site in ordered]
+            targets: list[tuple[Any, Side]] = [(self._target(site.path), site.side) for site in ordered]
             values = _collect(self._envoy, targets, self._inputs(input_ids, attention_mask))
         found = dict(zip(ordered, values, strict=True))
         return {site: found[site] for site in sites}
@@ -215,11 +217,15 @@ class TracedModel:
                 for path, module in tree.named_modules():
                     if module is item:
                         return Site(path, side)
-            raise SiteError(f"The module {type(item).__name__} is not a part of {self.name}; give one of its submodules.")
+            raise SiteError(
+                f"The module {type(item).__name__} is not a part of {self.name}; give one of its submodules."
+            )
         path = getattr(item, "path", None)
         if isinstance(path, str):  # an nnsight envoy: its path starts with the name of its root
             return Site(path.partition(".")[2], side)
-        raise SiteError(f"Got a {type(item).__name__} as a site; give a string such as 'model.layers.10:out', or a module.")
+        raise SiteError(
+            f"Got a {type(item).__name__} as a site; give a string such as 'model.layers.10:out', or a module."
+        )
 
     def _target(self, path: str) -> Any:
         envoy = self._envoy
@@ -258,10 +264,14 @@ class TracedModel:
         for site in sites:
             shape = shapes.get(site)
             if site not in shapes:
-                raise SiteError(f"Site '{site}' is in {self.name}, but its forward pass does not run that module. Choose one that runs.")
+                raise SiteError(
+                    f"Site '{site}' is in {self.name}, but its forward pass does not run that module. Choose one that runs."
+                )
             if shape is None or len(shape) != 3 or tuple(shape[:2]) != (1, 2):
                 got = tuple(shape) if shape is not None else "no tensor"
-                raise SiteError(f"Site '{site}' gives {got} for one text of two tokens; (1, 2, dim) is needed. Choose another module.")
+                raise SiteError(
+                    f"Site '{site}' gives {got} for one text of two tokens; (1, 2, dim) is needed. Choose another module."
+                )
             self._widths[site] = shape[-1]
         self._order = {site: n for n, site in enumerate(shapes)}
 
@@ -327,7 +337,9 @@ def _with_hidden(value: Any, new: Tensor, site: Site) -> Any:
     """
     old = _hidden(value)
     if new.shape != old.shape:
-        raise SiteError(f"The edit at '{site}' returned {tuple(new.shape)} for {tuple(old.shape)}; return the same shape.")
+        raise SiteError(
+            f"The edit at '{site}' returned {tuple(new.shape)} for {tuple(old.shape)}; return the same shape."
+        )
     new = new.to(old.dtype)
     if isinstance(value, Tensor):
         return new
@@ -354,7 +366,12 @@ def _skeleton(module: nn.Module) -> nn.Module:
 
 
 def _load_by_name(
-    name: str, tokenizer: Any, device: Any, dtype: torch.dtype | str | None, revision: str | None, options: dict[str, Any]
+    name: str,
+    tokenizer: Any,
+    device: Any,
+    dtype: torch.dtype | str | None,
+    revision: str | None,
+    options: dict[str, Any],
 ) -> TracedModel:
     from transformers import AutoModelForCausalLM
 
@@ -365,7 +382,12 @@ def _load_by_name(
     placed = "device_map" in options
     try:
         module = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype or fast_dtype(device), revision=revision or "main", **_quantization(extra), **extra, **options
+            source,
+            dtype=dtype or fast_dtype(device),
+            revision=revision or "main",
+            **_quantization(extra),
+            **extra,
+            **options,
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(_not_loaded(name, error)) from error
@@ -386,7 +408,11 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
     if path.is_dir():
         if not (path / "config.json").is_file():
             gguf = sorted(p.name for p in path.glob("*.gguf"))
-            hint = f"It holds {', '.join(gguf)}: name that file." if gguf else "Name the folder that save_pretrained wrote."
+            hint = (
+                f"It holds {', '.join(gguf)}: name that file."
+                if gguf
+                else "Name the folder that save_pretrained wrote."
+            )
             raise ModelError(f"The folder '{name}' has no config.json, so it is no saved model. {hint}")
         return str(path), {}
     if path.is_absolute() or name.startswith(("./", "../", "~")):
@@ -416,7 +442,9 @@ def _load_tokenizer(source: str, extra: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source, **extra)
     except (OSError, ValueError) as error:
-        raise ModelError(f"No tokenizer could be loaded from '{source}': {_first_line(error)} Give tokenizer= a name or object.") from error
+        raise ModelError(
+            f"No tokenizer could be loaded from '{source}': {_first_line(error)} Give tokenizer= a name or object."
+        ) from error
 
 
 def dtype_from_name(name: str) -> torch.dtype:
@@ -435,7 +463,11 @@ def _missing_path(path: Path) -> str:
 
 def _not_loaded(name: str, error: Exception) -> str:
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes")
-    where = "the hub is switched off by HF_HUB_OFFLINE" if offline else "it is neither a local folder nor could the hub serve it"
+    where = (
+        "the hub is switched off by HF_HUB_OFFLINE"
+        if offline
+        else "it is neither a local folder nor could the hub serve it"
+    )
     return (
         f"The model '{name}' could not be loaded ({where}): {_first_line(error)} "
         "Check the name, or give a local folder or a .gguf file."

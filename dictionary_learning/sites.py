@@ -47,7 +47,11 @@ class Site(NamedTuple):
 
 
 def expand(
-    patterns: "str | Site | Sequence[str | Site]", paths: Iterable[str], *, model: str = "the model", default: Side = "out"
+    patterns: "str | Site | Sequence[str | Site]",
+    paths: Iterable[str],
+    *,
+    model: str = "the model",
+    default: Side = "out",
 ) -> list[Site]:
     """Returns the sites that the patterns name, each once: as listed, and each pattern's matches in natural order.
 
@@ -103,6 +107,8 @@ def _not_found(site: Site, paths: list[str], model: str) -> str:
         count = sum(s.isdigit() for s in siblings)
         if count and number[2] not in siblings:
             return f"{message}: '{number[1][:-1]}' has {count} entries, 0 to {count - 1}. Choose one of those."
-    near = did_you_mean(site.path, [p for p in paths if p]) or did_you_mean(site.path, {p.split(".", 1)[-1] for p in paths})
+    near = did_you_mean(site.path, [p for p in paths if p]) or did_you_mean(
+        site.path, {p.split(".", 1)[-1] for p in paths}
+    )
     tops = ", ".join(sorted((p for p in paths if p and p.count(".") <= 1), key=natural_key)[:8])
     return f"{message}.{near or f' Its modules begin with: {tops}. A pattern such as **.mlp finds modules anywhere.'}"

@@ -45,7 +45,7 @@ class Trainee(NamedTuple):
         return dictionary.requires_grad_(False).eval()
 
 
-def trainSAE(  # noqa: N802  (the name that scripts know)
+def trainSAE(
     data: Any,
     trainer_configs: Any,
     steps: int,
@@ -129,7 +129,9 @@ def trainSAE(  # noqa: N802  (the name that scripts know)
         for step in range(1, steps + 1):
             batch = next(stream, None)
             if batch is None:
-                logger.warning("The data ended after %d of %d steps; the learning rate had not come down yet.", step - 1, steps)
+                logger.warning(
+                    "The data ended after %d of %d steps; the learning rate had not come down yet.", step - 1, steps
+                )
                 break
             n_tokens += _train_step(trainees, batch, device, autocast_dtype)
             if step % log_every == 0 or step == steps:
@@ -182,7 +184,9 @@ def _trainees(
             trainer = trainer_class(trainer_class.Config(**filled))
             trainer.initialize(sample[site][:_SAMPLE].to(device, torch.float32) / scales[site])
             taken = {t.name for t in trainees}
-            trainees.append(Trainee(_unique(_name(trainer, site, len(stream.widths) > 1), taken), site, trainer, scales[site]))
+            trainees.append(
+                Trainee(_unique(_name(trainer, site, len(stream.widths) > 1), taken), site, trainer, scales[site])
+            )
     return trainees
 
 
@@ -192,25 +196,33 @@ def _read_config(given: Any) -> tuple[type[SAETrainer], dict[str, Any]]:
         for _, trainer_class in TRAINERS.items():
             if type(given) is trainer_class.Config:
                 return trainer_class, {name: getattr(given, name) for name in given.to_dict()}
-        raise ConfigError(f"No registered trainer has the config {type(given).__qualname__}. Register it with @TRAINERS.register(name).")
+        raise ConfigError(
+            f"No registered trainer has the config {type(given).__qualname__}. Register it with @TRAINERS.register(name)."
+        )
     options = dict(given)
     trainer = options.pop("trainer", None)
     if trainer is None:
-        raise ConfigError("A trainer config needs the key 'trainer', with a trainer's class or name, such as TrainerTopK or 'top_k'.")
+        raise ConfigError(
+            "A trainer config needs the key 'trainer', with a trainer's class or name, such as TrainerTopK or 'top_k'."
+        )
     trainer_class = TRAINERS[trainer] if isinstance(trainer, str) else trainer
     renamed = {trainer_class.aliases.get(name, name): value for name, value in options.items()}
     checked = trainer_class.Config.from_dict(renamed)
     return trainer_class, {name: getattr(checked, name) for name in renamed}
 
 
-def _filled(options: dict[str, Any], site: Site, stream: ActivationStream, steps: int, device: torch.device) -> dict[str, Any]:
+def _filled(
+    options: dict[str, Any], site: Site, stream: ActivationStream, steps: int, device: torch.device
+) -> dict[str, Any]:
     """Returns the settings with what the data and the run decide, checked against what was given."""
     if site not in stream.widths:
         raise ConfigError(f"A config names the site '{site}'; the data has {', '.join(map(str, stream.widths))}.")
     width = stream.widths[site]
     given = options.get("activation_dim")
     if given not in (None, width):
-        raise ConfigError(f"A config has activation_dim={given}; the activations at '{site}' have width {width}. Leave it out: it is found.")
+        raise ConfigError(
+            f"A config has activation_dim={given}; the activations at '{site}' have width {width}. Leave it out: it is found."
+        )
     model = getattr(stream.data, "model", None)
     notes = {"lm_name": getattr(model, "name", None), "submodule_name": site.path if model is not None else None}
     defaults = {**notes, "steps": steps, "device": str(device), "activation_dim": width, "site": str(site)}
@@ -220,7 +232,11 @@ def _filled(options: dict[str, Any], site: Site, stream: ActivationStream, steps
 def _name(trainer: SAETrainer, site: Site, several_sites: bool) -> str:
     config = trainer.config_values
     own = config.wandb_name or "-".join(
-        [TRAINERS.name_of(type(trainer)) if type(trainer) in dict(TRAINERS.items()).values() else type(trainer).__name__]
+        [
+            TRAINERS.name_of(type(trainer))
+            if type(trainer) in dict(TRAINERS.items()).values()
+            else type(trainer).__name__
+        ]
         + [f"k{k}" for k in [getattr(config, "k", None)] if k is not None]
         + [str(config.dict_size)]
     )
@@ -262,7 +278,9 @@ def _save(
     for number, trainee in enumerate(trainees):
         trained = {"step": trainee.trainer.step, "steps": trainee.trainer.steps}
         save_dictionary(
-            trainee.finished(), Path(save_dir) / f"trainer_{number}" / part, {**configs[trainee.name], "trained": trained}
+            trainee.finished(),
+            Path(save_dir) / f"trainer_{number}" / part,
+            {**configs[trainee.name], "trained": trained},
         )
 
 

@@ -1,6 +1,6 @@
 """Set-up of all tests: no network, checked shapes, few threads."""
 
-import beartype  # noqa: F401, I001  (nnsight puts an attribute on `object` that beartype cannot be imported after)
+import beartype  # noqa: F401  (nnsight puts an attribute on `object` that beartype cannot be imported after)
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"

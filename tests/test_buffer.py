@@ -16,7 +16,13 @@ DOCUMENTS = tiny.documents(40)
 
 def buffer(model=None, submodule="model.layers.1", documents=DOCUMENTS, **options) -> ActivationBuffer:
     model = model or load_model(tiny.model("llama"), tokenizer=options.pop("tokenizer", None) or tiny.tokenizer())
-    sizes = {"n_ctxs": 16, "ctx_len": 16, "refresh_batch_size": 4, "out_batch_size": 20, "max_activation_norm_multiple": None}
+    sizes = {
+        "n_ctxs": 16,
+        "ctx_len": 16,
+        "refresh_batch_size": 4,
+        "out_batch_size": 20,
+        "max_activation_norm_multiple": None,
+    }
     return ActivationBuffer(documents, model, submodule, **{**sizes, **options})
 
 
@@ -95,7 +101,9 @@ def test_rows_equal_those_of_plain_hooks(family):
     def after(_, __, output):
         seen.append(output[0] if isinstance(output, tuple) else output)
 
-    held = buffer(load_model(hf, tokenizer=tiny.tokenizer()), path, n_ctxs=200, refresh_batch_size=200, out_batch_size=64)
+    held = buffer(
+        load_model(hf, tokenizer=tiny.tokenizer()), path, n_ctxs=200, refresh_batch_size=200, out_batch_size=64
+    )
     rows = torch.cat(list(held))
     tokens = buffer(load_model(hf, tokenizer=tiny.tokenizer()), path).tokens
     batch = tokens.take(200)
@@ -224,7 +232,10 @@ def test_norm_outliers_are_dropped_at_all_sites_and_counted():
     assert n == len(expected_ids()) - n_spikes
     assert held.n_tokens_dropped == held.n_tokens_read - n
     assert max(batch[Site("second")].norm(dim=-1).max() for batch in rows) <= held.norm_limits[Site("second")]
-    assert held.config["filter"]["norm_limits"] == {"first:out": held.norm_limits[Site("first")], "second:out": held.norm_limits[Site("second")]}
+    assert held.config["filter"]["norm_limits"] == {
+        "first:out": held.norm_limits[Site("first")],
+        "second:out": held.norm_limits[Site("second")],
+    }
 
 
 def test_config_records_the_rule_of_the_mask():
@@ -251,14 +262,20 @@ def test_width_is_found_and_checked():
 
 
 def test_known_defaults_make_a_buffer():
-    held = ActivationBuffer(iter(DOCUMENTS), load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer()), "transformer.h.1")
+    held = ActivationBuffer(
+        iter(DOCUMENTS), load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer()), "transformer.h.1"
+    )
     assert held.activation_buffer_size == 30_000 * 128
     assert buffer(n_ctxs=3e1).n_ctxs == 30
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"out_batch_size": 10_000}, "larger than the whole buffer"), ({"n_ctxs": 0}, "at least 1"), ({"ctx_len": 1, "out_batch_size": 1}, "at least 2")],
+    [
+        ({"out_batch_size": 10_000}, "larger than the whole buffer"),
+        ({"n_ctxs": 0}, "at least 1"),
+        ({"ctx_len": 1, "out_batch_size": 1}, "at least 2"),
+    ],
 )
 def test_bad_arguments_are_refused(options, said):
     with pytest.raises(ConfigError, match=said):

@@ -30,9 +30,7 @@ _BUILD = {
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCAB, n_embd=DIM, n_layer=LAYERS, n_head=2, n_positions=POSITIONS, **_IDS)
     ),
-    "neox": lambda: GPTNeoXForCausalLM(
-        GPTNeoXConfig(**_SHARED, num_attention_heads=2, intermediate_size=32, **_IDS)
-    ),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SHARED, num_attention_heads=2, intermediate_size=32, **_IDS)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHARED, **_HEADS, **_IDS)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_SHARED, **_HEADS, **_IDS)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHARED, **_HEADS, **_IDS)),

@@ -49,9 +49,7 @@ class TokenFilter(BaseConfig):
         return ", ".join(rules)
 
 
-def norm_limits(
-    activations: Mapping[Site, Float[Tensor, "n dim"]], filter: TokenFilter
-) -> dict[Site, float] | None:
+def norm_limits(activations: Mapping[Site, Float[Tensor, "n dim"]], filter: TokenFilter) -> dict[Site, float] | None:
     """Returns for each site the largest norm that is kept, from the median over tokens that count; None without such a rule."""
     if filter.max_norm_multiple is None:
         return None

@@ -66,7 +66,9 @@ class ActivationStream:
         if isinstance(batch, Tensor):
             batch = {self._site: batch}
         if not isinstance(batch, Mapping) or not batch:
-            raise DataError(f"The data gave a {type(batch).__name__}; give tensors (batch, dim), or mappings from sites to them.")
+            raise DataError(
+                f"The data gave a {type(batch).__name__}; give tensors (batch, dim), or mappings from sites to them."
+            )
         batch = {Site.parse(site): x for site, x in batch.items()}
         for site, x in batch.items():
             if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
@@ -83,5 +85,7 @@ def root_mean_square_norm(x: Tensor) -> float:
     """
     scale = float(x.double().pow(2).sum(-1).mean().sqrt())
     if not 0 < scale < float("inf"):
-        raise DataError(f"The activations have a root mean squared norm of {scale}; they cannot be normalized. Check the site and the model's dtype.")
+        raise DataError(
+            f"The activations have a root mean squared norm of {scale}; they cannot be normalized. Check the site and the model's dtype."
+        )
     return scale

@@ -15,7 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser(prog="dictionary-learning", description="Train, evaluate and use dictionaries of activations.")
+    parser = argparse.ArgumentParser(
+        prog="dictionary-learning", description="Train, evaluate and use dictionaries of activations."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     try:
         for command in (train, evaluate, info):

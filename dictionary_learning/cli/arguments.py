@@ -30,7 +30,9 @@ def add_config(
         exclude: fields that get no option.
         several: whether each option takes several values, of which every combination is meant.
     """
-    group = parser.add_argument_group(f"{config.__qualname__.replace('.Config', '')} options" if several else "options of the run")
+    group = parser.add_argument_group(
+        f"{config.__qualname__.replace('.Config', '')} options" if several else "options of the run"
+    )
     docs, hints = field_docs(config), field_types(config)
     for field in dataclasses.fields(config):
         if field.name in exclude:

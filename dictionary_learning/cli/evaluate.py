@@ -64,7 +64,9 @@ def evaluate(arguments: EvaluateArguments) -> Path:
     first = loaded[0][1]
     for folder, (_, config) in zip(folders, loaded, strict=True):
         if config.get("buffer", {}).get("filter") != first.get("buffer", {}).get("filter"):
-            raise ConfigError(f"'{folder}' was trained with another token filter than '{folders[0]}'. Evaluate them apart.")
+            raise ConfigError(
+                f"'{folder}' was trained with another token filter than '{folders[0]}'. Evaluate them apart."
+            )
     buffer = first.get("buffer", {})
     name = arguments.model or buffer.get("source_model") or first.get("run", {}).get("model")
     if name is None:
@@ -91,7 +93,12 @@ def evaluate(arguments: EvaluateArguments) -> Path:
 
 def report_on(report: dict[str, Any], folders: list[Path], save_dir: Path, seconds: Mapping[str, float]) -> Path:
     """Adds settings and training history to a report, writes it, and says what it found."""
-    report = {"title": f"Dictionaries of {report['model']['name']}", **report, "versions": versions(), "seconds": dict(seconds)}
+    report = {
+        "title": f"Dictionaries of {report['model']['name']}",
+        **report,
+        "versions": versions(),
+        "seconds": dict(seconds),
+    }
     for entry, folder in zip(report["dictionaries"], folders, strict=True):
         config = read_config_file(folder)
         entry["config"] = config.get("trainer", {})
@@ -119,7 +126,9 @@ def dictionary_folders(path: str) -> list[Path]:
         return [folder]
     found = sorted((p.parent for p in folder.glob(f"*/{CONFIG}")), key=lambda p: natural_key(p.name))
     if not found:
-        raise CheckpointError(f"There is no dictionary in '{folder}'. Give the folder of a dictionary, or of a run with trainer_0 in it.")
+        raise CheckpointError(
+            f"There is no dictionary in '{folder}'. Give the folder of a dictionary, or of a run with trainer_0 in it."
+        )
     return found
 
 

@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 
 def add_parser(commands: argparse._SubParsersAction, arguments: list[str]) -> None:
     """Adds the command."""
-    about = "Says which implementation of each operation this machine will use, and why; or what saved dictionaries are."
+    about = (
+        "Says which implementation of each operation this machine will use, and why; or what saved dictionaries are."
+    )
     parser = commands.add_parser("info", help="what will be used here, or what a dictionary is", description=about)
     parser.add_argument("paths", nargs="*", help="folders of dictionaries, or of whole runs")
     parser.set_defaults(run=run)

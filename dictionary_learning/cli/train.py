@@ -22,7 +22,17 @@ from dictionary_learning.training import trainSAE
 
 logger = logging.getLogger(__name__)
 
-FILLED_IN = ("activation_dim", "steps", "site", "device", "layer", "lm_name", "submodule_name", "wandb_name", "dict_class")
+FILLED_IN = (
+    "activation_dim",
+    "steps",
+    "site",
+    "device",
+    "layer",
+    "lm_name",
+    "submodule_name",
+    "wandb_name",
+    "dict_class",
+)
 """Settings of a trainer that the run knows."""
 
 
@@ -128,8 +138,15 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
     )
     loaded = time.monotonic()
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)
-    logger.info("Training %d dictionaries on %s: %d steps.", len(trainer_configs) * len(sites), ", ".join(map(str, sites)), steps)
-    extra: list[MetricLogger] = [TensorBoardLogger(Path(arguments.save_dir) / "tensorboard")] if arguments.tensorboard else []
+    logger.info(
+        "Training %d dictionaries on %s: %d steps.",
+        len(trainer_configs) * len(sites),
+        ", ".join(map(str, sites)),
+        steps,
+    )
+    extra: list[MetricLogger] = (
+        [TensorBoardLogger(Path(arguments.save_dir) / "tensorboard")] if arguments.tensorboard else []
+    )
     dictionaries = trainSAE(
         buffer,
         trainer_configs,

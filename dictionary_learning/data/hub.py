@@ -22,6 +22,7 @@ def hub_source(name: str, text_column: str = "text", split: str = "train", strea
         DataError: the data set, the split or the column is not there.
     """
     import datasets
+    from datasets.exceptions import DatasetNotFoundError
 
     try:
         if Path(name).expanduser().is_dir():
@@ -30,9 +31,13 @@ def hub_source(name: str, text_column: str = "text", split: str = "train", strea
         else:
             path, _, configuration = name.partition(":")
             loaded = datasets.load_dataset(path, configuration or None, split=split, streaming=streaming)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError, KeyError, DatasetNotFoundError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes")
-        why = "the hub is switched off by HF_HUB_OFFLINE" if offline else (str(error).strip().splitlines() or ["no reason given"])[0]
+        why = (
+            "the hub is switched off by HF_HUB_OFFLINE"
+            if offline
+            else (str(error).strip().splitlines() or ["no reason given"])[0]
+        )
         raise DataError(
             f"The data '{name}' (split '{split}') could not be loaded: {why} Give a .txt or .jsonl file, plain or .zst, "
             "a folder written by save_to_disk, or the name of a data set on the hub."

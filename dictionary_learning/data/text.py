@@ -69,7 +69,9 @@ class TextSource:
             DataError: the source can be read only once, or `every` is below 2.
         """
         if not self.repeatable:
-            raise DataError(f"{self.name} can be read only once, so no part of it can be held out. Give a list, a file or a data set.")
+            raise DataError(
+                f"{self.name} can be read only once, so no part of it can be held out. Give a list, a file or a data set."
+            )
         if every < 2:
             raise DataError(f"Got every={every}; to hold out every n-th document, n must be at least 2.")
         opened = self._open
@@ -87,7 +89,9 @@ class TextSource:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a position: the next document is the one that would have come next."""
         if self._documents is not None and not self.repeatable:
-            raise DataError(f"{self.name} was read from already and can be read only once; load the state into a fresh one.")
+            raise DataError(
+                f"{self.name} was read from already and can be read only once; load the state into a fresh one."
+            )
         self._documents, self.position = None, state["position"]
 
 
@@ -131,7 +135,9 @@ def file_source(path: str | os.PathLike, text_column: str = "text") -> TextSourc
     path = Path(path).expanduser()
     if not path.is_file():
         there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise DataError(f"There is no file '{path}'.{did_you_mean(path.name, there)} Give a .txt or .jsonl file, plain or .zst.")
+        raise DataError(
+            f"There is no file '{path}'.{did_you_mean(path.name, there)} Give a .txt or .jsonl file, plain or .zst."
+        )
     is_json = ".jsonl" in path.suffixes
 
     def documents() -> Iterator[str]:
@@ -149,14 +155,16 @@ def _by_name(name: str, text_column: str, split: str, streaming: bool) -> TextSo
     if suffixes and suffixes[-1] in (".txt", ".jsonl"):
         return file_source(path, text_column)
     if path.is_file():
-        raise DataError(f"'{name}' is a file of an unknown kind; .txt and .jsonl are read, either plain or compressed with .zst.")
+        raise DataError(
+            f"'{name}' is a file of an unknown kind; .txt and .jsonl are read, either plain or compressed with .zst."
+        )
     from dictionary_learning.data.hub import hub_source
 
     return hub_source(name, text_column, split, streaming)
 
 
 def _open_text(path: Path) -> io.TextIOWrapper:
-    raw: Any = open(path, "rb")
+    raw: Any = open(path, "rb")  # noqa: SIM115  (closed with the wrapper, by the caller)
     if path.suffix == ".zst":
         import zstandard
 
@@ -170,7 +178,9 @@ def _column(line: str, column: str, path: Path, number: int) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(f"Line {number} of '{path}' is not JSON ({error}).") from error
     if not isinstance(record, dict):
-        raise DataError(f"Line {number} of '{path}' is a {type(record).__name__}; an object with the key '{column}' is needed.")
+        raise DataError(
+            f"Line {number} of '{path}' is a {type(record).__name__}; an object with the key '{column}' is needed."
+        )
     if column not in record:
         raise DataError(
             f"Line {number} of '{path}' has no '{column}'; it has: {', '.join(record) or 'nothing'}."

@@ -115,9 +115,9 @@ class TokenStream:
                 self._read(self.ctx_len)
             if len(self._pending) == start:
                 break
-            needs_bos = self.bos is not None and self._pending[start] != self.bos
-            stop = start + self.ctx_len - needs_bos
-            rows.append(([self.bos] if needs_bos else []) + self._pending[start:stop])
+            first = [self.bos] if self.bos is not None and self._pending[start] != self.bos else []
+            stop = start + self.ctx_len - len(first)
+            rows.append(first + self._pending[start:stop])
             start = min(stop, len(self._pending))
         self._pending = self._pending[start:]
         return rows

@@ -13,9 +13,7 @@ def unit_rows(rows: int, columns: int, generator: torch.Generator | None = None)
     return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator), dim=-1)
 
 
-def geometric_median(
-    points: Float[Tensor, "n dim"], max_iter: int = 100, tol: float = 1e-5
-) -> Float[Tensor, "dim"]:
+def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: float = 1e-5) -> Float[Tensor, "dim"]:
     """Returns the point with the least sum of distances to the given ones, by smoothed Weiszfeld steps.
 
     y <- sum(x_i / d_i) / sum(1 / d_i),  d_i = max(|x_i - y|, eps)
@@ -35,7 +33,7 @@ def geometric_median(
     points = points.float()
     median = points.mean(0)
     distances = (points - median).norm(dim=-1)
-    floor = distances.mean() * 1e-6 + torch.finfo(torch.float32).tiny
+    floor = distances.mean() * 1e-6 + 1e-30  # where all points are one, sums of 1 / floor stay finite
     total = distances.sum()
     for _ in range(max_iter):
         weights = 1 / distances.clamp_min(floor)

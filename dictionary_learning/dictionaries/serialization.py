@@ -71,7 +71,9 @@ def load_dictionary(
     except FileNotFoundError:
         raise CheckpointError(f"'{folder}' has a {CONFIG} but no {WEIGHTS}. Save the dictionary again.") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"'{folder / WEIGHTS}' cannot be read ({error}); it may be cut off. Save it again.") from error
+        raise CheckpointError(
+            f"'{folder / WEIGHTS}' cannot be read ({error}); it may be cut off. Save it again."
+        ) from error
     if header != section:
         raise CheckpointError(
             f"In '{folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are of different saves."
@@ -120,16 +122,26 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         there = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        raise CheckpointError(f"There is no folder '{folder}'.{did_you_mean(folder.name, there)} Give the folder of a saved dictionary.")
+        raise CheckpointError(
+            f"There is no folder '{folder}'.{did_you_mean(folder.name, there)} Give the folder of a saved dictionary."
+        )
     try:
         config = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"'{folder}' has no {CONFIG}; it holds: {inside}. Give the folder of a saved dictionary.") from None
+        raise CheckpointError(
+            f"'{folder}' has no {CONFIG}; it holds: {inside}. Give the folder of a saved dictionary."
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"'{folder / CONFIG}' is not JSON ({error}).") from error
-    if not isinstance(config, dict) or not isinstance(config.get("dictionary"), dict) or "class" not in config["dictionary"]:
-        raise CheckpointError(f"'{folder / CONFIG}' has no section 'dictionary' with a class, so it was not written by this package.")
+    if (
+        not isinstance(config, dict)
+        or not isinstance(config.get("dictionary"), dict)
+        or "class" not in config["dictionary"]
+    ):
+        raise CheckpointError(
+            f"'{folder / CONFIG}' has no section 'dictionary' with a class, so it was not written by this package."
+        )
     if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"'{folder}' is of format version {config.get('format_version')}; this package reads version {FORMAT_VERSION}. Upgrade it."
@@ -142,11 +154,15 @@ def _check_tensors(dictionary: Dictionary, tensors: dict[str, torch.Tensor], fol
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != got:
         wrong = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
-        detail = "; ".join(f"{name}: needed {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in wrong)
+        detail = "; ".join(
+            f"{name}: needed {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in wrong
+        )
         raise CheckpointError(f"The tensors in '{folder}' do not fit its {type(dictionary).__name__}. {detail}.")
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
     if bad:
-        raise CheckpointError(f"'{folder}' holds values that are not finite in {', '.join(bad)}; the run that wrote it had diverged.")
+        raise CheckpointError(
+            f"'{folder}' holds values that are not finite in {', '.join(bad)}; the run that wrote it had diverged."
+        )
 
 
 def _umask() -> int:

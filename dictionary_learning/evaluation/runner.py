@@ -93,7 +93,9 @@ def evaluate_dictionaries(
     keeps = [reading.take(tokens) for tokens in batches]
     n_scored = reading.n_kept
     if not n_scored:
-        raise DataError(f"{source.name} holds no token that counts. Give more text, or leave out less than {token_filter.describe()}.")
+        raise DataError(
+            f"{source.name} holds no token that counts. Give more text, or leave out less than {token_filter.describe()}."
+        )
     report: dict[str, Any] = {
         "model": traced.describe(),
         "data": {

@@ -58,7 +58,9 @@ def evaluate(
     n_read = 0
     for x in islice(iter(activations), n_batches):
         if not isinstance(x, Tensor):
-            raise DataError(f"The activations come as {type(x).__name__}; evaluate takes one site. Use evaluate_dictionaries for several.")
+            raise DataError(
+                f"The activations come as {type(x).__name__}; evaluate takes one site. Use evaluate_dictionaries for several."
+            )
         x = x.to(dictionary.device, dictionary.dtype)
         scale = _batch_scale(x) if normalize_batch else 1.0
         reconstruction = dictionary.reconstruct(x * scale)
@@ -123,7 +125,9 @@ def _losses(
 ) -> dict[str, float]:
     clean, grafted, zero = (FidelityMetric() for _ in range(3))
     for part in _split(tokens):
-        for total, measured in zip((clean, grafted, zero), _measure(model, site, dictionary, part, token_filter), strict=True):
+        for total, measured in zip(
+            (clean, grafted, zero), _measure(model, site, dictionary, part, token_filter), strict=True
+        ):
             total.merge(measured)
     return {
         "loss_original": clean.ce,
@@ -157,7 +161,7 @@ def _batch_scale(x: Tensor) -> float:
     return float(x.shape[-1] ** 0.5 / x.norm(dim=-1).mean())
 
 
-class _normalizing:  # noqa: N801  (used as a function)
+class _normalizing:
     """A dictionary around which each batch is scaled to a mean norm of sqrt(activation_dim)."""
 
     def __init__(self, dictionary: Dictionary):

@@ -54,5 +54,3 @@ class SparsityMetric(Metric):
             "counts": histogram.tolist(),
             "n_never_fired": int((counts == 0).sum()),
         }
-
-

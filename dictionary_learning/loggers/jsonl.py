@@ -20,7 +20,7 @@ class JSONLLogger:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "w", encoding="utf-8")
+        self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
         self._start = time.monotonic()
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:

@@ -25,7 +25,7 @@ class WandbLogger:
         except ImportError as error:
             raise MissingDependencyError("wandb", "Logging to Weights & Biases", "wandb") from error
         self.runs = {
-            name: wandb.init(
+            name: wandb.init(  # pyright: ignore[reportAttributeAccessIssue]
                 project=project or "dictionary_learning",
                 entity=entity or None,
                 name=name,

@@ -87,6 +87,11 @@ def status(device: torch.device) -> dict[str, str]:
     """Returns for each operation which form float32 tensors on the device get, and why."""
     forced = backend()
     why = f"asked for by use_backend or {VARIABLE}" if forced else "the fastest that serves float32 tensors here"
-    select = "bfloat16 candidates, re-ranked in float32" if bfloat16_is_fast(device.type) else "float32 (bfloat16 is not faster here)"
+    coarse = device.type == "cpu" and bfloat16_is_fast("cpu")
+    select = (
+        "bfloat16 candidates, re-ranked in float32"
+        if coarse
+        else "float32 (bfloat16 products are not faster on this CPU, or it is none)"
+    )
     lines = {name: f"{forced or forms[0].backend} ({why})" for name, forms in _implementations.items()}
     return {**lines, "selection of the top k": select if (forced or "sparse") == "sparse" else "float32"}

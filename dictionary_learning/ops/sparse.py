@@ -3,8 +3,8 @@
 Letters: B tokens, F latents, D activation, K kept.
 
 * Selection. Where bfloat16 products are fast, all B*F pre-activations are computed in bfloat16, the best K + margin
-  of each token are taken, and those are computed again in float32 and ranked. x comes in with the decoder's bias
-  subtracted, so it is nearly centered, and rounding is small against the differences that decide.
+  of each token are taken, and those are computed again in float32 and ranked. A token whose k-th is not clear of what the
+  others could be is computed again in whole: the kept set is that of float32.
 * Every sum over the kept latents of a token, or over the tokens of a latent, is an `embedding_bag`: a gather that
   adds up as it reads.
 * Gradients of the kept values are dot products for B*K (token, latent) pairs; PyTorch has them as the gradient of
@@ -26,6 +26,8 @@ _DENSE_FRACTION = 1 / 8
 _MARGIN = 1.25
 """Candidates for each kept latent. Of 512 real rows, all had their float32 top 32 among the bfloat16 top 40."""
 _LEAST_MARGIN = 8
+_SAFETY = 2.0
+"""How much larger the rounding error of a latent that is no candidate may be than the largest seen among a token's candidates."""
 _CHUNK_ELEMENTS = 1 << 23
 """Pre-activations held at once: 16 MiB of bfloat16 stay in the cache, and below the size from which the C library
 asks the kernel for fresh pages at every allocation."""
@@ -52,21 +54,30 @@ def sparse_decode(latents: SparseLatents, W_dec: Tensor) -> Tensor:
 def _select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k largest of relu(x W_enc^T + b_enc) of each row, and their indices, in descending order."""
     n_candidates = max(int(k * _MARGIN), k + _LEAST_MARGIN)
-    coarse = bfloat16_is_fast(x.device.type) and n_candidates < W_enc.shape[0]
-    dtype = torch.bfloat16 if coarse else torch.float32
-    weight, bias, inputs = W_enc.to(dtype).T, b_enc.to(dtype), x.to(dtype)
-    n_kept = n_candidates if coarse else k
-    values, indices = [], []
-    for rows in inputs.split(max(1, _CHUNK_ELEMENTS // W_enc.shape[0])):
-        best = torch.addmm(bias, rows, weight).topk(n_kept, dim=-1, sorted=not coarse)
-        values.append(best.values)
-        indices.append(best.indices)
-    candidates = torch.cat(indices) if indices else torch.zeros(0, n_kept, dtype=torch.long, device=x.device)
-    if not coarse:
-        return (torch.cat(values) if values else x.new_zeros(0, k)).relu_(), candidates
+    # to check the candidates, the host looks at results: on an accelerator it would have to wait for them
+    if x.device.type != "cpu" or not bfloat16_is_fast("cpu") or n_candidates >= W_enc.shape[0]:
+        values, indices = _largest(x, W_enc, b_enc, k)
+        return values.relu_(), indices
+    coarse, candidates = _largest(x.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16(), n_candidates)
     exact = _pair_dots(x, W_enc, candidates).add_(b_enc[candidates])  # (B, n_candidates)
     values, order = exact.topk(k, dim=-1)
-    return values.relu_(), candidates.gather(1, order)
+    indices = candidates.gather(1, order)
+    # a latent that is no candidate has at most this pre-activation: the least candidate's, and a rounding error
+    error = (coarse.float() - exact).abs().amax(1)
+    others = coarse.float().amin(1) + _SAFETY * error
+    doubtful = ((values[:, -1] < others) & (others > 0)).nonzero().squeeze(1)
+    if len(doubtful):
+        values[doubtful], indices[doubtful] = _largest(x[doubtful], W_enc, b_enc, k)
+    return values.relu_(), indices
+
+
+def _largest(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k largest pre-activations of each row and their indices, a chunk of rows at a time."""
+    weight = W_enc.T
+    parts = [
+        torch.addmm(b_enc, rows, weight).topk(k, dim=-1) for rows in x.split(max(1, _CHUNK_ELEMENTS // W_enc.shape[0]))
+    ]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 class _EncodeAt(torch.autograd.Function):
@@ -80,7 +91,7 @@ class _EncodeAt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, W_enc, values = ctx.saved_tensors
         support: Support = ctx.support
         grad = grad * (values > 0)
@@ -104,7 +115,7 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, W_dec = ctx.saved_tensors
         support: Support = ctx.support
         grad = grad.contiguous()

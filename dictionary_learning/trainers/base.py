@@ -77,15 +77,19 @@ class SAETrainer(ABC):
         elif options:
             config = config.replace(**options)
         if not isinstance(config, self.Config):
-            raise ConfigError(f"{type(self).__name__} got a {type(config).__qualname__}; give a {self.Config.__qualname__}.")
+            raise ConfigError(
+                f"{type(self).__name__} got a {type(config).__qualname__}; give a {self.Config.__qualname__}."
+            )
         missing = [name for name in ("activation_dim", "steps") if getattr(config, name) is None]
         if missing:
-            raise ConfigError(f"{type(self).__name__} needs {' and '.join(missing)}. Give them, or train with trainSAE, which knows them.")
+            raise ConfigError(
+                f"{type(self).__name__} needs {' and '.join(missing)}. Give them, or train with trainSAE, which knows them."
+            )
         assert config.activation_dim is not None and config.steps is not None
-        if config.dict_size is None:
-            config = config.replace(dict_size=config.expansion_factor * config.activation_dim)
-        self.config_values = config
+        self.activation_dim: int = config.activation_dim
+        self.dict_size: int = config.dict_size or config.expansion_factor * config.activation_dim
         self.steps: int = config.steps
+        self.config_values = config.replace(dict_size=self.dict_size)
         self.step = 0
         """How many updates were made."""
         self.device = torch.device(config.device) if config.device else default_device()
@@ -210,4 +214,3 @@ class SAETrainer(ABC):
 
 
 TRAINERS: Registry[type[SAETrainer]] = Registry("trainer")
-

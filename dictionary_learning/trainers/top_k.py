@@ -16,7 +16,9 @@ from dictionary_learning.trainers.dead_latents import DeadLatents
 from dictionary_learning.trainers.optimizers import clip_gradients_, normalize_rows_, remove_parallel_gradient_
 from dictionary_learning.trainers.schedules import WarmupDecay, annealed_k
 
-_LR, _LR_WIDTH = 2e-4, 2**14
+_LR, _LR_WIDTH = 4.5e-3, 2**14
+_SCALE_SAMPLE = 2048
+"""Rows that the scale of the encoder is found on."""
 _MULTI_TOPK = 4
 """Multi-TopK also decodes the 4k largest latents, with weight 1/8 (Gao et al. 2024, appendix)."""
 _MULTI_TOPK_WEIGHT = 1 / 8
@@ -42,19 +44,27 @@ class TrainerTopK(SAETrainer):
         dict_class: type | None = None
         """The dictionary's class: AutoEncoderTopK, or one built with the same arguments."""
         lr: float | None = None
-        """Learning rate; by default 2e-4 / sqrt(dict_size / 2^14)."""
-        beta1: float = 0.9
+        """Learning rate; by default 4.5e-3 / sqrt(dict_size / 2^14): the paper's law in the width, with a factor measured for
+        these settings (docs/defaults.md)."""
+        encoder_lr_factor: float = 0.5
+        """What the learning rate is multiplied by for W_enc."""
+        decoder_lr_factor: float = 2.0
+        """What the learning rate is multiplied by for W_dec, whose rows turn without growing."""
+        beta1: float = 0.8
         """Adam's decay of the mean gradient."""
-        beta2: float = 0.999
-        """Adam's decay of the mean squared gradient."""
+        beta2: float = 0.95
+        """Adam's decay of the mean squared gradient: a latent that fires again after long is not thrown far."""
+        scale_encoder: bool = True
+        """Whether the encoder begins at the scale at which the first reconstruction is best, instead of with unit rows."""
         eps: float = 6.25e-10
         """Adam's floor; gradients of rare latents are small (Gao et al. 2024, A.1)."""
         warmup_steps: int | None = None
         """Steps over which the learning rate rises; by default a tenth of the run, at most 1,000."""
         decay_start: int | None = None
-        """The step from which the learning rate falls to 0; by default after 80% of the run."""
-        max_grad_norm: float | None = 1.0
-        """Gradients are scaled down to this common norm; None for no limit."""
+        """The step from which the learning rate falls to 0; by default after 20% of the run."""
+        max_grad_norm: float | None = 1e-3
+        """Gradients are scaled down to this common norm, where the loss is a share of the variance; so low that it makes them
+        all equally long. None for no limit."""
         auxk_alpha: float = 1 / 32
         """Weight of the auxiliary loss."""
         k_aux: int | None = None
@@ -84,12 +94,15 @@ class TrainerTopK(SAETrainer):
     def __init__(self, config: Config | None = None, /, **options: Any):
         super().__init__(config, **options)
         settings = self.config_values
-        dim, size = self.dictionary.activation_dim, self.dictionary.dict_size
+        dim, size = self.activation_dim, self.dict_size
         self.lr = settings.lr if settings.lr is not None else _LR / (size / _LR_WIDTH) ** 0.5
         warmup = min(1000, self.steps // 10) if settings.warmup_steps is None else settings.warmup_steps
-        decay = self.steps - self.steps // 5 if settings.decay_start is None else settings.decay_start
-        self.schedule = WarmupDecay(self.steps, min(warmup, decay), decay)
+        decay = self.steps // 5 if settings.decay_start is None else settings.decay_start
+        warmup = min(warmup, decay) if settings.warmup_steps is None else warmup
+        self.schedule = WarmupDecay(self.steps, warmup, decay)
         self.k_aux = settings.k_aux or max(dim // 2, 1)
+        # what is saved says what was used, not that a default was
+        self.config_values = settings.replace(lr=self.lr, warmup_steps=warmup, decay_start=decay, k_aux=self.k_aux)
         self.dead = DeadLatents(size, settings.dead_feature_threshold, self.device)
         self.loss_scale = torch.ones((), device=self.device)
         """One over the variance of the activations, estimated once, so that the weights of the terms mean the same everywhere."""
@@ -98,18 +111,25 @@ class TrainerTopK(SAETrainer):
     def k(self) -> int:
         """How many latents are kept at the current step."""
         settings = self.config_values
-        return annealed_k(settings.k, max(self.dictionary.activation_dim, settings.k), self.step, settings.k_anneal_steps)
+        return annealed_k(
+            settings.k, max(self.dictionary.activation_dim, settings.k), self.step, settings.k_anneal_steps
+        )
 
     def build(self) -> Dictionary:
         settings = self.config_values
         build = settings.dict_class or AutoEncoderTopK
-        return build(settings.activation_dim, settings.dict_size, settings.k, generator=self.generator)
+        return build(self.activation_dim, self.dict_size, settings.k, generator=self.generator)
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         settings = self.config_values
         fused = self.device.type in ("cpu", "cuda")
         betas = (settings.beta1, settings.beta2)
-        return torch.optim.Adam(self.dictionary.parameters(), betas=betas, eps=settings.eps, fused=fused)
+        factors = {"W_enc": settings.encoder_lr_factor, "W_dec": settings.decoder_lr_factor}
+        groups = [
+            {"params": [parameter], "lr_factor": factors.get(name, 1.0)}
+            for name, parameter in self.dictionary.named_parameters()
+        ]
+        return torch.optim.Adam(groups, betas=betas, eps=settings.eps, fused=fused)
 
     def learning_rate(self, step: int) -> float:
         return self.lr * self.schedule(step)
@@ -118,6 +138,8 @@ class TrainerTopK(SAETrainer):
         self.dictionary.b_dec.copy_(geometric_median(x))
         variance = (x - x.mean(0)).pow(2).sum(-1).mean()
         self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)  # a constant input has nothing to explain
+        if self.config_values.scale_encoder:
+            self._scale_encoder(x)
 
     def loss(self, x: Float[Tensor, "batch activation_dim"]) -> Loss:
         dictionary, settings, k = self.dictionary, self.config_values, self.k
@@ -163,6 +185,18 @@ class TrainerTopK(SAETrainer):
         super().load_state_dict(state)
         self.dead.load_state_dict(state["dead"])
         self.loss_scale = state["loss_scale"].to(self.device)
+
+    def _scale_encoder(self, x: Tensor) -> None:
+        """Multiplies the encoder by the s that minimizes |x - b_dec - s y|^2, with y what is decoded at first.
+
+        With many latents for each direction, the k largest overlap, and unit rows overshoot.
+        """
+        dictionary = self.dictionary
+        x = x[:_SCALE_SAMPLE]
+        decoded = dictionary.decode_sparse(dictionary.encode_sparse(x)) - dictionary.b_dec
+        length = decoded.pow(2).sum()
+        if length > 0:
+            dictionary.W_enc.mul_(((x - dictionary.b_dec) * decoded).sum() / length)
 
     def _auxk_loss(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
         """Returns how badly dead latents predict the residual, scaled down while they are few."""

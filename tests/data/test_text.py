@@ -71,7 +71,8 @@ def test_missing_column_names_those_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{broken\n", "Line 1 of .* is not JSON"), ('["a"]\n', "is a list"), ('{"text": 3}\n', "is a int")]
+    ("content", "said"),
+    [("{broken\n", "Line 1 of .* is not JSON"), ('["a"]\n', "is a list"), ('{"text": 3}\n', "is a int")],
 )
 def test_broken_line_is_named(tmp_path, content, said):
     path = tmp_path / "a.jsonl"

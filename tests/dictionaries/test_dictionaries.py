@@ -3,7 +3,14 @@ import json
 import pytest
 import torch
 
-from dictionary_learning import AutoEncoder, AutoEncoderTopK, IdentityDict, SparseAutoencoder, load_dictionary, save_dictionary
+from dictionary_learning import (
+    AutoEncoder,
+    AutoEncoderTopK,
+    IdentityDict,
+    SparseAutoencoder,
+    load_dictionary,
+    save_dictionary,
+)
 from dictionary_learning.dictionaries import DICTIONARIES, geometric_median
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.errors import CheckpointError, ConfigError

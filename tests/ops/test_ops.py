@@ -31,8 +31,10 @@ def test_form_equals_reference(backend, shape):
     tensors = [torch.randn(n, d), torch.randn(f, d) / d**0.5, 0.1 * torch.randn(f), torch.randn(f, d)]
     expected, got = run("reference", torch.float64, tensors, k), run(backend, torch.float32, tensors, k)
     for name, value in expected.items():
-        # float32 rounds at 6e-8; sums here have up to a few hundred terms
-        torch.testing.assert_close(got[name].double(), value, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        # float32 rounds at 6e-8 of the terms; sums of a few hundred terms of size 10 may cancel to anything
+        torch.testing.assert_close(
+            got[name].double(), value, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

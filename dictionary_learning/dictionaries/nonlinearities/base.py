@@ -16,14 +16,14 @@ class Nonlinearity(nn.Module, ABC):
     """How many latents a token keeps, where that is fixed: then only those are computed and decoded."""
 
     @abstractmethod
-    def forward(self, pre: Float[Tensor, "batch dict_size"]) -> Float[Tensor, "batch dict_size"]:
+    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         """Returns the latents."""
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments that build it again, as plain data."""
         return {}
 
-    def scale_(self, factor: float) -> None:  # noqa: B027  (most have nothing to scale)
+    def scale_(self, factor: float) -> None:
         """Multiplies what is compared with pre-activations, when those are multiplied by the factor."""
 
 

@@ -10,5 +10,5 @@ from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES,
 class ReLU(Nonlinearity):
     """latents = max(pre, 0)."""
 
-    def forward(self, pre: Float[Tensor, "batch dict_size"]) -> Float[Tensor, "batch dict_size"]:
+    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         return pre.relu()

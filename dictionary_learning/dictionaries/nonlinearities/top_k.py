@@ -41,18 +41,20 @@ class TopK(Nonlinearity):
         # always float32: a bfloat16 average would stop moving. -1 says that none was learnt yet.
         self.register_buffer("threshold", torch.tensor(-1.0))
 
-    def forward(self, pre: Float[Tensor, "batch dict_size"]) -> Float[Tensor, "batch dict_size"]:
+    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         values, indices = pre.relu().topk(self.k, dim=-1)
         return torch.zeros_like(pre).scatter(-1, indices, values)
 
-    def above_threshold(self, pre: Float[Tensor, "batch dict_size"]) -> Float[Tensor, "batch dict_size"]:
+    def above_threshold(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         """Returns the latents by the learnt threshold: they do not depend on each other, and k holds on average.
 
         Raises:
             ConfigError: no threshold was learnt.
         """
         if float(self.threshold) < 0:
-            raise ConfigError("This TopK has no learnt threshold (it is -1). Train it for a step, or encode without use_threshold.")
+            raise ConfigError(
+                "This TopK has no learnt threshold (it is -1). Train it for a step, or encode without use_threshold."
+            )
         return pre.relu() * (pre > self.threshold)
 
     def options(self) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+import json
+
+import pytest
+
+from dictionary_learning import load_dictionary
+from dictionary_learning.cli import main
+from dictionary_learning.cli.train import FILLED_IN, TrainArguments
+from dictionary_learning.config import field_docs
+from dictionary_learning.trainers import TRAINERS
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved model and a text."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny.model("gpt2").save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    lines = [json.dumps({"text": text}) for text in tiny.documents(60)]
+    (folder / "text.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def train(folder, *options: str) -> int:
+    return main(
+        [
+            "train", str(folder / "model"), str(folder / "text.jsonl"), "--save-dir", str(folder / "run"), "--device", "cpu",
+            "--n-tokens", "640", "--batch-size", "32", "--ctx-len", "16", "--n-ctxs", "16", "--refresh-batch-size", "4",
+            "--n-eval-tokens", "64", "--n-fidelity-tokens", "32", "--held-out-every", "10", "--expansion-factor", "4", *options,
+        ]
+    )  # fmt: skip
+
+
+def test_train_then_evaluate_then_info(folder, caplog):
+    sites = ["transformer.h.1", "h.1.mlp"]
+    assert train(folder, "--sites", *sites, "--k", "2", "4", "--lr", "1e-3", "--dtype", "float32") == 0
+    run = folder / "run"
+    for name in ("report.json", "report.md", "report.html", "metrics.jsonl"):
+        assert (run / name).is_file()
+    trained = [load_dictionary(run / f"trainer_{n}") for n in range(4)]
+    assert [(d.k, c["site"]) for d, c in trained] == [
+        (k, site) for k in (2, 4) for site in ("transformer.h.1:out", "transformer.h.1.mlp:out")
+    ]
+    report = json.loads((run / "report.json").read_text())
+    assert len(report["dictionaries"]) == 4
+    assert report["dictionaries"][0]["history"]
+    assert report["data"]["source"] == "every 10th document of text.jsonl"
+
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--save-dir",
+                str(folder / "again"),
+                "--n-tokens",
+                "64",
+                "--n-fidelity-tokens",
+                "32",
+                "--dtype",
+                "float32",
+            ]
+        )
+        == 0
+    )
+    again = json.loads((folder / "again" / "report.json").read_text())
+    for before, after in zip(report["dictionaries"], again["dictionaries"], strict=True):
+        assert after["metrics"] == pytest.approx(before["metrics"], rel=1e-6)
+    assert again["data"] == report["data"]
+
+    caplog.clear()
+    caplog.set_level("INFO")
+    assert main(["info", str(run / "trainer_0")]) == 0
+    assert '"AutoEncoderTopK"' in caplog.text
+
+
+def test_info_says_what_will_be_used(caplog):
+    caplog.set_level("INFO")
+    assert main(["info"]) == 0
+    for word in ("topk_encode", "sparse_decode", "device", "torch", "top_k"):
+        assert word in caplog.text
+
+
+def test_help_shows_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    trainer = TRAINERS["top_k"].Config
+    options = [n for n in (*field_docs(TrainArguments), *field_docs(trainer)) if n not in (*FILLED_IN, "model", "data")]
+    for name in options:
+        assert f"--{name.replace('_', '-')}" in shown
+    assert "Latents that a token may use. (default: 32)" in shown
+    assert "Tokens in a training step. (default: 2048)" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--sites", "transformer.h.9"], "3 entries, 0 to 2"),
+        (["--text-column", "body"], "it has: text"),
+        (["--k", "1000"], "cannot keep k=1000"),
+        (["--end-of-data", "stop", "--batch-size", "1000000"], "larger than the whole buffer"),
+    ],
+)
+def test_mistake_ends_with_a_message_and_status_2(folder, caplog, options, said):
+    assert train(folder, *options) == 2
+    assert said in caplog.text
+
+
+def test_missing_model_and_text_are_named(folder, caplog):
+    assert main(["train", str(folder / "modle"), str(folder / "text.jsonl")]) == 2
+    assert "Did you mean 'model'" in caplog.text
+    assert main(["train", str(folder / "model"), str(folder / "txt.jsonl")]) == 2
+    assert "Did you mean 'text.jsonl'" in caplog.text
+
+
+def test_wrong_word_is_refused_by_the_parser(folder, capsys):
+    with pytest.raises(SystemExit):
+        train(folder, "--k", "many")
+    assert "'many' is not int" in capsys.readouterr().err
+
+
+def test_evaluating_nothing_is_refused(tmp_path, caplog):
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert "There is no dictionary in" in caplog.text

@@ -1,0 +1,174 @@
+import math
+
+import pytest
+import torch
+
+from dictionary_learning import (
+    ActivationBuffer,
+    AutoEncoderTopK,
+    Candidate,
+    EvaluationConfig,
+    IdentityDict,
+    Site,
+    TokenFilter,
+    evaluate,
+    evaluate_dictionaries,
+    load_model,
+    loss_recovered,
+)
+from dictionary_learning.data import TokenStream, as_text_source
+from dictionary_learning.errors import ConfigError, DataError
+from tests import tiny
+
+CONFIG = EvaluationConfig(n_tokens=400, n_fidelity_tokens=400, ctx_len=16, batch_size=4)
+TEXT = tiny.documents(30, seed=7)
+SITE = Site("model.layers.1")
+
+
+def model(family: str = "llama"):
+    return load_model(tiny.model(family), tokenizer=tiny.tokenizer())
+
+
+def entries(report) -> dict[str, dict[str, float]]:
+    return {entry["name"]: entry["metrics"] for entry in report["dictionaries"]}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_identity_loses_nothing(family):
+    site = Site(tiny.LAYER[family])
+    report = evaluate_dictionaries(model(family), [Candidate("identity", IdentityDict(tiny.DIM), site)], TEXT, CONFIG)
+    figures = entries(report)["identity"]
+    assert figures["fvu"] == 0
+    assert figures["kl"] == 0
+    assert figures["ce_reconstructed"] == report["ce_clean"]
+    assert figures["ce_recovered_zero"] == figures["ce_recovered_mean"] == 1
+
+
+def test_figures_do_not_depend_on_batches_or_on_other_candidates():
+    dictionary = AutoEncoderTopK(tiny.DIM, 64, 4)
+    one = Candidate("one", dictionary, SITE)
+    other = Candidate("other", IdentityDict(tiny.DIM), Site("model.layers.0.mlp"))
+    expected = entries(evaluate_dictionaries(model(), [one], TEXT, CONFIG))["one"]
+    for candidates, size in (([one, other], 4), ([other, one], 2), ([one], 1)):
+        config = CONFIG.replace(batch_size=size, n_tokens=10**6, n_fidelity_tokens=10**6)
+        whole = entries(
+            evaluate_dictionaries(model(), [one], TEXT, CONFIG.replace(n_tokens=10**6, n_fidelity_tokens=10**6))
+        )["one"]
+        got = entries(evaluate_dictionaries(model(), candidates, TEXT, config))["one"]
+        assert got == pytest.approx(whole, rel=1e-4)
+    assert expected["n_tokens"] < whole["n_tokens"]
+
+
+def test_cross_entropy_equals_that_of_plain_pytorch():
+    hf = tiny.model("llama").eval()
+    report = evaluate_dictionaries(
+        load_model(hf, tokenizer=tiny.tokenizer()), [Candidate("i", IdentityDict(16), SITE)], TEXT, CONFIG
+    )
+    stream = TokenStream(as_text_source(TEXT), tiny.tokenizer(), ctx_len=16)
+    total, n, handle = 0.0, 0, None
+    ablated = 0.0
+    for tokens in [stream.take(4) for _ in range(6)]:
+        counts = (tokens.input_ids > 2) & (torch.arange(16) > 0)
+        scored = counts[:, :-1] & counts[:, 1:]
+        for ablate in (False, True):
+            if ablate:
+                handle = hf.model.layers[1].register_forward_hook(
+                    lambda m, a, out, c=counts: torch.where(c.unsqueeze(-1), 0.0, out)
+                )
+            with torch.no_grad():
+                log_p = hf(tokens.input_ids).logits.log_softmax(-1)[:, :-1]
+            if handle is not None:
+                handle.remove()
+                handle = None
+            loss = -log_p.gather(-1, tokens.input_ids[:, 1:, None]).squeeze(-1)[scored].sum().item()
+            if ablate:
+                ablated += loss
+            else:
+                total += loss
+                n += int(scored.sum())
+    assert report["data"]["n_tokens_predicted"] == n
+    assert report["ce_clean"] == pytest.approx(total / n, rel=1e-5)
+    assert report["ablation"]["model.layers.1:out"]["ce_zero"] == pytest.approx(ablated / n, rel=1e-5)
+
+
+def test_mean_ablation_uses_the_mean_of_the_tokens_that_count():
+    traced = model()
+    report = evaluate_dictionaries(traced, [Candidate("i", IdentityDict(16), SITE)], TEXT, CONFIG)
+    assert math.isfinite(report["ablation"][str(SITE)]["ce_mean"])
+    assert report["ablation"][str(SITE)]["ce_mean"] != report["ablation"][str(SITE)]["ce_zero"]
+
+
+def test_tokens_left_out_are_neither_changed_nor_scored():
+    everything_out = TokenFilter(exclude_ids=tuple(range(3, 60)), exclude_first=True)
+    candidate = Candidate("d", AutoEncoderTopK(16, 64, 4), SITE)
+    some = evaluate_dictionaries(model(), [candidate], TEXT, CONFIG, token_filter=everything_out)
+    full = evaluate_dictionaries(model(), [candidate], TEXT, CONFIG)
+    assert some["data"]["n_tokens_scored"] < full["data"]["n_tokens_scored"]
+    assert some["data"]["n_tokens_read"] == full["data"]["n_tokens_read"]
+    assert "the token ids 3, 4" in some["data"]["filter"]
+
+
+def test_norm_limits_leave_tokens_out():
+    candidate = Candidate("d", IdentityDict(16), SITE)
+    full = evaluate_dictionaries(model(), [candidate], TEXT, CONFIG)
+    traced = model()
+    tokens = TokenStream(as_text_source(TEXT), traced.tokenizer, ctx_len=16).take(24)
+    limit = traced.capture(*tokens, [SITE])[SITE].norm(dim=-1).median().item()
+    some = evaluate_dictionaries(traced, [candidate], TEXT, CONFIG, norm_limits={SITE: limit})
+    assert 0.2 < some["data"]["n_tokens_scored"] / full["data"]["n_tokens_scored"] < 0.8
+
+
+def test_without_fidelity_there_are_no_losses():
+    report = evaluate_dictionaries(
+        model(), [Candidate("i", IdentityDict(16), SITE)], TEXT, CONFIG.replace(n_fidelity_tokens=0)
+    )
+    assert "ce_clean" not in report
+    assert "kl" not in entries(report)["i"]
+
+
+def test_wrong_width_and_empty_text_are_refused():
+    with pytest.raises(
+        ConfigError, match="takes activations of width 8; 'model.layers.1:out' in LlamaForCausalLM has width 16"
+    ):
+        evaluate_dictionaries(model(), [Candidate("d", IdentityDict(8), SITE)], TEXT, CONFIG)
+    with pytest.raises(DataError, match="no token that counts"):
+        evaluate_dictionaries(model(), [Candidate("d", IdentityDict(16), SITE)], [""], CONFIG)
+
+
+class TestSingle:
+    def buffer(self) -> ActivationBuffer:
+        return ActivationBuffer(TEXT, model(), SITE, n_ctxs=8, ctx_len=16, refresh_batch_size=4, out_batch_size=32)
+
+    def test_known_keys_with_a_buffer(self):
+        figures = evaluate(AutoEncoderTopK(16, 64, 4), self.buffer(), batch_size=4, n_batches=2)
+        known = "l2_loss l1_loss l0 frac_variance_explained cossim l2_ratio relative_reconstruction_bias loss_original loss_reconstructed "
+        known += "loss_zero frac_recovered frac_alive"
+        assert set(known.split()) <= figures.keys()
+        assert figures["n_tokens"] == 64
+
+    def test_batches_of_tensors_give_no_losses(self):
+        figures = evaluate(IdentityDict(8), [torch.randn(10, 8), torch.randn(5, 8)], n_batches=5)
+        assert figures["n_tokens"] == 15
+        assert figures["fvu"] == 0
+        assert "loss_original" not in figures
+
+    def test_normalized_batches_are_scaled_and_back(self):
+        x = torch.randn(200, 8) * 30
+        dictionary = AutoEncoderTopK(8, 32, 2)
+        factor = 8**0.5 / x.norm(dim=-1).mean()
+        y = (dictionary(x * factor) / factor).detach()
+        figures = evaluate(dictionary, [x], normalize_batch=True)
+        assert figures["fvu"] == pytest.approx(float((x - y).pow(2).sum() / (x - x.mean(0)).pow(2).sum()), rel=1e-4)
+
+    def test_empty_and_several_sites_are_refused(self):
+        with pytest.raises(DataError, match="no activations"):
+            evaluate(IdentityDict(8), [])
+        with pytest.raises(DataError, match="evaluate takes one site"):
+            evaluate(IdentityDict(8), [{Site("a"): torch.zeros(2, 8)}])
+
+    def test_loss_recovered_of_the_identity(self):
+        original, reconstructed, zero = loss_recovered(
+            TEXT[:5], model(), "model.layers.1", IdentityDict(16), max_len=32
+        )
+        assert original == reconstructed
+        assert zero != original

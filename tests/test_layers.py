@@ -1,0 +1,77 @@
+"""Imports go down: the order of ARCHITECTURE.md, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
+LAYERS = [
+    {"errors"},
+    {"config", "latents", "sites", "hardware"},
+    {"ops", "parallel", "models"},
+    {"dictionaries", "data"},
+    {"activations", "loggers"},
+    {"buffer", "trainers", "checkpoint", "interop", "interventions"},
+    {"training", "evaluation", "interp"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+OLD_ADDRESSES = {"dictionary", "utils", "pytorch_buffer", "__init__", "__main__"}
+ALLOWED_IN = {
+    "nnsight": {"models.py"},
+    "datasets": {"data/hub.py"},
+    "wandb": {"loggers/wandb.py"},
+    "tensorboard": {"loggers/tensorboard.py"},
+    "matplotlib": {"evaluation/reports"},
+    "jinja2": {"evaluation/reports"},
+    "triton": {"ops/triton_kernels.py"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            base = node.module or ""
+            found += [f"{base}.{alias.name}" for alias in node.names] if base == "dictionary_learning" else [base]
+    return found
+
+
+def part(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    relative = path.relative_to(PACKAGE)
+    own = relative.parts[0].removesuffix(".py")
+    if own in OLD_ADDRESSES:
+        return
+    assert own in LEVEL, f"{relative} is on no layer; add it to LAYERS and to ARCHITECTURE.md"
+    for module in imports(path):
+        if module.startswith("dictionary_learning.") and part(module) != own:
+            assert LEVEL[part(module)] < LEVEL[own], f"{relative} imports {module}, which is not below it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_third_parties_are_imported_where_they_belong(path):
+    relative = path.relative_to(PACKAGE).as_posix()
+    for module in imports(path):
+        places = ALLOWED_IN.get(module.split(".")[0])
+        assert places is None or any(relative.startswith(place) for place in places), f"{relative} imports {module}"
+
+
+def test_importing_the_package_imports_no_nnsight_and_no_models():
+    import subprocess
+    import sys
+
+    script = "import sys, dictionary_learning; print([m for m in ('nnsight', 'transformers', 'datasets', 'wandb') if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert result.stdout.strip() == "[]"

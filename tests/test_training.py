@@ -1,0 +1,212 @@
+import json
+import logging
+
+import pytest
+import torch
+
+from dictionary_learning import (
+    ActivationBuffer,
+    AutoEncoderTopK,
+    Site,
+    TrainerTopK,
+    load_dictionary,
+    load_model,
+    trainSAE,
+)
+from dictionary_learning.errors import ConfigError, DataError, UnknownNameError
+from dictionary_learning.loggers import read_history
+from tests import tiny
+from tests.tiny import Planted
+
+CONFIG = TrainerTopK.Config(k=3, dict_size=64)
+
+
+def train(configs=CONFIG, data=None, steps=30, **options):
+    data = Planted().batches(100, 64) if data is None else data
+    return trainSAE(data, configs, steps, **{"device": "cpu", "progress": False, **options})
+
+
+def buffer(submodule, **options) -> ActivationBuffer:
+    model = load_model(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    sizes = {"n_ctxs": 16, "ctx_len": 16, "refresh_batch_size": 8, "out_batch_size": 32, "end_of_data": "repeat"}
+    return ActivationBuffer(tiny.documents(40), model, submodule, **{**sizes, **options})
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_known_dictionary_config_trains_and_is_not_changed():
+    config = {
+        "trainer": TrainerTopK, "dict_class": AutoEncoderTopK, "activation_dim": 32, "dict_size": 64, "k": 3, "lr": 1e-3,
+        "layer": 3, "lm_name": "some/model", "device": "cpu", "steps": 30, "warmup_steps": 5, "wandb_name": "mine",
+    }  # fmt: skip
+    before = dict(config)
+    (dictionary,) = train([config])
+    assert isinstance(dictionary, AutoEncoderTopK)
+    assert config == before
+    (again,) = train([config])
+    assert same(dictionary, again)
+
+
+def test_typed_and_named_configs_mean_the_same():
+    typed, named = train([CONFIG, {"trainer": "top_k", "k": 3, "dict_size": 64}])
+    assert same(typed, named)
+
+
+def test_identical_trainers_end_in_the_same_bits_and_leave_the_data_alone():
+    batches = list(Planted().batches(30, 64))
+    copies = [x.clone() for x in batches]
+    one, two = train([CONFIG, CONFIG], batches, normalize_activations=True)
+    assert same(one, two)
+    assert all(torch.equal(a, b) for a, b in zip(batches, copies, strict=True))
+
+
+def test_logging_perturbs_nothing(tmp_path):
+    quiet = train(log_steps=1000)
+    loud = train(log_steps=1, save_dir=tmp_path, verbose=True, save_steps=[3, 7], backup_steps=5)
+    assert same(quiet[0], loud[0])
+
+
+def test_several_trainers_on_several_sites():
+    data = buffer(["model.layers.0", "model.layers.1.mlp"])
+    configs = [
+        TrainerTopK.Config(k=2, expansion_factor=4),
+        TrainerTopK.Config(k=4, expansion_factor=2, site="model.layers.0"),
+    ]
+    dictionaries = train(configs, data)
+    assert [(d.k, d.dict_size) for d in dictionaries] == [(2, 64), (2, 64), (4, 32)]
+
+
+def test_dictionary_of_a_site_does_not_depend_on_its_neighbours():
+    alone = train(TrainerTopK.Config(k=2), buffer("model.layers.0"), 10)
+    beside = train(TrainerTopK.Config(k=2, site="model.layers.0"), buffer(["model.layers.0", "model.layers.1"]), 10)
+    assert same(alone[0], beside[0])
+
+
+def test_saved_files_hold_everything(tmp_path):
+    data = buffer("model.layers.1", max_activation_norm_multiple=5.0)
+    (dictionary,) = train(
+        TrainerTopK.Config(k=2, lr=1e-3), data, 20, save_dir=tmp_path, save_steps=[5], run_cfg={"note": "x"}
+    )
+    loaded, config = load_dictionary(tmp_path / "trainer_0")
+    assert same(loaded, dictionary)
+    assert config["site"] == "model.layers.1:out"
+    assert config["trainer"]["lr"] == 1e-3
+    assert config["trainer"]["trainer_class"] == "TrainerTopK"
+    assert config["trainer"]["submodule_name"] == "model.layers.1"
+    assert config["buffer"]["model"]["name"] == "LlamaForCausalLM"
+    assert config["buffer"]["filter"]["norm_limits"]["model.layers.1:out"] > 0
+    assert config["run"] == {"note": "x"}
+    assert config["trained"] == {"step": 20, "steps": 20}
+    assert "torch" in config["versions"]
+    _, early = load_dictionary(tmp_path / "trainer_0" / "checkpoints" / "step_5")
+    assert early["trained"]["step"] == 5
+
+
+def test_figures_are_written_line_by_line(tmp_path):
+    train([CONFIG, CONFIG], save_dir=tmp_path, log_steps=10)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["tokens"]) for line in lines] == [(10, 640), (20, 1280), (30, 1920)]
+    assert list(lines[0]["dictionaries"]) == ["top_k-k3-64", "top_k-k3-64 #2"]
+    history = read_history(tmp_path / "metrics.jsonl", "top_k-k3-64 #2")
+    assert {"fvu", "l0", "loss", "l2_loss", "lr", "dead_features", "effective_l0"} <= history[0].keys()
+    assert history[-1]["fvu"] < history[0]["fvu"]
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_normalized_training_gives_dictionaries_of_raw_activations(tmp_path, scale):
+    batches = [scale * x for x in Planted().batches(60, 128)]
+    (dictionary,) = train(CONFIG, batches, 60, normalize_activations=True, save_dir=tmp_path)
+    x = batches[-1]
+    fvu = (dictionary(x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    assert fvu < 0.5
+    loaded, config = load_dictionary(tmp_path / "trainer_0")
+    assert torch.equal(loaded(x), dictionary(x))
+    factor = torch.cat(batches).pow(2).sum(-1).mean().sqrt()
+    assert config["scaling"]["factor"] == pytest.approx(float(factor), rel=1e-3)
+
+
+def test_estimating_the_scale_takes_nothing_from_the_stream():
+    seen = []
+
+    def stream():
+        for x in Planted().batches(10, 64):
+            seen.append(len(x))
+            yield x
+
+    (dictionary,) = train(CONFIG, stream(), 10, normalize_activations=True)
+    whole = list(Planted().batches(10, 64))
+    (expected,) = train(CONFIG, whole, 10, normalize_activations=True)
+    assert len(seen) == 10
+    assert same(dictionary, expected)
+
+
+def test_data_that_ends_early_ends_the_run_with_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        (dictionary,) = train(data=Planted().batches(7, 64))
+    assert "ended after 7 of 30 steps" in caplog.text
+    assert dictionary.W_dec.isfinite().all()
+
+
+def test_autocast_trains():
+    (dictionary,) = train(autocast_dtype=torch.bfloat16)
+    assert dictionary.dtype == torch.float32
+    assert dictionary.W_dec.isfinite().all()
+
+
+def test_mapping_of_sites_is_taken_as_data():
+    data = [{"a": x, Site("b", "in"): x[:, :8]} for x in Planted().batches(10, 64)]
+    a, b = train(TrainerTopK.Config(k=2), data, 10)
+    assert (a.activation_dim, b.activation_dim) == (32, 8)
+
+
+@pytest.mark.parametrize(
+    ("configs", "error", "said"),
+    [
+        ([], ConfigError, "Got no trainer config"),
+        ([{"k": 3}], ConfigError, "needs the key 'trainer'"),
+        ([{"trainer": "topk", "k": 3}], UnknownNameError, "Did you mean 'top_k'"),
+        ([{"trainer": "top_k", "kk": 3}], UnknownNameError, "Unknown option"),
+        ([{"trainer": "top_k", "activation_dim": 7}], ConfigError, "have width 32. Leave it out"),
+        ([{"trainer": "top_k", "site": "other"}], ConfigError, "names the site 'other:out'"),
+    ],
+)
+def test_bad_config_is_refused(configs, error, said):
+    with pytest.raises(error, match=said):
+        train(configs)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([], "gave no activations"),
+        ([torch.zeros(3)], r"a floating-point tensor \(batch, dim\) is needed"),
+        (["text"], "gave a str"),
+        ([torch.zeros(4, 2, 8)], "is needed"),
+    ],
+)
+def test_bad_data_is_refused(data, said):
+    with pytest.raises(DataError, match=said):
+        train(data=data)
+
+
+def test_constant_activations_cannot_be_normalized():
+    with pytest.raises(DataError, match="cannot be normalized"):
+        train(data=[torch.zeros(8, 4)], normalize_activations=True)
+
+
+def test_failed_run_closes_its_loggers():
+    class Logger:
+        closed = False
+
+        def log(self, figures, step, tokens):
+            raise RuntimeError("disk full")
+
+        def close(self):
+            self.closed = True
+
+    logger = Logger()
+    with pytest.raises(RuntimeError, match="disk full"):
+        train(loggers=[logger], log_steps=1)
+    assert logger.closed
