@@ -37,6 +37,11 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if bfloat16_is_fast(device.type) else torch.float32
 
 
+def float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor in double precision, on the CPU where its device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def _seconds(dtype: torch.dtype) -> float:
     a, b = torch.ones(256, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype)
     times = []

@@ -230,17 +230,14 @@ def _filled(
 
 
 def _name(trainer: SAETrainer, site: Site, several_sites: bool) -> str:
+    """Returns a short name: the method and k, and the site without the base model's prefix where there are several."""
     config = trainer.config_values
-    own = config.wandb_name or "-".join(
-        [
-            TRAINERS.name_of(type(trainer))
-            if type(trainer) in dict(TRAINERS.items()).values()
-            else type(trainer).__name__
-        ]
-        + [f"k{k}" for k in [getattr(config, "k", None)] if k is not None]
-        + [str(config.dict_size)]
-    )
-    return f"{own} @ {site}" if several_sites else own
+    methods = {trainer_class: name for name, trainer_class in TRAINERS.items()}
+    method = methods.get(type(trainer), type(trainer).__name__)
+    k = getattr(config, "k", None)
+    own = config.wandb_name or (method if k is None else f"{method}-{k}")
+    place = site.path.partition(".")[2] or site.path
+    return f"{own} @ {place}{':in' if site.side == 'in' else ''}" if several_sites else own
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -253,7 +250,7 @@ def _figures(trainee: Trainee) -> dict[str, float]:
     if not figures:
         return {}
     # one wait for the device for all figures of a dictionary
-    values = torch.stack([value.detach().double().to(trainee.trainer.device) for value in figures.values()]).tolist()
+    values = torch.stack([value.detach().float().to(trainee.trainer.device) for value in figures.values()]).tolist()
     return dict(zip(figures, values, strict=True))
 
 

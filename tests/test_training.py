@@ -108,8 +108,8 @@ def test_figures_are_written_line_by_line(tmp_path):
     train([CONFIG, CONFIG], save_dir=tmp_path, log_steps=10)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["tokens"]) for line in lines] == [(10, 640), (20, 1280), (30, 1920)]
-    assert list(lines[0]["dictionaries"]) == ["top_k-k3-64", "top_k-k3-64 #2"]
-    history = read_history(tmp_path / "metrics.jsonl", "top_k-k3-64 #2")
+    assert list(lines[0]["dictionaries"]) == ["top_k-3", "top_k-3 #2"]
+    history = read_history(tmp_path / "metrics.jsonl", "top_k-3 #2")
     assert {"fvu", "l0", "loss", "l2_loss", "lr", "dead_features", "effective_l0"} <= history[0].keys()
     assert history[-1]["fvu"] < history[0]["fvu"]
 

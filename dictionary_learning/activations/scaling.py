@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dictionary_learning.activations.source import ActivationBatch
 from dictionary_learning.errors import DataError
+from dictionary_learning.hardware import float64
 from dictionary_learning.sites import Site
 
 PLAIN = Site("activations")
@@ -83,7 +84,7 @@ def root_mean_square_norm(x: Tensor) -> float:
     Raises:
         DataError: the activations are all zero, or not all finite.
     """
-    scale = float(x.double().pow(2).sum(-1).mean().sqrt())
+    scale = float(float64(x.float().pow(2).sum(-1)).mean().sqrt())
     if not 0 < scale < float("inf"):
         raise DataError(
             f"The activations have a root mean squared norm of {scale}; they cannot be normalized. Check the site and the model's dtype."

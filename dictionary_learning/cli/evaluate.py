@@ -68,10 +68,12 @@ def evaluate(arguments: EvaluateArguments) -> Path:
                 f"'{folder}' was trained with another token filter than '{folders[0]}'. Evaluate them apart."
             )
     buffer = first.get("buffer", {})
-    name = arguments.model or buffer.get("source_model") or first.get("run", {}).get("model")
+    trained = first.get("run", {})
+    name = arguments.model or trained.get("model") or buffer.get("model", {}).get("name")
     if name is None:
         raise ConfigError(f"'{folders[0]}' does not say which model it was trained on. Give --model.")
-    model = load_model(name, device=arguments.device, dtype=arguments.dtype)
+    revision = trained.get("revision") if arguments.model is None else None
+    model = load_model(name, device=arguments.device, dtype=arguments.dtype, revision=revision)
     rule = dict(buffer.get("filter", {}))
     limits = {Site.parse(site): limit for site, limit in rule.pop("norm_limits", {}).items()}
     report = evaluate_dictionaries(

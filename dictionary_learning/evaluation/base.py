@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.config import Registry
+from dictionary_learning.hardware import float64
 from dictionary_learning.latents import Latents
 
 M = TypeVar("M", bound="Metric")
@@ -47,7 +48,7 @@ class Metric(ABC):
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Adds to one of the sums."""
-        value = torch.as_tensor(value).detach().to(torch.float64)
+        value = float64(torch.as_tensor(value).detach())
         self.sums[name] = self.sums[name] + value.to(self.sums[name].device) if name in self.sums else value
 
     def total(self, name: str) -> float:

@@ -1,11 +1,11 @@
 """What a model loses when its activations are replaced."""
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.evaluation.base import ratio
+from dictionary_learning.hardware import float64
 
 
 class Predictions:
@@ -46,10 +46,11 @@ class FidelityMetric:
         """Takes in a batch; without logits, the untouched model itself."""
         log_q = predictions.log_p if logits is None else predictions.log_probabilities(logits)
         self.n += len(predictions.targets)
-        self.ce_sum -= float(log_q.gather(1, predictions.targets.unsqueeze(1)).sum(dtype=torch.float64))
+        self.ce_sum -= float(float64(log_q.gather(1, predictions.targets.unsqueeze(1))).sum())
         if logits is not None:
             # where p underflows to 0 its term is 0, so the product is taken with the exponential, not with a logarithm of 0
-            self.kl_sum += float((predictions.log_p.exp() * (predictions.log_p - log_q)).sum(dtype=torch.float64))
+            divergence = (predictions.log_p.exp() * (predictions.log_p - log_q)).sum(-1)
+            self.kl_sum += float(float64(divergence).sum())
 
     def merge(self, other: "FidelityMetric") -> "FidelityMetric":
         """Adds what another has taken in; returns self."""

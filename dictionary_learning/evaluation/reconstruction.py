@@ -3,6 +3,7 @@
 import torch
 
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric, ratio
+from dictionary_learning.hardware import float64
 
 
 @METRICS.register("reconstruction")
@@ -21,7 +22,7 @@ class ReconstructionMetric(Metric):
     """
 
     def update(self, batch: EvaluationBatch) -> None:
-        x, x_hat = batch.x.double(), batch.x_hat.double()
+        x, x_hat = float64(batch.x), float64(batch.x_hat)
         error, dot = (x - x_hat).pow(2).sum(-1), (x * x_hat).sum(-1)
         norm, norm_hat = x.norm(dim=-1), x_hat.norm(dim=-1)
         tiny = torch.finfo(torch.float64).tiny

@@ -17,6 +17,7 @@ from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric
 from dictionary_learning.evaluation.fidelity import FidelityMetric, Predictions, recovered
 from dictionary_learning.evaluation.sparsity import SparsityMetric
+from dictionary_learning.hardware import float64
 from dictionary_learning.interventions import ablate, graft
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.sites import Site
@@ -156,7 +157,7 @@ class _Reading:
         rows = {site: x[keep.to(x.device)].float() for site, x in values.items()}
         self.n_kept += int(keep.sum())
         for site, x in rows.items():
-            self._sums[site] = self._sums.get(site, 0) + x.sum(0, dtype=torch.float64)
+            self._sums[site] = self._sums.get(site, 0) + float64(x).sum(0)
         if not keep.any():
             return keep
         for candidate in self.candidates:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric
+from dictionary_learning.hardware import float64
 from dictionary_learning.latents import firing_counts, nonzeros
 
 _BINS_PER_DECADE = 4
@@ -23,7 +24,7 @@ class SparsityMetric(Metric):
 
     def update(self, batch: EvaluationBatch) -> None:
         self.add("n", len(batch.x))
-        self.add("absolute", nonzeros(batch.latents).abs().sum(dtype=torch.float64))
+        self.add("absolute", float64(nonzeros(batch.latents)).abs().sum())
         self.add("firings", firing_counts(batch.latents))
 
     def compute(self) -> dict[str, float]:

@@ -23,11 +23,13 @@ from dictionary_learning.ops.dispatch import implements
 
 _DENSE_FRACTION = 1 / 8
 """From this share of kept latents on, dense products are as fast."""
-_MARGIN = 1.25
-"""Candidates for each kept latent. Of 512 real rows, all had their float32 top 32 among the bfloat16 top 40."""
+_MARGIN = 1.75
+"""Candidates for each kept latent. With 1.25, one row in ten of real activations is in doubt, and costs more than the candidates save."""
 _LEAST_MARGIN = 8
 _SAFETY = 2.0
 """How much larger the rounding error of a latent that is no candidate may be than the largest seen among a token's candidates."""
+_GROUP = 16
+"""Latents in a group of the coarse selection."""
 _CHUNK_ELEMENTS = 1 << 23
 """Pre-activations held at once: 16 MiB of bfloat16 stay in the cache, and below the size from which the C library
 asks the kernel for fresh pages at every allocation."""
@@ -74,10 +76,27 @@ def _select(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Te
 def _largest(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k largest pre-activations of each row and their indices, a chunk of rows at a time."""
     weight = W_enc.T
-    parts = [
-        torch.addmm(b_enc, rows, weight).topk(k, dim=-1) for rows in x.split(max(1, _CHUNK_ELEMENTS // W_enc.shape[0]))
-    ]
-    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+    in_groups = x.dtype == torch.bfloat16 and W_enc.shape[0] % _GROUP == 0 and k < W_enc.shape[0] // _GROUP
+    largest = _largest_by_group if in_groups else torch.topk
+    chunks = x.split(max(1, _CHUNK_ELEMENTS // W_enc.shape[0]))
+    parts = [largest(torch.addmm(b_enc, rows, weight), k) for rows in chunks]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _largest_by_group(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the k largest of each row of bfloat16 and their indices, in no order; of negative ones, any.
+
+    The k largest lie in the k groups with the largest maxima, so only those are searched. A group is every (F / 16)-th
+    latent: the maxima are then an elementwise maximum of 16 long rows. Positive bfloat16 are ordered as their bits are
+    when read as whole numbers, which are faster to compare, and negative ones are below them.
+    """
+    bits = pre.view(torch.int16)
+    n_groups = pre.shape[1] // _GROUP
+    groups = bits.view(-1, _GROUP, n_groups).amax(1).topk(k, dim=-1, sorted=False).indices  # (B, k)
+    members = torch.arange(_GROUP, device=pre.device) * n_groups
+    indices = (groups.unsqueeze(1) + members.unsqueeze(1)).flatten(1)  # (B, 16 k)
+    found = bits.gather(1, indices).topk(k, dim=-1, sorted=False)
+    return found.values.view(torch.bfloat16), indices.gather(1, found.indices)
 
 
 class _EncodeAt(torch.autograd.Function):

@@ -91,3 +91,14 @@ def test_backend_is_chosen_by_name_and_by_variable(monkeypatch):
         ops.topk_encode(torch.ones(1, 2), torch.ones(9, 2), torch.zeros(9), 1)
     with pytest.raises(UnknownNameError), ops.use_backend("nothing"):
         pass
+
+
+def test_largest_by_group_equals_top_k_where_positive():
+    pre = torch.randn(50, 16 * 40).bfloat16()
+    pre[7] = -pre[7].abs()  # a row with nothing positive
+    pre[8, 5:] = -1.0  # and one with fewer positive than k
+    values, indices = sparse._largest_by_group(pre, 12)
+    assert torch.equal(pre.gather(1, indices), values)
+    assert all(len(set(row)) == 12 for row in indices.tolist())
+    expected = pre.topk(12).values.relu()
+    assert torch.equal(values.relu().sort(descending=True).values, expected)

@@ -1,0 +1,5 @@
+"""An old address: one `ActivationBuffer` takes plain PyTorch models too."""
+
+from dictionary_learning.buffer import ActivationBuffer
+
+__all__ = ["ActivationBuffer"]
