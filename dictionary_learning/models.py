@@ -12,7 +12,6 @@ nnsight serves values in the order in which the modules run. That order, and the
 forward pass over two tokens with ordinary hooks.
 """
 
-import copy
 import inspect
 import logging
 import os
@@ -26,8 +25,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dictionary_learning.errors import MissingDependencyError, ModelError, SiteError, did_you_mean
-from dictionary_learning.hardware import default_device, fast_dtype
+from dictionary_learning.errors import ModelError, SiteError
+from dictionary_learning.hardware import default_device
+from dictionary_learning.module_values import hidden, hidden_or_none, skeleton, with_hidden
+from dictionary_learning.pretrained_models import load_pretrained, load_tokenizer
 from dictionary_learning.sites import Side, Site, expand
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,13 @@ def load_model(
     if isinstance(model, TracedModel):
         return model
     if isinstance(model, (str, os.PathLike)):
-        return _load_by_name(str(model), tokenizer, device, dtype, revision, options)
+        name = str(model)
+        module = load_pretrained(name, torch.device(device or default_device()), dtype, revision, options)
+        if tokenizer is None or isinstance(tokenizer, str):
+            tokenizer = load_tokenizer(tokenizer) if tokenizer else load_tokenizer(name, revision)
+        # a GGUF file is known by its name, wherever it lies
+        known = Path(name).stem if name.endswith(".gguf") else name
+        return TracedModel(module, tokenizer, name=known, revision=revision)
     module = model if isinstance(model, nn.Module) else getattr(model, "_module", None)
     if not isinstance(module, nn.Module):
         raise ModelError(
@@ -75,7 +82,7 @@ def load_model(
     if tokenizer is None and not isinstance(model, nn.Module):
         tokenizer = model.__dict__.get("tokenizer")
     if isinstance(tokenizer, str):
-        tokenizer = _load_tokenizer(tokenizer, {})
+        tokenizer = load_tokenizer(tokenizer)
     return TracedModel(module, tokenizer)
 
 
@@ -97,7 +104,7 @@ class TracedModel:
         self.tokenizer = tokenizer
         self.name = name or getattr(module, "name_or_path", "") or type(module).__name__
         self.revision = revision or getattr(getattr(module, "config", None), "_commit_hash", None)
-        self.module = _skeleton(module)
+        self.module = skeleton(module)
         self._given = module
         with warnings.catch_warnings():
             # children that are called `output` and the like are found under the names that nnsight gives them
@@ -247,13 +254,13 @@ class TracedModel:
 
                 def before(module: nn.Module, args: tuple, kwargs: dict, site: Site = site) -> None:
                     first = args[0] if args else next(iter(kwargs.values()), None)
-                    shapes.setdefault(site, getattr(_hidden_or_none(first), "shape", None))
+                    shapes.setdefault(site, getattr(hidden_or_none(first), "shape", None))
 
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
 
                 def after(module: nn.Module, args: tuple, output: Any, site: Site = site) -> None:
-                    shapes.setdefault(site, getattr(_hidden_or_none(output), "shape", None))
+                    shapes.setdefault(site, getattr(hidden_or_none(output), "shape", None))
 
                 handles.append(module.register_forward_hook(after))
         try:
@@ -289,7 +296,7 @@ def _collect(envoy: Any, targets: list[tuple[Any, Side]], inputs: dict[str, Any]
     values: list[Tensor] = []
     with envoy.trace(**inputs):
         for target, side in targets:
-            values.append(_hidden(target.output if side == "out" else target.input).clone())
+            values.append(hidden(target.output if side == "out" else target.input).clone())
         raise done
     done.__traceback__ = done.__context__ = None
     done.__dict__.clear()
@@ -301,179 +308,13 @@ def _run(envoy: Any, targets: list[tuple[Site, Any, Edit]], inputs: dict[str, An
     with envoy.trace(**inputs):
         for site, target, edit in targets:
             value = target.output if site.side == "out" else target.input
-            new = edit(_hidden(value))
+            new = edit(hidden(value))
             if new is not None:
-                replaced = _with_hidden(value, new, site)
+                replaced = with_hidden(value, new, site)
                 if site.side == "out":
                     target.output = replaced
                 else:
                     target.input = replaced
         output = envoy.output
-        results["logits"] = output.logits if hasattr(output, "logits") else _hidden(output)
+        results["logits"] = output.logits if hasattr(output, "logits") else hidden(output)
     return results["logits"]
-
-
-def _hidden_or_none(value: Any) -> Tensor | None:
-    """Returns the activations in a module's value: the tensor, or the first of a tuple or model output."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, (tuple, list)) and value:
-        return _hidden_or_none(value[0])
-    if isinstance(value, Mapping) and value:  # transformers' ModelOutput
-        return _hidden_or_none(next(iter(value.values())))
-    return None
-
-
-def _hidden(value: Any) -> Tensor:
-    tensor = _hidden_or_none(value)
-    assert tensor is not None, "the probe has seen a tensor here"
-    return tensor
-
-
-def _with_hidden(value: Any, new: Tensor, site: Site) -> Any:
-    """Returns the module's value with its activations replaced, in the same structure and dtype.
-
-    A bare tensor where a tuple was would be unpacked along the batch by the next module, without an error.
-    """
-    old = _hidden(value)
-    if new.shape != old.shape:
-        raise SiteError(
-            f"The edit at '{site}' returned {tuple(new.shape)} for {tuple(old.shape)}; return the same shape."
-        )
-    new = new.to(old.dtype)
-    if isinstance(value, Tensor):
-        return new
-    if isinstance(value, tuple):
-        rest = (_with_hidden(value[0], new, site), *value[1:])
-        return type(value)(*rest) if hasattr(value, "_fields") else rest
-    if isinstance(value, list):
-        return [_with_hidden(value[0], new, site), *value[1:]]
-    copied = copy.copy(value)
-    key = next(iter(copied))
-    copied[key] = _with_hidden(copied[key], new, site)
-    return copied
-
-
-def _skeleton(module: nn.Module) -> nn.Module:
-    """Returns a second tree of modules that shares every tensor with this one, frozen and in evaluation mode."""
-    if getattr(module, "hf_device_map", None):
-        return module.eval()  # accelerate's hooks are bound to the modules they sit on
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
-    for parameter in module.parameters():
-        plain = type(parameter) is nn.Parameter
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
-    return copy.deepcopy(module, memo).eval()
-
-
-def _load_by_name(
-    name: str,
-    tokenizer: Any,
-    device: Any,
-    dtype: torch.dtype | str | None,
-    revision: str | None,
-    options: dict[str, Any],
-) -> TracedModel:
-    from transformers import AutoModelForCausalLM
-
-    device = torch.device(device) if device is not None else default_device()
-    if isinstance(dtype, str):
-        dtype = dtype_from_name(dtype)
-    source, extra = _source(name)
-    placed = "device_map" in options
-    try:
-        module = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype or fast_dtype(device),
-            revision=revision or "main",
-            **_quantization(extra),
-            **extra,
-            **options,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(_not_loaded(name, error)) from error
-    if not placed:
-        module = module.to(device)
-    if tokenizer is None or isinstance(tokenizer, str):
-        tokenizer = _load_tokenizer(tokenizer or source, {} if tokenizer else {**extra, "revision": revision or "main"})
-    return TracedModel(module, tokenizer, name=Path(name).stem if extra else name, revision=revision)
-
-
-def _source(name: str) -> tuple[str, dict[str, str]]:
-    """Returns what `from_pretrained` is given for a hub name, a folder, or a GGUF file."""
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(_missing_path(path))
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            gguf = sorted(p.name for p in path.glob("*.gguf"))
-            hint = (
-                f"It holds {', '.join(gguf)}: name that file."
-                if gguf
-                else "Name the folder that save_pretrained wrote."
-            )
-            raise ModelError(f"The folder '{name}' has no config.json, so it is no saved model. {hint}")
-        return str(path), {}
-    if path.is_absolute() or name.startswith(("./", "../", "~")):
-        raise ModelError(_missing_path(path))
-    return name, {}
-
-
-def _quantization(extra: dict[str, str]) -> dict[str, Any]:
-    """Returns the option that unpacks a GGUF file's weights, where this version of transformers would keep them packed."""
-    if not extra:
-        return {}
-    try:
-        import accelerate  # noqa: F401
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "gguf", "Reading a GGUF file", "gguf") from error
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
-
-
-def _load_tokenizer(source: str, extra: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source, **extra)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"No tokenizer could be loaded from '{source}': {_first_line(error)} Give tokenizer= a name or object."
-        ) from error
-
-
-def dtype_from_name(name: str) -> torch.dtype:
-    """Returns torch's type of that name: "bfloat16", "float16", "float32" or "float64"."""
-    known = {n: getattr(torch, n) for n in ("bfloat16", "float16", "float32", "float64")}
-    if name not in known:
-        raise ModelError(f"Unknown dtype '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    return known[name]
-
-
-def _missing_path(path: Path) -> str:
-    there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    inside = f" '{path.parent}' holds: {', '.join(there[:8]) or 'nothing'}." if path.parent.is_dir() else ""
-    return f"There is no model at '{path}'.{did_you_mean(path.name, there)}{inside} Give a folder, a .gguf file or a hub name."
-
-
-def _not_loaded(name: str, error: Exception) -> str:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes")
-    where = (
-        "the hub is switched off by HF_HUB_OFFLINE"
-        if offline
-        else "it is neither a local folder nor could the hub serve it"
-    )
-    return (
-        f"The model '{name}' could not be loaded ({where}): {_first_line(error)} "
-        "Check the name, or give a local folder or a .gguf file."
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line if line.endswith((".", "!", "?")) else line + "."

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"errors"},
     {"config", "latents", "sites", "hardware"},
-    {"ops", "parallel", "models"},
+    {"ops", "parallel", "module_values", "pretrained_models"},
+    {"models"},
     {"dictionaries", "data"},
     {"activations", "loggers"},
     {"buffer", "trainers", "checkpoint", "interop", "interventions"},

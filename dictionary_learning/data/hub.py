@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning.data.text import TextSource
+from dictionary_learning.data.source import TextSource
 from dictionary_learning.errors import DataError, did_you_mean
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dictionary_learning.data.text import TextSource
+from dictionary_learning.data.source import TextSource
 from dictionary_learning.errors import ConfigError, DataError
 
 _DOCUMENTS_AT_ONCE = 8

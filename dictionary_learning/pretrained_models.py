@@ -1,0 +1,124 @@
+"""Pretrained models and tokenizers by name: from the hub, a folder or a GGUF file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dictionary_learning.errors import MissingDependencyError, ModelError, did_you_mean
+from dictionary_learning.hardware import fast_dtype
+
+
+def load_pretrained(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype | str | None,
+    revision: str | None,
+    options: dict[str, Any],
+) -> nn.Module:
+    """Returns the model of that name; the arguments are those of `load_model`.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be reached.
+        MissingDependencyError: a GGUF file was named, and what reads it is not installed.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if isinstance(dtype, str):
+        dtype = dtype_from_name(dtype)
+    source, extra = _source(name)
+    options = {**_quantization(extra), **extra, **options, "revision": revision or "main"}
+    try:
+        module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(_not_loaded(name, error)) from error
+    return module if "device_map" in options else module.to(device)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """Returns the tokenizer of that name, or the one that comes with the model of that name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    source, extra = _source(name)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision or "main", **extra)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"No tokenizer could be loaded from '{name}': {_first_line(error)} Give tokenizer= a name or object."
+        ) from error
+
+
+def _source(name: str) -> tuple[str, dict[str, str]]:
+    """Returns what `from_pretrained` is given for a hub name, a folder, or a GGUF file."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(_missing_path(path))
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            gguf = sorted(p.name for p in path.glob("*.gguf"))
+            hint = (
+                f"It holds {', '.join(gguf)}: name that file."
+                if gguf
+                else "Name the folder that save_pretrained wrote."
+            )
+            raise ModelError(f"The folder '{name}' has no config.json, so it is no saved model. {hint}")
+        return str(path), {}
+    if path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise ModelError(_missing_path(path))
+    return name, {}
+
+
+def _quantization(extra: dict[str, str]) -> dict[str, Any]:
+    """Returns the option that unpacks a GGUF file's weights, where this version of transformers would keep them packed."""
+    if not extra:
+        return {}
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "gguf", "Reading a GGUF file", "gguf") from error
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def dtype_from_name(name: str) -> torch.dtype:
+    """Returns torch's type of that name: "bfloat16", "float16", "float32" or "float64"."""
+    known = {n: getattr(torch, n) for n in ("bfloat16", "float16", "float32", "float64")}
+    if name not in known:
+        raise ModelError(f"Unknown dtype '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    return known[name]
+
+
+def _missing_path(path: Path) -> str:
+    there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    inside = f" '{path.parent}' holds: {', '.join(there[:8]) or 'nothing'}." if path.parent.is_dir() else ""
+    return f"There is no model at '{path}'.{did_you_mean(path.name, there)}{inside} Give a folder, a .gguf file or a hub name."
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes")
+    where = (
+        "the hub is switched off by HF_HUB_OFFLINE"
+        if offline
+        else "it is neither a local folder nor could the hub serve it"
+    )
+    return (
+        f"The model '{name}' could not be loaded ({where}): {_first_line(error)} "
+        "Check the name, or give a local folder or a .gguf file."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line if line.endswith((".", "!", "?")) else line + "."

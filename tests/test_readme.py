@@ -1,0 +1,49 @@
+"""The README's Python runs as it stands there, but for the model, which no test can download."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import dictionary_learning
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def small_model(monkeypatch):
+    """Puts a model with as many layers as the README's, and next to no width, in the place of the named one."""
+    config = LlamaConfig(
+        vocab_size=tiny.VOCAB, hidden_size=8, intermediate_size=8, num_hidden_layers=16, num_attention_heads=1,
+        num_key_value_heads=1, max_position_embeddings=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    real = dictionary_learning.load_model
+    small = real(LlamaForCausalLM(config), tokenizer=tiny.tokenizer())
+    monkeypatch.setattr(dictionary_learning, "load_model", lambda name: small)
+
+
+def test_python_of_the_readme_runs(small_model, tmp_path, monkeypatch):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    monkeypatch.chdir(tmp_path)
+    block = (
+        block.replace("k in (32, 64)", "k in (2, 4)")
+        .replace("n_ctxs=1024", "n_ctxs=64")
+        .replace("steps=100", "steps=5")
+    )
+    exec(compile(block, "README.md", "exec"), {})
+    report = json.loads((tmp_path / "runs" / "mine" / "report.json").read_text())
+    assert [d["name"] for d in report["dictionaries"]] == [
+        f"model.layers.15{part}:out-{k}" for k in (2, 4) for part in ("", ".mlp")
+    ]
+    assert (tmp_path / "runs" / "mine" / "trainer_3" / "dictionary.safetensors").is_file()
+
+
+def test_commands_of_the_readme_are_in_the_makefile():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", readme, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
