@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
+from einops import pack, unpack
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -69,7 +70,9 @@ class SparseAutoencoder(Dictionary):
         k = self.nonlinearity.fixed_k
         if k is None:
             return self.nonlinearity(self.pre_activations(x))
-        return to_dense(self.encode_sparse(x.reshape(-1, x.shape[-1]), k)).reshape(*x.shape[:-1], self.dict_size)
+        flat, lead = pack([x], "* dim")
+        (latents,) = unpack(to_dense(self.encode_sparse(flat, k)), lead, "* dict_size")
+        return latents
 
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
         """Returns the kept latents only.

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from einops import pack, unpack
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -58,7 +59,9 @@ class Dictionary(nn.Module, ABC):
         if output_features:
             latents = self.encode(x)
             return self.decode(latents), latents
-        return self.reconstruct(x.reshape(-1, x.shape[-1])).outputs.reshape(x.shape)
+        flat, lead = pack([x], "* dim")
+        (x_hat,) = unpack(self.reconstruct(flat).outputs, lead, "* dim")
+        return x_hat
 
     @abstractmethod
     def scale_(self, inputs: float, outputs: float | None = None) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from einops import pack, unpack
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -56,10 +57,12 @@ class AutoEncoderTopK(SparseAutoencoder):
             return self.nonlinearity.above_threshold(self.pre_activations(x))
         if not return_topk:
             return super().encode(x)
-        kept = self.encode_sparse(x.reshape(-1, x.shape[-1]))
-        lead = x.shape[:-1]
-        dense = to_dense(kept).reshape(*lead, self.dict_size)
-        return dense, kept.values.reshape(*lead, -1), kept.indices.reshape(*lead, -1), self.pre_activations(x).relu()
+        flat, lead = pack([x], "* dim")
+        kept = self.encode_sparse(flat)
+        dense, values, indices = (
+            unpack(tensor, lead, "* latents")[0] for tensor in (to_dense(kept), kept.values, kept.indices)
+        )
+        return dense, values, indices, self.pre_activations(x).relu()
 
     def options(self) -> dict[str, Any]:
         return {"activation_dim": self.activation_dim, "dict_size": self.dict_size, "k": self.k}

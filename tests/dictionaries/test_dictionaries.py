@@ -55,6 +55,8 @@ def test_leading_dimensions_do_not_matter(dictionary):
     flat = x.view(6, 12)
     assert torch.equal(dictionary.encode(x).view(6, -1), dictionary.encode(flat))
     assert torch.equal(dictionary(x).view(6, -1), dictionary(flat))
+    torch.testing.assert_close(dictionary(flat[0]), dictionary(flat)[0])
+    assert dictionary(x[:0]).shape == (0, 3, 12)
 
 
 def test_saved_and_loaded_is_the_same(dictionary, tmp_path):
