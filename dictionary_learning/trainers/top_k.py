@@ -61,7 +61,7 @@ class TrainerTopK(SAETrainer):
         warmup_steps: int | None = None
         """Steps over which the learning rate rises; by default a tenth of the run, at most 1,000."""
         decay_start: int | None = None
-        """The step from which the learning rate falls to 0; by default after 20% of the run."""
+        """The step from which the learning rate falls to 0; by default after 20% of the run, or after the warm-up."""
         max_grad_norm: float | None = 1e-3
         """Gradients are scaled down to this common norm, where the loss is a share of the variance; so low that it makes them
         all equally long. None for no limit."""
@@ -97,7 +97,7 @@ class TrainerTopK(SAETrainer):
         dim, size = self.activation_dim, self.dict_size
         self.lr = settings.lr if settings.lr is not None else _LR / (size / _LR_WIDTH) ** 0.5
         warmup = min(1000, self.steps // 10) if settings.warmup_steps is None else settings.warmup_steps
-        decay = self.steps // 5 if settings.decay_start is None else settings.decay_start
+        decay = max(self.steps // 5, min(warmup, self.steps)) if settings.decay_start is None else settings.decay_start
         warmup = min(warmup, decay) if settings.warmup_steps is None else warmup
         self.schedule = WarmupDecay(self.steps, warmup, decay)
         self.k_aux = settings.k_aux or max(dim // 2, 1)

@@ -278,6 +278,19 @@ def test_learning_rate_of_the_optimizer_is_that_of_the_schedule():
     assert (factors[id(t.dictionary.W_enc)], factors[id(t.dictionary.W_dec)]) == (0.5, 2.0)
 
 
+def test_default_schedule_makes_room_for_the_warm_up():
+    def schedule(**options) -> tuple[int, int]:
+        config = trainer(steps=100, **options).config
+        return config["warmup_steps"], config["decay_start"]
+
+    assert schedule() == (10, 20)
+    assert schedule(warmup_steps=50) == (50, 50)
+    assert schedule(decay_start=5) == (5, 5)
+    assert schedule(warmup_steps=0, decay_start=100) == (0, 100)
+    with pytest.raises(ConfigError, match="warmup_steps=200"):
+        schedule(warmup_steps=200)
+
+
 def test_schedule_rises_stays_and_falls_and_is_never_zero():
     schedule = WarmupDecay(10, 2, 8)
     assert [schedule(t) for t in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.5]
