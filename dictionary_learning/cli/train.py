@@ -13,6 +13,7 @@ from dictionary_learning.cli.arguments import add_config, read_config, read_conf
 from dictionary_learning.cli.evaluate import report_on
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.data import as_text_source
+from dictionary_learning.dictionaries.serialization import read_config_file
 from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate_dictionaries
 from dictionary_learning.loggers import MetricLogger, TensorBoardLogger
 from dictionary_learning.models import load_model
@@ -187,7 +188,5 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
 
 
 def _name_and_site(folder: Path) -> tuple[str, Site]:
-    from dictionary_learning.dictionaries import load_dictionary
-
-    _, config = load_dictionary(folder)
+    config = read_config_file(folder)
     return config["name"], Site.parse(config["site"])
