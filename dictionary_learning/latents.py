@@ -19,45 +19,88 @@ class Segments(NamedTuple):
 
 
 class Support:
-    """Which latents of each token may be non-zero.
+    """Which latents of each token may be non-zero: (token, latent) pairs, token by token.
 
-    One sort by latent serves every gradient that is summed by latent, the firing counts included; it is made when the
-    first of them asks for it.
+    One sort by latent serves every gradient that is summed by latent; it is made when the first of them asks for it.
 
     Args:
-        indices: the latents of each token, (batch, k), no latent twice for the same token.
+        indices: the latents of each token, no latent twice for the same token: (batch, k), or, where the number differs
+            from token to token, (pairs,).
         dict_size: how many latents there are.
+        offsets: for (pairs,): the pairs of token n are those from offsets[n] up to offsets[n + 1].
     """
 
-    def __init__(self, indices: Int[Tensor, "batch k"], dict_size: int):
+    def __init__(
+        self,
+        indices: Int[Tensor, "batch k"] | Int[Tensor, "pairs"],
+        dict_size: int,
+        offsets: Int[Tensor, "batch+1"] | None = None,
+    ):
         self.indices = indices
         self.dict_size = dict_size
+        self._offsets = offsets
+        self._tokens: Tensor | None = None
         self._segments: Segments | None = None
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether the number of latents may differ from token to token."""
+        return self._offsets is not None
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens there are."""
+        return self.indices.shape[0] if self._offsets is None else self._offsets.shape[0] - 1
+
+    @property
+    def latents(self) -> Int[Tensor, "pairs"]:
+        """The latent of each pair."""
+        return self.indices.flatten()
+
+    @property
+    def offsets(self) -> Int[Tensor, "batch+1"]:
+        """Where the pairs of each token begin, and the number of pairs."""
+        if self._offsets is None:
+            n_tokens, k = self.indices.shape
+            return torch.arange(n_tokens + 1, device=self.indices.device) * k
+        return self._offsets
+
+    @property
+    def tokens(self) -> Int[Tensor, "pairs"]:
+        """The token of each pair."""
+        if self._tokens is None:
+            n_pairs, device = self.indices.numel(), self.indices.device
+            if self._offsets is None:
+                self._tokens = torch.arange(n_pairs, device=device) // max(self.indices.shape[1], 1)
+            else:
+                tokens = torch.arange(self.n_tokens, device=device)
+                self._tokens = torch.repeat_interleave(tokens, self._offsets.diff(), output_size=n_pairs)
+        return self._tokens
 
     @property
     def segments(self) -> Segments:
         """The pairs sorted by latent, in order of token within a latent: sums come out the same every time."""
         if self._segments is None:
-            latents, order = self.indices.flatten().sort(stable=True)
-            counts = torch.bincount(latents, minlength=self.dict_size)
-            offsets = torch.zeros(self.dict_size + 1, dtype=torch.long, device=latents.device)
-            torch.cumsum(counts, 0, out=offsets[1:])
-            self._segments = Segments(order, order // self.indices.shape[1], latents, offsets)
+            latents, order = self.latents.sort(stable=True)
+            # bincount would look at the largest index, for which the host has to wait
+            offsets = torch.searchsorted(latents, torch.arange(self.dict_size + 1, device=latents.device))
+            self._segments = Segments(order, self.tokens[order], latents, offsets)
         return self._segments
 
     def first(self, k: int) -> "Support":
-        """Returns the support of the first k columns."""
+        """Returns the support of the first k columns of a (batch, k) support."""
         return self if k == self.indices.shape[1] else Support(self.indices[:, :k], self.dict_size)
 
 
 class SparseLatents(NamedTuple):
     """Latents as values at a support; all others are zero, and a value may be zero too."""
 
-    values: Float[Tensor, "batch k"]
+    values: Float[Tensor, "batch k"] | Float[Tensor, "pairs"]
+    """In the shape of the support's indices."""
     support: Support
 
     @property
-    def indices(self) -> Int[Tensor, "batch k"]:
+    def indices(self) -> Int[Tensor, "batch k"] | Int[Tensor, "pairs"]:
         """Which latents the values belong to."""
         return self.support.indices
 
@@ -75,7 +118,10 @@ def to_dense(latents: Latents) -> Float[Tensor, "batch dict_size"]:
     """Returns the latents as one tensor with a column for each."""
     if isinstance(latents, Tensor):
         return latents
-    dense = latents.values.new_zeros(latents.values.shape[0], latents.dict_size)
+    support = latents.support
+    dense = latents.values.new_zeros(support.n_tokens, support.dict_size)
+    if support.is_ragged:
+        return dense.index_put((support.tokens, support.latents), latents.values)
     return dense.scatter(1, latents.indices, latents.values)
 
 
@@ -86,7 +132,8 @@ def nonzeros(latents: Latents) -> Tensor:
 
 def l0(latents: Latents) -> Float[Tensor, ""]:
     """Returns the mean number of non-zero latents of a token."""
-    return (nonzeros(latents) != 0).sum(-1).float().mean()
+    n_tokens = latents.shape[0] if isinstance(latents, Tensor) else latents.support.n_tokens
+    return (nonzeros(latents) != 0).sum() / n_tokens
 
 
 def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
@@ -95,7 +142,7 @@ def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
         return (latents != 0).sum(0)
     fired = (latents.values != 0).flatten()
     counts = torch.zeros(latents.dict_size, dtype=torch.long, device=fired.device)
-    return counts.index_add_(0, latents.indices.flatten(), fired.long())
+    return counts.index_add_(0, latents.support.latents, fired.long())
 
 
 def fired(latents: Latents) -> Bool[Tensor, "dict_size"]:
