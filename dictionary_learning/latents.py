@@ -14,8 +14,16 @@ class Segments(NamedTuple):
     """Position of each sorted pair in the flattened support."""
     tokens: Int[Tensor, "pairs"]
     latents: Int[Tensor, "pairs"]
-    offsets: Int[Tensor, "dict_size+1"]
+    offsets: Int[Tensor, "latent_starts"]
     """The pairs of latent i are those from offsets[i] up to offsets[i + 1]."""
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "pairs"], latents: Int[Tensor, "pairs"], dict_size: int) -> "Segments":
+        """Sorts pairs by latent; those of the same latent stay in the order in which they come."""
+        in_order, order = latents.sort(stable=True)
+        # bincount would look at the largest index, for which the host has to wait
+        offsets = torch.searchsorted(in_order, torch.arange(dict_size + 1, device=latents.device))
+        return cls(order, tokens[order], in_order, offsets)
 
 
 class Support:
@@ -34,7 +42,7 @@ class Support:
         self,
         indices: Int[Tensor, "batch k"] | Int[Tensor, "pairs"],
         dict_size: int,
-        offsets: Int[Tensor, "batch+1"] | None = None,
+        offsets: Int[Tensor, "token_starts"] | None = None,
     ):
         self.indices = indices
         self.dict_size = dict_size
@@ -58,7 +66,7 @@ class Support:
         return self.indices.flatten()
 
     @property
-    def offsets(self) -> Int[Tensor, "batch+1"]:
+    def offsets(self) -> Int[Tensor, "token_starts"]:
         """Where the pairs of each token begin, and the number of pairs."""
         if self._offsets is None:
             n_tokens, k = self.indices.shape
@@ -81,10 +89,7 @@ class Support:
     def segments(self) -> Segments:
         """The pairs sorted by latent, in order of token within a latent: sums come out the same every time."""
         if self._segments is None:
-            latents, order = self.latents.sort(stable=True)
-            # bincount would look at the largest index, for which the host has to wait
-            offsets = torch.searchsorted(latents, torch.arange(self.dict_size + 1, device=latents.device))
-            self._segments = Segments(order, self.tokens[order], latents, offsets)
+            self._segments = Segments.of(self.tokens, self.latents, self.dict_size)
         return self._segments
 
     def first(self, k: int) -> "Support":

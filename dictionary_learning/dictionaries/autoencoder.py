@@ -64,7 +64,7 @@ class SparseAutoencoder(Dictionary):
 
     def pre_activations(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         """Returns what the nonlinearity is given."""
-        return nn.functional.linear(self._centered(x), self.W_enc, self.b_enc)
+        return nn.functional.linear(self._checked(x) - self.b_dec, self.W_enc, self.b_enc)
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         k = self.nonlinearity.fixed_k
@@ -88,7 +88,7 @@ class SparseAutoencoder(Dictionary):
         if k is None:
             name = type(self.nonlinearity).__name__
             raise ConfigError(f"{name} does not keep a fixed number of latents; use encode, or give k.")
-        return ops.topk_encode(self._centered(x), self.W_enc, self.b_enc, min(k, self.dict_size))
+        return ops.topk_encode(self._checked(x), self.W_enc, self.b_enc, min(k, self.dict_size), center=self.b_dec)
 
     def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
         return latents.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
@@ -132,10 +132,10 @@ class SparseAutoencoder(Dictionary):
         """`decoder.weight` (activation_dim, dict_size) and `decoder.bias`, as in `torch.nn.Linear`."""
         return LinearView(self.W_dec.T, self.b_dec)
 
-    def _centered(self, x: Tensor) -> Tensor:
+    def _checked(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.activation_dim:
             raise ConfigError(
                 f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}. "
                 "Check that they come from the site that it was trained on."
             )
-        return x.to(self.W_enc.dtype) - self.b_dec
+        return x.to(self.W_enc.dtype)

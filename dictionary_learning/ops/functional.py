@@ -1,4 +1,7 @@
-"""The operations as callers know them."""
+"""The operations as callers know them.
+
+All compute in float32 at least, and return that, whatever their tensors are stored in.
+"""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -6,7 +9,7 @@ from torch import Tensor
 from dictionary_learning.latents import SparseLatents
 from dictionary_learning.ops import (
     reference,  # noqa: F401
-    sparse,  # noqa: F401
+    torch_kernels,  # noqa: F401
 )
 from dictionary_learning.ops.dispatch import resolve
 
@@ -16,13 +19,32 @@ def topk_encode(
     W_enc: Float[Tensor, "dict_size dim"],
     b_enc: Float[Tensor, "dict_size"],
     k: int,
+    *,
+    center: Float[Tensor, "dim"] | None = None,
 ) -> SparseLatents:
-    """Keeps the k largest of relu(W_enc x + b_enc) of each token, the largest first.
+    """Keeps the k largest of relu(W_enc (x - center) + b_enc) of each token, the largest first.
 
-    Where fewer than k are positive, the rest are kept with the value 0. Gradients reach x, W_enc and b_enc through the
-    kept positive values. Which of equal values is kept is not specified.
+    Where fewer than k are positive, the rest are kept with the value 0. Gradients reach x, center, W_enc and b_enc through
+    the kept positive values. Which of equal values is kept is not specified. A token with a value that is not finite
+    gets values that are not; the others do not notice.
     """
-    return resolve("topk_encode", x, W_enc, b_enc, k)(x, W_enc, b_enc, k)
+    return resolve("topk_encode", x, W_enc, b_enc, k, center)(x, W_enc, b_enc, k, center)
+
+
+def batch_topk_encode(
+    x: Float[Tensor, "batch dim"],
+    W_enc: Float[Tensor, "dict_size dim"],
+    b_enc: Float[Tensor, "dict_size"],
+    k: int,
+    *,
+    center: Float[Tensor, "dim"] | None = None,
+) -> SparseLatents:
+    """Keeps the k * batch largest of relu(W_enc (x - center) + b_enc) of all tokens together, and none that is zero.
+
+    A token may keep more than k or none: the support is ragged. Gradients are as in `topk_encode`. A token with a
+    value that is not finite keeps none.
+    """
+    return resolve("batch_topk_encode", x, W_enc, b_enc, k, center)(x, W_enc, b_enc, k, center)
 
 
 def sparse_decode(latents: SparseLatents, W_dec: Float[Tensor, "dict_size dim"]) -> Float[Tensor, "batch dim"]:

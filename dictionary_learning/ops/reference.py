@@ -5,15 +5,35 @@ from torch import Tensor
 
 from dictionary_learning.latents import SparseLatents, Support, to_dense
 from dictionary_learning.ops.dispatch import implements
+from dictionary_learning.ops.precision import full, without_autocast
 
 
 @implements("topk_encode", "reference")
-def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> SparseLatents:
-    pre = torch.nn.functional.linear(x, W_enc, b_enc).relu()  # (batch, dict_size)
-    values, indices = pre.topk(k, dim=-1)
+def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, center: Tensor | None) -> SparseLatents:
+    values, indices = _rectified(x, W_enc, b_enc, center).topk(k, dim=-1)
     return SparseLatents(values, Support(indices, W_enc.shape[0]))
+
+
+@implements("batch_topk_encode", "reference")
+def batch_topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, center: Tensor | None) -> SparseLatents:
+    pre = _rectified(x, W_enc, b_enc, center)
+    with torch.no_grad():
+        flat = torch.where(pre.isfinite().all(-1, keepdim=True), pre, 0.0).flatten()
+        chosen = flat.topk(min(k * len(x), flat.numel())).indices.sort().values
+        chosen = chosen[flat[chosen] > 0]
+        tokens, latents = chosen // W_enc.shape[0], chosen % W_enc.shape[0]
+        offsets = torch.searchsorted(tokens, torch.arange(len(x) + 1, device=x.device))
+    return SparseLatents(pre[tokens, latents], Support(latents, W_enc.shape[0], offsets))
 
 
 @implements("sparse_decode", "reference")
 def sparse_decode(latents: SparseLatents, W_dec: Tensor) -> Tensor:
-    return to_dense(latents) @ W_dec
+    with without_autocast(W_dec):
+        return to_dense(latents).to(full(W_dec).dtype) @ full(W_dec)
+
+
+def _rectified(x: Tensor, W_enc: Tensor, b_enc: Tensor, center: Tensor | None) -> Tensor:
+    """Returns relu(W_enc (x - center) + b_enc): (batch, dict_size)."""
+    with without_autocast(x):
+        centered = full(x) if center is None else full(x) - full(center)
+        return torch.nn.functional.linear(centered, full(W_enc), full(b_enc)).relu()

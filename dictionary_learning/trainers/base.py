@@ -120,12 +120,8 @@ class SAETrainer(ABC):
         """Returns the loss of a batch; changes nothing."""
 
     @abstractmethod
-    def constrain(self) -> None:
-        """Changes gradients before the optimizer's step."""
-
-    @abstractmethod
     def observe(self, loss: Loss, n_tokens: int) -> None:
-        """Changes weights and statistics after the optimizer's step."""
+        """Changes statistics after the optimizer's step, and weights that it left in want of it."""
 
     @abstractmethod
     def learning_rate(self, step: int) -> float:
@@ -165,7 +161,6 @@ class SAETrainer(ABC):
         x, loss = self._last
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step) * group.get("lr_factor", 1.0)
-        self.constrain()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -13,7 +13,7 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, fired
 from dictionary_learning.trainers.base import TRAINERS, Loss, SAETrainer
 from dictionary_learning.trainers.dead_latents import DeadLatents
-from dictionary_learning.trainers.optimizers import clip_gradients_, normalize_rows_, remove_parallel_gradient_
+from dictionary_learning.trainers.row_adam import RowAdam
 from dictionary_learning.trainers.schedules import WarmupDecay, annealed_k
 
 _LR, _LR_WIDTH = 4.5e-3, 2**14
@@ -122,14 +122,13 @@ class TrainerTopK(SAETrainer):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         settings = self.config_values
-        fused = self.device.type in ("cpu", "cuda")
-        betas = (settings.beta1, settings.beta2)
         factors = {"W_enc": settings.encoder_lr_factor, "W_dec": settings.decoder_lr_factor}
         groups = [
-            {"params": [parameter], "lr_factor": factors.get(name, 1.0)}
+            {"params": [parameter], "lr_factor": factors.get(name, 1.0), "unit_rows": name == "W_dec"}
             for name, parameter in self.dictionary.named_parameters()
         ]
-        return torch.optim.Adam(groups, betas=betas, eps=settings.eps, fused=fused)
+        betas = (settings.beta1, settings.beta2)
+        return RowAdam(groups, betas=betas, eps=settings.eps, max_grad_norm=settings.max_grad_norm)
 
     def learning_rate(self, step: int) -> float:
         return self.lr * self.schedule(step)
@@ -158,14 +157,7 @@ class TrainerTopK(SAETrainer):
             total = total + settings.auxk_alpha * terms["auxk_loss"]
         return Loss(total, terms, Reconstruction(x_hat, latents))
 
-    def constrain(self) -> None:
-        # first the projection, then the norm: else the norm counts what is thrown away
-        remove_parallel_gradient_(self.dictionary.W_dec)
-        if self.config_values.max_grad_norm is not None:
-            clip_gradients_(self.dictionary.parameters(), self.config_values.max_grad_norm)
-
     def observe(self, loss: Loss, n_tokens: int) -> None:
-        normalize_rows_(self.dictionary.W_dec)
         latents = loss.reconstruction.latents
         assert isinstance(latents, SparseLatents)
         self.dead.observe(fired(latents), n_tokens)

@@ -6,7 +6,7 @@ import torch
 from dictionary_learning import ops
 from dictionary_learning.errors import UnknownNameError
 from dictionary_learning.latents import to_dense
-from dictionary_learning.ops import sparse
+from dictionary_learning.ops import scan
 
 BACKENDS = [name for name in ops.available() if name != "reference"]
 SHAPES = [(7, 5, 40, 1), (33, 16, 100, 4), (64, 24, 203, 25), (3, 8, 64, 64), (0, 8, 64, 3), (1, 1, 9, 1)]
@@ -66,7 +66,7 @@ def test_coarse_selection_equals_that_of_float32(monkeypatch):
     W = torch.nn.functional.normalize(torch.randn(2048, 64, generator=generator), dim=-1)
     b = 0.01 * torch.randn(2048, generator=generator)
     exact = (x.double() @ W.double().T + b.double()).topk(32).indices.sort(-1).values
-    monkeypatch.setattr(sparse, "bfloat16_is_fast", lambda _: True)
+    monkeypatch.setattr(scan, "bfloat16_is_fast", lambda _: True)
     with ops.use_backend("sparse"):
         coarse = ops.topk_encode(x, W, b, 32).indices.sort(-1).values
     assert torch.equal(coarse, exact)
@@ -91,14 +91,3 @@ def test_backend_is_chosen_by_name_and_by_variable(monkeypatch):
         ops.topk_encode(torch.ones(1, 2), torch.ones(9, 2), torch.zeros(9), 1)
     with pytest.raises(UnknownNameError), ops.use_backend("nothing"):
         pass
-
-
-def test_largest_by_group_equals_top_k_where_positive():
-    pre = torch.randn(50, 16 * 40).bfloat16()
-    pre[7] = -pre[7].abs()  # a row with nothing positive
-    pre[8, 5:] = -1.0  # and one with fewer positive than k
-    values, indices = sparse._largest_by_group(pre, 12)
-    assert torch.equal(pre.gather(1, indices), values)
-    assert all(len(set(row)) == 12 for row in indices.tolist())
-    expected = pre.topk(12).values.relu()
-    assert torch.equal(values.relu().sort(descending=True).values, expected)

@@ -4,7 +4,6 @@ import torch
 from dictionary_learning import AutoEncoderTopK, TopKTrainer, TrainerTopK, ops
 from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.trainers.dead_latents import DeadLatents
-from dictionary_learning.trainers.optimizers import clip_gradients_, normalize_rows_, remove_parallel_gradient_
 from dictionary_learning.trainers.schedules import WarmupDecay, annealed_k
 from tests.tiny import Planted
 
@@ -297,24 +296,6 @@ def test_schedule_rises_stays_and_falls_and_is_never_zero():
     assert WarmupDecay(3, 0, 3)(0) == 1
     with pytest.raises(ConfigError, match="warmup_steps=9"):
         WarmupDecay(10, 9, 8)
-
-
-def test_constraints_by_brute_force():
-    weight = torch.nn.Parameter(torch.nn.functional.normalize(torch.randn(7, 5), dim=1))
-    weight.grad = torch.randn(7, 5)
-    expected = weight.grad - (weight.grad * weight).sum(1, keepdim=True) * weight.detach()
-    remove_parallel_gradient_(weight)
-    torch.testing.assert_close(weight.grad, expected)
-    other = torch.nn.Parameter(torch.zeros(3))
-    other.grad = torch.full((3,), 5.0)
-    norm = torch.cat([weight.grad.flatten(), other.grad]).norm()
-    torch.testing.assert_close(clip_gradients_([weight, other], 1.0), norm)
-    torch.testing.assert_close(torch.cat([weight.grad.flatten(), other.grad]).norm(), torch.tensor(1.0))
-    clip_gradients_([weight, other], 10.0)
-    torch.testing.assert_close(torch.cat([weight.grad.flatten(), other.grad]).norm(), torch.tensor(1.0))
-    rows = torch.randn(4, 6)
-    normalize_rows_(rows)
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(4))
 
 
 def test_known_names_and_options_are_taken():

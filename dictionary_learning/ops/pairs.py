@@ -1,0 +1,83 @@
+"""Sums and dot products over (token, latent) pairs in plain PyTorch, without a tensor of pairs * width.
+
+* Every sum over the kept latents of a token, or over the tokens of a latent, is an `embedding_bag`: a gather that adds
+  up as it reads.
+* Dot products for given pairs are a sampled product on the CPU; elsewhere the gradient of `embedding_bag` for its weights.
+  Read latent by latent, each row of W comes from memory once, and only the activations must stay in the cache.
+"""
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from dictionary_learning.latents import Segments, Support
+
+
+def sum_over_kept(values: Tensor, support: Support, W: Tensor) -> Tensor:
+    """Returns for each token the sum over its pairs of value * W_i: (B, D)."""
+    return torch.nn.functional.embedding_bag(
+        support.latents,
+        W,
+        support.offsets,
+        per_sample_weights=values.flatten(),
+        mode="sum",
+        include_last_offset=True,
+    )
+
+
+def sum_over_tokens(values: Tensor, support: Support, x: Tensor) -> Tensor:
+    """Returns for each latent the sum over its pairs of value * x_n: (F, D)."""
+    segments = support.segments
+    return torch.nn.functional.embedding_bag(
+        segments.tokens,
+        x.contiguous(),
+        segments.offsets,
+        per_sample_weights=values.flatten()[segments.order],
+        mode="sum",
+        include_last_offset=True,
+    )
+
+
+def totals(values: Tensor, support: Support) -> Tensor:
+    """Returns for each latent the sum over its pairs of the value: (F,)."""
+    segments = support.segments
+    return torch.segment_reduce(values.flatten()[segments.order], "sum", offsets=segments.offsets, axis=0)
+
+
+def pair_dots(x: Tensor, W: Tensor, support: Support) -> Tensor:
+    """Returns x_n . W_i of each pair (n, i), in the shape of the support's indices."""
+    return dots(x, W, support.segments).view(support.indices.shape)
+
+
+def dots(x: Tensor, W: Tensor, segments: Segments) -> Tensor:
+    """Returns x_n . W_i of each pair (n, i), in the order that the pairs had before they were sorted: (P,)."""
+    if x.device.type == "cpu":
+        products = _sampled_product(W, x, segments.offsets, segments.tokens)
+    else:
+        offsets = torch.zeros(1, dtype=torch.long, device=x.device)  # unused when the bags are given
+        arguments = (W, x.contiguous(), segments.tokens, offsets, segments.latents, 0)
+        products = torch.ops.aten._embedding_bag_per_sample_weights_backward(*arguments)
+    return torch.empty_like(products).index_copy_(0, segments.order, products)
+
+
+def _sampled_product(rows: Tensor, columns: Tensor, offsets: Tensor, indices: Tensor) -> Tensor:
+    """Returns rows_i . columns_j for the j that the compressed rows list for each i."""
+    _silence_notice_of_sparse_layout()
+    sampled = torch.sparse_csr_tensor(
+        offsets,
+        indices,
+        torch.zeros(len(indices), dtype=rows.dtype),
+        size=(len(rows), len(columns)),
+        check_invariants=False,
+    )
+    return torch.sparse.sampled_addmm(sampled, rows, columns.T, beta=0.0, out=sampled).values()
+
+
+@functools.cache
+def _silence_notice_of_sparse_layout() -> None:
+    # PyTorch says once in a process that the layout is in beta; that is no news to who trains a dictionary
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))
