@@ -9,6 +9,7 @@ from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.dictionaries import (
     AutoEncoder,
     AutoEncoderTopK,
+    BatchTopKSAE,
     Dictionary,
     IdentityDict,
     SparseAutoencoder,
@@ -19,7 +20,7 @@ from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate
 from dictionary_learning.evaluation.reports import write_report
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
-from dictionary_learning.trainers import SAETrainer, TopKTrainer, TrainerTopK
+from dictionary_learning.trainers import BatchTopKTrainer, SAETrainer, TopKTrainer, TrainerTopK
 from dictionary_learning.training import trainSAE
 
 __version__ = "1.0.0.dev0"
@@ -28,6 +29,8 @@ __all__ = [
     "ActivationBuffer",
     "AutoEncoder",
     "AutoEncoderTopK",
+    "BatchTopKSAE",
+    "BatchTopKTrainer",
     "Candidate",
     "Dictionary",
     "EvaluationConfig",

@@ -1,12 +1,24 @@
 """What the hardware is fast at: found by asking it, or by timing it once."""
 
+import ctypes
 import functools
+import logging
+import os
+import platform
 import time
 
 import torch
 
 _FASTER = 1.5
 """How much faster a bfloat16 product must be than a float32 one to be preferred: well outside the noise of timing."""
+
+KEEP_MEMORY = "DICTIONARY_LEARNING_KEEP_MEMORY"
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+"""Names of glibc's malloc.h."""
+_SETTINGS = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 1 << 26))
+"""Large blocks come from the heap, which never shrinks, and grows by 64 MiB at a time."""
+
+logger = logging.getLogger(__name__)
 
 
 def default_device() -> torch.device:
@@ -35,6 +47,22 @@ def bfloat16_is_fast(device_type: str) -> bool:
 def fast_dtype(device: torch.device) -> torch.dtype:
     """Returns bfloat16 where the device is fast at it, else float32."""
     return torch.bfloat16 if bfloat16_is_fast(device.type) else torch.float32
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Asks the C library to keep memory that is freed, for the rest of the process; returns whether it will.
+
+    By default glibc gives each large block back to the kernel and asks for it again at the next step, and the kernel fills every
+    page with zeros anew: a third of the time of a training step on a CPU. The process then keeps its largest size.
+    Only glibc is asked, and not where the environment variable DICTIONARY_LEARNING_KEEP_MEMORY is 0.
+    """
+    if platform.libc_ver()[0] != "glibc" or os.environ.get(KEEP_MEMORY) == "0":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    kept = all(mallopt(name, value) for name, value in _SETTINGS)
+    logger.debug("Freed memory is kept by the process: %s", "yes" if kept else "the C library refused")
+    return kept
 
 
 def float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -92,10 +92,6 @@ class Support:
             self._segments = Segments.of(self.tokens, self.latents, self.dict_size)
         return self._segments
 
-    def first(self, k: int) -> "Support":
-        """Returns the support of the first k columns of a (batch, k) support."""
-        return self if k == self.indices.shape[1] else Support(self.indices[:, :k], self.dict_size)
-
 
 class SparseLatents(NamedTuple):
     """Latents as values at a support; all others are zero, and a value may be zero too."""
@@ -128,6 +124,12 @@ def to_dense(latents: Latents) -> Float[Tensor, "batch dict_size"]:
     if support.is_ragged:
         return dense.index_put((support.tokens, support.latents), latents.values)
     return dense.scatter(1, latents.indices, latents.values)
+
+
+def largest(latents: SparseLatents, k: int) -> SparseLatents:
+    """Returns the k largest of each token of latents with the same number for each token."""
+    values, order = latents.values.topk(k, dim=-1, sorted=False)
+    return SparseLatents(values, Support(latents.indices.gather(-1, order), latents.dict_size))
 
 
 def nonzeros(latents: Latents) -> Tensor:

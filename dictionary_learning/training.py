@@ -15,8 +15,8 @@ from dictionary_learning.activations.scaling import ActivationStream, root_mean_
 from dictionary_learning.config import coerce
 from dictionary_learning.dictionaries import Dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.hardware import default_device
-from dictionary_learning.loggers import ConsoleLogger, JSONLLogger, LoggerGroup, MetricLogger, WandbLogger
+from dictionary_learning.hardware import default_device, keep_freed_memory
+from dictionary_learning.loggers import Alarm, ConsoleLogger, JSONLLogger, LoggerGroup, MetricLogger, WandbLogger
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, SAETrainer
 
@@ -109,10 +109,12 @@ def trainSAE(
         )
     steps = coerce(steps, int)
     device = torch.device(device) if device is not None else default_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     stream = ActivationStream(data)
     trainees = _trainees(trainer_configs, stream, steps, device, normalize_activations)
     configs = {t.name: _sections(t, data, run_cfg) for t in trainees}
-    sinks = list(loggers)
+    sinks = [Alarm(), *loggers]
     if save_dir is not None:
         sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl"))
     if use_wandb:

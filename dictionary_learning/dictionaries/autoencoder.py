@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries.initialization import unit_rows
-from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonlinearity
+from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, KeepsSetNumber, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, to_dense
 
@@ -53,9 +53,10 @@ class SparseAutoencoder(Dictionary):
         if isinstance(nonlinearity, dict):
             options = dict(nonlinearity)
             nonlinearity = NONLINEARITIES[options.pop("name", "")](**options)
-        k = nonlinearity.fixed_k
-        if k is not None and k > dict_size:
-            raise ConfigError(f"TopK cannot keep k={k} of dict_size={dict_size} latents; lower k or raise dict_size.")
+        k = nonlinearity.k if isinstance(nonlinearity, KeepsSetNumber) else 0
+        if k > dict_size:
+            name = type(nonlinearity).__name__
+            raise ConfigError(f"{name} cannot keep k={k} of dict_size={dict_size} latents; lower k or raise dict_size.")
         self.nonlinearity = nonlinearity
         self.W_dec = nn.Parameter(unit_rows(dict_size, activation_dim, generator))
         self.W_enc = nn.Parameter(self.W_dec.detach().clone())
@@ -64,7 +65,7 @@ class SparseAutoencoder(Dictionary):
 
     def pre_activations(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         """Returns what the nonlinearity is given."""
-        return nn.functional.linear(self._checked(x) - self.b_dec, self.W_enc, self.b_enc)
+        return nn.functional.linear(self._checked(x).to(self.dtype) - self.b_dec, self.W_enc, self.b_enc)
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         k = self.nonlinearity.fixed_k
@@ -75,26 +76,22 @@ class SparseAutoencoder(Dictionary):
         return latents
 
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
-        """Returns the kept latents only.
+        """Returns the kept latents only, in float32 at least.
 
         Args:
             x: the activations.
-            k: how many to keep instead of the nonlinearity's own number, as while k is annealed.
+            k: how many a token keeps instead of the nonlinearity's own number, as while k is annealed.
 
         Raises:
-            ConfigError: the nonlinearity does not keep a fixed number of latents.
+            ConfigError: the nonlinearity keeps no set number of latents.
         """
-        k = k or self.nonlinearity.fixed_k
-        if k is None:
-            name = type(self.nonlinearity).__name__
-            raise ConfigError(f"{name} does not keep a fixed number of latents; use encode, or give k.")
-        return ops.topk_encode(self._checked(x), self.W_enc, self.b_enc, min(k, self.dict_size), center=self.b_dec)
+        return self.nonlinearity.encode_sparse(self._checked(x), self.W_enc, self.b_enc, self.b_dec, k)
 
     def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
         return latents.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
 
     def decode_sparse(self, latents: SparseLatents) -> Float[Tensor, "batch activation_dim"]:
-        """Returns the activations that sparse latents stand for."""
+        """Returns the activations that sparse latents stand for, in float32 at least."""
         return ops.sparse_decode(latents, self.W_dec) + self.b_dec
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
@@ -138,4 +135,4 @@ class SparseAutoencoder(Dictionary):
                 f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}. "
                 "Check that they come from the site that it was trained on."
             )
-        return x.to(self.W_enc.dtype)
+        return x.to(torch.promote_types(self.dtype, torch.float32))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
-from dictionary_learning.dictionaries.nonlinearities import ReLU, TopK
+from dictionary_learning.dictionaries.nonlinearities import BatchTopK, ReLU, TopK
 from dictionary_learning.latents import to_dense
 
 
@@ -59,10 +59,59 @@ class AutoEncoderTopK(SparseAutoencoder):
             return super().encode(x)
         flat, lead = pack([x], "* dim")
         kept = self.encode_sparse(flat)
+        values, order = kept.values.sort(dim=-1, descending=True)
         dense, values, indices = (
-            unpack(tensor, lead, "* latents")[0] for tensor in (to_dense(kept), kept.values, kept.indices)
+            unpack(tensor, lead, "* latents")[0] for tensor in (to_dense(kept), values, kept.indices.gather(-1, order))
         )
         return dense, values, indices, self.pre_activations(x).relu()
+
+    def options(self) -> dict[str, Any]:
+        return {"activation_dim": self.activation_dim, "dict_size": self.dict_size, "k": self.k}
+
+
+@DICTIONARIES.register("BatchTopKSAE")
+class BatchTopKSAE(SparseAutoencoder):
+    """An autoencoder that keeps the k * batch largest latents of a batch (Bussmann et al. 2024, https://arxiv.org/abs/2412.06410).
+
+    Outside training, latents fire above the learnt threshold, so that a token's do not depend on its batch.
+    """
+
+    nonlinearity: BatchTopK
+
+    def __init__(self, activation_dim: int, dict_size: int, k: int, *, generator: torch.Generator | None = None):
+        super().__init__(activation_dim, dict_size, BatchTopK(k), generator=generator)
+
+    @property
+    def k(self) -> int:
+        """How many latents of a token may be non-zero, on average over a batch."""
+        return self.nonlinearity.k
+
+    @property
+    def threshold(self) -> Tensor:
+        """The threshold learnt for inference; -1 if there is none."""
+        return self.nonlinearity.threshold
+
+    def encode(
+        self, x: Float[Tensor, "*batch activation_dim"], return_active: bool = False, use_threshold: bool = True
+    ) -> Any:
+        """Returns the latents, dense.
+
+        Args:
+            x: the activations.
+            return_active: returns (latents, which latents fire on any token, relu of all pre-activations) instead.
+            use_threshold: latents fire above the learnt threshold; else the k * tokens largest are kept.
+
+        Raises:
+            ConfigError: no threshold was learnt, and it is to be used.
+        """
+        if use_threshold:
+            dense = super().encode(x)
+        else:
+            flat, lead = pack([x], "* dim")
+            (dense,) = unpack(to_dense(self.encode_sparse(flat)), lead, "* latents")
+        if not return_active:
+            return dense
+        return dense, (dense > 0).flatten(0, -2).any(0), self.pre_activations(x).relu()
 
     def options(self) -> dict[str, Any]:
         return {"activation_dim": self.activation_dim, "dict_size": self.dict_size, "k": self.k}

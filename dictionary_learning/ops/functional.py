@@ -3,7 +3,10 @@
 All compute in float32 at least, and return that, whatever their tensors are stored in.
 """
 
-from jaxtyping import Float
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.latents import SparseLatents
@@ -22,7 +25,7 @@ def topk_encode(
     *,
     center: Float[Tensor, "dim"] | None = None,
 ) -> SparseLatents:
-    """Keeps the k largest of relu(W_enc (x - center) + b_enc) of each token, the largest first.
+    """Keeps the k largest of relu(W_enc (x - center) + b_enc) of each token, in no order.
 
     Where fewer than k are positive, the rest are kept with the value 0. Gradients reach x, center, W_enc and b_enc through
     the kept positive values. Which of equal values is kept is not specified. A token with a value that is not finite
@@ -50,3 +53,21 @@ def batch_topk_encode(
 def sparse_decode(latents: SparseLatents, W_dec: Float[Tensor, "dict_size dim"]) -> Float[Tensor, "batch dim"]:
     """Returns the sum over the kept latents of value times row of W_dec; gradients reach the values and W_dec."""
     return resolve("sparse_decode", latents, W_dec)(latents, W_dec)
+
+
+def take_rows(weight: Float[Tensor, "rows *dim"], indices: Int[Tensor, "n"]) -> Float[Tensor, "n *dim"]:
+    """Returns rows of a weight, none twice; the gradient is written to its place, not added up."""
+    return _TakeRows.apply(weight, indices)  # type: ignore[return-value]
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.n_rows = weight.shape[0]
+        return weight.index_select(0, indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (indices,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.n_rows, *grad.shape[1:]).index_copy_(0, indices, grad), None

@@ -14,7 +14,7 @@ class Selected(NamedTuple):
     """Kept pre-activations, those below zero as zero, and which they are."""
 
     values: Tensor
-    """(B, K), the largest first, or (P,)."""
+    """(B, K) or (P,)."""
     support: Support
 
 

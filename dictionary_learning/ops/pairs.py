@@ -14,30 +14,21 @@ from torch import Tensor
 
 from dictionary_learning.latents import Segments, Support
 
+_REUSE = 128
+"""Pairs for each row of a table from which on sums are made some columns at a time."""
+_COLUMNS = 96
+"""Columns at a time: a table of 2,048 rows is then 0.75 MiB."""
+
 
 def sum_over_kept(values: Tensor, support: Support, W: Tensor) -> Tensor:
     """Returns for each token the sum over its pairs of value * W_i: (B, D)."""
-    return torch.nn.functional.embedding_bag(
-        support.latents,
-        W,
-        support.offsets,
-        per_sample_weights=values.flatten(),
-        mode="sum",
-        include_last_offset=True,
-    )
+    return _weighted_sums(support.latents, W, support.offsets, values.flatten())
 
 
 def sum_over_tokens(values: Tensor, support: Support, x: Tensor) -> Tensor:
     """Returns for each latent the sum over its pairs of value * x_n: (F, D)."""
     segments = support.segments
-    return torch.nn.functional.embedding_bag(
-        segments.tokens,
-        x.contiguous(),
-        segments.offsets,
-        per_sample_weights=values.flatten()[segments.order],
-        mode="sum",
-        include_last_offset=True,
-    )
+    return _weighted_sums(segments.tokens, x, segments.offsets, values.flatten()[segments.order])
 
 
 def totals(values: Tensor, support: Support) -> Tensor:
@@ -54,7 +45,7 @@ def pair_dots(x: Tensor, W: Tensor, support: Support) -> Tensor:
 def dots(x: Tensor, W: Tensor, segments: Segments) -> Tensor:
     """Returns x_n . W_i of each pair (n, i), in the order that the pairs had before they were sorted: (P,)."""
     if x.device.type == "cpu":
-        products = _sampled_product(W, x, segments.offsets, segments.tokens)
+        products = sampled_product(W, x, segments.offsets, segments.tokens)
     else:
         offsets = torch.zeros(1, dtype=torch.long, device=x.device)  # unused when the bags are given
         arguments = (W, x.contiguous(), segments.tokens, offsets, segments.latents, 0)
@@ -62,7 +53,24 @@ def dots(x: Tensor, W: Tensor, segments: Segments) -> Tensor:
     return torch.empty_like(products).index_copy_(0, segments.order, products)
 
 
-def _sampled_product(rows: Tensor, columns: Tensor, offsets: Tensor, indices: Tensor) -> Tensor:
+def _weighted_sums(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Returns for each stretch of `rows` the sum of weight * row of the table."""
+
+    def sums(columns: Tensor) -> Tensor:
+        return torch.nn.functional.embedding_bag(
+            rows, columns.contiguous(), offsets, per_sample_weights=weights, mode="sum", include_last_offset=True
+        )
+
+    if len(rows) < _REUSE * max(len(table), 1) or table.device.type != "cpu":
+        return sums(table)
+    # each row is read so often that it pays to have the table in the nearer cache, some columns at a time
+    out = table.new_empty(len(offsets) - 1, table.shape[1])
+    for place, columns in zip(out.split(_COLUMNS, dim=1), table.split(_COLUMNS, dim=1), strict=True):
+        place.copy_(sums(columns))
+    return out
+
+
+def sampled_product(rows: Tensor, columns: Tensor, offsets: Tensor, indices: Tensor) -> Tensor:
     """Returns rows_i . columns_j for the j that the compressed rows list for each i."""
     _silence_notice_of_sparse_layout()
     sampled = torch.sparse_csr_tensor(

@@ -13,20 +13,23 @@ from torch import Tensor
 
 from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.latents import Segments
-from dictionary_learning.ops.pairs import dots
+from dictionary_learning.ops.pairs import dots, sampled_product
 
 _CHUNK_BYTES = 1 << 23
 """Pre-activations held at once: they stay in the cache."""
-_GROUPS_FOR_EACH_KEPT = 4
+_GROUPS_FOR_EACH_KEPT = 2
 """So many groups for each kept latent: few of the largest then share a group, and the bound is close to the K-th value."""
 _LARGEST_GROUP = 128
-_LARGEST_PART = 16
+_PART = 16
+"""Within larger groups, what reaches the bound is looked for in parts of so many; in smaller ones, one by one."""
 _ROUNDING = 2.0**-9
 """The largest relative error of a number rounded to bfloat16."""
 _SPREAD = 8.0
 """Standard deviations of the error of a product by which the bound is lowered: so many that few tokens are computed twice."""
 _SAFETY = 2.0
 """How much larger the error of a latent that was not found may be than the largest seen among those found for its token."""
+_REUSE = 64
+"""Pairs for each latent from which on products are made token by token."""
 _SAMPLE = 512
 """Latents whose weights tell how large the rounding errors of the products are."""
 
@@ -73,7 +76,7 @@ class Scan:
     def __init__(self, x: Tensor, W: Tensor, b: Tensor, group: int):
         self.x, self.W, self.b, self.group = x, W, b, group
         self.is_coarse = x.dtype == torch.float32 and bfloat16_is_fast("cpu")
-        self._part = min(group, _LARGEST_PART)
+        self._part = _PART if group >= _PART else 1
         self._width = -(-len(W) // group) * group
         dtype = torch.bfloat16 if self.is_coarse else x.dtype
         self._x, self._W, self._b = x.to(dtype), W.to(dtype), b.to(dtype)
@@ -106,9 +109,8 @@ class Scan:
             x = self._x[rows]
             pre = torch.addmm(self._b, x, self._W.T, out=place[: len(x)])
             stored = pre.view(torch.int16) if self.is_coarse else pre
-            parts = stored.view(len(x), self._part, -1).amax(1)
-            groups = parts.view(len(x), self.group // self._part, -1).amax(1) if self.group > self._part else parts
-            yield Chunk(rows, stored, parts, groups)
+            parts = _maxima(stored, self._part)
+            yield Chunk(rows, stored, parts, _maxima(parts, self.group // self._part))
 
     def values(self, stored: Tensor) -> Tensor:
         """Returns the numbers that are stored."""
@@ -127,23 +129,37 @@ class Scan:
     def reaching(self, chunk: Chunk, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns token, latent and stored value of all that reach the bound of their token."""
         least = (bound.view(torch.int32) >> 16).to(torch.int16) if self.is_coarse else bound  # rounded down
+        start, _, step = chunk.rows.indices(len(self.x))
+        if self._part == 1:
+            hits = (chunk.stored >= least.unsqueeze(1)).view(-1).nonzero().squeeze(1)
+            tokens = hits // self._width
+            return tokens * step + start, hits - tokens * self._width, chunk.stored.view(-1).take(hits)
         tokens, parts = (chunk.parts >= least.unsqueeze(1)).nonzero().unbind(1)
         places = torch.add(parts, tokens, alpha=self._width).unsqueeze(1) + self._members
         members = chunk.stored.view(-1).take(places)
         hits = (members >= least[tokens].unsqueeze(1)).view(-1).nonzero().squeeze(1)
         tokens = tokens[hits // self._part]
         latents = places.view(-1)[hits] - tokens * self._width
-        start, _, step = chunk.rows.indices(len(self.x))
         return tokens * step + start, latents, members.view(-1)[hits]
 
-    def exact(self, found: list[tuple[Tensor, Tensor, Tensor]]) -> Pairs:
-        """Returns what was found in all chunks, with its exact values."""
+    def exact(self, found: list[tuple[Tensor, Tensor, Tensor]], *, in_order: bool) -> Pairs:
+        """Returns what was found in all chunks, with its exact values.
+
+        Args:
+            found: what `reaching` returned for each chunk.
+            in_order: whether tokens come in order, that is, chunks were not strided.
+        """
         tokens, latents, stored = (torch.cat(parts) for parts in zip(*found, strict=True))
         seen = self.values(stored)
         if not self.is_coarse:
             return Pairs(tokens, latents, seen, seen)
-        segments = Segments.of(tokens, latents, len(self.W))
-        return Pairs(tokens, latents, seen, dots(self.x, self.W, segments).add_(self.b[latents]))
+        if in_order and len(tokens) >= _REUSE * len(self.W):
+            # W is read often enough to stay in the cache: no sort by latent is needed
+            starts = torch.searchsorted(tokens, torch.arange(len(self.x) + 1))
+            products = sampled_product(self.x, self.W, starts, latents)
+        else:
+            products = dots(self.x, self.W, Segments.of(tokens, latents, len(self.W)))
+        return Pairs(tokens, latents, seen, products.add_(self.b[latents]))
 
     def limit(self, bound: Tensor, error: Tensor) -> Tensor:
         """Returns what no pre-activation exceeds that was seen below the bound, given the largest error seen."""
@@ -179,6 +195,11 @@ class Table(NamedTuple):
 
         exact, errors = spread(pairs.exact, -torch.inf), spread(pairs.errors, 0.0).amax(1)
         return cls(spread(pairs.latents, 0), exact, errors, overfull)
+
+
+def _maxima(stored: Tensor, size: int) -> Tensor:
+    """Returns the maximum of each group of so many columns, which are far apart: an elementwise maximum of long rows."""
+    return stored.view(len(stored), size, -1).amax(1) if size > 1 else stored
 
 
 def _product_errors(seen: Tensor, exact: Tensor) -> Tensor:

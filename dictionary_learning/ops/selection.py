@@ -23,7 +23,7 @@ _WHOLE_BYTES = 1 << 24
 
 
 def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> Selected:
-    """Returns the k largest of relu(x W^T + b) of each row of x, the largest first."""
+    """Returns the k largest of relu(x W^T + b) of each row of x, in no order."""
     group = Scan.group_size(len(W), k)
     if group == 1 or not len(x):
         values, indices = _whole(x, W, b, k)
@@ -34,11 +34,12 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> Selected:
         kth = chunk.groups.topk(k, dim=-1, sorted=False).values.amin(-1)
         bounds.append(scan.bound(scan.values(kth), chunk.rows))
         found.append(scan.reaching(chunk, bounds[-1]))
-    table = Table.of(scan.exact(found), len(x), least=k, most=_MOST_CANDIDATES * k)
-    values, order = table.exact.topk(k, dim=-1)
+    table = Table.of(scan.exact(found, in_order=True), len(x), least=k, most=_MOST_CANDIDATES * k)
+    values, order = table.exact.topk(k, dim=-1, sorted=False)
     indices = table.latents.gather(1, order)
     # a token with too few candidates has -inf here, and one that is not finite an infinite limit
-    certain = (values[:, -1] >= scan.limit(torch.cat(bounds), table.errors)) & (values[:, -1] >= 0)
+    least = values.amin(-1)
+    certain = (least >= scan.limit(torch.cat(bounds), table.errors)) & (least >= 0)
     doubtful = (~certain | table.overfull).nonzero().squeeze(1)
     if len(doubtful):
         values[doubtful], indices[doubtful] = _whole(x[doubtful], W, b, k)
@@ -78,7 +79,7 @@ def _candidates(scan: Scan, share: float) -> tuple[Pairs, Tensor]:
         bounds.append(scan.bound(cut.expand(len(chunk.groups)), chunk.rows))
         found.append(scan.reaching(chunk, bounds[-1]))
     bound = torch.cat(bounds)
-    return scan.exact(found), torch.where(bound.isfinite(), bound, 0)
+    return scan.exact(found, in_order=False), torch.where(bound.isfinite(), bound, 0)
 
 
 def _largest_pairs(pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: int) -> Selected:
@@ -94,5 +95,5 @@ def _largest_pairs(pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: 
 def _whole(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k largest pre-activations of each row and their indices."""
     rows = max(1, _WHOLE_BYTES // (len(W) * x.itemsize))
-    parts = [torch.addmm(b, part, W.T).topk(k, dim=-1) for part in x.split(rows)]
+    parts = [torch.addmm(b, part, W.T).topk(k, dim=-1, sorted=False) for part in x.split(rows)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])

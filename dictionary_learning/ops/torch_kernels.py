@@ -17,11 +17,11 @@ class TorchKernels:
     """The computations, for tensors of any precision."""
 
     def top_k(self, x: Tensor, W: Tensor, b: Tensor, k: int) -> Selected:
-        """Returns the k largest of relu(x W^T + b) of each token, the largest first."""
+        """Returns the k largest of relu(x W^T + b) of each token."""
         if x.device.type == "cpu":
             return selection.top_k(x, full(W), full(b), k)
         # the selection above looks at what it finds, for which the host would have to wait
-        values, indices = torch.addmm(full(b), x, full(W).T).topk(k, dim=-1)
+        values, indices = torch.addmm(full(b), x, full(W).T).topk(k, dim=-1, sorted=False)
         return Selected(values.relu_(), Support(indices, len(W)))
 
     def batch_top_k(self, x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> Selected:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning.activations.finite import replace_nonfinite
 from dictionary_learning.config import BaseConfig, Registry
 from dictionary_learning.dictionaries import Dictionary, Reconstruction
 from dictionary_learning.errors import ConfigError
@@ -100,6 +101,8 @@ class SAETrainer(ABC):
             self.generator.seed()
         self.dictionary = self.build().to(self.device)
         self.optimizer = self.build_optimizer()
+        self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
+        """How many tokens had a NaN or an infinity."""
         self._prepared = False
         self._last: tuple[Tensor, Loss] | None = None
 
@@ -139,8 +142,12 @@ class SAETrainer(ABC):
         return {**self.config_values.to_dict(), **names, "device": str(self.device)}
 
     def accumulate(self, x: Float[Tensor, "batch activation_dim"], weight: float = 1.0) -> Loss:
-        """Adds the gradients of a batch, or of the share `weight` of one."""
-        x = x.to(self.device)
+        """Adds the gradients of a batch, or of the share `weight` of one.
+
+        Tokens that are not finite are replaced by others and counted.
+        """
+        x, n_replaced = replace_nonfinite(x.to(self.device))
+        self.n_nonfinite_tokens += n_replaced
         if not self._prepared:
             self.initialize(x)
         loss = self.loss(x)
@@ -151,8 +158,9 @@ class SAETrainer(ABC):
     def initialize(self, x: Float[Tensor, "n activation_dim"]) -> None:
         """Sets what depends on data; only the first call does anything."""
         if not self._prepared:
-            with torch.no_grad():
-                self.prepare(x.to(self.device, self.dictionary.dtype))
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                x, _ = replace_nonfinite(x.to(self.device))
+                self.prepare(x.to(torch.promote_types(self.dictionary.dtype, torch.float32)))
             self._prepared = True
 
     def apply(self) -> None:
@@ -188,6 +196,7 @@ class SAETrainer(ABC):
         figures["fvu"] = error / (x - x.mean(0)).pow(2).sum()
         figures["l0"] = l0(loss.reconstruction.latents)
         figures["lr"] = torch.tensor(self.learning_rate(max(self.step - 1, 0)))
+        figures["nonfinite_tokens"] = self.n_nonfinite_tokens
         return figures
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,6 +206,7 @@ class SAETrainer(ABC):
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "step": self.step,
+            "n_nonfinite_tokens": self.n_nonfinite_tokens,
             "prepared": self._prepared,
         }
 
@@ -206,6 +216,7 @@ class SAETrainer(ABC):
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self._prepared = state["step"], state["prepared"]
+        self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
 
 
 TRAINERS: Registry[type[SAETrainer]] = Registry("trainer")

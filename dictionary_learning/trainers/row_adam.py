@@ -74,6 +74,22 @@ class RowAdam(torch.optim.Optimizer):
                 self._update(group, parameters, gradients, divisor, skip)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from a saved state."""
+        super().load_state_dict(state_dict)
+        # PyTorch casts a state to its parameter's type; that of a low-precision parameter is float32 all the same
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for index, values in state_dict["state"].items():
+            p = parameters[index]
+            if p.dtype in _LOW:
+                self.state[p] = {name: value.to(p.device, copy=True) for name, value in values.items()}
+
+    @property
+    def n_skipped(self) -> Tensor:
+        """How many steps were skipped because a gradient was not finite; on the device."""
+        counts = [state["n_skipped"] for state in self.state.values()]
+        return torch.stack(counts).amax() if counts else torch.zeros(())
+
     def _gradient(self, p: Tensor, unit_rows: bool) -> Tensor:
         assert p.grad is not None
         state = self.state[p]

@@ -1,219 +1,56 @@
-"""TopK: k latents of each token, and an auxiliary loss that brings dead latents back."""
+"""TopK: k latents of each token."""
 
 import dataclasses
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning import ops
-from dictionary_learning.dictionaries import AutoEncoderTopK, Dictionary, Reconstruction, geometric_median
-from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import SparseLatents, fired
-from dictionary_learning.trainers.base import TRAINERS, Loss, SAETrainer
-from dictionary_learning.trainers.dead_latents import DeadLatents
-from dictionary_learning.trainers.row_adam import RowAdam
-from dictionary_learning.trainers.schedules import WarmupDecay, annealed_k
+from dictionary_learning.dictionaries import AutoEncoderTopK, Dictionary
+from dictionary_learning.latents import SparseLatents, largest
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.selecting import Part, SelectingTrainer
 
-_LR, _LR_WIDTH = 4.5e-3, 2**14
-_SCALE_SAMPLE = 2048
-"""Rows that the scale of the encoder is found on."""
 _MULTI_TOPK = 4
 """Multi-TopK also decodes the 4k largest latents, with weight 1/8 (Gao et al. 2024, appendix)."""
 _MULTI_TOPK_WEIGHT = 1 / 8
 
 
 @TRAINERS.register("top_k")
-class TrainerTopK(SAETrainer):
+class TrainerTopK(SelectingTrainer):
     """Trains an autoencoder that keeps the k largest latents of each token.
 
-    loss = |x - x_hat|^2 / E|x - mean|^2 + auxk_alpha * min(n_dead / k_aux, 1) * |e - e_hat|^2 / E|e - mean e|^2
-
-    where e = x - x_hat, held constant, and e_hat is decoded from the k_aux largest dead latents. Decoder rows have unit norm
-    after each step, and their gradients no part along them before it. b_dec begins as the geometric median.
-    Gao et al. 2024, https://arxiv.org/abs/2406.04093: sections 2.1, 2.3, A.1, A.2.
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093, section 2.3; the objective is that of `SelectingTrainer`.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(SAETrainer.Config):
+    class Config(SelectingTrainer.Config):
         """Settings of TopK."""
 
-        k: int = 32
-        """Latents that a token may use."""
         dict_class: type | None = None
         """The dictionary's class: AutoEncoderTopK, or one built with the same arguments."""
-        lr: float | None = None
-        """Learning rate; by default 4.5e-3 / sqrt(dict_size / 2^14): the paper's law in the width, with a factor measured for
-        these settings (docs/defaults.md)."""
-        encoder_lr_factor: float = 0.5
-        """What the learning rate is multiplied by for W_enc."""
-        decoder_lr_factor: float = 2.0
-        """What the learning rate is multiplied by for W_dec, whose rows turn without growing."""
-        beta1: float = 0.8
-        """Adam's decay of the mean gradient."""
-        beta2: float = 0.95
-        """Adam's decay of the mean squared gradient: a latent that fires again after long is not thrown far."""
-        scale_encoder: bool = True
-        """Whether the encoder begins at the scale at which the first reconstruction is best, instead of with unit rows."""
-        eps: float = 6.25e-10
-        """Adam's floor; gradients of rare latents are small (Gao et al. 2024, A.1)."""
-        warmup_steps: int | None = None
-        """Steps over which the learning rate rises; by default a tenth of the run, at most 1,000."""
-        decay_start: int | None = None
-        """The step from which the learning rate falls to 0; by default after 20% of the run, or after the warm-up."""
-        max_grad_norm: float | None = 1e-3
-        """Gradients are scaled down to this common norm, where the loss is a share of the variance; so low that it makes them
-        all equally long. None for no limit."""
-        auxk_alpha: float = 1 / 32
-        """Weight of the auxiliary loss."""
-        k_aux: int | None = None
-        """Dead latents that the auxiliary loss uses for a token; by default half the width of the activations."""
-        dead_feature_threshold: int = 10_000_000
-        """Tokens without firing after which a latent is dead."""
-        k_anneal_steps: int | None = None
-        """Steps over which k falls to its value from the width of the activations; None to begin with it."""
         multi_topk: bool = False
         """Whether the 4k largest latents are decoded too, with weight 1/8."""
-        threshold_beta: float = 0.999
-        """Decay of the moving average that learns the threshold for inference."""
-        threshold_start_step: int = 1000
-        """The step from which that average is kept; before it, the threshold is the last batch's."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.k < 1 or (self.dict_size is not None and self.k > self.dict_size):
-                raise ConfigError(
-                    f"TopK cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise dict_size."
-                )
 
     config_values: Config
-    dictionary: AutoEncoderTopK
-    aliases: ClassVar = {"top_k_aux": "k_aux"}
-
-    def __init__(self, config: Config | None = None, /, **options: Any):
-        super().__init__(config, **options)
-        settings = self.config_values
-        dim, size = self.activation_dim, self.dict_size
-        self.lr = settings.lr if settings.lr is not None else _LR / (size / _LR_WIDTH) ** 0.5
-        warmup = min(1000, self.steps // 10) if settings.warmup_steps is None else settings.warmup_steps
-        decay = max(self.steps // 5, min(warmup, self.steps)) if settings.decay_start is None else settings.decay_start
-        warmup = min(warmup, decay) if settings.warmup_steps is None else warmup
-        self.schedule = WarmupDecay(self.steps, warmup, decay)
-        self.k_aux = settings.k_aux or max(dim // 2, 1)
-        # what is saved says what was used, not that a default was
-        self.config_values = settings.replace(lr=self.lr, warmup_steps=warmup, decay_start=decay, k_aux=self.k_aux)
-        self.dead = DeadLatents(size, settings.dead_feature_threshold, self.device)
-        self.loss_scale = torch.ones((), device=self.device)
-        """One over the variance of the activations, estimated once, so that the weights of the terms mean the same everywhere."""
-
-    @property
-    def k(self) -> int:
-        """How many latents are kept at the current step."""
-        settings = self.config_values
-        return annealed_k(
-            settings.k, max(self.dictionary.activation_dim, settings.k), self.step, settings.k_anneal_steps
-        )
 
     def build(self) -> Dictionary:
         settings = self.config_values
         build = settings.dict_class or AutoEncoderTopK
         return build(self.activation_dim, self.dict_size, settings.k, generator=self.generator)
 
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        settings = self.config_values
-        factors = {"W_enc": settings.encoder_lr_factor, "W_dec": settings.decoder_lr_factor}
-        groups = [
-            {"params": [parameter], "lr_factor": factors.get(name, 1.0), "unit_rows": name == "W_dec"}
-            for name, parameter in self.dictionary.named_parameters()
-        ]
-        betas = (settings.beta1, settings.beta2)
-        return RowAdam(groups, betas=betas, eps=settings.eps, max_grad_norm=settings.max_grad_norm)
+    def parts(self, x: Float[Tensor, "batch activation_dim"]) -> list[Part]:
+        if not self.config_values.multi_topk:
+            return [Part("l2_loss", 1.0, self.dictionary.encode_sparse(x, self.k))]
+        wide = self.dictionary.encode_sparse(x, min(_MULTI_TOPK * self.k, self.dict_size))
+        return [Part("l2_loss", 1.0, largest(wide, self.k)), Part("multi_topk_loss", _MULTI_TOPK_WEIGHT, wide)]
 
-    def learning_rate(self, step: int) -> float:
-        return self.lr * self.schedule(step)
-
-    def prepare(self, x: Float[Tensor, "n activation_dim"]) -> None:
-        self.dictionary.b_dec.copy_(geometric_median(x))
-        variance = (x - x.mean(0)).pow(2).sum(-1).mean()
-        self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)  # a constant input has nothing to explain
-        if self.config_values.scale_encoder:
-            self._scale_encoder(x)
-
-    def loss(self, x: Float[Tensor, "batch activation_dim"]) -> Loss:
-        dictionary, settings, k = self.dictionary, self.config_values, self.k
-        x = x.to(dictionary.dtype)
-        wide_k = min(_MULTI_TOPK * k, dictionary.dict_size) if settings.multi_topk else k
-        wide = dictionary.encode_sparse(x, wide_k)
-        latents = SparseLatents(wide.values[:, :k], wide.support.first(k))  # the largest come first
-        x_hat = dictionary.decode_sparse(latents)
-        terms = {"l2_loss": (x_hat - x).pow(2).sum(-1).mean()}
-        total = terms["l2_loss"] * self.loss_scale
-        if settings.multi_topk:
-            terms["multi_topk_loss"] = (dictionary.decode_sparse(wide) - x).pow(2).sum(-1).mean()
-            total = total + _MULTI_TOPK_WEIGHT * self.loss_scale * terms["multi_topk_loss"]
-        if settings.auxk_alpha and self.dead.indices is not None:
-            terms["auxk_loss"] = self._auxk_loss(x, (x - x_hat).detach(), self.dead.indices)
-            total = total + settings.auxk_alpha * terms["auxk_loss"]
-        return Loss(total, terms, Reconstruction(x_hat, latents))
-
-    def observe(self, loss: Loss, n_tokens: int) -> None:
-        latents = loss.reconstruction.latents
-        assert isinstance(latents, SparseLatents)
-        self.dead.observe(fired(latents), n_tokens)
-        self._learn_threshold(latents.values.detach())
-
-    def metrics(self) -> dict[str, Float[Tensor, ""]]:
-        figures = super().metrics()
-        if figures:
-            figures["dead_features"] = self.dead.mask.sum()
-            figures["effective_l0"] = torch.tensor(self.k)
-        return figures
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "dead": self.dead.state_dict(), "loss_scale": self.loss_scale}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.dead.load_state_dict(state["dead"])
-        self.loss_scale = state["loss_scale"].to(self.device)
-
-    def _scale_encoder(self, x: Tensor) -> None:
-        """Multiplies the encoder by the s that minimizes |x - b_dec - s y|^2, with y what is decoded at first.
-
-        With many latents for each direction, the k largest overlap, and unit rows overshoot.
-        """
-        dictionary = self.dictionary
-        x = x[:_SCALE_SAMPLE]
-        decoded = dictionary.decode_sparse(dictionary.encode_sparse(x)) - dictionary.b_dec
-        length = decoded.pow(2).sum()
-        if length > 0:
-            dictionary.W_enc.mul_(((x - dictionary.b_dec) * decoded).sum() / length)
-
-    def _auxk_loss(self, x: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
-        """Returns how badly dead latents predict the residual, scaled down while they are few."""
-        dictionary = self.dictionary
-        n_kept = min(self.k_aux, len(dead))
-        # b_dec is no part of what dead latents are to explain, so it gets no gradient from here
-        centered = x - dictionary.b_dec.detach()
-        latents = ops.topk_encode(centered, dictionary.W_enc[dead], dictionary.b_enc[dead], n_kept)
-        predicted = ops.sparse_decode(latents, dictionary.W_dec[dead])
-        variance = (residual - residual.mean(0)).pow(2).sum(-1).mean()
-        loss = (predicted - residual).pow(2).sum(-1).mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
-        return loss.nan_to_num(0.0) * min(len(dead) / self.k_aux, 1.0)
-
-    def _learn_threshold(self, values: Float[Tensor, "batch k"]) -> None:
-        """Moves the threshold toward the mean over tokens of the least positive value kept."""
-        positive = values > 0
-        least = torch.where(positive, values, torch.inf).amin(-1)
-        some = positive.any(-1)
-        mean = torch.where(some, least, 0).sum() / some.sum()
-        threshold = self.dictionary.threshold
-        since = self.step - self.config_values.threshold_start_step
-        # the weight of an average over all steps since the start, until the decay sets in: no bias toward the first
-        weight = max(1 - self.config_values.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
-        moved = torch.lerp(threshold, mean.to(threshold.dtype), weight)
-        threshold.copy_(torch.where(some.any(), moved, threshold))
+    def lowest(self, latents: SparseLatents) -> Float[Tensor, ""]:
+        """Returns the mean over tokens of the least positive value kept."""
+        values = latents.values.detach()
+        least = torch.where(values > 0, values, torch.inf).amin(-1)
+        some = least.isfinite()
+        return torch.where(some.any(), torch.where(some, least, 0).sum() / some.sum(), torch.inf)
 
 
 TopKTrainer = TrainerTopK

@@ -6,6 +6,7 @@ import torch
 from dictionary_learning import (
     AutoEncoder,
     AutoEncoderTopK,
+    BatchTopKSAE,
     IdentityDict,
     SparseAutoencoder,
     load_dictionary,
@@ -18,6 +19,7 @@ from dictionary_learning.errors import CheckpointError, ConfigError
 BUILD = {
     "AutoEncoder": lambda: AutoEncoder(12, 40),
     "AutoEncoderTopK": lambda: AutoEncoderTopK(12, 40, 3),
+    "BatchTopKSAE": lambda: BatchTopKSAE(12, 40, 3),
     "SparseAutoencoder": lambda: SparseAutoencoder(12, 40, {"name": "top_k", "k": 5}),
     "IdentityDict": lambda: IdentityDict(12),
 }
@@ -110,6 +112,35 @@ def test_threshold_is_used_only_once_learnt():
     torch.testing.assert_close(dictionary.encode(x, use_threshold=True), pre * (pre > 0.5))
 
 
+class TestBatchTopK:
+    def test_keeps_the_largest_of_all_tokens_by_brute_force(self):
+        dictionary = BatchTopKSAE(12, 40, 3)
+        x = torch.randn(2, 5, 12) * torch.logspace(-1, 1, 5).unsqueeze(1)
+        latents = dictionary.encode(x, use_threshold=False)
+        pre = dictionary.pre_activations(x).relu()
+        cut = pre.flatten().sort(descending=True).values[3 * 10 - 1]
+        torch.testing.assert_close(latents, pre * (pre >= cut))
+        counts = (latents > 0).sum(-1)
+        assert counts.sum() == 30 and counts.max() > 3 > counts.min()  # tokens that need more get more
+
+    def test_without_a_threshold_nothing_is_encoded_silently(self):
+        with pytest.raises(ConfigError, match="no learnt threshold"):
+            BatchTopKSAE(12, 40, 3).encode(torch.randn(5, 12))
+
+    def test_latents_above_the_threshold_do_not_depend_on_the_batch(self):
+        dictionary = BatchTopKSAE(12, 40, 3)
+        dictionary.threshold.fill_(0.5)
+        x = torch.randn(20, 12)
+        torch.testing.assert_close(dictionary.encode(x)[:1], dictionary.encode(x[:1]))
+
+    def test_return_active_gives_the_known_three(self):
+        dictionary = BatchTopKSAE(12, 40, 1)
+        x = torch.randn(2, 5, 12)
+        dense, active, post = dictionary.encode(x, return_active=True, use_threshold=False)
+        assert (dense.shape, active.shape, post.shape) == ((2, 5, 40), (40,), (2, 5, 40))
+        assert torch.equal(active, (dense.view(10, 40) > 0).any(0)) and 0 < active.sum() < 40
+
+
 def test_threshold_stays_float32():
     dictionary = AutoEncoderTopK(12, 40, 3)
     dictionary.threshold.fill_(0.1)
@@ -147,8 +178,10 @@ def test_bad_shapes_are_refused():
 
 @pytest.mark.parametrize("name", list(NONLINEARITIES))
 def test_nonlinearity_is_built_again_from_its_options(name):
-    built = NONLINEARITIES[name](**({"k": 3} if name == "top_k" else {}))
+    built = NONLINEARITIES[name](**({"k": 3} if name != "relu" else {}))
     again = NONLINEARITIES[name](**built.options())
+    for buffer in [*built.buffers(), *again.buffers()]:
+        buffer.fill_(0.2)
     pre = torch.randn(5, 9)
     assert torch.equal(built(pre), again(pre))
 

@@ -1,0 +1,196 @@
+"""What every trainer promises, whatever its method."""
+
+import pytest
+import torch
+
+from dictionary_learning import ops
+from dictionary_learning.latents import Segments
+from dictionary_learning.trainers import TRAINERS, SAETrainer
+from tests.tiny import Planted
+
+OPTIONS = {"activation_dim": 32, "dict_size": 96, "k": 3, "steps": 100, "device": "cpu"}
+EVENTFUL = {"dead_feature_threshold": 200, "threshold_start_step": 3, "k_anneal_steps": 15}
+"""Everything that changes over a run does so within a few steps."""
+
+
+@pytest.fixture(params=list(TRAINERS))
+def build(request):
+    def built(**options) -> SAETrainer:
+        return TRAINERS[request.param](**{**OPTIONS, **options})
+
+    return built
+
+
+def state(t: SAETrainer) -> list[torch.Tensor]:
+    """Returns copies of all tensors of the trainer's state, in one order."""
+    found = []
+
+    def walk(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append(value.clone())
+        elif isinstance(value, dict):
+            for _, item in sorted(value.items(), key=lambda pair: str(pair[0])):
+                walk(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item)
+
+    walk(t.state_dict())
+    return found
+
+
+def run(t: SAETrainer, steps: int, n: int = 64, autocast: torch.dtype | None = None) -> list[float]:
+    batches = list(Planted().batches(steps, n))
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        return [t.update(t.step, x).item() for x in batches]
+
+
+def test_planted_features_are_recovered(build):
+    data = Planted()
+    t = build(dict_size=64, k=4, steps=400)
+    for x in data.batches(400):
+        t.update(t.step, x)
+    assert (data.features @ t.dictionary.W_dec.T).amax(1).mean() > 0.95
+    x = data.batch(2048)
+    fvu = (t.dictionary(x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    assert fvu < 0.1
+
+
+def test_loss_does_not_change_state(build):
+    t = build(**EVENTFUL)
+    run(t, 6)
+    before, random = state(t), torch.get_rng_state()
+    x = Planted(seed=1).batch(64)
+    first = t.loss(x).total
+    t.metrics()
+    assert t.loss(x).total == first
+    assert all(torch.equal(a, b) for a, b in zip(before, state(t), strict=True))
+    assert torch.equal(random, torch.get_rng_state())
+    assert t.step == 6
+
+
+def test_same_seed_gives_the_same_bits(build):
+    def final(seed: int) -> list[torch.Tensor]:
+        t = build(seed=seed, **EVENTFUL)
+        run(t, 8)
+        return state(t)
+
+    assert all(torch.equal(a, b) for a, b in zip(final(1), final(1), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(final(1), final(2), strict=True) if a.is_floating_point())
+
+
+def test_resumed_trainer_ends_in_the_same_bits(build):
+    batches = list(Planted().batches(20, 64))
+    whole, first, second = build(**EVENTFUL), build(**EVENTFUL), build(**EVENTFUL)
+    for x in batches:
+        whole.update(whole.step, x)
+    for x in batches[:9]:
+        first.update(first.step, x)
+    second.load_state_dict(first.state_dict())
+    for x in batches[9:]:
+        second.update(second.step, x)
+    assert all(torch.equal(a, b) for a, b in zip(state(whole), state(second), strict=True))
+
+
+def test_every_parameter_learns(build):
+    t = build()
+    x = Planted().batch(256)
+    t.initialize(x)
+    before = {name: p.clone() for name, p in t.dictionary.named_parameters()}
+    t.update(0, x)
+    assert all(not torch.equal(p, before[name]) for name, p in t.dictionary.named_parameters())
+
+
+def test_decoder_rows_have_unit_norm_after_each_step(build):
+    t = build()
+    for x in Planted().batches(5):
+        t.update(t.step, x)
+        torch.testing.assert_close(t.dictionary.W_dec.norm(dim=1), torch.ones(96))
+
+
+@pytest.mark.parametrize("backend", [name for name in ops.available() if name != "triton"])
+@pytest.mark.parametrize("multiplier", [1, 12])
+def test_every_backend_learns_the_same(build, backend, multiplier):
+    """The same run, eventful and with dead latents; with more of them kept than the sparse forms are made for, too."""
+
+    def losses(name: str) -> list[float]:
+        with ops.use_backend(name):
+            return run(build(k=multiplier, **EVENTFUL), 20)
+
+    assert losses(backend) == pytest.approx(losses("reference"), rel=1e-3)
+
+
+class TestNonfinite:
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("row", [0, 7, 63])
+    def test_token_is_counted_and_the_others_do_not_notice(self, build, bad, row):
+        t = build()
+        run(t, 3)
+        x = Planted(seed=2).batch(64)
+        x[row, 5] = bad
+        t.update(t.step, x)
+        assert t.metrics()["nonfinite_tokens"] == 1
+        assert all(tensor.isfinite().all() for tensor in state(t) if tensor.is_floating_point())
+
+    def test_first_batch_may_hold_some(self, build):
+        t = build()
+        x = Planted().batch(64)
+        x[:3] = torch.nan
+        t.update(0, x)
+        assert t.dictionary.b_dec.isfinite().all() and t.metrics()["nonfinite_tokens"] == 3
+
+    def test_batch_without_a_finite_token_changes_no_weight_and_is_counted(self, build):
+        t = build()
+        run(t, 3)
+        before = [p.clone() for p in t.dictionary.parameters()]
+        t.update(t.step, torch.full((64, 32), torch.nan))
+        for p, q in zip(before, t.dictionary.parameters(), strict=True):
+            torch.testing.assert_close(q, p, rtol=0, atol=1e-6)  # rows may be given unit norm once more
+        assert t.metrics()["skipped_steps"] == 1
+        run(t, 3)
+        assert all(p.isfinite().all() for p in t.dictionary.parameters())
+
+    def test_activations_with_large_outliers_give_finite_losses(self, build):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            t = build()
+            t.dictionary.to(dtype)
+            x = Planted().batch(64)
+            x[:, 3] = 20_000.0  # squares overflow float16, and sums of them bfloat16's precision
+            x[5] *= 3
+            assert all(torch.isfinite(t.update(t.step, x.to(dtype))) for _ in range(5)), dtype
+            assert all(p.isfinite().all() for p in t.dictionary.parameters()), dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_weights_are_trained_beside_their_full_ones(build, dtype):
+    """Steps far below the precision of bfloat16 add up: the run ends where float32's does, up to rounding."""
+    full, low = build(lr=1e-4, scale_encoder=False), build(lr=1e-4, scale_encoder=False)
+    start = low.dictionary.W_enc.detach().to(dtype).float()
+    with torch.no_grad():
+        for t in (full, low):
+            for p in t.dictionary.parameters():
+                p.copy_(p.to(dtype))
+    low.dictionary.to(dtype)
+    run(full, 30), run(low, 30)
+    moved = (full.dictionary.W_enc - start).abs().mean()
+    off = (low.optimizer.state[low.dictionary.W_enc]["master"] - full.dictionary.W_enc).abs().mean()
+    assert off < 0.3 * moved
+    assert low.dictionary.threshold.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(build, dtype):
+    assert run(build(), 5, autocast=dtype) == run(build(), 5)
+
+
+def test_one_sort_by_latent_serves_all_gradients(build, monkeypatch):
+    t = build()
+    run(t, 2)
+    sorts = []
+    segments = Segments.of
+    monkeypatch.setattr(Segments, "of", lambda *pairs: sorts.append(pairs) or segments(*pairs))
+    with ops.use_backend("sparse"):
+        loss = t.loss(Planted(seed=3).batch(64))
+        sorts.clear()  # those of the selection
+        loss.total.backward()
+    assert len(sorts) == 1
