@@ -92,7 +92,8 @@ class _EncodeAt(torch.autograd.Function):
         grad_center = None
         if need_center:
             # the sum over tokens of W^T g is W^T of the sum: no gradient of each token's x is needed for it
-            grad_center = -grad_x.sum(0) if grad_x is not None else -(grad_b @ full(W))
+            with without_autocast(W):
+                grad_center = -grad_x.sum(0) if grad_x is not None else -(grad_b @ full(W))
         gradients = (grad_x, grad_center, grad_W, grad_b if need_b else None)
         cast = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *cast, None, None, None
