@@ -1,52 +1,204 @@
-"""One training step of TopK, everything included, against one encode product of the same shape in the same process.
+"""One training step, everything included, against one encode product of the same shape and against the peers' steps.
 
-About 1 minute on 2 cores.
+Each figure comes from a process of its own, and each ratio from figures of one run. About 6 minutes on 2 cores, 4 more for the
+peers, and 3 more for the curves (--curves draws docs/images/step.png).
 """
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
-from common import BATCH, DICT_SIZE, K, machine, median_ms, table
+from common import BATCH, DICT_SIZE, ROOT, K, machine, median_ms, peer
 
-from dictionary_learning import TrainerTopK, ops
+from dictionary_learning import ops
+from dictionary_learning.hardware import keep_freed_memory
+from dictionary_learning.ops import scan
+from dictionary_learning.trainers import TRAINERS, SAETrainer
+
+SHAPE = (576, DICT_SIZE, K, BATCH)
+SHAPES = (SHAPE, (768, 32_768, 64, 2048), (2048, 16_384, 64, 1024))
+"""Width, latents, k, batch."""
+DEAD = 0.3
+PEERS = ("sparsify", "dl", "saelens")
 
 
-def step_ms(dim: int, dict_size: int, k: int, batch: int, steps: int) -> float:
-    """Returns the median time of a step on random activations that are not centered."""
+def batches(dim: int, batch: int, n: int = 4) -> list[torch.Tensor]:
+    """Returns random activations that are not centered, as real ones are not."""
     generator = torch.Generator().manual_seed(0)
-    trainer = TrainerTopK(activation_dim=dim, dict_size=dict_size, k=k, steps=1000, device="cpu")
     mean = torch.randn(dim, generator=generator)
+    return [torch.randn(batch, dim, generator=generator) + mean for _ in range(n)]
+
+
+def build(kind: str, dim: int, dict_size: int, k: int) -> SAETrainer:
+    """Returns a trainer of one of the variants that are measured."""
+    method = "batch_top_k" if kind == "batch_top_k" else "top_k"
+    trainer = TRAINERS[method](activation_dim=dim, dict_size=dict_size, k=k, steps=1000, device="cpu")
+    if kind == "float32":
+        scan.bfloat16_is_fast = lambda _: False
+    return trainer
+
+
+def make_dead(trainer: Any, share: float) -> None:
+    """Makes a share of the latents dead, and keeps them so."""
+    n_dead = int(share * trainer.dict_size)
+    trainer.dead.n_tokens = trainer.dead.after_tokens + 1
+    observe = trainer.dead.observe
+
+    def observe_and_stay(fired: torch.Tensor, n_tokens: int) -> None:
+        fired[:n_dead] = False
+        observe(fired, n_tokens)
+
+    trainer.dead.observe = observe_and_stay
+    trainer.dead.tokens_since_fired[:n_dead] = trainer.dead.after_tokens + 1
+
+
+def measure(kind: str, dim: int, dict_size: int, k: int, batch: int, steps: int) -> dict[str, float]:
+    """Returns ms of an encode product in float32 and of a step, and the peak of memory beside what the trainer keeps."""
+    keep_freed_memory()
+    xs = batches(dim, batch)
+    if kind == "product":
+        W = torch.randn(dict_size, dim)
+        out = torch.empty(batch, dict_size)
+        return {"ms": median_ms(lambda: torch.mm(xs[0], W.T, out=out), steps)}
+    trainers = [build(kind, dim, dict_size, k) for _ in range(6 if kind == "six" else 1)]
+    if kind == "dead":
+        make_dead(trainers[0], DEAD)
+    kept = sum(p.numel() * p.element_size() for t in trainers for p in t.dictionary.parameters())
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     times = []
-    for step in range(steps + 3):
-        x = torch.randn(batch, dim, generator=generator) + mean
-        start = time.perf_counter()
-        trainer.update(step, x)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[3:]) * 1e3
+    with ops.use_backend("reference" if kind == "reference" else None):
+        for n in range(steps + 4):
+            start = time.perf_counter()
+            for trainer in trainers:
+                trainer.update(n, xs[n % len(xs)])
+            times.append((time.perf_counter() - start) * 1e3)
+    # gradients and two means of Adam are what every path keeps
+    return {"ms": statistics.median(times[4:]), "extra_mib": (resident("VmHWM") - before - 3 * kept) / 2**20}
+
+
+def resident(name: str) -> int:
+    """Returns the bytes of memory of this process, now (VmRSS) or at most (VmHWM)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
+
+
+def apart(kind: str, shape: tuple[int, ...], steps: int = 20) -> dict[str, float]:
+    """Measures in a process of its own."""
+    command = [sys.executable, __file__, "--one", kind, *map(str, shape), str(steps)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def peer_ms(name: str, shape: tuple[int, ...], steps: int = 20) -> float | None:
+    """Returns ms of a peer's own step on such activations."""
+    dim, dict_size, k, batch = shape
+    options = json.dumps({"steps": steps + 4, "batch": batch, "dict_size": dict_size, "k": k})
+    found = peer(name, "top_k_step.py", name, f"random:{dim}", options)
+    return found["ms"] if found else None
+
+
+def main_table(peers: tuple[str, ...]) -> list[str]:
+    """Returns the lines of the table of shapes."""
+    lines = [
+        f"| width, latents, k, batch | product, ms | step, ms | in products | {' | '.join(f'{p}, ms | times {p}' for p in peers)} |",
+        "|---" * (4 + 2 * len(peers)) + "|",
+    ]
+    for shape in SHAPES:
+        product, step = apart("product", shape)["ms"], apart("top_k", shape)["ms"]
+        cells = [", ".join(f"{n:,}" for n in shape), f"{product:.0f}", f"{step:.1f}", f"{step / product:.2f}"]
+        for name in peers:
+            # the dense peers take seconds at the larger shapes: a few steps will do
+            other = peer_ms(name, shape, 20 if shape == SHAPE else 6)
+            cells += ["", ""] if other is None else [f"{other:.0f}", f"{other / step:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def variants_table() -> list[str]:
+    """Returns the lines of the table of variants of the first shape."""
+    product, step = apart("product", SHAPE)["ms"], apart("top_k", SHAPE)
+    dense = apart("reference", SHAPE, 6)
+    lines = ["| variant | ms | in products | in TopK steps | extra memory, MiB |", "|---|---|---|---|---|"]
+    names = {
+        "top_k": "TopK",
+        "float32": "TopK, float32 throughout",
+        "batch_top_k": "BatchTopK",
+        "dead": f"TopK, AuxK on {DEAD:.0%} dead latents",
+        "six": "six dictionaries on one site",
+    }
+    for kind, name in names.items():
+        found = step if kind == "top_k" else apart(kind, SHAPE)
+        ms = found["ms"]
+        lines.append(
+            f"| {name} | {ms:.1f} | {ms / product:.2f} | {ms / step['ms']:.2f} | {found['extra_mib']:.0f} |",
+        )
+        print(lines[-1], flush=True)
+    lines.append(
+        f"| TopK, dense reference | {dense['ms']:.0f} | {dense['ms'] / product:.1f} | {dense['ms'] / step['ms']:.1f} "
+        f"| {dense['extra_mib']:.0f} |"
+    )
+    lines.append(f"\nExtra memory: {step['extra_mib'] / dense['extra_mib']:.2f} of the dense path's.")
+    return lines
+
+
+def curves(path: Path) -> None:
+    """Draws how the time of a step grows with the latents, with k and with the batch."""
+    from matplotlib.figure import Figure
+
+    dim, dict_size, k, batch = SHAPE
+    axes_values = {
+        "latents": [(dim, n, k, batch) for n in (2304, 4608, 9216, 18_432, 36_864, 73_728)],
+        "k": [(dim, dict_size, n, batch) for n in (4, 8, 16, 32, 64, 128, 256, 512)],
+        "batch": [(dim, dict_size, k, n) for n in (256, 512, 1024, 2048, 4096, 8192)],
+    }
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, (name, shapes) in zip(figure.subplots(1, 3), axes_values.items(), strict=True):
+        position = {"latents": 1, "k": 2, "batch": 3}[name]
+        for kind, label in (
+            ("top_k", "TopK"),
+            ("float32", "TopK, float32 throughout"),
+            ("product", "encode product, float32"),
+        ):
+            ms = [apart(kind, shape, 7)["ms"] for shape in shapes]
+            axes.plot([shape[position] for shape in shapes], ms, marker="o", markersize=4, label=label)
+            print(name, kind, [f"{value:.1f}" for value in ms], flush=True)
+        axes.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
+        axes.set_xticks([shape[position] for shape in shapes], [f"{shape[position]:,}" for shape in shapes], fontsize=8)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(
+        f"One step: width {dim}, {dict_size:,} latents, k {k}, batch {batch:,}, one of them varied", fontsize=10
+    )
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
-    steps = parser.parse_args().steps
-    rows = [("machine", machine())]
-    for dim, dict_size, k, batch in ((576, DICT_SIZE, K, BATCH), (768, 32_768, 64, 2048)):
-        x, W = torch.randn(batch, dim), torch.randn(dict_size, dim)
-        product = median_ms(lambda x=x, W=W: x @ W.T)
-        fast = step_ms(dim, dict_size, k, batch, steps)
-        rows.append(
-            (
-                f"d {dim}, {dict_size} latents, k {k}, batch {batch}",
-                f"{fast:.1f} ms, {fast / product:.2f} encode products of {product:.1f} ms",
-            )
-        )
-    with ops.use_backend("reference"):
-        dense = step_ms(576, DICT_SIZE, K, BATCH, 5)
-    rows.append(("the first shape, dense reference", f"{dense:.1f} ms"))
-    print(table(rows))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    parser.add_argument("--curves", action="store_true")
+    parser.add_argument("--one", nargs=6, metavar=("KIND", "DIM", "LATENTS", "K", "BATCH", "STEPS"))
+    arguments = parser.parse_args()
+    if arguments.one:
+        kind, *numbers = arguments.one
+        print(json.dumps(measure(kind, *map(int, numbers))))
+        return
+    print(f"{machine()}\n", flush=True)
+    tables = [main_table(tuple(arguments.peers)), variants_table()]
+    print("\n" + "\n\n".join("\n".join(lines) for lines in tables))
+    if arguments.curves:
+        curves(ROOT / "docs" / "images" / "step.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A peer's own TopK training on saved activations, with its own defaults, in its own environment.
 
-usage: top_k_step.py {sparsify,dl,saelens} ROWS.safetensors '{"steps": 190, "batch": 2048, "dict_size": 9216, "k": 32}'
-Prints a line of JSON: median ms of a step, and FVU on both parts held out.
+usage: top_k_step.py {sparsify,dl,saelens} {ROWS.safetensors,random:WIDTH} '{"steps": 190, "batch": 2048, "dict_size": 9216, "k": 32}'
+Prints a line of JSON: median ms of a step, and FVU on the parts held out, if there are any.
 """
 
 import json
@@ -14,7 +14,14 @@ from safetensors.torch import load_file
 
 peer, path, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 steps, batch, dict_size, k = (options[name] for name in ("steps", "batch", "dict_size", "k"))
-rows = load_file(path)
+if path.startswith("random:"):
+    # a few batches of activations that are not centered, again and again
+    dim = int(path.removeprefix("random:"))
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(4 * batch, dim, generator=generator) + torch.randn(dim, generator=generator)
+    rows = {"train": few.repeat(-(-steps // 4), 1)}
+else:
+    rows = load_file(path)
 dim = rows["train"].shape[1]
 torch.manual_seed(0)
 order = torch.randperm(len(rows["train"]), generator=torch.Generator().manual_seed(0))[: steps * batch]
@@ -93,7 +100,7 @@ for n, part in enumerate(order.split(batch)):
 finish()
 result = {"peer": peer, "ms": statistics.median(times[3:]) * 1e3}
 with torch.no_grad():
-    for name in ("near", "far"):
+    for name in set(rows) - {"train"}:
         held = rows[name][:16384].float()
         error = sum((reconstruct(x) - x).pow(2).sum() for x in held.split(batch))
         result[name] = float(error / (held - held.mean(0)).pow(2).sum())

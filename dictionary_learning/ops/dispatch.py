@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from dictionary_learning.errors import UnknownNameError
-from dictionary_learning.hardware import bfloat16_is_fast
 
 VARIABLE = "DICTIONARY_LEARNING_BACKEND"
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,6 +31,17 @@ class Implementation(NamedTuple):
 
 
 _implementations: dict[str, list[Implementation]] = {}
+_answers: dict[str, Callable[[torch.device], tuple[bool, str]]] = {}
+
+
+def answers_for(backend: str) -> Callable[[F], F]:
+    """Registers the decorated function, which tells whether a backend serves a device, and what it does there or why not."""
+
+    def decorate(function: F) -> F:
+        _answers[backend] = function
+        return function
+
+    return decorate
 
 
 def implements(operation: str, backend: str, serves: Callable[..., bool] = lambda *_: True) -> Callable[[F], F]:
@@ -84,14 +94,16 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def status(device: torch.device) -> dict[str, str]:
-    """Returns for each operation which form float32 tensors on the device get, and why."""
+    """Returns which form of each operation float32 tensors on the device get, and about each backend what it does there."""
     forced = backend()
-    why = f"asked for by use_backend or {VARIABLE}" if forced else "the fastest that serves float32 tensors here"
-    coarse = device.type == "cpu" and bfloat16_is_fast("cpu")
-    select = (
-        "bfloat16 candidates, re-ranked in float32"
-        if coarse
-        else "float32 (bfloat16 products are not faster on this CPU, or it is none)"
-    )
-    lines = {name: f"{forced or forms[0].backend} ({why})" for name, forms in _implementations.items()}
-    return {**lines, "selection of the top k": select if (forced or "sparse") == "sparse" else "float32"}
+    lines = {}
+    for operation, forms in _implementations.items():
+        usable = [
+            form.backend for form in forms if forced in (None, form.backend) and _answers[form.backend](device)[0]
+        ]
+        chosen = usable[0] if usable else "reference"
+        lines[operation] = f"{chosen}, as asked for by use_backend or {VARIABLE}" if chosen == forced else chosen
+    for name in available():
+        does, answer = _answers[name](device)
+        lines[f"backend {name}"] = answer if does else f"not used: {answer}"
+    return lines

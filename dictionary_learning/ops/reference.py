@@ -4,8 +4,13 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.latents import SparseLatents, Support, to_dense
-from dictionary_learning.ops.dispatch import implements
+from dictionary_learning.ops.dispatch import answers_for, implements
 from dictionary_learning.ops.precision import full, without_autocast
+
+
+@answers_for("reference")
+def answer(device: torch.device) -> tuple[bool, str]:
+    return True, "dense products and torch.topk; also where so many latents are kept that the others do not pay"
 
 
 @implements("topk_encode", "reference")

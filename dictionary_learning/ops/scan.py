@@ -24,12 +24,13 @@ _PART = 16
 """Within larger groups, what reaches the bound is looked for in parts of so many; in smaller ones, one by one."""
 _ROUNDING = 2.0**-9
 """The largest relative error of a number rounded to bfloat16."""
-_SPREAD = 8.0
+_SPREAD = 10.0
 """Standard deviations of the error of a product by which the bound is lowered: so many that few tokens are computed twice."""
 _SAFETY = 2.0
 """How much larger the error of a latent that was not found may be than the largest seen among those found for its token."""
 _REUSE = 64
 """Pairs for each latent from which on products are made token by token."""
+_MORE_THAN_ANY = 2**15 - 1
 _SAMPLE = 512
 """Latents whose weights tell how large the rounding errors of the products are."""
 
@@ -58,6 +59,11 @@ class Chunk(NamedTuple):
     """The maximum of each part of a group."""
     groups: Tensor
     """The maximum of each group."""
+
+
+def chunk_rows(n_tokens: int, width: int, itemsize: int) -> int:
+    """Returns how many tokens' pre-activations, of so many bytes for each latent, are held at once."""
+    return max(1, min(n_tokens, _CHUNK_BYTES // (width * itemsize)))
 
 
 class Scan:
@@ -100,8 +106,7 @@ class Scan:
 
     def chunks(self, *, strided: bool = False) -> Iterator[Chunk]:
         """Yields the chunks, each in the place of the one before; strided ones take tokens at equal distances."""
-        most = max(1, _CHUNK_BYTES // (self._width * self._x.itemsize))
-        n_chunks = -(-len(self.x) // most)
+        n_chunks = -(-len(self.x) // chunk_rows(len(self.x), self._width, self._x.itemsize))
         n_rows = -(-len(self.x) // max(n_chunks, 1))
         place = self._x.new_empty(n_rows, self._width)
         for i in range(n_chunks):
@@ -119,16 +124,19 @@ class Scan:
     def bound(self, values: Tensor, rows: slice) -> Tensor:
         """Returns the bound that surely all reach whose exact value is at least as large as these seem; never below zero.
 
-        It is infinite for a token that is not finite: nothing is found for it.
+        It is NaN for a token that is not finite: nothing is found for it.
         """
         slack = self._slack[rows]
         if self.is_coarse:
             values = values - slack - 2 * _ROUNDING * values
-        return torch.where(slack.isfinite() & values.isfinite(), values.clamp_min(0), torch.inf)
+        return torch.where(slack.isfinite() & values.isfinite(), values.clamp_min(0), torch.nan)
 
     def reaching(self, chunk: Chunk, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns token, latent and stored value of all that reach the bound of their token."""
-        least = (bound.view(torch.int32) >> 16).to(torch.int16) if self.is_coarse else bound  # rounded down
+        least = bound
+        if self.is_coarse:
+            bits = bound.view(torch.int32) >> 16  # of bfloat16, rounded down
+            least = torch.where(bound.isnan(), _MORE_THAN_ANY, bits).to(torch.int16)
         start, _, step = chunk.rows.indices(len(self.x))
         if self._part == 1:
             hits = (chunk.stored >= least.unsqueeze(1)).view(-1).nonzero().squeeze(1)

@@ -18,6 +18,7 @@ _MOST_CANDIDATES = 4
 """A token with more than so many candidates for each kept latent is computed in whole."""
 _SURPLUS = 1.1
 """Candidates of a batch that are aimed at for each one kept: the guess of the bound is then seldom too high."""
+_FEW = 32
 _WHOLE_BYTES = 1 << 24
 """Pre-activations held at once where all are computed in full precision."""
 
@@ -95,5 +96,10 @@ def _largest_pairs(pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: 
 def _whole(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k largest pre-activations of each row and their indices."""
     rows = max(1, _WHOLE_BYTES // (len(W) * x.itemsize))
-    parts = [torch.addmm(b, part, W.T).topk(k, dim=-1, sorted=False) for part in x.split(rows)]
-    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+    # for a few rows, the product whose long side comes first is several times faster
+    few = len(x) <= _FEW
+    best = [
+        ((W @ part.T).T + b if few else torch.addmm(b, part, W.T)).topk(k, dim=-1, sorted=False)
+        for part in x.split(rows)
+    ]
+    return torch.cat([part.values for part in best]), torch.cat([part.indices for part in best])

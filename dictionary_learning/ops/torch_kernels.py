@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops import pairs, selection
+from dictionary_learning.ops.dispatch import answers_for
 from dictionary_learning.ops.kernels import Selected
 from dictionary_learning.ops.precision import full
 from dictionary_learning.ops.sparse import register_sparse_forms
@@ -43,6 +45,19 @@ class TorchKernels:
     def totals(self, values: Tensor, support: Support) -> Tensor:
         """Returns for each latent the sum over its pairs of the value."""
         return pairs.totals(values, support)
+
+
+@answers_for("sparse")
+def answer(device: torch.device) -> tuple[bool, str]:
+    """Tells what these forms do on a device, or why they are not used."""
+    if device.type not in DENSE_FROM:
+        return False, f"made for {' and '.join(DENSE_FROM)}"
+    share = f"where at most 1/{round(1 / DENSE_FROM[device.type])} of the latents are kept"
+    if device.type != "cpu":
+        return True, f"{share}; selection by torch.topk in float32"
+    if bfloat16_is_fast("cpu"):
+        return True, f"{share}; selection in bfloat16, whose products are faster here, ranked again in float32"
+    return True, f"{share}; selection in float32: bfloat16 products are not faster on this CPU"
 
 
 def serves_encode(x: Tensor, W: Tensor, k: int) -> bool:
