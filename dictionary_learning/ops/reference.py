@@ -10,6 +10,7 @@ from dictionary_learning.ops.precision import full, without_autocast
 
 @answers_for("reference")
 def answer(device: torch.device) -> tuple[bool, str]:
+    """Tells what these forms do."""
     return True, "dense products and torch.topk; also where so many latents are kept that the others do not pay"
 
 

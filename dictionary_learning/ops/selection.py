@@ -38,7 +38,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> Selected:
     table = Table.of(scan.exact(found, in_order=True), len(x), least=k, most=_MOST_CANDIDATES * k)
     values, order = table.exact.topk(k, dim=-1, sorted=False)
     indices = table.latents.gather(1, order)
-    # a token with too few candidates has -inf here, and one that is not finite an infinite limit
+    # a token with too few candidates has -inf here, as has one that is not finite
     least = values.amin(-1)
     certain = (least >= scan.limit(torch.cat(bounds), table.errors)) & (least >= 0)
     doubtful = (~certain | table.overfull).nonzero().squeeze(1)
