@@ -20,7 +20,10 @@ class Segments(NamedTuple):
     @classmethod
     def of(cls, tokens: Int[Tensor, "pairs"], latents: Int[Tensor, "pairs"], dict_size: int) -> "Segments":
         """Sorts pairs by latent; those of the same latent stay in the order in which they come."""
-        in_order, order = latents.sort(stable=True)
+        # keys of fewer bytes are sorted in fewer passes
+        narrow = next(t for t in (torch.int16, torch.int32, torch.int64) if dict_size <= torch.iinfo(t).max)
+        keys, order = latents.to(narrow).sort(stable=True)
+        in_order = keys.long()
         # bincount would look at the largest index, for which the host has to wait
         offsets = torch.searchsorted(in_order, torch.arange(dict_size + 1, device=latents.device))
         return cls(order, tokens[order], in_order, offsets)

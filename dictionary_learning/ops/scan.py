@@ -15,10 +15,16 @@ from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.latents import Segments
 from dictionary_learning.ops.pairs import dots, sampled_product
 
-_CHUNK_BYTES = 1 << 23
-"""Pre-activations held at once: they stay in the cache."""
-_GROUPS_FOR_EACH_KEPT = 2
+_CHUNK_ELEMENTS = 1 << 22
+"""Pre-activations held at once: they stay in the cache,"""
+_EFFICIENT_ROWS = 256
+"""unless that makes too few tokens for a product to be at its fastest,"""
+_MOST_BYTES = 1 << 26
+"""which is given up before so much memory is taken."""
+_GROUPS_FOR_EACH_KEPT = 4
 """So many groups for each kept latent: few of the largest then share a group, and the bound is close to the K-th value."""
+_SMALL_GROUPS_FOR_EACH_KEPT = 2
+"""The same for groups below `_PART`, where finding the bound costs more than to compute more candidates."""
 _LARGEST_GROUP = 128
 _PART = 16
 """Within larger groups, what reaches the bound is looked for in parts of so many; in smaller ones, one by one."""
@@ -63,7 +69,8 @@ class Chunk(NamedTuple):
 
 def chunk_rows(n_tokens: int, width: int, itemsize: int) -> int:
     """Returns how many tokens' pre-activations, of so many bytes for each latent, are held at once."""
-    return max(1, min(n_tokens, _CHUNK_BYTES // (width * itemsize)))
+    rows = min(max(_CHUNK_ELEMENTS // width, _EFFICIENT_ROWS), _MOST_BYTES // (width * itemsize))
+    return max(1, min(n_tokens, rows))
 
 
 class Scan:
@@ -100,7 +107,10 @@ class Scan:
     def group_size(n_latents: int, k: int) -> int:
         """Returns how many latents to take for a group where k of each token are kept; 1 for no groups."""
         group = _LARGEST_GROUP
-        while group > 1 and group * _GROUPS_FOR_EACH_KEPT * k > n_latents:
+        while (
+            group > 1
+            and group * k * (_GROUPS_FOR_EACH_KEPT if group >= _PART else _SMALL_GROUPS_FOR_EACH_KEPT) > n_latents
+        ):
             group //= 2
         return group
 

@@ -174,7 +174,7 @@ def test_coarse_selection_equals_that_of_float64(kind, monkeypatch):
 
 def test_batch_of_tokens_of_very_different_size_is_selected_exactly(monkeypatch):
     """The bound is guessed from a sample of the tokens: here from one that tells nothing about the others."""
-    monkeypatch.setattr(scan, "_CHUNK_BYTES", 2 * 1024 * 8)  # eight tokens at a time
+    monkeypatch.setattr(scan, "chunk_rows", lambda *_: 8)
     given = tensors(64, 16, 1024)
     W, b = given["W_enc"], given["b_enc"]
     for coarse in (False, True):
