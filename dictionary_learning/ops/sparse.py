@@ -36,11 +36,11 @@ def register_sparse_forms(
 
     @implements("topk_encode", name, lambda x, W, b, k, center: serves_encode(x, W, k))
     def topk_encode(x: Tensor, W: Tensor, b: Tensor, k: int, center: Tensor | None) -> SparseLatents:
-        return _encode(x, W, b, center, kernels, lambda *tensors: kernels.top_k(*tensors, k))
+        return _encode(x, W, b, center, kernels, lambda x, W, b: kernels.top_k(x, W, b, k))
 
     @implements("batch_topk_encode", name, lambda x, W, b, k, center: serves_encode(x, W, k))
     def batch_topk_encode(x: Tensor, W: Tensor, b: Tensor, k: int, center: Tensor | None) -> SparseLatents:
-        return _encode(x, W, b, center, kernels, lambda *tensors: kernels.batch_top_k(*tensors, k * len(x)))
+        return _encode(x, W, b, center, kernels, lambda x, W, b: kernels.batch_top_k(x, W, b, k * len(x)))
 
     @implements("sparse_decode", name, serves_decode)
     def sparse_decode(latents: SparseLatents, W: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ class _EncodeAt(torch.autograd.Function):
         support, kernels = ctx.support, ctx.kernels
         need_x, need_center, need_W, need_b = ctx.needs_input_grad[:4]
         grad = grad * (values > 0)
-        grad_b = kernels.totals(grad, support) if need_b or (need_center and not need_x) else None
+        grad_b = kernels.totals(grad, support) if need_b or need_center else None
         grad_W = kernels.sum_over_tokens(grad, support, centered) if need_W else None
         grad_x = kernels.sum_over_kept(grad, support, W) if need_x else None
         grad_center = None
-        if need_center:
+        if need_center and grad_b is not None:
             # the sum over tokens of W^T g is W^T of the sum: no gradient of each token's x is needed for it
             with without_autocast(W):
-                grad_center = -grad_x.sum(0) if grad_x is not None else -(grad_b @ full(W))
+                grad_center = -(grad_b @ full(W))
         gradients = (grad_x, grad_center, grad_W, grad_b if need_b else None)
         cast = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *cast, None, None, None

@@ -26,10 +26,14 @@ class BatchTopKTrainer(SelectingTrainer):
         dict_class: type | None = None
         """The dictionary's class: BatchTopKSAE, or one built with the same arguments."""
 
-    config_values: Config
+    @property
+    def settings(self) -> Config:
+        """The settings of this run."""
+        assert isinstance(self.config_values, self.Config)
+        return self.config_values
 
     def build(self) -> Dictionary:
-        settings = self.config_values
+        settings = self.settings
         build = settings.dict_class or BatchTopKSAE
         return build(self.activation_dim, self.dict_size, settings.k, generator=self.generator)
 

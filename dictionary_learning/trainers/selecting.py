@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries import Reconstruction, SparseAutoencoder, geometric_median
+from dictionary_learning.dictionaries.nonlinearities import KeepsSetNumber
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, fired
 from dictionary_learning.ops.precision import full
@@ -73,6 +74,9 @@ class SelectingTrainer(SAETrainer):
         """Weight of the auxiliary loss."""
         k_aux: int | None = None
         """Dead latents that the auxiliary loss uses for a token; by default half the width of the activations."""
+        auxk_every: int = 1
+        """The auxiliary loss looks at every n-th token of a batch. With 2 it costs half, and revives fewer latents
+        (docs/defaults.md)."""
         dead_feature_threshold: int = 10_000_000
         """Tokens without firing after which a latent is dead."""
         k_anneal_steps: int | None = None
@@ -84,19 +88,20 @@ class SelectingTrainer(SAETrainer):
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if self.auxk_every < 1:
+                raise ConfigError(f"Got auxk_every={self.auxk_every}; it must be at least 1, which is every token.")
             if self.k < 1 or (self.dict_size is not None and self.k > self.dict_size):
                 raise ConfigError(
                     f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise dict_size."
                 )
 
-    config_values: Config
     dictionary: SparseAutoencoder
     optimizer: RowAdam
     aliases: ClassVar = {"top_k_aux": "k_aux"}
 
     def __init__(self, config: Config | None = None, /, **options: Any):
         super().__init__(config, **options)
-        settings = self.config_values
+        settings = self.settings
         dim, size = self.activation_dim, self.dict_size
         self.lr = settings.lr if settings.lr is not None else _LR / (size / _LR_WIDTH) ** 0.5
         warmup = min(1000, self.steps // 10) if settings.warmup_steps is None else settings.warmup_steps
@@ -111,9 +116,15 @@ class SelectingTrainer(SAETrainer):
         """One over the variance of the activations, estimated once, so that the weights of the terms mean the same everywhere."""
 
     @property
+    def settings(self) -> Config:
+        """The settings of this run."""
+        assert isinstance(self.config_values, self.Config)
+        return self.config_values
+
+    @property
     def k(self) -> int:
         """How many latents are kept at the current step."""
-        settings = self.config_values
+        settings = self.settings
         return annealed_k(
             settings.k, max(self.dictionary.activation_dim, settings.k), self.step, settings.k_anneal_steps
         )
@@ -127,7 +138,7 @@ class SelectingTrainer(SAETrainer):
         """Returns the least value that a latent of the batch was kept with; infinite if none is positive."""
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        settings = self.config_values
+        settings = self.settings
         factors = {"W_enc": settings.encoder_lr_factor, "W_dec": settings.decoder_lr_factor}
         groups = [
             {"params": [parameter], "lr_factor": factors.get(name, 1.0), "unit_rows": name == "W_dec"}
@@ -143,17 +154,18 @@ class SelectingTrainer(SAETrainer):
         self.dictionary.b_dec.copy_(geometric_median(x))
         variance = (x - x.mean(0)).pow(2).sum(-1).mean()
         self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)  # a constant input has nothing to explain
-        if self.config_values.scale_encoder:
+        if self.settings.scale_encoder:
             self._scale_encoder(x)
 
     def loss(self, x: Float[Tensor, "batch activation_dim"]) -> Loss:
         x = full(x)  # errors are squared and summed: in less than float32 they would overflow or vanish
-        settings, parts = self.config_values, self.parts(x)
+        settings, parts = self.settings, self.parts(x)
         outputs = [self.dictionary.decode_sparse(part.latents) for part in parts]
         terms = {part.name: (x_hat - x).pow(2).sum(-1).mean() for part, x_hat in zip(parts, outputs, strict=True)}
         total = self.loss_scale * sum(part.weight * terms[part.name] for part in parts)
         if settings.auxk_alpha and self.dead.indices is not None:
-            terms["auxk_loss"] = self._auxk_loss(x, (x - outputs[0]).detach(), self.dead.indices)
+            some = slice(None, None, settings.auxk_every)
+            terms["auxk_loss"] = self._auxk_loss(x[some], (x[some] - outputs[0][some]).detach(), self.dead.indices)
             total = total + settings.auxk_alpha * terms["auxk_loss"]
         return Loss(total, terms, Reconstruction(outputs[0], parts[0].latents))
 
@@ -206,9 +218,11 @@ class SelectingTrainer(SAETrainer):
 
     def _learn_threshold(self, lowest: Float[Tensor, ""]) -> None:
         """Moves the threshold toward the least value kept."""
-        threshold = self.dictionary.nonlinearity.threshold
-        since = self.step - self.config_values.threshold_start_step
+        nonlinearity = self.dictionary.nonlinearity
+        assert isinstance(nonlinearity, KeepsSetNumber)
+        threshold = nonlinearity.threshold
+        since = self.step - self.settings.threshold_start_step
         # the weight of an average over all steps since the start, until the decay sets in: no bias toward the first
-        weight = max(1 - self.config_values.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
+        weight = max(1 - self.settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
         moved = torch.lerp(threshold, lowest.to(threshold.dtype), weight)
         threshold.copy_(torch.where(lowest.isfinite(), moved, threshold))

@@ -32,15 +32,19 @@ class TrainerTopK(SelectingTrainer):
         multi_topk: bool = False
         """Whether the 4k largest latents are decoded too, with weight 1/8."""
 
-    config_values: Config
+    @property
+    def settings(self) -> Config:
+        """The settings of this run."""
+        assert isinstance(self.config_values, self.Config)
+        return self.config_values
 
     def build(self) -> Dictionary:
-        settings = self.config_values
+        settings = self.settings
         build = settings.dict_class or AutoEncoderTopK
         return build(self.activation_dim, self.dict_size, settings.k, generator=self.generator)
 
     def parts(self, x: Float[Tensor, "batch activation_dim"]) -> list[Part]:
-        if not self.config_values.multi_topk:
+        if not self.settings.multi_topk:
             return [Part("l2_loss", 1.0, self.dictionary.encode_sparse(x, self.k))]
         wide = self.dictionary.encode_sparse(x, min(_MULTI_TOPK * self.k, self.dict_size))
         return [Part("l2_loss", 1.0, largest(wide, self.k)), Part("multi_topk_loss", _MULTI_TOPK_WEIGHT, wide)]
