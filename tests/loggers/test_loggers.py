@@ -4,6 +4,7 @@ import logging
 import pytest
 
 from dictionary_learning.loggers import (
+    Alarm,
     ConsoleLogger,
     JSONLLogger,
     LoggerGroup,
@@ -119,3 +120,12 @@ def test_missing_package_says_how_to_install_it(monkeypatch, module, build):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'dictionary-learning\["):
         build()
+
+
+def test_alarm_warns_once_for_each_rise(caplog):
+    alarm = Alarm()
+    for step, count in enumerate([0.0, 2.0, 2.0, 5.0]):
+        alarm.log({"a": {"nonfinite_tokens": count, "loss": 1.0}, "b": {"loss": 1.0}}, step, 0)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "Step 1, a: so far 2 tokens had a NaN" in messages[0] and "so far 5" in messages[1]

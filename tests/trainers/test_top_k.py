@@ -120,6 +120,16 @@ class TestAuxK:
         base = zero.loss(x).total
         torch.testing.assert_close(two.loss(x).total - base, 2 * (one.loss(x).total - base), rtol=1e-3, atol=1e-5)
 
+    def test_every_second_token_is_a_smaller_batch(self):
+        """The loss of the tokens that are looked at, and gradients from them alone."""
+        t, x = self.aged(auxk_every=2)
+        loss = t.loss(x)
+        residual = (x - loss.reconstruction.outputs).detach()
+        expected = t._auxk_loss(x[::2], residual[::2], t.dead.indices)
+        torch.testing.assert_close(loss.terms["auxk_loss"], expected)
+        with pytest.raises(ConfigError, match="auxk_every=0"):
+            trainer(auxk_every=0)
+
     def test_no_error_left_gives_a_finite_loss(self):
         t, _ = self.aged()
         assert torch.isfinite(t.loss(t.dictionary.b_dec.detach().expand(8, -1).clone()).total)
