@@ -168,7 +168,11 @@ class SAETrainer(ABC):
         assert self._last is not None, "accumulate comes before apply"
         x, loss = self._last
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step) * group.get("lr_factor", 1.0)
+            rate = self.learning_rate(self.step) * group.get("lr_factor", 1.0)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # where a captured step reads it
+            else:
+                group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -6,12 +6,15 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-_REFRESH_EVERY = 100
-"""Steps between two looks at the number of dead latents on an accelerator: each look waits for the device."""
+_LOOK_EVERY = 100
+"""Steps between two looks at which latents are dead on an accelerator."""
 
 
 class DeadLatents:
     """Counts for each latent the tokens since it last fired, that is, was positive; one that is kept at zero did not fire.
+
+    On a CPU it is known after each step which latents are dead. An accelerator is not waited for: every 100 steps the host
+    begins to copy which are dead, and uses it from 100 steps later on, when the copy is long there.
 
     Args:
         dict_size: number of latents.
@@ -25,15 +28,19 @@ class DeadLatents:
         self.n_tokens = 0
         """Tokens seen; known without asking the device, so that nothing is done while nothing can be dead."""
         self._step = 0
+        self._copied: Tensor | None = None
+        self._arrived: torch.cuda.Event | None = None
         self._indices: Tensor | None = None
 
     def observe(self, fired: Bool[Tensor, "dict_size"], n_tokens: int) -> None:
         """Takes in one step: which latents fired on any of its tokens."""
         self.n_tokens += n_tokens
         self.tokens_since_fired.add_(n_tokens).masked_fill_(fired, 0)
-        on_cpu = fired.device.type == "cpu"
-        if self.n_tokens > self.after_tokens and (on_cpu or self._step % _REFRESH_EVERY == 0):
-            self._indices = self.mask.nonzero().squeeze(1)
+        if self.n_tokens > self.after_tokens:
+            if fired.device.type == "cpu":
+                self._indices = self.mask.nonzero().squeeze(1)
+            elif self._step % _LOOK_EVERY == 0:
+                self._look()
         self._step += 1
 
     @property
@@ -48,11 +55,27 @@ class DeadLatents:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the counts."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
         state = {"tokens_since_fired": self.tokens_since_fired, "n_tokens": self.n_tokens, "step": self._step}
-        return {**state, "indices": self._indices}
+        return {**state, "copied": self._copied, "indices": self._indices}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from saved counts."""
         self.tokens_since_fired.copy_(state["tokens_since_fired"])
-        self.n_tokens, self._step = state["n_tokens"], state["step"]
+        self.n_tokens, self._step, self._copied = state["n_tokens"], state["step"], state["copied"]
         self._indices = None if state["indices"] is None else state["indices"].to(self.tokens_since_fired.device)
+
+    def _look(self) -> None:
+        """Takes what the last look copied, and begins a new copy."""
+        device = self.tokens_since_fired.device
+        if self._arrived is not None:
+            self._arrived.synchronize()  # a hundred steps old: a wait only for a host that ran that far ahead
+        if self._copied is not None:
+            found = self._copied.nonzero().squeeze(1)
+            self._indices = (found.pin_memory() if device.type == "cuda" else found).to(device, non_blocking=True)
+        place = torch.empty(len(self.tokens_since_fired), dtype=torch.bool, pin_memory=device.type == "cuda")
+        self._copied = place.copy_(self.mask, non_blocking=device.type == "cuda")
+        if device.type == "cuda":
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()

@@ -202,6 +202,24 @@ def test_dead_latents_count_tokens_since_a_positive_firing():
     assert dead.indices is None
 
 
+def test_dead_latents_of_an_accelerator_are_known_a_look_later():
+    """The host never waits: what it copies at one look is used from the next one on. Tried here with the CPU's tensors."""
+    dead = DeadLatents(3, after_tokens=10, device=torch.device("cpu"))
+    dead.observe(torch.tensor([True, False, False]), 60)
+    dead._indices = None
+    dead._look()
+    assert dead.indices is None
+    dead.tokens_since_fired.zero_()
+    state = dead.state_dict()
+    again = DeadLatents(3, after_tokens=10, device=torch.device("cpu"))
+    again.load_state_dict(state)
+    for counter in (dead, again):
+        counter._look()
+        assert counter.indices.tolist() == [1, 2]
+        counter._look()
+        assert counter.indices is None
+
+
 def test_learning_rate_of_the_optimizer_is_that_of_the_schedule():
     t = trainer(lr=1.0, warmup_steps=4, decay_start=90)
     x = Planted().batch(64)
