@@ -13,6 +13,7 @@ from dictionary_learning.latents import SparseLatents
 from dictionary_learning.ops import (
     reference,  # noqa: F401
     torch_kernels,  # noqa: F401
+    triton,  # noqa: F401
 )
 from dictionary_learning.ops.dispatch import resolve
 

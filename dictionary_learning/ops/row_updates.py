@@ -1,12 +1,25 @@
 """What is done to a weight and its gradient row by row around an optimizer's step; all in place, with no temporary of their size."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dictionary_learning.ops.dispatch import backend
+from dictionary_learning.ops.triton import usable
+
 _BLOCK_BYTES = 1 << 22
 """Rows handled at once: they stay in the cache from one operation to the next."""
+
+
+def row_kernels(weight: Tensor, unit_rows: bool) -> Any:
+    """Returns the module of kernels that make a whole step of Adam in one pass over the rows, where they serve; else None."""
+    if backend() not in (None, "triton") or not usable(weight.device) or weight.dtype != torch.float32:
+        return None
+    from dictionary_learning.ops.triton import adam
+
+    return adam if weight.is_contiguous() and adam.fits(weight, unit_rows) else None
 
 
 def remove_parallel_part_(gradient: Tensor, weight: Tensor) -> None:

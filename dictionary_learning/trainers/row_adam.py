@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.row_updates import normalize_rows_, remove_parallel_part_
+from dictionary_learning.ops.row_updates import normalize_rows_, remove_parallel_part_, row_kernels
 
 _LOW = (torch.bfloat16, torch.float16)
 _TINY = 1e-6
@@ -61,17 +61,20 @@ class RowAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        if not any(parameters for _, parameters in moving):
+        moving = [
+            _Moving(p, self.state[p], group)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        if not moving:
             return loss
-        gradients = {p: self._gradient(p, group["unit_rows"]) for group, parameters in moving for p in parameters}
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+        norm = torch.stack([m.begin() for m in moving]).sum().sqrt()
         # Adam divides gradients by the one and leaves everything alone where the other is 1: no pass of its own, no look
         divisor = ((norm + _TINY) / self.max_grad_norm).clamp_min_(1.0) if self.max_grad_norm else torch.ones_like(norm)
         skip = (~norm.isfinite()).to(norm.dtype)
-        for group, parameters in moving:
-            if parameters:
-                self._update(group, parameters, gradients, divisor, skip)
+        for m in moving:
+            m.step(divisor, skip)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -90,56 +93,75 @@ class RowAdam(torch.optim.Optimizer):
         counts = [state["n_skipped"] for state in self.state.values()]
         return torch.stack(counts).amax() if counts else torch.zeros(())
 
-    def _gradient(self, p: Tensor, unit_rows: bool) -> Tensor:
+
+class _Moving:
+    """A parameter in a step: its gradient's norm first, then the update."""
+
+    def __init__(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]):
         assert p.grad is not None
-        state = self.state[p]
+        self.p, self.state, self.group, self.unit_rows = p, state, group, group["unit_rows"]
         if not state:
-            self._begin(p)
-        gradient = p.grad.float() if p.dtype in _LOW else p.grad
-        if unit_rows:
-            remove_parallel_part_(gradient, state.get("master", p.detach()))
-        return gradient
+            weight = p.detach()
+            if p.dtype in _LOW:
+                weight = state["master"] = weight.float()
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            state["n_skipped"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        self.weight = state.get("master", p.detach())
+        self.gradient = p.grad
+        self.kernels = row_kernels(self.weight, self.unit_rows)
 
-    def _begin(self, p: Tensor) -> None:
-        state, weight = self.state[p], p.detach()
-        if p.dtype in _LOW:
-            weight = state["master"] = weight.float()
-        state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        state["n_skipped"] = torch.zeros((), dtype=torch.float32, device=p.device)
+    def begin(self) -> Tensor:
+        """Returns the squared norm of the gradient without what is removed from it."""
+        if self.kernels is not None:
+            return self.kernels.squared_norm(self.gradient, self.weight, self.unit_rows)
+        if self.p.dtype in _LOW:
+            self.gradient = self.gradient.float()
+        if self.unit_rows:
+            remove_parallel_part_(self.gradient, self.weight)
+        return torch.linalg.vector_norm(self.gradient).square()
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        parameters: list[Tensor],
-        gradients: dict[Tensor, Tensor],
-        divisor: Tensor,
-        skip: Tensor,
-    ) -> None:
-        states = [self.state[p] for p in parameters]
-        weights = [state.get("master", p.detach()) for p, state in zip(parameters, states, strict=True)]
-        beta1, beta2 = group["betas"]
+    def step(self, divisor: Tensor, skip: Tensor) -> None:
+        """Moves the parameter."""
+        state, group = self.state, self.group
+        state["n_skipped"] += skip
+        if self.kernels is not None:
+            state["step"] += 1 - skip
+            lr = group["lr"] if isinstance(group["lr"], Tensor) else torch.full_like(divisor, group["lr"])
+            self.kernels.step_(
+                self.weight,
+                self.gradient,
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                step=state["step"],
+                lr=lr,
+                betas=group["betas"],
+                eps=group["eps"],
+                divisor=divisor,
+                skip=skip,
+                unit_rows=self.unit_rows,
+                rounded=self.p.detach() if "master" in state else None,
+            )
+            return
         adam(
-            weights,
-            [gradients[p] for p in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [self.weight],
+            [self.gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
             [],
-            [state["step"] for state in states],
+            [state["step"]],
             fused=True,
             grad_scale=divisor,
             found_inf=skip,
             amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
             lr=group["lr"],
             weight_decay=0.0,
             eps=group["eps"],
             maximize=False,
         )
-        for p, state, weight in zip(parameters, states, weights, strict=True):
-            state["n_skipped"] += skip
-            if group["unit_rows"]:
-                normalize_rows_(weight)
-            if weight.data_ptr() != p.data_ptr():
-                p.copy_(weight)
+        if self.unit_rows:
+            normalize_rows_(self.weight)
+        if "master" in state:
+            self.p.detach().copy_(self.weight)

@@ -1,0 +1,130 @@
+"""Adam in one pass over the rows of a weight, with what a dictionary needs around it.
+
+Letters: N rows, D columns. One program has one row in registers: it reads weight, gradient and both means once, and writes
+weight and means once; done one after another, the same steps read and write all of them about three times.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_LONGEST_ROW = 16_384
+_BLOCK = 1024
+"""Entries of one program where rows do not matter."""
+
+
+def fits(weight: Tensor, unit_rows: bool) -> bool:
+    """Tells whether a row of the weight fits into one program, where that is needed."""
+    return not unit_rows or weight[0].numel() <= _LONGEST_ROW
+
+
+def squared_norm(gradient: Tensor, weight: Tensor, unit_rows: bool) -> Tensor:
+    """Returns the squared norm of the gradient without its parts along the rows of the weight, if these have unit norm."""
+    if not unit_rows:
+        return torch.linalg.vector_norm(gradient.float()).square()
+    n_rows, dim = gradient.shape[0], gradient[0].numel()
+    out = torch.empty(n_rows, device=gradient.device)
+    _norm_kernel[(n_rows,)](gradient.contiguous(), weight.contiguous(), out, dim, triton.next_power_of_2(dim))
+    return out.sum()
+
+
+def step_(
+    weight: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    step: Tensor,
+    lr: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    divisor: Tensor,
+    skip: Tensor,
+    unit_rows: bool,
+    rounded: Tensor | None = None,
+) -> None:
+    """Makes one step of Adam in place.
+
+    Args:
+        weight: in float32.
+        gradient: of any precision; it is not changed.
+        exp_avg: mean gradient.
+        exp_avg_sq: mean squared gradient.
+        step: number of this step, counted from 1; on the device, as all scalars here are.
+        lr: learning rate.
+        betas: decays of the means.
+        eps: added to the root of the mean squared gradient.
+        divisor: what gradients are divided by.
+        skip: 1 to change nothing, else 0.
+        unit_rows: gradients lose their part along the row, and rows have unit norm afterwards.
+        rounded: the same weight in lower precision, which is written as well.
+    """
+    copy = weight if rounded is None else rounded
+    if unit_rows:
+        n_rows, dim = weight.shape[0], weight[0].numel()
+        width = triton.next_power_of_2(dim)
+    else:
+        dim = _BLOCK
+        n_rows, width = triton.cdiv(weight.numel(), dim), _BLOCK
+    _adam_kernel[(n_rows,)](
+        weight, gradient.contiguous(), exp_avg, exp_avg_sq, copy, step, lr, divisor, skip,
+        betas[0], betas[1], eps, weight.numel(), dim, unit_rows, rounded is not None, width,
+    )  # fmt: skip
+
+
+@triton.jit
+def _norm_kernel(gradient, weight, out, D, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    g = tl.load(gradient + row * D + column, mask=column < D, other=0.0).to(tl.float32)
+    w = tl.load(weight + row * D + column, mask=column < D, other=0.0).to(tl.float32)
+    g -= tl.sum(g * w, axis=0) * w
+    tl.store(out + row, tl.sum(g * g, axis=0))
+
+
+@triton.jit
+def _adam_kernel(
+    weight,
+    gradient,
+    exp_avg,
+    exp_avg_sq,
+    rounded,
+    step,
+    lr,
+    divisor,
+    skip,
+    beta1,
+    beta2,
+    eps,
+    N,
+    D,
+    UNIT_ROWS: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    if tl.load(skip) == 0:
+        column = tl.arange(0, WIDTH)
+        place = tl.program_id(0).to(tl.int64) * D + column
+        mask = (column < D) & (place < N)
+        w = tl.load(weight + place, mask=mask, other=0.0)
+        g = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32)
+        if UNIT_ROWS:
+            g -= tl.sum(g * w, axis=0) * w
+        g = g / tl.load(divisor)
+        count = tl.load(step)
+        m = tl.load(exp_avg + place, mask=mask, other=0.0)
+        v = tl.load(exp_avg_sq + place, mask=mask, other=0.0)
+        m += (1.0 - beta1) * (g - m)
+        v = beta2 * v + (1.0 - beta2) * g * g
+        first = 1.0 - tl.exp2(count * tl.log2(tl.zeros((), tl.float32) + beta1))
+        second = 1.0 - tl.exp2(count * tl.log2(tl.zeros((), tl.float32) + beta2))
+        w -= tl.load(lr) / first * m / (tl.sqrt(v) / tl.sqrt(second) + eps)
+        if UNIT_ROWS:
+            norm = tl.sqrt(tl.sum(w * w, axis=0))
+            w = w / tl.where(norm > 0, norm, 1.0)
+        tl.store(weight + place, w, mask=mask)
+        tl.store(exp_avg + place, m, mask=mask)
+        tl.store(exp_avg_sq + place, v, mask=mask)
+        if ROUNDS:
+            tl.store(rounded + place, w.to(rounded.dtype.element_ty), mask=mask)
