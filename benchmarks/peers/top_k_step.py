@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 peer, path, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 steps, batch, dict_size, k = (options[name] for name in ("steps", "batch", "dict_size", "k"))
+device = options.get("device", "cpu")
 if path.startswith("random:"):
     # a few batches of activations that are not centered, again and again
     dim = int(path.removeprefix("random:"))
@@ -27,13 +28,14 @@ torch.manual_seed(0)
 order = torch.randperm(len(rows["train"]), generator=torch.Generator().manual_seed(0))[: steps * batch]
 
 if peer == "sparsify":
-    torch.cuda.is_bf16_supported = lambda *_, **__: False
+    if device == "cpu":
+        torch.cuda.is_bf16_supported = lambda *_, **__: False
     from schedulefree import ScheduleFreeWrapper
     from sparsify import SaeConfig
     from sparsify.sign_sgd import SignSGD
     from sparsify.sparse_coder import SparseCoder
 
-    sae = SparseCoder(dim, SaeConfig(num_latents=dict_size, k=k), "cpu", torch.float32)
+    sae = SparseCoder(dim, SaeConfig(num_latents=dict_size, k=k), device, torch.float32)
     lr = 5e-3 / (dict_size / 2**14) ** 0.5
     optimizer = ScheduleFreeWrapper(SignSGD(sae.parameters(), lr=lr), momentum=0.95)
     optimizer.train()
@@ -57,7 +59,7 @@ elif peer == "dl":
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     trainer = TopKTrainer(
-        steps=steps, activation_dim=dim, dict_size=dict_size, k=k, layer=10, lm_name="x", device="cpu",
+        steps=steps, activation_dim=dim, dict_size=dict_size, k=k, layer=10, lm_name="x", device=device,
         warmup_steps=steps // 10, seed=0,
     )  # fmt: skip
     step, reconstruct = trainer.update, trainer.ae
@@ -69,9 +71,9 @@ else:
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.saes.sae import TrainStepInput
 
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=dim, d_sae=dict_size, k=k))
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=dim, d_sae=dict_size, k=k, device=device))
     optimizer = torch.optim.Adam(sae.parameters(), lr=3e-4)
-    passes = torch.zeros(dict_size)
+    passes = torch.zeros(dict_size, device=device)
 
     def step(n, x):
         given = TrainStepInput(
@@ -93,15 +95,17 @@ else:
 
 times = []
 for n, part in enumerate(order.split(batch)):
-    x = rows["train"][part].float()
+    x = rows["train"][part].float().to(device)
     start = time.perf_counter()
     step(n, x)
+    if device != "cpu":
+        torch.cuda.synchronize()
     times.append(time.perf_counter() - start)
 finish()
 result = {"peer": peer, "ms": statistics.median(times[3:]) * 1e3}
 with torch.no_grad():
     for name in set(rows) - {"train"}:
-        held = rows[name][:16384].float()
+        held = rows[name][:16384].float().to(device)
         error = sum((reconstruct(x) - x).pow(2).sum() for x in held.split(batch))
         result[name] = float(error / (held - held.mean(0)).pow(2).sum())
 print(json.dumps(result))

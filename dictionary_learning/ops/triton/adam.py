@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# (the language of kernels looks like Python, but has types of its own)
 """Adam in one pass over the rows of a weight, with what a dictionary needs around it.
 
 Letters: N rows, D columns. One program has one row in registers: it reads weight, gradient and both means once, and writes

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# (the language of kernels looks like Python, but has types of its own)
 """Sums and dot products over (token, latent) pairs.
 
 Letters: B tokens, F latents, D activation, P pairs. A stretch is a run of pairs that belong to the same row of the result.

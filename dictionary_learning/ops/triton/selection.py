@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# (the language of kernels looks like Python, but has types of its own)
 """The largest pre-activations, on the device from beginning to end.
 
 Letters: B tokens, F latents, D activation, K kept, G groups of a token, C candidates of a token.
