@@ -17,6 +17,7 @@ from dictionary_learning.dictionaries import Dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device, keep_freed_memory
 from dictionary_learning.loggers import Alarm, ConsoleLogger, JSONLLogger, LoggerGroup, MetricLogger, WandbLogger
+from dictionary_learning.ops.joint import shared_product
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, SAETrainer
 
@@ -154,6 +155,7 @@ def _train_step(
 ) -> int:
     """Makes one step of every dictionary; returns the number of tokens."""
     inputs: dict[tuple[Site, float], Tensor] = {}
+    groups: dict[tuple[Site, float], list[Trainee]] = {}
     for trainee in trainees:
         key = (trainee.site, trainee.scale)
         if key not in inputs:
@@ -161,9 +163,13 @@ def _train_step(
                 raise ConfigError(f"A batch has no site '{trainee.site}', only {', '.join(map(str, batch))}.")
             x = batch[trainee.site].to(device, torch.float32)
             inputs[key] = x if trainee.scale == 1.0 else x / trainee.scale
-        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-            trainee.trainer.accumulate(inputs[key])
-        trainee.trainer.apply()
+        groups.setdefault(key, []).append(trainee)
+    for key, group in groups.items():
+        with shared_product(inputs[key], [encoder for trainee in group for encoder in trainee.trainer.encoders()]):
+            for trainee in group:
+                with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
+                    trainee.trainer.accumulate(inputs[key])
+                trainee.trainer.apply()
     return len(next(iter(inputs.values())))
 
 

@@ -15,6 +15,7 @@ from dictionary_learning.dictionaries import Dictionary, Reconstruction
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device
 from dictionary_learning.latents import l0
+from dictionary_learning.ops.joint import Encoder
 
 
 class Loss(NamedTuple):
@@ -129,6 +130,10 @@ class SAETrainer(ABC):
     @abstractmethod
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of a step."""
+
+    def encoders(self) -> list[Encoder]:
+        """Returns the encoders that `accumulate` will apply to the activations as they are, for one product with other trainers'."""
+        return []
 
     @property
     def ae(self) -> Dictionary:

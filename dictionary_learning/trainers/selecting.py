@@ -13,6 +13,7 @@ from dictionary_learning.dictionaries import Reconstruction, SparseAutoencoder, 
 from dictionary_learning.dictionaries.nonlinearities import KeepsSetNumber
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, fired
+from dictionary_learning.ops.joint import Encoder
 from dictionary_learning.ops.precision import full
 from dictionary_learning.trainers.base import Loss, SAETrainer
 from dictionary_learning.trainers.dead_latents import DeadLatents
@@ -146,6 +147,10 @@ class SelectingTrainer(SAETrainer):
         ]
         betas = (settings.beta1, settings.beta2)
         return RowAdam(groups, betas=betas, eps=settings.eps, max_grad_norm=settings.max_grad_norm)
+
+    def encoders(self) -> list[Encoder]:
+        """Returns the dictionary's encoder."""
+        return [Encoder(self.dictionary.W_enc, self.dictionary.b_enc, self.dictionary.b_dec)]
 
     def learning_rate(self, step: int) -> float:
         return self.lr * self.schedule(step)

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, Support, to_dense
+from dictionary_learning.ops import joint
 from dictionary_learning.ops.triton import KERNELS, adam, pairs, selection, usable
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers.row_adam import RowAdam
@@ -111,6 +112,25 @@ def test_batch_in_which_one_token_takes_nearly_all_places(coarse, monkeypatch):
     dense = to_dense(SparseLatents(*kept[0])).flatten()
     torch.testing.assert_close(dense[expected.indices], expected.values, **close())
     assert (dense > 0).sum() == 80
+
+
+@pytest.mark.parametrize("encode", ["topk_encode", "batch_topk_encode"])
+def test_one_product_for_several_dictionaries_keeps_what_their_own_would(encode, monkeypatch):
+    monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: True)
+    monkeypatch.setattr(joint, "bfloat16_is_fast", lambda _: True)
+    monkeypatch.setattr(joint, "pays", lambda x, encoders: True)
+    given = [tensors(9, 12, f) for f in (300, 520, 290)]
+    x = given[0]["x"]
+    encoders = [joint.Encoder(g["W_enc"], g["b_enc"], g["center"]) for g in given]
+    used = []
+    monkeypatch.setattr(selection, "product_for", lambda x, W: used.append(joint.product_for(x, W)) or used[-1])
+    with joint.shared_product(x, encoders):
+        together = [to_dense(getattr(ops, encode)(x, W, b, 2, center=center)) for W, b, center in encoders]
+    assert [part.shape for part in used] == [(9, 300), (9, 520), (9, 290)]
+    apart = [to_dense(getattr(ops, encode)(x, W, b, 2, center=center)) for W, b, center in encoders]
+    assert used[3:] == [None] * 3
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, **close())
 
 
 def test_ties_keep_as_many_as_wanted():
@@ -224,11 +244,11 @@ compiles(pairs._dots_kernel, f"{F} {B} {I} {I} {F} i32 i32", PAIRS=32, COLUMNS=1
 compiles(pairs._stretch_kernel, f"{F} {L} {L} {F} {F} i32", COLUMNS=1024)
 compiles(pairs._tile_kernel, f"{F} {L} {L} {F} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
 compiles(pairs._join_kernel, f"{L} {L} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
-compiles(selection._maxima_kernel, f"{B} {F} i32 i32", BLOCK=16, GROUP=64)
+compiles(selection._maxima_kernel, f"{B} {F} i32 i32 i32", BLOCK=16, GROUP=64)
 compiles(selection._kth_kernel, f"{F} {F} i32 i32", WIDTH=2048)
 for starts, writes, tokens, keys in ((L, True, False, False), (L, True, True, False), (I, False, False, False),
                                      (I, False, False, True)):
-    compiles(selection._compact_kernel, f"{B} {F} {F} {starts} {starts} {I} {F} {I} {I} i32 i32",
+    compiles(selection._compact_kernel, f"{B} {F} {F} {starts} {starts} {I} {F} {I} {I} i64 i32 i32",
              WRITES=writes, WRITES_TOKENS=tokens, COUNTS_KEYS=keys, BLOCK=16, GROUP=64)
 compiles(adam._norm_kernel, f"{F} {F} {F} i32", WIDTH=1024)
 for gradient, copy, unit, rounds in ((F, F, True, False), (B, B, False, True)):
@@ -246,3 +266,22 @@ def test_kernels_compile_for_gpus(tmp_path):
         [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False
     )
     assert result.stdout.strip() == "all compiled", result.stderr[-2000:]
+
+
+def test_trainers_that_share_a_product_learn_what_they_would_alone(monkeypatch):
+    from dictionary_learning import TrainerTopK, trainSAE
+
+    data = list(Planted(dim=12).batches(3, 8))
+    configs = [TrainerTopK.Config(k=k, dict_size=256, seed=k) for k in (1, 2)]
+
+    def trained() -> list[torch.Tensor]:
+        dictionaries = trainSAE(data, configs, 3, device="cpu", progress=False)
+        return [p.detach() for dictionary in dictionaries for p in dictionary.parameters()]
+
+    apart = trained()
+    made = []
+    monkeypatch.setattr(joint, "pays", lambda x, encoders: made.append(len(encoders)) or True)
+    together = trained()
+    assert made == [2, 2, 2]
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

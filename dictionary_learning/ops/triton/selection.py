@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.latents import Support
+from dictionary_learning.ops.joint import product_for
 from dictionary_learning.ops.kernels import Selected
 from dictionary_learning.ops.precision import full
 from dictionary_learning.ops.triton.pairs import dots
@@ -130,8 +131,7 @@ class _Scan:
     def __init__(self, x: Tensor, W: Tensor, b: Tensor, group: int):
         self.x, self.W, self.b, self.group = x, W.contiguous(), full(b), group
         self.is_coarse = bfloat16_is_fast(x.device.type)
-        dtype = torch.bfloat16 if self.is_coarse else torch.float32
-        self._x, self._W, self._b = x.to(dtype), W.to(dtype), b.to(dtype)
+        self._dtype = torch.bfloat16 if self.is_coarse else torch.float32
         sample = full(W[:: max(1, len(W) // _SAMPLE)])
         spread = (x.square() @ sample.square().mean(0)).sqrt()
         self._slack = _SPREAD * _ROUNDING * spread if self.is_coarse else spread * 0.0
@@ -139,11 +139,16 @@ class _Scan:
     def chunks(self, *, whole: bool = False) -> Any:
         """Yields rows, their pre-activations and the maxima of groups; each chunk takes the place of the one before."""
         n_tokens, n_latents = len(self.x), len(self.W)
-        size = n_tokens if whole else max(1, min(n_tokens, _CHUNK_BYTES // (n_latents * self._x.itemsize)))
-        place = self._x.new_empty(size, n_latents)
+        shared = product_for(self.x, self.W)
+        if shared is not None and shared.dtype == self._dtype:
+            yield slice(0, n_tokens), shared, _group_maxima(shared, self.group)
+            return
+        x, W, b = self.x.to(self._dtype), self.W.to(self._dtype), self.b.to(self._dtype)
+        size = n_tokens if whole else max(1, min(n_tokens, _CHUNK_BYTES // (n_latents * x.itemsize)))
+        place = x.new_empty(size, n_latents)
         for start in range(0, n_tokens, size):
             rows = slice(start, min(start + size, n_tokens))
-            pre = torch.addmm(self._b, self._x[rows], self._W.T, out=place[: rows.stop - start])
+            pre = torch.addmm(b, x[rows], W.T, out=place[: rows.stop - start])
             yield rows, pre, _group_maxima(pre, self.group)
 
     def lowered(self, values: Tensor, rows: slice) -> Tensor:
@@ -216,7 +221,7 @@ def _group_maxima(pre: Tensor, group: int) -> Tensor:
     n_groups = triton.cdiv(n_latents, group)
     out = torch.empty(n_tokens, n_groups, device=pre.device)
     grid = (n_tokens, triton.cdiv(n_groups, _BLOCK))
-    _maxima_kernel[grid](pre, out, n_latents, n_groups, _BLOCK, group)
+    _maxima_kernel[grid](pre, out, pre.stride(0), n_latents, n_groups, _BLOCK, group)
     return out
 
 
@@ -238,7 +243,7 @@ def _compact_rows(
     nowhere = found  # the tokens of rows are known by their place
     _compact_kernel[(n_tokens,)](
         pre, maxima, bound, starts, ends, out, seen, nowhere, found,
-        n_latents, maxima.shape[1], True, False, False, _BLOCK, group,
+        pre.stride(0), n_latents, maxima.shape[1], True, False, False, _BLOCK, group,
     )  # fmt: skip
 
 
@@ -247,7 +252,7 @@ def _count(pre: Tensor, maxima: Tensor, bound: Tensor, group: int, found: Tensor
     n_tokens, n_latents = pre.shape
     _compact_kernel[(n_tokens,)](
         pre, maxima, bound, found, found, found, bound, found if counts is None else counts, found,
-        n_latents, maxima.shape[1], False, False, counts is not None, _BLOCK, group,
+        pre.stride(0), n_latents, maxima.shape[1], False, False, counts is not None, _BLOCK, group,
     )  # fmt: skip
 
 
@@ -267,16 +272,16 @@ def _compact_batch(
     found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
     _compact_kernel[(n_tokens,)](
         pre, maxima, bound, starts, ends, latents, seen, tokens, found,
-        n_latents, maxima.shape[1], True, True, False, _BLOCK, group,
+        pre.stride(0), n_latents, maxima.shape[1], True, True, False, _BLOCK, group,
     )  # fmt: skip
 
 
 @triton.jit
-def _maxima_kernel(pre, out, F, G, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+def _maxima_kernel(pre, out, STRIDE, F, G, BLOCK: tl.constexpr, GROUP: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     latent = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    value = tl.load(pre + row * F + latent, mask=latent < F, other=float("-inf")).to(tl.float32)
+    value = tl.load(pre + row * STRIDE + latent, mask=latent < F, other=float("-inf")).to(tl.float32)
     value = tl.where(value == value, value, float("-inf"))
     tl.store(out + row * G + group, tl.max(value, axis=1), mask=group < G)
 
@@ -307,6 +312,7 @@ def _compact_kernel(
     seen,
     tokens,
     found,
+    STRIDE,
     F,
     G,
     WRITES: tl.constexpr,
@@ -329,7 +335,7 @@ def _compact_kernel(
         if tl.max(reaching.to(tl.int32), axis=0) > 0:
             latent = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
             mask = reaching[:, None] & (latent < F)
-            value = tl.load(pre + row * F + latent, mask=mask, other=float("-inf")).to(tl.float32)
+            value = tl.load(pre + row * STRIDE + latent, mask=mask, other=float("-inf")).to(tl.float32)
             hit = mask & (value >= least)
             count = hit.to(tl.int32)
             in_group = tl.sum(count, axis=1)

@@ -1,0 +1,71 @@
+"""One product for the encoders of several dictionaries on the same activations.
+
+W_i (x - c_i) + b_i = W_i (x - c) + (b_i - W_i (c_i - c)): with one center c for all, the encoders are one matrix. Selection looks its
+part of the product up; what is kept is computed again exactly, with the dictionary's own center, as without this.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dictionary_learning.hardware import bfloat16_is_fast
+from dictionary_learning.ops.precision import full, without_autocast
+
+_MOST_LATENTS = 16_384
+"""In the largest dictionary. One with more keeps a GPU busy by itself; on a CPU a product of 512 latents is as fast, for each
+latent, as one of many (measured: docs/performance.md)."""
+
+_products: contextvars.ContextVar[dict[int, Tensor] | None] = contextvars.ContextVar("products", default=None)
+
+
+class Encoder(NamedTuple):
+    """What pre-activations W (x - center) + b are made with."""
+
+    W: Tensor
+    """(F, D)"""
+    b: Tensor
+    """(F,)"""
+    center: Tensor
+    """(D,)"""
+
+
+def pays(x: Tensor, encoders: Sequence[Encoder]) -> bool:
+    """Tells whether one product for all is faster than one for each."""
+    return x.device.type == "cuda" and len(encoders) > 1 and max(len(e.W) for e in encoders) <= _MOST_LATENTS
+
+
+@contextlib.contextmanager
+def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Iterator[None]:
+    """Makes one product for all encoders, where that pays; operations inside the block that are given this x use it.
+
+    Weights may change after their own operation was done, as a trainer changes them.
+
+    Args:
+        x: activations (B, D).
+        encoders: those that will be applied to x inside the block.
+    """
+    if not pays(x, encoders):
+        yield
+        return
+    with torch.no_grad(), without_autocast(x):
+        center = torch.stack([full(e.center) for e in encoders]).mean(0)
+        biases = [full(e.b) - full(e.W) @ (full(e.center) - center) for e in encoders]
+        dtype = torch.bfloat16 if bfloat16_is_fast(x.device.type) else torch.float32
+        W = torch.cat([e.W.to(dtype) for e in encoders])
+        product = torch.addmm(torch.cat(biases).to(dtype), (full(x) - center).to(dtype), W.T)
+        parts = product.split([len(e.W) for e in encoders], dim=1)
+    token = _products.set({e.W.data_ptr(): part for e, part in zip(encoders, parts, strict=True)})
+    try:
+        yield
+    finally:
+        _products.reset(token)
+
+
+def product_for(x: Tensor, W: Tensor) -> Tensor | None:
+    """Returns the pre-activations of x for an encoder (B, F) if they were made with others', else None."""
+    part = (_products.get() or {}).get(W.data_ptr())
+    return part if part is not None and part.shape == (len(x), len(W)) else None
