@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.hardware import bfloat16_is_fast
+from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.precision import full, without_autocast
 
 _MOST_LATENTS = 16_384
@@ -52,6 +53,7 @@ def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Iterator[None]:
         yield
         return
     with torch.no_grad(), without_autocast(x):
+        x, _ = replace_nonfinite(x)  # as each trainer will
         center = torch.stack([full(e.center) for e in encoders]).mean(0)
         biases = [full(e.b) - full(e.W) @ (full(e.center) - center) for e in encoders]
         dtype = torch.bfloat16 if bfloat16_is_fast(x.device.type) else torch.float32

@@ -24,6 +24,7 @@ def register_sparse_forms(
     kernels: Kernels,
     serves_encode: Callable[[Tensor, Tensor, int], bool],
     serves_decode: Callable[[SparseLatents, Tensor], bool],
+    serves_batch: Callable[[Tensor, Tensor, int], bool] | None = None,
 ) -> None:
     """Makes a backend of some kernels.
 
@@ -32,13 +33,15 @@ def register_sparse_forms(
         kernels: its computations.
         serves_encode: tells whether x and W can be served where so many latents of each token are kept.
         serves_decode: tells whether latents and W can be served.
+        serves_batch: as `serves_encode`, where a batch is selected from together; by default the same.
     """
+    serves_batch = serves_batch or serves_encode
 
     @implements("topk_encode", name, lambda x, W, b, k, center: serves_encode(x, W, k))
     def topk_encode(x: Tensor, W: Tensor, b: Tensor, k: int, center: Tensor | None) -> SparseLatents:
         return _encode(x, W, b, center, kernels, lambda x, W, b: kernels.top_k(x, W, b, k))
 
-    @implements("batch_topk_encode", name, lambda x, W, b, k, center: serves_encode(x, W, k))
+    @implements("batch_topk_encode", name, lambda x, W, b, k, center: serves_batch(x, W, k))
     def batch_topk_encode(x: Tensor, W: Tensor, b: Tensor, k: int, center: Tensor | None) -> SparseLatents:
         return _encode(x, W, b, center, kernels, lambda x, W, b: kernels.batch_top_k(x, W, b, k * len(x)))
 

@@ -71,4 +71,9 @@ def serves_decode(latents: SparseLatents, W: Tensor) -> bool:
     return latents.support.indices.numel() <= most * max(latents.support.n_tokens, 1)
 
 
-register_sparse_forms("sparse", TorchKernels(), serves_encode, serves_decode)
+def serves_batch(x: Tensor, W: Tensor, k: int) -> bool:
+    """Tells the same of a batch together: on the CPU only, since it looks at what it finds."""
+    return x.device.type == "cpu" and serves_encode(x, W, k)
+
+
+register_sparse_forms("sparse", TorchKernels(), serves_encode, serves_decode, serves_batch)

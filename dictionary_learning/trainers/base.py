@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.activations.finite import replace_nonfinite
 from dictionary_learning.config import BaseConfig, Registry
 from dictionary_learning.dictionaries import Dictionary, Reconstruction
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device
 from dictionary_learning.latents import l0
+from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.joint import Encoder
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, Support, to_dense
 from dictionary_learning.ops import joint
-from dictionary_learning.ops.triton import KERNELS, adam, pairs, selection, usable
+from dictionary_learning.ops.triton import KERNELS, adam, candidates, pairs, selection, usable
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers.row_adam import RowAdam
 from tests.ops.test_ops import compare, run, tensors
@@ -147,6 +147,40 @@ def test_nothing_positive_keeps_zeros():
         assert (kept.values == 0).all() and kept.values.numel() == 6
 
 
+@pytest.mark.parametrize("coarse", [False, True])
+def test_too_few_positive_are_made_up_of_pairs_that_are_zero_and_differ(coarse, monkeypatch):
+    monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: coarse)
+    x, W, b = torch.ones(9, 3), -torch.ones(520, 3), -torch.zeros(520)
+    W[7] = 1.0
+    x[4] = 0.0
+    (values, support), uncertain = selection.top_k(x, W, b, 3)
+    assert uncertain == 0
+    assert all(len(set(row)) == 3 and min(row) >= 0 and max(row) < 520 for row in support.indices.tolist())
+    assert values.sum(1).tolist() == [3.0] * 4 + [0.0] + [3.0] * 4
+    (values, support), uncertain = selection.batch_top_k(x, W, b, 27)
+    assert uncertain == 0 and values.sum() == 24 and len(values) == 27
+    assert len(set(zip(support.tokens.tolist(), support.latents.tolist(), strict=True))) == 27
+    assert support.offsets.diff().max() <= 4  # no token is made to bear all
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_infinite_tokens_take_no_places_of_the_batch(coarse, monkeypatch):
+    monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: coarse)
+    given = tensors(7, 9, 300)
+    x, W, b = given["x"], given["W_enc"], given["b_enc"]
+    x[2, 0] = torch.inf
+    (values, support), uncertain = selection.batch_top_k(x, W, b, 21)
+    expected = (x[x.isfinite().all(1)] @ W.T + b).flatten().topk(21).values
+    torch.testing.assert_close(values.sort(descending=True).values, expected, **close())
+    assert uncertain == 0 and not (support.tokens == 2).any()
+
+
+def test_shares_add_up_and_fit():
+    for total, room in ((0, [3, 3]), (5, [3, 3, 3]), (7, [0, 1, 9]), (10, [0, 1, 9]), (4, [9, 9, 9, 9])):
+        shares = selection._shares(torch.tensor(total), torch.tensor(room))
+        assert shares.sum() == total and (shares >= 0).all() and (shares <= torch.tensor(room)).all()
+
+
 def test_tokens_in_doubt_beyond_the_reserve_are_counted(monkeypatch):
     """Rounding errors made out to be enormous: every token is in doubt, and one of 128 may be computed again."""
     monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: True)
@@ -212,7 +246,7 @@ def test_row_adam_takes_the_same_steps(dtype):
 
 def test_kernels_address_tables_of_more_than_32_bits():
     """By reading: an index of a row is made 64-bit before it is multiplied by the width."""
-    for module in (pairs, selection, adam):
+    for module in (pairs, candidates, adam):
         for name, kernel in vars(module).items():
             if not name.endswith("_kernel"):
                 continue
@@ -228,7 +262,7 @@ warnings.simplefilter("ignore")
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dictionary_learning.ops.triton import adam, pairs, selection
+from dictionary_learning.ops.triton import adam, candidates, pairs
 
 def compiles(kernel, types, **constants):
     remaining = iter(types.split())
@@ -244,15 +278,15 @@ compiles(pairs._dots_kernel, f"{F} {B} {I} {I} {F} i32 i32", PAIRS=32, COLUMNS=1
 compiles(pairs._stretch_kernel, f"{F} {L} {L} {F} {F} i32", COLUMNS=1024)
 compiles(pairs._tile_kernel, f"{F} {L} {L} {F} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
 compiles(pairs._join_kernel, f"{L} {L} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
-compiles(selection._maxima_kernel, f"{B} {F} i32 i32 i32", BLOCK=16, GROUP=64)
-compiles(selection._kth_kernel, f"{F} {F} i32 i32", WIDTH=2048)
-for starts, writes, tokens, keys in ((L, True, False, False), (L, True, True, False), (I, False, False, False),
-                                     (I, False, False, True)):
-    compiles(selection._compact_kernel, f"{B} {F} {F} {starts} {starts} {I} {F} {I} {I} i64 i32 i32",
-             WRITES=writes, WRITES_TOKENS=tokens, COUNTS_KEYS=keys, BLOCK=16, GROUP=64)
+compiles(candidates._maxima_kernel, f"{B} {F} i32 i32 i32", BLOCK=16, GROUP=64)
+compiles(candidates._bound_kernel, f"{F} {F} {F} {I} {I} i32 i32 fp32 fp32", WIDTH=2048)
+compiles(candidates._list_kernel, f"{F} {F} {I} {I} i32", WIDTH=2048)
+for place, writes, keys in ((L, True, False), (I, False, False), (I, False, True)):
+    compiles(candidates._visit_kernel, f"{B} {I} {I} {F} {place} {place} {place} {I} {I} {F} {I} i32 i64 i32 i32",
+             WRITES=writes, COUNTS_KEYS=keys, BLOCK=16, GROUP=64, FILL=256)
 compiles(adam._norm_kernel, f"{F} {F} {F} i32", WIDTH=1024)
 for gradient, copy, unit, rounds in ((F, F, True, False), (B, B, False, True)):
-    compiles(adam._adam_kernel, f"{F} {gradient} {F} {F} {copy} {F} {F} {F} {F} fp32 fp32 fp32 i64 i32",
+    compiles(adam._adam_kernel, f"{F} {gradient} {F} {F} {copy} {F} {F} {F} {F} fp32 fp32 fp32 fp32 fp32 i64 i32",
              UNIT_ROWS=unit, ROUNDS=rounds, WIDTH=1024)
 print("all compiled")
 """

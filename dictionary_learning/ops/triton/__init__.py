@@ -33,7 +33,8 @@ class TritonKernels:
         """Returns the k largest of relu(x W^T + b) of each token."""
         from dictionary_learning.ops.triton import selection
 
-        selected, uncertain = selection.top_k(x, W, b, k)
+        with _on_device_of(x):
+            selected, uncertain = selection.top_k(x, W, b, k)
         self._count(uncertain)
         return selected
 
@@ -41,7 +42,8 @@ class TritonKernels:
         """Returns the n_kept largest of relu(x W^T + b) of all tokens together."""
         from dictionary_learning.ops.triton import selection
 
-        selected, uncertain = selection.batch_top_k(x, W, b, n_kept)
+        with _on_device_of(x):
+            selected, uncertain = selection.batch_top_k(x, W, b, n_kept)
         self._count(uncertain)
         return selected
 
@@ -50,14 +52,16 @@ class TritonKernels:
         from dictionary_learning.ops.triton.pairs import dots
 
         segments = support.segments
-        products = dots(x, W, segments.tokens, segments.latents)
+        with _on_device_of(x):
+            products = dots(x, W, segments.tokens, segments.latents)
         return torch.empty_like(products).index_copy_(0, segments.order, products).view(support.indices.shape)
 
     def sum_over_kept(self, values: Tensor, support: Support, W: Tensor) -> Tensor:
         """Returns for each token the sum over its pairs of value * W_i."""
         from dictionary_learning.ops.triton.pairs import sums_of_short_stretches
 
-        return sums_of_short_stretches(full(values).flatten(), support.latents, support.offsets, W)
+        with _on_device_of(W):
+            return sums_of_short_stretches(full(values).flatten(), support.latents, support.offsets, W)
 
     def sum_over_tokens(self, values: Tensor, support: Support, x: Tensor) -> Tensor:
         """Returns for each latent the sum over its pairs of value * x_n."""
@@ -65,7 +69,8 @@ class TritonKernels:
 
         segments = support.segments
         sorted_values = full(values).flatten()[segments.order]
-        return sums_of_any_stretches(sorted_values, segments.tokens, segments.latents, segments.offsets, x)
+        with _on_device_of(x):
+            return sums_of_any_stretches(sorted_values, segments.tokens, segments.latents, segments.offsets, x)
 
     def totals(self, values: Tensor, support: Support) -> Tensor:
         """Returns for each latent the sum over its pairs of the value."""
@@ -74,6 +79,10 @@ class TritonKernels:
     def _count(self, uncertain: Tensor) -> None:
         known = self.uncertain.setdefault(uncertain.device, torch.zeros_like(uncertain))
         known += uncertain
+
+
+_on_device_of = torch.cuda.device_of
+"""Triton launches on the current device, wherever the tensors are; does nothing for tensors on a CPU."""
 
 
 def usable(device: torch.device) -> bool:

@@ -6,6 +6,8 @@ Letters: N rows, D columns. One program has one row in registers: it reads weigh
 weight and means once; done one after another, the same steps read and write all of them about three times.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -27,7 +29,12 @@ def squared_norm(gradient: Tensor, weight: Tensor, unit_rows: bool) -> Tensor:
         return torch.linalg.vector_norm(gradient.float()).square()
     n_rows, dim = gradient.shape[0], gradient[0].numel()
     out = torch.empty(n_rows, device=gradient.device)
-    _norm_kernel[(n_rows,)](gradient.contiguous(), weight.contiguous(), out, dim, triton.next_power_of_2(dim))
+    width = triton.next_power_of_2(dim)
+    with torch.cuda.device_of(weight):  # Triton launches on the current device, wherever the tensors are
+        _norm_kernel[(n_rows,)](
+            gradient.contiguous(), weight.contiguous(), out,
+            dim, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+        )  # fmt: skip
     return out.sum()
 
 
@@ -69,10 +76,21 @@ def step_(
     else:
         dim = _BLOCK
         n_rows, width = triton.cdiv(weight.numel(), dim), _BLOCK
-    _adam_kernel[(n_rows,)](
-        weight, gradient.contiguous(), exp_avg, exp_avg_sq, copy, step, lr, divisor, skip,
-        betas[0], betas[1], eps, weight.numel(), dim, unit_rows, rounded is not None, width,
-    )  # fmt: skip
+    with torch.cuda.device_of(weight):
+        _adam_kernel[(n_rows,)](
+            weight, gradient.contiguous(), exp_avg, exp_avg_sq, copy, step, lr, divisor, skip,
+            1 - betas[0], 1 - betas[1], _log2(betas[0]), _log2(betas[1]), eps, weight.numel(), dim, unit_rows, rounded is not None, width,
+            num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+        )  # fmt: skip
+
+
+def _warps(width: int) -> int:
+    """Returns how many warps share a row, so that a thread's entries of all tensors stay in registers."""
+    return min(max(width // 256, 4), 32)
+
+
+def _log2(beta: float) -> float:
+    return math.log2(beta) if beta > 0 else -float("inf")
 
 
 @triton.jit
@@ -96,8 +114,10 @@ def _adam_kernel(
     lr,
     divisor,
     skip,
-    beta1,
-    beta2,
+    new1,
+    new2,
+    log_beta1,
+    log_beta2,
     eps,
     N,
     D,
@@ -117,10 +137,11 @@ def _adam_kernel(
         count = tl.load(step)
         m = tl.load(exp_avg + place, mask=mask, other=0.0)
         v = tl.load(exp_avg_sq + place, mask=mask, other=0.0)
-        m += (1.0 - beta1) * (g - m)
-        v = beta2 * v + (1.0 - beta2) * g * g
-        first = 1.0 - tl.exp2(count * tl.log2(tl.zeros((), tl.float32) + beta1))
-        second = 1.0 - tl.exp2(count * tl.log2(tl.zeros((), tl.float32) + beta2))
+        m += new1 * (g - m)
+        v += new2 * (g * g - v)
+        # in float32, 1 - beta^t would keep few digits of a small difference
+        first = (1.0 - tl.exp2(count.to(tl.float64) * log_beta1)).to(tl.float32)
+        second = (1.0 - tl.exp2(count.to(tl.float64) * log_beta2)).to(tl.float32)
         w -= tl.load(lr) / first * m / (tl.sqrt(v) / tl.sqrt(second) + eps)
         if UNIT_ROWS:
             norm = tl.sqrt(tl.sum(w * w, axis=0))

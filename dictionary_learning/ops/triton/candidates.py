@@ -1,0 +1,250 @@
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# (the language of kernels looks like Python, but has types of its own)
+"""Kernels that find the few large pre-activations of each token in one read of all.
+
+Letters: B tokens, F latents, G groups of a token, K kept.
+
+A chunk has a few hundred tokens, each with a program of its own: what a program does one after the other is what takes time. So it
+lists the groups that reach the bound, all at once, and another visits only those, instead of all a few at a time.
+Every offset into pre-activations is a 64-bit product: row * STRIDE passes 2^31.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NOTHING = 1e-30
+"""The bound where zero would do: a latent that is zero need not be found."""
+_BLOCK = 16
+"""Groups that a program handles at once."""
+_FILL = 256
+"""Latents that a program looks at at once where it is short of candidates."""
+
+
+class Listed(NamedTuple):
+    """The groups of each token that reach its bound, in order."""
+
+    groups: Tensor
+    """(B, G), as far as there are any."""
+    counts: Tensor
+    """(B,)"""
+
+    @classmethod
+    def for_tokens_of(cls, maxima: Tensor) -> "Listed":
+        """Returns place for a list."""
+        return cls(torch.empty_like(maxima, dtype=torch.int32), maxima.new_empty(len(maxima), dtype=torch.int32))
+
+
+class Places(NamedTuple):
+    """Where what is found is written; a latent of -1 is a place that is left over."""
+
+    tokens: Tensor
+    latents: Tensor
+    seen: Tensor
+
+    @classmethod
+    def of(cls, n: int, device: torch.device) -> "Places":
+        """Returns so many."""
+        tokens = torch.zeros(n, dtype=torch.int32, device=device)
+        return cls(tokens, torch.full_like(tokens, -1), torch.full((n,), -torch.inf, device=device))
+
+
+def group_maxima(pre: Tensor, group: int) -> Tensor:
+    """Returns the maximum of each so many latents in float32: (B, G). NaN counts as the least."""
+    n_tokens, n_latents = pre.shape
+    n_groups = triton.cdiv(n_latents, group)
+    out = torch.empty(n_tokens, n_groups, device=pre.device)
+    grid = (n_tokens, triton.cdiv(n_groups, _BLOCK))
+    _maxima_kernel[grid](pre, out, pre.stride(0), n_latents, n_groups, _BLOCK, group)
+    return out
+
+
+def bounded(maxima: Tensor, slack: Tensor, k: int, rounding: float, bound: Tensor) -> Listed:
+    """Writes the K-th largest maximum of each token, lowered by slack and rounding, and returns the groups that reach that.
+
+    A token whose slack is not finite gets NaN, which nothing reaches.
+    """
+    n_tokens, n_groups = maxima.shape
+    listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
+    _bound_kernel[(n_tokens,)](
+        maxima, slack, bound, listed.groups, listed.counts,
+        n_groups, k, rounding, NOTHING, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+    )  # fmt: skip
+    return listed
+
+
+def reaching(maxima: Tensor, bound: Tensor) -> Listed:
+    """Returns the groups that reach a bound."""
+    n_tokens, n_groups = maxima.shape
+    listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
+    _list_kernel[(n_tokens,)](
+        maxima, bound, listed.groups, listed.counts,
+        n_groups, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+    )  # fmt: skip
+    return listed
+
+
+def count(pre: Tensor, listed: Listed, bound: Tensor, group: int, keys: Tensor | None = None) -> Tensor:
+    """Returns how many latents of each token reach its bound; also adds up how many of them have each key (see `selection`)."""
+    n_tokens, n_latents = pre.shape
+    found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
+    nowhere = found if keys is None else keys
+    _visit_kernel[(n_tokens,)](
+        pre, *listed, bound, found, found, found, nowhere, found, bound, found,
+        0, pre.stride(0), n_latents, listed.groups.shape[1], False, keys is not None, _BLOCK, group, _FILL,
+    )  # fmt: skip
+    return found
+
+
+def collect(
+    pre: Tensor,
+    listed: Listed,
+    bound: Tensor,
+    group: int,
+    *,
+    first: int,
+    starts: Tensor,
+    ends: Tensor,
+    least: Tensor,
+    places: Places,
+) -> Tensor:
+    """Writes the latents of each token that reach its bound, in order; returns how many they are.
+
+    Args:
+        pre: (B, F); rows may be apart.
+        listed: the groups that reach it.
+        bound: (B,)
+        group: latents in a group.
+        first: what the first of the tokens is called.
+        starts: where to write those of each token,
+        ends: and up to where: those beyond are left out.
+        least: how many to write at least: if fewer reach the bound, others follow that do not.
+        places: for all tokens.
+    """
+    n_tokens, n_latents = pre.shape
+    found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
+    _visit_kernel[(n_tokens,)](
+        pre, *listed, bound, starts, ends, least, *places, found,
+        first, pre.stride(0), n_latents, listed.groups.shape[1], True, False, _BLOCK, group, _FILL,
+    )  # fmt: skip
+    return found
+
+
+def _warps(width: int) -> int:
+    """Returns how many warps share a row, so that a thread has at most 16 entries of it in registers."""
+    return min(max(width // 512, 4), 32)
+
+
+@triton.jit
+def _maxima_kernel(pre, out, STRIDE, F, G, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    latent = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    value = tl.load(pre + row * STRIDE + latent, mask=latent < F, other=float("-inf")).to(tl.float32)
+    value = tl.where(value == value, value, float("-inf"))
+    tl.store(out + row * G + group, tl.max(value, axis=1), mask=group < G)
+
+
+@triton.jit
+def _bound_kernel(maxima, slack, bound, groups, counts, G, K, rounding, nothing, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, WIDTH)
+    value = tl.load(maxima + row * G + group, mask=group < G, other=float("-inf"))
+    # the bits of positive numbers are in their order; the upper 16 of them will do
+    key = tl.where(value > 0, value, 0.0).to(tl.int32, bitcast=True) >> 16
+    best = 0
+    for step in tl.static_range(15):
+        candidate = best | (1 << (14 - step))
+        enough = tl.sum((key >= candidate).to(tl.int32), axis=0) >= K
+        best = tl.where(enough, candidate, best)
+    kth = (best << 16).to(tl.float32, bitcast=True)
+    least = kth - tl.load(slack + row) - 2 * rounding * kth
+    least = tl.where(least == 0, nothing, least)
+    least = tl.where(least - least == 0, least, float("nan"))  # the difference is NaN for what is not finite
+    tl.store(bound + row, least)
+    number = (value >= least).to(tl.int32)
+    tl.store(groups + row * G + tl.cumsum(number, axis=0) - 1, group, mask=number > 0)
+    tl.store(counts + row, tl.sum(number, axis=0))
+
+
+@triton.jit
+def _list_kernel(maxima, bound, groups, counts, G, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, WIDTH)
+    value = tl.load(maxima + row * G + group, mask=group < G, other=float("-inf"))
+    number = (value >= tl.load(bound + row)).to(tl.int32)
+    tl.store(groups + row * G + tl.cumsum(number, axis=0) - 1, group, mask=number > 0)
+    tl.store(counts + row, tl.sum(number, axis=0))
+
+
+@triton.jit
+def _visit_kernel(
+    pre,
+    groups,
+    counts,
+    bound,
+    starts,
+    ends,
+    at_least,
+    tokens,
+    latents,
+    seen,
+    found,
+    first,
+    STRIDE,
+    F,
+    G,
+    WRITES: tl.constexpr,
+    COUNTS_KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    FILL: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    token = (row + first).to(tl.int32)
+    least = tl.load(bound + row)
+    n_listed = tl.load(counts + row)
+    start = tl.load(starts + row).to(tl.int64)
+    end = tl.load(ends + row).to(tl.int64)
+    n_found = tl.zeros((), tl.int32)
+    for begin in range(0, n_listed, BLOCK):
+        index = begin + tl.arange(0, BLOCK)
+        there = index < n_listed
+        group = tl.load(groups + row * G + index, mask=there, other=0)
+        latent = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+        mask = there[:, None] & (latent < F)
+        value = tl.load(pre + row * STRIDE + latent, mask=mask, other=float("-inf")).to(tl.float32)
+        hit = mask & (value >= least)
+        number = hit.to(tl.int32)
+        in_group = tl.sum(number, axis=1)
+        if WRITES:
+            before = (tl.cumsum(in_group, axis=0) - in_group)[:, None] + tl.cumsum(number, axis=1) - number
+            place = start + n_found + before
+            written = hit & (place < end)
+            tl.store(tokens + place, tl.zeros_like(latent) + token, mask=written)
+            tl.store(latents + place, latent, mask=written)
+            tl.store(seen + place, value, mask=written)
+        if COUNTS_KEYS:
+            key = tl.where(value > 0, value, 0.0).to(tl.int32, bitcast=True) >> 16
+            tl.atomic_add(tokens + key, 1, mask=hit)  # whole numbers: the order does not matter
+        n_found += tl.sum(in_group, axis=0)
+    tl.store(found + row, n_found)
+    if WRITES:
+        wanted = tl.load(at_least + row)
+        n_written = n_found
+        begin = tl.zeros((), tl.int32)
+        while (n_written < wanted) & (begin < F):
+            latent = begin + tl.arange(0, FILL)
+            value = tl.load(pre + row * STRIDE + latent, mask=latent < F, other=0.0).to(tl.float32)
+            miss = ((value >= least) == 0) & (latent < F)  # also where one of the two is not a number
+            number = miss.to(tl.int32)
+            place = n_written + tl.cumsum(number, axis=0) - number
+            written = miss & (place < wanted) & (start + place < end)
+            tl.store(tokens + start + place, tl.zeros_like(latent) + token, mask=written)
+            tl.store(latents + start + place, latent, mask=written)
+            tl.store(seen + start + place, value, mask=written)
+            n_written += tl.sum(number, axis=0)
+            begin += FILL
