@@ -101,6 +101,9 @@ class Scan:
         # errors of the terms of a product are independent: their squares add up
         sample = W[:: max(1, len(W) // _SAMPLE)]
         spread = (x.square() @ sample.square().mean(0)).sqrt()
+        self._bias_error = (
+            (b - self._b[: len(b)].to(b.dtype)).abs().amax()
+        )  # as little as none, where it is not rounded
         self._slack = _SPREAD * _ROUNDING * spread if self.is_coarse else spread.mul(0.0)  # not a number stays so
 
     @staticmethod
@@ -138,7 +141,7 @@ class Scan:
         """
         slack = self._slack[rows]
         if self.is_coarse:
-            values = values - slack - 2 * _ROUNDING * values
+            values = values - slack - 2 * (_ROUNDING * values + self._bias_error)
         return torch.where(slack.isfinite() & values.isfinite(), values.clamp_min(0), torch.nan)
 
     def reaching(self, chunk: Chunk, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,7 +186,7 @@ class Scan:
         """Returns what no pre-activation exceeds that was seen below the bound, given the largest error seen."""
         if not self.is_coarse:
             return bound
-        return torch.where(bound > 0, bound * (1 + _ROUNDING) + _SAFETY * error, 0.0)
+        return torch.where(bound > 0, bound * (1 + _ROUNDING) + _SAFETY * error + self._bias_error, 0.0)
 
 
 class Table(NamedTuple):

@@ -172,6 +172,28 @@ def test_coarse_selection_equals_that_of_float64(kind, monkeypatch):
     assert (coarse != exact).any(-1).sum() < 26
 
 
+@pytest.mark.parametrize("encode", ENCODERS)
+def test_selection_in_bfloat16_survives_random_cases(encode, monkeypatch):
+    """Scales, biases and numbers of latents at random: what is kept has the values that float64 keeps."""
+    monkeypatch.setattr(scan, "bfloat16_is_fast", lambda _: True)
+    generator = torch.Generator().manual_seed(0)
+    for case in range(40):
+        f, k, n = (
+            int(torch.randint(low, high, (1,), generator=generator)) for low, high in ((70, 900), (1, 9), (1, 40))
+        )
+        scale, offset, spread = (10 ** float(torch.empty(1).uniform_(-2, 2, generator=generator)) for _ in range(3))
+        x = scale * torch.randn(n, 6, generator=generator) + offset * torch.randn(6, generator=generator)
+        W = torch.randn(f, 6, generator=generator)
+        b = spread * torch.randn(f, generator=generator) - (case % 4) * scale
+        with ops.use_backend("sparse"):
+            got = getattr(ops, encode)(x, W, b, k)
+        with ops.use_backend("reference"):
+            expected = getattr(ops, encode)(x.double(), W.double(), b.double(), k)
+        size = float(expected.values.abs().amax()) if expected.values.numel() else 1.0
+        a, e = (to_dense(latents).double().sort(-1).values for latents in (got, expected))
+        assert (a - e).abs().amax() <= 1e-5 * max(size, scale, spread), f"case {case}: {f} latents, k {k}, {n} tokens"
+
+
 def test_batch_of_tokens_of_very_different_size_is_selected_exactly(monkeypatch):
     """The bound is guessed from a sample of the tokens: here from one that tells nothing about the others."""
     monkeypatch.setattr(scan, "chunk_rows", lambda *_: 8)
