@@ -25,6 +25,7 @@ SHAPE = (576, DICT_SIZE, K, BATCH)
 SHAPES = (SHAPE, (768, 32_768, 64, 2048), (2048, 16_384, 64, 1024))
 """Width, latents, k, batch."""
 DEAD = 0.3
+_TICKS = (20, 50, 100, 200, 500, 1000)
 PEERS = ("sparsify", "dl", "saelens")
 
 
@@ -177,6 +178,8 @@ def curves(path: Path) -> None:
             print(name, kind, [f"{value:.1f}" for value in ms], flush=True)
         axes.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
         axes.set_xticks([shape[position] for shape in shapes], [f"{shape[position]:,}" for shape in shapes], fontsize=8)
+        axes.set_yticks(_TICKS, [f"{tick:,}" for tick in _TICKS], fontsize=8)
+        axes.set_ylim(15, 1500)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False, fontsize=8)
