@@ -102,6 +102,10 @@ class Registry(Generic[T]):
             seen.setdefault(id(entry), (name, entry))
         return list(seen.values())
 
+    def canonical(self, name: str) -> str:
+        """Returns the first of the names that an entry is registered under."""
+        return self.name_of(self[name])
+
     def name_of(self, entry: T) -> str:
         """Returns the canonical name of a registered object."""
         for name, known in self._entries.items():

@@ -142,8 +142,7 @@ def nonzeros(latents: Latents) -> Tensor:
 
 def l0(latents: Latents) -> Float[Tensor, ""]:
     """Returns the mean number of non-zero latents of a token."""
-    n_tokens = latents.shape[0] if isinstance(latents, Tensor) else latents.support.n_tokens
-    return (nonzeros(latents) != 0).sum() / n_tokens
+    return (nonzeros(latents) != 0).sum() / n_tokens_of(latents)
 
 
 def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
@@ -158,3 +157,68 @@ def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
 def fired(latents: Latents) -> Bool[Tensor, "dict_size"]:
     """Returns which latents are non-zero on at least one token."""
     return firing_counts(latents) > 0
+
+
+def with_values(like: Latents, values: Tensor) -> Latents:
+    """Returns latents in the form of others, and where those are, with other values."""
+    return values if isinstance(like, Tensor) else SparseLatents(values, like.support)
+
+
+def of_each(weights: Float[Tensor, "dict_size"], latents: Latents) -> Tensor:
+    """Returns the weight of each latent, in a shape that multiplies the latents' values."""
+    if isinstance(latents, Tensor):
+        return weights
+    return weights[latents.support.latents].view_as(latents.values)
+
+
+def n_tokens_of(latents: Latents) -> int:
+    """Returns how many tokens the latents are of."""
+    return latents.shape[0] if isinstance(latents, Tensor) else latents.support.n_tokens
+
+
+def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLatents:
+    """Returns the same pairs with a row for each token and group: row n * groups + g has those of token n in group g.
+
+    Args:
+        latents: of N tokens.
+        bounds: where each group of latents ends; the last is dict_size.
+
+    Returns:
+        Latents of N * groups rows; ragged.
+    """
+    support = latents.support
+    group = torch.searchsorted(bounds, support.latents, right=True)
+    row = support.tokens * len(bounds) + group
+    row, order = row.sort(stable=True)
+    offsets = torch.searchsorted(row, torch.arange(support.n_tokens * len(bounds) + 1, device=row.device))
+    return SparseLatents(latents.values.flatten()[order], Support(support.latents[order], support.dict_size, offsets))
+
+
+def between(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
+    """Returns the pairs of latents from `start` up to `stop`, counted from `start`; ragged."""
+    support = latents.support
+    inside = ((support.latents >= start) & (support.latents < stop)).nonzero().squeeze(1)
+    offsets = torch.searchsorted(support.tokens[inside], torch.arange(support.n_tokens + 1, device=inside.device))
+    return SparseLatents(
+        latents.values.flatten()[inside], Support(support.latents[inside] - start, stop - start, offsets)
+    )
+
+
+def joined(parts: list[SparseLatents]) -> SparseLatents:
+    """Returns the latents of several dictionaries as those of one, in which they stand one after another.
+
+    Args:
+        parts: of the same tokens; all with the same number for each token, or all ragged.
+    """
+    shifts = [0]
+    for part in parts:
+        shifts.append(shifts[-1] + part.dict_size)
+    if not any(part.support.is_ragged for part in parts):
+        values = torch.cat([part.values for part in parts], dim=1)
+        indices = torch.cat([part.indices + shift for part, shift in zip(parts, shifts, strict=False)], dim=1)
+        return SparseLatents(values, Support(indices, shifts[-1]))
+    tokens, order = torch.cat([part.support.tokens for part in parts]).sort(stable=True)
+    latents = torch.cat([part.support.latents + shift for part, shift in zip(parts, shifts, strict=False)])[order]
+    values = torch.cat([part.values.flatten() for part in parts])[order]
+    offsets = torch.searchsorted(tokens, torch.arange(parts[0].support.n_tokens + 1, device=tokens.device))
+    return SparseLatents(values, Support(latents, shifts[-1], offsets))

@@ -2,19 +2,52 @@
 
 from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
+from dictionary_learning.dictionaries.blocks import CrossLayerTranscoder, HeadAutoencoders
+from dictionary_learning.dictionaries.coder import Coder, Start, Trainable
+from dictionary_learning.dictionaries.crosscoder import Crosscoder
 from dictionary_learning.dictionaries.initialization import geometric_median
-from dictionary_learning.dictionaries.named import AutoEncoder, AutoEncoderTopK, BatchTopKSAE, IdentityDict
+from dictionary_learning.dictionaries.named import (
+    AbsTopKSAE,
+    AutoEncoder,
+    AutoEncoderNew,
+    AutoEncoderTopK,
+    BatchTopKSAE,
+    GatedAutoEncoder,
+    GroupMaxSAE,
+    IdentityDict,
+    JumpReluAutoEncoder,
+    MatchingPursuitSAE,
+    MatryoshkaBatchTopKSAE,
+)
 from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
+from dictionary_learning.dictionaries.transcoder import Transcoder
+from dictionary_learning.dictionaries.wirings import WIRINGS, Shape
 
 __all__ = [
     "DICTIONARIES",
+    "WIRINGS",
+    "AbsTopKSAE",
     "AutoEncoder",
+    "AutoEncoderNew",
     "AutoEncoderTopK",
     "BatchTopKSAE",
+    "Coder",
+    "CrossLayerTranscoder",
+    "Crosscoder",
     "Dictionary",
+    "GatedAutoEncoder",
+    "GroupMaxSAE",
+    "HeadAutoencoders",
     "IdentityDict",
+    "JumpReluAutoEncoder",
+    "MatchingPursuitSAE",
+    "MatryoshkaBatchTopKSAE",
     "Reconstruction",
+    "Shape",
     "SparseAutoencoder",
+    "Start",
+    "Trainable",
+    "Transcoder",
     "geometric_median",
     "load_dictionary",
     "save_dictionary",

@@ -1,6 +1,7 @@
 """What a dictionary is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,36 +19,43 @@ D = TypeVar("D", bound="Dictionary")
 class Reconstruction(NamedTuple):
     """What a dictionary makes of a batch."""
 
-    outputs: Float[Tensor, "batch activation_dim"]
+    outputs: Float[Tensor, "batch output_dim"]
     latents: Latents
     """Sparse where the nonlinearity keeps a fixed number of latents, else dense."""
+    pre_activations: Latents | None = None
+    """In the form of the latents and where those are; None where only the kept latents were computed."""
 
 
 class Dictionary(nn.Module, ABC):
     """Latents of activations, and activations from latents.
 
     Dim 0 of every per-latent tensor is the latent axis: W_enc and W_dec are (dict_size, activation_dim), and row i of
-    W_dec is the direction that latent i writes.
+    W_dec is the direction that latent i writes. Where a dictionary reads or writes several sites, their activations stand one
+    after another in the last dimension.
 
     Args:
-        activation_dim: width of the activations.
+        activation_dim: width of the activations that it is given.
         dict_size: number of latents.
+        output_dim: width of what it reconstructs; by default `activation_dim`.
     """
 
-    def __init__(self, activation_dim: int, dict_size: int):
+    def __init__(self, activation_dim: int, dict_size: int, output_dim: int | None = None):
         super().__init__()
-        for name, size in (("activation_dim", activation_dim), ("dict_size", dict_size)):
+        output_dim = activation_dim if output_dim is None else output_dim
+        sizes = (("activation_dim", activation_dim), ("dict_size", dict_size), ("output_dim", output_dim))
+        for name, size in sizes:
             if not isinstance(size, int) or size < 1:
                 raise ConfigError(f"{type(self).__name__} got {name}={size!r}; it must be a positive whole number.")
         self.activation_dim = activation_dim
         self.dict_size = dict_size
+        self.output_dim = output_dim
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         """Returns the latents, dense."""
 
     @abstractmethod
-    def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
+    def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch output_dim"]:
         """Returns the activations that dense latents stand for."""
 
     @abstractmethod
@@ -65,7 +73,7 @@ class Dictionary(nn.Module, ABC):
 
     @abstractmethod
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
-        """Turns a dictionary of x / inputs into one of x, in place, and latents are multiplied by `outputs`.
+        """Turns a dictionary of x / inputs, which makes y / outputs, into one of x that makes y, in place.
 
         Args:
             inputs: what activations were divided by in training.
@@ -75,6 +83,19 @@ class Dictionary(nn.Module, ABC):
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """Returns the arguments that build a dictionary of the same class and shape, as plain data."""
+
+    def check_sites(self, widths: Sequence[int], output_widths: Sequence[int]) -> None:
+        """Checks that it fits the sites that it is to read and write.
+
+        Raises:
+            ConfigError: it has other widths.
+        """
+        for what, mine, theirs in (("reads", self.activation_dim, widths), ("writes", self.output_dim, output_widths)):
+            if mine != sum(theirs):
+                raise ConfigError(
+                    f"The {type(self).__name__} {what} activations of width {mine}; the site has width {sum(theirs)}. "
+                    "Give the model and the site that it was trained on."
+                )
 
     @property
     def device(self) -> torch.device:

@@ -1,8 +1,16 @@
 """Where dictionaries begin."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dictionary_learning.dictionaries.coder import Coder
+
+_SCALE_SAMPLE = 2048
+"""Rows that the scale of the encoder is found on."""
 
 _LARGEST_SAMPLE = 32_768
 """Rows that the geometric median looks at; Gao et al. 2024 take as many (A.1)."""
@@ -43,3 +51,48 @@ def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: f
             break
         total = distances.sum()
     return median.to(given)
+
+
+def best_scale(dictionary: "Coder", x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> float:
+    """Returns the s that minimizes |y - b_dec - s d|^2, with d what latents decode to at first.
+
+    With many latents for each direction those that are kept overlap, and unit rows overshoot.
+    """
+    x, y = x[:_SCALE_SAMPLE], y[:_SCALE_SAMPLE]
+    latents, _ = dictionary.encode_latents(x)
+    affine = dictionary.with_affine_part(torch.zeros_like(y), x)
+    decoded = dictionary.decode_latents(latents, x) - affine
+    length = decoded.pow(2).sum()
+    scale = float(((y - affine) * decoded).sum() / length) if length > 0 else 1.0
+    return scale if scale > 0 else 1.0  # a random decoder into another space may point away
+
+
+CENTERS = {
+    "geometric_median": geometric_median,
+    "mean": lambda x: x.mean(0),
+    "zeros": lambda x: torch.zeros_like(x[0]),
+}
+"""Where b_dec begins, by name (`b_dec_init_method`)."""
+
+
+def set_decoder_(
+    W_dec: Tensor, W_enc: Tensor | None, *, norm: float, orthogonal: bool, generator: torch.Generator | None
+) -> None:
+    """Sets the decoder's rows to one norm, orthogonal as far as the width allows if asked, and the encoder to its transpose.
+
+    Args:
+        W_dec: (dict_size, output_dim), in place.
+        W_enc: (dict_size, activation_dim), in place where it is of the same shape; None to leave it.
+        norm: of the rows.
+        orthogonal: rows in stretches of output_dim are orthogonal to each other.
+        generator: of the directions, where they are drawn anew.
+    """
+    with torch.no_grad():
+        if orthogonal:
+            width = W_dec.shape[1]
+            for rows in W_dec.split(width):
+                q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
+                rows.copy_((q * r.diagonal().sign())[: len(rows)])
+        W_dec.mul_(norm / W_dec.norm(dim=1, keepdim=True))
+        if W_enc is not None and W_enc.shape == W_dec.shape:
+            W_enc.copy_(W_dec)

@@ -61,7 +61,12 @@ def resolve(operation: str, *arguments: Any) -> Callable[..., Any]:
     for form in forms:
         if wanted in (None, form.backend) and form.serves(*arguments):
             return form.function
-    return forms[-1].function  # the reference form serves everything
+    return reference_form(operation)
+
+
+def reference_form(operation: str) -> Callable[..., Any]:
+    """Returns the reference form, which serves everything."""
+    return _implementations[operation][-1].function
 
 
 def backend() -> str | None:

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning.latents import SparseLatents
+from dictionary_learning.latents import Latents, SparseLatents
 from dictionary_learning.ops import (
     reference,  # noqa: F401
     torch_kernels,  # noqa: F401
     triton,  # noqa: F401
 )
+from dictionary_learning.ops.chosen import Choose
 from dictionary_learning.ops.dispatch import resolve
 
 
@@ -49,6 +50,23 @@ def batch_topk_encode(
     value that is not finite keeps none.
     """
     return resolve("batch_topk_encode", x, W_enc, b_enc, k, center)(x, W_enc, b_enc, k, center)
+
+
+def encode_where(
+    x: Float[Tensor, "batch dim"],
+    W_enc: Float[Tensor, "dict_size dim"],
+    b_enc: Float[Tensor, "dict_size"],
+    choose: Choose,
+    *,
+    center: Float[Tensor, "dim"] | None = None,
+) -> Latents:
+    """Returns those of the pre-activations W_enc (x - center) + b_enc that a rule chooses; gradients reach all of them.
+
+    `choose` is given rows of pre-activations and returns the indices of those wanted, as many for each token, or a mask. What
+    comes back is sparse, not rectified; or, for a mask, all pre-activations, dense, where that is faster: what is made of
+    them has to be zero where the rule does not choose.
+    """
+    return resolve("encode_where", x, W_enc, b_enc, choose, center)(x, W_enc, b_enc, choose, center)
 
 
 def sparse_decode(latents: SparseLatents, W_dec: Float[Tensor, "dict_size dim"]) -> Float[Tensor, "batch dim"]:

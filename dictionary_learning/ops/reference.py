@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dictionary_learning.latents import SparseLatents, Support, to_dense
+from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
+from dictionary_learning.ops.chosen import Choose
 from dictionary_learning.ops.dispatch import answers_for, implements
 from dictionary_learning.ops.precision import full, without_autocast
 
@@ -16,13 +17,13 @@ def answer(device: torch.device) -> tuple[bool, str]:
 
 @implements("topk_encode", "reference")
 def topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, center: Tensor | None) -> SparseLatents:
-    values, indices = _rectified(x, W_enc, b_enc, center).topk(k, dim=-1)
+    values, indices = _pre_activations(x, W_enc, b_enc, center).relu().topk(k, dim=-1)
     return SparseLatents(values, Support(indices, W_enc.shape[0]))
 
 
 @implements("batch_topk_encode", "reference")
 def batch_topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, center: Tensor | None) -> SparseLatents:
-    pre = _rectified(x, W_enc, b_enc, center)
+    pre = _pre_activations(x, W_enc, b_enc, center).relu()
     with torch.no_grad():
         flat = torch.where(pre.isfinite().all(-1, keepdim=True), pre, 0.0).flatten()
         chosen = flat.topk(min(k * len(x), flat.numel())).indices.sort().values
@@ -32,14 +33,23 @@ def batch_topk_encode(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, center: T
     return SparseLatents(pre[tokens, latents], Support(latents, W_enc.shape[0], offsets))
 
 
+@implements("encode_where", "reference")
+def encode_where(x: Tensor, W_enc: Tensor, b_enc: Tensor, choose: Choose, center: Tensor | None) -> Latents:
+    pre = _pre_activations(x, W_enc, b_enc, center)
+    wanted = choose(pre.detach())
+    if wanted.dtype == torch.bool:
+        return pre  # what is not chosen has neither value nor gradient in what is made of it
+    return SparseLatents(pre.gather(1, wanted), Support(wanted, W_enc.shape[0]))
+
+
 @implements("sparse_decode", "reference")
 def sparse_decode(latents: SparseLatents, W_dec: Tensor) -> Tensor:
     with without_autocast(W_dec):
         return to_dense(latents).to(full(W_dec).dtype) @ full(W_dec)
 
 
-def _rectified(x: Tensor, W_enc: Tensor, b_enc: Tensor, center: Tensor | None) -> Tensor:
-    """Returns relu(W_enc (x - center) + b_enc): (batch, dict_size)."""
+def _pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor, center: Tensor | None) -> Tensor:
+    """Returns W_enc (x - center) + b_enc: (batch, dict_size)."""
     with without_autocast(x):
         centered = full(x) if center is None else full(x) - full(center)
-        return torch.nn.functional.linear(centered, full(W_enc), full(b_enc)).relu()
+        return torch.nn.functional.linear(centered, full(W_enc), full(b_enc))

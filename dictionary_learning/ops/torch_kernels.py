@@ -76,4 +76,9 @@ def serves_batch(x: Tensor, W: Tensor, k: int) -> bool:
     return x.device.type == "cpu" and serves_encode(x, W, k)
 
 
-register_sparse_forms("sparse", TorchKernels(), serves_encode, serves_decode, serves_batch)
+def serves_where(x: Tensor, W: Tensor) -> bool:
+    """Tells the same of choosing by a rule: on the CPU only, for the same reason."""
+    return x.device.type == "cpu"
+
+
+register_sparse_forms("sparse", TorchKernels(), serves_encode, serves_decode, serves_batch, serves_where)

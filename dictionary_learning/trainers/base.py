@@ -1,8 +1,9 @@
 """What a trainer is: a dictionary, a loss that changes nothing, and an update that changes everything."""
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +19,17 @@ from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.joint import Encoder
 
 
+class Batch(NamedTuple):
+    """What a step is made with."""
+
+    x: Float[Tensor, "batch activation_dim"]
+    """What the dictionary reads."""
+    y: Float[Tensor, "batch output_dim"]
+    """What it is to reconstruct; x itself for an autoencoder."""
+    downstream: Callable[[Tensor], Mapping[str, Tensor]] | None = None
+    """Given reconstructions of y, returns what the model loses with them in place of y: "ce", "kl"; where the data can tell."""
+
+
 class Loss(NamedTuple):
     """What a loss is made of."""
 
@@ -31,7 +43,7 @@ class Loss(NamedTuple):
 class SAETrainer(ABC):
     """Trains one dictionary.
 
-    A step is `accumulate` for each part of a batch, then `apply`; `update` does both. `loss` is pure: it reads a
+    A step is `accumulate` for each part of a batch, then `apply`; `update` does both. `objective` is pure: it reads a
     batch and the trainer's state, and returns numbers. All that changes (weights, counters, thresholds, the step)
     changes in `apply`. What is logged is read from the last step: logging computes and changes nothing else.
 
@@ -48,7 +60,7 @@ class SAETrainer(ABC):
         """Settings that every trainer has."""
 
         activation_dim: int | None = None
-        """Width of the activations; `trainSAE` finds it in the data."""
+        """Width of the activations, of all sites that are read together; `trainSAE` finds it in the data."""
         dict_size: int | None = None
         """Number of latents; by default expansion_factor times activation_dim."""
         expansion_factor: int = 16
@@ -57,8 +69,17 @@ class SAETrainer(ABC):
         """Length of the run, which schedules refer to; `trainSAE` fills it in."""
         seed: int | None = 0
         """Seed of the initial weights."""
-        site: str | None = None
-        """The site to train on; by default every site of the data gets a dictionary of its own."""
+        site: str | tuple[str, ...] | None = None
+        """The site to train on, or several for a wiring that reads several; by default every site of the data gets a
+        dictionary of its own, or all are read together."""
+        target_site: str | tuple[str, ...] | None = None
+        """What a transcoder predicts; by default the output of the module whose input it reads."""
+        normalize: str | None = None
+        """How activations are normalized: see `activations/normalization.py`. None leaves it to `trainSAE`."""
+        micro_acc_steps: int = 1
+        """Parts that a batch is split into, one after another, to save memory; the gradients are those of the whole batch."""
+        grad_acc_steps: int = 1
+        """Batches whose gradients make one step; schedules count steps."""
         device: str | None = None
         """Where to train; the accelerator if there is one."""
         layer: int | None = None
@@ -82,6 +103,10 @@ class SAETrainer(ABC):
             raise ConfigError(
                 f"{type(self).__name__} got a {type(config).__qualname__}; give a {self.Config.__qualname__}."
             )
+        if config.micro_acc_steps < 1 or config.grad_acc_steps < 1:
+            raise ConfigError(
+                f"Got micro_acc_steps={config.micro_acc_steps} and grad_acc_steps={config.grad_acc_steps}; both must be at least 1."
+            )
         missing = [name for name in ("activation_dim", "steps") if getattr(config, name) is None]
         if missing:
             raise ConfigError(
@@ -90,7 +115,7 @@ class SAETrainer(ABC):
         assert config.activation_dim is not None and config.steps is not None
         self.activation_dim: int = config.activation_dim
         self.dict_size: int = config.dict_size or config.expansion_factor * config.activation_dim
-        self.steps: int = config.steps
+        self.steps: int = max(config.steps // config.grad_acc_steps, 1)
         self.config_values = config.replace(dict_size=self.dict_size)
         self.step = 0
         """How many updates were made."""
@@ -105,7 +130,9 @@ class SAETrainer(ABC):
         self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
         """How many tokens had a NaN or an infinity."""
         self._prepared = False
-        self._last: tuple[Tensor, Loss] | None = None
+        self._gathered: list[tuple[Batch, Loss]] = []
+        self._last: list[tuple[Batch, Loss]] = []
+        self._n_batches = 0
 
     @abstractmethod
     def build(self) -> Dictionary:
@@ -116,15 +143,15 @@ class SAETrainer(ABC):
         """Returns the optimizer of the dictionary's parameters."""
 
     @abstractmethod
-    def prepare(self, x: Float[Tensor, "batch activation_dim"]) -> None:
+    def prepare(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> None:
         """Sets what depends on data, as biases; called once, before the first step, with its batch or a larger sample."""
 
     @abstractmethod
-    def loss(self, x: Float[Tensor, "batch activation_dim"]) -> Loss:
+    def objective(self, batch: Batch) -> Loss:
         """Returns the loss of a batch; changes nothing."""
 
     @abstractmethod
-    def observe(self, loss: Loss, n_tokens: int) -> None:
+    def observe(self, gathered: list[tuple[Batch, Loss]]) -> None:
         """Changes statistics after the optimizer's step, and weights that it left in want of it."""
 
     @abstractmethod
@@ -146,32 +173,43 @@ class SAETrainer(ABC):
         names = {"trainer_class": type(self).__name__, "dict_class": type(self.dictionary).__name__}
         return {**self.config_values.to_dict(), **names, "device": str(self.device)}
 
-    def accumulate(self, x: Float[Tensor, "batch activation_dim"], weight: float = 1.0) -> Loss:
+    def loss(
+        self, x: Float[Tensor, "batch activation_dim"], y: Float[Tensor, "batch output_dim"] | None = None
+    ) -> Loss:
+        """Returns the loss of a batch; changes nothing."""
+        return self.objective(Batch(x, x if y is None else y))
+
+    def accumulate(self, x: Tensor, y: Tensor | None = None, weight: float = 1.0, downstream: Any = None) -> Loss:
         """Adds the gradients of a batch, or of the share `weight` of one.
 
         Tokens that are not finite are replaced by others and counted.
+
+        Args:
+            x: what the dictionary reads (batch, activation_dim).
+            y: what it is to reconstruct (batch, output_dim); x, if not given.
+            weight: the share.
+            downstream: what the model loses with reconstructions in place of y (see `Batch`).
         """
-        x, n_replaced = replace_nonfinite(x.to(self.device))
-        self.n_nonfinite_tokens += n_replaced
+        batch = self._finite(x, y, downstream)
         if not self._prepared:
-            self.initialize(x)
-        loss = self.loss(x)
+            self.initialize(batch.x, None if y is None else batch.y)
+        loss = self.objective(batch)
         (loss.total * weight).backward()
-        self._last = (x, loss)
+        self._gathered.append((batch, loss))
         return loss
 
-    def initialize(self, x: Float[Tensor, "n activation_dim"]) -> None:
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Sets what depends on data; only the first call does anything."""
         if not self._prepared:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                x, _ = replace_nonfinite(x.to(self.device))
-                self.prepare(x.to(torch.promote_types(self.dictionary.dtype, torch.float32)))
+                batch = self._finite(x, y)
+                dtype = torch.promote_types(self.dictionary.dtype, torch.float32)
+                self.prepare(batch.x.to(dtype), batch.y.to(dtype))
             self._prepared = True
 
     def apply(self) -> None:
         """Makes one step with the gradients gathered."""
-        assert self._last is not None, "accumulate comes before apply"
-        x, loss = self._last
+        assert self._gathered, "accumulate comes before apply"
         for group in self.optimizer.param_groups:
             rate = self.learning_rate(self.step) * group.get("lr_factor", 1.0)
             if isinstance(group["lr"], Tensor):
@@ -181,35 +219,65 @@ class SAETrainer(ABC):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            self.observe(loss, len(x))
+            self.observe(self._gathered)
+        self._last, self._gathered = self._gathered, []
         self.step += 1
 
-    def update(self, step: int, x: Float[Tensor, "batch activation_dim"]) -> Float[Tensor, ""]:
-        """Makes one whole step with a batch; returns the loss, which stays on its device.
+    def update(
+        self,
+        step: int,
+        x: Float[Tensor, "batch activation_dim"],
+        y: Float[Tensor, "batch output_dim"] | None = None,
+        downstream: Any = None,
+    ) -> Float[Tensor, ""]:
+        """Takes in a batch, in parts if so set, and makes a step when enough were taken in; returns the loss, on its device.
 
         The trainer counts its steps itself; `step` is taken for the sake of callers that count them.
         """
-        loss = self.accumulate(x)
-        self.apply()
-        return loss.total.detach()
+        config = self.config_values
+        total = None
+        parts = zip(x.chunk(config.micro_acc_steps), (x if y is None else y).chunk(config.micro_acc_steps), strict=True)
+        for x_part, y_part in parts:
+            share = len(x_part) / max(len(x), 1)
+            loss = self.accumulate(x_part, None if y is None else y_part, share / config.grad_acc_steps, downstream)
+            part = loss.total.detach() * share
+            total = part if total is None else total + part
+        self._n_batches += 1
+        if self._n_batches % config.grad_acc_steps == 0:
+            self.apply()
+        assert total is not None
+        return total
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Float[Tensor, ""]]:
         """Returns figures of the last step's batch, on the device: terms of the loss, fvu, l0, and the learning rate."""
-        if self._last is None:
+        if not self._last:
             return {}
-        x, loss = self._last
-        x = x.float()
-        error = (loss.reconstruction.outputs.float() - x).pow(2).sum()
-        figures = {"loss": loss.total.detach(), **{name: term.detach() for name, term in loss.terms.items()}}
-        figures["fvu"] = error / (x - x.mean(0)).pow(2).sum()
-        figures["l0"] = l0(loss.reconstruction.latents)
+        shares = self.shares(self._last)
+        figures: dict[str, Tensor] = {}
+        for share, (_, loss) in zip(shares, self._last, strict=True):
+            parts = {"loss": loss.total, **loss.terms, "l0": l0(loss.reconstruction.latents)}
+            for name, value in parts.items():
+                figures[name] = figures.get(name, 0.0) + share * value.detach()
+        y = torch.cat([batch.y for batch, _ in self._last]).float()
+        outputs = torch.cat([loss.reconstruction.outputs for _, loss in self._last]).float()
+        figures["fvu"] = (outputs - y).pow(2).sum() / (y - y.mean(0)).pow(2).sum()
         figures["lr"] = torch.tensor(self.learning_rate(max(self.step - 1, 0)))
         figures["nonfinite_tokens"] = self.n_nonfinite_tokens
         return figures
 
+    @staticmethod
+    def shares(gathered: list[tuple[Batch, Loss]]) -> list[float]:
+        """Returns the share of a step's tokens that each part has."""
+        total = sum(len(batch.x) for batch, _ in gathered)
+        return [len(batch.x) / max(total, 1) for batch, _ in gathered]
+
+    def finished(self) -> Dictionary:
+        """Returns a copy of the dictionary as it is to be used."""
+        return copy.deepcopy(self.dictionary)
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything that the next steps depend on."""
+        """Returns everything that the next steps depend on; gradients gathered since the last step are not kept."""
         return {
             "dictionary": self.dictionary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -225,7 +293,21 @@ class SAETrainer(ABC):
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self._prepared = state["step"], state["prepared"]
+        self._n_batches, self._gathered = self.step * self.config_values.grad_acc_steps, []
         self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
+
+    def _finite(self, x: Tensor, y: Tensor | None, downstream: Any = None) -> Batch:
+        """Returns the batch on the device, its tokens that are not finite replaced and counted."""
+        x = x.to(self.device)
+        if y is None:
+            x, n_replaced = replace_nonfinite(x)
+            self.n_nonfinite_tokens += n_replaced
+            return Batch(x, x, downstream)
+        # a token is replaced on both sides, or its prediction would be asked of another's input
+        both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
+        self.n_nonfinite_tokens += n_replaced
+        x, y = both.split([x.shape[1], y.shape[1]], dim=1)
+        return Batch(x.contiguous(), y.contiguous(), downstream)
 
 
 TRAINERS: Registry[type[SAETrainer]] = Registry("trainer")

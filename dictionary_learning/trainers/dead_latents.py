@@ -43,6 +43,11 @@ class DeadLatents:
                 self._look()
         self._step += 1
 
+    def revive(self, latents: Int[Tensor, "n"]) -> None:
+        """Takes latents for alive, as when they were drawn anew."""
+        self.tokens_since_fired[latents] = 0
+        self._indices = self.mask.nonzero().squeeze(1)
+
     @property
     def mask(self) -> Bool[Tensor, "dict_size"]:
         """Returns which latents are dead now."""

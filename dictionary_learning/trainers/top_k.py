@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries import AutoEncoderTopK, Dictionary
+from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.latents import SparseLatents, largest
-from dictionary_learning.trainers.base import TRAINERS
-from dictionary_learning.trainers.selecting import Part, SelectingTrainer
+from dictionary_learning.trainers.base import TRAINERS, Batch
+from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
 
 _MULTI_TOPK = 4
 """Multi-TopK also decodes the 4k largest latents, with weight 1/8 (Gao et al. 2024, appendix)."""
@@ -18,7 +18,7 @@ _MULTI_TOPK_WEIGHT = 1 / 8
 
 @TRAINERS.register("top_k")
 class TrainerTopK(SelectingTrainer):
-    """Trains an autoencoder that keeps the k largest latents of each token.
+    """Trains a dictionary that keeps the k largest latents of each token.
 
     Gao et al. 2024, https://arxiv.org/abs/2406.04093, section 2.3; the objective is that of `SelectingTrainer`.
     """
@@ -27,8 +27,6 @@ class TrainerTopK(SelectingTrainer):
     class Config(SelectingTrainer.Config):
         """Settings of TopK."""
 
-        dict_class: type | None = None
-        """The dictionary's class: AutoEncoderTopK, or one built with the same arguments."""
         multi_topk: bool = False
         """Whether the 4k largest latents are decoded too, with weight 1/8."""
 
@@ -38,20 +36,25 @@ class TrainerTopK(SelectingTrainer):
         assert isinstance(self.config_values, self.Config)
         return self.config_values
 
-    def build(self) -> Dictionary:
-        settings = self.settings
-        build = settings.dict_class or AutoEncoderTopK
-        return build(self.activation_dim, self.dict_size, settings.k, generator=self.generator)
+    def nonlinearity(self) -> Nonlinearity:
+        return TopK(self.settings.k)
 
-    def parts(self, x: Float[Tensor, "batch activation_dim"]) -> list[Part]:
+    def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
         if not self.settings.multi_topk:
-            return [Part("l2_loss", 1.0, self.dictionary.encode_sparse(x, self.k))]
-        wide = self.dictionary.encode_sparse(x, min(_MULTI_TOPK * self.k, self.dict_size))
-        return [Part("l2_loss", 1.0, largest(wide, self.k)), Part("multi_topk_loss", _MULTI_TOPK_WEIGHT, wide)]
+            return self.plain(batch)
+        wide, _ = self.dictionary.encode_latents(batch.x, min(_MULTI_TOPK * self.k, self.dict_size))
+        assert isinstance(wide, SparseLatents)
+        kept = largest(wide, self.k)
+        return kept, [
+            Attempt("l2_loss", 1.0, self.dictionary.decode_latents(kept, batch.x)),
+            Attempt("multi_topk_loss", _MULTI_TOPK_WEIGHT, self.dictionary.decode_latents(wide, batch.x)),
+        ]
 
-    def lowest(self, latents: SparseLatents) -> Float[Tensor, ""]:
+    def least(self, latents: SparseLatents) -> Float[Tensor, ""]:
         """Returns the mean over tokens of the least positive value kept."""
         values = latents.values.detach()
+        if latents.support.is_ragged:
+            return super().least(latents)
         least = torch.where(values > 0, values, torch.inf).amin(-1)
         some = least.isfinite()
         return torch.where(some.any(), torch.where(some, least, 0).sum() / some.sum(), torch.inf)

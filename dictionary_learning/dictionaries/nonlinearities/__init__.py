@@ -1,9 +1,28 @@
 """Nonlinearities, one file each."""
 
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Nonlinearity
+from dictionary_learning.dictionaries.nonlinearities.abs_top_k import AbsTopK
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Nonlinearity, Pointwise, Selects
 from dictionary_learning.dictionaries.nonlinearities.batch_top_k import BatchTopK
+from dictionary_learning.dictionaries.nonlinearities.gated import Gated
+from dictionary_learning.dictionaries.nonlinearities.group_max import GroupMax
+from dictionary_learning.dictionaries.nonlinearities.jump_relu import JumpReLU
+from dictionary_learning.dictionaries.nonlinearities.matching_pursuit import MatchingPursuit
 from dictionary_learning.dictionaries.nonlinearities.relu import ReLU
 from dictionary_learning.dictionaries.nonlinearities.threshold import KeepsSetNumber
 from dictionary_learning.dictionaries.nonlinearities.top_k import TopK
 
-__all__ = ["NONLINEARITIES", "BatchTopK", "KeepsSetNumber", "Nonlinearity", "ReLU", "TopK"]
+__all__ = [
+    "NONLINEARITIES",
+    "AbsTopK",
+    "BatchTopK",
+    "Gated",
+    "GroupMax",
+    "JumpReLU",
+    "KeepsSetNumber",
+    "MatchingPursuit",
+    "Nonlinearity",
+    "Pointwise",
+    "ReLU",
+    "Selects",
+    "TopK",
+]

@@ -1,42 +1,82 @@
 """What a nonlinearity is."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning.config import Registry
-from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents
 
 
 class Nonlinearity(nn.Module, ABC):
     """Turns pre-activations into latents: the one place where architectures differ."""
 
-    fixed_k: int | None = None
-    """How many latents a token keeps, where that is fixed: then only those are computed and decoded."""
+    has_bias: ClassVar[bool] = False
+    """Whether it adds biases of its own, so that the encoder has none."""
+    is_tied: ClassVar[bool] = False
+    """Whether the encoder has to be the decoder."""
+    in_float32: ClassVar[tuple[str, ...]] = ()
+    """Its tensors that stay float32 when a module is cast: what is learnt in small steps would stop moving in bfloat16."""
+
+    def setup(self, dict_size: int) -> None:
+        """Makes the tensors that it has for each latent; called once, by the dictionary.
+
+        Raises:
+            ConfigError: it cannot serve so many latents.
+        """
 
     @abstractmethod
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents."""
+        """Returns the latents of each token, whatever the other tokens are."""
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments that build it again, as plain data."""
         return {}
 
     def scale_(self, factor: float) -> None:
-        """Multiplies what is compared with pre-activations, when those are multiplied by the factor."""
+        """Multiplies what is compared with pre-activations or added to them, when those are multiplied by the factor."""
 
+    def scale_latents_(self, factors: Float[Tensor, "dict_size"]) -> None:
+        """The same with a factor for each latent.
+
+        Raises:
+            ConfigError: the nonlinearity compares latents with each other, so that factors would change which are kept.
+        """
+        raise NotImplementedError
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Nonlinearity":
+        kept = {name: getattr(self, name).detach() for name in self.in_float32 if getattr(self, name) is not None}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            tensor = getattr(self, name)
+            tensor.data = value.to(tensor.device, torch.float32)
+        return self
+
+
+class Selects(Nonlinearity):
+    """Keeps a set number of latents, of each token or of a batch: only those are computed and decoded."""
+
+    is_signed: ClassVar[bool] = False
+    """Whether latents may be negative."""
+
+    k: int
+    """How many latents of a token are kept, on average over a batch at least."""
+    fixed_k: int | None = None
+    """How many latents of each token are kept when it is used, where that is fixed."""
+
+    @abstractmethod
     def encode_sparse(
         self,
         x: Float[Tensor, "batch dim"],
         W_enc: Float[Tensor, "dict_size dim"],
         b_enc: Float[Tensor, "dict_size"],
-        center: Float[Tensor, "dim"],
+        center: Float[Tensor, "dim"] | None,
         k: int | None,
     ) -> SparseLatents:
-        """Returns the kept latents of W_enc (x - center) + b_enc, where a set number is kept.
+        """Returns the kept latents of W_enc (x - center) + b_enc.
 
         Args:
             x: the activations.
@@ -44,11 +84,32 @@ class Nonlinearity(nn.Module, ABC):
             b_enc: its bias.
             center: what is subtracted from the activations.
             k: how many a token keeps, instead of the nonlinearity's own number.
-
-        Raises:
-            ConfigError: the nonlinearity keeps no set number of latents.
         """
-        raise ConfigError(f"{type(self).__name__} does not keep a fixed number of latents; use encode.")
+
+
+class Pointwise(Nonlinearity):
+    """Makes each latent of its own pre-activation alone."""
+
+    @abstractmethod
+    def activate(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
+        """Returns latents of pre-activations.
+
+        Args:
+            pre: dense (..., dict_size), or the pre-activations of some pairs of token and latent.
+            latents: the latent of each pair, in the shape of `pre`; None for dense ones.
+        """
+
+    @abstractmethod
+    def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
+        """Returns where a pre-activation has a latent that is not zero, or a gradient: a mask."""
+
+    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        return self.activate(pre)
+
+    @staticmethod
+    def of(parameter: Tensor, latents: Tensor | None) -> Tensor:
+        """Returns the entries of a per-latent tensor that belong to the pre-activations at hand."""
+        return parameter if latents is None else parameter[latents]
 
 
 NONLINEARITIES: Registry[type[Nonlinearity]] = Registry("nonlinearity")

@@ -31,7 +31,7 @@ class BatchTopK(KeepsSetNumber):
         x: Float[Tensor, "batch dim"],
         W_enc: Float[Tensor, "dict_size dim"],
         b_enc: Float[Tensor, "dict_size"],
-        center: Float[Tensor, "dim"],
+        center: Float[Tensor, "dim"] | None,
         k: int | None,
     ) -> SparseLatents:
         return ops.batch_topk_encode(x, W_enc, b_enc, min(k or self.k, W_enc.shape[0]), center=center)

@@ -3,12 +3,18 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Nonlinearity
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Pointwise
 
 
 @NONLINEARITIES.register("relu")
-class ReLU(Nonlinearity):
+class ReLU(Pointwise):
     """latents = max(pre, 0)."""
 
-    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+    def activate(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
         return pre.relu()
+
+    def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
+        return pre > 0
+
+    def scale_latents_(self, factors: Float[Tensor, "dict_size"]) -> None:
+        pass

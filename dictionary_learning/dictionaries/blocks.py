@@ -1,0 +1,284 @@
+"""Several coders side by side, each of which reads a part of the activations and writes a part of the output."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from einops import pack, unpack
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dictionary_learning.dictionaries.base import DICTIONARIES, Reconstruction
+from dictionary_learning.dictionaries.coder import Coder, Part, Start, Trainable
+from dictionary_learning.dictionaries.initialization import CENTERS
+from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonlinearity
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import Latents, SparseLatents, between, joined, to_dense
+
+
+class Blocks(Trainable):
+    """Coders of which each reads one block of the activations and writes a stretch of the output; what they write adds up.
+
+    The latents of the coders stand one after another, each with as many; a nonlinearity chooses within a coder.
+
+    Args:
+        parts: the coders.
+        reads: where each reads.
+        writes: where each writes.
+        output_dim: width of the output.
+        has_output_bias: whether there is a b_dec for all, as where the coders have none.
+    """
+
+    b_dec: nn.Parameter | None
+
+    def __init__(
+        self,
+        parts: Sequence[Coder],
+        reads: Sequence[slice],
+        writes: Sequence[slice],
+        output_dim: int,
+        has_output_bias: bool,
+    ):
+        super().__init__(sum(part.activation_dim for part in parts), sum(part.dict_size for part in parts), output_dim)
+        self.parts = nn.ModuleList(parts)
+        self.reads, self.writes = tuple(reads), tuple(writes)
+        self.b_dec = nn.Parameter(torch.zeros(output_dim)) if has_output_bias else None
+
+    def coders(self) -> Iterator[Part]:
+        start = 0
+        for coder, read, write in zip(self.parts, self.reads, self.writes, strict=True):
+            assert isinstance(coder, Coder)
+            yield Part(coder, slice(start, start + coder.dict_size), read, write)
+            start += coder.dict_size
+
+    def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        x = self._checked(x)
+        return torch.cat([part.coder.encode(x[..., part.reads]) for part in self.coders()], dim=-1)
+
+    def pre_activations(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns what the nonlinearities are given."""
+        x = self._checked(x)
+        return torch.cat([part.coder.pre_activations(x[..., part.reads]) for part in self.coders()], dim=-1)
+
+    def encode_latents(
+        self, x: Float[Tensor, "batch activation_dim"], k: int | None = None
+    ) -> tuple[Latents, Latents | None]:
+        x = self._checked(x)
+        found = [part.coder.encode_latents(x[:, part.reads], k) for part in self.coders()]
+        pre = [one for _, one in found if one is not None]
+        return _joined([one for one, _ in found]), _joined(pre) if len(pre) == len(found) else None
+
+    def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch output_dim"]:
+        flat, lead = pack([latents], "* dim")
+        (out,) = unpack(self._write(p.coder.decode(flat[:, p.latents]) for p in self.coders()), lead, "* dim")
+        return out
+
+    def decode_latents(
+        self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
+    ) -> Float[Tensor, "batch output_dim"]:
+        outputs = (p.coder.decode_latents(_own(latents, p), x[:, p.reads], frozen=frozen) for p in self.coders())
+        return self._write(outputs, frozen=frozen)
+
+    def pointwise(self, method: str, pre: Latents) -> Latents:
+        return _joined([part.coder.pointwise(method, _own(pre, part)) for part in self.coders()])
+
+    def decode_among(
+        self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
+    ) -> Float[Tensor, "batch output_dim"]:
+        x = self._checked(x)
+        out = x.new_zeros(len(x), self.output_dim)
+        for part in self.coders():
+            own = part.own(candidates)
+            if len(own):
+                decoded = part.coder.decode_among(x[:, part.reads], own, max(k // len(self.parts), 1))
+                out = out + nn.functional.pad(decoded, (part.writes.start, self.output_dim - part.writes.stop))
+        return out
+
+    def decoder_norms(self) -> Float[Tensor, "dict_size"]:
+        return torch.cat([part.coder.decoder_norms() for part in self.coders()])
+
+    @torch.no_grad()
+    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: Start) -> None:
+        if self.b_dec is not None:
+            self.b_dec.copy_(CENTERS[start.center](y))
+            y = y - self.b_dec
+        for part in self.coders():
+            part.coder.start(x[:, part.reads], y[:, part.writes], start)
+
+    def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
+        x = self._checked(x)
+        parts = [part.coder.reconstruct(x[:, part.reads]) for part in self.coders()]
+        return Reconstruction(self._write(part.outputs for part in parts), _joined([part.latents for part in parts]))
+
+    def scale_(self, inputs: float, outputs: float | None = None) -> None:
+        outputs = inputs if outputs is None else outputs
+        for part in self.coders():
+            part.coder.scale_(inputs, outputs)
+        if self.b_dec is not None:
+            with torch.no_grad():
+                self.b_dec.mul_(outputs)
+
+    def _write(self, outputs: Iterable[Tensor], *, frozen: bool = False) -> Tensor:
+        total: Tensor | None = None
+        for out, write in zip(outputs, self.writes, strict=True):
+            placed = nn.functional.pad(out, (write.start, self.output_dim - write.stop))
+            total = placed if total is None else total + placed
+        assert total is not None
+        if self.b_dec is None:
+            return total
+        return total + (self.b_dec.detach() if frozen else self.b_dec)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.activation_dim:
+            raise ConfigError(
+                f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}: "
+                f"{len(self.parts)} parts one after another. Check which sites they come from."
+            )
+        return x
+
+
+@DICTIONARIES.register("CrossLayerTranscoder")
+class CrossLayerTranscoder(Blocks):
+    """Predicts the outputs of all layers' modules, each from the latents of its own layer and of those before it.
+
+    latents^s = nonlinearity(W_enc^s x^s + b_enc^s)
+    y_hat^l = sum over s <= l of W_dec^(s to l)^T latents^s + b_dec^l
+
+    There are L encoders and L (L + 1) / 2 decoders. x and y are the layers one after another: (batch, sum of widths).
+    Ameisen et al. 2025, "Circuit Tracing", Transformer Circuits.
+
+    Args:
+        site_dims: the width of what each layer's module is given.
+        dict_size: number of latents, of all layers together.
+        nonlinearity: the nonlinearity of each layer, or its name and options; k is that of one layer.
+        output_dims: the width of what each layer's module returns; by default that of what it is given.
+        generator: draws the initial directions.
+
+    Raises:
+        ConfigError: dict_size cannot be shared out evenly, or there are not as many outputs as inputs.
+    """
+
+    def __init__(
+        self,
+        site_dims: Sequence[int],
+        dict_size: int,
+        nonlinearity: Nonlinearity | dict[str, Any],
+        *,
+        output_dims: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        outputs = tuple(output_dims if output_dims is not None else site_dims)
+        if len(outputs) != len(site_dims):
+            raise ConfigError(
+                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; each layer has one of both."
+            )
+        reads, places = _places(site_dims), _places(outputs)
+        parts = [
+            Coder(
+                dim,
+                _share(dict_size, len(site_dims)),
+                _own_copy(nonlinearity),
+                output_dim=sum(outputs[layer:]),
+                centered=False,
+                rank_by_norm=False,
+                has_output_bias=False,
+                generator=generator,
+            )
+            for layer, dim in enumerate(site_dims)
+        ]
+        writes = [slice(place.start, sum(outputs)) for place in places]
+        super().__init__(parts, reads, writes, sum(outputs), has_output_bias=True)
+        self.site_dims, self.output_dims = tuple(site_dims), outputs
+
+    def options(self) -> dict[str, Any]:
+        first = self.parts[0]
+        assert isinstance(first, Coder)
+        return {
+            "site_dims": list(self.site_dims),
+            "dict_size": self.dict_size,
+            "nonlinearity": first.nonlinearity_options(),
+            "output_dims": list(self.output_dims),
+        }
+
+
+@DICTIONARIES.register("HeadAutoencoders")
+class HeadAutoencoders(Blocks):
+    """An autoencoder for each attention head, on what the output projection is given.
+
+    Args:
+        activation_dim: width of all heads together.
+        dict_size: number of latents, of all heads together.
+        nonlinearity: the nonlinearity of each head, or its name and options; k is that of one head.
+        n_heads: how many heads there are.
+        generator: draws the initial directions.
+
+    Raises:
+        ConfigError: the activations or the latents cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        activation_dim: int,
+        dict_size: int,
+        nonlinearity: Nonlinearity | dict[str, Any],
+        *,
+        n_heads: int,
+        generator: torch.Generator | None = None,
+    ):
+        if n_heads < 1 or activation_dim % n_heads:
+            raise ConfigError(
+                f"Activations of width {activation_dim} cannot be split into {n_heads} heads. Give a site whose width is a "
+                "multiple of the number of heads: the input of the attention's output projection."
+            )
+        places = _places([activation_dim // n_heads] * n_heads)
+        parts = [
+            Coder(
+                activation_dim // n_heads, _share(dict_size, n_heads), _own_copy(nonlinearity), generator=generator
+            )
+            for _ in range(n_heads)
+        ]
+        super().__init__(parts, places, places, activation_dim, has_output_bias=False)
+
+    def options(self) -> dict[str, Any]:
+        first = self.parts[0]
+        assert isinstance(first, Coder)
+        return {
+            "activation_dim": self.activation_dim,
+            "dict_size": self.dict_size,
+            "nonlinearity": first.nonlinearity_options(),
+            "n_heads": len(self.parts),
+        }
+
+
+def _own(latents: Latents, part: Part) -> Latents:
+    if isinstance(latents, Tensor):
+        return latents[:, part.latents]
+    return between(latents, part.latents.start, part.latents.stop)
+
+
+def _joined(parts: list[Latents]) -> Latents:
+    sparse = [part for part in parts if isinstance(part, SparseLatents)]
+    if len(sparse) == len(parts):
+        return joined(sparse)
+    return torch.cat([to_dense(part) for part in parts], dim=1)
+
+
+def _own_copy(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:
+    if isinstance(nonlinearity, Nonlinearity):
+        return copy.deepcopy(nonlinearity)
+    options = dict(nonlinearity)
+    return NONLINEARITIES[options.pop("name", "")](**options)
+
+
+def _places(widths: Sequence[int]) -> list[slice]:
+    ends = torch.tensor(list(widths)).cumsum(0).tolist()
+    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+
+def _share(dict_size: int, n: int) -> int:
+    if dict_size % n:
+        raise ConfigError(
+            f"dict_size={dict_size} cannot be shared out evenly to {n} parts. Give a multiple of {n}: it counts all latents together."
+        )
+    return dict_size // n

@@ -1,0 +1,90 @@
+"""One latent after another, each for what the others have left."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning import ops
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Selects
+from dictionary_learning.dictionaries.nonlinearities.threshold import checked_k, checked_size
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import SparseLatents, Support
+
+_TAKEN = -torch.inf
+_LARGEST_GRAM = 16_384
+"""Latents of which the products with each other are held: 1 GiB."""
+
+
+@NONLINEARITIES.register("matching_pursuit")
+class MatchingPursuit(Selects):
+    """Takes k times the latent whose direction has the largest part of what is left of x, and takes that part away.
+
+    r = x - b_dec;  k times: i = argmax <r, d_i>,  f_i = relu(<r, d_i>),  r <- r - f_i d_i
+
+    No latent is taken twice. The encoder is the decoder, with unit rows. Gradients flow through all of it for the
+    latents taken.
+    Costa et al. 2025, https://arxiv.org/abs/2506.03093.
+
+    Args:
+        k: how many latents of a token may be non-zero.
+    """
+
+    has_bias = True
+    is_tied = True
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = self.fixed_k = checked_k(self, k)
+
+    def setup(self, dict_size: int) -> None:
+        checked_size(self, self.k, dict_size)
+
+    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        raise ConfigError("MatchingPursuit needs activations, not pre-activations; use the dictionary's encode.")
+
+    def encode_sparse(
+        self,
+        x: Float[Tensor, "batch dim"],
+        W_enc: Float[Tensor, "dict_size dim"],
+        b_enc: Float[Tensor, "dict_size"],
+        center: Float[Tensor, "dim"] | None,
+        k: int | None,
+    ) -> SparseLatents:
+        n = min(k or self.k, W_enc.shape[0])
+        residual = x if center is None else x - center
+        with torch.no_grad():
+            indices = pursue(residual, W_enc, n)
+        values = []
+        for taken in indices.unbind(1):  # the same rounds once more for the gradient, with width dim instead of dict_size
+            support = Support(taken.unsqueeze(1), W_enc.shape[0])
+            rows = torch.nn.functional.embedding(taken, W_enc)
+            value = (residual * rows).sum(1, keepdim=True).relu()
+            residual = residual - ops.sparse_decode(SparseLatents(value, support), W_enc)
+            values.append(value)
+        return SparseLatents(torch.cat(values, dim=1), Support(indices, W_enc.shape[0]))
+
+    def options(self) -> dict[str, Any]:
+        return {"k": self.k}
+
+
+def pursue(residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> Tensor:
+    """Returns which latents are taken, in order: (batch, n)."""
+    scores = residual @ W.T
+    # all latents' products with each other cost as much as rounds for dict_size tokens
+    gram = W @ W.T if len(W) <= min(_LARGEST_GRAM, n * len(residual) // 2) else None
+    taken = []
+    for _ in range(n):
+        value, index = scores.max(1)
+        taken.append(index)
+        if len(taken) == n:
+            break
+        part = value.clamp_min(0).unsqueeze(1)
+        if gram is not None:
+            scores.addcmul_(gram[index], part, value=-1)
+        else:
+            residual = residual - part * W[index]
+            torch.mm(residual, W.T, out=scores)
+        scores.scatter_(1, torch.stack(taken, 1), _TAKEN)
+    return torch.stack(taken, 1)

@@ -1,0 +1,84 @@
+"""Gradients for thresholds: the step at a threshold is taken for the integral of a narrow kernel.
+
+With u = (z - threshold) / bandwidth and a kernel K that integrates to 1:
+
+    d 1[z > threshold] / d threshold = -K(u) / bandwidth
+    d z 1[z > threshold] / d threshold = -threshold K(u) / bandwidth
+
+Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435, section 3: the rectangle. The others are those of density
+estimation: smoother, and the triangle and the parabola (Epanechnikov) reach twice as far.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+KernelName = Literal["rectangle", "triangle", "gaussian", "epanechnikov"]
+REACH = {"rectangle": 0.5, "triangle": 1.0, "gaussian": 4.0, "epanechnikov": 1.0}
+"""The largest |u| at which a kernel is not zero; the Gaussian is cut off where it has fallen to 3e-4 of its height."""
+
+
+def kernel(u: Tensor, name: KernelName) -> Tensor:
+    """Returns K(u)."""
+    if name == "rectangle":
+        return (u.abs() < REACH[name]).to(u.dtype)
+    if name == "triangle":
+        return (1 - u.abs()).clamp_min(0)
+    if name == "epanechnikov":
+        return 0.75 * (1 - u.square()).clamp_min(0)
+    return torch.exp(-0.5 * u.square()) / math.sqrt(2 * math.pi) * (u.abs() < REACH[name])
+
+
+def jump(z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool = False) -> Tensor:
+    """Returns z where it exceeds the threshold, else 0.
+
+    Args:
+        z: pre-activations.
+        threshold: in the shape of z, or one that becomes it by broadcasting.
+        bandwidth: of the kernel, in units of z.
+        name: the kernel.
+        to_input: whether z gets the estimator's gradient too, and not only that of its own value where it exceeds.
+    """
+    return _Jump.apply(z, threshold.expand_as(z), bandwidth, name, to_input)  # type: ignore[return-value]
+
+
+def step(z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool = False) -> Tensor:
+    """Returns 1 where z exceeds the threshold, else 0; arguments as for `jump`."""
+    return _Step.apply(z, threshold.expand_as(z), bandwidth, name, to_input)  # type: ignore[return-value]
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool
+    ) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.options = (bandwidth, name, to_input)
+        return z * (z > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, threshold = ctx.saved_tensors
+        bandwidth, name, to_input = ctx.options
+        near = grad * kernel((z - threshold) / bandwidth, name) * (threshold / bandwidth)
+        grad_z = grad * (z > threshold)
+        return grad_z + near if to_input else grad_z, -near, None, None, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool
+    ) -> Tensor:
+        ctx.save_for_backward(z, threshold)
+        ctx.options = (bandwidth, name, to_input)
+        return (z > threshold).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, threshold = ctx.saved_tensors
+        bandwidth, name, to_input = ctx.options
+        near = grad * kernel((z - threshold) / bandwidth, name) / bandwidth
+        return near if to_input else None, -near, None, None, None

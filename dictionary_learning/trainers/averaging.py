@@ -1,0 +1,100 @@
+"""A moving average of weights, beside the weights that learn."""
+
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dictionary_learning.errors import ConfigError, UnknownNameError
+from dictionary_learning.ops.row_updates import normalize_rows_
+
+
+class WeightAverage:
+    """Averages the parameters of a module over its last steps, each step's weight a decay smaller than the next one's.
+
+    average = sum_t decay^(n - t) w_t / sum_t decay^(n - t),  t = 1 ... n
+
+    The division is the correction of the bias toward 0, so the average is one of weights that have been, from the first
+    update on. It is in float32 at least. Buffers, as a threshold, are not averaged.
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093, section A.1.
+
+    Args:
+        module: whose parameters; they are read at each update and changed only within `averaged`.
+        decay: what the weight of a step is multiplied by with each further one.
+        unit_rows: names of parameters whose averaged rows are given unit norm where they are read.
+
+    Raises:
+        ConfigError: the decay is not in [0, 1).
+        UnknownNameError: a name in `unit_rows` is no parameter of the module.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.999, *, unit_rows: Collection[str] = ()):
+        if not 0 <= decay < 1:
+            raise ConfigError(
+                f"An average of weights got decay={decay}; it must be in [0, 1). Use 0.999 for about the last thousand steps."
+            )
+        self.module, self.decay, self.unit_rows = module, decay, frozenset(unit_rows)
+        self.n_updates = 0
+        """How many steps are in the average."""
+        self._averages = {
+            name: _full(p.detach()).clone(memory_format=torch.contiguous_format)
+            for name, p in module.named_parameters()
+        }
+        for name in self.unit_rows:
+            if name not in self._averages:
+                raise UnknownNameError("parameter", name, self._averages)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the weights as they are now; once for each step."""
+        self.n_updates += 1
+        # the share of the newest in the sum, with which the average is right after each step, and needs no division when read
+        share = (1 - self.decay) / (1 - self.decay**self.n_updates)
+        for name, p in self.module.named_parameters():
+            average = self._averages[name]
+            average.lerp_(p.detach().to(average.dtype), share)
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the average of each parameter, in its own type; the weights as they are, if there was no update."""
+        averages = {}
+        for name, p in self.module.named_parameters():
+            if not self.n_updates:
+                averages[name] = p.detach().clone()
+                continue
+            average = self._averages[name].clone()
+            if name in self.unit_rows:
+                normalize_rows_(average.flatten(1))
+            averages[name] = average.to(p.dtype)
+        return averages
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Gives the module the averaged weights for a while; after it, it has its own, in the same bits."""
+        own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        self._write(self.weights())
+        try:
+            yield self.module
+        finally:
+            self._write(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the averages and how many steps are in them."""
+        return {"n_updates": self.n_updates, "averages": dict(self._averages)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a saved state of an average of a module alike."""
+        self.n_updates = state["n_updates"]
+        for name, average in self._averages.items():
+            average.copy_(state["averages"][name])
+
+    @torch.no_grad()
+    def _write(self, values: dict[str, Tensor]) -> None:
+        for name, p in self.module.named_parameters():
+            p.copy_(values[name])
+
+
+def _full(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))

@@ -1,0 +1,346 @@
+"""What all trainers of dictionaries share: wiring, start, optimizer, schedules, dead latents."""
+
+import copy
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.dictionaries import WIRINGS, Shape, Start, Trainable
+from dictionary_learning.dictionaries.coder import CenterName
+from dictionary_learning.dictionaries.initialization import set_decoder_
+from dictionary_learning.dictionaries.named import AUTOENCODERS
+from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import fired
+from dictionary_learning.ops.joint import Encoder
+from dictionary_learning.trainers.averaging import WeightAverage
+from dictionary_learning.trainers.base import Batch, Loss, SAETrainer
+from dictionary_learning.trainers.dead_latents import DeadLatents
+from dictionary_learning.trainers.losses import auxk_loss, ghost_loss, pre_activation_loss
+from dictionary_learning.trainers.optimizers import build_optimizer
+from dictionary_learning.trainers.resampling import resample_
+from dictionary_learning.trainers.schedules import SCHEDULES, Rewarm, Schedule
+
+
+class CoderTrainer(SAETrainer):
+    """Trains one dictionary of any wiring.
+
+    A method is a nonlinearity and an objective; the rest is here. Dead latents, which have not fired for
+    `dead_feature_threshold` tokens, are brought back by any of: AuxK (`auxk_alpha`), ghost gradients (`use_ghost_grads`), a pull on
+    their pre-activations (`pre_act_loss_coefficient`), or being drawn anew (`resample_steps`).
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(SAETrainer.Config):
+        """Settings that all methods have."""
+
+        wiring: str = "autoencoder"
+        """What is read and written: autoencoder, transcoder, skip_transcoder, crosscoder, cross_layer_transcoder, heads."""
+        site_dims: tuple[int, ...] | None = None
+        """Width of each site that is read; `trainSAE` finds them."""
+        output_dims: tuple[int, ...] | None = None
+        """Width of each site that is written, where it is not what is read; `trainSAE` finds them."""
+        n_heads: int | None = None
+        """Attention heads, where each has latents of its own (wiring heads)."""
+        dict_class: type | None = None
+        """The class of an autoencoder, built with the same arguments as the method's own."""
+        lr: float | None = None
+        """Learning rate; None for the method's own."""
+        optimizer: Any = "adam"
+        """A name of `OPTIMIZERS`, or a function from groups of parameters to an optimizer."""
+        encoder_lr_factor: float = 1.0
+        """What the learning rate is multiplied by for W_enc."""
+        decoder_lr_factor: float = 1.0
+        """What the learning rate is multiplied by for W_dec."""
+        beta1: float = 0.9
+        """Adam's decay of the mean gradient."""
+        beta2: float = 0.999
+        """Adam's decay of the mean squared gradient."""
+        eps: float = 1e-8
+        """Adam's floor."""
+        max_grad_norm: float | None = None
+        """Gradients are scaled down to this common norm; None for no limit."""
+        schedule: str = "linear"
+        """Shape of the learning rate: a name of `SCHEDULES`."""
+        warmup_steps: int | None = None
+        """Steps over which the learning rate rises; by default a tenth of the run, at most 1,000."""
+        decay_start: int | None = None
+        """The step from which the learning rate falls to 0, for the schedule linear; None for no fall."""
+        unit_norm_decoder: bool | None = None
+        """Whether decoder rows have unit norm after each step, and gradients no part along them; None: if outputs are inputs."""
+        apply_b_dec_to_input: bool | None = None
+        """Whether an autoencoder subtracts b_dec before encoding; None for the method's own."""
+        rank_by_norm: bool | None = None
+        """Whether latents are ranked by value times decoder norm; None: for crosscoders."""
+        b_dec_init_method: CenterName = "geometric_median"
+        """Where b_dec begins: geometric_median, mean or zeros."""
+        scale_encoder: bool = True
+        """Whether the encoder begins at the scale at which the first reconstruction is best, instead of with unit rows."""
+        decoder_init_norm: float | None = None
+        """Norm of the decoder's rows at first; by default 1, and 0 where the decoder writes another site without a set norm."""
+        init_encoder_as_decoder_transpose: bool = True
+        """Whether the encoder begins as the decoder's transpose, where both have the same width."""
+        orthogonal_init: bool = False
+        """Whether the decoder's rows begin orthogonal to each other, as many at a time as the width allows."""
+        ema_decay: float | None = None
+        """Decay of a moving average of the weights, which is what is saved; None for no average."""
+        auxk_alpha: float = 0.0
+        """Weight of the auxiliary loss of dead latents."""
+        k_aux: int | None = None
+        """Dead latents that the auxiliary loss uses for a token; by default half the width of the activations."""
+        auxk_every: int = 1
+        """The auxiliary loss looks at every n-th token of a batch. With 2 it costs half, and revives fewer latents
+        (docs/defaults.md)."""
+        use_ghost_grads: bool = False
+        """Whether dead latents get ghost gradients."""
+        pre_act_loss_coefficient: float = 0.0
+        """Weight of the pull on dead latents' pre-activations."""
+        resample_steps: int | None = None
+        """Every so many steps dead latents are drawn anew, and the learning rate rises again; None for never."""
+        dead_feature_threshold: int = 10_000_000
+        """Tokens without firing after which a latent is dead."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.auxk_every < 1:
+                raise ConfigError(f"Got auxk_every={self.auxk_every}; it must be at least 1, which is every token.")
+            if self.resample_steps is not None and self.resample_steps < 1:
+                raise ConfigError(f"Got resample_steps={self.resample_steps}; it must be at least 1, or None for never.")
+            if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+                raise ConfigError(f"Got ema_decay={self.ema_decay}; it must lie between 0 and 1, or be None for no average.")
+            wiring = WIRINGS[self.wiring]
+            if self.dict_class is not None and self.wiring != "autoencoder":
+                raise ConfigError(
+                    f"Got dict_class={self.dict_class.__name__} with wiring={self.wiring!r}; the class is that of an autoencoder. "
+                    "Leave one of the two out."
+                )
+            if wiring.writes_others and self.activation_dim is not None and self.output_dims is None:
+                # the width of the target is taken for that of the input where only one was given
+                object.__setattr__(self, "output_dims", self.site_dims or (self.activation_dim,))
+
+    aliases: ClassVar = {
+        "top_k_aux": "k_aux",
+        "dead_feature_window": "dead_feature_threshold",
+        "lr_scheduler_name": "schedule",
+        "lr_warm_up_steps": "warmup_steps",
+        "normalize_sae_decoder": "unit_norm_decoder",
+        "normalize_activations": "normalize",
+        "adam_beta1": "beta1",
+        "adam_beta2": "beta2",
+        "decoder_heuristic_init_norm": "decoder_init_norm",
+    }
+    default_lr: ClassVar[float] = 1e-3
+    subtracts_b_dec: ClassVar[bool] = True
+    """Whether the method's autoencoder subtracts b_dec before encoding."""
+
+    dictionary: Trainable
+
+    def __init__(self, config: Config | None = None, /, **options: Any):
+        super().__init__(config, **options)
+        settings = self.settings
+        self.lr = settings.lr if settings.lr is not None else self.own_lr()
+        self.schedule = self.build_schedule()
+        self.k_aux = settings.k_aux or max(self.dictionary.output_dim // 2, 1)
+        # what is saved says what was used, not that a default was
+        self.config_values = self.settings.replace(lr=self.lr, k_aux=self.k_aux)
+        self.dead = DeadLatents(self.dictionary.dict_size, settings.dead_feature_threshold, self.device)
+        self.loss_scale = torch.ones((), device=self.device)
+        """What errors are multiplied by: one, or one over the variance of what is reconstructed, estimated once."""
+        self.mean_error = torch.ones((), device=self.device)
+        """E|x - x_hat|^2 of the last step: the auxiliary loss is a share of it."""
+        self.average = None
+        if settings.ema_decay is not None:
+            self.average = WeightAverage(self.dictionary, settings.ema_decay, unit_rows=self._unit_row_names())
+
+    @property
+    def settings(self) -> Config:
+        """The settings of this run."""
+        assert isinstance(self.config_values, self.Config)
+        return self.config_values
+
+    @abstractmethod
+    def nonlinearity(self) -> Nonlinearity:
+        """Returns the method's nonlinearity, new."""
+
+    @abstractmethod
+    def reconstruct(self, batch: Batch) -> Loss:
+        """Returns the loss of a batch without what brings dead latents back; changes nothing.
+
+        Its reconstruction is the dictionary's, and its first term the squared error of that.
+        """
+
+    def own_lr(self) -> float:
+        """Returns the method's learning rate, where none was given."""
+        return self.default_lr
+
+    def named_options(self) -> dict[str, Any]:
+        """Returns the arguments of the method's named autoencoder beyond the sizes."""
+        return self.nonlinearity().options()
+
+    def named_class(self) -> type:
+        """Returns the class of the method's autoencoder."""
+        return AUTOENCODERS[type(self.nonlinearity())]
+
+    def build(self) -> Trainable:
+        settings, wiring = self.settings, WIRINGS[self.settings.wiring]
+        options: dict[str, Any] = {}
+        if settings.rank_by_norm is not None:
+            options["rank_by_norm"] = settings.rank_by_norm
+        if settings.wiring == "autoencoder":
+            subtracts = self.subtracts_b_dec if settings.apply_b_dec_to_input is None else settings.apply_b_dec_to_input
+            build: Callable[..., Trainable] = settings.dict_class or self.named_class()
+            options |= {"apply_b_dec_to_input": subtracts, **self.named_options()}
+            dictionary = build(self.activation_dim, self.dict_size, generator=self.generator, **options)
+        else:
+            inputs = settings.site_dims or (self.activation_dim,)
+            shape = Shape(inputs, settings.output_dims or inputs, self.dict_size, settings.n_heads)
+            dictionary = wiring.build(shape, self.nonlinearity(), self.generator, **options)
+        norm = settings.decoder_init_norm
+        if norm is None:
+            norm = 0.0 if wiring.writes_others and not self.has_unit_rows else 1.0
+        for part in dictionary.coders():
+            tied = settings.init_encoder_as_decoder_transpose and not part.coder.is_tied
+            W_enc = part.coder.W_enc if tied else None
+            set_decoder_(
+                part.coder.W_dec, W_enc, norm=norm, orthogonal=settings.orthogonal_init, generator=self.generator
+            )
+        return dictionary
+
+    @property
+    def has_unit_rows(self) -> bool:
+        """Whether decoder rows have unit norm after each step."""
+        wanted = self.settings.unit_norm_decoder
+        return WIRINGS[self.settings.wiring].unit_rows if wanted is None else wanted
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        settings = self.settings
+        factors = self.lr_factors()
+        unit = self._unit_row_names()
+        groups = [
+            {"params": [p], "lr_factor": factors.get(name.rpartition(".")[2], 1.0), "unit_rows": name in unit}
+            for name, p in self.dictionary.named_parameters()
+        ]
+        return build_optimizer(
+            settings.optimizer,
+            groups,
+            lr=settings.lr or 1e-3,  # each step sets its own
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            max_grad_norm=settings.max_grad_norm,
+        )
+
+    def lr_factors(self) -> dict[str, float]:
+        """Returns what the learning rate is multiplied by for parameters, by the last part of their names."""
+        return {"W_enc": self.settings.encoder_lr_factor, "W_dec": self.settings.decoder_lr_factor}
+
+    def build_schedule(self) -> Schedule:
+        """Returns the factor of the learning rate at each step, and saves with the settings what it was built with."""
+        settings = self.settings
+        warmup = min(1000, self.steps // 10) if settings.warmup_steps is None else settings.warmup_steps
+        decay = self.steps if settings.decay_start is None else settings.decay_start
+        if settings.warmup_steps is None:
+            warmup = min(warmup, decay)
+        self.config_values = settings.replace(warmup_steps=warmup, decay_start=decay)
+        options = {"decay_start": decay} if settings.schedule == "linear" else {}
+        schedule = SCHEDULES[settings.schedule](self.steps, warmup, **options)
+        if settings.resample_steps is not None:
+            return Rewarm(schedule, settings.resample_steps, max(min(warmup, settings.resample_steps), 1))
+        return schedule
+
+    def encoders(self) -> list[Encoder]:
+        """Returns the dictionary's encoders, as far as they are applied to the activations as they are."""
+        return self.dictionary.encoders()
+
+    def learning_rate(self, step: int) -> float:
+        return self.lr * self.schedule(step)
+
+    def prepare(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> None:
+        settings = self.settings
+        self.dictionary.start(x, y, Start(settings.b_dec_init_method, settings.scale_encoder))
+
+    def objective(self, batch: Batch) -> Loss:
+        settings, loss = self.settings, self.reconstruct(batch)
+        dead = self.dead.indices
+        if dead is None:
+            return loss
+        total, terms = loss.total, dict(loss.terms)
+        dictionary, x = self.dictionary, batch.x
+        if settings.auxk_alpha:
+            some = slice(None, None, settings.auxk_every)
+            residual = (batch.y[some].float() - loss.reconstruction.outputs[some]).detach()
+            terms["auxk_loss"] = auxk_loss(dictionary, x[some], residual, dead, self.k_aux, self.mean_error)
+            total = total + settings.auxk_alpha * terms["auxk_loss"] * self.auxk_unit()
+        if settings.use_ghost_grads:
+            residual = (batch.y.float() - loss.reconstruction.outputs).detach()
+            error = next(iter(loss.terms.values()))
+            terms["ghost_loss"] = ghost_loss(dictionary, x, residual, dead, error)
+            total = total + self.loss_scale * terms["ghost_loss"]
+        if settings.pre_act_loss_coefficient:
+            terms["pre_act_loss"] = pre_activation_loss(dictionary, x, dead)
+            total = total + settings.pre_act_loss_coefficient * terms["pre_act_loss"]
+        return Loss(total, terms, loss.reconstruction)
+
+    def auxk_unit(self) -> Tensor | float:
+        """Returns what a share of the error weighs in the method's loss."""
+        return 1.0
+
+    def observe(self, gathered: list[tuple[Batch, Loss]]) -> None:
+        shares = self.shares(gathered)
+        fires = torch.stack([fired(loss.reconstruction.latents) for _, loss in gathered]).any(0)
+        self.dead.observe(fires, sum(len(batch.x) for batch, _ in gathered))
+        errors = [next(iter(loss.terms.values())).detach() * share for share, (_, loss) in zip(shares, gathered, strict=True)]
+        error = torch.stack(errors).sum()
+        self.mean_error = torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error)
+        every = self.settings.resample_steps
+        if every is not None and (self.step + 1) % every == 0 and self.dead.indices is not None:
+            batch, loss = gathered[-1]
+            error_of_each = (loss.reconstruction.outputs - batch.y.float()).pow(2).sum(-1)
+            revived = resample_(self.dictionary, self.optimizer, batch, error_of_each, self.dead.indices, self.generator)
+            self.dead.revive(revived)
+        if self.average is not None:
+            self.average.update()
+
+    def metrics(self) -> dict[str, Float[Tensor, ""]]:
+        figures = super().metrics()
+        if figures:
+            figures["dead_features"] = self.dead.mask.sum()
+            skipped = getattr(self.optimizer, "n_skipped", None)
+            if skipped is not None:
+                figures["skipped_steps"] = skipped
+        return figures
+
+    def finished(self) -> Trainable:
+        """Returns a copy of the dictionary as it is to be used: with averaged weights, where an average is kept."""
+        if hasattr(self.optimizer, "eval"):
+            self.optimizer.eval()  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            if self.average is None:
+                return copy.deepcopy(self.dictionary)
+            with self.average.averaged():
+                return copy.deepcopy(self.dictionary)
+        finally:
+            if hasattr(self.optimizer, "train"):
+                self.optimizer.train()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"dead": self.dead.state_dict(), "loss_scale": self.loss_scale, "mean_error": self.mean_error}
+        average = {"average": self.average.state_dict()} if self.average is not None else {}
+        return {**super().state_dict(), **own, **average}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.dead.load_state_dict(state["dead"])
+        self.loss_scale = state["loss_scale"].to(self.device)
+        self.mean_error = state["mean_error"].to(self.device)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def _unit_row_names(self) -> set[str]:
+        names = [name for name, _ in self.dictionary.named_parameters()]
+        tied = any(part.coder.is_tied for part in self.dictionary.coders())
+        return {n for n in names if n.rpartition(".")[2] == "W_dec"} if self.has_unit_rows or tied else set()

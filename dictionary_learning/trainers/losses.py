@@ -1,0 +1,115 @@
+"""Terms that losses are made of."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dictionary_learning.dictionaries import Trainable
+from dictionary_learning.latents import Latents, SparseLatents, n_tokens_of, of_each
+
+
+def squared_error(x_hat: Float[Tensor, "batch dim"], x: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """Returns the mean over tokens of |x - x_hat|^2."""
+    return (x_hat - x).pow(2).sum(-1).mean()
+
+
+def auxk_loss(
+    dictionary: Trainable,
+    x: Float[Tensor, "batch activation_dim"],
+    residual: Float[Tensor, "batch output_dim"],
+    dead: Int[Tensor, "n_dead"],
+    k_aux: int,
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Returns how badly dead latents predict what the others left, scaled down while dead latents are few.
+
+    min(n_dead / k_aux, 1) * E|e - e_hat|^2 / scale,  e_hat decoded from the k_aux largest dead latents of each token
+
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where the scale is the variance of e in the batch.
+
+    Args:
+        dictionary: the dictionary.
+        x: what it reads.
+        residual: e, held constant.
+        dead: the dead latents.
+        k_aux: how many of them are used for a token.
+        scale: what makes it a share; a constant of the step, so that parts of a batch add up to the whole.
+    """
+    predicted = dictionary.decode_among(x, dead, k_aux)
+    loss = squared_error(predicted, residual) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    return loss.nan_to_num(0.0) * min(len(dead) / k_aux, 1.0)
+
+
+def ghost_loss(
+    dictionary: Trainable,
+    x: Float[Tensor, "batch activation_dim"],
+    residual: Float[Tensor, "batch output_dim"],
+    dead: Int[Tensor, "n_dead"],
+    error: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Returns how badly exp(pre-activations) of dead latents predict half of what the others left, scaled to the loss.
+
+    L = |e - s g|^2,  g = W_dec^T exp(pre) over dead latents,  s = |e| / (2 |g|);  L is given the size of the error. Both factors
+    are held constant. Anthropic, January 2024 update ("ghost grads").
+
+    Args:
+        dictionary: the dictionary.
+        x: what it reads.
+        residual: e, held constant.
+        dead: the dead latents.
+        error: the reconstruction's loss, whose size the term is given.
+    """
+    total = torch.zeros_like(residual)
+    for part in dictionary.coders():
+        own = part.own(dead)
+        pre = part.coder.pre_activations(x[:, part.reads], own).float()
+        # an exponential of a large pre-activation would overflow; one that large would not be dead
+        ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
+        total = total + torch.nn.functional.pad(ghosts, (part.writes.start, total.shape[1] - part.writes.stop))
+    norm = total.detach().norm(dim=-1, keepdim=True)
+    scaled = total * (residual.norm(dim=-1, keepdim=True) / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny))
+    loss = squared_error(scaled, residual)
+    return loss * (error.detach() / loss.detach().clamp_min(torch.finfo(loss.dtype).tiny))
+
+
+def pre_activation_loss(
+    dictionary: Trainable, x: Float[Tensor, "batch activation_dim"], dead: Int[Tensor, "n_dead"]
+) -> Float[Tensor, ""]:
+    """Returns the mean over tokens of the sum over dead latents of relu(threshold - pre) |d|: it pulls them up until they fire.
+
+    Anthropic, January 2025 update, where |d| is the norm of what the latent writes.
+    """
+    norms = dictionary.decoder_norms()
+    total = x.new_zeros(())
+    for part in dictionary.coders():
+        own = part.own(dead)
+        threshold = getattr(part.coder.nonlinearity, "threshold", None)
+        least = threshold[own] if threshold is not None and threshold.ndim else 0.0
+        pre = part.coder.pre_activations(x[:, part.reads], own).float()
+        total = total + ((least - pre).relu() * norms[part.latents][own]).sum(-1).mean()
+    return total
+
+
+def per_token(latents: Latents) -> Float[Tensor, "batch"]:
+    """Returns the sum of each token's values."""
+    if isinstance(latents, Tensor):
+        return latents.sum(-1)
+    if not latents.support.is_ragged:
+        return latents.values.sum(-1)
+    zeros = latents.values.new_zeros(latents.support.n_tokens)
+    return zeros.index_add(0, latents.support.tokens, latents.values)
+
+
+def mean_sum(latents: Latents) -> Float[Tensor, ""]:
+    """Returns the mean over tokens of the sum of the values."""
+    values = latents.values if isinstance(latents, SparseLatents) else latents
+    return values.sum() / max(n_tokens_of(latents), 1)
+
+
+def weighted(latents: Latents, weights: Float[Tensor, "dict_size"] | None) -> Tensor:
+    """Returns the values, each times its latent's weight."""
+    values = latents.values if isinstance(latents, SparseLatents) else latents
+    return values if weights is None else values * of_each(weights, latents)
+
+
+_LARGEST_EXPONENT = 10.0

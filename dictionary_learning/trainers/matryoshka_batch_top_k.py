@@ -1,0 +1,92 @@
+"""Matryoshka: BatchTopK of which each prefix is a dictionary."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dictionary_learning import ops
+from dictionary_learning.dictionaries import Coder, MatryoshkaBatchTopKSAE
+from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import SparseLatents, grouped
+from dictionary_learning.trainers.base import TRAINERS, Batch
+from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
+
+
+@TRAINERS.register("matryoshka_batch_top_k")
+class MatryoshkaBatchTopKTrainer(SelectingTrainer):
+    """Trains a dictionary whose first latents are a dictionary by themselves, and with more of them another.
+
+    loss = sum over prefixes m of w_m |y - y_hat_m|^2 / E|y - mean|^2 + the auxiliary loss, of the whole dictionary's error
+
+    where y_hat_m is decoded from the latents kept in the first m groups. All are made by one sparse decode: its sums over groups
+    are added up from prefix to prefix, and so the gradient of a latent is the sum over the prefixes that it is in.
+    Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(SelectingTrainer.Config):
+        """Settings of Matryoshka BatchTopK."""
+
+        group_fractions: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2 + 1 / 32)
+        """Share of the latents in each group; they add up to 1."""
+        group_weights: tuple[float, ...] | None = None
+        """w_m, the weight of each prefix in the loss; by default one over their number. dictionary-learning divides by that number
+        once more, SAELens does not divide."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if abs(sum(self.group_fractions) - 1) > 1e-6 or min(self.group_fractions, default=0) <= 0:
+                raise ConfigError(
+                    f"group_fractions={self.group_fractions} add up to {sum(self.group_fractions):g}; positive shares with the sum 1 "
+                    "are needed."
+                )
+            if self.group_weights is not None and len(self.group_weights) != len(self.group_fractions):
+                raise ConfigError(
+                    f"Got {len(self.group_weights)} group_weights for {len(self.group_fractions)} group_fractions; give as many."
+                )
+            if self.wiring in ("heads", "cross_layer_transcoder"):
+                raise ConfigError(
+                    f"Matryoshka groups are not defined for wiring={self.wiring!r}, whose latents belong to parts. "
+                    "Use batch_top_k, or another wiring."
+                )
+
+    @property
+    def settings(self) -> Config:
+        """The settings of this run."""
+        assert isinstance(self.config_values, self.Config)
+        return self.config_values
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """How many latents each group has."""
+        sizes = [max(int(fraction * self.dict_size), 1) for fraction in self.settings.group_fractions[:-1]]
+        return [*sizes, self.dict_size - sum(sizes)]
+
+    def nonlinearity(self) -> Nonlinearity:
+        return BatchTopK(self.settings.k)
+
+    def named_class(self) -> type:
+        return MatryoshkaBatchTopKSAE
+
+    def named_options(self) -> dict[str, Any]:
+        return {**super().named_options(), "group_sizes": self.group_sizes}
+
+    def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
+        latents, _ = self.dictionary.encode_latents(batch.x, self.k)
+        assert isinstance(latents, SparseLatents) and isinstance(self.dictionary, Coder)
+        prefixes = self.decode_prefixes(latents)
+        weights = self.settings.group_weights or [1 / len(prefixes)] * len(prefixes)
+        outputs = [self.dictionary.with_affine_part(prefix, batch.x) for prefix in prefixes]
+        names = ["l2_loss" if n == len(prefixes) else f"prefix_{n}_loss" for n in range(1, len(prefixes) + 1)]
+        attempts = [Attempt(*parts) for parts in zip(names, weights, outputs, strict=True)]
+        return latents, attempts[::-1]
+
+    def decode_prefixes(self, latents: SparseLatents) -> tuple[Tensor, ...]:
+        """Returns what each prefix decodes to, without biases, from the smallest to the whole."""
+        ends = torch.tensor(self.group_sizes, device=latents.values.device).cumsum(0)
+        assert isinstance(self.dictionary, Coder)
+        by_group = ops.sparse_decode(grouped(latents, ends), self.dictionary.W_dec)
+        return by_group.unflatten(0, (-1, len(ends))).cumsum(1).unbind(1)

@@ -1,0 +1,157 @@
+"""What makes latents sparse where their number is not set: penalties on their values or their number.
+
+With f the latents of a token, n_i the norm of what latent i writes, or 1 where norms do not count. All are means over tokens.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.config import Registry
+from dictionary_learning.dictionaries import Trainable
+from dictionary_learning.dictionaries.nonlinearities import JumpReLU
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import Latents, with_values
+from dictionary_learning.trainers.losses import mean_sum, per_token, weighted
+
+_LEAST = 1e-6
+"""The least value that a power of it is taken of: the slope of f^p has no bound at 0 where p < 1."""
+
+
+class Sparsity(NamedTuple):
+    """What penalties look at."""
+
+    dictionary: Trainable
+    latents: Latents
+    pre: Latents
+    """Pre-activations, in the form of the latents."""
+    norms: Float[Tensor, "dict_size"] | None
+    """What each latent weighs; None where all weigh the same."""
+
+    def values(self) -> Latents:
+        """Returns f_i n_i."""
+        return with_values(self.latents, weighted(self.latents, self.norms))
+
+    def fires(self) -> Latents:
+        """Returns 1[f_i > 0], with a gradient for thresholds.
+
+        Raises:
+            ConfigError: the nonlinearity has no thresholds to learn.
+        """
+        for part in self.dictionary.coders():
+            if not isinstance(part.coder.nonlinearity, JumpReLU):
+                name = type(part.coder.nonlinearity).__name__
+                raise ConfigError(f"A penalty on L0 has no gradient through {name}. Use JumpReLU, or a penalty on values.")
+        return self.dictionary.pointwise("fires", self.pre)
+
+
+Penalty = Callable[[Sparsity], Tensor]
+PENALTIES: Registry[Callable[..., Penalty]] = Registry("sparsity penalty")
+
+
+@PENALTIES.register("l1")
+@dataclasses.dataclass(frozen=True)
+class L1:
+    """sum_i f_i n_i."""
+
+    def __call__(self, sparsity: Sparsity) -> Tensor:
+        return mean_sum(sparsity.values())
+
+
+@PENALTIES.register("lp", "Lp^p")
+@dataclasses.dataclass(frozen=True)
+class PowerSum:
+    """sum_i (f_i n_i)^p; with p below 1 large latents shrink less than by L1."""
+
+    p: float = 1.0
+
+    def __call__(self, sparsity: Sparsity) -> Tensor:
+        return mean_sum(powers(sparsity.values(), self.p))
+
+
+@PENALTIES.register("lp_root", "Lp")
+@dataclasses.dataclass(frozen=True)
+class PowerNorm:
+    """(sum_i (f_i n_i)^p)^(1/p)."""
+
+    p: float = 1.0
+
+    def __call__(self, sparsity: Sparsity) -> Tensor:
+        sums = per_token(powers(sparsity.values(), self.p))
+        # a token without latents has no gradient, and its root none that is finite
+        return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / self.p), 0.0).mean()
+
+
+@PENALTIES.register("tanh")
+@dataclasses.dataclass(frozen=True)
+class Tanh:
+    """sum_i tanh(c f_i n_i): nearly L0 for large latents (Anthropic, January 2025 update, with c = 4)."""
+
+    scale: float = 4.0
+
+    def __call__(self, sparsity: Sparsity) -> Tensor:
+        values = sparsity.values()
+        return mean_sum(with_values(values, torch.tanh(self.scale * _plain(values))))
+
+
+@PENALTIES.register("l0", "step")
+@dataclasses.dataclass(frozen=True)
+class L0:
+    """Number of latents that fire (Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435)."""
+
+    def __call__(self, sparsity: Sparsity) -> Tensor:
+        return mean_sum(sparsity.fires())
+
+
+@PENALTIES.register("quadratic_l0", "quadratic")
+@dataclasses.dataclass(frozen=True)
+class QuadraticL0:
+    """(2 / L0*) (L0 - L0*)^2 of each token's number of latents that fire (Gemma Scope 2)."""
+
+    target_l0: float = 20.0
+
+    def __call__(self, sparsity: Sparsity) -> Tensor:
+        return (per_token(sparsity.fires()) - self.target_l0).square().mean() * (2 / self.target_l0)
+
+
+@PENALTIES.register("target_l0")
+@dataclasses.dataclass(frozen=True)
+class TargetL0:
+    """(L0 / L0* - 1)^2 of the batch's mean number of latents that fire, as in dictionary-learning."""
+
+    target_l0: float = 20.0
+
+    def __call__(self, sparsity: Sparsity) -> Tensor:
+        return (mean_sum(sparsity.fires()) / self.target_l0 - 1).square()
+
+
+@PENALTIES.register("entropy")
+@dataclasses.dataclass(frozen=True)
+class Entropy:
+    """-sum_i p_i log p_i with p_i = f_i n_i / sum_j f_j n_j: few latents that carry most, at any scale."""
+
+    def __call__(self, sparsity: Sparsity) -> Tensor:
+        values = sparsity.values()
+        plain = _plain(values)
+        totals = per_token(values)
+        # -sum p log p = log S - sum f log f / S, where S = sum f
+        products = per_token(with_values(values, torch.where(plain > 0, plain * plain.clamp_min(_LEAST).log(), 0.0)))
+        some = totals > _LEAST
+        safe = torch.where(some, totals, 1.0)
+        return torch.where(some, safe.log() - products / safe, 0.0).mean()
+
+
+def powers(values: Latents, p: float) -> Latents:
+    """Returns each positive value to the power p, and zero for the others."""
+    plain = _plain(values)
+    if p == 1:
+        return with_values(values, plain)
+    return with_values(values, torch.where(plain > 0, plain.clamp_min(_LEAST).pow(p), 0.0))
+
+
+def _plain(values: Latents) -> Tensor:
+    return values if isinstance(values, Tensor) else values.values
