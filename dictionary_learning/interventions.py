@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.models import Edit
+from dictionary_learning.sites import Site
 
 
 def graft(dictionary: Dictionary, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
@@ -22,6 +23,48 @@ def graft(dictionary: Dictionary, keep: Bool[Tensor, "batch ctx"] | None = None)
     def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
         x_hat = dictionary(x.to(dictionary.device, dictionary.dtype)).to(x.device, x.dtype)
         return x_hat if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), x_hat, x)
+
+    return edit
+
+
+def graft_across(
+    dictionary: Dictionary, read: Site, write: Site, keep: Bool[Tensor, "batch ctx"] | None = None
+) -> dict[Site, Edit]:
+    """Puts what a transcoder predicts from one site in place of the activations at another, which the model reaches later.
+
+    Args:
+        dictionary: the transcoder.
+        read: the site that it reads.
+        write: the site whose activations it predicts.
+        keep: the tokens that are replaced. All, if not given.
+
+    Returns:
+        The edits of one forward pass.
+    """
+    seen: list[Tensor] = []
+
+    def remember(x: Float[Tensor, "batch ctx dim"]) -> None:
+        seen[:] = [x]
+
+    def replace(y: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
+        (x,) = seen
+        y_hat = dictionary(x.to(dictionary.device, dictionary.dtype)).to(y.device, y.dtype)
+        return y_hat if keep is None else torch.where(keep.to(y.device).unsqueeze(-1), y_hat, y)
+
+    return {read: remember, write: replace}
+
+
+def put(value: Float[Tensor, "batch ctx dim"], keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+    """Puts given values in place of the activations.
+
+    Args:
+        value: what takes their place.
+        keep: the tokens that are replaced. All, if not given.
+    """
+
+    def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
+        new = value.to(x.device, x.dtype)
+        return new if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), new, x)
 
     return edit
 

@@ -1,25 +1,26 @@
 """The one training loop."""
 
 import contextlib
-import copy
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dictionary_learning.activations.scaling import ActivationStream, root_mean_square_norm
+from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, finished
+from dictionary_learning.activations.scaling import ActivationStream
 from dictionary_learning.config import coerce
-from dictionary_learning.dictionaries import Dictionary, save_dictionary
+from dictionary_learning.dictionaries import WIRINGS, Dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device, keep_freed_memory
 from dictionary_learning.loggers import Alarm, ConsoleLogger, JSONLLogger, LoggerGroup, MetricLogger, WandbLogger
 from dictionary_learning.ops.joint import shared_product
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, SAETrainer
+from dictionary_learning.trainers.assignment import Assignment, assignments
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +35,16 @@ class Trainee(NamedTuple):
     """A dictionary in training, and where it belongs."""
 
     name: str
-    site: Site
+    sites: Assignment
     trainer: SAETrainer
-    scale: float
-    """What its activations are divided by."""
+    normalizers: Mapping[Site, Normalizer]
+    """What is done to the activations of each site before the trainer sees them."""
 
     def finished(self) -> Dictionary:
         """Returns a copy of the dictionary that takes activations as the model gives them."""
-        dictionary = copy.deepcopy(self.trainer.dictionary)
-        dictionary.scale_(self.scale)
-        return dictionary.requires_grad_(False).eval()
+        reads = [self.normalizers[site] for site in self.sites.reads]
+        writes = None if self.sites.is_autoencoder else [self.normalizers[site] for site in self.sites.writes]
+        return finished(self.trainer.finished(), reads, writes).requires_grad_(False).eval()
 
 
 def trainSAE(
@@ -59,7 +60,7 @@ def trainSAE(
     activations_split_by_head: bool = False,
     transcoder: bool = False,
     run_cfg: Mapping[str, Any] | None = None,
-    normalize_activations: bool = False,
+    normalize_activations: bool | str = False,
     verbose: bool = False,
     device: torch.device | str | None = None,
     autocast_dtype: torch.dtype = torch.float32,
@@ -72,7 +73,8 @@ def trainSAE(
 
     A config is a typed one (`TrainerTopK.Config(k=32)`) or a dictionary (`{"trainer": TrainerTopK, "k": 32}`, where the
     trainer may also be named: "top_k"). Width, steps and device are filled in where they are missing. With
-    several sites in the data, a config that names no site is trained on each of them.
+    several sites in the data, a config that names no site is trained on each of them; with a wiring that predicts one site from
+    another on each module whose input and output are there, and with one that reads several sites on all together.
 
     Args:
         data: an `ActivationBuffer`, or any iterable of tensors (batch, activation_dim) or of mappings from sites to such.
@@ -84,11 +86,13 @@ def trainSAE(
         save_steps: steps after which the dictionaries are saved too, under `checkpoints/step_N`.
         save_dir: where dictionaries are saved, as `trainer_0`, `trainer_1`, ..., with the figures in `metrics.jsonl`.
         log_steps: how often figures are logged; by default 100 times in the run. Logging changes no result.
-        activations_split_by_head: not supported.
-        transcoder: not supported.
+        activations_split_by_head: whether each attention head gets latents of its own (wiring heads): of data (batch, heads,
+            dim), or of a site whose width is that of all heads together, as the input of the attention's output projection.
+        transcoder: whether configs that name no wiring are transcoders, from inputs to outputs.
         run_cfg: anything that should stand in the saved configs, under "run".
-        normalize_activations: whether each site is divided by its root mean squared norm while training. The dictionaries
-            returned and saved take activations as they come from the model.
+        normalize_activations: how activations are normalized for configs that do not say: a name of `NORMALIZATIONS`, or True
+            for unit mean square. False leaves autoencoders as they are, and normalizes where sites of different scale meet. The
+            dictionaries returned and saved take activations as they come from the model.
         verbose: whether figures are also written through `logging`.
         device: where to train; the accelerator if there is one.
         autocast_dtype: type of products under autocast; float32 for none.
@@ -103,17 +107,13 @@ def trainSAE(
         ConfigError: a config cannot be used, or its width or site is not that of the data.
         DataError: the data holds no activations.
     """
-    if activations_split_by_head or transcoder:
-        raise ConfigError(
-            "activations_split_by_head and transcoder are not supported by this trainer. Leave them out: split heads in the data, "
-            "and use a trainer that reads one site and reconstructs another."
-        )
     steps = coerce(steps, int)
     device = torch.device(device) if device is not None else default_device()
     if device.type == "cpu":
         keep_freed_memory()
-    stream = ActivationStream(data)
-    trainees = _trainees(trainer_configs, stream, steps, device, normalize_activations)
+    stream = ActivationStream(data, split_by_head=activations_split_by_head)
+    wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
+    trainees = _trainees(trainer_configs, stream, steps, device, normalize_activations, wiring)
     configs = {t.name: _sections(t, data, run_cfg) for t in trainees}
     sinks = [Alarm(), *loggers]
     if save_dir is not None:
@@ -154,48 +154,132 @@ def _train_step(
     trainees: Sequence[Trainee], batch: Mapping[Site, Tensor], device: torch.device, autocast_dtype: torch.dtype
 ) -> int:
     """Makes one step of every dictionary; returns the number of tokens."""
-    inputs: dict[tuple[Site, float], Tensor] = {}
-    groups: dict[tuple[Site, float], list[Trainee]] = {}
+    normalized: dict[tuple[Site, int], Tensor] = {}
+    stacked: dict[tuple[tuple[Site, int], ...], Tensor] = {}
+
+    def activations(trainee: Trainee, sites: tuple[Site, ...]) -> Tensor:
+        """Returns the sites' normalized activations, one after another; made once for all dictionaries."""
+        keys = tuple((site, id(trainee.normalizers[site])) for site in sites)
+        for site, key in zip(sites, keys, strict=True):
+            if key not in normalized:
+                if site not in batch:
+                    raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
+                normalized[key] = trainee.normalizers[site].apply(batch[site].to(device, torch.float32))
+        if keys not in stacked:
+            parts = [normalized[key] for key in keys]
+            stacked[keys] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return stacked[keys]
+
+    groups: dict[int, list[Trainee]] = {}
     for trainee in trainees:
-        key = (trainee.site, trainee.scale)
-        if key not in inputs:
-            if trainee.site not in batch:
-                raise ConfigError(f"A batch has no site '{trainee.site}', only {', '.join(map(str, batch))}.")
-            x = batch[trainee.site].to(device, torch.float32)
-            inputs[key] = x if trainee.scale == 1.0 else x / trainee.scale
-        groups.setdefault(key, []).append(trainee)
-    for key, group in groups.items():
-        with shared_product(inputs[key], [encoder for trainee in group for encoder in trainee.trainer.encoders()]):
+        groups.setdefault(id(activations(trainee, trainee.sites.reads)), []).append(trainee)
+    for group in groups.values():
+        x = activations(group[0], group[0].sites.reads)
+        with shared_product(x, [encoder for trainee in group for encoder in trainee.trainer.encoders()]):
             for trainee in group:
+                y = None if trainee.sites.is_autoencoder else activations(trainee, trainee.sites.writes)
+                downstream = _downstream(trainee, batch)
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-                    trainee.trainer.accumulate(inputs[key])
-                trainee.trainer.apply()
-    return len(next(iter(inputs.values())))
+                    trainee.trainer.update(trainee.trainer.step, x, y, downstream)
+    return len(next(iter(normalized.values())))
+
+
+def _downstream(trainee: Trainee, batch: Mapping[Site, Tensor]) -> Callable[[Tensor], Mapping[str, Tensor]] | None:
+    """Returns what tells the model's loss from reconstructions in the trainer's units, where the batch can tell."""
+    tell = getattr(batch, "downstream", None)
+    if tell is None:
+        return None
+    sites = trainee.sites.writes
+
+    def downstream(outputs: Tensor) -> Mapping[str, Tensor]:
+        parts = outputs.split([batch[site].shape[1] for site in sites], dim=1)
+        raw = {
+            site: trainee.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
+            for site, part in zip(sites, parts, strict=True)
+        }
+        return tell(raw)
+
+    return downstream
 
 
 def _trainees(
-    trainer_configs: Any, stream: ActivationStream, steps: int, device: torch.device, normalize: bool
+    trainer_configs: Any,
+    stream: ActivationStream,
+    steps: int,
+    device: torch.device,
+    normalize: bool | str,
+    default_wiring: str | None,
 ) -> list[Trainee]:
     if isinstance(trainer_configs, (Mapping, SAETrainer.Config)):
         trainer_configs = [trainer_configs]
     if not trainer_configs:
         raise ConfigError("Got no trainer config. Give at least one, such as TrainerTopK.Config(k=32).")
-    sample = stream.sample(_SCALE_SAMPLE if normalize else _SAMPLE)
-    scales = {site: root_mean_square_norm(x) if normalize else 1.0 for site, x in sample.items()}
+    samples = _Samples(stream, device)
     trainees: list[Trainee] = []
     for given in trainer_configs:
         trainer_class, options = _read_config(given)
-        named = options.get("site")
-        sites = [Site.parse(named)] if named else list(stream.widths)
-        for site in sites:
-            filled = _filled(options, site, stream, steps, device)
-            trainer = trainer_class(trainer_class.Config(**filled))
-            trainer.initialize(sample[site][:_SAMPLE].to(device, torch.float32) / scales[site])
+        if default_wiring is not None and options.get("wiring") in (None, "autoencoder"):
+            options["wiring"] = default_wiring
+        if options.get("wiring") == "heads" and options.get("n_heads") is None:
+            options["n_heads"] = stream.n_heads or _n_heads(stream.data)
+        kind = options.get("normalize") or _default_normalization(normalize, options.get("wiring"))
+        for sites in assignments(options, stream.widths):
+            filled = _filled(options, sites, stream, steps, device)
+            trainer = trainer_class(trainer_class.Config(**{**filled, "normalize": kind}))
+            normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
+            x = samples.rows(sites.reads, normalizers)
+            trainer.initialize(x, None if sites.is_autoencoder else samples.rows(sites.writes, normalizers))
             taken = {t.name for t in trainees}
-            trainees.append(
-                Trainee(_unique(_name(trainer, site, len(stream.widths) > 1), taken), site, trainer, scales[site])
-            )
+            name = _unique(_name(trainer, sites, len(stream.widths) > 1), taken)
+            trainees.append(Trainee(name, sites, trainer, normalizers))
     return trainees
+
+
+class _Samples:
+    """Rows of the data to estimate from, and what was estimated from them."""
+
+    def __init__(self, stream: ActivationStream, device: torch.device):
+        self.stream, self.device = stream, device
+        self._rows: dict[Site, Tensor] | None = None
+        self._normalizers: dict[tuple[Site, str], Normalizer] = {}
+
+    def normalizer(self, site: Site, kind: str) -> Normalizer:
+        """Returns the normalizer of a site; one for all dictionaries."""
+        kind = NORMALIZATIONS.canonical(kind)
+        if (site, kind) not in self._normalizers:
+            sample = self._sample(_SAMPLE if kind == "none" else _SCALE_SAMPLE)[site]
+            self._normalizers[site, kind] = NORMALIZATIONS[kind].fit(sample.to(self.device, torch.float32))
+        return self._normalizers[site, kind]
+
+    def rows(self, sites: Sequence[Site], normalizers: Mapping[Site, Normalizer]) -> Tensor:
+        """Returns normalized rows to begin with."""
+        sample = self._sample(_SAMPLE)
+        rows = [normalizers[site].apply(sample[site][:_SAMPLE].to(self.device, torch.float32)) for site in sites]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def _sample(self, n: int) -> dict[Site, Tensor]:
+        if self._rows is None or (n > _SAMPLE >= len(next(iter(self._rows.values())))):
+            self._rows = self.stream.sample(n)
+        return self._rows
+
+
+def _default_normalization(normalize: bool | str, wiring: str | None) -> str:
+    if isinstance(normalize, str):
+        return normalize
+    meets = WIRINGS[wiring or "autoencoder"]
+    # rates and ranks would mean different things at sites of different scale
+    return "unit_mean_square" if normalize or meets.reads_several or meets.writes_others else "none"
+
+
+def _n_heads(data: Any) -> int | None:
+    config = getattr(getattr(getattr(data, "model", None), "module", None), "config", None)
+    config = getattr(config, "text_config", None) or config
+    found = getattr(config, "num_attention_heads", None)
+    if found is None:
+        raise ConfigError(
+            "The number of attention heads is not known from the data. Set n_heads, or give (batch, heads, dim)."
+        )
+    return int(found)
 
 
 def _read_config(given: Any) -> tuple[type[SAETrainer], dict[str, Any]]:
@@ -220,32 +304,57 @@ def _read_config(given: Any) -> tuple[type[SAETrainer], dict[str, Any]]:
 
 
 def _filled(
-    options: dict[str, Any], site: Site, stream: ActivationStream, steps: int, device: torch.device
+    options: dict[str, Any], sites: Assignment, stream: ActivationStream, steps: int, device: torch.device
 ) -> dict[str, Any]:
     """Returns the settings with what the data and the run decide, checked against what was given."""
-    if site not in stream.widths:
-        raise ConfigError(f"A config names the site '{site}'; the data has {', '.join(map(str, stream.widths))}.")
-    width = stream.widths[site]
-    given = options.get("activation_dim")
+    inputs = tuple(stream.widths[site] for site in sites.reads)
+    width, given = sum(inputs), options.get("activation_dim")
     if given not in (None, width):
         raise ConfigError(
-            f"A config has activation_dim={given}; the activations at '{site}' have width {width}. Leave it out: it is found."
+            f"A config has activation_dim={given}; the activations at {', '.join(map(str, sites.reads))} have width {width}. "
+            "Leave it out: it is found."
         )
     model = getattr(stream.data, "model", None)
-    notes = {"lm_name": getattr(model, "name", None), "submodule_name": site.path if model is not None else None}
-    defaults = {**notes, "steps": steps, "device": str(device), "activation_dim": width, "site": str(site)}
+    defaults = {
+        "lm_name": getattr(model, "name", None),
+        "submodule_name": sites.reads[0].path if model is not None else None,
+        "steps": steps,
+        "device": str(device),
+        "activation_dim": width,
+        "site": _plain(sites.reads),
+    }
+    if len(inputs) > 1:
+        defaults["site_dims"] = inputs
+    if not sites.is_autoencoder:
+        defaults |= {
+            "target_site": _plain(sites.writes),
+            "output_dims": tuple(stream.widths[site] for site in sites.writes),
+        }
     return {**options, **{name: value for name, value in defaults.items() if options.get(name) is None}}
 
 
-def _name(trainer: SAETrainer, site: Site, several_sites: bool) -> str:
+def _plain(sites: Sequence[Site]) -> str | tuple[str, ...]:
+    return str(sites[0]) if len(sites) == 1 else tuple(map(str, sites))
+
+
+def _name(trainer: SAETrainer, sites: Assignment, several_sites: bool) -> str:
     """Returns a short name: the method and k, and the site without the base model's prefix where there are several."""
     config = trainer.config_values
     methods = {trainer_class: name for name, trainer_class in TRAINERS.items()}
     method = methods.get(type(trainer), type(trainer).__name__)
+    wiring = getattr(config, "wiring", "autoencoder")
     k = getattr(config, "k", None)
-    own = config.wandb_name or (method if k is None else f"{method}-{k}")
+    own = config.wandb_name or "-".join(
+        [method, *([str(k)] if k is not None else []), *([wiring] if wiring != "autoencoder" else [])]
+    )
+    if not several_sites:
+        return own
+    site = sites.reads[0]
     place = site.path.partition(".")[2] or site.path
-    return f"{own} @ {place}{':in' if site.side == 'in' else ''}" if several_sites else own
+    if len(sites.reads) > 1:
+        last = sites.reads[-1].path
+        return f"{own} @ {place} to {last.partition('.')[2] or last}"
+    return f"{own} @ {place}{':in' if site.side == 'in' and sites.is_autoencoder else ''}"
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -266,10 +375,12 @@ def _sections(trainee: Trainee, data: Any, run_cfg: Mapping[str, Any] | None) ->
     """Returns what is saved beside the dictionary."""
     sections: dict[str, Any] = {
         "name": trainee.name,
-        "site": str(trainee.site),
+        "site": _plain(trainee.sites.reads),
         "trainer": trainee.trainer.config,
-        "scaling": {"factor": trainee.scale, "folded": True},
+        "normalization": {str(site): normalizer.describe() for site, normalizer in trainee.normalizers.items()},
     }
+    if not trainee.sites.is_autoencoder:
+        sections["target_site"] = _plain(trainee.sites.writes)
     if run_cfg:
         sections["run"] = dict(run_cfg)
     if hasattr(data, "config"):

@@ -1,6 +1,20 @@
+import pytest
 import torch
 
-from dictionary_learning.latents import SparseLatents, Support, fired, firing_counts, l0, to_dense
+from dictionary_learning.latents import (
+    SparseLatents,
+    Support,
+    between,
+    fired,
+    firing_counts,
+    grouped,
+    joined,
+    l0,
+    largest,
+    of_each,
+    to_dense,
+    with_values,
+)
 
 
 def example() -> SparseLatents:
@@ -29,3 +43,90 @@ def test_segments_hold_each_pair_under_its_latent():
         latent: segments.tokens[segments.offsets[latent] : segments.offsets[latent + 1]].tolist() for latent in range(6)
     }
     assert pairs == {0: [1], 1: [0, 1, 2], 2: [], 3: [], 4: [0, 2], 5: []}
+
+
+def ragged(seed: int = 0, n_tokens: int = 9, dict_size: int = 12) -> SparseLatents:
+    """Returns latents of which some tokens have none."""
+    dense = torch.randn(n_tokens, dict_size, generator=torch.Generator().manual_seed(seed))
+    dense = dense * (dense > 0.8)
+    places = dense.nonzero()
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), (dense != 0).sum(1).cumsum(0)])
+    return SparseLatents(dense[dense != 0], Support(places[:, 1], dict_size, offsets))
+
+
+def even(seed: int = 0, n_tokens: int = 9, dict_size: int = 12) -> SparseLatents:
+    """Returns latents with four of each token, in no order."""
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.stack([torch.randperm(dict_size, generator=generator)[:4] for _ in range(n_tokens)])
+    return SparseLatents(torch.rand(n_tokens, 4, generator=generator), Support(indices, dict_size))
+
+
+BOTH = pytest.mark.parametrize("made", [ragged, even])
+
+
+@BOTH
+@pytest.mark.parametrize("ends", [[12], [1, 12], [3, 4, 11, 12], [5, 5, 12]])
+def test_grouped_has_a_row_for_each_token_and_group(made, ends):
+    latents = made()
+    rows = to_dense(grouped(latents, torch.tensor(ends))).view(9, len(ends), 12)
+    dense = to_dense(latents)
+    for group, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        expected = torch.zeros(9, 12)
+        expected[:, start:end] = dense[:, start:end]
+        assert torch.equal(rows[:, group], expected)
+
+
+@BOTH
+@pytest.mark.parametrize(("start", "stop"), [(0, 12), (0, 5), (3, 9), (11, 12), (4, 4)])
+def test_between_has_the_columns_of_a_stretch(made, start, stop):
+    latents = made()
+    found = between(latents, start, stop)
+    assert found.dict_size == stop - start and found.support.n_tokens == 9
+    assert torch.equal(to_dense(found), to_dense(latents)[:, start:stop])
+
+
+@pytest.mark.parametrize("kinds", [(even, even), (ragged, ragged), (even, ragged), (ragged, even, ragged), (ragged,)])
+def test_joined_stand_side_by_side(kinds):
+    parts = [made(seed, 9, 12 + seed) for seed, made in enumerate(kinds)]
+    whole = joined(parts)
+    assert torch.equal(to_dense(whole), torch.cat([to_dense(part) for part in parts], dim=1))
+    assert whole.support.is_ragged == any(part.support.is_ragged for part in parts)
+    assert (whole.support.tokens.diff() >= 0).all()  # pairs stand token by token, as every support's do
+    start = 0
+    for part in parts:
+        assert torch.equal(to_dense(between(whole, start, start + part.dict_size)), to_dense(part))
+        start += part.dict_size
+
+
+@BOTH
+def test_no_token_and_no_latent(made):
+    empty = made(n_tokens=0) if made is even else SparseLatents(torch.zeros(0), between(ragged(), 4, 4).support)
+    n = empty.support.n_tokens
+    assert to_dense(grouped(empty, torch.tensor([empty.dict_size]))).shape == (n, empty.dict_size)
+    assert to_dense(joined([empty, empty])).shape == (n, 2 * empty.dict_size)
+    assert to_dense(between(empty, 0, empty.dict_size)).shape == (n, empty.dict_size)
+
+
+@BOTH
+def test_parts_pass_gradients_to_their_places(made):
+    latents = made()
+    values = latents.values.clone().requires_grad_()
+    weights = torch.randn(9, 12)
+    whole = SparseLatents(values, latents.support)
+    (expected,) = torch.autograd.grad((to_dense(whole) * weights).sum(), values)
+    rows = to_dense(grouped(whole, torch.tensor([4, 12]))).view(9, 2, 12)
+    parts = joined([between(whole, 0, 4), between(whole, 4, 12)])
+    for total in ((rows.sum(1) * weights).sum(), (to_dense(parts) * weights).sum()):
+        assert torch.equal(torch.autograd.grad(total, values, retain_graph=True)[0], expected)
+
+
+@BOTH
+def test_weights_and_largest_of_each(made):
+    latents = made()
+    weights = torch.randn(12)
+    weighted = with_values(latents, latents.values * of_each(weights, latents))
+    assert torch.equal(to_dense(weighted), to_dense(latents) * of_each(weights, to_dense(latents)))
+    if made is even:
+        values = to_dense(latents).topk(2).values
+        assert torch.equal(to_dense(largest(latents, 2)).topk(2).values, values)
+        assert l0(largest(latents, 2)) == 2

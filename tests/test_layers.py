@@ -12,8 +12,8 @@ LAYERS = [
     {"ops", "parallel", "module_values", "pretrained_models"},
     {"models"},
     {"dictionaries", "data"},
-    {"activations", "loggers"},
-    {"buffer", "trainers", "checkpoint", "interop", "interventions"},
+    {"activations", "loggers", "synthetic"},
+    {"buffer", "contexts", "trainers", "checkpoint", "interop", "interventions"},
     {"training", "evaluation", "interp"},
     {"cli"},
 ]

@@ -124,7 +124,8 @@ def test_normalized_training_gives_dictionaries_of_raw_activations(tmp_path, sca
     loaded, config = load_dictionary(tmp_path / "trainer_0")
     assert torch.equal(loaded(x), dictionary(x))
     factor = torch.cat(batches).pow(2).sum(-1).mean().sqrt()
-    assert config["scaling"]["factor"] == pytest.approx(float(factor), rel=1e-3)
+    (described,) = config["normalization"].values()
+    assert float(factor) == pytest.approx(described["scale"], rel=1e-3)
 
 
 def test_estimating_the_scale_takes_nothing_from_the_stream():
@@ -183,7 +184,7 @@ def test_bad_config_is_refused(configs, error, said):
         ([], "gave no activations"),
         ([torch.zeros(3)], r"a floating-point tensor \(batch, dim\) is needed"),
         (["text"], "gave a str"),
-        ([torch.zeros(4, 2, 8)], "is needed"),
+        ([torch.zeros(4, 3, 8)], "is needed"),
     ],
 )
 def test_bad_data_is_refused(data, said):

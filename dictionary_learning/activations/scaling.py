@@ -19,19 +19,24 @@ class ActivationStream:
     """A stream of `ActivationBatch` made of whatever gives activations; its beginning can be looked at beforehand.
 
     Args:
-        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from sites to such tensors.
+        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from sites to such tensors. Tensors
+            (batch, 2, dim) are the input and the output of one module; with `split_by_head`, (batch, heads, dim) are heads.
+        split_by_head: whether tensors of three dimensions are attention heads of one site.
 
     Raises:
         DataError: the data is empty, or its batches are neither tensors nor mappings to tensors.
     """
 
-    def __init__(self, data: Any):
+    def __init__(self, data: Any, *, split_by_head: bool = False):
         self.data = data
+        self.n_heads: int | None = None
+        """Heads in the activations, where they come apart."""
+        self._split_by_head = split_by_head
         self._batches = iter(data)
-        self._site = data.sites[0] if len(getattr(data, "sites", ())) == 1 else PLAIN
+        self._sites: tuple[Site, ...] = tuple(getattr(data, "sites", ()))
         self._ahead: list[ActivationBatch] = []
         widths = getattr(data, "widths", None)
-        if not widths:
+        if not widths or split_by_head:
             first = self._look(1)
             widths = {site: x.shape[-1] for site, x in first[0].items()}
         self.widths: dict[Site, int] = dict(widths)
@@ -65,17 +70,28 @@ class ActivationStream:
     def _read(self) -> ActivationBatch:
         batch = next(self._batches)
         if isinstance(batch, Tensor):
-            batch = {self._site: batch}
+            batch = self._by_site(batch)
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(
                 f"The data gave a {type(batch).__name__}; give tensors (batch, dim), or mappings from sites to them."
             )
-        batch = {Site.parse(site): x for site, x in batch.items()}
+        if not all(isinstance(site, Site) for site in batch):
+            batch = {Site.parse(site): x for site, x in batch.items()}
         for site, x in batch.items():
             if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
                 got = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
                 raise DataError(f"The batch for '{site}' is {got}; a floating-point tensor (batch, dim) is needed.")
         return batch
+
+
+    def _by_site(self, batch: Tensor) -> dict[Site, Tensor]:
+        if batch.ndim == 3 and self._split_by_head:
+            self.n_heads = batch.shape[1]
+            batch = batch.flatten(1)
+        if batch.ndim == 3 and batch.shape[1] == 2:
+            sites = self._sites if len(self._sites) == 2 else (Site(PLAIN.path, "in"), PLAIN)
+            return dict(zip(sites, batch.unbind(1), strict=True))
+        return {self._sites[0] if len(self._sites) == 1 else PLAIN: batch}
 
 
 def root_mean_square_norm(x: Tensor) -> float:

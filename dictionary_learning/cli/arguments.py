@@ -38,7 +38,7 @@ def add_config(
         if field.name in exclude:
             continue
         hint = hints[field.name]
-        is_list = typing.get_origin(hint) is tuple
+        is_list = typing.get_origin(hint) is tuple and not several  # with several values, a list is one word with commas
         item = typing.get_args(hint)[0] if is_list else hint
         has_default = field.default is not dataclasses.MISSING
         about = docs.get(field.name, "").replace("%", "%%")
@@ -89,7 +89,12 @@ def _reader(hint: Any) -> Callable[[str], Any]:
                     return float(word)
                 except ValueError:
                     continue
-            if option is str or (origin is Literal and word == option):
+            if option in (str, Any) or (origin is Literal and word == option):
+                return word
+            if typing.get_origin(option) is tuple:
+                item = _reader(typing.get_args(option)[0])
+                return tuple(item(part) for part in word.split(","))
+            if typing.get_origin(option) is Literal and word in typing.get_args(option):
                 return word
         raise argparse.ArgumentTypeError(f"{word!r} is not {type_name(hint)}")
 

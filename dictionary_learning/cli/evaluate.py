@@ -78,7 +78,7 @@ def evaluate(arguments: EvaluateArguments) -> Path:
     limits = {Site.parse(site): limit for site, limit in rule.pop("norm_limits", {}).items()}
     report = evaluate_dictionaries(
         model,
-        [_candidate(folder, *pair) for folder, pair in zip(folders, loaded, strict=True)],
+        [candidate_of(folder, *pair) for folder, pair in zip(folders, loaded, strict=True)],
         _text(arguments, first),
         EvaluationConfig(
             n_tokens=arguments.n_tokens,
@@ -134,10 +134,22 @@ def dictionary_folders(path: str) -> list[Path]:
     return found
 
 
-def _candidate(folder: Path, dictionary: Dictionary, config: dict[str, Any]) -> Candidate:
+def candidate_of(folder: Path, dictionary: Dictionary, config: Mapping[str, Any]) -> Candidate:
+    """Returns a dictionary with the sites that its config says it belongs to.
+
+    Raises:
+        CheckpointError: the config names no site.
+    """
     if "site" not in config:
         raise CheckpointError(f"'{folder / CONFIG}' does not say at which site the dictionary belongs.")
-    return Candidate(config.get("name", folder.name), dictionary, Site.parse(config["site"]))
+    target = config.get("target_site")
+    return Candidate(
+        config.get("name", folder.name), dictionary, _sites(config["site"]), None if target is None else _sites(target)
+    )
+
+
+def _sites(named: str | list[str]) -> Site | tuple[Site, ...]:
+    return Site.parse(named) if isinstance(named, str) else tuple(Site.parse(site) for site in named)
 
 
 def _text(arguments: EvaluateArguments, config: Mapping[str, Any]) -> Any:

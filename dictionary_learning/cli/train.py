@@ -10,14 +10,13 @@ from typing import Literal
 
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.cli.arguments import add_config, read_config, read_configs
-from dictionary_learning.cli.evaluate import report_on
+from dictionary_learning.cli.evaluate import candidate_of, report_on
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.data import as_text_source
 from dictionary_learning.dictionaries.serialization import read_config_file
-from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate_dictionaries
+from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
 from dictionary_learning.loggers import MetricLogger, TensorBoardLogger
 from dictionary_learning.models import load_model
-from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, SAETrainer
 from dictionary_learning.training import trainSAE
 
@@ -27,6 +26,9 @@ FILLED_IN = (
     "activation_dim",
     "steps",
     "site",
+    "target_site",
+    "site_dims",
+    "output_dims",
     "device",
     "layer",
     "lm_name",
@@ -48,6 +50,8 @@ class TrainArguments(BaseConfig):
     sites: tuple[str, ...] = ()
     """Sites or patterns to train on, as model.layers.10:out or model.layers.[0-3].mlp; by default the residual stream after
     the middle layer."""
+    io: Literal["in", "out", "in_and_out"] = "out"
+    """The side of sites that name none; in_and_out for wirings that predict a module's output from its input."""
     save_dir: str = "runs/latest"
     """The folder for the dictionaries, the figures and the report."""
     n_tokens: int = 1_000_000
@@ -123,7 +127,8 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
     text = as_text_source(arguments.data, text_column=arguments.text_column)
     train_text, held_out = text.hold_out(arguments.held_out_every)
     model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype, revision=arguments.revision)
-    sites = model.sites(list(arguments.sites)) if arguments.sites else [model.middle_layer()]
+    side = "in" if arguments.io == "in" else "out"
+    sites = model.sites(list(arguments.sites), side) if arguments.sites else [model.middle_layer()]
     buffer = ActivationBuffer(
         train_text,
         model,
@@ -166,10 +171,7 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
     trained = time.monotonic()
     logger.info("Trained in %.0f s. Evaluating on %s.", trained - loaded, held_out.name)
     folders = [Path(arguments.save_dir) / f"trainer_{n}" for n in range(len(dictionaries))]
-    candidates = [
-        Candidate(name, dictionary, site)
-        for (name, site), dictionary in zip((_name_and_site(f) for f in folders), dictionaries, strict=True)
-    ]
+    candidates = [candidate_of(f, d, read_config_file(f)) for f, d in zip(folders, dictionaries, strict=True)]
     report = evaluate_dictionaries(
         model,
         candidates,
@@ -185,8 +187,3 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
     )
     seconds = {"load": loaded - start, "train": trained - loaded, "evaluate": time.monotonic() - trained}
     return report_on(report, folders, Path(arguments.save_dir), seconds)
-
-
-def _name_and_site(folder: Path) -> tuple[str, Site]:
-    config = read_config_file(folder)
-    return config["name"], Site.parse(config["site"])

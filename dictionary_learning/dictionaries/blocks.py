@@ -14,7 +14,7 @@ from dictionary_learning.dictionaries.coder import Coder, Part, Start, Trainable
 from dictionary_learning.dictionaries.initialization import CENTERS
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonlinearity
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents, SparseLatents, between, joined, to_dense
+from dictionary_learning.latents import Latents, SparseLatents, Support, between, joined
 
 
 class Blocks(Trainable):
@@ -175,7 +175,7 @@ class CrossLayerTranscoder(Blocks):
             )
         reads, places = _places(site_dims), _places(outputs)
         parts = [
-            Coder(
+            _Block(
                 dim,
                 _share(dict_size, len(site_dims)),
                 _own_copy(nonlinearity),
@@ -233,9 +233,7 @@ class HeadAutoencoders(Blocks):
             )
         places = _places([activation_dim // n_heads] * n_heads)
         parts = [
-            Coder(
-                activation_dim // n_heads, _share(dict_size, n_heads), _own_copy(nonlinearity), generator=generator
-            )
+            _Block(activation_dim // n_heads, _share(dict_size, n_heads), _own_copy(nonlinearity), generator=generator)
             for _ in range(n_heads)
         ]
         super().__init__(parts, places, places, activation_dim, has_output_bias=False)
@@ -251,6 +249,20 @@ class HeadAutoencoders(Blocks):
         }
 
 
+class _Block(Coder):
+    """A coder that is built and saved as a part of `Blocks`."""
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "activation_dim": self.activation_dim,
+            "dict_size": self.dict_size,
+            "nonlinearity": self.nonlinearity_options(),
+            "output_dim": self.output_dim,
+            "centered": self.centered,
+            "has_output_bias": self.b_dec is not None,
+        }
+
+
 def _own(latents: Latents, part: Part) -> Latents:
     if isinstance(latents, Tensor):
         return latents[:, part.latents]
@@ -258,10 +270,16 @@ def _own(latents: Latents, part: Part) -> Latents:
 
 
 def _joined(parts: list[Latents]) -> Latents:
-    sparse = [part for part in parts if isinstance(part, SparseLatents)]
-    if len(sparse) == len(parts):
-        return joined(sparse)
-    return torch.cat([to_dense(part) for part in parts], dim=1)
+    dense = [part for part in parts if isinstance(part, Tensor)]
+    if len(dense) == len(parts):
+        return torch.cat(dense, dim=1)
+    # a pre-activation that was not chosen is unknown, and not zero: sparse parts cannot be made dense
+    return joined([_all_pairs(part) if isinstance(part, Tensor) else part for part in parts])
+
+
+def _all_pairs(latents: Tensor) -> SparseLatents:
+    places = torch.arange(latents.shape[1], device=latents.device).expand_as(latents)
+    return SparseLatents(latents, Support(places, latents.shape[1]))
 
 
 def _own_copy(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:

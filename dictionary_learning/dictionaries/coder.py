@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.base import Dictionary, Reconstruction
-from dictionary_learning.dictionaries.initialization import CENTERS, best_scale, unit_rows
+from dictionary_learning.dictionaries.initialization import CENTERS, best_scale, fitted_decoder, unit_rows
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, KeepsSetNumber, Nonlinearity, Pointwise
 from dictionary_learning.dictionaries.nonlinearities.base import Selects
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, of_each, to_dense, with_values
 from dictionary_learning.ops.joint import Encoder
 from dictionary_learning.ops.precision import full, without_autocast
+
+_LEAST_NORM = 1e-12
+"""What latents that write nothing yet are ranked by, as where a decoder begins at zero."""
 
 CenterName = Literal["geometric_median", "mean", "zeros"]
 
@@ -29,6 +32,8 @@ class Start(NamedTuple):
     """Where b_dec begins."""
     scale_encoder: bool = True
     """Whether the encoder begins at the scale at which the first reconstruction is best."""
+    fit_decoder: bool = False
+    """Whether the decoder's rows begin as what each latent, by itself, says of the output: for outputs that are not inputs."""
 
 
 class Part(NamedTuple):
@@ -55,7 +60,9 @@ class Trainable(Dictionary):
     """A dictionary as trainers see it, whatever its wiring."""
 
     @abstractmethod
-    def encode_latents(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> tuple[Latents, Latents | None]:
+    def encode_latents(
+        self, x: Float[Tensor, "batch activation_dim"], k: int | None = None
+    ) -> tuple[Latents, Latents | None]:
         """Returns latents as in training, with gradients, and the pre-activations where all that matter were computed.
 
         Args:
@@ -195,11 +202,19 @@ class Coder(Trainable):
             return dense
         pre = self.pre_activations(x)
         if self.rank_by_norm and isinstance(self.nonlinearity, Selects):
-            norms = self.decoder_norms()
+            norms = self.ranking_norms()
             return self.nonlinearity(pre * norms) / norms
         return self.nonlinearity(pre)
 
-    def encode_latents(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> tuple[Latents, Latents | None]:
+    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
+        if not output_features:
+            return super().forward(x)
+        latents = self.encode(x)
+        return self.decode(latents, x), latents
+
+    def encode_latents(
+        self, x: Float[Tensor, "batch activation_dim"], k: int | None = None
+    ) -> tuple[Latents, Latents | None]:
         x, nonlinearity, center = self._checked(x), self.nonlinearity, self._center()
         if isinstance(nonlinearity, Selects):
             return self._select(nonlinearity, x, center, k), None
@@ -289,6 +304,11 @@ class Coder(Trainable):
         norms = [block.norm(dim=1) for block in full(self.W_dec).split(self.blocks, dim=1)]
         return norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
 
+    def ranking_norms(self) -> Float[Tensor, "dict_size"]:
+        """Returns the norms by which latents are ranked, held constant: choosing has no gradient, and in the values they cancel."""
+        norms = self.decoder_norms().detach()
+        return norms.clamp_min(_LEAST_NORM)
+
     @torch.no_grad()
     def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: Start) -> None:
         if self.b_dec is not None:
@@ -296,15 +316,15 @@ class Coder(Trainable):
         if self._center() is None and not self.is_tied:
             # the same as subtracting a center from the input, at first
             offset = -(full(self.W_enc) @ CENTERS[start.center](x))
-            bias = self.b_enc if self.b_enc is not None else getattr(self.nonlinearity, "gate_bias", None)
-            if bias is not None:
+            for bias in self._encoder_biases():
                 bias.copy_(offset)
-        if start.scale_encoder and not self.is_tied:
+        if start.fit_decoder and not self.is_tied:
+            self.W_dec.copy_(fitted_decoder(self, x, y))
+        elif start.scale_encoder and not self.is_tied:
             scale = best_scale(self, x, y)
             self.W_enc.mul_(scale)
-            for bias in (self.b_enc, getattr(self.nonlinearity, "gate_bias", None)):
-                if bias is not None:
-                    bias.mul_(scale)
+            for bias in self._encoder_biases():
+                bias.mul_(scale)
 
     def coders(self) -> Iterator[Part]:
         yield Part(self, slice(0, self.dict_size), slice(0, self.activation_dim), slice(0, self.output_dim))
@@ -313,7 +333,9 @@ class Coder(Trainable):
         if self.b_enc is None or self.rank_by_norm:
             return []
         center = self._center()
-        return [Encoder(self.W_enc, self.b_enc, self.W_enc.new_zeros(self.activation_dim) if center is None else center)]
+        return [
+            Encoder(self.W_enc, self.b_enc, self.W_enc.new_zeros(self.activation_dim) if center is None else center)
+        ]
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         if isinstance(self.nonlinearity, KeepsSetNumber) and self.nonlinearity.fixed_k is None:
@@ -325,6 +347,9 @@ class Coder(Trainable):
     @torch.no_grad()
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         outputs = inputs if outputs is None else outputs
+        if outputs != inputs and (self.centered or self.is_tied):
+            what = "An autoencoder" if self.centered else f"A dictionary with {type(self.nonlinearity).__name__}"
+            raise ConfigError(f"{what} has one scale; got inputs={inputs} and outputs={outputs}.")
         # nonlinearities commute with positive factors: latents carry the inputs' scale, and directions only the quotient
         if self.b_enc is not None:
             self.b_enc.mul_(inputs)
@@ -333,8 +358,6 @@ class Coder(Trainable):
         if self.b_dec is not None:
             self.b_dec.mul_(outputs)
         if outputs != inputs:
-            if self.centered:
-                raise ConfigError(f"An autoencoder has one scale; got inputs={inputs} and outputs={outputs}.")
             self.W_dec.mul_(outputs / inputs)
             if self.W_skip is not None:
                 self.W_skip.mul_(outputs / inputs)
@@ -355,16 +378,20 @@ class Coder(Trainable):
 
     def _select(self, nonlinearity: Selects, x: Tensor, center: Tensor | None, k: int | None) -> SparseLatents:
         W, b = self.W_enc, self._bias()
-        if not self.rank_by_norm:
+        # rows of one matrix for both are directions of unit norm, whatever their norms at each site add up to
+        if not self.rank_by_norm or self.is_tied:
             return nonlinearity.encode_sparse(x, W, b, center, k)
-        # held constant: that the norms choose has no gradient, and in the values they cancel
-        norms = self.decoder_norms().detach()
+        norms = self.ranking_norms()
         kept = nonlinearity.encode_sparse(x, full(W) * norms.unsqueeze(1), full(b) * norms, center, k)
-        values = kept.values / of_each(norms.clamp_min(torch.finfo(norms.dtype).tiny), kept)
-        return SparseLatents(values, kept.support)
+        return SparseLatents(kept.values / of_each(norms, kept), kept.support)
 
     def _center(self) -> Tensor | None:
         return self.b_dec if self.centered else None
+
+    def _encoder_biases(self) -> list[Tensor]:
+        """Returns what is added to W_enc x, wherever it is."""
+        own = (getattr(self.nonlinearity, name, None) for name in ("gate_bias", "mag_bias"))
+        return [bias for bias in (self.b_enc, *own) if bias is not None]
 
     def _bias(self) -> Tensor:
         return self.b_enc if self.b_enc is not None else self.W_enc.new_zeros(self.dict_size)

@@ -6,12 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning.latents import Latents, SparseLatents, with_values
+from dictionary_learning.ops import sparse_decode
+
 if TYPE_CHECKING:
     from dictionary_learning.dictionaries.coder import Coder
 
 _SCALE_SAMPLE = 2048
 """Rows that the scale of the encoder is found on."""
 
+_FIT_SAMPLE = 8192
+"""Rows that a decoder is fitted on."""
 _LARGEST_SAMPLE = 32_768
 """Rows that the geometric median looks at; Gao et al. 2024 take as many (A.1)."""
 
@@ -65,6 +70,42 @@ def best_scale(dictionary: "Coder", x: Float[Tensor, "n activation_dim"], y: Flo
     length = decoded.pow(2).sum()
     scale = float(((y - affine) * decoded).sum() / length) if length > 0 else 1.0
     return scale if scale > 0 else 1.0  # a random decoder into another space may point away
+
+
+def fitted_decoder(
+    coder: "Coder", x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]
+) -> Float[Tensor, "dict_size output_dim"]:
+    """Returns rows s * sum_n f_i r / sum_n f_i^2 with r = y - b_dec: what each latent by itself says of the output.
+
+    The common factor s, the best for all together, makes up for latents that say the same. A latent that does not fire on the
+    sample gets a random direction, as long as the others' rows are on average.
+    """
+    x, y = x[:_FIT_SAMPLE], y[:_FIT_SAMPLE]
+    latents, _ = coder.encode_latents(x)
+    residual = y - coder.with_affine_part(torch.zeros_like(y), x)
+    values = latents.values.square() if isinstance(latents, SparseLatents) else latents.square()
+    squares = with_values(latents, values)
+    rows = _sums_by_latent(latents, residual, coder.dict_size)
+    weights = _sums_by_latent(squares, torch.ones_like(y[:, :1]), coder.dict_size)
+    rows = rows / weights.clamp_min(torch.finfo(rows.dtype).tiny)
+    fires = weights[:, 0] > 0
+    usual = rows[fires].norm(dim=1).mean() if bool(fires.any()) else 1.0
+    generator = torch.Generator().manual_seed(0)
+    random = unit_rows(len(rows), rows.shape[1], generator).to(rows) * usual
+    rows = torch.where(fires.unsqueeze(1), rows, random)
+    decoded = sparse_decode(latents, rows) if isinstance(latents, SparseLatents) else latents @ rows
+    length = decoded.pow(2).sum()
+    return rows * ((residual * decoded).sum() / length if length > 0 else 1.0)
+
+
+def _sums_by_latent(latents: Latents, rows: Tensor, dict_size: int) -> Tensor:
+    """Returns for each latent the sum over tokens of value * row."""
+    if isinstance(latents, Tensor):
+        return latents.T @ rows
+    with torch.enable_grad():  # the gradient of decoding is that sum
+        weight = torch.zeros(dict_size, rows.shape[1], dtype=rows.dtype, device=rows.device, requires_grad=True)
+        (grad,) = torch.autograd.grad((sparse_decode(latents, weight) * rows).sum(), weight)
+    return grad
 
 
 CENTERS = {

@@ -147,7 +147,7 @@ class _HasThreshold(_KeepsK):
         pre = self.pre_activations(x)
         if not self.rank_by_norm:
             return self.nonlinearity.above_threshold(pre)
-        norms = self.decoder_norms()
+        norms = self.ranking_norms()
         return self.nonlinearity.above_threshold(pre * norms) / norms
 
 
@@ -207,7 +207,7 @@ class _BatchTopK(_HasThreshold):
         dense = self.shown(dense)
         if not return_active:
             return dense
-        return dense, (dense > 0).flatten(0, -2).any(0), self.pre_activations(x).relu()
+        return dense, (dense > 0).reshape(-1, self.dict_size).any(0), self.pre_activations(x).relu()
 
     def shown(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         """Returns the latents that are in use."""
@@ -260,6 +260,11 @@ class MatryoshkaBatchTopKSAE(_BatchTopK):
         if self.active_groups == len(self.group_sizes):
             return latents
         return latents * (torch.arange(self.dict_size, device=latents.device) < self.group_indices[self.active_groups])
+
+    def decode(
+        self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
+    ) -> Float[Tensor, "*batch output_dim"]:
+        return super().decode(self.shown(latents), x)
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "group_sizes": list(self.group_sizes)}

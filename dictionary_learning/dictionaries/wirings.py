@@ -87,6 +87,4 @@ def _cross_layer(shape: Shape, nonlinearity: Nonlinearity, generator: Any) -> Tr
 @_add("heads")
 def _heads(shape: Shape, nonlinearity: Nonlinearity, generator: Any) -> Trainable:
     n_heads = shape.n_heads or len(shape.inputs)
-    return HeadAutoencoders(
-        sum(shape.inputs), shape.dict_size, nonlinearity, n_heads=n_heads, generator=generator
-    )
+    return HeadAutoencoders(sum(shape.inputs), shape.dict_size, nonlinearity, n_heads=n_heads, generator=generator)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric
 from dictionary_learning.evaluation.fidelity import FidelityMetric, Predictions, recovered
 from dictionary_learning.evaluation.sparsity import SparsityMetric
 from dictionary_learning.hardware import float64
-from dictionary_learning.interventions import ablate, graft
+from dictionary_learning.interventions import ablate, graft, graft_across, put
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.sites import Site
 
@@ -46,7 +46,22 @@ class Candidate(NamedTuple):
 
     name: str
     dictionary: Dictionary
-    site: Site
+    site: Site | tuple[Site, ...]
+    """What it reads: a site, or several whose activations it takes one after another."""
+    target: Site | tuple[Site, ...] | None = None
+    """What it reconstructs, where that is not what it reads."""
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        """The sites that it reads."""
+        return (self.site,) if isinstance(self.site, Site) else self.site
+
+    @property
+    def writes(self) -> tuple[Site, ...]:
+        """The sites that it reconstructs."""
+        if self.target is None:
+            return self.reads
+        return (self.target,) if isinstance(self.target, Site) else self.target
 
 
 @torch.no_grad()
@@ -64,7 +79,8 @@ def evaluate_dictionaries(
     The text is read once. First every batch's activations give the figures of reconstruction and sparsity, and the
     mean activation of each site; then, on the first of the batches, the model predicts the next tokens untouched, with each dictionary
     grafted in, and with each site ablated to zero and to its mean. Tokens that the filter leaves out are left alone by all
-    of these, and counted in none of the figures.
+    of these, and counted in none of the figures. A dictionary that writes several sites is grafted into each of them in turn, from
+    the untouched model's activations, and its figures are means over the sites.
 
     Args:
         model: the language model.
@@ -119,7 +135,8 @@ def evaluate_dictionaries(
     report["dictionaries"] = [
         {
             "name": c.name,
-            "site": str(c.site),
+            "site": ", ".join(map(str, c.writes)),
+            **({} if c.target is None else {"reads": ", ".join(map(str, c.reads))}),
             "class": type(c.dictionary).__name__,
             "activation_dim": c.dictionary.activation_dim,
             "dict_size": c.dictionary.dict_size,
@@ -140,7 +157,7 @@ class _Reading:
     ):
         self.model, self.candidates = model, candidates
         self.filter, self.limits = token_filter, limits
-        self.sites = list(dict.fromkeys(c.site for c in candidates))
+        self.sites = list(dict.fromkeys(site for c in candidates for site in (*c.reads, *c.writes)))
         self.metrics: dict[str, dict[str, Metric]] = {
             c.name: {name: metric() for name, metric in METRICS.items()} for c in candidates
         }
@@ -161,10 +178,10 @@ class _Reading:
         if not keep.any():
             return keep
         for candidate in self.candidates:
-            x = rows[candidate.site].to(candidate.dictionary.device, candidate.dictionary.dtype)
+            x, y = (_stacked(rows, sites, candidate.dictionary) for sites in (candidate.reads, candidate.writes))
             reconstruction = candidate.dictionary.reconstruct(x)
             for metric in self.metrics[candidate.name].values():
-                metric.update(EvaluationBatch(x, reconstruction.outputs, reconstruction.latents))
+                metric.update(EvaluationBatch(y, reconstruction.outputs, reconstruction.latents))
         return keep
 
     def means(self) -> dict[Site, Float[Tensor, "dim"]]:
@@ -200,10 +217,25 @@ class _Fidelity:
             metric.update(predictions, self.model.run(*tokens, {site: edit}))
 
         for c in self.candidates:
-            measure(self.grafted[c.name], c.site, graft(c.dictionary, keep))
+            for edits in self._grafts(c, tokens, keep):
+                self.grafted[c.name].update(predictions, self.model.run(*tokens, edits))
         for site, mean in self.means.items():
             measure(self.zero[site], site, ablate(0.0, keep))
             measure(self.mean[site], site, ablate(mean, keep))
+
+    def _grafts(
+        self, c: Candidate, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]
+    ) -> Iterator[dict[Site, Edit]]:
+        """Yields the edits of each forward pass that a dictionary is judged by."""
+        if c.target is None and isinstance(c.site, Site):
+            yield {c.site: graft(c.dictionary, keep)}
+        elif len(c.reads) == len(c.writes) == 1:
+            yield graft_across(c.dictionary, c.reads[0], c.writes[0], keep)
+        else:
+            outputs = c.dictionary(_stacked(self.model.capture(*tokens, c.reads), c.reads, c.dictionary))
+            widths = [self.means[site].shape[-1] for site in c.writes]
+            for site, value in zip(c.writes, outputs.split(widths, dim=-1), strict=True):
+                yield {site: put(value, keep)}
 
     def ablations(self) -> dict[str, dict[str, float]]:
         return {
@@ -218,11 +250,15 @@ class _Fidelity:
 
     def figures(self, candidate: Candidate) -> dict[str, float]:
         clean, grafted = self.clean.ce, self.grafted[candidate.name]
+        zero, mean = FidelityMetric(), FidelityMetric()
+        for site in candidate.writes:
+            zero.merge(self.zero[site])
+            mean.merge(self.mean[site])
         return {
             "ce_reconstructed": grafted.ce,
             "ce_increase": grafted.ce - clean,
-            "ce_recovered_zero": recovered(clean, grafted.ce, self.zero[candidate.site].ce),
-            "ce_recovered_mean": recovered(clean, grafted.ce, self.mean[candidate.site].ce),
+            "ce_recovered_zero": recovered(clean, grafted.ce, zero.ce),
+            "ce_recovered_mean": recovered(clean, grafted.ce, mean.ce),
             "kl": grafted.kl,
         }
 
@@ -240,11 +276,19 @@ def _read(stream: TokenStream, config: EvaluationConfig) -> list[TokenBatch]:
     return batches
 
 
+def _stacked(rows: Mapping[Site, Tensor], sites: Sequence[Site], dictionary: Dictionary) -> Tensor:
+    """Returns the activations of several sites, one after another, as the dictionary takes them."""
+    parts = [rows[site].to(dictionary.device, dictionary.dtype) for site in sites]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
 def _check_widths(model: TracedModel, candidates: list[Candidate]) -> None:
-    for name, dictionary, site in candidates:
-        width = model.widths([site])[site]
-        if dictionary.activation_dim != width:
-            raise ConfigError(
-                f"Dictionary '{name}' takes activations of width {dictionary.activation_dim}; '{site}' in {model.name} has width {width}. "
-                "Give the model and the site that it was trained on."
+    for candidate in candidates:
+        try:
+            candidate.dictionary.check_sites(
+                [model.widths([site])[site] for site in candidate.reads],
+                [model.widths([site])[site] for site in candidate.writes],
             )
+        except ConfigError as error:
+            sites = ", ".join(f"'{site}'" for site in dict.fromkeys((*candidate.reads, *candidate.writes)))
+            raise ConfigError(f"Dictionary '{candidate.name}' does not fit {sites} in {model.name}: {error}") from error

@@ -1,7 +1,8 @@
 """Forms whose cost beyond the encoder's product grows with the pairs kept, not with tokens * latents.
 
 The gradients are written by hand, once for all backends: each is one of the computations in `kernels.py`. Of latents that are
-kept for being large only the positive get any. The bias that is subtracted from x gets its gradient by one product with a vector, where x needs none.
+kept for being large only the positive get any. The bias that is subtracted from x gets its gradient by one product with a
+vector, where x needs none.
 
 Lower precision and autocast change nothing here: what is kept is computed and summed in float32.
 """

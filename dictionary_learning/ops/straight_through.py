@@ -51,9 +51,7 @@ def step(z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_in
 
 class _Jump(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool
-    ) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool) -> Tensor:
         ctx.save_for_backward(z, threshold)
         ctx.options = (bandwidth, name, to_input)
         return z * (z > threshold)
@@ -69,9 +67,7 @@ class _Jump(torch.autograd.Function):
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool
-    ) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool) -> Tensor:
         ctx.save_for_backward(z, threshold)
         ctx.options = (bandwidth, name, to_input)
         return (z > threshold).to(z.dtype)

@@ -6,6 +6,7 @@ from dictionary_learning.trainers.abs_top_k import AbsTopKTrainer
 from dictionary_learning.trainers.base import TRAINERS, Batch, Loss, SAETrainer
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.coder import CoderTrainer
+from dictionary_learning.trainers.end_to_end import EndToEndTrainer
 from dictionary_learning.trainers.gated_anneal import GatedAnnealTrainer
 from dictionary_learning.trainers.gdm import GatedSAETrainer
 from dictionary_learning.trainers.group_max import GroupMaxTrainer
@@ -30,6 +31,7 @@ __all__ = [
     "BatchTopKSAE",
     "BatchTopKTrainer",
     "CoderTrainer",
+    "EndToEndTrainer",
     "GatedAnnealTrainer",
     "GatedSAETrainer",
     "GroupMaxTrainer",

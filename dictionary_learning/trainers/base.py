@@ -194,7 +194,8 @@ class SAETrainer(ABC):
         if not self._prepared:
             self.initialize(batch.x, None if y is None else batch.y)
         loss = self.objective(batch)
-        (loss.total * weight).backward()
+        with torch.autocast(self.device.type, enabled=False):  # or products of the backward pass would be made in less
+            (loss.total * weight).backward()
         self._gathered.append((batch, loss))
         return loss
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -82,13 +82,19 @@ class CoderTrainer(SAETrainer):
         scale_encoder: bool = True
         """Whether the encoder begins at the scale at which the first reconstruction is best, instead of with unit rows."""
         decoder_init_norm: float | None = None
-        """Norm of the decoder's rows at first; by default 1, and 0 where the decoder writes another site without a set norm."""
+        """Norm of the decoder's rows at first; by default 1, and what fits the data where the decoder writes another site."""
         init_encoder_as_decoder_transpose: bool = True
         """Whether the encoder begins as the decoder's transpose, where both have the same width."""
         orthogonal_init: bool = False
         """Whether the decoder's rows begin orthogonal to each other, as many at a time as the width allows."""
         ema_decay: float | None = None
         """Decay of a moving average of the weights, which is what is saved; None for no average."""
+        loss_fn: Literal["reconstruction", "ce", "kl"] = "reconstruction"
+        """What is to be small: the error, or what the model loses with the reconstruction in its place, where the data are
+        contexts (`ContextStream`): cross-entropy, or the divergence from its own predictions (Braun et al. 2024,
+        https://arxiv.org/abs/2405.12241)."""
+        reconstruction_weight: float | None = None
+        """Weight of the error; by default 1, and 0 with loss_fn ce or kl."""
         auxk_alpha: float = 0.0
         """Weight of the auxiliary loss of dead latents."""
         k_aux: int | None = None
@@ -110,9 +116,18 @@ class CoderTrainer(SAETrainer):
             if self.auxk_every < 1:
                 raise ConfigError(f"Got auxk_every={self.auxk_every}; it must be at least 1, which is every token.")
             if self.resample_steps is not None and self.resample_steps < 1:
-                raise ConfigError(f"Got resample_steps={self.resample_steps}; it must be at least 1, or None for never.")
+                raise ConfigError(
+                    f"Got resample_steps={self.resample_steps}; it must be at least 1, or None for never."
+                )
             if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-                raise ConfigError(f"Got ema_decay={self.ema_decay}; it must lie between 0 and 1, or be None for no average.")
+                raise ConfigError(
+                    f"Got ema_decay={self.ema_decay}; it must lie between 0 and 1, or be None for no average."
+                )
+            if self.loss_fn != "reconstruction" and self.micro_acc_steps > 1:
+                raise ConfigError(
+                    f"loss_fn={self.loss_fn!r} takes the model through whole contexts; micro_acc_steps={self.micro_acc_steps} would cut "
+                    "them. Give fewer contexts in a batch, and gather gradients by grad_acc_steps."
+                )
             wiring = WIRINGS[self.wiring]
             if self.dict_class is not None and self.wiring != "autoencoder":
                 raise ConfigError(
@@ -200,9 +215,7 @@ class CoderTrainer(SAETrainer):
             inputs = settings.site_dims or (self.activation_dim,)
             shape = Shape(inputs, settings.output_dims or inputs, self.dict_size, settings.n_heads)
             dictionary = wiring.build(shape, self.nonlinearity(), self.generator, **options)
-        norm = settings.decoder_init_norm
-        if norm is None:
-            norm = 0.0 if wiring.writes_others and not self.has_unit_rows else 1.0
+        norm = 1.0 if settings.decoder_init_norm is None else settings.decoder_init_norm
         for part in dictionary.coders():
             tied = settings.init_encoder_as_decoder_transpose and not part.coder.is_tied
             W_enc = part.coder.W_enc if tied else None
@@ -261,10 +274,22 @@ class CoderTrainer(SAETrainer):
 
     def prepare(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> None:
         settings = self.settings
-        self.dictionary.start(x, y, Start(settings.b_dec_init_method, settings.scale_encoder))
+        fit = WIRINGS[settings.wiring].writes_others and settings.decoder_init_norm is None
+        self.dictionary.start(x, y, Start(settings.b_dec_init_method, settings.scale_encoder, fit))
+        if self.has_unit_rows and fit:
+            for part in self.dictionary.coders():
+                part.coder.W_dec.copy_(torch.nn.functional.normalize(part.coder.W_dec, dim=1))
 
     def objective(self, batch: Batch) -> Loss:
         settings, loss = self.settings, self.reconstruct(batch)
+        if settings.loss_fn != "reconstruction":
+            if batch.downstream is None:
+                raise ConfigError(
+                    f"loss_fn={settings.loss_fn!r} needs to know what the model loses, and these data are activations alone. "
+                    "Train on a ContextStream."
+                )
+            lost = batch.downstream(loss.reconstruction.outputs)
+            loss = Loss(loss.total + lost[settings.loss_fn], {**loss.terms, **lost}, loss.reconstruction)
         dead = self.dead.indices
         if dead is None:
             return loss
@@ -285,6 +310,12 @@ class CoderTrainer(SAETrainer):
             total = total + settings.pre_act_loss_coefficient * terms["pre_act_loss"]
         return Loss(total, terms, loss.reconstruction)
 
+    @property
+    def error_weight(self) -> float:
+        """Weight of the error in the loss."""
+        given = self.settings.reconstruction_weight
+        return given if given is not None else float(self.settings.loss_fn == "reconstruction")
+
     def auxk_unit(self) -> Tensor | float:
         """Returns what a share of the error weighs in the method's loss."""
         return 1.0
@@ -293,14 +324,18 @@ class CoderTrainer(SAETrainer):
         shares = self.shares(gathered)
         fires = torch.stack([fired(loss.reconstruction.latents) for _, loss in gathered]).any(0)
         self.dead.observe(fires, sum(len(batch.x) for batch, _ in gathered))
-        errors = [next(iter(loss.terms.values())).detach() * share for share, (_, loss) in zip(shares, gathered, strict=True)]
+        errors = [
+            next(iter(loss.terms.values())).detach() * share for share, (_, loss) in zip(shares, gathered, strict=True)
+        ]
         error = torch.stack(errors).sum()
         self.mean_error = torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error)
         every = self.settings.resample_steps
         if every is not None and (self.step + 1) % every == 0 and self.dead.indices is not None:
             batch, loss = gathered[-1]
             error_of_each = (loss.reconstruction.outputs - batch.y.float()).pow(2).sum(-1)
-            revived = resample_(self.dictionary, self.optimizer, batch, error_of_each, self.dead.indices, self.generator)
+            revived = resample_(
+                self.dictionary, self.optimizer, batch, error_of_each, self.dead.indices, self.generator
+            )
             self.dead.revive(revived)
         if self.average is not None:
             self.average.update()

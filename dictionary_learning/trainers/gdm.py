@@ -31,7 +31,9 @@ class PenalizesGates(PenalizedTrainer):
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.sparsity_function in ("l0", "step", "target_l0", "quadratic_l0", "quadratic"):
-                raise ConfigError(f"Gates have no thresholds for sparsity_function={self.sparsity_function!r}; use l1 or lp.")
+                raise ConfigError(
+                    f"Gates have no thresholds for sparsity_function={self.sparsity_function!r}; use l1 or lp."
+                )
 
     def nonlinearity(self) -> Nonlinearity:
         return Gated()

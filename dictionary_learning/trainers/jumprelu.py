@@ -44,7 +44,11 @@ class JumpReluTrainer(PenalizedTrainer):
         max_grad_norm: float | None = 1.0
         """Gradients are scaled down to this common norm."""
 
-    aliases: ClassVar = {**PenalizedTrainer.aliases, "jumprelu_bandwidth": "bandwidth", "jumprelu_init_threshold": "initial_threshold"}
+    aliases: ClassVar = {
+        **PenalizedTrainer.aliases,
+        "jumprelu_bandwidth": "bandwidth",
+        "jumprelu_init_threshold": "initial_threshold",
+    }
     default_lr: ClassVar[float] = 7e-5
     subtracts_b_dec: ClassVar[bool] = False
 
@@ -56,9 +60,7 @@ class JumpReluTrainer(PenalizedTrainer):
 
     def nonlinearity(self) -> Nonlinearity:
         settings = self.settings
-        return JumpReLU(
-            settings.initial_threshold, settings.bandwidth, settings.kernel, settings.jumprelu_ste_to_input
-        )
+        return JumpReLU(settings.initial_threshold, settings.bandwidth, settings.kernel, settings.jumprelu_ste_to_input)
 
     def lr_factors(self) -> dict[str, float]:
         return {**super().lr_factors(), "threshold": self.settings.threshold_lr_factor}

@@ -51,7 +51,9 @@ class AnnealsP(PenalizedTrainer):
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.sparsity_function not in ("Lp^p", "Lp"):
-                raise ConfigError(f"P-annealing got sparsity_function={self.sparsity_function!r}; it is 'Lp^p' or 'Lp'.")
+                raise ConfigError(
+                    f"P-annealing got sparsity_function={self.sparsity_function!r}; it is 'Lp^p' or 'Lp'."
+                )
             if not 0 <= self.p_end <= self.p_start or self.sparsity_queue_length < 1:
                 raise ConfigError(
                     f"Got p_start={self.p_start}, p_end={self.p_end} and sparsity_queue_length={self.sparsity_queue_length}; "

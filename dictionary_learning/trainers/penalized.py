@@ -111,7 +111,9 @@ class PenalizedTrainer(CoderTrainer):
         outputs = self.dictionary.decode_latents(latents, x)
         terms = {"mse_loss": squared_error(outputs, y)}
         terms["sparsity_loss"] = self.penalty()(self.sparsity(latents, pre))
-        total = self.error_of(outputs, y, terms["mse_loss"]) + self.coefficient * terms["sparsity_loss"]
+        total = (
+            self.error_weight * self.error_of(outputs, y, terms["mse_loss"]) + self.coefficient * terms["sparsity_loss"]
+        )
         for name, weight, term in self.further_terms(latents, pre, Batch(x, y)):
             terms[name] = term
             total = total + weight * term

@@ -45,7 +45,9 @@ class Sparsity(NamedTuple):
         for part in self.dictionary.coders():
             if not isinstance(part.coder.nonlinearity, JumpReLU):
                 name = type(part.coder.nonlinearity).__name__
-                raise ConfigError(f"A penalty on L0 has no gradient through {name}. Use JumpReLU, or a penalty on values.")
+                raise ConfigError(
+                    f"A penalty on L0 has no gradient through {name}. Use JumpReLU, or a penalty on values."
+                )
         return self.dictionary.pointwise("fires", self.pre)
 
 

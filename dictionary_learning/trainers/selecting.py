@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -83,7 +83,7 @@ class SelectingTrainer(CoderTrainer):
                     f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise dict_size."
                 )
 
-    aliases = {**CoderTrainer.aliases, "k_decay_steps": "k_anneal_steps"}
+    aliases: ClassVar = {**CoderTrainer.aliases, "k_decay_steps": "k_anneal_steps"}
 
     @property
     def settings(self) -> Config:
@@ -133,7 +133,7 @@ class SelectingTrainer(CoderTrainer):
         y = full(batch.y)  # errors are squared and summed: in less than float32 they would overflow or vanish
         latents, attempts = self.attempts(Batch(full(batch.x), y))
         terms = {attempt.name: squared_error(attempt.outputs, y) for attempt in attempts}
-        total = self.loss_scale * sum(attempt.weight * terms[attempt.name] for attempt in attempts)
+        total = self.error_weight * self.loss_scale * sum(attempt.weight * terms[attempt.name] for attempt in attempts)
         return Loss(total, terms, Reconstruction(attempts[0].outputs, latents))
 
     def observe(self, gathered: list[tuple[Batch, Loss]]) -> None:

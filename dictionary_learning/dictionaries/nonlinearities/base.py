@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning.config import Registry
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents
 
 
@@ -45,7 +46,7 @@ class Nonlinearity(nn.Module, ABC):
         Raises:
             ConfigError: the nonlinearity compares latents with each other, so that factors would change which are kept.
         """
-        raise NotImplementedError
+        raise ConfigError(f"{type(self).__name__} compares latents with each other; it cannot have a scale for each.")
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Nonlinearity":
         kept = {name: getattr(self, name).detach() for name in self.in_float32 if getattr(self, name) is not None}

@@ -11,6 +11,7 @@ from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES,
 from dictionary_learning.dictionaries.nonlinearities.threshold import checked_k, checked_size
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, Support
+from dictionary_learning.ops.precision import full, without_autocast
 
 _TAKEN = -torch.inf
 _LARGEST_GRAM = 16_384
@@ -53,14 +54,15 @@ class MatchingPursuit(Selects):
         k: int | None,
     ) -> SparseLatents:
         n = min(k or self.k, W_enc.shape[0])
-        residual = x if center is None else x - center
-        with torch.no_grad():
-            indices = pursue(residual, W_enc, n)
+        residual = full(x) if center is None else full(x) - full(center)
+        with torch.no_grad(), without_autocast(x):
+            indices = pursue(full(residual), full(W_enc), n)
         values = []
-        for taken in indices.unbind(1):  # the same rounds once more for the gradient, with width dim instead of dict_size
+        # the same rounds once more for the gradient, with width dim instead of dict_size
+        for taken in indices.unbind(1):
             support = Support(taken.unsqueeze(1), W_enc.shape[0])
             rows = torch.nn.functional.embedding(taken, W_enc)
-            value = (residual * rows).sum(1, keepdim=True).relu()
+            value = (residual * full(rows)).sum(1, keepdim=True).relu()
             residual = residual - ops.sparse_decode(SparseLatents(value, support), W_enc)
             values.append(value)
         return SparseLatents(torch.cat(values, dim=1), Support(indices, W_enc.shape[0]))

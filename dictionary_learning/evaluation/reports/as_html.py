@@ -136,6 +136,7 @@ def _entries(dictionaries: Sequence[Mapping[str, Any]]) -> list[Entry]:
         cells += [Cell(c.label, c.write(v), finite(v), (i, c.key) in best) for c, v in values]
         kind = [str(d.get("class") or "")] + ([f"k {count(d['k'])}"] if finite(d.get("k")) is not None else [])
         built = [("site", d["site"]), ("class", d.get("class")), ("activation_dim", d.get("activation_dim"))]
+        built += [("reads", d["reads"])] if "reads" in d else []
         built += [("dict_size", d.get("dict_size")), ("k", d.get("k"))]
         config = d.get("config") or {}
         settings = [(key, anything(v)) for key, v in built if key not in config] + [

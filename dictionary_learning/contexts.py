@@ -1,0 +1,158 @@
+"""Activations of whole contexts, with what the model loses when they are replaced: for training end to end.
+
+A `ContextStream` takes the place of an `ActivationBuffer`: its batches are the activations of some contexts, in order and
+not shuffled, and remember the contexts. A trainer whose loss is that of the model asks the batch for it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.activations.filters import TokenFilter
+from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
+from dictionary_learning.errors import DataError
+from dictionary_learning.models import Edit, TracedModel, load_model
+from dictionary_learning.sites import Site
+
+
+class ContextBatch(dict[Site, Tensor]):
+    """Activations by site of the tokens that count, and the contexts that they are of.
+
+    Args:
+        model: the language model.
+        tokens: the contexts.
+        keep: which of their tokens count.
+        sites: where activations are taken.
+    """
+
+    def __init__(self, model: TracedModel, tokens: TokenBatch, keep: Tensor, sites: Sequence[Site]):
+        super().__init__()
+        self.model, self.tokens, self.keep = model, tokens, keep
+        seen: dict[Site, Tensor] = {}
+
+        def remember(site: Site) -> Edit:
+            return lambda x: seen.update({site: x.detach().clone()})
+
+        with torch.no_grad():
+            logits = model.run(*tokens, {site: remember(site) for site in sites})
+        scored = keep[:, :-1] & keep[:, 1:]
+        self._scored = scored.to(logits.device)
+        self._targets = tokens.input_ids[:, 1:].to(logits.device)[self._scored]
+        self._log_p = logits[:, :-1][self._scored].float().log_softmax(-1)
+        self.update({site: seen[site][keep.to(seen[site].device)] for site in sites})
+
+    def downstream(self, replaced: Mapping[Site, Float[Tensor, "n dim"]]) -> dict[str, Float[Tensor, ""]]:
+        """Returns what the model loses with other activations; gradients reach those, and nothing else.
+
+        Args:
+            replaced: for each site, what takes the activations' place, in the order of its rows here.
+
+        Returns:
+            `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in nats; p is the untouched model's
+            prediction, and means are over tokens that count and whose next token does.
+        """
+
+        def put(rows: Tensor) -> Edit:
+            def edit(x: Tensor) -> Tensor:
+                return x.masked_scatter(self.keep.to(x.device).unsqueeze(-1), rows.to(x.device, x.dtype))
+
+            return edit
+
+        logits = self.model.run(*self.tokens, {site: put(rows) for site, rows in replaced.items()})
+        log_q = logits[:, :-1][self._scored].float().log_softmax(-1)
+        ce = -log_q.gather(1, self._targets.unsqueeze(1)).mean()
+        kl = (self._log_p.exp() * (self._log_p - log_q)).sum(-1).mean()
+        return {"ce": ce, "kl": kl}
+
+
+class ContextStream:
+    """Serves `ContextBatch`es of a model at one or several sites, until the text ends.
+
+    Args:
+        data: the text (see `as_text_source`).
+        model: the language model, or its name (see `load_model`).
+        submodule: a submodule, a site, a pattern, or a list (see `ActivationBuffer`).
+        io: the side of submodules that name none; `in_and_out` for both.
+        ctx_len: tokens in a context.
+        batch_size: contexts in a batch.
+        remove_bos: leaves out BOS, the separators of documents and the first token of each context.
+        pack: full contexts of joined documents; else each document is one context, cut and padded.
+
+    Raises:
+        SiteError: a submodule is not in the model.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        model: Any,
+        submodule: Any,
+        *,
+        io: str = "out",
+        ctx_len: int = 128,
+        batch_size: int = 8,
+        remove_bos: bool = True,
+        pack: bool = True,
+    ):
+        self.model = load_model(model)
+        if io == "in_and_out":
+            paths = self.model.sites(submodule)
+            self.sites = [Site(site.path, side) for site in paths for side in ("in", "out")]
+        else:
+            self.sites = self.model.sites(submodule, "in" if io == "in" else "out")
+        self.widths = self.model.widths(self.sites)
+        self.batch_size = batch_size
+        self.tokens = TokenStream(as_text_source(data), self.model.tokenizer, ctx_len=ctx_len, pack=pack)
+        self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
+        self._ahead: list[ContextBatch] = []
+
+    def __iter__(self) -> Iterator[ContextBatch]:
+        return self
+
+    def __next__(self) -> ContextBatch:
+        batch = self._ahead.pop(0) if self._ahead else self._read()
+        if batch is None:
+            raise StopIteration
+        return batch
+
+    def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
+        """Returns up to n rows that will be served later, without taking them; at most those of 16 batches.
+
+        Raises:
+            DataError: the text holds no token that counts.
+        """
+        while sum(len(batch[self.sites[0]]) for batch in self._ahead) < n and len(self._ahead) < _MOST_AHEAD:
+            batch = self._read()
+            if batch is None:
+                break
+            self._ahead.append(batch)
+        if not self._ahead:
+            raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
+        return {site: torch.cat([batch[site] for batch in self._ahead])[:n] for site in self.sites}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that decides which rows are served; kept with every dictionary trained on them."""
+        return {
+            "source": self.tokens.source.name,
+            "model": self.model.describe(),
+            "sites": [str(site) for site in self.sites],
+            "ctx_len": self.tokens.ctx_len,
+            "batch_size": self.batch_size,
+            "pack": self.tokens.pack,
+            "filter": self.filter.to_dict(),
+        }
+
+    def _read(self) -> ContextBatch | None:
+        while (tokens := self.tokens.take(self.batch_size)) is not None:
+            keep = self.filter.token_mask(tokens)
+            if (keep[:, :-1] & keep[:, 1:]).any():
+                return ContextBatch(self.model, tokens, keep, self.sites)
+        return None
+
+
+_MOST_AHEAD = 16
+"""Batches read ahead for a sample: each holds the model's predictions, which are large."""
