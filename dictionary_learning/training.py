@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, finished
+from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, finished
 from dictionary_learning.activations.scaling import ActivationStream
 from dictionary_learning.config import coerce
 from dictionary_learning.dictionaries import WIRINGS, Dictionary, save_dictionary
@@ -42,9 +42,19 @@ class Trainee(NamedTuple):
 
     def finished(self) -> Dictionary:
         """Returns a copy of the dictionary that takes activations as the model gives them."""
+        return finished(self.trainer.finished(), *self._both_sides()).requires_grad_(False).eval()
+
+    def check(self) -> None:
+        """Refuses what could not be finished, before any training.
+
+        Raises:
+            ConfigError: the normalization does not go with the dictionary.
+        """
+        check_normalizers(self.trainer.dictionary, *self._both_sides())
+
+    def _both_sides(self) -> tuple[list[Normalizer], list[Normalizer] | None]:
         reads = [self.normalizers[site] for site in self.sites.reads]
-        writes = None if self.sites.is_autoencoder else [self.normalizers[site] for site in self.sites.writes]
-        return finished(self.trainer.finished(), reads, writes).requires_grad_(False).eval()
+        return reads, None if self.sites.is_autoencoder else [self.normalizers[site] for site in self.sites.writes]
 
 
 def trainSAE(
@@ -232,6 +242,7 @@ def _trainees(
             taken = {t.name for t in trainees}
             name = _unique(_name(trainer, sites, len(stream.widths) > 1), taken)
             trainees.append(Trainee(name, sites, trainer, normalizers))
+            trainees[-1].check()
     return trainees
 
 

@@ -57,7 +57,7 @@ def ragged(seed: int = 0, n_tokens: int = 9, dict_size: int = 12) -> SparseLaten
 def even(seed: int = 0, n_tokens: int = 9, dict_size: int = 12) -> SparseLatents:
     """Returns latents with four of each token, in no order."""
     generator = torch.Generator().manual_seed(seed)
-    indices = torch.stack([torch.randperm(dict_size, generator=generator)[:4] for _ in range(n_tokens)])
+    indices = torch.rand(n_tokens, dict_size, generator=generator).argsort(-1)[:, :4]
     return SparseLatents(torch.rand(n_tokens, 4, generator=generator), Support(indices, dict_size))
 
 

@@ -203,14 +203,14 @@ class PerToken(Normalizer, ABC):
 
     @classmethod
     def fit(cls: type[N], sample: Float[Tensor, "n dim"]) -> N:
-        root_mean_square_norm(sample)
-        fitted = cls(sample.shape[1])
-        if not bool(fitted.apply(sample[:_CHUNK]).isfinite().all()):
+        dim = sample.shape[1]
+        if dim < 2:
             raise DataError(
-                f"Tokens of width {fitted.dim} cannot be normalized by {NORMALIZATIONS.name_of(cls)}: values came out that are not "
-                "finite. Check the site, or choose unit_mean_square."
+                f"Got tokens of width {dim}; {NORMALIZATIONS.name_of(cls)} needs at least 2, or nothing but a sign is left. "
+                "Check the site, or choose unit_mean_square."
             )
-        return fitted
+        root_mean_square_norm(sample)
+        return cls(dim)
 
     def apply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         token = PER_TOKEN[NORMALIZATIONS.name_of(type(self))](full(x))
@@ -223,7 +223,7 @@ class PerToken(Normalizer, ABC):
 
 @NORMALIZATIONS.register("layer_norm")
 class LayerNorm(PerToken):
-    """(x - mean of x) / (standard deviation of x + 1e-5), over the dimensions of each token (Gao et al. 2024)."""
+    """(x - mean of x) / (standard deviation of x + 1e-5), over the dimensions of each token, as in the code of Gao et al. 2024."""
 
 
 @NORMALIZATIONS.register("constant_norm_rescale")

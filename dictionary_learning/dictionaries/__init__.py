@@ -19,6 +19,7 @@ from dictionary_learning.dictionaries.named import (
     MatchingPursuitSAE,
     MatryoshkaBatchTopKSAE,
 )
+from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
 from dictionary_learning.dictionaries.transcoder import Transcoder
 from dictionary_learning.dictionaries.wirings import WIRINGS, Shape
@@ -42,6 +43,7 @@ __all__ = [
     "JumpReluAutoEncoder",
     "MatchingPursuitSAE",
     "MatryoshkaBatchTopKSAE",
+    "Normalized",
     "Reconstruction",
     "Shape",
     "SparseAutoencoder",

@@ -135,7 +135,7 @@ class _KeepsK(_Named):
 
 
 class _HasThreshold(_KeepsK):
-    nonlinearity: KeepsSetNumber
+    nonlinearity: KeepsSetNumber  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def threshold(self) -> Tensor:
@@ -155,7 +155,7 @@ class _HasThreshold(_KeepsK):
 class AutoEncoderTopK(_HasThreshold):
     """An autoencoder that keeps the k largest latents of each token (Gao et al. 2024, https://arxiv.org/abs/2406.04093)."""
 
-    nonlinearity: TopK
+    nonlinearity: TopK  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
         super().__init__(activation_dim, dict_size, TopK(k), **wiring)
@@ -184,7 +184,7 @@ class AutoEncoderTopK(_HasThreshold):
 
 
 class _BatchTopK(_HasThreshold):
-    nonlinearity: BatchTopK
+    nonlinearity: BatchTopK  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def encode(
         self, x: Float[Tensor, "*batch activation_dim"], return_active: bool = False, use_threshold: bool = True

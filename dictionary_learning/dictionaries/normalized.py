@@ -16,7 +16,7 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.precision import full
 
 _EPS = 1e-5
-"""What is added to a token's standard deviation; Gao et al. 2024."""
+"""What is added to a token's standard deviation, as in the code of Gao et al. 2024."""
 
 
 class Statistics(NamedTuple):
@@ -31,8 +31,10 @@ PER_TOKEN: Registry[Callable[[Tensor], Statistics]] = Registry("normalization of
 
 @PER_TOKEN.register("layer_norm")
 def layer_norm(x: Float[Tensor, "*batch dim"]) -> Statistics:
-    """Returns each token's mean over its dimensions, and their standard deviation + 1e-5 (Gao et al. 2024, appendix A)."""
-    return Statistics(x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + _EPS)
+    """Returns each token's mean over its dimensions, and their standard deviation + 1e-5: as in the code of Gao et al. 2024."""
+    mean = x.mean(-1, keepdim=True)
+    deviation = torch.linalg.vector_norm(x - mean, dim=-1, keepdim=True) / math.sqrt(max(x.shape[-1] - 1, 1))
+    return Statistics(mean, deviation + _EPS)
 
 
 @PER_TOKEN.register("constant_norm_rescale")

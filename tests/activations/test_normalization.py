@@ -5,8 +5,8 @@ import torch
 
 from dictionary_learning.activations.normalization import NORMALIZATIONS, check_normalizers, finished, fold_
 from dictionary_learning.dictionaries import (
-    CrossLayerTranscoder,
     Crosscoder,
+    CrossLayerTranscoder,
     HeadAutoencoders,
     IdentityDict,
     SparseAutoencoder,

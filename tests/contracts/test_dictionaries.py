@@ -10,6 +10,7 @@ from dictionary_learning import ops
 from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Coder, Dictionary, Shape, Trainable
 from dictionary_learning.dictionaries.blocks import Blocks
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, MatchingPursuit, Selects
+from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, to_dense
@@ -37,7 +38,7 @@ NAMED = {
     "BatchTopKSAE": {"k": 3, "rank_by_norm": True},
     **{name: {"k": 3} for name in ("AutoEncoderTopK", "GroupMaxSAE", "AbsTopKSAE", "MatchingPursuitSAE")},
 }
-ANY = [*PAIRS, *NAMED, "IdentityDict"]
+ANY = [*PAIRS, *NAMED, "IdentityDict", "Normalized"]
 SELECTING = [name for name in KINDS if issubclass(NONLINEARITIES[name], Selects)]
 X = torch.randn(24, 12, generator=torch.Generator().manual_seed(1))
 
@@ -59,6 +60,8 @@ def build(case: tuple[str, str] | str) -> Dictionary:
         return wired(*case)
     if case == "IdentityDict":
         return DICTIONARIES[case](12)  # type: ignore[call-arg]
+    if case == "Normalized":
+        return Normalized(build("AutoEncoderTopK"), "layer_norm", site_dims=[7, 5], scales=[0.5, 3.0])
     return moved(DICTIONARIES[case](12, 40, **NAMED[case]))  # type: ignore[arg-type]
 
 
@@ -75,7 +78,7 @@ def moved(built: Trainable) -> Trainable:
 
 
 def decoded(built: Dictionary, latents: Tensor, x: Tensor) -> Tensor:
-    return built.decode(latents, x) if isinstance(built, Coder) else built.decode(latents)
+    return built.decode(latents, x) if isinstance(built, Coder | Normalized) else built.decode(latents)
 
 
 def close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -117,7 +120,7 @@ def with_gradients(built: Trainable, x: Tensor, backend: str | None = "reference
 def test_every_wiring_and_class_is_tested():
     assert set(SHAPES) == set(WIRINGS)
     wirings = {type(wired(name, "relu")) for name in WIRINGS}
-    assert wirings | {DICTIONARIES[name] for name in [*NAMED, "IdentityDict"]} == {
+    assert wirings | {DICTIONARIES[name] for name in [*NAMED, "IdentityDict", "Normalized"]} == {
         DICTIONARIES[n] for n in DICTIONARIES
     }
 

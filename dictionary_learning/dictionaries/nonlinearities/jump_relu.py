@@ -78,6 +78,7 @@ class JumpReLU(Pointwise):
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
         self.threshold.mul_(factor)
+        self.bandwidth *= factor
 
     @torch.no_grad()
     def scale_latents_(self, factors: Float[Tensor, "dict_size"]) -> None:
