@@ -41,10 +41,10 @@ def activations(sites: list[str]) -> dict[str, dict[str, torch.Tensor]]:
             for start in range(0, n, 8):
                 tokens = stream.take(min(8, n - start))
                 assert tokens is not None
-                captured = model.capture(*tokens, [Site(site) for site in missing])
+                captured = model.capture(*tokens, [Site.parse(site) for site in missing])
                 parts[part].append({site: x[:, 1:].flatten(0, 1).half() for site, x in captured.items()})
         for site in missing:
-            joined = {part: torch.cat([rows[Site(site)] for rows in batches]) for part, batches in parts.items()}
+            joined = {part: torch.cat([rows[Site.parse(site)] for rows in batches]) for part, batches in parts.items()}
             save_file(joined, paths[site])
     return {site: load_file(path) for site, path in paths.items()}
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-OLD_ADDRESSES = {"dictionary", "utils", "pytorch_buffer", "__init__", "__main__"}
+OLD_ADDRESSES = {"dictionary", "grad_pursuit", "utils", "pytorch_buffer", "__init__", "__main__"}
 ALLOWED_IN = {
     "nnsight": {"models.py"},
     "datasets": {"data/hub.py"},

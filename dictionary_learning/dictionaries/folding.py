@@ -1,0 +1,69 @@
+"""Decoder norms moved into the latents, so that a latent's value says how much it writes."""
+
+import torch
+from torch import Tensor
+
+from dictionary_learning.dictionaries.coder import Coder, Trainable
+from dictionary_learning.dictionaries.nonlinearities import Selects
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.ops.precision import full
+
+_EQUAL = 1e-5
+"""The relative difference up to which norms are one: rounding of rows that were kept at unit norm in float32."""
+
+
+@torch.no_grad()
+def fold_decoder_norm_(dictionary: Trainable) -> None:
+    """Gives the decoder's rows unit norm and multiplies the latents by the norms they had, in place; outputs stay the same.
+
+    Where a latent writes several sites, its norm is the sum over them (`decoder_norms`). Rows of zeros stay, and so do their latents.
+    A dictionary that ranks latents by their norms goes on choosing the same ones: what it compares does not change.
+
+    Raises:
+        ConfigError: latents of unequal norms are compared with each other by value, so that other ones would be kept; or the
+            encoder is the decoder. Nothing has been changed then.
+    """
+    coders = [part.coder for part in dictionary.coders()]
+    factors = [_factors(coder) for coder in coders]
+    for coder, factor in zip(coders, factors, strict=True):
+        _fold_(coder, factor)
+
+
+def _factors(coder: Coder) -> Tensor | None:
+    """Returns what each latent is multiplied by; None where nothing is to be done."""
+    norms = coder.decoder_norms()
+    written = norms > 0
+    if not bool(written.any()):
+        return None
+    least, most = (float(norm) for norm in norms[written].aminmax())
+    tolerance = max(_EQUAL, torch.finfo(coder.dtype).eps)
+    name = type(coder.nonlinearity).__name__
+    if coder.is_tied:
+        if abs(least - 1) <= tolerance and abs(most - 1) <= tolerance:
+            return None
+        raise ConfigError(
+            f"{name} has one matrix for both encoder and decoder, with rows of norm {least:.3g} to {most:.3g}; "
+            "its latents cannot be scaled apart. Give its rows unit norm instead."
+        )
+    if coder.rank_by_norm or not isinstance(coder.nonlinearity, Selects):
+        return torch.where(written, norms, 1.0)
+    if most - least > tolerance * most:
+        raise ConfigError(
+            f"{name} compares latents with each other by value, and the decoder's rows have norms from {least:.3g} to {most:.3g}: "
+            "scaled by them, other latents would be kept. Calibrate it first (`calibrate`), which gives each latent a threshold "
+            "of its own, or train it with rank_by_norm or rows of unit norm."
+        )
+    return norms[written].mean().expand_as(norms)  # one for all, exactly: it changes no order
+
+
+def _fold_(coder: Coder, factors: Tensor | None) -> None:
+    if factors is None:
+        return
+    coder.W_dec.copy_(full(coder.W_dec) / factors.unsqueeze(1))
+    coder.W_enc.copy_(full(coder.W_enc) * factors.unsqueeze(1))
+    if coder.b_enc is not None:
+        coder.b_enc.copy_(full(coder.b_enc) * factors)
+    if not isinstance(coder.nonlinearity, Selects):
+        coder.nonlinearity.scale_latents_(factors)
+    elif not coder.rank_by_norm:  # else its threshold is compared with value times norm, which stays
+        coder.nonlinearity.scale_(float(factors[0]))

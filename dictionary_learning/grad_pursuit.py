@@ -1,0 +1,27 @@
+"""An old address: gradient pursuit is in `dictionary_learning.dictionaries.pursuit`."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.dictionaries.pursuit import gradient_pursuit
+from dictionary_learning.latents import to_dense
+
+__all__ = ["grad_pursuit", "gradient_pursuit"]
+
+
+def grad_pursuit(
+    signal: Float[Tensor, "batch dim"],
+    dictionary: Float[Tensor, "dim dict_size"],
+    target_l0: int = 20,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "batch dict_size"]:
+    """Returns the latents of `gradient_pursuit`, dense, for a dictionary with a direction in each column.
+
+    Args:
+        signal: what to reconstruct.
+        dictionary: the directions.
+        target_l0: rounds, and so the most latents of a token.
+        device: where to compute, and where the result is.
+    """
+    return to_dense(gradient_pursuit(signal.to(device), dictionary.to(device).T.contiguous(), target_l0))
