@@ -181,7 +181,6 @@ def main() -> None:
     results = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.is_file() else {}
     data = Data(sorted({site for m in wanted for site in (*m.sites, *m.targets)}))
     model = language_model()
-    _, held_out = texts()
     for method in wanted:
         for target in TARGETS:
             name = f"{method.name} at {target}"
@@ -194,7 +193,7 @@ def main() -> None:
                 [Candidate(name, dictionary, reads, writes or None)]
                 if len(reads) > 1 or writes
                 else [Candidate(name, dictionary, reads[0])],
-                held_out,
+                texts()[1],  # from its beginning
                 EvaluationConfig(n_tokens=16_384, n_fidelity_tokens=8192, ctx_len=CTX),
                 token_filter=TokenFilter(exclude_first=True),
             )

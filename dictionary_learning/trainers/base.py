@@ -14,7 +14,7 @@ from dictionary_learning.config import BaseConfig, Registry
 from dictionary_learning.dictionaries import Dictionary, Reconstruction
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device
-from dictionary_learning.latents import l0
+from dictionary_learning.latents import l0, to_dense
 from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.joint import Encoder
 
@@ -40,6 +40,15 @@ class Loss(NamedTuple):
     reconstruction: Reconstruction
 
 
+class LossLog(NamedTuple):
+    """What a loss is made of, in dictionary-learning's form."""
+
+    x: Tensor
+    x_hat: Tensor
+    f: Tensor
+    losses: dict[str, float]
+
+
 class SAETrainer(ABC):
     """Trains one dictionary.
 
@@ -48,8 +57,8 @@ class SAETrainer(ABC):
     changes in `apply`. What is logged is read from the last step: logging computes and changes nothing else.
 
     Args:
-        config: the settings; or give them by name.
-        options: the fields of `Config`.
+        arguments: the config; or settings in the order of `positional`.
+        options: settings by name, or changes to the config: the fields of `Config`.
 
     Raises:
         ConfigError: a setting is missing or cannot be used.
@@ -94,7 +103,11 @@ class SAETrainer(ABC):
     aliases: ClassVar[Mapping[str, str]] = {}
     """Older names of settings."""
 
-    def __init__(self, config: "SAETrainer.Config | None" = None, /, **options: Any):
+    positional: ClassVar[tuple[str, ...]] = ("steps", "activation_dim", "dict_size", "layer", "lm_name")
+    """Settings that may be given by position, in dictionary-learning's order."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        config, options = self._read_arguments(arguments, options)
         if config is None:
             config = self.Config.from_dict({self.aliases.get(name, name): value for name, value in options.items()})
         elif options:
@@ -134,6 +147,19 @@ class SAETrainer(ABC):
         self._last: list[tuple[Batch, Loss]] = []
         self._n_batches = 0
 
+    def _read_arguments(
+        self, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple["SAETrainer.Config | None", dict[str, Any]]:
+        """Returns the config, where one was given, and the settings given by name or position."""
+        if len(arguments) == 1 and (arguments[0] is None or isinstance(arguments[0], SAETrainer.Config)):
+            return arguments[0], options
+        if len(arguments) > len(self.positional):
+            raise ConfigError(
+                f"{type(self).__name__} got {len(arguments)} arguments by position; it takes a config, or {', '.join(self.positional)} "
+                "in this order. Give the others by name."
+            )
+        return None, {**dict(zip(self.positional, arguments, strict=False)), **options}
+
     @abstractmethod
     def build(self) -> Dictionary:
         """Returns the untrained dictionary."""
@@ -168,16 +194,38 @@ class SAETrainer(ABC):
         return self.dictionary
 
     @property
+    def logging_parameters(self) -> list[str]:
+        """The names of the figures that are logged, once there was a step."""
+        return list(self.metrics())
+
+    @property
     def config(self) -> dict[str, Any]:
         """Every setting, as it is saved."""
         names = {"trainer_class": type(self).__name__, "dict_class": type(self.dictionary).__name__}
         return {**self.config_values.to_dict(), **names, "device": str(self.device)}
 
-    def loss(
-        self, x: Float[Tensor, "batch activation_dim"], y: Float[Tensor, "batch output_dim"] | None = None
-    ) -> Loss:
-        """Returns the loss of a batch; changes nothing."""
-        return self.objective(Batch(x, x if y is None else y))
+    def loss(self, x: Tensor, y: Tensor | int | None = None, *, step: int | None = None, logging: bool = False) -> Any:
+        """Returns the loss of a batch; changes nothing.
+
+        Args:
+            x: what the dictionary reads (batch, activation_dim).
+            y: what it is to reconstruct; x, if not given. A number is taken for the step, as in dictionary-learning.
+            step: taken for the sake of older scripts; the trainer counts its steps itself.
+            logging: returns `LossLog(x, x_hat, f, losses)` instead, with dense latents and plain numbers.
+        """
+        y = x if y is None or isinstance(y, int) else y
+        loss = self.objective(Batch(x, y))
+        if not logging:
+            return loss
+        losses = {
+            **{name: float(term.detach()) for name, term in loss.terms.items()},
+            "loss": float(loss.total.detach()),
+        }
+        return LossLog(x, loss.reconstruction.outputs, to_dense(loss.reconstruction.latents), losses)
+
+    def get_logging_parameters(self) -> dict[str, float]:
+        """Returns the figures of the last step, as plain numbers."""
+        return {name: float(value) for name, value in self.metrics().items()}
 
     def accumulate(self, x: Tensor, y: Tensor | None = None, weight: float = 1.0, downstream: Any = None) -> Loss:
         """Adds the gradients of a batch, or of the share `weight` of one.

@@ -155,8 +155,8 @@ class CoderTrainer(SAETrainer):
 
     dictionary: Trainable
 
-    def __init__(self, config: Config | None = None, /, **options: Any):
-        super().__init__(config, **options)
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
         settings = self.settings
         self.lr = settings.lr if settings.lr is not None else self.own_lr()
         self.schedule = self.build_schedule()

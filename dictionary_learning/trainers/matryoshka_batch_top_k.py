@@ -90,3 +90,6 @@ class MatryoshkaBatchTopKTrainer(SelectingTrainer):
         assert isinstance(self.dictionary, Coder)
         by_group = ops.sparse_decode(grouped(latents, ends), self.dictionary.W_dec)
         return by_group.unflatten(0, (-1, len(ends))).cumsum(1).unbind(1)
+
+
+__all__ = ["MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer"]

@@ -60,8 +60,8 @@ class AnnealsP(PenalizedTrainer):
                     "0 <= p_end <= p_start and a length of at least 1 are needed."
                 )
 
-    def __init__(self, config: Config | None = None, /, **options: Any):
-        super().__init__(config, **options)
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
         settings = self.settings
         end = self.steps if settings.anneal_end is None else settings.anneal_end
         start = min(15_000, self.steps // 3) if settings.anneal_start is None else settings.anneal_start

@@ -68,8 +68,8 @@ class PenalizedTrainer(CoderTrainer):
         "l1_warm_up_steps": "sparsity_warmup_steps",
     }
 
-    def __init__(self, config: Config | None = None, /, **options: Any):
-        super().__init__(config, **options)
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
         given = self.settings.sparsity_warmup_steps
         warmup = min(2000, self.steps // 5) if given is None else given
         self.config_values = self.settings.replace(sparsity_warmup_steps=warmup)

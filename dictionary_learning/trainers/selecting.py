@@ -84,6 +84,7 @@ class SelectingTrainer(CoderTrainer):
                 )
 
     aliases: ClassVar = {**CoderTrainer.aliases, "k_decay_steps": "k_anneal_steps"}
+    positional: ClassVar = ("steps", "activation_dim", "dict_size", "k", "layer", "lm_name")
 
     @property
     def settings(self) -> Config:

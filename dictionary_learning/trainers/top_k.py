@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning.dictionaries import AutoEncoderTopK, geometric_median
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.latents import SparseLatents, largest
 from dictionary_learning.trainers.base import TRAINERS, Batch
@@ -62,3 +63,5 @@ class TrainerTopK(SelectingTrainer):
 
 TopKTrainer = TrainerTopK
 """The same class by its later name."""
+
+__all__ = ["AutoEncoderTopK", "TopKTrainer", "TrainerTopK", "geometric_median"]

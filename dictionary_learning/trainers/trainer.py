@@ -1,0 +1,87 @@
+"""An old address: what dictionary-learning has in `trainers.trainer`, made of what is here."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.ops.row_updates import normalize_rows_, remove_parallel_part_
+from dictionary_learning.trainers.base import SAETrainer
+from dictionary_learning.trainers.row_adam import RowAdam
+from dictionary_learning.trainers.schedules import Ramp, Rewarm, WarmupDecay
+
+
+class ConstrainedAdam(RowAdam):
+    """Adam under which some parameters keep rows of unit norm; `RowAdam` by its older name.
+
+    Rows are those of this package's weights (dict_size, activation_dim), not columns.
+
+    Args:
+        params: all parameters.
+        constrained_params: those of them whose rows have unit norm.
+        lr: learning rate.
+        betas: decays of the mean gradient and of the mean squared gradient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        constrained_params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ):
+        constrained = {id(p) for p in constrained_params}
+        groups = [{"params": [p], "unit_rows": id(p) in constrained} for p in params]
+        super().__init__(groups, lr=lr, betas=betas)
+
+
+@torch.no_grad()
+def set_decoder_norm_to_unit_norm(
+    W_dec_DF: Float[Tensor, "activation_dim d_sae"], activation_dim: int, d_sae: int
+) -> Float[Tensor, "activation_dim d_sae"]:
+    """Gives the columns of a decoder in the orientation of `torch.nn.Linear` unit norm, in place; returns it."""
+    normalize_rows_(W_dec_DF.T)
+    return W_dec_DF
+
+
+@torch.no_grad()
+def remove_gradient_parallel_to_decoder_directions(
+    W_dec_DF: Float[Tensor, "activation_dim d_sae"],
+    W_dec_DF_grad: Float[Tensor, "activation_dim d_sae"],
+    activation_dim: int,
+    d_sae: int,
+) -> Float[Tensor, "activation_dim d_sae"]:
+    """Removes from the columns of a gradient, in place, their parts along the decoder's columns of unit norm; returns it."""
+    remove_parallel_part_(W_dec_DF_grad.T, W_dec_DF.T)
+    return W_dec_DF_grad
+
+
+def get_lr_schedule(
+    total_steps: int,
+    warmup_steps: int,
+    decay_start: int | None = None,
+    resample_steps: int | None = None,
+    sparsity_warmup_steps: int | None = None,
+) -> Callable[[int], float]:
+    """Returns the factor of the learning rate at each step: `WarmupDecay`, rising again after each resampling."""
+    schedule = WarmupDecay(total_steps, warmup_steps, total_steps if decay_start is None else decay_start)
+    if resample_steps is None:
+        return schedule
+    return Rewarm(schedule, resample_steps, max(min(warmup_steps, resample_steps), 1))
+
+
+def get_sparsity_warmup_fn(total_steps: int, sparsity_warmup_steps: int | None = None) -> Callable[[int], float]:
+    """Returns the factor of the penalty at each step: from 0 to 1, or 1 throughout."""
+    return Ramp(sparsity_warmup_steps or 0)
+
+
+__all__ = [
+    "ConstrainedAdam",
+    "SAETrainer",
+    "get_lr_schedule",
+    "get_sparsity_warmup_fn",
+    "remove_gradient_parallel_to_decoder_directions",
+    "set_decoder_norm_to_unit_norm",
+]
