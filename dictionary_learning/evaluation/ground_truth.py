@@ -1,0 +1,143 @@
+"""How well a dictionary finds features that are known."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.synthetic import SyntheticActivations
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundTruth:
+    """Figures of a dictionary against known features; "its feature" is the one of largest |cos| with a latent's decoder row."""
+
+    n_tokens: int
+    """Held-out rows that the figures are of."""
+    mcc: float
+    """Mean |cos| of decoder rows and features, matched one to one for the largest sum; 0 to 1, higher is better."""
+    uniqueness: float
+    """Number of different features that are some latent's / number of latents; 0 to 1, higher is better."""
+    precision: float
+    """Mean over latents of both firing / latent firing, 0 where it never fires; 0 to 1, higher is better."""
+    recall: float
+    """Mean over latents of both firing / feature firing, 0 where it never fires; 0 to 1, higher is better."""
+    f1: float
+    """Mean over latents of 2 both / (latent firing + feature firing), 0 if undefined; 0 to 1, higher is better."""
+    explained_variance: float
+    """1 - sum |x - x_hat|^2 / sum |x - mean x|^2; up to 1, higher is better. 0 if activations do not vary."""
+    l0: float
+    """Mean number of non-zero latents of a row; lower is sparser."""
+    dead: float
+    """Share of latents that fire on none of the rows; 0 to 1, lower is better."""
+    shrinkage: float
+    """Mean |x_hat| / |x| over rows with x not 0; 1 is best, less is shrunk."""
+
+
+@torch.no_grad()
+def ground_truth(
+    dictionary: Any, data: SyntheticActivations, *, n_tokens: int = 100_000, batch_size: int = 1024
+) -> GroundTruth:
+    """Measures a dictionary, in eval mode, on held-out rows; nothing of the stream is taken.
+
+    Args:
+        dictionary: has `encode`, `decode` and `W_dec` of shape (dict_size, activation_dim).
+        data: the activations with known features.
+        n_tokens: how many rows.
+        batch_size: rows at a time.
+    """
+    if n_tokens < 1 or batch_size < 1:
+        raise ConfigError(f"n_tokens={n_tokens} and batch_size={batch_size} must be at least 1.")
+    cosines = cosine_similarities(dictionary.W_dec, data.features)
+    best = cosines.argmax(dim=1)
+    like: dict[str, Any] = {"dtype": torch.float64, "device": data.device}
+    fires, feature_fires, both = (torch.zeros(len(best), **like) for _ in range(3))
+    total, squares, error, ratios = torch.zeros(data.config.activation_dim, **like), 0.0, 0.0, 0.0
+    n_ratios = 0
+    for x, coefficients in data.held_out(n_tokens, batch_size):
+        latents = dictionary.encode(x)
+        x_hat = dictionary.decode(latents).double()
+        active, present, x = latents != 0, coefficients[:, best] > 0, x.double()
+        fires += active.sum(dim=0)
+        feature_fires += present.sum(dim=0)
+        both += (active & present).sum(dim=0)
+        # sums about the bias, which is near the mean: less is lost by the subtraction at the end
+        centered = x - data.bias.double()
+        total += centered.sum(dim=0)
+        squares += float(centered.square().sum())
+        error += float((x - x_hat).square().sum())
+        norms = x.norm(dim=1)
+        ratios += float((x_hat.norm(dim=1) / norms)[norms > 0].sum())
+        n_ratios += int((norms > 0).sum())
+    variance = squares - float(total.square().sum()) / n_tokens
+    return GroundTruth(
+        n_tokens=n_tokens,
+        mcc=matched_mean(cosines),
+        uniqueness=len(best.unique()) / len(best),
+        precision=_mean_ratio(both, fires),
+        recall=_mean_ratio(both, feature_fires),
+        f1=_mean_ratio(2 * both, fires + feature_fires),
+        explained_variance=1 - error / variance if variance > 0 else 0.0,
+        l0=float(fires.sum()) / n_tokens,
+        dead=float((fires == 0).double().mean()),
+        shrinkage=ratios / n_ratios if n_ratios else 0.0,
+    )
+
+
+def cosine_similarities(
+    rows: Float[Tensor, "dict_size dim"], features: Float[Tensor, "n_features dim"]
+) -> Float[Tensor, "dict_size n_features"]:
+    """Returns |cos| of every row with every feature; 0 for a row of zeros."""
+    return (normalize(rows.float(), dim=1) @ normalize(features.float(), dim=1).T).abs()
+
+
+def matched_mean(similarities: Float[Tensor, "rows columns"]) -> float:
+    """Returns the mean similarity of the one-to-one matching with the largest sum."""
+    table = similarities if similarities.shape[0] <= similarities.shape[1] else similarities.T
+    columns = assignment(-table)
+    return float(table.double().cpu()[torch.arange(len(columns)), columns].mean())
+
+
+def assignment(costs: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows"]:
+    """Returns the column of each row in the one-to-one matching of least cost: shortest augmenting paths (Hungarian).
+
+    Args:
+        costs: no more rows than columns.
+    """
+    table = costs.detach().cpu().double().numpy()
+    n_rows, n_columns = table.shape
+    row_price, column_price = np.zeros(n_rows), np.zeros(n_columns)
+    owner = np.full(n_columns, -1)
+    for root in range(n_rows):
+        distance, previous = np.full(n_columns, np.inf), np.full(n_columns, -1)
+        done = np.zeros(n_columns, dtype=bool)
+        row, column, reached = root, -1, 0.0
+        while row >= 0:
+            step = reached + table[row] - row_price[row] - column_price
+            nearer = ~done & (step < distance)
+            distance[nearer], previous[nearer] = step[nearer], column
+            column = int(np.where(done, np.inf, distance).argmin())
+            reached, done[column] = float(distance[column]), True
+            row = int(owner[column])
+        # prices of what was passed on the way keep all reduced costs non-negative
+        passed = done & (owner >= 0)
+        row_price[root] += reached
+        row_price[owner[passed]] += reached - distance[passed]
+        column_price[done] -= reached - distance[done]
+        while column >= 0:
+            before = int(previous[column])
+            owner[column] = owner[before] if before >= 0 else root
+            column = before
+    matched = np.empty(n_rows, dtype=np.int64)
+    taken = owner >= 0
+    matched[owner[taken]] = np.flatnonzero(taken)
+    return torch.from_numpy(matched)
+
+
+def _mean_ratio(above: Float[Tensor, "dict_size"], below: Float[Tensor, "dict_size"]) -> float:
+    return float((above / below.clamp_min(1)).mean())

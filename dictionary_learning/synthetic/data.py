@@ -1,0 +1,98 @@
+"""A stream of activations with known features."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dictionary_learning.synthetic.config import SyntheticConfig
+from dictionary_learning.synthetic.features import unit_features
+from dictionary_learning.synthetic.firing import drawn_probabilities, effective_probabilities, levels, loadings, prune
+
+_SAMPLE_SEED = 1_000_003
+
+
+class KnownBatch(NamedTuple):
+    """Activations and what they are made of: x = coefficients @ features + bias."""
+
+    activations: Float[Tensor, "batch activation_dim"]
+    coefficients: Float[Tensor, "batch n_features"]
+
+
+class SyntheticActivations:
+    """An endless, seeded source of activations; `features`, `bias` and `probabilities` are what a dictionary should find.
+
+    Args:
+        config: what the activations are made of.
+        device: where they are made.
+        site: the name of the one site in `widths`.
+    """
+
+    def __init__(self, config: SyntheticConfig, *, device: str | torch.device = "cpu", site: str = "synthetic"):
+        self.config = config
+        self.device = torch.device(device)
+        self.widths = {site: config.activation_dim}
+        fixed = torch.Generator().manual_seed(config.seed)
+        features = unit_features(
+            config.n_features, config.activation_dim, steps=config.separation_steps, generator=fixed
+        )
+        bias = config.bias_norm * normalize(torch.randn(config.activation_dim, generator=fixed), dim=0)
+        shared = loadings(config, fixed)
+        own = (1 - shared.square().sum(dim=1)).sqrt()
+        drawn = drawn_probabilities(config)
+        means = torch.linspace(config.first_magnitude, config.last_magnitude, config.n_features)
+        self.features, self.bias = features.to(self.device), bias.to(self.device)
+        self.probabilities = effective_probabilities(config).to(torch.float32).to(self.device)
+        self._cuts = (torch.special.ndtri(1 - drawn).float() / own).to(self.device)
+        self._shared = (shared / own[:, None]).to(self.device)
+        self._means = means.to(self.device)
+        self._generator = torch.Generator(self.device).manual_seed(config.seed + 1)
+
+    def __iter__(self) -> Iterator[Float[Tensor, "batch activation_dim"]]:
+        while True:
+            yield self.batch_with_features(self.config.batch_size).activations
+
+    def batch_with_features(self, n: int) -> KnownBatch:
+        """Returns the next n rows of the stream, with the magnitudes of their features."""
+        return self._draw(n, self._generator)
+
+    def sample(self, n: int) -> Float[Tensor, "n activation_dim"]:
+        """Returns n rows, the same at every call, that are not of the stream and take nothing from it."""
+        generator = torch.Generator(self.device).manual_seed(self.config.seed + _SAMPLE_SEED)
+        return self._draw(n, generator).activations
+
+    def held_out(self, n: int, batch_size: int) -> Iterator[KnownBatch]:
+        """Yields n rows in batches, the same at every call, that are not of the stream."""
+        generator = torch.Generator(self.device).manual_seed(self.config.seed + 2 * _SAMPLE_SEED)
+        for start in range(0, n, batch_size):
+            yield self._draw(min(batch_size, n - start), generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"])
+
+    def _draw(self, n: int, generator: torch.Generator) -> KnownBatch:
+        config, place = self.config, {"device": self.device, "generator": generator}
+        noise = torch.randn(n, config.n_features, **place)
+        common = torch.randn(n, config.correlation_rank, **place)
+        fired = torch.addmm(noise, common, self._shared.T) > self._cuts
+        prune(fired, config, generator)
+        rows, columns = fired.nonzero(as_tuple=True)
+        drawn = self._means[columns] + config.magnitude_std * torch.randn(len(rows), **place)
+        coefficients = torch.zeros_like(noise)
+        coefficients[rows, columns] = drawn.abs()
+        self._scale_children(coefficients)
+        return KnownBatch(torch.addmm(self.bias, coefficients, self.features), coefficients)
+
+    def _scale_children(self, coefficients: Float[Tensor, "batch n_features"]) -> None:
+        tree = levels(self.config)
+        # from the leaves up: each child is scaled once by its parent's own magnitude
+        for above, below in reversed(list(pairwise(tree))):
+            parents = coefficients[:, above.start : above.stop] / self._means[above.start : above.stop]
+            coefficients[:, below.start : below.stop] *= parents.repeat_interleave(self.config.branching, dim=1)

@@ -1,0 +1,86 @@
+"""Metrics against known features."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.evaluation.ground_truth import assignment, ground_truth
+from dictionary_learning.synthetic import SyntheticActivations, SyntheticConfig
+
+# as many features as dimensions, and independent ones: a linear map finds them exactly
+CONFIG = SyntheticConfig(n_features=12, activation_dim=12, n_roots=1, branching=2, depth=1, min_probability=0.2)
+
+
+class Inverse:
+    """The perfect dictionary, its latents in some order."""
+
+    def __init__(self, data: SyntheticActivations, order: Tensor):
+        self.W_dec, self.b_dec = data.features[order], data.bias
+        self.inverse = torch.linalg.inv(self.W_dec)
+
+    def encode(self, x: Tensor) -> Tensor:
+        latents = (x - self.b_dec) @ self.inverse
+        return latents * (latents > 1e-2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents @ self.W_dec + self.b_dec
+
+
+@pytest.mark.parametrize("order", [torch.arange(12), torch.arange(12).flip(0)], ids=["same", "permuted"])
+def test_perfect_dictionary_scores_one(order):
+    data = SyntheticActivations(CONFIG)
+    result = ground_truth(Inverse(data, order), data, n_tokens=2000)
+    for name in ("mcc", "uniqueness", "precision", "recall", "f1", "explained_variance", "shrinkage"):
+        assert getattr(result, name) == pytest.approx(1, abs=1e-3), name
+    assert result.dead == 0
+
+
+def test_figures_equal_brute_force():
+    data = SyntheticActivations(CONFIG.replace(n_features=20))
+    dictionary = Inverse(SyntheticActivations(CONFIG), torch.arange(12))
+    result = ground_truth(dictionary, data, n_tokens=300, batch_size=128)
+    x, coefficients = (torch.cat(parts) for parts in zip(*data.held_out(300, 128), strict=True))
+    latents = dictionary.encode(x)
+    x_hat, active = dictionary.decode(latents), latents > 0
+    best = [max(range(20), key=lambda j: abs(float(row @ data.features[j]))) for row in dictionary.W_dec]
+    f1 = []
+    for i, j in enumerate(best):
+        both = int((active[:, i] & (coefficients[:, j] > 0)).sum())
+        precision = both / max(1, int(active[:, i].sum()))
+        recall = both / max(1, int((coefficients[:, j] > 0).sum()))
+        f1.append(2 * precision * recall / (precision + recall) if both else 0)
+    assert result.f1 == pytest.approx(sum(f1) / 12)
+    assert result.uniqueness == len(set(best)) / 12
+    assert result.l0 == pytest.approx(float(active.sum()) / 300)
+    variance = (x - x.mean(dim=0)).double().square().sum()
+    # activations are in float32
+    assert result.explained_variance == pytest.approx(
+        1 - float((x - x_hat).double().square().sum() / variance), rel=1e-4
+    )
+    assert result.shrinkage == pytest.approx(float((x_hat.norm(dim=1) / x.norm(dim=1)).mean()), rel=1e-4)
+
+
+def test_assignment_equals_brute_force():
+    for _ in range(20):
+        costs = torch.rand(4, 6)
+        least = min(sum(costs[i, j] for i, j in enumerate(p)) for p in itertools.permutations(range(6), 4))
+        columns = assignment(costs)
+        assert len(columns.unique()) == 4
+        torch.testing.assert_close(costs[torch.arange(4), columns].sum(), least)
+
+
+def test_silent_dictionary_scores_zero():
+    data = SyntheticActivations(CONFIG)
+    silent = Inverse(data, torch.arange(12))
+    silent.inverse = torch.zeros(12, 12)
+    result = ground_truth(silent, data, n_tokens=100)
+    assert (result.precision, result.recall, result.f1, result.l0, result.dead) == (0, 0, 0, 0, 1)
+
+
+def test_no_tokens_are_refused():
+    data = SyntheticActivations(CONFIG)
+    with pytest.raises(ConfigError):
+        ground_truth(Inverse(data, torch.arange(12)), data, n_tokens=0)
