@@ -19,7 +19,7 @@ from dictionary_learning.hardware import default_device, keep_freed_memory
 from dictionary_learning.loggers import Alarm, ConsoleLogger, JSONLLogger, LoggerGroup, MetricLogger, WandbLogger
 from dictionary_learning.ops.joint import shared_product
 from dictionary_learning.sites import Site
-from dictionary_learning.trainers import TRAINERS, SAETrainer
+from dictionary_learning.trainers import TRAINERS, SAETrainer, trainer_of
 from dictionary_learning.trainers.assignment import Assignment, assignments
 
 logger = logging.getLogger(__name__)
@@ -237,6 +237,8 @@ def _trainees(
             filled = _filled(options, sites, stream, steps, device)
             trainer = trainer_class(trainer_class.Config(**{**filled, "normalize": kind}))
             normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
+            if options.get("finetune") is not None:
+                _take_scales_out(trainer.dictionary, sites, normalizers)
             x = samples.rows(sites.reads, normalizers)
             trainer.initialize(x, None if sites.is_autoencoder else samples.rows(sites.writes, normalizers))
             taken = {t.name for t in trainees}
@@ -274,6 +276,25 @@ class _Samples:
         return self._rows
 
 
+def _take_scales_out(dictionary: Dictionary, sites: Assignment, normalizers: Mapping[Site, Normalizer]) -> None:
+    """Turns a trained dictionary, which takes activations as the model gives them, into one of normalized activations.
+
+    Raises:
+        ConfigError: the normalization is not one factor for what is read and one for what is written.
+    """
+    factors: list[float] = []
+    for side in (sites.reads, sites.writes):
+        scales = {getattr(normalizers[site], "scale", None) for site in side}
+        if len(scales) > 1 or None in scales:
+            kinds = ", ".join(sorted({str(normalizers[site].describe()["name"]) for site in side}))
+            raise ConfigError(
+                f"A dictionary cannot be trained further with the normalization {kinds} of {len(side)} sites: its weights are of "
+                "activations as they are. Set normalize='none'."
+            )
+        factors.append(1 / scales.pop())
+    dictionary.scale_(*factors)
+
+
 def _default_normalization(normalize: bool | str, wiring: str | None) -> str:
     if isinstance(normalize, str):
         return normalize
@@ -296,12 +317,7 @@ def _n_heads(data: Any) -> int | None:
 def _read_config(given: Any) -> tuple[type[SAETrainer], dict[str, Any]]:
     """Returns the trainer's class and its settings, from a typed config or a dictionary."""
     if isinstance(given, SAETrainer.Config):
-        for _, trainer_class in TRAINERS.items():
-            if type(given) is trainer_class.Config:
-                return trainer_class, {name: getattr(given, name) for name in given.to_dict()}
-        raise ConfigError(
-            f"No registered trainer has the config {type(given).__qualname__}. Register it with @TRAINERS.register(name)."
-        )
+        return trainer_of(given), {name: getattr(given, name) for name in given.to_dict()}
     options = dict(given)
     trainer = options.pop("trainer", None)
     if trainer is None:

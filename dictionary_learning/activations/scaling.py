@@ -83,7 +83,6 @@ class ActivationStream:
                 raise DataError(f"The batch for '{site}' is {got}; a floating-point tensor (batch, dim) is needed.")
         return batch
 
-
     def _by_site(self, batch: Tensor) -> dict[Site, Tensor]:
         if batch.ndim == 3 and self._split_by_head:
             self.n_heads = batch.shape[1]

@@ -20,6 +20,7 @@ def add_config(
     positional: Collection[str] = (),
     exclude: Collection[str] = (),
     several: bool = False,
+    defaults: BaseConfig | None = None,
 ) -> None:
     """Adds an option for each field of a config.
 
@@ -29,6 +30,7 @@ def add_config(
         positional: fields that are given by position.
         exclude: fields that get no option.
         several: whether each option takes several values, of which every combination is meant.
+        defaults: a config whose values take the place of the fields' defaults.
     """
     group = parser.add_argument_group(
         f"{config.__qualname__.replace('.Config', '')} options" if several else "options of the run"
@@ -38,7 +40,9 @@ def add_config(
         if field.name in exclude:
             continue
         hint = hints[field.name]
-        is_list = typing.get_origin(hint) is tuple and not several  # with several values, a list is one word with commas
+        is_list = (
+            typing.get_origin(hint) is tuple and not several
+        )  # with several values, a list is one word with commas
         item = typing.get_args(hint)[0] if is_list else hint
         has_default = field.default is not dataclasses.MISSING
         about = docs.get(field.name, "").replace("%", "%%")
@@ -49,8 +53,9 @@ def add_config(
             parser.add_argument(field.name, **options)
             continue
         if has_default:
-            options["help"] += f" (default: {_show(field.default)})"
-            options["default"] = [field.default] if several else field.default
+            default = field.default if defaults is None else getattr(defaults, field.name)
+            options["help"] += f" (default: {_show(default)})"
+            options["default"] = [default] if several else default
         options["metavar"] = type_name(item).replace(" or None", "").upper().replace(" ", "")
         group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, required=not has_default, **options)
 

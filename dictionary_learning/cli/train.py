@@ -17,7 +17,8 @@ from dictionary_learning.dictionaries.serialization import read_config_file
 from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
 from dictionary_learning.loggers import MetricLogger, TensorBoardLogger
 from dictionary_learning.models import load_model
-from dictionary_learning.trainers import TRAINERS, SAETrainer
+from dictionary_learning.trainers import TRAINERS, SAETrainer, trainer_of
+from dictionary_learning.trainers.recipes import RECIPES
 from dictionary_learning.training import trainSAE
 
 logger = logging.getLogger(__name__)
@@ -108,17 +109,32 @@ def add_parser(commands: argparse._SubParsersAction, arguments: list[str]) -> No
     )
     add_config(parser, TrainArguments, positional=("model", "data"))
     parser.add_argument("--trainer", default="top_k", help=f"the method: {', '.join(TRAINERS)} (default: top_k)")
-    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chosen.add_argument("--trainer", default="top_k")
-    trainer = TRAINERS[chosen.parse_known_args(arguments)[0].trainer]
-    add_config(parser, trainer.Config, exclude=FILLED_IN, several=True)
+    parser.add_argument(
+        "--recipe", help=f"a published recipe, in place of a trainer and its defaults: {', '.join(RECIPES)}"
+    )
+    trainer, defaults = _chosen(arguments)
+    add_config(parser, trainer.Config, exclude=FILLED_IN, several=True, defaults=defaults)
     parser.set_defaults(run=run)
 
 
 def run(namespace: argparse.Namespace) -> None:
     """Runs the command."""
     trainer = TRAINERS[namespace.trainer]
+    if namespace.recipe:
+        trainer = trainer_of(RECIPES[namespace.recipe]())
     train(read_config(namespace, TrainArguments), read_configs(namespace, trainer.Config, FILLED_IN))
+
+
+def _chosen(arguments: list[str]) -> tuple[type[SAETrainer], SAETrainer.Config | None]:
+    """Returns the trainer that the arguments name, and the defaults of the recipe if they name one."""
+    chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--trainer", default="top_k")
+    chosen.add_argument("--recipe")
+    named = chosen.parse_known_args(arguments)[0]
+    if not named.recipe:
+        return TRAINERS[named.trainer], None
+    config = RECIPES[named.recipe]()
+    return trainer_of(config), config
 
 
 def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -> Path:

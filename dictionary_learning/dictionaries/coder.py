@@ -125,7 +125,8 @@ class Coder(Trainable):
         output_dim: width of what it reconstructs.
         centered: whether b_dec is subtracted from what it reads (`apply_b_dec_to_input`); needs equal widths.
         skip: whether the output has an affine part W_skip x, which begins at zero.
-        rank_by_norm: latents are ranked, and compared with thresholds, by their value times the norm of what they write.
+        rank_by_norm: where a set number is kept, latents are ranked, and compared with the threshold, by their value times the
+            norm of what they write.
         blocks: widths of the sites that it writes, whose norms are added up; by default one.
         has_output_bias: whether there is a b_dec.
         generator: draws the initial directions; the global one if there is none.
@@ -297,7 +298,12 @@ class Coder(Trainable):
         center = self._center()
         W_enc, b_enc, W_dec = (ops.take_rows(w, candidates) for w in (self.W_enc, self._bias(), self.W_dec))
         center = None if center is None else center.detach()
-        latents = ops.topk_encode(self._checked(x), W_enc, b_enc, min(k, len(candidates)), center=center)
+        x, n = self._checked(x), min(k, len(candidates))
+        if isinstance(self.nonlinearity, Selects) and self.nonlinearity.is_signed:
+            latents = ops.encode_where(x, W_enc, b_enc, lambda pre: pre.abs().topk(n).indices, center=center)
+            assert isinstance(latents, SparseLatents)
+        else:
+            latents = ops.topk_encode(x, W_enc, b_enc, n, center=center)
         return ops.sparse_decode(latents, W_dec)
 
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:

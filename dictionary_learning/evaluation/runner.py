@@ -223,9 +223,7 @@ class _Fidelity:
             measure(self.zero[site], site, ablate(0.0, keep))
             measure(self.mean[site], site, ablate(mean, keep))
 
-    def _grafts(
-        self, c: Candidate, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]
-    ) -> Iterator[dict[Site, Edit]]:
+    def _grafts(self, c: Candidate, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]) -> Iterator[dict[Site, Edit]]:
         """Yields the edits of each forward pass that a dictionary is judged by."""
         if c.target is None and isinstance(c.site, Site):
             yield {c.site: graft(c.dictionary, keep)}

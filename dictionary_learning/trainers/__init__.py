@@ -3,7 +3,7 @@
 from dictionary_learning.dictionaries.initialization import geometric_median
 from dictionary_learning.dictionaries.named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.abs_top_k import AbsTopKTrainer
-from dictionary_learning.trainers.base import TRAINERS, Batch, Loss, SAETrainer
+from dictionary_learning.trainers.base import TRAINERS, Batch, Loss, SAETrainer, trainer_of
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.end_to_end import EndToEndTrainer
@@ -48,4 +48,5 @@ __all__ = [
     "TrainerStandard",
     "TrainerTopK",
     "geometric_median",
+    "trainer_of",
 ]

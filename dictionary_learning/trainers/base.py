@@ -129,6 +129,7 @@ class SAETrainer(ABC):
         self.activation_dim: int = config.activation_dim
         self.dict_size: int = config.dict_size or config.expansion_factor * config.activation_dim
         self.steps: int = max(config.steps // config.grad_acc_steps, 1)
+        self._given_size = config.dict_size
         self.config_values = config.replace(dict_size=self.dict_size)
         self.step = 0
         """How many updates were made."""
@@ -360,3 +361,17 @@ class SAETrainer(ABC):
 
 
 TRAINERS: Registry[type[SAETrainer]] = Registry("trainer")
+
+
+def trainer_of(config: SAETrainer.Config) -> type[SAETrainer]:
+    """Returns the trainer that a config is of.
+
+    Raises:
+        ConfigError: no registered trainer has it.
+    """
+    for _, trainer_class in TRAINERS.items():
+        if type(config) is trainer_class.Config:
+            return trainer_class
+    raise ConfigError(
+        f"No registered trainer has the config {type(config).__qualname__}. Register it with @TRAINERS.register(name)."
+    )

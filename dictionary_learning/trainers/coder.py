@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries import WIRINGS, Shape, Start, Trainable
+from dictionary_learning.dictionaries import WIRINGS, Coder, Dictionary, Shape, Start, Trainable, load_dictionary
 from dictionary_learning.dictionaries.coder import CenterName
+from dictionary_learning.dictionaries.conversion import finetuned
 from dictionary_learning.dictionaries.initialization import set_decoder_
 from dictionary_learning.dictionaries.named import AUTOENCODERS
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
@@ -49,6 +50,9 @@ class CoderTrainer(SAETrainer):
         """Attention heads, where each has latents of its own (wiring heads)."""
         dict_class: type | None = None
         """The class of an autoencoder, built with the same arguments as the method's own."""
+        finetune: Any = None
+        """A trained dictionary to begin with, or the folder of one: its weights, also with another nonlinearity, or more latents
+        (`dict_size`; by default as many as it has)."""
         lr: float | None = None
         """Learning rate; None for the method's own."""
         optimizer: Any = "adam"
@@ -203,6 +207,8 @@ class CoderTrainer(SAETrainer):
 
     def build(self) -> Trainable:
         settings, wiring = self.settings, WIRINGS[self.settings.wiring]
+        if settings.finetune is not None:
+            return self._continued(settings.finetune)
         options: dict[str, Any] = {}
         if settings.rank_by_norm is not None:
             options["rank_by_norm"] = settings.rank_by_norm
@@ -222,6 +228,30 @@ class CoderTrainer(SAETrainer):
             set_decoder_(
                 part.coder.W_dec, W_enc, norm=norm, orthogonal=settings.orthogonal_init, generator=self.generator
             )
+        return dictionary
+
+    def _continued(self, trained: Any) -> Trainable:
+        """Returns a copy of a trained dictionary, with this method's nonlinearity and number of latents."""
+        if not isinstance(trained, Dictionary):
+            trained, _ = load_dictionary(trained)
+        if not isinstance(trained, Coder):
+            raise ConfigError(
+                f"finetune got a {type(trained).__name__}; it takes a dictionary of one encoder and one decoder, or its folder."
+            )
+        wanted = self.nonlinearity()
+        other = type(wanted) is not type(trained.nonlinearity) or wanted.options() != trained.nonlinearity.options()
+        expansion = 1.0 if self._given_size is None else self._given_size / trained.dict_size
+        dictionary = finetuned(
+            trained, expansion=expansion, nonlinearity=wanted if other else None, generator=self.generator
+        )
+        if dictionary.activation_dim != self.activation_dim:
+            raise ConfigError(
+                f"finetune got a dictionary of width {dictionary.activation_dim}; the activations have width {self.activation_dim}. "
+                "Give the site that it was trained on."
+            )
+        self.dict_size = dictionary.dict_size
+        # what is saved names it, and does not hold it
+        self.config_values = self.settings.replace(dict_size=self.dict_size, finetune=str(type(trained).__name__))
         return dictionary
 
     @property
@@ -274,6 +304,8 @@ class CoderTrainer(SAETrainer):
 
     def prepare(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> None:
         settings = self.settings
+        if settings.finetune is not None:
+            return  # it has begun long ago
         fit = WIRINGS[settings.wiring].writes_others and settings.decoder_init_norm is None
         self.dictionary.start(x, y, Start(settings.b_dec_init_method, settings.scale_encoder, fit))
         if self.has_unit_rows and fit:

@@ -5,6 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
+from dictionary_learning.dictionaries.coder import Part
+from dictionary_learning.dictionaries.nonlinearities import Pointwise
 from dictionary_learning.latents import Latents, SparseLatents, n_tokens_of, of_each
 
 
@@ -49,7 +51,7 @@ def ghost_loss(
 ) -> Float[Tensor, ""]:
     """Returns how badly exp(pre-activations) of dead latents predict half of what the others left, scaled to the loss.
 
-    L = |e - s g|^2,  g = W_dec^T exp(pre) over dead latents,  s = |e| / (2 |g|);  L is given the size of the error. Both factors
+    L = |e - s g|^2,  g = W_dec^T exp(pre - threshold) over dead latents,  s = |e| / (2 |g|);  L is given the size of the error. Both factors
     are held constant. Anthropic, January 2024 update ("ghost grads").
 
     Args:
@@ -62,7 +64,7 @@ def ghost_loss(
     total = torch.zeros_like(residual)
     for part in dictionary.coders():
         own = part.own(dead)
-        pre = part.coder.pre_activations(x[:, part.reads], own).float()
+        pre = _margin(part, x, own)
         # an exponential of a large pre-activation would overflow; one that large would not be dead
         ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
         total = total + torch.nn.functional.pad(ghosts, (part.writes.start, total.shape[1] - part.writes.stop))
@@ -83,11 +85,16 @@ def pre_activation_loss(
     total = x.new_zeros(())
     for part in dictionary.coders():
         own = part.own(dead)
-        threshold = getattr(part.coder.nonlinearity, "threshold", None)
-        least = threshold[own] if threshold is not None and threshold.ndim else 0.0
-        pre = part.coder.pre_activations(x[:, part.reads], own).float()
-        total = total + ((least - pre).relu() * norms[part.latents][own]).sum(-1).mean()
+        short = (-_margin(part, x, own)).relu()
+        total = total + (short * norms[part.latents][own]).sum(-1).mean()
     return total
+
+
+def _margin(part: Part, x: Tensor, own: Tensor) -> Float[Tensor, "batch n_dead"]:
+    """Returns how far some latents' pre-activations are above where they begin to fire."""
+    pre = part.coder.pre_activations(x[:, part.reads], own).float()
+    nonlinearity = part.coder.nonlinearity
+    return nonlinearity.margin(pre, own.expand_as(pre)) if isinstance(nonlinearity, Pointwise) else pre
 
 
 def per_token(latents: Latents) -> Float[Tensor, "batch"]:

@@ -165,7 +165,7 @@ def saebench(**changes: Any) -> TrainerTopK.Config:
 
     Karvonen et al. 2025, https://arxiv.org/abs/2503.09532, appendix B.
     """
-    return _config(TrainerTopK.Config, changes, **{**_PLAIN_ADAM, "lr": 3e-4, "warmup_steps": 1000, "eps": 1e-8})
+    return _config(TrainerTopK.Config, changes, **{**_PLAIN_ADAM, "lr": 3e-4, "eps": 1e-8})
 
 
 @RECIPES.register("sparsify")

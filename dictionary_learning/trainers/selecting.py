@@ -19,7 +19,11 @@ from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.losses import squared_error
 from dictionary_learning.trainers.schedules import Schedule, annealed_k
 
-_LR, _LR_WIDTH = 4.5e-3, 2**14
+_LR_WIDTH = 2**14
+_LR = {"adam": 4.5e-3, "adam_8bit": 4.5e-3, "adam_schedule_free": 4.5e-3, "signum": 5e-3, "signum_schedule_free": 5e-3}
+"""Learning rates at that width, by optimizer; those of signs are sparsify's, which the factors of the weights then multiply."""
+_LR_MUON = 2e-3
+"""Muon's, whatever the width (sparsify)."""
 
 
 class Attempt(NamedTuple):
@@ -93,7 +97,12 @@ class SelectingTrainer(CoderTrainer):
         return self.config_values
 
     def own_lr(self) -> float:
-        return _LR / (self.dict_size / _LR_WIDTH) ** 0.5
+        optimizer = self.settings.optimizer
+        if optimizer == "muon":
+            return _LR_MUON
+        if not isinstance(optimizer, str):
+            return self.default_lr
+        return _LR.get(optimizer, _LR["adam"]) / (self.dict_size / _LR_WIDTH) ** 0.5
 
     def build_schedule(self) -> Schedule:
         settings = self.settings

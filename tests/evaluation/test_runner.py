@@ -128,7 +128,8 @@ def test_without_fidelity_there_are_no_losses():
 
 def test_wrong_width_and_empty_text_are_refused():
     with pytest.raises(
-        ConfigError, match="'d' does not fit 'model.layers.1:out' in LlamaForCausalLM: .* width 8; the site has width 16"
+        ConfigError,
+        match="'d' does not fit 'model.layers.1:out' in LlamaForCausalLM: .* width 8; the site has width 16",
     ):
         evaluate_dictionaries(model(), [Candidate("d", IdentityDict(8), SITE)], TEXT, CONFIG)
     with pytest.raises(DataError, match="no token that counts"):

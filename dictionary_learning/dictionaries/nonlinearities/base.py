@@ -104,6 +104,10 @@ class Pointwise(Nonlinearity):
     def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
         """Returns where a pre-activation has a latent that is not zero, or a gradient: a mask."""
 
+    def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
+        """Returns how far each pre-activation is above where its latent begins to fire; arguments as for `activate`."""
+        return pre
+
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         return self.activate(pre)
 

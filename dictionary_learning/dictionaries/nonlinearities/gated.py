@@ -33,6 +33,9 @@ class Gated(Pointwise):
         """Returns relu(pre + gate_bias): what the sparsity penalty and the auxiliary reconstruction see."""
         return (pre + self.of(self.gate_bias, latents)).relu()
 
+    def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
+        return pre + self.of(self.gate_bias, latents)
+
     def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
         return pre + self.gate_bias > 0
 

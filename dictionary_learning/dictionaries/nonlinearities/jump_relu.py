@@ -63,6 +63,9 @@ class JumpReLU(Pointwise):
         threshold = self.of(self.threshold, latents)
         return step(pre, threshold, self.bandwidth, self.kernel, self.gradient_to_input)
 
+    def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
+        return pre - self.of(self.threshold, latents)
+
     def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
         # just below the threshold a latent is zero, but the threshold gets a gradient from there
         return pre > self.threshold.detach() - REACH[self.kernel] * self.bandwidth
