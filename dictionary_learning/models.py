@@ -60,7 +60,7 @@ def load_model(
     Raises:
         ModelError: the model or tokenizer is not there, or cannot be used.
     """
-    if isinstance(model, TracedModel):
+    if isinstance(model, TracedModel) or hasattr(model, "capture"):  # as a `ModelSet` has, too
         return model
     if isinstance(model, (str, os.PathLike)):
         name = str(model)

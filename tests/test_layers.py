@@ -11,7 +11,7 @@ LAYERS = [
     {"config", "latents", "sites", "hardware"},
     {"ops", "parallel", "module_values", "pretrained_models"},
     {"models"},
-    {"dictionaries", "data"},
+    {"dictionaries", "data", "model_set"},
     {"activations", "loggers", "synthetic"},
     {"buffer", "contexts", "trainers", "checkpoint", "interop", "interventions"},
     {"training", "evaluation", "interp"},

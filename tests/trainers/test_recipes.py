@@ -180,7 +180,7 @@ def test_ghost_gradients_move_dead_latents_alone():
         ghosts = t.dictionary.pre_activations(x)[:, :40].exp().detach() @ t.dictionary.W_dec[:40].detach()
         cosines.append(torch.nn.functional.cosine_similarity(ghosts, residual).mean())
         optimizer.step()
-    assert cosines[-1] > cosines[0] + 0.3  # they come to point where the others err
+    assert cosines[-1] > cosines[0] + 0.2  # they come to point where the others err
 
 
 def test_resampled_latents_start_anew_in_the_optimizer():
