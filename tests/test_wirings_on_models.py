@@ -5,8 +5,8 @@ import torch
 
 from dictionary_learning import ActivationBuffer, Candidate, EvaluationConfig, evaluate_dictionaries, trainSAE
 from dictionary_learning.dictionaries import (
-    CrossLayerTranscoder,
     Crosscoder,
+    CrossLayerTranscoder,
     HeadAutoencoders,
     IdentityDict,
     Transcoder,
@@ -102,7 +102,7 @@ def test_perfect_transcoder_changes_nothing():
     lm = traced()
     path = "model.layers.1.mlp"
     tokens = torch.randint(3, 90, (2, 8))
-    mlp = lm.module.get_submodule(path)
+    mlp = model().get_submodule(path)  # the same weights, not the module that is traced
 
     class Same(IdentityDict):
         def forward(self, x, output_features=False):
