@@ -131,7 +131,7 @@ class Data:
         config = {
             "trainer": method.trainer,
             "dict_size": LATENTS,
-            "site": method.sites if len(method.sites) > 1 else method.sites[0],
+            "site": method.sites,
             **({"target_site": method.targets} if method.targets else {}),
             **method.options,
             **options,
@@ -190,9 +190,7 @@ def main() -> None:
             reads, writes = (tuple(map(Site.parse, sites)) for sites in (method.sites, method.targets))
             report = evaluate_dictionaries(
                 model,
-                [Candidate(name, dictionary, reads, writes or None)]
-                if len(reads) > 1 or writes
-                else [Candidate(name, dictionary, reads[0])],
+                [Candidate(name, dictionary, reads, writes or None)],
                 texts()[1],  # from its beginning
                 EvaluationConfig(n_tokens=16_384, n_fidelity_tokens=8192, ctx_len=CTX),
                 token_filter=TokenFilter(exclude_first=True),

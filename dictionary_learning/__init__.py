@@ -6,18 +6,29 @@ them back into the model and measures what is lost.
 
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
+from dictionary_learning.contexts import ContextStream
 from dictionary_learning.dictionaries import (
     AutoEncoder,
     AutoEncoderTopK,
     BatchTopKSAE,
+    Crosscoder,
+    CrossLayerTranscoder,
     Dictionary,
+    GatedAutoEncoder,
     IdentityDict,
+    JumpReluAutoEncoder,
     SparseAutoencoder,
+    Transcoder,
+    calibrate,
+    finetuned,
+    fold_decoder_norm_,
+    gradient_pursuit,
     load_dictionary,
     save_dictionary,
 )
 from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate, evaluate_dictionaries, loss_recovered
 from dictionary_learning.evaluation.reports import write_report
+from dictionary_learning.model_set import ModelSet
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import BatchTopKTrainer, SAETrainer, TopKTrainer, TrainerTopK
@@ -32,9 +43,15 @@ __all__ = [
     "BatchTopKSAE",
     "BatchTopKTrainer",
     "Candidate",
+    "ContextStream",
+    "CrossLayerTranscoder",
+    "Crosscoder",
     "Dictionary",
     "EvaluationConfig",
+    "GatedAutoEncoder",
     "IdentityDict",
+    "JumpReluAutoEncoder",
+    "ModelSet",
     "SAETrainer",
     "Site",
     "SparseAutoencoder",
@@ -42,9 +59,14 @@ __all__ = [
     "TopKTrainer",
     "TracedModel",
     "TrainerTopK",
+    "Transcoder",
     "__version__",
+    "calibrate",
     "evaluate",
     "evaluate_dictionaries",
+    "finetuned",
+    "fold_decoder_norm_",
+    "gradient_pursuit",
     "load_dictionary",
     "load_model",
     "loss_recovered",

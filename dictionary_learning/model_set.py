@@ -53,9 +53,9 @@ class ModelSet:
         Raises:
             SiteError: a site names no model of the set, or is not in it.
         """
-        several = isinstance(submodules, Sequence) and not isinstance(submodules, (str, Site))
+        wanted: list[Any] = [submodules] if isinstance(submodules, (str, Site)) else list(submodules)
         found: dict[Site, None] = {}
-        for item in submodules if several else [submodules]:
+        for item in wanted:
             site = Site.parse(item, side)
             owner, separator, path = site.path.partition(_SEPARATOR)
             if separator and owner not in self.models:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -284,8 +285,8 @@ def _take_scales_out(dictionary: Dictionary, sites: Assignment, normalizers: Map
     """
     factors: list[float] = []
     for side in (sites.reads, sites.writes):
-        scales = {getattr(normalizers[site], "scale", None) for site in side}
-        if len(scales) > 1 or None in scales:
+        scales = {float(getattr(normalizers[site], "scale", float("nan"))) for site in side}
+        if len(scales) > 1 or any(math.isnan(scale) for scale in scales):
             kinds = ", ".join(sorted({str(normalizers[site].describe()["name"]) for site in side}))
             raise ConfigError(
                 f"A dictionary cannot be trained further with the normalization {kinds} of {len(side)} sites: its weights are of "

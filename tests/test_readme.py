@@ -26,7 +26,7 @@ def small_model(monkeypatch):
 
 
 def test_python_of_the_readme_runs(small_model, tmp_path, monkeypatch):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    block = python_of_the_readme()[0]
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     monkeypatch.chdir(tmp_path)
     block = (
@@ -40,6 +40,18 @@ def test_python_of_the_readme_runs(small_model, tmp_path, monkeypatch):
         f"model.layers.15{part}:out-{k}" for k in (2, 4) for part in ("", ".mlp")
     ]
     assert (tmp_path / "runs" / "mine" / "trainer_3" / "dictionary.safetensors").is_file()
+
+
+def test_wirings_of_the_readme_train(small_model):
+    model, chat_model = (dictionary_learning.load_model("any") for _ in range(2))
+    block = python_of_the_readme()[1].replace("10_000", "2").replace("k=32", "k=2").replace('"k": 32', '"k": 2')
+    names = {"model": model, "chat_model": chat_model, "text": tiny.documents(4000, 30)}
+    block = re.sub(r"ActivationBuffer\((.*)\)", r"ActivationBuffer(\1, n_ctxs=64, out_batch_size=256)", block)
+    exec(compile(block, "README.md", "exec"), names)
+
+
+def python_of_the_readme() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
 
 def test_commands_of_the_readme_are_in_the_makefile():

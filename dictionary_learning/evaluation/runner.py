@@ -225,8 +225,8 @@ class _Fidelity:
 
     def _grafts(self, c: Candidate, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]) -> Iterator[dict[Site, Edit]]:
         """Yields the edits of each forward pass that a dictionary is judged by."""
-        if c.target is None and isinstance(c.site, Site):
-            yield {c.site: graft(c.dictionary, keep)}
+        if c.reads == c.writes and len(c.reads) == 1:
+            yield {c.reads[0]: graft(c.dictionary, keep)}
         elif len(c.reads) == len(c.writes) == 1:
             yield graft_across(c.dictionary, c.reads[0], c.writes[0], keep)
         else:
