@@ -28,9 +28,9 @@ from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS
 
 LATENTS = 2304
-TARGETS = (32, 64)
-TOLERANCE = 0.08
-MOST_RUNS = 6
+TARGETS = (64, 32)
+TOLERANCE = 0.1
+MOST_RUNS = 4
 OUT, MLP = "model.layers.10", "model.layers.10.mlp"
 HEADS = "model.layers.10.self_attn.o_proj:in"
 LAYERS = [f"model.layers.{n}" for n in (9, 10, 11)]
@@ -79,7 +79,7 @@ METHODS = [
             "unit_norm_decoder": False,
         },
         aim=None,
-        penalty=1e-3,
+        penalty=1.2e-2,
     ),
     Method("L1, unit rows", "standard", "Bricken et al. 2023", options=_L1, aim=None, penalty=5.0),
     Method("L1 by decoder norm", "standard_april_update", "Conerly et al. 2024", options=_L1, aim=None, penalty=5.0),
@@ -123,6 +123,7 @@ class Data:
         parts = order[: STEPS * BATCH].split(BATCH)
         self.train = {site: [rows[site]["train"][part] for part in parts] for site in sites}
         self.near = {site: rows[site]["near"].float() for site in sites}
+        self.tried: dict[str, list[tuple[float, float]]] = {}
 
     def run(self, method: Method, options: dict[str, Any]) -> Dictionary:
         """Trains one dictionary."""
@@ -150,26 +151,27 @@ class Data:
         if method.aim is not None:
             options = method.aim(target)
             return self.run(method, options), options
-        penalty, tried = method.penalty, []
-        while True:
+        tried = self.tried.setdefault(method.name, [])  # of the other target, too
+        for _ in range(MOST_RUNS):
+            penalty = math.exp(_next(tried, math.log(target))) if tried else method.penalty
             dictionary = self.run(method, {"sparsity_penalty": penalty})
             got = max(self.l0(method, dictionary), 0.05)
-            tried.append((math.log(penalty), math.log(got / target)))
+            tried.append((math.log(penalty), math.log(got)))
             print(f"  {method.name}: penalty {penalty:.4g} gives L0 {got:.1f}", flush=True)
-            if abs(tried[-1][1]) < TOLERANCE or len(tried) == MOST_RUNS:
-                return dictionary, {"sparsity_penalty": penalty}
-            penalty = math.exp(_next(tried))
+            if abs(math.log(got / target)) < TOLERANCE:
+                break
+        return dictionary, {"sparsity_penalty": penalty}
 
 
-def _next(tried: list[tuple[float, float]]) -> float:
+def _next(tried: list[tuple[float, float]], target: float) -> float:
     """Returns where log L0 should meet the target: between the nearest on both sides, or further along the slope."""
-    above = [point for point in tried if point[1] > 0]
-    below = [point for point in tried if point[1] <= 0]
+    above = [point for point in tried if point[1] > target]
+    below = [point for point in tried if point[1] <= target]
     if above and below:
         (x0, y0), (x1, y1) = max(above), min(below)
-        return x0 + (x1 - x0) * y0 / (y0 - y1)
-    x, y = tried[-1]
-    return x + max(min(y, math.log(8)), -math.log(8))  # L0 falls about as the penalty grows
+        return x0 + (x1 - x0) * (y0 - target) / (y0 - y1)
+    x, y = min(tried, key=lambda point: abs(point[1] - target))
+    return x + max(min(y - target, math.log(8)), -math.log(8))  # L0 falls about as the penalty grows
 
 
 def main() -> None:
@@ -213,7 +215,7 @@ def _table(results: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for method in METHODS:
-        found = [results.get(f"{method.name} at {target}") for target in TARGETS]
+        found = [results.get(f"{method.name} at {target}") for target in sorted(TARGETS)]
         if any(found):
             source = Path(inspect.getfile(TRAINERS[method.trainer])).relative_to(ROOT / "dictionary_learning")
             cells = [f"{r['l0']:.1f} | {r['fvu']:.4f} | {r['ce_recovered_zero']:.4f}" if r else "| |" for r in found]

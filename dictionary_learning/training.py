@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, finished
 from dictionary_learning.activations.scaling import ActivationStream
-from dictionary_learning.config import coerce
+from dictionary_learning.config import BaseConfig, coerce
 from dictionary_learning.dictionaries import WIRINGS, Dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device, keep_freed_memory
@@ -412,7 +412,7 @@ def _sections(trainee: Trainee, data: Any, run_cfg: Mapping[str, Any] | None) ->
     if run_cfg:
         sections["run"] = dict(run_cfg)
     if hasattr(data, "config"):
-        sections["buffer"] = data.config
+        sections["buffer"] = data.config.to_dict() if isinstance(data.config, BaseConfig) else data.config
     return sections
 
 

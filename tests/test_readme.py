@@ -53,7 +53,9 @@ def test_wirings_of_the_readme_train(small_model):
 def test_python_of_the_methods_page_runs():
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.S)
     data = list(tiny.Planted().batches(30, 128))
-    (dictionary,) = dictionary_learning.trainSAE(data, {"trainer": "top_k", "k": 4, "dict_size": 64}, 30, progress=False)
+    (dictionary,) = dictionary_learning.trainSAE(
+        data, {"trainer": "top_k", "k": 4, "dict_size": 64}, 30, progress=False
+    )
     names = {"dictionary": dictionary, "activations": data, "x": data[0]}
     exec(compile(block.replace("100_000", "2_000").replace("32", "4"), "methods.md", "exec"), names)
     assert names["wider"].dict_size == 128

@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from dictionary_learning import AutoEncoderTopK, load_dictionary, trainSAE
 from dictionary_learning.activations import ActivationSource
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.evaluation.ground_truth import ground_truth
 from dictionary_learning.synthetic import (
     SyntheticActivations,
     SyntheticConfig,
@@ -121,3 +123,16 @@ def test_16k_preset_has_the_published_l0():
     # the paper rounds: 34 of all features, 25 of the 4096 most frequent
     assert float(probabilities.sum()) == pytest.approx(34, abs=0.6)
     assert float(probabilities.sort(descending=True).values[:4096].sum()) == pytest.approx(25, abs=0.6)
+
+
+def test_stream_trains_a_dictionary_that_finds_features(tmp_path):
+    config = synth_sae_bench_small().replace(
+        n_features=48, activation_dim=32, batch_size=128, n_roots=0, correlation=0.0
+    )
+    data = SyntheticActivations(config)
+    (dictionary,) = trainSAE(
+        data, {"trainer": "top_k", "k": 4, "dict_size": 48}, 200, save_dir=tmp_path, progress=False
+    )
+    untrained = AutoEncoderTopK(32, 48, 4)
+    assert ground_truth(dictionary, data, n_tokens=2000).mcc > ground_truth(untrained, data, n_tokens=2000).mcc + 0.1
+    assert load_dictionary(tmp_path / "trainer_0")[1]["site"] == "synthetic:out"

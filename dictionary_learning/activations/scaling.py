@@ -39,7 +39,9 @@ class ActivationStream:
         if not widths or split_by_head:
             first = self._look(1)
             widths = {site: x.shape[-1] for site, x in first[0].items()}
-        self.widths: dict[Site, int] = dict(widths)
+        self.widths: dict[Site, int] = {Site.parse(site): width for site, width in widths.items()}
+        if not self._sites and len(self.widths) == 1:
+            self._sites = tuple(self.widths)
 
     def __iter__(self) -> Iterator[ActivationBatch]:
         return self
@@ -50,7 +52,8 @@ class ActivationStream:
     def sample(self, n: int) -> dict[Site, Tensor]:
         """Returns about n rows of each site, or fewer if there are no more; the stream gives them again later."""
         if hasattr(self.data, "sample"):
-            return self.data.sample(n)
+            sample = self.data.sample(n)
+            return self._by_site(sample) if isinstance(sample, Tensor) else dict(sample)
         batches = self._look(n)
         return {site: torch.cat([batch[site] for batch in batches])[:n] for site in self.widths}
 
