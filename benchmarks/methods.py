@@ -152,15 +152,15 @@ class Data:
             options = method.aim(target)
             return self.run(method, options), options
         tried = self.tried.setdefault(method.name, [])  # of the other target, too
-        for _ in range(MOST_RUNS):
+        for run in range(1, MOST_RUNS + 1):
             penalty = math.exp(_next(tried, math.log(target))) if tried else method.penalty
             dictionary = self.run(method, {"sparsity_penalty": penalty})
             got = max(self.l0(method, dictionary), 0.05)
             tried.append((math.log(penalty), math.log(got)))
             print(f"  {method.name}: penalty {penalty:.4g} gives L0 {got:.1f}", flush=True)
-            if abs(math.log(got / target)) < TOLERANCE:
-                break
-        return dictionary, {"sparsity_penalty": penalty}
+            if abs(math.log(got / target)) < TOLERANCE or run == MOST_RUNS:
+                return dictionary, {"sparsity_penalty": penalty}
+        raise AssertionError("at least one run is made")
 
 
 def _next(tried: list[tuple[float, float]], target: float) -> float:

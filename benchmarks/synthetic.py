@@ -88,11 +88,11 @@ METHODS = [
     Method("BatchTopK", "ours, defaults", "batch_top_k"),
     Method("BatchTopK", "SAELens", "batchtopk", trainer=_THEIRS),
     Method("BatchTopK", "SAELens, defaults", "batchtopk"),
-    Method("Matryoshka BatchTopK", "ours", "matryoshka_batch_top_k", _ANNEALED),
+    Method("Matryoshka BatchTopK", "ours", "matryoshka_batch_top_k", {**_SOON, "lr": 0.02}),
     Method("Matryoshka BatchTopK", "ours, defaults", "matryoshka_batch_top_k"),
     Method("Matryoshka BatchTopK", "SAELens", "matryoshka_batchtopk", _PREFIXES, _THEIRS),
     Method("Matryoshka BatchTopK", "SAELens, defaults", "matryoshka_batchtopk", _PREFIXES),
-    Method("Matching pursuit", "ours", "matching_pursuit", _SOON),
+    Method("Matching pursuit", "ours", "matching_pursuit", {**_SOON, "lr": 4e-3, "max_grad_norm": None}),
     Method("Matching pursuit", "ours, defaults", "matching_pursuit"),
     Method("Matching pursuit", "SAELens", "matching_pursuit", trainer={**_THEIRS, "lr": 1e-3}, knob="max_iterations"),
     Method("Matching pursuit", "SAELens, defaults", "matching_pursuit", knob="max_iterations"),
@@ -270,12 +270,14 @@ def main() -> None:
     parser.add_argument("--l0", type=int, default=6)
     parser.add_argument("--width", type=int, default=256, help="latents")
     parser.add_argument("--no-peers", action="store_true", help="ours only")
+    parser.add_argument("--no-defaults", action="store_true", help="no lines of the libraries' own settings")
     parser.add_argument("--out", type=Path, help="a JSON file to add the results to, and to take up from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     wanted = [m for m in METHODS if not arguments.methods or any(part in m.key for part in arguments.methods)]
     wanted = [m for m in wanted if m.whose.startswith("ours") or not arguments.no_peers]
+    wanted = [m for m in wanted if "defaults" not in m.whose or not arguments.no_defaults]
     results = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.is_file() else {}
     settings = {key.rpartition(" | ")[0]: run["setting"] for key, run in results.items()}
     for seed in arguments.seeds:

@@ -1,9 +1,10 @@
 """What a trainer is: a dictionary, a loss that changes nothing, and an update that changes everything."""
 
+import contextlib
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -287,16 +288,22 @@ class SAETrainer(ABC):
         config = self.config_values
         total = None
         parts = zip(x.chunk(config.micro_acc_steps), (x if y is None else y).chunk(config.micro_acc_steps), strict=True)
-        for x_part, y_part in parts:
-            share = len(x_part) / max(len(x), 1)
-            loss = self.accumulate(x_part, None if y is None else y_part, share / config.grad_acc_steps, downstream)
-            part = loss.total.detach() * share
-            total = part if total is None else total + part
+        with self.whole_batch(x):
+            for x_part, y_part in parts:
+                share = len(x_part) / max(len(x), 1)
+                loss = self.accumulate(x_part, None if y is None else y_part, share / config.grad_acc_steps, downstream)
+                part = loss.total.detach() * share
+                total = part if total is None else total + part
         self._n_batches += 1
         if self._n_batches % config.grad_acc_steps == 0:
             self.apply()
         assert total is not None
         return total
+
+    @contextlib.contextmanager
+    def whole_batch(self, x: Float[Tensor, "batch activation_dim"]) -> Iterator[None]:
+        """Holds, while the parts of a batch are taken in, what depends on all of it."""
+        yield
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Float[Tensor, ""]]:

@@ -1,7 +1,9 @@
 """What trainers share that keep a set number of latents: objective, threshold, recipe."""
 
+import contextlib
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -10,9 +12,10 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
 from dictionary_learning.dictionaries.coder import Part
-from dictionary_learning.dictionaries.nonlinearities import KeepsSetNumber
+from dictionary_learning.dictionaries.nonlinearities import BatchTopK, KeepsSetNumber
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, between, of_each
+from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.precision import full
 from dictionary_learning.trainers.base import Batch, Loss
 from dictionary_learning.trainers.coder import CoderTrainer
@@ -134,6 +137,43 @@ class SelectingTrainer(CoderTrainer):
         nothing = values.new_full((1,), torch.inf)
         return torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin()
 
+    def combined(self, least: Float[Tensor, "parts"]) -> Float[Tensor, ""]:
+        """Returns what `least` of the whole batch is, from that of its parts; infinite where there is none."""
+        return least.amin()
+
+    @contextlib.contextmanager
+    def whole_batch(self, x: Float[Tensor, "batch activation_dim"]) -> Iterator[None]:
+        """Finds for BatchTopK the least value that the whole batch keeps, where it is taken in in parts."""
+        chosen = [p for p in self.dictionary.coders() if isinstance(p.coder.nonlinearity, BatchTopK)]
+        parts = x.chunk(self.settings.micro_acc_steps)
+        if not chosen or len(parts) == 1:
+            yield
+            return
+        if not self._prepared:
+            raise ConfigError(
+                "A batch in parts needs biases to choose by: call initialize with a sample first, as trainSAE does."
+            )
+        for part in chosen:
+            part.coder.nonlinearity.cut = self._cut(part, parts)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            for part in chosen:
+                part.coder.nonlinearity.cut = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    @torch.no_grad()
+    def _cut(self, part: Part, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
+        n_kept = self.k * sum(len(x) for x in parts)
+        values = []
+        for x in parts:
+            x, _ = replace_nonfinite(x.to(self.device))
+            most = min(-(-n_kept // max(len(x), 1)), part.coder.dict_size)  # all that is kept could be in one part
+            latents, _ = part.coder.encode_latents(full(x[:, part.reads]), most)
+            assert isinstance(latents, SparseLatents)
+            values.append(self._ranked(latents, part).flatten())
+        found = torch.cat(values)
+        return found.topk(min(n_kept, len(found))).values[-1:].amin() if len(found) else x.new_tensor(torch.inf)
+
     def prepare(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> None:
         variance = (y - y.mean(0)).pow(2).sum(-1).mean()
         self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)  # a constant input has nothing to explain
@@ -164,17 +204,19 @@ class SelectingTrainer(CoderTrainer):
         latents = loss.reconstruction.latents
         assert isinstance(latents, SparseLatents)
         own = latents if whole else between(latents, part.latents.start, part.latents.stop)
-        if part.coder.rank_by_norm:  # thresholds are compared with what latents are ranked by
-            own = SparseLatents(own.values.detach() * of_each(part.coder.decoder_norms(), own), own.support)
-        return self.least(own)
+        return self.least(SparseLatents(self._ranked(own, part), own.support))
+
+    def _ranked(self, latents: SparseLatents, part: Part) -> Tensor:
+        """Returns what latents are ranked by, and compared with thresholds."""
+        values = latents.values.detach()
+        return values * of_each(part.coder.decoder_norms(), latents) if part.coder.rank_by_norm else values
 
     def _learn_threshold(self, nonlinearity: KeepsSetNumber, found: Float[Tensor, "parts"]) -> None:
         """Moves the threshold toward the least value kept."""
         threshold = nonlinearity.threshold
         since = self.step - self.settings.threshold_start_step
-        finite = found.isfinite()
-        lowest = torch.where(finite, found, 0).sum() / finite.sum()
+        lowest = self.combined(found)
         # the weight of an average over all steps since the start, until the decay sets in: no bias toward the first
         weight = max(1 - self.settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
         moved = torch.lerp(threshold, lowest.to(threshold.dtype), weight)
-        threshold.copy_(torch.where(finite.any(), moved, threshold))
+        threshold.copy_(torch.where(lowest.isfinite(), moved, threshold))

@@ -60,6 +60,10 @@ class TrainerTopK(SelectingTrainer):
         some = least.isfinite()
         return torch.where(some.any(), torch.where(some, least, 0).sum() / some.sum(), torch.inf)
 
+    def combined(self, least: Float[Tensor, "parts"]) -> Float[Tensor, ""]:
+        finite = least.isfinite()
+        return torch.where(finite.any(), torch.where(finite, least, 0).sum() / finite.sum(), torch.inf)
+
 
 TopKTrainer = TrainerTopK
 """The same class by its later name."""

@@ -124,8 +124,10 @@ def test_resumed_trainer_ends_in_the_same_bits(build):
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(second), strict=True))
 
 
-PER_TOKEN = [name for name in TRAINERS if name not in ("batch_top_k", "matryoshka_batch_top_k", "jump_relu")]
-"""Trainers whose loss is a mean over tokens; BatchTopK chooses within a part, and target_l0 is of a part's mean."""
+IN_PARTS = [name for name in TRAINERS if name != "jump_relu"]
+"""Trainers that a batch may come to in parts; target_l0 is of a part's mean."""
+PER_TOKEN = [name for name in IN_PARTS if name not in ("batch_top_k", "matryoshka_batch_top_k")]
+"""Trainers whose loss is a mean over tokens; BatchTopK chooses within a batch."""
 
 
 def settled(build, **options) -> SAETrainer:
@@ -138,7 +140,7 @@ def settled(build, **options) -> SAETrainer:
     return t
 
 
-@pytest.mark.parametrize("name", PER_TOKEN)
+@pytest.mark.parametrize("name", IN_PARTS)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_batch_make_the_step_of_the_whole(build, parts):
     whole, split = settled(build), settled(build)
