@@ -177,7 +177,9 @@ class PeersDictionary:
 
 def _absolute(options: dict[str, Any], steps: int, width: int) -> dict[str, Any]:
     """Returns settings with shares of the run as steps, and shares of the latents as latents."""
-    found = {name: int(value * steps) if name in _OF_STEPS else value for name, value in options.items()}
+    found: dict[str, Any] = {
+        name: int(value * steps) if name in _OF_STEPS else value for name, value in options.items()
+    }
     if "matryoshka_widths" in found:
         found["matryoshka_widths"] = [round(share * width) for share in found["matryoshka_widths"]]
     return found

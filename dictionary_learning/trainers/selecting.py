@@ -144,7 +144,8 @@ class SelectingTrainer(CoderTrainer):
     @contextlib.contextmanager
     def whole_batch(self, x: Float[Tensor, "batch activation_dim"]) -> Iterator[None]:
         """Finds for BatchTopK the least value that the whole batch keeps, where it is taken in in parts."""
-        chosen = [p for p in self.dictionary.coders() if isinstance(p.coder.nonlinearity, BatchTopK)]
+        coders = [(p, p.coder.nonlinearity) for p in self.dictionary.coders()]
+        chosen = [(p, nonlinearity) for p, nonlinearity in coders if isinstance(nonlinearity, BatchTopK)]
         parts = x.chunk(self.settings.micro_acc_steps)
         if not chosen or len(parts) == 1:
             yield
@@ -153,13 +154,13 @@ class SelectingTrainer(CoderTrainer):
             raise ConfigError(
                 "A batch in parts needs biases to choose by: call initialize with a sample first, as trainSAE does."
             )
-        for part in chosen:
-            part.coder.nonlinearity.cut = self._cut(part, parts)  # pyright: ignore[reportAttributeAccessIssue]
+        for part, nonlinearity in chosen:
+            nonlinearity.cut = self._cut(part, parts)
         try:
             yield
         finally:
-            for part in chosen:
-                part.coder.nonlinearity.cut = None  # pyright: ignore[reportAttributeAccessIssue]
+            for _, nonlinearity in chosen:
+                nonlinearity.cut = None
 
     @torch.no_grad()
     def _cut(self, part: Part, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
@@ -172,7 +173,9 @@ class SelectingTrainer(CoderTrainer):
             assert isinstance(latents, SparseLatents)
             values.append(self._ranked(latents, part).flatten())
         found = torch.cat(values)
-        return found.topk(min(n_kept, len(found))).values[-1:].amin() if len(found) else x.new_tensor(torch.inf)
+        if not len(found):
+            return torch.full((), torch.inf, device=self.device)
+        return found.topk(min(n_kept, len(found))).values.amin()
 
     def prepare(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> None:
         variance = (y - y.mean(0)).pow(2).sum(-1).mean()
