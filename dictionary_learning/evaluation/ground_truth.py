@@ -3,9 +3,8 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -98,45 +97,10 @@ def cosine_similarities(
 
 def matched_mean(similarities: Float[Tensor, "rows columns"]) -> float:
     """Returns the mean similarity of the one-to-one matching with the largest sum."""
-    table = similarities if similarities.shape[0] <= similarities.shape[1] else similarities.T
-    columns = assignment(-table)
-    return float(table.double().cpu()[torch.arange(len(columns)), columns].mean())
+    from scipy.optimize import linear_sum_assignment
 
-
-def assignment(costs: Float[Tensor, "rows columns"]) -> Int[Tensor, "rows"]:
-    """Returns the column of each row in the one-to-one matching of least cost: shortest augmenting paths (Hungarian).
-
-    Args:
-        costs: no more rows than columns.
-    """
-    table = costs.detach().cpu().double().numpy()
-    n_rows, n_columns = table.shape
-    row_price, column_price = np.zeros(n_rows), np.zeros(n_columns)
-    owner = np.full(n_columns, -1)
-    for root in range(n_rows):
-        distance, previous = np.full(n_columns, np.inf), np.full(n_columns, -1)
-        done = np.zeros(n_columns, dtype=bool)
-        row, column, reached = root, -1, 0.0
-        while row >= 0:
-            step = reached + table[row] - row_price[row] - column_price
-            nearer = ~done & (step < distance)
-            distance[nearer], previous[nearer] = step[nearer], column
-            column = int(np.where(done, np.inf, distance).argmin())
-            reached, done[column] = float(distance[column]), True
-            row = int(owner[column])
-        # prices of what was passed on the way keep all reduced costs non-negative
-        passed = done & (owner >= 0)
-        row_price[root] += reached
-        row_price[owner[passed]] += reached - distance[passed]
-        column_price[done] -= reached - distance[done]
-        while column >= 0:
-            before = int(previous[column])
-            owner[column] = owner[before] if before >= 0 else root
-            column = before
-    matched = np.empty(n_rows, dtype=np.int64)
-    taken = owner >= 0
-    matched[owner[taken]] = np.flatnonzero(taken)
-    return torch.from_numpy(matched)
+    table = similarities.detach().double().cpu().numpy()
+    return float(table[linear_sum_assignment(table, maximize=True)].mean())
 
 
 def _mean_ratio(above: Float[Tensor, "dict_size"], below: Float[Tensor, "dict_size"]) -> float:
