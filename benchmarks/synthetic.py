@@ -78,9 +78,10 @@ _JUMP = {
 # the same for theirs, in the activations' units; their decoder begins with norm 0.1, and thresholds of that size kill all
 _THEIR_JUMP = {"jumprelu_bandwidth": 2.0, "jumprelu_init_threshold": 0.5, "decoder_init_norm": 1.0}
 _L1 = {"decay_start": 0.2}  # at higher rates than the default, rows settle while the rate falls
+_BY_NORM = {**_L1, "lr": 1e-2, "max_grad_norm": None}  # its limit of 1 is for activations of another scale
 
 METHODS = [
-    Method("TopK", "ours", "top_k", _SOON),
+    Method("TopK", "ours", "top_k", {**_SOON, "lr": 0.015}),
     Method("TopK", "ours, defaults", "top_k"),
     Method("TopK", "SAELens", "topk", trainer=_THEIRS),
     Method("TopK", "SAELens, defaults", "topk"),
@@ -98,7 +99,7 @@ METHODS = [
     Method("Matching pursuit", "SAELens, defaults", "matching_pursuit", knob="max_iterations"),
     Method("JumpReLU", "ours", "jump_relu", _JUMP, knob="target_l0"),
     Method("JumpReLU", "SAELens", "jumprelu", _THEIR_JUMP, _THEIRS, "l0_coefficient", 1.2),
-    Method("L1 by decoder norm", "ours", "standard_april_update", {**_L1, "lr": 3e-3}, {}, "sparsity_penalty", 4.0),
+    Method("L1 by decoder norm", "ours", "standard_april_update", _BY_NORM, {}, "sparsity_penalty", 3.0),
     Method("L1 by decoder norm", "SAELens", "standard", {"l1_warm_up_steps": 0.2}, _THEIRS, "l1_coefficient", 4.5),
     Method("L1, unit rows", "ours", "standard", {**_L1, "lr": 3e-3}, {}, "sparsity_penalty", 5.0),
     Method("Gated", "ours", "gated", {**_L1, "lr": 1e-2}, {}, "sparsity_penalty", 7.0),

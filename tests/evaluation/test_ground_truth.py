@@ -1,5 +1,7 @@
 """Metrics against known features."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
