@@ -233,7 +233,8 @@ def _trainees(
             options["wiring"] = default_wiring
         if options.get("wiring") == "heads" and options.get("n_heads") is None:
             options["n_heads"] = stream.n_heads or _n_heads(stream.data)
-        kind = options.get("normalize") or _default_normalization(normalize, options.get("wiring"))
+        own = options.get("normalize") or trainer_class.Config().normalize
+        kind = own or _default_normalization(normalize, options.get("wiring"))
         for sites in assignments(options, stream.widths):
             filled = _filled(options, sites, stream, steps, device)
             trainer = trainer_class(trainer_class.Config(**{**filled, "normalize": kind}))

@@ -211,3 +211,22 @@ def test_failed_run_closes_its_loggers():
     with pytest.raises(RuntimeError, match="disk full"):
         train(loggers=[logger], log_steps=1)
     assert logger.closed
+
+
+@pytest.mark.parametrize(
+    ("config", "normalize", "expected"),
+    [
+        ({"trainer": "top_k"}, False, "none"),
+        ({"trainer": "top_k"}, True, "unit_mean_square"),
+        ({"trainer": "top_k"}, "sqrt_dim", "sqrt_dim"),
+        ({"trainer": "top_k", "normalize": "layer_norm"}, True, "layer_norm"),
+        ({"trainer": "jump_relu"}, False, "unit_mean_square"),  # what its bandwidth is made for
+        ({"trainer": "jump_relu", "normalize": "none"}, True, "none"),
+    ],
+)
+def test_normalization_is_the_config_s_then_the_method_s_then_the_run_s(tmp_path, config, normalize, expected):
+    config = {"dict_size": 64, **config, **({"k": 4} if config["trainer"] == "top_k" else {})}
+    train(config, list(Planted().batches(3, 128)), 3, normalize_activations=normalize, save_dir=tmp_path)
+    _, saved = load_dictionary(tmp_path / "trainer_0")
+    (described,) = saved["normalization"].values()
+    assert described["name"] == expected == saved["trainer"]["normalize"]

@@ -16,8 +16,8 @@ class JumpReluTrainer(PenalizedTrainer):
 
     |y - y_hat|^2 + sparsity_penalty * penalty,  by default the penalty (L0 / target_l0 - 1)^2
 
-    The gradient of L0 is taken on pre-activations, on both sides of the threshold. Thresholds do not fall below 0. The bandwidth
-    is made for activations of unit mean square (`normalize="unit_mean_square"`).
+    The gradient of L0 is taken on pre-activations, on both sides of the threshold. Thresholds do not fall below 0. The bandwidth is
+    that of the paper, for runs of many steps: with a small one thresholds learn from few pre-activations at a time.
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
     """
 
@@ -39,6 +39,8 @@ class JumpReluTrainer(PenalizedTrainer):
         """Whether pre-activations get the estimator's gradient too (Anthropic, January 2025 update)."""
         threshold_lr_factor: float = 1.0
         """What the learning rate is multiplied by for thresholds."""
+        normalize: str | None = "unit_mean_square"
+        """How activations are normalized: the bandwidth and the weight of the penalty are made for unit mean square."""
         beta1: float = 0.0
         """Adam's decay of the mean gradient."""
         max_grad_norm: float | None = 1.0
