@@ -52,6 +52,30 @@ class Method:
     penalty: float = 1.0
     """Where the search for a penalty begins."""
 
+    @property
+    def recipe(self) -> str:
+        """The paper's own settings, in `recipes.py`."""
+        return _RECIPES.get(self.name, "")
+
+
+_RECIPES = {
+    "TopK": "gao_2024",
+    "BatchTopK": "bussmann_2024_batch_top_k",
+    "Matryoshka BatchTopK": "bussmann_2025_matryoshka",
+    "GroupMax": "sparsify_group_max",
+    "Matching pursuit": "costa_2025",
+    "JumpReLU, target L0": "gemma_scope",
+    "JumpReLU, tanh": "anthropic_2025",
+    "L1, unit rows": "bricken_2023",
+    "L1 by decoder norm": "april_2024",
+    "P-annealing": "karvonen_2024",
+    "Gated": "rajamanoharan_2024_gated",
+    "Transcoder": "dunefsky_2024",
+    "Skip transcoder": "paulo_2025",
+    "Crosscoder": "minder_2025",
+    "Cross-layer transcoder": "ameisen_2025",
+}
+
 
 # rates and normalizations for a run as short as this one; the papers' own are in `recipes.py`
 _L1 = {"lr": 3e-3, "normalize": "sqrt_dim", "scale_encoder": True}
@@ -211,15 +235,16 @@ def main() -> None:
 def _table(results: dict[str, dict[str, Any]]) -> str:
     """Returns the results as Markdown: a line for each method, both targets beside each other."""
     lines = [
-        "| method | paper | file | L0 | FVU | CE recovered | L0 | FVU | CE recovered |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+        "| method | paper | file | recipe | L0 | FVU | CE recovered | L0 | FVU | CE recovered |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for method in METHODS:
         found = [results.get(f"{method.name} at {target}") for target in sorted(TARGETS)]
         if any(found):
             source = Path(inspect.getfile(TRAINERS[method.trainer])).relative_to(ROOT / "dictionary_learning")
             cells = [f"{r['l0']:.1f} | {r['fvu']:.4f} | {r['ce_recovered_zero']:.4f}" if r else "| |" for r in found]
-            lines.append(f"| {method.name} | {method.paper} | `{source}` | {' | '.join(cells)} |")
+            recipe = f"`{method.recipe}`" if method.recipe else ""
+            lines.append(f"| {method.name} | {method.paper} | `{source}` | {recipe} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
