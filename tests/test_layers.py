@@ -14,6 +14,7 @@ LAYERS = [
     {"dictionaries", "data", "model_set"},
     {"activations", "loggers", "synthetic"},
     {"buffer", "contexts", "trainers", "checkpoint", "interop", "interventions"},
+    {"trainees"},
     {"training", "evaluation", "interp"},
     {"cli"},
 ]

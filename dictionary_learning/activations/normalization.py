@@ -14,9 +14,10 @@ from torch import Tensor
 
 from dictionary_learning.activations.normalizers import NORMALIZATIONS, Affine, Normalizer, Scalar
 from dictionary_learning.dictionaries.base import Dictionary
-from dictionary_learning.dictionaries.coder import Coder, Part, Trainable
+from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.nonlinearities import Gated, Selects
 from dictionary_learning.dictionaries.normalized import Normalized, check_reconstructs_inputs
+from dictionary_learning.dictionaries.trainable import Part, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.precision import full
 

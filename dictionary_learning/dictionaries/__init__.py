@@ -4,7 +4,7 @@ from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries.blocks import CrossLayerTranscoder, HeadAutoencoders
 from dictionary_learning.dictionaries.calibration import calibrate
-from dictionary_learning.dictionaries.coder import Coder, Start, Trainable
+from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.conversion import finetuned
 from dictionary_learning.dictionaries.crosscoder import Crosscoder
 from dictionary_learning.dictionaries.folding import fold_decoder_norm_
@@ -25,6 +25,7 @@ from dictionary_learning.dictionaries.named import (
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.dictionaries.pursuit import gradient_pursuit
 from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
+from dictionary_learning.dictionaries.trainable import Start, Trainable
 from dictionary_learning.dictionaries.transcoder import Transcoder
 from dictionary_learning.dictionaries.wirings import WIRINGS, Shape
 

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dictionary_learning.dictionaries.base import DICTIONARIES, Reconstruction
-from dictionary_learning.dictionaries.coder import Coder, Part, Start, Trainable
+from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.initialization import CENTERS
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonlinearity
+from dictionary_learning.dictionaries.trainable import Part, Start, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, Support, between, joined
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from dictionary_learning.dictionaries.coder import Coder, Trainable
+from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.nonlinearities import Selects
+from dictionary_learning.dictionaries.trainable import Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.precision import full
 

@@ -7,9 +7,9 @@ from typing import Any
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.blocks import CrossLayerTranscoder, HeadAutoencoders
-from dictionary_learning.dictionaries.coder import Trainable
 from dictionary_learning.dictionaries.crosscoder import Crosscoder
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
+from dictionary_learning.dictionaries.trainable import Trainable
 from dictionary_learning.dictionaries.transcoder import Transcoder
 
 

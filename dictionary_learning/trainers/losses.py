@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
-from dictionary_learning.dictionaries.coder import Part
 from dictionary_learning.dictionaries.nonlinearities import Pointwise
+from dictionary_learning.dictionaries.trainable import Part
 from dictionary_learning.latents import Latents, SparseLatents, n_tokens_of, of_each
 
 

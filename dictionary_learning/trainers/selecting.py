@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
-from dictionary_learning.dictionaries.coder import Part
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, KeepsSetNumber
+from dictionary_learning.dictionaries.trainable import Part
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, between, of_each
 from dictionary_learning.ops.finite import replace_nonfinite
