@@ -105,12 +105,12 @@ METHODS = [
         aim=None,
         penalty=1.2e-2,
     ),
-    Method("L1, unit rows", "standard", "Bricken et al. 2023", options=_L1, aim=None, penalty=5.0),
-    Method("L1 by decoder norm", "standard_april_update", "Conerly et al. 2024", options=_L1, aim=None, penalty=5.0),
-    Method("P-annealing", "p_anneal", "Karvonen et al. 2024", options={**_L1, "p_end": 0.2}, aim=None, penalty=5.0),
-    Method("Gated", "gated", "Rajamanoharan et al. 2024", options=_L1, aim=None, penalty=5.0),
+    Method("L1, unit rows", "standard", "Bricken et al. 2023", options=_L1, aim=None, penalty=1.35),
+    Method("L1 by decoder norm", "standard_april_update", "Conerly et al. 2024", options=_L1, aim=None, penalty=0.68),
+    Method("P-annealing", "p_anneal", "Karvonen et al. 2024", options={**_L1, "p_end": 0.2}, aim=None, penalty=1.0),
+    Method("Gated", "gated", "Rajamanoharan et al. 2024", options=_L1, aim=None, penalty=1.0),
     Method(
-        "Gated, annealed", "gated_anneal", "Karvonen et al. 2024", options={**_L1, "p_end": 0.2}, aim=None, penalty=5.0
+        "Gated, annealed", "gated_anneal", "Karvonen et al. 2024", options={**_L1, "p_end": 0.2}, aim=None, penalty=1.0
     ),
     Method("Transcoder", "top_k", "Dunefsky et al. 2024", (f"{MLP}:in",), (f"{MLP}:out",), {"wiring": "transcoder"}),
     Method(
