@@ -16,7 +16,7 @@ from dictionary_learning.dictionaries.initialization import set_decoder_
 from dictionary_learning.dictionaries.named import AUTOENCODERS
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import fired
+from dictionary_learning.latents import firing_counts
 from dictionary_learning.ops.joint import Encoder
 from dictionary_learning.trainers.averaging import WeightAverage
 from dictionary_learning.trainers.base import Batch, Loss, SAETrainer
@@ -26,6 +26,9 @@ from dictionary_learning.trainers.losses import auxk_loss, ghost_loss, pre_activ
 from dictionary_learning.trainers.optimizers import build_optimizer
 from dictionary_learning.trainers.resampling import resample_
 from dictionary_learning.trainers.schedules import SCHEDULES, Rewarm, Schedule
+
+_DEAD_AFTER = 10_000_000
+"""Tokens without firing after which a latent is dead, where the threshold is a frequency and no window is given (Gao et al. 2024)."""
 
 
 class CoderTrainer(SAETrainer):
@@ -42,7 +45,6 @@ class CoderTrainer(SAETrainer):
 
     aliases: ClassVar = {
         "top_k_aux": "k_aux",
-        "dead_feature_window": "dead_feature_threshold",
         "lr_scheduler_name": "schedule",
         "lr_warm_up_steps": "warmup_steps",
         "normalize_sae_decoder": "unit_norm_decoder",
@@ -65,7 +67,15 @@ class CoderTrainer(SAETrainer):
         self.k_aux = settings.k_aux or max(self.dictionary.output_dim // 2, 1)
         # what is saved says what was used, not that a default was
         self.config_values = self.settings.replace(lr=self.lr, k_aux=self.k_aux)
-        self.dead = DeadLatents(self.dictionary.dict_size, settings.dead_feature_threshold, self.device)
+        threshold, window = settings.dead_feature_threshold, settings.dead_feature_window
+        after = window if window is not None else threshold if threshold >= 1 else _DEAD_AFTER
+        self.dead = DeadLatents(
+            self.dictionary.dict_size,
+            int(after),
+            self.device,
+            least_frequency=threshold if threshold < 1 else None,
+            window=settings.feature_sampling_window,
+        )
         self.loss_scale = torch.ones((), device=self.device)
         """What errors are multiplied by: one, or one over the variance of what is reconstructed, estimated once."""
         self.mean_error = torch.ones((), device=self.device)
@@ -252,8 +262,8 @@ class CoderTrainer(SAETrainer):
 
     def observe(self, gathered: list[tuple[Batch, Loss]]) -> None:
         shares = self.shares(gathered)
-        fires = torch.stack([fired(loss.reconstruction.latents) for _, loss in gathered]).any(0)
-        self.dead.observe(fires, sum(len(batch.x) for batch, _ in gathered))
+        firings = torch.stack([firing_counts(loss.reconstruction.latents) for _, loss in gathered]).sum(0)
+        self.dead.observe(firings, sum(len(batch.x) for batch, _ in gathered))
         errors = [
             next(iter(loss.terms.values())).detach() * share for share, (_, loss) in zip(shares, gathered, strict=True)
         ]

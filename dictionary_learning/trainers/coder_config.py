@@ -85,13 +85,24 @@ class CoderConfig(SAETrainer.Config):
     """Weight of the pull on dead latents' pre-activations."""
     resample_steps: int | None = None
     """Every so many steps dead latents are drawn anew, and the learning rate rises again; None for never."""
-    dead_feature_threshold: int = 10_000_000
-    """Tokens without firing after which a latent is dead."""
+    dead_feature_threshold: float = 10_000_000
+    """Tokens without firing after which a latent is dead. Below 1 it is a frequency: a latent that fires on a smaller share of
+    `feature_sampling_window` tokens is dead (as SAELens means it)."""
+    dead_feature_window: int | None = None
+    """Tokens without firing after which a latent is dead, beside a threshold that is a frequency."""
+    feature_sampling_window: int = 2_000_000
+    """Tokens on which frequencies are taken."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.auxk_every < 1:
             raise ConfigError(f"Got auxk_every={self.auxk_every}; it must be at least 1, which is every token.")
+        windows = (self.dead_feature_threshold, self.dead_feature_window or 1, self.feature_sampling_window)
+        if min(windows) <= 0:
+            raise ConfigError(
+                f"Got dead_feature_threshold={self.dead_feature_threshold}, dead_feature_window={self.dead_feature_window} and "
+                f"feature_sampling_window={self.feature_sampling_window}; they must be positive."
+            )
         if self.resample_steps is not None and self.resample_steps < 1:
             raise ConfigError(f"Got resample_steps={self.resample_steps}; it must be at least 1, or None for never.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

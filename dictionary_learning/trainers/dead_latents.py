@@ -20,10 +20,25 @@ class DeadLatents:
         dict_size: number of latents.
         after_tokens: a latent is dead when it has not fired for so many tokens.
         device: where the latents are.
+        least_frequency: a latent is dead, too, that fired on a smaller share of the tokens of the last whole window.
+        window: tokens that this share is taken of.
     """
 
-    def __init__(self, dict_size: int, after_tokens: int, device: torch.device):
+    def __init__(
+        self,
+        dict_size: int,
+        after_tokens: int,
+        device: torch.device,
+        *,
+        least_frequency: float | None = None,
+        window: int = 2_000_000,
+    ):
         self.after_tokens = after_tokens
+        self.least_frequency, self.window = least_frequency, window
+        self._counts = torch.zeros(dict_size, dtype=torch.long, device=device)
+        self._rare = torch.zeros(dict_size, dtype=torch.bool, device=device)
+        self._window_tokens = 0
+        self._n_windows = 0
         self.tokens_since_fired = torch.zeros(dict_size, dtype=torch.long, device=device)
         self.n_tokens = 0
         """Tokens seen; known without asking the device, so that nothing is done while nothing can be dead."""
@@ -32,12 +47,19 @@ class DeadLatents:
         self._arrived: torch.cuda.Event | None = None
         self._indices: Tensor | None = None
 
-    def observe(self, fired: Bool[Tensor, "dict_size"], n_tokens: int) -> None:
-        """Takes in one step: which latents fired on any of its tokens."""
+    def observe(self, firings: Int[Tensor, "dict_size"], n_tokens: int) -> None:
+        """Takes in one step: on how many of its tokens each latent fired."""
         self.n_tokens += n_tokens
-        self.tokens_since_fired.add_(n_tokens).masked_fill_(fired, 0)
-        if self.n_tokens > self.after_tokens:
-            if fired.device.type == "cpu":
+        self.tokens_since_fired.add_(n_tokens).masked_fill_(firings > 0, 0)
+        if self.least_frequency is not None:
+            self._counts += firings
+            self._window_tokens += n_tokens
+            if self._window_tokens >= self.window:
+                self._rare = self._counts < self.least_frequency * self._window_tokens
+                self._counts.zero_()
+                self._window_tokens, self._n_windows = 0, self._n_windows + 1
+        if self.n_tokens > self.after_tokens or self._n_windows:
+            if firings.device.type == "cpu":
                 self._indices = self.mask.nonzero().squeeze(1)
             elif self._step % _LOOK_EVERY == 0:
                 self._look()
@@ -46,12 +68,13 @@ class DeadLatents:
     def revive(self, latents: Int[Tensor, "n"]) -> None:
         """Takes latents for alive, as when they were drawn anew."""
         self.tokens_since_fired[latents] = 0
+        self._rare[latents] = False
         self._indices = self.mask.nonzero().squeeze(1)
 
     @property
     def mask(self) -> Bool[Tensor, "dict_size"]:
         """Returns which latents are dead now."""
-        return self.tokens_since_fired > self.after_tokens
+        return (self.tokens_since_fired > self.after_tokens) | self._rare
 
     @property
     def indices(self) -> Int[Tensor, "n_dead"] | None:
@@ -63,12 +86,16 @@ class DeadLatents:
         if self._arrived is not None:
             self._arrived.synchronize()
         state = {"tokens_since_fired": self.tokens_since_fired, "n_tokens": self.n_tokens, "step": self._step}
-        return {**state, "copied": self._copied, "indices": self._indices}
+        windows = {"counts": self._counts, "rare": self._rare, "window": [self._window_tokens, self._n_windows]}
+        return {**state, **windows, "copied": self._copied, "indices": self._indices}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from saved counts."""
         self.tokens_since_fired.copy_(state["tokens_since_fired"])
         self.n_tokens, self._step, self._copied = state["n_tokens"], state["step"], state["copied"]
+        self._counts.copy_(state["counts"])
+        self._rare = state["rare"].to(self._counts.device)
+        self._window_tokens, self._n_windows = state["window"]
         self._indices = None if state["indices"] is None else state["indices"].to(self.tokens_since_fired.device)
 
     def _look(self) -> None:

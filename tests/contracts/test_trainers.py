@@ -135,7 +135,7 @@ def settled(build, **options) -> SAETrainer:
     t = build(dead_feature_threshold=200, **options)
     run(t, 6)
     t.dead.tokens_since_fired[:30] = 5000
-    t.dead.observe(torch.zeros(96, dtype=torch.bool), 0)
+    t.dead.observe(torch.zeros(96, dtype=torch.long), 0)
     assert t.dead.indices is not None
     return t
 

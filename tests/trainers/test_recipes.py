@@ -167,7 +167,7 @@ def test_ghost_gradients_move_dead_latents_alone():
     t.dictionary.b_enc.data[:40] = -3.0
     t.dead.tokens_since_fired[:40] = 5000
     t.dead.n_tokens = 5000
-    t.dead.observe(torch.arange(96) >= 40, 1)
+    t.dead.observe((torch.arange(96) >= 40).long(), 1)
     optimizer = torch.optim.Adam(t.dictionary.parameters(), 1e-2)
     cosines = []
     for _ in range(60):

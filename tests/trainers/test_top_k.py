@@ -57,7 +57,7 @@ class TestAuxK:
         t.dictionary.b_dec.data.add_(1)
         t.dead.tokens_since_fired[:40] = 5000
         t.dead.n_tokens = 5000
-        t.dead.observe(torch.arange(96) >= 40, 10)
+        t.dead.observe((torch.arange(96) >= 40).long(), 10)
         t.mean_error = t.loss(x).terms["l2_loss"].detach()
         assert t.dead.indices.tolist() == list(range(40))
         return t, x
@@ -184,19 +184,19 @@ class TestThreshold:
 
 def test_dead_latents_count_tokens_since_a_positive_firing():
     dead = DeadLatents(3, after_tokens=100, device=torch.device("cpu"))
-    dead.observe(torch.tensor([True, False, False]), 60)
+    dead.observe(torch.tensor([1, 0, 0]), 60)
     assert dead.indices is None
-    dead.observe(torch.tensor([False, False, True]), 60)
+    dead.observe(torch.tensor([0, 0, 3]), 60)
     assert dead.tokens_since_fired.tolist() == [60, 120, 0]
     assert dead.indices.tolist() == [1]
-    dead.observe(torch.tensor([False, True, False]), 10)
+    dead.observe(torch.tensor([0, 1, 0]), 10)
     assert dead.indices is None
 
 
 def test_dead_latents_of_an_accelerator_are_known_a_look_later():
     """The host never waits: what it copies at one look is used from the next one on. Tried here with the CPU's tensors."""
     dead = DeadLatents(3, after_tokens=10, device=torch.device("cpu"))
-    dead.observe(torch.tensor([True, False, False]), 60)
+    dead.observe(torch.tensor([1, 0, 0]), 60)
     dead._indices = None
     dead._look()
     assert dead.indices is None
@@ -266,3 +266,27 @@ def test_wrong_options_are_refused():
         trainer(k=100)
     with pytest.raises(ConfigError, match="needs activation_dim and steps"):
         TrainerTopK(k=3)
+
+
+def test_rare_latents_are_dead_where_the_threshold_is_a_frequency():
+    """By the share of the last whole window, not by the time since they fired."""
+    t = trainer(dead_feature_threshold=0.02, feature_sampling_window=200)
+    assert t.dead.after_tokens == 10_000_000
+    dead = DeadLatents(3, 10_000, torch.device("cpu"), least_frequency=0.02, window=200)
+    for firings in ([50, 1, 0], [50, 2, 3]):
+        assert dead.indices is None
+        dead.observe(torch.tensor(firings), 100)
+    assert dead.indices.tolist() == [1, 2]  # 3 of 200 is below 0.02, 4 would not be
+    again = DeadLatents(3, 10_000, torch.device("cpu"), least_frequency=0.02, window=200)
+    again.load_state_dict(dead.state_dict())
+    for one in (dead, again):
+        one.observe(torch.tensor([0, 4, 9]), 150)
+        assert one.indices.tolist() == [1, 2]
+        one.observe(torch.tensor([0, 4, 9]), 50)
+        assert one.indices.tolist() == [0]
+    with pytest.raises(ConfigError, match="must be positive"):
+        trainer(dead_feature_threshold=0)
+
+
+def test_window_in_tokens_goes_by_its_own_name():
+    assert trainer(dead_feature_window=5000, dead_feature_threshold=1e-6).dead.after_tokens == 5000
