@@ -51,9 +51,9 @@ def make_dead(trainer: Any, share: float) -> None:
     trainer.dead.n_tokens = trainer.dead.after_tokens + 1
     observe = trainer.dead.observe
 
-    def observe_and_stay(fired: torch.Tensor, n_tokens: int) -> None:
-        fired[:n_dead] = False
-        observe(fired, n_tokens)
+    def observe_and_stay(firings: torch.Tensor, n_tokens: int) -> None:
+        firings[:n_dead] = 0
+        observe(firings, n_tokens)
 
     trainer.dead.observe = observe_and_stay
     trainer.dead.tokens_since_fired[:n_dead] = trainer.dead.after_tokens + 1
