@@ -104,6 +104,12 @@ METHODS = [
     Method("L1, unit rows", "ours", "standard", {**_L1, "lr": 3e-3}, {}, "sparsity_penalty", 5.0),
     Method("Gated", "ours", "gated", {**_L1, "lr": 1e-2}, {}, "sparsity_penalty", 7.0),
     Method("Gated", "SAELens", "gated", {"l1_warm_up_steps": 0.2}, {**_THEIRS, "lr": 3e-3}, "l1_coefficient", 6.8),
+    # ours alone
+    Method("TopK, multi", "ours", "top_k", {**_SOON, "multi_topk": True}),
+    Method("AbsTopK", "ours", "abs_top_k", _SOON),
+    Method("GroupMax", "ours", "group_max", _SOON),
+    Method("P-annealing", "ours", "p_anneal", {**_L1, "lr": 3e-3, "p_end": 0.5}, {}, "sparsity_penalty", 4.0),
+    Method("Gated, annealed", "ours", "gated_anneal", {**_L1, "lr": 1e-2, "p_end": 0.5}, {}, "sparsity_penalty", 5.0),
 ]
 _OF_STEPS = ("k_anneal_steps", "decay_start", "lr_decay_steps", "l1_warm_up_steps")
 """Settings that are given above as a share of the run."""
