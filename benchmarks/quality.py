@@ -9,16 +9,19 @@ import argparse
 import json
 
 import torch
-from common import BATCH, CACHE, CTX, DICT_SIZE, K, language_model, machine, peer, table
+from common import BATCH, CACHE, CORPUS, CTX, DICT_SIZE, K, language_model, machine, peer, table
 from safetensors.torch import load_file, save_file
 
 from dictionary_learning import TrainerTopK, trainSAE
-from dictionary_learning.data import TokenStream, as_text_source, file_source
+from dictionary_learning.data import TextSource, TokenStream, as_text_source, file_source
 from dictionary_learning.evaluation import EvaluationBatch, ReconstructionMetric
+from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
 
 STEPS = 190
 HELD_OUT = 16_384
+N_TRAIN = -(-STEPS * BATCH // (CTX - 1))
+N_HELD = -(-HELD_OUT // (CTX - 1))
 
 
 def activations(sites: list[str]) -> dict[str, dict[str, torch.Tensor]]:
@@ -27,17 +30,13 @@ def activations(sites: list[str]) -> dict[str, dict[str, torch.Tensor]]:
     paths = {site: folder / f"{site}.safetensors" for site in sites}
     missing = [site for site in sites if not paths[site].is_file()]
     if missing:
-        from common import CORPUS
-
         folder.mkdir(parents=True, exist_ok=True)
         model = language_model()
-        n_train = -(-STEPS * BATCH // (CTX - 1))
-        n_held = -(-HELD_OUT // (CTX - 1))
         documents = list(file_source(CORPUS))
         parts: dict[str, list[dict[Site, torch.Tensor]]] = {"train": [], "near": [], "far": []}
         ahead = TokenStream(as_text_source(documents), model.tokenizer, ctx_len=CTX)
         behind = TokenStream(as_text_source(documents[:-6:-1]), model.tokenizer, ctx_len=CTX)
-        for part, stream, n in (("train", ahead, n_train), ("near", ahead, n_held), ("far", behind, n_held)):
+        for part, stream, n in (("train", ahead, N_TRAIN), ("near", ahead, N_HELD), ("far", behind, N_HELD)):
             for start in range(0, n, 8):
                 tokens = stream.take(min(8, n - start))
                 assert tokens is not None
@@ -47,6 +46,14 @@ def activations(sites: list[str]) -> dict[str, dict[str, torch.Tensor]]:
             joined = {part: torch.cat([rows[Site.parse(site)] for rows in batches]) for part, batches in parts.items()}
             save_file(joined, paths[site])
     return {site: load_file(path) for site, path in paths.items()}
+
+
+def documents_after(model: TracedModel) -> TextSource:
+    """Returns the documents that begin after the "train" and "near" rows."""
+    documents = list(file_source(CORPUS))
+    stream = TokenStream(as_text_source(documents), model.tokenizer, ctx_len=CTX)
+    stream.take(N_TRAIN + N_HELD)
+    return as_text_source(documents[stream.source.position :], name="the documents after those trained on")
 
 
 def batches(rows: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
