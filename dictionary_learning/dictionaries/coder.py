@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.base import Reconstruction
 from dictionary_learning.dictionaries.initialization import CENTERS, best_scale, fitted_decoder, unit_rows
-from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, KeepsSetNumber, Nonlinearity, Pointwise
+from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonlinearity, Pointwise
 from dictionary_learning.dictionaries.nonlinearities.base import Selects
 from dictionary_learning.dictionaries.trainable import Part, Start, Trainable
 from dictionary_learning.errors import ConfigError
@@ -117,7 +117,7 @@ class Coder(Trainable):
         return nn.functional.linear(x if center is None else x - center, W, b)
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        if isinstance(self.nonlinearity, Selects) and self.nonlinearity.fixed_k is not None:
+        if isinstance(self.nonlinearity, Selects) and self.nonlinearity.of_each_token:
             flat, lead = pack([x], "* dim")
             latents, _ = self.encode_latents(flat)
             (dense,) = unpack(to_dense(latents), lead, "* dict_size")
@@ -265,7 +265,7 @@ class Coder(Trainable):
         ]
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        if isinstance(self.nonlinearity, KeepsSetNumber) and self.nonlinearity.fixed_k is None:
+        if isinstance(self.nonlinearity, Selects) and not self.nonlinearity.of_each_token:
             latents, pre = self.encode(x), None
         else:
             latents, pre = self.encode_latents(x)

@@ -3,7 +3,8 @@
 from dictionary_learning.dictionaries.initialization import geometric_median
 from dictionary_learning.dictionaries.named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.abs_top_k import AbsTopKTrainer
-from dictionary_learning.trainers.base import TRAINERS, Batch, Loss, SAETrainer, trainer_of
+from dictionary_learning.trainers.base import TRAINERS, SAETrainer, trainer_of
+from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.end_to_end import EndToEndTrainer

@@ -2,7 +2,8 @@
 
 from dictionary_learning.dictionaries.nonlinearities import AbsTopK, Nonlinearity
 from dictionary_learning.latents import SparseLatents
-from dictionary_learning.trainers.base import TRAINERS, Batch
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Batch
 from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
 
 

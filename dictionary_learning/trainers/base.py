@@ -4,50 +4,21 @@ import contextlib
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.config import BaseConfig, Registry
-from dictionary_learning.dictionaries import Dictionary, Reconstruction
+from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device
 from dictionary_learning.latents import l0, to_dense
 from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.joint import Encoder
-
-
-class Batch(NamedTuple):
-    """What a step is made with."""
-
-    x: Float[Tensor, "batch activation_dim"]
-    """What the dictionary reads."""
-    y: Float[Tensor, "batch output_dim"]
-    """What it is to reconstruct; x itself for an autoencoder."""
-    downstream: Callable[[Tensor], Mapping[str, Tensor]] | None = None
-    """Given reconstructions of y, returns what the model loses with them in place of y: "ce", "kl"; where the data can tell."""
-
-
-class Loss(NamedTuple):
-    """What a loss is made of."""
-
-    total: Float[Tensor, ""]
-    """What is differentiated."""
-    terms: dict[str, Float[Tensor, ""]]
-    """What it is the sum of, by name, before weighting; for logs."""
-    reconstruction: Reconstruction
-
-
-class LossLog(NamedTuple):
-    """What a loss is made of, in dictionary-learning's form."""
-
-    x: Tensor
-    x_hat: Tensor
-    f: Tensor
-    losses: dict[str, float]
+from dictionary_learning.trainers.batch import Batch, Loss, LossLog
 
 
 class SAETrainer(ABC):

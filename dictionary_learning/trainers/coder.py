@@ -19,7 +19,8 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import firing_counts
 from dictionary_learning.ops.joint import Encoder
 from dictionary_learning.trainers.averaging import WeightAverage
-from dictionary_learning.trainers.base import Batch, Loss, SAETrainer
+from dictionary_learning.trainers.base import SAETrainer
+from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.coder_config import CoderConfig
 from dictionary_learning.trainers.dead_latents import DeadLatents
 from dictionary_learning.trainers.losses import auxk_loss, ghost_loss, pre_activation_loss

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.latents import Latents
-from dictionary_learning.trainers.base import TRAINERS, Loss
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Loss
 from dictionary_learning.trainers.gdm import PenalizesGates
 from dictionary_learning.trainers.p_anneal import AnnealsP
 

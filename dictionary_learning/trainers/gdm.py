@@ -9,7 +9,8 @@ from dictionary_learning.dictionaries import GatedAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import Gated, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents
-from dictionary_learning.trainers.base import TRAINERS, Batch
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Batch
 from dictionary_learning.trainers.losses import squared_error
 from dictionary_learning.trainers.penalized import PenalizedTrainer
 from dictionary_learning.trainers.penalties import Sparsity

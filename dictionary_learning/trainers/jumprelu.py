@@ -6,7 +6,8 @@ from typing import ClassVar
 from dictionary_learning.dictionaries import JumpReluAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity
 from dictionary_learning.ops.straight_through import KernelName
-from dictionary_learning.trainers.base import TRAINERS, Batch, Loss
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.penalized import PenalizedTrainer
 
 

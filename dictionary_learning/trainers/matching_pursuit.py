@@ -4,7 +4,8 @@ import dataclasses
 
 from dictionary_learning.dictionaries.nonlinearities import MatchingPursuit, Nonlinearity
 from dictionary_learning.latents import SparseLatents
-from dictionary_learning.trainers.base import TRAINERS, Batch
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Batch
 from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
 
 

@@ -11,7 +11,8 @@ from dictionary_learning.dictionaries import Coder, MatryoshkaBatchTopKSAE
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, grouped
-from dictionary_learning.trainers.base import TRAINERS, Batch
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Batch
 from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
 
 

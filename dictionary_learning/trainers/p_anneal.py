@@ -10,7 +10,8 @@ from torch import Tensor
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents
-from dictionary_learning.trainers.base import TRAINERS, Batch, Loss
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.losses import mean_sum
 from dictionary_learning.trainers.penalized import PenalizedTrainer
 from dictionary_learning.trainers.penalties import Penalty, PowerNorm, PowerSum, powers

@@ -11,7 +11,7 @@ from dictionary_learning.dictionaries import Reconstruction
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents
 from dictionary_learning.ops.precision import full
-from dictionary_learning.trainers.base import Batch, Loss
+from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.losses import squared_error
 from dictionary_learning.trainers.penalties import PENALTIES, Penalty, Sparsity

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
-from dictionary_learning.trainers.base import Batch
+from dictionary_learning.trainers.batch import Batch
 from dictionary_learning.trainers.optimizer_rows import take_rows
 
 _ENCODER_SHARE = 0.2

@@ -17,7 +17,7 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, between, of_each
 from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.precision import full
-from dictionary_learning.trainers.base import Batch, Loss
+from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.losses import squared_error
 from dictionary_learning.trainers.schedules import Schedule, annealed_k

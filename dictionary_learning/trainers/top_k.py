@@ -9,7 +9,8 @@ from torch import Tensor
 from dictionary_learning.dictionaries import AutoEncoderTopK, geometric_median
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.latents import SparseLatents, largest
-from dictionary_learning.trainers.base import TRAINERS, Batch
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Batch
 from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
 
 _MULTI_TOPK = 4

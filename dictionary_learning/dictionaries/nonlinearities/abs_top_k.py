@@ -1,14 +1,11 @@
 """The k largest of either sign."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Selects
-from dictionary_learning.dictionaries.nonlinearities.threshold import checked_k, checked_size
 from dictionary_learning.latents import SparseLatents
 
 
@@ -24,13 +21,6 @@ class AbsTopK(Selects):
     """
 
     is_signed = True
-
-    def __init__(self, k: int):
-        super().__init__()
-        self.k = self.fixed_k = checked_k(self, k)
-
-    def setup(self, dict_size: int) -> None:
-        checked_size(self, self.k, dict_size)
 
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         indices = pre.abs().topk(self.k, dim=-1).indices
@@ -48,6 +38,3 @@ class AbsTopK(Selects):
         kept = ops.encode_where(x, W_enc, b_enc, lambda pre: pre.abs().topk(n, sorted=False).indices, center=center)
         assert isinstance(kept, SparseLatents)
         return kept
-
-    def options(self) -> dict[str, Any]:
-        return {"k": self.k}

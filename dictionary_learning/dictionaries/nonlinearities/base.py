@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning.config import Registry
+from dictionary_learning.config import Registry, coerce
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents
 
@@ -58,15 +58,37 @@ class Nonlinearity(nn.Module, ABC):
 
 
 class Selects(Nonlinearity):
-    """Keeps a set number of latents, of each token or of a batch: only those are computed and decoded."""
+    """Keeps a set number of latents, of each token or of a batch: only those are computed and decoded.
+
+    Args:
+        k: how many latents of a token may be non-zero, on average over a batch at least.
+
+    Raises:
+        ConfigError: k is not a positive whole number, or exceeds the number of latents.
+    """
 
     is_signed: ClassVar[bool] = False
     """Whether latents may be negative."""
+    of_each_token: ClassVar[bool] = True
+    """Whether each token keeps k latents, whatever the other tokens are."""
 
-    k: int
-    """How many latents of a token are kept, on average over a batch at least."""
-    fixed_k: int | None = None
-    """How many latents of each token are kept when it is used, where that is fixed."""
+    def __init__(self, k: int):
+        super().__init__()
+        try:
+            self.k = coerce(k, int)
+        except TypeError:
+            raise ConfigError(f"{type(self).__name__} got k={k!r}; k is a whole number of latents.") from None
+        if self.k < 1:
+            raise ConfigError(f"{type(self).__name__} cannot keep k={k} latents; k must be at least 1.")
+
+    def setup(self, dict_size: int) -> None:
+        if self.k > dict_size:
+            raise ConfigError(
+                f"{type(self).__name__} cannot keep k={self.k} of dict_size={dict_size} latents; lower k or raise dict_size."
+            )
+
+    def options(self) -> dict[str, Any]:
+        return {"k": self.k}
 
     @abstractmethod
     def encode_sparse(

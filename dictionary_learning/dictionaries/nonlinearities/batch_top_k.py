@@ -24,6 +24,7 @@ class BatchTopK(KeepsSetNumber):
         k: how many latents are kept for each token, on average.
     """
 
+    of_each_token = False
     cut: Tensor | None = None
     """The least value kept, where it was found on a larger batch of which these tokens are a part."""
 

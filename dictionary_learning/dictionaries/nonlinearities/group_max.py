@@ -1,14 +1,11 @@
 """One latent of each group."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Selects
-from dictionary_learning.dictionaries.nonlinearities.threshold import checked_k, checked_size
 from dictionary_learning.latents import SparseLatents
 
 
@@ -22,13 +19,6 @@ class GroupMax(Selects):
     Args:
         k: how many groups there are, and so how many latents of a token may be non-zero.
     """
-
-    def __init__(self, k: int):
-        super().__init__()
-        self.k = self.fixed_k = checked_k(self, k)
-
-    def setup(self, dict_size: int) -> None:
-        checked_size(self, self.k, dict_size)
 
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         indices = largest_of_groups(pre, self.k)
@@ -46,9 +36,6 @@ class GroupMax(Selects):
         kept = ops.encode_where(x, W_enc, b_enc, lambda pre: largest_of_groups(pre, n_groups), center=center)
         assert isinstance(kept, SparseLatents)
         return SparseLatents(kept.values.relu(), kept.support)
-
-    def options(self) -> dict[str, Any]:
-        return {"k": self.k}
 
 
 def largest_of_groups(pre: Float[Tensor, "*batch dict_size"], n_groups: int) -> Tensor:

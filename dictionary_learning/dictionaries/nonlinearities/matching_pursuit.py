@@ -1,14 +1,11 @@
 """One latent after another, each for what the others have left."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Selects
-from dictionary_learning.dictionaries.nonlinearities.threshold import checked_k, checked_size
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops.precision import full, without_autocast
@@ -35,13 +32,6 @@ class MatchingPursuit(Selects):
     has_bias = True
     is_tied = True
 
-    def __init__(self, k: int):
-        super().__init__()
-        self.k = self.fixed_k = checked_k(self, k)
-
-    def setup(self, dict_size: int) -> None:
-        checked_size(self, self.k, dict_size)
-
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         raise ConfigError("MatchingPursuit needs activations, not pre-activations; use the dictionary's encode.")
 
@@ -66,9 +56,6 @@ class MatchingPursuit(Selects):
             residual = residual - ops.sparse_decode(SparseLatents(value, support), W_enc)
             values.append(value)
         return SparseLatents(torch.cat(values, dim=1), Support(indices, W_enc.shape[0]))
-
-    def options(self) -> dict[str, Any]:
-        return {"k": self.k}
 
 
 def pursue(residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> Tensor:

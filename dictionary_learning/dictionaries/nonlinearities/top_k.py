@@ -20,10 +20,6 @@ class TopK(KeepsSetNumber):
         k: how many latents of a token may be non-zero.
     """
 
-    def __init__(self, k: int):
-        super().__init__(k)
-        self.fixed_k = self.k
-
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         values, indices = pre.relu().topk(self.k, dim=-1)
         return torch.zeros_like(pre).scatter(-1, indices, values)
