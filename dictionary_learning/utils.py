@@ -1,5 +1,23 @@
-"""An old address: dictionaries are loaded by `dictionary_learning.dictionaries`."""
+"""An old address: dictionaries are loaded by `dictionary_learning.dictionaries`, text and tokens come from `dictionary_learning.data`."""
 
+from dictionary_learning.data.generators import (
+    hf_dataset_to_generator,
+    hf_mixed_dataset_to_generator,
+    hf_sequence_packing_dataset_to_generator,
+    randomly_remove_system_prompt,
+    simple_hf_mixed_dataset_to_generator,
+    zst_to_generator,
+)
+from dictionary_learning.data.pretokenized import chunk_and_tokenize
 from dictionary_learning.dictionaries import load_dictionary
 
-__all__ = ["load_dictionary"]
+__all__ = [
+    "chunk_and_tokenize",
+    "hf_dataset_to_generator",
+    "hf_mixed_dataset_to_generator",
+    "hf_sequence_packing_dataset_to_generator",
+    "load_dictionary",
+    "randomly_remove_system_prompt",
+    "simple_hf_mixed_dataset_to_generator",
+    "zst_to_generator",
+]

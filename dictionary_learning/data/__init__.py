@@ -1,7 +1,40 @@
 """Text and tokens."""
 
-from dictionary_learning.data.source import TextSource
-from dictionary_learning.data.text import as_text_source, file_source
+from dictionary_learning.data.document import Chat, Conversation, TokenRow
+from dictionary_learning.data.generators import (
+    hf_dataset_to_generator,
+    hf_mixed_dataset_to_generator,
+    hf_sequence_packing_dataset_to_generator,
+    simple_hf_mixed_dataset_to_generator,
+    zst_to_generator,
+)
+from dictionary_learning.data.mixture import mix
+from dictionary_learning.data.positions import position_mask, real_position_mask
+from dictionary_learning.data.pretokenized import chunk_and_tokenize, pretokenize
+from dictionary_learning.data.source import Source, TextSource, Tokenized
+from dictionary_learning.data.text import as_source, as_text_source, file_source
 from dictionary_learning.data.tokens import TokenBatch, TokenStream
 
-__all__ = ["TextSource", "TokenBatch", "TokenStream", "as_text_source", "file_source"]
+__all__ = [
+    "Chat",
+    "Conversation",
+    "Source",
+    "TextSource",
+    "TokenBatch",
+    "TokenRow",
+    "TokenStream",
+    "Tokenized",
+    "as_source",
+    "as_text_source",
+    "chunk_and_tokenize",
+    "file_source",
+    "hf_dataset_to_generator",
+    "hf_mixed_dataset_to_generator",
+    "hf_sequence_packing_dataset_to_generator",
+    "mix",
+    "position_mask",
+    "pretokenize",
+    "real_position_mask",
+    "simple_hf_mixed_dataset_to_generator",
+    "zst_to_generator",
+]

@@ -1,0 +1,66 @@
+"""Which positions of a context count, where not all do."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from dictionary_learning.errors import ConfigError
+
+
+def position_mask(ctx: int, seqpos_slice: Sequence[int | None] | None) -> Bool[Tensor, "ctx"]:
+    """Returns which positions of a full context a slice takes.
+
+    Args:
+        ctx: tokens in the context.
+        seqpos_slice: (stop,), (start, stop) or (start, stop, step), as `slice` takes them; None for all.
+
+    Raises:
+        ConfigError: that is no slice, or it takes nothing.
+    """
+    mask = real_position_mask(torch.ones(1, ctx, dtype=torch.bool), seqpos_slice)[0]
+    if not mask.any():
+        raise ConfigError(f"seqpos_slice={seqpos_slice} takes no position of a context of {ctx} tokens. Widen it.")
+    return mask
+
+
+def real_position_mask(
+    attention_mask: Bool[Tensor, "batch ctx"], seqpos_slice: Sequence[int | None] | None
+) -> Bool[Tensor, "batch ctx"]:
+    """Returns which tokens a slice takes, counted over the real tokens of each context, so that padding shifts nothing.
+
+    A short context may have none.
+
+    Args:
+        attention_mask: False on padding, on either side.
+        seqpos_slice: as in `position_mask`; numbers below 0 count from the last real token.
+
+    Raises:
+        ConfigError: that is no slice.
+    """
+    chosen = as_slice(seqpos_slice)
+    position = attention_mask.cumsum(-1) - 1
+    start, stop = (
+        torch.tensor([chosen.indices(n)[i] for n in attention_mask.sum(-1).tolist()], device=position.device)
+        for i in (0, 1)
+    )
+    inside = (position >= start[:, None]) & (position < stop[:, None])
+    return attention_mask & inside & ((position - start[:, None]) % (chosen.step or 1) == 0)
+
+
+def as_slice(seqpos_slice: Sequence[int | None] | None) -> slice:
+    """Returns the slice that the numbers stand for.
+
+    Raises:
+        ConfigError: there are none or too many, or the step is not positive.
+    """
+    if seqpos_slice is None:
+        return slice(None)
+    numbers = tuple(seqpos_slice)
+    if not 1 <= len(numbers) <= 3:
+        raise ConfigError(f"Got seqpos_slice={numbers}; it is (stop,), (start, stop) or (start, stop, step).")
+    chosen = slice(*numbers)
+    if chosen.step is not None and chosen.step < 1:
+        raise ConfigError(f"Got seqpos_slice={numbers}; its step must be at least 1.")
+    return chosen

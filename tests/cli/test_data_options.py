@@ -1,0 +1,64 @@
+import pytest
+
+from dictionary_learning.cli.data_options import DataArguments, data_arguments
+from dictionary_learning.cli.evaluate import EvaluateArguments, _text
+from dictionary_learning.errors import ConfigError
+
+TEXTS = [f"document {n}" for n in range(40)]
+
+
+@pytest.fixture
+def path(tmp_path) -> str:
+    """A text file."""
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    return str(tmp_path / "a.txt")
+
+
+def test_held_out_documents_do_not_depend_on_shuffle_and_number(path):
+    expected = TEXTS[::10]
+    for arguments in (DataArguments(), DataArguments(shuffle_seed=3), DataArguments(shuffle_seed=4, max_examples=5)):
+        rest, held = arguments.divided(path, 10)
+        assert list(held) == expected
+        assert not set(rest) & set(expected)
+
+
+def test_limits_are_those_asked_for(path):
+    taken = list(DataArguments(shuffle_seed=3, max_examples=5).source(path))
+    assert len(taken) == 5
+    assert taken != TEXTS[:5]
+
+
+def test_settings_of_a_run_say_how_its_data_was_read():
+    arguments = DataArguments(text_column="body", data_args=("revision=main",))
+    assert data_arguments({**arguments.to_dict(), "model": "other settings", "data": "x"}) == arguments
+
+
+def test_arguments_of_the_library_are_read(monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load(name, **arguments):
+        asked.update(arguments)
+        return datasets.Dataset.from_dict({"text": TEXTS})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    DataArguments(data_args=("revision=main", "num_proc=2", "trust=true")).source("user/name")
+    assert asked == {"split": "train", "streaming": True, "revision": "main", "num_proc": 2, "trust": True}
+    with pytest.raises(ConfigError, match="give name=value"):
+        DataArguments(data_args=("revision",)).source("user/name")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "warned"),
+    [
+        ({}, TEXTS[::10], False),
+        ({"shuffle_seed": 2}, TEXTS[::10], False),
+        ({"max_examples": 3}, TEXTS[:3], True),
+    ],
+)
+def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(path, asked, expected, warned, caplog):
+    trained = {**DataArguments(shuffle_seed=2).to_dict(), "data": path, "held_out_every": 10}
+    arguments = EvaluateArguments(dictionaries=("any",), **asked)
+    assert list(_text(arguments, {"run": trained})) == expected
+    assert ("may be evaluated on" in caplog.text) == warned
