@@ -6,8 +6,11 @@ import logging
 import os
 import platform
 import time
+from pathlib import Path
 
 import torch
+
+from dictionary_learning.errors import ConfigError
 
 _FASTER = 1.5
 """How much faster a bfloat16 product must be than a float32 one to be preferred: well outside the noise of timing."""
@@ -63,6 +66,34 @@ def keep_freed_memory() -> bool:
     kept = all(mallopt(name, value) for name, value in _SETTINGS)
     logger.debug("Freed memory is kept by the process: %s", "yes" if kept else "the C library refused")
     return kept
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Returns how many bytes can still be allocated on a device; None where that cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> None:
+    """Refuses what cannot be held, before anything is allocated.
+
+    Args:
+        n_bytes: how much it takes.
+        device: where.
+        what: what takes it, as the beginning of a sentence.
+        remedy: what to do, as a sentence.
+
+    Raises:
+        ConfigError: the device has less.
+    """
+    free = free_memory(device)
+    if free is not None and n_bytes > free:
+        raise ConfigError(f"{what} takes {n_bytes / 1e9:.1f} GB, and {device} has {free / 1e9:.1f} GB left. {remedy}")
 
 
 def float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,125 @@
+"""Where the files of a cache are: a local folder, or any address that fsspec knows."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dictionary_learning.errors import DataError, MissingDependencyError
+
+_PART = ".part"
+"""What a file's name ends in while it is written."""
+
+
+class Store:
+    """A folder of files that are complete or not there, whatever happens while they are written.
+
+    Args:
+        path: a local path, or an address such as `s3://bucket/folder`, `hf://datasets/user/name` or `memory://folder`.
+
+    Raises:
+        DataError: fsspec does not know such addresses.
+        MissingDependencyError: fsspec, or its package for such addresses, is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = str(path)
+        self._remote: Any = None
+        if "://" not in self.path or self.path.startswith("file://"):
+            self._root = str(Path(self.path.removeprefix("file://")).expanduser())
+            return
+        try:
+            import fsspec
+
+            self._remote, self._root = fsspec.core.url_to_fs(self.path)
+        except ImportError as error:
+            raise MissingDependencyError(error.name or "fsspec", f"Opening {self.path}") from error
+        except ValueError as error:
+            raise DataError(
+                f"'{self.path}' cannot be opened: {error}. Give a local folder, or an address that fsspec knows, as s3:// or hf://."
+            ) from error
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files can be mapped into memory."""
+        return self._remote is None
+
+    def file(self, name: str) -> str:
+        """Returns the address of a file.
+
+        Raises:
+            DataError: the name leads out of the folder.
+        """
+        parts = name.split("/")
+        if not name or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
+            raise DataError(
+                f"'{name}' is no name of a file within {self.path}; its index was not written by this package."
+            )
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Returns whether a file is there."""
+        address = self.file(name)
+        return os.path.isfile(address) if self.is_local else bool(self._remote.isfile(address))
+
+    def size(self, name: str) -> int:
+        """Returns the bytes of a file."""
+        address = self.file(name)
+        return os.path.getsize(address) if self.is_local else int(self._remote.size(address))
+
+    def read(self, name: str) -> bytes:
+        """Returns what is in a file."""
+        address = self.file(name)
+        return Path(address).read_bytes() if self.is_local else bytes(self._remote.cat_file(address))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file in one step: on a disk by renaming it, elsewhere by storing it as a whole."""
+
+        def fill(path: str) -> None:
+            Path(path).write_bytes(content)
+
+        if self.is_local:
+            self.fill(name, fill)
+        else:
+            self._remote.makedirs(os.path.dirname(self.file(name)), exist_ok=True)
+            self._remote.pipe_file(self.file(name), content)
+
+    def fill(self, name: str, fill: Callable[[str], object]) -> None:
+        """Lets `fill` write a local file under another name, makes sure that it is on the disk, and renames it."""
+        address = self.file(name)
+        os.makedirs(os.path.dirname(address), exist_ok=True)
+        part = f"{address}.{os.getpid()}{_PART}"
+        try:
+            fill(part)
+            _to_disk(part, os.O_RDWR)
+            os.replace(part, address)
+            _to_disk(os.path.dirname(address), os.O_RDONLY)  # else the new name may be lost with the power
+        finally:
+            if os.path.exists(part):
+                os.unlink(part)
+
+    def remove_parts(self) -> None:
+        """Removes files that whoever was killed did not finish."""
+        if self.is_local and os.path.isdir(self._root):
+            for part in Path(self._root).rglob(f"*{_PART}"):
+                part.unlink()
+
+    def free(self) -> int | None:
+        """Returns how many bytes the disk has left; None where that cannot be told."""
+        if not self.is_local:
+            return None
+        folder = Path(self._root).absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+
+def _to_disk(path: str, flags: int) -> None:
+    if os.name == "nt" and flags == os.O_RDONLY:
+        return  # folders cannot be opened there
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
