@@ -15,7 +15,8 @@ from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
 from dictionary_learning.errors import DataError
 from dictionary_learning.models import Edit, TracedModel, load_model
-from dictionary_learning.sites import Site
+from dictionary_learning.predictions import Predictions
+from dictionary_learning.sites import Sides, Site
 
 
 class ContextBatch(dict[Site, Tensor]):
@@ -38,10 +39,7 @@ class ContextBatch(dict[Site, Tensor]):
 
         with torch.no_grad():
             logits = model.run(*tokens, {site: remember(site) for site in sites})
-        scored = keep[:, :-1] & keep[:, 1:]
-        self._scored = scored.to(logits.device)
-        self._targets = tokens.input_ids[:, 1:].to(logits.device)[self._scored]
-        self._log_p = logits[:, :-1][self._scored].float().log_softmax(-1)
+        self._untouched = Predictions(logits, tokens, keep)
         self.update({site: seen[site][keep.to(seen[site].device)] for site in sites})
 
     def downstream(self, replaced: Mapping[Site, Float[Tensor, "n dim"]]) -> dict[str, Float[Tensor, ""]]:
@@ -62,10 +60,8 @@ class ContextBatch(dict[Site, Tensor]):
             return edit
 
         logits = self.model.run(*self.tokens, {site: put(rows) for site, rows in replaced.items()})
-        log_q = logits[:, :-1][self._scored].float().log_softmax(-1)
-        ce = -log_q.gather(1, self._targets.unsqueeze(1)).mean()
-        kl = (self._log_p.exp() * (self._log_p - log_q)).sum(-1).mean()
-        return {"ce": ce, "kl": kl}
+        lost = self._untouched.lost(logits)
+        return {"ce": lost.ce.mean(), "kl": lost.kl.mean()}
 
 
 class ContextStream:
@@ -91,47 +87,59 @@ class ContextStream:
         model: Any,
         submodule: Any,
         *,
-        io: str = "out",
+        io: Sides = "out",
         ctx_len: int = 128,
         batch_size: int = 8,
         remove_bos: bool = True,
         pack: bool = True,
     ):
         self.model = load_model(model)
-        if io == "in_and_out":
-            paths = self.model.sites(submodule)
-            self.sites = [Site(site.path, side) for site in paths for side in ("in", "out")]
-        else:
-            self.sites = self.model.sites(submodule, "in" if io == "in" else "out")
+        self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)
         self.batch_size = batch_size
         self.tokens = TokenStream(as_text_source(data), self.model.tokenizer, ctx_len=ctx_len, pack=pack)
         self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
-        self._ahead: list[ContextBatch] = []
+        self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
 
     def __iter__(self) -> Iterator[ContextBatch]:
         return self
 
     def __next__(self) -> ContextBatch:
-        batch = self._ahead.pop(0) if self._ahead else self._read()
-        if batch is None:
+        tokens = self._ahead.pop(0) if self._ahead else self._take()
+        if tokens is None:
             raise StopIteration
-        return batch
+        return ContextBatch(self.model, tokens, self.filter.token_mask(tokens), self.sites)
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
-        """Returns up to n rows that will be served later, without taking them; at most those of 16 batches.
+        """Returns up to n rows that will be served later, without taking them.
 
         Raises:
             DataError: the text holds no token that counts.
         """
-        while sum(len(batch[self.sites[0]]) for batch in self._ahead) < n and len(self._ahead) < _MOST_AHEAD:
-            batch = self._read()
-            if batch is None:
-                break
-            self._ahead.append(batch)
-        if not self._ahead:
+        parts: list[dict[Site, Tensor]] = []
+        n_rows, ahead = 0, iter(list(self._ahead))
+        while n_rows < n:
+            tokens = next(ahead, None)
+            if tokens is None:
+                tokens = self._take()
+                if tokens is None:
+                    break
+                self._ahead.append(tokens)
+            keep = self.filter.token_mask(tokens)
+            parts.append({site: x[keep.to(x.device)] for site, x in self.model.capture(*tokens, self.sites).items()})
+            n_rows += int(keep.sum())
+        if not parts:
             raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
-        return {site: torch.cat([batch[site] for batch in self._ahead])[:n] for site in self.sites}
+        return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that the next batches depend on: the position in the text, and contexts that were only looked at."""
+        return {"tokens": self.tokens.state_dict(), "ahead": [tuple(tokens) for tokens in self._ahead]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a state of a stream built alike."""
+        self.tokens.load_state_dict(state["tokens"])
+        self._ahead = [TokenBatch(*tokens) for tokens in state["ahead"]]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -146,13 +154,10 @@ class ContextStream:
             "filter": self.filter.to_dict(),
         }
 
-    def _read(self) -> ContextBatch | None:
+    def _take(self) -> TokenBatch | None:
+        """Returns the next contexts that have a token to be scored."""
         while (tokens := self.tokens.take(self.batch_size)) is not None:
             keep = self.filter.token_mask(tokens)
             if (keep[:, :-1] & keep[:, 1:]).any():
-                return ContextBatch(self.model, tokens, keep, self.sites)
+                return tokens
         return None
-
-
-_MOST_AHEAD = 16
-"""Batches read ahead for a sample: each holds the model's predictions, which are large."""

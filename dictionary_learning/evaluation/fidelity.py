@@ -1,33 +1,11 @@
 """What a model loses when its activations are replaced."""
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.data import TokenBatch
 from dictionary_learning.evaluation.base import ratio
 from dictionary_learning.hardware import float64
-
-
-class Predictions:
-    """The untouched model's predictions of a batch's next tokens, at the positions that are scored.
-
-    A position is scored if its own token counts, and the next token, which it predicts, does too: padding and special
-    tokens are neither.
-
-    Args:
-        logits: the model's output.
-        tokens: the batch.
-        keep: which tokens count, and are replaced when something is grafted.
-    """
-
-    def __init__(self, logits: Float[Tensor, "batch ctx vocab"], tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]):
-        self.scored = (keep[:, :-1] & keep[:, 1:]).to(logits.device)
-        self.targets: Int[Tensor, "n"] = tokens.input_ids[:, 1:].to(logits.device)[self.scored]
-        self.log_p = self.log_probabilities(logits)
-
-    def log_probabilities(self, logits: Float[Tensor, "batch ctx vocab"]) -> Float[Tensor, "n vocab"]:
-        """Returns log-probabilities at the scored positions, in float32."""
-        return logits[:, :-1][self.scored].float().log_softmax(-1)
+from dictionary_learning.predictions import Predictions
 
 
 class FidelityMetric:
@@ -44,13 +22,10 @@ class FidelityMetric:
 
     def update(self, predictions: Predictions, logits: Float[Tensor, "batch ctx vocab"] | None = None) -> None:
         """Takes in a batch; without logits, the untouched model itself."""
-        log_q = predictions.log_p if logits is None else predictions.log_probabilities(logits)
+        lost = predictions.lost(logits)
         self.n += len(predictions.targets)
-        self.ce_sum -= float(float64(log_q.gather(1, predictions.targets.unsqueeze(1))).sum())
-        if logits is not None:
-            # where p underflows to 0 its term is 0, so the product is taken with the exponential, not with a logarithm of 0
-            divergence = (predictions.log_p.exp() * (predictions.log_p - log_q)).sum(-1)
-            self.kl_sum += float(float64(divergence).sum())
+        self.ce_sum += float(float64(lost.ce).sum())
+        self.kl_sum += float(float64(lost.kl).sum())
 
     def merge(self, other: "FidelityMetric") -> "FidelityMetric":
         """Adds what another has taken in; returns self."""

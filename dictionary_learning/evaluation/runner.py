@@ -15,11 +15,12 @@ from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric
-from dictionary_learning.evaluation.fidelity import FidelityMetric, Predictions, recovered
+from dictionary_learning.evaluation.fidelity import FidelityMetric, recovered
 from dictionary_learning.evaluation.sparsity import SparsityMetric
 from dictionary_learning.hardware import float64
 from dictionary_learning.interventions import ablate, graft, graft_across, put
 from dictionary_learning.models import Edit, TracedModel, load_model
+from dictionary_learning.predictions import Predictions
 from dictionary_learning.sites import Site
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def evaluate_dictionaries(
     candidates = list(candidates)
     _check_widths(traced, candidates)
     source = as_text_source(text)
+    source = source.fresh() if source.repeatable else source  # so that the next evaluation is of the same text
     stream = TokenStream(source, traced.tokenizer, ctx_len=config.ctx_len, pack=config.pack)
     token_filter = token_filter or TokenFilter(exclude_ids=stream.special_ids, exclude_first=True)
     batches = _read(stream, config)

@@ -13,9 +13,10 @@ from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch
-from dictionary_learning.evaluation.fidelity import FidelityMetric, Predictions, recovered
+from dictionary_learning.evaluation.fidelity import FidelityMetric, recovered
 from dictionary_learning.interventions import ablate, graft
 from dictionary_learning.models import Edit, TracedModel, load_model
+from dictionary_learning.predictions import Predictions
 from dictionary_learning.sites import Site
 
 

@@ -44,6 +44,12 @@ def test_identity_loses_nothing(family):
     assert figures["ce_recovered_zero"] == figures["ce_recovered_mean"] == 1
 
 
+def test_a_source_is_read_from_its_beginning_each_time():
+    source, candidate = as_text_source(TEXT), Candidate("one", AutoEncoderTopK(tiny.DIM, 64, 4), SITE)
+    first, again = (entries(evaluate_dictionaries(model(), [candidate], source, CONFIG)) for _ in range(2))
+    assert first == again
+
+
 def test_figures_do_not_depend_on_batches_or_on_other_candidates():
     dictionary = AutoEncoderTopK(tiny.DIM, 64, 4)
     one = Candidate("one", dictionary, SITE)
