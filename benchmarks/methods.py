@@ -244,7 +244,7 @@ def main() -> None:
             report = evaluate_dictionaries(
                 model,
                 [Candidate(name, dictionary, reads, writes or None)],
-                held_out,
+                held_out,  # a list, which every evaluation reads from its beginning
                 EvaluationConfig(n_tokens=16_384, n_fidelity_tokens=8192, ctx_len=CTX),
                 token_filter=TokenFilter(exclude_first=True),
             )

@@ -13,7 +13,7 @@ from common import BATCH, CACHE, CORPUS, CTX, DICT_SIZE, K, language_model, mach
 from safetensors.torch import load_file, save_file
 
 from dictionary_learning import TrainerTopK, trainSAE
-from dictionary_learning.data import TextSource, TokenStream, as_text_source, file_source
+from dictionary_learning.data import TokenStream, as_text_source, file_source
 from dictionary_learning.evaluation import EvaluationBatch, ReconstructionMetric
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
@@ -48,12 +48,12 @@ def activations(sites: list[str]) -> dict[str, dict[str, torch.Tensor]]:
     return {site: load_file(path) for site, path in paths.items()}
 
 
-def documents_after(model: TracedModel) -> TextSource:
+def documents_after(model: TracedModel) -> list[str]:
     """Returns the documents that begin after the "train" and "near" rows."""
     documents = list(file_source(CORPUS))
     stream = TokenStream(as_text_source(documents), model.tokenizer, ctx_len=CTX)
     stream.take(N_TRAIN + N_HELD)
-    return as_text_source(documents[stream.source.position :], name="the documents after those trained on")
+    return [str(document) for document in documents[stream.source.position :]]
 
 
 def batches(rows: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
