@@ -269,6 +269,8 @@ class ActivationBuffer:
     def close(self) -> None:
         """Gives the rows' memory back; the buffer fills again when it is next asked for a batch."""
         self.reader.close()
+        if self._storage is not None:
+            logger.info("%s: %s.", self.reader.name, self.reader.describe_dropped())
         self._storage = None
         self._spare = torch.arange(self.activation_buffer_size, device=self.device)
         self._order = self._order[:0]

@@ -79,7 +79,7 @@ def trainees_of(
         if default_wiring is not None and options.get("wiring") in (None, "autoencoder"):
             options["wiring"] = default_wiring
         if options.get("wiring") == "heads" and options.get("n_heads") is None:
-            options["n_heads"] = stream.n_heads or _n_heads(stream.data)
+            options["n_heads"] = stream.n_heads or _n_heads(stream.data, options, stream.widths)
         own = options.get("normalize") or trainer_class.Config().normalize
         kind = own or _default_normalization(normalize, options.get("wiring"))
         for sites in assignments(options, stream.widths):
@@ -152,15 +152,21 @@ def _default_normalization(normalize: bool | str, wiring: str | None) -> str:
     return "unit_mean_square" if normalize or meets.reads_several or meets.writes_others else "none"
 
 
-def _n_heads(data: Any) -> int | None:
-    config = getattr(getattr(getattr(data, "model", None), "module", None), "config", None)
-    config = getattr(config, "text_config", None) or config
-    found = getattr(config, "num_attention_heads", None)
-    if found is None:
+def _n_heads(data: Any, options: Mapping[str, Any], widths: Mapping[Site, int]) -> int:
+    """Returns the number of attention heads at the sites that a config is for, which the data or its model knows."""
+    model: Any = data if hasattr(data, "n_heads") else getattr(data, "model", None)
+    if not hasattr(model, "n_heads"):
         raise ConfigError(
             "The number of attention heads is not known from the data. Set n_heads, or give (batch, heads, dim)."
         )
-    return int(found)
+    sites = [site for assignment in assignments(options, widths) for site in assignment.reads]
+    found = {site: model.n_heads(site) for site in sites}
+    if len(set(found.values())) > 1:
+        listed_heads = ", ".join(f"{site}: {n}" for site, n in found.items())
+        raise ConfigError(
+            f"The sites have different numbers of heads ({listed_heads}). Give a config for each, with its site."
+        )
+    return next(iter(found.values()))
 
 
 def _read_config(given: Any) -> tuple[type[SAETrainer], dict[str, Any]]:

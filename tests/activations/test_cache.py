@@ -337,6 +337,15 @@ def test_size_and_time_are_said_before_writing(tmp_path, caplog):
     assert estimate.startswith("300 rows at 2 sites take") and "min" in estimate
 
 
+def test_heads_are_known_without_the_model(tmp_path):
+    write(tmp_path / "cache", "model.layers.1:heads")
+    cache = ActivationCache(tmp_path / "cache", out_batch_size=32)
+    (dictionary,) = trainSAE(cache, {"trainer": "top_k", "k": 2, "dict_size": 32, "wiring": "heads"}, 3, progress=False)
+    assert len(list(dictionary.coders())) == 2
+    with pytest.raises(SiteError, match="knows of no attention heads"):
+        cache.n_heads(FIRST)
+
+
 def test_norm_limits_are_kept_and_serve_evaluation(tmp_path):
     write(tmp_path / "cache", max_activation_norm_multiple=1.2)
     cache = ActivationCache(tmp_path / "cache", out_batch_size=10_000)

@@ -132,6 +132,19 @@ class ActivationCache:
         self.load_state_dict(state)
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
 
+    def n_heads(self, site: Site) -> int:
+        """Returns the number of attention heads whose outputs stand side by side at a site, as the model's config told it.
+
+        Raises:
+            SiteError: it told none.
+        """
+        found = self.index.settings.get("n_heads", {}).get(str(site))
+        if found is None:
+            raise SiteError(
+                f"The cache '{self.store.path}' knows of no attention heads at '{site}'. Set n_heads, or write the site as ':heads'."
+            )
+        return found
+
     @property
     def n_rows(self) -> int:
         """How many rows the cache has."""

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning.disk import remove_unfinished, write_atomically
 from dictionary_learning.errors import DataError, MissingDependencyError
-
-_PART = ".part"
-"""What a file's name ends in while it is written."""
 
 
 class Store:
@@ -75,35 +73,22 @@ class Store:
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file in one step: on a disk by renaming it, elsewhere by storing it as a whole."""
-
-        def fill(path: str) -> None:
-            Path(path).write_bytes(content)
-
         if self.is_local:
-            self.fill(name, fill)
+            self.fill(name, lambda path: path.write_bytes(content))
         else:
             self._remote.makedirs(os.path.dirname(self.file(name)), exist_ok=True)
             self._remote.pipe_file(self.file(name), content)
 
-    def fill(self, name: str, fill: Callable[[str], object]) -> None:
-        """Lets `fill` write a local file under another name, makes sure that it is on the disk, and renames it."""
-        address = self.file(name)
-        os.makedirs(os.path.dirname(address), exist_ok=True)
-        part = f"{address}.{os.getpid()}{_PART}"
-        try:
-            fill(part)
-            _to_disk(part, os.O_RDWR)
-            os.replace(part, address)
-            _to_disk(os.path.dirname(address), os.O_RDONLY)  # else the new name may be lost with the power
-        finally:
-            if os.path.exists(part):
-                os.unlink(part)
+    def fill(self, name: str, fill: Callable[[Path], object]) -> None:
+        """Lets `fill` write a local file under another name, and renames it when it is on the disk."""
+        path = Path(self.file(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, fill)
 
-    def remove_parts(self) -> None:
+    def remove_unfinished(self) -> None:
         """Removes files that whoever was killed did not finish."""
-        if self.is_local and os.path.isdir(self._root):
-            for part in Path(self._root).rglob(f"*{_PART}"):
-                part.unlink()
+        if self.is_local:
+            remove_unfinished(Path(self._root))
 
     def free(self) -> int | None:
         """Returns how many bytes the disk has left; None where that cannot be told."""
@@ -113,13 +98,3 @@ class Store:
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
-
-
-def _to_disk(path: str, flags: int) -> None:
-    if os.name == "nt" and flags == os.O_RDONLY:
-        return  # folders cannot be opened there
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,6 +5,7 @@ from one shard to the next but the position in the text, which stands in the ind
 that the index knows, and writes the same bytes.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -21,7 +22,7 @@ from dictionary_learning.activations.cache.store import Store
 from dictionary_learning.activations.reading import ahead, row_reader
 from dictionary_learning.activations.storage import storage_dtype
 from dictionary_learning.activations.tracing import RowReader, Rows, RowSource, by_name
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError, DataError, SiteError
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ def _settings(
     return {
         "model": reader.model.describe(),
         "sites": {str(site): width for site, width in reader.model.widths(reader.sites).items()},
+        "n_heads": _heads(reader),
         "dtype": str(dtype).removeprefix("torch."),
         "compression": compression,
         "source": reader.name,
@@ -207,6 +209,17 @@ def _settings(
         "refresh_batch_size": refresh_batch_size,
         "shard_size": shard_size,
     }
+
+
+def _heads(reader: RowReader) -> dict[str, int]:
+    """Returns the number of attention heads at each site where the model's config knows of some."""
+    found = {}
+    for site in reader.sites:
+        with contextlib.suppress(
+            SiteError, AttributeError
+        ):  # most sites are none of heads, and a `ModelSet` has no config
+            found[str(site)] = reader.model.n_heads(site)
+    return found
 
 
 def _begun(store: Store, settings: dict[str, Any]) -> Index:
@@ -223,7 +236,7 @@ def _begun(store: Store, settings: dict[str, Any]) -> Index:
         raise DataError(
             f"'{store.path}' holds a cache with other settings ({'; '.join(differ)}). Write into another folder, or go on with those."
         )
-    store.remove_parts()
+    store.remove_unfinished()
     return index
 
 
