@@ -155,6 +155,30 @@ class TestCounts:
             kept += part.token.tolist()
         assert kept == [i + 3 for i in range(60) if i % 6 not in (0, 5)]  # the first and last word of each
 
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_norm_limits_are_of_tokens_that_count_and_stay(self, side):
+        """Where padding counted, the median would move with the share of padding, and again with every refill."""
+        tokenizer = tiny.tokenizer()
+        tokenizer.padding_side = side
+        documents = [DOCUMENTS[0], *(" ".join(tiny.WORDS[:30]) for _ in range(3)), *DOCUMENTS[1:20]]
+        rows, plain = (
+            row_reader(
+                documents,
+                traced(tokenizer),
+                "model.layers.1",
+                ctx_len=32,
+                pack=False,
+                max_activation_norm_multiple=most,
+            )
+            for most in (3.0, None)
+        )
+        rows.read(4)
+        (limit,), (site,) = rows.norm_limits.values(), rows.sites
+        expected = 3 * plain.read(4).activations[site].norm(dim=1).median()
+        assert limit == pytest.approx(float(expected), rel=1e-5)
+        while rows.read(4) is not None:
+            assert rows.norm_limits == {site: limit}
+
     def test_bad_slices_are_refused(self):
         with pytest.raises(ConfigError, match="seqpos_slice"):
             TokenFilter(seqpos_slice=(1, 2, -1))
@@ -192,6 +216,11 @@ class TestStorage:
         resumed = buffer(dtype="int8", end_of_data="repeat")
         resumed.load_state_dict(held.state_dict())
         assert all(torch.equal(next(held), next(resumed)) for _ in range(40))
+
+    def test_a_buffer_holds_as_many_rows_as_it_was_given_contexts(self):
+        held = buffer(n_ctxs=32, documents=tiny.documents(200), remove_bos=False, max_activation_norm_multiple=None)
+        next(held)
+        assert held.n_rows == 32 * 16 - 20
 
     def test_unknown_forms_are_refused(self):
         with pytest.raises(ConfigError, match="float32, float16, bfloat16, int8"):
