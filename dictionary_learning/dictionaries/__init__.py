@@ -25,6 +25,8 @@ from dictionary_learning.dictionaries.named import (
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.dictionaries.pursuit import gradient_pursuit
 from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
+from dictionary_learning.dictionaries.skip_autoencoder import SkipAutoencoder
+from dictionary_learning.dictionaries.temporal import TemporalAutoencoder
 from dictionary_learning.dictionaries.trainable import Start, Trainable
 from dictionary_learning.dictionaries.transcoder import Transcoder
 from dictionary_learning.dictionaries.wirings import WIRINGS, Shape
@@ -51,8 +53,10 @@ __all__ = [
     "Normalized",
     "Reconstruction",
     "Shape",
+    "SkipAutoencoder",
     "SparseAutoencoder",
     "Start",
+    "TemporalAutoencoder",
     "Trainable",
     "Transcoder",
     "calibrate",

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning.config import Registry
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.latents import Latents
 
 D = TypeVar("D", bound="Dictionary")
@@ -108,16 +108,20 @@ class Dictionary(nn.Module, ABC):
         return next(self.parameters()).dtype
 
     @classmethod
-    def from_pretrained(cls: type[D], path: Any, device: torch.device | str | None = None) -> D:
-        """Loads a dictionary of this class from the folder that it was saved in.
+    def from_pretrained(cls: type[D], path: Any, device: torch.device | str | None = None, **options: Any) -> D:
+        """Loads a dictionary of this class, from files of any format.
+
+        Args:
+            path: a folder, a file of weights, or a repository of the hub.
+            device: where to put it; the CPU if not given.
+            options: further ones of `load_dictionary`, as `site` or `dtype`.
 
         Raises:
-            CheckpointError: the folder holds no dictionary, or one of another class.
+            CheckpointError: there is no dictionary, or one of another class.
         """
         from dictionary_learning.dictionaries.serialization import load_dictionary
-        from dictionary_learning.errors import CheckpointError
 
-        dictionary, _ = load_dictionary(path, device)
+        dictionary, _ = load_dictionary(path, device, **options)
         if not isinstance(dictionary, cls):
             raise CheckpointError(
                 f"'{path}' holds a {type(dictionary).__name__}, not a {cls.__name__}. "

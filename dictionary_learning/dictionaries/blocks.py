@@ -1,6 +1,7 @@
 """Several coders side by side, each of which reads a part of the activations and writes a part of the output."""
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -291,7 +292,7 @@ def _own_copy(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:
 
 
 def _places(widths: Sequence[int]) -> list[slice]:
-    ends = torch.tensor(list(widths)).cumsum(0).tolist()
+    ends = list(itertools.accumulate(widths))
     return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
 

@@ -246,7 +246,7 @@ class Coder(Trainable):
             for bias in self._encoder_biases():
                 bias.copy_(offset)
         if start.fit_decoder and not self.is_tied:
-            self.W_dec.copy_(fitted_decoder(self, x, y))
+            self.W_dec.copy_(fitted_decoder(self, x, y, start.generator))
         elif start.scale_encoder and not self.is_tied:
             scale = best_scale(self, x, y)
             self.W_enc.mul_(scale)

@@ -73,7 +73,10 @@ def best_scale(dictionary: "Coder", x: Float[Tensor, "n activation_dim"], y: Flo
 
 
 def fitted_decoder(
-    coder: "Coder", x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]
+    coder: "Coder",
+    x: Float[Tensor, "n activation_dim"],
+    y: Float[Tensor, "n output_dim"],
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "dict_size output_dim"]:
     """Returns rows s * sum_n f_i r / sum_n f_i^2 with r = y - b_dec: what each latent by itself says of the output.
 
@@ -90,7 +93,6 @@ def fitted_decoder(
     rows = rows / weights.clamp_min(torch.finfo(rows.dtype).tiny)
     fires = weights[:, 0] > 0
     usual = rows[fires].norm(dim=1).mean() if bool(fires.any()) else 1.0
-    generator = torch.Generator().manual_seed(0)
     random = unit_rows(len(rows), rows.shape[1], generator).to(rows) * usual
     rows = torch.where(fires.unsqueeze(1), rows, random)
     decoded = sparse_decode(latents, rows) if isinstance(latents, SparseLatents) else latents @ rows

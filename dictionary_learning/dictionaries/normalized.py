@@ -20,10 +20,12 @@ _EPS = 1e-5
 
 
 class Statistics(NamedTuple):
-    """What a token is normalized with: z = (x - mean) / scale, and y = z * scale + mean."""
+    """What a token is normalized with: z = (x - mean) / scale, and y = z * restored + mean."""
 
     mean: Float[Tensor, "*batch #dim"]
     scale: Float[Tensor, "*batch #dim"]
+    restored: Float[Tensor, "*batch #dim"]
+    """What outputs are multiplied by: `scale`, but for what other packages do."""
 
 
 PER_TOKEN: Registry[Callable[[Tensor], Statistics]] = Registry("normalization of each token")
@@ -32,16 +34,28 @@ PER_TOKEN: Registry[Callable[[Tensor], Statistics]] = Registry("normalization of
 @PER_TOKEN.register("layer_norm")
 def layer_norm(x: Float[Tensor, "*batch dim"]) -> Statistics:
     """Returns each token's mean over its dimensions, and their standard deviation + 1e-5: as in the code of Gao et al. 2024."""
-    mean = x.mean(-1, keepdim=True)
-    deviation = torch.linalg.vector_norm(x - mean, dim=-1, keepdim=True) / math.sqrt(max(x.shape[-1] - 1, 1))
-    return Statistics(mean, deviation + _EPS)
+    mean, deviation = _moments(x)
+    return Statistics(mean, deviation + _EPS, deviation + _EPS)
+
+
+@PER_TOKEN.register("layer_norm_eps_in")
+def layer_norm_eps_in(x: Float[Tensor, "*batch dim"]) -> Statistics:
+    """The same, but outputs are multiplied by the deviation without the 1e-5: what OpenAI's and SAELens's dictionaries do."""
+    mean, deviation = _moments(x)
+    return Statistics(mean, deviation + _EPS, deviation)
 
 
 @PER_TOKEN.register("constant_norm_rescale")
 def constant_norm(x: Float[Tensor, "*batch dim"]) -> Statistics:
     """Returns each token's norm / sqrt(dim), without a mean: every token gets the norm sqrt(dim), but for those of zeros."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return Statistics(torch.zeros_like(norm), (norm / math.sqrt(x.shape[-1])).clamp_min(torch.finfo(x.dtype).tiny))
+    scale = (norm / math.sqrt(x.shape[-1])).clamp_min(torch.finfo(x.dtype).tiny)
+    return Statistics(torch.zeros_like(norm), scale, scale)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean = x.mean(-1, keepdim=True)
+    return mean, torch.linalg.vector_norm(x - mean, dim=-1, keepdim=True) / math.sqrt(max(x.shape[-1] - 1, 1))
 
 
 @DICTIONARIES.register("Normalized")
@@ -109,12 +123,12 @@ class Normalized(Dictionary):
             )
         y = self.dictionary.decode(latents)
         _, token = self._measured(y if x is None else x)
-        return y * token.scale + token.mean
+        return y * token.restored + token.mean
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         x, token = self._measured(x)
         made = self.dictionary.reconstruct((x - token.mean) / token.scale)
-        return made._replace(outputs=made.outputs * token.scale + token.mean)
+        return made._replace(outputs=made.outputs * token.restored + token.mean)
 
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
         if not output_features:
@@ -150,17 +164,19 @@ class Normalized(Dictionary):
         ]
         if len(found) == 1:
             return x, found[0]
-        means, scales = (
-            [part.expand(*x.shape[:-1], dim) for part, dim in zip(parts, self.site_dims, strict=True)]
+        joined = (
+            torch.cat(
+                [part.expand(*x.shape[:-1], dim) for part, dim in zip(parts, self.site_dims, strict=True)], dim=-1
+            )
             for parts in zip(*found, strict=True)
         )
-        return x, Statistics(torch.cat(means, dim=-1), torch.cat(scales, dim=-1))
+        return x, Statistics(*joined)
 
     def _of_site(self, x: Tensor, scale: float) -> Statistics:
         if self.normalization is None:
-            return Statistics(x.new_zeros(1), x.new_full((1,), scale))
+            return Statistics(x.new_zeros(1), x.new_full((1,), scale), x.new_full((1,), scale))
         token = PER_TOKEN[self.normalization](x / scale)
-        return Statistics(token.mean * scale, token.scale * scale)
+        return Statistics(*(part * scale for part in token))
 
 
 def check_reconstructs_inputs(dictionary: Dictionary) -> None:

@@ -5,25 +5,26 @@ the same section, so that two files of different saves are not taken for one. Th
 "trainer", "site", "model", "data", "scaling", "run" and "versions".
 """
 
+import importlib
 import importlib.metadata
 import json
 import os
 import platform
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary
-from dictionary_learning.errors import CheckpointError, DictionaryLearningError, did_you_mean
+from dictionary_learning.disk import write_atomically, write_json
+from dictionary_learning.errors import CheckpointError, did_you_mean
 
 WEIGHTS = "dictionary.safetensors"
 CONFIG = "config.json"
 FORMAT_VERSION = 1
+_LOADING = "dictionary_learning.interop.loading"
 
 
 def save_dictionary(dictionary: Dictionary, path: str | os.PathLike, config: Mapping[str, Any] | None = None) -> Path:
@@ -44,63 +45,39 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike, config: Map
     metadata = {"format": "dictionary_learning", "dictionary": json.dumps(section)}
     write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, metadata))
     document = {"format_version": FORMAT_VERSION, "dictionary": section, **(config or {}), "versions": versions()}
-    text = json.dumps(document, indent=2) + "\n"
-    write_atomically(folder / CONFIG, lambda temporary: temporary.write_text(text))
+    write_json(folder / CONFIG, document)
     return folder
 
 
 def load_dictionary(
-    path: str | os.PathLike, device: torch.device | str | None = None
+    path: str | os.PathLike,
+    device: torch.device | str | None = None,
+    *,
+    site: str | None = None,
+    format: str | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    **facts: Any,
 ) -> tuple[Dictionary, dict[str, Any]]:
-    """Loads a dictionary and its config from the folder that it was saved in.
+    """Loads a dictionary and its config, of any format that `interop` reads.
+
+    What is stored is kept: nothing is rescaled. Half precision of other packages is read as float32, as they compute with it.
 
     Args:
-        path: the folder.
+        path: a folder, a file of weights, or a repository of the Hugging Face hub as "owner/name" or "owner/name/folder".
         device: where to put it; the CPU if not given.
+        site: which of several: a folder or file below, as "layers.10".
+        format: the format, where the files alone do not tell.
+        dtype: of the weights, instead of that stored.
+        revision: branch, tag or commit of the repository.
+        facts: what the files do not say and the format needs, as `k=50`.
 
     Raises:
-        CheckpointError: the folder holds no dictionary, or its files are damaged or do not fit each other.
+        CheckpointError: there is no dictionary, or its files are damaged, do not fit each other, or may be of several formats.
     """
-    folder = Path(path)
-    config = read_config_file(folder)
-    section = dict(config["dictionary"])
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("dictionary", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except FileNotFoundError:
-        raise CheckpointError(f"'{folder}' has a {CONFIG} but no {WEIGHTS}. Save the dictionary again.") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"'{folder / WEIGHTS}' cannot be read ({error}); it may be cut off. Save it again."
-        ) from error
-    if header != section:
-        raise CheckpointError(
-            f"In '{folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are of different saves."
-        )
-    try:
-        dictionary = DICTIONARIES[section.pop("class")](**section)
-    except (DictionaryLearningError, TypeError, KeyError) as error:
-        raise CheckpointError(f"'{folder / CONFIG}' describes no dictionary that can be built: {error}") from error
-    _check_tensors(dictionary, tensors, folder)
-    dictionary.to(next(iter(tensors.values())).dtype)  # of the parameters; buffers such as thresholds keep theirs
-    dictionary.load_state_dict(tensors)
-    return dictionary.to(device or "cpu"), config
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file beside the path, then moves it there in one step."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # readers are above dictionaries, and found by name, as the entry points of a package are
+    loading = importlib.import_module(_LOADING)
+    return loading.load_dictionary(path, device, site=site, format=format, dtype=dtype, revision=revision, **facts)
 
 
 def versions() -> dict[str, str]:
@@ -134,6 +111,15 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"'{folder / CONFIG}' is not JSON ({error}).") from error
+    return check_config(config, folder)
+
+
+def check_config(config: Any, folder: Path) -> dict[str, Any]:
+    """Returns the contents of `config.json`, if this package wrote them.
+
+    Raises:
+        CheckpointError: it did not, or in a later version.
+    """
     if (
         not isinstance(config, dict)
         or not isinstance(config.get("dictionary"), dict)
@@ -147,25 +133,3 @@ def read_config_file(folder: Path) -> dict[str, Any]:
             f"'{folder}' is of format version {config.get('format_version')}; this package reads version {FORMAT_VERSION}. Upgrade it."
         )
     return config
-
-
-def _check_tensors(dictionary: Dictionary, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in dictionary.state_dict().items()}
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if expected != got:
-        wrong = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
-        detail = "; ".join(
-            f"{name}: needed {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in wrong
-        )
-        raise CheckpointError(f"The tensors in '{folder}' do not fit its {type(dictionary).__name__}. {detail}.")
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
-    if bad:
-        raise CheckpointError(
-            f"'{folder}' holds values that are not finite in {', '.join(bad)}; the run that wrote it had diverged."
-        )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

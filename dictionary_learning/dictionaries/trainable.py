@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class Start(NamedTuple):
     """Whether the encoder begins at the scale at which the first reconstruction is best."""
     fit_decoder: bool = False
     """Whether the decoder's rows begin as what each latent, by itself, says of the output: for outputs that are not inputs."""
+    generator: torch.Generator | None = None
+    """Draws the directions of latents that are silent on the sample; the global one if there is none."""
 
 
 class Part(NamedTuple):

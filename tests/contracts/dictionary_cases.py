@@ -11,7 +11,7 @@ from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Sele
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.latents import to_dense
 
-OPTIONS = {"relu": {}, "gated": {}, "jump_relu": {"initial_threshold": 0.3, "bandwidth": 0.4}}
+OPTIONS = {"relu": {}, "identity": {}, "tanh_relu": {}, "gated": {}, "jump_relu": {"initial_threshold": 0.3, "bandwidth": 0.4}}
 """What a nonlinearity is built with that keeps no set number."""
 SHAPES = {
     "autoencoder": Shape((12,), (12,), 40),
@@ -22,7 +22,7 @@ SHAPES = {
     "heads": Shape((12,), (12,), 40, n_heads=2),
 }
 KINDS = [name for name, _ in NONLINEARITIES.items()]
-PAIRS = [(w, n) for w in WIRINGS for n in KINDS if (w, n) != ("cross_layer_transcoder", "matching_pursuit")]
+PAIRS = [(w, n) for w in WIRINGS for n in KINDS if w != "cross_layer_transcoder" or not NONLINEARITIES[n].is_tied]
 """One matrix for encoder and decoder is not to be had where a layer writes several."""
 NAMED = {
     "MatryoshkaBatchTopKSAE": {"k": 3, "group_sizes": [10, 30]},
@@ -30,6 +30,7 @@ NAMED = {
     "AutoEncoderNew": {},
     "AutoEncoder": {"apply_b_dec_to_input": False},
     "GatedAutoEncoder": {},
+    "SkipAutoencoder": {"nonlinearity": {"name": "top_k", "k": 3}},
     "BatchTopKSAE": {"k": 3, "rank_by_norm": True},
     **{name: {"k": 3} for name in ("AutoEncoderTopK", "GroupMaxSAE", "AbsTopKSAE", "MatchingPursuitSAE")},
 }

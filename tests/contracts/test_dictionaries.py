@@ -30,7 +30,8 @@ from tests.contracts.dictionary_cases import (
 def test_every_wiring_and_class_is_tested():
     assert set(SHAPES) == set(WIRINGS)
     wirings = {type(wired(name, "relu")) for name in WIRINGS}
-    assert wirings | {DICTIONARIES[name] for name in [*NAMED, "IdentityDict", "Normalized"]} == {
+    of_contexts = "TemporalAutoencoder"  # tokens of a context depend on each other
+    assert wirings | {DICTIONARIES[name] for name in [*NAMED, "IdentityDict", "Normalized", of_contexts]} == {
         DICTIONARIES[n] for n in DICTIONARIES
     }
 
@@ -103,7 +104,7 @@ def test_backends_agree_in_values_and_every_gradient(case, density, monkeypatch)
                 nonlinearity.threshold[0] = 0.1
     with ops.use_backend("sparse"):
         form = built.encode_latents(X)[0]
-    if case[1] in OPTIONS:
+    if case[1] in OPTIONS and case[1] != "identity":  # which is never sparse
         assert isinstance(form, SparseLatents) == (density != "many")
     expected = with_gradients(copy.deepcopy(built).double(), X.double())
     close(with_gradients(copy.deepcopy(built).double(), X.double(), "sparse"), expected, 1e-12)

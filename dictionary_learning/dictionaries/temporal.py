@@ -1,0 +1,196 @@
+"""Dictionaries of what a token adds to what the tokens before it predict."""
+
+import math
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
+from dictionary_learning.errors import ConfigError
+
+_LEAST = 1e-6
+"""What is added to the norm of a prediction, as in the published code."""
+
+
+class ContextAttention(nn.Module):
+    """Predicts a token's latents from those of the tokens before it.
+
+    Args:
+        dict_size: number of latents.
+        n_heads: number of heads.
+        bottleneck_factor: how many times narrower keys and queries are than latents.
+    """
+
+    def __init__(self, dict_size: int, n_heads: int, bottleneck_factor: int):
+        super().__init__()
+        self.n_heads = n_heads
+        narrow = dict_size // bottleneck_factor
+        self.k_ctx = nn.Linear(dict_size, narrow)
+        self.q_target = nn.Linear(dict_size, narrow)
+        self.v_ctx = nn.Linear(dict_size, dict_size)
+        self.c_proj = nn.Linear(dict_size, dict_size)
+
+    def forward(self, latents: Float[Tensor, "batch ctx dict_size"]) -> Float[Tensor, "batch ctx dict_size"]:
+        """Returns the prediction at each token, not yet rectified; of the first, from latents of zero."""
+        before = nn.functional.pad(latents, (0, 0, 1, -1))
+        split = "batch ctx (head dim) -> batch head ctx dim"
+        queries, keys, values = (
+            rearrange(made, split, head=self.n_heads)
+            for made in (self.q_target(latents), self.k_ctx(before), self.v_ctx(before))
+        )
+        read = nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        return self.c_proj(rearrange(read, "batch head ctx dim -> batch ctx (head dim)"))
+
+
+@DICTIONARIES.register("TemporalAutoencoder")
+class TemporalAutoencoder(Dictionary):
+    """An autoencoder of contexts: latents are what is new at a token, beside what attention predicts from the tokens before.
+
+    Each layer of attention predicts latents p of what is left of x, and takes its projection on them away:
+    p = relu(attention(relu(W_enc x / (4 dim)))),  x <- x - s W_dec^T p,  s = <x, W_dec^T p> / |W_dec^T p|^2
+    latents = the k largest of relu(W_enc x / (4 dim)) of what is left; all of them without k
+    x_hat = W_dec^T (latents + sum of s p) + b_dec
+
+    x is (..., ctx, activation_dim); a tensor of two dimensions is one context. It is here to be used, and is not trained by our
+    trainers. https://arxiv.org/abs/2511.01836.
+
+    Args:
+        activation_dim: width of the activations.
+        dict_size: number of latents.
+        k: how many latents of a token may be non-zero; None for a rectifier.
+        n_heads: heads of each layer of attention.
+        n_layers: layers of attention.
+        bottleneck_factor: how many times narrower keys and queries are than latents.
+        tied: whether the encoder is the decoder.
+        subtracts_b_dec: whether b_dec is subtracted before encoding.
+        has_output_bias: whether b_dec is added to the output.
+        scale: what activations are divided by before encoding, and outputs multiplied by.
+
+    Raises:
+        ConfigError: heads do not share the latents evenly, or k is more than there are.
+    """
+
+    def __init__(
+        self,
+        activation_dim: int,
+        dict_size: int,
+        k: int | None = None,
+        *,
+        n_heads: int = 8,
+        n_layers: int = 1,
+        bottleneck_factor: int = 64,
+        tied: bool = True,
+        subtracts_b_dec: bool = True,
+        has_output_bias: bool = True,
+        scale: float = 1.0,
+    ):
+        super().__init__(activation_dim, dict_size)
+        if min(n_heads, bottleneck_factor) < 1 or n_layers < 0 or dict_size % (n_heads * bottleneck_factor):
+            raise ConfigError(
+                f"TemporalAutoencoder got n_layers={n_layers}, n_heads={n_heads} and bottleneck_factor={bottleneck_factor} for "
+                f"dict_size={dict_size}; dict_size must be a multiple of n_heads * bottleneck_factor."
+            )
+        if k is not None and not 1 <= k <= dict_size:
+            raise ConfigError(f"TemporalAutoencoder cannot keep k={k} of dict_size={dict_size} latents; lower k.")
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ConfigError(f"TemporalAutoencoder got scale={scale}; activations are divided by a positive number.")
+        self.k, self.n_heads, self.n_layers, self.bottleneck_factor = k, n_heads, n_layers, bottleneck_factor
+        self.tied, self.subtracts_b_dec, self.has_output_bias = tied, subtracts_b_dec, has_output_bias
+        self.scale = float(scale)
+        self.W_dec = nn.Parameter(nn.functional.normalize(torch.randn(dict_size, activation_dim), dim=1))
+        if not tied:
+            self.W_enc = nn.Parameter(self.W_dec.detach().clone())
+        self.b_dec = nn.Parameter(torch.zeros(activation_dim))
+        self.attn_layers = nn.ModuleList(
+            [ContextAttention(dict_size, n_heads, bottleneck_factor) for _ in range(n_layers)]
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "W_enc" and self.tied:
+            return self.W_dec
+        return super().__getattr__(name)
+
+    def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents of what is new at each token, dense."""
+        return self.encode_with_predictions(x)[0]
+
+    def encode_with_predictions(
+        self, x: Float[Tensor, "*batch activation_dim"]
+    ) -> tuple[Float[Tensor, "*batch dict_size"], Float[Tensor, "*batch dict_size"]]:
+        """Returns the latents of what is new at each token, and the predicted ones."""
+        rest = self._contexts(x) / self.scale
+        if self.subtracts_b_dec:
+            rest = rest - self.b_dec
+        predicted = rest.new_zeros(*rest.shape[:-1], self.dict_size)
+        for layer in self.attn_layers:
+            latents = layer(self._rectified(rest)).relu()
+            written = latents @ self.W_dec
+            norm = written.norm(dim=-1, keepdim=True) + _LEAST
+            share = (written * rest).sum(-1, keepdim=True) / norm.square()
+            predicted = predicted + latents * share
+            rest = rest - share * written
+        novel = self._rectified(rest)
+        if self.k is not None:
+            values, indices = novel.topk(self.k, dim=-1)
+            novel = torch.zeros_like(novel).scatter(-1, indices, values)
+        shape = (*x.shape[:-1], self.dict_size)
+        return novel.reshape(shape), predicted.reshape(shape)
+
+    def decode(
+        self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
+    ) -> Float[Tensor, "*batch activation_dim"]:
+        """Returns the activations that latents stand for.
+
+        Args:
+            latents: the latents of what is new.
+            x: the activations that they are of; with them, what is predicted at each token is added.
+        """
+        total = latents if x is None else latents + self.encode_with_predictions(x)[1]
+        return self._written(total)
+
+    def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
+        """Returns outputs and latents of one context."""
+        novel, predicted = self.encode_with_predictions(x)
+        return Reconstruction(self._written(novel + predicted), novel)
+
+    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
+        novel, predicted = self.encode_with_predictions(x)
+        x_hat = self._written(novel + predicted)
+        return (x_hat, novel) if output_features else x_hat
+
+    def scale_(self, inputs: float, outputs: float | None = None) -> None:
+        if outputs not in (None, inputs):
+            raise ConfigError(f"An autoencoder has one scale; got inputs={inputs} and outputs={outputs}.")
+        self.scale *= inputs
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "activation_dim": self.activation_dim,
+            "dict_size": self.dict_size,
+            "k": self.k,
+            "n_heads": self.n_heads,
+            "n_layers": self.n_layers,
+            "bottleneck_factor": self.bottleneck_factor,
+            "tied": self.tied,
+            "subtracts_b_dec": self.subtracts_b_dec,
+            "has_output_bias": self.has_output_bias,
+            "scale": self.scale,
+        }
+
+    def _rectified(self, rest: Tensor) -> Tensor:
+        return (rest / (4 * self.activation_dim) @ self.W_enc.T).relu()
+
+    def _written(self, latents: Tensor) -> Tensor:
+        out = latents @ self.W_dec
+        return (out + self.b_dec if self.has_output_bias else out) * self.scale
+
+    def _contexts(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[-1] != self.activation_dim:
+            raise ConfigError(
+                f"Got activations of shape {tuple(x.shape)}; a TemporalAutoencoder takes whole contexts, "
+                f"(..., ctx, {self.activation_dim}). Give the tokens of each context in order."
+            )
+        return x.to(self.dtype).reshape(-1, *x.shape[-2:])

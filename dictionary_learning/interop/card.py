@@ -1,0 +1,125 @@
+"""The model card of dictionaries on the hub, written from the report of their evaluation."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dictionary_learning.interop.safe import read_json
+
+_FIGURES = {
+    "fvu": ("FVU", "fraction of variance unexplained; lower is better"),
+    "l0": ("L0", "non-zero latents of a token"),
+    "frac_alive": ("alive", "fraction of latents that fired"),
+    "ce_recovered_zero": ("CE recovered", "of the loss that zeros in its place cost; higher is better"),
+}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Returns the report in a file, or in the folder of a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    return read_json(path / "report.json" if path.is_dir() else path)
+
+
+def model_card(
+    repository: str,
+    *,
+    report: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    site: str | None = None,
+    format: str = "own",
+) -> str:
+    """Returns a `README.md`: YAML for the hub, what the dictionaries are, what they reach, and how to load them.
+
+    Args:
+        repository: "owner/name".
+        report: the report of an evaluation.
+        config: what is known of a dictionary, where there is no report.
+        site: the folder in the repository.
+        format: what it is written as.
+    """
+    report, config = report or {}, config or {}
+    entries = [entry for entry in report.get("dictionaries") or [] if isinstance(entry, Mapping)]
+    model = _name(report.get("model")) or _name(config.get("model"))
+    parts = [
+        _front_matter(model, entries, report, repository),
+        f"# {repository.rpartition('/')[2]}",
+        _about(model, report),
+    ]
+    if entries:
+        parts += [_table(entries), "\n".join(f"- **{name}**: {said}." for name, said in _FIGURES.values())]
+    place = f', site="{site}"' if site else ""
+    loading = f'from dictionary_learning import load_dictionary\n\ndictionary, config = load_dictionary("{repository}"{place})'
+    parts += ["## Loading", f"```python\n{loading}\n```", f"The files are of the format `{format}`."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(
+    model: str | None, entries: Sequence[Mapping[str, Any]], report: Mapping[str, Any], repository: str
+) -> str:
+    values: dict[str, Any] = {
+        "library_name": "dictionary-learning",
+        "tags": ["sparse-autoencoder", "dictionary-learning", "mechanistic-interpretability"],
+    }
+    if model is not None and "/" in model and not model.startswith(("/", ".")):
+        values["base_model"] = model
+    if entries:
+        values["model-index"] = [
+            {"name": repository.rpartition("/")[2], "results": [_result(e, report) for e in entries]}
+        ]
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
+
+
+def _result(entry: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    data = report.get("data")
+    source = str(data.get("source", "held-out text")) if isinstance(data, Mapping) else "held-out text"
+    figures = [
+        {"type": key, "name": label, "value": value}
+        for key, (label, _) in _FIGURES.items()
+        if (value := _figure(entry, key)) is not None
+    ]
+    return {
+        "task": {"type": "feature-extraction", "name": f"Reconstruction of {entry.get('site', 'activations')}"},
+        "dataset": {"type": "text", "name": source},
+        "metrics": figures,
+    }
+
+
+def _about(model: str | None, report: Mapping[str, Any]) -> str:
+    of = f" of `{model}`" if model else ""
+    data = report.get("data")
+    scored = data.get("n_tokens_scored") if isinstance(data, Mapping) else None
+    measured = f" Evaluated on {scored:,} tokens of {data['source']}." if isinstance(scored, int) and data else ""
+    return f"Sparse dictionaries of the activations{of}, in files that run no code when they are read.{measured}"
+
+
+def _table(entries: Sequence[Mapping[str, Any]]) -> str:
+    labels = ["site", "class", "width", *(label for label, _ in _FIGURES.values())]
+    rows = [labels, ["---"] * len(labels)]
+    for entry in entries:
+        figures = [_figure(entry, key) for key in _FIGURES]
+        shown = ["-" if value is None else f"{value:.4g}" for value in figures]
+        rows.append(
+            [f"`{entry.get('site', '')}`", str(entry.get("class", "")), str(entry.get("dict_size", "")), *shown]
+        )
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
+    )
+
+
+def _figure(entry: Mapping[str, Any], key: str) -> float | None:
+    metrics = entry.get("metrics")
+    value = metrics.get(key) if isinstance(metrics, Mapping) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _name(model: Any) -> str | None:
+    name = model.get("name") if isinstance(model, Mapping) else model
+    return name if isinstance(name, str) and name else None

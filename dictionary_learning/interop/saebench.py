@@ -1,0 +1,196 @@
+"""A dictionary as SAEBench's evaluations and tools for SAELens's dictionaries expect one.
+
+Encoders are (activation_dim, dict_size) there, decoders (dict_size, activation_dim) with rows of unit norm, and settings stand in `cfg`.
+Nothing of those packages is imported.
+"""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dictionary_learning.dictionaries import Coder, Dictionary, Normalized, finetuned, fold_decoder_norm_
+from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Gated
+from dictionary_learning.errors import ConfigError
+
+
+@dataclasses.dataclass
+class CustomConfig:
+    """Settings by the names that SAEBench and SAELens have."""
+
+    model_name: str
+    d_in: int
+    d_sae: int
+    hook_name: str
+    hook_layer: int
+    architecture: str
+    dtype: str
+    device: str
+    context_size: int = 128
+    hook_head_index: int | None = None
+    activation_fn_str: str = ""
+    apply_b_dec_to_input: bool = True
+    prepend_bos: bool = True
+    normalize_activations: str = "none"
+    dataset_path: str = ""
+    dataset_trust_remote_code: bool = False
+    seqpos_slice: tuple = (None,)
+    model_from_pretrained_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    neuronpedia_id: str | None = None
+    training_tokens: int = -1
+    sae_lens_training_version: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain data."""
+        return dataclasses.asdict(self)
+
+
+class CustomSAE(nn.Module):
+    """A dictionary behind the interface of SAEBench's custom SAEs.
+
+    Args:
+        dictionary: what encodes and decodes.
+        cfg: its settings.
+    """
+
+    def __init__(self, dictionary: Dictionary, cfg: CustomConfig):
+        super().__init__()
+        self.dictionary = dictionary
+        self.cfg = cfg
+        self.use_error_term = False
+
+    @property
+    def W_enc(self) -> Float[Tensor, "activation_dim dict_size"]:
+        """The encoder, by rows of the activations' dimensions."""
+        return _coder(self.dictionary).W_enc.T
+
+    @property
+    def W_dec(self) -> Float[Tensor, "dict_size activation_dim"]:
+        """The decoder: a row for each latent."""
+        return _coder(self.dictionary).W_dec
+
+    @property
+    def b_enc(self) -> Float[Tensor, "dict_size"]:
+        """The encoder's bias; zeros where the nonlinearity has the biases."""
+        bias = _coder(self.dictionary).b_enc
+        return self.W_dec.new_zeros(self.dictionary.dict_size) if bias is None else bias
+
+    @property
+    def b_mag(self) -> Float[Tensor, "dict_size"]:
+        """The bias of the magnitudes, where there are gates; else the encoder's."""
+        nonlinearity = _coder(self.dictionary).nonlinearity
+        return nonlinearity.mag_bias if isinstance(nonlinearity, Gated) else self.b_enc
+
+    @property
+    def b_dec(self) -> Float[Tensor, "activation_dim"]:
+        """The decoder's bias."""
+        bias = _coder(self.dictionary).b_dec
+        return self.W_dec.new_zeros(self.dictionary.output_dim) if bias is None else bias
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.dictionary.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return self.dictionary.dtype
+
+    def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents, dense, in the type of the parameters."""
+        return self.dictionary.encode(x).to(self.dtype)
+
+    def decode(self, feature_acts: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
+        """Returns the activations that latents stand for."""
+        return self.dictionary.decode(feature_acts).to(self.dtype)
+
+    def forward(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch activation_dim"]:
+        """Returns what is made of activations."""
+        return self.dictionary(x).to(self.dtype)
+
+    def to(self, *args: Any, **kwargs: Any) -> "CustomSAE":
+        """Moves or casts the dictionary, and says so in the settings."""
+        super().to(*args, **kwargs)
+        self.cfg.device, self.cfg.dtype = str(self.device), str(self.dtype).removeprefix("torch.")
+        return self
+
+
+def as_custom_sae(
+    dictionary: Dictionary,
+    config: Mapping[str, Any] | None = None,
+    *,
+    model_name: str | None = None,
+    hook_name: str | None = None,
+    hook_layer: int | None = None,
+    context_size: int = 128,
+) -> CustomSAE:
+    """Returns a dictionary as SAEBench takes it, with decoder rows of unit norm where that changes no output.
+
+    Args:
+        dictionary: an autoencoder of one site; it is not changed, and shares no tensors with what comes back.
+        config: what is known of it, as `load_dictionary` gives it.
+        model_name: the model, by the name that TransformerLens has for it.
+        hook_name: the place, by the name that TransformerLens has for it, as "blocks.5.hook_resid_post".
+        hook_layer: the layer; by default the first number in the hook's name.
+        context_size: tokens of a context.
+
+    Raises:
+        ConfigError: it predicts other activations than it reads, needs them to decode, or the model or place is not known.
+    """
+    if isinstance(dictionary, Normalized) or not isinstance(dictionary, Coder) or dictionary.W_skip is not None:
+        raise ConfigError(
+            f"SAEBench decodes latents alone, and takes autoencoders of one site; this is a {type(dictionary).__name__}. Evaluate it "
+            "with this package's evaluate_dictionaries."
+        )
+    config = config or {}
+    model = config.get("model")
+    model_name = model_name or (model.get("name") if isinstance(model, Mapping) else model)
+    hook_name = hook_name or config.get("site")
+    if not isinstance(model_name, str) or not isinstance(hook_name, str):
+        raise ConfigError(
+            "It is not known which model and which place the dictionary is of. Give model_name= and hook_name=."
+        )
+    if hook_layer is None:
+        number = re.search(r"\d+", hook_name)
+        if number is None:
+            raise ConfigError(f"There is no layer in '{hook_name}'. Give hook_layer=.")
+        hook_layer = int(number[0])
+    own = _with_unit_rows(dictionary).requires_grad_(False)
+    kind = type(own.nonlinearity).__name__.lower()
+    cfg = CustomConfig(
+        model_name=model_name,
+        d_in=own.activation_dim,
+        d_sae=own.dict_size,
+        hook_name=hook_name,
+        hook_layer=hook_layer,
+        architecture=kind,
+        activation_fn_str=kind,
+        dtype=str(own.dtype).removeprefix("torch."),
+        device=str(own.device),
+        context_size=context_size,
+        apply_b_dec_to_input=own.centered,
+    )
+    return CustomSAE(own, cfg)
+
+
+def _with_unit_rows(dictionary: Coder) -> Coder:
+    """Returns a copy with decoder rows of unit norm; with those it has, where it compares latents with each other."""
+    own = copy.deepcopy(dictionary)
+    if isinstance(own.nonlinearity, BatchTopK) and float(own.nonlinearity.threshold) >= 0 and not own.rank_by_norm:
+        own = finetuned(own, nonlinearity={"name": "jump_relu"})  # which is what it is when it is used
+    try:
+        fold_decoder_norm_(own)
+    except ConfigError:
+        return copy.deepcopy(dictionary)
+    return own
+
+
+def _coder(dictionary: Dictionary) -> Coder:
+    assert isinstance(dictionary, Coder)
+    return dictionary
