@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, finished
 from dictionary_learning.activations.scaling import ActivationStream
-from dictionary_learning.dictionaries import WIRINGS, Dictionary
+from dictionary_learning.dictionaries import WIRINGS, Dictionary, load_dictionary
+from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, SAETrainer, trainer_of
@@ -19,6 +20,12 @@ _SAMPLE = 32_768
 """Rows looked at for starting points."""
 _SCALE_SAMPLE = 131_072
 """Rows looked at for the scale of the activations: heavy tails make the mean of fewer wander."""
+_TRAINED_AS = {
+    "layer_norm": "layer_norm",
+    "layer_norm_eps_in": "layer_norm",
+    "constant_norm_rescale": "constant_norm_rescale",
+}
+"""What each normalization of a finished dictionary is called in training."""
 
 
 class Trainee(NamedTuple):
@@ -80,13 +87,14 @@ def trainees_of(
             options["wiring"] = default_wiring
         if options.get("wiring") == "heads" and options.get("n_heads") is None:
             options["n_heads"] = stream.n_heads or _n_heads(stream.data, options, stream.widths)
-        own = options.get("normalize") or trainer_class.Config().normalize
+        inside = _taken_from_inside(options)
+        own = inside or options.get("normalize") or trainer_class.Config().normalize
         kind = own or _default_normalization(normalize, options.get("wiring"))
         for sites in assignments(options, stream.widths):
             filled = _filled(options, sites, stream, steps, device)
             trainer = trainer_class(trainer_class.Config(**{**filled, "normalize": kind}))
             normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
-            if options.get("finetune") is not None:
+            if options.get("finetune") is not None and inside is None:
                 _take_scales_out(trainer.dictionary, sites, normalizers)
             x = samples.rows(sites.reads, normalizers)
             trainer.initialize(x, None if sites.is_autoencoder else samples.rows(sites.writes, normalizers))
@@ -123,6 +131,31 @@ class _Samples:
         if self._rows is None or (n > _SAMPLE >= len(next(iter(self._rows.values())))):
             self._rows = self.stream.sample(n)
         return self._rows
+
+
+def _taken_from_inside(options: dict[str, Any]) -> str | None:
+    """Puts the dictionary inside in the place of one that normalizes each token, to be trained further; returns the normalization.
+
+    Raises:
+        ConfigError: it scales sites beside, or another normalization was asked for.
+    """
+    given = options.get("finetune")
+    trained = given if given is None or isinstance(given, Dictionary) else load_dictionary(given)[0]
+    if not isinstance(trained, Normalized):
+        return None
+    kind = None if trained.normalization is None else NORMALIZATIONS.canonical(_TRAINED_AS[trained.normalization])
+    if kind is None or set(trained.scales) != {1.0}:
+        raise ConfigError(
+            f"A dictionary around which sites are scaled by {trained.scales} cannot be trained further. Give the one inside "
+            "(its attribute `dictionary`), and activations that are scaled so."
+        )
+    asked = options.get("normalize")
+    if asked is not None and NORMALIZATIONS.canonical(asked) != kind:
+        raise ConfigError(
+            f"Got normalize={asked!r} for a dictionary that was trained with {kind!r}. Leave normalize out."
+        )
+    options["finetune"] = trained.dictionary
+    return kind
 
 
 def _take_scales_out(dictionary: Dictionary, sites: Assignment, normalizers: Mapping[Site, Normalizer]) -> None:

@@ -25,7 +25,7 @@ from dictionary_learning.dictionaries.nonlinearities import (
     StoppedPursuit,
     TopK,
 )
-from dictionary_learning.dictionaries.serialization import write_atomically, write_json
+from dictionary_learning.disk import write_atomically, write_json
 from dictionary_learning.errors import CheckpointError
 
 _VERSION = "6.0.0"

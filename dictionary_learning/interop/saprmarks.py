@@ -23,7 +23,7 @@ from dictionary_learning.dictionaries import (
     JumpReluAutoEncoder,
     MatryoshkaBatchTopKSAE,
 )
-from dictionary_learning.dictionaries.serialization import write_atomically, write_json
+from dictionary_learning.disk import write_atomically, write_json
 from dictionary_learning.errors import CheckpointError, did_you_mean
 from dictionary_learning.interop.archives import read_pt
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, positive, setting

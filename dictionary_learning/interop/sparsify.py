@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, TopK
-from dictionary_learning.dictionaries.serialization import write_atomically, write_json
+from dictionary_learning.disk import write_atomically, write_json
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
 from dictionary_learning.interop.building import Weights

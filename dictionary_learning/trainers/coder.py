@@ -141,6 +141,7 @@ class CoderTrainer(SAETrainer):
 
     def _continued(self, trained: Any) -> Trainable:
         """Returns a copy of a trained dictionary, with this method's nonlinearity and number of latents."""
+        given = trained
         if not isinstance(trained, Dictionary):
             trained, _ = load_dictionary(trained)
         if not isinstance(trained, Coder):
@@ -160,7 +161,8 @@ class CoderTrainer(SAETrainer):
             )
         self.dict_size = dictionary.dict_size
         # what is saved names it, and does not hold it
-        self.config_values = self.settings.replace(dict_size=self.dict_size, finetune=str(type(trained).__name__))
+        name = type(trained).__name__ if given is trained else str(given)
+        self.config_values = self.settings.replace(dict_size=self.dict_size, finetune=name)
         return dictionary
 
     @property
@@ -216,7 +218,7 @@ class CoderTrainer(SAETrainer):
         if settings.finetune is not None:
             return  # it has begun long ago
         fit = WIRINGS[settings.wiring].writes_others and settings.decoder_init_norm is None
-        self.dictionary.start(x, y, Start(settings.b_dec_init_method, settings.scale_encoder, fit))
+        self.dictionary.start(x, y, Start(settings.b_dec_init_method, settings.scale_encoder, fit, self.generator))
         if self.has_unit_rows and fit:
             for part in self.dictionary.coders():
                 part.coder.W_dec.copy_(torch.nn.functional.normalize(part.coder.W_dec, dim=1))

@@ -27,6 +27,9 @@ _LR = {"adam": 4.5e-3, "adam_8bit": 4.5e-3, "adam_schedule_free": 4.5e-3, "signu
 """Learning rates at that width, by optimizer; those of signs are sparsify's, which the factors of the weights then multiply."""
 _LR_MUON = 2e-3
 """Muon's, whatever the width (sparsify)."""
+_END_TO_END = 0.2
+"""What the rate is multiplied by where the loss is the model's: at the whole rate the divergence fell more slowly, and the
+reconstruction left the activations (40 steps on SmolLM2-135M: 0.97 nats and FVU 2.7, against 0.75 and 1.0 or less at a third and a ninth)."""
 
 
 class Attempt(NamedTuple):
@@ -105,7 +108,8 @@ class SelectingTrainer(CoderTrainer):
             return _LR_MUON
         if not isinstance(optimizer, str):
             return self.default_lr
-        return _LR.get(optimizer, _LR["adam"]) / (self.dict_size / _LR_WIDTH) ** 0.5
+        law = _LR.get(optimizer, _LR["adam"]) / (self.dict_size / _LR_WIDTH) ** 0.5
+        return law if self.settings.loss_fn == "reconstruction" else law * _END_TO_END
 
     def build_schedule(self) -> Schedule:
         settings = self.settings

@@ -9,7 +9,8 @@ import torch
 
 from dictionary_learning import AutoEncoder, AutoEncoderTopK, Sae, load_dictionary, load_many, save_dictionary, trainSAE
 from dictionary_learning.dictionaries import BatchTopKSAE, JumpReluAutoEncoder
-from dictionary_learning.errors import CheckpointError
+from dictionary_learning.dictionaries.normalized import Normalized
+from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.interop.archives import read_pt
 from dictionary_learning.sites import natural_key
 from tests import tiny
@@ -190,3 +191,21 @@ def test_any_format_is_trained_further(name, config):
     (trained,) = trainSAE(data, {**config, "finetune": str(golden.folder(name)), "dict_size": 128}, 3, progress=False)
     assert trained.dict_size == 128 and trained.W_dec.isfinite().all()
     torch.testing.assert_close(trained.W_dec[:4], dictionary.W_dec[:4], atol=0.5, rtol=0.5)
+
+
+@pytest.mark.parametrize(
+    "name", ["openai/topk", "saelens/standard_layer_norm", "saelens/standard_constant_norm_rescale"]
+)
+def test_dictionary_that_normalizes_tokens_is_trained_further(name):
+    place = golden.folder(name)
+    dictionary, _ = load_dictionary(place)
+    assert isinstance(dictionary, Normalized)
+    x = tiny.Planted(dim=16).batch(64) * 3 + 1
+    trainer = {"trainer": "top_k", "k": 4} if "topk" in name else {"trainer": "standard", "sparsity_penalty": 0.0}
+    (same,) = trainSAE(
+        [x], {**trainer, "finetune": str(place), "lr": 1e-12, "unit_norm_decoder": False}, 1, progress=False
+    )
+    assert isinstance(same, Normalized)
+    torch.testing.assert_close(same(x), dictionary(x), atol=2e-3, rtol=2e-3)
+    with pytest.raises(ConfigError, match="was trained with"):
+        trainSAE([x], {**trainer, "finetune": str(place), "normalize": "sqrt_dim"}, 1, progress=False)

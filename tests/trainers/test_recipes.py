@@ -50,7 +50,9 @@ class TestFinetune:
         t.initialize(x)
         assert t.dict_size == 64 and t.dictionary.W_dec.requires_grad
         torch.testing.assert_close(t.dictionary(x), dictionary(x))
-        assert t.config["finetune"] == "AutoEncoderTopK"
+        assert t.config["finetune"] == str(folder)
+        held = TopKTrainer(activation_dim=32, steps=10, k=4, finetune=dictionary, device="cpu")
+        assert held.config["finetune"] == "AutoEncoderTopK"
 
     def test_widens_and_changes_the_nonlinearity(self, tmp_path):
         _, folder = self.trained(tmp_path)
