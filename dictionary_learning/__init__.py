@@ -4,7 +4,9 @@ Activations come from an `ActivationBuffer`, dictionaries are trained by `trainS
 them back into the model and measures what is lost.
 """
 
+from dictionary_learning.activations.cache import ActivationCache, write_cache
 from dictionary_learning.activations.filters import TokenFilter
+from dictionary_learning.activations.mixture import ActivationMixture
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.contexts import ContextStream
 from dictionary_learning.dictionaries import (
@@ -28,6 +30,16 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate, evaluate_dictionaries, loss_recovered
 from dictionary_learning.evaluation.reports import write_report
+from dictionary_learning.interop import (
+    Sae,
+    as_custom_sae,
+    convert,
+    load_from_hub,
+    load_many,
+    pretrained,
+    push_to_hub,
+    write_dictionary,
+)
 from dictionary_learning.model_set import ModelSet
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
@@ -38,6 +50,8 @@ __version__ = "1.0.0.dev0"
 
 __all__ = [
     "ActivationBuffer",
+    "ActivationCache",
+    "ActivationMixture",
     "AutoEncoder",
     "AutoEncoderTopK",
     "BatchTopKSAE",
@@ -53,6 +67,7 @@ __all__ = [
     "JumpReluAutoEncoder",
     "ModelSet",
     "SAETrainer",
+    "Sae",
     "Site",
     "SparseAutoencoder",
     "TokenFilter",
@@ -61,16 +76,24 @@ __all__ = [
     "TrainerTopK",
     "Transcoder",
     "__version__",
+    "as_custom_sae",
     "calibrate",
+    "convert",
     "evaluate",
     "evaluate_dictionaries",
     "finetuned",
     "fold_decoder_norm_",
     "gradient_pursuit",
     "load_dictionary",
+    "load_from_hub",
+    "load_many",
     "load_model",
     "loss_recovered",
+    "pretrained",
+    "push_to_hub",
     "save_dictionary",
     "trainSAE",
+    "write_cache",
+    "write_dictionary",
     "write_report",
 ]

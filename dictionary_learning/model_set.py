@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dictionary_learning.errors import ModelError, SiteError
 from dictionary_learning.models import TracedModel, load_model
-from dictionary_learning.sites import Side, Site
+from dictionary_learning.sites import Sides, Site
 
 _SEPARATOR = "/"
 
@@ -47,7 +47,7 @@ class ModelSet:
         """Returns what is kept in a checkpoint: the models, each with name, revision and dtype."""
         return {"name": self.name, "models": {name: model.describe() for name, model in self.models.items()}}
 
-    def sites(self, submodules: Any, side: Side = "out") -> list[Site]:
+    def sites(self, submodules: Any, side: Sides = "out") -> list[Site]:
         """Returns the sites that are meant, each with its model's name.
 
         Raises:
@@ -56,15 +56,28 @@ class ModelSet:
         wanted: list[Any] = [submodules] if isinstance(submodules, (str, Site)) else list(submodules)
         found: dict[Site, None] = {}
         for item in wanted:
-            site = Site.parse(item, side)
+            site = Site.parse(item, "out" if side == "in_and_out" else side)
             owner, separator, path = site.path.partition(_SEPARATOR)
             if separator and owner not in self.models:
                 raise SiteError(f"Site '{site}' names the model '{owner}'; the set has {', '.join(self.models)}.")
             for name in [owner] if separator else self.models:
-                inner = Site(path if separator else site.path, site.side)
-                for match in self.models[name].sites(inner, side):
-                    found[Site(f"{name}{_SEPARATOR}{match.path}", match.side)] = None
+                inner = site._replace(path=path) if separator else site
+                found.update((self._owned(name, match), None) for match in self.models[name].sites(inner, side))
         return list(found)
+
+    def layers(self, layers: Sequence[int] | None = None, layer_stride: int = 1, *, side: Sides = "out") -> list[Site]:
+        """Returns the sites of the layers of each model (see `TracedModel.layers`)."""
+        return [
+            self._owned(name, site)
+            for name, model in self.models.items()
+            for site in model.layers(layers, layer_stride, side=side)
+        ]
+
+    def n_heads(self, site: Site | str) -> int:
+        """Returns the number of attention heads at a site (see `TracedModel.n_heads`)."""
+        site = Site.parse(site)
+        model, inner = self._owners([site])[site]
+        return model.n_heads(inner)
 
     def widths(self, sites: Sequence[Site]) -> dict[Site, int]:
         """Returns the width of each site."""
@@ -100,5 +113,8 @@ class ModelSet:
         owners = {}
         for site in sites:
             name, _, path = site.path.partition(_SEPARATOR)
-            owners[site] = (self.models[name], Site(path, site.side))
+            owners[site] = (self.models[name], site._replace(path=path))
         return owners
+
+    def _owned(self, name: str, site: Site) -> Site:
+        return site._replace(path=f"{name}{_SEPARATOR}{site.path}")

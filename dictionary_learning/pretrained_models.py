@@ -1,5 +1,10 @@
-"""Pretrained models and tokenizers by name: from the hub, a folder or a GGUF file."""
+"""Pretrained models and tokenizers by name: from the hub, a folder or a GGUF file.
 
+The class is the one that the model was saved from, which its config names: a causal language model, an encoder with or without
+the head for masked tokens, an encoder and decoder, an image model. Another class would make up weights that the file has not.
+"""
+
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -24,14 +29,13 @@ def load_pretrained(
         ModelError: there is no such model, or it cannot be reached.
         MissingDependencyError: a GGUF file was named, and what reads it is not installed.
     """
-    from transformers import AutoModelForCausalLM
-
     if isinstance(dtype, str):
         dtype = dtype_from_name(dtype)
     source, extra = _source(name)
     options = {**_quantization(extra), **extra, **options, "revision": revision or "main"}
     try:
-        module: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
+        kind = _model_class(source, extra, options)
+        module: Any = kind.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(_not_loaded(name, error)) from error
     return module if "device_map" in options else module.to(device)
@@ -54,6 +58,30 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         ) from error
 
 
+def takes_text(module: nn.Module) -> bool:
+    """Tells whether a model takes token ids."""
+    return "input_ids" in inspect.signature(type(module).forward).parameters
+
+
+def _model_class(source: str, extra: dict[str, str], options: dict[str, Any]) -> Any:
+    """Returns what loads a model: the class named in its config, or the first of transformers' automatic ones that knows it."""
+    import transformers
+
+    if extra or Path(source, "adapter_config.json").is_file():
+        return transformers.AutoModelForCausalLM  # a GGUF file; an adapter, which names the model that it is for
+    known = {key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options}
+    config: Any = options.get("config") or transformers.AutoConfig.from_pretrained(source, **known)
+    named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+    if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+        return named
+    automatic = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModel")
+    own = getattr(config, "auto_map", None) or {}  # code that comes with the model
+    for kind in automatic:
+        if kind in own or type(config) in getattr(transformers, kind)._model_mapping:
+            return getattr(transformers, kind)
+    return transformers.AutoModelForCausalLM
+
+
 def _source(name: str) -> tuple[str, dict[str, str]]:
     """Returns what `from_pretrained` is given for a hub name, a folder, or a GGUF file."""
     path = Path(name).expanduser()
@@ -62,7 +90,7 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
             raise ModelError(_missing_path(path))
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             gguf = sorted(p.name for p in path.glob("*.gguf"))
             hint = (
                 f"It holds {', '.join(gguf)}: name that file."

@@ -92,7 +92,6 @@ def trainSAE(
     stream = ActivationStream(data, split_by_head=activations_split_by_head)
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
     trainees = trainees_of(trainer_configs, stream, steps, device, normalize_activations, wiring)
-    configs = {t.name: _sections(t, data, run_cfg) for t in trainees}
     sinks = [Alarm(), *loggers]
     if save_dir is not None:
         sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl"))
@@ -120,11 +119,11 @@ def trainSAE(
             if console is not None and (step % _ADVANCE_EVERY == 0 or step == steps):
                 console.advance(step, n_tokens)
             if save_dir is not None and step in save_at:
-                _save(trainees, configs, save_dir, f"checkpoints/step_{step}")
+                _save(trainees, data, run_cfg, save_dir, f"checkpoints/step_{step}")
             if save_dir is not None and backup_steps and step % backup_steps == 0:
-                _save(trainees, configs, save_dir, "checkpoints/latest")
+                _save(trainees, data, run_cfg, save_dir, "checkpoints/latest")
     if save_dir is not None:
-        _save(trainees, configs, save_dir)
+        _save(trainees, data, run_cfg, save_dir)
     return [trainee.finished() for trainee in trainees]
 
 
@@ -207,14 +206,18 @@ def _sections(trainee: Trainee, data: Any, run_cfg: Mapping[str, Any] | None) ->
 
 
 def _save(
-    trainees: Sequence[Trainee], configs: Mapping[str, Mapping[str, Any]], save_dir: str | os.PathLike, part: str = ""
+    trainees: Sequence[Trainee],
+    data: Any,
+    run_cfg: Mapping[str, Any] | None,
+    save_dir: str | os.PathLike,
+    part: str = "",
 ) -> None:
     for number, trainee in enumerate(trainees):
         trained = {"step": trainee.trainer.step, "steps": trainee.trainer.steps}
         save_dictionary(
             trainee.finished(),
             Path(save_dir) / f"trainer_{number}" / part,
-            {**configs[trainee.name], "trained": trained},
+            {**_sections(trainee, data, run_cfg), "trained": trained},
         )
 
 

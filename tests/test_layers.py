@@ -8,11 +8,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"errors"},
-    {"config", "latents", "sites", "hardware"},
+    {"config", "latents", "sites", "hardware", "disk"},
     {"ops", "parallel", "module_values", "pretrained_models"},
+    {"capture"},
     {"models"},
     {"dictionaries", "data", "model_set"},
-    {"activations", "loggers", "synthetic"},
+    {"activations", "loggers", "synthetic", "predictions"},
     {"buffer", "contexts", "trainers", "checkpoint", "interop", "interventions"},
     {"trainees"},
     {"training", "evaluation", "interp"},
@@ -21,12 +22,13 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OLD_ADDRESSES = {"dictionary", "grad_pursuit", "utils", "pytorch_buffer", "__init__", "__main__"}
 ALLOWED_IN = {
-    "nnsight": {"models.py"},
+    "nnsight": {"capture/tracing.py", "capture/remote.py"},
     "datasets": {"data/hub.py"},
+    "huggingface_hub": {"data/hub.py", "interop/hub.py"},
     "wandb": {"loggers/wandb.py"},
     "tensorboard": {"loggers/tensorboard.py"},
     "matplotlib": {"evaluation/reports"},
-    "jinja2": {"evaluation/reports"},
+    "jinja2": {"evaluation/reports", "data/chat.py"},
     "triton": {"ops/triton/pairs.py", "ops/triton/candidates.py", "ops/triton/selection.py", "ops/triton/adam.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

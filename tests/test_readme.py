@@ -2,13 +2,18 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import dictionary_learning
 from tests import tiny
+from tests.data.kinds import lines
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,6 +64,60 @@ def test_python_of_the_methods_page_runs():
     names = {"dictionary": dictionary, "activations": data, "x": data[0]}
     exec(compile(block.replace("100_000", "2_000").replace("32", "4"), "methods.md", "exec"), names)
     assert names["wider"].dict_size == 128
+
+
+def test_python_of_the_data_page_runs(small_model, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    texts = tiny.documents(120)
+    lines("corpus.jsonl.zst", [{"body": text} for text in texts])
+    Path("books").mkdir()
+    lines("books/one.txt", texts)
+    np.arange(3, 90, dtype="uint32").tofile("tokens.bin")
+    hub = {
+        "HuggingFaceFW/fineweb": {"text": texts},
+        "user/chats": {"messages": [[{"role": "user", "content": "w1"}]]},
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *_, **arguments: datasets.Dataset.from_dict(hub[name]))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "data.md", "exec"), names)
+    assert len(blocks) == 6
+    assert names["activations"].shape == (256, 8)
+    assert names["stream"].take(1).input_ids.shape == (1, 128)
+
+
+def test_python_of_the_cache_page_runs(small_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines("corpus.jsonl", [{"text": text} for text in tiny.documents(400)])
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cache.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(compile(block.replace("steps=20", "steps=3, progress=False"), "cache.md", "exec"), names)
+    assert names["cache"].n_rows == 2000 and names["dictionary"].dict_size == 64
+    assert next(names["mixed"])[dictionary_learning.Site("model.layers.8")].shape == (512, 8)
+
+
+def test_python_of_the_formats_page_runs(tmp_path, monkeypatch, capsys):
+    """Repositories are folders of the same names, and what would be uploaded is kept."""
+    monkeypatch.chdir(tmp_path)
+    fixtures = ROOT / "tests" / "fixtures"
+    shutil.copytree(fixtures / "sparsify" / "multi_hookpoint", "EleutherAI/sae-llama-3-8b-32x")
+    dictionary_learning.save_dictionary(dictionary_learning.AutoEncoder(16, 64), "runs/mine/trainer_0")
+    (tmp_path / "runs" / "mine" / "report.json").write_text(json.dumps({"dictionaries": []}))
+    uploaded = []
+    monkeypatch.setattr(
+        "dictionary_learning.interop.hub._upload", lambda *given: uploaded.append(given[2]) or "address"
+    )
+    x = torch.randn(32, 16)
+    names = {"activations": x, "data": [x] * 3}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "formats.md").read_text(), re.S):
+        exec(compile(block.replace("steps=3", "steps=3, progress=False"), "formats.md", "exec"), names)
+    assert uploaded == ["you/dictionaries-of-your-model", "you/a-whole-run"]
+    assert list(names["dictionaries"]) == ["layers.0", "layers.2", "layers.10"]
+    assert sorted(p.name for p in (tmp_path / "converted" / "run").iterdir()) == ["layers.0", "layers.10", "layers.2"]
+    assert "gpt2-small-res-jb" in capsys.readouterr().out
 
 
 def python_of_the_readme() -> list[str]:

@@ -55,3 +55,25 @@ def test_error_says_what_is_there(asked, hint):
 
 def test_natural_key_orders_numbers_by_value():
     assert sorted(["l.10.a", "l.9.b", "l.9.a", "k"], key=natural_key) == ["k", "l.9.a", "l.9.b", "l.10.a"]
+
+
+@pytest.mark.parametrize(
+    "site", [Site("a.b"), Site("a.b", "in"), Site("a.b", "out", 1), Site("a.b", "in", 12), Site("a", "heads"), Site("")]
+)
+def test_site_is_read_as_it_was_written(site):
+    assert Site.parse(str(site)) == site
+
+
+def test_first_of_several_is_written_as_ever():
+    assert str(Site("a.b")) == "a.b:out" == str(Site.parse("a.b:out[0]"))
+    assert str(Site("a.b", "in", 2)) == "a.b:in[2]"
+
+
+@pytest.mark.parametrize("text", ["a:out[", "a:out[-1]", "a:heads[1]", "a:out[x]", "a:"])
+def test_parse_refuses_another_position(text):
+    with pytest.raises(SiteError, match="a site ends in"):
+        Site.parse(text)
+
+
+def test_position_in_a_tuple_goes_with_each_match_of_a_pattern():
+    assert expand("h.[0-1].attn:out[1]", PATHS) == [Site(f"transformer.h.{n}.attn", "out", 1) for n in (0, 1)]

@@ -6,18 +6,44 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 VOCAB, DIM, LAYERS, POSITIONS = 97, 16, 3, 64
@@ -36,6 +62,39 @@ _BUILD = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHARED, **_HEADS, **_IDS)),
 }
 FAMILIES = list(_BUILD)
+_WHOLE_HEADS = {"num_attention_heads": 2, "intermediate_size": 32}
+_GPT = {"vocab_size": VOCAB, "n_embd": DIM, "n_layer": LAYERS, "n_head": 2, "n_positions": POSITIONS}
+_MORE = {
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_SHARED, **_HEADS, **_IDS)),
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_SHARED, **_HEADS, **_IDS, num_local_experts=4)),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**_SHARED, **_WHOLE_HEADS, **_IDS)),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(**_SHARED, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=DIM, **_IDS)
+    ),
+    "gptj": lambda: GPTJForCausalLM(GPTJConfig(**_GPT, rotary_dim=4, **_IDS)),
+    "falcon": lambda: FalconForCausalLM(
+        FalconConfig(vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=2, **_IDS)
+    ),
+    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=DIM, n_layer=LAYERS, n_head=2, **_IDS)),
+    "bert": lambda: BertForMaskedLM(BertConfig(**_SHARED, **_WHOLE_HEADS, pad_token_id=2)),
+    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**_SHARED, **_WHOLE_HEADS, **_IDS)),
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=VOCAB, d_model=DIM, d_kv=8, d_ff=32, num_layers=LAYERS, num_heads=2)
+    ),
+    "bart": lambda: BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=VOCAB, d_model=DIM, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_ffn_dim=32, decoder_ffn_dim=32,
+            encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=POSITIONS, **_IDS,
+        )
+    ),
+    "mamba": lambda: MambaForCausalLM(
+        MambaConfig(vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, **_IDS)
+    ),
+    "vit": lambda: ViTForImageClassification(
+        ViTConfig(hidden_size=DIM, num_hidden_layers=LAYERS, **_WHOLE_HEADS, image_size=16, patch_size=8)
+    ),
+}  # fmt: skip
+"""Models that few tests need."""
 LAYER = {
     "gpt2": "transformer.h.1",
     "neox": "gpt_neox.layers.1",
@@ -51,7 +110,7 @@ ATTENTION = {"gpt2": "attn", "neox": "attention", "llama": "self_attn", "gemma3"
 def model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     """Returns a random model whose weights are large enough that layers matter."""
     torch.manual_seed(seed)
-    built = _BUILD[family]()
+    built = {**_BUILD, **_MORE}[family]()
     with torch.no_grad():
         for parameter in built.parameters():
             if parameter.ndim > 1:

@@ -1,11 +1,11 @@
-"""The command line: `dictionary-learning train | evaluate | info`."""
+"""The command line: `dictionary-learning train | evaluate | cache | pretokenize | info | convert | pretrained`."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from dictionary_learning.cli import evaluate, info, train
+from dictionary_learning.cli import cache, convert, evaluate, info, pretokenize, pretrained, train
 from dictionary_learning.errors import DictionaryLearningError
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     try:
-        for command in (train, evaluate, info):
+        for command in (train, evaluate, cache, pretokenize, info, convert, pretrained):
             command.add_parser(commands, arguments)
         namespace = parser.parse_args(arguments)
         namespace.run(namespace)

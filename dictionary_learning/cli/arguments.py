@@ -50,6 +50,8 @@ def add_config(
         if is_list or several:
             options["nargs"] = "+"
         if field.name in positional:
+            if has_default:
+                options |= {"nargs": "?", "default": field.default}
             parser.add_argument(field.name, **options)
             continue
         if has_default:
@@ -58,6 +60,9 @@ def add_config(
             options["default"] = [default] if several else default
         options["metavar"] = type_name(item).replace(" or None", "").upper().replace(" ", "")
         group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, required=not has_default, **options)
+        if has_default and "_" in field.name:  # as it is written in Python
+            hidden = {**options, "help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+            group.add_argument(f"--{field.name}", dest=field.name, **hidden)
 
 
 def read_config(namespace: argparse.Namespace, config: type[C]) -> C:

@@ -9,8 +9,7 @@ from typing import Any
 
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.cli.arguments import add_config, read_config
-from dictionary_learning.config import BaseConfig
-from dictionary_learning.data import as_text_source
+from dictionary_learning.cli.data_options import DataArguments, data_arguments
 from dictionary_learning.dictionaries import Dictionary, load_dictionary
 from dictionary_learning.dictionaries.serialization import CONFIG, read_config_file, versions
 from dictionary_learning.errors import CheckpointError, ConfigError
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateArguments(BaseConfig):
+class EvaluateArguments(DataArguments):
     """What to evaluate, and on what. What is not given is as it was in training."""
 
     dictionaries: tuple[str, ...]
@@ -41,8 +40,6 @@ class EvaluateArguments(BaseConfig):
     """Tokens on which cross-entropy is measured; 0 for none."""
     batch_size: int = 8
     """Contexts in a forward pass."""
-    text_column: str = "text"
-    """The column or key that holds the text."""
     dtype: str | None = None
     """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
     device: str | None = None
@@ -68,12 +65,13 @@ def evaluate(arguments: EvaluateArguments) -> Path:
                 f"'{folder}' was trained with another token filter than '{folders[0]}'. Evaluate them apart."
             )
     buffer = first.get("buffer", {})
-    trained = first.get("run", {})
+    trained = _run_of(first)
     name = arguments.model or trained.get("model") or buffer.get("model", {}).get("name")
     if name is None:
         raise ConfigError(f"'{folders[0]}' does not say which model it was trained on. Give --model.")
     revision = trained.get("revision") if arguments.model is None else None
     model = load_model(name, device=arguments.device, dtype=arguments.dtype, revision=revision)
+    model.check_trained_on(buffer.get("model", {}))
     rule = dict(buffer.get("filter", {}))
     limits = {Site.parse(site): limit for site, limit in rule.pop("norm_limits", {}).items()}
     report = evaluate_dictionaries(
@@ -152,11 +150,24 @@ def _sites(named: str | list[str]) -> Site | tuple[Site, ...]:
     return Site.parse(named) if isinstance(named, str) else tuple(Site.parse(site) for site in named)
 
 
+def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the settings of the run that read the text: of the training, or of the writing of its cache."""
+    own = config.get("run", {})
+    return own if own.get("data") else config.get("buffer", {}).get("run", own)
+
+
 def _text(arguments: EvaluateArguments, config: Mapping[str, Any]) -> Any:
-    trained = config.get("run", {})
+    trained = _run_of(config)
     data = arguments.data or trained.get("data")
     if data is None:
         raise ConfigError("The dictionaries do not say which text they were trained on. Give --data.")
-    text = as_text_source(data, text_column=arguments.text_column)
-    held_out = data == trained.get("data") and trained.get("held_out_every")
-    return text.hold_out(trained["held_out_every"])[1] if held_out else text
+    asked, reading = data_arguments(arguments.to_dict()), data_arguments(trained)
+    if data != trained.get("data"):
+        return arguments.source(data)
+    if asked not in (DataArguments(), reading):
+        if asked.split == reading.split:
+            logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
+        return arguments.source(data)
+    # as in training: read otherwise, other documents would be held out, and those trained on among them
+    every = trained.get("held_out_every")
+    return reading.divided(data, every)[1] if every else reading.source(data)

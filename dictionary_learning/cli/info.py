@@ -5,6 +5,9 @@ import json
 import logging
 
 from dictionary_learning import ops
+from dictionary_learning.activations.cache import ActivationCache
+from dictionary_learning.activations.cache.index import INDEX
+from dictionary_learning.activations.cache.store import Store
 from dictionary_learning.cli.evaluate import dictionary_folders
 from dictionary_learning.dictionaries import DICTIONARIES
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
@@ -21,7 +24,8 @@ def add_parser(commands: argparse._SubParsersAction, arguments: list[str]) -> No
         "Says which implementation of each operation this machine will use, and why; or what saved dictionaries are."
     )
     parser = commands.add_parser("info", help="what will be used here, or what a dictionary is", description=about)
-    parser.add_argument("paths", nargs="*", help="folders of dictionaries, or of whole runs")
+    parser.add_argument("paths", nargs="*", help="folders of dictionaries, of whole runs, or caches of activations")
+    parser.add_argument("--verify", action="store_true", help="compares the files of a cache with their checksums")
     parser.set_defaults(run=run)
 
 
@@ -29,6 +33,9 @@ def run(namespace: argparse.Namespace) -> None:
     """Runs the command."""
     if namespace.paths:
         for path in namespace.paths:
+            if Store(path).exists(INDEX):
+                _about_cache(path, namespace.verify)
+                continue
             for folder in dictionary_folders(path):
                 logger.info("%s\n%s", folder, json.dumps(read_config_file(folder), indent=2))
         return
@@ -49,3 +56,23 @@ def run(namespace: argparse.Namespace) -> None:
         logger.info("%s", title)
         for name, value in entries.items():
             logger.info("  %s  %s", name.ljust(width), value)
+
+
+def _about_cache(path: str, verify: bool) -> None:
+    """Says what a cache holds.
+
+    Raises:
+        DataError: it is no cache, or is to be verified and is damaged.
+    """
+    cache = ActivationCache(path)
+    index = cache.index
+    shown = {
+        name: value for name, value in cache.config.items() if name not in ("out_batch_size", "end_of_data", "window")
+    }
+    shown["sites"] = index.settings["sites"]
+    logger.info("%s\n%s", path, json.dumps(shown, indent=2))
+    state = "complete" if index.is_complete else "not complete: the same `dictionary-learning cache` goes on with it"
+    logger.info("%s rows in %d files, %.2f GB, %s.", f"{index.n_rows:,}", len(index.shards), index.n_bytes / 1e9, state)
+    if verify:
+        cache.verify()
+        logger.info("All checksums are right.")

@@ -6,17 +6,19 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.cli.arguments import add_config, read_config, read_configs
+from dictionary_learning.cli.capture_options import CaptureArguments
 from dictionary_learning.cli.evaluate import candidate_of, report_on
-from dictionary_learning.config import BaseConfig
-from dictionary_learning.data import as_text_source
+from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries.serialization import read_config_file
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
 from dictionary_learning.loggers import MetricLogger, TensorBoardLogger
-from dictionary_learning.models import load_model
+from dictionary_learning.models import TracedModel
 from dictionary_learning.trainers import TRAINERS, SAETrainer, trainer_of
 from dictionary_learning.trainers.recipes import RECIPES
 from dictionary_learning.training import trainSAE
@@ -41,50 +43,30 @@ FILLED_IN = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainArguments(BaseConfig):
+class TrainArguments(CaptureArguments):
     """What to train on, for how long, and where the results go."""
 
-    model: str
-    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file."""
-    data: str
-    """The text: a .txt or .jsonl file, plain or .zst, or the name of a data set on the hub."""
-    sites: tuple[str, ...] = ()
-    """Sites or patterns to train on, as model.layers.10:out or model.layers.[0-3].mlp; by default the residual stream after
-    the middle layer."""
-    io: Literal["in", "out", "in_and_out"] = "out"
-    """The side of sites that name none; in_and_out for wirings that predict a module's output from its input."""
+    model: str | None = None
+    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file. With --cache it is loaded after training, to
+    evaluate, and may be left out."""
+    data: str | None = None
+    """The data: a file (.txt, .jsonl, .parquet, .npy and others), a folder or pattern of files, or the name of a data set on the hub."""
+    cache: str | None = None
+    """Trains on a cache that `dictionary-learning cache` wrote, with no language model loaded."""
     save_dir: str = "runs/latest"
     """The folder for the dictionaries, the figures and the report."""
     n_tokens: int = 1_000_000
     """Tokens to train on."""
     batch_size: int = 2048
     """Tokens in a training step."""
-    ctx_len: int = 128
-    """Tokens in a context."""
     n_ctxs: int = 1024
     """Contexts that the shuffle buffer holds."""
-    refresh_batch_size: int = 16
-    """Contexts in a forward pass of the model."""
-    remove_bos: bool = True
-    """Whether BOS, separators and the first token of each context are left out."""
-    max_activation_norm_multiple: float | None = 10.0
-    """Leaves out tokens with a norm above this multiple of the median."""
-    pack: bool = True
-    """Whether documents are joined into full contexts; else each is cut and padded."""
+    storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
+    """What the shuffle buffer keeps rows as; the model's dtype, if not given."""
     end_of_data: Literal["stop", "repeat", "error"] = "repeat"
-    """What happens when the text ends."""
-    held_out_every: int = 20
-    """Every n-th document is kept from training, and the dictionaries are evaluated on those."""
-    text_column: str = "text"
-    """The column or key that holds the text."""
+    """What happens when the data ends."""
     normalize_activations: bool = False
     """Whether activations are scaled to unit mean squared norm while training."""
-    dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
-    device: str | None = None
-    """Where everything runs; the accelerator if there is one."""
-    revision: str | None = None
-    """The model's branch, tag or commit on the hub."""
     n_eval_tokens: int = 32_768
     """Tokens that the dictionaries are evaluated on."""
     n_fidelity_tokens: int = 8_192
@@ -137,18 +119,69 @@ def _chosen(arguments: list[str]) -> tuple[type[SAETrainer], SAETrainer.Config |
     return trainer_of(config), config
 
 
-def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -> Path:
-    """Trains, saves, evaluates and reports; returns the path of the report's page."""
+def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -> Path | None:
+    """Trains, saves, evaluates and reports; returns the path of the report's page, or None where nothing could be evaluated.
+
+    Raises:
+        ConfigError: neither a model and data nor a cache was given.
+    """
+    if arguments.cache is None and (arguments.model is None or arguments.data is None):
+        raise ConfigError(
+            "Give a model and data to train on, as 'train MODEL DATA', or a cache, as 'train --cache FOLDER'."
+        )
     start = time.monotonic()
-    text = as_text_source(arguments.data, text_column=arguments.text_column)
-    train_text, held_out = text.hold_out(arguments.held_out_every)
-    model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype, revision=arguments.revision)
-    side = "in" if arguments.io == "in" else "out"
-    sites = model.sites(list(arguments.sites), side) if arguments.sites else [model.middle_layer()]
-    buffer = ActivationBuffer(
-        train_text,
+    text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
+    model = arguments.load(arguments.model) if arguments.model is not None and arguments.cache is None else None
+    source = _source(arguments, model, text)
+    loaded = time.monotonic()
+    dictionaries = _train(arguments, trainer_configs, source)
+    source.close()
+    trained = time.monotonic()
+    save_dir = Path(arguments.save_dir)
+    if text is None or arguments.model is None:
+        logger.info(
+            "Trained in %.0f s. Evaluate with: dictionary-learning evaluate %s --model MODEL --data DATA",
+            trained - loaded,
+            save_dir,
+        )
+        return None
+    held_out = text[1]
+    logger.info("Trained in %.0f s. Evaluating on %s.", trained - loaded, held_out.name)
+    folders = [save_dir / f"trainer_{n}" for n in range(len(dictionaries))]
+    report = evaluate_dictionaries(
+        model or arguments.load(arguments.model),
+        [candidate_of(f, d, read_config_file(f)) for f, d in zip(folders, dictionaries, strict=True)],
+        held_out,
+        EvaluationConfig(
+            n_tokens=arguments.n_eval_tokens,
+            n_fidelity_tokens=arguments.n_fidelity_tokens,
+            ctx_len=source.config["ctx_len"],
+            pack=source.config["pack"],
+        ),
+        token_filter=source.filter,
+        norm_limits=source.norm_limits,
+    )
+    seconds = {"load": loaded - start, "train": trained - loaded, "evaluate": time.monotonic() - trained}
+    return report_on(report, folders, save_dir, seconds)
+
+
+def _source(
+    arguments: TrainArguments, model: TracedModel | None, text: tuple[Any, Any] | None
+) -> ActivationBuffer | ActivationCache:
+    """Returns what gives activations: a buffer over the model, or a cache."""
+    if arguments.cache is not None:
+        return ActivationCache(
+            arguments.cache,
+            list(arguments.sites) or None,
+            out_batch_size=arguments.batch_size,
+            end_of_data=arguments.end_of_data,
+            model=arguments.model,
+        )
+    assert model is not None and text is not None
+    return ActivationBuffer(
+        text[0],
         model,
-        sites,
+        arguments.sites_of(model),
         n_ctxs=arguments.n_ctxs,
         ctx_len=arguments.ctx_len,
         refresh_batch_size=arguments.refresh_batch_size,
@@ -157,20 +190,23 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
         max_activation_norm_multiple=arguments.max_activation_norm_multiple,
         pack=arguments.pack,
         end_of_data=arguments.end_of_data,
+        dtype=arguments.storage_dtype,
+        seqpos_slice=arguments.positions,
+        prefetch=arguments.prefetch,
     )
-    loaded = time.monotonic()
+
+
+def _train(
+    arguments: TrainArguments, trainer_configs: list[SAETrainer.Config], source: ActivationBuffer | ActivationCache
+) -> list[Dictionary]:
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)
-    logger.info(
-        "Training %d dictionaries on %s: %d steps.",
-        len(trainer_configs) * len(sites),
-        ", ".join(map(str, sites)),
-        steps,
-    )
+    n = len(trainer_configs) * len(source.sites)
+    logger.info("Training %d dictionaries on %s: %d steps.", n, ", ".join(map(str, source.sites)), steps)
     extra: list[MetricLogger] = (
         [TensorBoardLogger(Path(arguments.save_dir) / "tensorboard")] if arguments.tensorboard else []
     )
-    dictionaries = trainSAE(
-        buffer,
+    return trainSAE(
+        source,
         trainer_configs,
         steps,
         save_dir=arguments.save_dir,
@@ -180,26 +216,6 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
         normalize_activations=arguments.normalize_activations,
         use_wandb=arguments.wandb_project is not None,
         wandb_project=arguments.wandb_project or "",
-        device=model.device,
+        device=arguments.device or getattr(getattr(source, "model", None), "device", None),
         loggers=extra,
     )
-    buffer.close()
-    trained = time.monotonic()
-    logger.info("Trained in %.0f s. Evaluating on %s.", trained - loaded, held_out.name)
-    folders = [Path(arguments.save_dir) / f"trainer_{n}" for n in range(len(dictionaries))]
-    candidates = [candidate_of(f, d, read_config_file(f)) for f, d in zip(folders, dictionaries, strict=True)]
-    report = evaluate_dictionaries(
-        model,
-        candidates,
-        held_out,
-        EvaluationConfig(
-            n_tokens=arguments.n_eval_tokens,
-            n_fidelity_tokens=arguments.n_fidelity_tokens,
-            ctx_len=arguments.ctx_len,
-            pack=arguments.pack,
-        ),
-        token_filter=buffer.filter,
-        norm_limits=buffer.norm_limits,
-    )
-    seconds = {"load": loaded - start, "train": trained - loaded, "evaluate": time.monotonic() - trained}
-    return report_on(report, folders, Path(arguments.save_dir), seconds)

@@ -124,3 +124,40 @@ def test_wrong_word_is_refused_by_the_parser(folder, capsys):
 def test_evaluating_nothing_is_refused(tmp_path, caplog):
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "There is no dictionary in" in caplog.text
+
+
+def cache(folder, *options: str) -> int:
+    return main(
+        [
+            "cache", str(folder / "model"), str(folder / "text.jsonl"), "--out", str(folder / "cache"), "--device", "cpu", "--layers", "0", "1",
+            "--ctx-len", "16", "--refresh-batch-size", "4", "--held-out-every", "10", "--shard-size", "100", *options,
+        ]
+    )  # fmt: skip
+
+
+def test_cache_then_info_then_train_then_evaluate(folder, caplog):
+    caplog.set_level("INFO")
+    assert cache(folder, "--n-tokens", "500", "--dtype", "float32", "--storage-dtype", "bfloat16") == 0
+    assert main(["info", str(folder / "cache"), "--verify"]) == 0
+    assert "500 rows in" in caplog.text and "complete" in caplog.text and "All checksums are right" in caplog.text
+    options = ["--n-tokens", "400", "--batch-size", "32", "--device", "cpu", "--expansion-factor", "4", "--k", "3"]
+    run = str(folder / "from-cache")
+    assert main(["train", "--cache", str(folder / "cache"), "--save-dir", run, *options]) == 0
+    trained, config = load_dictionary(folder / "from-cache" / "trainer_1")
+    assert config["site"] == "transformer.h.1:out" and config["buffer"]["cache"] == str(folder / "cache")
+    asked = ["--n-tokens", "64", "--n-fidelity-tokens", "32", "--dtype", "float32"]
+    assert main(["evaluate", run, *asked]) == 0
+    report = json.loads((folder / "from-cache" / "report.json").read_text())
+    assert report["data"]["source"] == "every 10th document of text.jsonl"
+    assert trained.dict_size == 4 * tiny.DIM
+
+
+def test_a_cache_of_other_settings_is_refused(folder, caplog):
+    assert cache(folder, "--n-tokens", "500", "--dtype", "float32", "--storage-dtype", "bfloat16") == 0
+    assert cache(folder, "--n-tokens", "600", "--dtype", "float32", "--storage-dtype", "bfloat16") == 2
+    assert "n_tokens: 500 there, 600 here" in caplog.text
+
+
+def test_train_wants_data_or_a_cache(folder, caplog):
+    assert main(["train", str(folder / "model")]) == 2
+    assert "train --cache FOLDER" in caplog.text

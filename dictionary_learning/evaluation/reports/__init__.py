@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning.dictionaries.serialization import write_atomically
+from dictionary_learning.disk import write_atomically
 from dictionary_learning.evaluation.reports import as_html, as_json, as_markdown
 from dictionary_learning.evaluation.reports.base import RENDERERS, Renderer
 
