@@ -18,6 +18,8 @@ from dictionary_learning.module_values import device_of, hidden_or_none
 logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 2
+_MOST_OFFSET = 8
+"""Rows that a table of positions may have beside those of its positions: OPT has 2."""
 
 
 class Call(NamedTuple):
@@ -59,6 +61,13 @@ class Feeder:
         self._example = None if example is None else getattr(example, "inputs", example)
         self._numbers_from_zero: bool | None = None
         self._padded: set[str] = set()  # sides on which padding was tried
+        self._was_long = False
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens in a context, where the model's config tells."""
+        found = getattr(getattr(self.module, "config", None), "max_position_embeddings", None)
+        return found if isinstance(found, int) and found > 0 else None
 
     def call(self, inputs: Any, attention_mask: Tensor | None = None) -> Call:
         """Returns the arguments for a batch.
@@ -71,6 +80,7 @@ class Feeder:
             ModelError: there is nothing to call the model with.
         """
         if isinstance(inputs, Tensor) and _is_ids(inputs):
+            self._check_length(inputs.shape[1])
             call = (
                 self._text({"input_ids": inputs}, attention_mask)
                 if self.takes_tokens
@@ -128,6 +138,24 @@ class Feeder:
         if "decoder_input_ids" in self._names and "decoder_input_ids" not in inputs:
             inputs = {**self._shifted(ids, attention_mask), **inputs}
         return self._arguments((), inputs)
+
+    def _check_length(self, ctx_len: int) -> None:
+        """Refuses contexts that a table of positions is too short for, and says so, once, of those that the model was not made for.
+
+        Raises:
+            ModelError: the model has a learnt vector for each position, and fewer of them.
+        """
+        longest = self.longest
+        if longest is None or ctx_len <= longest or self._was_long:
+            return
+        vocabulary = getattr(getattr(self.module, "config", None), "vocab_size", None)
+        tables = {m.num_embeddings for m in self.module.modules() if isinstance(m, nn.Embedding)} - {vocabulary}
+        if any(longest <= size <= longest + _MOST_OFFSET for size in tables):
+            raise ModelError(
+                f"{self.name} knows {longest} positions, and a context has {ctx_len} tokens. Set ctx_len to {longest} or less."
+            )
+        self._was_long = True
+        logger.warning("%s was made for contexts of at most %d tokens; these have %d.", self.name, longest, ctx_len)
 
     def _only(self, ids: Tensor, attention_mask: Tensor | None) -> Call:
         """Returns the arguments of a module that is called with token ids and takes no mask."""

@@ -145,6 +145,11 @@ class TracedModel:
         layers = self.layers()
         return layers[len(layers) // 2]
 
+    @property
+    def longest_context(self) -> int | None:
+        """The most tokens in a context, where the model's config tells."""
+        return self._feeder.longest
+
     def n_heads(self, site: Site | str) -> int:
         """Returns the number of attention heads at a site whose width is that of all heads together.
 

@@ -8,7 +8,7 @@ from dictionary_learning import ops
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.activations.cache.index import INDEX
 from dictionary_learning.activations.cache.store import Store
-from dictionary_learning.cli.evaluate import dictionary_folders
+from dictionary_learning.cli.saved import own_folders, saved_at
 from dictionary_learning.dictionaries import DICTIONARIES
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.dictionaries.serialization import read_config_file, versions
@@ -24,7 +24,9 @@ def add_parser(commands: argparse._SubParsersAction, arguments: list[str]) -> No
         "Says which implementation of each operation this machine will use, and why; or what saved dictionaries are."
     )
     parser = commands.add_parser("info", help="what will be used here, or what a dictionary is", description=about)
-    parser.add_argument("paths", nargs="*", help="folders of dictionaries, of whole runs, or caches of activations")
+    parser.add_argument(
+        "paths", nargs="*", help="folders of dictionaries of any format, of whole runs, or caches of activations"
+    )
     parser.add_argument("--verify", action="store_true", help="compares the files of a cache with their checksums")
     parser.set_defaults(run=run)
 
@@ -36,8 +38,14 @@ def run(namespace: argparse.Namespace) -> None:
             if Store(path).exists(INDEX):
                 _about_cache(path, namespace.verify)
                 continue
-            for folder in dictionary_folders(path):
-                logger.info("%s\n%s", folder, json.dumps(read_config_file(folder), indent=2))
+            own = {str(folder): read_config_file(folder) for folder in own_folders(path)}
+            others = (
+                {}
+                if own
+                else {one.name: {"class": type(one.dictionary).__name__, **one.config} for one in saved_at(path)}
+            )
+            for name, config in (own or others).items():
+                logger.info("%s\n%s", name, json.dumps(config, indent=2, default=str))
         return
     device = default_device()
     model_dtype = str(fast_dtype(device)).removeprefix("torch.")

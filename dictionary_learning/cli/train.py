@@ -12,7 +12,8 @@ from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.cli.arguments import add_config, read_config, read_configs
 from dictionary_learning.cli.capture_options import CaptureArguments
-from dictionary_learning.cli.evaluate import candidate_of, report_on
+from dictionary_learning.cli.evaluate import report_on
+from dictionary_learning.cli.saved import Saved, candidates_of
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries.serialization import read_config_file
 from dictionary_learning.errors import ConfigError
@@ -148,9 +149,12 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
     held_out = text[1]
     logger.info("Trained in %.0f s. Evaluating on %s.", trained - loaded, held_out.name)
     folders = [save_dir / f"trainer_{n}" for n in range(len(dictionaries))]
+    configs = [read_config_file(folder) for folder in folders]
+    saved = [Saved(c["name"], d, c, f) for c, d, f in zip(configs, dictionaries, folders, strict=True)]
+    model = model or arguments.load(arguments.model)
     report = evaluate_dictionaries(
-        model or arguments.load(arguments.model),
-        [candidate_of(f, d, read_config_file(f)) for f, d in zip(folders, dictionaries, strict=True)],
+        model,
+        candidates_of(saved, model),
         held_out,
         EvaluationConfig(
             n_tokens=arguments.n_eval_tokens,
@@ -162,7 +166,7 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
         norm_limits=source.norm_limits,
     )
     seconds = {"load": loaded - start, "train": trained - loaded, "evaluate": time.monotonic() - trained}
-    return report_on(report, folders, save_dir, seconds)
+    return report_on(report, saved, save_dir, seconds)
 
 
 def _source(

@@ -106,3 +106,19 @@ def test_model_that_takes_no_mask_is_padded_on_the_right_only():
     assert torch.equal(model.capture(ids, mask, [site])[site][:, span], alone)
     with pytest.raises(ModelError, match="Pad on the right"):
         model.capture(*padded("left")[:2], [site])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_contexts_longer_than_a_table_of_positions_are_refused(family):
+    model = load_model(tiny.model(family))
+    assert model.longest_context == tiny.POSITIONS
+    model.capture(torch.zeros(1, tiny.POSITIONS, dtype=torch.long), None, model.layers()[:1])
+    with pytest.raises(ModelError, match=f"knows {tiny.POSITIONS} positions, and a context has 65"):
+        model.capture(torch.zeros(1, tiny.POSITIONS + 1, dtype=torch.long), None, model.layers()[:1])
+
+
+def test_contexts_longer_than_a_model_was_made_for_are_warned_of_once(caplog):
+    model = load_model(tiny.model("llama"))
+    for _ in range(2):
+        model.capture(torch.zeros(1, tiny.POSITIONS + 1, dtype=torch.long), None, model.layers()[:1])
+    assert sum("was made for contexts of at most 64 tokens" in record.message for record in caplog.records) == 1

@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,8 @@ from dictionary_learning.cli.train import FILLED_IN, TrainArguments
 from dictionary_learning.config import field_docs
 from dictionary_learning.trainers import TRAINERS
 from tests import tiny
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +165,30 @@ def test_a_cache_of_other_settings_is_refused(folder, caplog):
 def test_train_wants_data_or_a_cache(folder, caplog):
     assert main(["train", str(folder / "model")]) == 2
     assert "train --cache FOLDER" in caplog.text
+
+
+def test_dictionaries_of_other_packages_are_evaluated(folder, caplog, tmp_path):
+    caplog.set_level("INFO")
+    for name in ("h.0", "h.2.mlp"):
+        shutil.copytree(FIXTURES / "sparsify" / "topk", tmp_path / "run" / name)
+    options = [
+        "--model",
+        str(folder / "model"),
+        "--data",
+        str(folder / "text.jsonl"),
+        "--n-tokens",
+        "64",
+        "--dtype",
+        "float32",
+    ]
+    assert main(["evaluate", str(tmp_path / "run"), "--save-dir", str(tmp_path / "report"), *options]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [d["site"] for d in report["dictionaries"]] == ["transformer.h.0:out", "transformer.h.2.mlp:out"]
+    saelens = str(FIXTURES / "saelens" / "standard")
+    assert main(["evaluate", saelens, "--save-dir", str(tmp_path / "other"), *options]) == 2
+    assert "Give --sites" in caplog.text
+    assert main(["evaluate", saelens, "--sites", "h.1:in", "--save-dir", str(tmp_path / "other"), *options]) == 0
+    assert main(["evaluate", saelens, "--sites", "h.1", "h.2", "h.0", *options]) == 2
+    caplog.clear()
+    assert main(["info", saelens]) == 0
+    assert '"format": "sae_lens"' in caplog.text
