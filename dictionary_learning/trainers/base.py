@@ -15,7 +15,7 @@ from dictionary_learning.config import BaseConfig, Registry
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device
-from dictionary_learning.latents import l0, to_dense
+from dictionary_learning.latents import l0
 from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.joint import Encoder
 from dictionary_learning.trainers.batch import Batch, Loss, LossLog
@@ -188,13 +188,7 @@ class SAETrainer(ABC):
         """
         y = x if y is None or isinstance(y, int) else y
         loss = self.objective(Batch(x, y))
-        if not logging:
-            return loss
-        losses = {
-            **{name: float(term.detach()) for name, term in loss.terms.items()},
-            "loss": float(loss.total.detach()),
-        }
-        return LossLog(x, loss.reconstruction.outputs, to_dense(loss.reconstruction.latents), losses)
+        return LossLog.of(x, loss) if logging else loss
 
     def get_logging_parameters(self) -> dict[str, float]:
         """Returns the figures of the last step, as plain numbers."""

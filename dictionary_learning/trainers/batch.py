@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
+from dictionary_learning.latents import to_dense
 
 
 class Batch(NamedTuple):
@@ -37,3 +38,10 @@ class LossLog(NamedTuple):
     x_hat: Tensor
     f: Tensor
     losses: dict[str, float]
+
+    @classmethod
+    def of(cls, x: Tensor, loss: Loss) -> "LossLog":
+        """Returns that form of a loss, with dense latents and plain numbers."""
+        terms = {**loss.terms, "loss": loss.total}
+        losses = {name: float(term.detach()) for name, term in terms.items()}
+        return cls(x, loss.reconstruction.outputs, to_dense(loss.reconstruction.latents), losses)
