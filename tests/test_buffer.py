@@ -239,7 +239,13 @@ def test_norm_outliers_are_dropped_at_all_sites_and_counted():
 
 def test_config_records_the_rule_of_the_mask():
     rule = buffer(max_activation_norm_multiple=7).config["filter"]
-    expected = {"exclude_ids": [0], "exclude_first": True, "seqpos_slice": None, "max_norm_multiple": 7.0, "norm_limits": {}}
+    expected = {
+        "exclude_ids": [0],
+        "exclude_first": True,
+        "seqpos_slice": None,
+        "max_norm_multiple": 7.0,
+        "norm_limits": {},
+    }
     assert rule == expected
 
 

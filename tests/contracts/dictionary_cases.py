@@ -11,7 +11,13 @@ from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Sele
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.latents import to_dense
 
-OPTIONS = {"relu": {}, "identity": {}, "tanh_relu": {}, "gated": {}, "jump_relu": {"initial_threshold": 0.3, "bandwidth": 0.4}}
+OPTIONS = {
+    "relu": {},
+    "identity": {},
+    "tanh_relu": {},
+    "gated": {},
+    "jump_relu": {"initial_threshold": 0.3, "bandwidth": 0.4},
+}
 """What a nonlinearity is built with that keeps no set number."""
 SHAPES = {
     "autoencoder": Shape((12,), (12,), 40),
