@@ -69,12 +69,19 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Returns how many bytes can still be allocated on a device; None where that cannot be told."""
+    """Returns how many bytes can still be allocated on a device, at most; None where that cannot be told.
+
+    What this process holds is counted as free: PyTorch and the C library keep memory that was freed, and give it out again.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type != "cpu":
+        return None
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(lines["MemAvailable"].split()[0]) * 1024 + own
     except (OSError, KeyError, ValueError):
         return None
 

@@ -1,10 +1,13 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from dictionary_learning.hardware import bfloat16_is_fast, fast_dtype, float64
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.hardware import bfloat16_is_fast, check_memory, fast_dtype, float64, free_memory
 
 CHILD = """
 import platform
@@ -27,3 +30,15 @@ def test_memory_is_kept_unless_the_variable_says_no(value, monkeypatch):
     result = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
     kept, libc = result.stdout.split(" ", 1)
     assert kept == str(libc.strip() == "glibc" and value != "0")
+
+
+def test_memory_that_this_process_holds_counts_as_free(monkeypatch):
+    """Or a second buffer would be refused, whose memory the first one gave back to the C library."""
+    files = {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 1000 kB", "/proc/self/statm": "70 30 0 0 0 0 0"}
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert free_memory(torch.device("cpu")) == 1000 * 1024 + 30 * os.sysconf("SC_PAGE_SIZE")
+    check_memory(1000 * 1024, torch.device("cpu"), "A row", "")
+    with pytest.raises(ConfigError, match=r"A row takes 1000000.0 GB, and cpu has 0.0 GB left. Lower it."):
+        check_memory(10**15, torch.device("cpu"), "A row", "Lower it.")
+    files.clear()
+    assert free_memory(torch.device("cpu")) is None
