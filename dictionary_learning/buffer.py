@@ -238,6 +238,7 @@ class ActivationBuffer:
         Raises:
             DataExhaustedError: the text has ended.
         """
+        self.reader.close()  # a thread that reads ahead would take from the same text at the same time
         batch = self.tokens.take(batch_size or self.refresh_batch_size)
         if batch is None:
             raise DataExhaustedError(f"{self.reader.name} has ended. Give more text.")

@@ -82,6 +82,18 @@ class TestPrefetcher:
         ahead.close()
         assert all(torch.equal(t, plain.read(4).token) for t in tokens)
 
+    def test_contexts_taken_beside_are_neither_lost_nor_served(self, monkeypatch):
+        held, alone = (buffer(tiny.documents(200), prefetch=2, max_activation_norm_multiple=None) for _ in range(2))
+        n_before, n_threads, beside = len(next(held)), threading.active_count(), []
+        take = held.tokens.take
+        monkeypatch.setattr(held.tokens, "take", lambda n: (beside.append(threading.active_count()), take(n))[1])
+        taken = [held.tokenized_batch(2) for _ in range(3)]
+        assert set(beside) == {n_threads - 1}, "a thread read the same text at the same time"
+        monkeypatch.undo()
+        n_taken = sum(int(held.filter.token_mask(batch).sum()) for batch in taken)
+        n_all = sum(len(rows) for rows in alone)
+        assert n_before + n_taken + sum(len(rows) for rows in held) == n_all
+
     def test_the_end_is_told_again_and_again(self):
         ahead = Prefetcher(reader(DOCUMENTS[:3]), 4)
         while ahead.read(4) is not None:
