@@ -1,4 +1,4 @@
-"""Activations of whole contexts, with what the model loses when they are replaced: for training end to end.
+"""Activations of whole contexts, with what the model loses when they are replaced: for training end to end, and of what reads contexts.
 
 A `ContextStream` takes the place of an `ActivationBuffer`: its batches are the activations of some contexts, in order and
 not shuffled, and remember the contexts. A trainer whose loss is that of the model asks the batch for it.
@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
-from dictionary_learning.errors import DataError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.predictions import Predictions
 from dictionary_learning.sites import Sides, Site
@@ -27,19 +27,28 @@ class ContextBatch(dict[Site, Tensor]):
         tokens: the contexts.
         keep: which of their tokens count.
         sites: where activations are taken.
+        predict: whether the model also predicts, so that `downstream` can tell what it loses; else it stops after the last site.
     """
 
-    def __init__(self, model: TracedModel, tokens: TokenBatch, keep: Tensor, sites: Sequence[Site]):
+    def __init__(
+        self, model: TracedModel, tokens: TokenBatch, keep: Tensor, sites: Sequence[Site], *, predict: bool = True
+    ):
         super().__init__()
         self.model, self.tokens, self.keep = model, tokens, keep
+        self.lengths: Int[Tensor, "contexts"] = keep.sum(-1)
+        """How many rows each context has; the rows are those of one context after another."""
+        self._untouched: Predictions | None = None
         seen: dict[Site, Tensor] = {}
 
         def remember(site: Site) -> Edit:
             return lambda x: seen.update({site: x.detach().clone()})
 
         with torch.no_grad():
-            logits = model.run(*tokens, {site: remember(site) for site in sites})
-        self._untouched = Predictions(logits, tokens, keep)
+            if predict:
+                logits = model.run(*tokens, {site: remember(site) for site in sites})
+                self._untouched = Predictions(logits, tokens, keep)
+            else:
+                seen.update(model.capture(*tokens, sites))
         self.update({site: seen[site][keep.to(seen[site].device)] for site in sites})
 
     def downstream(self, replaced: Mapping[Site, Float[Tensor, "n dim"]]) -> dict[str, Float[Tensor, ""]]:
@@ -51,7 +60,14 @@ class ContextBatch(dict[Site, Tensor]):
         Returns:
             `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in nats; p is the untouched model's
             prediction, and means are over tokens that count and whose next token does.
+
+        Raises:
+            ConfigError: the model did not predict.
         """
+        if self._untouched is None:
+            raise ConfigError(
+                "What the model loses is not known: it did not predict. Build the ContextStream with predict=True."
+            )
 
         def put(rows: Tensor) -> Edit:
             def edit(x: Tensor) -> Tensor:
@@ -76,6 +92,7 @@ class ContextStream:
         batch_size: contexts in a batch.
         remove_bos: leaves out BOS, the separators of documents and the first token of each context.
         pack: full contexts of joined documents; else each document is one context, cut and padded.
+        predict: whether the model predicts, for training end to end; without, it stops after the last site.
 
     Raises:
         SiteError: a submodule is not in the model.
@@ -92,11 +109,12 @@ class ContextStream:
         batch_size: int = 8,
         remove_bos: bool = True,
         pack: bool = True,
+        predict: bool = True,
     ):
         self.model = load_model(model)
         self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)
-        self.batch_size = batch_size
+        self.batch_size, self.predict = batch_size, predict
         self.tokens = TokenStream(as_text_source(data), self.model.tokenizer, ctx_len=ctx_len, pack=pack)
         self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
         self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
@@ -108,7 +126,7 @@ class ContextStream:
         tokens = self._ahead.pop(0) if self._ahead else self._take()
         if tokens is None:
             raise StopIteration
-        return ContextBatch(self.model, tokens, self.filter.token_mask(tokens), self.sites)
+        return ContextBatch(self.model, tokens, self.filter.token_mask(tokens), self.sites, predict=self.predict)
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later, without taking them.

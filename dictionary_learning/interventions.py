@@ -21,8 +21,7 @@ def graft(dictionary: Dictionary, keep: Bool[Tensor, "batch ctx"] | None = None)
     """
 
     def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        x_hat = dictionary(x.to(dictionary.device, dictionary.dtype)).to(x.device, x.dtype)
-        return x_hat if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), x_hat, x)
+        return _with_reconstructions(dictionary, x, x, keep)
 
     return edit
 
@@ -48,8 +47,7 @@ def graft_across(
 
     def replace(y: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
         (x,) = seen
-        y_hat = dictionary(x.to(dictionary.device, dictionary.dtype)).to(y.device, y.dtype)
-        return y_hat if keep is None else torch.where(keep.to(y.device).unsqueeze(-1), y_hat, y)
+        return _with_reconstructions(dictionary, x, y, keep)
 
     return {read: remember, write: replace}
 
@@ -98,3 +96,13 @@ def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: Bool[Tensor
         return moved if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), moved, x)
 
     return edit
+
+
+def _with_reconstructions(dictionary: Dictionary, x: Tensor, y: Tensor, keep: Tensor | None) -> Tensor:
+    """Returns y with what the dictionary makes of x in its place, where it is kept; the dictionary sees no other tokens."""
+    inside = x.to(dictionary.device, dictionary.dtype)
+    if keep is None:
+        return dictionary(inside).to(y.device, y.dtype)
+    keep = keep.to(inside.device)
+    outputs = dictionary.reconstruct_contexts(inside[keep], keep.sum(-1)).outputs
+    return y.masked_scatter(keep.to(y.device).unsqueeze(-1), outputs.to(y.device, y.dtype))

@@ -1,7 +1,9 @@
 """From configs and data to dictionaries in training: sites, widths, normalization, names."""
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +11,8 @@ from torch import Tensor
 
 from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, finished
 from dictionary_learning.activations.scaling import ActivationStream
-from dictionary_learning.dictionaries import WIRINGS, Dictionary, load_dictionary
-from dictionary_learning.dictionaries.normalized import Normalized
+from dictionary_learning.beginnings import begun, normalization_inside
+from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, SAETrainer, trainer_of
@@ -20,12 +22,6 @@ _SAMPLE = 32_768
 """Rows looked at for starting points."""
 _SCALE_SAMPLE = 131_072
 """Rows looked at for the scale of the activations: heavy tails make the mean of fewer wander."""
-_TRAINED_AS = {
-    "layer_norm": "layer_norm",
-    "layer_norm_eps_in": "layer_norm",
-    "constant_norm_rescale": "constant_norm_rescale",
-}
-"""What each normalization of a finished dictionary is called in training."""
 
 
 class Trainee(NamedTuple):
@@ -81,18 +77,19 @@ def trainees_of(
         raise ConfigError("Got no trainer config. Give at least one, such as TrainerTopK.Config(k=32).")
     samples = _Samples(stream, device)
     trainees: list[Trainee] = []
-    for given in trainer_configs:
-        trainer_class, options = _read_config(given)
+    for trainer_class, options, origin in _configs(trainer_configs, stream):
         if default_wiring is not None and options.get("wiring") in (None, "autoencoder"):
             options["wiring"] = default_wiring
         if options.get("wiring") == "heads" and options.get("n_heads") is None:
             options["n_heads"] = stream.n_heads or _n_heads(stream.data, options, stream.widths)
-        inside = _taken_from_inside(options)
+        inside = normalization_inside(options)
         own = inside or options.get("normalize") or trainer_class.Config().normalize
         kind = own or _default_normalization(normalize, options.get("wiring"))
         for sites in assignments(options, stream.widths):
             filled = _filled(options, sites, stream, steps, device)
             trainer = trainer_class(trainer_class.Config(**{**filled, "normalize": kind}))
+            if origin is not None:
+                trainer.config_values = trainer.config_values.replace(finetune=origin)
             normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
             if options.get("finetune") is not None and inside is None:
                 _take_scales_out(trainer.dictionary, sites, normalizers)
@@ -131,31 +128,6 @@ class _Samples:
         if self._rows is None or (n > _SAMPLE >= len(next(iter(self._rows.values())))):
             self._rows = self.stream.sample(n)
         return self._rows
-
-
-def _taken_from_inside(options: dict[str, Any]) -> str | None:
-    """Puts the dictionary inside in the place of one that normalizes each token, to be trained further; returns the normalization.
-
-    Raises:
-        ConfigError: it scales sites beside, or another normalization was asked for.
-    """
-    given = options.get("finetune")
-    trained = given if given is None or isinstance(given, Dictionary) else load_dictionary(given)[0]
-    if not isinstance(trained, Normalized):
-        return None
-    kind = None if trained.normalization is None else NORMALIZATIONS.canonical(_TRAINED_AS[trained.normalization])
-    if kind is None or set(trained.scales) != {1.0}:
-        raise ConfigError(
-            f"A dictionary around which sites are scaled by {trained.scales} cannot be trained further. Give the one inside "
-            "(its attribute `dictionary`), and activations that are scaled so."
-        )
-    asked = options.get("normalize")
-    if asked is not None and NORMALIZATIONS.canonical(asked) != kind:
-        raise ConfigError(
-            f"Got normalize={asked!r} for a dictionary that was trained with {kind!r}. Leave normalize out."
-        )
-    options["finetune"] = trained.dictionary
-    return kind
 
 
 def _take_scales_out(dictionary: Dictionary, sites: Assignment, normalizers: Mapping[Site, Normalizer]) -> None:
@@ -200,6 +172,19 @@ def _n_heads(data: Any, options: Mapping[str, Any], widths: Mapping[Site, int]) 
             f"The sites have different numbers of heads ({listed_heads}). Give a config for each, with its site."
         )
     return next(iter(found.values()))
+
+
+def _configs(
+    given: Sequence[Any], stream: ActivationStream
+) -> Iterator[tuple[type[SAETrainer], dict[str, Any], str | None]]:
+    """Yields the trainer of each dictionary, its settings, and the place that it was loaded from."""
+    for one in given:
+        trainer_class, options = _read_config(one)
+        trained = options.get("finetune")
+        origin = str(trained) if isinstance(trained, str | os.PathLike) else None
+        known = {field.name for field in dataclasses.fields(trainer_class.Config)}
+        for made in begun(options, stream.widths):
+            yield trainer_class, {name: value for name, value in made.items() if name in known}, origin
 
 
 def _read_config(given: Any) -> tuple[type[SAETrainer], dict[str, Any]]:

@@ -156,8 +156,9 @@ def _train_step(
             for trainee in group:
                 y = None if trainee.sites.is_autoencoder else activations(trainee, trainee.sites.writes)
                 downstream = _downstream(trainee, batch)
+                lengths = _lengths(trainee, batch)
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-                    trainee.trainer.update(trainee.trainer.step, x, y, downstream)
+                    trainee.trainer.update(trainee.trainer.step, x, y, downstream, lengths)
     return len(next(iter(normalized.values())))
 
 
@@ -177,6 +178,17 @@ def _downstream(trainee: Trainee, batch: Mapping[Site, Tensor]) -> Callable[[Ten
         return tell(raw)
 
     return downstream
+
+
+def _lengths(trainee: Trainee, batch: Mapping[Site, Tensor]) -> Tensor | None:
+    """Returns how many rows of a batch each context has, where the batch is contexts."""
+    lengths = getattr(batch, "lengths", None)
+    if lengths is None and trainee.trainer.dictionary.reads_contexts:
+        raise ConfigError(
+            f"'{trainee.name}' reads contexts, and these data are tokens in no order. Train on a ContextStream: "
+            "trainSAE(ContextStream(text, model, site, predict=False), ...)."
+        )
+    return lengths
 
 
 def _figures(trainee: Trainee) -> dict[str, float]:

@@ -15,6 +15,7 @@ LAYERS = [
     {"dictionaries", "data", "model_set"},
     {"activations", "loggers", "synthetic", "predictions"},
     {"buffer", "contexts", "trainers", "checkpoint", "interop", "interventions"},
+    {"beginnings"},
     {"trainees"},
     {"training", "evaluation", "interp"},
     {"cli"},

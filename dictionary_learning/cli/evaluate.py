@@ -9,12 +9,13 @@ from typing import Any
 
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.cli.arguments import add_config, read_config
+from dictionary_learning.cli.candidates import candidates_of
 from dictionary_learning.cli.data_options import DataArguments, data_arguments
-from dictionary_learning.cli.saved import Saved, candidates_of, saved_at
 from dictionary_learning.dictionaries.serialization import versions
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
 from dictionary_learning.evaluation.reports import write_report
+from dictionary_learning.interop.saved import Saved, saved_at
 from dictionary_learning.loggers import read_history
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Site

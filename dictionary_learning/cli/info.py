@@ -8,11 +8,11 @@ from dictionary_learning import ops
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.activations.cache.index import INDEX
 from dictionary_learning.activations.cache.store import Store
-from dictionary_learning.cli.saved import own_folders, saved_at
 from dictionary_learning.dictionaries import DICTIONARIES
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.dictionaries.serialization import read_config_file, versions
 from dictionary_learning.hardware import default_device, fast_dtype
+from dictionary_learning.interop.saved import own_folders, saved_at
 from dictionary_learning.trainers import TRAINERS
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,14 @@ from typing import Any, Literal
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.cli.arguments import add_config, read_config, read_configs
+from dictionary_learning.cli.candidates import candidates_of
 from dictionary_learning.cli.capture_options import CaptureArguments
 from dictionary_learning.cli.evaluate import report_on
-from dictionary_learning.cli.saved import Saved, candidates_of
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries.serialization import read_config_file
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
+from dictionary_learning.interop.saved import Saved
 from dictionary_learning.loggers import MetricLogger, TensorBoardLogger
 from dictionary_learning.models import TracedModel
 from dictionary_learning.trainers import TRAINERS, SAETrainer, trainer_of

@@ -2,7 +2,7 @@
 
 from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
-from dictionary_learning.dictionaries.blocks import CrossLayerTranscoder, HeadAutoencoders
+from dictionary_learning.dictionaries.blocks import Blocks, CrossLayerTranscoder, HeadAutoencoders
 from dictionary_learning.dictionaries.calibration import calibrate
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.conversion import finetuned
@@ -29,7 +29,7 @@ from dictionary_learning.dictionaries.skip_autoencoder import SkipAutoencoder
 from dictionary_learning.dictionaries.temporal import TemporalAutoencoder
 from dictionary_learning.dictionaries.trainable import Start, Trainable
 from dictionary_learning.dictionaries.transcoder import Transcoder
-from dictionary_learning.dictionaries.wirings import WIRINGS, Shape
+from dictionary_learning.dictionaries.wirings import WIRINGS, Shape, same_parts, wiring_of
 
 __all__ = [
     "DICTIONARIES",
@@ -39,6 +39,7 @@ __all__ = [
     "AutoEncoderNew",
     "AutoEncoderTopK",
     "BatchTopKSAE",
+    "Blocks",
     "Coder",
     "CrossLayerTranscoder",
     "Crosscoder",
@@ -65,5 +66,7 @@ __all__ = [
     "geometric_median",
     "gradient_pursuit",
     "load_dictionary",
+    "same_parts",
     "save_dictionary",
+    "wiring_of",
 ]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from einops import pack, unpack
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dictionary_learning.config import Registry
@@ -62,6 +62,17 @@ class Dictionary(nn.Module, ABC):
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         """Returns outputs and latents of one batch; no dense latents are made where sparse ones will do."""
 
+    def reconstruct_contexts(
+        self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
+    ) -> Reconstruction:
+        """Returns outputs and latents of the tokens of several contexts.
+
+        Args:
+            x: the tokens, in order, one context after another.
+            lengths: how many of them each context has; may be 0.
+        """
+        return self.reconstruct(x)
+
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
         """Returns x_hat, or (x_hat, latents) with `output_features`."""
         if output_features:
@@ -96,6 +107,11 @@ class Dictionary(nn.Module, ABC):
                     f"The {type(self).__name__} {what} activations of width {mine}; the site has width {sum(theirs)}. "
                     "Give the model and the site that it was trained on."
                 )
+
+    @property
+    def reads_contexts(self) -> bool:
+        """Whether what it makes of a token depends on the tokens before it, so that rows must come in order, context by context."""
+        return False
 
     @property
     def device(self) -> torch.device:

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import pack, unpack
@@ -17,6 +17,8 @@ from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonl
 from dictionary_learning.dictionaries.trainable import Part, Start, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, Support, between, joined
+
+B = TypeVar("B", bound="Blocks")
 
 
 class Blocks(Trainable):
@@ -53,6 +55,21 @@ class Blocks(Trainable):
             assert isinstance(coder, Coder)
             yield Part(coder, slice(start, start + coder.dict_size), read, write)
             start += coder.dict_size
+
+    def with_parts(self: B, parts: Sequence[Coder]) -> B:
+        """Returns a dictionary of the same sites with other coders, as many, all of one size and nonlinearity, and the same b_dec."""
+        options = {
+            **self.options(),
+            "dict_size": sum(part.dict_size for part in parts),
+            "nonlinearity": parts[0].nonlinearity_options(),
+            "generator": torch.Generator(),  # what it draws is replaced
+        }
+        made = DICTIONARIES[DICTIONARIES.name_of(type(self))](**options)
+        assert isinstance(made, type(self))
+        made.parts = nn.ModuleList(parts)
+        if made.b_dec is not None and self.b_dec is not None:
+            made.b_dec.data = self.b_dec.detach().to(parts[0].W_dec).clone()
+        return made
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         x = self._checked(x)

@@ -1,17 +1,21 @@
 """Thresholds in place of choosing the largest: latents that do not depend on each other, found on data after training."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning.dictionaries.blocks import Blocks
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.conversion import alike
-from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Pointwise, ReLU, Selects
+from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity, Pointwise, ReLU, Selects
+from dictionary_learning.dictionaries.trainable import Trainable
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.latents import firing_counts
+
+D = TypeVar("D", bound=Trainable)
 
 _OCTAVES = 24
 """Factors of 2 between the largest value that is told apart and the smallest: below it are 6e-8 of it."""
@@ -29,13 +33,13 @@ _MANTISSA_BITS = 23
 
 @torch.no_grad()
 def calibrate(
-    dictionary: Coder,
+    dictionary: D,
     activations: Iterable[Float[Tensor, "_ activation_dim"]],
     n_tokens: int,
     *,
     target_l0: float | None = None,
     match: Literal["l0", "firing"] = "l0",
-) -> Coder:
+) -> D:
     """Returns a copy in which each latent fires above a threshold, as JumpReLU, whatever the other latents do.
 
     "l0": one threshold for all, so that target_l0 latents fire on average over the tokens; of a dictionary that ranks by
@@ -52,41 +56,74 @@ def calibrate(
         dictionary: TopK, BatchTopK, GroupMax, ReLU or JumpReLU; it is not changed.
         activations: batches, scaled as the dictionary expects them.
         n_tokens: how many tokens to take of them.
-        target_l0: for "l0"; by default the dictionary's k.
+        target_l0: for "l0"; by default the dictionary's k. Of a cross-layer transcoder or of heads it is that of all coders together,
+            in equal shares.
         match: what stays the same.
 
     Raises:
         ConfigError: the latents are not made of pre-activations alone, or are signed; or target_l0 is missing or impossible.
         DataError: the activations end before n_tokens.
     """
-    _check(dictionary, n_tokens, match)
-    target = None if match == "firing" else _target(dictionary, target_l0)
-    if target is None and target_l0 is not None:
+    parts = list(dictionary.coders()) if isinstance(dictionary, Trainable) else []
+    if not parts:
+        raise ConfigError(f"calibrate takes a dictionary of encoders and decoders; got {type(dictionary).__name__}.")
+    if n_tokens < 1:
+        raise ConfigError(f"calibrate got n_tokens={n_tokens}; it needs at least one token.")
+    if match not in ("l0", "firing"):
+        raise ConfigError(f"calibrate got match={match!r}; choose l0 or firing.")
+    if match == "firing" and target_l0 is not None:
         raise ConfigError(
             f'calibrate got target_l0={target_l0} with match="firing", which has no target. Give one of them.'
         )
-    own = dictionary.nonlinearity
-    nonlinearity = JumpReLU(**own.options()) if isinstance(own, JumpReLU) else JumpReLU()
-    apart = torch.Generator()  # what it draws is overwritten
-    made = alike(dictionary, nonlinearity, dict_size=dictionary.dict_size, rank_by_norm=False, generator=apart)
-    made = made.to(dictionary.device).float()
-    _copy_weights_(made, dictionary)
-    n_rows = dictionary.dict_size if target is None else 1
-    ranks = dictionary.rank_by_norm and isinstance(own, Selects)
-    norms = dictionary.ranking_norms() if ranks and target is not None else None
-    histograms = Histograms(n_rows, dictionary.device)
-    fired = torch.zeros(n_rows, dtype=torch.long, device=dictionary.device)
+    share = None if target_l0 is None else target_l0 / len(parts)
+    for part in parts:
+        _check(part.coder, part.coder.nonlinearity)
+    targets = [None if match == "firing" else _target(part.coder, share) for part in parts]
+    calibrations = [_Calibration(part.coder, target) for part, target in zip(parts, targets, strict=True)]
     for batch in _finite_tokens(activations, n_tokens, dictionary.device):
-        if target is None:
-            fired += firing_counts(dictionary.encode_latents(batch)[0])
-        for rows in batch.split(max(1, _CHUNK_ELEMENTS // dictionary.dict_size)):
-            pre = made.pre_activations(rows)
-            histograms.add(pre if norms is None else pre * norms)
-    wanted = fired if target is None else fired + round(target * n_tokens)
-    threshold = histograms.exceeded_by(wanted)
-    assert isinstance(made.nonlinearity, JumpReLU)
-    made.nonlinearity.threshold.copy_(threshold if norms is None else threshold / norms)
-    return made.to(dictionary.dtype)  # thresholds stay float32
+        for part, calibration in zip(parts, calibrations, strict=True):
+            calibration.add(batch[:, part.reads])
+    made = [calibration.finished(n_tokens) for calibration in calibrations]
+    return dictionary.with_parts(made) if isinstance(dictionary, Blocks) else made[0]  # pyright: ignore[reportReturnType]
+
+
+class _Calibration:
+    """Thresholds of one coder.
+
+    Args:
+        coder: the coder; it is not changed.
+        target: how many latents are to fire on average; None for as many of each as did.
+    """
+
+    def __init__(self, coder: Coder, target: float | None):
+        own = coder.nonlinearity
+        self.coder, self.target = coder, target
+        nonlinearity = JumpReLU(**own.options()) if isinstance(own, JumpReLU) else JumpReLU()
+        apart = torch.Generator()  # what it draws is overwritten
+        made = alike(coder, nonlinearity, dict_size=coder.dict_size, rank_by_norm=False, generator=apart)
+        self._made = made.to(coder.device).float()
+        _copy_weights_(self._made, coder)
+        n_rows = coder.dict_size if target is None else 1
+        ranks = coder.rank_by_norm and isinstance(own, Selects)
+        self._norms = coder.ranking_norms() if ranks and target is not None else None
+        self._histograms = Histograms(n_rows, coder.device)
+        self._fired = torch.zeros(n_rows, dtype=torch.long, device=coder.device)
+
+    def add(self, x: Float[Tensor, "batch activation_dim"]) -> None:
+        """Takes in tokens."""
+        if self.target is None:
+            self._fired += firing_counts(self.coder.encode_latents(x)[0])
+        for rows in x.split(max(1, _CHUNK_ELEMENTS // self.coder.dict_size)):
+            pre = self._made.pre_activations(rows)
+            self._histograms.add(pre if self._norms is None else pre * self._norms)
+
+    def finished(self, n_tokens: int) -> Coder:
+        """Returns the coder with thresholds, after so many tokens."""
+        wanted = self._fired if self.target is None else self._fired + round(self.target * n_tokens)
+        threshold = self._histograms.exceeded_by(wanted)
+        assert isinstance(self._made.nonlinearity, JumpReLU)
+        self._made.nonlinearity.threshold.copy_(threshold if self._norms is None else threshold / self._norms)
+        return self._made.to(self.coder.dtype)  # thresholds stay float32
 
 
 class Scale(NamedTuple):
@@ -183,14 +220,9 @@ def _finite_tokens(activations: Iterable[Tensor], n_tokens: int, device: torch.d
     )
 
 
-def _check(dictionary: Coder, n_tokens: int, match: str) -> None:
-    if not isinstance(dictionary, Coder):
-        raise ConfigError(
-            f"calibrate takes a dictionary of one encoder and one decoder; got {type(dictionary).__name__}."
-        )
-    nonlinearity = dictionary.nonlinearity
+def _check(coder: Coder, nonlinearity: Nonlinearity) -> None:
     name = type(nonlinearity).__name__
-    if dictionary.is_tied:
+    if coder.is_tied:
         raise ConfigError(
             f"{name} makes each latent of what the others have left; no threshold of a pre-activation stands for that."
         )
@@ -202,10 +234,6 @@ def _check(dictionary: Coder, n_tokens: int, match: str) -> None:
         raise ConfigError(
             f"{name} is no threshold of a pre-activation; convert it by finetuned(..., nonlinearity=JumpReLU())."
         )
-    if n_tokens < 1:
-        raise ConfigError(f"calibrate got n_tokens={n_tokens}; it needs at least one token.")
-    if match not in ("l0", "firing"):
-        raise ConfigError(f"calibrate got match={match!r}; choose l0 or firing.")
 
 
 def _target(dictionary: Coder, target_l0: float | None) -> float:

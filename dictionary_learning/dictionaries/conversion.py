@@ -1,11 +1,13 @@
 """A trained dictionary as the beginning of another run: wider, or with another nonlinearity."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
+from dictionary_learning.dictionaries.base import Dictionary
+from dictionary_learning.dictionaries.blocks import Blocks
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.named import AUTOENCODERS, MatryoshkaBatchTopKSAE
 from dictionary_learning.dictionaries.nonlinearities import (
@@ -16,7 +18,10 @@ from dictionary_learning.dictionaries.nonlinearities import (
     KeepsSetNumber,
     Nonlinearity,
     ReLU,
+    TopK,
 )
+from dictionary_learning.dictionaries.temporal import TemporalAutoencoder
+from dictionary_learning.dictionaries.temporal_widening import widened
 from dictionary_learning.dictionaries.transcoder import Transcoder
 from dictionary_learning.errors import ConfigError
 
@@ -30,14 +35,17 @@ class Encoding(NamedTuple):
     """Of each latent; None where none is known."""
 
 
+D = TypeVar("D", bound=Dictionary)
+
+
 @torch.no_grad()
 def finetuned(
-    dictionary: Coder,
+    dictionary: D,
     *,
     expansion: float = 1,
     nonlinearity: Nonlinearity | dict[str, Any] | None = None,
     generator: torch.Generator | None = None,
-) -> Coder:
+) -> D:
     """Returns a trainable copy to begin a run from, in float32.
 
     New latents come after the existing ones, which stay as they are. A new latent has a random direction of unit norm; its encoder is
@@ -46,6 +54,9 @@ def finetuned(
 
     Another nonlinearity keeps the directions, and, where both have thresholds, what fires: JumpReLU takes its thresholds from
     Gated exactly, or from the threshold that TopK and BatchTopK learnt. Without one, `calibrate` finds thresholds on data.
+
+    A cross-layer transcoder or a set of heads grows in each of its coders alike. In a temporal dictionary attention reads nothing from
+    new latents at first, and what it predicts of the others stays; its nonlinearity is top_k or relu.
 
     Args:
         dictionary: a trained one; it is not changed.
@@ -56,12 +67,31 @@ def finetuned(
     Raises:
         ConfigError: expansion is below 1, a threshold is needed and none is known, or groups would change with the number of latents.
     """
-    if not isinstance(dictionary, Coder):
-        raise ConfigError(
-            f"finetuned takes a dictionary of one encoder and one decoder; got {type(dictionary).__name__}."
-        )
     if not expansion >= 1:
         raise ConfigError(f"finetuned got expansion={expansion}; latents are only added, so it must be at least 1.")
+    if isinstance(dictionary, Coder):
+        made: Dictionary = _coder(dictionary, expansion, nonlinearity, generator)
+    elif isinstance(dictionary, Blocks):
+        made = dictionary.with_parts(
+            [_coder(part.coder, expansion, nonlinearity, generator) for part in dictionary.coders()]
+        )
+    elif isinstance(dictionary, TemporalAutoencoder):
+        k = dictionary.k if nonlinearity is None else _k_of(nonlinearity)
+        made = widened(dictionary, round(dictionary.dict_size * expansion), k, generator)
+    else:
+        raise ConfigError(
+            f"finetuned takes a dictionary that is trained; got {type(dictionary).__name__}. Of one that normalizes tokens, give the one "
+            "inside: its attribute `dictionary`."
+        )
+    return made.requires_grad_(True)  # pyright: ignore[reportReturnType]
+
+
+def _coder(
+    dictionary: Coder,
+    expansion: float,
+    nonlinearity: Nonlinearity | dict[str, Any] | None,
+    generator: torch.Generator | None,
+) -> Coder:
     old, n_old = dictionary.nonlinearity, dictionary.dict_size
     new = _built(old if nonlinearity is None else nonlinearity)
     dict_size = round(n_old * expansion)
@@ -81,7 +111,7 @@ def finetuned(
     else:
         _set_encoding_(made, encoding, dictionary)
     _shift_new_biases_(made, dictionary)
-    return made.requires_grad_(True)
+    return made
 
 
 def alike(
@@ -112,6 +142,16 @@ def alike(
         *inner, outer = dictionary.group_sizes
         own["group_sizes"] = [*inner, outer + dict_size - dictionary.dict_size]
     return name(dictionary.activation_dim, dict_size, **own, **wiring)
+
+
+def _k_of(nonlinearity: Nonlinearity | dict[str, Any]) -> int | None:
+    """Returns the k that a temporal dictionary has with a nonlinearity."""
+    built = _built(nonlinearity)
+    if type(built) is TopK:
+        return built.k
+    if type(built) is ReLU:
+        return None
+    raise ConfigError(f"A temporal dictionary has top_k or relu; it cannot have {type(built).__name__}.")
 
 
 def _built(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.config import Registry
@@ -126,9 +126,16 @@ class Normalized(Dictionary):
         return y * token.restored + token.mean
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        x, token = self._measured(x)
-        made = self.dictionary.reconstruct((x - token.mean) / token.scale)
-        return made._replace(outputs=made.outputs * token.restored + token.mean)
+        return self._around(x, self.dictionary.reconstruct)
+
+    def reconstruct_contexts(
+        self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
+    ) -> Reconstruction:
+        return self._around(x, lambda z: self.dictionary.reconstruct_contexts(z, lengths))
+
+    @property
+    def reads_contexts(self) -> bool:
+        return self.dictionary.reads_contexts
 
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
         if not output_features:
@@ -150,6 +157,11 @@ class Normalized(Dictionary):
             "site_dims": list(self.site_dims),
             "scales": list(self.scales),
         }
+
+    def _around(self, x: Tensor, reconstruct: Callable[[Tensor], Reconstruction]) -> Reconstruction:
+        x, token = self._measured(x)
+        made = reconstruct((x - token.mean) / token.scale)
+        return made._replace(outputs=made.outputs * token.restored + token.mean)
 
     def _measured(self, x: Tensor) -> tuple[Tensor, Statistics]:
         """Returns the activations in float32 at least, and what they are normalized with."""

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
+from dictionary_learning.dictionaries.initialization import unit_rows
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.ops.precision import full
 
 _LEAST = 1e-6
 """What is added to the norm of a prediction, as in the published code."""
@@ -22,16 +24,26 @@ class ContextAttention(nn.Module):
         dict_size: number of latents.
         n_heads: number of heads.
         bottleneck_factor: how many times narrower keys and queries are than latents.
+        generator: draws the initial weights; the global one if there is none.
     """
 
-    def __init__(self, dict_size: int, n_heads: int, bottleneck_factor: int):
+    def __init__(self, dict_size: int, n_heads: int, bottleneck_factor: int, generator: torch.Generator | None = None):
         super().__init__()
         self.n_heads = n_heads
         narrow = dict_size // bottleneck_factor
-        self.k_ctx = nn.Linear(dict_size, narrow)
-        self.q_target = nn.Linear(dict_size, narrow)
-        self.v_ctx = nn.Linear(dict_size, dict_size)
-        self.c_proj = nn.Linear(dict_size, dict_size)
+        self.k_ctx, self.q_target = nn.Linear(dict_size, narrow), nn.Linear(dict_size, narrow)
+        self.v_ctx, self.c_proj = nn.Linear(dict_size, dict_size), nn.Linear(dict_size, dict_size)
+        self.draw_(generator)
+
+    @torch.no_grad()
+    def draw_(self, generator: torch.Generator | None = None) -> None:
+        """Draws weights anew: rows of one norm, so that what is read has the scale of latents, and biases of zero."""
+        narrow, wide = self.k_ctx.out_features // self.n_heads, self.v_ctx.out_features
+        sizes = ((self.k_ctx, narrow), (self.q_target, narrow), (self.v_ctx, wide // self.n_heads), (self.c_proj, wide))
+        for layer, size in sizes:
+            rows = torch.randn(layer.weight.shape, generator=generator)
+            layer.weight.copy_(nn.functional.normalize(rows, dim=1) / math.sqrt(size))
+            layer.bias.zero_()
 
     def forward(self, latents: Float[Tensor, "batch ctx dict_size"]) -> Float[Tensor, "batch ctx dict_size"]:
         """Returns the prediction at each token, not yet rectified; of the first, from latents of zero."""
@@ -39,10 +51,10 @@ class ContextAttention(nn.Module):
         split = "batch ctx (head dim) -> batch head ctx dim"
         queries, keys, values = (
             rearrange(made, split, head=self.n_heads)
-            for made in (self.q_target(latents), self.k_ctx(before), self.v_ctx(before))
+            for made in (_linear(self.q_target, latents), _linear(self.k_ctx, before), _linear(self.v_ctx, before))
         )
         read = nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        return self.c_proj(rearrange(read, "batch head ctx dim -> batch ctx (head dim)"))
+        return _linear(self.c_proj, rearrange(read, "batch head ctx dim -> batch ctx (head dim)"))
 
 
 @DICTIONARIES.register("TemporalAutoencoder")
@@ -54,8 +66,9 @@ class TemporalAutoencoder(Dictionary):
     latents = the k largest of relu(W_enc x / (4 dim)) of what is left; all of them without k
     x_hat = W_dec^T (latents + sum of s p) + b_dec
 
-    x is (..., ctx, activation_dim); a tensor of two dimensions is one context. It is here to be used, and is not trained by our
-    trainers. https://arxiv.org/abs/2511.01836.
+    x is (..., ctx, activation_dim); a tensor of two dimensions is one context. A token's latents do not depend on later
+    tokens. Computed in float32 at least. Lubana et al. 2025, https://arxiv.org/abs/2511.01836; the first weights of attention as in
+    the published code.
 
     Args:
         activation_dim: width of the activations.
@@ -68,6 +81,7 @@ class TemporalAutoencoder(Dictionary):
         subtracts_b_dec: whether b_dec is subtracted before encoding.
         has_output_bias: whether b_dec is added to the output.
         scale: what activations are divided by before encoding, and outputs multiplied by.
+        generator: draws the initial weights; the global one if there is none.
 
     Raises:
         ConfigError: heads do not share the latents evenly, or k is more than there are.
@@ -86,6 +100,7 @@ class TemporalAutoencoder(Dictionary):
         subtracts_b_dec: bool = True,
         has_output_bias: bool = True,
         scale: float = 1.0,
+        generator: torch.Generator | None = None,
     ):
         super().__init__(activation_dim, dict_size)
         if min(n_heads, bottleneck_factor) < 1 or n_layers < 0 or dict_size % (n_heads * bottleneck_factor):
@@ -100,12 +115,14 @@ class TemporalAutoencoder(Dictionary):
         self.k, self.n_heads, self.n_layers, self.bottleneck_factor = k, n_heads, n_layers, bottleneck_factor
         self.tied, self.subtracts_b_dec, self.has_output_bias = tied, subtracts_b_dec, has_output_bias
         self.scale = float(scale)
-        self.W_dec = nn.Parameter(nn.functional.normalize(torch.randn(dict_size, activation_dim), dim=1))
+        rows = unit_rows(dict_size, activation_dim, generator)
+        # of this norm a latent alone gives a quarter of what is along it back
+        self.W_dec = nn.Parameter(rows * math.sqrt(activation_dim))
         if not tied:
             self.W_enc = nn.Parameter(self.W_dec.detach().clone())
         self.b_dec = nn.Parameter(torch.zeros(activation_dim))
         self.attn_layers = nn.ModuleList(
-            [ContextAttention(dict_size, n_heads, bottleneck_factor) for _ in range(n_layers)]
+            [ContextAttention(dict_size, n_heads, bottleneck_factor, generator) for _ in range(n_layers)]
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -127,15 +144,12 @@ class TemporalAutoencoder(Dictionary):
         predicted = rest.new_zeros(*rest.shape[:-1], self.dict_size)
         for layer in self.attn_layers:
             latents = layer(self._rectified(rest)).relu()
-            written = latents @ self.W_dec
+            written = latents @ full(self.W_dec)
             norm = written.norm(dim=-1, keepdim=True) + _LEAST
             share = (written * rest).sum(-1, keepdim=True) / norm.square()
             predicted = predicted + latents * share
             rest = rest - share * written
-        novel = self._rectified(rest)
-        if self.k is not None:
-            values, indices = novel.topk(self.k, dim=-1)
-            novel = torch.zeros_like(novel).scatter(-1, indices, values)
+        novel = self._kept(self._rectified(rest))
         shape = (*x.shape[:-1], self.dict_size)
         return novel.reshape(shape), predicted.reshape(shape)
 
@@ -154,6 +168,29 @@ class TemporalAutoencoder(Dictionary):
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         """Returns outputs and latents of one context."""
         novel, predicted = self.encode_with_predictions(x)
+        return Reconstruction(self._written(novel + predicted), novel)
+
+    @property
+    def reads_contexts(self) -> bool:
+        return True
+
+    def reconstruct_contexts(
+        self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
+    ) -> Reconstruction:
+        """Returns outputs and latents of the tokens of several contexts.
+
+        Raises:
+            ConfigError: the lengths do not add up to the number of tokens.
+        """
+        lengths = lengths.to(x.device)
+        if int(lengths.sum()) != len(x):
+            raise ConfigError(f"Got {len(x)} tokens of contexts with {int(lengths.sum())} in all; give all in order.")
+        if not len(x):
+            return Reconstruction(x, x.new_zeros(0, self.dict_size))
+        places = torch.arange(int(lengths.max()), device=x.device) < lengths.unsqueeze(1)
+        # what is behind a context's end is not seen by its tokens
+        apart = x.new_zeros(*places.shape, x.shape[1]).masked_scatter(places.unsqueeze(-1), x)
+        novel, predicted = (latents[places] for latents in self.encode_with_predictions(apart))
         return Reconstruction(self._written(novel + predicted), novel)
 
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
@@ -180,11 +217,28 @@ class TemporalAutoencoder(Dictionary):
             "scale": self.scale,
         }
 
+    @torch.no_grad()
+    def scale_decoder_(self, x: Float[Tensor, "n activation_dim"]) -> None:
+        """Gives the rows of decoder and encoder the norm at which what is new, with nothing predicted, reconstructs tokens best."""
+        rest = full(x) / self.scale - self.b_dec
+        written = self._kept(self._rectified(rest)) @ full(self.W_dec)
+        share = (written * rest).sum() / written.square().sum()
+        factor = torch.where(share.isfinite() & (share > 0), share, 1.0).sqrt()
+        self.W_dec.mul_(factor)
+        if not self.tied:
+            self.W_enc.mul_(factor)
+
     def _rectified(self, rest: Tensor) -> Tensor:
-        return (rest / (4 * self.activation_dim) @ self.W_enc.T).relu()
+        return (rest / (4 * self.activation_dim) @ full(self.W_enc).T).relu()
+
+    def _kept(self, latents: Tensor) -> Tensor:
+        if self.k is None:
+            return latents
+        values, indices = latents.topk(self.k, dim=-1)
+        return torch.zeros_like(latents).scatter(-1, indices, values)
 
     def _written(self, latents: Tensor) -> Tensor:
-        out = latents @ self.W_dec
+        out = full(latents) @ full(self.W_dec)
         return (out + self.b_dec if self.has_output_bias else out) * self.scale
 
     def _contexts(self, x: Tensor) -> Tensor:
@@ -193,4 +247,9 @@ class TemporalAutoencoder(Dictionary):
                 f"Got activations of shape {tuple(x.shape)}; a TemporalAutoencoder takes whole contexts, "
                 f"(..., ctx, {self.activation_dim}). Give the tokens of each context in order."
             )
-        return x.to(self.dtype).reshape(-1, *x.shape[-2:])
+        return full(x.to(self.dtype)).reshape(-1, *x.shape[-2:])
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Returns what a layer makes of x, in float32 at least."""
+    return nn.functional.linear(x, full(layer.weight), full(layer.bias))

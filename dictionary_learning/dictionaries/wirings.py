@@ -39,6 +39,8 @@ class Wiring:
     """Whether it reads several sites at once."""
     writes_others: bool = False
     """Whether what it reconstructs is not what it reads."""
+    makes: type[Trainable] | None = None
+    """The class of what is built, where that is more than one encoder and one decoder of one site each."""
     unit_rows: bool = True
     """Whether the decoder's rows have unit norm unless asked otherwise: where outputs have the inputs' scale."""
 
@@ -72,19 +74,32 @@ def _skip_transcoder(shape: Shape, nonlinearity: Nonlinearity, generator: Any, *
     return _transcoder(shape, nonlinearity, generator, skip=True, **options)
 
 
-@_add("crosscoder", reads_several=True, unit_rows=False)
+@_add("crosscoder", makes=Crosscoder, reads_several=True, unit_rows=False)
 def _crosscoder(shape: Shape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
     return Crosscoder(shape.inputs, shape.dict_size, nonlinearity, generator=generator, **options)
 
 
-@_add("cross_layer_transcoder", reads_several=True, writes_others=True, unit_rows=False)
+@_add("cross_layer_transcoder", makes=CrossLayerTranscoder, reads_several=True, writes_others=True, unit_rows=False)
 def _cross_layer(shape: Shape, nonlinearity: Nonlinearity, generator: Any) -> Trainable:
     return CrossLayerTranscoder(
         shape.inputs, shape.dict_size, nonlinearity, output_dims=shape.outputs, generator=generator
     )
 
 
-@_add("heads")
+@_add("heads", makes=HeadAutoencoders)
 def _heads(shape: Shape, nonlinearity: Nonlinearity, generator: Any) -> Trainable:
     n_heads = shape.n_heads or len(shape.inputs)
     return HeadAutoencoders(sum(shape.inputs), shape.dict_size, nonlinearity, n_heads=n_heads, generator=generator)
+
+
+def wiring_of(dictionary: Trainable) -> str:
+    """Returns the name of a dictionary's wiring."""
+    if isinstance(dictionary, Transcoder):
+        return "transcoder" if dictionary.W_skip is None else "skip_transcoder"
+    several = (name for name, wiring in WIRINGS.items() if wiring.makes is not None)
+    return next((name for name in several if isinstance(dictionary, WIRINGS[name].makes or ())), "autoencoder")
+
+
+def same_parts(one: str, other: str) -> bool:
+    """Returns whether dictionaries of one wiring have the parts of another's: one coder, whichever sites it reads and writes."""
+    return one == other or (WIRINGS[one].makes is None and WIRINGS[other].makes is None)

@@ -179,9 +179,10 @@ class _Reading:
             self._sums[site] = self._sums.get(site, 0) + float64(x).sum(0)
         if not keep.any():
             return keep
+        lengths = keep.sum(-1)
         for candidate in self.candidates:
             x, y = (_stacked(rows, sites, candidate.dictionary) for sites in (candidate.reads, candidate.writes))
-            reconstruction = candidate.dictionary.reconstruct(x)
+            reconstruction = candidate.dictionary.reconstruct_contexts(x, lengths)
             for metric in self.metrics[candidate.name].values():
                 metric.update(EvaluationBatch(y, reconstruction.outputs, reconstruction.latents))
         return keep

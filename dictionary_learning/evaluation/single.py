@@ -11,7 +11,7 @@ from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import DataError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch
 from dictionary_learning.evaluation.fidelity import FidelityMetric, recovered
 from dictionary_learning.interventions import ablate, graft
@@ -53,7 +53,13 @@ def evaluate(
 
     Raises:
         DataError: there are no activations, or they are of several sites.
+        ConfigError: the dictionary reads contexts, and the activations come shuffled.
     """
+    if dictionary.reads_contexts and hasattr(activations, "sites"):
+        raise ConfigError(
+            f"A {type(dictionary).__name__} reads whole contexts, and a {type(activations).__name__} gives tokens out of order. "
+            "Use evaluate_dictionaries, or give contexts (ctx, activation_dim) one by one."
+        )
     dictionary = dictionary.to(device) if device is not None else dictionary
     metrics = [metric() for _, metric in METRICS.items()]
     n_read = 0
@@ -74,8 +80,9 @@ def evaluate(
     if isinstance(activations, ActivationBuffer) and len(activations.sites) == 1:
         tokens = activations.tokenized_batch(batch_size)
         tokens = TokenBatch(tokens.input_ids[:, :max_len], tokens.attention_mask[:, :max_len])
-        edit = _normalizing(dictionary) if normalize_batch else dictionary
-        figures.update(_losses(activations.model, activations.sites[0], edit, tokens, activations.filter))
+        figures.update(
+            _losses(activations.model, activations.sites[0], dictionary, tokens, activations.filter, normalize_batch)
+        )
     return figures
 
 
@@ -112,24 +119,23 @@ def loss_recovered(
         batches = list(stream.batches(8))
     else:
         batches = [text]
-    edit = _normalizing(dictionary) if normalize_batch else dictionary
     token_filter = TokenFilter(exclude_ids=ids, exclude_first=True)
     sums = [FidelityMetric(), FidelityMetric(), FidelityMetric()]
     for tokens in batches:
-        for total, part in zip(sums, _measure(traced, site, edit, tokens, token_filter), strict=True):
+        measured = _measure(traced, site, dictionary, tokens, token_filter, normalize_batch)
+        for total, part in zip(sums, measured, strict=True):
             total.merge(part)
     return sums[0].ce, sums[1].ce, sums[2].ce
 
 
 def _losses(
-    model: TracedModel, site: Site, dictionary: Any, tokens: TokenBatch, token_filter: TokenFilter
+    model: TracedModel, site: Site, dictionary: Dictionary, tokens: TokenBatch, token_filter: TokenFilter, scaled: bool
 ) -> dict[str, float]:
     clean, grafted, zero = (FidelityMetric() for _ in range(3))
     for part in _split(tokens):
-        for total, measured in zip(
-            (clean, grafted, zero), _measure(model, site, dictionary, part, token_filter), strict=True
-        ):
-            total.merge(measured)
+        measured = _measure(model, site, dictionary, part, token_filter, scaled)
+        for total, one in zip((clean, grafted, zero), measured, strict=True):
+            total.merge(one)
     return {
         "loss_original": clean.ce,
         "loss_reconstructed": grafted.ce,
@@ -140,13 +146,14 @@ def _losses(
 
 
 def _measure(
-    model: TracedModel, site: Site, dictionary: Any, tokens: TokenBatch, token_filter: TokenFilter
+    model: TracedModel, site: Site, dictionary: Dictionary, tokens: TokenBatch, token_filter: TokenFilter, scaled: bool
 ) -> tuple[FidelityMetric, FidelityMetric, FidelityMetric]:
     clean, grafted, zero = (FidelityMetric() for _ in range(3))
     keep = token_filter.token_mask(tokens)
     predictions = Predictions(model.run(*tokens), tokens, keep)
     clean.update(predictions)
-    edits: tuple[tuple[FidelityMetric, Edit], ...] = ((grafted, graft(dictionary, keep)), (zero, ablate(0.0, keep)))
+    put_in = _graft_scaled if scaled else graft
+    edits: tuple[tuple[FidelityMetric, Edit], ...] = ((grafted, put_in(dictionary, keep)), (zero, ablate(0.0, keep)))
     for metric, edit in edits:
         metric.update(predictions, model.run(*tokens, {site: edit}))
     return clean, grafted, zero
@@ -162,12 +169,14 @@ def _batch_scale(x: Tensor) -> float:
     return float(x.shape[-1] ** 0.5 / x.norm(dim=-1).mean())
 
 
-class _normalizing:
-    """A dictionary around which each batch is scaled to a mean norm of sqrt(activation_dim)."""
+def _graft_scaled(dictionary: Dictionary, keep: Tensor) -> Edit:
+    """Grafts a dictionary of activations that are scaled to a mean norm of sqrt(activation_dim), batch by batch."""
 
-    def __init__(self, dictionary: Dictionary):
-        self.dictionary, self.device, self.dtype = dictionary, dictionary.device, dictionary.dtype
+    def edit(x: Tensor) -> Tensor:
+        inside, kept = x.to(dictionary.device, dictionary.dtype), keep.to(dictionary.device)
+        scale = _batch_scale(inside[kept])
+        y = graft(dictionary, kept)(inside * scale)
+        assert y is not None
+        return torch.where(keep.to(x.device).unsqueeze(-1), (y / scale).to(x.device, x.dtype), x)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        scale = _batch_scale(x.reshape(-1, x.shape[-1]))
-        return self.dictionary(x * scale) / scale
+    return edit

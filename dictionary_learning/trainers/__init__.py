@@ -19,6 +19,7 @@ from dictionary_learning.trainers.p_anneal import PAnnealTrainer
 from dictionary_learning.trainers.penalties import PENALTIES
 from dictionary_learning.trainers.schedules import SCHEDULES
 from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate, TrainerStandard
+from dictionary_learning.trainers.temporal import TemporalTrainer
 from dictionary_learning.trainers.top_k import TopKTrainer, TrainerTopK
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "SAETrainer",
     "StandardTrainer",
     "StandardTrainerAprilUpdate",
+    "TemporalTrainer",
     "TopKTrainer",
     "TrainerStandard",
     "TrainerTopK",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.config import BaseConfig, Registry
@@ -177,7 +177,15 @@ class SAETrainer(ABC):
         names = {"trainer_class": type(self).__name__, "dict_class": type(self.dictionary).__name__}
         return {**self.config_values.to_dict(), **names, "device": str(self.device)}
 
-    def loss(self, x: Tensor, y: Tensor | int | None = None, *, step: int | None = None, logging: bool = False) -> Any:
+    def loss(
+        self,
+        x: Tensor,
+        y: Tensor | int | None = None,
+        *,
+        step: int | None = None,
+        logging: bool = False,
+        lengths: Tensor | None = None,
+    ) -> Any:
         """Returns the loss of a batch; changes nothing.
 
         Args:
@@ -185,16 +193,24 @@ class SAETrainer(ABC):
             y: what it is to reconstruct; x, if not given. A number is taken for the step, as in dictionary-learning.
             step: taken for the sake of older scripts; the trainer counts its steps itself.
             logging: returns `LossLog(x, x_hat, f, losses)` instead, with dense latents and plain numbers.
+            lengths: how many tokens each context has (see `Batch`).
         """
         y = x if y is None or isinstance(y, int) else y
-        loss = self.objective(Batch(x, y))
+        loss = self.objective(Batch(x, y, lengths=lengths))
         return LossLog.of(x, loss) if logging else loss
 
     def get_logging_parameters(self) -> dict[str, float]:
         """Returns the figures of the last step, as plain numbers."""
         return {name: float(value) for name, value in self.metrics().items()}
 
-    def accumulate(self, x: Tensor, y: Tensor | None = None, weight: float = 1.0, downstream: Any = None) -> Loss:
+    def accumulate(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        weight: float = 1.0,
+        downstream: Any = None,
+        lengths: Tensor | None = None,
+    ) -> Loss:
         """Adds the gradients of a batch, or of the share `weight` of one.
 
         Tokens that are not finite are replaced by others and counted.
@@ -204,8 +220,9 @@ class SAETrainer(ABC):
             y: what it is to reconstruct (batch, output_dim); x, if not given.
             weight: the share.
             downstream: what the model loses with reconstructions in place of y (see `Batch`).
+            lengths: how many tokens each context has, where the batch is contexts one after another.
         """
-        batch = self._finite(x, y, downstream)
+        batch = self._finite(x, y)._replace(downstream=downstream, lengths=lengths)
         if not self._prepared:
             self.initialize(batch.x, None if y is None else batch.y)
         loss = self.objective(batch)
@@ -245,18 +262,22 @@ class SAETrainer(ABC):
         x: Float[Tensor, "batch activation_dim"],
         y: Float[Tensor, "batch output_dim"] | None = None,
         downstream: Any = None,
+        lengths: Int[Tensor, "contexts"] | None = None,
     ) -> Float[Tensor, ""]:
         """Takes in a batch, in parts if so set, and makes a step when enough were taken in; returns the loss, on its device.
 
-        The trainer counts its steps itself; `step` is taken for the sake of callers that count them.
+        The trainer counts its steps itself; `step` is taken for the sake of callers that count them. The other arguments are
+        those of `accumulate`.
         """
         config = self.config_values
+        lengths = lengths if config.micro_acc_steps == 1 else None  # parts are no whole contexts
         total = None
         parts = zip(x.chunk(config.micro_acc_steps), (x if y is None else y).chunk(config.micro_acc_steps), strict=True)
         with self.whole_batch(x):
             for x_part, y_part in parts:
                 share = len(x_part) / max(len(x), 1)
-                loss = self.accumulate(x_part, None if y is None else y_part, share / config.grad_acc_steps, downstream)
+                weight = share / config.grad_acc_steps
+                loss = self.accumulate(x_part, None if y is None else y_part, weight, downstream, lengths)
                 part = loss.total.detach() * share
                 total = part if total is None else total + part
         self._n_batches += 1
@@ -318,18 +339,18 @@ class SAETrainer(ABC):
         self._n_batches, self._gathered = self.step * self.config_values.grad_acc_steps, []
         self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
 
-    def _finite(self, x: Tensor, y: Tensor | None, downstream: Any = None) -> Batch:
+    def _finite(self, x: Tensor, y: Tensor | None) -> Batch:
         """Returns the batch on the device, its tokens that are not finite replaced and counted."""
         x = x.to(self.device)
         if y is None:
             x, n_replaced = replace_nonfinite(x)
             self.n_nonfinite_tokens += n_replaced
-            return Batch(x, x, downstream)
+            return Batch(x, x)
         # a token is replaced on both sides, or its prediction would be asked of another's input
         both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
         self.n_nonfinite_tokens += n_replaced
         x, y = both.split([x.shape[1], y.shape[1]], dim=1)
-        return Batch(x.contiguous(), y.contiguous(), downstream)
+        return Batch(x.contiguous(), y.contiguous())
 
 
 TRAINERS: Registry[type[SAETrainer]] = Registry("trainer")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
@@ -19,6 +19,8 @@ class Batch(NamedTuple):
     """What it is to reconstruct; x itself for an autoencoder."""
     downstream: Callable[[Tensor], Mapping[str, Tensor]] | None = None
     """Given reconstructions of y, returns what the model loses with them in place of y: "ce", "kl"; where the data can tell."""
+    lengths: Int[Tensor, "contexts"] | None = None
+    """How many tokens each context has, where the batch is contexts one after another."""
 
 
 class Loss(NamedTuple):

@@ -1,16 +1,16 @@
 """The settings that all methods have."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from dictionary_learning.dictionaries import WIRINGS
 from dictionary_learning.dictionaries.trainable import CenterName
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.trainers.base import SAETrainer
+from dictionary_learning.trainers.optimized import OptimizedTrainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CoderConfig(SAETrainer.Config):
+class CoderConfig(OptimizedTrainer.Config):
     """Settings that all methods have."""
 
     wiring: str = "autoencoder"
@@ -23,31 +23,10 @@ class CoderConfig(SAETrainer.Config):
     """Attention heads, where each has latents of its own (wiring heads)."""
     dict_class: type | None = None
     """The class of an autoencoder, built with the same arguments as the method's own."""
-    finetune: Any = None
-    """A trained dictionary to begin with, or the folder of one: its weights, also with another nonlinearity, or more latents
-    (`dict_size`; by default as many as it has)."""
-    lr: float | None = None
-    """Learning rate; None for the method's own."""
-    optimizer: Any = "adam"
-    """A name of `OPTIMIZERS`, or a function from groups of parameters to an optimizer."""
     encoder_lr_factor: float = 1.0
     """What the learning rate is multiplied by for W_enc."""
     decoder_lr_factor: float = 1.0
     """What the learning rate is multiplied by for W_dec."""
-    beta1: float = 0.9
-    """Adam's decay of the mean gradient."""
-    beta2: float = 0.999
-    """Adam's decay of the mean squared gradient."""
-    eps: float = 1e-8
-    """Adam's floor."""
-    max_grad_norm: float | None = None
-    """Gradients are scaled down to this common norm; None for no limit."""
-    schedule: str = "linear"
-    """Shape of the learning rate: a name of `SCHEDULES`."""
-    warmup_steps: int | None = None
-    """Steps over which the learning rate rises; by default a tenth of the run, at most 1,000."""
-    decay_start: int | None = None
-    """The step from which the learning rate falls to 0, for the schedule linear; None for no fall."""
     unit_norm_decoder: bool | None = None
     """Whether decoder rows have unit norm after each step, and gradients no part along them; None: if outputs are inputs."""
     apply_b_dec_to_input: bool | None = None
@@ -64,8 +43,6 @@ class CoderConfig(SAETrainer.Config):
     """Whether the encoder begins as the decoder's transpose, where both have the same width."""
     orthogonal_init: bool = False
     """Whether the decoder's rows begin orthogonal to each other, as many at a time as the width allows."""
-    ema_decay: float | None = None
-    """Decay of a moving average of the weights, which is what is saved; None for no average."""
     loss_fn: Literal["reconstruction", "ce", "kl"] = "reconstruction"
     """What is to be small: the error, or what the model loses with the reconstruction in its place, where the data are
     contexts (`ContextStream`): cross-entropy, or the divergence from its own predictions (Braun et al. 2024,
@@ -105,10 +82,6 @@ class CoderConfig(SAETrainer.Config):
             )
         if self.resample_steps is not None and self.resample_steps < 1:
             raise ConfigError(f"Got resample_steps={self.resample_steps}; it must be at least 1, or None for never.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(
-                f"Got ema_decay={self.ema_decay}; it must lie between 0 and 1, or be None for no average."
-            )
         if self.loss_fn != "reconstruction" and self.micro_acc_steps > 1:
             raise ConfigError(
                 f"loss_fn={self.loss_fn!r} takes the model through whole contexts; micro_acc_steps={self.micro_acc_steps} would cut "

@@ -28,7 +28,7 @@ LEARNS = {
 SIGNED = {"abs_top_k"}
 SIMILARITY = {"group_max": 0.8, "matryoshka_batch_top_k": 0.85}
 """How close the rows come to the features at least, where it is less than with others: groups share latents out."""
-UNIT_ROWS = [name for name in TRAINERS if name != "standard_april_update"]
+UNIT_ROWS = [name for name in TRAINERS if name not in ("standard_april_update", "temporal")]
 ONE_SUPPORT = ["top_k", "batch_top_k", "group_max", "abs_top_k"]
 
 
@@ -124,8 +124,8 @@ def test_resumed_trainer_ends_in_the_same_bits(build):
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(second), strict=True))
 
 
-IN_PARTS = [name for name in TRAINERS if name != "jump_relu"]
-"""Trainers that a batch may come to in parts; target_l0 is of a part's mean."""
+IN_PARTS = [name for name in TRAINERS if name not in ("jump_relu", "temporal")]
+"""Trainers that a batch may come to in parts; target_l0 is of a part's mean, and a part no whole context."""
 PER_TOKEN = [name for name in IN_PARTS if name not in ("batch_top_k", "matryoshka_batch_top_k")]
 """Trainers whose loss is a mean over tokens; BatchTopK chooses within a batch."""
 

@@ -28,7 +28,7 @@ REFUSED = {
     ("matryoshka_batch_top_k", "cross_layer_transcoder"),
 }
 """One matrix cannot serve two widths, and groups of prefixes not several parts."""
-PAIRS = [(t, w) for t in TRAINERS for w in WIRINGS if t != "end_to_end"]
+PAIRS = [(t, w) for t in TRAINERS for w in WIRINGS if t not in ("end_to_end", "temporal")]
 
 
 def batches(wiring: str, steps: int = STEPS, n: int = 128) -> list[dict[Site, torch.Tensor]]:

@@ -7,8 +7,10 @@ from dictionary_learning.dictionaries import (
     AutoEncoderTopK,
     BatchTopKSAE,
     Crosscoder,
+    CrossLayerTranscoder,
     GatedAutoEncoder,
     GroupMaxSAE,
+    HeadAutoencoders,
     JumpReluAutoEncoder,
     MatchingPursuitSAE,
     MatryoshkaBatchTopKSAE,
@@ -182,3 +184,25 @@ def test_settings_that_cannot_be_used_are_refused():
         calibrate(dictionary, [x], N, target_l0=41)
     with pytest.raises(ConfigError, match="at least one token"):
         calibrate(dictionary, [x], 0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: CrossLayerTranscoder([5, 7], 40, {"name": "top_k", "k": 3}),
+        lambda: HeadAutoencoders(12, 40, {"name": "batch_top_k", "k": 3}, n_heads=2),
+    ],
+)
+def test_coders_side_by_side_are_calibrated_each_for_itself(build, tmp_path):
+    dictionary, x = perturbed(build()), torch.randn(N, 12)
+    made = calibrate(dictionary, x.split(64), N)
+    assert type(made) is type(dictionary)
+    fired = made.encode(x) > 0
+    assert fired[:, :20].sum() == fired[:, 20:].sum() == 3 * N
+    expected = dictionary.decode(dictionary.pre_activations(x) * fired)
+    torch.testing.assert_close(made(x), expected)
+    assert (calibrate(dictionary, [x], N, target_l0=8).encode(x) > 0).sum() == 8 * N
+    same = calibrate(dictionary, [x], N, match="firing")
+    assert torch.equal(firing_counts(same.encode(x)), firing_counts(dictionary.encode_latents(x)[0]))
+    loaded, _ = load_dictionary(save_dictionary(made, tmp_path))
+    assert torch.equal(loaded(x), made(x))

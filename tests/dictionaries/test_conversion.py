@@ -8,8 +8,11 @@ from dictionary_learning.dictionaries import (
     AutoEncoderTopK,
     BatchTopKSAE,
     Crosscoder,
+    CrossLayerTranscoder,
     GatedAutoEncoder,
     GroupMaxSAE,
+    HeadAutoencoders,
+    IdentityDict,
     JumpReluAutoEncoder,
     MatchingPursuitSAE,
     MatryoshkaBatchTopKSAE,
@@ -169,3 +172,45 @@ def test_settings_that_cannot_be_used_are_refused():
         finetuned(AutoEncoder(12, 40), expansion=0.5)
     with pytest.raises(ConfigError, match="unknown|Unknown"):
         finetuned(AutoEncoder(12, 40), nonlinearity={"name": "jump_rely"})
+
+
+BLOCKS = {
+    "cross_layer": lambda: CrossLayerTranscoder([5, 7], 40, {"name": "top_k", "k": 3}, output_dims=[4, 6]),
+    "heads": lambda: HeadAutoencoders(12, 40, {"name": "batch_top_k", "k": 3}, n_heads=2),
+}
+
+
+class TestBlocks:
+    @pytest.mark.parametrize("name", list(BLOCKS))
+    def test_a_copy_is_the_same_and_apart(self, name):
+        dictionary, x = perturbed(BLOCKS[name]()), torch.randn(30, 12)
+        made = finetuned(dictionary.requires_grad_(False))
+        assert type(made) is type(dictionary) and made.options() == dictionary.options()
+        assert torch.equal(made(x), dictionary(x))
+        with torch.no_grad():
+            for parameter in made.parameters():
+                assert parameter.requires_grad
+                parameter.zero_()
+        assert dictionary(x).abs().sum() > 0
+
+    @pytest.mark.parametrize("name", list(BLOCKS))
+    def test_each_coder_grows_behind_the_latents_that_it_has(self, name):
+        dictionary, x = perturbed(BLOCKS[name]()), torch.randn(30, 12)
+        made = finetuned(dictionary, expansion=1.5, generator=torch.Generator().manual_seed(1))
+        assert made.dict_size == 60 and made.options()["dict_size"] == 60
+        before, after = dictionary.pre_activations(x), made.pre_activations(x)
+        torch.testing.assert_close(after[:, :20], before[:, :20])
+        torch.testing.assert_close(after[:, 30:50], before[:, 20:])
+        again = finetuned(dictionary, expansion=1.5, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(made(x), again(x))
+
+    @pytest.mark.parametrize("name", list(BLOCKS))
+    def test_another_nonlinearity_is_that_of_each_coder(self, name):
+        dictionary, x = perturbed(BLOCKS[name]()), torch.randn(30, 12)
+        made = finetuned(dictionary, nonlinearity={"name": "jump_relu"})
+        pre = dictionary.pre_activations(x)
+        torch.testing.assert_close(made.encode(x), torch.where(pre > 0.7, pre, 0.0))
+
+    def test_what_is_not_trained_is_refused(self):
+        with pytest.raises(ConfigError, match="IdentityDict"):
+            finetuned(IdentityDict(12))

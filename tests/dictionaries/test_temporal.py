@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dictionary_learning import load_dictionary, save_dictionary
-from dictionary_learning.dictionaries import SparseAutoencoder, TemporalAutoencoder
+from dictionary_learning.dictionaries import Normalized, SparseAutoencoder, TemporalAutoencoder, finetuned
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.interventions import graft
 
 X = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(4))
 
@@ -63,6 +64,80 @@ def test_what_does_not_fit_is_refused(options):
         build(**options)
     with pytest.raises(ConfigError, match="whole contexts"):
         build()(X[0, 0])
+
+
+class TestContexts:
+    LENGTHS = torch.tensor([5, 0, 3, 6, 1])
+
+    def test_each_is_as_if_it_were_alone(self):
+        dictionary, x = build(), torch.randn(15, 12, generator=torch.Generator().manual_seed(5))
+        made = dictionary.reconstruct_contexts(x, self.LENGTHS)
+        alone = [dictionary.reconstruct(part) for part in x.split(self.LENGTHS.tolist()) if len(part)]
+        torch.testing.assert_close(made.outputs, torch.cat([one.outputs for one in alone]))
+        torch.testing.assert_close(made.latents, torch.cat([one.latents for one in alone]))
+        assert not torch.allclose(made.outputs, dictionary.reconstruct(x).outputs)
+
+    def test_of_no_tokens_nothing_is_made(self):
+        made = build().reconstruct_contexts(torch.zeros(0, 12), torch.tensor([0, 0]))
+        assert made.outputs.shape == (0, 12) and made.latents.shape == (0, 16)
+
+    def test_lengths_of_other_tokens_are_refused(self):
+        with pytest.raises(ConfigError, match="14 tokens"):
+            build().reconstruct_contexts(torch.zeros(14, 12), self.LENGTHS)
+
+    def test_a_wrapped_dictionary_reads_contexts_too(self):
+        x = torch.randn(15, 12, generator=torch.Generator().manual_seed(5))
+        dictionary = Normalized(build(), "layer_norm")
+        assert dictionary.reads_contexts and not SparseAutoencoder(12, 40, {"name": "relu"}).reads_contexts
+        alone = [dictionary.reconstruct(part).outputs for part in x.split(self.LENGTHS.tolist()) if len(part)]
+        torch.testing.assert_close(dictionary.reconstruct_contexts(x, self.LENGTHS).outputs, torch.cat(alone))
+
+    def test_graft_shows_it_the_tokens_of_each_context_that_are_kept(self):
+        dictionary, keep = build(), torch.tensor([[0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 0]]).bool()
+        grafted = graft(dictionary, keep)(X)
+        assert torch.equal(grafted[~keep], X[~keep])
+        for n in range(2):
+            torch.testing.assert_close(grafted[n][keep[n]], dictionary(X[n][keep[n]]))
+
+
+class TestWider:
+    @pytest.mark.parametrize("options", [{}, {"tied": False}, {"k": None, "n_layers": 1}])
+    def test_predictions_of_the_latents_that_were_there_stay(self, options):
+        dictionary = build(**options)
+        made = finetuned(dictionary.bfloat16(), expansion=1.5, generator=torch.Generator().manual_seed(1))
+        assert made.dict_size == 24 and made.dtype == torch.float32
+        latents = torch.rand(2, 6, 24)
+        for own, old in zip(made.attn_layers, dictionary.float().attn_layers, strict=True):
+            torch.testing.assert_close(own(latents)[..., :16], old(latents[..., :16]))
+        assert torch.equal(made.W_dec[:16], dictionary.W_dec) and torch.equal(made.b_dec, dictionary.b_dec)
+        torch.testing.assert_close(made.W_dec[16:].norm(dim=1), dictionary.W_dec.norm(dim=1).mean().expand(8))
+        loss = made(X).square().sum()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+
+    def test_a_copy_is_the_same_with_another_k_or_none(self):
+        dictionary = build()
+        assert torch.equal(finetuned(dictionary)(X), dictionary(X))
+        novel, _ = dictionary.encode_with_predictions(X)
+        fewer = finetuned(dictionary, nonlinearity={"name": "top_k", "k": 2})
+        assert fewer.k == 2 and torch.equal(fewer.encode(X), novel * (novel >= novel.topk(2, -1).values[..., -1:]))
+        assert finetuned(dictionary, nonlinearity={"name": "relu"}).k is None
+        with pytest.raises(ConfigError, match="JumpReLU"):
+            finetuned(dictionary, nonlinearity={"name": "jump_relu"})
+        with pytest.raises(ConfigError, match="multiple"):
+            finetuned(dictionary, expansion=1.1)
+
+
+def test_first_reconstruction_is_best_at_the_scale_of_the_decoder():
+    dictionary, x = build(n_layers=0, k=None), 3 * X.flatten(0, 1)
+    dictionary.scale_decoder_(x)
+
+    def error(factor):
+        other = copy.deepcopy(dictionary)
+        other.W_dec.data *= factor
+        return (other.reconstruct(x).outputs - x).square().sum()
+
+    assert error(1.0) < min(error(0.98), error(1.02))
 
 
 def pursued(x, W, k, threshold, stops):

@@ -1,4 +1,4 @@
-"""Recipes, fine-tuning, optimizers, averages: settings that change what a trainer is built of."""
+"""Recipes, optimizers, averages: settings that change what a trainer is built of."""
 
 import functools
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from dictionary_learning import trainSAE
-from dictionary_learning.dictionaries import AutoEncoder, load_dictionary
-from dictionary_learning.errors import ConfigError, UnknownNameError
-from dictionary_learning.trainers import OPTIMIZERS, SCHEDULES, TRAINERS, TopKTrainer, trainer_of
+from dictionary_learning.errors import UnknownNameError
+from dictionary_learning.trainers import OPTIMIZERS, SCHEDULES, TRAINERS, trainer_of
 from dictionary_learning.trainers.recipes import RECIPES
 from tests.contracts.test_wirings import SITES, batches
 from tests.tiny import Planted
@@ -34,56 +33,6 @@ def test_recipes_cite_their_source_and_take_changes():
     assert RECIPES["gao_2024"](k=7, lr=0.5).lr == 0.5
     with pytest.raises(UnknownNameError):
         RECIPES["gao_2024"](ks=3)
-
-
-class TestFinetune:
-    def trained(self, tmp_path, **options):
-        data = list(Planted().batches(150, 128))
-        config = {"trainer": "top_k", "k": 4, "dict_size": 64, **options}
-        (dictionary,) = trainSAE(data, config, 150, save_dir=tmp_path, progress=False)
-        return dictionary, tmp_path / "trainer_0"
-
-    def test_goes_on_where_the_dictionary_was(self, tmp_path):
-        dictionary, folder = self.trained(tmp_path)
-        t = TopKTrainer(activation_dim=32, steps=10, k=4, finetune=str(folder), device="cpu")
-        x = Planted(seed=3).batch(512)
-        t.initialize(x)
-        assert t.dict_size == 64 and t.dictionary.W_dec.requires_grad
-        torch.testing.assert_close(t.dictionary(x), dictionary(x))
-        assert t.config["finetune"] == str(folder)
-        held = TopKTrainer(activation_dim=32, steps=10, k=4, finetune=dictionary, device="cpu")
-        assert held.config["finetune"] == "AutoEncoderTopK"
-
-    def test_widens_and_changes_the_nonlinearity(self, tmp_path):
-        _, folder = self.trained(tmp_path)
-        *data, x = Planted().batches(21, 128)
-        (wider,) = trainSAE(
-            data, {"trainer": "top_k", "k": 4, "dict_size": 96, "finetune": str(folder)}, 20, progress=False
-        )
-        assert wider.dict_size == 96
-        config = {"trainer": "jump_relu", "target_l0": 4.0, "bandwidth": 0.1, "lr": 1e-3, "finetune": str(folder)}
-        (jump,) = trainSAE(data, config, 20, progress=False, save_dir=tmp_path / "jump")
-        fresh = AutoEncoder(32, 64)
-        assert max(fvu(wider, x), fvu(jump, x)) < 0.5 * fvu(fresh, x)
-        assert 1 < (jump.encode(x) > 0).sum(-1).float().mean() < 12
-        loaded, _ = load_dictionary(tmp_path / "jump" / "trainer_0")
-        assert torch.equal(loaded(x), jump(x))
-
-    @pytest.mark.parametrize("normalize", ["unit_mean_square", "none"])
-    def test_keeps_the_scale_of_the_activations(self, tmp_path, normalize):
-        dictionary, folder = self.trained(tmp_path)
-        config = {"trainer": "top_k", "k": 4, "finetune": str(folder), "normalize": normalize, "lr": 1e-9}
-        (same,) = trainSAE(list(Planted().batches(2, 64)), config, 2, progress=False)
-        x = Planted(seed=3).batch(256)
-        torch.testing.assert_close(same(x), dictionary(x), rtol=1e-3, atol=1e-3)
-
-    def test_other_widths_and_normalizations_are_refused(self, tmp_path):
-        _, folder = self.trained(tmp_path)
-        with pytest.raises(ConfigError, match="width 32; the activations have width 16"):
-            trainSAE([torch.randn(64, 16)], {"trainer": "top_k", "k": 4, "finetune": str(folder)}, 1, progress=False)
-        config = {"trainer": "top_k", "k": 4, "finetune": str(folder), "normalize": "layer_norm"}
-        with pytest.raises(ConfigError, match="normalize='none'"):
-            trainSAE(list(Planted().batches(2, 64)), config, 1, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -1,57 +1,14 @@
-"""Saved dictionaries, ours and those of other packages, and the sites that they belong to."""
+"""The sites that saved dictionaries belong to."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-from dictionary_learning.dictionaries import Dictionary, load_dictionary
-from dictionary_learning.dictionaries.serialization import WEIGHTS
-from dictionary_learning.errors import CheckpointError, ConfigError, SiteError
+from dictionary_learning.errors import ConfigError, SiteError
 from dictionary_learning.evaluation import Candidate
-from dictionary_learning.interop.loading import located
-from dictionary_learning.interop.places import sites_in
+from dictionary_learning.interop.saved import Saved
 from dictionary_learning.models import TracedModel
-from dictionary_learning.sites import Site, natural_key
+from dictionary_learning.sites import Site
 
 Sites = Site | tuple[Site, ...]
-
-
-class Saved(NamedTuple):
-    """A dictionary, and what is known of it."""
-
-    name: str
-    dictionary: Dictionary
-    config: Mapping[str, Any]
-    folder: Path | None = None
-    """The folder that this package wrote it into; None for other formats."""
-
-
-def own_folders(place: str) -> list[Path]:
-    """Returns the folders at a path that this package wrote a dictionary into: itself, or those of a whole run."""
-    folder = Path(place)
-    if (folder / WEIGHTS).is_file():
-        return [folder]
-    return sorted((p.parent for p in folder.glob(f"*/{WEIGHTS}")), key=lambda p: natural_key(p.name))
-
-
-def saved_at(place: str) -> list[Saved]:
-    """Returns the dictionaries at a path or in a repository of the hub, of any format.
-
-    Raises:
-        CheckpointError: there is none, or one cannot be read.
-    """
-    found = []
-    for folder in own_folders(place):
-        dictionary, config = load_dictionary(folder)
-        found.append(Saved(config.get("name", folder.name), dictionary, config, folder))
-    if found:
-        return found
-    sites = sites_in(located(place, many=True))
-    if not sites:
-        raise CheckpointError(
-            f"There is no dictionary in '{place}'. Give the folder of a dictionary, or of a run with trainer_0 in it."
-        )
-    return [Saved(site or Path(place).name, *load_dictionary(place, site=site or None)) for site in sites]
 
 
 def candidates_of(

@@ -1,0 +1,123 @@
+"""Where a run begins from trained dictionaries: which of them, at which sites, wired how, and what was done to activations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dictionary_learning.activations.normalization import NORMALIZATIONS
+from dictionary_learning.dictionaries import Blocks, Dictionary, Trainable, wiring_of
+from dictionary_learning.dictionaries.normalized import Normalized
+from dictionary_learning.errors import ConfigError, SiteError
+from dictionary_learning.interop.saved import Saved, saved_at
+from dictionary_learning.sites import Site
+
+_TRAINED_AS = {
+    "layer_norm": "layer_norm",
+    "layer_norm_eps_in": "layer_norm",
+    "constant_norm_rescale": "constant_norm_rescale",
+}
+"""What each normalization of a finished dictionary is called in training."""
+
+
+def begun(options: Mapping[str, Any], widths: Mapping[Site, int]) -> list[dict[str, Any]]:
+    """Returns a config for each dictionary that `finetune` stands for, or the config itself where it stands for none.
+
+    What the dictionary knows is filled in where the config does not say it: wiring, heads, and the sites as far as the data has them.
+
+    Args:
+        options: the settings of a config. Its `finetune` is a dictionary, several by site, or a place where there are some.
+        widths: the sites of the data.
+
+    Raises:
+        ConfigError: it is not known which of several dictionaries belongs to which site, or a wiring cannot be had.
+    """
+    given = options.get("finetune")
+    if given is None:
+        return [dict(options)]
+    found = _found(given)
+    if len(found) == 1:
+        return [_filled(options, found[0], widths)]
+    asked = _names(options.get("site"))
+    wanted = tuple(str(Site.parse(site)) for site in asked)
+    placed = [(one, _site(one, "site", widths)) for one in found]
+    configs = [
+        _filled(options, one, widths) for one, sites in placed if sites is not None and (not wanted or sites == wanted)
+    ]
+    if not configs:
+        raise ConfigError(
+            f"finetune got {len(found)} dictionaries ({', '.join(one.name for one in found)}), and none is of the sites "
+            f"{', '.join(asked or map(str, widths))}. Name one dictionary, and its site."
+        )
+    return configs
+
+
+def normalization_inside(options: dict[str, Any]) -> str | None:
+    """Puts the dictionary inside in the place of one that normalizes each token, to be trained further; returns the normalization.
+
+    Raises:
+        ConfigError: it scales sites beside, or another normalization was asked for.
+    """
+    trained = options.get("finetune")
+    if not isinstance(trained, Normalized):
+        return None
+    kind = None if trained.normalization is None else NORMALIZATIONS.canonical(_TRAINED_AS[trained.normalization])
+    if kind is None or set(trained.scales) != {1.0}:
+        raise ConfigError(
+            f"A dictionary around which sites are scaled by {trained.scales} cannot be trained further. Give the one inside "
+            "(its attribute `dictionary`), and activations that are scaled so."
+        )
+    asked = options.get("normalize")
+    if asked is not None and NORMALIZATIONS.canonical(asked) != kind:
+        raise ConfigError(
+            f"Got normalize={asked!r} for a dictionary that was trained with {kind!r}. Leave normalize out."
+        )
+    options["finetune"] = trained.dictionary
+    return kind
+
+
+def _found(given: Any) -> list[Saved]:
+    if isinstance(given, Dictionary):
+        return [Saved("", given, {})]
+    if isinstance(given, Mapping):
+        return [Saved(str(site), dictionary, {}) for site, dictionary in given.items()]
+    return saved_at(str(given))
+
+
+def _filled(options: Mapping[str, Any], one: Saved, widths: Mapping[Site, int]) -> dict[str, Any]:
+    filled = {**options, "finetune": one.dictionary}
+    inside = one.dictionary.dictionary if isinstance(one.dictionary, Normalized) else one.dictionary
+    if isinstance(inside, Trainable) and options.get("wiring") is None:
+        filled["wiring"] = wiring_of(inside)
+    if isinstance(inside, Blocks) and filled.get("wiring") == "heads" and options.get("n_heads") is None:
+        filled["n_heads"] = len(inside.parts)
+    if options.get("site") is None and options.get("target_site") is None:
+        for key in ("site", "target_site"):
+            sites = _site(one, key, widths)
+            if sites is not None:
+                filled[key] = sites
+    return filled
+
+
+def _site(one: Saved, key: str, widths: Mapping[Site, int]) -> tuple[str, ...] | None:
+    """Returns the sites that a dictionary's files or its name tell, if the data has them."""
+    named = [_names(one.config.get(key)), *([(one.name,)] if key == "site" and one.name else [])]
+    for names in named:
+        sites = [_in_data(name, widths) for name in names]
+        if sites and all(site is not None for site in sites):
+            return tuple(str(site) for site in sites)
+    return None
+
+
+def _in_data(name: str, widths: Mapping[Site, int]) -> Site | None:
+    """Returns the site of the data that has a name, or a path that ends in it, as 'layers.3' of 'model.layers.3'."""
+    try:
+        wanted = Site.parse(name)
+    except SiteError:
+        return None
+    ending = [site for site in widths if site.path.endswith(f".{wanted.path}") and site[1:] == wanted[1:]]
+    return wanted if wanted in widths else ending[0] if len(ending) == 1 else None
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    return (str(given),) if isinstance(given, (str, Site)) else tuple(map(str, given))

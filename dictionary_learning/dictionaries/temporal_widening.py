@@ -1,0 +1,75 @@
+"""Temporal dictionaries with more latents, or another number of new ones."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dictionary_learning.dictionaries.initialization import unit_rows
+from dictionary_learning.dictionaries.temporal import ContextAttention, TemporalAutoencoder
+
+
+@torch.no_grad()
+def widened(
+    dictionary: TemporalAutoencoder, dict_size: int, k: int | None, generator: torch.Generator | None = None
+) -> TemporalAutoencoder:
+    """Returns a copy in float32 with more latents, behind those that are there.
+
+    What attention predicts of the latents that were there does not depend on the new ones. New rows have the mean norm of the others.
+
+    Args:
+        dictionary: it is not changed.
+        dict_size: at least as many latents as it has.
+        k: how many latents of a token may be new; None for a rectifier.
+        generator: draws the directions of new latents; the global one if there is none.
+
+    Raises:
+        ConfigError: the latents cannot be shared out to heads and keys.
+    """
+    made = TemporalAutoencoder(**{**dictionary.options(), "dict_size": dict_size, "k": k}, generator=generator)
+    made = made.to(dictionary.device)
+    n_old, dim = dictionary.dict_size, dictionary.activation_dim
+    directions = unit_rows(dict_size - n_old, dim, generator).to(dictionary.device)
+    for name in ("W_dec",) if dictionary.tied else ("W_dec", "W_enc"):
+        own, old = getattr(made, name), getattr(dictionary, name).float()
+        own[:n_old], own[n_old:] = old, directions * old.norm(dim=1).mean()
+    made.b_dec.copy_(dictionary.b_dec)
+    for own, old in zip(made.attn_layers, dictionary.attn_layers, strict=True):
+        assert isinstance(own, ContextAttention) and isinstance(old, ContextAttention)
+        _copy_(own, old)
+    return made
+
+
+def _copy_(own: ContextAttention, old: ContextAttention) -> None:
+    """Puts attention over some latents into attention over more, whose heads are longer."""
+    heads = own.n_heads
+    wide, wide_before = own.v_ctx.out_features, old.v_ctx.out_features
+    values = _places(heads, wide, wide_before)
+    scores = _places(heads, own.k_ctx.out_features, old.k_ctx.out_features)
+    # scores are divided by the root of a key's length
+    longer = math.sqrt(own.k_ctx.out_features / old.k_ctx.out_features)
+    for mine, theirs, rows, factor in (
+        (own.v_ctx, old.v_ctx, values, 1.0),
+        (own.k_ctx, old.k_ctx, scores, 1.0),
+        (own.q_target, old.q_target, scores, longer),
+    ):
+        mine.weight[:, wide_before:] = 0  # nothing is read from new latents
+        if mine is not own.v_ctx:
+            mine.weight.zero_()
+        mine.weight[rows, :wide_before] = theirs.weight.float() * factor
+        mine.bias.zero_()
+        mine.bias[rows] = theirs.bias.float() * factor
+    _copy_output_(own.c_proj, old.c_proj, values)
+
+
+def _copy_output_(own: nn.Linear, old: nn.Linear, read: Tensor) -> None:
+    n_old = old.out_features
+    own.weight[:n_old] = 0
+    own.weight[:n_old, read] = old.weight.float()
+    own.bias.zero_()
+    own.bias[:n_old] = old.bias.float()
+
+
+def _places(heads: int, size: int, before: int) -> Tensor:
+    """Returns where the entries of shorter heads are among those of longer ones."""
+    return torch.arange(size).view(heads, -1)[:, : before // heads].flatten()

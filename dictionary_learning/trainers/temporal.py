@@ -1,0 +1,149 @@
+"""What is new at a token, beside what the tokens before it predict."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.dictionaries import TemporalAutoencoder
+from dictionary_learning.dictionaries.initialization import CENTERS
+from dictionary_learning.dictionaries.trainable import CenterName
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.ops.precision import full
+from dictionary_learning.trainers.base import TRAINERS
+from dictionary_learning.trainers.batch import Batch, Loss
+from dictionary_learning.trainers.losses import mean_sum, squared_error
+from dictionary_learning.trainers.optimized import OptimizedTrainer
+
+_SAMPLE = 2048
+"""Tokens that the scale of the decoder is found on."""
+_OF_DICTIONARY = ("n_heads", "n_layers", "bottleneck_factor", "tied")
+"""Settings that a dictionary brings along."""
+
+
+@TRAINERS.register("temporal")
+class TemporalTrainer(OptimizedTrainer):
+    """Trains a `TemporalAutoencoder` on contexts.
+
+    loss = E|x - x_hat|^2 / E|x - mean|^2 + sparsity_penalty * E[sum of what is new]
+
+    Needs contexts: `trainSAE(ContextStream(text, model, site, predict=False), ...)`; a batch without lengths is one context. The decoder
+    begins with rows of one norm, so large that what is new by itself reconstructs best, attention as in the published code.
+    Lubana et al. 2025, https://arxiv.org/abs/2511.01836.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(OptimizedTrainer.Config):
+        """Settings of temporal dictionaries."""
+
+        k: int | None = 32
+        """Latents of a token that may be new; None for a rectifier, held back by the penalty."""
+        sparsity_penalty: float = 0.0
+        """Weight of the sum of the latents that are new."""
+        n_heads: int = 4
+        """Heads of each layer of attention; they share the latents out evenly."""
+        n_layers: int = 1
+        """Layers of attention."""
+        bottleneck_factor: int | None = None
+        """How many times narrower keys and queries are than latents; by default 64, or what the latents can be shared out to."""
+        tied: bool = True
+        """Whether the encoder is the decoder."""
+        lr: float | None = None
+        """Learning rate; by default 1e-3."""
+        attention_lr_factor: float = 1.0
+        """What the learning rate is multiplied by for attention."""
+        beta2: float = 0.95
+        """Adam's decay of the mean squared gradient."""
+        max_grad_norm: float | None = 1.0
+        """Gradients are scaled down to this common norm; None for no limit."""
+        b_dec_init_method: CenterName = "geometric_median"
+        """Where b_dec begins: geometric_median, mean or zeros."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.k is None and not self.sparsity_penalty > 0:
+                raise ConfigError(
+                    "A temporal dictionary got k=None and no sparsity_penalty: nothing would keep latents few. Give one of the two."
+                )
+            if self.micro_acc_steps > 1:
+                raise ConfigError(
+                    f"Temporal dictionaries read whole contexts; micro_acc_steps={self.micro_acc_steps} would cut them. Give fewer "
+                    "contexts in a batch, and gather gradients by grad_acc_steps."
+                )
+
+    positional: ClassVar = ("steps", "activation_dim", "dict_size", "k", "layer", "lm_name")
+
+    dictionary: TemporalAutoencoder
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.loss_scale = torch.ones((), device=self.device)
+        """One over the variance of the activations."""
+
+    @property
+    def settings(self) -> Config:
+        """The settings of this run."""
+        assert isinstance(self.config_values, self.Config)
+        return self.config_values
+
+    def build(self) -> TemporalAutoencoder:
+        settings = self.settings
+        if settings.finetune is not None:
+            dictionary = self.continued({"name": "relu"} if settings.k is None else {"name": "top_k", "k": settings.k})
+            if not isinstance(dictionary, TemporalAutoencoder):
+                raise ConfigError(
+                    f"The temporal trainer got a {type(dictionary).__name__} to begin with; it trains TemporalAutoencoder alone. "
+                    "Choose the trainer of its nonlinearity."
+                )
+            dictionary.check_sites((self.activation_dim,), (self.activation_dim,))
+            own = {name: value for name, value in dictionary.options().items() if name in _OF_DICTIONARY}
+            self.config_values = self.settings.replace(**own)
+            return dictionary
+        factor = settings.bottleneck_factor or math.gcd(64, self.dict_size // settings.n_heads)
+        self.config_values = settings.replace(bottleneck_factor=factor)
+        return TemporalAutoencoder(
+            self.activation_dim,
+            self.dict_size,
+            settings.k,
+            n_heads=settings.n_heads,
+            n_layers=settings.n_layers,
+            bottleneck_factor=factor,
+            tied=settings.tied,
+            generator=self.generator,
+        )
+
+    def lr_factors(self) -> dict[str, float]:
+        return {"weight": self.settings.attention_lr_factor, "bias": self.settings.attention_lr_factor}
+
+    def prepare(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> None:
+        variance = (y - y.mean(0)).pow(2).sum(-1).mean()
+        self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)
+        if self.settings.finetune is None:
+            self.dictionary.b_dec.copy_(CENTERS[self.settings.b_dec_init_method](y))
+            self.dictionary.scale_decoder_(x[:_SAMPLE])
+
+    def objective(self, batch: Batch) -> Loss:
+        x = full(batch.x)
+        lengths = torch.tensor([len(x)]) if batch.lengths is None else batch.lengths
+        with torch.autocast(self.device.type, enabled=False):
+            reconstruction = self.dictionary.reconstruct_contexts(x, lengths)
+        terms = {"l2_loss": squared_error(reconstruction.outputs, x)}
+        total = self.loss_scale * terms["l2_loss"]
+        if self.settings.sparsity_penalty:
+            terms["sparsity_loss"] = mean_sum(reconstruction.latents)
+            total = total + self.settings.sparsity_penalty * terms["sparsity_loss"]
+        return Loss(total, terms, reconstruction)
+
+    def observe(self, gathered: list[tuple[Batch, Loss]]) -> None:
+        if self.average is not None:
+            self.average.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "loss_scale": self.loss_scale}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.loss_scale = state["loss_scale"].to(self.device)

@@ -1,0 +1,179 @@
+"""Trained dictionaries as the beginning of a run: of any wiring, at their own sites."""
+
+import pytest
+import torch
+
+from dictionary_learning import load_dictionary, save_dictionary, trainSAE
+from dictionary_learning.dictionaries import (
+    AutoEncoder,
+    AutoEncoderTopK,
+    CrossLayerTranscoder,
+    HeadAutoencoders,
+    SkipAutoencoder,
+    Transcoder,
+)
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.sites import Site
+from dictionary_learning.trainers import TopKTrainer
+from tests.contracts.test_wirings import DIM, HEADS, OUT, batches
+from tests.interop import golden
+from tests.tiny import Planted
+
+TOP_K = {"name": "top_k", "k": 2}
+PAIRS = ["m.0:in", "m.0:out"]
+
+
+@torch.no_grad()
+def fvu(dictionary, x: torch.Tensor) -> float:
+    return float((dictionary(x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
+
+
+def further(data, dictionary, steps=1, save_dir=None, **options):
+    """Returns the dictionaries after so many steps; of one step at no rate, in what they were given as."""
+    rate = {} if steps > 1 else {"lr": 1e-12, "unit_norm_decoder": False}
+    config = {"trainer": "top_k", "k": 2, "finetune": dictionary, "normalize": "none", **rate, **options}
+    return trainSAE(data, config, steps, progress=False, save_dir=save_dir)
+
+
+class TestAutoencoder:
+    def trained(self, tmp_path, **options):
+        data = list(Planted().batches(150, 128))
+        config = {"trainer": "top_k", "k": 4, "dict_size": 64, **options}
+        (dictionary,) = trainSAE(data, config, 150, save_dir=tmp_path, progress=False)
+        return dictionary, tmp_path / "trainer_0"
+
+    def test_goes_on_where_the_dictionary_was(self, tmp_path):
+        dictionary, folder = self.trained(tmp_path)
+        t = TopKTrainer(activation_dim=32, steps=10, k=4, finetune=str(folder), device="cpu")
+        x = Planted(seed=3).batch(512)
+        t.initialize(x)
+        assert t.dict_size == 64 and t.dictionary.W_dec.requires_grad
+        torch.testing.assert_close(t.dictionary(x), dictionary(x))
+        assert t.config["finetune"] == str(folder)
+        held = TopKTrainer(activation_dim=32, steps=10, k=4, finetune=dictionary, device="cpu")
+        assert held.config["finetune"] == "AutoEncoderTopK"
+
+    def test_widens_and_changes_the_nonlinearity(self, tmp_path):
+        _, folder = self.trained(tmp_path)
+        *data, x = Planted().batches(21, 128)
+        (wider,) = trainSAE(
+            data, {"trainer": "top_k", "k": 4, "dict_size": 96, "finetune": str(folder)}, 20, progress=False
+        )
+        assert wider.dict_size == 96
+        config = {"trainer": "jump_relu", "target_l0": 4.0, "bandwidth": 0.1, "lr": 1e-3, "finetune": str(folder)}
+        (jump,) = trainSAE(data, config, 20, progress=False, save_dir=tmp_path / "jump")
+        fresh = AutoEncoder(32, 64)
+        assert max(fvu(wider, x), fvu(jump, x)) < 0.5 * fvu(fresh, x)
+        assert 1 < (jump.encode(x) > 0).sum(-1).float().mean() < 12
+        loaded, _ = load_dictionary(tmp_path / "jump" / "trainer_0")
+        assert torch.equal(loaded(x), jump(x))
+
+    @pytest.mark.parametrize("normalize", ["unit_mean_square", "none"])
+    def test_keeps_the_scale_of_the_activations(self, tmp_path, normalize):
+        dictionary, folder = self.trained(tmp_path)
+        config = {"trainer": "top_k", "k": 4, "finetune": str(folder), "normalize": normalize, "lr": 1e-9}
+        (same,) = trainSAE(list(Planted().batches(2, 64)), config, 2, progress=False)
+        x = Planted(seed=3).batch(256)
+        torch.testing.assert_close(same(x), dictionary(x), rtol=1e-3, atol=1e-3)
+
+    def test_other_widths_and_normalizations_are_refused(self, tmp_path):
+        _, folder = self.trained(tmp_path)
+        with pytest.raises(ConfigError, match="width 32; the site has width 16"):
+            trainSAE([torch.randn(64, 16)], {"trainer": "top_k", "k": 4, "finetune": str(folder)}, 1, progress=False)
+        config = {"trainer": "top_k", "k": 4, "finetune": str(folder), "normalize": "layer_norm"}
+        with pytest.raises(ConfigError, match="normalize='none'"):
+            trainSAE(list(Planted().batches(2, 64)), config, 1, progress=False)
+
+
+class TestWiring:
+    @pytest.mark.parametrize("wiring", ["heads", "cross_layer_transcoder", "crosscoder", "skip_transcoder"])
+    def test_every_wiring_goes_on_where_it_was_and_is_found(self, wiring, tmp_path):
+        data = batches(wiring, 31)
+        trainSAE(
+            data[:15],
+            {"trainer": "top_k", "k": 2, "dict_size": 96, "wiring": wiring, "n_heads": HEADS},
+            15,
+            save_dir=tmp_path / "first",
+            progress=False,
+        )
+        folder = tmp_path / "first" / "trainer_0"
+        before, config = load_dictionary(folder)
+        (same,) = further(data, str(folder))
+        reads = [config["site"]] if isinstance(config["site"], str) else config["site"]
+        x = torch.cat([data[-1][Site.parse(site)] for site in reads], dim=1)
+        torch.testing.assert_close(same(x), before(x), rtol=1e-4, atol=1e-4)
+        (wider,) = further(data, str(folder), 5, tmp_path / "wider", dict_size=192)
+        assert type(wider) is type(before) and wider.dict_size == 192
+        _, saved = load_dictionary(tmp_path / "wider" / "trainer_0")
+        assert saved["trainer"]["wiring"] == wiring and saved["trainer"]["finetune"] == str(folder)
+
+    def test_transcoder_is_not_taken_for_an_autoencoder(self):
+        data = batches("transcoder", 2)
+        (same,) = further(data, Transcoder(DIM, 64, TOP_K, output_dim=OUT))
+        assert isinstance(same, Transcoder) and same.output_dim == OUT
+        with pytest.raises(ConfigError, match="predicts one site from another"):
+            further([next(iter(data[0].values()))], Transcoder(DIM, 64, TOP_K))
+
+    def test_dictionary_with_an_affine_part_serves_both_kinds_of_sites(self):
+        x = Planted(DIM).batch(64)
+        assert isinstance(further([x], SkipAutoencoder(DIM, 64, TOP_K))[0], SkipAutoencoder)
+        pair = {"m.0:in": x, "m.0:out": x.roll(1, dims=1)}
+        (made,) = further([pair], SkipAutoencoder(DIM, 64, TOP_K), wiring="transcoder")
+        assert isinstance(made, SkipAutoencoder)
+
+    def test_other_wirings_and_sizes_are_refused(self):
+        data = batches("cross_layer_transcoder", 1)
+        coder = CrossLayerTranscoder([DIM, DIM], 96, TOP_K, output_dims=[OUT, OUT])
+        with pytest.raises(ConfigError, match="CrossLayerTranscoder with wiring='transcoder'"):
+            further(data, coder, wiring="transcoder", site="m.0:in", target_site="m.0:out")
+        with pytest.raises(ConfigError, match="equal parts"):
+            further(data, coder, dict_size=131)
+        with pytest.raises(ConfigError, match="predicts other|reads activations of width|width"):
+            further(data, CrossLayerTranscoder([DIM, DIM], 96, TOP_K, output_dims=[OUT, OUT + 1]))
+        heads = HeadAutoencoders(DIM, 96, TOP_K, n_heads=HEADS)
+        with pytest.raises(ConfigError, match="HeadAutoencoders"):
+            further([Planted(DIM).batch(64)], heads, wiring="autoencoder")
+
+
+class TestSites:
+    def test_a_dictionary_goes_on_at_its_own_site(self, tmp_path):
+        data = [{"m.0": x, "m.1": x.flip(1)} for x in Planted(16).batches(4, 64)]
+        trainSAE(
+            data, {"trainer": "top_k", "k": 2, "dict_size": 64, "site": "m.1"}, 3, save_dir=tmp_path, progress=False
+        )
+        (made,) = further(data, str(tmp_path / "trainer_0"), save_dir=tmp_path / "second")
+        assert load_dictionary(tmp_path / "second" / "trainer_0")[1]["site"] == "m.1:out"
+        assert made.dict_size == 64
+
+    def test_all_dictionaries_of_a_run_go_on(self, tmp_path):
+        data = [{"m.0": x, "m.1": x.flip(1)} for x in Planted(16).batches(4, 64)]
+        first = trainSAE(data, {"trainer": "top_k", "k": 2, "dict_size": 64}, 3, save_dir=tmp_path, progress=False)
+        second = further(data, str(tmp_path), save_dir=tmp_path / "second")
+        x = data[0]["m.0"]
+        assert len(second) == 2
+        for n, (a, b) in enumerate(zip(first, second, strict=True)):
+            torch.testing.assert_close(a(x), b(x), rtol=1e-4, atol=1e-4)
+            assert load_dictionary(tmp_path / "second" / f"trainer_{n}")[1]["site"] == f"m.{n}:out"
+
+    def test_folders_named_by_hookpoint_find_the_sites_of_the_model(self):
+        x = Planted(16).batch(64)
+        data = [{f"model.layers.{n}": x for n in (0, 2, 3)}]
+        made = further(data, str(golden.folder("sparsify/multi_hookpoint")), k=4)
+        expected = [load_dictionary(golden.folder("sparsify/multi_hookpoint"), site=f"layers.{n}")[0] for n in (0, 2)]
+        assert len(made) == 2
+        for a, b in zip(made, expected, strict=True):
+            torch.testing.assert_close(a(x), b(x), rtol=1e-3, atol=1e-3)
+        (one,) = further(data, str(golden.folder("sparsify/multi_hookpoint")), k=4, site="model.layers.2:out")
+        torch.testing.assert_close(one(x), expected[1](x), rtol=1e-3, atol=1e-3)
+        with pytest.raises(ConfigError, match="3 dictionaries"):
+            further([{"model.layers.5": x}], str(golden.folder("sparsify/multi_hookpoint")), k=4)
+
+    def test_dictionaries_may_be_given_by_site(self):
+        data = [{"m.0": x, "m.1": x.flip(1)} for x in Planted(16).batches(1, 64)]
+        given = {"m.1:out": AutoEncoderTopK(16, 64, 2), "m.0:out": AutoEncoderTopK(16, 32, 2)}
+        assert [d.dict_size for d in further(data, given)] == [64, 32]
+
+    def test_several_of_one_place_are_all_trained(self, tmp_path):
+        for n, size in enumerate((32, 64)):
+            save_dictionary(AutoEncoderTopK(16, size, 2), tmp_path / f"trainer_{n}", {"site": "m.0:out"})
+        assert [d.dict_size for d in further([{"m.0": Planted(16).batch(64)}], str(tmp_path))] == [32, 64]
