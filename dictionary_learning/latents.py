@@ -26,7 +26,7 @@ class Segments(NamedTuple):
         in_order = keys.long()
         # bincount would look at the largest index, for which the host has to wait
         offsets = torch.searchsorted(in_order, torch.arange(dict_size + 1, device=latents.device))
-        return cls(order, tokens[order], in_order, offsets)
+        return cls(order, tokens.index_select(0, order), in_order, offsets)
 
 
 class Support:

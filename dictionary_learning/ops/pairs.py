@@ -16,6 +16,8 @@ from dictionary_learning.latents import Segments, Support
 
 _REUSE = 128
 """Pairs for each row of a table from which on sums are made some columns at a time."""
+_READ_OFTEN = 64
+"""Pairs for each row of W from which on dot products are made token by token."""
 _COLUMNS = 96
 """Columns at a time: a table of 2,048 rows is then 0.75 MiB."""
 
@@ -28,18 +30,21 @@ def sum_over_kept(values: Tensor, support: Support, W: Tensor) -> Tensor:
 def sum_over_tokens(values: Tensor, support: Support, x: Tensor) -> Tensor:
     """Returns for each latent the sum over its pairs of value * x_n: (F, D)."""
     segments = support.segments
-    return _weighted_sums(segments.tokens, x, segments.offsets, values.flatten()[segments.order])
+    return _weighted_sums(segments.tokens, x, segments.offsets, values.flatten().index_select(0, segments.order))
 
 
 def totals(values: Tensor, support: Support) -> Tensor:
     """Returns for each latent the sum over its pairs of the value: (F,)."""
     segments = support.segments
     # unsafe: the offsets are right, and to check them the host would have to wait
-    return torch.segment_reduce(values.flatten()[segments.order], "sum", offsets=segments.offsets, axis=0, unsafe=True)
+    return torch.segment_reduce(values.flatten().index_select(0, segments.order), "sum", offsets=segments.offsets, axis=0, unsafe=True)
 
 
 def pair_dots(x: Tensor, W: Tensor, support: Support) -> Tensor:
     """Returns x_n . W_i of each pair (n, i), in the shape of the support's indices."""
+    if x.device.type == "cpu" and support.indices.numel() >= _READ_OFTEN * len(W):
+        # W is read often enough to stay in the cache: the pairs need not be sorted by latent
+        return sampled_product(x, W, support.offsets, support.latents).view(support.indices.shape)
     return dots(x, W, support.segments).view(support.indices.shape)
 
 

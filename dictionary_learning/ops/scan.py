@@ -180,7 +180,7 @@ class Scan:
             products = sampled_product(self.x, self.W, starts, latents)
         else:
             products = dots(self.x, self.W, Segments.of(tokens, latents, len(self.W)))
-        return Pairs(tokens, latents, seen, products.add_(self.b[latents]))
+        return Pairs(tokens, latents, seen, products.add_(self.b.index_select(0, latents)))
 
     def limit(self, bound: Tensor, error: Tensor) -> Tensor:
         """Returns what no pre-activation exceeds that was seen below the bound, given the largest error seen."""
@@ -205,7 +205,7 @@ class Table(NamedTuple):
         counts = torch.bincount(pairs.tokens, minlength=n_tokens)
         n_places = min(max(int(counts.max()), least), most)
         overfull = counts > n_places
-        place = torch.arange(len(pairs.tokens)) - (counts.cumsum(0) - counts)[pairs.tokens]
+        place = torch.arange(len(pairs.tokens)) - (counts.cumsum(0) - counts).index_select(0, pairs.tokens)
         if bool(overfull.any()):
             fitting = place < n_places
             place, pairs = place[fitting], Pairs(*(column[fitting] for column in pairs))
