@@ -56,7 +56,7 @@ class Method:
     penalties: tuple[float, float] = (1.0, 1.0)
     """Where the search for a penalty begins, for each target."""
     contexts: bool = False
-    """Whether it trains on contexts, through the model."""
+    """Whether it trains on contexts."""
 
     @property
     def recipe(self) -> str:
@@ -80,6 +80,8 @@ _RECIPES = {
     "Skip transcoder": "paulo_2025",
     "Crosscoder": "minder_2025",
     "Cross-layer transcoder": "ameisen_2025",
+    "TopK, end to end (KL)": "braun_2024",
+    "Temporal": "lubana_2025",
 }
 
 
@@ -87,8 +89,10 @@ _RECIPES = {
 _L1 = {"lr": 3e-3, "normalize": "sqrt_dim", "scale_encoder": True}
 _ANNEAL = {**_L1, "p_end": 0.2}
 _JUMP = {"lr": 3e-3, "normalize": "unit_mean_square", "bandwidth": 0.03, "beta1": 0.9, "kernel": "epanechnikov"}
-_SKIP_LR = 3.6e-3
-"""At the default rate W_skip and the biases are faster than the latents, of which fewer than k stay positive."""
+_TEMPORAL = {"lr": 0.1, "attention_lr_factor": 0.1, "normalize": "unit_mean_square"}
+_SLOW = 3.6e-3
+"""For transcoders where at the default rate other parts are faster than the latents, of which fewer than k stay positive: W_skip and
+the biases, or the decoders of earlier layers."""
 
 METHODS = [
     Method("TopK", "top_k", "Gao et al. 2024"),
@@ -128,6 +132,7 @@ METHODS = [
     Method("Gated", "gated", "Rajamanoharan et al. 2024", options=_L1, aim=None, penalties=(4.1, 2.7)),
     Method("Gated, annealed", "gated_anneal", "Karvonen et al. 2024", options=_ANNEAL, aim=None, penalties=(2.5, 1.5)),
     Method("TopK, end to end (KL)", "end_to_end", "Braun et al. 2024", contexts=True),
+    Method("Temporal", "temporal", "Lubana et al. 2025", options=_TEMPORAL, contexts=True),
     Method("Transcoder", "top_k", "Dunefsky et al. 2024", (f"{MLP}:in",), (f"{MLP}:out",), {"wiring": "transcoder"}),
     Method(
         "Skip transcoder",
@@ -135,7 +140,7 @@ METHODS = [
         "Paulo et al. 2025",
         (f"{MLP}:in",),
         (f"{MLP}:out",),
-        {"wiring": "skip_transcoder", "lr": _SKIP_LR},
+        {"wiring": "skip_transcoder", "lr": _SLOW},
     ),
     Method("Crosscoder", "batch_top_k", "Minder et al. 2025", tuple(LAYERS), (), {"wiring": "crosscoder"}),
     Method(
@@ -144,7 +149,7 @@ METHODS = [
         "Ameisen et al. 2025",
         tuple(MLPS[:3]),
         tuple(MLPS[3:]),
-        {"wiring": "cross_layer_transcoder"},
+        {"wiring": "cross_layer_transcoder", "lr": _SLOW},
         lambda l0: {"k": -(-l0 // 3)},
     ),
     Method(
@@ -175,7 +180,9 @@ class Data:
         """Trains one dictionary."""
         sites = [*method.sites, *method.targets]
         if method.contexts:
-            stream = ContextStream(list(file_source(CORPUS)), self.model, sites, ctx_len=CTX, batch_size=BATCH // CTX)
+            predict = TRAINERS[method.trainer].Config().needs_predictions
+            text, size = list(file_source(CORPUS)), BATCH // CTX
+            stream = ContextStream(text, self.model, sites, ctx_len=CTX, batch_size=size, predict=predict)
         else:
             stream = [{Site.parse(site): self.train[site][n] for site in sites} for n in range(STEPS)]
         config = {

@@ -5,7 +5,7 @@ not shuffled, and remember the contexts. A trainer whose loss is that of the mod
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.predictions import Predictions
 from dictionary_learning.sites import Sides, Site
@@ -93,9 +93,12 @@ class ContextStream:
         remove_bos: leaves out BOS, the separators of documents and the first token of each context.
         pack: full contexts of joined documents; else each document is one context, cut and padded.
         predict: whether the model predicts, for training end to end; without, it stops after the last site.
+        end_of_data: `stop` ends the iteration after the last context, `repeat` begins the text again, `error` raises.
 
     Raises:
         SiteError: a submodule is not in the model.
+        ConfigError: end_of_data is none of these.
+        DataExhaustedError: the data ended, under `end_of_data="error"`.
     """
 
     def __init__(
@@ -110,8 +113,11 @@ class ContextStream:
         remove_bos: bool = True,
         pack: bool = True,
         predict: bool = True,
+        end_of_data: Literal["stop", "repeat", "error"] = "stop",
     ):
-        self.model = load_model(model)
+        if end_of_data not in ("stop", "repeat", "error"):
+            raise ConfigError(f"Got end_of_data={end_of_data!r}; it is 'stop', 'repeat' or 'error'.")
+        self.model, self.end_of_data = load_model(model), end_of_data
         self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)
         self.batch_size, self.predict = batch_size, predict
@@ -169,13 +175,32 @@ class ContextStream:
             "ctx_len": self.tokens.ctx_len,
             "batch_size": self.batch_size,
             "pack": self.tokens.pack,
+            "end_of_data": self.end_of_data,
             "filter": self.filter.to_dict(),
         }
 
+    @property
+    def norm_limits(self) -> dict[Site, float]:
+        """The largest norms that count: none, since tokens of a context stay together."""
+        return {}
+
+    def close(self) -> None:
+        """Does nothing; buffers, whose place this takes, have threads to stop."""
+
     def _take(self) -> TokenBatch | None:
         """Returns the next contexts that have a token to be scored."""
-        while (tokens := self.tokens.take(self.batch_size)) is not None:
-            keep = self.filter.token_mask(tokens)
-            if (keep[:, :-1] & keep[:, 1:]).any():
-                return tokens
-        return None
+        n_ends = 0
+        while n_ends < 2:  # a pass from end to end without one is enough
+            while (tokens := self.tokens.take(self.batch_size)) is not None:
+                keep = self.filter.token_mask(tokens)
+                if (keep[:, :-1] & keep[:, 1:]).any():
+                    return tokens
+            if self.end_of_data == "error":
+                raise DataExhaustedError(
+                    f"{self.tokens.source.name} has ended. Give more text, or set end_of_data to 'stop' or 'repeat'."
+                )
+            if self.end_of_data == "stop":
+                return None
+            self.tokens.restart()
+            n_ends += 1
+        raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")

@@ -56,7 +56,8 @@ def test_wirings_of_the_readme_train(small_model):
 
 
 def test_python_of_the_methods_page_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.S)
+    traced = dictionary_learning.load_model(tiny.model(), tokenizer=tiny.tokenizer())
+    block, of_contexts = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.S)
     data = list(tiny.Planted().batches(30, 128))
     (dictionary,) = dictionary_learning.trainSAE(
         data, {"trainer": "top_k", "k": 4, "dict_size": 64}, 30, progress=False
@@ -64,6 +65,7 @@ def test_python_of_the_methods_page_runs():
     names = {"dictionary": dictionary, "activations": data, "x": data[0]}
     exec(compile(block.replace("100_000", "2_000").replace("32", "4"), "methods.md", "exec"), names)
     assert names["wider"].dict_size == 128
+    exec(compile(of_contexts, "methods.md", "exec"), {"text": tiny.documents(2000), "model": traced})
 
 
 def test_python_of_the_data_page_runs(small_model, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from dictionary_learning.cli.arguments import add_config, read_config, read_conf
 from dictionary_learning.cli.candidates import candidates_of
 from dictionary_learning.cli.capture_options import CaptureArguments
 from dictionary_learning.cli.evaluate import report_on
+from dictionary_learning.contexts import ContextStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries.serialization import read_config_file
 from dictionary_learning.errors import ConfigError
@@ -26,6 +28,8 @@ from dictionary_learning.trainers.recipes import RECIPES
 from dictionary_learning.training import trainSAE
 
 logger = logging.getLogger(__name__)
+
+Activations = ActivationBuffer | ActivationCache | ContextStream
 
 FILLED_IN = (
     "activation_dim",
@@ -134,7 +138,7 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
     start = time.monotonic()
     text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
     model = arguments.load(arguments.model) if arguments.model is not None and arguments.cache is None else None
-    source = _source(arguments, model, text)
+    source = _source(arguments, model, text, trainer_configs)
     loaded = time.monotonic()
     dictionaries = _train(arguments, trainer_configs, source)
     source.close()
@@ -171,9 +175,22 @@ def train(arguments: TrainArguments, trainer_configs: list[SAETrainer.Config]) -
 
 
 def _source(
-    arguments: TrainArguments, model: TracedModel | None, text: tuple[Any, Any] | None
-) -> ActivationBuffer | ActivationCache:
-    """Returns what gives activations: a buffer over the model, or a cache."""
+    arguments: TrainArguments,
+    model: TracedModel | None,
+    text: tuple[Any, Any] | None,
+    trainer_configs: Sequence[SAETrainer.Config],
+) -> Activations:
+    """Returns what gives activations: a cache, a buffer over the model, or whole contexts where a method needs them.
+
+    Raises:
+        ConfigError: contexts are needed, and there are none in a cache or in one batch.
+    """
+    of_contexts = any(config.needs_contexts for config in trainer_configs)
+    if of_contexts and (arguments.cache is not None or arguments.batch_size < arguments.ctx_len):
+        raise ConfigError(
+            "This method trains on whole contexts, with the model: leave --cache out, and give a --batch-size of at least one context "
+            f"({arguments.ctx_len} tokens)."
+        )
     if arguments.cache is not None:
         return ActivationCache(
             arguments.cache,
@@ -183,6 +200,18 @@ def _source(
             model=arguments.model,
         )
     assert model is not None and text is not None
+    if of_contexts:
+        return ContextStream(
+            text[0],
+            model,
+            arguments.sites_of(model),
+            ctx_len=arguments.ctx_len,
+            batch_size=arguments.batch_size // arguments.ctx_len,
+            remove_bos=arguments.remove_bos,
+            pack=arguments.pack,
+            predict=any(config.needs_predictions for config in trainer_configs),
+            end_of_data=arguments.end_of_data,
+        )
     return ActivationBuffer(
         text[0],
         model,
@@ -202,7 +231,7 @@ def _source(
 
 
 def _train(
-    arguments: TrainArguments, trainer_configs: list[SAETrainer.Config], source: ActivationBuffer | ActivationCache
+    arguments: TrainArguments, trainer_configs: list[SAETrainer.Config], source: Activations
 ) -> list[Dictionary]:
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)
     n = len(trainer_configs) * len(source.sites)

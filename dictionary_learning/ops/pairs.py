@@ -37,7 +37,9 @@ def totals(values: Tensor, support: Support) -> Tensor:
     """Returns for each latent the sum over its pairs of the value: (F,)."""
     segments = support.segments
     # unsafe: the offsets are right, and to check them the host would have to wait
-    return torch.segment_reduce(values.flatten().index_select(0, segments.order), "sum", offsets=segments.offsets, axis=0, unsafe=True)
+    return torch.segment_reduce(
+        values.flatten().index_select(0, segments.order), "sum", offsets=segments.offsets, axis=0, unsafe=True
+    )
 
 
 def pair_dots(x: Tensor, W: Tensor, support: Support) -> Tensor:

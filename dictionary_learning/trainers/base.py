@@ -72,6 +72,16 @@ class SAETrainer(ABC):
         wandb_name: str | None = None
         """Name of the dictionary in logs and reports."""
 
+        @property
+        def needs_contexts(self) -> bool:
+            """Whether it trains on whole contexts alone (`ContextStream`)."""
+            return self.needs_predictions
+
+        @property
+        def needs_predictions(self) -> bool:
+            """Whether its loss is of what the model predicts."""
+            return False
+
     aliases: ClassVar[Mapping[str, str]] = {}
     """Older names of settings."""
 

@@ -70,6 +70,10 @@ class CoderConfig(OptimizedTrainer.Config):
     feature_sampling_window: int = 2_000_000
     """Tokens on which frequencies are taken."""
 
+    @property
+    def needs_predictions(self) -> bool:
+        return self.loss_fn != "reconstruction"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.auxk_every < 1:

@@ -63,6 +63,10 @@ class TemporalTrainer(OptimizedTrainer):
         b_dec_init_method: CenterName = "geometric_median"
         """Where b_dec begins: geometric_median, mean or zeros."""
 
+        @property
+        def needs_contexts(self) -> bool:
+            return True
+
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.k is None and not self.sparsity_penalty > 0:

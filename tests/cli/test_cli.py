@@ -78,6 +78,20 @@ def test_train_then_evaluate_then_info(folder, caplog):
     assert '"AutoEncoderTopK"' in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("options", "predicts"),
+    [(["--trainer", "temporal", "--k", "2"], False), (["--trainer", "end_to_end", "--k", "2"], True)],
+)
+def test_methods_that_need_contexts_get_them(folder, options, predicts):
+    run = folder / options[1]
+    assert train(folder, "--sites", "transformer.h.1", *options, "--save-dir", str(run)) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["dictionaries"][0]["metrics"]["fvu"] > 0
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert all(("kl" in figures) == predicts for figures in last["dictionaries"].values())
+    assert train(folder, "--sites", "transformer.h.1", *options, "--batch-size", "8") == 2
+
+
 def test_info_says_what_will_be_used(caplog):
     caplog.set_level("INFO")
     assert main(["info"]) == 0

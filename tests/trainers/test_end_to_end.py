@@ -5,7 +5,7 @@ import torch
 
 from dictionary_learning import trainSAE
 from dictionary_learning.contexts import ContextStream
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.evaluation.fidelity import FidelityMetric
 from dictionary_learning.interventions import graft
 from dictionary_learning.models import TracedModel
@@ -110,3 +110,28 @@ def test_looking_at_a_sample_takes_nothing():
     one.sample(100)
     for _ in range(3):
         assert torch.equal(next(one)[SITE], next(two)[SITE])
+
+
+class TestEndOfData:
+    def test_text_begins_again_only_where_it_is_asked_for(self):
+        one = ContextStream(documents(6), TracedModel(model(), tokenizer()), "model.layers.1", ctx_len=16, batch_size=2)
+        ids = [batch.tokens.input_ids for batch in one]
+        two = ContextStream(
+            documents(6),
+            TracedModel(model(), tokenizer()),
+            "model.layers.1",
+            ctx_len=16,
+            batch_size=2,
+            end_of_data="repeat",
+        )
+        again = [next(two).tokens.input_ids for _ in range(2 * len(ids))]
+        assert len(ids) > 1 and all(torch.equal(a, b) for a, b in zip(ids + ids, again, strict=True))
+
+    def test_end_is_told_and_text_that_counts_for_nothing_is_refused(self):
+        traced = TracedModel(model(), tokenizer())
+        ended = ContextStream(documents(6), traced, "model.layers.1", ctx_len=16, batch_size=2, end_of_data="error")
+        with pytest.raises(DataExhaustedError, match="has ended"):
+            list(ended)
+        nothing = ContextStream([""], traced, "model.layers.1", ctx_len=16, end_of_data="repeat")
+        with pytest.raises(DataError, match="no token that counts"):
+            next(nothing)

@@ -18,7 +18,7 @@ def fvu(dictionary, x: torch.Tensor) -> float:
     return float((dictionary(x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum())
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "braun_2024"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if not RECIPES[name]().needs_contexts])
 def test_recipe_trains(name):
     config = RECIPES[name](dict_size=96, **({"k": 4} if hasattr(RECIPES[name](), "k") else {}))
     data = batches(config.wiring, 4, 64) if config.wiring in SITES else list(Planted().batches(4, 64))

@@ -12,7 +12,7 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate_dictionaries
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
-from dictionary_learning.trainers import TemporalTrainer, TopKTrainer
+from dictionary_learning.trainers import TemporalTrainer, TopKTrainer, recipes
 from tests import tiny
 from tests.interop import golden
 
@@ -60,6 +60,11 @@ def test_contexts_of_a_model_are_learnt_from_and_saved(tmp_path):
     assert torch.equal(loaded(x), dictionary(x))
     (further,) = trainSAE(stream(), {**CONFIG, "finetune": str(tmp_path / "trainer_0"), "lr": 1e-12}, 1, progress=False)
     torch.testing.assert_close(further(x), dictionary(x), rtol=1e-3, atol=1e-3)
+
+
+def test_the_papers_recipe_trains():
+    (dictionary,) = trainSAE(stream(), recipes.lubana_2025(k=4), 2, progress=False)
+    assert dictionary.dict_size == 4 * tiny.DIM and dictionary.bottleneck_factor == 1
 
 
 def test_normalized_activations_are_undone():
