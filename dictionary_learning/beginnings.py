@@ -1,7 +1,7 @@
 """Where a run begins from trained dictionaries: which of them, at which sites, wired how, and what was done to activations."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dictionary_learning.activations.normalization import NORMALIZATIONS
 from dictionary_learning.dictionaries import Blocks, Dictionary, Trainable, wiring_of
@@ -50,28 +50,40 @@ def begun(options: Mapping[str, Any], widths: Mapping[Site, int]) -> list[dict[s
     return configs
 
 
-def normalization_inside(options: dict[str, Any]) -> str | None:
-    """Puts the dictionary inside in the place of one that normalizes each token, to be trained further; returns the normalization.
+class Inside(NamedTuple):
+    """What a dictionary is given that was found inside another."""
+
+    normalize: str
+    """How its activations are normalized."""
+    scales: tuple[float, ...] | None
+    """What those of each site are divided by, where that is known."""
+
+
+def taken_out(options: dict[str, Any]) -> Inside | None:
+    """Puts the dictionary inside in the place of one that normalizes, to be trained further; returns what that one did to activations.
 
     Raises:
-        ConfigError: it scales sites beside, or another normalization was asked for.
+        ConfigError: it both scales sites and normalizes tokens, or another normalization was asked for.
     """
     trained = options.get("finetune")
     if not isinstance(trained, Normalized):
         return None
-    kind = None if trained.normalization is None else NORMALIZATIONS.canonical(_TRAINED_AS[trained.normalization])
-    if kind is None or set(trained.scales) != {1.0}:
+    if trained.normalization is None:
+        inside = Inside("unit_mean_square", trained.scales)
+    elif set(trained.scales) == {1.0}:
+        inside = Inside(NORMALIZATIONS.canonical(_TRAINED_AS[trained.normalization]), None)
+    else:
         raise ConfigError(
-            f"A dictionary around which sites are scaled by {trained.scales} cannot be trained further. Give the one inside "
-            "(its attribute `dictionary`), and activations that are scaled so."
+            f"A dictionary around which sites are scaled by {trained.scales} and tokens normalized cannot be trained further. Give the "
+            "one inside (its attribute `dictionary`), and activations that are scaled so."
         )
     asked = options.get("normalize")
-    if asked is not None and NORMALIZATIONS.canonical(asked) != kind:
+    if asked is not None and NORMALIZATIONS.canonical(asked) != inside.normalize:
         raise ConfigError(
-            f"Got normalize={asked!r} for a dictionary that was trained with {kind!r}. Leave normalize out."
+            f"Got normalize={asked!r} for a dictionary that was trained with {inside.normalize!r}. Leave normalize out."
         )
     options["finetune"] = trained.dictionary
-    return kind
+    return inside
 
 
 def _found(given: Any) -> list[Saved]:

@@ -1,7 +1,6 @@
 """From configs and data to dictionaries in training: sites, widths, normalization, names."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, finished
+from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, finished, fold_
+from dictionary_learning.activations.normalizers import Scalar
 from dictionary_learning.activations.scaling import ActivationStream
-from dictionary_learning.beginnings import begun, normalization_inside
+from dictionary_learning.beginnings import begun, taken_out
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site
@@ -77,13 +77,11 @@ def trainees_of(
         raise ConfigError("Got no trainer config. Give at least one, such as TrainerTopK.Config(k=32).")
     samples = _Samples(stream, device)
     trainees: list[Trainee] = []
-    for trainer_class, options, origin in _configs(trainer_configs, stream):
-        if default_wiring is not None and options.get("wiring") in (None, "autoencoder"):
-            options["wiring"] = default_wiring
+    for trainer_class, options, origin in _configs(trainer_configs, stream, default_wiring):
         if options.get("wiring") == "heads" and options.get("n_heads") is None:
             options["n_heads"] = stream.n_heads or _n_heads(stream.data, options, stream.widths)
-        inside = normalization_inside(options)
-        own = inside or options.get("normalize") or trainer_class.Config().normalize
+        inside = taken_out(options)
+        own = inside.normalize if inside else options.get("normalize") or trainer_class.Config().normalize
         kind = own or _default_normalization(normalize, options.get("wiring"))
         for sites in assignments(options, stream.widths):
             filled = _filled(options, sites, stream, steps, device)
@@ -91,6 +89,9 @@ def trainees_of(
             if origin is not None:
                 trainer.config_values = trainer.config_values.replace(finetune=origin)
             normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
+            if inside is not None and inside.scales is not None:
+                scaled = zip(sites.reads, inside.scales, strict=True)
+                normalizers = {site: dataclasses.replace(normalizers[site], scale=scale) for site, scale in scaled}
             if options.get("finetune") is not None and inside is None:
                 _take_scales_out(trainer.dictionary, sites, normalizers)
             x = samples.rows(sites.reads, normalizers)
@@ -134,19 +135,19 @@ def _take_scales_out(dictionary: Dictionary, sites: Assignment, normalizers: Map
     """Turns a trained dictionary, which takes activations as the model gives them, into one of normalized activations.
 
     Raises:
-        ConfigError: the normalization is not one factor for what is read and one for what is written.
+        ConfigError: the normalization is more than a factor for each site.
     """
-    factors: list[float] = []
-    for side in (sites.reads, sites.writes):
-        scales = {float(getattr(normalizers[site], "scale", float("nan"))) for site in side}
-        if len(scales) > 1 or any(math.isnan(scale) for scale in scales):
-            kinds = ", ".join(sorted({str(normalizers[site].describe()["name"]) for site in side}))
+    inverse: dict[Site, Normalizer] = {}
+    for site in (*sites.reads, *sites.writes):
+        normalizer = normalizers[site]
+        if not isinstance(normalizer, Scalar):
             raise ConfigError(
-                f"A dictionary cannot be trained further with the normalization {kinds} of {len(side)} sites: its weights are of "
-                "activations as they are. Set normalize='none'."
+                f"A dictionary cannot be trained further with the normalization {normalizer.describe()['name']}: its weights are of "
+                "activations as they are. Set normalize='none', or unit_mean_square."
             )
-        factors.append(1 / scales.pop())
-    dictionary.scale_(*factors)
+        inverse[site] = dataclasses.replace(normalizer, scale=1 / normalizer.scale)
+    writes = None if sites.is_autoencoder else [inverse[site] for site in sites.writes]
+    fold_(dictionary, [inverse[site] for site in sites.reads], writes)
 
 
 def _default_normalization(normalize: bool | str, wiring: str | None) -> str:
@@ -175,13 +176,15 @@ def _n_heads(data: Any, options: Mapping[str, Any], widths: Mapping[Site, int]) 
 
 
 def _configs(
-    given: Sequence[Any], stream: ActivationStream
+    given: Sequence[Any], stream: ActivationStream, default_wiring: str | None
 ) -> Iterator[tuple[type[SAETrainer], dict[str, Any], str | None]]:
     """Yields the trainer of each dictionary, its settings, and the place that it was loaded from."""
     for one in given:
         trainer_class, options = _read_config(one)
         trained = options.get("finetune")
         origin = str(trained) if isinstance(trained, str | os.PathLike) else None
+        if default_wiring is not None and options.get("wiring") is None:
+            options["wiring"] = default_wiring
         known = {field.name for field in dataclasses.fields(trainer_class.Config)}
         for made in begun(options, stream.widths):
             yield trainer_class, {name: value for name, value in made.items() if name in known}, origin
@@ -243,7 +246,7 @@ def _name(trainer: SAETrainer, sites: Assignment, several_sites: bool) -> str:
     config = trainer.config_values
     methods = {trainer_class: name for name, trainer_class in TRAINERS.items()}
     method = methods.get(type(trainer), type(trainer).__name__)
-    wiring = getattr(config, "wiring", "autoencoder")
+    wiring = getattr(config, "wiring", None) or "autoencoder"
     k = getattr(config, "k", None)
     own = config.wandb_name or "-".join(
         [method, *([str(k)] if k is not None else []), *([wiring] if wiring != "autoencoder" else [])]

@@ -29,7 +29,7 @@ from dictionary_learning.dictionaries.skip_autoencoder import SkipAutoencoder
 from dictionary_learning.dictionaries.temporal import TemporalAutoencoder
 from dictionary_learning.dictionaries.trainable import Start, Trainable
 from dictionary_learning.dictionaries.transcoder import Transcoder
-from dictionary_learning.dictionaries.wirings import WIRINGS, Shape, same_parts, wiring_of
+from dictionary_learning.dictionaries.wirings import WIRINGS, Shape, Wiring, same_parts, wiring_of
 
 __all__ = [
     "DICTIONARIES",
@@ -60,6 +60,7 @@ __all__ = [
     "TemporalAutoencoder",
     "Trainable",
     "Transcoder",
+    "Wiring",
     "calibrate",
     "finetuned",
     "fold_decoder_norm_",

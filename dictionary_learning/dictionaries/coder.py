@@ -16,7 +16,7 @@ from dictionary_learning.dictionaries.nonlinearities.base import Selects
 from dictionary_learning.dictionaries.trainable import Part, Start, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, of_each, to_dense, with_values
-from dictionary_learning.ops.joint import Encoder
+from dictionary_learning.ops.encoder import Encoder
 from dictionary_learning.ops.precision import full, without_autocast
 
 _LEAST_NORM = 1e-12
@@ -259,10 +259,7 @@ class Coder(Trainable):
     def encoders(self) -> list[Encoder]:
         if self.b_enc is None or self.rank_by_norm:
             return []
-        center = self._center()
-        return [
-            Encoder(self.W_enc, self.b_enc, self.W_enc.new_zeros(self.activation_dim) if center is None else center)
-        ]
+        return [Encoder(self.W_enc, self.b_enc, self._center())]
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         if isinstance(self.nonlinearity, Selects) and not self.nonlinearity.of_each_token:
@@ -304,12 +301,13 @@ class Coder(Trainable):
         return {"name": NONLINEARITIES.name_of(type(self.nonlinearity)), **self.nonlinearity.options()}
 
     def _select(self, nonlinearity: Selects, x: Tensor, center: Tensor | None, k: int | None) -> SparseLatents:
-        W, b = self.W_enc, self._bias()
+        encoder, n = Encoder(self.W_enc, self._bias(), center), min(k or nonlinearity.k, self.dict_size)
         # rows of one matrix for both are directions of unit norm, whatever their norms at each site add up to
         if not self.rank_by_norm or self.is_tied:
-            return nonlinearity.encode_sparse(x, W, b, center, k)
+            return nonlinearity.encode_sparse(x, encoder, n)
         norms = self.ranking_norms()
-        kept = nonlinearity.encode_sparse(x, full(W) * norms.unsqueeze(1), full(b) * norms, center, k)
+        ranked = Encoder(full(encoder.W) * norms.unsqueeze(1), full(encoder.b) * norms, center)
+        kept = nonlinearity.encode_sparse(x, ranked, n)
         return SparseLatents(kept.values / of_each(norms, kept), kept.support)
 
     def _center(self) -> Tensor | None:

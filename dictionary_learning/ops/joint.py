@@ -7,12 +7,12 @@ part of the product up; what is kept is computed again exactly, with the diction
 import contextlib
 import contextvars
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dictionary_learning.hardware import bfloat16_is_fast
+from dictionary_learning.ops.encoder import Encoder
 from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.precision import full, without_autocast
 
@@ -21,17 +21,6 @@ _MOST_LATENTS = 16_384
 latent, as one of many (measured: docs/performance.md)."""
 
 _products: contextvars.ContextVar[dict[int, Tensor] | None] = contextvars.ContextVar("products", default=None)
-
-
-class Encoder(NamedTuple):
-    """What pre-activations W (x - center) + b are made with."""
-
-    W: Tensor
-    """(F, D)"""
-    b: Tensor
-    """(F,)"""
-    center: Tensor
-    """(D,)"""
 
 
 def pays(x: Tensor, encoders: Sequence[Encoder]) -> bool:
@@ -54,8 +43,9 @@ def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Iterator[None]:
         return
     with torch.no_grad(), without_autocast(x):
         x, _ = replace_nonfinite(x)  # as each trainer will
-        center = torch.stack([full(e.center) for e in encoders]).mean(0)
-        biases = [full(e.b) - full(e.W) @ (full(e.center) - center) for e in encoders]
+        centers = [full(e.W).new_zeros(x.shape[1]) if e.center is None else full(e.center) for e in encoders]
+        center = torch.stack(centers).mean(0)
+        biases = [full(e.b) - full(e.W) @ (own - center) for e, own in zip(encoders, centers, strict=True)]
         dtype = torch.bfloat16 if bfloat16_is_fast(x.device.type) else torch.float32
         W = torch.cat([e.W.to(dtype) for e in encoders])
         product = torch.addmm(torch.cat(biases).to(dtype), (full(x) - center).to(dtype), W.T)

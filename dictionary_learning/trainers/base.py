@@ -16,8 +16,8 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device
 from dictionary_learning.latents import l0
+from dictionary_learning.ops.encoder import Encoder
 from dictionary_learning.ops.finite import replace_nonfinite
-from dictionary_learning.ops.joint import Encoder
 from dictionary_learning.trainers.batch import Batch, Loss, LossLog
 
 

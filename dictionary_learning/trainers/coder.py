@@ -1,6 +1,8 @@
 """What all trainers of coders share: wiring, start, dead latents."""
 
+import copy
 import dataclasses
+import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -9,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries import WIRINGS, Shape, Start, Trainable, same_parts, wiring_of
+from dictionary_learning.dictionaries import WIRINGS, Shape, Start, Trainable, Wiring, same_parts, wiring_of
+from dictionary_learning.dictionaries.folding import fold_decoder_norm_
 from dictionary_learning.dictionaries.initialization import set_decoder_
 from dictionary_learning.dictionaries.named import AUTOENCODERS
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import firing_counts
-from dictionary_learning.ops.joint import Encoder
+from dictionary_learning.ops.encoder import Encoder
 from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.coder_config import CoderConfig
 from dictionary_learning.trainers.dead_latents import DeadLatents
@@ -23,6 +26,8 @@ from dictionary_learning.trainers.losses import auxk_loss, ghost_loss, pre_activ
 from dictionary_learning.trainers.optimized import OptimizedTrainer
 from dictionary_learning.trainers.resampling import resample_
 from dictionary_learning.trainers.schedules import Rewarm, Schedule
+
+logger = logging.getLogger(__name__)
 
 _DEAD_AFTER = 10_000_000
 """Tokens without firing after which a latent is dead, where the threshold is a frequency and no window is given (Gao et al. 2024)."""
@@ -96,16 +101,11 @@ class CoderTrainer(OptimizedTrainer):
         return AUTOENCODERS[type(self.nonlinearity())]
 
     def build(self) -> Trainable:
-        settings, wiring = self.settings, WIRINGS[self.settings.wiring]
-        if settings.finetune is not None:
-            dictionary = self.continued(self.nonlinearity())
-            if not isinstance(dictionary, Trainable) or not same_parts(wiring_of(dictionary), settings.wiring):
-                raise ConfigError(
-                    f"finetune got a {type(dictionary).__name__} with wiring={settings.wiring!r}, which builds another kind. Leave wiring out "
-                    "of trainSAE's configs, or give the wiring and the trainer that the dictionary is of."
-                )
-            dictionary.check_sites(settings.site_dims or (self.activation_dim,), self._output_widths())
-            return dictionary
+        if self.settings.finetune is not None:
+            return self._continued()
+        if self.settings.wiring is None:
+            self.config_values = self.settings.replace(wiring="autoencoder")
+        settings = self.settings
         options: dict[str, Any] = {}
         if settings.rank_by_norm is not None:
             options["rank_by_norm"] = settings.rank_by_norm
@@ -117,7 +117,7 @@ class CoderTrainer(OptimizedTrainer):
         else:
             inputs = settings.site_dims or (self.activation_dim,)
             shape = Shape(inputs, settings.output_dims or inputs, self.dict_size, settings.n_heads)
-            dictionary = wiring.build(shape, self.nonlinearity(), self.generator, **options)
+            dictionary = self.wiring.build(shape, self.nonlinearity(), self.generator, **options)
         norm = 1.0 if settings.decoder_init_norm is None else settings.decoder_init_norm
         for part in dictionary.coders():
             tied = settings.init_encoder_as_decoder_transpose and not part.coder.is_tied
@@ -127,16 +127,54 @@ class CoderTrainer(OptimizedTrainer):
             )
         return dictionary
 
-    def _output_widths(self) -> tuple[int, ...]:
-        settings = self.settings
-        inputs = settings.site_dims or (self.activation_dim,)
-        return settings.output_dims or inputs if WIRINGS[settings.wiring].writes_others else inputs
+    def _continued(self) -> Trainable:
+        """Returns a copy of a trained dictionary, with this method's nonlinearity, and takes its wiring over."""
+        trained, asked = self.trained(), self.settings.wiring
+        own = wiring_of(trained) if isinstance(trained, Trainable) else None
+        if not isinstance(trained, Trainable) or own is None or not same_parts(own, asked or own):
+            raise ConfigError(
+                f"finetune got a {type(trained).__name__} with wiring={asked!r}, which builds another kind. Leave wiring out, "
+                "or give the trainer that the dictionary is of."
+            )
+        self.config_values = self.settings.replace(wiring=asked or own)
+        dictionary = self.continued(self._with_unit_rows(trained), self.nonlinearity())
+        assert isinstance(dictionary, Trainable)
+        inputs = self.settings.site_dims or (self.activation_dim,)
+        outputs = self.settings.output_dims or (inputs if not self.wiring.writes_others else (dictionary.output_dim,))
+        dictionary.check_sites(inputs, outputs)
+        return dictionary
+
+    def _with_unit_rows(self, trained: Trainable) -> Trainable:
+        """Returns a dictionary of the same outputs whose rows have the unit norm that they will be kept at, or gives that up.
+
+        Raises:
+            ConfigError: unit rows were asked for, and cannot be had.
+        """
+        if not self.has_unit_rows or any(part.coder.is_tied for part in trained.coders()):
+            return trained
+        made = copy.deepcopy(trained).float()
+        try:
+            fold_decoder_norm_(made)
+        except ConfigError:
+            if self.settings.unit_norm_decoder:
+                raise
+            self.config_values = self.settings.replace(unit_norm_decoder=False)
+            logger.info(
+                "The dictionary to begin with compares latents whose rows have unequal norms: rows keep theirs."
+            )
+            return trained
+        return made
+
+    @property
+    def wiring(self) -> Wiring:
+        """What is read and written."""
+        return WIRINGS[self.settings.wiring or "autoencoder"]
 
     @property
     def has_unit_rows(self) -> bool:
         """Whether decoder rows have unit norm after each step."""
         wanted = self.settings.unit_norm_decoder
-        return WIRINGS[self.settings.wiring].unit_rows if wanted is None else wanted
+        return self.wiring.unit_rows if wanted is None else wanted
 
     def lr_factors(self) -> dict[str, float]:
         return {"W_enc": self.settings.encoder_lr_factor, "W_dec": self.settings.decoder_lr_factor}
@@ -155,7 +193,7 @@ class CoderTrainer(OptimizedTrainer):
         settings = self.settings
         if settings.finetune is not None:
             return  # it has begun long ago
-        fit = WIRINGS[settings.wiring].writes_others and settings.decoder_init_norm is None
+        fit = self.wiring.writes_others and settings.decoder_init_norm is None
         self.dictionary.start(x, y, Start(settings.b_dec_init_method, settings.scale_encoder, fit, self.generator))
         if self.has_unit_rows and fit:
             for part in self.dictionary.coders():

@@ -13,8 +13,9 @@ from dictionary_learning.trainers.optimized import OptimizedTrainer
 class CoderConfig(OptimizedTrainer.Config):
     """Settings that all methods have."""
 
-    wiring: str = "autoencoder"
-    """What is read and written: autoencoder, transcoder, skip_transcoder, crosscoder, cross_layer_transcoder, heads."""
+    wiring: str | None = None
+    """What is read and written: autoencoder, transcoder, skip_transcoder, crosscoder, cross_layer_transcoder, heads. By default
+    autoencoder, or that of the dictionary to begin with."""
     site_dims: tuple[int, ...] | None = None
     """Width of each site that is read; `trainSAE` finds them."""
     output_dims: tuple[int, ...] | None = None
@@ -28,7 +29,8 @@ class CoderConfig(OptimizedTrainer.Config):
     decoder_lr_factor: float = 1.0
     """What the learning rate is multiplied by for W_dec."""
     unit_norm_decoder: bool | None = None
-    """Whether decoder rows have unit norm after each step, and gradients no part along them; None: if outputs are inputs."""
+    """Whether decoder rows have unit norm after each step, and gradients no part along them; None: if outputs are inputs. A trained
+    dictionary to begin with is given such rows without changing its outputs; where that cannot be, None leaves its rows free."""
     apply_b_dec_to_input: bool | None = None
     """Whether an autoencoder subtracts b_dec before encoding; None for the method's own."""
     rank_by_norm: bool | None = None
@@ -91,8 +93,8 @@ class CoderConfig(OptimizedTrainer.Config):
                 f"loss_fn={self.loss_fn!r} takes the model through whole contexts; micro_acc_steps={self.micro_acc_steps} would cut "
                 "them. Give fewer contexts in a batch, and gather gradients by grad_acc_steps."
             )
-        wiring = WIRINGS[self.wiring]
-        if self.dict_class is not None and self.wiring != "autoencoder":
+        wiring = WIRINGS[self.wiring or "autoencoder"]
+        if self.dict_class is not None and self.wiring not in (None, "autoencoder"):
             raise ConfigError(
                 f"Got dict_class={self.dict_class.__name__} with wiring={self.wiring!r}; the class is that of an autoencoder. "
                 "Leave one of the two out."

@@ -85,14 +85,18 @@ class OptimizedTrainer(SAETrainer):
         """Returns the method's learning rate, where none was given."""
         return self.default_lr
 
-    def continued(self, nonlinearity: Nonlinearity | dict[str, Any]) -> Dictionary:
-        """Returns a copy of the dictionary to begin with, with another nonlinearity and the number of latents that was asked for.
+    def trained(self) -> Dictionary:
+        """Returns the dictionary to begin with, which must not be changed."""
+        given = self.settings.finetune
+        return given if isinstance(given, Dictionary) else load_dictionary(given)[0]
+
+    def continued(self, trained: Dictionary, nonlinearity: Nonlinearity | dict[str, Any]) -> Dictionary:
+        """Returns a copy of a trained dictionary, with another nonlinearity and the number of latents that was asked for.
 
         Raises:
-            ConfigError: it cannot be had so, or is of other activations.
+            ConfigError: it cannot be had so.
         """
         given, asked = self.settings.finetune, self._given_size
-        trained = given if isinstance(given, Dictionary) else load_dictionary(given)[0]
         expansion = 1.0 if asked is None else asked / trained.dict_size
         dictionary = finetuned(trained, expansion=expansion, nonlinearity=nonlinearity, generator=self.generator)
         if asked not in (None, dictionary.dict_size):
@@ -102,7 +106,7 @@ class OptimizedTrainer(SAETrainer):
             )
         self.dict_size = dictionary.dict_size
         # what is saved names it, and does not hold it
-        name = type(trained).__name__ if given is trained else str(given)
+        name = type(given).__name__ if isinstance(given, Dictionary) else str(given)
         self.config_values = self.settings.replace(dict_size=self.dict_size, finetune=name)
         return dictionary
 

@@ -98,7 +98,9 @@ class TemporalTrainer(OptimizedTrainer):
     def build(self) -> TemporalAutoencoder:
         settings = self.settings
         if settings.finetune is not None:
-            dictionary = self.continued({"name": "relu"} if settings.k is None else {"name": "top_k", "k": settings.k})
+            dictionary = self.continued(
+                self.trained(), {"name": "relu"} if settings.k is None else {"name": "top_k", "k": settings.k}
+            )
             if not isinstance(dictionary, TemporalAutoencoder):
                 raise ConfigError(
                     f"The temporal trainer got a {type(dictionary).__name__} to begin with; it trains TemporalAutoencoder alone. "

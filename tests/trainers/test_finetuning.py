@@ -9,6 +9,8 @@ from dictionary_learning.dictionaries import (
     AutoEncoderTopK,
     CrossLayerTranscoder,
     HeadAutoencoders,
+    JumpReluAutoEncoder,
+    Normalized,
     SkipAutoencoder,
     Transcoder,
 )
@@ -81,13 +83,14 @@ class TestAutoencoder:
         with pytest.raises(ConfigError, match="width 32; the site has width 16"):
             trainSAE([torch.randn(64, 16)], {"trainer": "top_k", "k": 4, "finetune": str(folder)}, 1, progress=False)
         config = {"trainer": "top_k", "k": 4, "finetune": str(folder), "normalize": "layer_norm"}
-        with pytest.raises(ConfigError, match="normalize='none'"):
+        with pytest.raises(ConfigError, match="layer_norm: its weights"):
             trainSAE(list(Planted().batches(2, 64)), config, 1, progress=False)
 
 
 class TestWiring:
+    @pytest.mark.parametrize("normalize", ["none", "unit_mean_square"])
     @pytest.mark.parametrize("wiring", ["heads", "cross_layer_transcoder", "crosscoder", "skip_transcoder"])
-    def test_every_wiring_goes_on_where_it_was_and_is_found(self, wiring, tmp_path):
+    def test_every_wiring_goes_on_where_it_was_and_is_found(self, wiring, normalize, tmp_path):
         data = batches(wiring, 31)
         trainSAE(
             data[:15],
@@ -98,7 +101,7 @@ class TestWiring:
         )
         folder = tmp_path / "first" / "trainer_0"
         before, config = load_dictionary(folder)
-        (same,) = further(data, str(folder))
+        (same,) = further(data, str(folder), normalize=normalize)
         reads = [config["site"]] if isinstance(config["site"], str) else config["site"]
         x = torch.cat([data[-1][Site.parse(site)] for site in reads], dim=1)
         torch.testing.assert_close(same(x), before(x), rtol=1e-4, atol=1e-4)
@@ -106,6 +109,19 @@ class TestWiring:
         assert type(wider) is type(before) and wider.dict_size == 192
         _, saved = load_dictionary(tmp_path / "wider" / "trainer_0")
         assert saved["trainer"]["wiring"] == wiring and saved["trainer"]["finetune"] == str(folder)
+        (typed,) = trainSAE(data, TopKTrainer.Config(k=2, finetune=str(folder)), 1, progress=False)
+        assert type(typed) is type(before)
+
+    def test_sites_that_are_scaled_around_a_dictionary_stay_scaled(self):
+        data = batches("crosscoder", 11)
+        pursuit = {"trainer": "matching_pursuit", "k": 2, "wiring": "crosscoder"}
+        (dictionary,) = trainSAE(data[:10], {**pursuit, "dict_size": 96}, 10, progress=False)
+        assert isinstance(dictionary, Normalized) and len(set(dictionary.scales)) == 3
+        config = {**pursuit, "finetune": dictionary, "lr": 1e-12}
+        (same,) = trainSAE(data, config, 1, progress=False)
+        x = torch.cat(list(data[-1].values()), dim=1)
+        assert isinstance(same, Normalized) and same.scales == dictionary.scales
+        torch.testing.assert_close(same(x), dictionary(x), rtol=1e-4, atol=1e-4)
 
     def test_transcoder_is_not_taken_for_an_autoencoder(self):
         data = batches("transcoder", 2)
@@ -133,6 +149,48 @@ class TestWiring:
         heads = HeadAutoencoders(DIM, 96, TOP_K, n_heads=HEADS)
         with pytest.raises(ConfigError, match="HeadAutoencoders"):
             further([Planted(DIM).batch(64)], heads, wiring="autoencoder")
+
+
+class TestNorms:
+    """Rows of a loaded dictionary may have any norm, and training keeps rows at unit norm: the first step must not change what it does."""
+
+    def unequal(self, dictionary):
+        with torch.no_grad():
+            norms = torch.linspace(0.5, 2, dictionary.dict_size).unsqueeze(1)
+            dictionary.W_dec.mul_(norms)
+            dictionary.W_enc.add_(0.3 * torch.randn_like(dictionary.W_enc))
+        return dictionary
+
+    def test_what_has_thresholds_is_folded(self):
+        x = Planted(32).batch(64)
+        dictionary = self.unequal(JumpReluAutoEncoder(32, 64))
+        dictionary.nonlinearity.threshold.data.uniform_(0, 0.3)
+        config = {"trainer": "jump_relu", "target_l0": 4.0, "finetune": dictionary, "normalize": "none", "lr": 1e-12}
+        (same,) = trainSAE([x], config, 1, progress=False)
+        torch.testing.assert_close(same.W_dec.norm(dim=1), torch.ones(64))
+        torch.testing.assert_close(same(x), dictionary(x), rtol=1e-4, atol=1e-4)
+
+    def test_what_is_compared_by_value_keeps_its_rows(self):
+        x = Planted(32).batch(64)
+        dictionary = self.unequal(AutoEncoderTopK(32, 64, 4))
+        (same,) = trainSAE(
+            [x],
+            {"trainer": "top_k", "k": 4, "finetune": dictionary, "normalize": "none", "lr": 1e-12},
+            1,
+            progress=False,
+        )
+        torch.testing.assert_close(same(x), dictionary(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(same.W_dec.norm(dim=1), dictionary.W_dec.norm(dim=1))
+        with pytest.raises(ConfigError, match="rows have norms"):
+            further([x], dictionary, k=4, unit_norm_decoder=True)
+
+    def test_another_nonlinearity_compares_latents_by_what_they_write(self):
+        x, dictionary = Planted(32).batch(64), self.unequal(AutoEncoder(32, 64))
+        before = dictionary.encode(x) * dictionary.W_dec.norm(dim=1)
+        config = {"trainer": "top_k", "k": 4, "finetune": dictionary, "normalize": "none", "lr": 1e-12}
+        (made,) = trainSAE([x], config, 1, progress=False)
+        kept = before * (before >= before.topk(4, dim=1).values[:, -1:])
+        torch.testing.assert_close(made.encode(x), kept, rtol=1e-4, atol=1e-4)
 
 
 class TestSites:

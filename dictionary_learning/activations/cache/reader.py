@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.activations.cache.index import Index, load_index
-from dictionary_learning.activations.cache.shards import OpenShard, checksum
+from dictionary_learning.activations.cache.shards import OpenShard, checksum, generator_of
 from dictionary_learning.activations.cache.store import Store
 from dictionary_learning.activations.cache.writer import write_cache
 from dictionary_learning.activations.filters import TokenFilter
@@ -215,7 +215,7 @@ class ActivationCache:
         if self.seed is None:
             self._order = list(range(len(self.index.shards)))
         else:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._epoch)
+            generator = generator_of(self.seed, self._epoch)
             self._order = torch.randperm(len(self.index.shards), generator=generator).tolist()
 
     def _open_shards(self) -> None:

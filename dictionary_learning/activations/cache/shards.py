@@ -119,6 +119,11 @@ class OpenShard:
                 )
 
 
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """Returns what draws an order: another for each pair of numbers."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
 def _mapped(path: str) -> dict[str, Tensor]:
     """Returns tensors whose memory is the file: a page is read when one of its rows is."""
     with safe_open(path, "pt") as file:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.activations.cache.index import INDEX, Index, Shard, differences, load_index
-from dictionary_learning.activations.cache.shards import PLACES, tensors_of, write_shard
+from dictionary_learning.activations.cache.shards import PLACES, generator_of, tensors_of, write_shard
 from dictionary_learning.activations.cache.store import Store
 from dictionary_learning.activations.reading import ahead, row_reader
 from dictionary_learning.activations.storage import storage_dtype
@@ -155,7 +155,7 @@ class _Writer:
     def _write(self, rows: dict[str, Tensor]) -> Shard:
         """Shuffles rows and writes them as the next shard."""
         number = len(self.index.shards)
-        generator = torch.Generator().manual_seed(_seed_of(self.settings["seed"], number))
+        generator = generator_of(self.settings["seed"], number)
         order = torch.randperm(len(rows["token"]), generator=generator)
         suffix = ".safetensors.zst" if self.settings["compression"] else ".safetensors"
         shuffled = {name: tensor[order.to(tensor.device)].cpu() for name, tensor in rows.items()}
@@ -257,8 +257,3 @@ def _joined(parts: list[dict[str, Tensor]], most: int | None) -> dict[str, Tenso
     if not sum(len(part["token"]) for part in parts):
         return None
     return {name: torch.cat([part[name] for part in parts])[:most] for name in parts[0]}
-
-
-def _seed_of(seed: int, number: int) -> int:
-    """Returns a seed for a shard: another for each pair of numbers."""
-    return (seed * 1_000_003 + number) & 0x7FFF_FFFF_FFFF_FFFF

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dictionary_learning.config import Registry, coerce
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents
+from dictionary_learning.ops.encoder import Encoder
 
 
 class Nonlinearity(nn.Module, ABC):
@@ -91,22 +92,13 @@ class Selects(Nonlinearity):
         return {"k": self.k}
 
     @abstractmethod
-    def encode_sparse(
-        self,
-        x: Float[Tensor, "batch dim"],
-        W_enc: Float[Tensor, "dict_size dim"],
-        b_enc: Float[Tensor, "dict_size"],
-        center: Float[Tensor, "dim"] | None,
-        k: int | None,
-    ) -> SparseLatents:
-        """Returns the kept latents of W_enc (x - center) + b_enc.
+    def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
+        """Returns the kept latents.
 
         Args:
             x: the activations.
-            W_enc: the encoder.
-            b_enc: its bias.
-            center: what is subtracted from the activations.
-            k: how many a token keeps, instead of the nonlinearity's own number.
+            encoder: what makes pre-activations of them.
+            k: how many a token keeps, at most as many as there are: as a rule the nonlinearity's own number.
         """
 
 

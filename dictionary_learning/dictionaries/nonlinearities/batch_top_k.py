@@ -8,6 +8,7 @@ from dictionary_learning import ops
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES
 from dictionary_learning.dictionaries.nonlinearities.threshold import KeepsSetNumber
 from dictionary_learning.latents import SparseLatents, Support
+from dictionary_learning.ops.encoder import Encoder
 
 
 @NONLINEARITIES.register("batch_top_k")
@@ -31,24 +32,17 @@ class BatchTopK(KeepsSetNumber):
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         return self.above_threshold(pre)
 
-    def encode_sparse(
-        self,
-        x: Float[Tensor, "batch dim"],
-        W_enc: Float[Tensor, "dict_size dim"],
-        b_enc: Float[Tensor, "dict_size"],
-        center: Float[Tensor, "dim"] | None,
-        k: int | None,
-    ) -> SparseLatents:
+    def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
         if self.cut is not None:
-            return _at_least(self.cut, x, W_enc, b_enc, center)
-        return ops.batch_topk_encode(x, W_enc, b_enc, min(k or self.k, W_enc.shape[0]), center=center)
+            return _at_least(self.cut, x, encoder)
+        return ops.batch_topk_encode(x, encoder.W, encoder.b, k, center=encoder.center)
 
 
-def _at_least(cut: Tensor, x: Tensor, W_enc: Tensor, b_enc: Tensor, center: Tensor | None) -> SparseLatents:
+def _at_least(cut: Tensor, x: Tensor, encoder: Encoder) -> SparseLatents:
     """Returns the pre-activations that reach the cut, as a batch of which x is a part keeps them."""
-    found = ops.encode_where(x, W_enc, b_enc, lambda pre: pre >= cut, center=center)
+    found = ops.encode_where(x, encoder.W, encoder.b, lambda pre: pre >= cut, center=encoder.center)
     if isinstance(found, SparseLatents):
         return found
     tokens, latents = (found.detach() >= cut).nonzero(as_tuple=True)
     offsets = torch.searchsorted(tokens, torch.arange(len(x) + 1, device=x.device))
-    return SparseLatents(found[tokens, latents], Support(latents, W_enc.shape[0], offsets))
+    return SparseLatents(found[tokens, latents], Support(latents, len(encoder.W), offsets))

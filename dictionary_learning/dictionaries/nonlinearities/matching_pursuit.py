@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning import ops
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Selects
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES
+from dictionary_learning.dictionaries.nonlinearities.pursuit import Pursuit
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops.precision import full, without_autocast
 
@@ -16,7 +16,7 @@ _LARGEST_GRAM = 16_384
 
 
 @NONLINEARITIES.register("matching_pursuit")
-class MatchingPursuit(Selects):
+class MatchingPursuit(Pursuit):
     """Takes k times the latent whose direction has the largest part of what is left of x, and takes that part away.
 
     r = x - b_dec;  k times: i = argmax <r, d_i>,  f_i = relu(<r, d_i>),  r <- r - f_i d_i
@@ -29,36 +29,21 @@ class MatchingPursuit(Selects):
         k: how many latents of a token may be non-zero.
     """
 
-    has_bias = True
-    is_tied = True
-
-    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
-        raise ConfigError("MatchingPursuit needs activations, not pre-activations; use the dictionary's encode.")
-
-    def encode_sparse(
-        self,
-        x: Float[Tensor, "batch dim"],
-        W_enc: Float[Tensor, "dict_size dim"],
-        b_enc: Float[Tensor, "dict_size"],
-        center: Float[Tensor, "dim"] | None,
-        k: int | None,
-    ) -> SparseLatents:
-        n = min(k or self.k, W_enc.shape[0])
-        residual = full(x) if center is None else full(x) - full(center)
-        with torch.no_grad(), without_autocast(x):
-            indices = pursue(full(residual), full(W_enc), n)
+    def pursue(self, residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> SparseLatents:
+        with torch.no_grad(), without_autocast(residual):
+            indices = taken_in_order(residual, full(W), n)
         values = []
         # the same rounds once more for the gradient, with width dim instead of dict_size
         for taken in indices.unbind(1):
-            support = Support(taken.unsqueeze(1), W_enc.shape[0])
-            rows = torch.nn.functional.embedding(taken, W_enc)
+            support = Support(taken.unsqueeze(1), len(W))
+            rows = torch.nn.functional.embedding(taken, W)
             value = (residual * full(rows)).sum(1, keepdim=True).relu()
-            residual = residual - ops.sparse_decode(SparseLatents(value, support), W_enc)
+            residual = residual - ops.sparse_decode(SparseLatents(value, support), W)
             values.append(value)
-        return SparseLatents(torch.cat(values, dim=1), Support(indices, W_enc.shape[0]))
+        return SparseLatents(torch.cat(values, dim=1), Support(indices, len(W)))
 
 
-def pursue(residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> Tensor:
+def taken_in_order(residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> Tensor:
     """Returns which latents are taken, in order: (batch, n)."""
     scores = residual @ W.T
     # all latents' products with each other cost as much as rounds for dict_size tokens

@@ -6,14 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Selects
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES
+from dictionary_learning.dictionaries.nonlinearities.pursuit import Pursuit
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops.precision import full, without_autocast
 
 
 @NONLINEARITIES.register("stopped_pursuit")
-class StoppedPursuit(Selects):
+class StoppedPursuit(Pursuit):
     """Takes up to k times the latent whose direction has the largest part of what is left of x, and takes that part away.
 
     r = x - b_dec;  i = argmax relu(<r, d_i>),  f_i <- f_i + relu(<r, d_i>),  r <- r - relu(<r, d_i>) d_i
@@ -27,34 +28,12 @@ class StoppedPursuit(Selects):
         stop_on_duplicate_support: whether a token stops when a round adds no latent to those taken.
     """
 
-    has_bias = True
-    is_tied = True
-
     def __init__(self, k: int, residual_threshold: float = 0.0, stop_on_duplicate_support: bool = True):
         super().__init__(k)
         if not residual_threshold >= 0:
             raise ConfigError(f"StoppedPursuit got residual_threshold={residual_threshold}; a norm is not negative.")
         self.residual_threshold = float(residual_threshold)
         self.stop_on_duplicate_support = stop_on_duplicate_support
-
-    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
-        raise ConfigError("StoppedPursuit needs activations, not pre-activations; use the dictionary's encode.")
-
-    def encode_sparse(
-        self,
-        x: Float[Tensor, "batch dim"],
-        W_enc: Float[Tensor, "dict_size dim"],
-        b_enc: Float[Tensor, "dict_size"],
-        center: Float[Tensor, "dim"] | None,
-        k: int | None,
-    ) -> SparseLatents:
-        n = min(k or self.k, W_enc.shape[0])
-        residual = full(x) if center is None else full(x) - full(center)
-        with without_autocast(x):
-            dense = self._pursue(residual, full(W_enc), n)
-        # at most n latents are not zero
-        indices = dense.detach().abs().topk(n, dim=1, sorted=False).indices
-        return SparseLatents(dense.gather(1, indices), Support(indices, W_enc.shape[0]))
 
     def scale_(self, factor: float) -> None:
         self.residual_threshold *= factor
@@ -66,7 +45,14 @@ class StoppedPursuit(Selects):
             "stop_on_duplicate_support": self.stop_on_duplicate_support,
         }
 
-    def _pursue(self, residual: Tensor, W: Tensor, n: int) -> Tensor:
+    def pursue(self, residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> SparseLatents:
+        with without_autocast(residual):
+            dense = self._dense(residual, full(W), n)
+        # at most n latents are not zero
+        indices = dense.detach().abs().topk(n, dim=1, sorted=False).indices
+        return SparseLatents(dense.gather(1, indices), Support(indices, len(W)))
+
+    def _dense(self, residual: Tensor, W: Tensor, n: int) -> Tensor:
         latents = residual.new_zeros(len(residual), len(W))
         going = torch.ones(len(residual), 1, dtype=torch.bool, device=residual.device)
         for _ in range(n):

@@ -8,6 +8,7 @@ from dictionary_learning import ops
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES
 from dictionary_learning.dictionaries.nonlinearities.threshold import KeepsSetNumber
 from dictionary_learning.latents import SparseLatents
+from dictionary_learning.ops.encoder import Encoder
 
 
 @NONLINEARITIES.register("top_k")
@@ -24,12 +25,5 @@ class TopK(KeepsSetNumber):
         values, indices = pre.relu().topk(self.k, dim=-1)
         return torch.zeros_like(pre).scatter(-1, indices, values)
 
-    def encode_sparse(
-        self,
-        x: Float[Tensor, "batch dim"],
-        W_enc: Float[Tensor, "dict_size dim"],
-        b_enc: Float[Tensor, "dict_size"],
-        center: Float[Tensor, "dim"] | None,
-        k: int | None,
-    ) -> SparseLatents:
-        return ops.topk_encode(x, W_enc, b_enc, min(k or self.k, W_enc.shape[0]), center=center)
+    def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
+        return ops.topk_encode(x, encoder.W, encoder.b, k, center=encoder.center)
