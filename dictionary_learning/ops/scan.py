@@ -15,7 +15,7 @@ from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.latents import Segments
 from dictionary_learning.ops.pairs import dots, sampled_product
 
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 6 << 20
 """Pre-activations held at once: they stay in the cache,"""
 _EFFICIENT_ROWS = 256
 """unless that makes too few tokens for a product to be at its fastest,"""
