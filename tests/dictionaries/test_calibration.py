@@ -23,6 +23,7 @@ from dictionary_learning.dictionaries import (
 from dictionary_learning.dictionaries.calibration import calibrate
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.latents import firing_counts, nonzeros
+from tests.dictionaries.kinds import perturbed
 
 N = 400
 BUILD = {
@@ -35,13 +36,6 @@ BUILD = {
     "transcoder": lambda: Transcoder(12, 40, {"name": "top_k", "k": 3}, output_dim=7, skip=True),
     "crosscoder": lambda: Crosscoder([5, 7], 40, {"name": "batch_top_k", "k": 3}),
 }
-
-
-def perturbed(dictionary):
-    with torch.no_grad():
-        for parameter in dictionary.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return dictionary
 
 
 @pytest.fixture(params=list(BUILD))

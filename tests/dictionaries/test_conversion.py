@@ -21,6 +21,7 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.dictionaries.conversion import finetuned
 from dictionary_learning.errors import ConfigError
+from tests.dictionaries.kinds import perturbed
 
 BUILD = {
     "relu": lambda: AutoEncoder(12, 40),
@@ -36,15 +37,6 @@ BUILD = {
     "transcoder": lambda: Transcoder(12, 40, {"name": "top_k", "k": 3}, output_dim=7, skip=True),
     "crosscoder": lambda: Crosscoder([5, 7], 40, {"name": "batch_top_k", "k": 3}),
 }
-
-
-def perturbed(dictionary):
-    with torch.no_grad():
-        for parameter in dictionary.parameters():
-            parameter.add_(0.3 * torch.rand_like(parameter))
-        for buffer in dictionary.buffers():
-            buffer.fill_(0.7)
-    return dictionary
 
 
 @pytest.fixture(params=list(BUILD))

@@ -17,6 +17,7 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.dictionaries.folding import fold_decoder_norm_
 from dictionary_learning.errors import ConfigError
+from tests.dictionaries.kinds import perturbed
 
 FOLDABLE = {
     "relu": lambda: AutoEncoder(12, 40),
@@ -30,15 +31,6 @@ FOLDABLE = {
     "cross_layer": lambda: CrossLayerTranscoder([6, 6], 40, {"name": "jump_relu", "initial_threshold": 0.2}),
     "heads": lambda: HeadAutoencoders(12, 40, {"name": "relu"}, n_heads=2),
 }
-
-
-def perturbed(dictionary):
-    with torch.no_grad():
-        for parameter in dictionary.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-        for buffer in dictionary.buffers():
-            buffer.fill_(0.7)
-    return dictionary
 
 
 @pytest.fixture(params=list(FOLDABLE))

@@ -37,6 +37,14 @@ def is_batch_top_k_checkpoint(name: str) -> bool:
     return name.startswith("saelens/") and name.endswith("batchtopk_checkpoint")
 
 
+def check(name: str, x: str, suffix: str) -> None:
+    """Checks that latents and reconstruction of some activations are those that the package gave."""
+    dictionary, _ = load(name)
+    expected = golden.io(name)
+    golden.check_latents(dictionary.encode(expected[x]), expected[f"latents{suffix}"])
+    golden.check_close(dictionary(expected[x]), expected[f"reconstruction{suffix}"])
+
+
 def test_there_are_as_many_as_were_collected():
     assert len(golden.NAMES) == 99
     assert all(names for names in WITH.values())
@@ -67,10 +75,7 @@ def test_format_is_detected_alone(name):
 
 @pytest.mark.parametrize("name", WITH["x_edge"])
 def test_exact_ties_are_off(name):
-    dictionary, _ = load(name)
-    expected = golden.io(name)
-    golden.check_latents(dictionary.encode(expected["x_edge"]), expected["latents_edge"])
-    golden.check_close(dictionary(expected["x_edge"]), expected["reconstruction_edge"])
+    check(name, "x_edge", "_edge")
 
 
 @pytest.mark.parametrize("name", WITH["latents_load_dictionary"])
@@ -99,10 +104,7 @@ def test_threshold_of_top_k_is_kept(name):
 
 @pytest.mark.parametrize("name", WITH["latents_final"])
 def test_checkpoint_computes_what_its_final_save_does(name):
-    dictionary, _ = load(name)
-    expected = golden.io(name)
-    golden.check_latents(dictionary.encode(expected["x"]), expected["latents_final"])
-    golden.check_close(dictionary(expected["x"]), expected["reconstruction_final"])
+    check(name, "x", "_final")
 
 
 @pytest.mark.parametrize("name", WITH["latents_output_features"])
