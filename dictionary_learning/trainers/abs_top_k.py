@@ -15,7 +15,7 @@ class AbsTopKTrainer(SelectingTrainer):
     """
 
     def nonlinearity(self) -> Nonlinearity:
-        return AbsTopK(self.settings.k)
+        return AbsTopK(self.last_k)
 
     def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
         return self.plain(batch)

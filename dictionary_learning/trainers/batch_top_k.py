@@ -16,7 +16,7 @@ class BatchTopKTrainer(SelectingTrainer):
     """
 
     def nonlinearity(self) -> Nonlinearity:
-        return BatchTopK(self.settings.k)
+        return BatchTopK(self.last_k)
 
     def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
         return self.plain(batch)

@@ -92,6 +92,9 @@ class CoderTrainer(OptimizedTrainer):
         Its reconstruction is the dictionary's, and its first term the squared error of that.
         """
 
+    def fill_in(self, trained: Trainable | None) -> None:
+        """Fills in settings that were not given, as those of the trained dictionary to begin with, if there is one."""
+
     def named_options(self) -> dict[str, Any]:
         """Returns the arguments of the method's named autoencoder beyond the sizes."""
         return self.nonlinearity().options()
@@ -105,6 +108,7 @@ class CoderTrainer(OptimizedTrainer):
             return self._continued()
         if self.settings.wiring is None:
             self.config_values = self.settings.replace(wiring="autoencoder")
+        self.fill_in(None)
         settings = self.settings
         options: dict[str, Any] = {}
         if settings.rank_by_norm is not None:
@@ -137,6 +141,7 @@ class CoderTrainer(OptimizedTrainer):
                 "or give the trainer that the dictionary is of."
             )
         self.config_values = self.settings.replace(wiring=asked or own)
+        self.fill_in(trained)
         dictionary = self.continued(self._with_unit_rows(trained), self.nonlinearity())
         assert isinstance(dictionary, Trainable)
         inputs = self.settings.site_dims or (self.activation_dim,)

@@ -12,7 +12,7 @@ class GroupMaxTrainer(SelectingTrainer):
     """Trains a dictionary that keeps the largest latent of each of k groups, as EleutherAI's sparsify."""
 
     def nonlinearity(self) -> Nonlinearity:
-        return GroupMax(self.settings.k)
+        return GroupMax(self.last_k)
 
     def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
         return self.plain(batch)

@@ -24,7 +24,7 @@ class MatchingPursuitTrainer(SelectingTrainer):
         """What the learning rate is multiplied by for the one matrix."""
 
     def nonlinearity(self) -> Nonlinearity:
-        return MatchingPursuit(self.settings.k)
+        return MatchingPursuit(self.last_k)
 
     def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
         return self.plain(batch)

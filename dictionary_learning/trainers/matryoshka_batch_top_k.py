@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from dictionary_learning import ops
-from dictionary_learning.dictionaries import Coder, MatryoshkaBatchTopKSAE
+from dictionary_learning.dictionaries import Coder, MatryoshkaBatchTopKSAE, SparseAutoencoder, Trainable
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, grouped
 from dictionary_learning.trainers.base import TRAINERS
 from dictionary_learning.trainers.batch import Batch
 from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
+
+_FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2 + 1 / 32)
+_ROUNDING = 1e-6
+"""Added before a share of the latents is rounded down: n / size * size may come out below n."""
 
 
 @TRAINERS.register("matryoshka_batch_top_k")
@@ -31,22 +35,23 @@ class MatryoshkaBatchTopKTrainer(SelectingTrainer):
     class Config(SelectingTrainer.Config):
         """Settings of Matryoshka BatchTopK."""
 
-        group_fractions: tuple[float, ...] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2 + 1 / 32)
-        """Share of the latents in each group; they add up to 1."""
+        group_fractions: tuple[float, ...] | None = None
+        """Share of the latents in each group; they add up to 1. By default 1/32, 1/16, 1/8, 1/4 and the rest, or the groups of the
+        dictionary to begin with, of which the last takes the latents that are added."""
         group_weights: tuple[float, ...] | None = None
         """w_m, the weight of each prefix in the loss; by default one over their number. dictionary-learning divides by that number
         once more, SAELens does not divide."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if abs(sum(self.group_fractions) - 1) > 1e-6 or min(self.group_fractions, default=0) <= 0:
+            shares = self.group_fractions
+            if shares is not None and (abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0):
                 raise ConfigError(
-                    f"group_fractions={self.group_fractions} add up to {sum(self.group_fractions):g}; positive shares with the sum 1 "
-                    "are needed."
+                    f"group_fractions={shares} add up to {sum(shares):g}; positive shares with the sum 1 are needed."
                 )
-            if self.group_weights is not None and len(self.group_weights) != len(self.group_fractions):
+            if shares is not None and self.group_weights is not None and len(self.group_weights) != len(shares):
                 raise ConfigError(
-                    f"Got {len(self.group_weights)} group_weights for {len(self.group_fractions)} group_fractions; give as many."
+                    f"Got {len(self.group_weights)} group_weights for {len(shares)} groups; give as many."
                 )
             if self.wiring in ("heads", "cross_layer_transcoder"):
                 raise ConfigError(
@@ -60,14 +65,38 @@ class MatryoshkaBatchTopKTrainer(SelectingTrainer):
         assert isinstance(self.config_values, self.Config)
         return self.config_values
 
+    def build(self) -> Trainable:
+        built = super().build()
+        if self.settings.finetune is None or not isinstance(built, SparseAutoencoder):
+            return built
+        # a dictionary without groups gets some, and one with groups others if they were asked for
+        options = {
+            name: value for name, value in built.options().items() if name not in ("nonlinearity", "group_sizes")
+        }
+        made = MatryoshkaBatchTopKSAE(**{**options, "k": self.last_k, "group_sizes": self.group_sizes})
+        made.load_state_dict(built.state_dict())
+        return made.to(built.device)
+
+    def fill_in(self, trained: Trainable | None) -> None:
+        super().fill_in(trained)
+        if self.settings.group_fractions is not None:
+            return
+        shares = _FRACTIONS
+        if isinstance(trained, MatryoshkaBatchTopKSAE):
+            size = self._given_size or trained.dict_size
+            *inner, _ = (n / size for n in trained.group_sizes)
+            shares = (*inner, 1 - sum(inner))
+        self.config_values = self.settings.replace(group_fractions=shares)
+
     @property
     def group_sizes(self) -> list[int]:
         """How many latents each group has."""
-        sizes = [max(int(fraction * self.dict_size), 1) for fraction in self.settings.group_fractions[:-1]]
+        *inner, _ = self.settings.group_fractions or _FRACTIONS
+        sizes = [max(int(fraction * self.dict_size + _ROUNDING), 1) for fraction in inner]
         return [*sizes, self.dict_size - sum(sizes)]
 
     def nonlinearity(self) -> Nonlinearity:
-        return BatchTopK(self.settings.k)
+        return BatchTopK(self.last_k)
 
     def named_class(self) -> type:
         return MatryoshkaBatchTopKSAE

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, KeepsSetNumber
-from dictionary_learning.dictionaries.trainable import Part
+from dictionary_learning.dictionaries.trainable import Part, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, between, of_each
 from dictionary_learning.ops.finite import replace_nonfinite
@@ -22,6 +22,7 @@ from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.losses import squared_error
 from dictionary_learning.trainers.schedules import Schedule, annealed_k
 
+_K = 32
 _LR_WIDTH = 2**14
 _LR = {"adam": 4.5e-3, "adam_8bit": 4.5e-3, "adam_schedule_free": 4.5e-3, "signum": 5e-3, "signum_schedule_free": 5e-3}
 """Learning rates at that width, by optimizer; those of signs are sparsify's, which the factors of the weights then multiply."""
@@ -55,8 +56,8 @@ class SelectingTrainer(CoderTrainer):
     class Config(CoderTrainer.Config):
         """Settings of trainers that keep a set number of latents."""
 
-        k: int = 32
-        """Latents that a token may use."""
+        k: int | None = None
+        """Latents that a token may use; by default 32, or as many as in the dictionary to begin with."""
         lr: float | None = None
         """Learning rate; by default 4.5e-3 / sqrt(dict_size / 2^14): the paper's law in the width, with a factor measured for
         these settings (docs/defaults.md)."""
@@ -88,7 +89,7 @@ class SelectingTrainer(CoderTrainer):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.k < 1 or (self.dict_size is not None and self.k > self.dict_size):
+            if self.k is not None and (self.k < 1 or (self.dict_size is not None and self.k > self.dict_size)):
                 raise ConfigError(
                     f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise dict_size."
                 )
@@ -118,12 +119,23 @@ class SelectingTrainer(CoderTrainer):
             self.config_values = settings.replace(decay_start=max(self.steps // 5, min(warmup, self.steps)))
         return super().build_schedule()
 
+    def fill_in(self, trained: Trainable | None) -> None:
+        super().fill_in(trained)
+        if self.settings.k is None:
+            own = [getattr(part.coder.nonlinearity, "k", None) for part in trained.coders()] if trained else []
+            self.config_values = self.settings.replace(k=next(iter(own), None) or _K)
+
+    @property
+    def last_k(self) -> int:
+        """How many latents are kept once the number has come down, and afterwards."""
+        return self.settings.k or _K
+
     @property
     def k(self) -> int:
         """How many latents are kept at the current step."""
-        settings = self.settings
-        start = settings.k_anneal_start or max(self.dictionary.activation_dim, settings.k)
-        return annealed_k(settings.k, min(start, self.dict_size), self.step, settings.k_anneal_steps)
+        settings, last = self.settings, self.last_k
+        start = settings.k_anneal_start or max(self.dictionary.activation_dim, last)
+        return annealed_k(last, min(start, self.dict_size), self.step, settings.k_anneal_steps)
 
     @abstractmethod
     def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:

@@ -18,10 +18,11 @@ from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.losses import mean_sum, squared_error
 from dictionary_learning.trainers.optimized import OptimizedTrainer
 
+_K = 32
 _SAMPLE = 2048
 """Tokens that the scale of the decoder is found on."""
 _OF_DICTIONARY = ("n_heads", "n_layers", "bottleneck_factor", "tied")
-"""Settings that a dictionary brings along."""
+"""Settings that a dictionary brings along beside k."""
 
 
 @TRAINERS.register("temporal")
@@ -39,8 +40,9 @@ class TemporalTrainer(OptimizedTrainer):
     class Config(OptimizedTrainer.Config):
         """Settings of temporal dictionaries."""
 
-        k: int | None = 32
-        """Latents of a token that may be new; None for a rectifier, held back by the penalty."""
+        k: int | None = None
+        """Latents of a token that may be new; by default 32, or as many as in the dictionary to begin with. With a penalty and no k
+        a rectifier takes the place of choosing."""
         sparsity_penalty: float = 0.0
         """Weight of the sum of the latents that are new."""
         n_heads: int = 4
@@ -69,10 +71,6 @@ class TemporalTrainer(OptimizedTrainer):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.k is None and not self.sparsity_penalty > 0:
-                raise ConfigError(
-                    "A temporal dictionary got k=None and no sparsity_penalty: nothing would keep latents few. Give one of the two."
-                )
             if self.micro_acc_steps > 1:
                 raise ConfigError(
                     f"Temporal dictionaries read whole contexts; micro_acc_steps={self.micro_acc_steps} would cut them. Give fewer "
@@ -98,30 +96,45 @@ class TemporalTrainer(OptimizedTrainer):
     def build(self) -> TemporalAutoencoder:
         settings = self.settings
         if settings.finetune is not None:
-            dictionary = self.continued(
-                self.trained(), {"name": "relu"} if settings.k is None else {"name": "top_k", "k": settings.k}
-            )
-            if not isinstance(dictionary, TemporalAutoencoder):
-                raise ConfigError(
-                    f"The temporal trainer got a {type(dictionary).__name__} to begin with; it trains TemporalAutoencoder alone. "
-                    "Choose the trainer of its nonlinearity."
-                )
-            dictionary.check_sites((self.activation_dim,), (self.activation_dim,))
-            own = {name: value for name, value in dictionary.options().items() if name in _OF_DICTIONARY}
-            self.config_values = self.settings.replace(**own)
-            return dictionary
+            return self._continued()
         factor = settings.bottleneck_factor or math.gcd(64, self.dict_size // settings.n_heads)
         self.config_values = settings.replace(bottleneck_factor=factor)
         return TemporalAutoencoder(
             self.activation_dim,
             self.dict_size,
-            settings.k,
+            self._k(None),
             n_heads=settings.n_heads,
             n_layers=settings.n_layers,
             bottleneck_factor=factor,
             tied=settings.tied,
             generator=self.generator,
         )
+
+    def _continued(self) -> TemporalAutoencoder:
+        """Returns a copy of a trained dictionary, and takes over what it brings along."""
+        trained = self.trained()
+        if not isinstance(trained, TemporalAutoencoder):
+            raise ConfigError(
+                f"The temporal trainer got a {type(trained).__name__} to begin with; it trains TemporalAutoencoder alone. "
+                "Choose the trainer of its nonlinearity."
+            )
+        if trained.k is None and self.settings.k is None and not self.settings.sparsity_penalty:
+            raise ConfigError(
+                "The dictionary to begin with has a rectifier, which nothing would hold back. Give sparsity_penalty, or k."
+            )
+        trained.check_sites((self.activation_dim,), (self.activation_dim,))
+        k = self._k(trained.k)
+        dictionary = self.continued(trained, {"name": "relu"} if k is None else {"name": "top_k", "k": k})
+        assert isinstance(dictionary, TemporalAutoencoder)
+        own = {name: value for name, value in dictionary.options().items() if name in _OF_DICTIONARY}
+        self.config_values = self.settings.replace(**own)
+        return dictionary
+
+    def _k(self, own: int | None) -> int | None:
+        """Returns how many latents may be new, and keeps it with the settings; None for a rectifier."""
+        if self.settings.k is None and not self.settings.sparsity_penalty:
+            self.config_values = self.settings.replace(k=own or _K)
+        return self.settings.k
 
     def lr_factors(self) -> dict[str, float]:
         return {"weight": self.settings.attention_lr_factor, "bias": self.settings.attention_lr_factor}

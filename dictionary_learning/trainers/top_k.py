@@ -39,7 +39,7 @@ class TrainerTopK(SelectingTrainer):
         return self.config_values
 
     def nonlinearity(self) -> Nonlinearity:
-        return TopK(self.settings.k)
+        return TopK(self.last_k)
 
     def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
         if not self.settings.multi_topk:

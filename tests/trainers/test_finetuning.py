@@ -7,16 +7,19 @@ from dictionary_learning import load_dictionary, save_dictionary, trainSAE
 from dictionary_learning.dictionaries import (
     AutoEncoder,
     AutoEncoderTopK,
+    BatchTopKSAE,
     CrossLayerTranscoder,
     HeadAutoencoders,
     JumpReluAutoEncoder,
+    MatryoshkaBatchTopKSAE,
     Normalized,
     SkipAutoencoder,
+    TemporalAutoencoder,
     Transcoder,
 )
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site
-from dictionary_learning.trainers import TopKTrainer
+from dictionary_learning.trainers import TRAINERS, TemporalTrainer, TopKTrainer
 from tests.contracts.test_wirings import DIM, HEADS, OUT, batches
 from tests.interop import golden
 from tests.tiny import Planted
@@ -149,6 +152,39 @@ class TestWiring:
         heads = HeadAutoencoders(DIM, 96, TOP_K, n_heads=HEADS)
         with pytest.raises(ConfigError, match="HeadAutoencoders"):
             further([Planted(DIM).batch(64)], heads, wiring="autoencoder")
+
+
+class TestSettings:
+    """What is not said is the dictionary's own."""
+
+    def test_number_of_latents(self):
+        x = Planted(32).batch(64)
+        config = {"trainer": "top_k", "finetune": AutoEncoderTopK(32, 64, 5)}
+        assert trainSAE([x], config, 1, progress=False)[0].k == 5
+        assert trainSAE([x], {**config, "k": 7}, 1, progress=False)[0].k == 7
+        assert trainSAE([x], {"trainer": "top_k", "finetune": AutoEncoder(32, 64)}, 1, progress=False)[0].k == 32
+        t = TemporalTrainer(
+            activation_dim=32,
+            steps=1,
+            finetune=TemporalAutoencoder(32, 64, 6, n_heads=1, bottleneck_factor=1),
+            device="cpu",
+        )
+        assert t.dictionary.k == t.config["k"] == 6
+
+    def test_groups(self):
+        x, config = Planted(32).batch(64), {"trainer": "matryoshka_batch_top_k", "normalize": "none", "lr": 1e-12}
+        grouped = MatryoshkaBatchTopKSAE(32, 70, 4, [7, 21, 42])
+        t = TRAINERS["matryoshka_batch_top_k"](activation_dim=32, steps=1, finetune=grouped, device="cpu")
+        assert t.group_sizes == [7, 21, 42] and t.k == 4
+        assert len(t.loss(x).terms) == 3
+        (wider,) = trainSAE([x], {**config, "finetune": grouped, "dict_size": 140}, 1, progress=False)
+        assert wider.group_sizes == (7, 21, 112)
+        (other,) = trainSAE([x], {**config, "finetune": grouped, "group_fractions": (0.5, 0.5)}, 1, progress=False)
+        assert other.group_sizes == (35, 35)
+        plain = BatchTopKSAE(32, 64, 4)
+        (made,) = trainSAE([x], {**config, "finetune": plain}, 1, progress=False)
+        assert isinstance(made, MatryoshkaBatchTopKSAE) and made.group_sizes == (2, 4, 8, 16, 34)
+        torch.testing.assert_close(made.W_dec, plain.W_dec)
 
 
 class TestNorms:

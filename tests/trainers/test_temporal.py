@@ -115,8 +115,9 @@ class TestRefused:
 
     def test_settings(self):
         common = {"activation_dim": 32, "steps": 1, "device": "cpu"}
+        rectified = TemporalAutoencoder(32, 64, None, n_heads=1, bottleneck_factor=1)
         with pytest.raises(ConfigError, match="sparsity_penalty"):
-            TemporalTrainer(k=None, **common)
+            TemporalTrainer(finetune=rectified, **common)
         with pytest.raises(ConfigError, match="micro_acc_steps=2"):
             TemporalTrainer(micro_acc_steps=2, **common)
         with pytest.raises(ConfigError, match="TemporalAutoencoder"):
