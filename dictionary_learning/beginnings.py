@@ -1,14 +1,18 @@
 """Where a run begins from trained dictionaries: which of them, at which sites, wired how, and what was done to activations."""
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dictionary_learning.activations.normalization import NORMALIZATIONS
-from dictionary_learning.dictionaries import Blocks, Dictionary, Trainable, wiring_of
+from dictionary_learning.dictionaries import Blocks, Dictionary, Trainable, load_dictionary, wiring_of
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.errors import ConfigError, SiteError
 from dictionary_learning.interop.saved import Saved, saved_at
 from dictionary_learning.sites import Site
+
+logger = logging.getLogger(__name__)
 
 _TRAINED_AS = {
     "layer_norm": "layer_norm",
@@ -18,7 +22,7 @@ _TRAINED_AS = {
 """What each normalization of a finished dictionary is called in training."""
 
 
-def begun(options: Mapping[str, Any], widths: Mapping[Site, int]) -> list[dict[str, Any]]:
+def config_of_each(options: Mapping[str, Any], widths: Mapping[Site, int]) -> list[dict[str, Any]]:
     """Returns a config for each dictionary that `finetune` stands for, or the config itself where it stands for none.
 
     What the dictionary knows is filled in where the config does not say it: wiring, heads, and the sites as far as the data has them.
@@ -33,8 +37,9 @@ def begun(options: Mapping[str, Any], widths: Mapping[Site, int]) -> list[dict[s
     given = options.get("finetune")
     if given is None:
         return [dict(options)]
-    found = _found(given)
+    found = _found(given, lambda name: _in_data(name, widths) is not None)
     if len(found) == 1:
+        _warn_of_another_site(found[0], options, widths)
         return [_filled(options, found[0], widths)]
     asked = _names(options.get("site"))
     wanted = tuple(str(Site.parse(site)) for site in asked)
@@ -86,12 +91,26 @@ def taken_out(options: dict[str, Any]) -> Inside | None:
     return inside
 
 
-def _found(given: Any) -> list[Saved]:
+def _found(given: Any, is_wanted: Callable[[str], bool]) -> list[Saved]:
+    """Returns the dictionaries that are given; of a folder of several those with names that are wanted, if there are any."""
     if isinstance(given, Dictionary):
         return [Saved("", given, {})]
     if isinstance(given, Mapping):
         return [Saved(str(site), dictionary, {}) for site, dictionary in given.items()]
-    return saved_at(str(given))
+    if os.path.exists(given):
+        return saved_at(str(given), is_wanted)
+    # of a repository not all are fetched for the sake of some: it has to be said which
+    return [Saved("", *load_dictionary(given))]
+
+
+def _warn_of_another_site(one: Saved, options: Mapping[str, Any], widths: Mapping[Site, int]) -> None:
+    own = _names(one.config.get("site")) if one.folder is not None else ()
+    if own and options.get("site") is None and _site(one, "site", widths) is None:
+        logger.warning(
+            "The dictionary to begin with was trained at %s; the data has %s.",
+            ", ".join(own),
+            ", ".join(map(str, widths)),
+        )
 
 
 def _filled(options: Mapping[str, Any], one: Saved, widths: Mapping[Site, int]) -> dict[str, Any]:

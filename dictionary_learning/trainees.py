@@ -11,7 +11,7 @@ from torch import Tensor
 from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, finished, fold_
 from dictionary_learning.activations.normalizers import Scalar
 from dictionary_learning.activations.scaling import ActivationStream
-from dictionary_learning.beginnings import begun, taken_out
+from dictionary_learning.beginnings import config_of_each, taken_out
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site
@@ -186,7 +186,7 @@ def _configs(
         if default_wiring is not None and options.get("wiring") is None:
             options["wiring"] = default_wiring
         known = {field.name for field in dataclasses.fields(trainer_class.Config)}
-        for made in begun(options, stream.widths):
+        for made in config_of_each(options, stream.widths):
             yield trainer_class, {name: value for name, value in made.items() if name in known}, origin
 
 

@@ -201,6 +201,9 @@ def _source(
         )
     assert model is not None and text is not None
     if of_contexts:
+        logger.info(
+            "Contexts stay whole: options of the shuffle buffer, of token norms and of positions have no effect."
+        )
         return ContextStream(
             text[0],
             model,

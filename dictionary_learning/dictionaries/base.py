@@ -101,12 +101,19 @@ class Dictionary(nn.Module, ABC):
         Raises:
             ConfigError: it has other widths.
         """
-        for what, mine, theirs in (("reads", self.activation_dim, widths), ("writes", self.output_dim, output_widths)):
-            if mine != sum(theirs):
+        for what, mine, theirs in zip(("reads", "writes"), self.site_widths, (widths, output_widths), strict=True):
+            # the activations of several sites may also come one after another, as one
+            if sum(mine) != sum(theirs) or (len(mine) > 1 and len(theirs) > 1 and tuple(mine) != tuple(theirs)):
+                many = len(mine) > 1 and len(theirs) > 1
                 raise ConfigError(
-                    f"The {type(self).__name__} {what} activations of width {mine}; the site has width {sum(theirs)}. "
-                    "Give the model and the site that it was trained on."
+                    f"The {type(self).__name__} {what} activations of width {_widths(mine, many)}; the site has width "
+                    f"{_widths(theirs, many)}. Give the model and the site that it was trained on."
                 )
+
+    @property
+    def site_widths(self) -> tuple[Sequence[int], Sequence[int]]:
+        """The widths of the sites that it reads, and of those that it writes."""
+        return (self.activation_dim,), (self.output_dim,)
 
     @property
     def reads_contexts(self) -> bool:
@@ -147,3 +154,7 @@ class Dictionary(nn.Module, ABC):
 
 
 DICTIONARIES: Registry[type[Dictionary]] = Registry("dictionary class")
+
+
+def _widths(widths: Sequence[int], many: bool) -> str:
+    return ", ".join(map(str, widths)) if many else str(sum(widths))

@@ -210,6 +210,10 @@ class CrossLayerTranscoder(Blocks):
         super().__init__(parts, reads, writes, sum(outputs), has_output_bias=True)
         self.site_dims, self.output_dims = tuple(site_dims), outputs
 
+    @property
+    def site_widths(self) -> tuple[Sequence[int], Sequence[int]]:
+        return self.site_dims, self.output_dims
+
     def options(self) -> dict[str, Any]:
         first = self.parts[0]
         assert isinstance(first, Coder)

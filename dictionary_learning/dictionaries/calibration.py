@@ -10,7 +10,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries.blocks import Blocks
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.conversion import alike
-from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity, Pointwise, ReLU, Selects
+from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Pointwise, ReLU, Selects
 from dictionary_learning.dictionaries.trainable import Trainable
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.latents import firing_counts
@@ -77,7 +77,7 @@ def calibrate(
         )
     share = None if target_l0 is None else target_l0 / len(parts)
     for part in parts:
-        _check(part.coder, part.coder.nonlinearity)
+        _check(part.coder)
     targets = [None if match == "firing" else _target(part.coder, share) for part in parts]
     calibrations = [_Calibration(part.coder, target) for part, target in zip(parts, targets, strict=True)]
     for batch in _finite_tokens(activations, n_tokens, dictionary.device):
@@ -220,7 +220,8 @@ def _finite_tokens(activations: Iterable[Tensor], n_tokens: int, device: torch.d
     )
 
 
-def _check(coder: Coder, nonlinearity: Nonlinearity) -> None:
+def _check(coder: Coder) -> None:
+    nonlinearity = coder.nonlinearity
     name = type(nonlinearity).__name__
     if coder.is_tied:
         raise ConfigError(

@@ -52,6 +52,10 @@ class Crosscoder(Coder):
         self.site_dims = tuple(site_dims)
 
     @property
+    def site_widths(self) -> tuple[Sequence[int], Sequence[int]]:
+        return self.site_dims, self.site_dims
+
+    @property
     def site_decoders(self) -> tuple[Float[Tensor, "dict_size dim"], ...]:
         """W_dec of each site; views."""
         return self.W_dec.split(self.site_dims, dim=1)

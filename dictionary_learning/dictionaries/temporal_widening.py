@@ -48,14 +48,14 @@ def _copy_(own: ContextAttention, old: ContextAttention) -> None:
     scores = _places(heads, own.k_ctx.out_features, old.k_ctx.out_features)
     # scores are divided by the root of a key's length
     longer = math.sqrt(own.k_ctx.out_features / old.k_ctx.out_features)
+    own.v_ctx.weight[:, wide_before:] = 0  # nothing is read from new latents
+    own.k_ctx.weight.zero_()
+    own.q_target.weight.zero_()
     for mine, theirs, rows, factor in (
         (own.v_ctx, old.v_ctx, values, 1.0),
         (own.k_ctx, old.k_ctx, scores, 1.0),
         (own.q_target, old.q_target, scores, longer),
     ):
-        mine.weight[:, wide_before:] = 0  # nothing is read from new latents
-        if mine is not own.v_ctx:
-            mine.weight.zero_()
         mine.weight[rows, :wide_before] = theirs.weight.float() * factor
         mine.bias.zero_()
         mine.bias[rows] = theirs.bias.float() * factor

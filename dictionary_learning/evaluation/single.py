@@ -1,6 +1,6 @@
 """Evaluation of one dictionary, by the functions and keys that scripts know."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,9 @@ from dictionary_learning.interventions import ablate, graft
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.predictions import Predictions
 from dictionary_learning.sites import Site
+
+Grafts = Callable[[Dictionary, Tensor], Edit]
+"""Makes the edit that puts a dictionary's reconstruction in place of the tokens that count."""
 
 
 @torch.no_grad()
@@ -81,7 +84,14 @@ def evaluate(
         tokens = activations.tokenized_batch(batch_size)
         tokens = TokenBatch(tokens.input_ids[:, :max_len], tokens.attention_mask[:, :max_len])
         figures.update(
-            _losses(activations.model, activations.sites[0], dictionary, tokens, activations.filter, normalize_batch)
+            _losses(
+                activations.model,
+                activations.sites[0],
+                dictionary,
+                tokens,
+                activations.filter,
+                _grafts(normalize_batch),
+            )
         )
     return figures
 
@@ -122,18 +132,23 @@ def loss_recovered(
     token_filter = TokenFilter(exclude_ids=ids, exclude_first=True)
     sums = [FidelityMetric(), FidelityMetric(), FidelityMetric()]
     for tokens in batches:
-        measured = _measure(traced, site, dictionary, tokens, token_filter, normalize_batch)
+        measured = _measure(traced, site, dictionary, tokens, token_filter, _grafts(normalize_batch))
         for total, part in zip(sums, measured, strict=True):
             total.merge(part)
     return sums[0].ce, sums[1].ce, sums[2].ce
 
 
 def _losses(
-    model: TracedModel, site: Site, dictionary: Dictionary, tokens: TokenBatch, token_filter: TokenFilter, scaled: bool
+    model: TracedModel,
+    site: Site,
+    dictionary: Dictionary,
+    tokens: TokenBatch,
+    token_filter: TokenFilter,
+    put_in: Grafts,
 ) -> dict[str, float]:
     clean, grafted, zero = (FidelityMetric() for _ in range(3))
     for part in _split(tokens):
-        measured = _measure(model, site, dictionary, part, token_filter, scaled)
+        measured = _measure(model, site, dictionary, part, token_filter, put_in)
         for total, one in zip((clean, grafted, zero), measured, strict=True):
             total.merge(one)
     return {
@@ -146,13 +161,17 @@ def _losses(
 
 
 def _measure(
-    model: TracedModel, site: Site, dictionary: Dictionary, tokens: TokenBatch, token_filter: TokenFilter, scaled: bool
+    model: TracedModel,
+    site: Site,
+    dictionary: Dictionary,
+    tokens: TokenBatch,
+    token_filter: TokenFilter,
+    put_in: Grafts,
 ) -> tuple[FidelityMetric, FidelityMetric, FidelityMetric]:
     clean, grafted, zero = (FidelityMetric() for _ in range(3))
     keep = token_filter.token_mask(tokens)
     predictions = Predictions(model.run(*tokens), tokens, keep)
     clean.update(predictions)
-    put_in = _graft_scaled if scaled else graft
     edits: tuple[tuple[FidelityMetric, Edit], ...] = ((grafted, put_in(dictionary, keep)), (zero, ablate(0.0, keep)))
     for metric, edit in edits:
         metric.update(predictions, model.run(*tokens, {site: edit}))
@@ -167,6 +186,10 @@ def _split(tokens: TokenBatch, contexts: int = 8) -> Iterator[TokenBatch]:
 
 def _batch_scale(x: Tensor) -> float:
     return float(x.shape[-1] ** 0.5 / x.norm(dim=-1).mean())
+
+
+def _grafts(normalize_batch: bool) -> Grafts:
+    return _graft_scaled if normalize_batch else graft
 
 
 def _graft_scaled(dictionary: Dictionary, keep: Tensor) -> Edit:

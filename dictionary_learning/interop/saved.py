@@ -1,6 +1,6 @@
 """All dictionaries at a place, ours and those of other packages, with what is known of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +30,12 @@ def own_folders(place: str) -> list[Path]:
     return sorted((p.parent for p in folder.glob(f"*/{WEIGHTS}")), key=lambda p: natural_key(p.name))
 
 
-def saved_at(place: str) -> list[Saved]:
+def saved_at(place: str, is_wanted: Callable[[str], bool] | None = None) -> list[Saved]:
     """Returns the dictionaries at a path or in a repository of the hub, of any format.
+
+    Args:
+        place: the path, or the repository.
+        is_wanted: of other packages' folders, whose names say what they are, those to read, if it is true of any.
 
     Raises:
         CheckpointError: there is none, or one cannot be read.
@@ -42,9 +46,10 @@ def saved_at(place: str) -> list[Saved]:
         found.append(Saved(config.get("name", folder.name), dictionary, config, folder))
     if found:
         return found
-    sites = sites_in(located(place, many=True))
+    sites = list(sites_in(located(place, many=True)))
     if not sites:
         raise CheckpointError(
             f"There is no dictionary in '{place}'. Give the folder of a dictionary, or of a run with trainer_0 in it."
         )
-    return [Saved(site or Path(place).name, *load_dictionary(place, site=site or None)) for site in sites]
+    wanted = [site for site in sites if is_wanted is not None and is_wanted(site)]
+    return [Saved(site or Path(place).name, *load_dictionary(place, site=site or None)) for site in wanted or sites]

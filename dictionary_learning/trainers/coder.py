@@ -140,13 +140,15 @@ class CoderTrainer(OptimizedTrainer):
                 f"finetune got a {type(trained).__name__} with wiring={asked!r}, which builds another kind. Leave wiring out, "
                 "or give the trainer that the dictionary is of."
             )
-        self.config_values = self.settings.replace(wiring=asked or own)
+        wiring = asked or own
+        inputs = self.settings.site_dims or (self.activation_dim,)
+        # what it predicts is known from itself where the trainer is told of inputs only
+        outputs = self.settings.output_dims or ((trained.output_dim,) if WIRINGS[wiring].writes_others else inputs)
+        trained.check_sites(inputs, outputs)
+        self.config_values = self.settings.replace(wiring=wiring, output_dims=outputs)
         self.fill_in(trained)
         dictionary = self.continued(self._with_unit_rows(trained), self.nonlinearity())
         assert isinstance(dictionary, Trainable)
-        inputs = self.settings.site_dims or (self.activation_dim,)
-        outputs = self.settings.output_dims or (inputs if not self.wiring.writes_others else (dictionary.output_dim,))
-        dictionary.check_sites(inputs, outputs)
         return dictionary
 
     def _with_unit_rows(self, trained: Trainable) -> Trainable:

@@ -67,13 +67,12 @@ class MatryoshkaBatchTopKTrainer(SelectingTrainer):
 
     def build(self) -> Trainable:
         built = super().build()
-        if self.settings.finetune is None or not isinstance(built, SparseAutoencoder):
+        if not isinstance(built, SparseAutoencoder) or getattr(built, "group_sizes", ()) == tuple(self.group_sizes):
             return built
-        # a dictionary without groups gets some, and one with groups others if they were asked for
-        options = {
-            name: value for name, value in built.options().items() if name not in ("nonlinearity", "group_sizes")
-        }
-        made = MatryoshkaBatchTopKSAE(**{**options, "k": self.last_k, "group_sizes": self.group_sizes})
+        # a dictionary to begin with that has no groups gets some, and one that has other groups these
+        options = {**built.options(), "k": self.last_k, "group_sizes": self.group_sizes}
+        options.pop("nonlinearity", None)
+        made = MatryoshkaBatchTopKSAE(**options, generator=torch.Generator())  # what it draws is overwritten
         made.load_state_dict(built.state_dict())
         return made.to(built.device)
 

@@ -26,8 +26,8 @@ class OptimizedTrainer(SAETrainer):
         """Settings of the optimizer."""
 
         finetune: Any = None
-        """A trained dictionary to begin with, or the folder of one: its weights, also with another nonlinearity, or more latents
-        (`dict_size`; by default as many as it has)."""
+        """A trained dictionary to begin with, or the place of one: its weights, also with another nonlinearity, or more latents
+        (`dict_size`; by default as many as it has). `trainSAE` also takes several: a folder, or a mapping from sites."""
         lr: float | None = None
         """Learning rate; None for the method's own."""
         optimizer: Any = "adam"

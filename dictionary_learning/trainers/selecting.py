@@ -22,7 +22,8 @@ from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.losses import squared_error
 from dictionary_learning.trainers.schedules import Schedule, annealed_k
 
-_K = 32
+DEFAULT_K = 32
+"""Latents that a token may use where nothing is said."""
 _LR_WIDTH = 2**14
 _LR = {"adam": 4.5e-3, "adam_8bit": 4.5e-3, "adam_schedule_free": 4.5e-3, "signum": 5e-3, "signum_schedule_free": 5e-3}
 """Learning rates at that width, by optimizer; those of signs are sparsify's, which the factors of the weights then multiply."""
@@ -122,13 +123,14 @@ class SelectingTrainer(CoderTrainer):
     def fill_in(self, trained: Trainable | None) -> None:
         super().fill_in(trained)
         if self.settings.k is None:
-            own = [getattr(part.coder.nonlinearity, "k", None) for part in trained.coders()] if trained else []
-            self.config_values = self.settings.replace(k=next(iter(own), None) or _K)
+            own = None if trained is None else getattr(next(trained.coders()).coder.nonlinearity, "k", None)
+            self.config_values = self.settings.replace(k=own or DEFAULT_K)
 
     @property
     def last_k(self) -> int:
         """How many latents are kept once the number has come down, and afterwards."""
-        return self.settings.k or _K
+        assert self.settings.k is not None, "fill_in comes before"
+        return self.settings.k
 
     @property
     def k(self) -> int:

@@ -17,8 +17,8 @@ from dictionary_learning.trainers.base import TRAINERS
 from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.losses import mean_sum, squared_error
 from dictionary_learning.trainers.optimized import OptimizedTrainer
+from dictionary_learning.trainers.selecting import DEFAULT_K
 
-_K = 32
 _SAMPLE = 2048
 """Tokens that the scale of the decoder is found on."""
 _OF_DICTIONARY = ("n_heads", "n_layers", "bottleneck_factor", "tied")
@@ -133,7 +133,7 @@ class TemporalTrainer(OptimizedTrainer):
     def _k(self, own: int | None) -> int | None:
         """Returns how many latents may be new, and keeps it with the settings; None for a rectifier."""
         if self.settings.k is None and not self.settings.sparsity_penalty:
-            self.config_values = self.settings.replace(k=own or _K)
+            self.config_values = self.settings.replace(k=own or DEFAULT_K)
         return self.settings.k
 
     def lr_factors(self) -> dict[str, float]:

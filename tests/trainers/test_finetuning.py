@@ -8,6 +8,7 @@ from dictionary_learning.dictionaries import (
     AutoEncoder,
     AutoEncoderTopK,
     BatchTopKSAE,
+    Crosscoder,
     CrossLayerTranscoder,
     HeadAutoencoders,
     JumpReluAutoEncoder,
@@ -140,6 +141,18 @@ class TestWiring:
         (made,) = further([pair], SkipAutoencoder(DIM, 64, TOP_K), wiring="transcoder")
         assert isinstance(made, SkipAutoencoder)
 
+    def test_trainer_alone_takes_the_widths_from_the_dictionary(self):
+        transcoder = Transcoder(DIM, 64, TOP_K, output_dim=OUT)
+        t = TopKTrainer(activation_dim=DIM, steps=1, finetune=transcoder, device="cpu")
+        x = Planted(DIM).batch(64)
+        t.update(0, x, x[:, :OUT])
+        assert t.dictionary.output_dim == OUT and t.config["output_dims"] == [OUT]
+
+    def test_sites_of_other_widths_in_all_alike_are_refused(self):
+        x = Planted(DIM).batch(64)
+        with pytest.raises(ConfigError, match="of width 12, 20; the site has width 20, 12"):
+            further([{"m.0": x[:, :20], "m.1": x[:, 20:]}], Crosscoder([12, 20], 64, TOP_K))
+
     def test_other_wirings_and_sizes_are_refused(self):
         data = batches("cross_layer_transcoder", 1)
         coder = CrossLayerTranscoder([DIM, DIM], 96, TOP_K, output_dims=[OUT, OUT])
@@ -238,6 +251,11 @@ class TestSites:
         (made,) = further(data, str(tmp_path / "trainer_0"), save_dir=tmp_path / "second")
         assert load_dictionary(tmp_path / "second" / "trainer_0")[1]["site"] == "m.1:out"
         assert made.dict_size == 64
+
+    def test_data_of_another_site_is_warned_of(self, tmp_path, caplog):
+        save_dictionary(AutoEncoderTopK(16, 32, 2), tmp_path, {"site": "m.4:out"})
+        further([{"m.0": Planted(16).batch(64)}], str(tmp_path))
+        assert "was trained at m.4:out; the data has m.0:out" in caplog.text
 
     def test_all_dictionaries_of_a_run_go_on(self, tmp_path):
         data = [{"m.0": x, "m.1": x.flip(1)} for x in Planted(16).batches(4, 64)]
