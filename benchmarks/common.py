@@ -71,12 +71,8 @@ def peer(name: str, script: str, *arguments: str) -> dict[str, Any] | None:
     if not python.is_file():
         print(f"{name} is not installed in {PEERS}; benchmarks/peers/setup.sh {name} installs it.")
         return None
-    command = [
-        str(python),
-        "-E",
-        str(ROOT / "benchmarks" / "peers" / script),
-        *arguments,
-    ]  # -E: its own packages, not PYTHONPATH's
+    # -E: with its own packages, not those of PYTHONPATH
+    command = [str(python), "-E", str(ROOT / "benchmarks" / "peers" / script), *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         print(f"{name} failed: {result.stderr.strip().splitlines()[-1]}")

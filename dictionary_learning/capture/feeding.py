@@ -17,7 +17,8 @@ from dictionary_learning.module_values import device_of, hidden_or_none
 
 logger = logging.getLogger(__name__)
 
-_PROBE_TOKENS = 2
+PROBE_TOKENS = 2
+"""In the text that a model is probed with."""
 _MOST_OFFSET = 8
 """Rows that a table of positions may have beside those of its positions: OPT has 2."""
 
@@ -102,7 +103,7 @@ class Feeder:
         if self._example is None and not is_text:
             self._example = inputs
 
-    def probe(self, n_tokens: int = _PROBE_TOKENS) -> Call:
+    def probe(self, n_tokens: int = PROBE_TOKENS) -> Call:
         """Returns the arguments to probe the model with: one example, or one text of a few tokens.
 
         Raises:
@@ -190,8 +191,8 @@ class Feeder:
         if self._numbers_from_zero is None:
             if device_of(self.module).type == "meta":
                 return True  # no weights here to ask
-            call = self.call(self._ids(_PROBE_TOKENS))
-            given = {**call.kwargs, "position_ids": torch.arange(_PROBE_TOKENS, device=self.device)[None]}
+            call = self.call(self._ids(PROBE_TOKENS))
+            given = {**call.kwargs, "position_ids": torch.arange(PROBE_TOKENS, device=self.device)[None]}
             left, told = (hidden_or_none(self.module(**kwargs)) for kwargs in (call.kwargs, given))
             self._numbers_from_zero = left is None or told is None or _close(left, told)
         return self._numbers_from_zero

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dictionary_learning.capture.feeding import Call, Feeder
+from dictionary_learning.capture.feeding import PROBE_TOKENS, Call, Feeder
 from dictionary_learning.capture.heads import head_shape, heads_site
 from dictionary_learning.capture.hookpoints import EMBEDDING, choose_layers, embedding_paths, layer_paths
 from dictionary_learning.capture.probing import changes_output, checked_width, shapes_of
@@ -28,6 +28,9 @@ from dictionary_learning.module_values import Channels, device_of, flat, skeleto
 from dictionary_learning.sites import Side, Sides, Site, expand
 
 logger = logging.getLogger(__name__)
+
+_HEADS_TOKENS = 4
+"""Enough for a token to attend to another, whatever a model does with the first and the last."""
 
 
 class TracedModel:
@@ -187,7 +190,7 @@ class TracedModel:
         """
         with self._lock:
             resolved = [self._resolved(site) for site in sites]
-            shapes = shapes_of(self.module, resolved, self._probe_call(_PROBE_TOKENS))
+            shapes = shapes_of(self.module, resolved, self._probe_call())
         found = {
             site: flat(torch.empty(shape, device="meta"), self.channels).shape[1]
             for site, shape in shapes.items()
@@ -285,7 +288,7 @@ class TracedModel:
         if site.path != EMBEDDING or any(path.split(".")[-1] == EMBEDDING for path in self._paths):
             return site
         sites = [Site(path) for path in embedding_paths(self.module, self.name)]
-        run = shapes_of(self.module, sites, self._probe_call(_PROBE_TOKENS)) if len(sites) > 1 else sites
+        run = shapes_of(self.module, sites, self._probe_call()) if len(sites) > 1 else sites
         return site._replace(path=next(iter(run or sites)).path)
 
     def _resolved(self, site: Site) -> Site:
@@ -308,12 +311,12 @@ class TracedModel:
             self._places[site] = place
         return self._places[site]
 
-    def _probe_call(self, n_tokens: int) -> Call:
+    def _probe_call(self, n_tokens: int = PROBE_TOKENS) -> Call:
         return self._feeder.probe(n_tokens).to(device_of(self.module))
 
     def _probe(self, sites: Sequence[Site]) -> None:
         """Finds widths and the order of execution of these sites and all known ones."""
-        call = self._probe_call(_PROBE_TOKENS)
+        call = self._probe_call()
         sites = list(dict.fromkeys([*self._widths, *sites]))
         shapes = shapes_of(self.module, sites, call)
         widths = {site: checked_width(site, shapes, call, self.channels, self.name) for site in sites}
@@ -325,17 +328,12 @@ class TracedModel:
         for site in sites:
             if site not in self._tried and device_of(self.module).type != "meta":
                 self._tried.add(site)
-                if not changes_output(self.module, site, self._probe_call(_PROBE_TOKENS)):
+                if not changes_output(self.module, site, self._probe_call()):
                     logger.warning(
                         "Replacing the activations at '%s' of %s does not change what the model predicts: nothing reads them.",
                         site,
                         self.name,
                     )
-
-
-_PROBE_TOKENS = 2
-_HEADS_TOKENS = 4
-"""Enough for a token to attend to another, whatever a model does with the first and the last."""
 
 
 def _called(model: Mapping[str, Any]) -> str:

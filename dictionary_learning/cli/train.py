@@ -183,13 +183,17 @@ def _source(
     """Returns what gives activations: a cache, a buffer over the model, or whole contexts where a method needs them.
 
     Raises:
-        ConfigError: contexts are needed, and there are none in a cache or in one batch.
+        ConfigError: contexts are needed, and there are none in a cache or in one batch; or a cache is asked for layers.
     """
     of_contexts = any(config.needs_contexts for config in trainer_configs)
     if of_contexts and (arguments.cache is not None or arguments.batch_size < arguments.ctx_len):
         raise ConfigError(
             "This method trains on whole contexts, with the model: leave --cache out, and give a --batch-size of at least one context "
             f"({arguments.ctx_len} tokens)."
+        )
+    if arguments.cache is not None and (arguments.layers or arguments.layer_stride != 1):
+        raise ConfigError(
+            "Got --layers or --layer-stride with --cache; a cache knows sites, and not which of them are layers. Give --sites."
         )
     if arguments.cache is not None:
         return ActivationCache(
@@ -237,8 +241,7 @@ def _train(
     arguments: TrainArguments, trainer_configs: list[SAETrainer.Config], source: Activations
 ) -> list[Dictionary]:
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)
-    n = len(trainer_configs) * len(source.sites)
-    logger.info("Training %d dictionaries on %s: %d steps.", n, ", ".join(map(str, source.sites)), steps)
+    logger.info("Training on %s: %d steps.", ", ".join(map(str, source.sites)), steps)
     extra: list[MetricLogger] = (
         [TensorBoardLogger(Path(arguments.save_dir) / "tensorboard")] if arguments.tensorboard else []
     )

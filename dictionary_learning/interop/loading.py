@@ -96,8 +96,8 @@ def read(files: Files, format: str | None, facts: Facts, dtype: torch.dtype | No
     Raises:
         CheckpointError: they hold none, or one of no known format, or a damaged one.
     """
-    if format is None and not _is_dictionary(files):
-        files = _only_one_below(files)
+    if format is None:
+        files = _the_only_one(files)
     known = format_of(files, format)
     check_facts(known, facts)
     try:
@@ -136,12 +136,11 @@ def _below(files: Files, site: str) -> Files:
     raise CheckpointError(f"'{files}' has no site '{site}'. There are: {known}. Give one of them.")
 
 
-def _is_dictionary(files: Files) -> bool:
-    return bool(sites_in(files).get("") is not None)
-
-
-def _only_one_below(files: Files) -> Files:
+def _the_only_one(files: Files) -> Files:
+    """Returns the folder itself where it is a dictionary, or the only one below; itself, too, where there is none."""
     sites = sites_in(files)
+    if "" in sites:
+        return files
     if len(sites) == 1:
         (place,) = sites.values()
         return files.at(place)

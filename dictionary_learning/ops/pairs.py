@@ -16,7 +16,7 @@ from dictionary_learning.latents import Segments, Support
 
 _REUSE = 128
 """Pairs for each row of a table from which on sums are made some columns at a time."""
-_READ_OFTEN = 64
+READ_OFTEN = 64
 """Pairs for each row of W from which on dot products are made token by token."""
 _COLUMNS = 96
 """Columns at a time: a table of 2,048 rows is then 0.75 MiB."""
@@ -44,7 +44,7 @@ def totals(values: Tensor, support: Support) -> Tensor:
 
 def pair_dots(x: Tensor, W: Tensor, support: Support) -> Tensor:
     """Returns x_n . W_i of each pair (n, i), in the shape of the support's indices."""
-    if x.device.type == "cpu" and support.indices.numel() >= _READ_OFTEN * len(W):
+    if x.device.type == "cpu" and support.indices.numel() >= READ_OFTEN * len(W):
         # W is read often enough to stay in the cache: the pairs need not be sorted by latent
         return sampled_product(x, W, support.offsets, support.latents).view(support.indices.shape)
     return dots(x, W, support.segments).view(support.indices.shape)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.latents import Segments
-from dictionary_learning.ops.pairs import dots, sampled_product
+from dictionary_learning.ops.pairs import READ_OFTEN, dots, sampled_product
 
 _CHUNK_ELEMENTS = 6 << 20
 """Pre-activations held at once: they stay in the cache,"""
@@ -34,8 +34,6 @@ _SPREAD = 10.0
 """Standard deviations of the error of a product by which the bound is lowered: so many that few tokens are computed twice."""
 _SAFETY = 2.0
 """How much larger the error of a latent that was not found may be than the largest seen among those found for its token."""
-_REUSE = 64
-"""Pairs for each latent from which on products are made token by token."""
 _MORE_THAN_ANY = 2**15 - 1
 _SAMPLE = 512
 """Latents whose weights tell how large the rounding errors of the products are."""
@@ -174,7 +172,7 @@ class Scan:
         seen = self.values(stored)
         if not self.is_coarse:
             return Pairs(tokens, latents, seen, seen)
-        if in_order and len(tokens) >= _REUSE * len(self.W):
+        if in_order and len(tokens) >= READ_OFTEN * len(self.W):
             # W is read often enough to stay in the cache: no sort by latent is needed
             starts = torch.searchsorted(tokens, torch.arange(len(self.x) + 1))
             products = sampled_product(self.x, self.W, starts, latents)
