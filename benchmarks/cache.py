@@ -20,7 +20,7 @@ from dictionary_learning.activations.cache.index import Index
 from dictionary_learning.activations.cache.shards import tensors_of, write_shard
 from dictionary_learning.activations.cache.store import Store
 from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.activations.tracing import Rows
+from dictionary_learning.activations.reader import Rows
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TrainerTopK
 

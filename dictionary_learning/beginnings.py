@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dictionary_learning.activations.normalization import NORMALIZATIONS
-from dictionary_learning.dictionaries import Blocks, Dictionary, Trainable, load_dictionary, wiring_of
+from dictionary_learning.dictionaries import Dictionary, ParallelCoders, Trainable, load_dictionary, wiring_of
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.errors import ConfigError, SiteError
 from dictionary_learning.interop.saved import Saved, saved_at
@@ -118,7 +118,7 @@ def _filled(options: Mapping[str, Any], one: Saved, widths: Mapping[Site, int]) 
     inside = one.dictionary.dictionary if isinstance(one.dictionary, Normalized) else one.dictionary
     if isinstance(inside, Trainable) and options.get("wiring") is None:
         filled["wiring"] = wiring_of(inside)
-    if isinstance(inside, Blocks) and filled.get("wiring") == "heads" and options.get("n_heads") is None:
+    if isinstance(inside, ParallelCoders) and filled.get("wiring") == "heads" and options.get("n_heads") is None:
         filled["n_heads"] = len(inside.parts)
     if options.get("site") is None and options.get("target_site") is None:
         for key in ("site", "target_site"):

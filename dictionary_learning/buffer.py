@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.activations.mixing import expected_partners
+from dictionary_learning.activations.reader import Rows, by_name
 from dictionary_learning.activations.reading import ahead, row_reader
 from dictionary_learning.activations.source import ActivationBatch
 from dictionary_learning.activations.storage import RowStorage, storage_dtype
-from dictionary_learning.activations.tracing import Rows, by_name
 from dictionary_learning.config import coerce
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, DataExhaustedError

@@ -51,7 +51,7 @@ class ContextBatch(dict[Site, Tensor]):
                 seen.update(model.capture(*tokens, sites))
         self.update({site: seen[site][keep.to(seen[site].device)] for site in sites})
 
-    def downstream(self, replaced: Mapping[Site, Float[Tensor, "n dim"]]) -> dict[str, Float[Tensor, ""]]:
+    def model_loss_fn(self, replaced: Mapping[Site, Float[Tensor, "n dim"]]) -> dict[str, Float[Tensor, ""]]:
         """Returns what the model loses with other activations; gradients reach those, and nothing else.
 
         Args:

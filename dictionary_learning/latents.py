@@ -129,7 +129,7 @@ def to_dense(latents: Latents) -> Float[Tensor, "batch dict_size"]:
     return dense.scatter(1, latents.indices, latents.values)
 
 
-def largest(latents: SparseLatents, k: int) -> SparseLatents:
+def top_k_of(latents: SparseLatents, k: int) -> SparseLatents:
     """Returns the k largest of each token of latents with the same number for each token."""
     values, order = latents.values.topk(k, dim=-1, sorted=False)
     return SparseLatents(values, Support(latents.indices.gather(-1, order), latents.dict_size))
@@ -159,12 +159,12 @@ def fired(latents: Latents) -> Bool[Tensor, "dict_size"]:
     return firing_counts(latents) > 0
 
 
-def with_values(like: Latents, values: Tensor) -> Latents:
+def replace_values(like: Latents, values: Tensor) -> Latents:
     """Returns latents in the form of others, and where those are, with other values."""
     return values if isinstance(like, Tensor) else SparseLatents(values, like.support)
 
 
-def of_each(weights: Float[Tensor, "dict_size"], latents: Latents) -> Tensor:
+def gather_per_latent(weights: Float[Tensor, "dict_size"], latents: Latents) -> Tensor:
     """Returns the weight of each latent, in a shape that multiplies the latents' values."""
     if isinstance(latents, Tensor):
         return weights
@@ -194,7 +194,7 @@ def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLate
     return SparseLatents(latents.values.flatten()[order], Support(support.latents[order], support.dict_size, offsets))
 
 
-def between(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
+def slice_latents(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
     """Returns the pairs of latents from `start` up to `stop`, counted from `start`; ragged."""
     support = latents.support
     inside = ((support.latents >= start) & (support.latents < stop)).nonzero().squeeze(1)
@@ -204,7 +204,7 @@ def between(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
     )
 
 
-def joined(parts: list[SparseLatents]) -> SparseLatents:
+def concat_latents(parts: list[SparseLatents]) -> SparseLatents:
     """Returns the latents of several dictionaries as those of one, in which they stand one after another.
 
     Args:

@@ -19,8 +19,8 @@ from dictionary_learning.capture.remote import RemoteTracer
 from dictionary_learning.capture.tracing import Edit
 from dictionary_learning.errors import ModelError
 from dictionary_learning.hardware import default_device
-from dictionary_learning.module_values import Channels
-from dictionary_learning.pretrained_models import load_pretrained, load_tokenizer, takes_text
+from dictionary_learning.hf_models import load_pretrained, load_tokenizer, takes_text
+from dictionary_learning.module_io import Channels
 
 __all__ = ["Edit", "TracedModel", "load_model"]
 

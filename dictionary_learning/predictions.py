@@ -8,7 +8,7 @@ from torch import Tensor
 from dictionary_learning.data import TokenBatch
 
 
-class Lost(NamedTuple):
+class TokenLosses(NamedTuple):
     """What is lost at each scored position, in nats."""
 
     ce: Float[Tensor, "n"]
@@ -38,11 +38,11 @@ class Predictions:
         """Returns log-probabilities at the scored positions, in float32."""
         return logits[:, :-1][self.scored].float().log_softmax(-1)
 
-    def lost(self, logits: Float[Tensor, "batch ctx vocab"] | None = None) -> Lost:
+    def lost(self, logits: Float[Tensor, "batch ctx vocab"] | None = None) -> TokenLosses:
         """Returns what predictions q with these logits lose; without logits, the untouched model's own."""
         log_q = self.log_p if logits is None else self.log_probabilities(logits)
         ce = -log_q.gather(1, self.targets.unsqueeze(1)).squeeze(1)
         if logits is None:
-            return Lost(ce, ce.new_zeros(ce.shape))
+            return TokenLosses(ce, ce.new_zeros(ce.shape))
         # where p underflows to 0 its term is 0, so the product is taken with the exponential, not with a logarithm of 0
-        return Lost(ce, (self.log_p.exp() * (self.log_p - log_q)).sum(-1))
+        return TokenLosses(ce, (self.log_p.exp() * (self.log_p - log_q)).sum(-1))

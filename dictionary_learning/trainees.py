@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, finished, fold_
+from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, export, fold_
 from dictionary_learning.activations.normalizers import Scalar
-from dictionary_learning.activations.scaling import ActivationStream
+from dictionary_learning.activations.stream import ActivationStream
 from dictionary_learning.beginnings import config_of_each, taken_out
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.errors import ConfigError
@@ -33,9 +33,9 @@ class Trainee(NamedTuple):
     normalizers: Mapping[Site, Normalizer]
     """What is done to the activations of each site before the trainer sees them."""
 
-    def finished(self) -> Dictionary:
+    def export(self) -> Dictionary:
         """Returns a copy of the dictionary that takes activations as the model gives them."""
-        return finished(self.trainer.finished(), *self._both_sides()).requires_grad_(False).eval()
+        return export(self.trainer.export(), *self._both_sides()).requires_grad_(False).eval()
 
     def check(self) -> None:
         """Refuses what could not be finished, before any training.

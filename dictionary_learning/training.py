@@ -10,12 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictionary_learning.activations.scaling import ActivationStream
+from dictionary_learning.activations.stream import ActivationStream
 from dictionary_learning.config import BaseConfig, coerce
 from dictionary_learning.dictionaries import Dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import default_device, keep_freed_memory
-from dictionary_learning.loggers import Alarm, ConsoleLogger, JSONLLogger, LoggerGroup, MetricLogger, WandbLogger
+from dictionary_learning.loggers import (
+    AnomalyLogger,
+    ConsoleLogger,
+    JSONLLogger,
+    LoggerGroup,
+    MetricLogger,
+    WandbLogger,
+)
 from dictionary_learning.ops.joint import shared_product
 from dictionary_learning.sites import Site
 from dictionary_learning.trainees import Trainee, listed, trainees_of
@@ -92,7 +99,7 @@ def trainSAE(
     stream = ActivationStream(data, split_by_head=activations_split_by_head)
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
     trainees = trainees_of(trainer_configs, stream, steps, device, normalize_activations, wiring)
-    sinks = [Alarm(), *loggers]
+    sinks = [AnomalyLogger(), *loggers]
     if save_dir is not None:
         sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl"))
     if use_wandb:
@@ -124,7 +131,7 @@ def trainSAE(
                 _save(trainees, data, run_cfg, save_dir, "checkpoints/latest")
     if save_dir is not None:
         _save(trainees, data, run_cfg, save_dir)
-    return [trainee.finished() for trainee in trainees]
+    return [trainee.export() for trainee in trainees]
 
 
 def _train_step(
@@ -155,21 +162,21 @@ def _train_step(
         with shared_product(x, [encoder for trainee in group for encoder in trainee.trainer.encoders()]):
             for trainee in group:
                 y = None if trainee.sites.is_autoencoder else activations(trainee, trainee.sites.writes)
-                downstream = _downstream(trainee, batch)
+                model_loss_fn = _downstream(trainee, batch)
                 lengths = _lengths(trainee, batch)
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-                    trainee.trainer.update(trainee.trainer.step, x, y, downstream, lengths)
+                    trainee.trainer.update(trainee.trainer.step, x, y, model_loss_fn, lengths)
     return len(next(iter(normalized.values())))
 
 
 def _downstream(trainee: Trainee, batch: Mapping[Site, Tensor]) -> Callable[[Tensor], Mapping[str, Tensor]] | None:
     """Returns what tells the model's loss from reconstructions in the trainer's units, where the batch can tell."""
-    tell = getattr(batch, "downstream", None)
+    tell = getattr(batch, "model_loss_fn", None)
     if tell is None:
         return None
     sites = trainee.sites.writes
 
-    def downstream(outputs: Tensor) -> Mapping[str, Tensor]:
+    def model_loss_fn(outputs: Tensor) -> Mapping[str, Tensor]:
         parts = outputs.split([batch[site].shape[1] for site in sites], dim=1)
         raw = {
             site: trainee.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
@@ -177,7 +184,7 @@ def _downstream(trainee: Trainee, batch: Mapping[Site, Tensor]) -> Callable[[Ten
         }
         return tell(raw)
 
-    return downstream
+    return model_loss_fn
 
 
 def _lengths(trainee: Trainee, batch: Mapping[Site, Tensor]) -> Tensor | None:
@@ -227,7 +234,7 @@ def _save(
     for number, trainee in enumerate(trainees):
         trained = {"step": trainee.trainer.step, "steps": trainee.trainer.steps}
         save_dictionary(
-            trainee.finished(),
+            trainee.export(),
             Path(save_dir) / f"trainer_{number}" / part,
             {**_sections(trainee, data, run_cfg), "trained": trained},
         )

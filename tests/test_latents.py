@@ -4,16 +4,16 @@ import torch
 from dictionary_learning.latents import (
     SparseLatents,
     Support,
-    between,
+    concat_latents,
     fired,
     firing_counts,
+    gather_per_latent,
     grouped,
-    joined,
     l0,
-    largest,
-    of_each,
+    replace_values,
+    slice_latents,
     to_dense,
-    with_values,
+    top_k_of,
 )
 
 
@@ -80,7 +80,7 @@ def test_grouped_has_a_row_for_each_token_and_group(made, ends):
 @pytest.mark.parametrize(("start", "stop"), [(0, 12), (0, 5), (3, 9), (11, 12), (4, 4)])
 def test_between_has_the_columns_of_a_stretch(made, start, stop):
     latents = made()
-    found = between(latents, start, stop)
+    found = slice_latents(latents, start, stop)
     assert found.dict_size == stop - start and found.support.n_tokens == 9
     assert torch.equal(to_dense(found), to_dense(latents)[:, start:stop])
 
@@ -88,23 +88,23 @@ def test_between_has_the_columns_of_a_stretch(made, start, stop):
 @pytest.mark.parametrize("kinds", [(even, even), (ragged, ragged), (even, ragged), (ragged, even, ragged), (ragged,)])
 def test_joined_stand_side_by_side(kinds):
     parts = [made(seed, 9, 12 + seed) for seed, made in enumerate(kinds)]
-    whole = joined(parts)
+    whole = concat_latents(parts)
     assert torch.equal(to_dense(whole), torch.cat([to_dense(part) for part in parts], dim=1))
     assert whole.support.is_ragged == any(part.support.is_ragged for part in parts)
     assert (whole.support.tokens.diff() >= 0).all()  # pairs stand token by token, as every support's do
     start = 0
     for part in parts:
-        assert torch.equal(to_dense(between(whole, start, start + part.dict_size)), to_dense(part))
+        assert torch.equal(to_dense(slice_latents(whole, start, start + part.dict_size)), to_dense(part))
         start += part.dict_size
 
 
 @BOTH
 def test_no_token_and_no_latent(made):
-    empty = made(n_tokens=0) if made is even else SparseLatents(torch.zeros(0), between(ragged(), 4, 4).support)
+    empty = made(n_tokens=0) if made is even else SparseLatents(torch.zeros(0), slice_latents(ragged(), 4, 4).support)
     n = empty.support.n_tokens
     assert to_dense(grouped(empty, torch.tensor([empty.dict_size]))).shape == (n, empty.dict_size)
-    assert to_dense(joined([empty, empty])).shape == (n, 2 * empty.dict_size)
-    assert to_dense(between(empty, 0, empty.dict_size)).shape == (n, empty.dict_size)
+    assert to_dense(concat_latents([empty, empty])).shape == (n, 2 * empty.dict_size)
+    assert to_dense(slice_latents(empty, 0, empty.dict_size)).shape == (n, empty.dict_size)
 
 
 @BOTH
@@ -115,7 +115,7 @@ def test_parts_pass_gradients_to_their_places(made):
     whole = SparseLatents(values, latents.support)
     (expected,) = torch.autograd.grad((to_dense(whole) * weights).sum(), values)
     rows = to_dense(grouped(whole, torch.tensor([4, 12]))).view(9, 2, 12)
-    parts = joined([between(whole, 0, 4), between(whole, 4, 12)])
+    parts = concat_latents([slice_latents(whole, 0, 4), slice_latents(whole, 4, 12)])
     for total in ((rows.sum(1) * weights).sum(), (to_dense(parts) * weights).sum()):
         assert torch.equal(torch.autograd.grad(total, values, retain_graph=True)[0], expected)
 
@@ -124,9 +124,9 @@ def test_parts_pass_gradients_to_their_places(made):
 def test_weights_and_largest_of_each(made):
     latents = made()
     weights = torch.randn(12)
-    weighted = with_values(latents, latents.values * of_each(weights, latents))
-    assert torch.equal(to_dense(weighted), to_dense(latents) * of_each(weights, to_dense(latents)))
+    weighted = replace_values(latents, latents.values * gather_per_latent(weights, latents))
+    assert torch.equal(to_dense(weighted), to_dense(latents) * gather_per_latent(weights, to_dense(latents)))
     if made is even:
         values = to_dense(latents).topk(2).values
-        assert torch.equal(to_dense(largest(latents, 2)).topk(2).values, values)
-        assert l0(largest(latents, 2)) == 2
+        assert torch.equal(to_dense(top_k_of(latents, 2)).topk(2).values, values)
+        assert l0(top_k_of(latents, 2)) == 2

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"errors"},
     {"config", "latents", "sites", "hardware", "disk"},
-    {"ops", "parallel", "module_values", "pretrained_models"},
+    {"ops", "parallel", "module_io", "hf_models"},
     {"capture"},
     {"models"},
     {"dictionaries", "data", "model_set"},

@@ -15,16 +15,16 @@ from torch import Tensor
 from dictionary_learning.activations.normalizers import NORMALIZATIONS, Affine, Normalizer, Scalar
 from dictionary_learning.dictionaries.base import Dictionary
 from dictionary_learning.dictionaries.coder import Coder
-from dictionary_learning.dictionaries.nonlinearities import Gated, Selects
+from dictionary_learning.dictionaries.nonlinearities import Gated, SparseSelection
 from dictionary_learning.dictionaries.normalized import Normalized, check_reconstructs_inputs
-from dictionary_learning.dictionaries.trainable import Part, Trainable
+from dictionary_learning.dictionaries.trainable import CoderSlice, Trainable
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 
-__all__ = ["NORMALIZATIONS", "Normalizer", "check_normalizers", "finished", "fold_"]
+__all__ = ["NORMALIZATIONS", "Normalizer", "check_normalizers", "export", "fold_"]
 
 
-def finished(
+def export(
     dictionary: Dictionary, inputs: Sequence[Normalizer], outputs: Sequence[Normalizer] | None = None
 ) -> Dictionary:
     """Turns a dictionary of normalized activations into one of activations as the model gives them.
@@ -114,7 +114,7 @@ def _fold_part(coder: Coder, reads: list[_Block], writes: list[_Block], *, has_o
     if read is not None and write is not None:
         coder.scale_(read, write)
         return
-    ranks = coder.rank_by_norm and isinstance(coder.nonlinearity, Selects)
+    ranks = coder.rank_by_norm and isinstance(coder.nonlinearity, SparseSelection)
     if ranks and write is None:
         _rank_by_value(coder)
         ranks = False
@@ -144,10 +144,10 @@ def _fold_part(coder: Coder, reads: list[_Block], writes: list[_Block], *, has_o
 def _rank_by_value(coder: Coder) -> None:
     """Makes latents of the products by which they are ranked."""
     norms = coder.ranking_norms().unsqueeze(1)
-    coder.W_enc.copy_(full(coder.W_enc) * norms)
+    coder.W_enc.copy_(upcast(coder.W_enc) * norms)
     if coder.b_enc is not None:
-        coder.b_enc.copy_(full(coder.b_enc) * norms.squeeze(1))
-    coder.W_dec.copy_(full(coder.W_dec) / norms)
+        coder.b_enc.copy_(upcast(coder.b_enc) * norms.squeeze(1))
+    coder.W_dec.copy_(upcast(coder.W_dec) / norms)
     coder.rank_by_norm = False
 
 
@@ -173,7 +173,7 @@ def _check_folding(dictionary: Dictionary, inputs: Sequence[Normalizer], outputs
         )
 
 
-def _check_part(part: Part, reads: list[_Block], writes: list[_Block], has_output_bias: bool) -> None:
+def _check_part(part: CoderSlice, reads: list[_Block], writes: list[_Block], has_output_bias: bool) -> None:
     coder = part.coder
     read, write = _factor(reads), _factor(writes)
     name = type(coder.nonlinearity).__name__
@@ -213,7 +213,7 @@ def _within(normalizers: Sequence[Normalizer], place: slice) -> list[_Block]:
     for normalizer in normalizers:
         if not isinstance(normalizer, Affine):
             raise ConfigError(
-                f"{NORMALIZATIONS.name_of(type(normalizer))} has to know the token, which weights do not. Use `finished`, which wraps "
+                f"{NORMALIZATIONS.name_of(type(normalizer))} has to know the token, which weights do not. Use `export`, which wraps "
                 "the dictionary."
             )
         stop = start + normalizer.dim
@@ -247,5 +247,5 @@ def _offset(blocks: list[_Block], like: Tensor) -> Tensor:
     offsets = []
     for place, normalizer in blocks:
         offset = normalizer.offset
-        offsets.append(full(like).new_zeros(place.stop - place.start) if offset is None else offset.to(full(like)))
+        offsets.append(upcast(like).new_zeros(place.stop - place.start) if offset is None else offset.to(upcast(like)))
     return torch.cat(offsets)

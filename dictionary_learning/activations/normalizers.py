@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.activations.scaling import root_mean_square_norm
+from dictionary_learning.activations.stream import root_mean_square_norm
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries.normalized import PER_TOKEN
 from dictionary_learning.errors import DataError
 from dictionary_learning.hardware import float64
-from dictionary_learning.ops.precision import full, without_autocast
+from dictionary_learning.ops.precision import no_autocast, upcast
 
 N = TypeVar("N", bound="Normalizer")
 
@@ -105,10 +105,10 @@ class Scalar(Affine):
         return y * self.scale
 
     def times(self, W: Float[Tensor, "rows some_of_dim"]) -> Float[Tensor, "rows some_of_dim"]:
-        return full(W) / self.scale
+        return upcast(W) / self.scale
 
     def times_inverse(self, W: Float[Tensor, "rows some_of_dim"]) -> Float[Tensor, "rows some_of_dim"]:
-        return full(W) * self.scale
+        return upcast(W) * self.scale
 
     @property
     def factor(self) -> float | None:
@@ -143,7 +143,7 @@ class SqrtDim(Scalar):
     @classmethod
     def fit(cls, sample: Float[Tensor, "n dim"]) -> "SqrtDim":
         root_mean_square_norm(sample)  # refuses what has no scale
-        return cls(sample.shape[1], float(float64(full(sample).norm(dim=-1)).mean()) / math.sqrt(sample.shape[1]))
+        return cls(sample.shape[1], float(float64(upcast(sample).norm(dim=-1)).mean()) / math.sqrt(sample.shape[1]))
 
 
 @NORMALIZATIONS.register("whitening", "covariance_whitening")
@@ -174,13 +174,13 @@ class Whitening(Affine):
             raise DataError("The activations are all the same; they cannot be whitened. Check the site and the data.")
         deviations = (variances + _EPS * variances.mean()).sqrt()
         found = (mean, (directions / deviations) @ directions.T, (directions * deviations) @ directions.T)
-        return cls(dim, *(each.to(sample.device, full(sample[:0]).dtype) for each in found))
+        return cls(dim, *(each.to(sample.device, upcast(sample[:0]).dtype) for each in found))
 
     def apply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return _product(full(x) - self.mean.to(full(x)), self.matrix)
+        return _product(upcast(x) - self.mean.to(upcast(x)), self.matrix)
 
     def undo(self, y: Float[Tensor, "*batch dim"], x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return _product(y, self.inverse) + self.mean.to(full(y))
+        return _product(y, self.inverse) + self.mean.to(upcast(y))
 
     def times(self, W: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
         return _product(W, self.matrix)
@@ -213,11 +213,11 @@ class PerToken(Normalizer, ABC):
         return cls(dim)
 
     def apply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        token = PER_TOKEN[NORMALIZATIONS.name_of(type(self))](full(x))
-        return (full(x) - token.mean) / token.scale
+        token = PER_TOKEN[NORMALIZATIONS.name_of(type(self))](upcast(x))
+        return (upcast(x) - token.mean) / token.scale
 
     def undo(self, y: Float[Tensor, "*batch dim"], x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        token = PER_TOKEN[NORMALIZATIONS.name_of(type(self))](full(x))
+        token = PER_TOKEN[NORMALIZATIONS.name_of(type(self))](upcast(x))
         return y * token.scale + token.mean
 
 
@@ -243,5 +243,5 @@ def _moments(sample: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product(x: Tensor, matrix: Tensor) -> Tensor:
-    with without_autocast(x):
-        return full(x) @ matrix.to(full(x))
+    with no_autocast(x):
+        return upcast(x) @ matrix.to(upcast(x))

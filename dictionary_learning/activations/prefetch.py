@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dictionary_learning.activations.tracing import Rows, RowSource
+from dictionary_learning.activations.reader import Rows, RowSource
 from dictionary_learning.errors import ConfigError
 
 _POLL = 0.2

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.activations.prefetch import Prefetcher
-from dictionary_learning.activations.tracing import RowReader, RowSource
+from dictionary_learning.activations.reader import RowReader, RowSource
 from dictionary_learning.data import TokenStream, as_text_source
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.models import load_model

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning.errors import ModelError
-from dictionary_learning.module_values import device_of, hidden_or_none
+from dictionary_learning.module_io import device_of, hidden_or_none
 
 logger = logging.getLogger(__name__)
 

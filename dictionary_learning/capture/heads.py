@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning.errors import SiteError
-from dictionary_learning.module_values import hidden_or_none, input_or_none, inputs_in_order, with_input
+from dictionary_learning.module_io import hidden_or_none, input_or_none, inputs_in_order, with_input
 from dictionary_learning.sites import Site
 
 _ROUNDING = 1e-3

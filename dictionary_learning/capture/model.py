@@ -24,7 +24,7 @@ from dictionary_learning.capture.probing import changes_output, checked_width, s
 from dictionary_learning.capture.remote import RemoteTracer
 from dictionary_learning.capture.tracing import Edit, Tracer
 from dictionary_learning.errors import SiteError
-from dictionary_learning.module_values import Channels, device_of, flat, skeleton
+from dictionary_learning.module_io import Channels, device_of, flat, skeleton
 from dictionary_learning.sites import Side, Sides, Site, expand
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dictionary_learning.capture.feeding import Call
 from dictionary_learning.errors import SiteError
-from dictionary_learning.module_values import Channels, flat, hidden_or_none, input_or_none, with_hidden, with_input
+from dictionary_learning.module_io import Channels, flat, hidden_or_none, input_or_none, with_hidden, with_input
 from dictionary_learning.sites import Site
 
 

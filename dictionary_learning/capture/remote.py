@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dictionary_learning.capture.feeding import Call
 from dictionary_learning.capture.tracing import Edit, place
 from dictionary_learning.errors import ModelError
-from dictionary_learning.module_values import Channels
+from dictionary_learning.module_io import Channels
 from dictionary_learning.sites import Site
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning.capture.feeding import Call
-from dictionary_learning.module_values import (
+from dictionary_learning.module_io import (
     Channels,
     flat,
     hidden,

@@ -7,7 +7,7 @@ from typing import Literal
 from dictionary_learning.cli.arguments import add_config, read_config
 from dictionary_learning.cli.data_options import DataArguments
 from dictionary_learning.data import pretokenize
-from dictionary_learning.pretrained_models import load_tokenizer
+from dictionary_learning.hf_models import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,9 @@
 
 from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
-from dictionary_learning.dictionaries.blocks import Blocks, CrossLayerTranscoder, HeadAutoencoders
 from dictionary_learning.dictionaries.calibration import calibrate
 from dictionary_learning.dictionaries.coder import Coder
-from dictionary_learning.dictionaries.conversion import finetuned
+from dictionary_learning.dictionaries.conversion import expand_or_convert
 from dictionary_learning.dictionaries.crosscoder import Crosscoder
 from dictionary_learning.dictionaries.folding import fold_decoder_norm_
 from dictionary_learning.dictionaries.initialization import geometric_median
@@ -23,13 +22,14 @@ from dictionary_learning.dictionaries.named import (
     MatryoshkaBatchTopKSAE,
 )
 from dictionary_learning.dictionaries.normalized import Normalized
+from dictionary_learning.dictionaries.parallel_coders import CrossLayerTranscoder, HeadAutoencoders, ParallelCoders
 from dictionary_learning.dictionaries.pursuit import gradient_pursuit
 from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
 from dictionary_learning.dictionaries.skip_autoencoder import SkipAutoencoder
 from dictionary_learning.dictionaries.temporal import TemporalAutoencoder
-from dictionary_learning.dictionaries.trainable import Start, Trainable
+from dictionary_learning.dictionaries.trainable import InitConfig, Trainable
 from dictionary_learning.dictionaries.transcoder import Transcoder
-from dictionary_learning.dictionaries.wirings import WIRINGS, Shape, Wiring, same_parts, wiring_of
+from dictionary_learning.dictionaries.wirings import WIRINGS, DictionaryShape, Wiring, same_parts, wiring_of
 
 __all__ = [
     "DICTIONARIES",
@@ -39,30 +39,30 @@ __all__ = [
     "AutoEncoderNew",
     "AutoEncoderTopK",
     "BatchTopKSAE",
-    "Blocks",
     "Coder",
     "CrossLayerTranscoder",
     "Crosscoder",
     "Dictionary",
+    "DictionaryShape",
     "GatedAutoEncoder",
     "GroupMaxSAE",
     "HeadAutoencoders",
     "IdentityDict",
+    "InitConfig",
     "JumpReluAutoEncoder",
     "MatchingPursuitSAE",
     "MatryoshkaBatchTopKSAE",
     "Normalized",
+    "ParallelCoders",
     "Reconstruction",
-    "Shape",
     "SkipAutoencoder",
     "SparseAutoencoder",
-    "Start",
     "TemporalAutoencoder",
     "Trainable",
     "Transcoder",
     "Wiring",
     "calibrate",
-    "finetuned",
+    "expand_or_convert",
     "fold_decoder_norm_",
     "geometric_median",
     "gradient_pursuit",

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.blocks import Blocks
 from dictionary_learning.dictionaries.coder import Coder
-from dictionary_learning.dictionaries.conversion import alike
-from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Pointwise, ReLU, Selects
+from dictionary_learning.dictionaries.conversion import rebuild_like
+from dictionary_learning.dictionaries.nonlinearities import Elementwise, JumpReLU, ReLU, SparseSelection
+from dictionary_learning.dictionaries.parallel_coders import ParallelCoders
 from dictionary_learning.dictionaries.trainable import Trainable
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.latents import firing_counts
@@ -83,8 +83,8 @@ def calibrate(
     for batch in _finite_tokens(activations, n_tokens, dictionary.device):
         for part, calibration in zip(parts, calibrations, strict=True):
             calibration.add(batch[:, part.reads])
-    made = [calibration.finished(n_tokens) for calibration in calibrations]
-    return dictionary.with_parts(made) if isinstance(dictionary, Blocks) else made[0]  # pyright: ignore[reportReturnType]
+    made = [calibration.export(n_tokens) for calibration in calibrations]
+    return dictionary.with_parts(made) if isinstance(dictionary, ParallelCoders) else made[0]  # pyright: ignore[reportReturnType]
 
 
 class _Calibration:
@@ -100,11 +100,11 @@ class _Calibration:
         self.coder, self.target = coder, target
         nonlinearity = JumpReLU(**own.options()) if isinstance(own, JumpReLU) else JumpReLU()
         apart = torch.Generator()  # what it draws is overwritten
-        made = alike(coder, nonlinearity, dict_size=coder.dict_size, rank_by_norm=False, generator=apart)
+        made = rebuild_like(coder, nonlinearity, dict_size=coder.dict_size, rank_by_norm=False, generator=apart)
         self._made = made.to(coder.device).float()
         _copy_weights_(self._made, coder)
         n_rows = coder.dict_size if target is None else 1
-        ranks = coder.rank_by_norm and isinstance(own, Selects)
+        ranks = coder.rank_by_norm and isinstance(own, SparseSelection)
         self._norms = coder.ranking_norms() if ranks and target is not None else None
         self._histograms = Histograms(n_rows, coder.device)
         self._fired = torch.zeros(n_rows, dtype=torch.long, device=coder.device)
@@ -117,7 +117,7 @@ class _Calibration:
             pre = self._made.pre_activations(rows)
             self._histograms.add(pre if self._norms is None else pre * self._norms)
 
-    def finished(self, n_tokens: int) -> Coder:
+    def export(self, n_tokens: int) -> Coder:
         """Returns the coder with thresholds, after so many tokens."""
         wanted = self._fired if self.target is None else self._fired + round(self.target * n_tokens)
         threshold = self._histograms.exceeded_by(wanted)
@@ -227,13 +227,13 @@ def _check(coder: Coder) -> None:
         raise ConfigError(
             f"{name} makes each latent of what the others have left; no threshold of a pre-activation stands for that."
         )
-    if isinstance(nonlinearity, Selects) and nonlinearity.is_signed:
+    if isinstance(nonlinearity, SparseSelection) and nonlinearity.is_signed:
         raise ConfigError(
             f"{name} has negative latents; JumpReLU has none. Calibrate a dictionary of unsigned latents."
         )
-    if isinstance(nonlinearity, Pointwise) and not isinstance(nonlinearity, ReLU | JumpReLU):
+    if isinstance(nonlinearity, Elementwise) and not isinstance(nonlinearity, ReLU | JumpReLU):
         raise ConfigError(
-            f"{name} is no threshold of a pre-activation; convert it by finetuned(..., nonlinearity=JumpReLU())."
+            f"{name} is no threshold of a pre-activation; convert it by expand_or_convert(..., nonlinearity=JumpReLU())."
         )
 
 

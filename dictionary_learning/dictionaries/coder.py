@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.base import Reconstruction
 from dictionary_learning.dictionaries.initialization import CENTERS, best_scale, fitted_decoder, unit_rows
-from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonlinearity, Pointwise
-from dictionary_learning.dictionaries.nonlinearities.base import Selects
-from dictionary_learning.dictionaries.trainable import Part, Start, Trainable
+from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Elementwise, Nonlinearity
+from dictionary_learning.dictionaries.nonlinearities.base import SparseSelection
+from dictionary_learning.dictionaries.trainable import CoderSlice, InitConfig, Trainable
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents, SparseLatents, of_each, to_dense, with_values
+from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, replace_values, to_dense
 from dictionary_learning.ops.encoder import Encoder
-from dictionary_learning.ops.precision import full, without_autocast
+from dictionary_learning.ops.precision import no_autocast, upcast
 
 _LEAST_NORM = 1e-12
 """What latents that write nothing yet are ranked by, as where a decoder begins at zero."""
@@ -117,13 +117,13 @@ class Coder(Trainable):
         return nn.functional.linear(x if center is None else x - center, W, b)
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        if isinstance(self.nonlinearity, Selects) and self.nonlinearity.of_each_token:
+        if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.of_each_token:
             flat, lead = pack([x], "* dim")
             latents, _ = self.encode_latents(flat)
             (dense,) = unpack(to_dense(latents), lead, "* dict_size")
             return dense
         pre = self.pre_activations(x)
-        if self.rank_by_norm and isinstance(self.nonlinearity, Selects):
+        if self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection):
             norms = self.ranking_norms()
             return self.nonlinearity(pre * norms) / norms
         return self.nonlinearity(pre)
@@ -138,15 +138,15 @@ class Coder(Trainable):
         self, x: Float[Tensor, "batch activation_dim"], k: int | None = None
     ) -> tuple[Latents, Latents | None]:
         x, nonlinearity, center = self._checked(x), self.nonlinearity, self._center()
-        if isinstance(nonlinearity, Selects):
+        if isinstance(nonlinearity, SparseSelection):
             return self._select(nonlinearity, x, center, k), None
-        assert isinstance(nonlinearity, Pointwise)
-        pre = ops.encode_where(x, self.W_enc, self._bias(), nonlinearity.matters, center=center)
+        assert isinstance(nonlinearity, Elementwise)
+        pre = ops.encode_where(x, self.W_enc, self._bias(), nonlinearity.support_mask, center=center)
         return self.pointwise("activate", pre), pre
 
     def pointwise(self, method: str, pre: Latents) -> Latents:
         apply = getattr(self.nonlinearity, method)
-        return apply(pre) if isinstance(pre, Tensor) else with_values(pre, apply(pre.values, pre.indices))
+        return apply(pre) if isinstance(pre, Tensor) else replace_values(pre, apply(pre.values, pre.indices))
 
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
         """Returns the kept latents only, in float32 at least.
@@ -158,7 +158,7 @@ class Coder(Trainable):
         Raises:
             ConfigError: the nonlinearity keeps no set number of latents.
         """
-        if not isinstance(self.nonlinearity, Selects):
+        if not isinstance(self.nonlinearity, SparseSelection):
             name = type(self.nonlinearity).__name__
             raise ConfigError(f"{name} does not keep a fixed number of latents; use encode.")
         return self._select(self.nonlinearity, self._checked(x), self._center(), k)
@@ -191,8 +191,8 @@ class Coder(Trainable):
         if isinstance(latents, SparseLatents):
             out = ops.sparse_decode(latents, W_dec)
         else:
-            with without_autocast(latents):
-                out = full(latents) @ full(W_dec)
+            with no_autocast(latents):
+                out = upcast(latents) @ upcast(W_dec)
         return self.with_affine_part(out, x, frozen=frozen)
 
     def with_affine_part(
@@ -203,8 +203,8 @@ class Coder(Trainable):
         if b_dec is not None:
             out = out + b_dec
         if W_skip is not None:
-            with without_autocast(x):
-                out = out + nn.functional.linear(full(x), full(W_skip))
+            with no_autocast(x):
+                out = out + nn.functional.linear(upcast(x), upcast(W_skip))
         return out
 
     def decode_sparse(self, latents: SparseLatents) -> Float[Tensor, "batch output_dim"]:
@@ -220,7 +220,7 @@ class Coder(Trainable):
         W_enc, b_enc, W_dec = (ops.take_rows(w, candidates) for w in (self.W_enc, self._bias(), self.W_dec))
         center = None if center is None else center.detach()
         x, n = self._checked(x), min(k, len(candidates))
-        if isinstance(self.nonlinearity, Selects) and self.nonlinearity.is_signed:
+        if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.is_signed:
             latents = ops.encode_where(x, W_enc, b_enc, lambda pre: pre.abs().topk(n).indices, center=center)
             assert isinstance(latents, SparseLatents)
         else:
@@ -228,7 +228,7 @@ class Coder(Trainable):
         return ops.sparse_decode(latents, W_dec)
 
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:
-        norms = [block.norm(dim=1) for block in full(self.W_dec).split(self.blocks, dim=1)]
+        norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.blocks, dim=1)]
         return norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
 
     def ranking_norms(self) -> Float[Tensor, "dict_size"]:
@@ -237,12 +237,12 @@ class Coder(Trainable):
         return norms.clamp_min(_LEAST_NORM)
 
     @torch.no_grad()
-    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: Start) -> None:
+    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: InitConfig) -> None:
         if self.b_dec is not None:
             self.b_dec.copy_(CENTERS[start.center](y))
         if self._center() is None and not self.is_tied:
             # the same as subtracting a center from the input, at first
-            offset = -(full(self.W_enc) @ CENTERS[start.center](x))
+            offset = -(upcast(self.W_enc) @ CENTERS[start.center](x))
             for bias in self._encoder_biases():
                 bias.copy_(offset)
         if start.fit_decoder and not self.is_tied:
@@ -253,8 +253,8 @@ class Coder(Trainable):
             for bias in self._encoder_biases():
                 bias.mul_(scale)
 
-    def coders(self) -> Iterator[Part]:
-        yield Part(self, slice(0, self.dict_size), slice(0, self.activation_dim), slice(0, self.output_dim))
+    def coders(self) -> Iterator[CoderSlice]:
+        yield CoderSlice(self, slice(0, self.dict_size), slice(0, self.activation_dim), slice(0, self.output_dim))
 
     def encoders(self) -> list[Encoder]:
         if self.b_enc is None or self.rank_by_norm:
@@ -262,7 +262,7 @@ class Coder(Trainable):
         return [Encoder(self.W_enc, self.b_enc, self._center())]
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        if isinstance(self.nonlinearity, Selects) and not self.nonlinearity.of_each_token:
+        if isinstance(self.nonlinearity, SparseSelection) and not self.nonlinearity.of_each_token:
             latents, pre = self.encode(x), None
         else:
             latents, pre = self.encode_latents(x)
@@ -277,7 +277,7 @@ class Coder(Trainable):
         # nonlinearities commute with positive factors: latents carry the inputs' scale, and directions only the quotient
         if self.b_enc is not None:
             self.b_enc.mul_(inputs)
-        ranks = self.rank_by_norm and isinstance(self.nonlinearity, Selects)
+        ranks = self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection)
         self.nonlinearity.scale_(outputs if ranks else inputs)
         if self.b_dec is not None:
             self.b_dec.mul_(outputs)
@@ -300,15 +300,15 @@ class Coder(Trainable):
         """Returns the nonlinearity as plain data."""
         return {"name": NONLINEARITIES.name_of(type(self.nonlinearity)), **self.nonlinearity.options()}
 
-    def _select(self, nonlinearity: Selects, x: Tensor, center: Tensor | None, k: int | None) -> SparseLatents:
+    def _select(self, nonlinearity: SparseSelection, x: Tensor, center: Tensor | None, k: int | None) -> SparseLatents:
         encoder, n = Encoder(self.W_enc, self._bias(), center), min(k or nonlinearity.k, self.dict_size)
         # rows of one matrix for both are directions of unit norm, whatever their norms at each site add up to
         if not self.rank_by_norm or self.is_tied:
             return nonlinearity.encode_sparse(x, encoder, n)
         norms = self.ranking_norms()
-        ranked = Encoder(full(encoder.W) * norms.unsqueeze(1), full(encoder.b) * norms, center)
+        ranked = Encoder(upcast(encoder.W) * norms.unsqueeze(1), upcast(encoder.b) * norms, center)
         kept = nonlinearity.encode_sparse(x, ranked, n)
-        return SparseLatents(kept.values / of_each(norms, kept), kept.support)
+        return SparseLatents(kept.values / gather_per_latent(norms, kept), kept.support)
 
     def _center(self) -> Tensor | None:
         return self.b_dec if self.centered else None

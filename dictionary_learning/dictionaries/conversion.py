@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import Dictionary
-from dictionary_learning.dictionaries.blocks import Blocks
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.named import AUTOENCODERS, MatryoshkaBatchTopKSAE
 from dictionary_learning.dictionaries.nonlinearities import (
@@ -15,11 +14,12 @@ from dictionary_learning.dictionaries.nonlinearities import (
     Gated,
     GroupMax,
     JumpReLU,
-    KeepsSetNumber,
     Nonlinearity,
     ReLU,
+    ThresholdedTopK,
     TopK,
 )
+from dictionary_learning.dictionaries.parallel_coders import ParallelCoders
 from dictionary_learning.dictionaries.temporal import TemporalAutoencoder
 from dictionary_learning.dictionaries.temporal_widening import widened
 from dictionary_learning.dictionaries.transcoder import Transcoder
@@ -39,7 +39,7 @@ D = TypeVar("D", bound=Dictionary)
 
 
 @torch.no_grad()
-def finetuned(
+def expand_or_convert(
     dictionary: D,
     *,
     expansion: float = 1,
@@ -68,10 +68,10 @@ def finetuned(
         ConfigError: expansion is below 1, a threshold is needed and none is known, or groups would change with the number of latents.
     """
     if not expansion >= 1:
-        raise ConfigError(f"finetuned got expansion={expansion}; latents are only added, so it must be at least 1.")
+        raise ConfigError(f"expand_or_convert got expansion={expansion}; latents are only added, so it must be at least 1.")
     if isinstance(dictionary, Coder):
         made: Dictionary = _coder(dictionary, expansion, nonlinearity, generator)
-    elif isinstance(dictionary, Blocks):
+    elif isinstance(dictionary, ParallelCoders):
         made = dictionary.with_parts(
             [_coder(part.coder, expansion, nonlinearity, generator) for part in dictionary.coders()]
         )
@@ -80,7 +80,7 @@ def finetuned(
         made = widened(dictionary, round(dictionary.dict_size * expansion), k, generator)
     else:
         raise ConfigError(
-            f"finetuned takes a dictionary that is trained; got {type(dictionary).__name__}. Of one that normalizes tokens, give the one "
+            f"expand_or_convert takes a dictionary that is trained; got {type(dictionary).__name__}. Of one that normalizes tokens, give the one "
             "inside: its attribute `dictionary`."
         )
     return made.requires_grad_(True)  # pyright: ignore[reportReturnType]
@@ -100,7 +100,7 @@ def _coder(
             f"GroupMax takes the largest latent of each of {old.options()['k']} groups, and {dict_size} latents are grouped otherwise than "
             f"{n_old}. Choose another nonlinearity, such as top_k, or expansion=1."
         )
-    made = alike(dictionary, new, dict_size=dict_size, rank_by_norm=dictionary.rank_by_norm, generator=generator)
+    made = rebuild_like(dictionary, new, dict_size=dict_size, rank_by_norm=dictionary.rank_by_norm, generator=generator)
     made = made.float().to(dictionary.device)
     encoding = None if type(new) is type(old) else _encoding(dictionary)
     _copy_(made, dictionary, dictionary.W_enc if encoding is None else encoding.W_enc)
@@ -114,7 +114,7 @@ def _coder(
     return made
 
 
-def alike(
+def rebuild_like(
     dictionary: Coder,
     nonlinearity: Nonlinearity,
     *,
@@ -176,7 +176,7 @@ def _copy_(made: Coder, dictionary: Coder, W_enc: Tensor) -> None:
 
 def _copy_state_(own: Nonlinearity, other: Nonlinearity, n_old: int) -> None:
     given = other.state_dict()
-    if isinstance(own, KeepsSetNumber) and own.options() != other.options():
+    if isinstance(own, ThresholdedTopK) and own.options() != other.options():
         return  # the threshold is that of another k
     for name, tensor in own.state_dict(keep_vars=True).items():
         if tensor.ndim and len(given[name]) == n_old:
@@ -205,7 +205,7 @@ def _encoding(dictionary: Coder) -> Encoding:
         return Encoding(W, b, nonlinearity.threshold.float())
     if isinstance(nonlinearity, ReLU):
         return Encoding(W, b, torch.zeros_like(b))
-    if isinstance(nonlinearity, KeepsSetNumber) and float(nonlinearity.threshold) >= 0:
+    if isinstance(nonlinearity, ThresholdedTopK) and float(nonlinearity.threshold) >= 0:
         threshold = nonlinearity.threshold.float().expand_as(b)
         return Encoding(W, b, threshold / dictionary.ranking_norms() if dictionary.rank_by_norm else threshold)
     return Encoding(W, b, None)
@@ -220,13 +220,13 @@ def _set_encoding_(made: Coder, encoding: Encoding, dictionary: Coder) -> None:
         if encoding.threshold is None:
             raise ConfigError(
                 f"JumpReLU needs thresholds, and this {type(old).__name__} has learnt none. Find them on activations: "
-                "finetuned(calibrate(dictionary, activations, n_tokens))."
+                "expand_or_convert(calibrate(dictionary, activations, n_tokens))."
             )
         _fill(own.threshold, encoding.threshold)
     elif isinstance(own, Gated):
         _fill(own.mag_bias, encoding.b_enc)
         _fill(own.gate_bias, encoding.b_enc - (0 if encoding.threshold is None else encoding.threshold))
-    elif isinstance(own, KeepsSetNumber) and isinstance(old, KeepsSetNumber) and own.k == old.k:
+    elif isinstance(own, ThresholdedTopK) and isinstance(old, ThresholdedTopK) and own.k == old.k:
         own.threshold.copy_(old.threshold)
 
 

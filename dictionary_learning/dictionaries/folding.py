@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.dictionaries.coder import Coder
-from dictionary_learning.dictionaries.nonlinearities import Selects
+from dictionary_learning.dictionaries.nonlinearities import SparseSelection
 from dictionary_learning.dictionaries.trainable import Trainable
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 
 _EQUAL = 1e-5
 """The relative difference up to which norms are one: rounding of rows that were kept at unit norm in float32."""
@@ -46,7 +46,7 @@ def _factors(coder: Coder) -> Tensor | None:
             f"{name} has one matrix for both encoder and decoder, with rows of norm {least:.3g} to {most:.3g}; "
             "its latents cannot be scaled apart. Give its rows unit norm instead."
         )
-    if coder.rank_by_norm or not isinstance(coder.nonlinearity, Selects):
+    if coder.rank_by_norm or not isinstance(coder.nonlinearity, SparseSelection):
         return torch.where(written, norms, 1.0)
     if most - least > tolerance * most:
         raise ConfigError(
@@ -60,11 +60,11 @@ def _factors(coder: Coder) -> Tensor | None:
 def _fold_(coder: Coder, factors: Tensor | None) -> None:
     if factors is None:
         return
-    coder.W_dec.copy_(full(coder.W_dec) / factors.unsqueeze(1))
-    coder.W_enc.copy_(full(coder.W_enc) * factors.unsqueeze(1))
+    coder.W_dec.copy_(upcast(coder.W_dec) / factors.unsqueeze(1))
+    coder.W_enc.copy_(upcast(coder.W_enc) * factors.unsqueeze(1))
     if coder.b_enc is not None:
-        coder.b_enc.copy_(full(coder.b_enc) * factors)
-    if not isinstance(coder.nonlinearity, Selects):
+        coder.b_enc.copy_(upcast(coder.b_enc) * factors)
+    if not isinstance(coder.nonlinearity, SparseSelection):
         coder.nonlinearity.scale_latents_(factors)
     elif not coder.rank_by_norm:  # else its threshold is compared with value times norm, which stays
         coder.nonlinearity.scale_(float(factors[0]))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.latents import Latents, SparseLatents, with_values
+from dictionary_learning.latents import Latents, SparseLatents, replace_values
 from dictionary_learning.ops import sparse_decode
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def fitted_decoder(
     latents, _ = coder.encode_latents(x)
     residual = y - coder.with_affine_part(torch.zeros_like(y), x)
     values = latents.values.square() if isinstance(latents, SparseLatents) else latents.square()
-    squares = with_values(latents, values)
+    squares = replace_values(latents, values)
     rows = _sums_by_latent(latents, residual, coder.dict_size)
     weights = _sums_by_latent(squares, torch.ones_like(y[:, :1]), coder.dict_size)
     rows = rows / weights.clamp_min(torch.finfo(rows.dtype).tiny)

@@ -16,11 +16,11 @@ from dictionary_learning.dictionaries.nonlinearities import (
     Gated,
     GroupMax,
     JumpReLU,
-    KeepsSetNumber,
     MatchingPursuit,
     Nonlinearity,
     ReLU,
-    Selects,
+    SparseSelection,
+    ThresholdedTopK,
     TopK,
 )
 from dictionary_learning.errors import ConfigError
@@ -126,7 +126,7 @@ class JumpReluAutoEncoder(_Named):
 
 
 class _KeepsK(_Named):
-    nonlinearity: Selects
+    nonlinearity: SparseSelection
 
     @property
     def k(self) -> int:
@@ -135,7 +135,7 @@ class _KeepsK(_Named):
 
 
 class _HasThreshold(_KeepsK):
-    nonlinearity: KeepsSetNumber  # pyright: ignore[reportIncompatibleVariableOverride]
+    nonlinearity: ThresholdedTopK  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def threshold(self) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
-from dictionary_learning.dictionaries.blocks import CrossLayerTranscoder
+from dictionary_learning.dictionaries.parallel_coders import CrossLayerTranscoder
 from dictionary_learning.dictionaries.transcoder import Transcoder
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 
 _EPS = 1e-5
 """What is added to a token's standard deviation, as in the code of Gao et al. 2024."""
@@ -170,7 +170,7 @@ class Normalized(Dictionary):
                 f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}. "
                 "Check that they come from the site that it was trained on."
             )
-        x = full(x)
+        x = upcast(x)
         found = [
             self._of_site(site, scale) for site, scale in zip(x.split(self.site_dims, -1), self.scales, strict=True)
         ]

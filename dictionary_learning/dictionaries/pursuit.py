@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, Support
-from dictionary_learning.ops.precision import full, without_autocast
+from dictionary_learning.ops.precision import no_autocast, upcast
 
 Spread = Callable[[Tensor, Tensor], Tensor]
 """Of weights (rows, t) at positions (rows, t): the products of what they decode to with each atom, (rows, atoms)."""
@@ -65,10 +65,10 @@ def gradient_pursuit(
             f"Gradient pursuit got target_l0={target_l0} and candidates={candidates}; it needs at least one latent, and as many "
             "candidates as latents or more."
         )
-    dtype = torch.promote_types(full(x).dtype, full(W_dec).dtype)
+    dtype = torch.promote_types(upcast(x).dtype, upcast(W_dec).dtype)
     W, n_latents = W_dec.to(dtype), W_dec.shape[0]
     width = n_latents if candidates is None or candidates >= n_latents else candidates
-    with without_autocast(W):
+    with no_autocast(W):
         # the Gram matrix costs as much as rounds of products for dict_size tokens
         gram = W @ W.T if width == n_latents <= min(_LARGEST_GRAM, len(x) * target_l0) else None
         n_rows = max(1, _CHUNK_ELEMENTS // (n_latents if width == n_latents else max(n_latents, width * W.shape[1])))

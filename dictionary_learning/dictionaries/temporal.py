@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries.initialization import unit_rows
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 
 _LEAST = 1e-6
 """What is added to the norm of a prediction, as in the published code."""
@@ -144,7 +144,7 @@ class TemporalAutoencoder(Dictionary):
         predicted = rest.new_zeros(*rest.shape[:-1], self.dict_size)
         for layer in self.attn_layers:
             latents = layer(self._rectified(rest)).relu()
-            written = latents @ full(self.W_dec)
+            written = latents @ upcast(self.W_dec)
             norm = written.norm(dim=-1, keepdim=True) + _LEAST
             share = (written * rest).sum(-1, keepdim=True) / norm.square()
             predicted = predicted + latents * share
@@ -220,8 +220,8 @@ class TemporalAutoencoder(Dictionary):
     @torch.no_grad()
     def scale_decoder_(self, x: Float[Tensor, "n activation_dim"]) -> None:
         """Gives the rows of decoder and encoder the norm at which what is new, with nothing predicted, reconstructs tokens best."""
-        rest = full(x) / self.scale - self.b_dec
-        written = self._kept(self._rectified(rest)) @ full(self.W_dec)
+        rest = upcast(x) / self.scale - self.b_dec
+        written = self._kept(self._rectified(rest)) @ upcast(self.W_dec)
         share = (written * rest).sum() / written.square().sum()
         factor = torch.where(share.isfinite() & (share > 0), share, 1.0).sqrt()
         self.W_dec.mul_(factor)
@@ -229,7 +229,7 @@ class TemporalAutoencoder(Dictionary):
             self.W_enc.mul_(factor)
 
     def _rectified(self, rest: Tensor) -> Tensor:
-        return (rest / (4 * self.activation_dim) @ full(self.W_enc).T).relu()
+        return (rest / (4 * self.activation_dim) @ upcast(self.W_enc).T).relu()
 
     def _kept(self, latents: Tensor) -> Tensor:
         if self.k is None:
@@ -238,7 +238,7 @@ class TemporalAutoencoder(Dictionary):
         return torch.zeros_like(latents).scatter(-1, indices, values)
 
     def _written(self, latents: Tensor) -> Tensor:
-        out = full(latents) @ full(self.W_dec)
+        out = upcast(latents) @ upcast(self.W_dec)
         return (out + self.b_dec if self.has_output_bias else out) * self.scale
 
     def _contexts(self, x: Tensor) -> Tensor:
@@ -247,9 +247,9 @@ class TemporalAutoencoder(Dictionary):
                 f"Got activations of shape {tuple(x.shape)}; a TemporalAutoencoder takes whole contexts, "
                 f"(..., ctx, {self.activation_dim}). Give the tokens of each context in order."
             )
-        return full(x.to(self.dtype)).reshape(-1, *x.shape[-2:])
+        return upcast(x.to(self.dtype)).reshape(-1, *x.shape[-2:])
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Returns what a layer makes of x, in float32 at least."""
-    return nn.functional.linear(x, full(layer.weight), full(layer.bias))
+    return nn.functional.linear(x, upcast(layer.weight), upcast(layer.bias))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CenterName = Literal["geometric_median", "mean", "zeros"]
 
 
-class Start(NamedTuple):
+class InitConfig(NamedTuple):
     """Where training begins, as far as that depends on data."""
 
     center: CenterName = "geometric_median"
@@ -31,7 +31,7 @@ class Start(NamedTuple):
     """Draws the directions of latents that are silent on the sample; the global one if there is none."""
 
 
-class Part(NamedTuple):
+class CoderSlice(NamedTuple):
     """A coder in a dictionary, and its place there."""
 
     coder: "Coder"
@@ -85,11 +85,11 @@ class Trainable(Dictionary):
         """Returns the norm of what each latent writes; of several sites, the sum of the norms."""
 
     @abstractmethod
-    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: Start) -> None:
+    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: InitConfig) -> None:
         """Sets what depends on data, before training: biases and the encoder's scale."""
 
     @abstractmethod
-    def coders(self) -> Iterator[Part]:
+    def coders(self) -> Iterator[CoderSlice]:
         """Yields the coders that it is made of."""
 
     def encoders(self) -> list[Encoder]:

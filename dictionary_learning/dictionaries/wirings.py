@@ -6,15 +6,15 @@ from typing import Any
 
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
-from dictionary_learning.dictionaries.blocks import CrossLayerTranscoder, HeadAutoencoders
 from dictionary_learning.dictionaries.crosscoder import Crosscoder
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
+from dictionary_learning.dictionaries.parallel_coders import CrossLayerTranscoder, HeadAutoencoders
 from dictionary_learning.dictionaries.trainable import Trainable
 from dictionary_learning.dictionaries.transcoder import Transcoder
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class DictionaryShape:
     """What a dictionary is built for."""
 
     inputs: tuple[int, ...]
@@ -57,12 +57,12 @@ def _add(name: str, **properties: Any) -> Callable[[Build], Build]:
 
 
 @_add("autoencoder")
-def _autoencoder(shape: Shape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
+def _autoencoder(shape: DictionaryShape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
     return SparseAutoencoder(sum(shape.inputs), shape.dict_size, nonlinearity, generator=generator, **options)
 
 
 @_add("transcoder", writes_others=True, unit_rows=False)
-def _transcoder(shape: Shape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
+def _transcoder(shape: DictionaryShape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
     outputs = sum(shape.outputs)
     return Transcoder(
         sum(shape.inputs), shape.dict_size, nonlinearity, output_dim=outputs, generator=generator, **options
@@ -70,24 +70,24 @@ def _transcoder(shape: Shape, nonlinearity: Nonlinearity, generator: Any, **opti
 
 
 @_add("skip_transcoder", writes_others=True, unit_rows=False)
-def _skip_transcoder(shape: Shape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
+def _skip_transcoder(shape: DictionaryShape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
     return _transcoder(shape, nonlinearity, generator, skip=True, **options)
 
 
 @_add("crosscoder", makes=Crosscoder, reads_several=True, unit_rows=False)
-def _crosscoder(shape: Shape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
+def _crosscoder(shape: DictionaryShape, nonlinearity: Nonlinearity, generator: Any, **options: Any) -> Trainable:
     return Crosscoder(shape.inputs, shape.dict_size, nonlinearity, generator=generator, **options)
 
 
 @_add("cross_layer_transcoder", makes=CrossLayerTranscoder, reads_several=True, writes_others=True, unit_rows=False)
-def _cross_layer(shape: Shape, nonlinearity: Nonlinearity, generator: Any) -> Trainable:
+def _cross_layer(shape: DictionaryShape, nonlinearity: Nonlinearity, generator: Any) -> Trainable:
     return CrossLayerTranscoder(
         shape.inputs, shape.dict_size, nonlinearity, output_dims=shape.outputs, generator=generator
     )
 
 
 @_add("heads", makes=HeadAutoencoders)
-def _heads(shape: Shape, nonlinearity: Nonlinearity, generator: Any) -> Trainable:
+def _heads(shape: DictionaryShape, nonlinearity: Nonlinearity, generator: Any) -> Trainable:
     n_heads = shape.n_heads or len(shape.inputs)
     return HeadAutoencoders(sum(shape.inputs), shape.dict_size, nonlinearity, n_heads=n_heads, generator=generator)
 

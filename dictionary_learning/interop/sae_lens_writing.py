@@ -111,7 +111,7 @@ def _coder(coder: Coder) -> _Saved:
     if architecture is None:
         raise CheckpointError(
             f"SAELens has no {'transcoder' if predicts else 'autoencoder'} with {type(nonlinearity).__name__}; it has "
-            f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by finetuned(..., nonlinearity=...)."
+            f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
     if coder.rank_by_norm and bool(((coder.decoder_norms() - 1).abs() > _UNIT).any()):
         raise CheckpointError(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning.dictionaries import Coder, Dictionary, Normalized, finetuned, fold_decoder_norm_
+from dictionary_learning.dictionaries import Coder, Dictionary, Normalized, expand_or_convert, fold_decoder_norm_
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Gated
 from dictionary_learning.errors import ConfigError
 
@@ -183,7 +183,7 @@ def _with_unit_rows(dictionary: Coder) -> Coder:
     """Returns a copy with decoder rows of unit norm; with those it has, where it compares latents with each other."""
     own = copy.deepcopy(dictionary)
     if isinstance(own.nonlinearity, BatchTopK) and float(own.nonlinearity.threshold) >= 0 and not own.rank_by_norm:
-        own = finetuned(own, nonlinearity={"name": "jump_relu"})  # which is what it is when it is used
+        own = expand_or_convert(own, nonlinearity={"name": "jump_relu"})  # which is what it is when it is used
     try:
         fold_decoder_norm_(own)
     except ConfigError:

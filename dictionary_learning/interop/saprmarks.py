@@ -283,7 +283,7 @@ def _check_writable(dictionary: Dictionary) -> None:
     if type(dictionary) not in _CLASSES:
         raise CheckpointError(
             f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _CLASSES)}. Convert it to "
-            "another format, or to one of these by finetuned(..., nonlinearity=...)."
+            "another format, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
     if dictionary.centered != (type(dictionary) not in (AutoEncoderNew, JumpReluAutoEncoder)):
         raise CheckpointError(

@@ -116,7 +116,7 @@ def _writable(dictionary: Dictionary) -> Coder:
     if kind not in (TopK, GroupMax):
         raise CheckpointError(
             f"sparsify has TopK and GroupMax; this {name} has {kind.__name__}. Convert it to another format, or to TopK by "
-            'finetuned(..., nonlinearity={"name": "top_k", "k": 32}).'
+            'expand_or_convert(..., nonlinearity={"name": "top_k", "k": 32}).'
         )
     if kind is GroupMax and dictionary.dict_size % dictionary.nonlinearity.options()["k"]:
         raise CheckpointError("sparsify has groups of one size; k does not divide dict_size here. Convert it to own.")

@@ -1,6 +1,6 @@
 """Where figures of a run go; each logger's package is imported where it is used."""
 
-from dictionary_learning.loggers.alarm import Alarm
+from dictionary_learning.loggers.anomaly import AnomalyLogger
 from dictionary_learning.loggers.base import Figures, LoggerGroup, MetricLogger
 from dictionary_learning.loggers.console import ConsoleLogger
 from dictionary_learning.loggers.jsonl import JSONLLogger, read_history
@@ -8,7 +8,7 @@ from dictionary_learning.loggers.tensorboard import TensorBoardLogger
 from dictionary_learning.loggers.wandb import WandbLogger
 
 __all__ = [
-    "Alarm",
+    "AnomalyLogger",
     "ConsoleLogger",
     "Figures",
     "JSONLLogger",

@@ -26,7 +26,7 @@ class Implementation(NamedTuple):
 
     backend: str
     function: Callable[..., Any]
-    serves: Callable[..., bool]
+    supports: Callable[..., bool]
     """Is given the operation's arguments; tells whether this form can serve them."""
 
 
@@ -34,7 +34,7 @@ _implementations: dict[str, list[Implementation]] = {}
 _answers: dict[str, Callable[[torch.device], tuple[bool, str]]] = {}
 
 
-def answers_for(backend: str) -> Callable[[F], F]:
+def backend_status(backend: str) -> Callable[[F], F]:
     """Registers the decorated function, which tells whether a backend serves a device, and what it does there or why not."""
 
     def decorate(function: F) -> F:
@@ -44,11 +44,11 @@ def answers_for(backend: str) -> Callable[[F], F]:
     return decorate
 
 
-def implements(operation: str, backend: str, serves: Callable[..., bool] = lambda *_: True) -> Callable[[F], F]:
+def implements(operation: str, backend: str, supports: Callable[..., bool] = lambda *_: True) -> Callable[[F], F]:
     """Registers the decorated function as a form of the operation; forms registered later are tried first."""
 
     def decorate(function: F) -> F:
-        _implementations.setdefault(operation, []).insert(0, Implementation(backend, function, serves))
+        _implementations.setdefault(operation, []).insert(0, Implementation(backend, function, supports))
         return function
 
     return decorate
@@ -59,7 +59,7 @@ def resolve(operation: str, *arguments: Any) -> Callable[..., Any]:
     wanted = backend()
     forms = _implementations[operation]
     for form in forms:
-        if wanted in (None, form.backend) and form.serves(*arguments):
+        if wanted in (None, form.backend) and form.supports(*arguments):
             return form.function
     return reference_form(operation)
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 
 
 class Encoder(NamedTuple):
@@ -19,4 +19,4 @@ class Encoder(NamedTuple):
 
     def centered(self, x: Tensor) -> Tensor:
         """Returns x - center, in float32 at least."""
-        return full(x) if self.center is None else full(x) - full(self.center)
+        return upcast(x) if self.center is None else upcast(x) - upcast(self.center)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.ops.encoder import Encoder
 from dictionary_learning.ops.finite import replace_nonfinite
-from dictionary_learning.ops.precision import full, without_autocast
+from dictionary_learning.ops.precision import no_autocast, upcast
 
 _MOST_LATENTS = 16_384
 """In the largest dictionary. One with more keeps a GPU busy by itself; on a CPU a product of 512 latents is as fast, for each
@@ -23,7 +23,7 @@ latent, as one of many (measured: docs/performance.md)."""
 _products: contextvars.ContextVar[dict[int, Tensor] | None] = contextvars.ContextVar("products", default=None)
 
 
-def pays(x: Tensor, encoders: Sequence[Encoder]) -> bool:
+def is_worthwhile(x: Tensor, encoders: Sequence[Encoder]) -> bool:
     """Tells whether one product for all is faster than one for each."""
     return x.device.type == "cuda" and len(encoders) > 1 and max(len(e.W) for e in encoders) <= _MOST_LATENTS
 
@@ -38,17 +38,17 @@ def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Iterator[None]:
         x: activations (B, D).
         encoders: those that will be applied to x inside the block.
     """
-    if not pays(x, encoders):
+    if not is_worthwhile(x, encoders):
         yield
         return
-    with torch.no_grad(), without_autocast(x):
+    with torch.no_grad(), no_autocast(x):
         x, _ = replace_nonfinite(x)  # as each trainer will
-        centers = [full(e.W).new_zeros(x.shape[1]) if e.center is None else full(e.center) for e in encoders]
+        centers = [upcast(e.W).new_zeros(x.shape[1]) if e.center is None else upcast(e.center) for e in encoders]
         center = torch.stack(centers).mean(0)
-        biases = [full(e.b) - full(e.W) @ (own - center) for e, own in zip(encoders, centers, strict=True)]
+        biases = [upcast(e.b) - upcast(e.W) @ (own - center) for e, own in zip(encoders, centers, strict=True)]
         dtype = torch.bfloat16 if bfloat16_is_fast(x.device.type) else torch.float32
         W = torch.cat([e.W.to(dtype) for e in encoders])
-        product = torch.addmm(torch.cat(biases).to(dtype), (full(x) - center).to(dtype), W.T)
+        product = torch.addmm(torch.cat(biases).to(dtype), (upcast(x) - center).to(dtype), W.T)
         parts = product.split([len(e.W) for e in encoders], dim=1)
     token = _products.set({e.W.data_ptr(): part for e, part in zip(encoders, parts, strict=True)})
     try:

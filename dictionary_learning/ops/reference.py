@@ -5,11 +5,11 @@ from torch import Tensor
 
 from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
 from dictionary_learning.ops.chosen import Choose
-from dictionary_learning.ops.dispatch import answers_for, implements
-from dictionary_learning.ops.precision import full, without_autocast
+from dictionary_learning.ops.dispatch import backend_status, implements
+from dictionary_learning.ops.precision import no_autocast, upcast
 
 
-@answers_for("reference")
+@backend_status("reference")
 def answer(device: torch.device) -> tuple[bool, str]:
     """Tells what these forms do."""
     return True, "dense products and torch.topk; also where so many latents are kept that the others do not pay"
@@ -44,12 +44,12 @@ def encode_where(x: Tensor, W_enc: Tensor, b_enc: Tensor, choose: Choose, center
 
 @implements("sparse_decode", "reference")
 def sparse_decode(latents: SparseLatents, W_dec: Tensor) -> Tensor:
-    with without_autocast(W_dec):
-        return to_dense(latents).to(full(W_dec).dtype) @ full(W_dec)
+    with no_autocast(W_dec):
+        return to_dense(latents).to(upcast(W_dec).dtype) @ upcast(W_dec)
 
 
 def _pre_activations(x: Tensor, W_enc: Tensor, b_enc: Tensor, center: Tensor | None) -> Tensor:
     """Returns W_enc (x - center) + b_enc: (batch, dict_size)."""
-    with without_autocast(x):
-        centered = full(x) if center is None else full(x) - full(center)
-        return torch.nn.functional.linear(centered, full(W_enc), full(b_enc))
+    with no_autocast(x):
+        centered = upcast(x) if center is None else upcast(x) - upcast(center)
+        return torch.nn.functional.linear(centered, upcast(W_enc), upcast(b_enc))

@@ -18,7 +18,7 @@ from dictionary_learning.latents import Latents, SparseLatents
 from dictionary_learning.ops.chosen import Choose, chosen_pairs
 from dictionary_learning.ops.dispatch import implements, reference_form
 from dictionary_learning.ops.kernels import Kernels, Selected
-from dictionary_learning.ops.precision import full, without_autocast
+from dictionary_learning.ops.precision import no_autocast, upcast
 
 
 def register_sparse_forms(
@@ -50,12 +50,12 @@ def register_sparse_forms(
         return _encode(x, W, b, center, kernels, lambda x, W, b: kernels.batch_top_k(x, W, b, k * len(x)))
 
     if serves_where is not None:
-        serves = serves_where
+        supports = serves_where
 
-        @implements("encode_where", name, lambda x, W, b, choose, center: serves(x, W))
+        @implements("encode_where", name, lambda x, W, b, choose, center: supports(x, W))
         def encode_where(x: Tensor, W: Tensor, b: Tensor, choose: Choose, center: Tensor | None) -> Latents:
-            with torch.no_grad(), without_autocast(x):
-                pairs = chosen_pairs(_centered(x, center), full(W), full(b), choose)
+            with torch.no_grad(), no_autocast(x):
+                pairs = chosen_pairs(_centered(x, center), upcast(W), upcast(b), choose)
             if pairs is None:  # so many are chosen that dense products are faster
                 return reference_form("encode_where")(x, W, b, choose, center)
             selected = Selected(*pairs)
@@ -63,8 +63,8 @@ def register_sparse_forms(
 
     @implements("sparse_decode", name, serves_decode)
     def sparse_decode(latents: SparseLatents, W: Tensor) -> Tensor:
-        with without_autocast(W):
-            return _Decode.apply(full(latents.values), W, latents, kernels)  # type: ignore[return-value]
+        with no_autocast(W):
+            return _Decode.apply(upcast(latents.values), W, latents, kernels)  # type: ignore[return-value]
 
 
 def _encode(
@@ -76,7 +76,7 @@ def _encode(
     select: Callable[..., Selected],
     rectified: bool = True,
 ) -> SparseLatents:
-    with without_autocast(x):
+    with no_autocast(x):
         with torch.no_grad():
             centered = _centered(x, center)
             selected = select(centered, W.detach(), b.detach())
@@ -85,7 +85,7 @@ def _encode(
 
 
 def _centered(x: Tensor, center: Tensor | None) -> Tensor:
-    return (full(x) if center is None else full(x) - full(center)).contiguous()
+    return (upcast(x) if center is None else upcast(x) - upcast(center)).contiguous()
 
 
 class _EncodeAt(torch.autograd.Function):
@@ -122,8 +122,8 @@ class _EncodeAt(torch.autograd.Function):
         grad_center = None
         if need_center and grad_b is not None:
             # the sum over tokens of W^T g is W^T of the sum: no gradient of each token's x is needed for it
-            with without_autocast(W):
-                grad_center = -(grad_b @ full(W))
+            with no_autocast(W):
+                grad_center = -(grad_b @ upcast(W))
         gradients = (grad_x, grad_center, grad_W, grad_b if need_b else None)
         cast = [None if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *cast, None, None, None, None

@@ -6,9 +6,9 @@ from torch import Tensor
 from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops import pairs, selection
-from dictionary_learning.ops.dispatch import answers_for
+from dictionary_learning.ops.dispatch import backend_status
 from dictionary_learning.ops.kernels import Selected
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 from dictionary_learning.ops.sparse import register_sparse_forms
 
 DENSE_FROM = {"cpu": 1 / 8, "cuda": 1 / 128}
@@ -21,33 +21,33 @@ class TorchKernels:
     def top_k(self, x: Tensor, W: Tensor, b: Tensor, k: int) -> Selected:
         """Returns the k largest of relu(x W^T + b) of each token."""
         if x.device.type == "cpu":
-            return selection.top_k(x, full(W), full(b), k)
+            return selection.top_k(x, upcast(W), upcast(b), k)
         # the selection above looks at what it finds, for which the host would have to wait
-        values, indices = torch.addmm(full(b), x, full(W).T).topk(k, dim=-1, sorted=False)
+        values, indices = torch.addmm(upcast(b), x, upcast(W).T).topk(k, dim=-1, sorted=False)
         return Selected(values.relu_(), Support(indices, len(W)))
 
     def batch_top_k(self, x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> Selected:
         """Returns the n_kept largest of relu(x W^T + b) of all tokens together."""
-        return selection.batch_top_k(x, full(W), full(b), n_kept)
+        return selection.batch_top_k(x, upcast(W), upcast(b), n_kept)
 
     def pair_dots(self, x: Tensor, W: Tensor, support: Support) -> Tensor:
         """Returns x_n . W_i of each pair (n, i)."""
-        return pairs.pair_dots(full(x), full(W), support)
+        return pairs.pair_dots(upcast(x), upcast(W), support)
 
     def sum_over_kept(self, values: Tensor, support: Support, W: Tensor) -> Tensor:
         """Returns for each token the sum over its pairs of value * W_i."""
-        return pairs.sum_over_kept(values, support, full(W))
+        return pairs.sum_over_kept(values, support, upcast(W))
 
     def sum_over_tokens(self, values: Tensor, support: Support, x: Tensor) -> Tensor:
         """Returns for each latent the sum over its pairs of value * x_n."""
-        return pairs.sum_over_tokens(values, support, full(x))
+        return pairs.sum_over_tokens(values, support, upcast(x))
 
     def totals(self, values: Tensor, support: Support) -> Tensor:
         """Returns for each latent the sum over its pairs of the value."""
         return pairs.totals(values, support)
 
 
-@answers_for("sparse")
+@backend_status("sparse")
 def answer(device: torch.device) -> tuple[bool, str]:
     """Tells what these forms do on a device, or why they are not used."""
     if device.type not in DENSE_FROM:

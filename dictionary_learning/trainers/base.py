@@ -177,7 +177,7 @@ class SAETrainer(ABC):
         x: Tensor,
         y: Tensor | None = None,
         weight: float = 1.0,
-        downstream: Any = None,
+        model_loss_fn: Any = None,
         lengths: Tensor | None = None,
     ) -> Loss:
         """Adds the gradients of a batch, or of the share `weight` of one.
@@ -191,7 +191,7 @@ class SAETrainer(ABC):
             downstream: what the model loses with reconstructions in place of y (see `Batch`).
             lengths: how many tokens each context has, where the batch is contexts one after another.
         """
-        batch = self._finite(x, y)._replace(downstream=downstream, lengths=lengths)
+        batch = self._finite(x, y)._replace(model_loss_fn=model_loss_fn, lengths=lengths)
         if not self._prepared:
             self.initialize(batch.x, None if y is None else batch.y)
         loss = self.objective(batch)
@@ -230,7 +230,7 @@ class SAETrainer(ABC):
         step: int,
         x: Float[Tensor, "batch activation_dim"],
         y: Float[Tensor, "batch output_dim"] | None = None,
-        downstream: Any = None,
+        model_loss_fn: Any = None,
         lengths: Int[Tensor, "contexts"] | None = None,
     ) -> Float[Tensor, ""]:
         """Takes in a batch, in parts if so set, and makes a step when enough were taken in; returns the loss, on its device.
@@ -246,7 +246,7 @@ class SAETrainer(ABC):
             for x_part, y_part in parts:
                 share = len(x_part) / max(len(x), 1)
                 weight = share / config.grad_acc_steps
-                loss = self.accumulate(x_part, None if y is None else y_part, weight, downstream, lengths)
+                loss = self.accumulate(x_part, None if y is None else y_part, weight, model_loss_fn, lengths)
                 part = loss.total.detach() * share
                 total = part if total is None else total + part
         self._n_batches += 1
@@ -284,7 +284,7 @@ class SAETrainer(ABC):
         total = sum(len(batch.x) for batch, _ in gathered)
         return [len(batch.x) / max(total, 1) for batch, _ in gathered]
 
-    def finished(self) -> Dictionary:
+    def export(self) -> Dictionary:
         """Returns a copy of the dictionary as it is to be used."""
         return copy.deepcopy(self.dictionary)
 

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """What the dictionary reads."""
     y: Float[Tensor, "batch output_dim"]
     """What it is to reconstruct; x itself for an autoencoder."""
-    downstream: Callable[[Tensor], Mapping[str, Tensor]] | None = None
+    model_loss_fn: Callable[[Tensor], Mapping[str, Tensor]] | None = None
     """Given reconstructions of y, returns what the model loses with them in place of y: "ce", "kl"; where the data can tell."""
     lengths: Int[Tensor, "contexts"] | None = None
     """How many tokens each context has, where the batch is contexts one after another."""

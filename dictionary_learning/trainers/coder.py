@@ -11,7 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries import WIRINGS, Shape, Start, Trainable, Wiring, same_parts, wiring_of
+from dictionary_learning.dictionaries import (
+    WIRINGS,
+    DictionaryShape,
+    InitConfig,
+    Trainable,
+    Wiring,
+    same_parts,
+    wiring_of,
+)
 from dictionary_learning.dictionaries.folding import fold_decoder_norm_
 from dictionary_learning.dictionaries.initialization import set_decoder_
 from dictionary_learning.dictionaries.named import AUTOENCODERS
@@ -120,7 +128,7 @@ class CoderTrainer(OptimizedTrainer):
             dictionary = build(self.activation_dim, self.dict_size, generator=self.generator, **options)
         else:
             inputs = settings.site_dims or (self.activation_dim,)
-            shape = Shape(inputs, settings.output_dims or inputs, self.dict_size, settings.n_heads)
+            shape = DictionaryShape(inputs, settings.output_dims or inputs, self.dict_size, settings.n_heads)
             dictionary = self.wiring.build(shape, self.nonlinearity(), self.generator, **options)
         norm = 1.0 if settings.decoder_init_norm is None else settings.decoder_init_norm
         for part in dictionary.coders():
@@ -201,7 +209,7 @@ class CoderTrainer(OptimizedTrainer):
         if settings.finetune is not None:
             return  # it has begun long ago
         fit = self.wiring.writes_others and settings.decoder_init_norm is None
-        self.dictionary.start(x, y, Start(settings.b_dec_init_method, settings.scale_encoder, fit, self.generator))
+        self.dictionary.start(x, y, InitConfig(settings.b_dec_init_method, settings.scale_encoder, fit, self.generator))
         if self.has_unit_rows and fit:
             for part in self.dictionary.coders():
                 part.coder.W_dec.copy_(torch.nn.functional.normalize(part.coder.W_dec, dim=1))
@@ -209,12 +217,12 @@ class CoderTrainer(OptimizedTrainer):
     def objective(self, batch: Batch) -> Loss:
         settings, loss = self.settings, self.reconstruct(batch)
         if settings.loss_fn != "reconstruction":
-            if batch.downstream is None:
+            if batch.model_loss_fn is None:
                 raise ConfigError(
                     f"loss_fn={settings.loss_fn!r} needs to know what the model loses, and these data are activations alone. "
                     "Train on a ContextStream."
                 )
-            lost = batch.downstream(loss.reconstruction.outputs)
+            lost = batch.model_loss_fn(loss.reconstruction.outputs)
             loss = Loss(loss.total + lost[settings.loss_fn], {**loss.terms, **lost}, loss.reconstruction)
         dead = self.dead.indices
         if dead is None:

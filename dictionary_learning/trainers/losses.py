@@ -5,9 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
-from dictionary_learning.dictionaries.nonlinearities import Pointwise
-from dictionary_learning.dictionaries.trainable import Part
-from dictionary_learning.latents import Latents, SparseLatents, n_tokens_of, of_each
+from dictionary_learning.dictionaries.nonlinearities import Elementwise
+from dictionary_learning.dictionaries.trainable import CoderSlice
+from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, n_tokens_of
 
 
 def squared_error(x_hat: Float[Tensor, "batch dim"], x: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
@@ -90,11 +90,11 @@ def pre_activation_loss(
     return total
 
 
-def _margin(part: Part, x: Tensor, own: Tensor) -> Float[Tensor, "batch n_dead"]:
+def _margin(part: CoderSlice, x: Tensor, own: Tensor) -> Float[Tensor, "batch n_dead"]:
     """Returns how far some latents' pre-activations are above where they begin to fire."""
     pre = part.coder.pre_activations(x[:, part.reads], own).float()
     nonlinearity = part.coder.nonlinearity
-    return nonlinearity.margin(pre, own.expand_as(pre)) if isinstance(nonlinearity, Pointwise) else pre
+    return nonlinearity.margin(pre, own.expand_as(pre)) if isinstance(nonlinearity, Elementwise) else pre
 
 
 def per_token(latents: Latents) -> Float[Tensor, "batch"]:
@@ -116,7 +116,7 @@ def mean_sum(latents: Latents) -> Float[Tensor, ""]:
 def weighted(latents: Latents, weights: Float[Tensor, "dict_size"] | None) -> Tensor:
     """Returns the values, each times its latent's weight."""
     values = latents.values if isinstance(latents, SparseLatents) else latents
-    return values if weights is None else values * of_each(weights, latents)
+    return values if weights is None else values * gather_per_latent(weights, latents)
 
 
 _LARGEST_EXPONENT = 10.0

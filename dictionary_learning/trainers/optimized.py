@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary, load_dictionary
-from dictionary_learning.dictionaries.conversion import finetuned
+from dictionary_learning.dictionaries.conversion import expand_or_convert
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers.averaging import WeightAverage
@@ -98,7 +98,9 @@ class OptimizedTrainer(SAETrainer):
         """
         given, asked = self.settings.finetune, self._given_size
         expansion = 1.0 if asked is None else asked / trained.dict_size
-        dictionary = finetuned(trained, expansion=expansion, nonlinearity=nonlinearity, generator=self.generator)
+        dictionary = expand_or_convert(
+            trained, expansion=expansion, nonlinearity=nonlinearity, generator=self.generator
+        )
         if asked not in (None, dictionary.dict_size):
             raise ConfigError(
                 f"Got dict_size={asked} for a {type(trained).__name__} of {trained.dict_size} latents, which come in equal parts. Give a "
@@ -154,7 +156,7 @@ class OptimizedTrainer(SAETrainer):
             figures["skipped_steps"] = skipped
         return figures
 
-    def finished(self) -> Dictionary:
+    def export(self) -> Dictionary:
         """Returns a copy of the dictionary as it is to be used: with averaged weights, where an average is kept."""
         if hasattr(self.optimizer, "eval"):
             self.optimizer.eval()  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,7 +14,7 @@ _TINY = 1e-6
 """Added to the norm of the gradients before it is divided by the largest norm, as in `torch.nn.utils.clip_grad_norm_`."""
 
 
-class Constrained(torch.optim.Optimizer):
+class UnitNormOptimizer(torch.optim.Optimizer):
     """Gives an optimizer of PyTorch's kind what `RowAdam` has by itself.
 
     In this order: gradients of unit rows lose their part along the row; all gradients are scaled to a common norm of at most
@@ -49,7 +49,7 @@ class Constrained(torch.optim.Optimizer):
         self.max_grad_norm = max_grad_norm
         super().__init__([{**group} for group in groups], {})
         self._twins = {
-            p: _Twin(p, group.get("unit_rows", False)) for group in self.param_groups for p in group["params"]
+            p: _MasterWeight(p, group.get("unit_rows", False)) for group in self.param_groups for p in group["params"]
         }
         seen = [{**group, "params": [self._twins[p].weight for p in group["params"]]} for group in self.param_groups]
         self.inner = _checked(build(seen), [twin.weight for twin in self._twins.values()])
@@ -135,7 +135,7 @@ class Constrained(torch.optim.Optimizer):
                 twin.write()
 
 
-class _Twin:
+class _MasterWeight:
     """A parameter, and what the inner optimizer has in its place: the parameter itself, a view or a copy."""
 
     def __init__(self, parameter: Tensor, unit_rows: bool):

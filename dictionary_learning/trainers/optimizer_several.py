@@ -9,7 +9,7 @@ from torch import Tensor
 from dictionary_learning.trainers.optimizer_rows import take_rows
 
 
-class Several(torch.optim.Optimizer):
+class MultiOptimizer(torch.optim.Optimizer):
     """Makes the steps of several optimizers, each of its own parameters.
 
     `param_groups` are the groups of all, one after another; the state stays with each.

@@ -8,9 +8,9 @@ import torch
 
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError, MissingDependencyError
-from dictionary_learning.trainers.optimizer_constrained import Constrained
+from dictionary_learning.trainers.optimizer_constrained import UnitNormOptimizer
 from dictionary_learning.trainers.optimizer_schedule_free import ScheduleFree
-from dictionary_learning.trainers.optimizer_several import Several
+from dictionary_learning.trainers.optimizer_several import MultiOptimizer
 from dictionary_learning.trainers.optimizer_signum import Signum
 from dictionary_learning.trainers.row_adam import RowAdam
 
@@ -59,7 +59,7 @@ def build_optimizer(
         return RowAdam(groups, lr, betas, eps, max_grad_norm=max_grad_norm)
     if isinstance(optimizer, str):
         build = functools.partial(build, betas=betas, eps=eps)
-    return Constrained(groups, build, max_grad_norm=max_grad_norm)
+    return UnitNormOptimizer(groups, build, max_grad_norm=max_grad_norm)
 
 
 @OPTIMIZERS.register("adam_8bit")
@@ -119,7 +119,7 @@ def muon(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.opt
         optimizers.append(build(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     if others:
         optimizers.append(torch.optim.Adam(others, betas=betas, eps=eps))
-    return Several(optimizers)
+    return MultiOptimizer(optimizers)
 
 
 def _where(groups: Groups, condition: Callable[[torch.Tensor], bool]) -> Groups:

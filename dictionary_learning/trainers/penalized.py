@@ -10,7 +10,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Reconstruction
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.losses import squared_error
@@ -105,7 +105,7 @@ class PenalizedTrainer(CoderTrainer):
         super().prepare(x, y)
 
     def reconstruct(self, batch: Batch) -> Loss:
-        x, y = full(batch.x), full(batch.y)
+        x, y = upcast(batch.x), upcast(batch.y)
         latents, pre = self.dictionary.encode_latents(x)
         assert pre is not None
         outputs = self.dictionary.decode_latents(latents, x)

@@ -15,7 +15,7 @@ from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents, with_values
+from dictionary_learning.latents import Latents, replace_values
 from dictionary_learning.trainers.losses import mean_sum, per_token, weighted
 
 _LEAST = 1e-6
@@ -34,7 +34,7 @@ class Sparsity(NamedTuple):
 
     def values(self) -> Latents:
         """Returns f_i n_i."""
-        return with_values(self.latents, weighted(self.latents, self.norms))
+        return replace_values(self.latents, weighted(self.latents, self.norms))
 
     def fires(self) -> Latents:
         """Returns 1[f_i > 0], with a gradient for thresholds.
@@ -97,7 +97,7 @@ class Tanh:
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
         values = sparsity.values()
-        return mean_sum(with_values(values, torch.tanh(self.scale * _plain(values))))
+        return mean_sum(replace_values(values, torch.tanh(self.scale * _plain(values))))
 
 
 @PENALTIES.register("l0", "step")
@@ -141,7 +141,7 @@ class Entropy:
         plain = _plain(values)
         totals = per_token(values)
         # -sum p log p = log S - sum f log f / S, where S = sum f
-        products = per_token(with_values(values, torch.where(plain > 0, plain * plain.clamp_min(_LEAST).log(), 0.0)))
+        products = per_token(replace_values(values, torch.where(plain > 0, plain * plain.clamp_min(_LEAST).log(), 0.0)))
         some = totals > _LEAST
         safe = torch.where(some, totals, 1.0)
         return torch.where(some, safe.log() - products / safe, 0.0).mean()
@@ -151,8 +151,8 @@ def powers(values: Latents, p: float) -> Latents:
     """Returns each positive value to the power p, and zero for the others."""
     plain = _plain(values)
     if p == 1:
-        return with_values(values, plain)
-    return with_values(values, torch.where(plain > 0, plain.clamp_min(_LEAST).pow(p), 0.0))
+        return replace_values(values, plain)
+    return replace_values(values, torch.where(plain > 0, plain.clamp_min(_LEAST).pow(p), 0.0))
 
 
 def _plain(values: Latents) -> Tensor:

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
-from dictionary_learning.dictionaries.nonlinearities import BatchTopK, KeepsSetNumber
-from dictionary_learning.dictionaries.trainable import Part, Trainable
+from dictionary_learning.dictionaries.nonlinearities import BatchTopK, ThresholdedTopK
+from dictionary_learning.dictionaries.trainable import CoderSlice, Trainable
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import SparseLatents, between, of_each
+from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
 from dictionary_learning.ops.finite import replace_nonfinite
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.coder import CoderTrainer
 from dictionary_learning.trainers.losses import squared_error
@@ -181,13 +181,13 @@ class SelectingTrainer(CoderTrainer):
                 nonlinearity.cut = None
 
     @torch.no_grad()
-    def _cut(self, part: Part, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
+    def _cut(self, part: CoderSlice, parts: Sequence[Tensor]) -> Float[Tensor, ""]:
         n_kept = self.k * sum(len(x) for x in parts)
         values = []
         for x in parts:
             x, _ = replace_nonfinite(x.to(self.device))
             most = min(-(-n_kept // max(len(x), 1)), part.coder.dict_size)  # all that is kept could be in one part
-            latents, _ = part.coder.encode_latents(full(x[:, part.reads]), most)
+            latents, _ = part.coder.encode_latents(upcast(x[:, part.reads]), most)
             assert isinstance(latents, SparseLatents)
             values.append(self._ranked(latents, part).flatten())
         found = torch.cat(values)
@@ -201,8 +201,8 @@ class SelectingTrainer(CoderTrainer):
         super().prepare(x, y)
 
     def reconstruct(self, batch: Batch) -> Loss:
-        y = full(batch.y)  # errors are squared and summed: in less than float32 they would overflow or vanish
-        latents, attempts = self.attempts(Batch(full(batch.x), y))
+        y = upcast(batch.y)  # errors are squared and summed: in less than float32 they would overflow or vanish
+        latents, attempts = self.attempts(Batch(upcast(batch.x), y))
         terms = {attempt.name: squared_error(attempt.outputs, y) for attempt in attempts}
         total = self.error_weight * self.loss_scale * sum(attempt.weight * terms[attempt.name] for attempt in attempts)
         return Loss(total, terms, Reconstruction(attempts[0].outputs, latents))
@@ -210,7 +210,7 @@ class SelectingTrainer(CoderTrainer):
     def observe(self, gathered: list[tuple[Batch, Loss]]) -> None:
         super().observe(gathered)
         for part in self.dictionary.coders():
-            if isinstance(part.coder.nonlinearity, KeepsSetNumber):
+            if isinstance(part.coder.nonlinearity, ThresholdedTopK):
                 whole = len(list(self.dictionary.coders())) == 1
                 found = [self._least_of(loss, part, whole) for _, loss in gathered]
                 self._learn_threshold(part.coder.nonlinearity, torch.stack(found))
@@ -221,18 +221,18 @@ class SelectingTrainer(CoderTrainer):
             figures["effective_l0"] = torch.tensor(self.k)
         return figures
 
-    def _least_of(self, loss: Loss, part: Part, whole: bool) -> Tensor:
+    def _least_of(self, loss: Loss, part: CoderSlice, whole: bool) -> Tensor:
         latents = loss.reconstruction.latents
         assert isinstance(latents, SparseLatents)
-        own = latents if whole else between(latents, part.latents.start, part.latents.stop)
+        own = latents if whole else slice_latents(latents, part.latents.start, part.latents.stop)
         return self.least(SparseLatents(self._ranked(own, part), own.support))
 
-    def _ranked(self, latents: SparseLatents, part: Part) -> Tensor:
+    def _ranked(self, latents: SparseLatents, part: CoderSlice) -> Tensor:
         """Returns what latents are ranked by, and compared with thresholds."""
         values = latents.values.detach()
-        return values * of_each(part.coder.decoder_norms(), latents) if part.coder.rank_by_norm else values
+        return values * gather_per_latent(part.coder.decoder_norms(), latents) if part.coder.rank_by_norm else values
 
-    def _learn_threshold(self, nonlinearity: KeepsSetNumber, found: Float[Tensor, "parts"]) -> None:
+    def _learn_threshold(self, nonlinearity: ThresholdedTopK, found: Float[Tensor, "parts"]) -> None:
         """Moves the threshold toward the least value kept."""
         threshold = nonlinearity.threshold
         since = self.step - self.settings.threshold_start_step

@@ -12,7 +12,7 @@ from dictionary_learning.dictionaries import TemporalAutoencoder
 from dictionary_learning.dictionaries.initialization import CENTERS
 from dictionary_learning.dictionaries.trainable import CenterName
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 from dictionary_learning.trainers.base import TRAINERS
 from dictionary_learning.trainers.batch import Batch, Loss
 from dictionary_learning.trainers.losses import mean_sum, squared_error
@@ -147,7 +147,7 @@ class TemporalTrainer(OptimizedTrainer):
             self.dictionary.scale_decoder_(x[:_SAMPLE])
 
     def objective(self, batch: Batch) -> Loss:
-        x = full(batch.x)
+        x = upcast(batch.x)
         lengths = torch.tensor([len(x)]) if batch.lengths is None else batch.lengths
         with torch.autocast(self.device.type, enabled=False):
             reconstruction = self.dictionary.reconstruct_contexts(x, lengths)

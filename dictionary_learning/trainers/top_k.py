@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries import AutoEncoderTopK, geometric_median
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
-from dictionary_learning.latents import SparseLatents, largest
+from dictionary_learning.latents import SparseLatents, top_k_of
 from dictionary_learning.trainers.base import TRAINERS
 from dictionary_learning.trainers.batch import Batch
 from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
@@ -46,7 +46,7 @@ class TrainerTopK(SelectingTrainer):
             return self.plain(batch)
         wide, _ = self.dictionary.encode_latents(batch.x, min(_MULTI_TOPK * self.k, self.dict_size))
         assert isinstance(wide, SparseLatents)
-        kept = largest(wide, self.k)
+        kept = top_k_of(wide, self.k)
         return kept, [
             Attempt("l2_loss", 1.0, self.dictionary.decode_latents(kept, batch.x)),
             Attempt("multi_topk_loss", _MULTI_TOPK_WEIGHT, self.dictionary.decode_latents(wide, batch.x)),

@@ -71,7 +71,7 @@ import sys, time, torch
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.activations.cache_files import write
-from dictionary_learning.activations.tracing import RowReader
+from dictionary_learning.activations.reader import RowReader
 read = RowReader.read
 def slowly(self, n):
     time.sleep(0.05)

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from dictionary_learning.activations.normalization import NORMALIZATIONS, check_normalizers, finished, fold_
+from dictionary_learning.activations.normalization import NORMALIZATIONS, check_normalizers, export, fold_
 from dictionary_learning.dictionaries import (
     Crosscoder,
     CrossLayerTranscoder,
@@ -66,7 +66,7 @@ def check_exact(dictionary, inputs, reads, outputs=None, writes=None, latent_fac
     parts = made.outputs.split([n.dim for n in outputs or inputs], dim=1)
     targets = reads if writes is None else writes
     expected = torch.cat([n.undo(y, t) for n, y, t in zip(outputs or inputs, parts, targets, strict=True)], dim=1)
-    done = finished(dictionary, inputs, outputs)
+    done = export(dictionary, inputs, outputs)
     # double precision, but for thresholds, which stay float32
     torch.testing.assert_close(done.reconstruct(x).outputs, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(done(x), expected, rtol=1e-5, atol=1e-6)
@@ -214,7 +214,7 @@ def test_heads_finish_with_one_normalizer_unless_it_mixes_them():
     x = activations(8)
     dictionary = randomized(HeadAutoencoders(8, WIDTH, {"name": "relu"}, n_heads=2))
     with pytest.raises(ConfigError, match="each head"):
-        finished(dictionary, fitted("whitening", x))
+        export(dictionary, fitted("whitening", x))
     check_exact(dictionary, fitted("sqrt_dim", x), [x])
 
 
@@ -236,7 +236,7 @@ def test_finished_in_single_precision_is_close():
     normalizers = fitted("whitening", x)
     expected = normalizers[0].undo(dictionary(normalizers[0].apply(x)), x)
     # condition numbers of up to 30 times the rounding of float32
-    torch.testing.assert_close(finished(dictionary, normalizers)(x), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(export(dictionary, normalizers)(x), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_what_cannot_be_finished_is_refused_beforehand_and_unchanged():
@@ -255,9 +255,9 @@ def test_what_cannot_be_finished_is_refused_beforehand_and_unchanged():
     ]
     for dictionary, inputs, outputs, message in refused:
         before = {name: tensor.clone() for name, tensor in dictionary.state_dict().items()}
-        for function in (check_normalizers, finished):
+        for function in (check_normalizers, export):
             with pytest.raises(ConfigError, match=message):
                 function(dictionary, inputs, outputs)
         assert all(torch.equal(before[name], tensor) for name, tensor in dictionary.state_dict().items())
-    with pytest.raises(ConfigError, match="finished"):
+    with pytest.raises(ConfigError, match="export"):
         fold_(autoencoder, fitted("layer_norm", x))

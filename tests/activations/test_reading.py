@@ -10,9 +10,9 @@ from dictionary_learning import load_model
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.activations.mixing import expected_partners
 from dictionary_learning.activations.prefetch import Prefetcher
+from dictionary_learning.activations.reader import RowReader
 from dictionary_learning.activations.reading import row_reader
 from dictionary_learning.activations.storage import RowStorage, from_bytes, storage_dtype, to_bytes
-from dictionary_learning.activations.tracing import RowReader
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError

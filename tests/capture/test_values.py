@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from dictionary_learning import IdentityDict, Site, load_model
 from dictionary_learning.errors import SiteError
 from dictionary_learning.interventions import ablate, graft
-from dictionary_learning.module_values import flat, hidden, hidden_or_none, unflat, with_hidden
+from dictionary_learning.module_io import flat, hidden, hidden_or_none, unflat, with_hidden
 from tests import tiny
 from tests.capture.plain import plain_values
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dictionary_learning import ops
-from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Coder, Dictionary, Shape, Trainable
-from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Selects
+from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Coder, Dictionary, DictionaryShape, Trainable
+from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, SparseSelection
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.latents import to_dense
 
@@ -20,12 +20,12 @@ OPTIONS = {
 }
 """What a nonlinearity is built with that keeps no set number."""
 SHAPES = {
-    "autoencoder": Shape((12,), (12,), 40),
-    "transcoder": Shape((12,), (10,), 40),
-    "skip_transcoder": Shape((12,), (10,), 40),
-    "crosscoder": Shape((7, 5), (7, 5), 40),
-    "cross_layer_transcoder": Shape((7, 5), (6, 4), 40),
-    "heads": Shape((12,), (12,), 40, n_heads=2),
+    "autoencoder": DictionaryShape((12,), (12,), 40),
+    "transcoder": DictionaryShape((12,), (10,), 40),
+    "skip_transcoder": DictionaryShape((12,), (10,), 40),
+    "crosscoder": DictionaryShape((7, 5), (7, 5), 40),
+    "cross_layer_transcoder": DictionaryShape((7, 5), (6, 4), 40),
+    "heads": DictionaryShape((12,), (12,), 40, n_heads=2),
 }
 KINDS = [name for name, _ in NONLINEARITIES.items()]
 PAIRS = [(w, n) for w in WIRINGS for n in KINDS if w != "cross_layer_transcoder" or not NONLINEARITIES[n].is_tied]
@@ -41,7 +41,7 @@ NAMED = {
     **{name: {"k": 3} for name in ("AutoEncoderTopK", "GroupMaxSAE", "AbsTopKSAE", "MatchingPursuitSAE")},
 }
 ANY = [*PAIRS, *NAMED, "IdentityDict", "Normalized"]
-SELECTING = [name for name in KINDS if issubclass(NONLINEARITIES[name], Selects)]
+SELECTING = [name for name in KINDS if issubclass(NONLINEARITIES[name], SparseSelection)]
 X = torch.randn(24, 12, generator=torch.Generator().manual_seed(1))
 
 
@@ -53,7 +53,7 @@ def wired(wiring: str, name: str, **options) -> Trainable:
     """Returns a dictionary with no tensor at its initial value."""
     shape = SHAPES[wiring]
     if NONLINEARITIES[name].is_tied:
-        shape = Shape(shape.inputs, shape.inputs, shape.dict_size, shape.n_heads)
+        shape = DictionaryShape(shape.inputs, shape.inputs, shape.dict_size, shape.n_heads)
     return moved(WIRINGS[wiring].build(shape, kind(name), None, **options))
 
 

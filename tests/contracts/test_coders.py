@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dictionary_learning.dictionaries import WIRINGS, Shape
-from dictionary_learning.dictionaries.blocks import Blocks
+from dictionary_learning.dictionaries import WIRINGS, DictionaryShape
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
+from dictionary_learning.dictionaries.parallel_coders import ParallelCoders
 from dictionary_learning.errors import ConfigError
 from tests.contracts.dictionary_cases import (
     KINDS,
@@ -18,7 +18,7 @@ from tests.contracts.dictionary_cases import (
 
 @pytest.mark.parametrize("name", [n for n in KINDS if not NONLINEARITIES[n].is_tied])
 def test_cross_layer_transcoder_is_a_double_loop(name):
-    built = moved(WIRINGS["cross_layer_transcoder"].build(Shape((4, 6, 2), (3, 5, 4), 36), kind(name), None))
+    built = moved(WIRINGS["cross_layer_transcoder"].build(DictionaryShape((4, 6, 2), (3, 5, 4), 36), kind(name), None))
     latents = built.encode(X).split(12, dim=1)
     starts = [0, 3, 8, 12]
     for layer in range(3):
@@ -36,7 +36,7 @@ def test_cross_layer_transcoder_is_a_double_loop(name):
 def test_heads_are_separate_autoencoders(name):
     built = wired("heads", name)
     for head in range(2):
-        alone = WIRINGS["autoencoder"].build(Shape((6,), (6,), 20), kind(name), None)
+        alone = WIRINGS["autoencoder"].build(DictionaryShape((6,), (6,), 20), kind(name), None)
         alone.load_state_dict(built.parts[head].state_dict())
         own = slice(6 * head, 6 * head + 6)
         torch.testing.assert_close(built(X)[:, own], alone(X[:, own]))
@@ -65,7 +65,7 @@ def test_decode_among_takes_the_largest_of_the_candidates(wiring):
     built = wired(wiring, "relu")
     candidates = torch.tensor([1, 3, 8, 17, 19, 20, 22, 31, 39])
     pre = built.pre_activations(X)
-    share = 4 // (len(built.parts) if isinstance(built, Blocks) else 1)
+    share = 4 // (len(built.parts) if isinstance(built, ParallelCoders) else 1)
     expected = torch.zeros(24, built.output_dim)
     for part in built.coders():
         own = [int(i) for i in candidates if part.latents.start <= i < part.latents.stop]

@@ -161,7 +161,7 @@ def test_the_global_random_state_is_left_alone():
     [
         (lambda: AbsTopKSAE(12, 40, 3), "negative latents"),
         (lambda: MatchingPursuitSAE(12, 40, 3), "no threshold"),
-        (lambda: GatedAutoEncoder(12, 40), "finetuned"),
+        (lambda: GatedAutoEncoder(12, 40), "expand_or_convert"),
         (lambda: AutoEncoder(12, 40), "target_l0"),
     ],
 )

@@ -19,7 +19,7 @@ from dictionary_learning.dictionaries import (
     SparseAutoencoder,
     Transcoder,
 )
-from dictionary_learning.dictionaries.conversion import finetuned
+from dictionary_learning.dictionaries.conversion import expand_or_convert
 from dictionary_learning.errors import ConfigError
 from tests.dictionaries.kinds import perturbed
 
@@ -48,7 +48,7 @@ def dictionary(request):
 def test_a_copy_is_the_same_and_apart(dictionary):
     x = torch.randn(30, 12)
     expected = dictionary(x)
-    made = finetuned(dictionary.requires_grad_(False))
+    made = expand_or_convert(dictionary.requires_grad_(False))
     assert type(made) is type(dictionary)
     assert made.options() == dictionary.options()
     assert torch.equal(made(x), expected)
@@ -62,10 +62,10 @@ def test_a_copy_is_the_same_and_apart(dictionary):
 def test_existing_latents_are_first_and_unchanged_in_a_wider_one(dictionary):
     if dictionary.options().get("nonlinearity", {}).get("name") == "group_max":
         with pytest.raises(ConfigError, match="3 groups"):
-            finetuned(dictionary, expansion=2)
+            expand_or_convert(dictionary, expansion=2)
         return
     x = torch.randn(30, 12)
-    made = finetuned(dictionary, expansion=2.5, generator=torch.Generator().manual_seed(1))
+    made = expand_or_convert(dictionary, expansion=2.5, generator=torch.Generator().manual_seed(1))
     assert type(made) is type(dictionary)
     assert made.dict_size == 100 and made.options()["dict_size"] == 100
     assert torch.equal(made.W_dec[:40], dictionary.W_dec)
@@ -80,19 +80,19 @@ def test_existing_latents_are_first_and_unchanged_in_a_wider_one(dictionary):
     for name, tensor in dictionary.nonlinearity.state_dict().items():
         own = made.nonlinearity.state_dict()[name]
         assert torch.equal(own[:40] if own.ndim else own, tensor)
-    again = finetuned(dictionary, expansion=2.5, generator=torch.Generator().manual_seed(1))
+    again = expand_or_convert(dictionary, expansion=2.5, generator=torch.Generator().manual_seed(1))
     assert torch.equal(made.W_dec, again.W_dec)
 
 
 def test_the_last_group_grows():
-    made = finetuned(perturbed(BUILD["matryoshka"]()), expansion=2)
+    made = expand_or_convert(perturbed(BUILD["matryoshka"]()), expansion=2)
     assert made.group_sizes == (10, 70)
 
 
 @pytest.mark.parametrize("name", ["april", "jump_relu", "crosscoder"])
 def test_new_latents_see_centered_activations_though_b_dec_is_not_subtracted(name):
     dictionary = perturbed(BUILD[name]())
-    made = finetuned(dictionary, expansion=3)
+    made = expand_or_convert(dictionary, expansion=3)
     # at the center of the activations, new latents are at the median of the existing ones
     at_center = made.pre_activations(dictionary.b_dec.detach())
     torch.testing.assert_close(at_center[40:], at_center[:40].median().expand(80), rtol=1e-4, atol=1e-5)
@@ -100,7 +100,7 @@ def test_new_latents_see_centered_activations_though_b_dec_is_not_subtracted(nam
 
 def test_thresholds_of_new_latents_are_the_median():
     dictionary = perturbed(JumpReluAutoEncoder(12, 40))
-    made = finetuned(dictionary, expansion=2)
+    made = expand_or_convert(dictionary, expansion=2)
     assert torch.equal(made.threshold[40:], dictionary.threshold.median().expand(40))
 
 
@@ -109,7 +109,7 @@ def test_jump_relu_takes_the_learnt_threshold(name):
     dictionary, x = perturbed(BUILD[name]()), torch.randn(30, 12)
     norms = dictionary.decoder_norms() if dictionary.rank_by_norm else torch.ones(40)
     pre = dictionary.pre_activations(x)
-    made = finetuned(dictionary, nonlinearity={"name": "jump_relu", "bandwidth": 0.1})
+    made = expand_or_convert(dictionary, nonlinearity={"name": "jump_relu", "bandwidth": 0.1})
     assert made.nonlinearity.bandwidth == 0.1
     torch.testing.assert_close(made.encode(x), pre * (pre * norms > 0.7))
 
@@ -117,7 +117,7 @@ def test_jump_relu_takes_the_learnt_threshold(name):
 def test_jump_relu_without_a_known_threshold_is_refused():
     for dictionary in (AutoEncoderTopK(12, 40, 3), GroupMaxSAE(12, 40, 4)):
         with pytest.raises(ConfigError, match="calibrate"):
-            finetuned(dictionary, nonlinearity={"name": "jump_relu"})
+            expand_or_convert(dictionary, nonlinearity={"name": "jump_relu"})
 
 
 def test_gated_becomes_jump_relu_exactly_and_back():
@@ -125,16 +125,16 @@ def test_gated_becomes_jump_relu_exactly_and_back():
     with torch.no_grad():
         for parameter in dictionary.parameters():
             parameter.add_(0.4 * torch.randn_like(parameter))
-    made = finetuned(dictionary, nonlinearity={"name": "jump_relu"})
+    made = expand_or_convert(dictionary, nonlinearity={"name": "jump_relu"})
     assert type(made) is JumpReluAutoEncoder
     torch.testing.assert_close(made.encode(x), dictionary.encode(x), rtol=1e-4, atol=1e-5)
     assert (made.threshold > 0).any() and (made.threshold == 0).any()
-    torch.testing.assert_close(finetuned(made, nonlinearity={"name": "gated"}).encode(x), made.encode(x))
+    torch.testing.assert_close(expand_or_convert(made, nonlinearity={"name": "gated"}).encode(x), made.encode(x))
 
 
 def test_relu_becomes_top_k_of_the_same_latents():
     dictionary, x = perturbed(AutoEncoder(12, 40)), torch.randn(30, 12)
-    made = finetuned(dictionary, nonlinearity={"name": "top_k", "k": 4})
+    made = expand_or_convert(dictionary, nonlinearity={"name": "top_k", "k": 4})
     assert type(made) is AutoEncoderTopK and made.k == 4
     values, indices = dictionary.encode(x).topk(4)
     torch.testing.assert_close(made.encode(x), torch.zeros(30, 40).scatter(1, indices, values))
@@ -142,28 +142,28 @@ def test_relu_becomes_top_k_of_the_same_latents():
 
 def test_a_tied_dictionary_becomes_one_with_an_encoder():
     dictionary, x = perturbed(MatchingPursuitSAE(12, 40, 3)), torch.randn(30, 12)
-    made = finetuned(dictionary, nonlinearity={"name": "relu"}, expansion=2)
+    made = expand_or_convert(dictionary, nonlinearity={"name": "relu"}, expansion=2)
     torch.testing.assert_close(made.encode(x)[:, :40], ((x - dictionary.b_dec) @ dictionary.W_dec.T).relu())
 
 
 def test_a_threshold_of_another_k_is_not_kept():
     dictionary = perturbed(BUILD["matryoshka"]())
-    same, other = (finetuned(dictionary, nonlinearity={"name": "batch_top_k", "k": k}) for k in (3, 5))
+    same, other = (expand_or_convert(dictionary, nonlinearity={"name": "batch_top_k", "k": k}) for k in (3, 5))
     assert float(same.threshold) == pytest.approx(0.7) and float(other.threshold) == -1
     assert type(other) is MatryoshkaBatchTopKSAE and other.k == 5
-    assert float(finetuned(dictionary, nonlinearity={"name": "top_k", "k": 3}).threshold) == pytest.approx(0.7)
+    assert float(expand_or_convert(dictionary, nonlinearity={"name": "top_k", "k": 3}).threshold) == pytest.approx(0.7)
 
 
 def test_the_copy_is_in_float32():
-    made = finetuned(BatchTopKSAE(12, 40, 3).bfloat16(), expansion=2)
+    made = expand_or_convert(BatchTopKSAE(12, 40, 3).bfloat16(), expansion=2)
     assert {tensor.dtype for tensor in made.state_dict().values()} == {torch.float32}
 
 
 def test_settings_that_cannot_be_used_are_refused():
     with pytest.raises(ConfigError, match="at least 1"):
-        finetuned(AutoEncoder(12, 40), expansion=0.5)
+        expand_or_convert(AutoEncoder(12, 40), expansion=0.5)
     with pytest.raises(ConfigError, match="unknown|Unknown"):
-        finetuned(AutoEncoder(12, 40), nonlinearity={"name": "jump_rely"})
+        expand_or_convert(AutoEncoder(12, 40), nonlinearity={"name": "jump_rely"})
 
 
 BLOCKS = {
@@ -176,7 +176,7 @@ class TestBlocks:
     @pytest.mark.parametrize("name", list(BLOCKS))
     def test_a_copy_is_the_same_and_apart(self, name):
         dictionary, x = perturbed(BLOCKS[name]()), torch.randn(30, 12)
-        made = finetuned(dictionary.requires_grad_(False))
+        made = expand_or_convert(dictionary.requires_grad_(False))
         assert type(made) is type(dictionary) and made.options() == dictionary.options()
         assert torch.equal(made(x), dictionary(x))
         with torch.no_grad():
@@ -188,21 +188,21 @@ class TestBlocks:
     @pytest.mark.parametrize("name", list(BLOCKS))
     def test_each_coder_grows_behind_the_latents_that_it_has(self, name):
         dictionary, x = perturbed(BLOCKS[name]()), torch.randn(30, 12)
-        made = finetuned(dictionary, expansion=1.5, generator=torch.Generator().manual_seed(1))
+        made = expand_or_convert(dictionary, expansion=1.5, generator=torch.Generator().manual_seed(1))
         assert made.dict_size == 60 and made.options()["dict_size"] == 60
         before, after = dictionary.pre_activations(x), made.pre_activations(x)
         torch.testing.assert_close(after[:, :20], before[:, :20])
         torch.testing.assert_close(after[:, 30:50], before[:, 20:])
-        again = finetuned(dictionary, expansion=1.5, generator=torch.Generator().manual_seed(1))
+        again = expand_or_convert(dictionary, expansion=1.5, generator=torch.Generator().manual_seed(1))
         assert torch.equal(made(x), again(x))
 
     @pytest.mark.parametrize("name", list(BLOCKS))
     def test_another_nonlinearity_is_that_of_each_coder(self, name):
         dictionary, x = perturbed(BLOCKS[name]()), torch.randn(30, 12)
-        made = finetuned(dictionary, nonlinearity={"name": "jump_relu"})
+        made = expand_or_convert(dictionary, nonlinearity={"name": "jump_relu"})
         pre = dictionary.pre_activations(x)
         torch.testing.assert_close(made.encode(x), torch.where(pre > 0.7, pre, 0.0))
 
     def test_what_is_not_trained_is_refused(self):
         with pytest.raises(ConfigError, match="IdentityDict"):
-            finetuned(IdentityDict(12))
+            expand_or_convert(IdentityDict(12))

@@ -12,7 +12,7 @@ from dictionary_learning import (
     load_dictionary,
     save_dictionary,
 )
-from dictionary_learning.dictionaries import Crosscoder, Start, Transcoder, geometric_median
+from dictionary_learning.dictionaries import Crosscoder, InitConfig, Transcoder, geometric_median
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.errors import CheckpointError, ConfigError
 
@@ -230,10 +230,10 @@ def test_start_is_as_if_the_center_were_subtracted(name):
     built = Transcoder(12, 40, {"name": name, **options})
     x = torch.randn(60, 12) + 4
     centered = built.encode(x - x.mean(0))
-    built.start(x, x, Start("mean", scale_encoder=False))
+    built.start(x, x, InitConfig("mean", scale_encoder=False))
     torch.testing.assert_close(built.encode(x), centered)
     torch.testing.assert_close(built.b_dec.detach(), x.mean(0))
-    built.start(x, x, Start("mean"))
+    built.start(x, x, InitConfig("mean"))
     x_hat, latents = built(x, output_features=True)
     scale = (latents[centered > 0] / centered[centered > 0]).mean()
     torch.testing.assert_close(latents, centered * scale)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictionary_learning import load_dictionary, save_dictionary
-from dictionary_learning.dictionaries import Normalized, SparseAutoencoder, TemporalAutoencoder, finetuned
+from dictionary_learning.dictionaries import Normalized, SparseAutoencoder, TemporalAutoencoder, expand_or_convert
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions import graft
 
@@ -104,7 +104,7 @@ class TestWider:
     @pytest.mark.parametrize("options", [{}, {"tied": False}, {"k": None, "n_layers": 1}])
     def test_predictions_of_the_latents_that_were_there_stay(self, options):
         dictionary = build(**options)
-        made = finetuned(dictionary.bfloat16(), expansion=1.5, generator=torch.Generator().manual_seed(1))
+        made = expand_or_convert(dictionary.bfloat16(), expansion=1.5, generator=torch.Generator().manual_seed(1))
         assert made.dict_size == 24 and made.dtype == torch.float32
         latents = torch.rand(2, 6, 24)
         for own, old in zip(made.attn_layers, dictionary.float().attn_layers, strict=True):
@@ -117,15 +117,15 @@ class TestWider:
 
     def test_a_copy_is_the_same_with_another_k_or_none(self):
         dictionary = build()
-        assert torch.equal(finetuned(dictionary)(X), dictionary(X))
+        assert torch.equal(expand_or_convert(dictionary)(X), dictionary(X))
         novel, _ = dictionary.encode_with_predictions(X)
-        fewer = finetuned(dictionary, nonlinearity={"name": "top_k", "k": 2})
+        fewer = expand_or_convert(dictionary, nonlinearity={"name": "top_k", "k": 2})
         assert fewer.k == 2 and torch.equal(fewer.encode(X), novel * (novel >= novel.topk(2, -1).values[..., -1:]))
-        assert finetuned(dictionary, nonlinearity={"name": "relu"}).k is None
+        assert expand_or_convert(dictionary, nonlinearity={"name": "relu"}).k is None
         with pytest.raises(ConfigError, match="JumpReLU"):
-            finetuned(dictionary, nonlinearity={"name": "jump_relu"})
+            expand_or_convert(dictionary, nonlinearity={"name": "jump_relu"})
         with pytest.raises(ConfigError, match="multiple"):
-            finetuned(dictionary, expansion=1.1)
+            expand_or_convert(dictionary, expansion=1.1)
 
 
 def test_first_reconstruction_is_best_at_the_scale_of_the_decoder():

@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from dictionary_learning.loggers import (
-    Alarm,
+    AnomalyLogger,
     ConsoleLogger,
     JSONLLogger,
     LoggerGroup,
@@ -90,14 +90,14 @@ def test_wandb_opens_a_run_for_each_dictionary(monkeypatch):
 
     class Run:
         def __init__(self, **options):
-            self.options, self.lines, self.finished = options, [], False
+            self.options, self.lines, self.export = options, [], False
             runs[options["name"]] = self
 
         def log(self, values, step):
             self.lines.append((step, values))
 
         def finish(self):
-            self.finished = True
+            self.export = True
 
     stand_in = types.ModuleType("wandb")
     stand_in.init = lambda **options: Run(**options)
@@ -107,7 +107,7 @@ def test_wandb_opens_a_run_for_each_dictionary(monkeypatch):
     logger.close()
     assert runs["a"].lines == [(10, {"fvu": 0.5, "l0": 3.0, "tokens": 100})]
     assert runs["b"].options["config"] == {"k": 4}
-    assert all(run.finished for run in runs.values())
+    assert all(run.export for run in runs.values())
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_missing_package_says_how_to_install_it(monkeypatch, module, build):
 
 
 def test_alarm_warns_once_for_each_rise(caplog):
-    alarm = Alarm()
+    alarm = AnomalyLogger()
     for step, count in enumerate([0.0, 2.0, 2.0, 5.0]):
         alarm.log({"a": {"nonfinite_tokens": count, "loss": 1.0}, "b": {"loss": 1.0}}, step, 0)
     messages = [record.getMessage() for record in caplog.records]

@@ -118,7 +118,7 @@ def test_batch_in_which_one_token_takes_nearly_all_places(coarse, monkeypatch):
 def test_one_product_for_several_dictionaries_keeps_what_their_own_would(encode, monkeypatch):
     monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: True)
     monkeypatch.setattr(joint, "bfloat16_is_fast", lambda _: True)
-    monkeypatch.setattr(joint, "pays", lambda x, encoders: True)
+    monkeypatch.setattr(joint, "is_worthwhile", lambda x, encoders: True)
     given = [tensors(9, 12, f) for f in (300, 520, 290)]
     x = given[0]["x"]
     encoders = [joint.Encoder(g["W_enc"], g["b_enc"], g["center"]) for g in given]
@@ -314,7 +314,7 @@ def test_trainers_that_share_a_product_learn_what_they_would_alone(monkeypatch):
 
     apart = trained()
     made = []
-    monkeypatch.setattr(joint, "pays", lambda x, encoders: made.append(len(encoders)) or True)
+    monkeypatch.setattr(joint, "is_worthwhile", lambda x, encoders: made.append(len(encoders)) or True)
     together = trained()
     assert made == [2, 2]
     for a, b in zip(together, apart, strict=True):

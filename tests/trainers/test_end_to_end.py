@@ -29,7 +29,7 @@ def trainer(name: str = "end_to_end", **options):
 def test_losses_are_those_that_evaluation_measures():
     batches = stream()
     batch, dictionary = next(batches), trainer(k=3).dictionary
-    got = batch.downstream({SITE: dictionary(batch[SITE])})
+    got = batch.model_loss_fn({SITE: dictionary(batch[SITE])})
     predictions = Predictions(batches.model.run(*batch.tokens), batch.tokens, batch.keep)
     metric = FidelityMetric()
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_losses_are_those_that_evaluation_measures():
 
 def test_untouched_activations_lose_nothing():
     batch = next(stream())
-    assert batch.downstream({SITE: batch[SITE]})["kl"].abs() < 1e-6
+    assert batch.model_loss_fn({SITE: batch[SITE]})["kl"].abs() < 1e-6
 
 
 def test_gradients_are_those_of_finite_differences_and_reach_the_dictionary_alone():
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_finite_differences_and_reach_the_dictionary_alon
 
     def loss() -> torch.Tensor:
         latents, _ = t.dictionary.encode_latents(batch[SITE])
-        return batch.downstream({SITE: t.dictionary.decode_latents(latents, batch[SITE])})["kl"]
+        return batch.model_loss_fn({SITE: t.dictionary.decode_latents(latents, batch[SITE])})["kl"]
 
     loss().backward()
     assert all(p.grad is None for p in batches.model.module.parameters())
@@ -65,13 +65,13 @@ def test_gradients_are_those_of_finite_differences_and_reach_the_dictionary_alon
     t.dictionary.zero_grad()
     decoded = t.dictionary.decode_latents(t.dictionary.encode_latents(batch[SITE])[0], batch[SITE]).detach()
     rows = decoded.requires_grad_(True)
-    batch.downstream({SITE: rows})["kl"].backward()
+    batch.model_loss_fn({SITE: rows})["kl"].backward()
     assert (up - down) / (2 * step) == pytest.approx(float(rows.grad.sum(0)[place]), rel=0.1, abs=1e-4)
 
 
 def _moved(t, batch, direction) -> torch.Tensor:
     latents, _ = t.dictionary.encode_latents(batch[SITE])
-    return batch.downstream({SITE: t.dictionary.decode_latents(latents, batch[SITE]) + direction})["kl"]
+    return batch.model_loss_fn({SITE: t.dictionary.decode_latents(latents, batch[SITE]) + direction})["kl"]
 
 
 def test_divergence_is_lower_than_with_training_on_errors():
@@ -85,7 +85,9 @@ def test_divergence_is_lower_than_with_training_on_errors():
     def divergence(loss_fn: str) -> float:
         config = {"trainer": "end_to_end", "loss_fn": loss_fn, "dict_size": 48, "k": 2}
         (dictionary,) = trainSAE(repeated(), config, 200, progress=False)
-        losses = [b.downstream({SITE: dictionary(b[SITE])})["kl"] for b, _ in zip(repeated(), range(8), strict=False)]
+        losses = [
+            b.model_loss_fn({SITE: dictionary(b[SITE])})["kl"] for b, _ in zip(repeated(), range(8), strict=False)
+        ]
         return float(torch.stack(losses).mean())
 
     assert divergence("kl") < 0.97 * divergence("reconstruction")

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from dictionary_learning.dictionaries import WIRINGS, Shape, Trainable
+from dictionary_learning.dictionaries import WIRINGS, DictionaryShape, Trainable
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.latents import SparseLatents, Support, to_dense
 from dictionary_learning.trainers import losses
 
 SHAPES = {
-    "autoencoder": Shape((6,), (6,), 20),
-    "transcoder": Shape((6,), (4,), 20),
-    "skip_transcoder": Shape((6,), (4,), 20),
-    "crosscoder": Shape((2, 4), (2, 4), 20),
-    "cross_layer_transcoder": Shape((2, 4), (3, 2), 20),
-    "heads": Shape((6,), (6,), 20, n_heads=2),
+    "autoencoder": DictionaryShape((6,), (6,), 20),
+    "transcoder": DictionaryShape((6,), (4,), 20),
+    "skip_transcoder": DictionaryShape((6,), (4,), 20),
+    "crosscoder": DictionaryShape((2, 4), (2, 4), 20),
+    "cross_layer_transcoder": DictionaryShape((2, 4), (3, 2), 20),
+    "heads": DictionaryShape((6,), (6,), 20, n_heads=2),
 }
 DEAD = torch.tensor([0, 3, 4, 8, 9, 10, 13, 19])
 wirings = pytest.mark.parametrize("wiring", list(WIRINGS))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dictionary_learning.errors import ConfigError, MissingDependencyError, UnknownNameError
-from dictionary_learning.trainers.optimizer_constrained import Constrained
+from dictionary_learning.trainers.optimizer_constrained import UnitNormOptimizer
 from dictionary_learning.trainers.optimizer_rows import take_rows
 from dictionary_learning.trainers.optimizers import build_optimizer
 from dictionary_learning.trainers.row_adam import RowAdam
@@ -21,7 +21,7 @@ class TestConstrained:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_adam_in_it_equals_row_adam(self, max_norm, dtype):
         ours, theirs = parameters(dtype)[:3], parameters(dtype)[:3]
-        wrapped = Constrained(
+        wrapped = UnitNormOptimizer(
             groups(ours), functools.partial(torch.optim.Adam, betas=(0.8, 0.95), eps=1e-9), max_grad_norm=max_norm
         )
         adam = RowAdam(groups(theirs), betas=(0.8, 0.95), eps=1e-9, max_grad_norm=max_norm)
@@ -39,7 +39,7 @@ class TestConstrained:
 
     def test_learning_rate_of_a_group_is_used(self):
         params = parameters()
-        optimizer = Constrained(groups(params), functools.partial(torch.optim.SGD, lr=0.1))
+        optimizer = UnitNormOptimizer(groups(params), functools.partial(torch.optim.SGD, lr=0.1))
         assert [group.get("lr_factor", 1.0) for group in optimizer.param_groups] == [2.0, 1.0]
         for group in optimizer.param_groups:
             group["lr"] = 0.0
@@ -52,7 +52,9 @@ class TestConstrained:
 
     def test_rows_with_more_axes_have_unit_norm_as_a_whole(self):
         weight = torch.nn.Parameter(torch.randn(6, 2, 4))
-        optimizer = Constrained([{"params": [weight], "unit_rows": True}], functools.partial(torch.optim.SGD, lr=0.1))
+        optimizer = UnitNormOptimizer(
+            [{"params": [weight], "unit_rows": True}], functools.partial(torch.optim.SGD, lr=0.1)
+        )
         weight.grad = torch.randn_like(weight)
         optimizer.step()
         torch.testing.assert_close(weight.flatten(1).norm(dim=1), torch.ones(6))
@@ -61,7 +63,7 @@ class TestConstrained:
     def test_weights_with_more_axes_move_as_the_inner_optimizer_says(self, memory_format):
         ours = torch.nn.Parameter(torch.randn(3, 4, 5, 6).to(memory_format=memory_format))
         theirs = torch.nn.Parameter(ours.detach().clone())
-        wrapped = Constrained([{"params": [ours]}], functools.partial(torch.optim.SGD, lr=0.1))
+        wrapped = UnitNormOptimizer([{"params": [ours]}], functools.partial(torch.optim.SGD, lr=0.1))
         plain = torch.optim.SGD([theirs], lr=0.1)
         go(wrapped, [ours], range(2))
         go(plain, [theirs], range(2))
@@ -69,7 +71,7 @@ class TestConstrained:
 
     def test_low_precision_weights_have_a_full_one_in_their_place(self):
         low = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
-        optimizer = Constrained([{"params": [low]}], functools.partial(torch.optim.SGD, lr=1e-5))
+        optimizer = UnitNormOptimizer([{"params": [low]}], functools.partial(torch.optim.SGD, lr=1e-5))
         for _ in range(1000):
             low.grad = torch.ones_like(low)
             optimizer.step()
@@ -78,7 +80,7 @@ class TestConstrained:
 
     def test_weights_written_from_outside_are_taken_over(self):
         low = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
-        optimizer = Constrained([{"params": [low]}], functools.partial(torch.optim.SGD, lr=1e-4))
+        optimizer = UnitNormOptimizer([{"params": [low]}], functools.partial(torch.optim.SGD, lr=1e-4))
         go(optimizer, [low], range(3))
         with torch.no_grad():
             low[1] = 5.0
@@ -88,7 +90,7 @@ class TestConstrained:
     def test_gradients_are_removed(self):
         low = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
         other = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
-        optimizer = Constrained([{"params": [low, other]}], functools.partial(torch.optim.SGD, lr=0.5))
+        optimizer = UnitNormOptimizer([{"params": [low, other]}], functools.partial(torch.optim.SGD, lr=0.5))
         go(optimizer, [low, other], [0])
         assert low.grad is None
         before = low.detach().clone()

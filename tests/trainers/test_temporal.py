@@ -47,7 +47,7 @@ def test_attention_learns_what_the_tokens_before_tell():
         for _ in range(200):
             t.update(t.step, x.flatten(0, 1), lengths=torch.full((256,), 12))
         y = held_out.flatten(0, 1)
-        made = t.finished().requires_grad_(False).reconstruct_contexts(y, torch.full((64,), 12)).outputs
+        made = t.export().requires_grad_(False).reconstruct_contexts(y, torch.full((64,), 12)).outputs
         errors[n_layers] = float((made - y).square().sum() / (y - y.mean(0)).square().sum())
     assert errors[1] < 0.8 * errors[0] < 0.8
 
@@ -129,7 +129,7 @@ class TestRefused:
     def test_what_the_model_loses_where_it_did_not_predict(self):
         batch = next(stream())
         with pytest.raises(ConfigError, match="predict=True"):
-            batch.downstream({SITE: batch[SITE]})
+            batch.model_loss_fn({SITE: batch[SITE]})
 
 
 def test_activations_are_the_same_whether_the_model_predicts_or_not():

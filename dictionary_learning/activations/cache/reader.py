@@ -14,9 +14,9 @@ from dictionary_learning.activations.cache.shards import OpenShard, checksum, ge
 from dictionary_learning.activations.cache.store import Store
 from dictionary_learning.activations.cache.writer import write_cache
 from dictionary_learning.activations.filters import TokenFilter
+from dictionary_learning.activations.reader import Rows
 from dictionary_learning.activations.source import ActivationBatch
 from dictionary_learning.activations.storage import storage_dtype
-from dictionary_learning.activations.tracing import Rows
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError, SiteError
 from dictionary_learning.sites import Site, expand
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dictionary_learning.activations.cache.index import Shard
 from dictionary_learning.activations.cache.store import Store
+from dictionary_learning.activations.reader import Rows
 from dictionary_learning.activations.storage import from_bytes, to_bytes
-from dictionary_learning.activations.tracing import Rows
 from dictionary_learning.errors import DataError
 from dictionary_learning.sites import Site
 

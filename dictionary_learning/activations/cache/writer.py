@@ -19,9 +19,9 @@ from torch import Tensor
 from dictionary_learning.activations.cache.index import INDEX, Index, Shard, differences, load_index
 from dictionary_learning.activations.cache.shards import PLACES, generator_of, tensors_of, write_shard
 from dictionary_learning.activations.cache.store import Store
+from dictionary_learning.activations.reader import RowReader, Rows, RowSource, by_name
 from dictionary_learning.activations.reading import ahead, row_reader
 from dictionary_learning.activations.storage import storage_dtype
-from dictionary_learning.activations.tracing import RowReader, Rows, RowSource, by_name
 from dictionary_learning.errors import ConfigError, DataError, SiteError
 
 logger = logging.getLogger(__name__)

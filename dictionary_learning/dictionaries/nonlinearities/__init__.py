@@ -1,7 +1,12 @@
 """Nonlinearities, one file each."""
 
 from dictionary_learning.dictionaries.nonlinearities.abs_top_k import AbsTopK
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Nonlinearity, Pointwise, Selects
+from dictionary_learning.dictionaries.nonlinearities.base import (
+    NONLINEARITIES,
+    Elementwise,
+    Nonlinearity,
+    SparseSelection,
+)
 from dictionary_learning.dictionaries.nonlinearities.batch_top_k import BatchTopK
 from dictionary_learning.dictionaries.nonlinearities.gated import Gated
 from dictionary_learning.dictionaries.nonlinearities.group_max import GroupMax
@@ -11,7 +16,7 @@ from dictionary_learning.dictionaries.nonlinearities.matching_pursuit import Mat
 from dictionary_learning.dictionaries.nonlinearities.relu import ReLU
 from dictionary_learning.dictionaries.nonlinearities.stopped_pursuit import StoppedPursuit
 from dictionary_learning.dictionaries.nonlinearities.tanh_relu import TanhReLU
-from dictionary_learning.dictionaries.nonlinearities.threshold import KeepsSetNumber
+from dictionary_learning.dictionaries.nonlinearities.threshold import ThresholdedTopK
 from dictionary_learning.dictionaries.nonlinearities.top_k import TopK
 from dictionary_learning.dictionaries.nonlinearities.top_k_unrectified import TopKUnrectified
 
@@ -19,18 +24,18 @@ __all__ = [
     "NONLINEARITIES",
     "AbsTopK",
     "BatchTopK",
+    "Elementwise",
     "Gated",
     "GroupMax",
     "Identity",
     "JumpReLU",
-    "KeepsSetNumber",
     "MatchingPursuit",
     "Nonlinearity",
-    "Pointwise",
     "ReLU",
-    "Selects",
+    "SparseSelection",
     "StoppedPursuit",
     "TanhReLU",
+    "ThresholdedTopK",
     "TopK",
     "TopKUnrectified",
 ]

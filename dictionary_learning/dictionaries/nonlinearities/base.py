@@ -58,7 +58,7 @@ class Nonlinearity(nn.Module, ABC):
         return self
 
 
-class Selects(Nonlinearity):
+class SparseSelection(Nonlinearity):
     """Keeps a set number of latents, of each token or of a batch: only those are computed and decoded.
 
     Args:
@@ -102,7 +102,7 @@ class Selects(Nonlinearity):
         """
 
 
-class Pointwise(Nonlinearity):
+class Elementwise(Nonlinearity):
     """Makes each latent of its own pre-activation alone."""
 
     @abstractmethod
@@ -115,7 +115,7 @@ class Pointwise(Nonlinearity):
         """
 
     @abstractmethod
-    def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
+    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
         """Returns where a pre-activation has a latent that is not zero, or a gradient: a mask."""
 
     def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:

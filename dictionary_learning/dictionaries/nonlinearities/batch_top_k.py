@@ -6,13 +6,13 @@ from torch import Tensor
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES
-from dictionary_learning.dictionaries.nonlinearities.threshold import KeepsSetNumber
+from dictionary_learning.dictionaries.nonlinearities.threshold import ThresholdedTopK
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops.encoder import Encoder
 
 
 @NONLINEARITIES.register("batch_top_k")
-class BatchTopK(KeepsSetNumber):
+class BatchTopK(ThresholdedTopK):
     """Keeps the k * batch largest latents of a batch together in training, and those above a threshold otherwise.
 
     latents = pre * (pre >= cut), cut = the (k * batch)-th largest of relu(pre)

@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning import ops
-from dictionary_learning.dictionaries.nonlinearities.base import Selects
+from dictionary_learning.dictionaries.nonlinearities.base import SparseSelection
 from dictionary_learning.latents import SparseLatents
 from dictionary_learning.ops.encoder import Encoder
 
 
-class SelectsByRule(Selects):
+class SelectsByRule(SparseSelection):
     """Keeps the latents of each token that a rule chooses of its pre-activations."""
 
     @abstractmethod

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Pointwise
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Elementwise
 
 
 @NONLINEARITIES.register("gated")
-class Gated(Pointwise):
+class Gated(Elementwise):
     """latents = 1[pre + gate_bias > 0] * relu(exp(r_mag) * pre + mag_bias), where pre has no bias yet.
 
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equations 4 to 7: gate and magnitude share the encoder's directions.
@@ -36,7 +36,7 @@ class Gated(Pointwise):
     def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
         return pre + self.of(self.gate_bias, latents)
 
-    def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
+    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
         return pre + self.gate_bias > 0
 
     @torch.no_grad()

@@ -4,17 +4,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Pointwise
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Elementwise
 
 
 @NONLINEARITIES.register("identity")
-class Identity(Pointwise):
+class Identity(Elementwise):
     """latents = pre: dense and of either sign, as in a linear autoencoder."""
 
     def activate(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
         return pre
 
-    def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
+    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
         return torch.ones_like(pre, dtype=torch.bool)
 
     def scale_latents_(self, factors: Float[Tensor, "dict_size"]) -> None:

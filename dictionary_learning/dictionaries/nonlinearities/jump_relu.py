@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Pointwise
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Elementwise
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.straight_through import REACH, KernelName, jump, step
 
 
 @NONLINEARITIES.register("jump_relu")
-class JumpReLU(Pointwise):
+class JumpReLU(Elementwise):
     """latents = pre * 1[pre > threshold], with a threshold for each latent.
 
     Thresholds are learnt by a straight-through estimator (`ops/straight_through.py`), directly and not by their logarithms, and
@@ -66,7 +66,7 @@ class JumpReLU(Pointwise):
     def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
         return pre - self.of(self.threshold, latents)
 
-    def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
+    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
         # just below the threshold a latent is zero, but the threshold gets a gradient from there
         return pre > self.threshold.detach() - REACH[self.kernel] * self.bandwidth
 

@@ -8,7 +8,7 @@ from dictionary_learning import ops
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES
 from dictionary_learning.dictionaries.nonlinearities.pursuit import Pursuit
 from dictionary_learning.latents import SparseLatents, Support
-from dictionary_learning.ops.precision import full, without_autocast
+from dictionary_learning.ops.precision import no_autocast, upcast
 
 _TAKEN = -torch.inf
 _LARGEST_GRAM = 16_384
@@ -30,14 +30,14 @@ class MatchingPursuit(Pursuit):
     """
 
     def pursue(self, residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> SparseLatents:
-        with torch.no_grad(), without_autocast(residual):
-            indices = taken_in_order(residual, full(W), n)
+        with torch.no_grad(), no_autocast(residual):
+            indices = taken_in_order(residual, upcast(W), n)
         values = []
         # the same rounds once more for the gradient, with width dim instead of dict_size
         for taken in indices.unbind(1):
             support = Support(taken.unsqueeze(1), len(W))
             rows = torch.nn.functional.embedding(taken, W)
-            value = (residual * full(rows)).sum(1, keepdim=True).relu()
+            value = (residual * upcast(rows)).sum(1, keepdim=True).relu()
             residual = residual - ops.sparse_decode(SparseLatents(value, support), W)
             values.append(value)
         return SparseLatents(torch.cat(values, dim=1), Support(indices, len(W)))

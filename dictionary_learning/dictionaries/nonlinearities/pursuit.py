@@ -5,13 +5,13 @@ from abc import abstractmethod
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.nonlinearities.base import Selects
+from dictionary_learning.dictionaries.nonlinearities.base import SparseSelection
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents
 from dictionary_learning.ops.encoder import Encoder
 
 
-class Pursuit(Selects):
+class Pursuit(SparseSelection):
     """Takes one latent after another, each for what the others have left. The encoder is the decoder."""
 
     has_bias = True

@@ -10,7 +10,7 @@ from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES
 from dictionary_learning.dictionaries.nonlinearities.pursuit import Pursuit
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, Support
-from dictionary_learning.ops.precision import full, without_autocast
+from dictionary_learning.ops.precision import no_autocast, upcast
 
 
 @NONLINEARITIES.register("stopped_pursuit")
@@ -46,8 +46,8 @@ class StoppedPursuit(Pursuit):
         }
 
     def pursue(self, residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> SparseLatents:
-        with without_autocast(residual):
-            dense = self._dense(residual, full(W), n)
+        with no_autocast(residual):
+            dense = self._dense(residual, upcast(W), n)
         # at most n latents are not zero
         indices = dense.detach().abs().topk(n, dim=1, sorted=False).indices
         return SparseLatents(dense.gather(1, indices), Support(indices, len(W)))

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Pointwise
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Elementwise
 
 
 @NONLINEARITIES.register("tanh_relu")
-class TanhReLU(Pointwise):
+class TanhReLU(Elementwise):
     """latents = limit * tanh(relu(pre) / limit), with a limit for each latent that begins at 1.
 
     Early dictionaries of SAELens have it, with limits of 1. A limit moves with the scale of the activations, and is not learnt.
@@ -23,7 +23,7 @@ class TanhReLU(Pointwise):
         limit = self.of(self.limit, latents)
         return limit * torch.tanh(pre.relu() / limit)
 
-    def matters(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
+    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
         return pre > 0
 
     @torch.no_grad()

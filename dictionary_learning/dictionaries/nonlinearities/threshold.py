@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.nonlinearities.base import Selects
+from dictionary_learning.dictionaries.nonlinearities.base import SparseSelection
 from dictionary_learning.errors import ConfigError
 
 
-class KeepsSetNumber(Selects):
+class ThresholdedTopK(SparseSelection):
     """Keeps k latents for each token, and has a threshold that keeps as many on average.
 
     A trainer learns the threshold: with it a latent fires where its pre-activation exceeds the threshold, whatever the other

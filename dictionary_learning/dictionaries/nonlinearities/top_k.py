@@ -6,13 +6,13 @@ from torch import Tensor
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES
-from dictionary_learning.dictionaries.nonlinearities.threshold import KeepsSetNumber
+from dictionary_learning.dictionaries.nonlinearities.threshold import ThresholdedTopK
 from dictionary_learning.latents import SparseLatents
 from dictionary_learning.ops.encoder import Encoder
 
 
 @NONLINEARITIES.register("top_k")
-class TopK(KeepsSetNumber):
+class TopK(ThresholdedTopK):
     """Keeps the k largest of relu(pre) of each token.
 
     Gao et al. 2024, https://arxiv.org/abs/2406.04093, section 2.3.

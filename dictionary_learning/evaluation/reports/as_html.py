@@ -10,9 +10,7 @@ from markupsafe import Markup
 from dictionary_learning.evaluation.reports import plots
 from dictionary_learning.evaluation.reports.base import RENDERERS
 from dictionary_learning.evaluation.reports.cross_entropy_plot import cross_entropy_plot
-from dictionary_learning.evaluation.reports.metrics import DETAILS, all_metrics, best_values, shown_columns
-from dictionary_learning.evaluation.reports.svg import Look, looks
-from dictionary_learning.evaluation.reports.wording import (
+from dictionary_learning.evaluation.reports.formatting import (
     DASH,
     anything,
     count,
@@ -25,6 +23,8 @@ from dictionary_learning.evaluation.reports.wording import (
     signed,
     sites_of,
 )
+from dictionary_learning.evaluation.reports.metrics import DETAILS, all_metrics, best_values, shown_columns
+from dictionary_learning.evaluation.reports.svg import Look, looks
 
 _PACKAGE = "dictionary_learning.evaluation.reports"
 

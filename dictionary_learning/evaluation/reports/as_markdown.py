@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dictionary_learning.evaluation.reports.base import RENDERERS
+from dictionary_learning.evaluation.reports.formatting import count, decimal, duration, headline, left_out
 from dictionary_learning.evaluation.reports.metrics import DETAILS, best_values, shown_columns
-from dictionary_learning.evaluation.reports.wording import count, decimal, duration, headline, left_out
 
 
 @RENDERERS.register("markdown")

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from dictionary_learning.evaluation.reports.formatting import decimal, finite, names_of, shortened, signed, sites_of
 from dictionary_learning.evaluation.reports.svg import CARD, INK, MUTED, RULE, Look, draw
-from dictionary_learning.evaluation.reports.wording import decimal, finite, names_of, shortened, signed, sites_of
 
 _DECADES = 4.0  # an increase too small for this many is drawn at the left end
 _ROW = 0.47  # inches

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from dictionary_learning.evaluation.reports.wording import anything, count, decimal, finite, percent, signed, tenths
+from dictionary_learning.evaluation.reports.formatting import anything, count, decimal, finite, percent, signed, tenths
 
 Better = Literal["lower", "higher", "near 1", "neither"]
 

@@ -9,8 +9,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from dictionary_learning.evaluation.reports.formatting import count, finite, names_of, shortened
 from dictionary_learning.evaluation.reports.svg import CARD, MUTED, Look, draw, title_of_axis
-from dictionary_learning.evaluation.reports.wording import count, finite, names_of, shortened
 
 Dictionaries = Sequence[Mapping[str, Any]]
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.latents import SparseLatents, Support
-from dictionary_learning.ops.dispatch import answers_for, backend
+from dictionary_learning.ops.dispatch import backend, backend_status
 from dictionary_learning.ops.kernels import Selected
 from dictionary_learning.ops.pairs import totals
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 from dictionary_learning.ops.sparse import register_sparse_forms
 
 _DENSE_FROM = 1 / 128
@@ -61,14 +61,14 @@ class TritonKernels:
         from dictionary_learning.ops.triton.pairs import sums_of_short_stretches
 
         with _on_device_of(W):
-            return sums_of_short_stretches(full(values).flatten(), support.latents, support.offsets, W)
+            return sums_of_short_stretches(upcast(values).flatten(), support.latents, support.offsets, W)
 
     def sum_over_tokens(self, values: Tensor, support: Support, x: Tensor) -> Tensor:
         """Returns for each latent the sum over its pairs of value * x_n."""
         from dictionary_learning.ops.triton.pairs import sums_of_any_stretches
 
         segments = support.segments
-        sorted_values = full(values).flatten()[segments.order]
+        sorted_values = upcast(values).flatten()[segments.order]
         with _on_device_of(x):
             return sums_of_any_stretches(sorted_values, segments.tokens, segments.latents, segments.offsets, x)
 
@@ -94,7 +94,7 @@ def usable(device: torch.device) -> bool:
     return _INSTALLED and (device.type == "cuda" or interpreted)
 
 
-@answers_for("triton")
+@backend_status("triton")
 def answer(device: torch.device) -> tuple[bool, str]:
     """Tells what the kernels do on a device, or why they are not used."""
     if not _INSTALLED:

@@ -24,7 +24,7 @@ from dictionary_learning.hardware import bfloat16_is_fast
 from dictionary_learning.latents import Support
 from dictionary_learning.ops.joint import product_for
 from dictionary_learning.ops.kernels import Selected
-from dictionary_learning.ops.precision import full
+from dictionary_learning.ops.precision import upcast
 from dictionary_learning.ops.triton import candidates
 from dictionary_learning.ops.triton.candidates import NOTHING, Places
 from dictionary_learning.ops.triton.pairs import dots
@@ -49,10 +49,10 @@ _SURPLUS = 1.1
 
 def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Selected, Tensor]:
     """Returns the k largest of relu(x W^T + b) of each row, and of how many rows that is not certain."""
-    x, n_tokens, n_latents = full(x).contiguous(), len(x), len(W)
+    x, n_tokens, n_latents = upcast(x).contiguous(), len(x), len(W)
     group = _group_size(n_latents, k)
     if not n_tokens or group < _SMALLEST_GROUP:
-        values, indices = torch.addmm(full(b), x, full(W).T).topk(k, dim=-1, sorted=False)
+        values, indices = torch.addmm(upcast(b), x, upcast(W).T).topk(k, dim=-1, sorted=False)
         return Selected(values.relu_(), Support(indices, n_latents)), torch.zeros((), dtype=torch.long, device=x.device)
     scan = _Scan(x, W, b, group)
     n_places = triton.next_power_of_2(max(int(_MARGIN * k), k + _LEAST_MARGIN))
@@ -75,7 +75,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Selected, Tensor]:
     clear = torch.where(unknown | (found > n_places), -torch.inf, clear)
     n_again = max(1, n_tokens // _AGAIN)
     again = clear.topk(n_again, largest=False).indices
-    best = torch.addmm(full(b), x[again], full(W).T).topk(k, dim=-1, sorted=False)
+    best = torch.addmm(upcast(b), x[again], upcast(W).T).topk(k, dim=-1, sorted=False)
     values, indices = values.index_copy(0, again, best.values), indices.index_copy(0, again, best.indices)
     uncertain = ((clear < 0).sum() - n_again).clamp_min(0)
     return Selected(values.relu_(), Support(indices, n_latents)), uncertain
@@ -87,7 +87,7 @@ def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> tuple[Selected,
     The number of pairs is n_kept in any case; where fewer are positive, the rest have the value 0. A row that is not finite
     keeps only such. No pair comes twice. All pre-activations of the batch are held at once, in bfloat16 where that is fast.
     """
-    x, n_tokens, n_latents = full(x).contiguous(), len(x), len(W)
+    x, n_tokens, n_latents = upcast(x).contiguous(), len(x), len(W)
     nothing = torch.zeros((), dtype=torch.long, device=x.device)
     n_kept = min(n_kept, n_tokens * n_latents)
     if not n_kept:
@@ -135,10 +135,10 @@ class _Scan:
     """Pre-activations, their maxima, and what rounding may have done to them; as `ops.scan.Scan`, without looking."""
 
     def __init__(self, x: Tensor, W: Tensor, b: Tensor, group: int):
-        self.x, self.W, self.b, self.group = x, W.contiguous(), full(b), group
+        self.x, self.W, self.b, self.group = x, W.contiguous(), upcast(b), group
         self.is_coarse = bfloat16_is_fast(x.device.type)
         self._dtype = torch.bfloat16 if self.is_coarse else torch.float32
-        sample = full(W[:: max(1, len(W) // _SAMPLE)])
+        sample = upcast(W[:: max(1, len(W) // _SAMPLE)])
         spread = (x.square() @ sample.square().mean(0)).sqrt()
         self.rounding = _ROUNDING if self.is_coarse else 0.0
         # the bias is rounded too, and what is not found may be wrong by that, whatever was seen among what is
@@ -220,7 +220,7 @@ def _group_size(n_latents: int, k: int) -> int:
 
 def _whole_batch(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> Selected:
     """Returns the n_kept largest of all tokens by sorting: for so many kept that groups are too small to pay."""
-    pre = torch.addmm(full(b), x, full(W).T).relu_()
+    pre = torch.addmm(upcast(b), x, upcast(W).T).relu_()
     pre = torch.where(pre.isfinite().all(-1, keepdim=True), pre, 0.0).flatten()
     chosen = pre.topk(n_kept, sorted=False).indices.sort().values
     tokens = chosen // len(W)

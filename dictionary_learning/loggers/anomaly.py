@@ -14,7 +14,7 @@ _MEANINGS = {
 """Figures that count what should not happen, and what to do about it."""
 
 
-class Alarm:
+class AnomalyLogger:
     """Writes a warning through `logging` when a count of what should not happen has risen."""
 
     def __init__(self) -> None:

@@ -14,14 +14,14 @@ from dictionary_learning.dictionaries.base import DICTIONARIES, Reconstruction
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.initialization import CENTERS
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonlinearity
-from dictionary_learning.dictionaries.trainable import Part, Start, Trainable
+from dictionary_learning.dictionaries.trainable import CoderSlice, InitConfig, Trainable
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents, SparseLatents, Support, between, joined
+from dictionary_learning.latents import Latents, SparseLatents, Support, concat_latents, slice_latents
 
-B = TypeVar("B", bound="Blocks")
+B = TypeVar("B", bound="ParallelCoders")
 
 
-class Blocks(Trainable):
+class ParallelCoders(Trainable):
     """Coders of which each reads one block of the activations and writes a stretch of the output; what they write adds up.
 
     The latents of the coders stand one after another, each with as many; a nonlinearity chooses within a coder.
@@ -49,11 +49,11 @@ class Blocks(Trainable):
         self.reads, self.writes = tuple(reads), tuple(writes)
         self.b_dec = nn.Parameter(torch.zeros(output_dim)) if has_output_bias else None
 
-    def coders(self) -> Iterator[Part]:
+    def coders(self) -> Iterator[CoderSlice]:
         start = 0
         for coder, read, write in zip(self.parts, self.reads, self.writes, strict=True):
             assert isinstance(coder, Coder)
-            yield Part(coder, slice(start, start + coder.dict_size), read, write)
+            yield CoderSlice(coder, slice(start, start + coder.dict_size), read, write)
             start += coder.dict_size
 
     def with_parts(self: B, parts: Sequence[Coder]) -> B:
@@ -118,7 +118,7 @@ class Blocks(Trainable):
         return torch.cat([part.coder.decoder_norms() for part in self.coders()])
 
     @torch.no_grad()
-    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: Start) -> None:
+    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: InitConfig) -> None:
         if self.b_dec is not None:
             self.b_dec.copy_(CENTERS[start.center](y))
             y = y - self.b_dec
@@ -158,7 +158,7 @@ class Blocks(Trainable):
 
 
 @DICTIONARIES.register("CrossLayerTranscoder")
-class CrossLayerTranscoder(Blocks):
+class CrossLayerTranscoder(ParallelCoders):
     """Predicts the outputs of all layers' modules, each from the latents of its own layer and of those before it.
 
     latents^s = nonlinearity(W_enc^s x^s + b_enc^s)
@@ -226,7 +226,7 @@ class CrossLayerTranscoder(Blocks):
 
 
 @DICTIONARIES.register("HeadAutoencoders")
-class HeadAutoencoders(Blocks):
+class HeadAutoencoders(ParallelCoders):
     """An autoencoder for each attention head, on what the output projection is given.
 
     Args:
@@ -286,10 +286,10 @@ class _Block(Coder):
         }
 
 
-def _own(latents: Latents, part: Part) -> Latents:
+def _own(latents: Latents, part: CoderSlice) -> Latents:
     if isinstance(latents, Tensor):
         return latents[:, part.latents]
-    return between(latents, part.latents.start, part.latents.stop)
+    return slice_latents(latents, part.latents.start, part.latents.stop)
 
 
 def _joined(parts: list[Latents]) -> Latents:
@@ -297,7 +297,7 @@ def _joined(parts: list[Latents]) -> Latents:
     if len(dense) == len(parts):
         return torch.cat(dense, dim=1)
     # a pre-activation that was not chosen is unknown, and not zero: sparse parts cannot be made dense
-    return joined([_all_pairs(part) if isinstance(part, Tensor) else part for part in parts])
+    return concat_latents([_all_pairs(part) if isinstance(part, Tensor) else part for part in parts])
 
 
 def _all_pairs(latents: Tensor) -> SparseLatents:
