@@ -29,10 +29,10 @@ from dictionary_learning.dictionaries import (
     Normalized,
     SkipAutoencoder,
     SparseAutoencoder,
-    TemporalAutoencoder,
     Transcoder,
     fold_decoder_norm_,
 )
+from dictionary_learning.experimental.temporal import TemporalAutoencoder
 
 DIM, SIZE, K = 24, 96, 6
 TOP_K = {"name": "top_k", "k": K}

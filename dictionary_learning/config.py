@@ -1,13 +1,19 @@
-"""Frozen, strict settings, and registries that know near names.
+"""Frozen, strict configs, and registries that suggest near names.
 
-A config is a frozen dataclass whose fields are documented where they stand, by a string under each. The same
-class checks the values, reads and writes dictionaries of plain data, and gives the command line its options.
+A config is a frozen dataclass. A string under each field documents it. The same class checks the
+values, reads and writes plain data, and defines the options of the command line.
+
+A field made by `setting` has a range. A field made by `auto` may be left out: `resolve` computes its
+value from a rule that stands at the field, so that a resolved config has no empty fields.
 """
 
 import ast
 import dataclasses
 import functools
 import inspect
+import math
+import numbers
+import operator
 import textwrap
 import types
 import typing
@@ -21,25 +27,55 @@ T = TypeVar("T")
 Entry = TypeVar("Entry")
 
 
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "at_least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "at_most": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+
+
+def setting(default: T, **bounds: float) -> T:
+    """Returns a config field with a range: `at_least`, `above`, `at_most` or `below` a number."""
+    return cast(T, dataclasses.field(default=default, metadata={"bounds": bounds}))
+
+
+def auto(rule: Callable[[Any], Any], **bounds: float) -> Any:
+    """Returns a config field that may be left out, and is computed by `resolve` then.
+
+    Args:
+        rule: Computes the value. Its argument has the other fields and the facts of the run as
+            attributes. Fields that are empty themselves are computed first.
+        bounds: The range, as in `setting`.
+    """
+    return dataclasses.field(default=None, metadata={"rule": rule, "bounds": bounds})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """Base of every config: unknown names and wrong types are refused when it is built.
+    """Base of every config. Unknown names, wrong types and values out of range are refused.
 
     Raises:
-        ConfigError: a value has the wrong type; the message names the field, the value and the type.
+        ConfigError: A value cannot be used. The message names the field, the value and what is
+            needed.
     """
 
     def __post_init__(self) -> None:
-        for name, hint in field_types(type(self)).items():
+        hints = field_types(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and "rule" in field.metadata:
+                continue  # left to `resolve`
             try:
-                value = coerce(getattr(self, name), hint)
-            except TypeError as error:
-                where = f"{type(self).__qualname__}.{name}"
-                raise ConfigError(f"{where} is {getattr(self, name)!r}; it must be {error}.") from None
-            object.__setattr__(self, name, value)
+                value = coerce(value, hints[field.name])
+                _check_range(value, field.metadata.get("bounds", {}))
+            except (TypeError, ValueError) as error:
+                where = f"{type(self).__qualname__}.{field.name}"
+                raise ConfigError(f"{where} is {value!r}; it must be {error}.") from None
+            object.__setattr__(self, field.name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain data that JSON and TOML can hold; classes are given by name."""
+        """Returns the fields as plain data for JSON and TOML. Classes are written by name."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
@@ -47,18 +83,49 @@ class BaseConfig:
         """Builds the config from a mapping.
 
         Raises:
-            UnknownNameError: a key is no field of this config.
+            UnknownNameError: A key is not a field of this config.
         """
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
                 raise UnknownNameError(f"option of {cls.__qualname__}", key, known)
+        rules = {f.name for f in dataclasses.fields(cls) if "rule" in f.metadata}
         # JSON, TOML and the command line have lists where fields have tuples
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**{k: v for k, v in given.items() if not (v is None and k in rules)})
 
     def replace(self: C, **changes: Any) -> C:
-        """Returns a copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
+        """Returns a copy with some fields changed. The copy is checked again."""
+        return self.from_dict({f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | changes)
+
+
+class _Resolution:
+    """The fields of a config while empty ones are computed, and the facts they depend on."""
+
+    def __init__(self, config: BaseConfig, facts: Mapping[str, Any]):
+        self.asked = config
+        self._facts, self._values = facts, {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        self._rules = {f.name: f.metadata["rule"] for f in dataclasses.fields(config) if "rule" in f.metadata}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._facts:
+            return self._facts[name]
+        if name not in self._values:
+            raise AttributeError(name)
+        if self._values[name] is None and name in self._rules:
+            self._values[name] = self._rules[name](self)
+        return self._values[name]
+
+
+def resolve(config: C, **facts: Any) -> C:
+    """Returns the config with every empty field filled in by its rule.
+
+    Args:
+        config: What was asked for. Rules find it as `asked`.
+        facts: What else the rules depend on, by the name they use.
+    """
+    values = _Resolution(config, facts)
+    return config.replace(**{f.name: getattr(values, f.name) for f in dataclasses.fields(config)})
 
 
 class Registry(Generic[T]):
@@ -141,7 +208,8 @@ def field_docs(cls: type) -> dict[str, str]:
 def coerce(value: Any, hint: Any) -> Any:
     """Returns the value in the annotated type, or raises TypeError saying what is needed.
 
-    Only lossless changes are made: a whole float such as 3e4 to an int, an int to a float, a list to a tuple.
+    Only lossless changes are made: a whole float such as 3e4 to an int, an int to a float, a list to
+    a tuple, a number of numpy to one of Python.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, TypeVar):
@@ -157,9 +225,9 @@ def coerce(value: Any, hint: Any) -> Any:
         if value in arguments:
             return value
         raise TypeError("one of " + ", ".join(map(repr, arguments)))
-    if hint is int and isinstance(value, float) and value.is_integer():
+    if hint is int and _is_number(value) and math.isfinite(value) and int(value) == value:
         return int(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and _is_number(value):
         return float(value)
     if origin is tuple and isinstance(value, (list, tuple)):
         item = arguments[0] if arguments else Any
@@ -170,6 +238,21 @@ def coerce(value: Any, hint: Any) -> Any:
     if isinstance(expected, type) and not isinstance(value, expected):
         raise TypeError(type_name(hint))
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _check_range(value: Any, bounds: Mapping[str, float]) -> None:
+    """Raises ValueError for a number that is not finite or out of range, saying what is needed."""
+    if not _is_number(value):
+        return
+    if not math.isfinite(value):
+        raise ValueError("a finite number")
+    needed = " and ".join(f"{_BOUNDS[kind][1]} {bound:g}" for kind, bound in bounds.items())
+    if not all(_BOUNDS[kind][0](value, bound) for kind, bound in bounds.items()):
+        raise ValueError(needed)
 
 
 def type_name(hint: Any) -> str:
@@ -195,7 +278,7 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, type):
+    if isinstance(value, type) or inspect.isroutine(value):
         return value.__name__
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

@@ -1,9 +1,9 @@
-"""The one training loop."""
+"""The training loop."""
 
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from dictionary_learning.activations.stream import ActivationStream
 from dictionary_learning.config import BaseConfig, coerce
 from dictionary_learning.dictionaries import Dictionary, save_dictionary
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.hardware import default_device, keep_freed_memory
 from dictionary_learning.loggers import (
     AnomalyLogger,
@@ -24,12 +24,14 @@ from dictionary_learning.loggers import (
     WandbLogger,
 )
 from dictionary_learning.ops.joint import shared_product
+from dictionary_learning.run_setup import TrainingJob, site_names, training_jobs
 from dictionary_learning.sites import Site
-from dictionary_learning.trainees import Trainee, listed, trainees_of
+from dictionary_learning.trainers._batch import ModelLoss
 
 logger = logging.getLogger(__name__)
 
-_ADVANCE_EVERY = 10
+_PROGRESS_EVERY = 10
+"""Steps between two updates of the progress bar."""
 
 
 def trainSAE(
@@ -40,7 +42,7 @@ def trainSAE(
     wandb_entity: str = "",
     wandb_project: str = "",
     save_steps: Iterable[int] | None = None,
-    save_dir: str | os.PathLike | None = None,
+    save_dir: str | os.PathLike[str] | None = None,
     log_steps: int | None = None,
     activations_split_by_head: bool = False,
     transcoder: bool = False,
@@ -56,167 +58,210 @@ def trainSAE(
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
-    A config is a typed one (`TrainerTopK.Config(k=32)`) or a dictionary (`{"trainer": TrainerTopK, "k": 32}`, where the
-    trainer may also be named: "top_k"). Width, steps and device are filled in where they are missing. With
-    several sites in the data, a config that names no site is trained on each of them; with a wiring that predicts one site from
-    another on each module whose input and output are there, and with one that reads several sites on all together.
+    A config is typed (`TrainerTopK.Config(k=32)`) or a dictionary (`{"trainer": TrainerTopK, "k": 32}`,
+    where the trainer may also be named: "top_k"). Width, steps and device are filled in. With several
+    sites in the data, a config that names no site is trained on each of them; with a wiring that
+    predicts one site from another, on each module whose input and output are there; and with a wiring
+    that reads several sites, on all of them together.
 
     Args:
-        data: an `ActivationBuffer`, or any iterable of tensors (batch, activation_dim) or of mappings from sites to such.
-        trainer_configs: a config or several; they are not changed.
-        steps: batches to train on. Data that ends earlier ends the run, with a warning.
-        use_wandb: whether figures go to Weights & Biases, a run for each dictionary.
-        wandb_entity: the user or team there.
-        wandb_project: the project there.
-        save_steps: steps after which the dictionaries are saved too, under `checkpoints/step_N`.
-        save_dir: where dictionaries are saved, as `trainer_0`, `trainer_1`, ..., with the figures in `metrics.jsonl`.
-        log_steps: how often figures are logged; by default 100 times in the run. Logging changes no result.
-        activations_split_by_head: whether each attention head gets latents of its own (wiring heads): of data (batch, heads,
-            dim), or of a site whose width is that of all heads together, as the input of the attention's output projection.
-        transcoder: whether configs that name no wiring are transcoders, from inputs to outputs.
-        run_cfg: anything that should stand in the saved configs, under "run".
-        normalize_activations: how activations are normalized for configs that do not say: a name of `NORMALIZATIONS`, or True
-            for unit mean square. False leaves autoencoders as they are, and normalizes where sites of different scale meet. The
-            dictionaries returned and saved take activations as they come from the model.
-        verbose: whether figures are also written through `logging`.
-        device: where to train; the accelerator if there is one.
-        autocast_dtype: type of products under autocast; float32 for none.
-        backup_steps: how often `checkpoints/latest` is written.
-        loggers: further loggers.
-        progress: whether the console shows the run.
+        data: An `ActivationBuffer`, or any iterable of tensors (batch, activation_dim) or of mappings
+            from sites to such tensors.
+        trainer_configs: A config or several. They are not changed.
+        steps: Batches to train on. Data that ends earlier ends the run, with a warning.
+        use_wandb: Whether to log to Weights & Biases, with a run for each dictionary.
+        wandb_entity: The user or team there.
+        wandb_project: The project there.
+        save_steps: Steps after which the dictionaries are also saved, under `checkpoints/step_N`.
+        save_dir: Where to save the dictionaries, as `trainer_0`, `trainer_1`, ..., and `metrics.jsonl`.
+        log_steps: Steps between two logs; by default 100 logs per run. Logging changes no result.
+        activations_split_by_head: Whether each attention head gets latents of its own (wiring heads):
+            for data (batch, heads, dim), or a site as wide as all heads together.
+        transcoder: Whether configs that name no wiring are transcoders, from inputs to outputs.
+        run_cfg: What else to store in the saved configs, under "run".
+        normalize_activations: Normalization for configs that choose none: a name of `NORMALIZATIONS`,
+            or True for unit mean square. False leaves autoencoders as they are, and normalizes where
+            sites of different scale meet. Exported dictionaries take the model's activations.
+        verbose: Whether to log through `logging` too.
+        device: Where to train; the accelerator if there is one.
+        autocast_dtype: Type of products under autocast; float32 for no autocast.
+        backup_steps: Steps between two writes of `checkpoints/latest`.
+        loggers: Further loggers.
+        progress: Whether the console shows the run.
 
     Returns:
-        The trained dictionaries, in the order of the configs and, for each of them, of the sites.
+        The trained dictionaries, in the order of the configs and, for each, of the sites.
 
     Raises:
-        ConfigError: a config cannot be used, or its width or site is not that of the data.
-        DataError: the data holds no activations.
+        ConfigError: A config or an argument cannot be used, or does not fit the data.
+        DataError: The data holds no finite activations, or training diverged.
     """
-    steps = coerce(steps, int)
-    device = torch.device(device) if device is not None else default_device()
+    steps = _count("steps", steps)
+    log_every = max(1, steps // 100) if log_steps is None else _count("log_steps", log_steps)
+    backup_every = None if backup_steps is None else _count("backup_steps", backup_steps)
+    save_at = _save_steps(save_steps, steps)
+    device = _device(device)
+    if not isinstance(autocast_dtype, torch.dtype):
+        raise ConfigError(f"Got autocast_dtype={autocast_dtype!r}; give a dtype, such as torch.bfloat16.")
     if device.type == "cpu":
         keep_freed_memory()
     stream = ActivationStream(data, split_by_head=activations_split_by_head)
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
-    trainees = trainees_of(trainer_configs, stream, steps, device, normalize_activations, wiring)
-    sinks = [AnomalyLogger(), *loggers]
+    jobs = training_jobs(trainer_configs, stream, steps, device, normalize_activations, wiring)
+    sinks: list[MetricLogger] = [AnomalyLogger(), *loggers]
     if save_dir is not None:
         sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl"))
     if use_wandb:
-        sinks.append(WandbLogger({t.name: t.trainer.config for t in trainees}, wandb_project, wandb_entity))
+        sinks.append(WandbLogger({job.name: job.trainer.config for job in jobs}, wandb_project, wandb_entity))
     if verbose:
         sinks.append(_LogRecords())
-    console = ConsoleLogger(steps, [t.name for t in trainees]) if progress else None
+    console = ConsoleLogger(steps, [job.name for job in jobs]) if progress else None
     if console is not None:
         sinks.append(console)
-    save_at = frozenset(save_steps or ())
-    log_every = log_steps or max(1, steps // 100)
     n_tokens = 0
     with contextlib.closing(LoggerGroup(sinks)) as sink:
         for step in range(1, steps + 1):
             batch = next(stream, None)
             if batch is None:
                 logger.warning(
-                    "The data ended after %d of %d steps; the learning rate had not come down yet.", step - 1, steps
+                    "The data ended after %d of %d steps; the learning rate had not decayed.", step - 1, steps
                 )
                 break
-            n_tokens += _train_step(trainees, batch, device, autocast_dtype)
+            n_tokens += train_step(jobs, batch, device, autocast_dtype)
             if step % log_every == 0 or step == steps:
-                sink.log({t.name: _figures(t) for t in trainees}, step, n_tokens)
-            if console is not None and (step % _ADVANCE_EVERY == 0 or step == steps):
+                sink.log({job.name: _figures(job) for job in jobs}, step, n_tokens)
+            if console is not None and (step % _PROGRESS_EVERY == 0 or step == steps):
                 console.advance(step, n_tokens)
             if save_dir is not None and step in save_at:
-                _save(trainees, data, run_cfg, save_dir, f"checkpoints/step_{step}")
-            if save_dir is not None and backup_steps and step % backup_steps == 0:
-                _save(trainees, data, run_cfg, save_dir, "checkpoints/latest")
-    if save_dir is not None:
-        _save(trainees, data, run_cfg, save_dir)
-    return [trainee.export() for trainee in trainees]
+                _save(jobs, data, run_cfg, save_dir, f"checkpoints/step_{step}")
+            if save_dir is not None and backup_every and step % backup_every == 0:
+                _save(jobs, data, run_cfg, save_dir, "checkpoints/latest")
+        for job in jobs:
+            job.trainer.finish()
+        dictionaries = [job.export() for job in jobs]
+        # before the loggers close: their failures must not cost the weights
+        if save_dir is not None:
+            _save(jobs, data, run_cfg, save_dir)
+    _check_finite(jobs, dictionaries)
+    return dictionaries
 
 
-def _train_step(
-    trainees: Sequence[Trainee], batch: Mapping[Site, Tensor], device: torch.device, autocast_dtype: torch.dtype
+def train_step(
+    jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device, autocast_dtype: torch.dtype
 ) -> int:
     """Makes one step of every dictionary; returns the number of tokens."""
     normalized: dict[tuple[Site, int], Tensor] = {}
     stacked: dict[tuple[tuple[Site, int], ...], Tensor] = {}
 
-    def activations(trainee: Trainee, sites: tuple[Site, ...]) -> Tensor:
-        """Returns the sites' normalized activations, one after another; made once for all dictionaries."""
-        keys = tuple((site, id(trainee.normalizers[site])) for site in sites)
+    def activations(job: TrainingJob, sites: tuple[Site, ...]) -> Tensor:
+        """Returns the sites' normalized activations side by side; computed once for all dictionaries."""
+        keys = tuple((site, id(job.normalizers[site])) for site in sites)
         for site, key in zip(sites, keys, strict=True):
             if key not in normalized:
                 if site not in batch:
                     raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
-                normalized[key] = trainee.normalizers[site].apply(batch[site].to(device, torch.float32))
+                normalized[key] = job.normalizers[site].apply(batch[site].to(device, torch.float32))
         if keys not in stacked:
             parts = [normalized[key] for key in keys]
-            stacked[keys] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            stacked[keys] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
         return stacked[keys]
 
-    groups: dict[int, list[Trainee]] = {}
-    for trainee in trainees:
-        groups.setdefault(id(activations(trainee, trainee.sites.reads)), []).append(trainee)
+    groups: dict[int, list[TrainingJob]] = {}
+    for job in jobs:
+        groups.setdefault(id(activations(job, job.sites.reads)), []).append(job)
     for group in groups.values():
         x = activations(group[0], group[0].sites.reads)
-        with shared_product(x, [encoder for trainee in group for encoder in trainee.trainer.encoders()]):
-            for trainee in group:
-                y = None if trainee.sites.is_autoencoder else activations(trainee, trainee.sites.writes)
-                model_loss_fn = _downstream(trainee, batch)
-                lengths = _lengths(trainee, batch)
+        # dictionaries on the same activations share one product where that is faster
+        with shared_product(x, [encoder for job in group for encoder in job.trainer.encoders()]):
+            for job in group:
+                y = None if job.sites.is_autoencoder else activations(job, job.sites.writes)
+                model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-                    trainee.trainer.update(trainee.trainer.step, x, y, model_loss_fn, lengths)
+                    job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
     return len(next(iter(normalized.values())))
 
 
-def _downstream(trainee: Trainee, batch: Mapping[Site, Tensor]) -> Callable[[Tensor], Mapping[str, Tensor]] | None:
-    """Returns what tells the model's loss from reconstructions in the trainer's units, where the batch can tell."""
-    tell = getattr(batch, "model_loss_fn", None)
-    if tell is None:
+def _count(name: str, value: Any) -> int:
+    try:
+        count = coerce(value, int)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ConfigError(f"Got {name}={value!r}; give a whole number of steps, at least 1.")
+    return count
+
+
+def _save_steps(given: Any, steps: int) -> frozenset[int]:
+    if given is None:
+        return frozenset()
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise ConfigError(f"Got save_steps={given!r}; give a list of steps, such as [1000, 2000].")
+    chosen = frozenset(_count("save_steps", step) for step in given)
+    if chosen and max(chosen) > steps:
+        raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
+    return chosen
+
+
+def _device(given: torch.device | str | None) -> torch.device:
+    if given is None:
+        return default_device()
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"Got device={given!r}, which this machine does not have ({error}). Leave it out.") from error
+    return device
+
+
+def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:
+    """Returns the model's loss as a function of reconstructions in the trainer's units."""
+    raw_loss = getattr(batch, "model_loss_fn", None)
+    if raw_loss is None:
         return None
-    sites = trainee.sites.writes
+    sites = job.sites.writes
 
     def model_loss_fn(outputs: Tensor) -> Mapping[str, Tensor]:
         parts = outputs.split([batch[site].shape[1] for site in sites], dim=1)
         raw = {
-            site: trainee.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
+            site: job.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
             for site, part in zip(sites, parts, strict=True)
         }
-        return tell(raw)
+        return raw_loss(raw)
 
     return model_loss_fn
 
 
-def _lengths(trainee: Trainee, batch: Mapping[Site, Tensor]) -> Tensor | None:
-    """Returns how many rows of a batch each context has, where the batch is contexts."""
+def _lengths(job: TrainingJob, batch: Mapping[Site, Tensor]) -> Tensor | None:
+    """Returns the number of rows of each context (contexts,), where the batch is contexts."""
     lengths = getattr(batch, "lengths", None)
-    if lengths is None and trainee.trainer.dictionary.reads_contexts:
+    if lengths is None and job.trainer.dictionary.reads_contexts:
         raise ConfigError(
-            f"'{trainee.name}' reads contexts, and these data are tokens in no order. Train on a ContextStream: "
+            f"'{job.name}' reads contexts, and these data are tokens in no order. Train on a ContextStream: "
             "trainSAE(ContextStream(text, model, site, predict=False), ...)."
         )
     return lengths
 
 
-def _figures(trainee: Trainee) -> dict[str, float]:
-    figures = trainee.trainer.metrics()
+def _figures(job: TrainingJob) -> dict[str, float]:
+    figures = job.trainer.metrics()
     if not figures:
         return {}
     # one wait for the device for all figures of a dictionary
-    values = torch.stack([value.detach().float().to(trainee.trainer.device) for value in figures.values()]).tolist()
+    values = torch.stack([value.detach().float().to(job.trainer.device) for value in figures.values()]).tolist()
     return dict(zip(figures, values, strict=True))
 
 
-def _sections(trainee: Trainee, data: Any, run_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+def _sections(job: TrainingJob, data: Any, run_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what is saved beside the dictionary."""
     sections: dict[str, Any] = {
-        "name": trainee.name,
-        "site": listed(trainee.sites.reads),
-        "trainer": trainee.trainer.config,
-        "normalization": {str(site): normalizer.describe() for site, normalizer in trainee.normalizers.items()},
+        "name": job.name,
+        "site": site_names(job.sites.reads),
+        "trainer": job.trainer.config,
+        "normalization": {str(site): normalizer.describe() for site, normalizer in job.normalizers.items()},
+        "trained": {"step": job.trainer.step, "steps": job.trainer.steps},
     }
-    if not trainee.sites.is_autoencoder:
-        sections["target_site"] = listed(trainee.sites.writes)
+    if not job.sites.is_autoencoder:
+        sections["target_site"] = site_names(job.sites.writes)
     if run_cfg:
         sections["run"] = dict(run_cfg)
     if hasattr(data, "config"):
@@ -225,23 +270,34 @@ def _sections(trainee: Trainee, data: Any, run_cfg: Mapping[str, Any] | None) ->
 
 
 def _save(
-    trainees: Sequence[Trainee],
+    jobs: Sequence[TrainingJob],
     data: Any,
     run_cfg: Mapping[str, Any] | None,
-    save_dir: str | os.PathLike,
+    save_dir: str | os.PathLike[str],
     part: str = "",
 ) -> None:
-    for number, trainee in enumerate(trainees):
-        trained = {"step": trainee.trainer.step, "steps": trainee.trainer.steps}
-        save_dictionary(
-            trainee.export(),
-            Path(save_dir) / f"trainer_{number}" / part,
-            {**_sections(trainee, data, run_cfg), "trained": trained},
+    for number, job in enumerate(jobs):
+        dictionary = job.export()
+        if not _nonfinite_names(dictionary):  # a dictionary with NaN is never written
+            save_dictionary(dictionary, Path(save_dir) / f"trainer_{number}" / part, _sections(job, data, run_cfg))
+
+
+def _nonfinite_names(dictionary: Dictionary) -> list[str]:
+    return [name for name, tensor in dictionary.state_dict().items() if not bool(tensor.isfinite().all())]
+
+
+def _check_finite(jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary]) -> None:
+    bad = {job.name: names for job, d in zip(jobs, dictionaries, strict=True) if (names := _nonfinite_names(d))}
+    if bad:
+        listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in bad.items())
+        raise DataError(
+            f"Training gave weights that are not finite ({listed}), which are not saved. Check the activations, and "
+            "lower the learning rate."
         )
 
 
 class _LogRecords:
-    """Writes all figures through `logging`."""
+    """Logs all figures through `logging`."""
 
     def log(self, figures: Mapping[str, Mapping[str, float]], step: int, tokens: int) -> None:
         for name, values in figures.items():

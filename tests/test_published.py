@@ -9,7 +9,7 @@ import pytest
 
 from dictionary_learning.cli import train
 from dictionary_learning.cli.arguments import read_config, read_configs
-from dictionary_learning.trainers import TRAINERS, trainer_of
+from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def test_settings_are_understood(name):
     train.add_parser(parser.add_subparsers(), arguments)
     namespace = parser.parse_args(arguments)
     assert read_config(namespace, train.TrainArguments).n_tokens == 1000
-    trainer = trainer_of(RECIPES[namespace.recipe]()) if namespace.recipe else TRAINERS[namespace.trainer]
+    trainer = RECIPES[namespace.recipe]().trainer_class if namespace.recipe else TRAINERS[namespace.trainer]
     (config,) = read_configs(namespace, trainer.Config, train.FILLED_IN)
     assert config.dict_size in (4096, 16384, 32768, 131072)
     assert getattr(config, "lr", None) is None or config.lr < 1e-2

@@ -23,7 +23,8 @@ from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionari
 from dictionary_learning.interop.saved import Saved
 from dictionary_learning.loggers import MetricLogger, TensorBoardLogger
 from dictionary_learning.models import TracedModel
-from dictionary_learning.trainers import TRAINERS, SAETrainer, trainer_of
+from dictionary_learning.trainers import TRAINERS, SAETrainer
+from dictionary_learning.trainers._base import trainer_of
 from dictionary_learning.trainers.recipes import RECIPES
 from dictionary_learning.training import trainSAE
 

@@ -1,11 +1,9 @@
 """What is computed: a wiring, a nonlinearity, and the names people know for pairs of them."""
 
-from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries.calibration import calibrate
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.conversion import expand_or_convert
-from dictionary_learning.dictionaries.crosscoder import Crosscoder
 from dictionary_learning.dictionaries.folding import fold_decoder_norm_
 from dictionary_learning.dictionaries.initialization import geometric_median
 from dictionary_learning.dictionaries.named import (
@@ -20,16 +18,24 @@ from dictionary_learning.dictionaries.named import (
     JumpReluAutoEncoder,
     MatchingPursuitSAE,
     MatryoshkaBatchTopKSAE,
+    autoencoder_class,
 )
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.dictionaries.parallel_coders import CrossLayerTranscoder, HeadAutoencoders, ParallelCoders
 from dictionary_learning.dictionaries.pursuit import gradient_pursuit
 from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
-from dictionary_learning.dictionaries.skip_autoencoder import SkipAutoencoder
-from dictionary_learning.dictionaries.temporal import TemporalAutoencoder
 from dictionary_learning.dictionaries.trainable import InitConfig, Trainable
-from dictionary_learning.dictionaries.transcoder import Transcoder
-from dictionary_learning.dictionaries.wirings import WIRINGS, DictionaryShape, Wiring, same_parts, wiring_of
+from dictionary_learning.dictionaries.wirings import (
+    WIRINGS,
+    Crosscoder,
+    DictionaryShape,
+    SkipAutoencoder,
+    SparseAutoencoder,
+    Transcoder,
+    Wiring,
+    have_same_parts,
+    wiring_of,
+)
 
 __all__ = [
     "DICTIONARIES",
@@ -57,17 +63,17 @@ __all__ = [
     "Reconstruction",
     "SkipAutoencoder",
     "SparseAutoencoder",
-    "TemporalAutoencoder",
     "Trainable",
     "Transcoder",
     "Wiring",
+    "autoencoder_class",
     "calibrate",
     "expand_or_convert",
     "fold_decoder_norm_",
     "geometric_median",
     "gradient_pursuit",
+    "have_same_parts",
     "load_dictionary",
-    "same_parts",
     "save_dictionary",
     "wiring_of",
 ]

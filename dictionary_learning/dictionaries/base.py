@@ -95,6 +95,17 @@ class Dictionary(nn.Module, ABC):
     def options(self) -> dict[str, Any]:
         """Returns the arguments that build a dictionary of the same class and shape, as plain data."""
 
+    def expanded(self, dict_size: int, nonlinearity: Any, generator: torch.Generator | None) -> "Dictionary":
+        """Returns a trainable copy with more latents, or with another nonlinearity (`expand_or_convert`).
+
+        Raises:
+            ConfigError: This kind of dictionary cannot be trained further.
+        """
+        raise ConfigError(
+            f"A {type(self).__name__} cannot be trained further. Of one that normalizes tokens, give the dictionary "
+            "inside: its attribute `dictionary`."
+        )
+
     def check_sites(self, widths: Sequence[int], output_widths: Sequence[int]) -> None:
         """Checks that it fits the sites that it is to read and write.
 

@@ -1,7 +1,7 @@
 """An encoder, a nonlinearity and a decoder: what all wirings are made of."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import pack, unpack
@@ -33,28 +33,37 @@ class LinearView(NamedTuple):
 class Coder(Trainable):
     """One encoder and one decoder around a nonlinearity.
 
-    latents = nonlinearity(W_enc (x - b_dec) + b_enc)    without b_dec, unless `centered`
+    latents = nonlinearity(W_enc (x - b_dec) + b_enc)    without b_dec, unless it is subtracted
     x_hat = W_dec^T latents + b_dec [+ W_skip x]
 
-    The decoder's rows begin with unit norm and random directions; the encoder begins as the decoder's transpose where both
-    have the same width.
+    Initial decoder rows have unit norm and random directions. The initial encoder is the decoder's
+    transpose where both have the same width.
 
     Args:
-        activation_dim: width of the activations that it reads.
-        dict_size: number of latents.
-        nonlinearity: the nonlinearity, or its name and options as `{"name": "top_k", "k": 32}`.
-        output_dim: width of what it reconstructs.
-        centered: whether b_dec is subtracted from what it reads (`apply_b_dec_to_input`); needs equal widths.
-        skip: whether the output has an affine part W_skip x, which begins at zero.
-        rank_by_norm: where a set number is kept, latents are ranked, and compared with the threshold, by their value times the
-            norm of what they write.
-        blocks: widths of the sites that it writes, whose norms are added up; by default one.
-        has_output_bias: whether there is a b_dec.
-        generator: draws the initial directions; the global one if there is none.
+        activation_dim: Width of the inputs.
+        dict_size: Number of latents.
+        nonlinearity: The nonlinearity, or its name and options as `{"name": "top_k", "k": 32}`.
+        output_dim: Width of the outputs; by default `activation_dim`.
+        apply_b_dec_to_input: Whether b_dec is subtracted before encoding; needs equal widths.
+        skip: Whether the output has an affine part W_skip x, initially zero.
+        rank_by_norm: Whether latents are ranked, and compared with the threshold, by value times
+            decoder norm, where a set number is kept.
+        site_dims: Widths of the sites that are written, whose norms are added; by default one site.
+        has_output_bias: Whether there is a b_dec.
+        generator: Draws the initial directions; None for the global generator.
 
     Raises:
-        ConfigError: the arguments do not go together, or the nonlinearity would keep more latents than there are.
+        ConfigError: The arguments contradict each other, or more latents would be kept than exist.
     """
+
+    option_names: ClassVar[tuple[str, ...]] = ()
+    """Arguments beyond the sizes and the nonlinearity that are saved."""
+    subtracts_b_dec: ClassVar[bool] = True
+    """Default of `apply_b_dec_to_input`."""
+    has_skip: ClassVar[bool] = False
+    """Default of `skip`."""
+    ranks_by_norm: ClassVar[bool] = False
+    """Default of `rank_by_norm`."""
 
     W_enc: nn.Parameter
     b_enc: nn.Parameter | None
@@ -68,10 +77,10 @@ class Coder(Trainable):
         nonlinearity: Nonlinearity | dict[str, Any],
         *,
         output_dim: int | None = None,
-        centered: bool = True,
-        skip: bool = False,
-        rank_by_norm: bool = False,
-        blocks: Sequence[int] | None = None,
+        apply_b_dec_to_input: bool | None = None,
+        skip: bool | None = None,
+        rank_by_norm: bool | None = None,
+        site_dims: Sequence[int] | None = None,
         has_output_bias: bool = True,
         generator: torch.Generator | None = None,
     ):
@@ -79,9 +88,11 @@ class Coder(Trainable):
         if isinstance(nonlinearity, dict):
             options = dict(nonlinearity)
             nonlinearity = NONLINEARITIES[options.pop("name", "")](**options)
-        name = type(nonlinearity).__name__
         self.is_tied = nonlinearity.is_tied
-        if (centered or self.is_tied) and self.output_dim != activation_dim:
+        self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
+        self.rank_by_norm = self.ranks_by_norm if rank_by_norm is None else rank_by_norm
+        if (self.apply_b_dec_to_input or self.is_tied) and self.output_dim != activation_dim:
+            name = type(nonlinearity).__name__
             raise ConfigError(
                 f"{type(self).__name__} reads width {activation_dim} and writes width {self.output_dim}; "
                 f"{f'{name} has one matrix for both' if self.is_tied else 'b_dec can only be subtracted from inputs'} "
@@ -89,8 +100,7 @@ class Coder(Trainable):
             )
         nonlinearity.setup(dict_size)
         self.nonlinearity = nonlinearity
-        self.centered, self.rank_by_norm = centered, rank_by_norm
-        self.blocks = tuple(blocks) if blocks is not None else (self.output_dim,)
+        self.site_dims = tuple(site_dims) if site_dims is not None else (self.output_dim,)
         self.W_dec = nn.Parameter(unit_rows(dict_size, self.output_dim, generator))
         if not self.is_tied:
             same = activation_dim == self.output_dim
@@ -98,7 +108,8 @@ class Coder(Trainable):
             self.W_enc = nn.Parameter(start)
         self.b_enc = None if nonlinearity.has_bias else nn.Parameter(torch.zeros(dict_size))
         self.b_dec = nn.Parameter(torch.zeros(self.output_dim)) if has_output_bias else None
-        self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if skip else None
+        has_skip = self.has_skip if skip is None else skip
+        self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if has_skip else None
 
     def __getattr__(self, name: str) -> Any:
         if name == "W_enc" and self.is_tied:
@@ -108,19 +119,18 @@ class Coder(Trainable):
     def pre_activations(
         self, x: Float[Tensor, "*batch activation_dim"], latents: Int[Tensor, "n"] | None = None
     ) -> Float[Tensor, "*batch latents"]:
-        """Returns what the nonlinearity is given: of all latents, or of some."""
-        x = self._checked(x).to(self.dtype)
-        center = self._center()
+        """Returns the inputs of the nonlinearity, of all latents or of some, in float32 at least."""
+        x, center = self._checked(x), self._center()
         W, b = self.W_enc, self.b_enc
         if latents is not None:
             W, b = W[latents], None if b is None else b[latents]
-        return nn.functional.linear(x if center is None else x - center, W, b)
+        centered = x if center is None else x - center.to(x.dtype)
+        return nn.functional.linear(centered, W.to(x.dtype), None if b is None else b.to(x.dtype))
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.of_each_token:
             flat, lead = pack([x], "* dim")
-            latents, _ = self.encode_latents(flat)
-            (dense,) = unpack(to_dense(latents), lead, "* dict_size")
+            (dense,) = unpack(to_dense(self.encode_sparse(flat)), lead, "* dict_size")
             return dense
         pre = self.pre_activations(x)
         if self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection):
@@ -134,14 +144,14 @@ class Coder(Trainable):
         latents = self.encode(x)
         return self.decode(latents, x), latents
 
-    def encode_latents(
-        self, x: Float[Tensor, "batch activation_dim"], k: int | None = None
-    ) -> tuple[Latents, Latents | None]:
-        x, nonlinearity, center = self._checked(x), self.nonlinearity, self._center()
+    def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
+        nonlinearity = self.nonlinearity
         if isinstance(nonlinearity, SparseSelection):
-            return self._select(nonlinearity, x, center, k), None
+            return self.encode_sparse(x), None
         assert isinstance(nonlinearity, Elementwise)
-        pre = ops.encode_where(x, self.W_enc, self._bias(), nonlinearity.support_mask, center=center)
+        pre = ops.encode_where(
+            self._checked(x), self.W_enc, self._bias(), nonlinearity.support_mask, center=self._center()
+        )
         return self.pointwise("activate", pre), pre
 
     def pointwise(self, method: str, pre: Latents) -> Latents:
@@ -149,40 +159,40 @@ class Coder(Trainable):
         return apply(pre) if isinstance(pre, Tensor) else replace_values(pre, apply(pre.values, pre.indices))
 
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
-        """Returns the kept latents only, in float32 at least.
-
-        Args:
-            x: the activations.
-            k: how many a token keeps instead of the nonlinearity's own number, as while k is annealed.
-
-        Raises:
-            ConfigError: the nonlinearity keeps no set number of latents.
-        """
-        if not isinstance(self.nonlinearity, SparseSelection):
-            name = type(self.nonlinearity).__name__
-            raise ConfigError(f"{name} does not keep a fixed number of latents; use encode.")
-        return self._select(self.nonlinearity, self._checked(x), self._center(), k)
+        nonlinearity = self.nonlinearity
+        if not isinstance(nonlinearity, SparseSelection):
+            raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
+        x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)
+        encoder = Encoder(self.W_enc, self._bias(), self._center())
+        # a tied matrix has rows of unit norm, whatever their norms at each site add up to
+        if not self.rank_by_norm or self.is_tied:
+            return nonlinearity.encode_sparse(x, encoder, n)
+        norms = self.ranking_norms()
+        ranked = Encoder(upcast(encoder.W) * norms.unsqueeze(1), upcast(encoder.b) * norms, encoder.center)
+        kept = nonlinearity.encode_sparse(x, ranked, n)
+        return SparseLatents(kept.values / gather_per_latent(norms, kept), kept.support)
 
     def decode(
         self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
     ) -> Float[Tensor, "*batch output_dim"]:
-        """Returns the activations that dense latents stand for.
+        """Returns the reconstruction from dense latents, in float32 at least.
 
         Args:
-            latents: the latents.
-            x: the activations that they are of; needed where the output has a part W_skip x.
+            latents: The latents.
+            x: The activations that they encode; needed where the output has a part W_skip x.
 
         Raises:
             ConfigError: x is needed and was not given.
         """
-        out = latents.to(self.W_dec.dtype) @ self.W_dec
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        out = latents.to(dtype) @ self.W_dec.to(dtype)
         if self.b_dec is not None:
             out = out + self.b_dec
         if self.W_skip is None:
             return out
         if x is None:
             raise ConfigError("The output has a part W_skip x; give x too: decode(latents, x).")
-        return out + nn.functional.linear(x.to(out.dtype), self.W_skip)
+        return out + nn.functional.linear(x.to(dtype), self.W_skip.to(dtype))
 
     def decode_latents(
         self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
@@ -207,12 +217,6 @@ class Coder(Trainable):
                 out = out + nn.functional.linear(upcast(x), upcast(W_skip))
         return out
 
-    def decode_sparse(self, latents: SparseLatents) -> Float[Tensor, "batch output_dim"]:
-        """Returns what sparse latents stand for, in float32 at least, where the output has no part W_skip x."""
-        assert self.W_skip is None
-        out = ops.sparse_decode(latents, self.W_dec)
-        return out if self.b_dec is None else out + self.b_dec
-
     def decode_among(
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
@@ -228,7 +232,7 @@ class Coder(Trainable):
         return ops.sparse_decode(latents, W_dec)
 
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:
-        norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.blocks, dim=1)]
+        norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.site_dims, dim=1)]
         return norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
 
     def ranking_norms(self) -> Float[Tensor, "dict_size"]:
@@ -237,17 +241,19 @@ class Coder(Trainable):
         return norms.clamp_min(_LEAST_NORM)
 
     @torch.no_grad()
-    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: InitConfig) -> None:
+    def initialize_from_data(
+        self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], init: InitConfig
+    ) -> None:
         if self.b_dec is not None:
-            self.b_dec.copy_(CENTERS[start.center](y))
+            self.b_dec.copy_(CENTERS[init.center](y))
         if self._center() is None and not self.is_tied:
             # the same as subtracting a center from the input, at first
-            offset = -(upcast(self.W_enc) @ CENTERS[start.center](x))
+            offset = -(upcast(self.W_enc) @ CENTERS[init.center](x))
             for bias in self._encoder_biases():
                 bias.copy_(offset)
-        if start.fit_decoder and not self.is_tied:
-            self.W_dec.copy_(fitted_decoder(self, x, y, start.generator))
-        elif start.scale_encoder and not self.is_tied:
+        if init.fit_decoder and not self.is_tied:
+            self.W_dec.copy_(fitted_decoder(self, x, y, init.generator))
+        elif init.scale_encoder and not self.is_tied:
             scale = best_scale(self, x, y)
             self.W_enc.mul_(scale)
             for bias in self._encoder_biases():
@@ -271,8 +277,12 @@ class Coder(Trainable):
     @torch.no_grad()
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         outputs = inputs if outputs is None else outputs
-        if outputs != inputs and (self.centered or self.is_tied):
-            what = "An autoencoder" if self.centered else f"A dictionary with {type(self.nonlinearity).__name__}"
+        if outputs != inputs and (self.apply_b_dec_to_input or self.is_tied):
+            what = (
+                "An autoencoder"
+                if self.apply_b_dec_to_input
+                else f"A dictionary with {type(self.nonlinearity).__name__}"
+            )
             raise ConfigError(f"{what} has one scale; got inputs={inputs} and outputs={outputs}.")
         # nonlinearities commute with positive factors: latents carry the inputs' scale, and directions only the quotient
         if self.b_enc is not None:
@@ -287,6 +297,11 @@ class Coder(Trainable):
                 self.W_skip.mul_(outputs / inputs)
 
     @property
+    def centered(self) -> bool:
+        """The same as `apply_b_dec_to_input`."""
+        return self.apply_b_dec_to_input
+
+    @property
     def encoder(self) -> LinearView:
         """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`, as in `torch.nn.Linear`."""
         return LinearView(self.W_enc, self.b_enc)
@@ -296,22 +311,29 @@ class Coder(Trainable):
         """`decoder.weight` (output_dim, dict_size) and `decoder.bias`, as in `torch.nn.Linear`."""
         return LinearView(self.W_dec.T, self.b_dec)
 
+    def options(self) -> dict[str, Any]:
+        values = {
+            "output_dim": self.output_dim,
+            "apply_b_dec_to_input": self.apply_b_dec_to_input,
+            "skip": self.W_skip is not None,
+            "rank_by_norm": self.rank_by_norm,
+            "has_output_bias": self.b_dec is not None,
+        }
+        sizes = {"activation_dim": self.activation_dim, "dict_size": self.dict_size}
+        further = {name: values[name] for name in self.option_names}
+        return {**sizes, "nonlinearity": self.nonlinearity_options(), **further}
+
+    @classmethod
+    def sizes_for(cls, shape: Any) -> dict[str, Any]:
+        """Returns the arguments for the sites of a `DictionaryShape`."""
+        return {"activation_dim": sum(shape.inputs)}
+
     def nonlinearity_options(self) -> dict[str, Any]:
         """Returns the nonlinearity as plain data."""
         return {"name": NONLINEARITIES.name_of(type(self.nonlinearity)), **self.nonlinearity.options()}
 
-    def _select(self, nonlinearity: SparseSelection, x: Tensor, center: Tensor | None, k: int | None) -> SparseLatents:
-        encoder, n = Encoder(self.W_enc, self._bias(), center), min(k or nonlinearity.k, self.dict_size)
-        # rows of one matrix for both are directions of unit norm, whatever their norms at each site add up to
-        if not self.rank_by_norm or self.is_tied:
-            return nonlinearity.encode_sparse(x, encoder, n)
-        norms = self.ranking_norms()
-        ranked = Encoder(upcast(encoder.W) * norms.unsqueeze(1), upcast(encoder.b) * norms, center)
-        kept = nonlinearity.encode_sparse(x, ranked, n)
-        return SparseLatents(kept.values / gather_per_latent(norms, kept), kept.support)
-
     def _center(self) -> Tensor | None:
-        return self.b_dec if self.centered else None
+        return self.b_dec if self.apply_b_dec_to_input else None
 
     def _encoder_biases(self) -> list[Tensor]:
         """Returns what is added to W_enc x, wherever it is."""

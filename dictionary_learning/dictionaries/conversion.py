@@ -5,10 +5,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import Dictionary
 from dictionary_learning.dictionaries.coder import Coder
-from dictionary_learning.dictionaries.named import AUTOENCODERS, MatryoshkaBatchTopKSAE
+from dictionary_learning.dictionaries.named import MatryoshkaBatchTopKSAE, autoencoder_class
 from dictionary_learning.dictionaries.nonlinearities import (
     NONLINEARITIES,
     Gated,
@@ -17,12 +16,9 @@ from dictionary_learning.dictionaries.nonlinearities import (
     Nonlinearity,
     ReLU,
     ThresholdedTopK,
-    TopK,
 )
 from dictionary_learning.dictionaries.parallel_coders import ParallelCoders
-from dictionary_learning.dictionaries.temporal import TemporalAutoencoder
-from dictionary_learning.dictionaries.temporal_widening import widened
-from dictionary_learning.dictionaries.transcoder import Transcoder
+from dictionary_learning.dictionaries.wirings import SparseAutoencoder, Transcoder
 from dictionary_learning.errors import ConfigError
 
 
@@ -55,8 +51,7 @@ def expand_or_convert(
     Another nonlinearity keeps the directions, and, where both have thresholds, what fires: JumpReLU takes its thresholds from
     Gated exactly, or from the threshold that TopK and BatchTopK learnt. Without one, `calibrate` finds thresholds on data.
 
-    A cross-layer transcoder or a set of heads grows in each of its coders alike. In a temporal dictionary attention reads nothing from
-    new latents at first, and what it predicts of the others stays; its nonlinearity is top_k or relu.
+    A cross-layer transcoder or a set of heads grows equally in each of its coders.
 
     Args:
         dictionary: a trained one; it is not changed.
@@ -68,21 +63,18 @@ def expand_or_convert(
         ConfigError: expansion is below 1, a threshold is needed and none is known, or groups would change with the number of latents.
     """
     if not expansion >= 1:
-        raise ConfigError(f"expand_or_convert got expansion={expansion}; latents are only added, so it must be at least 1.")
+        raise ConfigError(
+            f"expand_or_convert got expansion={expansion}; latents are only added, so it must be at least 1."
+        )
     if isinstance(dictionary, Coder):
         made: Dictionary = _coder(dictionary, expansion, nonlinearity, generator)
     elif isinstance(dictionary, ParallelCoders):
         made = dictionary.with_parts(
             [_coder(part.coder, expansion, nonlinearity, generator) for part in dictionary.coders()]
         )
-    elif isinstance(dictionary, TemporalAutoencoder):
-        k = dictionary.k if nonlinearity is None else _k_of(nonlinearity)
-        made = widened(dictionary, round(dictionary.dict_size * expansion), k, generator)
     else:
-        raise ConfigError(
-            f"expand_or_convert takes a dictionary that is trained; got {type(dictionary).__name__}. Of one that normalizes tokens, give the one "
-            "inside: its attribute `dictionary`."
-        )
+        built = None if nonlinearity is None else _built(nonlinearity)
+        made = dictionary.expanded(round(dictionary.dict_size * expansion), built, generator)
     return made.requires_grad_(True)  # pyright: ignore[reportReturnType]
 
 
@@ -129,12 +121,12 @@ def rebuild_like(
         changed = {"dict_size": dict_size, "nonlinearity": of_nonlinearity, "rank_by_norm": rank_by_norm}
         return type(dictionary)(**{**options, **changed}, generator=generator)
     wiring = {
-        "apply_b_dec_to_input": dictionary.centered,
+        "apply_b_dec_to_input": dictionary.apply_b_dec_to_input,
         "rank_by_norm": rank_by_norm,
         "generator": generator,
     }
     is_same = type(nonlinearity) is type(dictionary.nonlinearity)
-    name = type(dictionary) if is_same else AUTOENCODERS.get(type(nonlinearity), SparseAutoencoder)
+    name = type(dictionary) if is_same else autoencoder_class(type(nonlinearity))
     if name is SparseAutoencoder:
         return SparseAutoencoder(dictionary.activation_dim, dict_size, nonlinearity, **wiring)
     own = nonlinearity.options()
@@ -142,16 +134,6 @@ def rebuild_like(
         *inner, outer = dictionary.group_sizes
         own["group_sizes"] = [*inner, outer + dict_size - dictionary.dict_size]
     return name(dictionary.activation_dim, dict_size, **own, **wiring)
-
-
-def _k_of(nonlinearity: Nonlinearity | dict[str, Any]) -> int | None:
-    """Returns the k that a temporal dictionary has with a nonlinearity."""
-    built = _built(nonlinearity)
-    if type(built) is TopK:
-        return built.k
-    if type(built) is ReLU:
-        return None
-    raise ConfigError(f"A temporal dictionary has top_k or relu; it cannot have {type(built).__name__}.")
 
 
 def _built(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:
@@ -233,7 +215,13 @@ def _set_encoding_(made: Coder, encoding: Encoding, dictionary: Coder) -> None:
 def _shift_new_biases_(made: Coder, dictionary: Coder) -> None:
     """Sets the biases of new latents where b_dec is not subtracted from the input: the median is that of biases with it subtracted."""
     n_old = dictionary.dict_size
-    if made.centered or made.is_tied or made.b_dec is None or made.dict_size == n_old or isinstance(made, Transcoder):
+    if (
+        made.apply_b_dec_to_input
+        or made.is_tied
+        or made.b_dec is None
+        or made.dict_size == n_old
+        or isinstance(made, Transcoder)
+    ):
         return  # what a transcoder reads has a center that it does not know
     along = made.W_enc @ made.b_dec
     for bias in (made.b_enc, *(getattr(made.nonlinearity, name, None) for name in ("gate_bias", "mag_bias"))):

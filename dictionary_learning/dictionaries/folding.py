@@ -30,6 +30,16 @@ def fold_decoder_norm_(dictionary: Trainable) -> None:
         _fold_(coder, factor)
 
 
+def can_fold_decoder_norm(dictionary: Trainable) -> bool:
+    """Returns whether `fold_decoder_norm_` would succeed."""
+    try:
+        for part in dictionary.coders():
+            _factors(part.coder)
+    except ConfigError:
+        return False
+    return True
+
+
 def _factors(coder: Coder) -> Tensor | None:
     """Returns what each latent is multiplied by; None where nothing is to be done."""
     norms = coder.decoder_norms()

@@ -1,14 +1,17 @@
-"""Autoencoders by the names that people know: each is a nonlinearity, and the arguments and extras of its name."""
+"""Autoencoders by the names that people know: each is a nonlinearity, and the extras of its name.
+
+`encode` returns the latents. The flags that change what it returns in dictionary-learning
+(`return_topk`, `return_active`, `return_gate`, `output_pre_jump`, `use_threshold`) are implemented in
+`compat.encode_flags`.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from einops import pack, unpack
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning.dictionaries.autoencoder import SparseAutoencoder
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries.nonlinearities import (
     AbsTopK,
@@ -23,24 +26,41 @@ from dictionary_learning.dictionaries.nonlinearities import (
     ThresholdedTopK,
     TopK,
 )
+from dictionary_learning.dictionaries.wirings import SparseAutoencoder
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import to_dense
 
 
 class _Named(SparseAutoencoder):
-    """An autoencoder whose class says which nonlinearity it has."""
+    """An autoencoder whose class determines its nonlinearity."""
+
+    nonlinearity_class: ClassVar[type[Nonlinearity]]
 
     def options(self) -> dict[str, Any]:
         own = {"activation_dim": self.activation_dim, "dict_size": self.dict_size, **self.nonlinearity.options()}
-        return {**own, **({"rank_by_norm": True} if self.rank_by_norm else {}), **self._centering()}
+        if self.rank_by_norm != self.ranks_by_norm:
+            own["rank_by_norm"] = self.rank_by_norm
+        if self.apply_b_dec_to_input != self.subtracts_b_dec:
+            own["apply_b_dec_to_input"] = self.apply_b_dec_to_input
+        return own
 
-    def _centering(self) -> dict[str, Any]:
-        return {} if self.centered else {"apply_b_dec_to_input": False}
+    def encode(self, x: Float[Tensor, "*batch activation_dim"], *older: bool, **flags: bool) -> Any:
+        """Returns the latents, dense. `older` and `flags` are those of dictionary-learning."""
+        if not older and not flags:
+            return self.encode_dense(x)
+        from dictionary_learning.compat.encode_flags import encode_with_flags
+
+        return encode_with_flags(self, x, older, flags)
+
+    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents, dense."""
+        return super().encode(x)
 
 
 @DICTIONARIES.register("AutoEncoder")
 class AutoEncoder(_Named):
-    """An autoencoder with a rectifier (Bricken et al. 2023, Towards Monosemanticity)."""
+    """An autoencoder with ReLU (Bricken et al. 2023, Towards Monosemanticity)."""
+
+    nonlinearity_class = ReLU
 
     def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
         super().__init__(activation_dim, dict_size, ReLU(), **wiring)
@@ -48,20 +68,23 @@ class AutoEncoder(_Named):
 
 @DICTIONARIES.register("AutoEncoderNew")
 class AutoEncoderNew(_Named):
-    """An autoencoder with a rectifier, no bias before the encoder, and decoder rows of any norm (Anthropic, April 2024 update)."""
+    """An autoencoder with ReLU that does not subtract b_dec, with decoder rows of any norm.
 
-    def __init__(self, activation_dim: int, dict_size: int, *, apply_b_dec_to_input: bool = False, **wiring: Any):
-        super().__init__(activation_dim, dict_size, ReLU(), apply_b_dec_to_input=apply_b_dec_to_input, **wiring)
+    Conerly et al. 2024, Anthropic's April update.
+    """
+
+    nonlinearity_class = ReLU
+    subtracts_b_dec: ClassVar[bool] = False
+
+    def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
+        super().__init__(activation_dim, dict_size, ReLU(), **wiring)
 
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
-        """Returns x_hat, or (x_hat, latents times the norms of the rows that they write) with `output_features`."""
+        """Returns x_hat, or (x_hat, latents times decoder norms) with `output_features`."""
         if not output_features:
             return super().forward(x)
-        latents = self.encode(x)
+        latents = self.encode_dense(x)
         return self.decode(latents), latents * self.decoder_norms()
-
-    def _centering(self) -> dict[str, Any]:
-        return {"apply_b_dec_to_input": True} if self.centered else {}
 
 
 @DICTIONARIES.register("GatedAutoEncoder")
@@ -69,32 +92,31 @@ class GatedAutoEncoder(_Named):
     """An autoencoder with gates (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014)."""
 
     nonlinearity: Gated
+    nonlinearity_class = Gated
 
     def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
         super().__init__(activation_dim, dict_size, Gated(), **wiring)
 
-    def encode(self, x: Float[Tensor, "*batch activation_dim"], return_gate: bool = False) -> Any:
-        """Returns the latents, dense; with `return_gate` also relu of the gates' pre-activations."""
-        latents = super().encode(x)
-        return (latents, self.nonlinearity.gate(self.pre_activations(x))) if return_gate else latents
-
 
 @DICTIONARIES.register("JumpReluAutoEncoder")
 class JumpReluAutoEncoder(_Named):
-    """An autoencoder with a threshold for each latent (Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435).
+    """An autoencoder with a threshold for each latent.
+
+    Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
 
     Args:
-        activation_dim: width of the activations.
-        dict_size: number of latents.
-        initial_threshold: see `JumpReLU`.
-        bandwidth: see `JumpReLU`.
-        kernel: see `JumpReLU`.
-        gradient_to_input: see `JumpReLU`.
-        apply_b_dec_to_input: whether b_dec is subtracted before encoding.
-        wiring: further arguments of `SparseAutoencoder`.
+        activation_dim: Width of the activations.
+        dict_size: Number of latents.
+        initial_threshold: See `JumpReLU`.
+        bandwidth: See `JumpReLU`.
+        kernel: See `JumpReLU`.
+        gradient_to_input: See `JumpReLU`.
+        wiring: Further arguments of `SparseAutoencoder`.
     """
 
     nonlinearity: JumpReLU
+    nonlinearity_class = JumpReLU
+    subtracts_b_dec: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -104,46 +126,44 @@ class JumpReluAutoEncoder(_Named):
         bandwidth: float = 0.001,
         kernel: Any = "rectangle",
         gradient_to_input: bool = False,
-        *,
-        apply_b_dec_to_input: bool = False,
         **wiring: Any,
     ):
         nonlinearity = JumpReLU(initial_threshold, bandwidth, kernel, gradient_to_input)
-        super().__init__(activation_dim, dict_size, nonlinearity, apply_b_dec_to_input=apply_b_dec_to_input, **wiring)
+        super().__init__(activation_dim, dict_size, nonlinearity, **wiring)
 
     @property
     def threshold(self) -> nn.Parameter:
         """The threshold of each latent."""
         return self.nonlinearity.threshold
 
-    def encode(self, x: Float[Tensor, "*batch activation_dim"], output_pre_jump: bool = False) -> Any:
-        """Returns the latents, dense; with `output_pre_jump` also relu of the pre-activations."""
-        latents = super().encode(x)
-        return (latents, self.pre_activations(x).relu()) if output_pre_jump else latents
-
-    def _centering(self) -> dict[str, Any]:
-        return {"apply_b_dec_to_input": True} if self.centered else {}
-
 
 class _KeepsK(_Named):
     nonlinearity: SparseSelection
 
+    def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
+        nonlinearity: Any = self.nonlinearity_class
+        super().__init__(activation_dim, dict_size, nonlinearity(k), **wiring)
+
     @property
     def k(self) -> int:
-        """How many latents of a token may be non-zero; with a batch's together, on average."""
+        """Latents per token that may be non-zero; with BatchTopK, on average."""
         return self.nonlinearity.k
 
 
 class _HasThreshold(_KeepsK):
-    nonlinearity: ThresholdedTopK  # pyright: ignore[reportIncompatibleVariableOverride]
+    nonlinearity: ThresholdedTopK
 
     @property
     def threshold(self) -> Tensor:
-        """The threshold learnt for inference; -1 if there is none."""
+        """The threshold estimated for inference; -1 if there is none."""
         return self.nonlinearity.threshold
 
     def by_threshold(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents that exceed the learnt threshold."""
+        """Returns the latents above the estimated threshold, each on its own.
+
+        Raises:
+            ConfigError: There is no threshold.
+        """
         pre = self.pre_activations(x)
         if not self.rank_by_norm:
             return self.nonlinearity.above_threshold(pre)
@@ -153,110 +173,68 @@ class _HasThreshold(_KeepsK):
 
 @DICTIONARIES.register("AutoEncoderTopK")
 class AutoEncoderTopK(_HasThreshold):
-    """An autoencoder that keeps the k largest latents of each token (Gao et al. 2024, https://arxiv.org/abs/2406.04093)."""
+    """An autoencoder that keeps the k largest latents of each token.
 
-    nonlinearity: TopK  # pyright: ignore[reportIncompatibleVariableOverride]
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093.
+    """
 
-    def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, TopK(k), **wiring)
-
-    def encode(
-        self, x: Float[Tensor, "*batch activation_dim"], return_topk: bool = False, use_threshold: bool = False
-    ) -> Any:
-        """Returns the latents, dense.
-
-        Args:
-            x: the activations.
-            return_topk: returns (latents, kept values, kept indices, relu of all pre-activations) instead.
-            use_threshold: latents fire above the learnt threshold, each on its own.
-        """
-        if use_threshold:
-            return self.by_threshold(x)
-        if not return_topk:
-            return super().encode(x)
-        flat, lead = pack([x], "* dim")
-        kept = self.encode_sparse(flat)
-        values, order = kept.values.sort(dim=-1, descending=True)
-        dense, values, indices = (
-            unpack(tensor, lead, "* latents")[0] for tensor in (to_dense(kept), values, kept.indices.gather(-1, order))
-        )
-        return dense, values, indices, self.pre_activations(x).relu()
+    nonlinearity_class = TopK
 
 
 class _BatchTopK(_HasThreshold):
-    nonlinearity: BatchTopK  # pyright: ignore[reportIncompatibleVariableOverride]
+    nonlinearity_class = BatchTopK
 
-    def encode(
-        self, x: Float[Tensor, "*batch activation_dim"], return_active: bool = False, use_threshold: bool = True
-    ) -> Any:
-        """Returns the latents, dense.
+    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        return self.in_use(self.by_threshold(x))
 
-        Args:
-            x: the activations.
-            return_active: returns (latents, which latents fire on any token, relu of all pre-activations) instead.
-            use_threshold: latents fire above the learnt threshold; else the k * tokens largest are kept.
-
-        Raises:
-            ConfigError: no threshold was learnt, and it is to be used.
-        """
-        if use_threshold:
-            dense = self.by_threshold(x)
-        else:
-            flat, lead = pack([x], "* dim")
-            (dense,) = unpack(to_dense(self.encode_sparse(flat)), lead, "* latents")
-        dense = self.shown(dense)
-        if not return_active:
-            return dense
-        return dense, (dense > 0).reshape(-1, self.dict_size).any(0), self.pre_activations(x).relu()
-
-    def shown(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents that are in use."""
+    def in_use(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents with those that are not in use at zero."""
         return latents
 
 
 @DICTIONARIES.register("BatchTopKSAE")
 class BatchTopKSAE(_BatchTopK):
-    """An autoencoder that keeps the k * batch largest latents of a batch (Bussmann et al. 2024, https://arxiv.org/abs/2412.06410).
+    """An autoencoder that keeps the k * batch largest latents of a batch in training.
 
-    Outside training, latents fire above the learnt threshold, so that a token's do not depend on its batch.
+    For inference, latents above the estimated threshold are kept, so that those of a token do not
+    depend on its batch. Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
     """
-
-    def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, BatchTopK(k), **wiring)
 
 
 @DICTIONARIES.register("MatryoshkaBatchTopKSAE")
 class MatryoshkaBatchTopKSAE(_BatchTopK):
-    """BatchTopK whose latents stand in groups, each prefix of which is a dictionary (Bussmann et al. 2025, https://arxiv.org/abs/2503.17547).
+    """BatchTopK with groups of latents, each prefix of which is a dictionary.
+
+    Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
 
     Args:
-        activation_dim: width of the activations.
-        dict_size: number of latents.
-        k: how many latents of a token may be non-zero, on average over a batch.
-        group_sizes: how many latents each group has.
-        wiring: further arguments of `SparseAutoencoder`.
+        activation_dim: Width of the activations.
+        dict_size: Number of latents.
+        k: Latents per token, on average over a batch.
+        group_sizes: Number of latents of each group.
+        wiring: Further arguments of `SparseAutoencoder`.
 
     Raises:
-        ConfigError: the groups do not add up to dict_size.
+        ConfigError: The groups do not add up to dict_size.
     """
 
     def __init__(self, activation_dim: int, dict_size: int, k: int, group_sizes: Sequence[int], **wiring: Any):
-        super().__init__(activation_dim, dict_size, BatchTopK(k), **wiring)
+        super().__init__(activation_dim, dict_size, k, **wiring)
         self.group_sizes = tuple(int(size) for size in group_sizes)
         if sum(self.group_sizes) != dict_size or min(self.group_sizes) < 1:
             raise ConfigError(
-                f"group_sizes={self.group_sizes} add up to {sum(self.group_sizes)}; positive sizes with the sum dict_size={dict_size} "
-                "are needed."
+                f"group_sizes={self.group_sizes} add up to {sum(self.group_sizes)}; positive sizes with the sum "
+                f"dict_size={dict_size} are needed."
             )
         self.active_groups = len(self.group_sizes)
-        """How many groups `encode` and `decode` use: the first so many."""
+        """Number of groups that `encode` and `decode` use, from the first."""
 
     @property
     def group_indices(self) -> list[int]:
-        """Where each group begins, and dict_size."""
+        """The first latent of each group, and dict_size."""
         return [0, *torch.tensor(self.group_sizes).cumsum(0).tolist()]
 
-    def shown(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+    def in_use(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         if self.active_groups == len(self.group_sizes):
             return latents
         return latents * (torch.arange(self.dict_size, device=latents.device) < self.group_indices[self.active_groups])
@@ -264,7 +242,7 @@ class MatryoshkaBatchTopKSAE(_BatchTopK):
     def decode(
         self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
     ) -> Float[Tensor, "*batch output_dim"]:
-        return super().decode(self.shown(latents), x)
+        return super().decode(self.in_use(latents), x)
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "group_sizes": list(self.group_sizes)}
@@ -272,26 +250,23 @@ class MatryoshkaBatchTopKSAE(_BatchTopK):
 
 @DICTIONARIES.register("GroupMaxSAE")
 class GroupMaxSAE(_KeepsK):
-    """An autoencoder that keeps the largest latent of each of k groups (as EleutherAI's sparsify)."""
+    """An autoencoder that keeps the largest latent of each of k groups (EleutherAI's sparsify)."""
 
-    def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, GroupMax(k), **wiring)
+    nonlinearity_class = GroupMax
 
 
 @DICTIONARIES.register("AbsTopKSAE")
 class AbsTopKSAE(_KeepsK):
     """An autoencoder that keeps the k latents of largest absolute value (https://arxiv.org/abs/2510.00404)."""
 
-    def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, AbsTopK(k), **wiring)
+    nonlinearity_class = AbsTopK
 
 
 @DICTIONARIES.register("MatchingPursuitSAE")
 class MatchingPursuitSAE(_KeepsK):
-    """An autoencoder that takes one latent after another (Costa et al. 2025, https://arxiv.org/abs/2506.03093)."""
+    """An autoencoder that chooses latents one after another (Costa et al. 2025, https://arxiv.org/abs/2506.03093)."""
 
-    def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, MatchingPursuit(k), **wiring)
+    nonlinearity_class = MatchingPursuit
 
 
 @DICTIONARIES.register("IdentityDict")
@@ -299,7 +274,7 @@ class IdentityDict(Dictionary):
     """Latents are the activations: the baseline that loses nothing.
 
     Args:
-        activation_dim: width of the activations.
+        activation_dim: Width of the activations.
     """
 
     def __init__(self, activation_dim: int):
@@ -322,14 +297,19 @@ class IdentityDict(Dictionary):
         return {"activation_dim": self.activation_dim}
 
 
-AUTOENCODERS: dict[type[Nonlinearity], type[SparseAutoencoder]] = {
-    ReLU: AutoEncoder,
-    Gated: GatedAutoEncoder,
-    JumpReLU: JumpReluAutoEncoder,
-    TopK: AutoEncoderTopK,
-    BatchTopK: BatchTopKSAE,
-    GroupMax: GroupMaxSAE,
-    AbsTopK: AbsTopKSAE,
-    MatchingPursuit: MatchingPursuitSAE,
-}
-"""The name of an autoencoder with each nonlinearity."""
+_KNOWN = (
+    AutoEncoder,
+    GatedAutoEncoder,
+    JumpReluAutoEncoder,
+    AutoEncoderTopK,
+    BatchTopKSAE,
+    GroupMaxSAE,
+    AbsTopKSAE,
+    MatchingPursuitSAE,
+)
+
+
+def autoencoder_class(nonlinearity: type[Nonlinearity]) -> type[SparseAutoencoder]:
+    """Returns the class known for autoencoders with a nonlinearity, or else `SparseAutoencoder`."""
+    found = (known for known in _KNOWN if known.nonlinearity_class is nonlinearity)
+    return next(found, SparseAutoencoder)

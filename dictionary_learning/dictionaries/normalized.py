@@ -11,7 +11,7 @@ from torch import Tensor
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries.parallel_coders import CrossLayerTranscoder
-from dictionary_learning.dictionaries.transcoder import Transcoder
+from dictionary_learning.dictionaries.wirings import Transcoder
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.precision import upcast
 

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from einops import pack, unpack
@@ -80,11 +80,13 @@ class ParallelCoders(Trainable):
         x = self._checked(x)
         return torch.cat([part.coder.pre_activations(x[..., part.reads]) for part in self.coders()], dim=-1)
 
-    def encode_latents(
-        self, x: Float[Tensor, "batch activation_dim"], k: int | None = None
-    ) -> tuple[Latents, Latents | None]:
+    def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
         x = self._checked(x)
-        found = [part.coder.encode_latents(x[:, part.reads], k) for part in self.coders()]
+        return concat_latents([part.coder.encode_sparse(x[:, part.reads], k) for part in self.coders()])
+
+    def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
+        x = self._checked(x)
+        found = [part.coder.encode_latents(x[:, part.reads]) for part in self.coders()]
         pre = [one for _, one in found if one is not None]
         return _joined([one for one, _ in found]), _joined(pre) if len(pre) == len(found) else None
 
@@ -118,12 +120,14 @@ class ParallelCoders(Trainable):
         return torch.cat([part.coder.decoder_norms() for part in self.coders()])
 
     @torch.no_grad()
-    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: InitConfig) -> None:
+    def initialize_from_data(
+        self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], init: InitConfig
+    ) -> None:
         if self.b_dec is not None:
-            self.b_dec.copy_(CENTERS[start.center](y))
+            self.b_dec.copy_(CENTERS[init.center](y))
             y = y - self.b_dec
         for part in self.coders():
-            part.coder.start(x[:, part.reads], y[:, part.writes], start)
+            part.coder.initialize_from_data(x[:, part.reads], y[:, part.writes], init)
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         x = self._checked(x)
@@ -199,7 +203,7 @@ class CrossLayerTranscoder(ParallelCoders):
                 _share(dict_size, len(site_dims)),
                 _own_copy(nonlinearity),
                 output_dim=sum(outputs[layer:]),
-                centered=False,
+                apply_b_dec_to_input=False,
                 rank_by_norm=False,
                 has_output_bias=False,
                 generator=generator,
@@ -213,6 +217,11 @@ class CrossLayerTranscoder(ParallelCoders):
     @property
     def site_widths(self) -> tuple[Sequence[int], Sequence[int]]:
         return self.site_dims, self.output_dims
+
+    @classmethod
+    def sizes_for(cls, shape: Any) -> dict[str, Any]:
+        """Returns the arguments for the sites of a `DictionaryShape`."""
+        return {"site_dims": shape.inputs, "output_dims": shape.outputs}
 
     def options(self) -> dict[str, Any]:
         first = self.parts[0]
@@ -261,6 +270,11 @@ class HeadAutoencoders(ParallelCoders):
         ]
         super().__init__(parts, places, places, activation_dim, has_output_bias=False)
 
+    @classmethod
+    def sizes_for(cls, shape: Any) -> dict[str, Any]:
+        """Returns the arguments for the sites of a `DictionaryShape`."""
+        return {"activation_dim": sum(shape.inputs), "n_heads": shape.n_heads or len(shape.inputs)}
+
     def options(self) -> dict[str, Any]:
         first = self.parts[0]
         assert isinstance(first, Coder)
@@ -273,17 +287,9 @@ class HeadAutoencoders(ParallelCoders):
 
 
 class _Block(Coder):
-    """A coder that is built and saved as a part of `Blocks`."""
+    """A coder that is built and saved as a part of `ParallelCoders`."""
 
-    def options(self) -> dict[str, Any]:
-        return {
-            "activation_dim": self.activation_dim,
-            "dict_size": self.dict_size,
-            "nonlinearity": self.nonlinearity_options(),
-            "output_dim": self.output_dim,
-            "centered": self.centered,
-            "has_output_bias": self.b_dec is not None,
-        }
+    option_names: ClassVar[tuple[str, ...]] = ("output_dim", "apply_b_dec_to_input", "has_output_bias")
 
 
 def _own(latents: Latents, part: CoderSlice) -> Latents:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries.base import Dictionary
-from dictionary_learning.latents import Latents
+from dictionary_learning.latents import Latents, SparseLatents
 from dictionary_learning.ops.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -19,79 +19,90 @@ CenterName = Literal["geometric_median", "mean", "zeros"]
 
 
 class InitConfig(NamedTuple):
-    """Where training begins, as far as that depends on data."""
+    """How a dictionary is initialized from data."""
 
     center: CenterName = "geometric_median"
-    """Where b_dec begins."""
+    """Initial b_dec."""
     scale_encoder: bool = True
-    """Whether the encoder begins at the scale at which the first reconstruction is best."""
+    """Whether the encoder is scaled so that the first reconstruction is best."""
     fit_decoder: bool = False
-    """Whether the decoder's rows begin as what each latent, by itself, says of the output: for outputs that are not inputs."""
+    """Whether each decoder row is fitted to the outputs, as where they are not the inputs."""
     generator: torch.Generator | None = None
-    """Draws the directions of latents that are silent on the sample; the global one if there is none."""
+    """Draws directions of latents that do not fire on the sample; None for the global generator."""
 
 
 class CoderSlice(NamedTuple):
-    """A coder in a dictionary, and its place there."""
+    """A coder of a dictionary, and its place there."""
 
     coder: "Coder"
     latents: slice
+    """Its latents among those of the dictionary."""
     reads: slice
+    """Its inputs among those of the dictionary."""
     writes: slice
+    """Its outputs among those of the dictionary."""
 
     def own(self, latents: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
-        """Returns those of the dictionary's latents that are the coder's, by their numbers there."""
+        """Returns those of the dictionary's latents that are the coder's, by their index there."""
         return latents[(latents >= self.latents.start) & (latents < self.latents.stop)] - self.latents.start
 
 
 class Trainable(Dictionary):
-    """A dictionary as trainers see it, whatever its wiring."""
+    """A dictionary of encoders and decoders, whatever its wiring."""
 
     @abstractmethod
-    def encode_latents(
-        self, x: Float[Tensor, "batch activation_dim"], k: int | None = None
-    ) -> tuple[Latents, Latents | None]:
-        """Returns latents as in training, with gradients, and the pre-activations where all that matter were computed.
+    def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
+        """Returns the latents that are kept, as in training, in float32 at least.
 
         Args:
-            x: the activations.
-            k: how many latents a token keeps, where a set number is kept, instead of that number.
+            x: Activations.
+            k: Latents per token instead of the nonlinearity's own number, as while k is annealed.
+
+        Raises:
+            ConfigError: The nonlinearity keeps no set number of latents.
         """
+
+    @abstractmethod
+    def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
+        """Returns latents as in training, and pre-activations where all that matter were computed."""
 
     @abstractmethod
     def decode_latents(
         self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
     ) -> Float[Tensor, "batch output_dim"]:
-        """Returns what latents in either form stand for, in float32 at least.
+        """Returns the reconstruction from dense or sparse latents, in float32 at least.
 
         Args:
-            latents: the latents.
-            x: the activations that they are of.
-            frozen: whether the decoder is held constant, so that gradients reach the latents only.
+            latents: The latents.
+            x: The activations that they encode.
+            frozen: Whether the decoder is constant, so that gradients reach the latents only.
         """
 
     @abstractmethod
     def decode_among(
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
-        """Returns what the k largest of some latents decode to, without biases, which get no gradient from here."""
+        """Returns what the k largest of some latents decode to, without biases (no gradient to them)."""
 
     @abstractmethod
     def pointwise(self, method: str, pre: Latents) -> Latents:
-        """Returns what a method of the nonlinearity makes of each pre-activation, as `gate` of `Gated` or `fires` of `JumpReLU`."""
+        """Applies a method of the nonlinearity to each pre-activation, as `gate` of `Gated`."""
 
     @abstractmethod
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:
-        """Returns the norm of what each latent writes; of several sites, the sum of the norms."""
+        """Returns the norm of each decoder row; of several sites, the sum of the norms."""
 
     @abstractmethod
-    def start(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], start: InitConfig) -> None:
-        """Sets what depends on data, before training: biases and the encoder's scale."""
+    def initialize_from_data(
+        self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], init: InitConfig
+    ) -> None:
+        """Sets biases, the encoder's scale and where asked the decoder, before training."""
 
     @abstractmethod
     def coders(self) -> Iterator[CoderSlice]:
-        """Yields the coders that it is made of."""
+        """Yields the coders of the dictionary."""
 
     def encoders(self) -> list[Encoder]:
-        """Returns the encoders that are applied to the activations as they are, for one product with other dictionaries'."""
+        """Returns the encoders that are applied to the activations as they are, for one product with
+        those of other dictionaries."""
         return []

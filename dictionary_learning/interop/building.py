@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
-from dictionary_learning.dictionaries.named import AUTOENCODERS
+from dictionary_learning.dictionaries.named import autoencoder_class
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
 from dictionary_learning.interop.tensors import separate
@@ -112,8 +112,8 @@ class Weights:
         if self.W_skip is not None:
             return SkipAutoencoder, {"nonlinearity": own}
         centering = {"apply_b_dec_to_input": self.centered}
-        named = named or AUTOENCODERS.get(NONLINEARITIES[self.nonlinearity])
-        if named is None:
+        named = named or autoencoder_class(NONLINEARITIES[self.nonlinearity])
+        if named is SparseAutoencoder:
             return SparseAutoencoder, {"nonlinearity": own, **centering}
         return named, {**self.options, **centering}
 

@@ -13,7 +13,6 @@ from dictionary_learning.dictionaries import (
     Dictionary,
     Normalized,
     SparseAutoencoder,
-    TemporalAutoencoder,
     Transcoder,
 )
 from dictionary_learning.dictionaries.nonlinearities import (
@@ -27,6 +26,7 @@ from dictionary_learning.dictionaries.nonlinearities import (
 )
 from dictionary_learning.disk import write_atomically, write_json
 from dictionary_learning.errors import CheckpointError
+from dictionary_learning.experimental.temporal import TemporalAutoencoder
 
 _VERSION = "6.0.0"
 """The version whose form it is; readers take a config without one for that of 5.x."""

@@ -1,25 +1,94 @@
 """BatchTopK: k latents of each token, on average over a batch."""
 
-from dictionary_learning.dictionaries import BatchTopKSAE
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.dictionaries import BatchTopKSAE, Trainable
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
-from dictionary_learning.latents import SparseLatents
-from dictionary_learning.trainers.base import TRAINERS
-from dictionary_learning.trainers.batch import Batch
-from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
+from dictionary_learning.dictionaries.trainable import CoderSlice
+from dictionary_learning.ops.precision import upcast
+from dictionary_learning.trainers._base import TRAINERS
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._top_k_family import (
+    AnnealedK,
+    InferenceThreshold,
+    TopKFamilyConfig,
+    ranked_values,
+    smallest_of_batch,
+    top_k_loss,
+)
 
 
 @TRAINERS.register("batch_top_k")
-class BatchTopKTrainer(SelectingTrainer):
+class BatchTopKTrainer(SAETrainer):
     """Trains a dictionary that keeps the k * batch largest latents of a batch.
 
-    Bussmann et al. 2024, https://arxiv.org/abs/2412.06410; the objective is that of `SelectingTrainer`.
+    The loss is TopK's (`TrainerTopK`). For inference, a threshold takes the place of the batch: the
+    moving average of the smallest value that a batch keeps.
+    Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
     """
 
-    def nonlinearity(self) -> Nonlinearity:
-        return BatchTopK(self.last_k)
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(TopKFamilyConfig):
+        """Settings of BatchTopK."""
 
-    def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
-        return self.plain(batch)
+    settings: Config
+    auxk_is_share_of_error = False
+
+    def nonlinearity(self) -> Nonlinearity:
+        return BatchTopK(self.settings.k)
+
+    def setup(self) -> None:
+        self.annealed_k = AnnealedK(self.settings)
+        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_of_batch)
+        self.components |= {"k": self.annealed_k, "threshold": threshold}
+
+    def objective(self, batch: Batch) -> Loss:
+        return top_k_loss(self.dictionary, batch, self.annealed_k.now, self.error_scale)
+
+    def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
+        return batch_cut(self.dictionary, parts, self.annealed_k.now)
+
+
+@contextlib.contextmanager
+def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Iterator[None]:
+    """Makes the parts of a batch keep what the whole batch keeps, inside the `with` block.
+
+    Args:
+        dictionary: A dictionary with BatchTopK.
+        parts: The parts of the batch.
+        k: Latents per token, on average over the batch.
+    """
+    coders = list(dictionary.coders()) if len(parts) > 1 else []
+    chosen = [(p, p.coder.nonlinearity) for p in coders if isinstance(p.coder.nonlinearity, BatchTopK)]
+    for part, nonlinearity in chosen:
+        nonlinearity.cut = _smallest_kept(part, [batch.x for batch in parts], k)
+    try:
+        yield
+    finally:
+        for _, nonlinearity in chosen:
+            nonlinearity.cut = None
+
+
+@torch.no_grad()
+def _smallest_kept(part: CoderSlice, parts: Sequence[Tensor], k: int) -> Float[Tensor, ""]:
+    """Returns the (k * batch)-th largest value over all parts, by which latents are ranked."""
+    n_kept = k * sum(len(x) for x in parts)
+    values = [torch.zeros(0, device=part.coder.device)]
+    for x in parts:
+        # all that is kept could be in one part
+        most = min(-(-n_kept // max(len(x), 1)), part.coder.dict_size)
+        values.append(ranked_values(part.coder.encode_sparse(upcast(x[:, part.reads]), most), part).flatten())
+    found = torch.cat(values)
+    if not len(found):
+        return torch.full((), torch.inf, device=found.device)
+    return found.topk(min(n_kept, len(found))).values.amin()
 
 
 __all__ = ["BatchTopKSAE", "BatchTopKTrainer"]

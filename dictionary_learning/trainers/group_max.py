@@ -1,18 +1,34 @@
-"""GroupMax: one latent of each group."""
+"""GroupMax: the largest latent of each of k groups."""
+
+import dataclasses
 
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, Nonlinearity
-from dictionary_learning.latents import SparseLatents
-from dictionary_learning.trainers.base import TRAINERS
-from dictionary_learning.trainers.batch import Batch
-from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
+from dictionary_learning.trainers._base import TRAINERS
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._top_k_family import AnnealedK, TopKFamilyConfig, top_k_loss
 
 
 @TRAINERS.register("group_max")
-class GroupMaxTrainer(SelectingTrainer):
-    """Trains a dictionary that keeps the largest latent of each of k groups, as EleutherAI's sparsify."""
+class GroupMaxTrainer(SAETrainer):
+    """Trains a dictionary that keeps the largest latent of each of k groups.
+
+    The loss is TopK's (`TrainerTopK`). EleutherAI's sparsify has this nonlinearity.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(TopKFamilyConfig):
+        """Settings of GroupMax."""
+
+    settings: Config
+    auxk_is_share_of_error = False
 
     def nonlinearity(self) -> Nonlinearity:
-        return GroupMax(self.last_k)
+        return GroupMax(self.settings.k)
 
-    def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
-        return self.plain(batch)
+    def setup(self) -> None:
+        self.annealed_k = AnnealedK(self.settings)
+        self.components["k"] = self.annealed_k
+
+    def objective(self, batch: Batch) -> Loss:
+        return top_k_loss(self.dictionary, batch, self.annealed_k.now, self.error_scale)

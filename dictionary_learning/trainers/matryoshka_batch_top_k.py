@@ -1,46 +1,68 @@
-"""Matryoshka: BatchTopK of which each prefix is a dictionary."""
+"""Matryoshka: BatchTopK in which each prefix of the latents is a dictionary."""
 
+import contextlib
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dictionary_learning import ops
-from dictionary_learning.dictionaries import Coder, MatryoshkaBatchTopKSAE, SparseAutoencoder, Trainable
+from dictionary_learning.config import auto
+from dictionary_learning.dictionaries import Coder, Dictionary, MatryoshkaBatchTopKSAE, SparseAutoencoder, Trainable
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, grouped
-from dictionary_learning.trainers.base import TRAINERS
-from dictionary_learning.trainers.batch import Batch
-from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
+from dictionary_learning.trainers._base import TRAINERS
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._top_k_family import (
+    AnnealedK,
+    InferenceThreshold,
+    ReconstructionTerm,
+    TopKFamilyConfig,
+    reconstruction_loss,
+    smallest_of_batch,
+)
+from dictionary_learning.trainers.batch_top_k import batch_cut
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2 + 1 / 32)
 _ROUNDING = 1e-6
 """Added before a share of the latents is rounded down: n / size * size may come out below n."""
 
 
+def _default_fractions(c: Any) -> tuple[float, ...]:
+    if not isinstance(c.trained, MatryoshkaBatchTopKSAE):
+        return _FRACTIONS
+    *inner, _ = (n / c.dict_size for n in c.trained.group_sizes)
+    return (*inner, 1 - sum(inner))
+
+
 @TRAINERS.register("matryoshka_batch_top_k")
-class MatryoshkaBatchTopKTrainer(SelectingTrainer):
-    """Trains a dictionary whose first latents are a dictionary by themselves, and with more of them another.
+class MatryoshkaBatchTopKTrainer(SAETrainer):
+    """Trains a dictionary whose first latents are a dictionary by themselves, at several sizes.
 
-    loss = sum over prefixes m of w_m |y - y_hat_m|^2 / E|y - mean|^2 + the auxiliary loss, of the whole dictionary's error
+    loss = sum over prefixes m of w_m |y - y_hat_m|^2 / E|y - mean|^2 + AuxK on the whole dictionary
 
-    where y_hat_m is decoded from the latents kept in the first m groups. All are made by one sparse decode: its sums over groups
-    are added up from prefix to prefix, and so the gradient of a latent is the sum over the prefixes that it is in.
+    Here y_hat_m is decoded from the latents kept in the first m groups. One sparse decode computes all
+    of them: its sums over groups are accumulated from prefix to prefix, so that the gradient of a
+    latent is the sum over the prefixes that contain it.
     Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(SelectingTrainer.Config):
+    class Config(TopKFamilyConfig):
         """Settings of Matryoshka BatchTopK."""
 
-        group_fractions: tuple[float, ...] | None = None
-        """Share of the latents in each group; they add up to 1. By default 1/32, 1/16, 1/8, 1/4 and the rest, or the groups of the
-        dictionary to begin with, of which the last takes the latents that are added."""
+        autoencoder_class: ClassVar[type | None] = MatryoshkaBatchTopKSAE
+
+        group_fractions: tuple[float, ...] = auto(_default_fractions)
+        """Share of the latents in each group, with the sum 1. By default 1/32, 1/16, 1/8, 1/4 and the
+        rest; or the groups of `finetune`, of which the last gets the latents that are added."""
         group_weights: tuple[float, ...] | None = None
-        """w_m, the weight of each prefix in the loss; by default one over their number. dictionary-learning divides by that number
-        once more, SAELens does not divide."""
+        """Weight w_m of each prefix in the loss; by default 1 over their number.
+        dictionary-learning divides by that number once more, SAELens does not divide."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -59,66 +81,66 @@ class MatryoshkaBatchTopKTrainer(SelectingTrainer):
                     "Use batch_top_k, or another wiring."
                 )
 
-    @property
-    def settings(self) -> Config:
-        """The settings of this run."""
-        assert isinstance(self.config_values, self.Config)
-        return self.config_values
+        @property
+        def group_sizes(self) -> list[int]:
+            """Number of latents of each group."""
+            *inner, _ = self.group_fractions
+            sizes = [max(int(fraction * self.dict_size + _ROUNDING), 1) for fraction in inner]
+            last = self.dict_size - sum(sizes)
+            if last < 1:
+                raise ConfigError(
+                    f"dict_size={self.dict_size} is too small for {len(self.group_fractions)} Matryoshka groups of at "
+                    "least one latent. Raise dict_size, or give fewer group_fractions."
+                )
+            return [*sizes, last]
 
-    def build(self) -> Trainable:
-        built = super().build()
-        if not isinstance(built, SparseAutoencoder) or getattr(built, "group_sizes", ()) == tuple(self.group_sizes):
+        def autoencoder_options(self) -> dict[str, Any]:
+            return {"group_sizes": self.group_sizes}
+
+    settings: Config
+    auxk_is_share_of_error = False
+
+    def nonlinearity(self) -> Nonlinearity:
+        return BatchTopK(self.settings.k)
+
+    def build_dictionary(self, trained: Dictionary | None) -> Trainable:
+        built, sizes = super().build_dictionary(trained), self.settings.group_sizes
+        if not isinstance(built, SparseAutoencoder) or getattr(built, "group_sizes", ()) == tuple(sizes):
             return built
-        # a dictionary to begin with that has no groups gets some, and one that has other groups these
-        options = {**built.options(), "k": self.last_k, "group_sizes": self.group_sizes}
+        # a dictionary to start from without these groups gets them
+        options = {**built.options(), "k": self.settings.k, "group_sizes": sizes}
         options.pop("nonlinearity", None)
-        made = MatryoshkaBatchTopKSAE(**options, generator=torch.Generator())  # what it draws is overwritten
+        made = MatryoshkaBatchTopKSAE(**options, generator=torch.Generator())  # its random weights are overwritten
         made.load_state_dict(built.state_dict())
         return made.to(built.device)
 
-    def fill_in(self, trained: Trainable | None) -> None:
-        super().fill_in(trained)
-        if self.settings.group_fractions is not None:
-            return
-        shares = _FRACTIONS
-        if isinstance(trained, MatryoshkaBatchTopKSAE):
-            size = self._given_size or trained.dict_size
-            *inner, _ = (n / size for n in trained.group_sizes)
-            shares = (*inner, 1 - sum(inner))
-        self.config_values = self.settings.replace(group_fractions=shares)
+    def setup(self) -> None:
+        self.annealed_k = AnnealedK(self.settings)
+        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_of_batch)
+        self.components |= {"k": self.annealed_k, "threshold": threshold}
+        # on the device once, not at each step
+        self.group_ends = torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
 
-    @property
-    def group_sizes(self) -> list[int]:
-        """How many latents each group has."""
-        *inner, _ = self.settings.group_fractions or _FRACTIONS
-        sizes = [max(int(fraction * self.dict_size + _ROUNDING), 1) for fraction in inner]
-        return [*sizes, self.dict_size - sum(sizes)]
-
-    def nonlinearity(self) -> Nonlinearity:
-        return BatchTopK(self.last_k)
-
-    def named_class(self) -> type:
-        return MatryoshkaBatchTopKSAE
-
-    def named_options(self) -> dict[str, Any]:
-        return {**super().named_options(), "group_sizes": self.group_sizes}
-
-    def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
-        latents, _ = self.dictionary.encode_latents(batch.x, self.k)
-        assert isinstance(latents, SparseLatents) and isinstance(self.dictionary, Coder)
+    def objective(self, batch: Batch) -> Loss:
+        assert isinstance(self.dictionary, Coder)
+        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
         prefixes = self.decode_prefixes(latents)
         weights = self.settings.group_weights or [1 / len(prefixes)] * len(prefixes)
         outputs = [self.dictionary.with_affine_part(prefix, batch.x) for prefix in prefixes]
         names = ["l2_loss" if n == len(prefixes) else f"prefix_{n}_loss" for n in range(1, len(prefixes) + 1)]
-        attempts = [Attempt(*parts) for parts in zip(names, weights, outputs, strict=True)]
-        return latents, attempts[::-1]
+        terms = [ReconstructionTerm(*parts) for parts in zip(names, weights, outputs, strict=True)]
+        # the whole dictionary first
+        return reconstruction_loss(batch.y, latents, terms[::-1], self.error_scale)
+
+    def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
+        return batch_cut(self.dictionary, parts, self.annealed_k.now)
 
     def decode_prefixes(self, latents: SparseLatents) -> tuple[Tensor, ...]:
         """Returns what each prefix decodes to, without biases, from the smallest to the whole."""
-        ends = torch.tensor(self.group_sizes, device=latents.values.device).cumsum(0)
         assert isinstance(self.dictionary, Coder)
-        by_group = ops.sparse_decode(grouped(latents, ends), self.dictionary.W_dec)
-        return by_group.unflatten(0, (-1, len(ends))).cumsum(1).unbind(1)
+        by_group = ops.sparse_decode(grouped(latents, self.group_ends), self.dictionary.W_dec)
+        by_group = by_group.unflatten(0, (-1, len(self.group_ends)))  # (batch, groups, dim)
+        return by_group.cumsum(1).unbind(1)
 
 
 __all__ = ["MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer"]

@@ -6,30 +6,22 @@ what was changed for its length, stands in docs/methods.md, made by `benchmarks/
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from dictionary_learning.config import Registry
-from dictionary_learning.trainers.base import SAETrainer
+from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.end_to_end import EndToEndTrainer
-from dictionary_learning.trainers.gdm import GatedSAETrainer
+from dictionary_learning.trainers.gated import GatedSAETrainer
 from dictionary_learning.trainers.group_max import GroupMaxTrainer
 from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 from dictionary_learning.trainers.matching_pursuit import MatchingPursuitTrainer
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 from dictionary_learning.trainers.p_anneal import PAnnealTrainer
 from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate, TrainerStandard
-from dictionary_learning.trainers.temporal import TemporalTrainer
 from dictionary_learning.trainers.top_k import TrainerTopK
 
-
-class Recipe(Protocol):
-    """Returns the config of a paper, with settings changed by name."""
-
-    def __call__(self, **changes: Any) -> SAETrainer.Config: ...
-
-
-RECIPES: Registry[Callable[..., SAETrainer.Config]] = Registry("recipe")
+RECIPES: Registry[Callable[..., OptimizationConfig]] = Registry("recipe")
 
 _WIDTH = 2**14
 _PLAIN_ADAM: dict[str, Any] = {
@@ -241,18 +233,6 @@ def costa_2025(**changes: Any) -> MatchingPursuitTrainer.Config:
 def braun_2024(**changes: Any) -> EndToEndTrainer.Config:
     """End to end. Braun et al. 2024, https://arxiv.org/abs/2405.12241, with TopK in place of L1."""
     return _config(EndToEndTrainer.Config, changes)
-
-
-@RECIPES.register("lubana_2025")
-def lubana_2025(**changes: Any) -> TemporalTrainer.Config:
-    """A temporal dictionary. Lubana et al. 2025, https://arxiv.org/abs/2511.01836; settings of the published code but for warm-up and
-    weight decay.
-
-    The k is that for Gemma 2 2B.
-    """
-    settings = {"expansion_factor": 4, "k": 192, "bottleneck_factor": 1, "normalize": "unit_mean_square"}
-    optimizer = {"lr": 1e-3, "attention_lr_factor": 1.0, "schedule": "constant"}
-    return _config(TemporalTrainer.Config, changes, **settings, **optimizer)
 
 
 def _config(config: type[Any], changes: dict[str, Any], **settings: Any) -> Any:

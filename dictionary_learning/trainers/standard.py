@@ -1,26 +1,43 @@
-"""L1: the autoencoders of Bricken et al., and those of the April update."""
+"""L1: the autoencoders of Bricken et al., and those of Anthropic's April update."""
 
 import dataclasses
 from typing import ClassVar
 
+from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import AutoEncoderNew
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
-from dictionary_learning.trainers.base import TRAINERS
-from dictionary_learning.trainers.penalized import PenalizedTrainer
-from dictionary_learning.trainers.schedules import Schedule
+from dictionary_learning.trainers._base import TRAINERS
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._config import decay_after
+from dictionary_learning.trainers._penalized import PenaltyCoefficient, PenaltyConfig, penalized_loss
+from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 
 @TRAINERS.register("standard")
-class TrainerStandard(PenalizedTrainer):
-    """Trains a dictionary with a rectifier and a penalty, by default L1, with decoder rows of unit norm.
+class TrainerStandard(SAETrainer):
+    """Trains a dictionary with ReLU and a penalty, by default L1, and decoder rows of unit norm.
 
-    Bricken et al. 2023, "Towards Monosemanticity", Transformer Circuits. Resampling is on with `resample_steps`.
+    loss = |y - y_hat|^2 + sparsity_penalty * sum_i f_i
+
+    Bricken et al. 2023, "Towards Monosemanticity", Transformer Circuits. `resample_steps` turns
+    resampling on.
     """
 
-    default_lr: ClassVar[float] = 1e-3
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(PenaltyConfig):
+        """Settings of L1."""
+
+    settings: Config
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
+
+    def setup(self) -> None:
+        self.coefficient = PenaltyCoefficient(self.settings)
+        self.components["coefficient"] = self.coefficient
+
+    def objective(self, batch: Batch) -> Loss:
+        return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)
 
 
 StandardTrainer = TrainerStandard
@@ -28,41 +45,43 @@ StandardTrainer = TrainerStandard
 
 
 @TRAINERS.register("standard_april_update")
-class StandardTrainerAprilUpdate(PenalizedTrainer):
-    """Trains a dictionary with a rectifier and an L1 penalty in which each latent weighs as much as what it writes is long.
+class StandardTrainerAprilUpdate(SAETrainer):
+    """Trains a dictionary with ReLU and an L1 penalty weighted by decoder norms.
 
-    |y - y_hat|^2 + sparsity_penalty * sum_i f_i |d_i|
+    loss = |y - y_hat|^2 + sparsity_penalty * sum_i f_i |d_i|
 
-    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate falls to zero over the last fifth
-    of the run. Made for activations whose mean norm is sqrt(activation_dim) (`normalize="sqrt_dim"`), there with a penalty of 5.
+    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate decays
+    to zero over the last fifth of the run. Made for activations of mean norm sqrt(activation_dim)
+    (`normalize="sqrt_dim"`), there with a penalty of 5.
     Conerly et al. 2024, "Update on how we train SAEs", Transformer Circuits, April update.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(PenalizedTrainer.Config):
+    class Config(PenaltyConfig):
         """Settings of the April update."""
 
-        scale_sparsity_penalty_by_decoder_norm: bool = True
-        """Whether a latent weighs as much as the norm of what it writes."""
-        unit_norm_decoder: bool | None = False
-        """Whether decoder rows have unit norm after each step."""
-        decoder_init_norm: float | None = 0.1
-        """Norm of the decoder's rows at first."""
-        max_grad_norm: float | None = 1.0
-        """Gradients are scaled down to this common norm."""
+        subtracts_b_dec: ClassVar[bool] = False
+        autoencoder_class: ClassVar[type | None] = AutoEncoderNew
 
-    default_lr: ClassVar[float] = 1e-3
-    subtracts_b_dec: ClassVar[bool] = False
+        scale_sparsity_penalty_by_decoder_norm: bool = True
+        """Whether latents are weighted by their decoder norm."""
+        unit_norm_decoder: bool = False
+        """Whether decoder rows are kept at unit norm."""
+        decoder_init_norm: float | None = setting(0.1, above=0)
+        """Initial norm of the decoder rows."""
+        max_grad_norm: float | None = setting(1.0, above=0)
+        """Gradients are scaled down to this common norm; None for no limit."""
+        decay_start: int = auto(decay_after(4 / 5), at_least=0)
+        """The step at which the learning rate starts to decay; by default after 80% of the run."""
+
+    settings: Config
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
 
-    def named_class(self) -> type:
-        return AutoEncoderNew
+    def setup(self) -> None:
+        self.coefficient = PenaltyCoefficient(self.settings)
+        self.components["coefficient"] = self.coefficient
 
-    def build_schedule(self) -> Schedule:
-        settings = self.settings
-        if settings.decay_start is None:
-            warmup = min(1000, self.steps // 10) if settings.warmup_steps is None else settings.warmup_steps
-            self.config_values = settings.replace(decay_start=max(self.steps * 4 // 5, min(warmup, self.steps)))
-        return super().build_schedule()
+    def objective(self, batch: Batch) -> Loss:
+        return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)

@@ -1,69 +1,69 @@
-"""TopK: k latents of each token."""
+"""TopK: the k largest latents of each token."""
 
 import dataclasses
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from dictionary_learning.dictionaries import AutoEncoderTopK, geometric_median
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
-from dictionary_learning.latents import SparseLatents, top_k_of
-from dictionary_learning.trainers.base import TRAINERS
-from dictionary_learning.trainers.batch import Batch
-from dictionary_learning.trainers.selecting import Attempt, SelectingTrainer
+from dictionary_learning.latents import top_k_of
+from dictionary_learning.trainers._base import TRAINERS
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._top_k_family import (
+    AnnealedK,
+    InferenceThreshold,
+    ReconstructionTerm,
+    TopKFamilyConfig,
+    reconstruction_loss,
+    smallest_per_token,
+    top_k_loss,
+)
 
-_MULTI_TOPK = 4
-"""Multi-TopK also decodes the 4k largest latents, with weight 1/8 (Gao et al. 2024, appendix)."""
-_MULTI_TOPK_WEIGHT = 1 / 8
+_WIDE = 4
+"""Multi-TopK also decodes the 4k largest latents, with weight 1/8 (Gao et al. 2024, section 6)."""
+_WIDE_WEIGHT = 1 / 8
 
 
 @TRAINERS.register("top_k")
-class TrainerTopK(SelectingTrainer):
+class TrainerTopK(SAETrainer):
     """Trains a dictionary that keeps the k largest latents of each token.
 
-    Gao et al. 2024, https://arxiv.org/abs/2406.04093, section 2.3; the objective is that of `SelectingTrainer`.
+    loss = |y - y_hat|^2 / E|y - mean|^2 + auxk_alpha * min(n_dead / k_aux, 1) * |e - e_hat|^2 / E|e|^2
+
+    Here e = y - y_hat is constant, and e_hat is decoded from the k_aux largest dead latents of each
+    token (AuxK). E|e|^2 is that of the last step, so that parts of a batch add up to the whole.
+    Decoder rows keep unit norm. b_dec starts as the geometric median.
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093, sections 2.1, 2.3, A.1 and A.2.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(SelectingTrainer.Config):
+    class Config(TopKFamilyConfig):
         """Settings of TopK."""
 
         multi_topk: bool = False
-        """Whether the 4k largest latents are decoded too, with weight 1/8."""
+        """Whether the 4k largest latents are decoded too, with weight 1/8 (Multi-TopK)."""
 
-    @property
-    def settings(self) -> Config:
-        """The settings of this run."""
-        assert isinstance(self.config_values, self.Config)
-        return self.config_values
+    settings: Config
+    auxk_is_share_of_error = False
 
     def nonlinearity(self) -> Nonlinearity:
-        return TopK(self.last_k)
+        return TopK(self.settings.k)
 
-    def attempts(self, batch: Batch) -> tuple[SparseLatents, list[Attempt]]:
+    def setup(self) -> None:
+        self.annealed_k = AnnealedK(self.settings)
+        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_per_token)
+        self.components |= {"k": self.annealed_k, "threshold": threshold}
+
+    def objective(self, batch: Batch) -> Loss:
+        k, dictionary = self.annealed_k.now, self.dictionary
         if not self.settings.multi_topk:
-            return self.plain(batch)
-        wide, _ = self.dictionary.encode_latents(batch.x, min(_MULTI_TOPK * self.k, self.dict_size))
-        assert isinstance(wide, SparseLatents)
-        kept = top_k_of(wide, self.k)
-        return kept, [
-            Attempt("l2_loss", 1.0, self.dictionary.decode_latents(kept, batch.x)),
-            Attempt("multi_topk_loss", _MULTI_TOPK_WEIGHT, self.dictionary.decode_latents(wide, batch.x)),
+            return top_k_loss(dictionary, batch, k, self.error_scale)
+        wide = dictionary.encode_sparse(batch.x, min(_WIDE * k, dictionary.dict_size))
+        kept = top_k_of(wide, k)
+        terms = [
+            ReconstructionTerm("l2_loss", 1.0, dictionary.decode_latents(kept, batch.x)),
+            ReconstructionTerm("multi_topk_loss", _WIDE_WEIGHT, dictionary.decode_latents(wide, batch.x)),
         ]
-
-    def least(self, latents: SparseLatents) -> Float[Tensor, ""]:
-        """Returns the mean over tokens of the least positive value kept."""
-        values = latents.values.detach()
-        if latents.support.is_ragged:
-            return super().least(latents)
-        least = torch.where(values > 0, values, torch.inf).amin(-1)
-        some = least.isfinite()
-        return torch.where(some.any(), torch.where(some, least, 0).sum() / some.sum(), torch.inf)
-
-    def combined(self, least: Float[Tensor, "parts"]) -> Float[Tensor, ""]:
-        finite = least.isfinite()
-        return torch.where(finite.any(), torch.where(finite, least, 0).sum() / finite.sum(), torch.inf)
+        return reconstruction_loss(batch.y, kept, terms, self.error_scale)
 
 
 TopKTrainer = TrainerTopK

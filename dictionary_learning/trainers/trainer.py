@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.ops.row_updates import normalize_rows_, remove_parallel_part_
-from dictionary_learning.trainers.base import SAETrainer
-from dictionary_learning.trainers.row_adam import RowAdam
-from dictionary_learning.trainers.schedules import Ramp, Rewarm, WarmupDecay
+from dictionary_learning.trainers import SAETrainer
+from dictionary_learning.trainers._row_adam import RowAdam
+from dictionary_learning.trainers._schedules import Rewarm, WarmupDecay, ramp
 
 
 class ConstrainedAdam(RowAdam):
@@ -74,7 +74,7 @@ def get_lr_schedule(
 
 def get_sparsity_warmup_fn(total_steps: int, sparsity_warmup_steps: int | None = None) -> Callable[[int], float]:
     """Returns the factor of the penalty at each step: from 0 to 1, or 1 throughout."""
-    return Ramp(sparsity_warmup_steps or 0)
+    return lambda step: ramp(step, sparsity_warmup_steps or 0)
 
 
 __all__ = [

@@ -7,7 +7,7 @@ import torch
 
 from dictionary_learning import ops
 from dictionary_learning.latents import Segments
-from dictionary_learning.trainers import TRAINERS, SAETrainer
+from dictionary_learning.trainers import TRAINERS, RunInfo, SAETrainer
 from tests.tiny import Planted
 
 OPTIONS = {"activation_dim": 32, "dict_size": 96, "k": 3, "steps": 100, "device": "cpu", "loss_fn": "reconstruction"}
@@ -34,7 +34,7 @@ ONE_SUPPORT = ["top_k", "batch_top_k", "group_max", "abs_top_k"]
 
 def has(name: str) -> frozenset[str]:
     """Returns the settings of a trainer."""
-    return frozenset(field.name for field in dataclasses.fields(TRAINERS[name].Config))
+    return frozenset(field.name for config in (TRAINERS[name].Config, RunInfo) for field in dataclasses.fields(config))
 
 
 @pytest.fixture(params=list(TRAINERS))
@@ -130,10 +130,10 @@ PER_TOKEN = [name for name in IN_PARTS if name not in ("batch_top_k", "matryoshk
 """Trainers whose loss is a mean over tokens; BatchTopK chooses within a batch."""
 
 
-def settled(build, **options) -> SAETrainer:
+def settled(build, n_batches: int = 6, **options) -> SAETrainer:
     """Returns a trainer with dead latents and an auxiliary loss, so that all terms are there."""
     t = build(dead_feature_threshold=200, **options)
-    run(t, 6)
+    run(t, n_batches)
     t.dead.tokens_since_fired[:30] = 5000
     t.dead.observe(torch.zeros(96, dtype=torch.long), 0)
     assert t.dead.indices is not None
@@ -143,8 +143,7 @@ def settled(build, **options) -> SAETrainer:
 @pytest.mark.parametrize("name", IN_PARTS)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_batch_make_the_step_of_the_whole(build, parts):
-    whole, split = settled(build), settled(build)
-    split.config_values = split.config_values.replace(micro_acc_steps=parts)
+    whole, split = settled(build), settled(build, micro_acc_steps=parts)
     x = Planted(seed=5).batch(64)
     assert split.update(0, x).item() == pytest.approx(whole.update(0, x).item(), rel=1e-4)
     for a, b in zip(state(whole), state(split), strict=True):
@@ -155,9 +154,8 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(build, parts):
 
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_batches_gathered_make_the_step_of_one_large_batch(build):
-    one, several = settled(build), settled(build)
-    several.config_values = several.config_values.replace(grad_acc_steps=4)
-    several._n_batches = 0
+    # as many optimizer steps, so that the schedules agree
+    one, several = settled(build), settled(build, grad_acc_steps=4, steps=400, n_batches=24)
     x = Planted(seed=5).batch(64)
     one.update(0, x)
     for part in x.split(16):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dictionary_learning import load_dictionary, save_dictionary
-from dictionary_learning.dictionaries import Normalized, SparseAutoencoder, TemporalAutoencoder, expand_or_convert
+from dictionary_learning.dictionaries import Normalized, SparseAutoencoder, expand_or_convert
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.interventions import graft
 
 X = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(4))

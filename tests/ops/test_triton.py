@@ -14,7 +14,7 @@ from dictionary_learning.latents import SparseLatents, Support, to_dense
 from dictionary_learning.ops import joint
 from dictionary_learning.ops.triton import KERNELS, adam, candidates, pairs, selection, usable
 from dictionary_learning.trainers import TRAINERS
-from dictionary_learning.trainers.row_adam import RowAdam
+from dictionary_learning.trainers._row_adam import RowAdam
 from tests.ops.test_ops import compare, run, tensors
 from tests.tiny import Planted
 

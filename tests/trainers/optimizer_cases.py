@@ -2,7 +2,7 @@
 
 import torch
 
-from dictionary_learning.trainers.optimizers import OPTIMIZERS
+from dictionary_learning.trainers._optimizers import OPTIMIZERS
 
 BUILT_HERE = [name for name in OPTIMIZERS if name != "adam_8bit"]
 SHAPES = ((12, 8), (12, 8), (8,), (12, 2, 4))

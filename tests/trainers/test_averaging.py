@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
-from dictionary_learning.trainers.averaging import WeightAverage
+from dictionary_learning.trainers._averaging import WeightAverage
 
 
 class Module(torch.nn.Module):

@@ -15,12 +15,12 @@ from dictionary_learning.dictionaries import (
     MatryoshkaBatchTopKSAE,
     Normalized,
     SkipAutoencoder,
-    TemporalAutoencoder,
     Transcoder,
 )
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.experimental.temporal import TemporalAutoencoder, TemporalTrainer
 from dictionary_learning.sites import Site
-from dictionary_learning.trainers import TRAINERS, TemporalTrainer, TopKTrainer
+from dictionary_learning.trainers import TRAINERS, TopKTrainer
 from tests.contracts.test_wirings import DIM, HEADS, OUT, batches
 from tests.interop import golden
 from tests.tiny import Planted

@@ -7,7 +7,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import WIRINGS, DictionaryShape, Trainable
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.latents import SparseLatents, Support, to_dense
-from dictionary_learning.trainers import losses
+from dictionary_learning.trainers import _losses as losses
 
 SHAPES = {
     "autoencoder": DictionaryShape((6,), (6,), 20),

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.trainers.optimizer_schedule_free import ScheduleFree
-from dictionary_learning.trainers.optimizer_signum import Signum
-from dictionary_learning.trainers.optimizers import build_optimizer
+from dictionary_learning.trainers._optimizers import Signum, build_optimizer
+from dictionary_learning.trainers._schedule_free import ScheduleFree
 from tests.trainers.optimizer_cases import go, groups, parameters, same_bits
 
 

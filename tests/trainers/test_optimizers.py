@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dictionary_learning.errors import ConfigError, MissingDependencyError, UnknownNameError
-from dictionary_learning.trainers.optimizer_constrained import UnitNormOptimizer
-from dictionary_learning.trainers.optimizer_rows import take_rows
-from dictionary_learning.trainers.optimizers import build_optimizer
-from dictionary_learning.trainers.row_adam import RowAdam
+from dictionary_learning.trainers._optimizer_rows import take_rows
+from dictionary_learning.trainers._optimizers import build_optimizer
+from dictionary_learning.trainers._row_adam import RowAdam
+from dictionary_learning.trainers._unit_norm_optimizer import UnitNormOptimizer
 from tests.trainers.optimizer_cases import BUILT_HERE, go, groups, means, parameters, same_bits, tensors
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import AutoEncoder, HeadAutoencoders, JumpReluAutoEncoder
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
-from dictionary_learning.trainers.penalties import PENALTIES, Sparsity, powers
+from dictionary_learning.trainers._penalties import PENALTIES, Sparsity, powers
 
 DENSE = torch.tensor([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.5, 0.0]], dtype=torch.float64)
 NORMS = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)

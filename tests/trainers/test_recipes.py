@@ -7,7 +7,7 @@ import torch
 
 from dictionary_learning import trainSAE
 from dictionary_learning.errors import UnknownNameError
-from dictionary_learning.trainers import OPTIMIZERS, SCHEDULES, TRAINERS, trainer_of
+from dictionary_learning.trainers import OPTIMIZERS, SCHEDULES, TRAINERS
 from dictionary_learning.trainers.recipes import RECIPES
 from tests.contracts.test_wirings import SITES, batches
 from tests.tiny import Planted
@@ -24,7 +24,7 @@ def test_recipe_trains(name):
     data = batches(config.wiring, 4, 64) if config.wiring in SITES else list(Planted().batches(4, 64))
     (dictionary,) = trainSAE(data, config, 4, progress=False)
     assert all(p.isfinite().all() for p in dictionary.parameters())
-    assert trainer_of(config).Config is type(config)
+    assert config.trainer_class.Config is type(config)
 
 
 def test_recipes_cite_their_source_and_take_changes():

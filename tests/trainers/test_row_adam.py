@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.trainers.row_adam import RowAdam
+from dictionary_learning.trainers._row_adam import RowAdam
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:

@@ -5,21 +5,18 @@ import math
 import pytest
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
-from dictionary_learning.trainers.schedules import (
+from dictionary_learning.trainers._schedules import (
     SCHEDULES,
     Constant,
     Cosine,
-    CosineRestarts,
-    Exponential,
-    InverseSqrt,
-    Ramp,
     Rewarm,
     WarmupDecay,
+    ramp,
 )
 
 
 def built(name: str, steps: int, warmup: int):
-    options = {"linear": {"decay_start": max(warmup, steps // 2)}, "cosine_restarts": {"n_cycles": 1}}
+    options = {"linear": {"decay_start": max(warmup, steps // 2)}}
     return SCHEDULES[name](steps=steps, warmup=warmup, **options.get(name, {}))
 
 
@@ -61,55 +58,32 @@ def test_cosine_is_halfway_in_the_middle_and_ends_at_its_last_factor():
 
 
 def test_restarts_begin_at_one_each_time():
-    schedule = CosineRestarts(105, 5, n_cycles=4, final=0.0)
+    schedule = Cosine(105, 5, n_cycles=4, final=0.0)
     assert [schedule(5 + 25 * cycle) for cycle in range(4)] == [1] * 4
     assert all(schedule(4 + 25 * cycle) < 0.01 for cycle in range(1, 5))
-    one = CosineRestarts(60, 10, n_cycles=1)
+    one = Cosine(60, 10, n_cycles=1)
     assert [one(t) for t in range(70)] == pytest.approx([Cosine(60, 10)(t) for t in range(70)])
     with pytest.raises(ConfigError, match="n_cycles=0"):
-        CosineRestarts(10, 0, n_cycles=0)
+        Cosine(10, 0, n_cycles=0)
     with pytest.raises(ConfigError, match="n_cycles=6"):
-        CosineRestarts(10, 5, n_cycles=6)
-
-
-def test_inverse_root_halves_in_four_times_the_steps():
-    schedule = InverseSqrt(1000, 9)
-    assert schedule(8) == 1 and schedule(35) == pytest.approx(0.5)
-
-
-def test_exponential_falls_by_the_same_share():
-    schedule = Exponential(24, 4, final=0.01)
-    shares = [schedule(t + 1) / schedule(t) for t in range(4, 23)]
-    assert shares == pytest.approx([0.01 ** (1 / 20)] * 19)
-    assert schedule(24) == schedule(99) == pytest.approx(0.01)
+        Cosine(10, 5, n_cycles=6)
 
 
 @pytest.mark.parametrize("final", [-0.1, 1.1, math.nan])
 def test_last_factor_that_cannot_be_used_is_refused(final):
-    for kind in (Cosine, CosineRestarts, Exponential):
-        with pytest.raises(ConfigError, match="final="):
-            kind(10, 0, final=final)
-    with pytest.raises(ConfigError, match="above 0"):
-        Exponential(10, 0, final=0.0)
+    with pytest.raises(ConfigError, match="final="):
+        Cosine(10, 0, final=final)
 
 
-def test_ramp_goes_from_its_first_value_to_its_last():
-    assert [Ramp(4)(t) for t in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert [Ramp(2, start=8, end=2)(t) for t in range(4)] == [8, 5, 2, 2]
+def test_ramp_increases_to_one_and_stays():
+    assert [ramp(t, 4) for t in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert ramp(0, 0) == 1
 
 
-def test_ramp_of_no_steps_is_its_last_value_at_once():
-    assert Ramp(0, start=8, end=2)(0) == 2
-    with pytest.raises(ConfigError, match="-1 steps"):
-        Ramp(-1)
-
-
-def test_rewarming_rises_after_each_event_until_the_last():
-    schedule = Rewarm(Constant(100), every=10, warmup=4, last=25)
-    whole = [schedule(t) for t in range(100)]
+def test_rewarming_rises_after_each_event():
+    schedule = Rewarm(Constant(100), every=10, warmup=4)
     rise = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]
-    assert whole == [1] * 10 + rise + rise + [1] * 70
-    assert Rewarm(Constant(100), every=10, warmup=4)(90) == 0.25
+    assert [schedule(t) for t in range(100)] == [1] * 10 + rise * 9
 
 
 def test_rewarming_multiplies_and_keeps_the_first_warm_up():
@@ -124,5 +98,3 @@ def test_rewarming_that_cannot_be_is_refused():
     for every, warmup in ((0, 0), (3, 4), (3, -1)):
         with pytest.raises(ConfigError, match=f"every {every} steps"):
             Rewarm(Constant(10), every=every, warmup=warmup)
-    with pytest.raises(ConfigError, match="last=-1"):
-        Rewarm(Constant(10), every=2, warmup=1, last=-1)

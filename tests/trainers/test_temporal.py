@@ -7,12 +7,12 @@ from dictionary_learning import evaluate, load_dictionary, trainSAE
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.contexts import ContextStream
-from dictionary_learning.dictionaries import TemporalAutoencoder
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate_dictionaries
+from dictionary_learning.experimental.temporal import TemporalAutoencoder, TemporalTrainer, lubana_2025
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
-from dictionary_learning.trainers import TemporalTrainer, TopKTrainer, recipes
+from dictionary_learning.trainers import TopKTrainer
 from tests import tiny
 from tests.interop import golden
 
@@ -63,7 +63,7 @@ def test_contexts_of_a_model_are_learnt_from_and_saved(tmp_path):
 
 
 def test_the_papers_recipe_trains():
-    (dictionary,) = trainSAE(stream(), recipes.lubana_2025(k=4), 2, progress=False)
+    (dictionary,) = trainSAE(stream(), lubana_2025(k=4), 2, progress=False)
     assert dictionary.dict_size == 4 * tiny.DIM and dictionary.bottleneck_factor == 1
 
 

@@ -4,9 +4,11 @@ import torch
 from dictionary_learning import AutoEncoderTopK, TopKTrainer, TrainerTopK
 from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.latents import SparseLatents, Support
-from dictionary_learning.trainers.dead_latents import DeadLatents
-from dictionary_learning.trainers.losses import auxk_loss
-from dictionary_learning.trainers.schedules import WarmupDecay, annealed_k
+from dictionary_learning.trainers._batch import Batch, StepPart
+from dictionary_learning.trainers._dead_latents import DeadLatents
+from dictionary_learning.trainers._losses import auxk_loss
+from dictionary_learning.trainers._schedules import WarmupDecay, annealed_k
+from dictionary_learning.trainers._top_k_family import smallest_of_batch, smallest_per_token
 from tests.tiny import Planted
 
 
@@ -43,7 +45,7 @@ def test_encoder_begins_at_the_best_scale():
     def error(scale: float) -> float:
         d = t.dictionary
         latents = d.encode_sparse(x)
-        return (scale * d.decode_sparse(latents) - (scale - 1) * d.b_dec - x).pow(2).sum().item()
+        return (scale * d.decode_latents(latents, x) - (scale - 1) * d.b_dec - x).pow(2).sum().item()
 
     assert error(1.0) < min(error(0.97), error(1.03))
 
@@ -51,14 +53,14 @@ def test_encoder_begins_at_the_best_scale():
 class TestAuxK:
     def aged(self, **options) -> tuple[TrainerTopK, torch.Tensor]:
         """Returns a trainer in which latents 0 to 39 are dead, at a decoder bias far from zero."""
-        t = trainer(dead_feature_threshold=1000, k_aux=8, **options)
+        t = trainer(**{"dead_feature_threshold": 1000, "k_aux": 8, **options})
         x = Planted().batch(256)
         t.initialize(x)
         t.dictionary.b_dec.data.add_(1)
         t.dead.tokens_since_fired[:40] = 5000
         t.dead.n_tokens = 5000
         t.dead.observe((torch.arange(96) >= 40).long(), 10)
-        t.mean_error = t.loss(x).terms["l2_loss"].detach()
+        t.revival.mean_error = t.loss(x).error.detach()
         assert t.dead.indices.tolist() == list(range(40))
         return t, x
 
@@ -71,7 +73,7 @@ class TestAuxK:
         values, indices = pre.topk(8)
         predicted = torch.zeros_like(pre).scatter(1, indices, values) @ d.W_dec[:40]  # no bias
         error = (residual - predicted).pow(2).sum(-1).mean()
-        expected = error / t.mean_error  # a constant of the step, so that parts of a batch add up
+        expected = error / t.revival.mean_error  # a constant of the step, so that parts of a batch add up
         torch.testing.assert_close(loss.terms["auxk_loss"], expected)
         total = loss.terms["l2_loss"] * t.loss_scale + expected / 32
         torch.testing.assert_close(loss.total, total)
@@ -99,7 +101,7 @@ class TestAuxK:
     def test_is_scaled_down_while_few_are_dead(self):
         t, x = self.aged()
         many = t.loss(x).terms["auxk_loss"].item()
-        t.k_aux = 80  # of 40 dead
+        t, x = self.aged(k_aux=80)  # of 40 dead
         wide = t.loss(x).terms["auxk_loss"].item()
         assert wide < 0.75 * many
 
@@ -115,9 +117,11 @@ class TestAuxK:
         t, x = self.aged(auxk_every=2)
         loss = t.loss(x)
         residual = (x - loss.reconstruction.outputs).detach()
-        expected = auxk_loss(t.dictionary, x[::2], residual[::2], t.dead.indices, t.k_aux, t.mean_error)
+        expected = auxk_loss(
+            t.dictionary, x[::2], residual[::2], t.dead.indices, t.settings.k_aux, t.revival.mean_error
+        )
         torch.testing.assert_close(loss.terms["auxk_loss"], expected)
-        with pytest.raises(ConfigError, match="auxk_every=0"):
+        with pytest.raises(ConfigError, match="auxk_every is 0"):
             trainer(auxk_every=0)
 
     def test_no_error_left_gives_a_finite_loss(self):
@@ -131,7 +135,7 @@ def test_multi_topk_adds_the_wide_loss():
     for t in (plain, multi):
         t.initialize(x)
     d, loss = multi.dictionary, multi.loss(x)
-    wide = d.decode_sparse(d.encode_sparse(x, 12))
+    wide = d.decode_latents(d.encode_sparse(x, 12), x)
     expected = plain.loss(x).total + (wide - x).pow(2).sum(-1).mean() * multi.loss_scale / 8
     torch.testing.assert_close(loss.total, expected)
     assert loss.reconstruction.latents.indices.shape == (128, 3)  # the narrow ones count as fired
@@ -144,12 +148,12 @@ def test_k_anneals_to_its_value():
     ]
     t = trainer(k_anneal_steps=5)
     x = Planted().batch(64)
-    assert t.k == 32
+    assert t.annealed_k.now == 32
     for _ in range(5):
         t.update(t.step, x)
-    assert t.k == 3 == t.dictionary.k
-    with pytest.raises(ConfigError, match="k_anneal_steps=0"):
-        annealed_k(4, 32, 0, 0)
+    assert t.annealed_k.now == 3 == t.dictionary.k
+    with pytest.raises(ConfigError, match="k_anneal_steps is 0"):
+        trainer(k_anneal_steps=0)
 
 
 class TestThreshold:
@@ -158,7 +162,7 @@ class TestThreshold:
         data = Planted()
         seen = []
         for x in data.batches(6):
-            least = t.loss(x).reconstruction.latents.values.detach() if t._prepared else None
+            least = t.loss(x).reconstruction.latents.values.detach() if t.step else None
             t.update(t.step, x)
             if least is not None:
                 seen.append(float(least.amin(-1).mean()))
@@ -177,8 +181,11 @@ class TestThreshold:
         t = trainer()
         t.update(0, Planted().batch(64))
         before = t.dictionary.threshold.clone()
-        nothing = t.least(SparseLatents(torch.zeros(5, 3), Support(torch.arange(15).view(5, 3), 96)))
-        t._learn_threshold(t.dictionary.nonlinearity, nothing.unsqueeze(0))
+        nothing = SparseLatents(torch.zeros(5, 3), Support(torch.arange(15).view(5, 3), 96))
+        assert smallest_per_token([nothing]) == smallest_of_batch([nothing]) == torch.inf
+        loss = t.loss(Planted().batch(5))
+        loss = loss._replace(reconstruction=loss.reconstruction._replace(latents=nothing))
+        t.components["threshold"].after_step([StepPart(Batch(torch.zeros(5, 32), torch.zeros(5, 32)), loss, 1.0)], 1)
         assert torch.equal(before, t.dictionary.threshold)
 
 
@@ -272,19 +279,19 @@ def test_rare_latents_are_dead_where_the_threshold_is_a_frequency():
     """By the share of the last whole window, not by the time since they fired."""
     t = trainer(dead_feature_threshold=0.02, feature_sampling_window=200)
     assert t.dead.after_tokens == 10_000_000
-    dead = DeadLatents(3, 10_000, torch.device("cpu"), least_frequency=0.02, window=200)
+    dead = DeadLatents(3, 10_000, torch.device("cpu"), min_frequency=0.02, window=200)
     for firings in ([50, 1, 0], [50, 2, 3]):
         assert dead.indices is None
         dead.observe(torch.tensor(firings), 100)
     assert dead.indices.tolist() == [1, 2]  # 3 of 200 is below 0.02, 4 would not be
-    again = DeadLatents(3, 10_000, torch.device("cpu"), least_frequency=0.02, window=200)
+    again = DeadLatents(3, 10_000, torch.device("cpu"), min_frequency=0.02, window=200)
     again.load_state_dict(dead.state_dict())
     for one in (dead, again):
         one.observe(torch.tensor([0, 4, 9]), 150)
         assert one.indices.tolist() == [1, 2]
         one.observe(torch.tensor([0, 4, 9]), 50)
         assert one.indices.tolist() == [0]
-    with pytest.raises(ConfigError, match="must be positive"):
+    with pytest.raises(ConfigError, match="above 0"):
         trainer(dead_feature_threshold=0)
 
 

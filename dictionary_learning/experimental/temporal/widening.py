@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning.dictionaries.initialization import unit_rows
-from dictionary_learning.dictionaries.temporal import ContextAttention, TemporalAutoencoder
+from dictionary_learning.experimental.temporal.dictionary import ContextAttention, TemporalAutoencoder
 
 
 @torch.no_grad()

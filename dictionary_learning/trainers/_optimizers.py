@@ -1,18 +1,18 @@
 """Optimizers by name, and whatever else PyTorch or a user has, with what a dictionary needs around them."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError, MissingDependencyError
-from dictionary_learning.trainers.optimizer_constrained import UnitNormOptimizer
-from dictionary_learning.trainers.optimizer_schedule_free import ScheduleFree
-from dictionary_learning.trainers.optimizer_several import MultiOptimizer
-from dictionary_learning.trainers.optimizer_signum import Signum
-from dictionary_learning.trainers.row_adam import RowAdam
+from dictionary_learning.trainers._optimizer_rows import take_rows
+from dictionary_learning.trainers._row_adam import RowAdam
+from dictionary_learning.trainers._schedule_free import ScheduleFree
+from dictionary_learning.trainers._unit_norm_optimizer import UnitNormOptimizer
 
 Groups = list[dict[str, Any]]
 
@@ -126,3 +126,92 @@ def _where(groups: Groups, condition: Callable[[torch.Tensor], bool]) -> Groups:
     """Returns the groups with those of their parameters that fulfil a condition, without empty ones."""
     chosen = [{**group, "params": [p for p in group["params"] if condition(p)]} for group in groups]
     return [group for group in chosen if group["params"]]
+
+
+class Signum(torch.optim.Optimizer):
+    """Moves every weight by the learning rate, against the sign of the mean gradient.
+
+    m = momentum * m + (1 - momentum) * g,  p = p - lr * sign(m)
+
+    A weight whose gradient is exactly 0 goes on while its mean lasts: with momentum, latents that do not fire move.
+    Bernstein et al. 2018, https://arxiv.org/abs/1802.04434
+
+    Args:
+        params: parameters, or groups of them.
+        lr: learning rate.
+        momentum: decay of the mean gradient; 0 for the sign of the gradient itself, with no state.
+
+    Raises:
+        ConfigError: a number that cannot be used.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float = 1e-3, *, momentum: float = 0.95):
+        if not (lr >= 0 and 0 <= momentum < 1):
+            raise ConfigError(
+                f"Signum got lr={lr} and momentum={momentum}; lr must not be negative, and momentum in [0, 1). Use momentum=0.95."
+            )
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Makes one step with the gradients that the parameters have."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                mean = p.grad
+                if group["momentum"]:
+                    state = self.state[p]
+                    if not state:
+                        state["exp_avg"] = torch.zeros_like(p)
+                    mean = state["exp_avg"].lerp_(p.grad, 1 - group["momentum"])
+                p.sub_(mean.sign().mul_(group["lr"]))
+        return loss
+
+
+class MultiOptimizer(torch.optim.Optimizer):
+    """Makes the steps of several optimizers, each of its own parameters.
+
+    `param_groups` are the groups of all, one after another; the state stays with each.
+
+    Args:
+        optimizers: at least one; no parameter is in two of them.
+    """
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
+        self.optimizers = list(optimizers)
+        super().__init__([{**group} for optimizer in self.optimizers for group in optimizer.param_groups], {})
+        self._link()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Makes one step with the gradients that the parameters have."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the states of all."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from a saved state."""
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self._link()
+
+    def take_rows(self, parameter: Tensor, rows: Tensor) -> None:
+        """Begins anew with rows of a parameter that were written from outside."""
+        for optimizer in self.optimizers:
+            take_rows(optimizer, parameter, rows)
+
+    def _link(self) -> None:
+        # loading gives an optimizer new groups; a learning rate set here must reach the ones that are used
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]

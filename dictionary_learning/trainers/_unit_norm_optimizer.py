@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.row_updates import normalize_rows_, remove_parallel_part_
-from dictionary_learning.trainers.optimizer_rows import take_rows
+from dictionary_learning.trainers._optimizer_rows import take_rows
 
 _TINY = 1e-6
 """Added to the norm of the gradients before it is divided by the largest norm, as in `torch.nn.utils.clip_grad_norm_`."""

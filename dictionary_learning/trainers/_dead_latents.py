@@ -20,7 +20,7 @@ class DeadLatents:
         dict_size: number of latents.
         after_tokens: a latent is dead when it has not fired for so many tokens.
         device: where the latents are.
-        least_frequency: a latent is dead, too, that fired on a smaller share of the tokens of the last whole window.
+        min_frequency: a latent is dead, too, that fired on a smaller share of the tokens of the last whole window.
         window: tokens that this share is taken of.
     """
 
@@ -30,11 +30,11 @@ class DeadLatents:
         after_tokens: int,
         device: torch.device,
         *,
-        least_frequency: float | None = None,
+        min_frequency: float | None = None,
         window: int = 2_000_000,
     ):
         self.after_tokens = after_tokens
-        self.least_frequency, self.window = least_frequency, window
+        self.min_frequency, self.window = min_frequency, window
         self._counts = torch.zeros(dict_size, dtype=torch.long, device=device)
         self._rare = torch.zeros(dict_size, dtype=torch.bool, device=device)
         self._window_tokens = 0
@@ -51,11 +51,11 @@ class DeadLatents:
         """Takes in one step: on how many of its tokens each latent fired."""
         self.n_tokens += n_tokens
         self.tokens_since_fired.add_(n_tokens).masked_fill_(firings > 0, 0)
-        if self.least_frequency is not None:
+        if self.min_frequency is not None:
             self._counts += firings
             self._window_tokens += n_tokens
             if self._window_tokens >= self.window:
-                self._rare = self._counts < self.least_frequency * self._window_tokens
+                self._rare = self._counts < self.min_frequency * self._window_tokens
                 self._counts.zero_()
                 self._window_tokens, self._n_windows = 0, self._n_windows + 1
         if self.n_tokens > self.after_tokens or self._n_windows:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries.initialization import unit_rows
+from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU, TopK
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.precision import upcast
 
@@ -202,6 +203,24 @@ class TemporalAutoencoder(Dictionary):
         if outputs not in (None, inputs):
             raise ConfigError(f"An autoencoder has one scale; got inputs={inputs} and outputs={outputs}.")
         self.scale *= inputs
+
+    def expanded(
+        self, dict_size: int, nonlinearity: Nonlinearity | None, generator: torch.Generator | None
+    ) -> "TemporalAutoencoder":
+        """Returns a copy with more latents. Attention reads nothing from new latents at first.
+
+        Raises:
+            ConfigError: The nonlinearity is neither top_k nor relu.
+        """
+        from dictionary_learning.experimental.temporal.widening import widened
+
+        if nonlinearity is None:
+            k = self.k
+        elif type(nonlinearity) in (TopK, ReLU):
+            k = getattr(nonlinearity, "k", None)
+        else:
+            raise ConfigError(f"A temporal dictionary has top_k or relu; it cannot have {type(nonlinearity).__name__}.")
+        return widened(self, dict_size, k, generator)
 
     def options(self) -> dict[str, Any]:
         return {

@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
-from dictionary_learning.trainers.batch import Batch
-from dictionary_learning.trainers.optimizer_rows import take_rows
+from dictionary_learning.trainers._batch import Batch
+from dictionary_learning.trainers._optimizer_rows import take_rows
 
 _ENCODER_SHARE = 0.2
 """Norm of a new encoder row, as a share of the living rows' mean norm (Bricken et al. 2023)."""

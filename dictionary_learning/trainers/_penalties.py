@@ -16,7 +16,7 @@ from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, replace_values
-from dictionary_learning.trainers.losses import mean_sum, per_token, weighted
+from dictionary_learning.trainers._losses import mean_sum, per_token, weighted
 
 _LEAST = 1e-6
 """The least value that a power of it is taken of: the slope of f^p has no bound at 0 where p < 1."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.row_updates import normalize_rows_
-from dictionary_learning.trainers.optimizer_rows import take_rows
+from dictionary_learning.trainers._optimizer_rows import take_rows
 
 
 class ScheduleFree(torch.optim.Optimizer):

@@ -1,0 +1,114 @@
+"""Arguments of trainers in dictionary-learning and SAELens, and what `loss` returns there."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from dictionary_learning.config import UnknownNameError
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import to_dense
+from dictionary_learning.trainers._base import Trainer
+from dictionary_learning.trainers._batch import Loss
+from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
+
+ALIASES = {
+    "lr_scheduler_name": "schedule",
+    "lr_warm_up_steps": "warmup_steps",
+    "normalize_activations": "normalize",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "top_k_aux": "k_aux",
+    "normalize_sae_decoder": "unit_norm_decoder",
+    "decoder_heuristic_init_norm": "decoder_init_norm",
+    "k_decay_steps": "k_anneal_steps",
+    "l1_penalty": "sparsity_penalty",
+    "l1_coefficient": "sparsity_penalty",
+    "initial_sparsity_penalty": "sparsity_penalty",
+    "l1_warm_up_steps": "sparsity_warmup_steps",
+    "jumprelu_bandwidth": "bandwidth",
+    "jumprelu_init_threshold": "initial_threshold",
+}
+"""Names of settings elsewhere, and ours."""
+
+
+class LossLog(NamedTuple):
+    """A loss in dictionary-learning's form."""
+
+    x: Tensor
+    x_hat: Tensor
+    f: Tensor
+    losses: dict[str, float]
+
+
+def split_options(
+    config: type[OptimizationConfig], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns settings and facts of the run from a dict config, with older names translated.
+
+    Raises:
+        UnknownNameError: A name is neither.
+    """
+    known = {field.name for field in fields(config)}
+    renamed = {
+        ALIASES[name] if name in ALIASES and name not in known else name: value for name, value in options.items()
+    }
+    for name in renamed:
+        if name not in known and name not in FACTS:
+            raise UnknownNameError(f"option of {config.__qualname__}", name, [*known, *FACTS])
+    settings = {name: value for name, value in renamed.items() if name in known}
+    return settings, {name: value for name, value in renamed.items() if name in FACTS}
+
+
+def read_arguments(
+    trainer: type[Trainer], arguments: tuple[Any, ...], options: Mapping[str, Any]
+) -> tuple[OptimizationConfig, RunInfo]:
+    """Returns config and facts of `Trainer(steps, activation_dim, dict_size, [k,] layer, lm_name, ...)`.
+
+    Raises:
+        ConfigError: A fact is missing, or there are too many positional arguments.
+    """
+    while arguments and arguments[-1] is None:
+        arguments = arguments[:-1]
+    if arguments and isinstance(arguments[0], OptimizationConfig):
+        raise ConfigError(f"{trainer.__name__} got a config and {arguments[1:]!r}; give the facts of the run by name.")
+    has_k = "k" in {field.name for field in fields(trainer.Config)}
+    names = ("steps", "activation_dim", "dict_size", *(("k",) if has_k else ()), "layer", "lm_name")
+    if len(arguments) > len(names):
+        raise ConfigError(
+            f"{trainer.__name__} got {len(arguments)} positional arguments; it takes {', '.join(names)} in this order. "
+            "Give the others by name."
+        )
+    settings, facts = split_options(trainer.Config, {**dict(zip(names, arguments, strict=False)), **options})
+    missing = [name for name in ("activation_dim", "steps") if facts.get(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{trainer.__name__} needs {' and '.join(missing)}. Give them, or train with trainSAE, which knows them."
+        )
+    device = facts.get("device")
+    facts["device"] = None if device is None else str(device)
+    return trainer.Config.from_dict(settings), RunInfo.from_dict(facts)
+
+
+def older_loss(
+    trainer: Trainer,
+    x: Tensor,
+    y: Any = None,
+    *,
+    step: int | None = None,
+    logging: bool = False,
+    lengths: Tensor | None = None,
+) -> Any:
+    """Returns `trainer.loss(x, step, logging=...)` of dictionary-learning; the step is ignored.
+
+    With `logging`, returns `LossLog(x, x_hat, f, losses)` with dense latents and plain numbers.
+    """
+    loss = trainer.loss(x, y if isinstance(y, Tensor) else None, lengths=lengths)
+    return loss_log(x, loss) if logging else loss
+
+
+def loss_log(x: Tensor, loss: Loss) -> LossLog:
+    """Returns a loss in dictionary-learning's form."""
+    losses = {name: float(term.detach()) for name, term in {**loss.terms, "loss": loss.total}.items()}
+    return LossLog(x, loss.reconstruction.outputs, to_dense(loss.reconstruction.latents), losses)

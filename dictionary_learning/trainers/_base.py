@@ -1,0 +1,428 @@
+"""What trainSAE drives: a dictionary, a pure loss, and an update that changes everything."""
+
+import contextlib
+import copy
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dictionary_learning.config import Registry
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import l0
+from dictionary_learning.ops.encoder import Encoder
+from dictionary_learning.ops.finite import replace_nonfinite
+from dictionary_learning.ops.precision import upcast
+from dictionary_learning.trainers._averaging import WeightAverage
+from dictionary_learning.trainers._batch import Batch, Loss, ModelLoss, StepPart
+from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
+from dictionary_learning.trainers._optimizers import build_optimizer
+
+
+class Component(Protocol):
+    """A part of a trainer with state of its own, such as a threshold, or the dead latents."""
+
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        """Updates the state after the optimizer step with this number, counted from 0."""
+
+    def figures(self) -> Mapping[str, Tensor]:
+        """Returns values for the log, on the device."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything the next steps depend on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved state."""
+
+
+class Trainer(ABC):
+    """Trains one dictionary with one optimizer.
+
+    `update` makes a step: `loss` for each part of the batch, backward, the optimizer, `after_step`.
+    `loss` is pure. Everything that changes (weights, counters, thresholds, the step) changes in
+    `update`. Logging reads the last step, and computes and changes nothing else.
+
+    Args:
+        config: The settings that were asked for. Older scripts give settings and facts of the run by
+            position and by name instead.
+        run: Facts of the run.
+
+    Raises:
+        ConfigError: A setting or a fact is missing or cannot be used.
+    """
+
+    Config: ClassVar[type[OptimizationConfig]] = OptimizationConfig
+    settings: OptimizationConfig
+    dictionary: Dictionary
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Gives every trainer its own Config, which builds this trainer and no other."""
+        super().__init_subclass__(**options)
+        config = cls.__dict__.get("Config")
+        if config is None:
+            names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}
+            config = type("Config", (cls.Config,), {**names, "__doc__": f"Settings of {cls.__name__}."})
+        if "__dataclass_fields__" not in config.__dict__:
+            config = dataclasses.dataclass(frozen=True, kw_only=True)(config)
+        config.trainer_class = cls
+        cls.Config = config
+
+    def __init__(self, config: Any = None, run: RunInfo | None = None, *older: Any, **options: Any):
+        if not isinstance(config, OptimizationConfig) or not isinstance(run, RunInfo):
+            config, run = _read_arguments(type(self), (config, run, *older), options)
+        if not isinstance(config, self.Config):
+            raise ConfigError(
+                f"{type(self).__name__} got a {type(config).__qualname__}; give a {self.Config.__qualname__}."
+            )
+        trained = config.trained()
+        if trained is not None:  # what is saved names the dictionary, and does not hold it
+            config = config.replace(finetune=_origin(config.finetune))
+        self.run = run
+        self.settings = config.resolved(run, trained)
+        self.steps = run.optimizer_steps(config.grad_acc_steps)
+        """Optimizer steps of the run."""
+        self.step = 0
+        """Optimizer steps made so far."""
+        self.device = run.torch_device
+        self.generator = torch.Generator()
+        if config.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(config.seed)
+        self.dictionary = self.build_dictionary(trained)
+        self.optimizer = self._build_optimizer()
+        self.schedule = self.settings.learning_rate_schedule(self.steps)
+        self.average: WeightAverage | None = None
+        if config.ema_decay is not None:
+            self.average = WeightAverage(self.dictionary, config.ema_decay, unit_rows=self.unit_row_names())
+        self.loss_scale = torch.ones((), device=self.device)
+        """Factor of errors: 1, or 1 over the variance of the targets, estimated once."""
+        self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
+        """Tokens that had a NaN or an infinity."""
+        self.components: dict[str, Component] = {}
+        """Parts with state of their own, in the order of their updates."""
+        self._initialized = False
+        self._n_batches = 0
+        self._gathered: list[StepPart] = []
+        self._last: list[StepPart] = []
+        self.setup()
+
+    @abstractmethod
+    def build_dictionary(self, trained: Dictionary | None) -> Dictionary:
+        """Returns a new dictionary on the device, or a copy of a trained one to start from."""
+
+    @abstractmethod
+    def initialize_dictionary(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> None:
+        """Sets what depends on data, such as biases, before the first step."""
+
+    @abstractmethod
+    def objective(self, batch: Batch) -> Loss:
+        """Returns the method's loss of a batch. Changes nothing."""
+
+    @abstractmethod
+    def with_auxiliary_losses(self, loss: Loss, batch: Batch) -> Loss:
+        """Returns a loss with the terms that do not depend on the method. Changes nothing."""
+
+    @abstractmethod
+    def unit_row_names(self) -> set[str]:
+        """Returns the names of the parameters whose rows are kept at unit norm."""
+
+    @abstractmethod
+    def lr_factors(self) -> Mapping[str, float]:
+        """Returns factors of the learning rate, by the last part of a parameter's name."""
+
+    @abstractmethod
+    def encoders(self) -> list[Encoder]:
+        """Returns the encoders that `loss` applies to the activations, for one product with others'."""
+
+    def setup(self) -> None:  # noqa: B027
+        """Adds the components of a method; called at the end of the construction."""
+
+    def after_step(self, parts: Sequence[StepPart]) -> None:  # noqa: B027
+        """Changes weights after the optimizer step, such as thresholds that must not be negative."""
+
+    def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
+        """Returns a context in which the parts of one batch share what depends on all of it."""
+        return contextlib.nullcontext()
+
+    def update(
+        self,
+        step: int,
+        x: Float[Tensor, "batch activation_dim"],
+        y: Float[Tensor, "batch output_dim"] | None = None,
+        model_loss_fn: ModelLoss | None = None,
+        lengths: Int[Tensor, "contexts"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Processes a batch, and makes an optimizer step when enough were accumulated.
+
+        Tokens that are not finite are replaced by others and counted.
+
+        Args:
+            step: Ignored. The trainer counts its steps; older scripts pass theirs.
+            x: Input of the dictionary.
+            y: Target of the reconstruction; by default x.
+            model_loss_fn: The model's loss with a reconstruction of y spliced in.
+            lengths: Tokens of each context, where the batch is contexts one after another.
+
+        Returns:
+            The loss, on the device.
+        """
+        settings, n_tokens = self.settings, max(len(x), 1)
+        batch = self._finite(x, y)._replace(model_loss_fn=model_loss_fn, lengths=lengths)
+        parts = _split(batch, settings.micro_acc_steps)
+        if not self._initialized:
+            self._initialize(parts[0], is_autoencoder=y is None)
+        total = torch.zeros((), device=self.device)
+        with self.sharing(parts):
+            for part in parts:
+                share = len(part.x) / n_tokens
+                loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
+                # under autocast the products of the backward pass would lose precision
+                with torch.autocast(self.device.type, enabled=False):
+                    (loss.total * (share / settings.grad_acc_steps)).backward()
+                self._gathered.append(StepPart(part, loss, share))
+                total = total + loss.total.detach() * share
+        self._n_batches += 1
+        if self._n_batches % settings.grad_acc_steps == 0:
+            self._optimizer_step()
+        return total
+
+    def finish(self) -> None:
+        """Makes a last step with the gradients of fewer than `grad_acc_steps` batches, if there are any."""
+        n_left = self._n_batches % self.settings.grad_acc_steps
+        if not n_left:
+            return
+        for parameter in self.dictionary.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self.settings.grad_acc_steps / n_left)
+        self._optimizer_step()
+        self._n_batches = self.step * self.settings.grad_acc_steps
+
+    def loss(
+        self,
+        x: Tensor,
+        y: Tensor | int | None = None,
+        *,
+        model_loss_fn: ModelLoss | None = None,
+        lengths: Tensor | None = None,
+        **older: Any,
+    ) -> Any:
+        """Returns the loss of a batch. Changes nothing.
+
+        Args:
+            x: Input of the dictionary (batch, activation_dim).
+            y: Target of the reconstruction (batch, output_dim); by default x. A number is the step of
+                an older script, and ignored.
+            model_loss_fn: The model's loss with a reconstruction of y spliced in.
+            lengths: Tokens of each context (contexts,), where the batch is contexts.
+            older: Further arguments of older scripts, for which `compat` returns what they expect.
+
+        Returns:
+            A `Loss`.
+        """
+        if older or not (y is None or isinstance(y, Tensor)):
+            from dictionary_learning.compat.trainer_arguments import older_loss
+
+            return older_loss(self, x, y, lengths=lengths, **older)
+        # errors are squared and summed: in half precision they would overflow or vanish
+        full_x = upcast(x)
+        batch = Batch(full_x, full_x if y is None or y is x else upcast(y), model_loss_fn, lengths)
+        return self.with_auxiliary_losses(self.objective(batch), batch)
+
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Sets what depends on data, from a sample; only the first call has an effect.
+
+        Args:
+            x: Inputs of the dictionary (n, activation_dim).
+            y: Targets of the reconstruction (n, output_dim); by default x.
+        """
+        if not self._initialized:
+            self._initialize(self._finite(x, y), is_autoencoder=y is None)
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, Float[Tensor, ""]]:
+        """Returns figures of the last step, on the device: loss terms, fvu, l0, learning rate."""
+        if not self._last:
+            return {}
+        figures: dict[str, Tensor] = {}
+        for _, loss, share in self._last:
+            values = {"loss": loss.total, **loss.terms, "l0": l0(loss.reconstruction.latents)}
+            for name, value in values.items():
+                figures[name] = figures.get(name, torch.zeros(())) + share * value.detach()
+        y = torch.cat([part.batch.y for part in self._last]).float()
+        outputs = torch.cat([part.loss.reconstruction.outputs for part in self._last]).float()
+        figures["fvu"] = (outputs - y).pow(2).sum() / (y - y.mean(0)).pow(2).sum()
+        figures["lr"] = torch.tensor(self.learning_rate(max(self.step - 1, 0)))
+        figures["nonfinite_tokens"] = self.n_nonfinite_tokens
+        skipped = getattr(self.optimizer, "n_skipped", None)
+        if skipped is not None:
+            figures["skipped_steps"] = skipped
+        for component in self.components.values():
+            figures.update(component.figures())
+        return figures
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of a step."""
+        return self.settings.lr * self.schedule(step)
+
+    def export(self) -> Dictionary:
+        """Returns a copy of the dictionary for use, with averaged weights where there is an average."""
+        optimizer: Any = self.optimizer
+        averages_itself = hasattr(optimizer, "eval")  # schedule-free
+        if averages_itself:
+            optimizer.eval()
+        with self.average.averaged() if self.average is not None else contextlib.nullcontext():
+            dictionary = copy.deepcopy(self.dictionary)
+        if averages_itself:
+            optimizer.train()
+        return dictionary
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting and fact of the run as plain data, as it is saved."""
+        names = {"trainer_class": type(self).__name__, "dict_class": type(self.dictionary).__name__}
+        facts = {**self.run.to_dict(), "device": str(self.device)}
+        return {**facts, **self.settings.to_dict(), **names}
+
+    @property
+    def ae(self) -> Dictionary:
+        """The dictionary, by its name in dictionary-learning."""
+        return self.dictionary
+
+    @property
+    def logging_parameters(self) -> list[str]:
+        """The names of the figures that are logged, once there was a step."""
+        return list(self.metrics())
+
+    def get_logging_parameters(self) -> dict[str, float]:
+        """Returns the figures of the last step as plain numbers."""
+        return {name: float(value) for name, value in self.metrics().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything the next steps depend on, except accumulated gradients."""
+        return {
+            "dictionary": self.dictionary.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "n_nonfinite_tokens": self.n_nonfinite_tokens,
+            "initialized": self._initialized,
+            "loss_scale": self.loss_scale,
+            "average": None if self.average is None else self.average.state_dict(),
+            "components": {name: part.state_dict() for name, part in self.components.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from the state of a trainer with the same settings."""
+        self.dictionary.load_state_dict(state["dictionary"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.step, self._initialized = state["step"], state["initialized"]
+        self._n_batches, self._gathered = self.step * self.settings.grad_acc_steps, []
+        self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
+        self.loss_scale = state["loss_scale"].to(self.device)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for name, component in self.components.items():
+            component.load_state_dict(state["components"][name])
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        settings, factors, unit = self.settings, self.lr_factors(), self.unit_row_names()
+        groups = [
+            {"params": [p], "lr_factor": factors.get(name.rpartition(".")[2], 1.0), "unit_rows": name in unit}
+            for name, p in self.dictionary.named_parameters()
+        ]
+        betas = (settings.beta1, settings.beta2)
+        return build_optimizer(
+            settings.optimizer,
+            groups,
+            lr=settings.lr,
+            betas=betas,
+            eps=settings.eps,
+            max_grad_norm=settings.max_grad_norm,
+        )
+
+    def _initialize(self, batch: Batch, *, is_autoencoder: bool) -> None:
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            dtype = torch.promote_types(self.dictionary.dtype, torch.float32)
+            x = batch.x.to(dtype)
+            self.initialize_dictionary(x, x if is_autoencoder else batch.y.to(dtype))
+        self._initialized = True
+
+    def _optimizer_step(self) -> None:
+        for group in self.optimizer.param_groups:
+            rate = self.learning_rate(self.step) * group.get("lr_factor", 1.0)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # a captured CUDA graph reads it there
+            else:
+                group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        n_tokens = sum(len(part.batch.x) for part in self._gathered)
+        parts = [part._replace(share=len(part.batch.x) / max(n_tokens, 1)) for part in self._gathered]
+        with torch.no_grad():
+            for component in self.components.values():
+                component.after_step(parts, self.step)
+            self.after_step(parts)
+            if self.average is not None:
+                self.average.update()
+        self._last, self._gathered = parts, []
+        self.step += 1
+
+    def _finite(self, x: Tensor, y: Tensor | None) -> Batch:
+        """Returns the batch on the device, with tokens that are not finite replaced and counted."""
+        x = x.to(self.device)
+        if y is None:
+            x, n_replaced = replace_nonfinite(x)
+            self.n_nonfinite_tokens += n_replaced
+            return Batch(x, x)
+        # a token is replaced on both sides, or the target would be predicted from another input
+        both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
+        self.n_nonfinite_tokens += n_replaced
+        x, y = both.split([x.shape[1], y.shape[1]], dim=1)
+        return Batch(x.contiguous(), y.contiguous())
+
+
+TRAINERS: Registry[type[Trainer]] = Registry("trainer")
+
+
+def _split(batch: Batch, n: int) -> list[Batch]:
+    if n == 1:
+        return [batch]
+    pairs = zip(batch.x.chunk(n), batch.y.chunk(n), strict=True)
+    return [batch._replace(x=x, y=x if batch.y is batch.x else y, lengths=None) for x, y in pairs]
+
+
+def _origin(finetune: Any) -> str:
+    """Returns where a dictionary was loaded from, or else its class."""
+    if isinstance(finetune, (str, os.PathLike)):
+        return str(finetune)
+    source = getattr(getattr(finetune, "info", None), "source", None)
+    return source or type(finetune).__name__
+
+
+def _read_arguments(
+    trainer: type[Trainer], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[OptimizationConfig, RunInfo]:
+    """Returns config and facts, given as a config and facts by name, or as by an older script."""
+    config, *rest = arguments
+    if not isinstance(config, OptimizationConfig) or rest != [None]:
+        from dictionary_learning.compat.trainer_arguments import read_arguments
+
+        return read_arguments(trainer, arguments, options)
+    facts = {name: value for name, value in options.items() if name in FACTS}
+    changes = {name: value for name, value in options.items() if name not in FACTS}
+    return config.replace(**changes) if changes else config, RunInfo(**facts)
+
+
+def trainer_of(config: OptimizationConfig) -> type[Trainer]:
+    """Returns the trainer that a config builds."""
+    return config.trainer_class

@@ -1,0 +1,331 @@
+"""What a user can choose about training, and the facts of the run that the choices depend on.
+
+A config is what was asked for. `config.build(run)` fills in the fields that were left out, once, and
+passes the result to the trainer as `settings`, which never change afterwards.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import torch
+
+from dictionary_learning.config import BaseConfig, auto, resolve, setting
+from dictionary_learning.dictionaries import WIRINGS, Dictionary, Trainable, load_dictionary, wiring_of
+from dictionary_learning.dictionaries.folding import can_fold_decoder_norm
+from dictionary_learning.dictionaries.trainable import CenterName
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.hardware import default_device
+from dictionary_learning.trainers._schedules import SCHEDULES, Rewarm, Schedule
+
+if TYPE_CHECKING:
+    from dictionary_learning.trainers._base import Trainer
+
+C = TypeVar("C", bound="OptimizationConfig")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunInfo(BaseConfig):
+    """Facts of a run: what `trainSAE` finds in the data, and what is noted in the saved config."""
+
+    activation_dim: int = setting(0, at_least=1)
+    """Width of the activations, of all sites that are read together."""
+    steps: int = setting(0, at_least=1)
+    """Batches of the run."""
+    site_dims: tuple[int, ...] | None = None
+    """Width of each site that is read; None for one site."""
+    output_dims: tuple[int, ...] | None = None
+    """Width of each site that is written; None for the sites that are read."""
+    device: str | None = None
+    """Device of the dictionary; the accelerator if there is one."""
+    layer: int | None = None
+    """The layer, as a note."""
+    lm_name: str | None = None
+    """The language model, as a note."""
+    submodule_name: str | None = None
+    """The submodule, as a note."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device of the dictionary."""
+        return torch.device(self.device) if self.device else default_device()
+
+    def optimizer_steps(self, grad_acc_steps: int) -> int:
+        """Returns the number of optimizer steps. The last one may accumulate fewer batches."""
+        return math.ceil(self.steps / grad_acc_steps)
+
+    @property
+    def read_dims(self) -> tuple[int, ...]:
+        """Width of each site that is read."""
+        return self.site_dims or (self.activation_dim,)
+
+
+FACTS = frozenset(field.name for field in dataclasses.fields(RunInfo))
+
+
+def _warmup(c: Any) -> int:
+    return min(default_warmup(c.steps), c.decay_start)
+
+
+def default_warmup(steps: int) -> int:
+    """Returns a tenth of the run, at most 1,000 steps."""
+    return min(1000, steps // 10)
+
+
+def decay_after(fraction: float) -> Callable[[Any], int]:
+    """Returns a rule for `decay_start`: a fraction of the run, but not before the warm-up ends."""
+
+    def rule(c: Any) -> int:
+        if c.schedule != "linear":
+            return c.steps
+        asked = c.asked.warmup_steps
+        warmup = default_warmup(c.steps) if asked is None else asked
+        return max(int(c.steps * fraction), min(warmup, c.steps))
+
+    return rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizationConfig(BaseConfig):
+    """Settings of every trainer: size, sites, optimizer, learning rate, weight average."""
+
+    trainer_class: ClassVar[type[Any]]
+    """The trainer of this config; set when the trainer's class is defined."""
+    needs_contexts: ClassVar[bool] = False
+    """Whether the method trains on whole contexts only (`ContextStream`)."""
+
+    dict_size: int = auto(lambda c: _default_dict_size(c), at_least=1)
+    """Number of latents; by default expansion_factor times activation_dim, or that of `finetune`."""
+    expansion_factor: int = setting(16, at_least=1)
+    """Latents per dimension of the activations, where dict_size is not given."""
+    seed: int | None = 0
+    """Seed of the initial weights; None for a random one."""
+    site: str | tuple[str, ...] | None = None
+    """The site to train on, or several for a wiring that reads several; by default every site of
+    the data gets its own dictionary, or all are read together."""
+    target_site: str | tuple[str, ...] | None = None
+    """What a transcoder predicts; by default the output of the module whose input it reads."""
+    normalize: str | None = None
+    """Normalization of the activations: a name of `NORMALIZATIONS`. None for the one that
+    `trainSAE` chooses."""
+    micro_acc_steps: int = setting(1, at_least=1)
+    """Parts that a batch is processed in, to save memory. Gradients are those of the whole batch."""
+    grad_acc_steps: int = setting(1, at_least=1)
+    """Batches whose gradients are accumulated for one step. Schedules count steps."""
+    wandb_name: str | None = None
+    """Name of the dictionary in logs and reports."""
+    finetune: Any = None
+    """A trained dictionary to start from, or where it is stored. It may get another nonlinearity, or
+    more latents (`dict_size`). `trainSAE` also takes several: a folder, or a mapping from sites."""
+    lr: float = auto(lambda c: c.asked.default_lr, at_least=0)
+    """Learning rate; by default that of the method."""
+    optimizer: Any = "adam"
+    """A name of `OPTIMIZERS`, or a function from parameter groups to an optimizer."""
+    beta1: float = setting(0.9, at_least=0, below=1)
+    """Adam's decay of the mean gradient."""
+    beta2: float = setting(0.999, at_least=0, below=1)
+    """Adam's decay of the mean squared gradient."""
+    eps: float = setting(1e-8, at_least=0)
+    """Adam's epsilon."""
+    max_grad_norm: float | None = setting(None, above=0)
+    """Gradients are scaled down to this common norm; None for no limit."""
+    schedule: str | Callable[[int], float] = "linear"
+    """Learning-rate schedule: a name of `SCHEDULES`, or a function from the step to a factor."""
+    warmup_steps: int = auto(_warmup, at_least=0)
+    """Warm-up of the learning rate; by default a tenth of the run, at most 1,000 steps."""
+    decay_start: int = auto(lambda c: c.steps, at_least=0)
+    """The step at which the schedule `linear` starts to decay to 0; by default the last: no decay."""
+    ema_decay: float | None = setting(None, above=0, below=1)
+    """Decay of a moving average of the weights, which is exported; None for no average."""
+
+    default_lr: ClassVar[float] = 1e-3
+
+    @property
+    def needs_predictions(self) -> bool:
+        """Whether the loss depends on the model's predictions."""
+        return False
+
+    def build(self, run: RunInfo | None = None, **facts: Any) -> "Trainer":
+        """Returns the trainer of this config, on a new dictionary.
+
+        Args:
+            run: Facts of the run.
+            facts: The same by name, such as `activation_dim=768, steps=1000`.
+
+        Raises:
+            ConfigError: A fact is missing, or the settings cannot be used with it.
+        """
+        return self.trainer_class(self, run or RunInfo(**facts))
+
+    def resolved(self: C, run: RunInfo, trained: Dictionary | None) -> C:
+        """Returns the settings that are used: every field that was left out is filled in.
+
+        Args:
+            run: Facts of the run.
+            trained: The dictionary to start from, if there is one.
+
+        Raises:
+            ConfigError: Two settings contradict each other.
+        """
+        steps = run.optimizer_steps(self.grad_acc_steps)
+        if self.schedule != "linear" and self.decay_start not in (None, steps):
+            raise ConfigError(
+                f"decay_start={self.decay_start} has no effect with schedule={self.schedule!r}, only with 'linear'. "
+                "Leave one of them out."
+            )
+        return resolve(self, run=run, trained=trained, steps=steps)
+
+    def trained(self) -> Dictionary | None:
+        """Returns the dictionary to start from, which must not be changed, if there is one."""
+        given = self.finetune
+        if given is None or isinstance(given, Dictionary):
+            return given
+        loaded: Any = load_dictionary(given)
+        return loaded[0] if isinstance(loaded, tuple) else loaded
+
+    def learning_rate_schedule(self, steps: int) -> Schedule:
+        """Returns the factor of the learning rate at each step of resolved settings."""
+        if not isinstance(self.schedule, str):
+            return self.schedule
+        options = {"decay_start": self.decay_start} if self.schedule == "linear" else {}
+        return SCHEDULES[self.schedule](steps, self.warmup_steps, **options)
+
+
+def _default_dict_size(c: Any) -> int:
+    return c.expansion_factor * c.run.activation_dim if c.trained is None else c.trained.dict_size
+
+
+def _default_wiring(c: Any) -> str:
+    return wiring_of(c.trained) if isinstance(c.trained, Trainable) else "autoencoder"
+
+
+def _default_unit_rows(c: Any) -> bool:
+    if not WIRINGS[c.wiring].unit_rows:
+        return False
+    if not isinstance(c.trained, Trainable) or any(part.coder.is_tied for part in c.trained.coders()):
+        return True
+    # where norms decide which latents are kept, rows that were trained keep theirs
+    return can_fold_decoder_norm(c.trained)
+
+
+def _default_k_aux(c: Any) -> int:
+    outputs = c.run.output_dims or (c.run.read_dims if c.trained is None else (c.trained.output_dim,))
+    return max(sum(outputs) // 2, 1)
+
+
+_DEAD_AFTER = 10_000_000
+"""Tokens without firing after which a latent is dead (Gao et al. 2024, A.2)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainerConfig(OptimizationConfig):
+    """Settings of every method that trains an encoder and a decoder around a nonlinearity."""
+
+    subtracts_b_dec: ClassVar[bool] = True
+    """Whether the method's autoencoder subtracts b_dec before encoding."""
+    autoencoder_class: ClassVar[type | None] = None
+    """Class of the method's autoencoder; None for the one known for the nonlinearity."""
+
+    wiring: str = auto(_default_wiring)
+    """What is read and written: autoencoder, transcoder, skip_transcoder, crosscoder,
+    cross_layer_transcoder or heads. By default autoencoder, or that of `finetune`."""
+    n_heads: int | None = setting(None, at_least=1)
+    """Attention heads, where each has latents of its own (wiring heads)."""
+    dict_class: type | None = None
+    """Class of an autoencoder; by default the one known for the nonlinearity."""
+    encoder_lr_factor: float = setting(1.0, at_least=0)
+    """Factor of the learning rate for W_enc."""
+    decoder_lr_factor: float = setting(1.0, at_least=0)
+    """Factor of the learning rate for W_dec."""
+    unit_norm_decoder: bool = auto(_default_unit_rows)
+    """Whether decoder rows are kept at unit norm, with gradients orthogonal to them. By default for
+    wirings whose outputs are their inputs. A dictionary given as `finetune` gets such rows without a
+    change of its outputs; where that is impossible, its rows stay free."""
+    apply_b_dec_to_input: bool = auto(lambda c: c.asked.subtracts_b_dec)
+    """Whether an autoencoder subtracts b_dec before encoding; by default as the method does."""
+    rank_by_norm: bool | None = None
+    """Whether latents are ranked by value times decoder norm; None: for crosscoders."""
+    b_dec_init_method: CenterName = "geometric_median"
+    """Initial b_dec: geometric_median, mean or zeros."""
+    scale_encoder: bool = True
+    """Whether the initial encoder is scaled so that the first reconstruction is best."""
+    decoder_init_norm: float | None = setting(None, above=0)
+    """Initial norm of the decoder rows; by default 1, or what fits the data where another site is
+    written."""
+    init_encoder_as_decoder_transpose: bool = True
+    """Whether the initial encoder is the decoder's transpose, where widths are equal."""
+    orthogonal_init: bool = False
+    """Whether initial decoder rows are orthogonal, as many at a time as the width allows."""
+    loss_fn: Literal["reconstruction", "ce", "kl"] = "reconstruction"
+    """Training objective: the reconstruction error; or, on a `ContextStream`, the model's
+    cross-entropy or KL divergence with the reconstruction spliced in (Braun et al. 2024,
+    https://arxiv.org/abs/2405.12241)."""
+    reconstruction_weight: float = auto(lambda c: float(c.loss_fn == "reconstruction"), at_least=0)
+    """Weight of the error in the loss; by default 1, and 0 with loss_fn ce or kl."""
+    auxk_alpha: float = setting(0.0, at_least=0)
+    """Weight of the auxiliary loss of dead latents (AuxK)."""
+    k_aux: int = auto(_default_k_aux, at_least=1)
+    """Dead latents that AuxK uses per token; by default half the width of the activations."""
+    auxk_every: int = setting(1, at_least=1)
+    """AuxK is computed on every n-th token. With 2 it costs half, and revives fewer latents
+    (docs/defaults.md)."""
+    use_ghost_grads: bool = False
+    """Whether dead latents get ghost gradients."""
+    pre_act_loss_coefficient: float = setting(0.0, at_least=0)
+    """Weight of the loss that pulls pre-activations of dead latents up."""
+    resample_steps: int | None = setting(None, at_least=1)
+    """Steps between two resamplings of dead latents, each with a new warm-up; None for never."""
+    dead_feature_threshold: float = setting(_DEAD_AFTER, above=0)
+    """Tokens without firing after which a latent is dead. Below 1 it is a frequency: a latent that
+    fires on a smaller share of `feature_sampling_window` tokens is dead (as in SAELens)."""
+    dead_feature_window: int | None = setting(None, at_least=1)
+    """Tokens without firing after which a latent is dead, where the threshold is a frequency."""
+    feature_sampling_window: int = setting(2_000_000, at_least=1)
+    """Tokens over which frequencies are estimated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_fn != "reconstruction" and self.micro_acc_steps > 1:
+            raise ConfigError(
+                f"loss_fn={self.loss_fn!r} runs the model on whole contexts, which micro_acc_steps="
+                f"{self.micro_acc_steps} would cut. Give fewer contexts per batch, and use grad_acc_steps."
+            )
+        if self.dict_class is not None and self.wiring not in (None, "autoencoder"):
+            raise ConfigError(
+                f"Got dict_class={self.dict_class.__name__} with wiring={self.wiring!r}; the class is that of an "
+                "autoencoder. Leave one of the two out."
+            )
+        if self.wiring is not None:
+            WIRINGS[self.wiring]  # raises for an unknown name
+
+    @property
+    def needs_predictions(self) -> bool:
+        return self.loss_fn != "reconstruction"
+
+    @property
+    def divides_by_variance(self) -> bool:
+        """Whether errors are divided by the variance of the targets."""
+        return False
+
+    @property
+    def dead_after_tokens(self) -> int:
+        """Tokens without firing after which a latent is dead."""
+        if self.dead_feature_window is not None:
+            return self.dead_feature_window
+        return int(self.dead_feature_threshold if self.dead_feature_threshold >= 1 else _DEAD_AFTER)
+
+    @property
+    def min_frequency(self) -> float | None:
+        """The share of tokens below which a latent is dead, where the threshold is one."""
+        return self.dead_feature_threshold if self.dead_feature_threshold < 1 else None
+
+    def autoencoder_options(self) -> dict[str, Any]:
+        """Returns arguments of the autoencoder's class beyond those of its nonlinearity."""
+        return {}
+
+    def learning_rate_schedule(self, steps: int) -> Schedule:
+        schedule = super().learning_rate_schedule(steps)
+        if self.resample_steps is None:
+            return schedule
+        return Rewarm(schedule, self.resample_steps, max(min(self.warmup_steps, self.resample_steps), 1))

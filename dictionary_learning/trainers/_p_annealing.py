@@ -1,0 +1,132 @@
+"""A penalty that turns from L1 towards L0: a power that decays over the run."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dictionary_learning.config import auto, setting
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import Latents
+from dictionary_learning.trainers._batch import Loss, StepPart
+from dictionary_learning.trainers._losses import mean_sum
+from dictionary_learning.trainers._penalized import PenaltyConfig
+from dictionary_learning.trainers._penalties import Penalty, PowerNorm, PowerSum, powers
+
+_MIN_P = 0.05
+"""The smallest power: at 0 there is no gradient, and (sum f^p)^(1/p) overflows at about 1/20."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PAnnealConfig(PenaltyConfig):
+    """Settings of p-annealing."""
+
+    sparsity_function: str = "Lp^p"
+    """`Lp^p` for the sum of powers, `Lp` for its root."""
+    anneal_start: int = auto(lambda c: min(15_000, c.steps // 3), at_least=0)
+    """The step at which p starts to decay; by default after a third of the run, at most 15,000."""
+    anneal_end: int = auto(lambda c: c.steps, at_least=0)
+    """The step at which p reaches its end; by default the last."""
+    p_start: float = setting(1.0, above=0)
+    """The initial power."""
+    p_end: float = setting(0.0, at_least=0)
+    """The final power. It does not fall below 0.05."""
+    n_sparsity_updates: int | Literal["continuous"] = 10
+    """Number of changes of p; "continuous" for one at each step."""
+    sparsity_queue_length: int = setting(10, at_least=1)
+    """Steps over which the means are taken."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sparsity_function not in ("Lp^p", "Lp"):
+            raise ConfigError(f"P-annealing got sparsity_function={self.sparsity_function!r}; it is 'Lp^p' or 'Lp'.")
+        if self.p_end > self.p_start:
+            raise ConfigError(f"Got p_start={self.p_start} and p_end={self.p_end}; p_end <= p_start is needed.")
+        if None not in (self.anneal_start, self.anneal_end) and self.anneal_start >= max(self.anneal_end, 1):
+            raise ConfigError(
+                f"Got anneal_start={self.anneal_start} and anneal_end={self.anneal_end}; the start must come before "
+                "the end. Leave both out for fractions of the run."
+            )
+
+    def power_at(self, step: int, n_ahead: int = 0) -> float:
+        """Returns p at a step, after some more of its changes."""
+        length = self.anneal_end - self.anneal_start
+        n_changes = max(length if self.n_sparsity_updates == "continuous" else self.n_sparsity_updates, 1)
+        done = (step - self.anneal_start) / length
+        changes = min(max(int(done * n_changes), 0) + n_ahead, n_changes)
+        return max(self.p_start + (self.p_end - self.p_start) * changes / n_changes, _MIN_P)
+
+
+class AnnealedPenalty:
+    """The penalty sum_i f_i^p with a decaying p, as a component of a trainer.
+
+    With each change of p the penalty's weight is multiplied by the mean penalty of the last steps with
+    the old p over that with the new one, so that the penalty keeps its size.
+    Karvonen et al. 2024, https://arxiv.org/abs/2408.00113, section 3.
+
+    Args:
+        settings: Resolved settings.
+        penalized: Returns the latents that the penalty is on.
+        device: Device of the weight.
+    """
+
+    def __init__(self, settings: PAnnealConfig, penalized: Callable[[Loss], Latents], device: torch.device):
+        self.settings, self._penalized = settings, penalized
+        self._step = 0
+        self.weight = torch.ones((), device=device)
+        """Product of all corrections so far."""
+        self._sums: collections.deque[Tensor] = collections.deque(maxlen=settings.sparsity_queue_length)
+
+    @property
+    def penalty(self) -> Penalty:
+        """The penalty of the current step."""
+        return self._with_power(self.settings.power_at(self._step))
+
+    @property
+    def coefficient(self) -> float:
+        """The weight of the penalty at the current step, without corrections."""
+        return self.settings.coefficient_at(self._step)
+
+    def corrected(self, loss: Loss) -> Loss:
+        """Returns a loss whose penalty is multiplied by the corrections."""
+        # the weight is a tensor, so that it changes without the host
+        scaled = self.coefficient * loss.terms["sparsity_loss"]
+        return loss._replace(total=loss.total + (self.weight - 1) * scaled)
+
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        """Keeps the sums of powers, and corrects the weight where p changes."""
+        settings, self._step = self.settings, step + 1
+        old, new, upcoming = settings.power_at(step), settings.power_at(step + 1), settings.power_at(step, n_ahead=1)
+        sums = [
+            torch.stack([mean_sum(powers(self._penalized(part.loss), p)).detach() for p in (old, upcoming)])
+            * part.share
+            for part in parts
+        ]
+        self._sums.append(torch.stack(sums).sum(0))  # (2,)
+        if new != old:
+            means = torch.stack(list(self._sums)).mean(0)
+            tiny = torch.finfo(means.dtype).tiny
+            self.weight = self.weight * torch.where(means[1] > 0, means[0] / means[1].clamp_min(tiny), 1.0)
+            self._sums.clear()
+
+    def figures(self) -> dict[str, Tensor]:
+        """Returns the coefficient with corrections, and the p of the last step."""
+        p = torch.tensor(self.settings.power_at(max(self._step - 1, 0)))
+        return {"sparsity_coefficient": torch.tensor(self.coefficient, device=self.weight.device) * self.weight, "p": p}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the step, the correction and the sums of the last steps."""
+        return {"step": self._step, "weight": self.weight, "sums": list(self._sums)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved state."""
+        device = self.weight.device
+        self._step, self.weight = state["step"], state["weight"].to(device)
+        self._sums.clear()
+        self._sums.extend(sums.to(device) for sums in state["sums"])
+
+    def _with_power(self, p: float) -> Penalty:
+        return PowerSum(p) if self.settings.sparsity_function == "Lp^p" else PowerNorm(p)

@@ -1,0 +1,141 @@
+"""Shared by the methods whose latents are made sparse by a penalty: settings, loss, coefficient."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.config import auto, setting
+from dictionary_learning.dictionaries import Reconstruction, Trainable
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import Latents
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._config import TrainerConfig
+from dictionary_learning.trainers._losses import squared_error
+from dictionary_learning.trainers._penalties import PENALTIES, Penalty, Sparsity
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._schedules import ramp
+
+_MIN_NORM = 1e-6
+_OPTIONS = {
+    "lp": ("p", "lp_norm"),
+    "lp_root": ("p", "lp_norm"),
+    "tanh": ("scale", "tanh_scale"),
+    "quadratic_l0": ("target_l0", "target_l0"),
+    "target_l0": ("target_l0", "target_l0"),
+}
+"""The option of each penalty, and the setting that it is."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PenaltyConfig(TrainerConfig):
+    """Settings of the methods with a penalty."""
+
+    sparsity_penalty: float = setting(0.1, at_least=0)
+    """Weight of the penalty. Its scale is that of the activations, so it differs between sites."""
+    sparsity_function: str = "l1"
+    """The penalty: a name of `PENALTIES`."""
+    lp_norm: float = setting(1.0, above=0)
+    """The power p of the penalties lp and lp_root."""
+    tanh_scale: float = setting(4.0, above=0)
+    """The slope c of the penalty tanh."""
+    target_l0: float = setting(20.0, above=0)
+    """Target number of latents per token of the penalties target_l0 and quadratic_l0."""
+    scale_sparsity_penalty_by_decoder_norm: bool = False
+    """Whether latents are weighted by their decoder norm, so that small latents with long rows do
+    not pay less."""
+    sparsity_warmup_steps: int = auto(lambda c: min(2000, c.steps // 5), at_least=0)
+    """Steps over which the penalty increases from 0; by default a fifth of the run, at most 2,000."""
+    mse_loss_normalization: Literal["variance", "dense_batch"] | None = None
+    """variance: errors are divided by the variance, estimated once. dense_batch: each token's error
+    is divided by its distance from the batch's mean (SAELens up to version 5). None: squared errors."""
+    scale_encoder: bool = False
+    """Whether the initial encoder is scaled so that the first reconstruction is best."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = PENALTIES.canonical(self.sparsity_function)
+        if self.lp_norm != 1.0 and _OPTIONS.get(name, ("", ""))[1] != "lp_norm":
+            raise ConfigError(
+                f"lp_norm={self.lp_norm} has no effect with sparsity_function={self.sparsity_function!r}. "
+                "Set sparsity_function='lp', or leave lp_norm out."
+            )
+
+    @property
+    def divides_by_variance(self) -> bool:
+        return self.mse_loss_normalization == "variance"
+
+    def penalty(self) -> Penalty:
+        """Returns the penalty."""
+        name = PENALTIES.canonical(self.sparsity_function)
+        option, value = _OPTIONS.get(name, ("", ""))
+        return PENALTIES[name](**{option: getattr(self, value)} if option else {})
+
+    def coefficient_at(self, step: int) -> float:
+        """Returns the weight of the penalty at a step."""
+        return self.sparsity_penalty * ramp(step, self.sparsity_warmup_steps)
+
+
+class PenaltyCoefficient:
+    """The weight of the penalty at the current step, as a component of a trainer."""
+
+    def __init__(self, settings: PenaltyConfig):
+        self._settings, self._step = settings, 0
+
+    @property
+    def now(self) -> float:
+        """The coefficient of the current step."""
+        return self._settings.coefficient_at(self._step)
+
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        """Moves on to the next step."""
+        self._step = step + 1
+
+    def figures(self) -> dict[str, Tensor]:
+        """Returns the coefficient of the current step."""
+        return {"sparsity_coefficient": torch.tensor(self.now)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the step."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved step."""
+        self._step = state["step"]
+
+
+def penalized_loss(
+    trainer: SAETrainer, settings: PenaltyConfig, batch: Batch, penalty: Penalty, coefficient: float
+) -> Loss:
+    """Returns |y - y_hat|^2 [normalized] + coefficient * penalty(latents)."""
+    latents, pre = trainer.dictionary.encode_latents(batch.x)
+    assert pre is not None
+    outputs = trainer.dictionary.decode_latents(latents, batch.x)
+    error = squared_error(outputs, batch.y)
+    sparsity = penalty(sparsity_of(trainer.dictionary, settings, latents, pre))
+    weighted = settings.reconstruction_weight * normalized_error(settings, outputs, batch.y, error, trainer.loss_scale)
+    terms = {"mse_loss": error, "sparsity_loss": sparsity}
+    return Loss(weighted + coefficient * sparsity, error, terms, Reconstruction(outputs, latents, pre))
+
+
+def sparsity_of(dictionary: Trainable, settings: PenaltyConfig, latents: Latents, pre: Latents) -> Sparsity:
+    """Returns what penalties are computed from."""
+    by_norm = settings.scale_sparsity_penalty_by_decoder_norm
+    return Sparsity(dictionary, latents, pre, dictionary.decoder_norms() if by_norm else None)
+
+
+def normalized_error(
+    settings: PenaltyConfig,
+    outputs: Float[Tensor, "batch output_dim"],
+    y: Float[Tensor, "batch output_dim"],
+    error: Float[Tensor, ""],
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Returns the error as it enters the loss (`mse_loss_normalization`)."""
+    if settings.mse_loss_normalization == "dense_batch":
+        distance = (y - y.mean(0)).norm(dim=-1) + _MIN_NORM  # (batch,)
+        return ((outputs - y).pow(2).sum(-1) / distance).mean()
+    return scale * error

@@ -1,0 +1,104 @@
+"""The base of every method that trains an encoder and a decoder around a nonlinearity."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dictionary_learning.dictionaries import WIRINGS, Dictionary, InitConfig, Trainable
+from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.ops.encoder import Encoder
+from dictionary_learning.trainers._base import Trainer
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._build import build_dictionary
+from dictionary_learning.trainers._config import TrainerConfig
+from dictionary_learning.trainers._dead_latents import DeadLatents
+from dictionary_learning.trainers._revival import Revival
+
+
+class SAETrainer(Trainer):
+    """Trains one dictionary of any wiring. Subclass it to add a method.
+
+    A method has a nonlinearity and an objective, and may update state after each step; the settings
+    are those of its `Config`. Everything else is here: wiring, initialization, the end-to-end loss,
+    and dead latents, which have not fired for `dead_feature_threshold` tokens and are revived by
+    AuxK (`auxk_alpha`), ghost gradients (`use_ghost_grads`), a pull on their pre-activations
+    (`pre_act_loss_coefficient`) or resampling (`resample_steps`).
+    """
+
+    class Config(TrainerConfig):
+        """Settings of every method."""
+
+    settings: TrainerConfig
+    dictionary: Trainable
+    auxk_is_share_of_error: ClassVar[bool] = True
+    """Whether AuxK's share is of the error in the loss; False: of 1, as where errors are shares of
+    the variance (TopK)."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.revival = Revival(self.settings, self.dictionary, self.optimizer, self.generator)
+        # first: other components and the loss see the dead latents of this step
+        self.components = {"revival": self.revival, **self.components}
+
+    @abstractmethod
+    def nonlinearity(self) -> Nonlinearity:
+        """Returns a new nonlinearity of the method."""
+
+    def build_dictionary(self, trained: Dictionary | None) -> Trainable:
+        dictionary = build_dictionary(self.nonlinearity, self.settings, self.run, self.generator, trained)
+        return dictionary.to(self.device)
+
+    def initialize_dictionary(self, x: Tensor, y: Tensor) -> None:
+        settings = self.settings
+        if settings.divides_by_variance:
+            variance = (y - y.mean(0)).pow(2).sum(-1).mean()
+            self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)  # constant targets have no variance
+        if settings.finetune is not None:
+            return  # its biases were trained
+        # where another site is written, the decoder is fitted, unless its norm was asked for
+        fit = WIRINGS[settings.wiring].writes_others and settings.decoder_init_norm is None
+        self.dictionary.initialize_from_data(
+            x, y, InitConfig(settings.b_dec_init_method, settings.scale_encoder, fit, self.generator)
+        )
+        if settings.unit_norm_decoder and fit:
+            for part in self.dictionary.coders():
+                part.coder.W_dec.copy_(torch.nn.functional.normalize(part.coder.W_dec, dim=1))
+
+    def with_auxiliary_losses(self, loss: Loss, batch: Batch) -> Loss:
+        settings = self.settings
+        if settings.loss_fn != "reconstruction":
+            if batch.model_loss_fn is None:
+                raise ConfigError(
+                    f"loss_fn={settings.loss_fn!r} needs the model's loss, and these data are activations only. "
+                    "Train on a ContextStream."
+                )
+            losses = batch.model_loss_fn(loss.reconstruction.outputs)
+            loss = loss._replace(total=loss.total + losses[settings.loss_fn], terms={**loss.terms, **losses})
+        auxk_scale = self.loss_scale * self.revival.mean_error if self.auxk_is_share_of_error else 1.0
+        return self.revival.added(loss, batch, loss_scale=self.loss_scale, auxk_scale=auxk_scale)
+
+    def unit_row_names(self) -> set[str]:
+        is_tied = any(part.coder.is_tied for part in self.dictionary.coders())
+        if not (self.settings.unit_norm_decoder or is_tied):
+            return set()
+        return {name for name, _ in self.dictionary.named_parameters() if name.rpartition(".")[2] == "W_dec"}
+
+    def lr_factors(self) -> Mapping[str, float]:
+        return {"W_enc": self.settings.encoder_lr_factor, "W_dec": self.settings.decoder_lr_factor}
+
+    def encoders(self) -> list[Encoder]:
+        return self.dictionary.encoders()
+
+    @property
+    def error_scale(self) -> Tensor:
+        """Factor of the squared error in the loss."""
+        return self.settings.reconstruction_weight * self.loss_scale
+
+    @property
+    def dead(self) -> DeadLatents:
+        """Which latents are dead."""
+        return self.revival.dead

@@ -1,0 +1,244 @@
+"""Shared by the methods that keep a set number of latents: settings, loss, k, inference threshold."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.config import auto, setting
+from dictionary_learning.dictionaries import Reconstruction, Trainable
+from dictionary_learning.dictionaries.nonlinearities import ThresholdedTopK
+from dictionary_learning.dictionaries.trainable import CoderSlice
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._config import TrainerConfig, decay_after
+from dictionary_learning.trainers._losses import squared_error
+from dictionary_learning.trainers._schedules import annealed_k
+
+DEFAULT_K = 32
+"""Latents per token where nothing was asked for."""
+_LR_WIDTH = 2**14
+_LR = {"adam": 4.5e-3, "adam_8bit": 4.5e-3, "adam_schedule_free": 4.5e-3, "signum": 5e-3, "signum_schedule_free": 5e-3}
+"""Learning rates at that width, by optimizer. Those of sign-based ones are sparsify's."""
+_LR_MUON = 2e-3
+"""Muon's, at any width (sparsify)."""
+_END_TO_END = 0.2
+"""Factor of the rate where the loss is the model's. At the whole rate KL fell more slowly and the
+reconstruction left the activations (40 steps on SmolLM2-135M: 0.97 nats and FVU 2.7, against 0.75
+nats and FVU 1.0 or less at a third and a ninth)."""
+
+
+def _default_k(c: Any) -> int:
+    if isinstance(c.trained, Trainable):
+        return getattr(next(c.trained.coders()).coder.nonlinearity, "k", None) or DEFAULT_K
+    return DEFAULT_K
+
+
+def _lr_law(c: Any) -> float:
+    """Returns lr * sqrt(2^14 / dict_size), the law of Gao et al. 2024 (section 3) in the width."""
+    if c.optimizer == "muon":
+        return _LR_MUON
+    if not isinstance(c.optimizer, str):
+        return c.asked.default_lr
+    rate = _LR.get(c.optimizer, _LR["adam"]) / (c.dict_size / _LR_WIDTH) ** 0.5
+    return rate if c.loss_fn == "reconstruction" else rate * _END_TO_END
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopKFamilyConfig(TrainerConfig):
+    """Settings of the methods that keep a set number of latents."""
+
+    k: int = auto(_default_k, at_least=1)
+    """Latents per token; by default 32, or those of the dictionary to start from."""
+    lr: float = auto(_lr_law, at_least=0)
+    """Learning rate; by default 4.5e-3 / sqrt(dict_size / 2^14): the paper's law in the width, with
+    a factor measured for these settings (docs/defaults.md)."""
+    encoder_lr_factor: float = setting(0.5, at_least=0)
+    """Factor of the learning rate for W_enc."""
+    decoder_lr_factor: float = setting(2.0, at_least=0)
+    """Factor of the learning rate for W_dec, whose rows turn without growing."""
+    beta1: float = setting(0.8, at_least=0, below=1)
+    """Adam's decay of the mean gradient."""
+    beta2: float = setting(0.95, at_least=0, below=1)
+    """Adam's decay of the mean squared gradient. A low value keeps a latent that fires again after
+    long from a large step."""
+    eps: float = setting(6.25e-10, at_least=0)
+    """Adam's epsilon. Gradients of rare latents are small (Gao et al. 2024, A.1)."""
+    decay_start: int = auto(decay_after(1 / 5), at_least=0)
+    """The step at which the learning rate starts to decay to 0; by default after 20% of the run, or
+    after the warm-up."""
+    max_grad_norm: float | None = setting(1e-3, above=0)
+    """Gradients are scaled down to this common norm, where the loss is a share of the variance. The
+    value is so low that all gradients get this length. None for no limit."""
+    auxk_alpha: float = setting(1 / 32, at_least=0)
+    """Weight of the auxiliary loss of dead latents (AuxK)."""
+    k_anneal_steps: int | None = setting(None, at_least=1)
+    """Steps over which k decays from `k_anneal_start` to its value; None for a constant k."""
+    k_anneal_start: int = auto(lambda c: max(c.run.activation_dim, c.k), at_least=1)
+    """Initial k where it decays; by default the width of the activations."""
+    threshold_beta: float = setting(0.999, at_least=0, at_most=1)
+    """Decay of the moving average that estimates the threshold for inference."""
+    threshold_start_step: int = setting(1000, at_least=0)
+    """The step at which that average starts. Before it, the threshold is the last batch's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if None not in (self.k, self.dict_size) and self.k > self.dict_size:
+            raise ConfigError(
+                f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise dict_size."
+            )
+
+    @property
+    def divides_by_variance(self) -> bool:
+        return True
+
+    def k_at(self, step: int) -> int:
+        """Returns the number of latents that are kept at a step."""
+        return annealed_k(self.k, min(self.k_anneal_start, self.dict_size), step, self.k_anneal_steps)
+
+
+class ReconstructionTerm(NamedTuple):
+    """A reconstruction whose error is part of the loss."""
+
+    name: str
+    weight: float
+    outputs: Float[Tensor, "batch output_dim"]
+
+
+def reconstruction_loss(
+    y: Float[Tensor, "batch output_dim"],
+    latents: SparseLatents,
+    terms: Sequence[ReconstructionTerm],
+    scale: Float[Tensor, ""],
+) -> Loss:
+    """Returns scale * sum of weight * E|y - y_hat|^2 over the terms.
+
+    Args:
+        y: Targets.
+        latents: The latents of the dictionary.
+        terms: Reconstructions; the first is the dictionary's.
+        scale: Factor of the errors, as 1 over the variance of the targets.
+    """
+    errors = {term.name: squared_error(term.outputs, y) for term in terms}
+    total = scale * sum(term.weight * errors[term.name] for term in terms)
+    first = terms[0]
+    return Loss(total, errors[first.name], errors, Reconstruction(first.outputs, latents))
+
+
+def top_k_loss(dictionary: Trainable, batch: Batch, k: int, scale: Float[Tensor, ""]) -> Loss:
+    """Returns scale * E|y - y_hat|^2 of the k latents that the dictionary keeps per token."""
+    latents = dictionary.encode_sparse(batch.x, k)
+    outputs = dictionary.decode_latents(latents, batch.x)
+    return reconstruction_loss(batch.y, latents, [ReconstructionTerm("l2_loss", 1.0, outputs)], scale)
+
+
+class AnnealedK:
+    """The number of latents kept at the current step, as a component of a trainer."""
+
+    figure: ClassVar[str] = "effective_l0"
+
+    def __init__(self, settings: TopKFamilyConfig):
+        self._settings, self._step = settings, 0
+
+    @property
+    def now(self) -> int:
+        """The k of the current step."""
+        return self._settings.k_at(self._step)
+
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        """Moves on to the next step."""
+        self._step = step + 1
+
+    def figures(self) -> dict[str, Tensor]:
+        """Returns the k of the current step."""
+        return {self.figure: torch.tensor(self.now)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the step."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved step."""
+        self._step = state["step"]
+
+
+class InferenceThreshold:
+    """Estimates a threshold that keeps as many latents as training does, one token at a time.
+
+    threshold <- beta * threshold + (1 - beta) * smallest kept value,  from `threshold_start_step` on
+
+    The threshold is a buffer of the nonlinearity, which is saved with the dictionary.
+
+    Args:
+        dictionary: The dictionary in training.
+        settings: Decay and start of the average.
+        smallest: Returns the smallest kept value of a step, given the latents of its parts; infinite
+            where no latent is positive.
+    """
+
+    def __init__(
+        self,
+        dictionary: Trainable,
+        settings: TopKFamilyConfig,
+        smallest: Callable[[Sequence[SparseLatents]], Float[Tensor, ""]],
+    ):
+        self._dictionary, self._settings, self._smallest = dictionary, settings, smallest
+
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        """Moves each threshold toward the smallest value that was kept."""
+        coders = list(self._dictionary.coders())
+        since = step - self._settings.threshold_start_step
+        # weight of a plain average over the steps so far, until the decay limits it: no initial bias
+        weight = max(1 - self._settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
+        for part in coders:
+            nonlinearity = part.coder.nonlinearity
+            if not isinstance(nonlinearity, ThresholdedTopK):
+                continue
+            latents = [step_part.loss.reconstruction.latents for step_part in parts]
+            own = [_ranked(each, part, whole=len(coders) == 1) for each in latents if isinstance(each, SparseLatents)]
+            smallest, threshold = self._smallest(own), nonlinearity.threshold
+            moved = torch.lerp(threshold, smallest.to(threshold.dtype), weight)
+            threshold.copy_(torch.where(smallest.isfinite(), moved, threshold))
+
+    def figures(self) -> dict[str, Tensor]:
+        """Returns nothing for the log."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns nothing: the thresholds are the dictionary's."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
+def smallest_of_batch(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
+    """Returns the smallest positive value of all tokens; infinite if there is none."""
+    values = torch.cat([latents.values.detach().flatten() for latents in parts])
+    nothing = values.new_full((1,), torch.inf)
+    return torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin()
+
+
+def smallest_per_token(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
+    """Returns the mean over tokens of the smallest positive value; infinite if there is none."""
+    if any(latents.support.is_ragged for latents in parts):
+        return smallest_of_batch(parts)
+    values = torch.cat([latents.values.detach() for latents in parts])  # (batch, k)
+    smallest = torch.where(values > 0, values, torch.inf).amin(-1)  # (batch,)
+    some = smallest.isfinite()
+    return torch.where(some.any(), torch.where(some, smallest, 0).sum() / some.sum(), torch.inf)
+
+
+def ranked_values(latents: SparseLatents, part: CoderSlice) -> Tensor:
+    """Returns what latents are ranked by and compared with thresholds, in the shape of the values."""
+    values = latents.values.detach()
+    return values * gather_per_latent(part.coder.decoder_norms(), latents) if part.coder.rank_by_norm else values
+
+
+def _ranked(latents: SparseLatents, part: CoderSlice, *, whole: bool) -> SparseLatents:
+    own = latents if whole else slice_latents(latents, part.latents.start, part.latents.stop)
+    return SparseLatents(ranked_values(own, part), own.support)
