@@ -166,7 +166,7 @@ def test_mapping_of_sites_is_taken_as_data():
     ("configs", "error", "said"),
     [
         ([], ConfigError, "Got no trainer config"),
-        ([{"k": 3}], ConfigError, "needs the key 'trainer'"),
+        ([{"k": 3}], ConfigError, "the key 'trainer'"),
         ([{"trainer": "topk", "k": 3}], UnknownNameError, "Did you mean 'top_k'"),
         ([{"trainer": "top_k", "kk": 3}], UnknownNameError, "Unknown option"),
         ([{"trainer": "top_k", "activation_dim": 7}], ConfigError, "have width 32. Leave it out"),

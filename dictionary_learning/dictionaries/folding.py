@@ -30,6 +30,7 @@ def fold_decoder_norm_(dictionary: Trainable) -> None:
         _fold_(coder, factor)
 
 
+@torch.no_grad()
 def can_fold_decoder_norm(dictionary: Trainable) -> bool:
     """Returns whether `fold_decoder_norm_` would succeed."""
     try:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Coder, Dictionary, Normalized
-from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.errors import CheckpointError
+from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, positive, setting
 from dictionary_learning.interop.building import Weights, built, jump_thresholds
 from dictionary_learning.interop.files import Files

@@ -75,7 +75,7 @@ class Trainer(ABC):
         config.trainer_class = cls
         cls.Config = config
 
-    def __init__(self, config: Any = None, run: RunInfo | None = None, *older: Any, **options: Any):
+    def __init__(self, config: Any = None, run: Any = None, *older: Any, **options: Any):
         if not isinstance(config, OptimizationConfig) or not isinstance(run, RunInfo):
             config, run = _read_arguments(type(self), (config, run, *older), options)
         if not isinstance(config, self.Config):
@@ -290,12 +290,24 @@ class Trainer(ABC):
         """Every setting and fact of the run as plain data, as it is saved."""
         names = {"trainer_class": type(self).__name__, "dict_class": type(self.dictionary).__name__}
         facts = {**self.run.to_dict(), "device": str(self.device)}
+        if facts["output_dims"] is None and self.dictionary.output_dim != self.dictionary.activation_dim:
+            facts["output_dims"] = list(self.dictionary.site_widths[1])
         return {**facts, **self.settings.to_dict(), **names}
 
     @property
     def ae(self) -> Dictionary:
         """The dictionary, by its name in dictionary-learning."""
         return self.dictionary
+
+    @property
+    def activation_dim(self) -> int:
+        """Width of the inputs."""
+        return self.run.activation_dim
+
+    @property
+    def dict_size(self) -> int:
+        """Number of latents."""
+        return self.settings.dict_size
 
     @property
     def logging_parameters(self) -> list[str]:

@@ -92,8 +92,8 @@ class OptimizationConfig(BaseConfig):
 
     trainer_class: ClassVar[type[Any]]
     """The trainer of this config; set when the trainer's class is defined."""
-    needs_contexts: ClassVar[bool] = False
-    """Whether the method trains on whole contexts only (`ContextStream`)."""
+    reads_contexts: ClassVar[bool] = False
+    """Whether the method's dictionary reads whole contexts."""
 
     dict_size: int = auto(lambda c: _default_dict_size(c), at_least=1)
     """Number of latents; by default expansion_factor times activation_dim, or that of `finetune`."""
@@ -145,6 +145,11 @@ class OptimizationConfig(BaseConfig):
     def needs_predictions(self) -> bool:
         """Whether the loss depends on the model's predictions."""
         return False
+
+    @property
+    def needs_contexts(self) -> bool:
+        """Whether the method trains on whole contexts only (`ContextStream`)."""
+        return self.reads_contexts or self.needs_predictions
 
     def build(self, run: RunInfo | None = None, **facts: Any) -> "Trainer":
         """Returns the trainer of this config, on a new dictionary.

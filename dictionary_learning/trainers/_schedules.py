@@ -113,7 +113,10 @@ class Cosine:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-SCHEDULES.register("cosine_restarts")(lambda steps, warmup=0: Cosine(steps, warmup, n_cycles=4))
+@SCHEDULES.register("cosine_restarts")
+def cosine_restarts(steps: int, warmup: int = 0) -> Cosine:
+    """Returns `Cosine` with four cycles, or as many as there are steps."""
+    return Cosine(steps, warmup, n_cycles=max(min(4, steps - warmup), 1))
 
 
 @dataclasses.dataclass(frozen=True)

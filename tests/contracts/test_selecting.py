@@ -141,7 +141,7 @@ class TestMatryoshka:
     def test_prefixes_are_as_many_dense_decodes(self, trainer):
         dictionary = trainer.dictionary
         latents, _ = dictionary.encode_latents(X.double())
-        assert trainer.group_sizes == [4, 8, 28]
+        assert trainer.settings.group_sizes == [4, 8, 28]
         got = trainer.decode_prefixes(latents)
         expected = [to_dense(latents)[:, :end] @ dictionary.W_dec[:end] for end in (4, 12, 40)]
         torch.testing.assert_close(list(got), expected)

@@ -130,10 +130,10 @@ PER_TOKEN = [name for name in IN_PARTS if name not in ("batch_top_k", "matryoshk
 """Trainers whose loss is a mean over tokens; BatchTopK chooses within a batch."""
 
 
-def settled(build, n_batches: int = 6, **options) -> SAETrainer:
+def settled(build, **options) -> SAETrainer:
     """Returns a trainer with dead latents and an auxiliary loss, so that all terms are there."""
     t = build(dead_feature_threshold=200, **options)
-    run(t, n_batches)
+    run(t, 6)
     t.dead.tokens_since_fired[:30] = 5000
     t.dead.observe(torch.zeros(96, dtype=torch.long), 0)
     assert t.dead.indices is not None
@@ -143,7 +143,8 @@ def settled(build, n_batches: int = 6, **options) -> SAETrainer:
 @pytest.mark.parametrize("name", IN_PARTS)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_batch_make_the_step_of_the_whole(build, parts):
-    whole, split = settled(build), settled(build, micro_acc_steps=parts)
+    whole, split = settled(build), settled(build)
+    split.settings = split.settings.replace(micro_acc_steps=parts)
     x = Planted(seed=5).batch(64)
     assert split.update(0, x).item() == pytest.approx(whole.update(0, x).item(), rel=1e-4)
     for a, b in zip(state(whole), state(split), strict=True):
@@ -154,8 +155,9 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(build, parts):
 
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_batches_gathered_make_the_step_of_one_large_batch(build):
-    # as many optimizer steps, so that the schedules agree
-    one, several = settled(build), settled(build, grad_acc_steps=4, steps=400, n_batches=24)
+    one, several = settled(build), settled(build)
+    several.settings = several.settings.replace(grad_acc_steps=4)
+    several._n_batches = 0
     x = Planted(seed=5).batch(64)
     one.update(0, x)
     for part in x.split(16):

@@ -188,7 +188,7 @@ class TestSettings:
         x, config = Planted(32).batch(64), {"trainer": "matryoshka_batch_top_k", "normalize": "none", "lr": 1e-12}
         grouped = MatryoshkaBatchTopKSAE(32, 70, 4, [7, 21, 42])
         t = TRAINERS["matryoshka_batch_top_k"](activation_dim=32, steps=1, finetune=grouped, device="cpu")
-        assert t.group_sizes == [7, 21, 42] and t.k == 4
+        assert t.settings.group_sizes == [7, 21, 42] and t.settings.k == 4
         assert len(t.loss(x).terms) == 3
         (wider,) = trainSAE([x], {**config, "finetune": grouped, "dict_size": 140}, 1, progress=False)
         assert wider.group_sizes == (7, 21, 112)

@@ -39,7 +39,7 @@ def test_warm_up_that_does_not_fit_is_refused(name):
 
 
 def test_names_are_known():
-    assert set(SCHEDULES) == {"constant", "linear", "cosine", "cosine_restarts", "inverse_sqrt", "exponential"}
+    assert set(SCHEDULES) == {"constant", "linear", "cosine", "cosine_restarts"}
     assert SCHEDULES["linear"] is WarmupDecay
     with pytest.raises(UnknownNameError, match="Did you mean 'cosine'"):
         SCHEDULES["cosin"]

@@ -62,7 +62,7 @@ class TemporalTrainer(Trainer):
     class Config(OptimizationConfig):
         """Settings of temporal dictionaries."""
 
-        needs_contexts: ClassVar[bool] = True
+        reads_contexts: ClassVar[bool] = True
 
         k: int | None = auto(_default_k, at_least=1)
         """Novel latents per token; by default 32, or those of `finetune`. With a penalty and no k, a
