@@ -34,8 +34,8 @@ def model_fingerprint(model: Any) -> str:
     for traced in getattr(model, "models", {"": model}).values():
         module: nn.Module = traced.module
         # numbers only: names of classes and files change between versions and machines
-        config = getattr(module, "config", None)
-        values = config.to_dict() if hasattr(config, "to_dict") else {}
+        config: Any = getattr(module, "config", None)
+        values: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}
         numbers = {name: value for name, value in values.items() if type(value) in (int, float)}
         digest.update(json.dumps(numbers, sort_keys=True).encode())
         for name, parameter in module.named_parameters():
