@@ -321,7 +321,8 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     """
     try:
         # integers of NumPy have an index, and floats such as 3e4 may be whole
-        whole: int = operator.index(value) if hasattr(value, "__index__") else coerce(value, int)
+        has_index = hasattr(value, "__index__") and not isinstance(value, bool)
+        whole: int = operator.index(value) if has_index else coerce(value, int)
     except TypeError:
         raise ConfigError(f"Got {name}={value!r}; it must be a whole number.") from None
     if whole < least:
