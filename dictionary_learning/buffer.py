@@ -50,16 +50,15 @@ class ActivationBuffer:
         device: device of the rows; by default the model's.
         remove_bos: excludes BOS, the separators of documents and the first token of each context.
         add_special_tokens: inserts BOS, or EOS if there is no BOS, between documents.
-        max_activation_norm_multiple: excludes tokens whose norm at any site is above this multiple of
-            the median over the first forward pass; None excludes none.
+        max_activation_norm_multiple: excludes tokens whose norm at any site is above this multiple
+            of the median over the first forward pass; None excludes none.
         pack: joins documents into full contexts; else each is one context, cut and padded.
-        end_of_data: `stop` ends the iteration after the last row, `repeat` restarts the text, `error`
-            raises.
+        end_of_data: `stop` ends after the last row, `repeat` restarts the text, `error` raises.
         seed: seed of the shuffle.
-        dtype: type of the stored rows; by default the model's. "int8" halves 16 bits (see `RowStorage`).
+        dtype: type of the stored rows, by default the model's; see `RowStorage` for "int8".
         seqpos_slice: positions of a context to include, as (stop,), (start, stop) or
             (start, stop, step); the model reads all.
-        prefetch: forward passes that a thread makes ahead; by default 1 for a model on a GPU, else 0.
+        prefetch: forward passes that a thread makes ahead; by default 1 on a GPU, else 0.
         text_column: column that holds the text, if the data is a data set or JSON.
 
     Raises:
@@ -117,8 +116,7 @@ class ActivationBuffer:
         if self.out_batch_size > self.activation_buffer_size:
             raise ConfigError(
                 f"A batch of out_batch_size={out_batch_size} tokens is larger than the whole buffer of n_ctxs={n_ctxs} "
-                f"contexts of ctx_len={self.ctx_len} tokens ({self.activation_buffer_size}). Raise n_ctxs, or lower "
-                "out_batch_size."
+                f"contexts of ctx_len={self.ctx_len} tokens. Raise n_ctxs, or lower out_batch_size."
             )
         self.widths: dict[Site, int] = self.model.widths(self.sites)
         check_width(d_submodule, self.widths)
@@ -143,8 +141,8 @@ class ActivationBuffer:
     def __next__(self) -> Tensor | ActivationBatch:
         if (worker := get_worker_info()) is not None and worker.num_workers > 1:
             raise ConfigError(
-                f"An ActivationBuffer is read by {worker.num_workers} workers of a DataLoader, and each would serve the "
-                "same rows. Set num_workers=0 and prefetch=1, or write an ActivationCache, which workers share."
+                f"Each of {worker.num_workers} workers would serve the same rows of an ActivationBuffer. Set num_workers=0 "
+                "and prefetch=1, or write an ActivationCache, which workers share."
             )
         parts: list[dict[Site, Tensor]] = []
         needed = self.out_batch_size
@@ -160,8 +158,8 @@ class ActivationBuffer:
         if not parts:
             if self.end_of_data == "error":
                 raise DataExhaustedError(
-                    f"{self.reader.name} ended after {self.n_tokens_read} tokens. Give more text, lower the number of "
-                    "steps, or set end_of_data to 'stop' or 'repeat'."
+                    f"{self.reader.name} ended after {self.n_tokens_read} tokens. Give more text, lower the number of steps, "
+                    "or set end_of_data to 'stop' or 'repeat'."
                 )
             raise StopIteration
         # only a batch larger than half the buffer has several parts
@@ -172,8 +170,7 @@ class ActivationBuffer:
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
-            "An ActivationBuffer runs a language model and cannot be pickled or copied. Build it in the process that "
-            "reads it, or write an ActivationCache."
+            "An ActivationBuffer cannot be pickled: it runs a language model. Build it where it is read, or write a cache."
         )
 
     @property
@@ -230,12 +227,12 @@ class ActivationBuffer:
             )
 
     def same_document_partners(self) -> float:
-        """Returns how many rows of its own document a row meets in a batch, on average (see `expected_partners`)."""
+        """Returns how many rows of its own document a row meets in a batch, on average."""
         held = self._document[self._order[self._cursor :].cpu()]
         return expected_partners(held, min(self.out_batch_size, max(self.n_rows, 1)))
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
-        """Returns up to n rows that will be served later, to estimate scales and initial values from."""
+        """Returns up to n rows that will be served later, for estimates before training."""
         if self.n_rows < min(n, self.activation_buffer_size // 2) and not self._ended:
             self.refresh()
         return self._read(self._order[self._cursor : self._cursor + n])
@@ -254,7 +251,7 @@ class ActivationBuffer:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Everything that determines the rows and their order; stored with dictionaries trained on them."""
+        """Everything that determines the rows and their order, to be stored with dictionaries."""
         return {
             "source": self.reader.name,
             "model": self.model.describe(),
@@ -276,7 +273,7 @@ class ActivationBuffer:
         }
 
     def close(self) -> None:
-        """Frees the memory of the rows; the buffer is filled again when the next batch is requested."""
+        """Frees the memory of the rows. The next batch fills the buffer again."""
         self.reader.close()
         if self._storage is not None:
             logger.info("%s: %s.", self.reader.name, self.reader.describe_dropped())
@@ -285,7 +282,7 @@ class ActivationBuffer:
     def state_dict(self) -> dict[str, Any]:
         """Returns a snapshot of all that determines the next batches.
 
-        That is the rows that are not served yet, in their order, the shuffle, and the position in the text.
+        It holds the rows that are not served yet, the shuffle, and the position in the text.
         """
         slots = self._order[self._cursor :]
         return {
@@ -349,14 +346,10 @@ class ActivationBuffer:
 
 
 def expected_partners(document: Int[Tensor, "n"], batch_size: int) -> float:
-    """Returns how many other rows of the same document a row meets in a batch, on average; lower is better.
+    """Returns how many rows of its document a row meets in a batch, on average; lower is better.
 
-    (batch_size - 1) * sum_d n_d (n_d - 1) / (n (n - 1)), where document d has n_d of the n rows that
-    batches are drawn from. Rows of unknown documents (-1) are ignored.
-
-    Args:
-        document: document of each row that batches are drawn from.
-        batch_size: rows in a batch.
+    (batch_size - 1) * sum_d n_d (n_d - 1) / (n (n - 1)), where document d has n_d of the n rows
+    that batches are drawn from. Rows of unknown documents (-1) are ignored.
     """
     known = document[document >= 0]
     n = len(known)

@@ -1,8 +1,8 @@
 """Activations of whole contexts, and the model's loss when they are replaced.
 
-A `ContextStream` can replace an `ActivationBuffer` for end-to-end training, and for dictionaries that
-read contexts. Its batches hold the activations of some contexts, in order and not shuffled, together
-with the contexts. A trainer with an end-to-end loss asks the batch for the model's loss.
+A `ContextStream` replaces an `ActivationBuffer` for end-to-end training, and for dictionaries that
+read contexts. Its batches hold contexts and their activations, in order. A trainer with an
+end-to-end loss asks the batch for the model's loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,15 +23,10 @@ from dictionary_learning.sites import Sides, Site
 
 
 class ContextBatch(dict[Site, Tensor]):
-    """Activations by site of the tokens that count, (n, dim) each, and the contexts that they belong to.
+    """Activations by site of the tokens that count (`keep`), (n, dim) each, and their contexts.
 
-    Args:
-        model: the language model.
-        tokens: the contexts.
-        keep: their tokens that count.
-        sites: sites of the activations.
-        predict: whether the model also predicts, which `model_loss_fn` needs; else it stops after the
-            last site.
+    With `predict`, the model also predicts, which `model_loss_fn` needs; else it stops after the
+    last site.
     """
 
     def __init__(
@@ -68,9 +63,8 @@ class ContextBatch(dict[Site, Tensor]):
             replaced: the replacement of each site's activations, in the order of its rows here.
 
         Returns:
-            `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in nats.
-            p is the prediction of the untouched model. Means are over tokens that count and whose next
-            token counts too.
+            `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in nats,
+            where p is the untouched model. Means are over tokens that count before one that counts.
 
         Raises:
             ConfigError: the model did not predict.
@@ -93,7 +87,7 @@ class ContextStream:
     """Serves `ContextBatch`es of a model at one or several sites.
 
     Args:
-        data: the text (see `as_source`), or a `TokenStream`, which has its own `ctx_len` and `pack`.
+        data: the text (see `as_source`), or a `TokenStream` with its own `ctx_len` and `pack`.
         model: the language model, or its name (see `load_model`).
         submodule: a submodule, a site, a pattern, or a list (see `ActivationBuffer`).
         io: side of submodules that name none; `in_and_out` for both.
@@ -101,9 +95,8 @@ class ContextStream:
         batch_size: contexts in a batch.
         remove_bos: excludes BOS, the separators of documents and the first token of each context.
         pack: joins documents into full contexts; else each is one context, cut and padded.
-        predict: whether the model predicts, for end-to-end training; else it stops after the last site.
-        end_of_data: `stop` ends the iteration after the last context, `repeat` restarts the text, `error`
-            raises.
+        predict: whether the model predicts, for end-to-end training; else it stops early.
+        end_of_data: `stop` ends after the last context, `repeat` restarts the text, `error` raises.
 
     Raises:
         SiteError: a submodule is not in the model.

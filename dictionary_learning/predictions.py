@@ -40,7 +40,7 @@ class Predictions:
         return logits[:, :-1][self.scored].float().log_softmax(-1)
 
     def lost(self, logits: Float[Tensor, "batch ctx vocab"] | None = None) -> TokenLosses:
-        """Returns the losses of predictions q with these logits; without logits, of the untouched model."""
+        """Returns the losses of a model q with these logits; by default of the untouched model."""
         log_q = self.log_p if logits is None else self.log_probabilities(logits)  # (n, vocab)
         ce = -log_q.gather(1, self.targets.unsqueeze(1)).squeeze(1)
         if logits is None:

@@ -3,27 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictionary_learning.config import BaseConfig
+from dictionary_learning.data import TokenBatch
 from dictionary_learning.data.positions import as_slice, real_position_mask
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
-
-
-@runtime_checkable
-class Tokens(Protocol):
-    """The part of a `TokenBatch` that a filter reads."""
-
-    @property
-    def input_ids(self) -> Int[Tensor, "batch ctx"]: ...
-
-    @property
-    def attention_mask(self) -> Bool[Tensor, "batch ctx"]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +47,7 @@ class TokenFilter(BaseConfig):
         multiple = self.max_norm_multiple
         if multiple is not None and not 0 < multiple < math.inf:
             raise ConfigError(
-                f"Got a limit of {multiple} times the median norm, which no token could meet, or all. Set "
-                "max_activation_norm_multiple to a finite number above 0, such as 10, or to None for no limit."
+                f"Got max_activation_norm_multiple={multiple}; it is a finite number above 0, or None for no limit."
             )
 
     def check_context(self, ctx_len: int) -> None:
@@ -72,19 +60,19 @@ class TokenFilter(BaseConfig):
         left[0] &= not self.exclude_first
         if not left.any():
             raise ConfigError(
-                f"No position of a context of {ctx_len} tokens is left: excluded are {self.describe()}. Raise ctx_len, "
-                "widen seqpos_slice, or set remove_bos=False."
+                f"A context of {ctx_len} tokens has no position left without {self.describe()}. Raise ctx_len, widen "
+                "seqpos_slice, or set remove_bos=False."
             )
 
-    def token_mask(self, tokens: Tokens) -> Bool[Tensor, "batch ctx"]:
-        """Returns which tokens count by id and position; on the CPU, so that no device has to be awaited."""
+    def token_mask(self, tokens: TokenBatch) -> Bool[Tensor, "batch ctx"]:
+        """Returns which tokens count by id and position, on the CPU."""
         mask = tokens.attention_mask.clone()
         for _, wanted in self._rules(tokens):
             mask &= wanted
         return mask
 
-    def counts(self, tokens: Tokens) -> dict[str, int]:
-        """Returns how many real tokens each rule excludes; a token counts for the first rule that excludes it."""
+    def counts(self, tokens: TokenBatch) -> dict[str, int]:
+        """Returns how many real tokens each rule excludes; the first such rule counts a token."""
         mask = tokens.attention_mask.clone()
         counts: dict[str, int] = {}
         for name, wanted in self._rules(tokens):
@@ -105,7 +93,7 @@ class TokenFilter(BaseConfig):
             rules.append(f"tokens with more than {self.max_norm_multiple:g} times the median norm")
         return ", ".join(rules)
 
-    def _rules(self, tokens: Tokens) -> Iterator[tuple[str, Tensor]]:
+    def _rules(self, tokens: TokenBatch) -> Iterator[tuple[str, Tensor]]:
         """Yields the name of each rule and the mask (batch, ctx) of tokens that pass it."""
         if self.exclude_ids:
             yield "token id", ~torch.isin(tokens.input_ids.cpu(), torch.tensor(self.exclude_ids))
@@ -125,8 +113,8 @@ def norm_limit(norms: Float[Tensor, "n"], multiple: float, site: Site) -> float:
     finite = norms[norms.isfinite()]
     if not len(finite):
         raise DataError(
-            f"None of the first {len(norms)} activations at '{site}' is finite, so they have no median norm. Check the "
-            "site and the model's dtype: float16 overflows in many models."
+            f"None of the first {len(norms)} activations at '{site}' is finite. Check the site and the model's dtype: "
+            "float16 overflows in many models."
         )
     return multiple * float(finite.median())
 
@@ -134,7 +122,7 @@ def norm_limit(norms: Float[Tensor, "n"], multiple: float, site: Site) -> float:
 def within_limits(
     activations: Mapping[Site, Float[Tensor, "*batch dim"]], limits: Mapping[Site, float] | Mapping[str, float]
 ) -> Bool[Tensor, "*batch"]:
-    """Returns which tokens have a norm within the limit at every site; sites may be given by name."""
+    """Returns which tokens have a norm within the limits, by site or by its name, at every site."""
     by_site = {Site.parse(site): limit for site, limit in limits.items()}
     inside = [x.float().norm(dim=-1) <= by_site[site] for site, x in activations.items()]
     return torch.stack([i.to(inside[0].device) for i in inside]).all(0)

@@ -13,12 +13,12 @@ from dictionary_learning.sites import Site
 
 
 class ActivationMixture:
-    """Serves batches with a fixed share of rows from each source; ends with the first source that ends.
+    """Serves batches with a fixed share of rows from each source, until one source ends.
 
     Args:
-        sources: `ActivationBuffer`s, `ActivationCache`s, or other sources with `widths`, of the same sites.
-        weights: share of each source, equal by default. Shares are rounded down to whole rows, and the
-            first source gets the remainder.
+        sources: `ActivationBuffer`s, `ActivationCache`s, or the like, of the same sites.
+        weights: share of each source, equal by default. Shares are rounded down to whole rows; the
+            first source gets the rest.
         out_batch_size: rows in a batch.
 
     Raises:

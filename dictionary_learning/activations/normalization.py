@@ -1,4 +1,4 @@
-"""Exports a dictionary that was trained on normalized activations to one for the model's own activations.
+"""Export of dictionaries that were trained on normalized activations.
 
 A scale for each site is folded into the weights. A per-token normalization cannot be folded, so
 the dictionary is wrapped in a `Normalized`.
@@ -28,7 +28,7 @@ SiteScales = list[tuple[int, float]]
 def export(
     dictionary: Dictionary, inputs: Sequence[Normalizer], outputs: Sequence[Normalizer] | None = None
 ) -> Dictionary:
-    """Returns a dictionary for the model's own activations; changes the given one, or wraps it.
+    """Returns a dictionary for the model's own activations; the given one is changed, or wrapped.
 
     Args:
         dictionary: a dictionary of normalized activations.
@@ -64,8 +64,8 @@ def check_normalizers(
     if len(kinds) > 1 or (kinds and (outputs is not None or any(isinstance(n, Scalar) for n in inputs))):
         names = ", ".join(NORMALIZATIONS.name_of(type(n)) for n in (*inputs, *(outputs or ())))
         raise ConfigError(
-            f"Got the normalizers {names}. A per-token normalization must be the same at every site, and the "
-            "dictionary must reconstruct its inputs. Choose one normalization for all sites."
+            f"Got the normalizers {names}. A per-token normalization must be the same at all inputs, and they must be "
+            "reconstructed. Choose one normalization for all sites."
         )
 
 
@@ -73,14 +73,10 @@ def check_normalizers(
 def fold_(dictionary: Dictionary, inputs: Sequence[Normalizer], outputs: Sequence[Normalizer] | None = None) -> None:
     """Folds scales into the weights, in place.
 
-    Afterwards outputs for x equal the former outputs for normalized x, in the model's units. Latents carry the scale of
-    the inputs: of several sites, the root of their mean square. Where latents are ranked by decoder norms and the
-    output sites differ in scale, each latent is multiplied by its norm and ranked by value from then on.
-
-    Args:
-        dictionary: the dictionary.
-        inputs: the normalizer of each site that it reads, in order.
-        outputs: the normalizer of each site that it writes; by default `inputs`.
+    Afterwards outputs for x equal the former outputs for normalized x, in the model's units. Latents
+    carry the scale of the inputs: of several sites, the root of their mean square. If latents are
+    ranked by decoder norms and the output sites differ in scale, each latent is multiplied by its
+    norm and ranked by value from then on. Arguments are those of `export`.
 
     Raises:
         ConfigError: the weights cannot absorb the normalization; nothing is changed.
@@ -158,7 +154,7 @@ def _check_folding(dictionary: Dictionary, reads: SiteScales, writes: SiteScales
 
 
 def _is_wrapped(dictionary: Dictionary, inputs: Sequence[Normalizer], outputs: Sequence[Normalizer] | None) -> bool:
-    """Returns whether the dictionary must be wrapped, because its weights cannot absorb the normalization."""
+    """Returns whether the weights cannot absorb the normalization, so that a wrapper must."""
     if not all(n.is_folded for n in (*inputs, *(outputs or ()))):
         return True
     if outputs is not None or not isinstance(dictionary, Trainable):

@@ -17,21 +17,17 @@ _POLL = 0.2
 
 
 class _Item(NamedTuple):
-    """A result of the thread."""
+    """A result of the thread: rows, and the reader's state after them; or an error."""
 
     rows: Rows | None
     state: dict[str, Any] | None
-    """State of the reader after these rows."""
     error: BaseException | None
     ready: Any = None
     """CUDA event that is recorded when the rows are computed."""
 
 
-class _Shared:
-    """Exchange between the reading thread and its owner.
-
-    A deque and two events hold no permits, so an interrupt at any line loses none.
-    """
+class _Exchange:
+    """What thread and owner share. It has no permits that an interrupt could lose."""
 
     def __init__(self) -> None:
         self.items: collections.deque[_Item] = collections.deque()
@@ -39,25 +35,18 @@ class _Shared:
 
 
 class Prefetcher(RowSource):
-    """Reads the next rows before they are requested.
+    """Reads the next rows before they are requested; nothing else may use the reader.
 
     At most `depth` batches of rows are ahead, waiting or being read. An error in the thread is raised
     by the next `read`. State and counts belong to the rows that were returned: rows ahead are read
     again after the state is loaded.
-
-    Args:
-        reader: reads rows; nothing else may use it.
-        n_contexts: contexts in each forward pass.
-        depth: largest number of batches ahead.
 
     Raises:
         ConfigError: `depth` is below 1.
     """
 
     def __init__(self, reader: RowSource, n_contexts: int, depth: int = 1):
-        if depth < 1:
-            raise ConfigError(f"Got prefetch={depth}; it is a number of forward passes: 1 or more, or 0 for none.")
-        self._reader, self._n_contexts, self._depth = reader, n_contexts, depth
+        self._reader, self._n_contexts, self._depth = reader, n_contexts, whole_number("prefetch", depth)
         self.sites, self.name = reader.sites, reader.name
         self._reset()
 
@@ -65,8 +54,7 @@ class Prefetcher(RowSource):
         """Returns the next rows, or None at the end of the data.
 
         Raises:
-            ConfigError: the number of contexts differs from that of the thread, or this process was
-                forked from the one that runs the thread.
+            ConfigError: the thread reads another number of contexts, or runs in another process.
         """
         if n_contexts != self._n_contexts:
             raise ConfigError(f"{self._n_contexts} contexts are read ahead at once; {n_contexts} were asked for.")
@@ -75,13 +63,13 @@ class Prefetcher(RowSource):
                 f"{self.name} is read ahead by a thread of another process, which a fork does not copy. Set prefetch=0, "
                 "or build the buffer in the process that reads it."
             )
-        while not self._shared.items:
-            self._shared.added.clear()
+        shared = self._exchange
+        while not shared.items:
+            shared.added.clear()
             self._run()
-            if not self._shared.items:
-                self._shared.added.wait(_POLL)
-        # the item leaves the queue at the end, so that an interrupt before loses no rows
-        item = self._shared.items[0]
+            if not shared.items:
+                shared.added.wait(_POLL)
+        item = shared.items[0]
         if item.error is not None:
             raise item.error
         assert item.state is not None
@@ -91,8 +79,9 @@ class Prefetcher(RowSource):
             return None
         if item.ready is not None:
             torch.cuda.current_stream().wait_event(item.ready)
-        self._shared.items.popleft()
-        self._shared.taken.set()
+        # the item leaves the queue at the end, so that an interrupt before loses no rows
+        shared.items.popleft()
+        shared.taken.set()
         return item.rows
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,14 +94,14 @@ class Prefetcher(RowSource):
 
     def close(self) -> None:
         """Stops the thread. Rows that it has read are returned by the next calls of `read`."""
-        self._shared.stop.set()
-        self._shared.taken.set()
+        self._exchange.stop.set()
+        self._exchange.taken.set()
         if self._thread is not None:
             self._thread.join()
         self._thread = self._process = None
 
     def _reset(self) -> None:
-        self._shared = _Shared()
+        self._exchange = _Exchange()
         self._thread: threading.Thread | None = None
         self._process: int | None = None  # the one that runs the thread
         self._state = self._reader.state_dict()
@@ -122,26 +111,21 @@ class Prefetcher(RowSource):
         """Starts a thread if none is running."""
         if self._thread is not None and self._thread.is_alive():
             return
-        self._shared.stop.clear()
+        self._exchange.stop.clear()
         self._process = os.getpid()
-        work = (weakref.ref(self), self._reader, self._n_contexts, self._depth, self._shared)
+        # a weak reference: the thread ends when its owner is forgotten
+        work = (weakref.ref(self), self._reader, self._n_contexts, self._depth, self._exchange)
         self._thread = threading.Thread(target=_work, args=work, name="prefetch", daemon=True)
         self._thread.start()
 
 
 def ahead(reader: RowReader, n_contexts: int, prefetch: int | None) -> RowSource:
-    """Returns the reader, or one that reads ahead in a thread.
-
-    Args:
-        reader: reads rows.
-        n_contexts: contexts in a forward pass.
-        prefetch: forward passes ahead; by default 1 if the model is on a GPU, else 0.
-    """
+    """Returns a reader that is `prefetch` forward passes ahead; by default 1 on a GPU, else 0."""
     depth = int(reader.model.device.type == "cuda") if prefetch is None else whole_number("prefetch", prefetch, 0)
     return Prefetcher(reader, n_contexts, depth) if depth else reader
 
 
-def _work(owner: "weakref.ref[Prefetcher]", reader: RowSource, n_contexts: int, depth: int, shared: _Shared) -> None:
+def _work(owner: "weakref.ref[Prefetcher]", reader: RowSource, n_contexts: int, depth: int, shared: _Exchange) -> None:
     """Reads until the data ends, an error occurs, or the owner is gone."""
     stream = torch.cuda.Stream() if torch.cuda.is_available() else None
     while not shared.stop.is_set() and owner() is not None:

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter, norm_limit
 from dictionary_learning.config import BaseConfig, coerce
-from dictionary_learning.data import TokenStream, as_source
+from dictionary_learning.data import TokenBatch, TokenStream, as_source
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Sides, Site
@@ -134,14 +134,10 @@ class RowSource(ABC):
 
 
 class RowReader(RowSource):
-    """Reads rows of activations from a stream of contexts.
+    """Reads the activations of a `TracedModel` or `ModelSet` over a stream of contexts.
 
-    Args:
-        model: a `TracedModel` or `ModelSet`.
-        stream: the contexts.
-        sites: sites of the activations.
-        filter: selects tokens. Its norm limits are computed from the first contexts and then fixed.
-        repeat: whether the stream restarts at its end.
+    The norm limits of the filter are computed from the first contexts and then fixed. With `repeat`,
+    the stream restarts at its end.
     """
 
     def __init__(
@@ -182,7 +178,7 @@ class RowReader(RowSource):
         return self._within_limits({site: x[mask.to(x.device)] for site, x in activations.items()}, origin)
 
     def peek(self, n_contexts: int) -> Any:
-        """Returns the next inputs without consuming them; the next call of `read` must be for as many."""
+        """Returns the next inputs without consuming them; the next `read` must be for as many."""
         if self._peeked is None:
             state = copy.deepcopy(self.stream.state_dict())
             self._peeked = self.stream.take(n_contexts), state
@@ -208,7 +204,7 @@ class RowReader(RowSource):
         return batch
 
     def _within_limits(self, activations: dict[Site, Tensor], origin: list[Tensor]) -> Rows:
-        """Excludes rows whose norm is not finite or above the limits, which the first rows determine."""
+        """Excludes rows whose norm is not finite or above the limits, which the first call finds."""
         norms = {site: x.float().norm(dim=-1) for site, x in activations.items()}  # (n,) each
         device = next(iter(norms.values())).device
         finite = torch.stack([norm.isfinite().to(device) for norm in norms.values()]).all(0)  # (n,)
@@ -225,22 +221,19 @@ class RowReader(RowSource):
             self.dropped["norm"] += n_finite - n_inside
         if n > n_finite and self.n_tokens_dropped == self.n_tokens_read:
             raise DataError(
-                f"No activation of the first {self.n_tokens_read:,} tokens of {self.name} is finite and counts: "
-                f"{self.describe_dropped()}. Check the site and the model's dtype: float16 overflows in many models."
+                f"{self.name} has no finite activation that counts so far: {self.describe_dropped()}. Check the site and "
+                "the model's dtype: float16 overflows in many models."
             )
-        if n_inside == n:
-            return Rows(activations, *origin)
-        on_host = inside.cpu()
-        return Rows(
-            {site: x[inside.to(x.device)] for site, x in activations.items()}, *(part[on_host] for part in origin)
-        )
+        if n_inside < n:
+            activations = {site: x[inside.to(x.device)] for site, x in activations.items()}
+            origin = [part[inside.cpu()] for part in origin]
+        return Rows(activations, *origin)
 
     def _check_positions(self, n_positions: int) -> None:
         if n_positions > self.stream.ctx_len:
             raise DataError(
-                f"The model has {n_positions} positions for an example of {self.name} at '{self.sites[0]}', and ctx_len is "
-                f"{self.stream.ctx_len}. Set ctx_len={n_positions} where the stream is built, and give all examples, "
-                "such as images, one size."
+                f"An example of {self.name} has {n_positions} positions at '{self.sites[0]}', and ctx_len is "
+                f"{self.stream.ctx_len}. Set ctx_len={n_positions} in the stream, and give all images one size."
             )
 
     def _check_not_empty(self) -> None:
@@ -248,41 +241,21 @@ class RowReader(RowSource):
             raise DataError(f"{self.name} holds no text. At least one document must not be empty.")
         if self.n_tokens_dropped == self.n_tokens_read:
             raise DataError(
-                f"{self.name} holds no token that counts: left out are {self.filter.describe()} "
-                f"({self.describe_dropped()}). Give more text, or exclude less."
+                f"{self.name} holds no token that counts ({self.describe_dropped()}): left out are "
+                f"{self.filter.describe()}. Give more text, or exclude less."
             )
 
 
-class _Positions(NamedTuple):
-    """Positions that hold no tokens, in the form that a filter reads."""
-
-    input_ids: Int[Tensor, "batch ctx"]
-    attention_mask: Bool[Tensor, "batch ctx"]
-
-
 def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, repeat: bool = False) -> RowReader:
-    """Returns a reader of the activations of a model at one or several sites.
-
-    Args:
-        data: text, or a stream of contexts, which has its own `ctx_len`, `pack` and special tokens.
-        model: the model, or its name.
-        submodule: the sites.
-        config: which rows to read.
-        repeat: whether the text restarts at its end.
+    """Returns a reader of a model's activations; arguments are those of `ActivationBuffer`.
 
     Raises:
         ConfigError: a setting cannot be used.
         SiteError: a submodule is not in the model.
     """
     traced = load_model(model)
-    stream = input_stream(
-        data,
-        traced.tokenizer,
-        ctx_len=config.ctx_len,
-        pack=config.pack,
-        add_special_tokens=config.add_special_tokens,
-        text_column=config.text_column,
-    )
+    options = {name: getattr(config, name) for name in ("ctx_len", "pack", "add_special_tokens", "text_column")}
+    stream = input_stream(data, traced.tokenizer, **options)
     rule = TokenFilter(
         exclude_ids=stream.special_ids if config.remove_bos else (),
         # an example, such as an image, has no BOS
@@ -295,14 +268,7 @@ def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, 
 
 
 def input_stream(data: Any, tokenizer: Any, *, text_column: str = "text", **options: Any) -> InputStream:
-    """Returns a stream of contexts from anything that holds text; a stream is returned as it is.
-
-    Args:
-        data: text (see `as_source`), or a stream.
-        tokenizer: the model's tokenizer.
-        text_column: column that holds the text.
-        options: further arguments of `TokenStream`.
-    """
+    """Returns contexts from anything that `as_source` takes; a stream is returned as it is."""
     if isinstance(data, InputStream):
         return data
     return TokenStream(as_source(data, text_column=text_column), tokenizer, **options)
@@ -330,8 +296,8 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return whole
 
 
-def _as_tokens(inputs: Any, attention_mask: Tensor | None, shape: torch.Size) -> _Positions:
-    """Returns ids and mask on the CPU: ids are -1 if the model reads no tokens, the mask is True without padding."""
+def _as_tokens(inputs: Any, attention_mask: Tensor | None, shape: torch.Size) -> TokenBatch:
+    """Returns ids and mask on the CPU; ids are -1 if the model reads no tokens."""
     ids = inputs.cpu() if isinstance(inputs, Tensor) and inputs.shape == shape else torch.full(tuple(shape), -1)
     mask = torch.ones(tuple(shape), dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
-    return _Positions(ids, mask)
+    return TokenBatch(ids, mask)

@@ -20,7 +20,7 @@ PLAIN = Site("activations")
 
 @runtime_checkable
 class ActivationSource(Protocol):
-    """Serves batches of activations. Any iterable of tensors or of `ActivationBatch` works as well."""
+    """Serves batches of activations. Iterables of tensors or of `ActivationBatch` work as well."""
 
     widths: Mapping[Site, int]
 
@@ -35,13 +35,12 @@ class ActivationStream:
     """Converts any iterable of activations to a stream of `ActivationBatch`.
 
     Args:
-        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from sites to
-            such tensors. Tensors (batch, 2, dim) are the input and the output of one module; with
-            `split_by_head`, tensors (batch, heads, dim) are the attention heads of one site.
-        split_by_head: whether tensors of three dimensions hold attention heads.
+        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from sites
+            to such tensors. Tensors (batch, 2, dim) are the input and the output of one module.
+        split_by_head: whether tensors (batch, heads, dim) hold the attention heads of one site.
 
     Raises:
-        DataError: the data is empty or not iterable, or a batch is neither a tensor nor a mapping to tensors.
+        DataError: the data is empty or not iterable, or a batch is no tensor or mapping to tensors.
     """
 
     def __init__(self, data: Any, *, split_by_head: bool = False):
@@ -70,7 +69,7 @@ class ActivationStream:
         return self._ahead.pop(0) if self._ahead else self._read()
 
     def sample(self, n: int) -> dict[Site, Tensor]:
-        """Returns about n rows of each site, or all if there are fewer. The stream serves them later."""
+        """Returns about n rows of each site, or fewer at the end; the stream serves them later."""
         if hasattr(self.data, "sample"):
             sample = self.data.sample(n)
             return self._by_site(sample) if isinstance(sample, Tensor) else dict(sample)
@@ -97,8 +96,7 @@ class ActivationStream:
             batch = self._by_site(batch)
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(
-                f"A batch of the data is a {type(batch).__name__}; tensors (batch, dim), or mappings from sites to such "
-                "tensors, are needed."
+                f"A batch is a {type(batch).__name__}; a tensor (batch, dim), or a mapping from sites to such, is needed."
             )
         if not all(isinstance(site, Site) for site in batch):
             batch = {Site.parse(site): x for site, x in batch.items()}
@@ -135,7 +133,7 @@ def finite_rows(x: Float[Tensor, "n dim"]) -> Float[Tensor, "m dim"]:
 
 
 def root_mean_square_norm(x: Float[Tensor, "n dim"]) -> float:
-    """Returns sqrt(E|x|^2) over the rows that are finite: x divided by it has a mean squared norm of 1.
+    """Returns sqrt(E|x|^2) over finite rows: x divided by it has a mean squared norm of 1.
 
     Raises:
         DataError: the activations are all zero, or none of them is finite.
@@ -144,8 +142,8 @@ def root_mean_square_norm(x: Float[Tensor, "n dim"]) -> float:
     scale = float(float64(squares[squares.isfinite()]).mean().sqrt())
     if not 0 < scale < float("inf"):
         raise DataError(
-            f"The activations have a root mean squared norm of {scale}, from {int(squares.isfinite().sum())} finite rows "
-            f"of {len(squares)}; they cannot be normalized. Check the site and the model's dtype."
+            f"The {len(squares)} activations have a root mean squared norm of {scale} where it is finite; they cannot be "
+            "normalized. Check the site and the model's dtype."
         )
     return scale
 

@@ -8,7 +8,7 @@ from dictionary_learning.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticConfig(BaseConfig):
-    """Settings of activations with known features, which are ordered by frequency, the most frequent first."""
+    """Settings of activations with known features; the first feature is the most frequent."""
 
     n_features: int
     """Number of features."""
@@ -27,7 +27,7 @@ class SyntheticConfig(BaseConfig):
     depth: int = 3
     """Levels below the roots."""
     compensate: bool = True
-    """Whether children are drawn more often, to make up for the hierarchy. Implied by the published L0."""
+    """Whether children are drawn more often to balance the hierarchy; implied by the paper's L0."""
     correlation_rank: int = 25
     """Number of common causes; 0 for independent features."""
     correlation: float = 0.1

@@ -27,12 +27,9 @@ class KnownBatch(NamedTuple):
 
 
 class SyntheticActivations:
-    """An endless, seeded source of activations; a dictionary should find its `features`, `bias` and `probabilities`.
+    """An endless, seeded source of activations at one site.
 
-    Args:
-        config: settings of the features.
-        device: device of the activations.
-        site: name of the one site in `widths`.
+    A dictionary should find its `features`, `bias` and `probabilities`.
     """
 
     def __init__(self, config: SyntheticConfig, *, device: str | torch.device = "cpu", site: str = "synthetic"):
@@ -107,13 +104,9 @@ class SyntheticActivations:
 def unit_features(
     n_features: int, dim: int, *, steps: int, generator: torch.Generator
 ) -> Float[Tensor, "n_features dim"]:
-    """Returns random unit directions, moved apart by gradient steps on the fourth power of their cosines.
+    """Returns random unit directions, moved apart by gradient steps on the fourth power of cosines.
 
-    Args:
-        n_features: number of directions.
-        dim: their width.
-        steps: number of gradient steps; 0 leaves the directions random.
-        generator: a generator on the CPU.
+    The generator is on the CPU; 0 steps leave the directions random.
     """
     features = normalize(torch.randn(n_features, dim, generator=generator), dim=1)
     for _ in range(steps):

@@ -44,7 +44,7 @@ def drawn_probabilities(config: SyntheticConfig) -> Float[Tensor, "n_features"]:
 
 
 def levels(config: SyntheticConfig) -> list[range]:
-    """Returns the ranks of the features on each level of the trees, roots first; siblings are adjacent."""
+    """Returns the ranks of the features on each level, roots first; siblings are adjacent."""
     found: list[range] = []
     start = 0
     for level in range(config.depth + 1 if config.n_roots else 0):
@@ -72,14 +72,14 @@ def effective_probabilities(config: SyntheticConfig) -> Float[Tensor, "n_feature
 
 
 def loadings(config: SyntheticConfig, generator: torch.Generator) -> Float[Tensor, "n_features rank"]:
-    """Returns the weight of each common cause in each feature; a row's squared norm is below one."""
+    """Returns the weight of each common cause in each feature; rows have a squared norm below 1."""
     drawn = torch.randn(config.n_features, config.correlation_rank, generator=generator) * config.correlation
     norm = drawn.norm(dim=1, keepdim=True).clamp_min(torch.finfo(drawn.dtype).tiny)
     return drawn * (math.sqrt(_LARGEST_SHARED_VARIANCE) / norm).clamp_max(1)
 
 
 def prune(fired: Bool[Tensor, "batch n_features"], config: SyntheticConfig, generator: torch.Generator) -> None:
-    """Silences, in place, children of silent parents, and all but a random one of several siblings."""
+    """Silences, in place, children of silent parents, and all but a random one of siblings."""
     for above, below in pairwise(levels(config)):
         # (batch, parents, branching)
         children = fired[:, below.start : below.stop].unflatten(1, (len(above), config.branching))

@@ -512,7 +512,7 @@ class TestExamples:
         held = ActivationBuffer(
             stream, self.model(), "site", n_ctxs=4, out_batch_size=8, refresh_batch_size=2,
         )  # fmt: skip
-        with pytest.raises(DataError, match="16 positions .* such as images, one size"):
+        with pytest.raises(DataError, match="16 positions .* all images one size"):
             list(held)
 
 

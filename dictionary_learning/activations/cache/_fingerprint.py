@@ -23,12 +23,10 @@ def inputs_fingerprint(inputs: Any) -> str:
 
 
 def model_fingerprint(model: Any) -> str:
-    """Returns a hash of a model's config, parameter shapes, and three values of each parameter.
+    """Returns a hash of a `TracedModel` or `ModelSet`.
 
-    The values are the first, the middle and the last: cheap to read, and changed by any training.
-
-    Args:
-        model: a `TracedModel` or a `ModelSet`.
+    It covers config, parameter shapes, and the first, middle and last value of each parameter, which
+    are cheap to read, and which any training changes.
     """
     digest = hashlib.sha256()
     for traced in getattr(model, "models", {"": model}).values():

@@ -36,7 +36,7 @@ class Shard(BaseConfig):
     sha256: str
     """Checksum for `verify`, in hexadecimal digits."""
     crc32: int | None = None
-    """Checksum that is compared when the file is opened, since it is fast; None in caches of earlier versions."""
+    """Fast checksum, compared when the file is opened; None in caches of earlier versions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,15 +87,6 @@ class Index:
             "state": self.state,
         }
         store.write(INDEX, (json.dumps(document, indent=1) + "\n").encode())
-
-    def check_files(self, store: Store) -> None:
-        """Checks that all shards are there, with their sizes.
-
-        Raises:
-            DataError: one is missing or has another size.
-        """
-        for shard in self.shards:
-            check_file(store, shard)
 
 
 def check_file(store: Store, shard: Shard) -> None:
@@ -152,7 +143,7 @@ def load_index(store: Store) -> Index:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Returns in words how the settings of a writer differ from those of a cache; notes under "run" may differ."""
+    """Returns in words how a writer's settings differ from a cache's; notes under "run" may differ."""
     names = sorted((ours.keys() | theirs.keys()) - {"run", *FINGERPRINTS})
     found = [
         f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"

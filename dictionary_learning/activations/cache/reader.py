@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 class ActivationCache:
     """Serves the rows of a cache in batches, every row once; it can replace an `ActivationBuffer`.
 
-    The writer shuffled the rows within each shard. Batches take rows from several shards side by side,
-    in a random order of shards that differs between epochs. Without a seed, shards are served one
-    after another as they were written. Workers of a DataLoader share the shards among them.
+    The writer shuffled the rows within each shard. Batches take rows from several shards side by
+    side, in an order of shards that differs between epochs. Without a seed, shards are served one
+    after another as they were written. Workers of a DataLoader share the shards.
 
     Args:
         path: a local folder, or an address that fsspec knows.
@@ -87,7 +87,7 @@ class ActivationCache:
     def create(
         cls, path: str | os.PathLike[str], data: Any, model: Any, submodule: Any, **options: Any
     ) -> "ActivationCache":
-        """Writes a cache, or what is missing of it, and opens it; the arguments are those of `write_cache`."""
+        """Writes a cache, or the rest of one, and opens it (see `write_cache`)."""
         write_cache(path, data, model, submodule, **options)
         return cls(path)
 
@@ -141,10 +141,10 @@ class ActivationCache:
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
 
     def n_heads(self, site: Site) -> int:
-        """Returns the number of attention heads whose outputs are concatenated at a site, from the model's config.
+        """Returns the number of attention heads whose outputs are concatenated at a site.
 
         Raises:
-            SiteError: the config did not tell it.
+            SiteError: the model's config did not tell it.
         """
         found = self.index.settings.get("n_heads", {}).get(str(site))
         if found is None:
@@ -171,7 +171,7 @@ class ActivationCache:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Everything that determines the rows and their order; stored with dictionaries trained on them."""
+        """Everything that determines the rows and their order, to be stored with dictionaries."""
         written = {name: value for name, value in self.index.settings.items() if name not in ("sites", "rule", "seed")}
         return {
             **written,
@@ -289,11 +289,9 @@ class ActivationCache:
             known = settings.get("model_fingerprint") if wanted.get("dtype") == written.get("dtype") else None
             if known not in (None, model_fingerprint(traced)):
                 raise DataError(
-                    f"The cache '{self.store.path}' is of {written['name']!r} with other weights than those of the given "
-                    "model. Use the cache of that model."
+                    f"The cache '{self.store.path}' is of {written['name']!r} with other weights. Use another cache."
                 )
         if wanted["name"] != written.get("name"):
             raise DataError(
-                f"The cache '{self.store.path}' is of the model {written.get('name')!r}, and {wanted['name']!r} was asked "
-                "for. Use the cache of that model."
+                f"The cache '{self.store.path}' is of the model {written.get('name')!r}, not {wanted['name']!r}. Use another cache."
             )

@@ -68,14 +68,10 @@ def checksum(store: Store, name: str) -> str:
 
 
 class OpenShard:
-    """The rows of a shard; on a local disk, read from the mapped file.
+    """The rows of a shard at some sites; on a local disk, read from the mapped file.
 
-    Args:
-        store: the folder of the cache.
-        shard: entry of the index.
-        widths: width of each site to read.
-        dtype: type of the served activations; by default the type in which they are stored.
-        check: whether to compare the file's checksum with the index.
+    They are served in `dtype`, by default as they are stored. With `check`, the file's checksum is
+    compared with the index.
 
     Raises:
         DataError: the file is missing, damaged, or differs from its entry in the index.
@@ -108,11 +104,11 @@ class OpenShard:
         self._check(widths)
 
     def read(self, start: int, stop: int) -> dict[Site, Tensor]:
-        """Returns a range of rows by site, (stop - start, width) each; they may be views of the file."""
+        """Returns a range of rows by site, (n, width) each; they may be views of the file."""
         return {site: self._rows(site, slice(start, stop)) for site in self._sites}
 
     def origin(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns token, document and position of a range of rows, (stop - start,) each."""
+        """Returns token, document and position of a range of rows, (n,) each."""
         token, document, position = (self._tensors[name][start:stop].long() for name in ORIGIN)
         return token, document, position
 

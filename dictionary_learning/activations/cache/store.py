@@ -42,8 +42,7 @@ class Store:
             raise MissingDependencyError(named[1] if named else "fsspec", f"Opening {self.path}") from error
         except ValueError as error:
             raise DataError(
-                f"'{self.path}' cannot be opened: {error}. Give a local folder, or an address that fsspec knows, such as "
-                "s3:// or hf://."
+                f"'{self.path}' cannot be opened: {error}. Give a local folder, or an address that fsspec knows."
             ) from error
 
     @property
@@ -96,7 +95,7 @@ class Store:
         return found
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file atomically: on a disk by renaming it, elsewhere by storing it as a whole."""
+        """Writes a file atomically: a local one by renaming, others as a whole."""
         if self.is_local:
             self.fill(name, lambda path: path.write_bytes(content))
         else:
@@ -104,7 +103,7 @@ class Store:
             self._remote.pipe_file(self.file(name), content)
 
     def fill(self, name: str, fill: Callable[[Path], object]) -> None:
-        """Calls `fill` to write a local file under a temporary name, and renames it once it is on the disk."""
+        """Lets `fill` write a local file under a temporary name, then renames it."""
         path = Path(self.file(name))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, fill)

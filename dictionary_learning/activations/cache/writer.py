@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.activations.cache._fingerprint import inputs_fingerprint, model_fingerprint
-from dictionary_learning.activations.cache.index import INDEX, Index, Shard, differences, load_index
+from dictionary_learning.activations.cache.index import INDEX, Index, Shard, check_file, differences, load_index
 from dictionary_learning.activations.cache.shards import ORIGIN, generator_of, tensors_of, write_shard
 from dictionary_learning.activations.cache.store import Store
 from dictionary_learning.activations.prefetch import ahead
@@ -57,7 +57,7 @@ def write_cache(
     run_cfg: Mapping[str, Any] | None = None,
     **reading: Any,
 ) -> Index:
-    """Writes the activations of a model at one or several sites; continues a cache that is not complete.
+    """Writes the activations of a model at one or several sites; continues an incomplete cache.
 
     The first contexts and some of the weights are compared with those of an existing cache.
 
@@ -69,11 +69,10 @@ def write_cache(
         n_tokens: rows to write; by default all of the data.
         refresh_batch_size: contexts in a forward pass.
         shard_size: rows in a file, or a few more. They are held in memory and shuffled together.
-        dtype: type of the stored rows: float32, float16, bfloat16 or int8 (see `RowStorage`); by default
-            the model's.
+        dtype: float32, float16, bfloat16 or int8 (see `RowStorage`); by default the model's.
         compression: `zstd` compresses each shard, which then cannot be mapped into memory.
         seed: seed of the shuffle.
-        prefetch: forward passes that are made ahead while a shard is written (see `ActivationBuffer`).
+        prefetch: forward passes made ahead while a shard is written (see `ActivationBuffer`).
         run_cfg: plain data to store in the index, under "run".
         reading: fields of `ReadingConfig`: `io`, `ctx_len`, `remove_bos`, `add_special_tokens`,
             `max_activation_norm_multiple`, `pack`, `seqpos_slice`, `text_column`.
@@ -82,7 +81,7 @@ def write_cache(
         The index of the complete cache.
 
     Raises:
-        DataError: the disk is too small, the data holds no token that counts, or another cache is there.
+        DataError: the disk is too small, no token counts, or another cache is there.
         ConfigError: an argument cannot be used.
     """
     if compression not in (None, "zstd"):
@@ -150,8 +149,8 @@ class _Writer:
                 filter={**self.settings["rule"], "norm_limits": by_name(self.source.norm_limits)},
                 dropped={"read": self.source.n_tokens_read, **self.source.dropped},
             )
-            if is_complete:
-                self.index.check_files(self.store)
+            for shard in shards if is_complete else ():
+                check_file(self.store, shard)
             self.index.save(self.store)
             rate = (n_rows - self._n_before) / max(time.monotonic() - self._started, 1e-9)
             logger.info("%s rows in %d shards, %.0f a second.", f"{n_rows:,}", len(shards), rate)
@@ -189,7 +188,7 @@ class _Writer:
         return write_shard(self.store, f"shard_{number:05d}{suffix}", shuffled, self.settings["compression"])
 
     def _estimate(self, rows: Rows, seconds: float) -> None:
-        """Logs size and duration of the cache after the first forward pass, before anything is written."""
+        """Logs the expected size and duration after the first forward pass."""
         if self._is_estimated or not rows.n:
             return
         self._is_estimated = True
@@ -209,7 +208,7 @@ def bytes_of_a_row(settings: dict[str, Any], dtype: torch.dtype) -> int:
 
 
 def _reader_settings(reader: RowReader) -> dict[str, Any]:
-    """Returns everything about text, model and filter that determines the rows, but for the text's fingerprint."""
+    """Returns the settings of text, model and filter that determine the rows."""
     tokens, tokenizer = reader.stream, getattr(reader.model, "tokenizer", None)
     heads: dict[str, int] = {}
     for site in reader.sites:
@@ -239,10 +238,10 @@ def _check_same(store: Store, index: Index, settings: dict[str, Any]) -> None:
     differ = differences(settings, index.settings)
     if differ:
         raise DataError(
-            f"'{store.path}' holds a cache with other settings ({'; '.join(differ)}). Write into another folder, or "
-            "continue with those."
+            f"'{store.path}' holds a cache with other settings ({'; '.join(differ)}). Use another folder, or those settings."
         )
-    index.check_files(store)
+    for shard in index.shards:
+        check_file(store, shard)
     store.remove_unfinished()
 
 
@@ -253,8 +252,8 @@ def _check_disk(store: Store, index: Index, dtype: torch.dtype) -> None:
     needed = (wanted - index.n_rows) * bytes_of_a_row(index.settings, dtype)
     if needed * _ROOM > free:
         raise DataError(
-            f"{wanted - index.n_rows:,} rows take {needed / 1e9:.1f} GB, and the disk of '{store.path}' has "
-            f"{free / 1e9:.1f} GB left. Write fewer tokens, store them as int8, compress them, or write elsewhere."
+            f"{wanted - index.n_rows:,} rows take {needed / 1e9:.1f} GB, and '{store.path}' has {free / 1e9:.1f} GB left. "
+            "Write fewer tokens, store them as int8, compress them, or write elsewhere."
         )
 
 
