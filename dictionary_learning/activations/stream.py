@@ -96,7 +96,7 @@ class ActivationStream:
             batch = self._by_site(batch)
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(
-                f"A batch is a {type(batch).__name__}; a tensor (batch, dim), or a mapping from sites to such, is needed."
+                f"The data gave a {type(batch).__name__}; a tensor (batch, dim), or a mapping from sites to such, is needed."
             )
         if not all(isinstance(site, Site) for site in batch):
             batch = {Site.parse(site): x for site, x in batch.items()}
