@@ -1,25 +1,25 @@
-"""Activations of a language model, shuffled, a batch at a time.
+"""Shuffled activations of a language model, one batch at a time.
 
-The buffer holds rows of activations in storage that is allocated once. `order` is a permutation of the slots that hold
-rows not served yet; a batch is the next stretch of it. When fewer than half are left, the model runs over more text and its
-activations are written into the slots already served; then the order is drawn anew. One order serves all sites, so row i
-of a batch is the same token at each of them. A batch costs one gather: nothing of the size of the buffer is touched.
+Rows live in storage that is allocated once. `order` is a permutation of the slots whose rows are
+not served yet; a batch is its next stretch. When less than half is left, the model runs over more
+text, its activations fill the slots that were served, and a new order is drawn. All sites share the
+order, so row i of a batch is the same token at each of them. A batch costs one gather.
 """
 
+import copy
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from dictionary_learning.activations.mixing import expected_partners
-from dictionary_learning.activations.reader import Rows, by_name
-from dictionary_learning.activations.reading import ahead, row_reader
-from dictionary_learning.activations.source import ActivationBatch
+from dictionary_learning.activations.prefetch import ahead
+from dictionary_learning.activations.reader import ReadingConfig, Rows, by_name, row_reader, whole_number
 from dictionary_learning.activations.storage import RowStorage, storage_dtype
-from dictionary_learning.config import coerce
+from dictionary_learning.activations.stream import ActivationBatch, check_end_of_data, check_width
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, DataExhaustedError
 from dictionary_learning.hardware import check_memory
@@ -29,39 +29,43 @@ logger = logging.getLogger(__name__)
 
 
 class ActivationBuffer:
-    """Serves the activations of a model at one or several sites, shuffled; every token that counts exactly once.
+    """Serves the activations of a model at one or several sites, shuffled; each token exactly once.
 
-    Over one site it yields tensors (out_batch_size, activation_dim), over several an `ActivationBatch`, and with
-    `io="in_and_out"` over one submodule tensors (out_batch_size, 2, activation_dim), where both sides are equally wide.
+    One site yields tensors (out_batch_size, activation_dim), several an `ActivationBatch`. With
+    `io="in_and_out"` over one submodule whose sides are equally wide, tensors are
+    (out_batch_size, 2, activation_dim).
 
     Args:
-        data: the text: an iterator or list of strings, a file, a data set or the name of one (see `as_text_source`); or a stream
-            of contexts, which then decides on `ctx_len`, `pack` and special tokens.
+        data: the text: strings, a file, a data set or its name (see `as_source`); or a stream of
+            contexts, which has its own `ctx_len`, `pack` and special tokens.
         model: the language model, or its name (see `load_model`).
-        submodule: a submodule, a site (`"model.layers.10:out"`), a pattern (`"model.layers.[0-3].mlp"`), or a list.
-        d_submodule: the width, if you want it checked; it is found by tracing.
-        io: the side of submodules that are given without one: `in`, `out`, `in_and_out` for both, or `heads`.
-        n_ctxs: how many contexts the buffer holds.
+        submodule: a submodule, a site (`"model.layers.10:out"`), a pattern
+            (`"model.layers.[0-3].mlp"`), or a list of these.
+        d_submodule: the width of the sites, to be checked; it is found by tracing.
+        io: side of submodules that name none: `in`, `out`, `in_and_out` for both, or `heads`.
+        n_ctxs: number of contexts in the buffer.
         ctx_len: tokens in a context.
-        refresh_batch_size: contexts in one forward pass of the model; at most half of those that the buffer holds.
-        out_batch_size: tokens in a batch served.
-        device: where the rows are kept; by default where the model is.
-        remove_bos: leaves out BOS, the separators of documents and the first token of each context.
-        add_special_tokens: whether BOS, or EOS where there is no BOS, is put between documents.
-        max_activation_norm_multiple: leaves out tokens with a norm above this multiple of the median at any site, found on the
-            first forward pass; None keeps them.
-        pack: full contexts of joined documents; else each document is one context, cut and padded.
-        end_of_data: `stop` ends the iteration after the last row, `repeat` begins the text again, `error` raises.
-        seed: of the shuffle.
-        dtype: of the rows kept; by default the model's. "int8" halves what 16 bits take (see `RowStorage`).
-        seqpos_slice: the positions of a context that count, as (stop,), (start, stop) or (start, stop, step); the model reads all.
-        prefetch: forward passes made ahead in a thread, while dictionaries step; by default 1 where the model is on a GPU, else 0.
-        text_column: the column that holds the text, where data is a data set or JSON.
+        refresh_batch_size: contexts in one forward pass of the model; at most half the buffer.
+        out_batch_size: tokens in a batch.
+        device: device of the rows; by default the model's.
+        remove_bos: excludes BOS, the separators of documents and the first token of each context.
+        add_special_tokens: inserts BOS, or EOS if there is no BOS, between documents.
+        max_activation_norm_multiple: excludes tokens whose norm at any site is above this multiple
+            of the median over the first forward pass; None excludes none.
+        pack: joins documents into full contexts; else each is one context, cut and padded.
+        end_of_data: `stop` ends after the last row, `repeat` restarts the text, `error` raises.
+        seed: seed of the shuffle.
+        dtype: type of the stored rows, by default the model's; see `RowStorage` for "int8".
+        seqpos_slice: positions of a context to include, as (stop,), (start, stop) or
+            (start, stop, step); the model reads all.
+        prefetch: forward passes that a thread makes ahead; by default 1 on a GPU, else 0.
+        text_column: column that holds the text, if the data is a data set or JSON.
 
     Raises:
         SiteError: a submodule is not in the model.
         ConfigError: an argument cannot be used.
-        DataExhaustedError: the data ended, under `end_of_data="error"`.
+        DataError: the text holds no token that counts.
+        DataExhaustedError: the data ended, with `end_of_data="error"`.
     """
 
     def __init__(
@@ -88,41 +92,35 @@ class ActivationBuffer:
         prefetch: int | None = None,
         text_column: str = "text",
     ):
-        if end_of_data not in ("stop", "repeat", "error"):
-            raise ConfigError(f"Got end_of_data={end_of_data!r}; it is 'stop', 'repeat' or 'error'.")
-        rows = row_reader(
-            data,
-            model,
-            submodule,
+        check_end_of_data(end_of_data)
+        config = ReadingConfig(
             io=io,
-            ctx_len=_positive("ctx_len", ctx_len),
+            ctx_len=whole_number("ctx_len", ctx_len),
             remove_bos=remove_bos,
             add_special_tokens=add_special_tokens,
             max_activation_norm_multiple=max_activation_norm_multiple,
             pack=pack,
             seqpos_slice=seqpos_slice,
             text_column=text_column,
-            repeat=end_of_data == "repeat",
         )
+        rows = row_reader(data, model, submodule, config, repeat=end_of_data == "repeat")
         self.model, self.tokens, self.sites, self.filter = rows.model, rows.stream, rows.sites, rows.filter
-        self.io, self.end_of_data, self.seed = io, end_of_data, seed
-        self.n_ctxs = _positive("n_ctxs", n_ctxs)
-        self.ctx_len = _positive("ctx_len", self.tokens.ctx_len)
-        self.refresh_batch_size = min(_positive("refresh_batch_size", refresh_batch_size), max(self.n_ctxs // 2, 1))
-        self.out_batch_size = _positive("out_batch_size", out_batch_size)
+        self.io, self.end_of_data, self.seed = io, end_of_data, whole_number("seed", seed, least=-(2**63))
+        self.n_ctxs = whole_number("n_ctxs", n_ctxs)
+        self.ctx_len = self.tokens.ctx_len
+        # at most half the buffer, so that a refill always has room for a forward pass
+        most = max(self.n_ctxs // 2, 1)
+        self.refresh_batch_size = min(whole_number("refresh_batch_size", refresh_batch_size), most)
+        self.out_batch_size = whole_number("out_batch_size", out_batch_size)
         self.activation_buffer_size = self.n_ctxs * self.ctx_len
         if self.out_batch_size > self.activation_buffer_size:
             raise ConfigError(
-                f"A batch of out_batch_size={out_batch_size} tokens is larger than the whole buffer of n_ctxs={n_ctxs} contexts of "
-                f"ctx_len={self.ctx_len} tokens ({self.activation_buffer_size}). Raise n_ctxs, or lower out_batch_size."
+                f"A batch of out_batch_size={out_batch_size} tokens is larger than the whole buffer of n_ctxs={n_ctxs} "
+                f"contexts of ctx_len={self.ctx_len} tokens. Raise n_ctxs, or lower out_batch_size."
             )
-        self.widths = self.model.widths(self.sites)
+        self.widths: dict[Site, int] = self.model.widths(self.sites)
+        check_width(d_submodule, self.widths)
         self._pair = io == "in_and_out" and len(self.sites) == 2 and len(set(self.widths.values())) == 1
-        if d_submodule is not None and set(self.widths.values()) != {d_submodule}:
-            found = ", ".join(f"{site}: {width}" for site, width in self.widths.items())
-            raise ConfigError(
-                f"Got d_submodule={d_submodule}, but the widths are {found}. Leave d_submodule out: it is found."
-            )
         self.device = torch.device(device) if device is not None else self.model.device
         self.dtype = storage_dtype(dtype or self.model.dtype)
         check_memory(
@@ -132,59 +130,72 @@ class ActivationBuffer:
             "Lower n_ctxs, or set dtype='int8'.",
         )
         self.reader = ahead(rows, self.refresh_batch_size, prefetch)
-        self._storage: dict[Site, RowStorage] | None = None
-        self._document = torch.full((self.activation_buffer_size,), -1)  # of each slot's row
-        self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.long, device=self.device)  # slots with rows, in the order served
-        self._spare = torch.arange(self.activation_buffer_size, device=self.device)  # slots without
-        self._cursor = 0
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._document = torch.full((self.activation_buffer_size,), -1)  # document of each slot's row
         self._ended = False
+        self._clear()
 
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
         return self
 
     def __next__(self) -> Tensor | ActivationBatch:
-        least = max(self.activation_buffer_size // 2, self.out_batch_size)
-        if self.n_rows < least and not self._ended:
-            self.refresh()
-        if self.n_rows == 0:
+        if (worker := get_worker_info()) is not None and worker.num_workers > 1:
+            raise ConfigError(
+                f"Each of {worker.num_workers} workers would serve the same rows of an ActivationBuffer. Set num_workers=0 "
+                "and prefetch=1, or write an ActivationCache, which workers share."
+            )
+        parts: list[dict[Site, Tensor]] = []
+        needed = self.out_batch_size
+        while needed:
+            if self.n_rows < max(self.activation_buffer_size // 2, needed) and not self._ended:
+                self.refresh()
+            if not self.n_rows:
+                break
+            slots = self._order[self._cursor : self._cursor + needed]
+            parts.append(self._read(slots))
+            self._cursor += len(slots)
+            needed -= len(slots)
+        if not parts:
             if self.end_of_data == "error":
                 raise DataExhaustedError(
                     f"{self.reader.name} ended after {self.n_tokens_read} tokens. Give more text, lower the number of steps, "
                     "or set end_of_data to 'stop' or 'repeat'."
                 )
             raise StopIteration
-        slots = self._order[self._cursor : self._cursor + self.out_batch_size]
-        self._cursor += len(slots)
-        assert self._storage is not None
-        batch = {site: storage.read(slots) for site, storage in self._storage.items()}
+        # only a batch larger than half the buffer has several parts
+        batch = parts[0] if len(parts) == 1 else {s: torch.cat([part[s] for part in parts]) for s in self.sites}
         if self._pair:
-            return torch.stack([batch[site] for site in self.sites], dim=1)
+            return torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
         return batch[self.sites[0]] if len(self.sites) == 1 else batch
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "An ActivationBuffer cannot be pickled: it runs a language model. Build it where it is read, or write a cache."
+        )
 
     @property
     def n_bytes(self) -> int:
-        """What its rows take at all sites."""
+        """Memory of the rows at all sites, in bytes."""
         return self.activation_buffer_size * sum(self.widths.values()) * self.dtype.itemsize
 
     @property
     def n_rows(self) -> int:
-        """How many rows are held that were not served yet."""
+        """Number of rows that are held and not served yet."""
         return len(self._order) - self._cursor
 
     @property
     def n_tokens_read(self) -> int:
-        """Tokens given to the model so far, padding left out."""
+        """Number of tokens that the model has read, without padding."""
         return self.reader.n_tokens_read
 
     @property
     def n_tokens_dropped(self) -> int:
-        """Those of them that the filter left out."""
+        """Number of them that were excluded."""
         return self.reader.n_tokens_dropped
 
     @property
     def norm_limits(self) -> dict[Site, float] | None:
-        """The largest norm that counts at each site, once it was found."""
+        """The largest norm that is included at each site; None before the first forward pass."""
         return self.reader.norm_limits
 
     def refresh(self) -> None:
@@ -194,17 +205,19 @@ class ActivationBuffer:
             self._storage = self._allocate()
         free = torch.cat([self._order[: self._cursor], self._spare])
         n_filled = 0
-        while len(free) - n_filled >= self.refresh_batch_size * self.ctx_len:
-            rows = self.reader.read(self.refresh_batch_size)
-            if rows is None:
-                self._ended = True
-                break
-            self._put(rows, free[n_filled : n_filled + rows.n])
-            n_filled += rows.n
-        held = torch.cat([self._order[self._cursor :], free[:n_filled]])
-        self._order = held[torch.randperm(len(held), generator=self._generator).to(self.device)]
-        self._spare = free[n_filled:]
-        self._cursor = 0
+        try:
+            while len(free) - n_filled >= self.refresh_batch_size * self.ctx_len:
+                rows = self.reader.read(self.refresh_batch_size)
+                if rows is None:
+                    self._ended = True
+                    break
+                self._write(rows, free[n_filled : n_filled + rows.n])
+                n_filled += rows.n
+        finally:
+            # also after an interrupt, which must not lose the rows that were read before it
+            held = torch.cat([self._order[self._cursor :], free[:n_filled]])
+            self._order = held[torch.randperm(len(held), generator=self._generator).to(self.device)]
+            self._spare, self._cursor = free[n_filled:], 0
         if is_first:
             logger.info(
                 "%s. A row meets %.1f others of its document in a batch of %d, on average.",
@@ -214,31 +227,23 @@ class ActivationBuffer:
             )
 
     def same_document_partners(self) -> float:
-        """Returns how many other rows of its document a row meets in a batch, on average (see `expected_partners`)."""
+        """Returns how many rows of its own document a row meets in a batch, on average."""
         held = self._document[self._order[self._cursor :].cpu()]
         return expected_partners(held, min(self.out_batch_size, max(self.n_rows, 1)))
 
-    def _put(self, rows: Rows, slots: Tensor) -> None:
-        assert self._storage is not None
-        for site, storage in self._storage.items():
-            storage.write(slots, rows.activations[site])
-        self._document[slots.cpu()] = rows.document
-
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
-        """Returns up to n rows that will be served later, without taking them: to estimate scales and starting points."""
+        """Returns up to n rows that will be served later, for estimates before training."""
         if self.n_rows < min(n, self.activation_buffer_size // 2) and not self._ended:
             self.refresh()
-        slots = self._order[self._cursor : self._cursor + n]
-        assert self._storage is not None
-        return {site: storage.read(slots) for site, storage in self._storage.items()}
+        return self._read(self._order[self._cursor : self._cursor + n])
 
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
-        """Takes the next contexts of the text, as they are fed to the model.
+        """Returns the next contexts of the text, which the buffer then does not serve.
 
         Raises:
             DataExhaustedError: the text has ended.
         """
-        self.reader.close()  # a thread that reads ahead would take from the same text at the same time
+        self.reader.close()  # a thread that reads ahead must not read the same text at the same time
         batch = self.tokens.take(batch_size or self.refresh_batch_size)
         if batch is None:
             raise DataExhaustedError(f"{self.reader.name} has ended. Give more text.")
@@ -246,7 +251,7 @@ class ActivationBuffer:
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that decides which rows are served, and in which order; kept with every dictionary trained on them."""
+        """Everything that determines the rows and their order, to be stored with dictionaries."""
         return {
             "source": self.reader.name,
             "model": self.model.describe(),
@@ -268,65 +273,87 @@ class ActivationBuffer:
         }
 
     def close(self) -> None:
-        """Gives the rows' memory back; the buffer fills again when it is next asked for a batch."""
+        """Frees the memory of the rows. The next batch fills the buffer again."""
         self.reader.close()
         if self._storage is not None:
             logger.info("%s: %s.", self.reader.name, self.reader.describe_dropped())
-        self._storage = None
-        self._spare = torch.arange(self.activation_buffer_size, device=self.device)
-        self._order = self._order[:0]
-        self._cursor = 0
+        self._clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything that the next batches depend on: rows, order, shuffle, and position in the text."""
+        """Returns a snapshot of all that determines the next batches.
+
+        It holds the rows that are not served yet, the shuffle, and the position in the text.
+        """
+        slots = self._order[self._cursor :]
         return {
-            "rows": {str(site): storage.tensors() for site, storage in (self._storage or {}).items()},
-            "document": self._document,
-            "order": self._order,
-            "spare": self._spare,
-            "cursor": self._cursor,
+            "size": self.activation_buffer_size,
+            "rows": {str(site): storage.snapshot(slots) for site, storage in (self._storage or {}).items()},
+            "document": self._document[slots.cpu()],
             "ended": self._ended,
             "generator": self._generator.get_state(),
-            "reader": self.reader.state_dict(),
+            "reader": copy.deepcopy(self.reader.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a state of a buffer built alike.
+        """Continues from the state of a buffer with the same arguments.
 
         Raises:
-            ConfigError: the state is of other sites or of another size.
+            ConfigError: the state has other sites or another size.
         """
-        rows, sites = state["rows"], [str(site) for site in self.sites]
-        if (rows and list(rows) != sites) or len(state["document"]) != self.activation_buffer_size:
+        rows, size, sites = state["rows"], state.get("size"), [str(site) for site in self.sites]
+        if (rows and list(rows) != sites) or size != self.activation_buffer_size:
             raise ConfigError(
-                f"The state holds {len(state['document'])} rows for {', '.join(rows) or 'no site'}; this buffer has "
-                f"{self.activation_buffer_size} for {', '.join(sites)}. Build it with the same arguments."
+                f"The state is of a buffer of {size} rows at {', '.join(rows) or 'no site'}; this buffer has "
+                f"{self.activation_buffer_size} at {', '.join(sites)}. Build it with the same arguments."
             )
+        self._clear()
         self._storage = self._allocate() if rows else None
         for site, storage in (self._storage or {}).items():
             storage.load(rows[str(site)])
-        self._document = state["document"].clone()
-        self._order, self._spare = state["order"].to(self.device), state["spare"].to(self.device)
-        self._cursor, self._ended = state["cursor"], state["ended"]
+        # the rows fill the first slots, in the order in which they are served
+        n = len(state["document"])
+        self._order, self._spare = self._spare[:n], self._spare[n:]
+        self._document[:n] = state["document"]
+        self._ended = state["ended"]
         self._generator.set_state(state["generator"].cpu())
-        self.reader.load_state_dict(state["reader"])
+        self.reader.load_state_dict(copy.deepcopy(state["reader"]))
+
+    def _clear(self) -> None:
+        self._storage: dict[Site, RowStorage] | None = None
+        self._spare = torch.arange(self.activation_buffer_size, device=self.device)  # slots without a row
+        self._order = self._spare[:0]  # slots with a row, in the order in which they are served
+        self._cursor = 0  # slots of the order that were served
+
+    def _read(self, slots: Tensor) -> dict[Site, Tensor]:
+        assert self._storage is not None
+        return {site: storage.read(slots) for site, storage in self._storage.items()}
+
+    def _write(self, rows: Rows, slots: Tensor) -> None:
+        assert self._storage is not None
+        for site, storage in self._storage.items():
+            storage.write(slots, rows.activations[site])
+        self._document[slots.cpu()] = rows.document
 
     def _allocate(self) -> dict[Site, RowStorage]:
-        """Says what the buffer takes, before the first forward pass, and takes it."""
+        """Logs the buffer's memory, before the first forward pass, and allocates it."""
         size, width = self.activation_buffer_size, sum(self.widths.values())
-        passing = self.refresh_batch_size * self.ctx_len * width * self.model.dtype.itemsize
+        in_flight = self.refresh_batch_size * self.ctx_len * width * self.model.dtype.itemsize
         logger.info(
             "The buffer takes %.2f GB on %s: %d rows at %d sites, %s. A forward pass adds %.2f GB of activations on %s.",
-            self.n_bytes / 1e9, self.device, size, len(self.sites), self.dtype, passing / 1e9, self.model.device,
+            self.n_bytes / 1e9, self.device, size, len(self.sites), self.dtype, in_flight / 1e9, self.model.device,
         )  # fmt: skip
         return {site: RowStorage(size, w, self.dtype, self.device, self.model.dtype) for site, w in self.widths.items()}
 
 
-def _positive(name: str, value: Any) -> int:
-    try:
-        whole = coerce(value, int)
-    except TypeError:
-        raise ConfigError(f"Got {name}={value!r}; it must be a whole number.") from None
-    if whole < 1:
-        raise ConfigError(f"Got {name}={value!r}; it must be at least 1.")
-    return whole
+def expected_partners(document: Int[Tensor, "n"], batch_size: int) -> float:
+    """Returns how many rows of its document a row meets in a batch, on average; lower is better.
+
+    (batch_size - 1) * sum_d n_d (n_d - 1) / (n (n - 1)), where document d has n_d of the n rows
+    that batches are drawn from. Rows of unknown documents (-1) are ignored.
+    """
+    known = document[document >= 0]
+    n = len(known)
+    if n < 2:
+        return 0.0
+    counts = torch.unique(known, return_counts=True)[1].double()  # (documents,)
+    return (batch_size - 1) * float((counts * (counts - 1)).sum()) / (n * (n - 1))

@@ -1,18 +1,21 @@
-"""Activations of whole contexts, with what the model loses when they are replaced: for training end to end, and of what reads contexts.
+"""Activations of whole contexts, and the model's loss when they are replaced.
 
-A `ContextStream` takes the place of an `ActivationBuffer`: its batches are the activations of some contexts, in order and
-not shuffled, and remember the contexts. A trainer whose loss is that of the model asks the batch for it.
+A `ContextStream` replaces an `ActivationBuffer` for end-to-end training, and for dictionaries that
+read contexts. Its batches hold contexts and their activations, in order. A trainer with an
+end-to-end loss asks the batch for the model's loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
+from dictionary_learning.activations.reader import input_stream, whole_number
+from dictionary_learning.activations.stream import check_end_of_data
+from dictionary_learning.data import TokenBatch, TokenStream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.predictions import Predictions
@@ -20,54 +23,54 @@ from dictionary_learning.sites import Sides, Site
 
 
 class ContextBatch(dict[Site, Tensor]):
-    """Activations by site of the tokens that count, and the contexts that they are of.
+    """Activations by site of the tokens that count (`keep`), (n, dim) each, and their contexts.
 
-    Args:
-        model: the language model.
-        tokens: the contexts.
-        keep: which of their tokens count.
-        sites: where activations are taken.
-        predict: whether the model also predicts, so that `downstream` can tell what it loses; else it stops after the last site.
+    With `predict`, the model also predicts, which `model_loss_fn` needs; else it stops after the
+    last site.
     """
 
     def __init__(
-        self, model: TracedModel, tokens: TokenBatch, keep: Tensor, sites: Sequence[Site], *, predict: bool = True
+        self,
+        model: TracedModel,
+        tokens: TokenBatch,
+        keep: Bool[Tensor, "contexts ctx"],
+        sites: Sequence[Site],
+        *,
+        predict: bool = True,
     ):
         super().__init__()
         self.model, self.tokens, self.keep = model, tokens, keep
         self.lengths: Int[Tensor, "contexts"] = keep.sum(-1)
-        """How many rows each context has; the rows are those of one context after another."""
+        """Number of rows of each context; rows of one context follow those of another."""
         self._untouched: Predictions | None = None
-        seen: dict[Site, Tensor] = {}
+        values: dict[Site, Tensor] = {}
 
-        def remember(site: Site) -> Edit:
-            return lambda x: seen.update({site: x.detach().clone()})
+        def capture(site: Site) -> Edit:
+            return lambda x: values.update({site: x.detach().clone()})
 
         with torch.no_grad():
             if predict:
-                logits = model.run(*tokens, {site: remember(site) for site in sites})
+                logits = model.run(*tokens, {site: capture(site) for site in sites})
                 self._untouched = Predictions(logits, tokens, keep)
             else:
-                seen.update(model.capture(*tokens, sites))
-        self.update({site: seen[site][keep.to(seen[site].device)] for site in sites})
+                values.update(model.capture(*tokens, sites))
+        self.update({site: values[site][keep.to(values[site].device)] for site in sites})
 
     def model_loss_fn(self, replaced: Mapping[Site, Float[Tensor, "n dim"]]) -> dict[str, Float[Tensor, ""]]:
-        """Returns what the model loses with other activations; gradients reach those, and nothing else.
+        """Returns the model's loss with other activations; only these get gradients.
 
         Args:
-            replaced: for each site, what takes the activations' place, in the order of its rows here.
+            replaced: the replacement of each site's activations, in the order of its rows here.
 
         Returns:
-            `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in nats; p is the untouched model's
-            prediction, and means are over tokens that count and whose next token does.
+            `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in nats,
+            where p is the untouched model. Means are over tokens that count before one that counts.
 
         Raises:
             ConfigError: the model did not predict.
         """
         if self._untouched is None:
-            raise ConfigError(
-                "What the model loses is not known: it did not predict. Build the ContextStream with predict=True."
-            )
+            raise ConfigError("The model did not predict, so its loss is unknown. Set predict=True in ContextStream.")
 
         def put(rows: Tensor) -> Edit:
             def edit(x: Tensor) -> Tensor:
@@ -76,29 +79,29 @@ class ContextBatch(dict[Site, Tensor]):
             return edit
 
         logits = self.model.run(*self.tokens, {site: put(rows) for site, rows in replaced.items()})
-        lost = self._untouched.lost(logits)
-        return {"ce": lost.ce.mean(), "kl": lost.kl.mean()}
+        losses = self._untouched.lost(logits)
+        return {"ce": losses.ce.mean(), "kl": losses.kl.mean()}
 
 
 class ContextStream:
-    """Serves `ContextBatch`es of a model at one or several sites, until the text ends.
+    """Serves `ContextBatch`es of a model at one or several sites.
 
     Args:
-        data: the text (see `as_text_source`).
+        data: the text (see `as_source`), or a `TokenStream` with its own `ctx_len` and `pack`.
         model: the language model, or its name (see `load_model`).
         submodule: a submodule, a site, a pattern, or a list (see `ActivationBuffer`).
-        io: the side of submodules that name none; `in_and_out` for both.
+        io: side of submodules that name none; `in_and_out` for both.
         ctx_len: tokens in a context.
         batch_size: contexts in a batch.
-        remove_bos: leaves out BOS, the separators of documents and the first token of each context.
-        pack: full contexts of joined documents; else each document is one context, cut and padded.
-        predict: whether the model predicts, for training end to end; without, it stops after the last site.
-        end_of_data: `stop` ends the iteration after the last context, `repeat` begins the text again, `error` raises.
+        remove_bos: excludes BOS, the separators of documents and the first token of each context.
+        pack: joins documents into full contexts; else each is one context, cut and padded.
+        predict: whether the model predicts, for end-to-end training; else it stops early.
+        end_of_data: `stop` ends after the last context, `repeat` restarts the text, `error` raises.
 
     Raises:
         SiteError: a submodule is not in the model.
-        ConfigError: end_of_data is none of these.
-        DataExhaustedError: the data ended, under `end_of_data="error"`.
+        ConfigError: an argument cannot be used.
+        DataExhaustedError: the data ended, with `end_of_data="error"`.
     """
 
     def __init__(
@@ -115,15 +118,17 @@ class ContextStream:
         predict: bool = True,
         end_of_data: Literal["stop", "repeat", "error"] = "stop",
     ):
-        if end_of_data not in ("stop", "repeat", "error"):
-            raise ConfigError(f"Got end_of_data={end_of_data!r}; it is 'stop', 'repeat' or 'error'.")
+        check_end_of_data(end_of_data)
         self.model, self.end_of_data = load_model(model), end_of_data
         self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)
-        self.batch_size, self.predict = batch_size, predict
-        self.tokens = TokenStream(as_text_source(data), self.model.tokenizer, ctx_len=ctx_len, pack=pack)
-        self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
-        self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
+        self.batch_size, self.predict = whole_number("batch_size", batch_size), predict
+        tokens = input_stream(data, self.model.tokenizer, ctx_len=ctx_len, pack=pack)
+        if not isinstance(tokens, TokenStream):
+            raise ConfigError(f"Got a {type(tokens).__name__}; next tokens need text. Use an ActivationBuffer.")
+        self.tokens = tokens
+        self.filter = TokenFilter(exclude_ids=tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
+        self._ahead: list[TokenBatch] = []  # contexts that a sample was read from and that are still to be served
 
     def __iter__(self) -> Iterator[ContextBatch]:
         return self
@@ -135,7 +140,7 @@ class ContextStream:
         return ContextBatch(self.model, tokens, self.filter.token_mask(tokens), self.sites, predict=self.predict)
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
-        """Returns up to n rows that will be served later, without taking them.
+        """Returns up to n rows that will be served later.
 
         Raises:
             DataError: the text holds no token that counts.
@@ -149,7 +154,7 @@ class ContextStream:
                 if tokens is None:
                     break
                 self._ahead.append(tokens)
-            keep = self.filter.token_mask(tokens)
+            keep = self.filter.token_mask(tokens)  # (contexts, ctx)
             parts.append({site: x[keep.to(x.device)] for site, x in self.model.capture(*tokens, self.sites).items()})
             n_rows += int(keep.sum())
         if not parts:
@@ -157,17 +162,17 @@ class ContextStream:
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything that the next batches depend on: the position in the text, and contexts that were only looked at."""
+        """Returns the position in the text, and the contexts that were read ahead for a sample."""
         return {"tokens": self.tokens.state_dict(), "ahead": [tuple(tokens) for tokens in self._ahead]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a state of a stream built alike."""
+        """Continues from the state of a stream with the same arguments."""
         self.tokens.load_state_dict(state["tokens"])
         self._ahead = [TokenBatch(*tokens) for tokens in state["ahead"]]
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that decides which rows are served; kept with every dictionary trained on them."""
+        """Everything that determines the rows; stored with dictionaries trained on them."""
         return {
             "source": self.tokens.source.name,
             "model": self.model.describe(),
@@ -181,16 +186,16 @@ class ContextStream:
 
     @property
     def norm_limits(self) -> dict[Site, float]:
-        """The largest norms that count: none, since tokens of a context stay together."""
+        """No limits: tokens of a context stay together."""
         return {}
 
     def close(self) -> None:
-        """Does nothing; buffers, whose place this takes, have threads to stop."""
+        """Does nothing; a buffer has threads to stop here."""
 
     def _take(self) -> TokenBatch | None:
-        """Returns the next contexts that have a token to be scored."""
+        """Returns the next contexts that hold a scored token."""
         n_ends = 0
-        while n_ends < 2:  # a pass from end to end without one is enough
+        while n_ends < 2:  # two ends enclose a whole pass
             while (tokens := self.tokens.take(self.batch_size)) is not None:
                 keep = self.filter.token_mask(tokens)
                 if (keep[:, :-1] & keep[:, 1:]).any():

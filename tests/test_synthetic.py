@@ -16,7 +16,7 @@ from dictionary_learning.synthetic import (
     synth_sae_bench_16k,
     synth_sae_bench_small,
 )
-from dictionary_learning.synthetic.features import mean_max_overlap, unit_features
+from dictionary_learning.synthetic.data import unit_features
 from dictionary_learning.synthetic.firing import (
     drawn_probabilities,
     effective_probabilities,
@@ -53,6 +53,12 @@ def test_sample_takes_nothing_of_the_stream():
     first, second = SyntheticActivations(TINY), SyntheticActivations(TINY)
     assert torch.equal(first.sample(10), first.sample(10))
     assert torch.equal(next(iter(first)), next(iter(second)))
+
+
+def mean_max_overlap(features):
+    """Returns the mean over features of the largest |cos| with another one."""
+    cosines = (features @ features.T).abs().fill_diagonal_(0)
+    return float(cosines.amax(dim=1).mean())
 
 
 def test_features_are_unit_and_less_alike_than_random_ones():

@@ -1,6 +1,6 @@
 """Where activations come from, and which of them count."""
 
 from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.activations.source import ActivationBatch, ActivationSource
+from dictionary_learning.activations.stream import ActivationBatch, ActivationSource
 
 __all__ = ["ActivationBatch", "ActivationSource", "TokenFilter"]

@@ -1,42 +1,61 @@
-"""Rows of activations in memory, as floating-point numbers or as bytes."""
+"""Rows of activations in memory, as floating-point numbers or as 8-bit integers."""
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError
 
 _LARGEST = 127
-"""The largest number of a byte with a sign that has its opposite."""
+"""The largest int8 whose negative is an int8 too."""
 
 KINDS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
-"""What rows can be kept as, by name."""
+"""Types that rows can be stored in, by name."""
 
 
 def storage_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Returns the type of that name.
+    """Returns the type with that name.
 
     Raises:
-        ConfigError: rows cannot be kept as that.
+        ConfigError: rows cannot be stored in that type.
     """
-    found = KINDS.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None or not (found.is_floating_point or found is torch.int8):
-        raise ConfigError(f"Activations cannot be kept as {dtype}. Choose one of: {', '.join(KINDS)}.")
+    found: Any = KINDS.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not (found.is_floating_point or found is torch.int8):
+        raise ConfigError(f"Activations cannot be stored as {dtype}. Choose one of: {', '.join(KINDS)}.")
     return found
 
 
-class RowStorage:
-    """A fixed number of rows, written and read by their slots.
+def as_dtype(rows: Float[Tensor, "*batch"], dtype: torch.dtype) -> Float[Tensor, "*batch"]:
+    """Returns activations in another floating-point type.
 
-    As bytes (int8), a row is divided by its largest absolute value / 127 and rounded: half the memory of 16 bits, and an error of at
-    most 1/254 of that largest value in each coordinate.
+    Raises:
+        DataError: float16, which ends at 65,504, cannot hold them.
+    """
+    converted = rows.to(dtype)
+    if dtype is torch.float16 and rows.dtype is not torch.float16:
+        overflowed = converted.isinf() & rows.isfinite()
+        if bool(overflowed.any()):
+            raise DataError(
+                f"An activation of {float(rows[overflowed].abs().max()):.3g} exceeds the largest float16 "
+                f"({torch.finfo(torch.float16).max:,.0f}). Set dtype to 'bfloat16', 'float32' or 'int8'."
+            )
+    return converted
+
+
+class RowStorage:
+    """A fixed number of rows that are written and read by their slots.
+
+    In int8, a row is divided by its largest absolute value / 127 and rounded. That takes half the
+    memory of 16 bits, with an error of at most 1/254 of the largest value in each coordinate.
 
     Args:
-        size: how many rows.
-        width: of a row.
-        dtype: what they are kept as.
-        device: where.
-        served: the type that rows of bytes are read as; others are read as they are kept.
+        size: number of rows.
+        width: dimensions of a row.
+        dtype: type in which rows are stored.
+        device: device of the rows.
+        served: type in which int8 rows are returned; other rows are returned as they are stored.
     """
 
     def __init__(
@@ -52,10 +71,14 @@ class RowStorage:
         self._served = served
 
     def write(self, slots: Int[Tensor, "n"], rows: Float[Tensor, "n width"]) -> None:
-        """Puts rows into slots."""
+        """Writes rows into slots.
+
+        Raises:
+            DataError: rows overflow in float16.
+        """
         rows = rows.to(self.rows.device)
         if self.scales is None:
-            self.rows.index_copy_(0, slots, rows.to(self.rows.dtype))
+            self.rows.index_copy_(0, slots, as_dtype(rows, self.rows.dtype))
         else:
             values, scales = to_bytes(rows)
             self.rows.index_copy_(0, slots, values)
@@ -68,36 +91,41 @@ class RowStorage:
             return rows
         return from_bytes(rows, self.scales.index_select(0, slots), self._served)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Returns what it holds, for a state."""
-        return {"rows": self.rows} if self.scales is None else {"rows": self.rows, "scales": self.scales}
+    def snapshot(self, slots: Int[Tensor, "n"]) -> dict[str, Tensor]:
+        """Returns copies of the rows in slots as they are stored, for a state."""
+        return {name: tensor.index_select(0, slots) for name, tensor in self._tensors().items()}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over what another held.
+    def load(self, stored: dict[str, Tensor]) -> None:
+        """Writes the rows of a snapshot into the first slots.
 
         Raises:
-            ConfigError: that was of another size or type.
+            ConfigError: they have another width or type, or do not fit.
         """
-        own = self.tensors()
-        mine, theirs = ({name: (t.shape, t.dtype) for name, t in held.items()} for held in (own, tensors))
-        if mine != theirs:
+        own = self._tensors()
+        ours, theirs = ({k: (tuple(t.shape[1:]), t.dtype) for k, t in held.items()} for held in (own, stored))
+        n = len(stored["rows"])
+        if ours != theirs or n > len(self.rows):
             raise ConfigError(
-                f"The state holds rows as {theirs}; here they are {mine}. Build it with the same arguments."
+                f"The state holds {n} rows as {theirs}; here {len(self.rows)} rows are held as {ours}. Build the "
+                "buffer with the same arguments."
             )
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            tensor[:n].copy_(stored[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"rows": self.rows} if self.scales is None else {"rows": self.rows, "scales": self.scales}
 
 
 def to_bytes(rows: Float[Tensor, "n width"]) -> tuple[Int[Tensor, "n width"], Float[Tensor, "n"]]:
-    """Returns whole numbers from -127 to 127, and what to multiply each row of them by."""
+    """Returns integers from -127 to 127, and the factor of each row that converts them back."""
     rows = rows.float()
-    scales = rows.abs().amax(dim=1) / _LARGEST if rows.shape[1] else rows.new_zeros(len(rows))
-    tiny = torch.finfo(torch.float32).tiny
+    scales = rows.abs().amax(dim=1) / _LARGEST if rows.shape[1] else rows.new_zeros(len(rows))  # (n,)
+    tiny = torch.finfo(torch.float32).tiny  # rows of zeros have the scale 0
     return (rows / scales.clamp_min(tiny).unsqueeze(1)).round_().to(torch.int8), scales
 
 
 def from_bytes(
     values: Int[Tensor, "n width"], scales: Float[Tensor, "n"], dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "n width"]:
-    """Returns the rows that the numbers stand for."""
-    return (values.float() * scales.unsqueeze(1)).to(dtype)
+    """Returns the rows that integers and factors stand for."""
+    return as_dtype(values.float() * scales.unsqueeze(1), dtype)

@@ -8,12 +8,10 @@ import torch
 
 from dictionary_learning import load_model
 from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.activations.mixing import expected_partners
 from dictionary_learning.activations.prefetch import Prefetcher
-from dictionary_learning.activations.reader import RowReader
-from dictionary_learning.activations.reading import row_reader
+from dictionary_learning.activations.reader import ReadingConfig, RowReader, row_reader
 from dictionary_learning.activations.storage import RowStorage, from_bytes, storage_dtype, to_bytes
-from dictionary_learning.buffer import ActivationBuffer
+from dictionary_learning.buffer import ActivationBuffer, expected_partners
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError
 from tests import tiny
@@ -25,8 +23,9 @@ def traced(tokenizer=None):
     return load_model(tiny.model("llama"), tokenizer=tokenizer or tiny.tokenizer())
 
 
-def reader(documents=DOCUMENTS, **options):
-    return row_reader(documents, traced(), "model.layers.1", **{"ctx_len": 16, **options})
+def reader(documents=DOCUMENTS, tokenizer=None, **options):
+    config = ReadingConfig(**{"ctx_len": 16, **options})
+    return row_reader(documents, traced(tokenizer), "model.layers.1", config)
 
 
 def buffer(documents=DOCUMENTS, **options) -> ActivationBuffer:
@@ -159,9 +158,9 @@ class TestCounts:
         kept = []
         tokenizer = tiny.tokenizer()
         tokenizer.padding_side = side
-        rows = row_reader(
-            documents, traced(tokenizer), "model.layers.1", ctx_len=9, pack=False, remove_bos=False,
-            max_activation_norm_multiple=None, seqpos_slice=(1, -1),
+        rows = reader(
+            documents, tokenizer, ctx_len=9, pack=False, remove_bos=False, max_activation_norm_multiple=None,
+            seqpos_slice=(1, -1),
         )  # fmt: skip
         while (part := rows.read(3)) is not None:
             kept += part.token.tolist()
@@ -174,14 +173,7 @@ class TestCounts:
         tokenizer.padding_side = side
         documents = [DOCUMENTS[0], *(" ".join(tiny.WORDS[:30]) for _ in range(3)), *DOCUMENTS[1:20]]
         rows, plain = (
-            row_reader(
-                documents,
-                traced(tokenizer),
-                "model.layers.1",
-                ctx_len=32,
-                pack=False,
-                max_activation_norm_multiple=most,
-            )
+            reader(documents, tokenizer, ctx_len=32, pack=False, max_activation_norm_multiple=most)
             for most in (3.0, None)
         )
         rows.read(4)
