@@ -89,9 +89,9 @@ def test_settings_by_position():
     trainer = importlib.import_module("dictionary_learning.trainers.top_k").TopKTrainer(
         100, 32, 96, 5, 3, "tiny", device="cpu"
     )
-    assert (trainer.steps, trainer.activation_dim, trainer.dict_size, trainer.k) == (100, 32, 96, 5)
+    assert (trainer.steps, trainer.activation_dim, trainer.dict_size, trainer.config["k"]) == (100, 32, 96, 5)
     assert trainer.config["layer"] == 3 and trainer.config["lm_name"] == "tiny"
-    with pytest.raises(ConfigError, match="by position"):
+    with pytest.raises(ConfigError, match="positional"):
         type(trainer)(1, 2, 3, 4, 5, 6, 7)
 
 
