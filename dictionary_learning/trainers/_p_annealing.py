@@ -10,11 +10,9 @@ from torch import Tensor
 
 from dictionary_learning.config import auto, setting
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents
 from dictionary_learning.trainers._batch import Loss, StepPart
-from dictionary_learning.trainers._losses import mean_sum
 from dictionary_learning.trainers._penalized import PenaltyConfig
-from dictionary_learning.trainers._penalties import Penalty, PowerNorm, PowerSum, powers
+from dictionary_learning.trainers._penalties import Penalty, PowerNorm, PowerSum, Sparsity
 
 _MIN_P = 0.05
 """The smallest power: at 0 there is no gradient, and (sum f^p)^(1/p) overflows at about 1/20."""
@@ -43,6 +41,8 @@ class PAnnealConfig(PenaltyConfig):
         super().__post_init__()
         if self.sparsity_function not in ("Lp^p", "Lp"):
             raise ConfigError(f"P-annealing got sparsity_function={self.sparsity_function!r}; it is 'Lp^p' or 'Lp'.")
+        if self.lp_norm != 1.0:
+            raise ConfigError(f"P-annealing got lp_norm={self.lp_norm}; its power goes from p_start to p_end.")
         if self.p_end > self.p_start:
             raise ConfigError(f"Got p_start={self.p_start} and p_end={self.p_end}; p_end <= p_start is needed.")
         if None not in (self.anneal_start, self.anneal_end) and self.anneal_start >= max(self.anneal_end, 1):
@@ -55,13 +55,14 @@ class PAnnealConfig(PenaltyConfig):
         """Returns p at a step, after some more of its changes."""
         length = self.anneal_end - self.anneal_start
         n_changes = max(length if self.n_sparsity_updates == "continuous" else self.n_sparsity_updates, 1)
-        done = (step - self.anneal_start) / length
+        # the last change comes with the last step, or p_end would never be trained with
+        done = (step - self.anneal_start) / max(length - 1, 1)
         changes = min(max(int(done * n_changes), 0) + n_ahead, n_changes)
         return max(self.p_start + (self.p_end - self.p_start) * changes / n_changes, _MIN_P)
 
 
 class AnnealedPenalty:
-    """The penalty sum_i f_i^p with a decaying p, as a component of a trainer.
+    """The penalty sum_i f_i^p, or its root, with a decaying p, as a component of a trainer.
 
     With each change of p the penalty's weight is multiplied by the mean penalty of the last steps with
     the old p over that with the new one, so that the penalty keeps its size.
@@ -69,11 +70,11 @@ class AnnealedPenalty:
 
     Args:
         settings: Resolved settings.
-        penalized: Returns the latents that the penalty is on.
+        penalized: Returns what the penalty of a loss is computed from.
         device: Device of the weight.
     """
 
-    def __init__(self, settings: PAnnealConfig, penalized: Callable[[Loss], Latents], device: torch.device):
+    def __init__(self, settings: PAnnealConfig, penalized: Callable[[Loss], Sparsity], device: torch.device):
         self.settings, self._penalized = settings, penalized
         self._step = 0
         self.weight = torch.ones((), device=device)
@@ -100,8 +101,9 @@ class AnnealedPenalty:
         """Keeps the sums of powers, and corrects the weight where p changes."""
         settings, self._step = self.settings, step + 1
         old, new, upcoming = settings.power_at(step), settings.power_at(step + 1), settings.power_at(step, n_ahead=1)
+        # of the penalty itself: root and norms included, so that its size is what stays
         sums = [
-            torch.stack([mean_sum(powers(self._penalized(part.loss), p)).detach() for p in (old, upcoming)])
+            torch.stack([self._with_power(p)(self._penalized(part.loss)).detach() for p in (old, upcoming)])
             * part.share
             for part in parts
         ]

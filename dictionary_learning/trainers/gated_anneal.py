@@ -4,10 +4,11 @@ import dataclasses
 from typing import ClassVar
 
 from dictionary_learning.dictionaries.nonlinearities import Gated, Nonlinearity
-from dictionary_learning.latents import Latents
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._p_annealing import AnnealedPenalty, PAnnealConfig
+from dictionary_learning.trainers._penalized import sparsity_of
+from dictionary_learning.trainers._penalties import Sparsity
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers.gated import gated_loss
 
@@ -32,14 +33,14 @@ class GatedAnnealTrainer(SAETrainer):
         return Gated()
 
     def setup(self) -> None:
-        self.annealed = AnnealedPenalty(self.settings, self._gates, self.device)
+        self.annealed = AnnealedPenalty(self.settings, self._penalized, self.device)
         self.components["penalty"] = self.annealed
 
     def objective(self, batch: Batch) -> Loss:
         annealed = self.annealed
         return annealed.corrected(gated_loss(self, self.settings, batch, annealed.penalty, annealed.coefficient))
 
-    def _gates(self, loss: Loss) -> Latents:
+    def _penalized(self, loss: Loss) -> Sparsity:
         pre = loss.reconstruction.pre_activations
         assert pre is not None
-        return self.dictionary.pointwise("gate", pre)
+        return sparsity_of(self.dictionary, self.settings, self.dictionary.pointwise("gate", pre), pre)
