@@ -20,7 +20,7 @@ from dictionary_learning.activations.reading import ahead, row_reader
 from dictionary_learning.activations.source import ActivationBatch
 from dictionary_learning.activations.storage import RowStorage, storage_dtype
 from dictionary_learning.config import coerce
-from dictionary_learning.data import TokenBatch
+from dictionary_learning.data import TokenBatch, check_end_of_data
 from dictionary_learning.errors import ConfigError, DataExhaustedError
 from dictionary_learning.hardware import check_memory
 from dictionary_learning.sites import Sides, Site
@@ -88,8 +88,7 @@ class ActivationBuffer:
         prefetch: int | None = None,
         text_column: str = "text",
     ):
-        if end_of_data not in ("stop", "repeat", "error"):
-            raise ConfigError(f"Got end_of_data={end_of_data!r}; it is 'stop', 'repeat' or 'error'.")
+        check_end_of_data(end_of_data)
         rows = row_reader(
             data,
             model,

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
+from dictionary_learning.data import TokenBatch, as_token_stream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.predictions import Predictions
@@ -115,13 +115,13 @@ class ContextStream:
         predict: bool = True,
         end_of_data: Literal["stop", "repeat", "error"] = "stop",
     ):
-        if end_of_data not in ("stop", "repeat", "error"):
-            raise ConfigError(f"Got end_of_data={end_of_data!r}; it is 'stop', 'repeat' or 'error'.")
         self.model, self.end_of_data = load_model(model), end_of_data
         self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)
         self.batch_size, self.predict = batch_size, predict
-        self.tokens = TokenStream(as_text_source(data), self.model.tokenizer, ctx_len=ctx_len, pack=pack)
+        self.tokens = as_token_stream(
+            data, self.model.tokenizer, ctx_len=ctx_len, model=self.model, end_of_data=end_of_data, pack=pack
+        )
         self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
         self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
 

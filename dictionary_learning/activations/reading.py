@@ -5,7 +5,7 @@ from typing import Any, get_args
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.activations.prefetch import Prefetcher
 from dictionary_learning.activations.reader import RowReader, RowSource
-from dictionary_learning.data import TokenStream, as_text_source
+from dictionary_learning.data import TokenStream, as_context_source
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Sides
@@ -49,16 +49,16 @@ def row_reader(
     if io not in get_args(Sides):
         raise ConfigError(f"Got io={io!r}; it is one of: {', '.join(get_args(Sides))}.")
     traced = load_model(model)
-    if hasattr(data, "take"):
-        stream = data
-    else:
-        stream = TokenStream(
-            as_text_source(data, text_column=text_column),
-            traced.tokenizer,
-            ctx_len=ctx_len,
-            pack=pack,
-            add_special_tokens=add_special_tokens,
-        )
+    stream = as_context_source(
+        data,
+        traced.tokenizer,
+        ctx_len=ctx_len,
+        model=traced,
+        text_column=text_column,
+        end_of_data="repeat" if repeat else "stop",
+        pack=pack,
+        add_special_tokens=add_special_tokens,
+    )
     rule = TokenFilter(
         exclude_ids=stream.special_ids if remove_bos else (),
         exclude_first=remove_bos and isinstance(stream, TokenStream),

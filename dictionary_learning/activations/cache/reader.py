@@ -17,6 +17,7 @@ from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.activations.reader import Rows
 from dictionary_learning.activations.source import ActivationBatch
 from dictionary_learning.activations.storage import storage_dtype
+from dictionary_learning.data import check_end_of_data
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError, SiteError
 from dictionary_learning.sites import Site, expand
 
@@ -61,8 +62,7 @@ class ActivationCache:
         d_submodule: int | None = None,
         model: Any = None,
     ):
-        if end_of_data not in ("stop", "repeat", "error"):
-            raise ConfigError(f"Got end_of_data={end_of_data!r}; it is 'stop', 'repeat' or 'error'.")
+        check_end_of_data(end_of_data)
         if out_batch_size < 1 or window < 1:
             raise ConfigError(f"Got out_batch_size={out_batch_size} and window={window}; both must be at least 1.")
         self.store = Store(path)
