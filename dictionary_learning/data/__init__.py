@@ -20,7 +20,8 @@ from dictionary_learning.data.streams import (
     check_end_of_data,
 )
 from dictionary_learning.data.text import as_source, as_text_source, file_source
-from dictionary_learning.data.tokens import TokenBatch, TokenStream
+from dictionary_learning.data.token_batch import TokenBatch
+from dictionary_learning.data.tokens import TokenStream
 
 __all__ = [
     "Chat",

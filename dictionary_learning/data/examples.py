@@ -6,6 +6,7 @@ An `ExampleStream` replaces a `TokenStream`: its batches unpack into the argumen
     stream = ExampleStream(images, lambda images: processor(images, return_tensors="pt"), ctx_len=197)
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from dictionary_learning.data.reading import Mark, Reader
+from dictionary_learning.data.source import Source
 from dictionary_learning.errors import ConfigError, DataError
 
 Collate = Callable[[list[Any]], Any]
@@ -35,62 +38,38 @@ class ExampleBatch(NamedTuple):
         return next(len(value) for value in values if isinstance(value, Tensor) and value.ndim)
 
 
-class ExampleSource:
-    """Examples, one after another.
+@dataclasses.dataclass(frozen=True)
+class ExampleReader(Reader):
+    """Examples of a list, a data set or an iterable. The mark is the number of examples read.
 
     Args:
         data: The examples. Data with a length and numbers is read from any position.
-        name: The name of the data in configs and errors.
         seed: The seed of a random order, a new one in each epoch; None keeps the order.
-
-    Raises:
-        ConfigError: A random order was requested, and the data has no numbers.
     """
 
-    def __init__(self, data: Iterable[Any], name: str, seed: int | None = None):
-        self.data, self.name, self.seed = data, name, seed
-        self.position, self.epoch = 0, 0
-        self.is_indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping)
-        if seed is not None and not self.is_indexed:
-            raise ConfigError(
-                f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set with a length."
-            )
-        self._examples: Iterator[Any] | None = None
+    data: Any
+    seed: int | None
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether examples can be fetched by number."""
+        has_numbers = hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__")
+        return has_numbers and not isinstance(self.data, Mapping)
 
     @property
     def repeatable(self) -> bool:
-        """Whether the examples can be read again."""
         return self.is_indexed or iter(self.data) is not self.data
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._examples is None:
-            self._examples = self._read_from(self.position)
-        example = next(self._examples)
-        self.position += 1
-        return example
-
-    def go_to(self, position: int, epoch: int) -> None:
-        """Moves to an example of an epoch.
-
-        Raises:
-            DataError: Examples were read already, and cannot be read again.
-        """
-        if self._examples is not None and not self.repeatable:
-            raise DataError(f"{self.name} can be read only once. Pass a list or a data set to read it again.")
-        self.position, self.epoch, self._examples = position, epoch, None
-
-    def _read_from(self, position: int) -> Iterator[Any]:
+    def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
+        start = mark or 0
         if not self.is_indexed:
-            return itertools.islice(iter(self.data), position, None)
-        data: Any = self.data
-        order: Sequence[int] = range(len(data))
+            yield from zip(itertools.islice(self.data, start, None), itertools.count(start + 1))
+            return
+        order: Sequence[int] = range(len(self.data))
         if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            order = torch.randperm(len(data), generator=generator).tolist()
-        return (data[n] for n in order[position:])
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(len(self.data), generator=generator).tolist()
+        yield from ((self.data[order[n]], n + 1) for n in range(start, len(order)))
 
 
 class ExampleStream:
@@ -124,7 +103,12 @@ class ExampleStream:
     ):
         if ctx_len < 1:
             raise ConfigError(f"Got ctx_len={ctx_len}; an example has at least one position.")
-        self.source = ExampleSource(data, name or f"examples ({type(data).__name__})", seed)
+        reader, name = ExampleReader(data, seed), name or f"examples ({type(data).__name__})"
+        if seed is not None and not reader.is_indexed:
+            raise ConfigError(
+                f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set with a length."
+            )
+        self.source = Source(reader, name)
         self.collate, self.ctx_len = collate, ctx_len
 
     def take(self, n: int) -> ExampleBatch | None:
@@ -160,11 +144,11 @@ class ExampleStream:
         Raises:
             DataError: The data can be read only once.
         """
-        self.source.go_to(0, self.source.epoch + 1)
+        self.source.restart()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as plain data."""
-        return {"name": self.source.name, "position": self.source.position, "epoch": self.source.epoch}
+        return self.source.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position: the next example is the one that would have followed.
@@ -173,11 +157,7 @@ class ExampleStream:
             DataError: The state belongs to other data, or examples were read already and cannot be
                 read again.
         """
-        if state["name"] != self.source.name:
-            raise DataError(
-                f"The state is of '{state['name']}', and this data is '{self.source.name}'. Pass the same data."
-            )
-        self.source.go_to(state["position"], state["epoch"])
+        self.source.load_state_dict({**state, "mark": state["position"]})
 
     def _mask(self, inputs: Any, n_examples: int) -> Bool[Tensor, "batch ctx"] | None:
         mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None

@@ -97,11 +97,14 @@ def hf_mixed_dataset_to_generator(
     Raises:
         ConfigError: A fraction is not between 0 and 1.
     """
+    _check_fraction("pretrain_frac", pretrain_frac)
     chat = Chat(system_prompt=system_prompt_to_remove, removal_frequency=system_prompt_removal_freq)
     plain = as_source(pretrain_dataset, text_column=pretrain_key, split=split, streaming=streaming)
     talks = as_source(chat_dataset, text_column=chat_key, split=split, streaming=streaming, chat=chat)
     first = _join(plain, tokenizer, min_chars if sequence_pack_pretrain else 0)
-    return _mix_two(first, _join(talks, tokenizer, min_chars if sequence_pack_chat else 0), pretrain_frac, "pretrain")
+    return mix(
+        [first, _join(talks, tokenizer, min_chars if sequence_pack_chat else 0)], [pretrain_frac, 1 - pretrain_frac]
+    )
 
 
 def hf_sequence_packing_dataset_to_generator(
@@ -128,8 +131,11 @@ def simple_hf_mixed_dataset_to_generator(
     aux_key: str = "text",
 ) -> Source:
     """Returns the texts of two data sets, with the fraction `main_frac` of the first."""
+    _check_fraction("main_frac", main_frac)
     main = as_source(main_name, text_column=main_key, split=split, streaming=streaming)
-    return _mix_two(main, as_source(aux_name, text_column=aux_key, split=split, streaming=streaming), main_frac, "main")
+    return mix(
+        [main, as_source(aux_name, text_column=aux_key, split=split, streaming=streaming)], [main_frac, 1 - main_frac]
+    )
 
 
 def randomly_remove_system_prompt(text: str, freq: float, system_prompt: str | None = None) -> str:
@@ -139,10 +145,9 @@ def randomly_remove_system_prompt(text: str, freq: float, system_prompt: str | N
     return remove_system_prompt(text, system_prompt, freq, random.Random(random.random()))
 
 
-def _mix_two(first: Source, second: Source, fraction: float, name: str) -> Source:
+def _check_fraction(name: str, fraction: float) -> None:
     if not 0 < fraction < 1:
-        raise ConfigError(f"Got {name}_frac={fraction}; a mixture of two needs a fraction between 0 and 1.")
-    return mix([first, second], [fraction, 1 - fraction])
+        raise ConfigError(f"Got {name}={fraction}; a mixture of two needs a fraction between 0 and 1.")
 
 
 def _join(source: Source, tokenizer: Any, min_chars: int) -> Source:

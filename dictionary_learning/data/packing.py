@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from dictionary_learning.data.document import TokenRow
-from dictionary_learning.data.epochs import EpochReader
+from dictionary_learning.data.source import EpochReader
 from dictionary_learning.data.token_batch import Row, Run
 from dictionary_learning.data.tokenizing import SpecialTokens, runs_of, tokenize
 

@@ -1,12 +1,13 @@
 """Contexts that are not packed: one for each document, or rows that are contexts already."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from dictionary_learning.data.document import Document, TokenRow
-from dictionary_learning.data.epochs import EpochReader
+from dictionary_learning.data.source import EpochReader
 from dictionary_learning.data.token_batch import Row, Run
 from dictionary_learning.data.tokenizing import as_texts, framed_row, runs_of, tokenize_framed
 from dictionary_learning.errors import DataError
@@ -16,7 +17,49 @@ logger = logging.getLogger(__name__)
 Framing = Literal["tokenizer", "bos", "nothing"]
 
 
-class PaddedContexts:
+class UnpackedContexts(ABC):
+    """Contexts of which none holds tokens of two documents.
+
+    Args:
+        documents: The documents.
+        ctx_len: The maximum number of tokens in a context.
+    """
+
+    def __init__(self, documents: EpochReader, ctx_len: int):
+        self.documents, self.ctx_len = documents, ctx_len
+        self.n_cut = 0
+        """Tokens of long documents that were dropped."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Drops the contexts that were not returned yet."""
+        self._waiting: deque[Row] = deque()
+
+    def take(self, n: int) -> list[Row]:
+        """Returns the next n contexts; fewer at the end of the data."""
+        while len(self._waiting) < n:
+            numbered = self.documents.take(n - len(self._waiting))
+            if not numbered:
+                break
+            self._waiting.extend(row for row in self.contexts_of(numbered) if row.ids)
+        return [self._waiting.popleft() for _ in range(min(n, len(self._waiting)))]
+
+    @abstractmethod
+    def contexts_of(self, numbered: Sequence[tuple[int, Document]]) -> Iterator[Row]:
+        """Yields the contexts of numbered documents."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the contexts that were not returned yet, and the number of tokens dropped."""
+        waiting = [[row.ids, [list(run) for run in row.runs]] for row in self._waiting]
+        return {"waiting": waiting, "n_cut": self.n_cut}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a state."""
+        self._waiting = deque(Row(list(ids), [Run(*run) for run in runs]) for ids, runs in state.get("waiting", []))
+        self.n_cut = state.get("n_cut", 0)
+
+
+class PaddedContexts(UnpackedContexts):
     """One context for each document, or several for a long one.
 
     Args:
@@ -36,37 +79,14 @@ class PaddedContexts:
         ctx_len: int,
         long_documents: Literal["cut", "split"],
     ):
-        self.documents, self.tokenizer, self.framing = documents, tokenizer, framing
-        self.ctx_len, self.long_documents = ctx_len, long_documents
+        super().__init__(documents, ctx_len)
+        self.tokenizer, self.framing, self.long_documents = tokenizer, framing, long_documents
         self.bos = None if tokenizer is None else tokenizer.bos_token_id
-        self.n_cut = 0
-        """Tokens of long documents that were dropped."""
-        self.clear()
 
-    def clear(self) -> None:
-        """Drops the contexts that were not returned yet."""
-        self._waiting: deque[Row] = deque()
-
-    def take(self, n: int) -> list[Row]:
-        """Returns the next n contexts; fewer at the end of the data."""
-        while len(self._waiting) < n:
-            numbered = self.documents.take(n - len(self._waiting))
-            if not numbered:
-                break
-            framed = self._frame([document for _, document in numbered])
-            for (number, _), (ids, inserted) in zip(numbered, framed, strict=True):
-                self._waiting.extend(self._contexts(ids, inserted, number))
-        return [self._waiting.popleft() for _ in range(min(n, len(self._waiting)))]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the contexts that were not returned yet, and the number of tokens dropped."""
-        waiting = [[row.ids, [list(run) for run in row.runs]] for row in self._waiting]
-        return {"waiting": waiting, "n_cut": self.n_cut}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a state."""
-        self._waiting = deque(Row(list(ids), [Run(*run) for run in runs]) for ids, runs in state["waiting"])
-        self.n_cut = state["n_cut"]
+    def contexts_of(self, numbered: Sequence[tuple[int, Document]]) -> Iterator[Row]:
+        framed = self._frame([document for _, document in numbered])
+        for (number, _), (ids, inserted) in zip(numbered, framed, strict=True):
+            yield from self._contexts(ids, inserted, number)
 
     def _frame(self, documents: Sequence[Document]) -> list[tuple[list[int], list[int]]]:
         """Returns the ids of each document, and a mask that is 1 on inserted tokens."""
@@ -89,8 +109,6 @@ class PaddedContexts:
         return ids, inserted
 
     def _contexts(self, ids: list[int], inserted: list[int], number: int) -> list[Row]:
-        if not ids:
-            return []
         first = framed_row(ids[: self.ctx_len], inserted[: self.ctx_len], number)
         if len(ids) <= self.ctx_len:
             return [first]
@@ -114,7 +132,7 @@ class PaddedContexts:
         return rows
 
 
-class ReadyContexts:
+class ReadyContexts(UnpackedContexts):
     """Rows of token ids that are contexts already.
 
     Args:
@@ -124,32 +142,12 @@ class ReadyContexts:
     """
 
     def __init__(self, documents: EpochReader, ctx_len: int, bos: int | None):
-        self.documents, self.ctx_len, self.bos = documents, ctx_len, bos
+        super().__init__(documents, ctx_len)
+        self.bos = bos
         self._has_warned = False
 
-    def take(self, n: int) -> list[Row]:
-        """Returns the next n contexts; fewer at the end of the data.
-
-        Raises:
-            DataError: A row is longer than a context, or is text.
-        """
-        rows: list[Row] = []
-        while len(rows) < n:
-            numbered = self.documents.take(n - len(rows))
-            if not numbered:
-                break
-            rows += [self._row(document, number) for number, document in numbered]
-        return [row for row in rows if row.ids]
-
-    def clear(self) -> None:
-        """Does nothing: each row is a context."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns nothing: each row is a context."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Does nothing: each row is a context."""
+    def contexts_of(self, numbered: Sequence[tuple[int, Document]]) -> Iterator[Row]:
+        return (self._row(document, number) for number, document in numbered)
 
     def _row(self, document: Document, number: int) -> Row:
         name = self.documents.source.name

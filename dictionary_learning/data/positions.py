@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
@@ -26,7 +26,7 @@ def position_mask(ctx: int, seqpos_slice: Sequence[int | None] | None) -> Bool[T
 
 
 def real_position_mask(
-    attention_mask: Bool[Tensor, "batch ctx"], seqpos_slice: Sequence[int | None] | None
+    attention_mask: Bool[Tensor, "batch ctx"] | Int[Tensor, "batch ctx"], seqpos_slice: Sequence[int | None] | None
 ) -> Bool[Tensor, "batch ctx"]:
     """Returns which tokens a slice selects, counted over the real tokens of each context.
 

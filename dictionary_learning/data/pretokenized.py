@@ -17,10 +17,9 @@ from typing import Any
 
 from dictionary_learning._types import TextLike
 from dictionary_learning.data.document import RUNS_COLUMN, ReadOptions
-from dictionary_learning.data.epochs import EpochReader
 from dictionary_learning.data.hub import cache_folder, dataset_reader, open_rows, save_with_metadata, write_rows
 from dictionary_learning.data.packing import PackedContexts
-from dictionary_learning.data.source import Source
+from dictionary_learning.data.source import EpochReader, Source
 from dictionary_learning.data.streams import as_token_stream
 from dictionary_learning.data.tokenizing import SpecialTokens, fingerprint
 from dictionary_learning.data.tokens import TokenStream

@@ -1,10 +1,11 @@
-"""A source: documents, one after another, that can be resumed, restarted and divided."""
+"""A source: documents, one after another, that can be resumed, restarted, divided and repeated."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
-from dictionary_learning.data.document import BadDocument, Document, Tokenized
+from dictionary_learning.data.document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data.reading import Mark, Reader, hold_out, shuffle, take
 from dictionary_learning.errors import ConfigError, DataError
 
@@ -48,10 +49,10 @@ class Source:
         """Whether the documents can be read again."""
         return self.reader.repeatable
 
-    def __iter__(self) -> Iterator[Document]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> Document:
+    def __next__(self) -> Any:  # a Document, or an item of an `ExampleStream`
         while True:
             if self._documents is None:
                 self._documents = self.reader.read(self._mark, self.epoch)
@@ -178,3 +179,72 @@ class Source:
 
 TextSource = Source
 """An older name of `Source`."""
+
+
+class EpochReader:
+    """Reads a source several times.
+
+    Args:
+        source: The documents.
+        epochs: The number of passes; None for no limit.
+        vocab_size: Returns the number of known token ids; None if unknown.
+
+    Raises:
+        ConfigError: `epochs` is below 1, or the source can be read only once.
+    """
+
+    def __init__(self, source: Source, epochs: int | None, vocab_size: Callable[[], int | None]):
+        if epochs is not None and epochs < 1:
+            raise ConfigError(f"Got epochs={epochs}; it must be at least 1, or None for no limit.")
+        if epochs != 1 and not source.repeatable:
+            raise ConfigError(
+                f"Got epochs={epochs}, and {source.name} can be read only once. Pass a list, a file or a data set, or set epochs=1."
+            )
+        self.source, self.epochs, self.vocab_size = source, epochs, vocab_size
+        self.epoch = 0
+        """The number of passes that have ended."""
+
+    def restart(self) -> None:
+        """Returns to the first document of the first pass."""
+        self.source.restart()
+        self.epoch = 0
+
+    def take(self, n: int) -> list[tuple[int, Document]]:
+        """Returns up to n documents, each with its number in the source; none after the last pass.
+
+        Raises:
+            DataError: A row has a token id that is not in the vocabulary.
+        """
+        found = self._read(n)
+        if not found and self._start_next_pass():
+            found = self._read(n)
+        for number, document in found:
+            if isinstance(document, TokenRow):  # text does not need the vocabulary, which is slow to read
+                check_ids(document.ids, self.vocab_size(), f"Row {number} of {self.source.name}")
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the pass, and the position in it."""
+        return {"source": self.source.state_dict(), "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Moves to a position."""
+        self.source.load_state_dict(state["source"])
+        self.epoch = state["epoch"]
+
+    def _read(self, n: int) -> list[tuple[int, Document]]:
+        # the source's position counts skipped documents too, so the number is read after each one
+        return [(self.source.position - 1, document) for document in islice(self.source, n)]
+
+    def _start_next_pass(self) -> bool:
+        is_last = self.epochs is not None and self.epoch + 1 >= self.epochs
+        # a pass without documents would be followed by another one, forever
+        if is_last or not self.source.position:
+            return False
+        self.epoch += 1
+        logger.info(
+            "%s has ended after %d documents and is read again: pass %d of %s.",
+            self.source.name, self.source.position, self.epoch + 1, self.epochs or "as many as needed",
+        )  # fmt: skip
+        self.source.restart()
+        return True

@@ -191,19 +191,3 @@ def check_tokenizer(source: Source, tokenizer: Any) -> None:
             "another tokenizer, every activation belongs to the wrong token: use the text itself then.",
             source.name, known.first_id, name, bos,
         )  # fmt: skip
-
-
-def check_ids(ids: Sequence[int], vocab_size: int | None, place: str) -> None:
-    """Checks that all ids are in the vocabulary.
-
-    Raises:
-        DataError: One is not; the message names its position.
-    """
-    if ids and (min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size)):
-        n = next(n for n, i in enumerate(ids) if i < 0 or (vocab_size is not None and i >= vocab_size))
-        known = "at least 0" if vocab_size is None else f"from 0 to {vocab_size - 1}"
-        hint = " Remove label masks such as -100." if ids[n] < 0 else ""
-        raise DataError(
-            f"{place} has the token id {ids[n]} at place {n}, and the vocabulary has ids {known}.{hint} Or another tokenizer made the "
-            "data, or they were read with a wrong dtype: use data of this model's tokenizer, or the text itself."
-        )

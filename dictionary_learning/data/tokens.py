@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
-from dictionary_learning.data.epochs import EpochReader
 from dictionary_learning.data.packing import PackedContexts
 from dictionary_learning.data.padding import Framing, PaddedContexts, ReadyContexts
-from dictionary_learning.data.source import Source
+from dictionary_learning.data.source import EpochReader, Source
 from dictionary_learning.data.token_batch import Row, TokenBatch, collate
 from dictionary_learning.data.tokenizing import (
     BosPolicy,
@@ -28,8 +27,6 @@ from dictionary_learning.data.tokenizing import (
     vocabulary_size,
 )
 from dictionary_learning.errors import ConfigError, DataError
-
-__all__ = ["TokenBatch", "TokenStream"]
 
 
 class TokenStream:
@@ -83,9 +80,13 @@ class TokenStream:
             raise ConfigError(f"Got ctx_len={ctx_len}; a context needs at least 2 tokens.")
         if not pack and separator not in ("auto", None):
             raise ConfigError(f"Got separator={separator!r} with pack=False; only packed documents are separated.")
-        _check("padding_side", padding_side, (None, "left", "right"))
-        _check("long_documents", long_documents, ("cut", "split"))
-        _check("rows", rows, ("auto", "contexts", "documents"))
+        for name, value, choices in (
+            ("padding_side", padding_side, (None, "left", "right")),
+            ("long_documents", long_documents, ("cut", "split")),
+            ("rows", rows, ("auto", "contexts", "documents")),
+        ):
+            if value not in choices:
+                raise ConfigError(f"Got {name}={value!r}; it is one of {', '.join(map(repr, choices))}.")
         check_tokenizer(source, tokenizer)
         self.source, self.tokenizer, self.ctx_len, self.pack = source, tokenizer, ctx_len, pack
         self.add_special_tokens, self._bos_policy = add_special_tokens, bos
@@ -103,16 +104,6 @@ class TokenStream:
         """The number of known token ids."""
         known = [self.n_embeddings, None if self.tokenizer is None else vocabulary_size(self.tokenizer)]
         return self._vocab_size or min((n for n in known if n is not None), default=None)
-
-    @property
-    def bos(self) -> int | None:
-        """The BOS token; None if it is not inserted."""
-        return self.special.bos
-
-    @property
-    def separator(self) -> int | None:
-        """The token that ends each packed document."""
-        return self.special.separator
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -242,8 +233,3 @@ class TokenStream:
                 f"{self.ctx_len}, made by {self.packing}. Ask for the same, or use the text itself."
             )
         return is_same
-
-
-def _check(name: str, value: str | None, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"Got {name}={value!r}; it is one of {', '.join(map(repr, choices))}.")
