@@ -134,16 +134,15 @@ class ReadOptions:
     separator_id: int | None = None
 
 
-def as_document(value: Any, chat: Chat | None = None, place: str | None = None) -> Document | BadDocument:
+def as_document(value: Any, chat: Chat | None = None) -> Document | BadDocument:
     """Converts the value of a row into a document.
 
     Args:
         value: Text, token ids (list, tensor or array) or the turns of a conversation.
         chat: How a conversation is rendered.
-        place: Where the value is stored, for the error message.
     """
     if isinstance(value, str):
-        return value if _is_unicode(value) else BadDocument(_SURROGATE, place)
+        return value if _is_unicode(value) else BadDocument(_SURROGATE)
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
     if _is_token_ids(value):
@@ -152,11 +151,11 @@ def as_document(value: Any, chat: Chat | None = None, place: str | None = None) 
         # `datasets` returns a list of records as a record of lists
         value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
     if isinstance(value, (list, tuple)) and value and all(isinstance(turn, dict) for turn in value):
-        return _as_conversation(value, chat or Chat(), place)
+        return _as_conversation(value, chat or Chat())
     # pandas stores a missing text as NaN
     is_null = value is None or (isinstance(value, float) and math.isnan(value))
     found = "null" if is_null else f"a {type(value).__name__}"
-    return BadDocument(f"is {found}; text is needed. Pass strings, or name the column that holds text", place)
+    return BadDocument(f"is {found}; text is needed. Pass strings, or name the column that holds text")
 
 
 _SURROGATE = "contains half of a UTF-16 surrogate pair, which is not Unicode text. Remove or replace it"
@@ -177,7 +176,7 @@ def _is_token_ids(value: Any) -> bool:
     return is_list and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in value)
 
 
-def _as_conversation(turns: Sequence[dict[str, Any]], chat: Chat, place: str | None) -> Conversation | BadDocument:
+def _as_conversation(turns: Sequence[dict[str, Any]], chat: Chat) -> Conversation | BadDocument:
     """Converts turns with "role" and "content", or ShareGPT's "from" and "value"."""
     if all("role" in turn for turn in turns):
         messages = [dict(turn) for turn in turns]
@@ -186,9 +185,9 @@ def _as_conversation(turns: Sequence[dict[str, Any]], chat: Chat, place: str | N
     else:
         keys = ", ".join(turns[0])
         needed = "'role' and 'content' are needed. Rename them, or pass text"
-        return BadDocument(f"is a conversation whose turns have the keys {keys}; {needed}", place)
+        return BadDocument(f"is a conversation whose turns have the keys {keys}; {needed}")
     if not all(_is_unicode(text) for turn in messages for text in turn.values() if isinstance(text, str)):
-        return BadDocument(_SURROGATE, place)
+        return BadDocument(_SURROGATE)
     return Conversation(messages, chat)
 
 
@@ -222,13 +221,13 @@ def _no_column(columns: Iterable[str], wanted: str, kind: str) -> str:
     return f"has {kind}'{wanted}'; it has: {', '.join(columns) or 'nothing'}.{hint} Set text_column to the one that holds the text"
 
 
-def read_record(record: Any, column: str, chat: Chat | None, place: str | None = None) -> Document | BadDocument:
+def read_record(record: Any, column: str, chat: Chat | None) -> Document | BadDocument:
     """Returns the document in one column of a record."""
     if not isinstance(record, Mapping):
-        return BadDocument(f"is a {type(record).__name__}; an object with the key '{column}' is needed", place)
+        return BadDocument(f"is a {type(record).__name__}; an object with the key '{column}' is needed")
     if column not in record:
-        return BadDocument(_no_column(record, column, "no "), place)
-    document = as_document(record[column], chat, place)
+        return BadDocument(_no_column(record, column, "no "))
+    document = as_document(record[column], chat)
     if isinstance(document, TokenRow) and record.get(RUNS_COLUMN) is not None:
         return TokenRow(document.ids, runs=tuple(int(i) for i in record[RUNS_COLUMN]))
     return document

@@ -157,6 +157,7 @@ class ExampleStream:
             DataError: The state belongs to other data, or examples were read already and cannot be
                 read again.
         """
+        # states of older versions have no mark, which is the position anyway
         self.source.load_state_dict({**state, "mark": state["position"]})
 
     def _mask(self, inputs: Any, n_examples: int) -> Bool[Tensor, "batch ctx"] | None:

@@ -93,10 +93,10 @@ class LineReader(Reader):
         with _open(self.path) as file, _naming_damage(self.path):
             self._skip(file, place)
             for line in file:
-                number, place = number + 1, place + len(line)
+                number, place = number + 1, place + len(line)  # bytes after decompression
                 document = self._document(line, number)
                 if document is not None:
-                    yield document, [number, place]
+                    yield _with_place(document, "Line", number, self.path), [number, place]
 
     def _skip(self, file: Any, n: int) -> None:
         if self.path.suffix not in COMPRESSIONS:
@@ -112,20 +112,27 @@ class LineReader(Reader):
 
     def _document(self, line: bytes, number: int) -> Any:
         """Returns the document of a line; None for a blank one."""
-        place = f"Line {number} of '{self.path}'"
         try:
+            # a byte order mark stands at the start of the file only
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            return BadDocument(f"is not UTF-8 ({error.reason} at byte {error.start}). Convert the file", place)
+            return BadDocument(f"is not UTF-8 ({error.reason} at byte {error.start}). Convert the file")
         if not text.strip():
             return None
         if self.column is None:
-            return as_document(text, place=place)
+            return as_document(text)
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:  # very long numbers; brackets nested a thousand times
-            return BadDocument(f"is not JSON ({error}). Correct or remove the line", place)
-        return read_record(record, self.column, self.chat, place)
+            return BadDocument(f"is not JSON ({error}). Correct or remove the line")
+        return read_record(record, self.column, self.chat)
+
+
+def _with_place(document: Any, kind: str, number: int, path: Path) -> Any:
+    """Adds the place to a bad document."""
+    if not isinstance(document, BadDocument):
+        return document
+    return dataclasses.replace(document, place=f"{kind} {number} of '{path}'")
 
 
 def _open(path: Path) -> Any:
@@ -171,9 +178,10 @@ class ParquetReader(Reader):
             columns = [name for name in (self.column, RUNS_COLUMN) if name in file.schema_arrow.names]
             for group in range(file.num_row_groups):
                 n_rows = file.metadata.row_group(group).num_rows
-                if n + n_rows <= start:
+                if n + n_rows <= start:  # the whole group was read before
                     n += n_rows
                     continue
+                # in batches: a group may be larger than the memory
                 for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
                     if n + len(batch) <= start:
                         n += len(batch)
@@ -181,7 +189,8 @@ class ParquetReader(Reader):
                     for record in batch.to_pylist():
                         n += 1
                         if n > start:
-                            yield read_record(record, self.column, self.chat, f"Row {n - 1} of '{self.path}'"), n
+                            document = read_record(record, self.column, self.chat)
+                            yield _with_place(document, "Row", n - 1, self.path), n
 
 
 def _file_reader(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized | None]:
@@ -224,13 +233,13 @@ def _json_reader(path: Path, options: ReadOptions) -> Reader:
         raise DataError(f"'{path}' holds a {type(records).__name__}; a list of strings or of objects is needed.")
     column = _column_of(next(iter(records), None), options.text_column)
 
-    def fetch(numbers: Sequence[int]) -> list[Any]:
-        return [document(records[n], f"Record {n} of '{path}'") for n in numbers]
-
-    def document(record: Any, place: str) -> Any:
+    def document(record: Any) -> Any:
         if isinstance(record, (str, list)):
-            return as_document(record, options.chat, place)
-        return read_record(record, column, options.chat, place)
+            return as_document(record, options.chat)
+        return read_record(record, column, options.chat)
+
+    def fetch(numbers: Sequence[int]) -> list[Any]:
+        return [_with_place(document(records[n]), "Record", n, path) for n in numbers]
 
     return MapReader(fetch, range(len(records)))
 

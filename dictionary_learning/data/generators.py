@@ -81,14 +81,14 @@ def hf_mixed_dataset_to_generator(
 
     Args:
         tokenizer: Has the chat template.
-        pretrain_dataset: The plain text.
-        chat_dataset: The conversations.
+        pretrain_dataset: The plain text, in the column `pretrain_key`.
+        chat_dataset: The conversations, in the column `chat_key`.
         min_chars: Joins texts, with EOS between them, until they have this many characters.
         pretrain_frac: The fraction of plain texts among the documents, between 0 and 1.
         split: The split of both data sets.
         streaming: Whether both are streamed.
-        pretrain_key: The column of plain text.
-        chat_key: The column of conversations.
+        pretrain_key: See `pretrain_dataset`.
+        chat_key: See `chat_dataset`.
         sequence_pack_pretrain: Whether plain texts are joined.
         sequence_pack_chat: Whether conversations are joined.
         system_prompt_to_remove: Text that is removed from conversations.

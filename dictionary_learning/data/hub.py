@@ -62,6 +62,7 @@ class StreamReader(Reader):
 def _parts(part: Any) -> Iterator[Any]:
     """Yields a streamed data set and everything inside that it reads from."""
     yield part
+    # private names: `datasets` has no public way to ask for the shuffle of a stream
     inner = [getattr(part, name, None) for name in ("_ex_iterable", "ex_iterable", "_shuffling")]
     for nested in (*inner, *(getattr(part, "ex_iterables", None) or ())):
         if nested is not None:
@@ -75,7 +76,7 @@ def _order_id(dataset: Any) -> str | None:
         column, step = indices.column(0), max(1, len(dataset) // _N_INDICES)
         order: list[Any] = [len(dataset), *(column[n].as_py() for n in range(0, len(dataset), step))]
     else:
-        generators = [getattr(part, "generator", None) for part in _parts(dataset)]
+        generators: list[Any] = [getattr(part, "generator", None) for part in _parts(dataset)]  # numpy's
         order = [str(g.bit_generator.state) for g in generators if hasattr(g, "bit_generator")]
     return hashlib.sha256(str(order).encode()).hexdigest()[:16] if order else None
 
@@ -134,7 +135,7 @@ def dataset_reader(
     Raises:
         DataError: The data set has no such column.
     """
-    is_indexed = hasattr(dataset, "__len__")
+    is_indexed = hasattr(dataset, "__len__")  # an IterableDataset has no length
     is_transformed = is_indexed and dataset.format["type"] == "custom" and len(dataset) > 0
     if is_transformed:
         names = list(dataset[0])  # a transform may add columns, and needs all of the original ones
@@ -148,7 +149,7 @@ def dataset_reader(
         return read_record(row, column, options.chat)
 
     def fetch(numbers: Sequence[int]) -> list[Any]:
-        rows = chosen[list(numbers)]
+        rows = chosen[list(numbers)]  # a dictionary of columns
         documents = [
             read_row(dict(zip(columns, values, strict=True)))
             for values in zip(*(rows[c] for c in columns), strict=True)

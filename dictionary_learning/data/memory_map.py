@@ -25,7 +25,7 @@ class SeparatedReader(Reader):
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         begin = mark or 0
-        while begin < len(self.tokens):
+        while begin < len(self.tokens):  # the last document may lack its separator
             end = self._end(begin)
             yield TokenRow(self.tokens[begin:end].tolist()), end
             begin = end
@@ -64,7 +64,7 @@ def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, 
         )
     if not len(tokens):
         raise DataError(f"{name} is empty. Provide token ids.")
-    if tokens.ndim == 2:
+    if tokens.ndim == 2:  # (rows, row length)
 
         def rows(numbers: Sequence[int]) -> list[TokenRow]:
             return [TokenRow(tokens[n].tolist()) for n in numbers]

@@ -40,9 +40,11 @@ class MixtureReader(Reader):
         marks, epochs, ended = list(marks), list(epochs), list(ended)
         iterators = [r.read(m, e) for r, m, e in zip(self.readers, marks, epochs, strict=True)]
         while True:
+            # a restarted reader stays in the draw after its end
             left = [i for i in range(size) if self.exhausted == "restart" or not ended[i]]
             if not left:
                 return
+            # a new generator for each draw: a state would have to store it otherwise
             chance = random.Random(f"{self.seed}:{epoch}:{n}")
             i = chance.choices(left, [self.weights[i] for i in left])[0]
             found = next(iterators[i], None)
@@ -51,7 +53,7 @@ class MixtureReader(Reader):
                 if self.exhausted == "stop" or all(ended):
                     return
                 if self.exhausted == "continue":
-                    continue
+                    continue  # draws again with the same n, among those that are left
                 epochs[i] += 1
                 iterators[i] = self.readers[i].read(None, epochs[i])
                 found = next(iterators[i], None)

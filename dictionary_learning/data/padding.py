@@ -33,7 +33,7 @@ class UnpackedContexts(ABC):
 
     def clear(self) -> None:
         """Drops the contexts that were not returned yet."""
-        self._waiting: deque[Row] = deque()
+        self._waiting: deque[Row] = deque()  # contexts of a long document, of which not all were returned
 
     def take(self, n: int) -> list[Row]:
         """Returns the next n contexts; fewer at the end of the data."""
@@ -54,7 +54,6 @@ class UnpackedContexts(ABC):
         return {"waiting": waiting, "n_cut": self.n_cut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a state."""
         self._waiting = deque(Row(list(ids), [Run(*run) for run in runs]) for ids, runs in state.get("waiting", []))
         self.n_cut = state.get("n_cut", 0)
 
@@ -90,6 +89,7 @@ class PaddedContexts(UnpackedContexts):
 
     def _frame(self, documents: Sequence[Document]) -> list[tuple[list[int], list[int]]]:
         """Returns the ids of each document, and a mask that is 1 on inserted tokens."""
+        # rows of ids are used as they are, so that the texts between them can be tokenized in one call
         rows = {n: (d.ids, [0] * len(d.ids)) for n, d in enumerate(documents) if isinstance(d, TokenRow)}
         others = [n for n in range(len(documents)) if n not in rows]
         if others:
@@ -125,7 +125,7 @@ class PaddedContexts(UnpackedContexts):
         lead = ids[:1] if ids[0] == self.bos else []  # each further context begins with BOS too
         rows, at = [first], self.ctx_len
         while at < len(ids):
-            stop = at + self.ctx_len - len(lead)
+            stop = at + self.ctx_len - len(lead)  # `at` counts tokens of `ids`, inserted ones included
             part, mask = lead + ids[at:stop], [1] * len(lead) + inserted[at:stop]
             rows.append(framed_row(part, mask, number, at - sum(inserted[:at])))
             at = stop

@@ -63,7 +63,7 @@ def pretokenize(
     stream = as_token_stream(data, tokenizer, ctx_len=ctx_len, fresh=True, **options)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-        written = Path(place)
+        written = Path(place)  # on the same disk, so that the folder can be moved in one step
         dataset = write_rows(_records(stream), written / "rows.arrow", {"input_ids": "int32", RUNS_COLUMN: "int64"})
         n_rows = len(dataset)
         if not n_rows:
@@ -122,6 +122,7 @@ def chunk_and_tokenize(
     path = cache_folder() / "chunk_and_tokenize" / f"{name}.arrow"
     if not (path.is_file() and load_from_cache_file and made_by[0]):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # written under another name: a file of that name is complete
         unfinished = path.with_name(f"{name}-{os.getpid()}.tmp")
         write_rows(_chunks(contexts, length, return_final_batch), unfinished, {"input_ids": "int32"})
         os.replace(unfinished, path)

@@ -74,7 +74,7 @@ class MapReader(Reader):
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         order = self.order(epoch)
         for start in range(unseal(mark, self.order_id) or 0, len(order), _ROWS_AT_ONCE):
-            numbers = [int(i) for i in order[start : start + _ROWS_AT_ONCE]]
+            numbers = [int(i) for i in order[start : start + _ROWS_AT_ONCE]]  # numpy's are refused by `datasets`
             for n, document in enumerate(self.fetch(numbers), start + 1):
                 yield document, seal(n, self.order_id)
 
@@ -103,7 +103,7 @@ class ConcatReader(Reader):
         order = range(n_readers) if self.seed is None else _permutation(n_readers, self.seed, epoch)
         for n in range(first, n_readers):
             for document, following in self.readers[order[n]].read(inner if n == first else None, epoch):
-                yield document, [n, following]
+                yield document, [n, following]  # the number of the reader in this epoch's order, and its mark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ class HoldOutReader(WrappingReader):
         n_read, inner = mark or (0, None)
         for count, (document, following) in enumerate(self.reader.read(inner), n_read):
             if (count % self.every == 0) == self.held:
-                yield document, [count + 1, following]
+                yield document, [count + 1, following]  # counts all documents, not only its own
 
 
 @singledispatch
@@ -173,6 +173,7 @@ def hold_out(reader: Reader, every: int) -> tuple[Reader, Reader]:
 @hold_out.register
 def _(reader: MapReader, every: int) -> tuple[Reader, Reader]:
     order = reader.order(0)
+    # the random order of epoch 0 decides what is held out, so that it stays held out in all epochs
     rest = np.delete(np.asarray(order), np.arange(0, len(order), every))
     return dataclasses.replace(reader, numbers=rest), dataclasses.replace(reader, numbers=order[::every])
 
@@ -223,4 +224,5 @@ def unseal(mark: Mark, order_id: str | None) -> Mark:
 
 
 def _permutation(n: int, *seeds: int) -> Any:
+    # a sequence of seeds: epochs and windows must not share orders, as seed + epoch would
     return np.random.default_rng([abs(s) for s in seeds]).permutation(n)

@@ -102,7 +102,7 @@ class Source:
         if every < 2:
             raise DataError(f"Got every={every}; to hold out every n-th document, n must be at least 2.")
         rest, held = hold_out(self.reader, every)
-        if next(rest.read(), None) is None:
+        if next(rest.read(), None) is None:  # two documents at most are read to know
             raise DataError(
                 f"{self.name} has fewer than two documents. The first of every {every} documents is held out, so none is left "
                 "for training. Provide more documents, or do not hold any out."
@@ -155,7 +155,7 @@ class Source:
             )
         if self._documents is not None:
             self._require_repeatable("moved to another position. Load the state into a new source")
-        self._documents, self._mark = None, state["mark"]
+        self._documents, self._mark = None, state["mark"]  # the reader starts at the next document
         self.position, self.epoch = state["position"], state["epoch"]
         self.n_skipped = state.get("skipped", 0)
 
@@ -224,11 +224,9 @@ class EpochReader:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the pass, and the position in it."""
         return {"source": self.source.state_dict(), "epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Moves to a position."""
         self.source.load_state_dict(state["source"])
         self.epoch = state["epoch"]
 

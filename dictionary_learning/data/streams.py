@@ -57,10 +57,12 @@ def as_context_source(
         ConfigError: The data is to be repeated, and can be read only once.
     """
     check_end_of_data(end_of_data)
+    # `take` alone does not make a stream: data sets have it too
     if isinstance(data, ContextSource):
         stream: ContextSource = data
     else:
         source = as_source(data, text_column=text_column)
+        # an iterator cannot be read again, so it continues
         source = source.fresh() if fresh and source.repeatable else source
         stream = TokenStream(source, tokenizer, ctx_len=ctx_len, n_embeddings=_n_embeddings(model), **options)
     if end_of_data == "repeat" and not getattr(stream.source, "repeatable", True):

@@ -114,10 +114,11 @@ def _read_object(data: Any, options: ReadOptions, split: str, name: str | None) 
     if isinstance(data, Tensor):
         data = data.detach().cpu().numpy()
     elif hasattr(data, "to_numpy"):  # of pandas or polars; a Series cannot be indexed by place
-        if hasattr(data, "columns"):
-            data = data[require_column(list(data.columns), options.text_column, name)]
-        data = data.to_numpy()
-    if isinstance(data, np.ndarray) and data.dtype.kind in "uif":
+        table: Any = data
+        if hasattr(table, "columns"):
+            table = table[require_column(list(table.columns), options.text_column, name)]
+        data = table.to_numpy()
+    if isinstance(data, np.ndarray) and data.dtype.kind in "uif":  # floats are refused there
         reader, tokenized = array_reader(data, name, options)
         return reader, name, tokenized
 
@@ -129,7 +130,7 @@ def _read_object(data: Any, options: ReadOptions, split: str, name: str | None) 
         reader = MapReader(lambda numbers: documents(data[n] for n in numbers), range(len(data)))
         return reader, name, infer_tokenized(documents(islice(data, N_INSPECTED)))
     if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, np.ndarray)):
-        repeatable = not isinstance(data, Iterator)
+        repeatable = not isinstance(data, Iterator)  # an iterator returns itself, and ends once
         return SequentialReader(lambda: _documents(data, options.chat), repeatable), name, None
     raise DataError(f"Got a {type(data).__name__} as data; pass strings, a file, a data set, or the name of one.")
 
@@ -142,6 +143,7 @@ def _read_name(
     name: str, options: ReadOptions, split: str, streaming: bool, data_args: Mapping[str, Any]
 ) -> tuple[Any, str, Any]:
     path = Path(name).expanduser()
+    # `save_to_disk` writes either file into its folder
     is_saved = any((path / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json"))
     holds_files = path.is_dir() and not is_saved
     if kind_of(path) or path.is_file() or glob.has_magic(name) or path.suffix in COMPRESSIONS or holds_files:

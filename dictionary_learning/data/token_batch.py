@@ -33,6 +33,7 @@ class TokenBatch(_Inputs):
     document: Int[Tensor, "batch ctx"] | None
     position: Int[Tensor, "batch ctx"] | None
 
+    # a tuple of two, so that it unpacks into what models read; the rest are attributes
     def __new__(
         cls,
         input_ids: Int[Tensor, "batch ctx"],
@@ -87,7 +88,7 @@ def collate(rows: Sequence[Row], width: int, padding: int, side: str) -> TokenBa
     document, position = np.full_like(ids, -1), np.full_like(ids, -1)
     mask = np.zeros(ids.shape, dtype=bool)
     for i, row in enumerate(rows):
-        at = width - len(row.ids) if side == "left" else 0
+        at = width - len(row.ids) if side == "left" else 0  # column of the first token
         ids[i, at : at + len(row.ids)] = row.ids
         mask[i, at : at + len(row.ids)] = True
         for run in row.runs:

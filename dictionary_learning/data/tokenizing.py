@@ -139,7 +139,7 @@ def runs_of(row: TokenRow, document: int) -> list[Run]:
     """
     if row.runs is None:
         return [Run(len(row.ids), document, row.start or 0)] if row.ids else []
-    numbers = iter(row.runs)
+    numbers = iter(row.runs)  # a flat list: (n, document, start) for each run
     runs = [Run(*three) for three in zip(numbers, numbers, numbers, strict=False)]
     n_described = sum(run.n for run in runs)
     if n_described != len(row.ids):
@@ -151,6 +151,7 @@ def runs_of(row: TokenRow, document: int) -> list[Run]:
 
 def fingerprint(tokenizer: Any) -> str:
     """Returns a hash of the vocabulary and the special ids: equal for tokenizers with equal ids."""
+    # special ids too: the same vocabulary with another BOS makes other contexts
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     entries = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps([entries, special]).encode()).hexdigest()[:32]
@@ -158,6 +159,7 @@ def fingerprint(tokenizer: Any) -> str:
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Returns the smallest number that is larger than every id of the tokenizer."""
+    # `len` counts tokens; ids may have gaps
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
 
 

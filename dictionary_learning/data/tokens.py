@@ -99,7 +99,7 @@ class TokenStream:
         self._documents = EpochReader(source, epochs, lambda: self.vocab_size)
         self._contexts = self._context_maker(rows)
 
-    @cached_property
+    @cached_property  # reads the whole vocabulary
     def vocab_size(self) -> int | None:
         """The number of known token ids."""
         known = [self.n_embeddings, None if self.tokenizer is None else vocabulary_size(self.tokenizer)]
@@ -108,15 +108,17 @@ class TokenStream:
     @property
     def special_ids(self) -> tuple[int, ...]:
         """The ids that are not text, whether they are inserted here, by the tokenizer or in the data."""
+        # None is dropped at the end
         known = [self.special.bos, self.special.separator]
         if self.tokenizer is not None:
             bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
             if not self.pack:
                 known.append(bos if bos is not None else eos if self.add_special_tokens else None)
             if not self.pack and self.add_special_tokens and self._bos_policy != "none":
+                # what the tokenizer puts around a text is found by tokenizing an empty one
                 ((ids, inserted),) = tokenize_framed([""], self.tokenizer, special=True)
                 known += [i for i, is_inserted in zip(ids, inserted, strict=True) if is_inserted]
-            if self.source.tokenized is not None:
+            if self.source.tokenized is not None:  # whoever made the ids may have inserted either
                 known += [bos, eos]
         return tuple(dict.fromkeys(i for i in known if i is not None))
 
@@ -147,6 +149,7 @@ class TokenStream:
         rows = self.take_rows(n)
         if not rows:
             return None
+        # packed contexts have one shape, which compiled models need
         width = self.ctx_len if self.pack else max(len(row.ids) for row in rows)
         batch = collate(rows, width, self._padding_id(), self.padding_side)
         self._check_embeddings(batch)
