@@ -36,4 +36,4 @@ TextLike: TypeAlias = Union[
     "datasets.DatasetDict",
     "ContextSource",
 ]
-"""Text, conversations or token ids, in any object that `as_source` accepts, or a stream of contexts."""
+"""Text, conversations or token ids, as `as_source` accepts them, or a stream of contexts."""

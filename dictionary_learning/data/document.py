@@ -23,7 +23,7 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """How a conversation is rendered: by default with the chat template of the model's tokenizer."""
+    """How a conversation is rendered; by default with the tokenizer's chat template."""
 
     template: str | None = None
     """A Jinja template that replaces the tokenizer's own."""

@@ -84,7 +84,7 @@ def _order_id(dataset: Any) -> str | None:
 def hub_reader(
     name: str, options: ReadOptions, *, split: str, streaming: bool, data_args: Mapping[str, Any]
 ) -> DatasetParts:
-    """Returns a reader of a data set on the hub, or of a folder written by `save_to_disk` or `pretokenize`.
+    """Returns a reader of a data set on the hub, or of a folder that `save_to_disk` wrote.
 
     Args:
         name: The data set, as "user/name" or "user/name:configuration".
@@ -181,7 +181,7 @@ def _check_split(dataset: Any, split: str) -> Any:
 
 
 def _merge(metadata: Mapping[str, Any], seen: Tokenized) -> Tokenized:
-    """Returns what the metadata, ours or SAELens's, says about token ids; else what the rows show."""
+    """Returns what the metadata (ours or SAELens's) says; else what the rows show."""
     return Tokenized(
         tokenizer=metadata.get("tokenizer", metadata.get("tokenizer_name")),
         fingerprint=metadata.get("fingerprint"),

@@ -116,7 +116,7 @@ class PackedContexts:
             self._open = None
 
     def _begin(self, ids: list[int], document: int) -> None:
-        # rendered conversations and token ids may bring their own BOS; BOS and separator may be one token
+        # conversations and token ids may contain BOS; BOS and separator may be one token
         has_bos = ids[0] == self.special.bos or (self._last == self.special.separator == self.special.bos)
         if self.special.at_document and not has_bos:
             assert self.special.bos is not None

@@ -67,7 +67,7 @@ class PaddedContexts(UnpackedContexts):
         framing: What is inserted around a document: the special tokens of the `tokenizer`, these
             and a `bos`, or `nothing`.
         ctx_len: The maximum number of tokens in a context.
-        long_documents: Whether the rest of a long document is `cut`, or forms further contexts (`split`).
+        long_documents: Whether the rest of a long document is `cut`, or makes contexts (`split`).
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class PaddedContexts(UnpackedContexts):
 
     def _frame(self, documents: Sequence[Document]) -> list[tuple[list[int], list[int]]]:
         """Returns the ids of each document, and a mask that is 1 on inserted tokens."""
-        # rows of ids are used as they are, so that the texts between them can be tokenized in one call
+        # rows of ids stay as they are; all texts between them are tokenized in one call
         rows = {n: (d.ids, [0] * len(d.ids)) for n, d in enumerate(documents) if isinstance(d, TokenRow)}
         others = [n for n in range(len(documents)) if n not in rows]
         if others:

@@ -1,4 +1,4 @@
-"""Contexts that are made once: `pretokenize` writes what a `TokenStream` serves, `as_source` reads it.
+"""Contexts that are made once: `pretokenize` writes them, `as_source` reads them.
 
 The documents of the tokens (`TokenRow.runs`) are stored beside the ids, and the tokenizer, the
 length and the rule for BOS and separators beside the data. A stream with the same settings serves
@@ -100,7 +100,7 @@ def chunk_and_tokenize(
     return_final_batch: bool = False,
     load_from_cache_file: bool = True,
 ) -> Any:
-    """Returns a data set with `input_ids`: documents, each after an EOS, joined and cut into chunks.
+    """Returns a data set of chunks: documents, each after an EOS, joined and cut.
 
     Args:
         data: A `datasets.Dataset` of text.

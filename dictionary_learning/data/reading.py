@@ -103,7 +103,7 @@ class ConcatReader(Reader):
         order = range(n_readers) if self.seed is None else _permutation(n_readers, self.seed, epoch)
         for n in range(first, n_readers):
             for document, following in self.readers[order[n]].read(inner if n == first else None, epoch):
-                yield document, [n, following]  # the number of the reader in this epoch's order, and its mark
+                yield document, [n, following]  # the reader's place in this epoch's order, and its mark
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Source:
                 if isinstance(document, BadDocument):
                     self._skip_or_raise(document)
             except DataError:
-                # the next call must fail at the same document again, and not report the end of the data
+                # the next call must fail at this document again, and not report the end
                 self._documents = None if self.repeatable else self._documents
                 raise
             self._mark = mark

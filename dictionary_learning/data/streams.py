@@ -15,7 +15,7 @@ EndOfData = Literal["stop", "repeat", "error"]
 
 @runtime_checkable
 class ContextSource(Protocol):
-    """A stream of contexts: a `TokenStream`, an `ExampleStream`, or any class with these methods."""
+    """A `TokenStream`, an `ExampleStream`, or any class with these methods."""
 
     special_ids: Any
     source: Any

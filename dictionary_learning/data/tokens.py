@@ -37,7 +37,7 @@ class TokenStream:
         tokenizer: A Hugging Face tokenizer, which is not changed; None if the source holds token ids.
         ctx_len: Tokens in a context, BOS included.
         pack: Joins documents and cuts them into full contexts; else each document is padded.
-        add_special_tokens: Inserts BOS and EOS: packed as described above, padded as the tokenizer does.
+        add_special_tokens: Inserts BOS and EOS: packed as above, padded as the tokenizer does.
         bos: What begins with BOS: `document`, `context`, `both` or `none`; see above for the default.
         separator: The token that ends each packed document: "eos", "bos", a token or its id, None
             for no token; see above for "auto".
@@ -107,7 +107,7 @@ class TokenStream:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """The ids that are not text, whether they are inserted here, by the tokenizer or in the data."""
+        """The ids that are not text, inserted here, by the tokenizer or in the data."""
         # None is dropped at the end
         known = [self.special.bos, self.special.separator]
         if self.tokenizer is not None:
@@ -170,7 +170,7 @@ class TokenStream:
         self._contexts.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position in the text, and the tokens that are in no context yet, as plain data."""
+        """Returns the position, and the tokens that are in no context yet, as plain data."""
         return {**self._documents.state_dict(), "contexts": self._contexts.state_dict(), "rule": self._rule()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
