@@ -19,8 +19,8 @@ from torch.utils.data import get_worker_info
 from dictionary_learning.activations.prefetch import ahead
 from dictionary_learning.activations.reader import ReadingConfig, Rows, by_name, row_reader, whole_number
 from dictionary_learning.activations.storage import RowStorage, storage_dtype
-from dictionary_learning.activations.stream import ActivationBatch, check_end_of_data, check_width
-from dictionary_learning.data import TokenBatch
+from dictionary_learning.activations.stream import ActivationBatch, check_width
+from dictionary_learning.data import TokenBatch, check_end_of_data
 from dictionary_learning.errors import ConfigError, DataExhaustedError
 from dictionary_learning.hardware import check_memory
 from dictionary_learning.sites import Sides, Site

@@ -13,9 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.activations.reader import input_stream, whole_number
-from dictionary_learning.activations.stream import check_end_of_data
-from dictionary_learning.data import TokenBatch, TokenStream
+from dictionary_learning.activations.reader import whole_number
+from dictionary_learning.data import TokenBatch, as_token_stream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.predictions import Predictions
@@ -118,17 +117,15 @@ class ContextStream:
         predict: bool = True,
         end_of_data: Literal["stop", "repeat", "error"] = "stop",
     ):
-        check_end_of_data(end_of_data)
         self.model, self.end_of_data = load_model(model), end_of_data
         self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)
         self.batch_size, self.predict = whole_number("batch_size", batch_size), predict
-        tokens = input_stream(data, self.model.tokenizer, ctx_len=ctx_len, pack=pack)
-        if not isinstance(tokens, TokenStream):
-            raise ConfigError(f"Got a {type(tokens).__name__}; next tokens need text. Use an ActivationBuffer.")
-        self.tokens = tokens
-        self.filter = TokenFilter(exclude_ids=tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
-        self._ahead: list[TokenBatch] = []  # contexts that a sample was read from and that are still to be served
+        self.tokens = as_token_stream(
+            data, self.model.tokenizer, ctx_len=ctx_len, model=self.model, end_of_data=end_of_data, pack=pack
+        )
+        self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
+        self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
 
     def __iter__(self) -> Iterator[ContextBatch]:
         return self

@@ -10,7 +10,6 @@ from torch import Tensor
 from dictionary_learning.activations.normalization import NORMALIZATIONS, Normalizer, check_normalizers, export, fold_
 from dictionary_learning.activations.normalizers import Scalar
 from dictionary_learning.activations.stream import ActivationStream
-from dictionary_learning.compat.trainer_arguments import split_options
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.finetune import expand_finetune, unwrap_normalized
@@ -214,6 +213,8 @@ def _read_config(given: Any) -> tuple[OptimizationConfig, dict[str, Any]]:
         trainer = TRAINERS[trainer]
     if not (isinstance(trainer, type) and issubclass(trainer, Trainer)):
         raise ConfigError(f"Got trainer={trainer!r}; give a trainer's class or name, such as TrainerTopK or 'top_k'.")
+    from dictionary_learning.compat.trainer_arguments import split_options
+
     settings, facts = split_options(trainer.Config, options)
     return trainer.Config.from_dict(settings), facts
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter, norm_limit
 from dictionary_learning.config import BaseConfig, coerce
-from dictionary_learning.data import TokenBatch, TokenStream, as_source
+from dictionary_learning.data import TokenBatch, TokenStream, as_context_source
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Sides, Site
@@ -255,7 +255,8 @@ def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, 
     """
     traced = load_model(model)
     options = {name: getattr(config, name) for name in ("ctx_len", "pack", "add_special_tokens", "text_column")}
-    stream = input_stream(data, traced.tokenizer, **options)
+    end_of_data = "repeat" if repeat else "stop"
+    stream = as_context_source(data, traced.tokenizer, model=traced, end_of_data=end_of_data, **options)
     rule = TokenFilter(
         exclude_ids=stream.special_ids if config.remove_bos else (),
         # an example, such as an image, has no BOS
@@ -265,13 +266,6 @@ def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, 
     )
     rule.check_context(stream.ctx_len)
     return RowReader(traced, stream, traced.sites(submodule, config.io), rule, repeat=repeat)
-
-
-def input_stream(data: Any, tokenizer: Any, *, text_column: str = "text", **options: Any) -> InputStream:
-    """Returns contexts from anything that `as_source` takes; a stream is returned as it is."""
-    if isinstance(data, InputStream):
-        return data
-    return TokenStream(as_source(data, text_column=text_column), tokenizer, **options)
 
 
 def by_name(limits: Mapping[Site, float] | None) -> dict[str, float]:

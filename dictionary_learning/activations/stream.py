@@ -148,16 +148,6 @@ def root_mean_square_norm(x: Float[Tensor, "n dim"]) -> float:
     return scale
 
 
-def check_end_of_data(end_of_data: str) -> None:
-    """Checks the policy of a source at the end of its data.
-
-    Raises:
-        ConfigError: there is no such policy.
-    """
-    if end_of_data not in ("stop", "repeat", "error"):
-        raise ConfigError(f"Got end_of_data={end_of_data!r}; it is 'stop', 'repeat' or 'error'.")
-
-
 def check_width(wanted: int | None, widths: Mapping[Site, int]) -> None:
     """Checks that all sites have the width that a user expects, if any.
 

@@ -1,6 +1,6 @@
-"""Text and tokens."""
+"""Text and tokens: `as_source` reads any data, and `as_token_stream` makes contexts of it."""
 
-from dictionary_learning.data.document import Chat, Conversation, TokenRow
+from dictionary_learning.data.document import Chat, Conversation, Tokenized, TokenRow
 from dictionary_learning.data.generators import (
     hf_dataset_to_generator,
     hf_mixed_dataset_to_generator,
@@ -11,21 +11,34 @@ from dictionary_learning.data.generators import (
 from dictionary_learning.data.mixture import mix
 from dictionary_learning.data.positions import position_mask, real_position_mask
 from dictionary_learning.data.pretokenized import chunk_and_tokenize, pretokenize
-from dictionary_learning.data.source import Source, TextSource, Tokenized
+from dictionary_learning.data.source import Source, TextSource
+from dictionary_learning.data.streams import (
+    ContextSource,
+    EndOfData,
+    as_context_source,
+    as_token_stream,
+    check_end_of_data,
+)
 from dictionary_learning.data.text import as_source, as_text_source, file_source
-from dictionary_learning.data.tokens import TokenBatch, TokenStream
+from dictionary_learning.data.token_batch import TokenBatch
+from dictionary_learning.data.tokens import TokenStream
 
 __all__ = [
     "Chat",
+    "ContextSource",
     "Conversation",
+    "EndOfData",
     "Source",
     "TextSource",
     "TokenBatch",
     "TokenRow",
     "TokenStream",
     "Tokenized",
+    "as_context_source",
     "as_source",
     "as_text_source",
+    "as_token_stream",
+    "check_end_of_data",
     "chunk_and_tokenize",
     "file_source",
     "hf_dataset_to_generator",

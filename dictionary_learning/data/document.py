@@ -1,12 +1,80 @@
-"""What a source gives: text, token ids, or a conversation."""
+"""Documents (text, token ids or a conversation), and the column of a record that holds one."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from dictionary_learning.data.chat import Chat, Conversation, messages_of
+from dictionary_learning.errors import DataError, did_you_mean
+
+DEFAULT_COLUMN = "text"
+TOKEN_COLUMNS = ("input_ids", "tokens")
+CHAT_COLUMNS = ("messages", "conversation", "conversations")
+RUNS_COLUMN = "document_runs"
+"""Stored beside the token ids in data that `pretokenize` wrote: `TokenRow.runs`."""
+N_INSPECTED = 8
+"""Rows that are inspected for a common length and a common first token."""
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """How a conversation is rendered; by default with the tokenizer's chat template."""
+
+    template: str | None = None
+    """A Jinja template that replaces the tokenizer's own."""
+    system_prompt: str | None = None
+    """Text that is removed from the rendered conversation."""
+    removal_frequency: float = 1.0
+    """The fraction of conversations from which `system_prompt` is removed."""
+    seed: int = 0
+    """The seed that selects these conversations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Messages that a chat template renders as text."""
+
+    messages: list[dict[str, Any]]
+    """The turns, each with "role" and "content"."""
+    chat: Chat = Chat()
+    """How the messages are rendered."""
+
+    def render(self, tokenizer: Any) -> str:
+        """Returns the text that the model reads.
+
+        Raises:
+            DataError: The tokenizer has no chat template, or the template rejects the messages.
+        """
+        from jinja2 import TemplateError
+
+        if (self.chat.template or getattr(tokenizer, "chat_template", None)) is None:
+            raise DataError(
+                f"The data holds conversations, and the tokenizer {getattr(tokenizer, 'name_or_path', '') or ''} has no chat "
+                "template. Pass chat=Chat(template=...), or use a model that was trained on conversations."
+            )
+        try:
+            text = tokenizer.apply_chat_template(self.messages, chat_template=self.chat.template, tokenize=False)
+        except (TemplateError, ValueError, KeyError, TypeError) as error:
+            roles = ", ".join(str(m.get("role")) for m in self.messages)
+            raise DataError(
+                f"The chat template cannot write a conversation with the roles {roles}: {error}. Remove such "
+                "conversations, or pass a template that supports these roles."
+            ) from error
+        if not self.chat.system_prompt:
+            return text
+        # seeded by the text, so that the choice does not depend on the order of the documents
+        chance = random.Random(f"{self.chat.seed}:{text}")
+        return remove_system_prompt(text, self.chat.system_prompt, self.chat.removal_frequency, chance)
+
+
+def remove_system_prompt(text: str, system_prompt: str, frequency: float, chance: random.Random) -> str:
+    """Removes the system prompt with the probability `frequency`."""
+    return text.replace(system_prompt, "") if chance.random() < frequency else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,37 +82,180 @@ class TokenRow:
     """Token ids that were made before."""
 
     ids: list[int]
-    """The ids."""
+    """The token ids."""
     runs: tuple[int, ...] | None = None
-    """Which documents they are of, where the row is a context made by `pretokenize`: for each stretch, how many tokens, the document,
-    and the place in it of the first, or -1 where the stretch was put in and is of no document's text."""
+    """The documents of the tokens, in a context that `pretokenize` wrote. Three numbers for each
+    stretch: its length, its document, and the position of its first token in the document, or -1
+    if the stretch was inserted (BOS, separator)."""
     start: int | None = None
-    """The place of the first token, where the row is a piece of one long text; None where it is a document."""
+    """The position of the first token in one long text; None if the row is a document of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BadDocument:
+    """A value that is not a document. The source raises an error for it, or skips it."""
+
+    problem: str
+    """What is wrong and what to do, as the rest of a sentence that begins with the place."""
+    place: str | None = None
+    """Where the value is stored; None for its number in the source."""
+    skip: bool = False
+    """Skips the value, whatever the policy of the source."""
 
 
 Document = str | TokenRow | Conversation
-"""What a source gives one of after another."""
+"""One item of a source."""
 
 
-def as_document(value: Any, chat: Chat | None = None) -> Any:
-    """Returns what a row holds as a document; what is none is returned as it is, for the source to refuse."""
+@dataclasses.dataclass(frozen=True)
+class Tokenized:
+    """What is known about the token ids of a source."""
+
+    tokenizer: str | None = None
+    """The name of the tokenizer that made them."""
+    fingerprint: str | None = None
+    """The hash of that tokenizer's vocabulary (see `tokenizing.fingerprint`)."""
+    ctx_len: int | None = None
+    """The common length of all rows."""
+    first_id: int | None = None
+    """The common first token id of all rows."""
+    packing: dict[str, Any] | None = None
+    """How `pretokenize` made contexts of the documents (see `TokenStream.packing`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How records and token files are read; see `as_source`."""
+
+    text_column: str = DEFAULT_COLUMN
+    chat: Chat | None = None
+    dtype: str = "uint16"
+    row_len: int = 2048
+    separator_id: int | None = None
+
+
+def as_document(value: Any, chat: Chat | None = None) -> Document | BadDocument:
+    """Converts the value of a row into a document.
+
+    Args:
+        value: Text, token ids (list, tensor or array) or the turns of a conversation.
+        chat: How a conversation is rendered.
+    """
     if isinstance(value, str):
-        return value
-    if isinstance(value, np.ndarray):
+        return value if _is_unicode(value) else BadDocument(_SURROGATE)
+    if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
-    if is_token_ids(value):
+    if _is_token_ids(value):
         return TokenRow([int(i) for i in value])
     if isinstance(value, dict) and value and all(isinstance(turns, list) for turns in value.values()):
-        # `datasets` gives a sequence of records as a record of sequences
+        # `datasets` returns a list of records as a record of lists
         value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
-        return Conversation(messages_of(value), chat or Chat())
-    return value
+    if isinstance(value, (list, tuple)) and value and all(isinstance(turn, dict) for turn in value):
+        return _as_conversation(value, chat or Chat())
+    # pandas stores a missing text as NaN
+    is_null = value is None or (isinstance(value, float) and math.isnan(value))
+    found = "null" if is_null else f"a {type(value).__name__}"
+    return BadDocument(f"is {found}; text is needed. Pass strings, or name the column that holds text")
 
 
-def is_token_ids(value: Any) -> bool:
-    """Returns whether a value is a sequence of whole numbers."""
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1 and bool(np.issubdtype(value.dtype, np.integer))
-    whole = isinstance(value, Sequence) and not isinstance(value, str)
-    return whole and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in value)
+_SURROGATE = "contains half of a UTF-16 surrogate pair, which is not Unicode text. Remove or replace it"
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():  # a flag of the string: costs nothing
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_token_ids(value: Any) -> bool:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_list and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in value)
+
+
+def _as_conversation(turns: Sequence[dict[str, Any]], chat: Chat) -> Conversation | BadDocument:
+    """Converts turns with "role" and "content", or ShareGPT's "from" and "value"."""
+    if all("role" in turn for turn in turns):
+        messages = [dict(turn) for turn in turns]
+    elif all("from" in turn and "value" in turn for turn in turns):
+        messages = [{"role": _SHAREGPT_ROLES.get(t["from"], t["from"]), "content": t["value"]} for t in turns]
+    else:
+        keys = ", ".join(turns[0])
+        needed = "'role' and 'content' are needed. Rename them, or pass text"
+        return BadDocument(f"is a conversation whose turns have the keys {keys}; {needed}")
+    if not all(_is_unicode(text) for turn in messages for text in turn.values() if isinstance(text, str)):
+        return BadDocument(_SURROGATE)
+    return Conversation(messages, chat)
+
+
+def choose_column(columns: Iterable[str], wanted: str) -> str | None:
+    """Returns the column that holds the documents, or None.
+
+    Args:
+        columns: All columns.
+        wanted: The requested column. Token ids and conversations are searched only for the default.
+    """
+    columns = list(columns)
+    others = (*TOKEN_COLUMNS, *CHAT_COLUMNS) if wanted == DEFAULT_COLUMN else ()
+    return next((name for name in (wanted, *others) if name in columns), None)
+
+
+def require_column(columns: Sequence[str], wanted: str, place: str) -> str:
+    """Returns the column that holds the documents.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    column = choose_column(columns, wanted)
+    if column is None:
+        raise DataError(f"{place} {_no_column(columns, wanted, 'no column ')}.")
+    return column
+
+
+def _no_column(columns: Iterable[str], wanted: str, kind: str) -> str:
+    columns = list(columns)
+    hint = did_you_mean(wanted, columns)
+    return f"has {kind}'{wanted}'; it has: {', '.join(columns) or 'nothing'}.{hint} Set text_column to the one that holds the text"
+
+
+def read_record(record: Any, column: str, chat: Chat | None) -> Document | BadDocument:
+    """Returns the document in one column of a record."""
+    if not isinstance(record, Mapping):
+        return BadDocument(f"is a {type(record).__name__}; an object with the key '{column}' is needed")
+    if column not in record:
+        return BadDocument(_no_column(record, column, "no "))
+    document = as_document(record[column], chat)
+    if isinstance(document, TokenRow) and record.get(RUNS_COLUMN) is not None:
+        return TokenRow(document.ids, runs=tuple(int(i) for i in record[RUNS_COLUMN]))
+    return document
+
+
+def infer_tokenized(documents: Sequence[Any]) -> Tokenized | None:
+    """Returns what the first documents of a source show about its token ids; None if it holds text."""
+    if not documents or not isinstance(documents[0], TokenRow):
+        return None
+    rows = [document.ids for document in documents if isinstance(document, TokenRow)]
+    lengths, first_ids = {len(ids) for ids in rows}, {ids[0] if ids else None for ids in rows}
+    return Tokenized(
+        ctx_len=lengths.pop() if len(lengths) == 1 and len(rows) > 1 else None,
+        first_id=first_ids.pop() if len(first_ids) == 1 and len(rows) == N_INSPECTED else None,
+    )
+
+
+def check_ids(ids: Sequence[int], vocab_size: int | None, place: str) -> None:
+    """Checks that all ids are in the vocabulary.
+
+    Raises:
+        DataError: One is not; the message names its position.
+    """
+    if ids and (min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size)):
+        n = next(n for n, i in enumerate(ids) if i < 0 or (vocab_size is not None and i >= vocab_size))
+        known = "at least 0" if vocab_size is None else f"from 0 to {vocab_size - 1}"
+        hint = " Remove label masks such as -100." if ids[n] < 0 else ""
+        raise DataError(
+            f"{place} has the token id {ids[n]} at place {n}, and the vocabulary has ids {known}.{hint} Or another tokenizer made the "
+            "data, or they were read with a wrong dtype: use data of this model's tokenizer, or the text itself."
+        )

@@ -1,11 +1,12 @@
-"""Examples that are no text: images, tensors, or whatever else a model is called with.
+"""Examples that are not text: images, tensors, or whatever else a model reads.
 
-An `ExampleStream` takes a `TokenStream`'s place: it serves batches that unpack into what `TracedModel.capture` and `run` take. What
-turns examples into a model's inputs is a function, as an image processor:
+An `ExampleStream` replaces a `TokenStream`: its batches unpack into the arguments of
+`TracedModel.capture` and `run`. A function, such as an image processor, turns examples into inputs:
 
     stream = ExampleStream(images, lambda images: processor(images, return_tensors="pt"), ctx_len=197)
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,110 +15,87 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from dictionary_learning.data.reading import Mark, Reader
+from dictionary_learning.data.source import Source
 from dictionary_learning.errors import ConfigError, DataError
 
-Feed = Callable[[list[Any]], Any]
-"""Returns what the model is called with for some examples: a mapping, a tuple, or a tensor."""
+Collate = Callable[[list[Any]], Any]
+"""Turns some examples into the inputs of the model: a mapping, a tuple, or a tensor."""
 
 
 class ExampleBatch(NamedTuple):
-    """Examples as a model takes them: `inputs, attention_mask = batch`."""
+    """Inputs of a model: `inputs, attention_mask = batch`."""
 
     inputs: Mapping[str, Any] | tuple[Any, ...]
-    """What the model is called with, by name or by position."""
+    """The arguments of the model, by name or by position."""
     attention_mask: Bool[Tensor, "batch ctx"] | None = None
-    """Which positions count; None where all do."""
+    """The positions that count; None for all."""
 
     @property
     def n_examples(self) -> int:
-        """How many there are."""
+        """The number of examples."""
         values = self.inputs.values() if isinstance(self.inputs, Mapping) else self.inputs
         return next(len(value) for value in values if isinstance(value, Tensor) and value.ndim)
 
 
-class ExampleSource:
-    """Examples, one after another.
+@dataclasses.dataclass(frozen=True)
+class ExampleReader(Reader):
+    """Examples of a list, a data set or an iterable. The mark is the number of examples read.
 
     Args:
-        data: the examples; where it has a length and numbers, it is read from any place on.
-        name: what it is called in configs and errors.
-        seed: reads the examples in a random order, another in each epoch; None as they stand.
-
-    Raises:
-        ConfigError: an order was asked for, and the data has no numbers.
+        data: The examples. Data with a length and numbers is read from any position.
+        seed: The seed of a random order, a new one in each epoch; None keeps the order.
     """
 
-    def __init__(self, data: Iterable[Any], name: str, seed: int | None = None):
-        self.data, self.name, self.seed = data, name, seed
-        self.position, self.epoch = 0, 0
-        self.is_indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping)
-        if seed is not None and not self.is_indexed:
-            raise ConfigError(
-                f"Got seed={seed} for {name}, which can only be read in its own order. Give a list or a data set with a length."
-            )
-        self._examples: Iterator[Any] | None = None
+    data: Any
+    seed: int | None
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether examples can be fetched by number."""
+        has_numbers = hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__")
+        return has_numbers and not isinstance(self.data, Mapping)
 
     @property
     def repeatable(self) -> bool:
-        """Whether the examples can be read again."""
-        return iter(self.data) is not self.data if not self.is_indexed else True
+        return self.is_indexed or iter(self.data) is not self.data
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._examples is None:
-            self._examples = self._from(self.position)
-        example = next(self._examples)
-        self.position += 1
-        return example
-
-    def go_to(self, position: int, epoch: int) -> None:
-        """Goes to an example of an epoch.
-
-        Raises:
-            DataError: examples were read already, and cannot be read again.
-        """
-        if self._examples is not None and not self.repeatable:
-            raise DataError(f"{self.name} can be read only once. Give a list or a data set to read it again.")
-        self.position, self.epoch, self._examples = position, epoch, None
-
-    def _from(self, position: int) -> Iterator[Any]:
+    def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
+        start = mark or 0
         if not self.is_indexed:
-            return itertools.islice(iter(self.data), position, None)
-        data: Any = self.data
-        order: Sequence[int] = range(len(data))
+            yield from zip(itertools.islice(self.data, start, None), itertools.count(start + 1))
+            return
+        order: Sequence[int] = range(len(self.data))
         if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed + self.epoch)
-            order = torch.randperm(len(data), generator=generator).tolist()
-        return (data[n] for n in order[position:])
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(len(self.data), generator=generator).tolist()
+        yield from ((self.data[order[n]], n + 1) for n in range(start, len(order)))
 
 
 class ExampleStream:
-    """Batches of examples, as many at a time as are asked for; it has the interface of a `TokenStream`.
+    """Batches of examples, with the interface of a `TokenStream`.
 
     Args:
-        data: the examples: a list, a data set, or anything that can be iterated over.
-        feed: turns a list of examples into what the model is called with. A tensor "attention_mask" in a mapping, of one row for each
-            example and ctx_len columns, says which positions count.
-        ctx_len: positions in an example: patches and class token of an image, or 1 (`TracedModel.positions` finds it).
-        name: what the data is called in configs and errors.
-        seed: reads the examples in a random order, another in each epoch; None as they stand.
+        data: The examples: a list, a data set, or any iterable.
+        collate: Turns a list of examples into the inputs of the model. If it returns a mapping with
+            a tensor "attention_mask" (examples, ctx_len), that mask says which positions count.
+        ctx_len: Positions in an example: the patches and the class token of an image, or 1.
+            `TracedModel.positions` finds the number.
+        name: The name of the data in configs and errors.
+        seed: The seed of a random order, a new one in each epoch; None keeps the order.
 
     Raises:
-        ConfigError: ctx_len is below 1, or an order was asked for where there is none.
+        ConfigError: ctx_len is below 1, or the data cannot be read in a random order.
     """
 
     pack = False
-    """Examples are not joined."""
     add_special_tokens = False
     special_ids: tuple[int, ...] = ()
-    """No position stands for itself alone, as BOS does."""
 
     def __init__(
         self,
         data: Iterable[Any],
-        feed: Feed,
+        collate: Collate,
         *,
         ctx_len: int = 1,
         name: str | None = None,
@@ -125,58 +103,62 @@ class ExampleStream:
     ):
         if ctx_len < 1:
             raise ConfigError(f"Got ctx_len={ctx_len}; an example has at least one position.")
-        self.source = ExampleSource(data, name or f"examples ({type(data).__name__})", seed)
-        self.feed, self.ctx_len = feed, ctx_len
+        reader, name = ExampleReader(data, seed), name or f"examples ({type(data).__name__})"
+        if seed is not None and not reader.is_indexed:
+            raise ConfigError(
+                f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set with a length."
+            )
+        self.source = Source(reader, name)
+        self.collate, self.ctx_len = collate, ctx_len
 
     def take(self, n: int) -> ExampleBatch | None:
-        """Returns the next n examples, fewer at the end of the data, or None after it.
+        """Returns the next n examples, fewer at the end of the data, and None after it.
 
         Raises:
-            DataError: the function that feeds them gave no inputs for them.
+            DataError: The function returned no inputs, or not one row for each example.
         """
         examples = list(itertools.islice(self.source, n))
         if not examples:
             return None
-        fed = self.feed(examples)
-        inputs = (fed,) if isinstance(fed, Tensor) else dict(fed) if isinstance(fed, Mapping) else fed
+        made = self.collate(examples)
+        inputs = (made,) if isinstance(made, Tensor) else dict(made) if isinstance(made, Mapping) else made
         values = list(inputs.values()) if isinstance(inputs, dict) else inputs
-        if not isinstance(values, (list, tuple)) or not any(
-            isinstance(v, Tensor) and len(v) == len(examples) for v in values
-        ):
+        has_rows = isinstance(values, (list, tuple)) and any(
+            isinstance(v, Tensor) and v.ndim > 0 and len(v) == len(examples) for v in values
+        )
+        if not has_rows:
             raise DataError(
-                f"The function that feeds {self.source.name} gave a {type(fed).__name__} for {len(examples)} examples; a mapping of "
+                f"The function that feeds {self.source.name} gave a {type(made).__name__} for {len(examples)} examples; a mapping of "
                 f"keyword inputs, a tuple or a tensor is needed, with {len(examples)} rows. Check what it returns for a list."
             )
         return ExampleBatch(inputs if isinstance(inputs, dict) else tuple(inputs), self._mask(inputs, len(examples)))
 
     def batches(self, n: int) -> Iterator[ExampleBatch]:
-        """Yields batches of n examples until the data ends."""
+        """Yields the rest of the data, n examples at a time."""
         while (batch := self.take(n)) is not None:
             yield batch
 
     def restart(self) -> None:
-        """Begins again at the first example; in another order, where it is random.
+        """Returns to the first example; a random order is drawn anew.
 
         Raises:
-            DataError: the data can be read only once.
+            DataError: The data can be read only once.
         """
-        self.source.go_to(0, self.source.epoch + 1)
+        self.source.restart()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position, as plain data."""
-        return {"name": self.source.name, "position": self.source.position, "epoch": self.source.epoch}
+        """Returns the position as plain data."""
+        return self.source.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position: the next example is the one that would have come next.
+        """Moves to a position: the next example is the one that would have followed.
 
         Raises:
-            DataError: the state is of other data, or this was read from and can be read only once.
+            DataError: The state belongs to other data, or examples were read already and cannot be
+                read again.
         """
-        if state["name"] != self.source.name:
-            raise DataError(
-                f"The state is of '{state['name']}', and this data is '{self.source.name}'. Give the same data."
-            )
-        self.source.go_to(state["position"], state["epoch"])
+        # states of older versions have no mark, which is the position anyway
+        self.source.load_state_dict({**state, "mark": state["position"]})
 
     def _mask(self, inputs: Any, n_examples: int) -> Bool[Tensor, "batch ctx"] | None:
         mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None

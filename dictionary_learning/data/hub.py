@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,78 +10,91 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning.data.columns import (
-    ROWS_LOOKED_AT,
+from dictionary_learning.data.document import (
+    N_INSPECTED,
     RUNS_COLUMN,
     ReadOptions,
+    Tokenized,
+    infer_tokenized,
     read_record,
     require_column,
-    tokenized_like,
 )
-from dictionary_learning.data.reading import Counted, Indexed, Mark, Reader
-from dictionary_learning.data.source import Source, Tokenized
+from dictionary_learning.data.reading import MapReader, Mark, Reader, SequentialReader, seal, unseal
 from dictionary_learning.errors import DataError
 
 METADATA = "pretokenized.json"
-"""Lies beside data that `pretokenize` wrote, and says how."""
-_SAELENS_METADATA = "sae_lens.json"
-"""What SAELens puts beside data that it tokenized."""
+"""Stored beside data that `pretokenize` wrote; says how it was made."""
+_SAELENS_METADATA = "sae_lens.json"  # what SAELens stores beside data that it tokenized
+_N_INDICES = 1024  # numbers of a shuffled order that are hashed
+
+DatasetParts = tuple[Reader, str, Tokenized | None]
+"""A reader, its name, and what is known about its token ids."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Streamed(Reader):
-    """The rows of a data set that is read while it comes in; it resumes where the data set itself can.
+class StreamReader(Reader):
+    """The rows of a data set that is streamed. The mark is the data set's own state.
 
-    One that shuffles in a buffer of its own forgets what is in it; that one is read again up to the place.
+    A data set that shuffles in a buffer does not store the buffer; it is read again up to the mark.
 
     Args:
-        dataset: an `IterableDataset`.
-        read_row: returns a row's document.
+        dataset: An `IterableDataset`.
+        read_row: Returns the document of a row.
     """
 
     dataset: Any
     read_row: Callable[[Mapping[str, Any]], Any]
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        """Yields the documents, with the state of the data set."""
-        dataset = copy.deepcopy(self.dataset)  # its position is its own: two readings must not share one
-        if _has_buffer(dataset):
-            yield from Counted(lambda: map(self.read_row, dataset)).read(mark)
+        dataset = copy.deepcopy(self.dataset)  # has a position: two readings must not share it
+        order_id = _order_id(dataset)
+        mark = unseal(mark, order_id)
+        if any("BufferShuffled" in type(part).__name__ for part in _parts(dataset)):
+            reader = SequentialReader(lambda: map(self.read_row, dataset))
+            yield from ((document, seal(n, order_id)) for document, n in reader.read(mark))
             return
         if mark is not None:
             dataset.load_state_dict(mark)
         for row in dataset:
-            yield self.read_row(row), dataset.state_dict()
+            yield self.read_row(row), seal(dataset.state_dict(), order_id)
 
 
-def _has_buffer(part: Any) -> bool:
-    """Returns whether a streamed data set, or a part that it reads from, shuffles in a buffer."""
-    if "BufferShuffled" in type(part).__name__:
-        return True
-    inner = [getattr(part, name, None) for name in ("_ex_iterable", "ex_iterable")]
-    inner += getattr(part, "ex_iterables", None) or []
-    return any(_has_buffer(p) for p in inner if p is not None)
+def _parts(part: Any) -> Iterator[Any]:
+    """Yields a streamed data set and everything inside that it reads from."""
+    yield part
+    # private names: `datasets` has no public way to ask for the shuffle of a stream
+    inner = [getattr(part, name, None) for name in ("_ex_iterable", "ex_iterable", "_shuffling")]
+    for nested in (*inner, *(getattr(part, "ex_iterables", None) or ())):
+        if nested is not None:
+            yield from _parts(nested)
 
 
-def hub_source(
-    name: str,
-    options: ReadOptions,
-    *,
-    split: str = "train",
-    streaming: bool = True,
-    data_args: Mapping[str, Any] | None = None,
-) -> Source:
-    """Returns the documents of a data set on the hub, or of a folder that `save_to_disk` or `pretokenize` wrote.
+def _order_id(dataset: Any) -> str | None:
+    """Returns a hash of the random order that a data set was brought into; None if it was not."""
+    indices = getattr(dataset, "_indices", None)
+    if indices is not None:
+        column, step = indices.column(0), max(1, len(dataset) // _N_INDICES)
+        order: list[Any] = [len(dataset), *(column[n].as_py() for n in range(0, len(dataset), step))]
+    else:
+        generators: list[Any] = [getattr(part, "generator", None) for part in _parts(dataset)]  # numpy's
+        order = [str(g.bit_generator.state) for g in generators if hasattr(g, "bit_generator")]
+    return hashlib.sha256(str(order).encode()).hexdigest()[:16] if order else None
+
+
+def hub_reader(
+    name: str, options: ReadOptions, *, split: str, streaming: bool, data_args: Mapping[str, Any]
+) -> DatasetParts:
+    """Returns a reader of a data set on the hub, or of a folder that `save_to_disk` wrote.
 
     Args:
-        name: the data set, as "user/name" or, with a configuration, "user/name:configuration".
-        options: which column, and how it is read.
-        split: which split.
-        streaming: read while downloading, instead of downloading first.
-        data_args: further arguments of `datasets.load_dataset`.
+        name: The data set, as "user/name" or "user/name:configuration".
+        options: How records are read.
+        split: The split.
+        streaming: Streams the data set, instead of downloading it first.
+        data_args: Further arguments of `datasets.load_dataset`.
 
     Raises:
-        DataError: the data set, the split or the column is not there.
+        DataError: The data set, the split or the column does not exist.
     """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
@@ -89,75 +103,85 @@ def hub_source(
     try:
         if folder.is_dir():
             loaded: Any = datasets.load_from_disk(str(folder))
-            loaded = loaded[split] if isinstance(loaded, dict) else _same_split(loaded, split)
+            loaded = loaded[split] if isinstance(loaded, dict) else _check_split(loaded, split)
         else:
             path, _, configuration = name.partition(":")
-            arguments = {"split": split, "streaming": streaming, **(data_args or {})}
+            arguments = {"split": split, "streaming": streaming, **data_args}
             loaded = datasets.load_dataset(path, *filter(None, [configuration]), **arguments)
     except (OSError, ValueError, KeyError, TypeError, DatasetNotFoundError) as error:
-        why = _why(error, folder.is_dir())
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        if not folder.is_dir() and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
+            reason = "the hub is switched off by HF_HUB_OFFLINE"
         raise DataError(
-            f"The data '{name}' (split '{split}') could not be loaded: {why} Give a .txt or .jsonl file, plain or .zst, "
+            f"The data '{name}' (split '{split}') could not be loaded: {reason} Pass a .txt or .jsonl file, plain or .zst, "
             "a folder written by save_to_disk, or the name of a data set on the hub."
         ) from error
-    named = name if split == "train" else f"{name}, split {split}"
-    return dataset_source(loaded, options, named, lambda: _metadata(name, (data_args or {}).get("revision")))
+    full_name = name if split == "train" else f"{name}, split {split}"
+    return dataset_reader(loaded, options, full_name, lambda: _metadata(name, data_args.get("revision")))
 
 
-def dataset_source(
+def dataset_reader(
     dataset: Any, options: ReadOptions, name: str, metadata: Callable[[], dict[str, Any]] = dict
-) -> Source:
-    """Returns the documents of a data set object.
+) -> DatasetParts:
+    """Returns a reader of a data set object.
 
     Args:
-        dataset: a `Dataset` or `IterableDataset`.
-        options: which column, and how it is read.
-        name: what to call it.
-        metadata: finds what is known of the token ids; asked only where there are any.
+        dataset: A `Dataset` or `IterableDataset`. Its transform (`set_transform`) is applied; any
+            other format is ignored.
+        options: How records are read.
+        name: The name of the data set.
+        metadata: Returns what is known about the token ids; called only if there are any.
 
     Raises:
-        DataError: it has no such column.
+        DataError: The data set has no such column.
     """
-    indexed = hasattr(dataset, "__len__")
-    dataset = dataset.with_format(None)  # plain lists, whatever the caller would have
-    names = list(dataset.column_names or []) or list(next(iter(copy.deepcopy(dataset)), {}))
+    is_indexed = hasattr(dataset, "__len__")  # an IterableDataset has no length
+    is_transformed = is_indexed and dataset.format["type"] == "custom" and len(dataset) > 0
+    if is_transformed:
+        names = list(dataset[0])  # a transform may add columns, and needs all of the original ones
+    else:
+        dataset = dataset.with_format(None)  # plain lists, whatever format the caller uses
+        names = list(dataset.column_names or []) or list(next(iter(copy.deepcopy(dataset)), {}))
     column = require_column(names, options.text_column, name) if names else options.text_column
     columns = [c for c in (column, RUNS_COLUMN) if c in names]
 
     def read_row(row: Mapping[str, Any]) -> Any:
         return read_record(row, column, options.chat)
 
-    if not indexed:
-        reader: Reader = Streamed(dataset, read_row)
+    def fetch(numbers: Sequence[int]) -> list[Any]:
+        rows = chosen[list(numbers)]  # a dictionary of columns
+        documents = [
+            read_row(dict(zip(columns, values, strict=True)))
+            for values in zip(*(rows[c] for c in columns), strict=True)
+        ]
+        if len(documents) != len(numbers):
+            raise DataError(
+                f"The transform of {name} returned {len(documents)} rows for {len(numbers)}; one for each is needed. "
+                "Use dataset.map for a transform that changes the number of rows."
+            )
+        return documents
+
+    if is_indexed:
+        chosen = dataset.select_columns(columns) if columns and not is_transformed else dataset
+        reader: Reader = MapReader(fetch, range(len(dataset)), order_id=_order_id(dataset))
     else:
-        chosen = dataset.select_columns(columns) if columns else dataset
-
-        def fetch(numbers: Sequence[int]) -> list[Any]:
-            rows = chosen[list(numbers)]
-            return [read_row(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True)]
-
-        reader = Indexed(fetch, range(len(dataset)))
-    shown = [document for document, _ in islice(reader.read(), ROWS_LOOKED_AT)] if _holds_lists(dataset, column) else []
-    tokenized = tokenized_like(shown)
-    if tokenized is not None:
-        tokenized = _known(metadata(), tokenized)
-    return Source(reader, name, tokenized)
+        reader = StreamReader(dataset, read_row)
+    # text is not fetched to find out that it holds no token ids
+    feature = None if is_transformed else (dataset.features or {}).get(column)
+    if feature is not None and getattr(feature, "dtype", None) in ("string", "large_string"):
+        return reader, name, None
+    seen = infer_tokenized([document for document, _ in islice(reader.read(), N_INSPECTED)])
+    return reader, name, None if seen is None else _merge(metadata(), seen)
 
 
-def _same_split(dataset: Any, split: str) -> Any:
+def _check_split(dataset: Any, split: str) -> Any:
     if split not in ("train", str(dataset.split)):
-        raise DataError(f"The folder holds one data set, and no split '{split}'. Leave split out.")
+        raise DataError(f"The folder holds one data set, and no split '{split}'. Do not pass a split.")
     return dataset
 
 
-def _holds_lists(dataset: Any, column: str) -> bool:
-    """Returns whether a column may hold token ids, so that it must be looked at; text is not fetched for it."""
-    feature = (dataset.features or {}).get(column)
-    return feature is None or getattr(feature, "dtype", None) not in ("string", "large_string")
-
-
-def _known(metadata: Mapping[str, Any], seen: Tokenized) -> Tokenized:
-    """Returns what the metadata says of the token ids, ours or SAELens's, and the rows where it says nothing."""
+def _merge(metadata: Mapping[str, Any], seen: Tokenized) -> Tokenized:
+    """Returns what the metadata (ours or SAELens's) says; else what the rows show."""
     return Tokenized(
         tokenizer=metadata.get("tokenizer", metadata.get("tokenizer_name")),
         fingerprint=metadata.get("fingerprint"),
@@ -168,7 +192,7 @@ def _known(metadata: Mapping[str, Any], seen: Tokenized) -> Tokenized:
 
 
 def _metadata(name: str, revision: str | None) -> dict[str, Any]:
-    """Returns what lies beside the data set and says how it was tokenized; nothing where there is no such file."""
+    """Returns the metadata file beside a data set; empty if there is none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -186,19 +210,13 @@ def _metadata(name: str, revision: str | None) -> dict[str, Any]:
     return {}
 
 
-def _why(error: Exception, is_folder: bool) -> str:
-    if not is_folder and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
-        return "the hub is switched off by HF_HUB_OFFLINE"
-    return (str(error).strip().splitlines() or ["no reason given"])[0]
-
-
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path, columns: Mapping[str, str]) -> Any:
-    """Writes rows into an Arrow file, and returns the data set in it.
+    """Writes rows to an Arrow file, and returns the data set in it.
 
     Args:
-        rows: the rows, each with a list for every column.
-        path: the file.
-        columns: the columns, and the type of their numbers.
+        rows: The rows, each with a list for every column.
+        path: The file.
+        columns: The dtype of the numbers in each column.
     """
     import datasets
     from datasets.arrow_writer import ArrowWriter
@@ -218,23 +236,20 @@ def open_rows(path: Path) -> Any:
     return datasets.Dataset.from_file(str(path))
 
 
-def save_with_metadata(dataset: Any, folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Saves a data set in a folder that `as_source` reads, with what is known of it."""
-    dataset.save_to_disk(str(folder))
-    (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-
-
-def push_with_metadata(dataset: Any, repository: str, metadata: Mapping[str, Any]) -> None:
-    """Puts a data set on the hub, private if it is new, with what is known of it."""
+def save_with_metadata(dataset: Any, folder: Path, metadata: Mapping[str, Any], push: str | None) -> None:
+    """Saves a data set and its metadata to a folder, and to a (private) hub repository if named."""
     from huggingface_hub import HfApi
 
-    dataset.push_to_hub(repository, private=True)
-    text = (json.dumps(metadata, indent=2) + "\n").encode()
-    HfApi().upload_file(path_or_fileobj=text, path_in_repo=METADATA, repo_id=repository, repo_type="dataset")
+    text = json.dumps(metadata, indent=2) + "\n"
+    dataset.save_to_disk(str(folder))
+    (folder / METADATA).write_text(text, encoding="utf-8")
+    if push is not None:
+        dataset.push_to_hub(push, private=True)
+        HfApi().upload_file(path_or_fileobj=text.encode(), path_in_repo=METADATA, repo_id=push, repo_type="dataset")
 
 
 def cache_folder() -> Path:
-    """Returns the folder in which `datasets` keeps what it made."""
+    """Returns the folder in which `datasets` stores what it made."""
     from datasets.config import HF_DATASETS_CACHE
 
     return Path(HF_DATASETS_CACHE)

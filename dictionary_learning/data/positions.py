@@ -1,23 +1,23 @@
-"""Which positions of a context count, where not all do."""
+"""Selects positions of a context."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
 
 
 def position_mask(ctx: int, seqpos_slice: Sequence[int | None] | None) -> Bool[Tensor, "ctx"]:
-    """Returns which positions of a full context a slice takes.
+    """Returns which positions of a full context a slice selects.
 
     Args:
-        ctx: tokens in the context.
-        seqpos_slice: (stop,), (start, stop) or (start, stop, step), as `slice` takes them; None for all.
+        ctx: Tokens in the context.
+        seqpos_slice: (stop,), (start, stop) or (start, stop, step), as for `slice`; None for all.
 
     Raises:
-        ConfigError: that is no slice, or it takes nothing.
+        ConfigError: This is no slice, or it selects nothing.
     """
     mask = real_position_mask(torch.ones(1, ctx, dtype=torch.bool), seqpos_slice)[0]
     if not mask.any():
@@ -26,22 +26,22 @@ def position_mask(ctx: int, seqpos_slice: Sequence[int | None] | None) -> Bool[T
 
 
 def real_position_mask(
-    attention_mask: Bool[Tensor, "batch ctx"], seqpos_slice: Sequence[int | None] | None
+    attention_mask: Bool[Tensor, "batch ctx"] | Int[Tensor, "batch ctx"], seqpos_slice: Sequence[int | None] | None
 ) -> Bool[Tensor, "batch ctx"]:
-    """Returns which tokens a slice takes, counted over the real tokens of each context, so that padding shifts nothing.
+    """Returns which tokens a slice selects, counted over the real tokens of each context.
 
-    A short context may have none.
+    Padding on either side shifts nothing. Nothing may be selected in a short context.
 
     Args:
-        attention_mask: False on padding, on either side.
-        seqpos_slice: as in `position_mask`; numbers below 0 count from the last real token.
+        attention_mask: False on padding.
+        seqpos_slice: As in `position_mask`; negative numbers count from the last real token.
 
     Raises:
-        ConfigError: that is no slice.
+        ConfigError: This is no slice.
     """
-    chosen = as_slice(seqpos_slice)
-    position = attention_mask.cumsum(-1) - 1
-    start, stop = (
+    chosen, attention_mask = as_slice(seqpos_slice), attention_mask.bool()
+    position = attention_mask.cumsum(-1) - 1  # (batch, ctx)
+    start, stop = (  # each (batch,)
         torch.tensor([chosen.indices(n)[i] for n in attention_mask.sum(-1).tolist()], device=position.device)
         for i in (0, 1)
     )
@@ -50,10 +50,10 @@ def real_position_mask(
 
 
 def as_slice(seqpos_slice: Sequence[int | None] | None) -> slice:
-    """Returns the slice that the numbers stand for.
+    """Converts numbers to a slice.
 
     Raises:
-        ConfigError: there are none or too many, or the step is not positive.
+        ConfigError: There are none or too many, or the step is not positive.
     """
     if seqpos_slice is None:
         return slice(None)

@@ -1,10 +1,11 @@
-"""Reading documents from any place on, and the ways to choose among them and to order them.
+"""Readers: documents from any position, and the ways to select, order and combine them.
 
-A reader yields each document with a mark: plain data that says where the next one begins. Reading again from a mark gives the
-documents that would have come next. Whatever stands on another reader keeps that one's mark within its own, so all of them resume
-exactly, and none keeps documents in its state.
+A reader yields each document with a mark: plain data that says where the next document begins.
+Reading from a mark yields the documents that would have followed. A reader that wraps another one
+stores that reader's mark inside its own, so every combination resumes exactly, and no state holds
+documents. A value that is not a document is yielded as a `BadDocument`, which keeps its place.
 
-`epoch` counts how often the documents were read before; what draws a random order draws another one for each.
+`epoch` is the number of earlier passes; a random order is drawn anew for each.
 """
 
 import dataclasses
@@ -16,57 +17,66 @@ from typing import Any
 
 import numpy as np
 
+from dictionary_learning.errors import DataError
+
 Mark = Any
 """Plain data that JSON can hold; None for the beginning."""
-_ROWS_AT_ONCE = 64
-"""Rows fetched in one call: a call costs far more than a row."""
+_ROWS_AT_ONCE = 64  # rows fetched in one call: a call costs far more than a row
 
 
 class Reader(ABC):
     """Documents in an order."""
 
-    repeatable: bool = True
+    @property
+    def repeatable(self) -> bool:
+        """Whether the documents can be read again."""
+        return True
 
     @abstractmethod
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        """Yields the documents from the mark on, each with the mark of the next."""
+        """Yields the documents from the mark on, each with the mark of the next one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Counted(Reader):
-    """Documents of an iterator, which resumes by leaving out as many as were read."""
+class SequentialReader(Reader):
+    """Documents of an iterator. Resuming skips the documents that were read.
+
+    Args:
+        open: Returns the iterator.
+        repeatable: Whether `open` starts at the first document each time.
+    """
 
     open: Callable[[], Iterator[Any]]
-    repeatable: bool = True
+    repeatable: bool = True  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        """Yields the documents, with their count."""
         start = mark or 0
         for n, document in enumerate(islice(self.open(), start, None), start + 1):
             yield document, n
 
 
 @dataclasses.dataclass(frozen=True)
-class Indexed(Reader):
-    """Documents that can be fetched by number.
+class MapReader(Reader):
+    """Documents that can be fetched by number. The mark is the place in the order.
 
     Args:
-        fetch: returns the documents of some numbers.
-        numbers: which of them, in order.
-        seed: of a random order; None for that of `numbers`.
+        fetch: Returns the documents with some numbers.
+        numbers: The numbers to read, in order.
+        seed: The seed of a random order; None keeps the order of `numbers`.
+        order_id: The hash of an order that the data was in already (see `seal`).
     """
 
     fetch: Callable[[Sequence[int]], Sequence[Any]]
     numbers: Any
     seed: int | None = None
+    order_id: str | None = None
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        """Yields the documents, with the place of the next in the order."""
         order = self.order(epoch)
-        for start in range(mark or 0, len(order), _ROWS_AT_ONCE):
-            some = [int(i) for i in order[start : start + _ROWS_AT_ONCE]]
-            for n, document in enumerate(self.fetch(some), start + 1):
-                yield document, n
+        for start in range(unseal(mark, self.order_id) or 0, len(order), _ROWS_AT_ONCE):
+            numbers = [int(i) for i in order[start : start + _ROWS_AT_ONCE]]  # numpy's are refused by `datasets`
+            for n, document in enumerate(self.fetch(numbers), start + 1):
+                yield document, seal(n, self.order_id)
 
     def order(self, epoch: int) -> Any:
         """Returns the numbers in the order in which they are read."""
@@ -76,129 +86,143 @@ class Indexed(Reader):
 
 
 @dataclasses.dataclass(frozen=True)
-class Chained(Reader):
-    """The documents of one reader after those of another.
+class ConcatReader(Reader):
+    """The documents of several readers, one reader after another.
 
     Args:
-        readers: the readers.
-        seed: of a random order of the readers; None for theirs.
+        readers: The readers.
+        seed: The seed of a random order of the readers; None keeps their order.
     """
 
     readers: Sequence[Reader]
     seed: int | None = None
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        """Yields the documents, with the reader's number and its mark."""
-        begin, inner = mark or (0, None)
-        many = len(self.readers)
-        order = range(many) if self.seed is None else _permutation(many, self.seed, epoch)
-        for n in range(begin, many):
-            for document, following in self.readers[order[n]].read(inner if n == begin else None, epoch):
-                yield document, [n, following]
+        first, inner = mark or (0, None)
+        n_readers = len(self.readers)
+        order = range(n_readers) if self.seed is None else _permutation(n_readers, self.seed, epoch)
+        for n in range(first, n_readers):
+            for document, following in self.readers[order[n]].read(inner if n == first else None, epoch):
+                yield document, [n, following]  # the reader's place in this epoch's order, and its mark
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows(Reader):
-    """Documents shuffled among those that stand near: one window after another, each in a random order."""
+class WrappingReader(Reader):
+    """A reader that changes what another reader yields."""
 
     reader: Reader
+
+    @property
+    def repeatable(self) -> bool:
+        return self.reader.repeatable
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowShuffleReader(WrappingReader):
+    """Documents shuffled inside windows: each window of `size` documents gets a random order."""
+
     seed: int
     size: int
 
-    @property
-    def repeatable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether they can be read again."""
-        return self.reader.repeatable
-
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        """Yields the documents, with the window's mark, its number and the place in it."""
+        # the mark holds where the window begins, its number, and the place in its order
         begin, number, place = mark or (None, 0, 0)
         inner = self.reader.read(begin, epoch)
         while window := list(islice(inner, self.size)):
             order = _permutation(len(window), self.seed, epoch, number)
             end = window[-1][1]
             for n in range(place, len(window)):
-                last = n == len(window) - 1
-                yield window[order[n]][0], [end, number + 1, 0] if last else [begin, number, n + 1]
+                is_last = n == len(window) - 1
+                yield window[order[n]][0], [end, number + 1, 0] if is_last else [begin, number, n + 1]
             begin, number, place = end, number + 1, 0
 
 
 @dataclasses.dataclass(frozen=True)
-class First(Reader):
-    """The first documents, and no more; the same ones whenever they are read."""
+class TakeReader(WrappingReader):
+    """The first n documents, the same ones in each epoch."""
 
-    reader: Reader
     n: int
 
-    @property
-    def repeatable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether they can be read again."""
-        return self.reader.repeatable
-
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        """Yields the documents, with their count and the mark."""
-        before, inner = mark or (0, None)
-        # islice asks for no document beyond the last: an iterator loses none
-        for count, (document, following) in enumerate(islice(self.reader.read(inner), self.n - before), before + 1):
+        n_read, inner = mark or (0, None)
+        # islice requests no document beyond the last, so an iterator loses none
+        for count, (document, following) in enumerate(islice(self.reader.read(inner), self.n - n_read), n_read + 1):
             yield document, [count, following]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part(Reader):
-    """Every n-th document, or all the others; the same ones whenever they are read."""
+class HoldOutReader(WrappingReader):
+    """Every n-th document (`held`), or all others, the same ones in each epoch."""
 
-    reader: Reader
     every: int
     held: bool
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        """Yields the documents, with the count of all and the mark."""
-        before, inner = mark or (0, None)
-        for count, (document, following) in enumerate(self.reader.read(inner), before):
+        n_read, inner = mark or (0, None)
+        for count, (document, following) in enumerate(self.reader.read(inner), n_read):
             if (count % self.every == 0) == self.held:
-                yield document, [count + 1, following]
+                yield document, [count + 1, following]  # counts all documents, not only its own
 
 
 @singledispatch
-def split(reader: Reader, every: int) -> tuple[Reader, Reader]:
-    """Returns readers of all but every n-th document, and of every n-th; no epoch moves a document between them."""
-    return Part(reader, every, False), Part(reader, every, True)
+def hold_out(reader: Reader, every: int) -> tuple[Reader, Reader]:
+    """Returns readers of all but every n-th document, and of every n-th; the same in each epoch."""
+    return HoldOutReader(reader, every, False), HoldOutReader(reader, every, True)
 
 
-@split.register
-def _(reader: Indexed, every: int) -> tuple[Reader, Reader]:
+@hold_out.register
+def _(reader: MapReader, every: int) -> tuple[Reader, Reader]:
     order = reader.order(0)
-    held = np.arange(0, len(order), every)
-    rest = np.delete(np.asarray(order), held)
-    return Indexed(reader.fetch, rest, reader.seed), Indexed(reader.fetch, order[::every], reader.seed)
+    # the random order of epoch 0 decides what is held out, so that it stays held out in all epochs
+    rest = np.delete(np.asarray(order), np.arange(0, len(order), every))
+    return dataclasses.replace(reader, numbers=rest), dataclasses.replace(reader, numbers=order[::every])
 
 
-@singledispatch
-def first(reader: Reader, n: int) -> Reader:
+def take(reader: Reader, n: int) -> Reader:
     """Returns a reader of the first n documents."""
-    return First(reader, n)
+    if isinstance(reader, MapReader):
+        return dataclasses.replace(reader, numbers=reader.order(0)[:n])
+    return TakeReader(reader, n)
 
 
-@first.register
-def _(reader: Indexed, n: int) -> Reader:
-    return Indexed(reader.fetch, reader.order(0)[:n], reader.seed)
+def shuffle(reader: Reader, seed: int, window: int) -> Reader:
+    """Returns a reader of the documents in a random order.
+
+    All documents are shuffled if they can be fetched by number; else the files are, and then the
+    documents inside windows.
+    """
+    if isinstance(reader, MapReader):
+        return dataclasses.replace(reader, numbers=reader.order(0), seed=seed)
+    if isinstance(reader, ConcatReader):
+        reader = ConcatReader(reader.readers, seed)
+    return WindowShuffleReader(reader, seed, window)
 
 
-@singledispatch
-def shuffled(reader: Reader, seed: int, window: int) -> Reader:
-    """Returns a reader of the documents in a random order: over all of them where they have numbers, else window by window."""
-    return Windows(reader, seed, window)
+def seal(mark: Mark, order_id: str | None) -> Mark:
+    """Stores the hash of the data's own random order in a mark.
+
+    A data set that was shuffled without a seed has another order in the next process, where the
+    mark would silently point to other documents.
+    """
+    return mark if order_id is None else {"order": order_id, "mark": mark}
 
 
-@shuffled.register
-def _(reader: Indexed, seed: int, window: int) -> Reader:
-    return Indexed(reader.fetch, reader.order(0), seed)
+def unseal(mark: Mark, order_id: str | None) -> Mark:
+    """Returns the mark that was sealed.
 
-
-@shuffled.register
-def _(reader: Chained, seed: int, window: int) -> Reader:
-    return Windows(Chained(reader.readers, seed), seed, window)
+    Raises:
+        DataError: It belongs to another order of the data.
+    """
+    if not isinstance(mark, dict) or "order" not in mark:
+        return mark
+    if mark["order"] != order_id:
+        raise DataError(
+            "The data set has another order than when the state was stored, so the run cannot resume: it was shuffled "
+            "without a seed, or with another one. Shuffle it with a seed, or pass shuffle_seed to as_source."
+        )
+    return mark["mark"]
 
 
 def _permutation(n: int, *seeds: int) -> Any:
+    # a sequence of seeds: epochs and windows must not share orders, as seed + epoch would
     return np.random.default_rng([abs(s) for s in seeds]).permutation(n)

@@ -1,45 +1,46 @@
-"""A source: documents, one after another, that can be resumed, restarted and divided."""
+"""A source: documents, one after another, that can be resumed, restarted, divided and repeated."""
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Literal
 
-from dictionary_learning.data.document import Conversation, Document, TokenRow
-from dictionary_learning.data.reading import Mark, Reader, first, shuffled, split
+from dictionary_learning.data.document import BadDocument, Document, Tokenized, TokenRow, check_ids
+from dictionary_learning.data.reading import Mark, Reader, hold_out, shuffle, take
 from dictionary_learning.errors import ConfigError, DataError
 
+logger = logging.getLogger(__name__)
 
-@dataclasses.dataclass(frozen=True)
-class Tokenized:
-    """What is known of the token ids that a source gives."""
-
-    tokenizer: str | None = None
-    """The name of the tokenizer that made them."""
-    fingerprint: str | None = None
-    """Of that tokenizer's vocabulary (see `vocabulary.fingerprint`)."""
-    ctx_len: int | None = None
-    """The length of every row, where all are of one length."""
-    first_id: int | None = None
-    """The id that every row begins with, where they all begin alike."""
-    packing: dict[str, Any] | None = None
-    """How the rows were made into contexts, where `pretokenize` made them (see `TokenStream.packing`)."""
+OnBadDocument = Literal["error", "skip"]
 
 
 class Source:
     """Documents, one after another.
 
     Args:
-        reader: reads them from any mark on.
-        name: what the source is called in configs and errors.
-        tokenized: what is known of its token ids; None where it gives text.
+        reader: Reads the documents from any mark.
+        name: The name of the source in configs and errors.
+        tokenized: What is known about the token ids; None for text.
+        on_bad_document: What happens at a value that is not a document (see `as_source`).
     """
 
-    def __init__(self, reader: Reader, name: str, tokenized: Tokenized | None = None):
+    def __init__(
+        self,
+        reader: Reader,
+        name: str,
+        tokenized: Tokenized | None = None,
+        on_bad_document: OnBadDocument = "error",
+    ):
+        if on_bad_document not in ("error", "skip"):
+            raise ConfigError(f"Got on_bad_document={on_bad_document!r}; it is 'error' or 'skip'.")
         self.reader, self.name, self.tokenized = reader, name, tokenized
+        self.on_bad_document: OnBadDocument = on_bad_document
         self.position = 0
-        """How many documents were given since the start."""
+        """Documents read in this pass, skipped ones included."""
         self.epoch = 0
-        """How often the source was restarted."""
+        """Number of restarts."""
+        self.n_skipped = 0
+        """Bad documents that were skipped, in all passes."""
         self._mark: Mark = None
         self._documents: Iterator[tuple[Any, Mark]] | None = None
 
@@ -48,121 +49,200 @@ class Source:
         """Whether the documents can be read again."""
         return self.reader.repeatable
 
-    def __iter__(self) -> Iterator[Document]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> Document:
-        if self._documents is None:
-            self._documents = self.reader.read(self._mark, self.epoch)
-        try:
-            document, mark = next(self._documents)
-        except DataError:
-            self._begin_at_mark()
-            raise
-        if not isinstance(document, (str, TokenRow, Conversation)):
-            self._begin_at_mark()
-            raise DataError(
-                f"Document {self.position} of {self.name} is a {type(document).__name__}; text is needed. "
-                "Give an iterable of strings, or name the column that holds text."
-            )
-        self._mark = mark
-        self.position += 1
-        return document
+    def __next__(self) -> Any:  # a Document, or an item of an `ExampleStream`
+        while True:
+            if self._documents is None:
+                self._documents = self.reader.read(self._mark, self.epoch)
+            try:
+                document, mark = next(self._documents)
+                if isinstance(document, BadDocument):
+                    self._skip_or_raise(document)
+            except DataError:
+                # the next call must fail at this document again, and not report the end
+                self._documents = None if self.repeatable else self._documents
+                raise
+            self._mark = mark
+            self.position += 1
+            if not isinstance(document, BadDocument):
+                return document
 
     def restart(self) -> None:
-        """Begins again at the first document; a source that is shuffled, in another order.
+        """Returns to the first document; a shuffled source gets a new order.
 
         Raises:
-            DataError: the source can be read only once.
+            DataError: The source can be read only once.
         """
-        if not self.repeatable:
-            raise DataError(f"{self.name} can be read only once. Give a list, a file or a data set to read it again.")
+        self._require_repeatable("restarted")
         self._documents, self._mark, self.position = None, None, 0
         self.epoch += 1
 
     def fresh(self) -> "Source":
-        """Returns the same documents, from the first on; where this source stands is not changed.
+        """Returns a source of the same documents, from the first one on.
 
         Raises:
-            DataError: the source can be read only once.
+            DataError: The source can be read only once.
         """
-        if not self.repeatable:
-            raise DataError(f"{self.name} can be read only once. Give a list, a file or a data set to read it again.")
-        return Source(self.reader, self.name, self.tokenized)
+        self._require_repeatable("read from its beginning")
+        return self._derive(self.reader, self.name)
 
     def hold_out(self, every: int) -> tuple["Source", "Source"]:
-        """Splits the source: every n-th document, from the first on, is held out.
+        """Splits the source: every n-th document, starting with the first, is held out.
 
         Returns:
-            The documents to train on, and those held out.
+            The documents for training, and those held out.
 
         Raises:
-            DataError: the source can be read only once, or `every` is below 2.
+            DataError: The source can be read only once or has fewer than two documents, or
+                `every` is below 2.
         """
-        if not self.repeatable:
-            raise DataError(
-                f"{self.name} can be read only once, so no part of it can be held out. Give a list, a file or a data set."
-            )
+        self._require_repeatable("divided")
         if every < 2:
             raise DataError(f"Got every={every}; to hold out every n-th document, n must be at least 2.")
-        rest, held = split(self.reader, every)
+        rest, held = hold_out(self.reader, every)
+        if next(rest.read(), None) is None:  # two documents at most are read to know
+            raise DataError(
+                f"{self.name} has fewer than two documents. The first of every {every} documents is held out, so none is left "
+                "for training. Provide more documents, or do not hold any out."
+            )
         return (
-            Source(rest, f"{self.name} without every {every}th document", self.tokenized),
-            Source(held, f"every {every}th document of {self.name}", self.tokenized),
+            self._derive(rest, f"{self.name} without every {every}th document"),
+            self._derive(held, f"every {every}th document of {self.name}"),
         )
 
     def shuffled(self, seed: int, window: int = 10_000) -> "Source":
-        """Returns the documents in a random order, another one each time they are read.
+        """Returns the documents in a random order, a new one in each pass.
 
         Args:
-            seed: of the order.
-            window: how many documents are shuffled among each other, where they have no numbers to be fetched by.
+            seed: The seed of the order.
+            window: Documents shuffled with each other, if documents cannot be fetched by number.
 
         Raises:
-            ConfigError: the window is empty.
+            ConfigError: The window is empty.
         """
         if window < 1:
             raise ConfigError(f"Got a window of {window} documents to shuffle; it must be at least 1.")
-        name = f"{self.name}, shuffled by seed {seed}"
-        return Source(shuffled(self.reader, seed, window), name, self.tokenized)
+        return self._derive(shuffle(self.reader, seed, window), f"{self.name}, shuffled by seed {seed}")
 
     def first(self, n: int) -> "Source":
-        """Returns the first n documents.
+        """Returns the first n documents, bad ones included.
 
         Raises:
             ConfigError: n is below 1.
         """
         if n < 1:
             raise ConfigError(f"Got max_examples={n}; it must be at least 1.")
-        return Source(first(self.reader, n), f"the first {n} documents of {self.name}", self.tokenized)
+        return self._derive(take(self.reader, n), f"the first {n} documents of {self.name}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the position, as plain data."""
-        return {"name": self.name, "position": self.position, "epoch": self.epoch, "mark": self._mark}
+        """Returns the position as plain data."""
+        state = {"name": self.name, "position": self.position, "epoch": self.epoch, "mark": self._mark}
+        return {**state, "skipped": self.n_skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a position: the next document is the one that would have come next.
+        """Moves to a position: the next document is the one that would have followed.
 
         Raises:
-            DataError: the state is of another source, or this one was read from and can be read only once.
+            DataError: The state belongs to another source, or documents were read already and
+                cannot be read again.
         """
         if state["name"] != self.name:
             raise DataError(
-                f"The state is of '{state['name']}', and this source is '{self.name}'; positions are not the same in both. "
-                "Give the data that the run was started with."
+                f"The state is of '{state['name']}', and this source is '{self.name}'; their positions do not match. Pass the data "
+                "that the run was started with."
             )
-        if self._documents is not None and not self.repeatable:
-            raise DataError(
-                f"{self.name} was read from already and can be read only once; load the state into a fresh one."
-            )
-        self._documents, self._mark = None, state["mark"]
+        if self._documents is not None:
+            self._require_repeatable("moved to another position. Load the state into a new source")
+        self._documents, self._mark = None, state["mark"]  # the reader starts at the next document
         self.position, self.epoch = state["position"], state["epoch"]
+        self.n_skipped = state.get("skipped", 0)
 
-    def _begin_at_mark(self) -> None:
-        """Makes what is asked for after an error the same document again, and not the end of the data."""
-        if self.repeatable:
-            self._documents = None
+    def _derive(self, reader: Reader, name: str) -> "Source":
+        return Source(reader, name, self.tokenized, self.on_bad_document)
+
+    def _require_repeatable(self, action: str) -> None:
+        if not self.repeatable:
+            raise DataError(
+                f"{self.name} can be read only once, so it cannot be {action}. Pass a list, a file or a data set."
+            )
+
+    def _skip_or_raise(self, document: BadDocument) -> None:
+        reason = f"{document.place or f'Document {self.position} of {self.name}'} {document.problem}"
+        if self.on_bad_document == "error" and not document.skip:
+            raise DataError(f"{reason}; or skip such documents with on_bad_document='skip'.")
+        if not self.n_skipped:
+            logger.warning("%s. It is skipped, as is every other bad document.", reason)
+        self.n_skipped += 1
 
 
 TextSource = Source
-"""The name it was first known by."""
+"""An older name of `Source`."""
+
+
+class EpochReader:
+    """Reads a source several times.
+
+    Args:
+        source: The documents.
+        epochs: The number of passes; None for no limit.
+        vocab_size: Returns the number of known token ids; None if unknown.
+
+    Raises:
+        ConfigError: `epochs` is below 1, or the source can be read only once.
+    """
+
+    def __init__(self, source: Source, epochs: int | None, vocab_size: Callable[[], int | None]):
+        if epochs is not None and epochs < 1:
+            raise ConfigError(f"Got epochs={epochs}; it must be at least 1, or None for no limit.")
+        if epochs != 1 and not source.repeatable:
+            raise ConfigError(
+                f"Got epochs={epochs}, and {source.name} can be read only once. Pass a list, a file or a data set, or set epochs=1."
+            )
+        self.source, self.epochs, self.vocab_size = source, epochs, vocab_size
+        self.epoch = 0
+        """The number of passes that have ended."""
+
+    def restart(self) -> None:
+        """Returns to the first document of the first pass."""
+        self.source.restart()
+        self.epoch = 0
+
+    def take(self, n: int) -> list[tuple[int, Document]]:
+        """Returns up to n documents, each with its number in the source; none after the last pass.
+
+        Raises:
+            DataError: A row has a token id that is not in the vocabulary.
+        """
+        found = self._read(n)
+        if not found and self._start_next_pass():
+            found = self._read(n)
+        for number, document in found:
+            if isinstance(document, TokenRow):  # text does not need the vocabulary, which is slow to read
+                check_ids(document.ids, self.vocab_size(), f"Row {number} of {self.source.name}")
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"source": self.source.state_dict(), "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.source.load_state_dict(state["source"])
+        self.epoch = state["epoch"]
+
+    def _read(self, n: int) -> list[tuple[int, Document]]:
+        # the source's position counts skipped documents too, so the number is read after each one
+        return [(self.source.position - 1, document) for document in islice(self.source, n)]
+
+    def _start_next_pass(self) -> bool:
+        is_last = self.epochs is not None and self.epoch + 1 >= self.epochs
+        # a pass without documents would be followed by another one, forever
+        if is_last or not self.source.position:
+            return False
+        self.epoch += 1
+        logger.info(
+            "%s has ended after %d documents and is read again: pass %d of %s.",
+            self.source.name, self.source.position, self.epoch + 1, self.epochs or "as many as needed",
+        )  # fmt: skip
+        self.source.restart()
+        return True

@@ -1,4 +1,4 @@
-"""Contexts of token ids, as a model takes them."""
+"""Contexts of token ids, as a model reads them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dictionary_learning.errors import DataError
+
 
 class _Inputs(NamedTuple):
     input_ids: Int[Tensor, "batch ctx"]
@@ -15,73 +17,78 @@ class _Inputs(NamedTuple):
 
 
 class TokenBatch(_Inputs):
-    """Contexts as a model takes them: `input_ids, attention_mask = batch`, and where their tokens come from.
+    """A batch of contexts: `input_ids, attention_mask = batch`, and the origin of each token.
 
     Args:
-        input_ids: the token ids.
-        attention_mask: False on padding.
-        document: for each token the number of its document in the source, or -1 on padding; None where nothing is known.
-        position: for each token its place among the tokens of its document, or -1 where it is of no text: padding, and the BOS tokens and
-            separators that were put in; None where nothing is known.
+        input_ids: The token ids.
+        attention_mask: False on padding; the integer masks of tokenizers are converted.
+        document: The number of each token's document in the source, -1 on padding; None if unknown.
+        position: The position of each token in its document, -1 on padding, BOS and separators that
+            were inserted; None if unknown.
+
+    Raises:
+        DataError: The mask has another shape than the ids.
     """
 
+    document: Int[Tensor, "batch ctx"] | None
+    position: Int[Tensor, "batch ctx"] | None
+
+    # a tuple of two, so that it unpacks into what models read; the rest are attributes
     def __new__(
         cls,
         input_ids: Int[Tensor, "batch ctx"],
-        attention_mask: Bool[Tensor, "batch ctx"],
+        attention_mask: Bool[Tensor, "batch ctx"] | Int[Tensor, "batch ctx"],
         document: Int[Tensor, "batch ctx"] | None = None,
         position: Int[Tensor, "batch ctx"] | None = None,
     ):
-        """Makes a pair of ids and mask."""
-        return super().__new__(cls, input_ids, attention_mask)
-
-    def __init__(
-        self,
-        input_ids: Int[Tensor, "batch ctx"],
-        attention_mask: Bool[Tensor, "batch ctx"],
-        document: Int[Tensor, "batch ctx"] | None = None,
-        position: Int[Tensor, "batch ctx"] | None = None,
-    ):
-        self.document, self.position = document, position
+        if input_ids.shape != attention_mask.shape:
+            raise DataError(
+                f"Got token ids of shape {tuple(input_ids.shape)} with an attention mask of shape {tuple(attention_mask.shape)}; "
+                "both must be (batch, ctx)."
+            )
+        # an integer mask would index positions 0 and 1 instead of selecting tokens
+        batch = super().__new__(cls, input_ids, attention_mask.bool())
+        batch.document, batch.position = document, position
+        return batch
 
     @property
     def position_ids(self) -> Int[Tensor, "batch ctx"]:
-        """Returns each token's place among the real tokens of its context, wherever the padding is; 0 on padding before them."""
+        """Each token's place among the real tokens of its context; 0 on padding before them."""
         return (self.attention_mask.long().cumsum(-1) - 1).clamp_min(0)
 
 
 class Run(NamedTuple):
-    """Tokens that stand together in a context and in a document."""
+    """Consecutive tokens of one document in a context."""
 
     n: int
-    """How many."""
+    """The number of tokens."""
     document: int
-    """Which document's."""
+    """The number of the document."""
     start: int
-    """The place of the first in the document; -1 where they were put in."""
+    """The position of the first token in the document; -1 if the tokens were inserted."""
 
 
 class Row(NamedTuple):
-    """A context that is not padded yet."""
+    """A context without padding."""
 
     ids: list[int]
     runs: list[Run]
 
 
 def collate(rows: Sequence[Row], width: int, padding: int, side: str) -> TokenBatch:
-    """Returns rows as a batch.
+    """Pads rows to a batch.
 
     Args:
-        rows: the contexts, none longer than the width.
-        width: tokens in a context.
-        padding: the id that fills the others up.
-        side: where it stands, "left" or "right".
+        rows: The contexts, none longer than the width.
+        width: Tokens in a context.
+        padding: The id of the padding.
+        side: The side of the padding, "left" or "right".
     """
-    ids = np.full((len(rows), width), padding, dtype=np.int64)
+    ids = np.full((len(rows), width), padding, dtype=np.int64)  # (batch, ctx), as are all below
     document, position = np.full_like(ids, -1), np.full_like(ids, -1)
     mask = np.zeros(ids.shape, dtype=bool)
     for i, row in enumerate(rows):
-        at = width - len(row.ids) if side == "left" else 0
+        at = width - len(row.ids) if side == "left" else 0  # column of the first token
         ids[i, at : at + len(row.ids)] = row.ids
         mask[i, at : at + len(row.ids)] = True
         for run in row.runs:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
-from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
+from dictionary_learning.data import TokenBatch, as_token_stream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch
@@ -124,7 +124,7 @@ def loss_recovered(
     ids: tuple[int, ...] = ()
     if not isinstance(text, TokenBatch):
         texts = [text] if isinstance(text, str) else text
-        stream = TokenStream(as_text_source(texts), traced.tokenizer, ctx_len=max_len or 128, pack=False)
+        stream = as_token_stream(texts, traced.tokenizer, ctx_len=max_len or 128, model=traced, pack=False)
         ids = stream.special_ids
         batches = list(stream.batches(8))
     else:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter, within_limits
 from dictionary_learning.config import BaseConfig
-from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
+from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric
@@ -103,9 +103,8 @@ def evaluate_dictionaries(
     traced = load_model(model)
     candidates = list(candidates)
     _check_widths(traced, candidates)
-    source = as_text_source(text)
-    source = source.fresh() if source.repeatable else source  # so that the next evaluation is of the same text
-    stream = TokenStream(source, traced.tokenizer, ctx_len=config.ctx_len, pack=config.pack)
+    # fresh, so that the next evaluation is of the same text
+    stream = as_token_stream(text, traced.tokenizer, ctx_len=config.ctx_len, model=traced, fresh=True, pack=config.pack)
     token_filter = token_filter or TokenFilter(exclude_ids=stream.special_ids, exclude_first=True)
     batches = _read(stream, config)
     reading = _Reading(traced, candidates, token_filter, norm_limits or {})
@@ -113,12 +112,12 @@ def evaluate_dictionaries(
     n_scored = reading.n_kept
     if not n_scored:
         raise DataError(
-            f"{source.name} holds no token that counts. Give more text, or leave out less than {token_filter.describe()}."
+            f"{stream.source.name} holds no token that counts. Give more text, or leave out less than {token_filter.describe()}."
         )
     report: dict[str, Any] = {
         "model": traced.describe(),
         "data": {
-            "source": source.name,
+            "source": stream.source.name,
             "n_tokens_read": sum(int(tokens.attention_mask.sum()) for tokens in batches),
             "n_tokens_scored": n_scored,
             "ctx_len": config.ctx_len,

@@ -141,9 +141,9 @@ class TestFiltersThatLeaveNothing:
         ids=str,
     )
     def test_are_refused_before_anything_is_read(self, tmp_path, options):
-        with pytest.raises(ConfigError, match=r"Widen it|above 0|widen seqpos_slice"):
+        with pytest.raises(ConfigError, match=r"Widen it|above 0|widen seqpos_slice|finite"):
             buffer(**options)
-        with pytest.raises(ConfigError, match=r"Widen it|above 0|widen seqpos_slice"):
+        with pytest.raises(ConfigError, match=r"Widen it|above 0|widen seqpos_slice|finite"):
             write(tmp_path / "cache", **options)
         assert not (tmp_path / "cache").exists()
 
@@ -526,7 +526,7 @@ class TestTexts:
 
     def test_examples_do_not_serve_contexts(self):
         stream = ExampleStream([torch.zeros(3)], lambda some: torch.stack(some))
-        with pytest.raises(ConfigError, match="Use an ActivationBuffer"):
+        with pytest.raises(DataError, match="contexts of tokens are needed"):
             ContextStream(stream, traced(), "model.layers.0")
 
 

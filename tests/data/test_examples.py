@@ -56,7 +56,7 @@ def test_stream_goes_on_from_its_state(seed):
 
 
 def test_state_of_other_data_is_refused():
-    with pytest.raises(DataError, match="Give the same data"):
+    with pytest.raises(DataError, match="Pass the data that the run was started with"):
         stream(name="a").load_state_dict(stream(name="b").state_dict())
 
 

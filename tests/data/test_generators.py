@@ -85,7 +85,7 @@ def test_shares_outside_of_0_to_1_are_refused():
         mixed,
         lambda pretrain_frac: utils.simple_hf_mixed_dataset_to_generator("plain", "other", pretrain_frac),
     ):
-        with pytest.raises(ConfigError, match="share between 0 and 1"):
+        with pytest.raises(ConfigError, match="fraction between 0 and 1"):
             make(pretrain_frac=1.0)
 
 

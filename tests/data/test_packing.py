@@ -122,7 +122,7 @@ def test_state_of_other_settings_is_refused():
         (stream(ctx_len=8), stream()),
         (stream(rows, ctx_len=8), stream(rows, ctx_len=8, rows="documents")),
     ):
-        with pytest.raises(ConfigError, match="Build it with the same settings"):
+        with pytest.raises(ConfigError, match="Use the same settings"):
             one.load_state_dict(other.state_dict())
 
 
@@ -142,7 +142,7 @@ def test_epochs_without_end_go_on():
 
 
 def test_epochs_of_what_is_read_once_or_is_empty_are_refused():
-    with pytest.raises(ConfigError, match="can be read only once. Give a list"):
+    with pytest.raises(ConfigError, match="can be read only once. Pass a list"):
         stream(iter(DOCUMENTS), epochs=2)
     assert stream([], epochs=None).take(1) is None
 

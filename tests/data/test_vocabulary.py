@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from dictionary_learning.data import Source, Tokenized, TokenStream, as_source, mix
-from dictionary_learning.data.vocabulary import fingerprint, size
+from dictionary_learning.data.tokenizing import fingerprint, vocabulary_size
 from dictionary_learning.errors import DataError
 from tests import tiny
 
@@ -54,7 +54,7 @@ def test_ids_outside_of_the_vocabulary_are_refused_by_row_and_place(bad, pack):
 
 
 def test_size_reaches_beyond_the_largest_id():
-    assert size(tiny.tokenizer()) == tiny.VOCAB
+    assert vocabulary_size(tiny.tokenizer()) == tiny.VOCAB
 
 
 def test_special_tokens_of_ready_data_count_as_special():

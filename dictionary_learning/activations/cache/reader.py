@@ -18,7 +18,8 @@ from dictionary_learning.activations.cache.writer import write_cache
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.activations.reader import Rows, whole_number
 from dictionary_learning.activations.storage import storage_dtype
-from dictionary_learning.activations.stream import ActivationBatch, check_end_of_data, check_width
+from dictionary_learning.activations.stream import ActivationBatch, check_width
+from dictionary_learning.data import check_end_of_data
 from dictionary_learning.errors import DataError, DataExhaustedError, SiteError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Site, expand
