@@ -743,7 +743,7 @@ def sources() -> Iterator[Case]:
 
     def lost() -> Figures:
         batches = list(itertools.islice(contexts(), 5))
-        told = [batch.downstream({site: 0.9 * x for site, x in batch.items()}) for batch in batches]
+        told = [batch.model_loss_fn({site: 0.9 * x for site, x in batch.items()}) for batch in batches]
         lengths = [batch.lengths for batch in batches]
         return {"lengths": digest(*lengths), **flat(told, "lost")}
 
@@ -805,10 +805,10 @@ def afterwards() -> Iterator[Case]:
         "folded": lambda d, x: dl.fold_decoder_norm_(d) or d,
         "scaled": lambda d, x: d.scale_(2.0) or d,
         "bfloat16": lambda d, x: d.bfloat16(),
-        "wider": lambda d, x: dl.finetuned(d, expansion=1.5),
-        "as relu": lambda d, x: dl.finetuned(d, nonlinearity={"name": "relu"}),
-        "as top_k": lambda d, x: dl.finetuned(d, nonlinearity={"name": "top_k", "k": 3}),
-        "as jump_relu": lambda d, x: dl.finetuned(d, nonlinearity={"name": "jump_relu"}),
+        "wider": lambda d, x: dl.expand_or_convert(d, expansion=1.5),
+        "as relu": lambda d, x: dl.expand_or_convert(d, nonlinearity={"name": "relu"}),
+        "as top_k": lambda d, x: dl.expand_or_convert(d, nonlinearity={"name": "top_k", "k": 3}),
+        "as jump_relu": lambda d, x: dl.expand_or_convert(d, nonlinearity={"name": "jump_relu"}),
     }
     for (kind, trained), (name, change) in itertools.product(TRAINED.items(), changes.items()):
 
