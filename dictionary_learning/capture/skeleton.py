@@ -1,0 +1,127 @@
+"""A second tree of modules that shares every tensor with the caller's model.
+
+nnsight's controllers, evaluation mode and frozen parameters belong to the skeleton, so the caller's
+model stays as it is. What the caller changes later does not reach the skeleton by itself (another
+dtype, other weights, modules, hooks or adapters): `Snapshot` notices it, and a new one is built.
+"""
+
+import copy
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from dictionary_learning.errors import ModelError
+
+
+class Snapshot:
+    """The structure of a model at one moment: modules, attributes, hooks and places of parameters.
+
+    Values inside tensors are not part of it, since the skeleton shares them.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._spread = is_spread(module)
+        # ids are compared; the objects are kept, so that no other object can get the id of one of them
+        self._ids, self._objects = self._read(module)
+
+    def is_of(self, module: nn.Module) -> bool:
+        """Returns whether the model still has this structure."""
+        return self._read(module)[0] == self._ids
+
+    def _read(self, module: nn.Module) -> tuple[list[int], list[Any]]:
+        ids: list[int] = []
+        objects: list[Any] = []
+        for part in module.modules():
+            for name, value in part.__dict__.items():
+                # accelerate loads offloaded tensors for each forward pass, and its models are traced themselves
+                if name == "training" or (self._spread and name in ("_parameters", "_buffers")):
+                    continue
+                objects.append(value)
+                if isinstance(value, dict):
+                    objects.extend(value.values())
+                elif isinstance(value, (list, tuple, set)):
+                    objects.extend(value)
+            if not self._spread:
+                for parameter in part._parameters.values():
+                    if parameter is not None:
+                        objects.append(parameter.dtype)
+                        ids.append(_address(parameter))  # `p.data = new` leaves the parameter the same object
+        return ids + list(map(id, objects)), objects
+
+
+def is_spread(module: nn.Module) -> bool:
+    """Returns whether accelerate has spread a model over devices; its hooks are bound to the modules."""
+    return any(hasattr(part, "_hf_hook") for part in module.modules())
+
+
+def skeleton(module: nn.Module) -> nn.Module:
+    """Returns a second tree of modules that shares every tensor, frozen and in evaluation mode.
+
+    A model that accelerate has spread over devices is returned itself.
+
+    Raises:
+        ModelError: the modules cannot be copied.
+    """
+    if is_spread(module):
+        return module.eval().requires_grad_(False)
+    memo: dict[int, Any] = {id(value): value for value in _shared(module)}
+    for parameter in module.parameters():
+        plain = type(parameter) is nn.Parameter
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
+    try:
+        copied = copy.deepcopy(module, memo).eval()
+    except (TypeError, RuntimeError) as error:
+        raise ModelError(
+            f"{type(module).__name__} holds something that cannot be copied ({error}). Its modules are copied without "
+            "their tensors, so that the model itself is not changed; remove that attribute."
+        ) from error
+    for part in copied.modules():
+        if part._forward_hooks:
+            _fold_hooks(part)
+    return copied
+
+
+def _shared(module: nn.Module) -> Iterator[Any]:
+    """Yields what the skeleton shares with the model beside its parameters."""
+    modules = {id(part) for part in module.modules()}
+    for part in module.modules():
+        yield from (buffer for buffer in part._buffers.values() if buffer is not None)
+        for value in part.__dict__.values():
+            if isinstance(value, Tensor) or (hasattr(value, "to_dict") and not isinstance(value, nn.Module)):
+                yield value  # a config too: `set_attn_implementation` changes it in place
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+            if id(getattr(hook, "__self__", None)) not in modules:
+                yield hook  # a recorder of the caller's, not a method of a module that has a copy
+
+
+def _fold_hooks(part: nn.Module) -> None:
+    """Moves a module's forward hooks into its `forward`.
+
+    nnsight reads an output before the hooks run; the next module gets what they made of it.
+    """
+    hooks = [(hook, key in part._forward_hooks_with_kwargs) for key, hook in part._forward_hooks.items()]
+    own = part.__dict__.get("forward")
+    inner: Callable[..., Any] = type(part).forward if own is None else own
+    bound = own is None or (inspect.ismethod(own) and own.__self__ is part)
+    inner = own.__func__ if bound and own is not None else inner
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = inner(self, *args, **kwargs) if bound else inner(*args, **kwargs)
+        for hook, with_kwargs in hooks:
+            changed = hook(self, args, kwargs, output) if with_kwargs else hook(self, args, output)
+            output = output if changed is None else changed
+        return output
+
+    part._forward_hooks.clear()
+    # a method, not a closure over the module: nnsight keeps its function alone, and no cycle holds the module
+    part.forward = types.MethodType(forward, part)
+
+
+def _address(parameter: Tensor) -> int:
+    try:
+        return parameter.data_ptr()
+    except RuntimeError:  # a subclass without storage of its own, as of quantized weights
+        return id(parameter)
