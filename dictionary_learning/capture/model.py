@@ -5,6 +5,7 @@ model has changed. In which order the modules run, how often, and how wide each 
 one forward pass over two tokens, or over one example, with ordinary hooks.
 """
 
+import collections
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,7 +109,7 @@ class TracedModel:
                 raise ModelError(
                     f"An edit used {self.name} while it ran. Capture what the edit needs before the run, or use another model."
                 )
-            if self._snapshot and not self._snapshot.is_of(self._original):
+            if self._snapshot and not self._snapshot.is_current():
                 logger.info(
                     "%s has changed since it was last used; what is captured now is of the changed model.", self.name
                 )
@@ -400,24 +401,33 @@ class TracedModel:
         if place not in self._calls:
             base = place._replace(call=None)
             if base not in self._calls:
-                self._check_hooks(base)
-                # all known places again, since their order is needed too
-                known = [site for site in self._calls if site.call is None]
-                shapes = record_shapes(self.module, [*known, base], self._probe_inputs())
-                calls = {s: [call for call in shapes if call._replace(call=None) == s] for s in [*known, base]}
-                if not calls[base]:
-                    raise SiteError(
-                        f"Site '{base}' is in {self.name}, but its forward pass does not run that module. Choose one that runs."
-                    )
-                self._calls, self._shapes = calls, shapes
+                self._probe(base)
             if place.call is not None:
                 if place.call >= len(self._calls[base]):
                     n = len(self._calls[base])
                     raise SiteError(
                         f"Site '{place}' is in {self.name}, but its module runs {n} times. Name '@0' to '@{n - 1}'."
                     )
-                return [place]
+                return [self._calls[base][place.call]]
         return self._calls[place]
+
+    def _probe(self, place: Site) -> None:
+        """Finds the calls of a place's module, and the order of execution of all known places.
+
+        Raises:
+            SiteError: the forward pass does not run the module.
+        """
+        self._check_hooks(place)
+        sites = [*(site for site in self._calls if site.call is None), place]
+        shapes = record_shapes(self.module, sites, self._probe_inputs())
+        n_calls = collections.Counter(call._replace(call=None) for call in shapes)
+        if not n_calls[place]:
+            raise SiteError(
+                f"Site '{place}' is in {self.name}, but its forward pass does not run that module. Choose one that runs."
+            )
+        # the only call of a module has no number
+        self._shapes = {c if n_calls[s := c._replace(call=None)] > 1 else s: shape for c, shape in shapes.items()}
+        self._calls = {site: [call for call in self._shapes if call._replace(call=None) == site] for site in sites}
 
     def _check_hooks(self, place: Site) -> None:
         """Refuses outputs that a hook of the caller's may change after nnsight has read them.

@@ -7,8 +7,9 @@ dtype, other weights, modules, hooks or adapters): `Snapshot` notices it, and a 
 
 import copy
 import inspect
+import operator
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,40 +17,53 @@ from torch import Tensor, nn
 from dictionary_learning.errors import ModelError
 
 
+_NO_PART_OF_FORWARD = {
+    "training",
+    "_non_persistent_buffers_set",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+}
+"""Attributes of a module that may change without a change of what it computes here."""
+
+
 class Snapshot:
     """The structure of a model at one moment: modules, attributes, hooks and places of parameters.
 
-    Values inside tensors are not part of it, since the skeleton shares them.
+    Values inside tensors are not part of it, since the skeleton shares them. Objects are compared by
+    identity, and kept, so that no other object can take the place of one in memory.
     """
 
     def __init__(self, module: nn.Module):
-        self._spread = is_spread(module)
-        # ids are compared; the objects are kept, so that no other object can get the id of one of them
-        self._ids, self._objects = self._read(module)
-
-    def is_of(self, module: nn.Module) -> bool:
-        """Returns whether the model still has this structure."""
-        return self._read(module)[0] == self._ids
-
-    def _read(self, module: nn.Module) -> tuple[list[int], list[Any]]:
-        ids: list[int] = []
-        objects: list[Any] = []
+        # accelerate loads offloaded tensors for each forward pass, and its models are traced themselves
+        self._ignored = _NO_PART_OF_FORWARD | ({"_parameters", "_buffers"} if is_spread(module) else set())
+        self._attributes: list[tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = []
+        self._containers: list[tuple[Collection[Any], tuple[Any, ...]]] = []
         for part in module.modules():
-            for name, value in part.__dict__.items():
-                # accelerate loads offloaded tensors for each forward pass, and its models are traced themselves
-                if name == "training" or (self._spread and name in ("_parameters", "_buffers")):
-                    continue
-                objects.append(value)
-                if isinstance(value, dict):
-                    objects.extend(value.values())
-                elif isinstance(value, (list, tuple, set)):
-                    objects.extend(value)
-            if not self._spread:
-                for parameter in part._parameters.values():
-                    if parameter is not None:
-                        objects.append(parameter.dtype)
-                        ids.append(_address(parameter))  # `p.data = new` leaves the parameter the same object
-        return ids + list(map(id, objects)), objects
+            values = self._values(part)
+            self._attributes.append((part, _items(part.__dict__), values))
+            self._containers += [(v, _items(v)) for v in values if isinstance(v, (dict, list, tuple, set))]
+        parameters = () if is_spread(module) else module.parameters()
+        self._parameters = [(p, _address(p), p.dtype) for p in parameters]
+
+    def is_current(self) -> bool:
+        """Returns whether the model still has this structure."""
+        return (
+            all(
+                _same(whole, _items(part.__dict__)) or _same(values, self._values(part))
+                for part, whole, values in self._attributes
+            )
+            and all(_same(items, _items(container)) for container, items in self._containers)
+            # `p.data = new` leaves the parameter the same object
+            and all(_address(p) == address and p.dtype == dtype for p, address, dtype in self._parameters)
+        )
+
+    def _values(self, part: nn.Module) -> tuple[Any, ...]:
+        return tuple([value for name, value in part.__dict__.items() if name not in self._ignored])
 
 
 def is_spread(module: nn.Module) -> bool:
@@ -118,6 +132,14 @@ def _fold_hooks(part: nn.Module) -> None:
     part._forward_hooks.clear()
     # a method, not a closure over the module: nnsight keeps its function alone, and no cycle holds the module
     part.forward = types.MethodType(forward, part)
+
+
+def _items(container: Collection[Any]) -> tuple[Any, ...]:
+    return tuple(container.values()) if isinstance(container, dict) else tuple(container)
+
+
+def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    return len(before) == len(now) and all(map(operator.is_, before, now))
 
 
 def _address(parameter: Tensor) -> int:
