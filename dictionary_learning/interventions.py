@@ -4,8 +4,10 @@ Each function here returns an `Edit` for `TracedModel.run`, which also works in 
 nnsight trace.
 """
 
+from typing import TypeAlias
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary
@@ -13,8 +15,11 @@ from dictionary_learning.errors import DataError
 from dictionary_learning.models import Edit
 from dictionary_learning.sites import Site
 
+TokenMask: TypeAlias = Bool[Tensor, "..."] | Int[Tensor, "..."]
+"""Tokens (batch, ctx), True or 1 for those that count; (1, ctx) or (ctx,) for the same in every row."""
 
-def graft(dictionary: Dictionary, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+
+def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
     """Replaces the activations with the dictionary's reconstruction.
 
     Args:
@@ -28,9 +33,7 @@ def graft(dictionary: Dictionary, keep: Bool[Tensor, "batch ctx"] | None = None)
     return edit
 
 
-def graft_across(
-    dictionary: Dictionary, read: Site, write: Site, keep: Bool[Tensor, "batch ctx"] | None = None
-) -> dict[Site, Edit]:
+def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMask | None = None) -> dict[Site, Edit]:
     """Replaces the activations at a site with a transcoder's prediction from an earlier one.
 
     Args:
@@ -54,7 +57,7 @@ def graft_across(
     return {read: remember, write: replace}
 
 
-def put(value: Float[Tensor, "batch ctx dim"], keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) -> Edit:
     """Replaces the activations with given values.
 
     Args:
@@ -68,7 +71,7 @@ def put(value: Float[Tensor, "batch ctx dim"], keep: Bool[Tensor, "batch ctx"] |
     return edit
 
 
-def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = None) -> Edit:
     """Replaces the activations of each token with one value: zero, or their mean over a data set.
 
     Args:
@@ -82,7 +85,7 @@ def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: Bool[Tensor, "batch 
     return edit
 
 
-def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: TokenMask | None = None) -> Edit:
     """Adds a multiple of a direction, as a row of W_dec, to the activations of each token.
 
     Args:

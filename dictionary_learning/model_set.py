@@ -4,10 +4,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike
+from dictionary_learning.capture import MaskLike
 from dictionary_learning.errors import ModelError, SiteError
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Sides, Site, SiteDict, parse_sites
@@ -77,7 +78,7 @@ class ModelSet:
     def capture(
         self,
         input_ids: Int[Tensor, "batch ctx"],
-        attention_mask: Bool[Tensor, "batch ctx"] | None = None,
+        attention_mask: MaskLike | None = None,
         sites: SitesLike | None = None,
     ) -> SiteDict[Float[Tensor, "batch ctx dim"]]:
         """Returns the activations at the sites, on the first model's device; each model reads the tokens once."""

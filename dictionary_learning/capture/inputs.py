@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
 from dictionary_learning.errors import ModelError, SiteError
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 InputsLike: TypeAlias = Tensor | Mapping[str, Any] | tuple[Any, ...]
 """Token ids (batch, ctx), or a model's keyword arguments, its positional ones, or the only one."""
+MaskLike: TypeAlias = Shaped[Tensor, "batch ctx"]
+"""True or 1 for tokens, False or 0 for padding."""
 PROBE_TOKENS = 2
 """Tokens in the text that a model is probed with."""
 _MAX_OFFSET = 8
@@ -111,7 +113,7 @@ class InputBuilder:
             return None
         return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
-    def build(self, inputs: InputsLike, attention_mask: Bool[Tensor, "batch ctx"] | None = None) -> ModelInputs:
+    def build(self, inputs: InputsLike, attention_mask: MaskLike | None = None) -> ModelInputs:
         """Returns the arguments for a batch.
 
         Args:
@@ -234,9 +236,9 @@ class InputBuilder:
         config: Any = getattr(self.module, "config", None)
         longest, vocabulary = config.max_position_embeddings, getattr(config, "vocab_size", None)
         for part in self.module.modules():
-            if isinstance(part, nn.Embedding) and part.num_embeddings != vocabulary:
-                if longest <= part.num_embeddings <= longest + _MAX_OFFSET:
-                    yield part
+            size = part.num_embeddings if isinstance(part, nn.Embedding) else vocabulary
+            if size != vocabulary and longest <= size <= longest + _MAX_OFFSET:
+                yield part  # pyright: ignore[reportReturnType]
 
     def _has_fixed_table(self) -> bool:
         """Returns whether positions are looked up in a tensor, as in CTRL and GPT-J, that no method extends."""

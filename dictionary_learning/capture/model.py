@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning._types import SitesLike, SubmodulesLike
@@ -25,7 +25,7 @@ from dictionary_learning.capture.hookpoints import (
     heads_site,
     layer_paths,
 )
-from dictionary_learning.capture.inputs import PROBE_TOKENS, InputBuilder, InputsLike, ModelInputs
+from dictionary_learning.capture.inputs import PROBE_TOKENS, InputBuilder, InputsLike, MaskLike, ModelInputs
 from dictionary_learning.capture.probing import changes_output, checked_width, record_shapes, run
 from dictionary_learning.capture.remote import RemoteTracer
 from dictionary_learning.capture.skeleton import Snapshot, is_spread, skeleton
@@ -247,7 +247,7 @@ class TracedModel:
     def capture(
         self,
         inputs: InputsLike,
-        attention_mask: Bool[Tensor, "batch ctx"] | None = None,
+        attention_mask: MaskLike | None = None,
         sites: SitesLike | None = None,
     ) -> SiteDict[Float[Tensor, "batch positions dim"]]:
         """Returns the activations at the sites from one forward pass, which stops after the last of them.
@@ -285,7 +285,7 @@ class TracedModel:
     def run(
         self,
         inputs: InputsLike,
-        attention_mask: Bool[Tensor, "batch ctx"] | Mapping[Any, Edit] | None = None,
+        attention_mask: MaskLike | Mapping[Any, Edit] | None = None,
         edits: Mapping[Any, Edit] | None = None,
     ) -> Float[Tensor, "batch *prediction"]:
         """Returns the logits of a whole forward pass in which each edit may replace activations.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ModelError
 
-
 _NO_PART_OF_FORWARD = {
     "training",
     "_non_persistent_buffers_set",

@@ -131,7 +131,7 @@ def test_what_the_callers_hook_returns_is_captured_and_edited(side, with_kwargs)
     else:
         layer.register_forward_hook(recorder.after, with_kwargs=with_kwargs)
     model, site = load_model(hf), Site("model.layers.1", side)
-    given, kwargs, output = plain_values(hf, site.path, IDS, use_cache=False)
+    given, _, output = plain_values(hf, site.path, IDS, use_cache=False)
     seen.clear()
     found = model.capture(IDS, sites=[site, "model.layers.2:in"])
     assert torch.equal(found[site], given[0] if side == "in" else output)
@@ -161,7 +161,12 @@ class Loop(torch.nn.Module):
 def albert():
     torch.manual_seed(0)
     config = AlbertConfig(
-        vocab_size=97, embedding_size=8, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+        vocab_size=97,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
     )
     return AlbertForMaskedLM(config).eval()
 
