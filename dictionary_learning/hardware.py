@@ -59,17 +59,14 @@ def bfloat16_is_fast(device_type: str) -> bool:
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device_type == "cpu" and bool(_BFLOAT16_FLAGS & cpu_features())
-
-
-def cpu_features() -> set[str]:
-    """Returns the CPU's instruction sets by the names of /proc/cpuinfo, as far as they can be found."""
+    if device_type != "cpu":
+        return False
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+        return any(_BFLOAT16_FLAGS & set(line.split()) for line in lines if line.startswith(("flags", "Features")))
     except OSError:  # no Linux: PyTorch knows of x86 CPUs
-        ask = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
-        return {name for name, function in ask.items() if getattr(torch.cpu, function, lambda: False)()}
+        ask = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, function, bool)() for function in ask)
 
 
 @functools.cache

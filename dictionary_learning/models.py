@@ -84,7 +84,7 @@ def _by_object(model: Any, tokenizer: Any, example: Any, channels: Channels | No
             f"Got a {type(model).__name__} as the model; give a name, a folder, a GGUF file, a Hugging Face model, another "
             "torch.nn.Module, or an nnsight LanguageModel, TransformersModel or NNsight."
         )
-    if module is not model:
+    if not isinstance(model, nn.Module):
         if getattr(model, "dispatched", True) is False:
             model.dispatch()  # nnsight leaves parameters on `meta` until they are needed
             module = model._module

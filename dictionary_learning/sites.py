@@ -122,7 +122,8 @@ def parse_sites(sites: SitesLike, default: Side = "out") -> list[Site]:
         SiteError: something is neither a site nor a string.
     """
     several = isinstance(sites, Iterable) and not isinstance(sites, (str, Site))
-    return [Site.parse(site, default) for site in (sites if several else [sites])]
+    items: Iterable[str | Site] = sites if several else [sites]  # pyright: ignore[reportAssignmentType]
+    return [Site.parse(site, default) for site in items]
 
 
 def expand(patterns: SitesLike, paths: Iterable[str], *, model: str = "the model", default: Side = "out") -> list[Site]:

@@ -83,7 +83,8 @@ class InputBuilder:
         reads_text: bool = False,
         channels: Channels | None = None,
     ):
-        self.module, self.name, self.device, self.channels = module, name, device, channels
+        self.module, self.name, self.device = module, name, device
+        self.channels: Channels | None = channels
         parameters = inspect.signature(type(module).forward).parameters
         self._names = set(parameters)
         open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -101,8 +102,8 @@ class InputBuilder:
         if not isinstance(longest, int) or longest < 1:
             return None
         # RoBERTa's kind numbers its positions from behind the id of padding on
-        usable = [t.num_embeddings - t.padding_idx - 1 for t in self._position_tables() if t.padding_idx is not None]
-        return min([longest, *usable])
+        padded = [table for table in self._position_tables() if getattr(table, "padding_idx", None) is not None]
+        return min([longest, *(len(table.weight) - table.padding_idx - 1 for table in padded)])  # type: ignore[union-attr]
 
     @functools.cached_property
     def vocabulary_size(self) -> int | None:
@@ -125,7 +126,7 @@ class InputBuilder:
         """
         if isinstance(inputs, Tensor) and (self._reads_text or _is_ids(inputs)):
             mask = self._checked_mask(attention_mask, self._checked_ids(inputs))
-            made = self._text({"input_ids": inputs}, mask) if self._takes_ids else self._only(inputs, mask)
+            made = self._text({"input_ids": inputs}, mask) if self._takes_ids else self._arguments((inputs,), {})
             return made._replace(ctx_len=inputs.shape[1])
         if isinstance(inputs, Mapping):
             kwargs = dict(inputs)
@@ -214,7 +215,10 @@ class InputBuilder:
                 "shape, True or 1 for tokens, or None. Sites and edits go by name: sites=[...], edits={...}."
             )
         mask = mask.bool()  # tokenizers return integers, of which ~ is no negation
-        return None if bool(mask.all()) else mask
+        if bool(mask.all()):
+            return None
+        self._check_padding(mask)
+        return mask
 
     def _check_length(self, ctx_len: int) -> None:
         """Refuses contexts longer than a table of positions; warns of those the model was not made for.
@@ -223,7 +227,7 @@ class InputBuilder:
             ModelError: the model has a table with a row for each position, and fewer of them.
         """
         longest = self.longest_context
-        if any(True for _ in self._position_tables()) or self._has_fixed_table():
+        if any(True for _ in self._position_tables()):
             raise ModelError(
                 f"{self.name} knows {longest} positions, and a context has {ctx_len} tokens. Set ctx_len to {longest} or "
                 "less."
@@ -232,41 +236,31 @@ class InputBuilder:
             self._warned_of_length = True
             logger.warning("%s was made for contexts of at most %s tokens; these have %d.", self.name, longest, ctx_len)
 
-    def _position_tables(self) -> Iterator[nn.Embedding]:
+    def _position_tables(self) -> Iterator[nn.Embedding | Tensor]:
+        """Yields the tables with a row for each position: learnt ones, and fixed ones as in CTRL and GPT-J."""
         config: Any = getattr(self.module, "config", None)
         longest, vocabulary = config.max_position_embeddings, getattr(config, "vocab_size", None)
         for part in self.module.modules():
-            size = part.num_embeddings if isinstance(part, nn.Embedding) else vocabulary
-            if size != vocabulary and longest <= size <= longest + _MAX_OFFSET:
-                yield part  # pyright: ignore[reportReturnType]
-
-    def _has_fixed_table(self) -> bool:
-        """Returns whether positions are looked up in a tensor, as in CTRL and GPT-J, that no method extends."""
-        longest: int = self.module.config.max_position_embeddings  # type: ignore[union-attr]
-        return any(
-            isinstance(value, Tensor) and value.ndim == 2 and longest <= value.shape[0] <= longest + _MAX_OFFSET
-            for part in self.module.modules()
-            if not hasattr(part, "make_weights")  # XGLM's and M2M-100's tables grow
-            for value in (*part._buffers.values(), *part.__dict__.values())
-        )
+            tables = [
+                value for value in (*part._buffers.values(), *part.__dict__.values()) if isinstance(value, Tensor)
+            ]
+            if hasattr(part, "make_weights"):
+                continue  # XGLM's and M2M-100's tables grow
+            for table in [part] if isinstance(part, nn.Embedding) else tables:
+                shape = table.weight.shape if isinstance(table, nn.Embedding) else table.shape
+                if len(shape) == 2 and shape[0] != vocabulary and longest <= shape[0] <= longest + _MAX_OFFSET:
+                    yield table
 
     def _text(self, kwargs: dict[str, Any], mask: Tensor | None) -> ModelInputs:
         ids = kwargs["input_ids"]
         if mask is not None:
             kwargs["attention_mask"] = mask.to(torch.long)
-            self._check_padding(mask)
             # learnt positions are counted from the first column, unless the model is told; padding may be there
             if "position_ids" in self._names and self._counts_from_zero():
                 kwargs.setdefault("position_ids", (kwargs["attention_mask"].cumsum(-1) - 1).clamp_min(0))
         if "decoder_input_ids" in self._names and "decoder_input_ids" not in kwargs:
             kwargs = {**self._shifted(ids, mask), **kwargs}
         return self._arguments((), kwargs)
-
-    def _only(self, ids: Tensor, mask: Tensor | None) -> ModelInputs:
-        """Returns the arguments of a module whose only argument is token ids."""
-        if mask is not None:
-            self._check_padding(mask)
-        return self._arguments((ids,), {})
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelInputs:
         first = next(_tensors((*args, *kwargs.values())), None)

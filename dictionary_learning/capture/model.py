@@ -177,7 +177,8 @@ class TracedModel:
         several = isinstance(submodules, Sequence) and not isinstance(submodules, (str, Site))
         default: Side = "out" if side == "in_and_out" else side
         with self._exclusive():
-            wanted = [self._alias(self._site(item, default)) for item in (submodules if several else [submodules])]
+            items: Any = submodules if several else [submodules]
+            wanted = [self._alias(self._site(item, default)) for item in items]
             found = [self._place(site) for site in expand(wanted, self._paths, model=type(self._original).__name__)]
         if side == "in_and_out":
             found = [Site(site.path, each, call=site.call) for site in found for each in ("in", "out")]

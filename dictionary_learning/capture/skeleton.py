@@ -16,17 +16,9 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ModelError
 
-_NO_PART_OF_FORWARD = {
-    "training",
-    "_non_persistent_buffers_set",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-}
+_NO_PART_OF_FORWARD = set(
+    ["training", "_non_persistent_buffers_set", "_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook", "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"]
+)
 """Attributes of a module that may change without a change of what it computes here."""
 
 

@@ -34,13 +34,13 @@ class Tracer:
     def collect(self, sites: Sequence[Site], inputs: ModelInputs) -> list[Tensor]:
         """Returns the activations (batch, positions, dim) at sites in order of execution."""
         values = _collect(self._root, [place(self._root, site) for site in sites], inputs)
-        _check_calls(sites, len(values))
+        _check_reached(sites, len(values))
         return values
 
     def run(self, edits: Sequence[tuple[Site, Edit]], inputs: ModelInputs) -> Tensor:
         """Returns the model's prediction after edits in order of execution."""
         results = _run(self._root, [(place(self._root, site), edit) for site, edit in edits], inputs)
-        _check_calls([site for site, _ in edits], results["n_edits"])
+        _check_reached([site for site, _ in edits], results["n_edits"])
         return results["prediction"]
 
 
@@ -80,10 +80,8 @@ def _collect(root: Any, places: Sequence[Place], inputs: ModelInputs) -> list[Te
     values: list[Tensor] = []
     with root.trace(*inputs.args, **inputs.kwargs) as tracer:
         for target in places:
-            if target.site.call:  # nnsight's loop waits for the n-th call of the next module that is read
-                for _ in tracer.iter[[target.site.call]]:
-                    values.append(_activations(_read(target), inputs))
-            else:
+            # the first request in nnsight's loop waits for this call of the module
+            for _ in tracer.iter[[target.site.call or 0]]:
                 values.append(_activations(_read(target), inputs))
         raise done
     done.__traceback__ = done.__context__ = None
@@ -95,19 +93,16 @@ def _run(root: Any, edits: Sequence[tuple[Place, Edit]], inputs: ModelInputs) ->
     results: dict[str, Any] = {"n_edits": 0}
     with root.trace(*inputs.args, **inputs.kwargs) as tracer:
         for target, edit in edits:
-            if target.site.call:
-                for _ in tracer.iter[[target.site.call]]:
-                    _rewrite(target, edit, inputs)
-            else:
+            for _ in tracer.iter[[target.site.call or 0]]:
                 _rewrite(target, edit, inputs)
-            results["n_edits"] += 1
+                results["n_edits"] += 1
         output = root.output
         logits = getattr(output, "logits", None)
         results["prediction"] = logits if isinstance(logits, torch.Tensor) else hidden(output)
     return results
 
 
-def _check_calls(sites: Sequence[Site], n_reached: int) -> None:
+def _check_reached(sites: Sequence[Site], n_reached: int) -> None:
     if n_reached < len(sites):
         raise SiteError(
             f"Site '{sites[n_reached]}' was not reached: the forward pass ran its module fewer times than when the model was "
