@@ -86,12 +86,10 @@ class TracedModel:
         self.module = self._original if self._remote else skeleton(self._original)
         self._tracer: Tracer | RemoteTracer = self._remote or Tracer(self.module)
         self._snapshot = None if self._remote else Snapshot(self._original)
-        reads_text = self.tokenizer is not None
         self._builder = InputBuilder(
-            self.module, self.name, self.device, example, reads_text=reads_text, channels=self.channels
+            self.module, self.name, self.device, example, reads_text=self.tokenizer is not None, channels=self.channels
         )
-        self._paths = [path for path, _ in self._original.named_modules()]
-        self._path_set = set(self._paths)
+        self._paths = {path: None for path, _ in self._original.named_modules()}
         self._shapes: dict[Site, torch.Size | None] = {}  # of each call, in order of execution
         self._calls: dict[Site, list[Site]] = {}  # of each site, with the number of the call
         self._widths: dict[Site, int] = {}  # of each call
@@ -238,8 +236,9 @@ class TracedModel:
         """
         with self._exclusive():
             places = self._resolve(sites)
-            calls = {site: self._single_call(place) for site, place in places.items()}
-            found = {site: self._positions(call) for site, call in calls.items() if self._shapes[call] is not None}
+            calls, ctx_len = {s: self._single_call(place) for s, place in places.items()}, self._probe_inputs().ctx_len
+            shapes = {site: torch.empty(self._shapes[call] or (1, 1), device="meta") for site, call in calls.items()}
+            found = {site: flat(x, self.channels, ctx_len).shape[1] for site, x in shapes.items()}
         if len(set(found.values())) != 1:
             listed = ", ".join(f"{site}: {n}" for site, n in found.items())
             raise SiteError(f"The sites have different numbers of positions ({listed}). Read them one at a time.")
@@ -325,6 +324,7 @@ class TracedModel:
             SiteError: two edits are of one call, or something is no function.
         """
         found: dict[Site, Edit] = {}
+        self._resolve(list(edits))  # one probe for all
         for key, edit in edits.items():
             if not callable(edit):
                 raise SiteError(
@@ -360,11 +360,14 @@ class TracedModel:
         """Returns the sites, with patterns replaced by their matches, each with its place in the model."""
         places: dict[Site, Site] = {}
         for site in parse_sites(sites):
-            if site in self._places or site.path in self._path_set or self._alias(site) is not site:
+            if site in self._places or site.path in self._paths or self._alias(site) is not site:
                 places[site] = self._place(site)
             else:
                 matches = expand(site, self._paths, model=type(self._original).__name__)
                 places.update((match, self._place(match)) for match in matches)
+        bases = dict.fromkeys(place._replace(call=None) for place in places.values())
+        if any(base not in self._calls for base in bases):
+            self._probe([base for base in bases if base not in self._calls])
         return places
 
     def _alias(self, site: Site) -> Site:
@@ -379,7 +382,7 @@ class TracedModel:
         """Returns where a site is: itself, or what an alias stands for."""
         if site not in self._places:
             place = self._alias(site)
-            if place.path not in self._path_set:
+            if place.path not in self._paths:
                 (place,) = expand(place, self._paths, model=type(self._original).__name__)
             if place.side == "heads":
                 if device_of(self.module).type == "meta":
@@ -402,44 +405,41 @@ class TracedModel:
         if place not in self._calls:
             base = place._replace(call=None)
             if base not in self._calls:
-                self._probe(base)
+                self._probe([base])
             if place.call is not None:
-                if place.call >= len(self._calls[base]):
-                    n = len(self._calls[base])
+                n = len(self._calls[base])
+                if place.call >= n:
                     raise SiteError(
                         f"Site '{place}' is in {self.name}, but its module runs {n} times. Name '@0' to '@{n - 1}'."
                     )
                 return [self._calls[base][place.call]]
         return self._calls[place]
 
-    def _probe(self, place: Site) -> None:
-        """Finds the calls of a place's module, and the order of execution of all known places.
+    def _probe(self, places: Sequence[Site]) -> None:
+        """Finds the calls of places' modules, and the order of execution of all known places.
 
         Raises:
-            SiteError: the forward pass does not run the module.
+            SiteError: the forward pass does not run a module; or a hook of the caller's changes its output
+                after nnsight has read it. (In a skeleton the hooks are a part of `forward`.)
         """
-        self._check_hooks(place)
-        sites = [*(site for site in self._calls if site.call is None), place]
+        sites = [*(site for site in self._calls if site.call is None), *places]
         shapes = record_shapes(self.module, sites, self._probe_inputs())
         n_calls = collections.Counter(call._replace(call=None) for call in shapes)
-        if not n_calls[place]:
-            raise SiteError(
-                f"Site '{place}' is in {self.name}, but its forward pass does not run that module. Choose one that runs."
-            )
+        for place in places:
+            if not n_calls[place]:
+                raise SiteError(
+                    f"Site '{place}' is in {self.name}, but its forward pass does not run that module. Choose one that runs."
+                )
+            if place.side == "out" and self.module.get_submodule(place.path)._forward_hooks and is_spread(self.module):
+                raise SiteError(
+                    f"Site '{place}' is in a model that accelerate has spread over devices, and its module has a forward hook, "
+                    "which changes the output after it is read. Remove the hook, or name the ':in' of the next module."
+                )
         # the only call of a module has no number
         self._shapes = {c if n_calls[s := c._replace(call=None)] > 1 else s: shape for c, shape in shapes.items()}
-        self._calls = {site: [call for call in self._shapes if call._replace(call=None) == site] for site in sites}
-
-    def _check_hooks(self, place: Site) -> None:
-        """Refuses outputs that a hook of the caller's may change after nnsight has read them.
-
-        In a skeleton the hooks are a part of the module's `forward`; a spread model has no skeleton.
-        """
-        if place.side == "out" and self.module.get_submodule(place.path)._forward_hooks and is_spread(self.module):
-            raise SiteError(
-                f"Site '{place}' is in a model that accelerate has spread over devices, and its module has a forward hook, "
-                "which changes the output after it is read. Remove the hook, or name the ':in' of the module that comes next."
-            )
+        self._calls = {site: [] for site in sites}
+        for call in self._shapes:
+            self._calls[call._replace(call=None)].append(call)
 
     def _single_call(self, place: Site) -> Site:
         """Returns the call of a place's module that is read.
@@ -462,11 +462,6 @@ class TracedModel:
                 self.module, call, self._shapes[call], self._probe_inputs(), lambda: self._probe_inputs(_ROW_TOKENS, 2)
             )
         return self._widths[call]
-
-    def _positions(self, call: Site) -> int:
-        inputs = self._probe_inputs()
-        x = torch.empty(self._shapes[call] or (), device="meta")
-        return flat(x, self.channels, inputs.ctx_len).shape[1]
 
     def _probe_inputs(self, n_tokens: int = PROBE_TOKENS, n_texts: int = 1) -> ModelInputs:
         return self._builder.probe(n_tokens, n_texts).to(device_of(self.module))

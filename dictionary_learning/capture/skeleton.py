@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ModelError
 
-_NO_PART_OF_FORWARD = set(
-    ["training", "_non_persistent_buffers_set", "_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook", "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"]
-)
-"""Attributes of a module that may change without a change of what it computes here."""
+_NO_PART_OF_FORWARD = ("_backward_", "_is_full_backward_", "_state_dict_", "_load_state_dict_", "_non_persistent_")
+"""Beginnings of names of attributes that may change without a change of what a module computes."""
 
 
 class Snapshot:
@@ -31,7 +29,7 @@ class Snapshot:
 
     def __init__(self, module: nn.Module):
         # accelerate loads offloaded tensors for each forward pass, and its models are traced themselves
-        self._ignored = _NO_PART_OF_FORWARD | ({"_parameters", "_buffers"} if is_spread(module) else set())
+        self._ignored = {"training", *(("_parameters", "_buffers") if is_spread(module) else ())}
         self._attributes: list[tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = []
         self._containers: list[tuple[Collection[Any], tuple[Any, ...]]] = []
         for part in module.modules():
@@ -54,7 +52,8 @@ class Snapshot:
         )
 
     def _values(self, part: nn.Module) -> tuple[Any, ...]:
-        return tuple([value for name, value in part.__dict__.items() if name not in self._ignored])
+        attributes = part.__dict__.items()
+        return tuple([v for k, v in attributes if k not in self._ignored and not k.startswith(_NO_PART_OF_FORWARD)])
 
 
 def is_spread(module: nn.Module) -> bool:

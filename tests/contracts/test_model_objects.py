@@ -54,7 +54,9 @@ KINDS = {
     ),
     "traced": lambda tmp: load_model(load_model(tiny.model("llama"), tokenizer=tiny.tokenizer())),
     "any module": lambda tmp: load_model(Wrapped(), example=torch.randn(1, 3, tiny.DIM)),
-    "set": lambda tmp: load_model(ModelSet(a=tiny.model("llama"), b=load_model(tiny.model(), tokenizer=tiny.tokenizer()))),
+    "set": lambda tmp: load_model(
+        ModelSet(a=tiny.model("llama"), b=load_model(tiny.model(), tokenizer=tiny.tokenizer()))
+    ),
 }
 
 
