@@ -68,16 +68,27 @@ def load_model(
     """
     if isinstance(model, TracedModel) or hasattr(model, "capture"):  # a `ModelSet`
         return model  # pyright: ignore[reportReturnType]
-    if isinstance(model, (str, os.PathLike)):
-        return _by_name(str(model), tokenizer, device, dtype, revision, example, channels, remote, options)
+    if not isinstance(model, (str, os.PathLike)):
+        if remote:
+            raise ModelError(
+                f"Got a {type(model).__name__} with remote={remote!r}; a server knows models by name. Give the name on the hub."
+            )
+        return _wrap(model, tokenizer, example, channels)
+    name = str(model)
+    known = Path(name).stem if name.endswith(".gguf") else name  # a GGUF file has the same name in every folder
+    if isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(tokenizer)
     if remote:
-        raise ModelError(
-            f"Got a {type(model).__name__} with remote={remote!r}; a server knows models by name. Give the name on the hub."
-        )
-    return _by_object(model, tokenizer, example, channels)
+        tokenizer = tokenizer or load_tokenizer(name, revision)
+        tracer = RemoteTracer(name, tokenizer, revision=revision, remote=remote, options=options)
+        return TracedModel(tracer.module, tokenizer, name=known, revision=revision, tracer=tracer)
+    module = load_pretrained(name, as_device(device), dtype, revision, options)
+    if tokenizer is None and takes_text(module):
+        tokenizer = load_tokenizer(name, revision)
+    return TracedModel(module, tokenizer, name=known, revision=revision, example=example, channels=channels)
 
 
-def _by_object(model: Any, tokenizer: Any, example: Any, channels: Channels | None) -> TracedModel:
+def _wrap(model: Any, tokenizer: Any, example: Any, channels: Channels | None) -> TracedModel:
     module = model if isinstance(model, nn.Module) else getattr(model, "_module", None)
     if not isinstance(module, nn.Module):
         raise ModelError(
@@ -92,28 +103,3 @@ def _by_object(model: Any, tokenizer: Any, example: Any, channels: Channels | No
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
     return TracedModel(module, tokenizer, example=example, channels=channels)
-
-
-def _by_name(
-    name: str,
-    tokenizer: Any,
-    device: torch.device | str | None,
-    dtype: torch.dtype | str | None,
-    revision: str | None,
-    example: Any,
-    channels: Channels | None,
-    remote: bool | str,
-    options: dict[str, Any],
-) -> TracedModel:
-    known = Path(name).stem if name.endswith(".gguf") else name  # a GGUF file has the same name in every folder
-    if remote:
-        if not tokenizer or isinstance(tokenizer, str):
-            tokenizer = load_tokenizer(tokenizer or name, revision)
-        tracer = RemoteTracer(name, tokenizer, revision=revision, remote=remote, options=options)
-        return TracedModel(tracer.module, tokenizer, name=known, revision=revision, tracer=tracer)
-    module = load_pretrained(name, as_device(device), dtype, revision, options)
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer)
-    elif tokenizer is None and takes_text(module):
-        tokenizer = load_tokenizer(name, revision)
-    return TracedModel(module, tokenizer, name=known, revision=revision, example=example, channels=channels)

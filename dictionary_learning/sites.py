@@ -96,7 +96,9 @@ class SiteDict(dict[Site, V]):
         if not isinstance(key, str):
             return key
         site = Site.parse(key)
-        near = [] if dict.__contains__(self, site) else [s for s in self if s[1:] == site[1:] and _fits(s.path, site)]
+        if dict.__contains__(self, site):
+            return site
+        near = [s for s in self if s[1:] == site[1:] and _matches(site.path, [s.path])]
         return near[0] if len(near) == 1 else site
 
     def __getitem__(self, key: Site | str) -> V:
@@ -177,10 +179,6 @@ def _matches(pattern: str, paths: list[str]) -> list[str]:
     whole = [path for path in paths if _match_parts(path.split("."), parts)]
     # a pattern may leave out the base model's prefix, but a match of the whole path wins
     return whole or [path for path in paths if _match_parts(path.split("."), ["**", *parts])]
-
-
-def _fits(path: str, pattern: Site) -> bool:
-    return bool(_matches(pattern.path, [path]))
 
 
 def _match_parts(path: list[str], pattern: list[str]) -> bool:

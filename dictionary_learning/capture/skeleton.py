@@ -107,10 +107,9 @@ def _fold_hooks(part: nn.Module) -> None:
     nnsight reads an output before the hooks run; the next module gets what they made of it.
     """
     hooks = [(hook, key in part._forward_hooks_with_kwargs) for key, hook in part._forward_hooks.items()]
-    own = part.__dict__.get("forward")
-    inner: Callable[..., Any] = type(part).forward if own is None else own
-    bound = own is None or (inspect.ismethod(own) and own.__self__ is part)
-    inner = own.__func__ if bound and own is not None else inner
+    own: Any = part.forward
+    bound = inspect.ismethod(own) and own.__self__ is part
+    inner: Callable[..., Any] = own.__func__ if bound else own
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = inner(self, *args, **kwargs) if bound else inner(*args, **kwargs)
