@@ -25,6 +25,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OLD_ADDRESSES = {"dictionary", "grad_pursuit", "utils", "pytorch_buffer", "__init__", "__main__"}
+TYPES_ONLY = {"_types"}  # imports names for annotations alone, which may come from anywhere
 ALLOWED_IN = {
     "nnsight": {"capture/tracing.py", "capture/remote.py"},
     "datasets": {"data/hub.py", "_types.py"},

@@ -142,7 +142,7 @@ def test_values_that_are_not_of_each_example_are_refused():
             return self.tokens(self.rows(x).flatten(0, 1))
 
     model = load_model(Flat(), example=torch.randn(1, 3, 4))
-    with pytest.raises(SiteError, match=r"gives \(3, 4\) for one example"):
+    with pytest.raises(SiteError, match=r"has \(3, 4\) for one example"):
         model.widths([Site("tokens")])
 
 

@@ -119,7 +119,7 @@ def test_heads_of_an_adapter_are_the_adapters_input():
 @pytest.mark.parametrize(
     ("family", "path", "said"),
     [
-        ("mamba", "backbone.layers.1", "no attention heads that its config knows of"),
+        ("mamba", "backbone.layers.1", "names a number of attention heads"),
         ("llama", "model.layers.1.mlp", "No output projection of attention was found in 'model.layers.1.mlp'"),
     ],
 )
@@ -187,7 +187,7 @@ def test_module_called_embedding_is_meant_by_its_name():
     assert load_model(Model()).sites("embedding") == [Site("embedding")]
     hf = tiny.model("llama")
     hf.get_input_embeddings = lambda: None
-    with pytest.raises(SiteError, match="does not say which module embeds"):
+    with pytest.raises(SiteError, match="does not name the module that embeds"):
         load_model(hf).sites("embedding")
 
 

@@ -19,11 +19,11 @@ IDS = torch.arange(3, 21).view(2, 9)
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("hidden_states[11]", "the output of layer 10, which layer 11 is given: name 'layers.10:out'"),
+        ("hidden_states[11]", "the output of layer 10 and the input of layer 11: name 'layers.10:out'"),
         ("hidden_states[0]", "is the embedding: name 'embedding'"),
         ("model.hidden_states.3:out", "the output of layer 2"),
         ("hidden_states[-1]", "Name the module whose output is meant"),
-        ("hidden_states", "there is one more than there are layers"),
+        ("hidden_states", "there is one more of them than layers"),
     ],
 )
 def test_index_of_a_hidden_state_is_refused_with_the_module_that_is_meant(asked, said):
@@ -90,7 +90,7 @@ def test_layer_that_begins_to_return_something_else_is_refused():
     model.module.layer.form = lambda x: x
     assert model.capture(IDS, None, [site])[site].shape == (2, 9, 4)
     model.module.layer.form = lambda x: x[:1]
-    with pytest.raises(SiteError, match=r"gave \(1, 9, 4\); \(2, 9, 4\) is needed"):
+    with pytest.raises(SiteError, match=r"gave \(1, 9, 4\); \(2, 9, dim\) is needed"):
         model.capture(IDS, None, [site])
     model.module.layer.form = lambda x: x.mean(1, keepdim=True)
     with pytest.raises(SiteError, match=r"gave \(2, 1, 4\)"):
@@ -130,7 +130,7 @@ def test_values_that_an_edit_remembers_survive_too():
 
 def test_change_in_place_that_is_not_returned_is_refused():
     model = load_model(tiny.model("llama"))
-    with pytest.raises(SiteError, match="changed what it was given and returned nothing"):
+    with pytest.raises(SiteError, match="changed its argument in place and returned nothing"):
         model.run(IDS, None, {Site("model.layers.1"): lambda x: (x.zero_(), None)[1]})
 
 

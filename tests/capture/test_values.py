@@ -116,7 +116,7 @@ def test_layers_that_give_tuples_and_layers_that_give_tensors_are_read_and_writt
 def test_second_of_an_attentions_tuple_is_captured():
     hf = tiny.model("llama").eval()
     hf.set_attn_implementation("eager")
-    with pytest.raises(SiteError, match=r"gives \(1, 2, 2, 2\) for one text of 2 tokens"):
+    with pytest.raises(SiteError, match=r"has \(1, 2, 2, 2\) for one text of 2 tokens"):
         load_model(hf).widths([Site.parse("model.layers.0.self_attn:out[1]")])
     model = load_model(tiny.model("bloom"))
     with pytest.raises(SiteError, match="no tensor"):
