@@ -7,7 +7,7 @@ from dictionary_learning import ActivationBuffer, Site, load_model, trainSAE
 from dictionary_learning.dictionaries import HeadAutoencoders
 from dictionary_learning.errors import SiteError
 from tests import tiny
-from tests.capture.plain import plain_inputs
+from tests.capture.plain import first_tensor, plain_inputs
 
 IDS = torch.arange(3, 21).view(2, 9)
 LAYERS = {
@@ -144,7 +144,7 @@ def test_layers_of_a_hybrid_without_attention_have_no_heads():
 def test_number_of_heads_is_refused_where_the_width_does_not_fit():
     hf = tiny.model("llama")
     hf.model.layers[0].odd = torch.nn.Linear(16, 3)
-    hf.model.layers[0].register_forward_hook(lambda layer, args, output: (layer.odd(output), output)[1])
+    hf.model.layers[0].register_forward_hook(lambda layer, args, output: (layer.odd(first_tensor(output)), output)[1])
     with pytest.raises(SiteError, match="3 wide, which 2 heads cannot share"):
         load_model(hf).n_heads("model.layers.0.odd")
 
