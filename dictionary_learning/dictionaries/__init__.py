@@ -7,6 +7,7 @@ from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.conversion import expand_or_convert
 from dictionary_learning.dictionaries.crosscoder import Crosscoder
 from dictionary_learning.dictionaries.folding import fold_decoder_norm_
+from dictionary_learning.dictionaries.info import DictionaryInfo
 from dictionary_learning.dictionaries.initialization import geometric_median
 from dictionary_learning.dictionaries.named import (
     AbsTopKSAE,
@@ -43,6 +44,7 @@ __all__ = [
     "CrossLayerTranscoder",
     "Crosscoder",
     "Dictionary",
+    "DictionaryInfo",
     "DictionaryShape",
     "GatedAutoEncoder",
     "GroupMaxSAE",

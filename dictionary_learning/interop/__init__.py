@@ -3,8 +3,6 @@
 from dictionary_learning.interop import (
     gemma_scope,
     llama_scope,
-    mats,
-    openai,
     own,
     sae_lens,
     sae_lens_legacy,
@@ -17,7 +15,7 @@ from dictionary_learning.interop.base import FORMATS, Format, Loaded
 from dictionary_learning.interop.convert import convert, write_dictionary
 from dictionary_learning.interop.hub import load_from_hub, push_to_hub
 from dictionary_learning.interop.loading import load_many
-from dictionary_learning.interop.releases import Release, pretrained
+from dictionary_learning.interop.releases import Release, list_pretrained
 from dictionary_learning.interop.sae import Sae
 from dictionary_learning.interop.saebench import as_custom_sae
 
@@ -30,13 +28,11 @@ __all__ = [
     "as_custom_sae",
     "convert",
     "gemma_scope",
+    "list_pretrained",
     "llama_scope",
     "load_from_hub",
     "load_many",
-    "mats",
-    "openai",
     "own",
-    "pretrained",
     "push_to_hub",
     "sae_lens",
     "sae_lens_legacy",

@@ -1,4 +1,4 @@
-"""What a format is, and how the one that a checkpoint is of is found."""
+"""Formats of checkpoints, and how the format of a checkpoint is recognized."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -10,32 +10,31 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError, UnknownNameError
 from dictionary_learning.interop.files import Files
 
+Facts = Mapping[str, Any]
+"""Facts about a checkpoint that its files do not hold, by name."""
+
 
 class Loaded(NamedTuple):
     """What a format reads from a checkpoint."""
 
     dictionary: Dictionary
     config: dict[str, Any]
-    """What is known of it: of other packages' files "format", "peer" (their settings as they stand), "model" and "site" if given."""
-
-
-Facts = Mapping[str, Any]
-"""What the caller says of a checkpoint that its files do not."""
+    """What is known about the dictionary; see `DictionaryInfo.config`."""
 
 
 class Format(ABC):
     """How one kind of file is recognized, read and written."""
 
     name: ClassVar[str]
-    """As `format=` and `--to` name it."""
+    """The name for `format=` and `--to`."""
     about: ClassVar[str]
-    """Whose it is, in one line."""
+    """Whose format it is, in one line."""
     facts: ClassVar[tuple[str, ...]] = ()
-    """What a caller may say of a checkpoint that its files do not."""
+    """Facts that a caller may add."""
     needed: ClassVar[tuple[str, ...]] = ()
-    """Patterns of the files that are read, as the hub takes them; they are looked for in the folder itself."""
+    """Patterns of the files that are read, relative to the folder."""
     writes: ClassVar[bool] = False
-    """Whether dictionaries can be written so."""
+    """Whether dictionaries can be written in this format."""
 
     @abstractmethod
     def recognizes(self, files: Files) -> bool:
@@ -50,65 +49,86 @@ class Format(ABC):
         """
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-        """Writes a dictionary into a folder that exists.
+        """Writes a dictionary into an existing folder; formats with `writes` implement it.
 
         Args:
-            dictionary: what to write; it is not changed.
+            dictionary: the dictionary, which is not changed.
             folder: the folder.
-            config: what is known of it, as reading gives it.
+            config: what is known about the dictionary; see `DictionaryInfo.config`.
 
         Raises:
-            CheckpointError: the format cannot express the dictionary; the message says why. Nothing has been written then.
+            CheckpointError: the format cannot express the dictionary. Nothing has been written then.
         """
-        writable = ", ".join(name for name in FORMATS if FORMATS[name].writes)
-        raise CheckpointError(f"Dictionaries are not written as {self.name}. Choose one of: {writable}.")
+        raise NotImplementedError
+
+    def known(self, peer: Mapping[str, Any], names: Mapping[str, Any] | None = None, **keys: str) -> dict[str, Any]:
+        """Returns a config of what is known.
+
+        Args:
+            peer: the settings of the other package as they stand in its files.
+            names: the settings to look in for the names below; `peer` by default.
+            keys: the key there of each of our sections: model, site, target_site.
+        """
+        values = {section: (peer if names is None else names).get(key) for section, key in keys.items()}
+        texts = {section: value for section, value in values.items() if isinstance(value, str)}
+        return {"format": self.name, "peer": dict(peer), **texts}
 
 
 FORMATS: Registry[Format] = Registry("format")
 
 
-def format_of(files: Files, name: str | None = None) -> Format:
-    """Returns the format of a checkpoint: the one named, or the only one that recognizes it.
+def writable_format(name: str) -> Format:
+    """Returns a format that dictionaries can be written in.
 
     Raises:
-        CheckpointError: none does, or several do.
+        CheckpointError: there is no such format, or it is only read.
+    """
+    known = _format_named(name)
+    if not known.writes:
+        writable = ", ".join(other for other, entry in FORMATS.items() if entry.writes)
+        raise CheckpointError(f"Dictionaries are read as {name}, and not written. Choose one of: {writable}.")
+    return known
+
+
+def format_of(files: Files, name: str | None = None) -> Format:
+    """Returns the format of a checkpoint: the one named, or the only one that recognizes the files.
+
+    Raises:
+        CheckpointError: no format does, or several do.
     """
     if name is not None:
-        try:
-            return FORMATS[name]
-        except UnknownNameError as error:
-            raise CheckpointError(str(error)) from error
-    found = [known for name, known in FORMATS.items() if known.recognizes(files)]
+        return _format_named(name)
+    found = [known for _, known in FORMATS.items() if known.recognizes(files)]
     if len(found) == 1:
         return found[0]
     if found:
         raise CheckpointError(
-            f"'{files}' may be any of {', '.join(known.name for known in found)}, which differ in what they compute. It holds: "
+            f"'{files}' may be any of {', '.join(known.name for known in found)}, which compute different things. It holds: "
             f"{files.listing()}. Say which by format=."
         )
     raise CheckpointError(
-        f"'{files}' is no dictionary of a format that is known. It holds: {files.listing()}. Give the folder with the weights and their "
+        f"'{files}' is no dictionary of a known format. It holds: {files.listing()}. Give the folder with the weights and their "
         f"config, or say the format: {', '.join(FORMATS)}."
     )
 
 
 def check_facts(known: Format, facts: Facts) -> None:
-    """Checks that what the caller says means something to the format.
+    """Checks that the format can use the facts.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: it cannot use one of them.
     """
     for name in facts:
         if name not in known.facts:
-            takes = f"it takes: {', '.join(known.facts)}" if known.facts else "it takes none"
-            raise CheckpointError(f"The format {known.name} has no use for {name}={facts[name]!r}; {takes}.")
+            usable = f"it uses: {', '.join(known.facts)}" if known.facts else "it uses no facts"
+            raise CheckpointError(f"The format {known.name} has no use for {name}={facts[name]!r}; {usable}.")
 
 
 def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, where: object) -> Any:
-    """Returns a setting of a config, of the type that is needed.
+    """Returns a setting of a config, checked to be of a type.
 
     Raises:
-        CheckpointError: it has another.
+        CheckpointError: the setting has another type.
     """
     value = config.get(name, default)
     if value is default:
@@ -121,7 +141,7 @@ def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, wher
 
 
 def choice(config: Mapping[str, Any], name: str, known: Collection[str], default: str | None, where: object) -> str:
-    """Returns a setting of a config that is one of some words.
+    """Returns a setting of a config, checked to be one of some words.
 
     Raises:
         CheckpointError: it is none of them.
@@ -133,11 +153,18 @@ def choice(config: Mapping[str, Any], name: str, known: Collection[str], default
 
 
 def positive(value: Any, name: str, where: object) -> float:
-    """Returns a number that something is multiplied or divided by.
+    """Returns a factor, checked to be a positive finite number.
 
     Raises:
-        CheckpointError: it is no positive finite number.
+        CheckpointError: it is none.
     """
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1e-30 < value < 1e30:
         raise CheckpointError(f"'{where}' has {name}={value!r}; a positive number is needed.")
     return float(value)
+
+
+def _format_named(name: str) -> Format:
+    try:
+        return FORMATS[name]
+    except UnknownNameError as error:
+        raise CheckpointError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Dictionaries as SAELens 6 saves them for use."""
+"""Dictionaries as SAELens 6 saves them for inference."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import (
     Coder,
     Dictionary,
+    DictionaryInfo,
     Normalized,
     SparseAutoencoder,
     TemporalAutoencoder,
@@ -27,10 +28,12 @@ from dictionary_learning.dictionaries.nonlinearities import (
 )
 from dictionary_learning.disk import write_atomically, write_json
 from dictionary_learning.errors import CheckpointError
+from dictionary_learning.interop.hook_names import hook_name, model_name
+from dictionary_learning.interop.sae_lens import CONFIG, NORMALIZATIONS, UNIT, WEIGHTS
 
 _VERSION = "6.0.0"
-"""The version whose form it is; readers take a config without one for that of 5.x."""
-_NORMALIZATIONS = {"layer_norm_eps_in": "layer_norm", "constant_norm_rescale": "constant_norm_rescale"}
+"""The version of the form that is written; readers take a config without one for that of 5.x."""
+_NORMALIZATIONS = {ours: theirs for theirs, ours in NORMALIZATIONS.items() if ours is not None}
 _ARCHITECTURES = {
     ReLU: "standard",
     TopK: "topk",
@@ -41,8 +44,6 @@ _ARCHITECTURES = {
     StoppedPursuit: "matching_pursuit",
 }
 _TRANSCODERS = {ReLU: "transcoder", JumpReLU: "jumprelu_transcoder", BatchTopK: "jumprelu_transcoder"}
-_UNIT = 1e-5
-"""How far from 1 norms may be that were made 1 in float32."""
 
 
 class _Saved(NamedTuple):
@@ -51,10 +52,10 @@ class _Saved(NamedTuple):
 
 
 def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU with its threshold, as SAELens saves its own.
+    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU with its threshold, as SAELens does.
 
     Raises:
-        CheckpointError: SAELens has no such dictionary; nothing has been written then.
+        CheckpointError: SAELens has no such dictionary, or no hook at its site. Nothing has been written then.
     """
     normalization, inner = _unwrapped(dictionary)
     if isinstance(inner, TemporalAutoencoder) and normalization == "none":
@@ -66,13 +67,6 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
             f"SAELens has autoencoders and transcoders of one site; this is a {type(inner).__name__}. Convert it to own, which "
             "holds every class."
         )
-    metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": None}
-    peer = config.get("peer")
-    if isinstance(peer, Mapping) and isinstance(peer.get("metadata"), Mapping):
-        metadata |= dict(peer["metadata"])
-    for theirs, ours in (("model_name", "model"), ("hook_name", "site")):
-        if isinstance(config.get(ours), str):
-            metadata.setdefault(theirs, config[ours])
     settings = {
         "d_in": inner.activation_dim,
         "d_sae": inner.dict_size,
@@ -80,16 +74,41 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
         "device": "cpu",
         "normalize_activations": normalization,
         "reshape_activations": "hook_z" if config.get("reshape_activations") == "hook_z" else "none",
-        "metadata": metadata,
+        "metadata": _metadata(config),
         **saved.settings,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.tensors.items()}
-    write_atomically(folder / "sae_weights.safetensors", lambda temporary: save_file(tensors, temporary))
-    write_json(folder / "cfg.json", settings)
+    write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+    write_json(folder / CONFIG, settings)
+
+
+def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what SAELens finds model and hook by.
+
+    Raises:
+        CheckpointError: the site is known, and TransformerLens has no hook there: SAELens would silently skip the dictionary.
+    """
+    info = DictionaryInfo.from_config(config)
+    peer = config.get("peer")
+    peers = peer.get("metadata") if isinstance(peer, Mapping) else None
+    metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": None, **(peers or {})}
+    if info.model is not None and (name := model_name(info.model)) is not None:
+        metadata["model_name"] = name
+    for key, sites in (("hook_name", info.sites), ("hook_name_out", info.target_sites)):
+        if not sites:
+            continue
+        hooks = [hook_name(site, info.model) for site in sites]
+        if len(hooks) != 1 or hooks[0] is None:
+            raise CheckpointError(
+                f"SAELens finds a dictionary's place by the name of a TransformerLens hook, and none is known for "
+                f"{', '.join(sites)}. Give {key}=, such as 'blocks.10.hook_resid_post'."
+            )
+        metadata[key] = hooks[0]
+    return metadata
 
 
 def _unwrapped(dictionary: Dictionary) -> tuple[str, Dictionary]:
-    """Returns the dictionary, and the name of what is done to each token around it."""
+    """Returns the name of the normalization of each token, and the dictionary inside of it."""
     if not isinstance(dictionary, Normalized):
         return "none", dictionary
     name = dictionary.normalization
@@ -113,10 +132,10 @@ def _coder(coder: Coder) -> _Saved:
             f"SAELens has no {'transcoder' if predicts else 'autoencoder'} with {type(nonlinearity).__name__}; it has "
             f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
-    if coder.rank_by_norm and bool(((coder.decoder_norms() - 1).abs() > _UNIT).any()):
+    if coder.rank_by_norm and not _has_unit_rows(coder):
         raise CheckpointError(
-            "This dictionary compares latents by value times the norm of what they write and gives the values; SAELens gives both "
-            "multiplied. Apply fold_decoder_norm_ to a copy first: then they are the same."
+            "This dictionary ranks latents by value times the norm of their decoder row and returns the values; SAELens returns the "
+            "products. Apply fold_decoder_norm_ to a copy first, which makes both the same."
         )
     settings: dict[str, Any] = {"architecture": architecture, "apply_b_dec_to_input": coder.centered}
     tensors: dict[str, Tensor | None] = {"W_dec": coder.W_dec, "b_dec": coder.b_dec, "b_enc": coder.b_enc}
@@ -134,13 +153,14 @@ def _coder(coder: Coder) -> _Saved:
 def _add_nonlinearity(coder: Coder, settings: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
     nonlinearity = coder.nonlinearity
     if isinstance(nonlinearity, (TopK, AbsTopK)):
-        settings |= {"k": nonlinearity.k, "rescale_acts_by_decoder_norm": False}
+        # with unit rows both values mean the same, and SAEDashboard folds norms, which needs True
+        settings |= {"k": nonlinearity.k, "rescale_acts_by_decoder_norm": _has_unit_rows(coder)}
     elif isinstance(nonlinearity, JumpReLU):
         tensors["threshold"] = nonlinearity.threshold
     elif isinstance(nonlinearity, BatchTopK):
         if float(nonlinearity.threshold) < 0:
             raise CheckpointError(
-                "SAELens saves BatchTopK with its learnt threshold, and this one has learnt none. Train it for a step, or set "
+                "SAELens saves BatchTopK with its learned threshold, and this one has learned none. Train it for a step, or set "
                 "dictionary.nonlinearity.threshold."
             )
         tensors["threshold"] = torch.full((coder.dict_size,), float(nonlinearity.threshold))
@@ -149,6 +169,10 @@ def _add_nonlinearity(coder: Coder, settings: dict[str, Any], tensors: dict[str,
     elif isinstance(nonlinearity, StoppedPursuit):
         own = nonlinearity.options()
         settings |= {"max_iterations": own.pop("k"), **own}
+
+
+def _has_unit_rows(coder: Coder) -> bool:
+    return bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
 
 
 def _temporal(dictionary: TemporalAutoencoder) -> _Saved:

@@ -1,29 +1,103 @@
-"""Releases of one file for each dictionary: Qwen Scope, Goodfire, DeepSeek R1, and mwhanna's transcoders."""
+"""Releases with one file for each dictionary: OpenAI, Qwen Scope, Goodfire, DeepSeek R1, mwhanna, mats_sae_training."""
 
 import re
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from dictionary_learning.dictionaries import AutoEncoderNew
+from dictionary_learning.dictionaries import AutoEncoderNew, Normalized
 from dictionary_learning.errors import CheckpointError
-from dictionary_learning.interop.archives import read_pt
-from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded
-from dictionary_learning.interop.building import Weights
+from dictionary_learning.interop.archives import Inert, read_names, read_pt
+from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
+from dictionary_learning.interop.building import Weights, without_threshold
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.keys import keys_in
-from dictionary_learning.interop.openai import named_tensors, one_of
-from dictionary_learning.interop.places import single_files
 from dictionary_learning.interop.safe import read_safetensors, read_yaml
+from dictionary_learning.interop.sae_lens import read_coder
+from dictionary_learning.interop.sae_lens_legacy import modernized
 from dictionary_learning.interop.tensors import Tensors
 
 _ROWS = {"W_enc", "b_enc", "W_dec", "b_dec"}
 _L0 = re.compile(r"L0_(\d+)")
+_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+_OPENAI_SETTINGS = ("activation", "activation_state_dict", "activation.k", "activation.postact_fn")
+"""Entries that are no tensors; the public code writes the last two, the released files do not have them."""
+_RECTIFIERS = {"ReLU": "relu", "Identity": "identity"}
+_SELECTORS = {"ReLU": "top_k", "Identity": "top_k_unrectified"}
+
+
+def names_in(files: Files, *endings: str) -> frozenset[str]:
+    """Returns the names at the top of the only file of weights; none where there are several files."""
+    found = files.weights(*endings)
+    return read_names(files, found[0]) if len(found) == 1 else frozenset()
+
+
+class OpenAI(Format):
+    """Reads ReLU, TopK and Identity, tied or not, of December 2023 and later.
+
+    TopK goes with a normalization of each token, of which the file says nothing else.
+    """
+
+    name = "openai"
+    about = "OpenAI's sparse_autoencoder: <layer>.pt with pre_bias and latent_bias"
+    needed = ("*.pt",)
+
+    def recognizes(self, files: Files) -> bool:
+        return names_in(files, ".pt") >= {"pre_bias", "latent_bias"}
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        path = files.only_weights(".pt")
+        held = read_pt(path)
+        said = {name: held.pop(name) for name in _OPENAI_SETTINGS if name in held}
+        tensors = Tensors(held, path)
+        tensors.drop(*_STATISTICS)
+        activation = choice(said, "activation", ("ReLU", "TopK", "Identity"), "ReLU", path)
+        state = setting(said, "activation_state_dict", dict, {}, path)
+        tied = tensors.maybe("decoder.linear.weight", "dict_size dim")
+        weights = Weights(
+            W_enc=tensors.take("encoder.weight", "dict_size dim"),
+            b_enc=tensors.take("latent_bias", "dict_size"),
+            W_dec=tensors.take("decoder.weight", "dim dict_size").T if tied is None else tied,
+            b_dec=tensors.take("pre_bias", "dim"),
+            **_openai_nonlinearity(activation, state, path),
+        )
+        tensors.finish()
+        coder = weights.dictionary()
+        dictionary = Normalized(coder, "layer_norm_eps_in") if activation == "TopK" else coder
+        return Loaded(dictionary, self.known({"activation": activation, **state}))
+
+
+class MatsSAE(Format):
+    """Reads `{"cfg": ..., "state_dict": ...}`: autoencoders with a rectifier, b_dec subtracted from the input.
+
+    The settings are an object of mats_sae_training, from which SAELens grew. Its attributes are read, its class is not.
+    """
+
+    name = "mats_sae"
+    about = "mats_sae_training and SAELens before 2.0: .pt with cfg and state_dict"
+    needed = ("*.pt",)
+
+    def recognizes(self, files: Files) -> bool:
+        return names_in(files, ".pt") >= {"cfg", "state_dict"}
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        path = files.only_weights(".pt")
+        held = read_pt(path)
+        cfg = held.get("cfg")
+        values = cfg.state if isinstance(cfg, Inert) else cfg
+        # settings that are no plain values, such as devices and dtypes, have no effect here
+        given = {str(name): value for name, value in dict(values or {}).items() if _is_plain(value)}
+        config = modernized(given, path)
+        tensors = Tensors(held.get("state_dict"), path)
+        if config["architecture"] != "standard":
+            raise CheckpointError(
+                f"'{path}' has architecture={config['architecture']!r}; files of that time have standard."
+            )
+        dictionary = read_coder(tensors, config, "standard", files)
+        tensors.finish(config, dim="d_in", dict_size="d_sae")
+        return Loaded(dictionary, self.known(given, config["metadata"], model="model_name", site="hook_name"))
 
 
 class QwenScope(Format):
-    """Reads `layer<N>.sae.pt`: TopK, with the names of SAELens and matrices the other way round; k is in the repository's name."""
+    """Reads `layer<N>.sae.pt`: TopK, SAELens's names, both matrices transposed; k is in the repository's name."""
 
     name = "qwen_scope"
     about = "Qwen Scope: layer<N>.sae.pt"
@@ -31,39 +105,39 @@ class QwenScope(Format):
     needed = ("*.sae.pt",)
 
     def recognizes(self, files: Files) -> bool:
-        found = single_files(files, ".pt")
-        return len(found) == 1 and found[0].endswith(".sae.pt") and keys_in(files, found[0]) == _ROWS
+        return names_in(files, ".sae.pt") == _ROWS
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path, tensors = _opened(files, ".pt")
-        k = facts.get("k", _k_in(files))
+        path = files.only_weights(".pt")
+        tensors = Tensors(read_pt(path), path)
+        matches = [_L0.search(part) for part in reversed(files.folder.absolute().parts)]
+        k = facts.get("k", next((int(match[1]) for match in matches if match), None))
         if not isinstance(k, int) or isinstance(k, bool):
             raise CheckpointError(
                 f"'{path}' does not say how many latents are kept; the name of its repository does (…-L0_50). Give k=."
             )
-        b_enc, b_dec = tensors.take("b_enc", "dict_size"), tensors.take("b_dec", "dim")
         weights = Weights(
             W_enc=tensors.take("W_enc", "dict_size dim"),
-            b_enc=b_enc,
+            b_enc=tensors.take("b_enc", "dict_size"),
             W_dec=tensors.take("W_dec", "dim dict_size").T,
-            b_dec=b_dec,
+            b_dec=tensors.take("b_dec", "dim"),
             nonlinearity="top_k",
             options={"k": k},
-            state={"threshold": torch.tensor(-1.0)},
+            state=without_threshold(),
             centered=False,
         )
         tensors.finish()
-        return Loaded(weights.dictionary(), {"format": self.name, "peer": {"k": k}})
+        return Loaded(weights.dictionary(), self.known({"k": k}))
 
 
 class Linear(Format):
     """Reads `.pt` or `.pth` files of two linear layers with a rectifier between them; b_dec is not subtracted.
 
     Args:
-        name: the format's name.
-        about: whose it is.
-        encoder: what the encoder is called.
-        decoder: what the decoder is called.
+        name: the name of the format.
+        about: whose format it is.
+        encoder: the name of the encoder.
+        decoder: the name of the decoder.
     """
 
     needed = ("*.pt", "*.pth")
@@ -72,12 +146,12 @@ class Linear(Format):
         self.name, self.about, self.encoder, self.decoder = name, about, encoder, decoder  # pyright: ignore[reportAttributeAccessIssue]
 
     def recognizes(self, files: Files) -> bool:
-        found = [name for name in single_files(files, ".pt", ".pth") if name != "ae.pt"]
         keys = {f"{layer}.{part}" for layer in (self.encoder, self.decoder) for part in ("weight", "bias")}
-        return len(found) == 1 and keys_in(files, found[0]) == keys
+        return not files.wants("ae.pt") and names_in(files, ".pt", ".pth") == keys
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        _, tensors = _opened(files, ".pt", ".pth")
+        path = files.only_weights(".pt", ".pth")
+        tensors = Tensors(read_pt(path), path)
         weights = Weights(
             W_enc=tensors.take(f"{self.encoder}.weight", "dict_size dim"),
             b_enc=tensors.take(f"{self.encoder}.bias", "dict_size"),
@@ -86,7 +160,7 @@ class Linear(Format):
             centered=False,
         )
         tensors.finish()
-        return Loaded(weights.dictionary(AutoEncoderNew), {"format": self.name, "peer": {}})
+        return Loaded(weights.dictionary(AutoEncoderNew), self.known({}))
 
 
 class Mwhanna(Format):
@@ -97,30 +171,27 @@ class Mwhanna(Format):
     needed = ("layer_*.safetensors", "config.yaml")
 
     def recognizes(self, files: Files) -> bool:
-        found = single_files(files, ".safetensors")
-        if len(found) != 1 or not re.fullmatch(r"layer_\d+\.safetensors", found[0]):
-            return False
-        return keys_in(files, found[0]) == _ROWS
+        found = files.weights(".safetensors")
+        return len(found) == 1 and bool(re.fullmatch(r"layer_\d+\.safetensors", found[0])) and read_names(files, found[0]) == _ROWS
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.path(one_of(single_files(files, ".safetensors"), files))
-        tensors = Tensors(read_safetensors(path), str(path))
+        path = files.only_weights(".safetensors")
+        tensors = Tensors(read_safetensors(path), path)
         config = read_yaml(files.path("config.yaml")) if files.has("config.yaml") else {}
         weights = Weights(
-            b_enc=tensors.take("b_enc", "dict_size"),
-            b_dec=tensors.take("b_dec", "output_dim"),
             W_enc=tensors.take("W_enc", "dict_size dim"),
+            b_enc=tensors.take("b_enc", "dict_size"),
             W_dec=tensors.take("W_dec", "dict_size output_dim"),
+            b_dec=tensors.take("b_dec", "output_dim"),
             centered=False,
             predicts=True,
         )
         tensors.finish()
-        known: dict[str, Any] = {"format": self.name, "peer": config}
-        if isinstance(config.get("model_name"), str):
-            known["model"] = config["model_name"]
-        return Loaded(weights.dictionary(), known)
+        return Loaded(weights.dictionary(), self.known(config, model="model_name"))
 
 
+FORMATS.register("openai")(OpenAI())
+FORMATS.register("mats_sae")(MatsSAE())
 FORMATS.register("qwen_scope")(QwenScope())
 FORMATS.register("goodfire")(
     Linear("goodfire", "Goodfire: .pth with encoder_linear and decoder_linear", "encoder_linear", "decoder_linear")
@@ -131,12 +202,15 @@ FORMATS.register("deepseek_r1")(
 FORMATS.register("mwhanna")(Mwhanna())
 
 
-def _opened(files: Files, *endings: str) -> tuple[Path, Tensors]:
-    path = files.path(one_of(single_files(files, *endings), files))
-    return path, Tensors(named_tensors(read_pt(path), path), str(path))
+def _openai_nonlinearity(activation: str, state: Mapping[str, Any], where: object) -> dict[str, Any]:
+    if activation != "TopK":
+        return {"nonlinearity": _RECTIFIERS[activation]}
+    k = setting(state, "k", int, None, where)
+    if k is None:
+        raise CheckpointError(f"'{where}' has activation TopK and no k in activation_state_dict. Get the whole file.")
+    name = _SELECTORS[choice(state, "postact_fn", _SELECTORS, "ReLU", where)]
+    return {"nonlinearity": name, "options": {"k": k}, "state": without_threshold() if name == "top_k" else {}}
 
 
-def _k_in(files: Files) -> int | None:
-    """Returns k, as the name of the folder or repository has it."""
-    found = [_L0.search(part) for part in reversed(files.folder.absolute().parts)]
-    return next((int(match[1]) for match in found if match), None)
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))

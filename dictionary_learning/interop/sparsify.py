@@ -1,10 +1,10 @@
 """EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, in a folder for each hookpoint."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
@@ -12,21 +12,22 @@ from dictionary_learning.dictionaries.nonlinearities import GroupMax, TopK
 from dictionary_learning.disk import write_atomically, write_json
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
-from dictionary_learning.interop.building import Weights
+from dictionary_learning.interop.building import Weights, without_threshold
 from dictionary_learning.interop.files import Files
 from dictionary_learning.interop.safe import read_json, read_safetensors
 from dictionary_learning.interop.tensors import Tensors
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
+_HOOKPOINT = re.compile(r"([a-z_]+\.)*([a-z_]+\.\d+(\.[a-z_]+)*|embed\w*|wte)")
 _NONLINEARITIES = {"topk": "top_k", "groupmax": "group_max"}
 
 
 class Sparsify(Format):
     """Reads autoencoders and transcoders of all versions; writes TopK and GroupMax.
 
-    Transcoders before February 2025 say nothing of `transcode`, and do subtract b_dec. `signed` of summer 2024 is honoured, which later
-    versions of sparsify itself do not do.
+    Transcoders before February 2025 say nothing of `transcode`, and do subtract b_dec. `signed` of summer 2024 keeps the
+    latents of largest absolute value; later versions of sparsify itself ignore it.
     """
 
     name = "sparsify"
@@ -40,7 +41,7 @@ class Sparsify(Format):
     def read(self, files: Files, facts: Facts) -> Loaded:
         config = read_json(files.path(CONFIG))
         path = files.path(WEIGHTS)
-        tensors = Tensors(read_safetensors(path), str(path))
+        tensors = Tensors(read_safetensors(path), path)
         activation = choice(config, "activation", _NONLINEARITIES, "topk", files)
         signed = setting(config, "signed", bool, False, files)
         k = setting(config, "k", int, None, files)
@@ -48,6 +49,7 @@ class Sparsify(Format):
             raise CheckpointError(
                 f"'{path.parent / CONFIG}' does not say how many latents are kept: k is needed. Add it."
             )
+        predicts = setting(config, "transcode", bool, False, files)
         weights = Weights(
             W_enc=tensors.take("encoder.weight", "dict_size dim"),
             b_enc=tensors.take("encoder.bias", "dict_size"),
@@ -56,13 +58,11 @@ class Sparsify(Format):
             W_skip=tensors.maybe("W_skip", "dim dim"),
             nonlinearity="abs_top_k" if signed else _NONLINEARITIES[activation],
             options={"k": k},
-            state=_no_threshold() if activation == "topk" and not signed else {},
-            centered=not setting(config, "transcode", bool, False, files),
-            predicts=setting(config, "transcode", bool, False, files),
+            state=without_threshold() if activation == "topk" and not signed else {},
+            centered=not predicts,
+            predicts=predicts,
         )
-        tensors.finish()
-        tensors.check(config.get("d_in"), "dim", "d_in")
-        tensors.check(config.get("num_latents") or None, "dict_size", "num_latents")
+        tensors.finish(config, dim="d_in", dict_size="num_latents")
         if setting(config, "skip_connection", bool, False, files) != (weights.W_skip is not None):
             raise CheckpointError(
                 f"'{path.parent / CONFIG}' says skip_connection={config.get('skip_connection')}, and '{path}' "
@@ -72,7 +72,9 @@ class Sparsify(Format):
             raise CheckpointError(
                 f"'{files}' groups {tensors['dict_size']} latents into k={k}; sparsify has groups of one size."
             )
-        return Loaded(weights.dictionary(), {"format": self.name, "peer": config, "site": files.folder.name})
+        # the folder of a dictionary is named after its hookpoint, unless a user has renamed it
+        hookpoint = next((part for part in reversed(files.folder.parts) if _HOOKPOINT.fullmatch(part)), None)
+        return Loaded(weights.dictionary(), self.known(config, {"folder": hookpoint}, site="folder"))
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         coder = _writable(dictionary)
@@ -102,10 +104,6 @@ class Sparsify(Format):
 FORMATS.register("sparsify")(Sparsify())
 
 
-def _no_threshold() -> dict[str, torch.Tensor]:
-    return {"threshold": torch.tensor(-1.0)}
-
-
 def _writable(dictionary: Dictionary) -> Coder:
     name = type(dictionary).__name__
     if not isinstance(dictionary, (SparseAutoencoder, SkipAutoencoder, Transcoder)):
@@ -131,6 +129,6 @@ def _writable(dictionary: Dictionary) -> Coder:
         )
     if dictionary.rank_by_norm:
         raise CheckpointError(
-            f"sparsify compares latents by value, and this {name} by value times the norm of what they write. Convert it to own."
+            f"sparsify ranks latents by value, and this {name} by value times the norm of their decoder row. Convert it to own."
         )
     return dictionary
