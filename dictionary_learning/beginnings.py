@@ -100,7 +100,8 @@ def _found(given: Any, is_wanted: Callable[[str], bool]) -> list[Saved]:
     if os.path.exists(given):
         return saved_at(str(given), is_wanted)
     # of a repository not all are fetched for the sake of some: it has to be said which
-    return [Saved("", *load_dictionary(given))]
+    dictionary = load_dictionary(given)
+    return [Saved("", dictionary, dictionary.info.config)]
 
 
 def _warn_of_another_site(one: Saved, options: Mapping[str, Any], widths: Mapping[Site, int]) -> None:

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"errors"},
+    {"_plain"},
     {"config", "latents", "sites", "hardware", "disk"},
     {"ops", "parallel", "module_io", "hf_models"},
     {"capture"},
@@ -21,7 +22,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-OLD_ADDRESSES = {"dictionary", "grad_pursuit", "utils", "pytorch_buffer", "__init__", "__main__"}
+OLD_ADDRESSES = {"compat", "dictionary", "grad_pursuit", "utils", "pytorch_buffer", "__init__", "__main__"}
 ALLOWED_IN = {
     "nnsight": {"capture/tracing.py", "capture/remote.py"},
     "datasets": {"data/hub.py"},

@@ -1,16 +1,7 @@
 """Dictionaries of other packages, read and written exactly."""
 
-from dictionary_learning.interop import (
-    gemma_scope,
-    llama_scope,
-    own,
-    sae_lens,
-    sae_lens_legacy,
-    saprmarks,
-    single_files,
-    sparsify,
-    temporal,
-)
+# the formats register themselves when they are imported
+from dictionary_learning.interop import gemma_scope, llama_scope, own, saprmarks, single_files, sparsify, temporal  # noqa: F401
 from dictionary_learning.interop.base import FORMATS, Format, Loaded
 from dictionary_learning.interop.convert import convert, write_dictionary
 from dictionary_learning.interop.hub import load_from_hub, push_to_hub
@@ -27,18 +18,9 @@ __all__ = [
     "Sae",
     "as_custom_sae",
     "convert",
-    "gemma_scope",
     "list_pretrained",
-    "llama_scope",
     "load_from_hub",
     "load_many",
-    "own",
     "push_to_hub",
-    "sae_lens",
-    "sae_lens_legacy",
-    "saprmarks",
-    "single_files",
-    "sparsify",
-    "temporal",
     "write_dictionary",
 ]

@@ -33,14 +33,13 @@ _DEEPEST = 20
 """Levels of nesting."""
 _CHUNK = 16 << 20
 """Bytes that are read at once."""
-_OPERATIONS = frozenset(
-    """
-    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE
-    BINBYTES SHORT_BINBYTES EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS
-    ADDITEMS SETITEM SETITEMS BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID REDUCE
-    NEWOBJ BUILD
-    """.split()
-)
+_OPERATIONS = {
+    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
+    *("BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "EMPTY_DICT", "EMPTY_LIST"),
+    *("EMPTY_TUPLE", "EMPTY_SET", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "ADDITEMS", "SETITEM"),
+    *("SETITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "BINPERSID"),
+    *("REDUCE", "NEWOBJ", "BUILD"),
+}
 """Operations that `torch.save` writes."""
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -138,7 +137,11 @@ def read_names(files: Files, name: str) -> frozenset[str]:
             described = _Archive(path, file).described()
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    return frozenset(plain_name(key) for key in described if isinstance(key, str)) if isinstance(described, dict) else frozenset()
+    return (
+        frozenset(plain_name(key) for key in described if isinstance(key, str))
+        if isinstance(described, dict)
+        else frozenset()
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -189,7 +192,9 @@ class _Archive:
         """Returns the value with tensors in place of the notes."""
         self._n_objects += 1
         if depth > _DEEPEST or self._n_objects > _MOST_OBJECTS:
-            raise CheckpointError(f"'{self.path}' holds more, or deeper, values than any checkpoint. It is no dictionary.")
+            raise CheckpointError(
+                f"'{self.path}' holds more, or deeper, values than any checkpoint. It is no dictionary."
+            )
         if isinstance(value, dict):
             return {key: self.resolve(part, depth + 1) for key, part in value.items()}
         if isinstance(value, (list, tuple, set)):
@@ -204,14 +209,18 @@ class _Archive:
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
         if not isinstance(storage, _Storage) or not isinstance(storage.dtype, torch.dtype):
-            raise CheckpointError(f"'{self.path}' stores a tensor in a way that is not known; {', '.join(_DTYPES)} are read.")
+            raise CheckpointError(
+                f"'{self.path}' stores a tensor in a way that is not known; {', '.join(_DTYPES)} are read."
+            )
         values = self._values(f"{self.prefix}data/{storage.key}", storage.dtype, storage.n)
         if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
             raise damaged(self.path, f"a tensor has shape {shape!r}, strides {stride!r} and offset {offset!r}")
         n, last = math.prod(shape), offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         # no element twice: a stride of zero would make a giant of one number
         if n and (last >= values.numel() or n > values.numel()):
-            raise damaged(self.path, f"a tensor of shape {tuple(shape)} claims more than the {values.numel()} numbers stored")
+            raise damaged(
+                self.path, f"a tensor of shape {tuple(shape)} claims more than the {values.numel()} numbers stored"
+            )
         return values.as_strided(shape, stride, offset) if n else values.new_zeros(shape)
 
     def _values(self, name: str, dtype: torch.dtype, n: Any) -> Tensor:

@@ -7,13 +7,17 @@ from typing import Any
 
 import yaml
 
+from dictionary_learning.dictionaries import DictionaryInfo
 from dictionary_learning.interop.safe import read_json
 
 _FIGURES = {
     "fvu": ("FVU", "fraction of variance unexplained; lower is better"),
-    "l0": ("L0", "non-zero latents of a token"),
+    "l0": ("L0", "mean number of non-zero latents of a token"),
     "frac_alive": ("alive", "fraction of latents that fired"),
-    "ce_recovered_zero": ("CE recovered", "of the loss that zeros in its place cost; higher is better"),
+    "ce_recovered_zero": (
+        "CE recovered",
+        "share of the loss increase of zero ablation that is avoided; higher is better",
+    ),
 }
 
 
@@ -21,7 +25,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """Returns the report in a file, or in the folder of a run.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no report.
     """
     return read_json(path / "report.json" if path.is_dir() else path)
 
@@ -34,18 +38,19 @@ def model_card(
     site: str | None = None,
     format: str = "own",
 ) -> str:
-    """Returns a `README.md`: YAML for the hub, what the dictionaries are, what they reach, and how to load them.
+    """Returns a `README.md`: YAML for the hub, what the dictionaries are, their figures, and how to load them.
 
     Args:
         repository: "owner/name".
         report: the report of an evaluation.
-        config: what is known of a dictionary, where there is no report.
+        config: what is known about a dictionary, where there is no report.
         site: the folder in the repository.
-        format: what it is written as.
+        format: the format of the files.
     """
-    report, config = report or {}, config or {}
+    report = report or {}
     entries = [entry for entry in report.get("dictionaries") or [] if isinstance(entry, Mapping)]
-    model = _name(report.get("model")) or _name(config.get("model"))
+    model = DictionaryInfo.from_config(report).model or DictionaryInfo.from_config(config or {}).model
+    place = f', site="{site}"' if site else ""
     parts = [
         _front_matter(model, entries, report, repository),
         f"# {repository.rpartition('/')[2]}",
@@ -53,9 +58,12 @@ def model_card(
     ]
     if entries:
         parts += [_table(entries), "\n".join(f"- **{name}**: {said}." for name, said in _FIGURES.values())]
-    place = f', site="{site}"' if site else ""
-    loading = f'from dictionary_learning import load_dictionary\n\ndictionary, config = load_dictionary("{repository}"{place})'
-    parts += ["## Loading", f"```python\n{loading}\n```", f"The files are of the format `{format}`."]
+    parts += [
+        "## Loading",
+        "```python\nfrom dictionary_learning import load_dictionary\n\n"
+        f'dictionary = load_dictionary("{repository}"{place})\n```',
+        f"The files are of the format `{format}`.",
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -95,7 +103,7 @@ def _about(model: str | None, report: Mapping[str, Any]) -> str:
     data = report.get("data")
     scored = data.get("n_tokens_scored") if isinstance(data, Mapping) else None
     measured = f" Evaluated on {scored:,} tokens of {data['source']}." if isinstance(scored, int) and data else ""
-    return f"Sparse dictionaries of the activations{of}, in files that run no code when they are read.{measured}"
+    return f"Sparse dictionaries of the activations{of}, in files that run no code when they are loaded.{measured}"
 
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -118,8 +126,3 @@ def _figure(entry: Mapping[str, Any], key: str) -> float | None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _name(model: Any) -> str | None:
-    name = model.get("name") if isinstance(model, Mapping) else model
-    return name if isinstance(name, str) and name else None

@@ -101,7 +101,9 @@ def find_files(
         CheckpointError: there is no such place.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise CheckpointError(f"Got {path!r} of type {type(path).__name__}; the path of a dictionary is a string or a Path.")
+        raise CheckpointError(
+            f"Got {path!r} of type {type(path).__name__}; the path of a dictionary is a string or a Path."
+        )
     if not os.path.exists(path) and isinstance(path, str) and _is_repository(path):
         from dictionary_learning.interop.hub import fetch
 

@@ -1,16 +1,16 @@
 """Saved dictionaries and their sites: all dictionaries at a place, and where in data or in a model each of them belongs."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-from torch import nn
+from typing import Any, NamedTuple
 
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
+from dictionary_learning.dictionaries.serialization import WEIGHTS
 from dictionary_learning.errors import ConfigError, SiteError
 from dictionary_learning.interop.hook_names import hook_name
 from dictionary_learning.interop.loading import load_many
-from dictionary_learning.sites import Site
+from dictionary_learning.models import TracedModel
+from dictionary_learning.sites import Site, natural_key
 
 
 class Saved(NamedTuple):
@@ -23,15 +23,12 @@ class Saved(NamedTuple):
     """The folder that this package saved the dictionary to; None for other formats."""
 
 
-class ModelWithSites(Protocol):
-    """A model that finds sites by their names, such as `TracedModel`."""
-
-    name: str
-    module: nn.Module
-
-    def sites(self, submodules: str) -> list[Site]:
-        """Returns the sites that a name or a pattern means."""
-        ...
+def own_folders(place: str) -> list[Path]:
+    """Returns the folders at a path that this package saved a dictionary to: the path itself, or those of a whole run."""
+    folder = Path(place)
+    if (folder / WEIGHTS).is_file():
+        return [folder]
+    return sorted((path.parent for path in folder.glob(f"*/{WEIGHTS}")), key=lambda path: natural_key(path.name))
 
 
 def saved_at(place: str, is_wanted: Callable[[str], bool] | None = None) -> list[Saved]:
@@ -97,7 +94,7 @@ def match_sites(
 
 
 def sites_in_model(
-    info: DictionaryInfo, model: ModelWithSites, *, name: str = "", target: bool = False
+    info: DictionaryInfo, model: TracedModel, *, name: str = "", target: bool = False
 ) -> tuple[Site, ...]:
     """Returns the sites of a model that a dictionary belongs to.
 
@@ -126,14 +123,12 @@ def sites_in_model(
     )
 
 
-def _site_in_model(name: str, model: ModelWithSites) -> Site | None:
+def _site_in_model(name: str, model: TracedModel) -> Site | None:
     try:
         (site,) = model.sites(name)
         return site
     except (SiteError, ValueError):  # no such module, or several
         pass
-    sides: Iterable[Site] = (
-        Site(path, side) for path, _ in model.module.named_modules() for side in ("in", "out")
-    )
-    hooked: Sequence[Site] = [site for site in sides if hook_name(site, model.name) == name]
+    paths = [path for path, _ in model.module.named_modules()]
+    hooked = [site for path in paths for site in (Site(path, "in"), Site(path)) if hook_name(site, model.name) == name]
     return hooked[0] if len(hooked) == 1 else None

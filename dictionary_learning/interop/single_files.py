@@ -10,9 +10,9 @@ from dictionary_learning.interop.archives import Inert, read_names, read_pt
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
 from dictionary_learning.interop.building import Weights, without_threshold
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.safe import read_safetensors, read_yaml
 from dictionary_learning.interop.sae_lens import read_coder
 from dictionary_learning.interop.sae_lens_legacy import modernized
+from dictionary_learning.interop.safe import read_safetensors, read_yaml
 from dictionary_learning.interop.tensors import Tensors
 
 _ROWS = {"W_enc", "b_enc", "W_dec", "b_dec"}
@@ -172,7 +172,11 @@ class Mwhanna(Format):
 
     def recognizes(self, files: Files) -> bool:
         found = files.weights(".safetensors")
-        return len(found) == 1 and bool(re.fullmatch(r"layer_\d+\.safetensors", found[0])) and read_names(files, found[0]) == _ROWS
+        return (
+            len(found) == 1
+            and bool(re.fullmatch(r"layer_\d+\.safetensors", found[0]))
+            and read_names(files, found[0]) == _ROWS
+        )
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         path = files.only_weights(".safetensors")

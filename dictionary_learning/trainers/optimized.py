@@ -88,7 +88,7 @@ class OptimizedTrainer(SAETrainer):
     def trained(self) -> Dictionary:
         """Returns the dictionary to begin with, which must not be changed."""
         given = self.settings.finetune
-        return given if isinstance(given, Dictionary) else load_dictionary(given)[0]
+        return given if isinstance(given, Dictionary) else load_dictionary(given)
 
     def continued(self, trained: Dictionary, nonlinearity: Nonlinearity | dict[str, Any]) -> Dictionary:
         """Returns a copy of a trained dictionary, with another nonlinearity and the number of latents that was asked for.

@@ -59,7 +59,8 @@ def test_leading_dimensions_do_not_matter(dictionary):
 
 def test_saved_and_loaded_is_the_same(dictionary, tmp_path):
     folder = save_dictionary(dictionary, tmp_path / "saved", {"site": "a:out"})
-    loaded, config = load_dictionary(folder)
+    loaded = load_dictionary(folder)
+    config = loaded.info.config
     assert type(loaded) is type(dictionary)
     assert config["site"] == "a:out"
     for name, tensor in dictionary.state_dict().items():

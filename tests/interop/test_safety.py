@@ -60,9 +60,9 @@ def test_malicious_pickle_is_refused_and_does_not_run(name, tmp_path):
     (path,) = [p for p in folder.iterdir() if p.suffix in (".pt", ".pth")]
     held = torch.load(path, weights_only=True)
     torch.save({**held, "payload": Evil()}, path)
-    refused(folder, "no tensor by name|does not have|no dictionary of a format")
+    refused(folder, "no tensor by name|does not have|no dictionary of a known format")
     torch.save(Evil(), path)
-    refused(folder, "tensors by name are needed|no dictionary of a format")
+    refused(folder, "tensors by name are needed|no dictionary of a known format")
     path.write_bytes(pickle.dumps(Evil()))
     refused(folder, "no archive")
 
@@ -180,7 +180,7 @@ def test_links_do_not_lead_out(tmp_path, sparsify):
     with pytest.raises(CheckpointError, match="leads out of"):
         load_many(run)
     # what the caller names may be a link itself
-    assert load_dictionary(run / "layers.0")[0].k == 4
+    assert load_dictionary(run / "layers.0").k == 4
 
 
 def test_links_of_the_hubs_cache_are_followed(tmp_path):
@@ -191,7 +191,7 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path):
     for path in golden.folder("sparsify/topk").iterdir():
         shutil.copy(path, repository / "blobs" / f"blob-{path.name}")
         (snapshot / path.name).symlink_to(f"../../blobs/blob-{path.name}")
-    assert load_dictionary(snapshot)[0].k == 4
+    assert load_dictionary(snapshot).k == 4
     (snapshot / "cfg.json").unlink()
     (snapshot / "cfg.json").symlink_to(golden.folder("sparsify/topk") / "cfg.json")
     refused(snapshot, "leads out of")
@@ -205,13 +205,13 @@ def header_of(shape, dtype="F32", offsets=(0, 4), name="W_dec"):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (struct.pack("<Q", 1 << 60) + b"{}", "claims"),
-        (header_of([1 << 40, 1 << 20]), "bytes, and the file holds 4"),
-        (header_of([-1]), "the shape"),
-        (header_of([1.5]), "the shape"),
-        (header_of([1], dtype="F4_COMPLEX"), "are read. Convert it"),
-        (header_of([1], offsets=(0, 8)), "claims 4 bytes"),
-        (struct.pack("<Q", 2) + b"[]" + b"\0", "no object"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "cannot be read"),
+        (header_of([1 << 40, 1 << 20]), "cannot be read"),
+        (header_of([-1]), "cannot be read"),
+        (header_of([1.5]), "cannot be read"),
+        (header_of([1], dtype="F4_COMPLEX"), "cannot be read"),
+        (header_of([1], offsets=(0, 8)), "cannot be read"),
+        (struct.pack("<Q", 2) + b"[]" + b"\0", "cannot be read"),
         (struct.pack("<Q", 200_000) + b"[" * 200_000, "cannot be read"),
     ],
 )
@@ -260,9 +260,9 @@ def npy(shape, descr="<f4", data=b""):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (npy((1 << 40,)), "bytes, and the file holds"),
+        (npy((1 << 40,)), "cannot be read"),
         (npy((1,), "|O", pickle.dumps(Evil())), "no objects|cannot be read"),
-        (npy((-1,)), "the shape"),
+        (npy((-1,)), "cannot be read"),
         (b"\x93NUMPY\x09\x00", "cannot be read"),
         (npy((1,), "<c8", b"\0" * 8), "no objects"),
     ],
