@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dictionary_learning._plain import to_plain
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary
@@ -49,13 +50,17 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike, config: Map
     section = {"class": DICTIONARIES.name_of(type(dictionary)), **dictionary.options()}
     sections = own_sections({**dictionary.info.to_config(), **(config or {})})
     document = {"format_version": FORMAT_VERSION, "dictionary": section, **to_plain(sections), "versions": versions()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dictionary.state_dict().items()}
-    # one entry only: safetensors writes several in random order, and equal dictionaries must give equal files
-    metadata = {"dictionary": json.dumps(section)}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, metadata))
+    # one entry only: safetensors writes several in random order, and equal dictionaries must give equal files
+    write_tensors(folder / WEIGHTS, dictionary.state_dict(), {"dictionary": json.dumps(section)})
     write_json(folder / CONFIG, document)
     return folder
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | None], metadata: dict[str, str] | None = None) -> None:
+    """Writes the tensors that are not None into a safetensors file, complete or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata))
 
 
 def load_dictionary(

@@ -1,7 +1,7 @@
 """Dictionaries of other packages, read and written exactly."""
 
 # the formats register themselves when they are imported
-from dictionary_learning.interop import gemma_scope, llama_scope, own, saprmarks, single_files, sparsify, temporal  # noqa: F401
+from dictionary_learning.interop import gemma_scope, llama_scope, own, saprmarks, single_files, sparsify  # noqa: F401
 from dictionary_learning.interop.base import FORMATS, Format, Loaded
 from dictionary_learning.interop.convert import convert, write_dictionary
 from dictionary_learning.interop.hub import load_from_hub, push_to_hub

@@ -7,11 +7,13 @@ Tensors are built from these notes after the pickle has ended, and only within t
 pickle claims, and has itself been a way to run code (CVE-2025-32434, before torch 2.6).
 """
 
+import contextlib
 import io
 import math
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,48 +111,34 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pt(path: Path) -> Any:
-    """Returns the content of a `.pt` file: dictionaries, lists, scalars, and tensors on the CPU. Other objects are `Inert`.
-
-    Raises:
-        CheckpointError: the file is no archive of `torch.save`, is damaged, or claims more than it holds.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            archive = _Archive(path, file)
-            return archive.resolve(archive.described())
-    except READ_ERRORS as error:
-        raise _unreadable(path, error) from error
+    """Returns the content of a `.pt` file: dictionaries, lists, scalars, tensors on the CPU; other objects are `Inert`."""
+    with _opened(path) as archive:
+        return archive.resolve(archive.described())
 
 
 def read_names(files: Files, name: str) -> frozenset[str]:
-    """Returns the names at the top of a file of weights, without reading the tensors.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    path = files.path(name)
+    """Returns the names at the top of a file of weights, without reading the tensors."""
     if name.endswith(".safetensors"):
-        with open_safetensors(path) as file:
+        with open_safetensors(files.path(name)) as file:
             return frozenset(map(plain_name, file.keys()))
+    with _opened(files.path(name)) as archive:
+        described = archive.described()
+        names = described if isinstance(described, dict) else ()
+        return frozenset(plain_name(key) for key in names if isinstance(key, str))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator["_Archive"]:
     try:
         with zipfile.ZipFile(path) as file:
-            described = _Archive(path, file).described()
-    except READ_ERRORS as error:
-        raise _unreadable(path, error) from error
-    return (
-        frozenset(plain_name(key) for key in described if isinstance(key, str))
-        if isinstance(described, dict)
-        else frozenset()
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    if isinstance(error, zipfile.BadZipFile):
-        return CheckpointError(
+            yield _Archive(path, file)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
             f"'{path}' is no archive as torch.save has written since 1.6 ({error}); it may be cut off, or older. Get it again, or "
             "load it where you trust it and save it again."
-        )
-    return damaged(path, error)
+        ) from error
+    except (pickle.UnpicklingError, *READ_ERRORS) as error:
+        raise damaged(path, error) from error
 
 
 class _Archive:
@@ -173,10 +161,7 @@ class _Archive:
             raise CheckpointError(f"'{self.path}' has a pickle of more than {MOST_PICKLE} bytes. It is no dictionary.")
         data = self.archive.read(name)
         self._check_operations(data)
-        try:
-            return _Unpickler(io.BytesIO(data)).load()
-        except pickle.UnpicklingError as error:
-            raise damaged(self.path, error) from error
+        return _Unpickler(io.BytesIO(data)).load()
 
     def _check_operations(self, data: bytes) -> None:
         """Refuses what would let the unpickler allocate memory: unknown operations, and places far up in its memo."""

@@ -36,17 +36,13 @@ class Format(ABC):
     writes: ClassVar[bool] = False
     """Whether dictionaries can be written in this format."""
 
-    @abstractmethod
     def recognizes(self, files: Files) -> bool:
         """Returns whether files are of this format and, as far as names and keys can tell, of no other."""
+        return files.wants(self.needed[0])
 
     @abstractmethod
     def read(self, files: Files, facts: Facts) -> Loaded:
-        """Returns the dictionary in a folder.
-
-        Raises:
-            CheckpointError: the files are damaged, or do not fit each other.
-        """
+        """Returns the dictionary in a folder."""
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         """Writes a dictionary into an existing folder; formats with `writes` implement it.
@@ -55,9 +51,6 @@ class Format(ABC):
             dictionary: the dictionary, which is not changed.
             folder: the folder.
             config: what is known about the dictionary; see `DictionaryInfo.config`.
-
-        Raises:
-            CheckpointError: the format cannot express the dictionary. Nothing has been written then.
         """
         raise NotImplementedError
 
@@ -78,11 +71,7 @@ FORMATS: Registry[Format] = Registry("format")
 
 
 def writable_format(name: str) -> Format:
-    """Returns a format that dictionaries can be written in.
-
-    Raises:
-        CheckpointError: there is no such format, or it is only read.
-    """
+    """Returns a format that dictionaries can be written in."""
     known = _format_named(name)
     if not known.writes:
         writable = ", ".join(other for other, entry in FORMATS.items() if entry.writes)
@@ -91,11 +80,7 @@ def writable_format(name: str) -> Format:
 
 
 def format_of(files: Files, name: str | None = None) -> Format:
-    """Returns the format of a checkpoint: the one named, or the only one that recognizes the files.
-
-    Raises:
-        CheckpointError: no format does, or several do.
-    """
+    """Returns the format of a checkpoint: the one named, or the only one that recognizes the files."""
     if name is not None:
         return _format_named(name)
     found = [known for _, known in FORMATS.items() if known.recognizes(files)]
@@ -113,11 +98,7 @@ def format_of(files: Files, name: str | None = None) -> Format:
 
 
 def check_facts(known: Format, facts: Facts) -> None:
-    """Checks that the format can use the facts.
-
-    Raises:
-        CheckpointError: it cannot use one of them.
-    """
+    """Checks that the format can use the facts."""
     for name in facts:
         if name not in known.facts:
             usable = f"it uses: {', '.join(known.facts)}" if known.facts else "it uses no facts"
@@ -125,11 +106,7 @@ def check_facts(known: Format, facts: Facts) -> None:
 
 
 def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, where: object) -> Any:
-    """Returns a setting of a config, checked to be of a type.
-
-    Raises:
-        CheckpointError: the setting has another type.
-    """
+    """Returns a setting of a config, checked to be of a type."""
     value = config.get(name, default)
     if value is default:
         return value
@@ -141,11 +118,7 @@ def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, wher
 
 
 def choice(config: Mapping[str, Any], name: str, known: Collection[str], default: str | None, where: object) -> str:
-    """Returns a setting of a config, checked to be one of some words.
-
-    Raises:
-        CheckpointError: it is none of them.
-    """
+    """Returns a setting of a config, checked to be one of some words."""
     value = config.get(name, default)
     if not isinstance(value, str) or value not in known:
         raise CheckpointError(f"The config of '{where}' says {name}={value!r}; known are: {', '.join(known)}.")
@@ -153,11 +126,7 @@ def choice(config: Mapping[str, Any], name: str, known: Collection[str], default
 
 
 def positive(value: Any, name: str, where: object) -> float:
-    """Returns a factor, checked to be a positive finite number.
-
-    Raises:
-        CheckpointError: it is none.
-    """
+    """Returns a factor, checked to be a positive finite number."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1e-30 < value < 1e30:
         raise CheckpointError(f"'{where}' has {name}={value!r}; a positive number is needed.")
     return float(value)

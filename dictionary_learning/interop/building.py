@@ -22,9 +22,6 @@ def built(make: Callable[..., Dictionary], tensors: Mapping[str, Tensor], *sizes
         tensors: the tensors, by the names of its state.
         sizes: positional arguments of the class.
         options: further arguments of the class.
-
-    Raises:
-        CheckpointError: the arguments cannot be used, or the tensors are not those of the class.
     """
     try:
         with torch.device("meta"):
@@ -75,9 +72,6 @@ class Weights:
 
         Args:
             named: the class of an autoencoder; by default the one of the nonlinearity.
-
-        Raises:
-            CheckpointError: the parts do not fit each other.
         """
         dict_size, output_dim = self.W_dec.shape
         dim = output_dim if self.W_enc is None else self.W_enc.shape[1]

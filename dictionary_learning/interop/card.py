@@ -14,19 +14,12 @@ _FIGURES = {
     "fvu": ("FVU", "fraction of variance unexplained; lower is better"),
     "l0": ("L0", "mean number of non-zero latents of a token"),
     "frac_alive": ("alive", "fraction of latents that fired"),
-    "ce_recovered_zero": (
-        "CE recovered",
-        "share of the loss increase of zero ablation that is avoided; higher is better",
-    ),
+    "ce_recovered_zero": ("CE recovered", "share of the loss of zero ablation that is avoided; higher is better"),
 }
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Returns the report in a file, or in the folder of a run.
-
-    Raises:
-        CheckpointError: there is no report.
-    """
+    """Returns the report in a file, or in the folder of a run."""
     return read_json(path / "report.json" if path.is_dir() else path)
 
 
@@ -49,12 +42,16 @@ def model_card(
     """
     report = report or {}
     entries = [entry for entry in report.get("dictionaries") or [] if isinstance(entry, Mapping)]
+    data = report.get("data") if isinstance(report.get("data"), Mapping) else {}
     model = DictionaryInfo.from_config(report).model or DictionaryInfo.from_config(config or {}).model
-    place = f', site="{site}"' if site else ""
+    title, place = repository.rpartition("/")[2], f', site="{site}"' if site else ""
+    of, n_tokens = f" of `{model}`" if model else "", data.get("n_tokens_scored")
+    measured = f" Evaluated on {n_tokens:,} tokens of {data['source']}." if isinstance(n_tokens, int) else ""
+    front = yaml.safe_dump(_front_matter(title, model, entries, data), sort_keys=False, allow_unicode=True)
     parts = [
-        _front_matter(model, entries, report, repository),
-        f"# {repository.rpartition('/')[2]}",
-        _about(model, report),
+        f"---\n{front}---",
+        f"# {title}",
+        f"Sparse dictionaries of the activations{of}, in files that run no code when they are loaded.{measured}",
     ]
     if entries:
         parts += [_table(entries), "\n".join(f"- **{name}**: {said}." for name, said in _FIGURES.values())]
@@ -68,42 +65,27 @@ def model_card(
 
 
 def _front_matter(
-    model: str | None, entries: Sequence[Mapping[str, Any]], report: Mapping[str, Any], repository: str
-) -> str:
+    title: str, model: str | None, entries: Sequence[Mapping[str, Any]], data: Mapping[str, Any]
+) -> dict[str, Any]:
     values: dict[str, Any] = {
         "library_name": "dictionary-learning",
         "tags": ["sparse-autoencoder", "dictionary-learning", "mechanistic-interpretability"],
     }
     if model is not None and "/" in model and not model.startswith(("/", ".")):
         values["base_model"] = model
-    if entries:
-        values["model-index"] = [
-            {"name": repository.rpartition("/")[2], "results": [_result(e, report) for e in entries]}
-        ]
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
-
-
-def _result(entry: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
-    data = report.get("data")
-    source = str(data.get("source", "held-out text")) if isinstance(data, Mapping) else "held-out text"
-    figures = [
-        {"type": key, "name": label, "value": value}
-        for key, (label, _) in _FIGURES.items()
-        if (value := _figure(entry, key)) is not None
+    results = [
+        {
+            "task": {"type": "feature-extraction", "name": f"Reconstruction of {entry.get('site', 'activations')}"},
+            "dataset": {"type": "text", "name": str(data.get("source", "held-out text"))},
+            "metrics": [
+                {"type": key, "name": label, "value": value}
+                for key, (label, _) in _FIGURES.items()
+                if (value := _figure(entry, key)) is not None
+            ],
+        }
+        for entry in entries
     ]
-    return {
-        "task": {"type": "feature-extraction", "name": f"Reconstruction of {entry.get('site', 'activations')}"},
-        "dataset": {"type": "text", "name": source},
-        "metrics": figures,
-    }
-
-
-def _about(model: str | None, report: Mapping[str, Any]) -> str:
-    of = f" of `{model}`" if model else ""
-    data = report.get("data")
-    scored = data.get("n_tokens_scored") if isinstance(data, Mapping) else None
-    measured = f" Evaluated on {scored:,} tokens of {data['source']}." if isinstance(scored, int) and data else ""
-    return f"Sparse dictionaries of the activations{of}, in files that run no code when they are loaded.{measured}"
+    return {**values, **({"model-index": [{"name": title, "results": results}]} if results else {})}
 
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -115,14 +97,12 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             [f"`{entry.get('site', '')}`", str(entry.get("class", "")), str(entry.get("dict_size", "")), *shown]
         )
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
-    )
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _figure(entry: Mapping[str, Any], key: str) -> float | None:
     metrics = entry.get("metrics")
     value = metrics.get(key) if isinstance(metrics, Mapping) else None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        return None
-    return float(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None

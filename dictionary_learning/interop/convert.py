@@ -85,9 +85,7 @@ def convert(
         site: one of several dictionaries; all by default.
         format: the format to read, where the files alone do not tell.
         revision: branch, tag or commit of the repository.
-        hook_name: see `write_dictionary`.
-        hook_name_out: see `write_dictionary`.
-        model_name: see `write_dictionary`.
+        hook_name: see `write_dictionary`, as for hook_name_out and model_name.
         facts: facts that the format needs and the files do not hold.
 
     Returns:

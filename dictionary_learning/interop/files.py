@@ -44,9 +44,6 @@ class Files:
     Args:
         path: the folder, or a file in it that holds the weights.
         root: the folder that nothing may lead out of; the folder itself by default.
-
-    Raises:
-        CheckpointError: the path does not exist, or leads out of the root.
     """
 
     def __init__(self, path: str | os.PathLike, root: Path | None = None):
@@ -79,11 +76,7 @@ class Files:
         return all((self.folder / name).is_file() for name in names)
 
     def path(self, name: str) -> Path:
-        """Returns the path of a file.
-
-        Raises:
-            CheckpointError: the file does not exist, or its name leads out of the checkpoint.
-        """
+        """Returns the path of a file."""
         found = self.folder / name
         _check_inside(found, self.root)
         if not found.is_file():
@@ -104,11 +97,7 @@ class Files:
         return found if self.chosen is not None else [name for name in found if self._has_decoder(name)]
 
     def only_weights(self, *endings: str) -> Path:
-        """Returns the path of the only file of weights.
-
-        Raises:
-            CheckpointError: there is none, or several.
-        """
+        """Returns the path of the only file of weights."""
         names = self.weights(*endings)
         if len(names) != 1:
             raise CheckpointError(
@@ -117,11 +106,7 @@ class Files:
         return self.path(names[0])
 
     def at(self, name: str) -> "Files":
-        """Returns the files of a folder below, or one file of it; the border stays.
-
-        Raises:
-            CheckpointError: the name leads out of the checkpoint, or to nothing.
-        """
+        """Returns the files of a folder below, or one file of it; the border stays."""
         return Files(self.folder / name, self.root) if name else self
 
     def above(self) -> "Files":
@@ -167,9 +152,6 @@ def sites_in(files: Files) -> dict[str, str]:
     Returns:
         The path below the folder of each dictionary ("" for the folder itself), by site. The site is that path without
         the ending of a file, and without a folder within one of the same name: `layers.3` for `layers.3/layers.3`.
-
-    Raises:
-        CheckpointError: a folder leads out of the checkpoint, or there are too many.
     """
     if files.chosen is not None:
         return {"": ""}
@@ -194,11 +176,7 @@ def shorten(names: list[str], most: int = 12) -> str:
 
 
 def check_relative(name: str, of: str) -> str:
-    """Returns a name that may be appended to the name of a folder or of a repository.
-
-    Raises:
-        CheckpointError: the name is absolute, or goes up.
-    """
+    """Returns a name that may be appended to the name of a folder or of a repository."""
     parts = name.replace("\\", "/").split("/")
     if not name or name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0] or "\0" in name:
         raise CheckpointError(f"'{name}' leads out of {of}. Give the name of a folder or file inside of it.")

@@ -7,8 +7,8 @@ from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
 from dictionary_learning.interop.building import Weights, jump_thresholds
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.safe import read_json, read_npz, read_safetensors
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_json
+from dictionary_learning.interop.tensors import Tensors, read_tensors
 
 _LAYOUT = 3
 """Levels of folders in a release: embedding/width_4k/average_l0_6, layer_20/width_16k/average_l0_71."""
@@ -22,12 +22,8 @@ class GemmaScope(Format):
     facts = ("embedding", "transcoder")
     needed = ("params.npz",)
 
-    def recognizes(self, files: Files) -> bool:
-        return files.wants("params.npz")
-
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.path("params.npz")
-        tensors = Tensors(read_npz(path), path)
+        tensors = read_tensors(files.path("params.npz"))
         folders = _folders(files)
         weights = _jump_relu(tensors, bool(facts.get("transcoder", any("transcoder" in name for name in folders))))
         if facts.get("embedding", "embedding" in folders):
@@ -46,14 +42,10 @@ class GemmaScope2(Format):
     facts = ("transcoder",)
     needed = ("params.safetensors", "config.json")
 
-    def recognizes(self, files: Files) -> bool:
-        return files.wants("params.safetensors")
-
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.path("params.safetensors")
         config = read_json(files.path("config.json")) if files.has("config.json") else {}
         choice(config, "architecture", ("jump_relu",), "jump_relu", files)
-        tensors = Tensors(read_safetensors(path), path)
+        tensors = read_tensors(files.path("params.safetensors"))
         hook_in, hook_out = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
         skip = tensors.maybe("affine_skip_connection", "dim output_dim")
         by_name = any("transcoder" in name for name in _folders(files))
@@ -75,12 +67,9 @@ FORMATS.register("gemma_scope_2")(GemmaScope2())
 
 
 def _jump_relu(tensors: Tensors, predicts: bool) -> dict[str, Any]:
-    wide = "output_dim" if predicts else "dim"
+    matrices = ("W_enc.T", "b_enc", "W_dec") if "W_enc" in tensors else ("w_enc.T", "b_enc", "w_dec")
     return {
-        "W_enc": tensors.first(("W_enc", "w_enc"), "dim dict_size").T,
-        "W_dec": tensors.first(("W_dec", "w_dec"), f"dict_size {wide}"),
-        "b_enc": tensors.take("b_enc", "dict_size"),
-        "b_dec": tensors.take("b_dec", wide),
+        **tensors.parts(*matrices, "b_dec", wide="output_dim" if predicts else "dim"),
         "nonlinearity": "jump_relu",
         "state": jump_thresholds(tensors.take("threshold", "dict_size")),
         "centered": False,

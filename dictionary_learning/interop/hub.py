@@ -29,7 +29,7 @@ _SETTINGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf
 
 
 def load_from_hub(
-    name: str, site: str | None = None, device: torch.device | str | None = None, **options: Any
+    name: str | os.PathLike, site: str | None = None, device: torch.device | str | None = None, **options: Any
 ) -> Dictionary:
     """Loads a dictionary from the hub, or from a local folder where there is one of that name.
 
@@ -63,12 +63,17 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
     try:
         listed = _listed(repository, revision)
         if listed is None:
-            snapshot = _cached(hub, repository, revision, named)
+            snapshot = hub.snapshot_download(repository, revision=revision, local_files_only=True)
         else:
             paths = wanted(listed, place, many)
             _check_found(paths, listed, place, named, many)
             exact = [glob.escape(path) for path in paths]
             snapshot = hub.snapshot_download(repository, revision=revision, allow_patterns=exact)
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"There is no folder '{path}', {named} is not in the cache, and the hub cannot be reached. Connect once, or give an "
+            "existing folder."
+        ) from error
     except errors.HFValidationError as error:
         raise CheckpointError(
             f"'{path}' is neither a folder nor the name of a repository ({error}). Check it."
@@ -154,43 +159,24 @@ def push_to_hub(
         else:
             folder = Path(dictionary)
         card = model_card(repository, report=found, config=config, site=site, format=format)
-        return _upload(folder, place, card, repository, revision, private, message)
-
-
-def _upload(
-    folder: Path,
-    place: str | None,
-    card: str,
-    repository: str,
-    revision: str | None,
-    private: bool | None,
-    message: str,
-) -> str:
-    hub, errors, http_error = _client()
-    api = hub.HfApi()
-    try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            path_in_repo=place,
-            revision=revision,
-            commit_message=message,
-            ignore_patterns=["README.md", ".*"],
-        )
-        commit = api.upload_file(
-            path_or_fileobj=card.encode(),
-            path_in_repo="README.md",
-            repo_id=repository,
-            revision=revision,
-            commit_message=f"{message}: model card",
-        )
-    except (http_error, errors.HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"'{repository}' cannot be written ({error}). Check the name, and log in with `hf auth login`."
-        ) from error
+        hub, errors, http_error = _client()
+        api, upload = hub.HfApi(), {"repo_id": repository, "revision": revision}
+        try:
+            api.create_repo(repository, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repository, branch=revision, exist_ok=True)
+            ignored = ["README.md", ".*"]
+            api.upload_folder(
+                folder_path=folder, path_in_repo=place, commit_message=message, ignore_patterns=ignored, **upload
+            )
+            described = f"{message}: model card"
+            commit = api.upload_file(
+                path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message=described, **upload
+            )
+        except (http_error, errors.HFValidationError, OSError) as error:
+            raise CheckpointError(
+                f"'{repository}' cannot be written ({error}). Check the name, and log in with `hf auth login`."
+            ) from error
     return str(commit.commit_url)
 
 
@@ -213,24 +199,6 @@ def _listed(repository: str, revision: str | None) -> list[str] | None:
     except (http_error, OSError) as error:
         logger.warning("The hub cannot be reached (%s); '%s' is looked for in the cache.", error, repository)
         return None
-
-
-def _cached(hub: Any, repository: str, revision: str | None, named: str) -> Path:
-    """Returns the folder of a revision in the client's cache, as far as it was fetched.
-
-    Raises:
-        CheckpointError: nothing of it was fetched.
-    """
-    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reference = folder / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision or ""
-    snapshot = folder / "snapshots" / commit
-    if not commit or not snapshot.is_dir():
-        raise CheckpointError(
-            f"There is no folder '{repository}', {named} is not in the cache, and the hub cannot be reached. Connect once, or give "
-            "an existing folder."
-        )
-    return snapshot
 
 
 def _check_found(paths: list[str], listed: list[str], place: str, named: str, many: bool) -> None:

@@ -5,21 +5,22 @@ the model gives them. b_dec is not subtracted from the input.
 """
 
 import math
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.archives import read_names
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, positive, setting
 from dictionary_learning.interop.building import Weights, jump_thresholds
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.safe import read_json, read_safetensors
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_json
+from dictionary_learning.interop.tensors import read_tensors
 
 _SETTINGS = "hyperparams.json"
 _FINAL = "final.safetensors"
 _R1 = "sae_weights.safetensors"
+_PARTS = ("encoder.weight", "encoder.bias", "decoder.weight.T", "decoder.bias")
 
 
 class LlamaScope(Format):
@@ -42,11 +43,10 @@ class LlamaScope(Format):
                 f"'{files}' has no {_SETTINGS}, without which its scale is not known. Get the whole folder."
             )
         config = read_json(folder.path(_SETTINGS))
-        path = (folder if folder.has(_FINAL) else folder.at("checkpoints")).path(_FINAL)
-        tensors = Tensors(read_safetensors(path), path)
+        tensors = read_tensors((folder if folder.has(_FINAL) else folder.at("checkpoints")).path(_FINAL))
         norms = setting(config, "dataset_average_activation_norm", dict, {}, files)
         norm = positive(norms.get("in"), "dataset_average_activation_norm.in", files)
-        weights = _linear(tensors)
+        weights = tensors.parts(*_PARTS)
         tensors.finish(config, dim="d_model", dict_size="d_sae")
         scale = math.sqrt(tensors["dim"]) / norm
         threshold = setting(config, "jump_relu_threshold", float, 0.0, files) * scale
@@ -68,9 +68,8 @@ class LlamaScopeR1(Format):
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         config = read_json(files.path("config.json"))
-        path = files.path(_R1)
-        tensors = Tensors(read_safetensors(path), path)
-        weights = _linear(tensors)
+        tensors = read_tensors(files.path(_R1))
+        weights = tensors.parts(*_PARTS)
         state = jump_thresholds(tensors.take("log_jumprelu_threshold", "dict_size").float().exp())
         tensors.finish(config, dim="d_model")
         if "scale" not in facts:
@@ -97,16 +96,7 @@ def _settings_folder(files: Files) -> Files | None:
     return files.above() if is_below else None
 
 
-def _linear(tensors: Tensors) -> dict[str, Any]:
-    return {
-        "W_enc": tensors.take("encoder.weight", "dict_size dim"),
-        "b_enc": tensors.take("encoder.bias", "dict_size"),
-        "W_dec": tensors.take("decoder.weight", "dim dict_size").T,
-        "b_dec": tensors.take("decoder.bias", "dim"),
-    }
-
-
-def _scaled(weights: dict[str, Any], scale: float) -> dict[str, Any]:
+def _scaled(weights: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
     """Returns the weights for activations that are not yet multiplied by the scale."""
     factors = {"W_enc": scale, "b_enc": 1.0, "W_dec": 1 / scale, "b_dec": 1 / scale}
     return {name: tensor.float() * factors[name] for name, tensor in weights.items()}

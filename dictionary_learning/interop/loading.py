@@ -30,15 +30,7 @@ def load_dictionary(
 ) -> Dictionary:
     """Loads a dictionary; see `dictionary_learning.load_dictionary`.
 
-    Args:
-        path: see there, as for the other arguments.
-        device: see there.
-        site: see there.
-        format: see there.
-        dtype: see there.
-        revision: see there.
-        expected_class: the class that the caller expects, which decides where files fit several classes.
-        facts: see there.
+    `expected_class` is the name of the class that the caller expects. It decides where files fit several classes.
     """
     files = find_files(path, site=site, revision=revision)
     if site is not None:
@@ -95,15 +87,7 @@ def load_many(
 def find_files(
     path: str | os.PathLike, *, site: str | None = None, revision: str | None = None, many: bool = False
 ) -> Files:
-    """Returns the files at a path, or those of a repository of the hub, fetched as far as they are needed.
-
-    Raises:
-        CheckpointError: there is no such place.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise CheckpointError(
-            f"Got {path!r} of type {type(path).__name__}; the path of a dictionary is a string or a Path."
-        )
+    """Returns the files at a path, or those of a repository of the hub, fetched as far as they are needed."""
     if not os.path.exists(path) and isinstance(path, str) and _is_repository(path):
         from dictionary_learning.interop.hub import fetch
 
@@ -121,11 +105,7 @@ def read(
     source: str | None = None,
     expected_class: str | None = None,
 ) -> Dictionary:
-    """Returns the dictionary that files hold, with its `info`.
-
-    Raises:
-        CheckpointError: the files hold none, or one of no known format, or a damaged one.
-    """
+    """Returns the dictionary that files hold, with its `info`."""
     if format is None:
         place = _only_place(files)
         files, source = files.at(place), "/".join(part for part in (source, place) if part)

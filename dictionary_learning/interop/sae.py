@@ -12,12 +12,9 @@ _Device = torch.device | str | None
 
 
 class Sae:
-    """The loaders of sparsify's `Sae`, by its names; they return dictionaries of this package, from files of any format."""
+    """The loaders of sparsify's `Sae`, for files of any format; they return dictionaries of this package."""
 
-    @staticmethod
-    def load_from_disk(path: str | os.PathLike, device: _Device = None, **options: Any) -> Dictionary:
-        """Loads a dictionary from a folder; options are those of `load_dictionary`."""
-        return load_dictionary(path, device, **options)
+    load_from_disk = staticmethod(load_dictionary)
 
     @staticmethod
     def load_from_hub(name: str, hookpoint: str | None = None, device: _Device = None, **options: Any) -> Dictionary:
@@ -28,12 +25,5 @@ class Sae:
     def load_many(
         name: str | os.PathLike, local: bool = True, device: _Device = None, **options: Any
     ) -> dict[str, Dictionary]:
-        """Loads all dictionaries of a run by hookpoint, in natural order.
-
-        Args:
-            name: a folder, or a repository where there is no such folder.
-            local: has no effect; sparsify has this argument.
-            device: the device of the dictionaries.
-            options: those of `load_many`.
-        """
+        """Loads all dictionaries of a run by hookpoint, in natural order; `local` has no effect."""
         return load_many(name, device, **options)

@@ -19,14 +19,16 @@ from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, cho
 from dictionary_learning.interop.building import Weights, built, jump_thresholds, without_threshold
 from dictionary_learning.interop.files import Files
 from dictionary_learning.interop.sae_lens_legacy import is_legacy, modernized
-from dictionary_learning.interop.safe import read_json, read_safetensors
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_json, read_yaml
+from dictionary_learning.interop.tensors import Tensors, read_tensors
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 SCALER = "activation_scaler.json"
+TEMPORAL_WEIGHTS = "latest_ckpt.safetensors"
+TEMPORAL_CONFIG = "conf.yaml"
 TRANSCODERS = {
     "transcoder": "standard",
     "skip_transcoder": "standard",
@@ -62,8 +64,7 @@ class SAELens(Format):
     def read(self, files: Files, facts: Facts) -> Loaded:
         given = read_json(files.path(CONFIG))
         config = modernized(given, files) if is_legacy(given) else given
-        path = files.path(WEIGHTS)
-        tensors = Tensors(read_safetensors(path), path)
+        tensors = read_tensors(files.path(WEIGHTS))
         architecture = choice(config, "architecture", (*AUTOENCODERS, *TRANSCODERS, *_READERS), "standard", files)
         dictionary = _READERS.get(architecture, read_coder)(tensors, config, architecture, files)
         tensors.finish(config, dim="d_in", dict_size="d_sae", output_dim="d_out")
@@ -82,7 +83,26 @@ class SAELens(Format):
         write(dictionary, folder, config)
 
 
+class Temporal(Format):
+    """Reads temporal autoencoders as their authors release them: tied and untied, with TopK or a rectifier."""
+
+    name = "temporal"
+    about = "temporal autoencoders: conf.yaml and latest_ckpt.safetensors"
+    needed = (TEMPORAL_WEIGHTS, TEMPORAL_CONFIG)
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        config = read_yaml(files.path(TEMPORAL_CONFIG))
+        settings = setting(config, "sae", dict, {}, files)
+        tensors = read_tensors(files.path(TEMPORAL_WEIGHTS))
+        scale = positive(settings.get("scaling_factor", 1.0), "scaling_factor", files)
+        names = {"W_dec": "D", "b_dec": "b", "W_enc": "E"}
+        dictionary = _read_temporal(tensors, settings, files, names, scale=1 / scale)
+        tensors.finish(setting(config, "llm", dict, {}, files), dim="dimin")
+        return Loaded(dictionary, self.known(config))
+
+
 FORMATS.register("sae_lens")(SAELens())
+FORMATS.register("temporal")(Temporal())
 
 
 def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Dictionary:
@@ -93,9 +113,6 @@ def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, f
         config: the settings in the form of 6.x.
         architecture: one of `AUTOENCODERS` or `TRANSCODERS`.
         files: the files that both are from.
-
-    Raises:
-        CheckpointError: they do not fit each other.
     """
     predicts = architecture in TRANSCODERS
     kind = TRANSCODERS.get(architecture, architecture)
@@ -216,7 +233,7 @@ def _temporal(tensors: Tensors, config: Mapping[str, Any], architecture: str, fi
     scale = config.get("activation_normalization_factor", 1.0) if scaled else 1.0
     subtracts = setting(config, "apply_b_dec_to_input", bool, True, files)
     names = {"W_dec": "W_dec", "b_dec": "b_dec", "W_enc": "W_enc"}
-    return temporal(
+    return _read_temporal(
         tensors,
         config,
         files,
@@ -227,7 +244,7 @@ def _temporal(tensors: Tensors, config: Mapping[str, Any], architecture: str, fi
     )
 
 
-def temporal(
+def _read_temporal(
     tensors: Tensors, config: Mapping[str, Any], files: Files, names: Mapping[str, str], **options: Any
 ) -> Dictionary:
     """Returns a temporal autoencoder from its matrices and the attention layers in a file.
@@ -238,9 +255,6 @@ def temporal(
         files: the files that both are from.
         names: the names of W_dec, b_dec and W_enc in the file.
         options: further arguments of `TemporalAutoencoder`.
-
-    Raises:
-        CheckpointError: layers are missing or have other shapes.
     """
     tied = setting(config, "tied_weights", bool, True, files)
     n_layers = setting(config, "n_attn_layers", int, 1, files)

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dictionary_learning.dictionaries import (
@@ -26,7 +25,8 @@ from dictionary_learning.dictionaries.nonlinearities import (
     StoppedPursuit,
     TopK,
 )
-from dictionary_learning.disk import write_atomically, write_json
+from dictionary_learning.dictionaries.serialization import write_tensors
+from dictionary_learning.disk import write_json
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.hook_names import hook_name, model_name
 from dictionary_learning.interop.sae_lens import CONFIG, NORMALIZATIONS, UNIT, WEIGHTS
@@ -46,22 +46,13 @@ _ARCHITECTURES = {
 _TRANSCODERS = {ReLU: "transcoder", JumpReLU: "jumprelu_transcoder", BatchTopK: "jumprelu_transcoder"}
 
 
-class _Saved(NamedTuple):
-    settings: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-
 def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU with its threshold, as SAELens does.
-
-    Raises:
-        CheckpointError: SAELens has no such dictionary, or no hook at its site. Nothing has been written then.
-    """
+    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU with its threshold, as SAELens does."""
     normalization, inner = _unwrapped(dictionary)
     if isinstance(inner, TemporalAutoencoder) and normalization == "none":
-        saved = _temporal(inner)
+        own, tensors = _temporal(inner)
     elif isinstance(inner, (SparseAutoencoder, Transcoder)):
-        saved = _coder(inner)
+        own, tensors = _coder(inner)
     else:
         raise CheckpointError(
             f"SAELens has autoencoders and transcoders of one site; this is a {type(inner).__name__}. Convert it to own, which "
@@ -75,19 +66,14 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
         "normalize_activations": normalization,
         "reshape_activations": "hook_z" if config.get("reshape_activations") == "hook_z" else "none",
         "metadata": _metadata(config),
-        **saved.settings,
+        **own,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.tensors.items()}
-    write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+    write_tensors(folder / WEIGHTS, tensors)
     write_json(folder / CONFIG, settings)
 
 
 def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what SAELens finds model and hook by.
-
-    Raises:
-        CheckpointError: the site is known, and TransformerLens has no hook there: SAELens would silently skip the dictionary.
-    """
+    """Returns the metadata by which SAELens finds model and hook; with an unknown hook it would silently skip the dictionary."""
     info = DictionaryInfo.from_config(config)
     peer = config.get("peer")
     peers = peer.get("metadata") if isinstance(peer, Mapping) else None
@@ -114,15 +100,13 @@ def _unwrapped(dictionary: Dictionary) -> tuple[str, Dictionary]:
     name = dictionary.normalization
     if name not in _NORMALIZATIONS or len(dictionary.scales) > 1 or dictionary.scales != (1.0,):
         raise CheckpointError(
-            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS.values())}, at one site and without a scale; this dictionary has "
-            f"{name} with scales {dictionary.scales}"
-            + (", which returns the deviation with 1e-5 added. " if name == "layer_norm" else ". ")
-            + "Convert it to own."
+            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this dictionary has {name} "
+            f"with scales {dictionary.scales}. Convert it to own."
         )
     return _NORMALIZATIONS[name], dictionary.dictionary
 
 
-def _coder(coder: Coder) -> _Saved:
+def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
     nonlinearity = coder.nonlinearity
     predicts = isinstance(coder, Transcoder)
     known = _TRANSCODERS if predicts else _ARCHITECTURES
@@ -147,7 +131,7 @@ def _coder(coder: Coder) -> _Saved:
         tensors["W_skip"] = coder.W_skip
         settings["architecture"] = architecture.replace("transcoder", "skip_transcoder")
     _add_nonlinearity(coder, settings, tensors)
-    return _Saved(settings, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    return settings, tensors
 
 
 def _add_nonlinearity(coder: Coder, settings: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
@@ -175,7 +159,7 @@ def _has_unit_rows(coder: Coder) -> bool:
     return bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
 
 
-def _temporal(dictionary: TemporalAutoencoder) -> _Saved:
+def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
     if dictionary.has_output_bias != (dictionary.subtracts_b_dec or not dictionary.tied):
         raise CheckpointError("SAELens adds b_dec where it subtracts it; this dictionary does not. Convert it to own.")
     settings = {
@@ -190,7 +174,5 @@ def _temporal(dictionary: TemporalAutoencoder) -> _Saved:
         "kval_topk": dictionary.k,
         "tied_weights": dictionary.tied,
     }
-    tensors = dict(dictionary.state_dict())
-    if not dictionary.tied:
-        tensors["W_enc"] = dictionary.W_enc.T
-    return _Saved(settings, tensors)
+    turned = {} if dictionary.tied else {"W_enc": dictionary.W_enc.T}
+    return settings, {**dictionary.state_dict(), **turned}

@@ -44,11 +44,7 @@ def damaged(path: Path, why: object) -> CheckpointError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-        CheckpointError: the file is not JSON, holds no object, or is too long.
-    """
+    """Returns the object in a JSON file."""
     text = _read_text(path, MOST_TEXT)
     try:
         return _check_object(json.loads(text), path)
@@ -57,11 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML file of plain values.
-
-    Raises:
-        CheckpointError: the file is not YAML, nests too deep, or refers to parts of itself.
-    """
+    """Returns the mapping in a YAML file of plain values."""
     text, depth = _read_text(path, MOST_YAML), 0
     try:
         # aliases can make a giant of a few lines, so events are checked before anything is built
@@ -77,22 +69,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: the file is damaged, or its header is longer than a dictionary's.
-    """
+    """Returns the tensors of a safetensors file."""
     with open_safetensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
 
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[safe_open]:
-    """Opens a safetensors file; its library checks that the header describes exactly the bytes of the file.
-
-    Raises:
-        CheckpointError: the file is damaged, or its header is longer than a dictionary's.
-    """
+    """Opens a safetensors file; its library checks that the header describes exactly the bytes of the file."""
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
@@ -108,11 +92,7 @@ def open_safetensors(path: Path) -> Iterator[safe_open]:
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
-    """Returns the arrays of numbers in an `.npz` file.
-
-    Raises:
-        CheckpointError: the file is damaged, holds objects, or claims more than its size allows.
-    """
+    """Returns the arrays of numbers in an `.npz` file."""
     try:
         with zipfile.ZipFile(path) as archive:
             checked_members(path, archive)
@@ -123,11 +103,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def checked_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Returns the files in an archive.
-
-    Raises:
-        CheckpointError: the files claim more than the archive's size allows, or a name is there twice.
-    """
+    """Returns the files in an archive."""
     members, size = archive.infolist(), os.path.getsize(path)
     total = sum(member.file_size for member in members)
     if total > MOST_INFLATED * size:

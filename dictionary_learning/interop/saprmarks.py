@@ -155,49 +155,43 @@ def _class_of(tensors: Tensors, expected: str | None) -> str:
     raise CheckpointError(f"'{tensors.where}' has no {CONFIG}, and tensors of no known class. Give dict_class=.")
 
 
-def _linear(tensors: Tensors) -> dict[str, Tensor]:
+def _linear(tensors: Tensors, b_dec: str) -> dict[str, Tensor]:
     # from July to August 2024 TopK stored the decoder by rows
-    by_rows = tensors.maybe("decoder", "dict_size dim")
-    W_dec = tensors.take("decoder.weight", "dim dict_size").T if by_rows is None else by_rows
-    return {"W_enc": tensors.take("encoder.weight", "dict_size dim"), "W_dec": W_dec}
-
-
-def _linear_with_bias(tensors: Tensors, b_dec: str) -> dict[str, Tensor]:
-    b_enc = tensors.take("encoder.bias", "dict_size")
-    return {**_linear(tensors), "b_enc": b_enc, "b_dec": tensors.take(b_dec, "dim")}
+    W_dec = "decoder" if "decoder" in tensors else "decoder.weight.T"
+    return tensors.parts("encoder.weight", "encoder.bias", W_dec, b_dec)
 
 
 def _matrices(tensors: Tensors) -> dict[str, Tensor]:
-    return {
-        "W_enc": tensors.take("W_enc", "dim dict_size").T,
-        "W_dec": tensors.take("W_dec", "dict_size dim"),
-        "b_enc": tensors.take("b_enc", "dict_size"),
-        "b_dec": tensors.take("b_dec", "dim"),
-    }
+    return tensors.parts("W_enc.T", "b_enc", "W_dec", "b_dec")
 
 
 def _standard(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    return Weights(**_linear_with_bias(tensors, "bias")).dictionary()
+    return Weights(**_linear(tensors, "bias")).dictionary()
 
 
 def _new(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    return Weights(**_linear_with_bias(tensors, "decoder.bias"), centered=False).dictionary(AutoEncoderNew)
+    return Weights(**_linear(tensors, "decoder.bias"), centered=False).dictionary(AutoEncoderNew)
 
 
 def _gated(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
     state = {name: tensors.take(name, "dict_size") for name in ("gate_bias", "mag_bias", "r_mag")}
-    b_dec = tensors.take("decoder_bias", "dim")
-    return Weights(**_linear(tensors), b_dec=b_dec, nonlinearity="gated", state=state).dictionary()
+    return Weights(
+        W_enc=tensors.take("encoder.weight", "dict_size dim"),
+        W_dec=tensors.take("decoder.weight", "dim dict_size").T,
+        b_dec=tensors.take("decoder_bias", "dim"),
+        nonlinearity="gated",
+        state=state,
+    ).dictionary()
 
 
 def _top_k(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    weights, k = _linear_with_bias(tensors, "b_dec"), _k(tensors, settings)
+    weights, k = _linear(tensors, "b_dec"), _k(tensors, settings)
     state = {"threshold": _threshold(tensors)}
     return Weights(**weights, nonlinearity="top_k", options={"k": k}, state=state).dictionary()
 
 
 def _batch_top_k(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    weights, k = _linear_with_bias(tensors, "b_dec"), _k(tensors, settings)
+    weights, k = _linear(tensors, "b_dec"), _k(tensors, settings)
     state = {"threshold": _rectified(_threshold(tensors), tensors)}
     return Weights(**weights, nonlinearity="batch_top_k", options={"k": k}, state=state).dictionary()
 

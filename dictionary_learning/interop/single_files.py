@@ -1,7 +1,8 @@
-"""Releases with one file for each dictionary: OpenAI, Qwen Scope, Goodfire, DeepSeek R1, mwhanna, mats_sae_training."""
+"""Formats with one file for each dictionary: OpenAI, mats_sae_training, Qwen Scope, Goodfire, DeepSeek R1, mwhanna."""
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from dictionary_learning.dictionaries import AutoEncoderNew, Normalized
@@ -9,13 +10,12 @@ from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.archives import Inert, read_names, read_pt
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
 from dictionary_learning.interop.building import Weights, without_threshold
-from dictionary_learning.interop.files import Files
+from dictionary_learning.interop.files import ENDINGS, WHOLE, Files
 from dictionary_learning.interop.sae_lens import read_coder
 from dictionary_learning.interop.sae_lens_legacy import modernized
-from dictionary_learning.interop.safe import read_safetensors, read_yaml
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_yaml
+from dictionary_learning.interop.tensors import Tensors, read_tensors
 
-_ROWS = {"W_enc", "b_enc", "W_dec", "b_dec"}
 _L0 = re.compile(r"L0_(\d+)")
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 _OPENAI_SETTINGS = ("activation", "activation_state_dict", "activation.k", "activation.postact_fn")
@@ -24,9 +24,9 @@ _RECTIFIERS = {"ReLU": "relu", "Identity": "identity"}
 _SELECTORS = {"ReLU": "top_k", "Identity": "top_k_unrectified"}
 
 
-def names_in(files: Files, *endings: str) -> frozenset[str]:
-    """Returns the names at the top of the only file of weights; none where there are several files."""
-    found = files.weights(*endings)
+def _names_in(files: Files) -> frozenset[str]:
+    """Returns the names at the top of the only `.pt` file; none where there are several."""
+    found = files.weights(".pt")
     return read_names(files, found[0]) if len(found) == 1 else frozenset()
 
 
@@ -41,7 +41,7 @@ class OpenAI(Format):
     needed = ("*.pt",)
 
     def recognizes(self, files: Files) -> bool:
-        return names_in(files, ".pt") >= {"pre_bias", "latent_bias"}
+        return _names_in(files) >= {"pre_bias", "latent_bias"}
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         path = files.only_weights(".pt")
@@ -51,12 +51,10 @@ class OpenAI(Format):
         tensors.drop(*_STATISTICS)
         activation = choice(said, "activation", ("ReLU", "TopK", "Identity"), "ReLU", path)
         state = setting(said, "activation_state_dict", dict, {}, path)
-        tied = tensors.maybe("decoder.linear.weight", "dict_size dim")
+        tied = "decoder.linear.weight"
+        decoder = tied if tied in tensors else "decoder.weight.T"
         weights = Weights(
-            W_enc=tensors.take("encoder.weight", "dict_size dim"),
-            b_enc=tensors.take("latent_bias", "dict_size"),
-            W_dec=tensors.take("decoder.weight", "dim dict_size").T if tied is None else tied,
-            b_dec=tensors.take("pre_bias", "dim"),
+            **tensors.parts("encoder.weight", "latent_bias", decoder, "pre_bias"),
             **_openai_nonlinearity(activation, state, path),
         )
         tensors.finish()
@@ -76,7 +74,7 @@ class MatsSAE(Format):
     needed = ("*.pt",)
 
     def recognizes(self, files: Files) -> bool:
-        return names_in(files, ".pt") >= {"cfg", "state_dict"}
+        return _names_in(files) >= {"cfg", "state_dict"}
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         path = files.only_weights(".pt")
@@ -96,114 +94,79 @@ class MatsSAE(Format):
         return Loaded(dictionary, self.known(given, config["metadata"], model="model_name", site="hook_name"))
 
 
-class QwenScope(Format):
-    """Reads `layer<N>.sae.pt`: TopK, SAELens's names, both matrices transposed; k is in the repository's name."""
-
-    name = "qwen_scope"
-    about = "Qwen Scope: layer<N>.sae.pt"
-    facts = ("k",)
-    needed = ("*.sae.pt",)
-
-    def recognizes(self, files: Files) -> bool:
-        return names_in(files, ".sae.pt") == _ROWS
-
-    def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.only_weights(".pt")
-        tensors = Tensors(read_pt(path), path)
-        matches = [_L0.search(part) for part in reversed(files.folder.absolute().parts)]
-        k = facts.get("k", next((int(match[1]) for match in matches if match), None))
-        if not isinstance(k, int) or isinstance(k, bool):
-            raise CheckpointError(
-                f"'{path}' does not say how many latents are kept; the name of its repository does (…-L0_50). Give k=."
-            )
-        weights = Weights(
-            W_enc=tensors.take("W_enc", "dict_size dim"),
-            b_enc=tensors.take("b_enc", "dict_size"),
-            W_dec=tensors.take("W_dec", "dim dict_size").T,
-            b_dec=tensors.take("b_dec", "dim"),
-            nonlinearity="top_k",
-            options={"k": k},
-            state=without_threshold(),
-            centered=False,
-        )
-        tensors.finish()
-        return Loaded(weights.dictionary(), self.known({"k": k}))
-
-
-class Linear(Format):
-    """Reads `.pt` or `.pth` files of two linear layers with a rectifier between them; b_dec is not subtracted.
+class TwoMatrices(Format):
+    """Reads files of two matrices and two biases; b_dec is not subtracted.
 
     Args:
         name: the name of the format.
         about: whose format it is.
-        encoder: the name of the encoder.
-        decoder: the name of the decoder.
+        needed: patterns of its files.
+        parts: the arguments of `Tensors.parts`.
+        is_transcoder: whether it reconstructs other activations than it reads.
+        needs_k: whether it keeps k latents, of which only the name of the repository knows the number (...-L0_50).
     """
 
-    needed = ("*.pt", "*.pth")
-
-    def __init__(self, name: str, about: str, encoder: str, decoder: str):
-        self.name, self.about, self.encoder, self.decoder = name, about, encoder, decoder  # pyright: ignore[reportAttributeAccessIssue]
-
-    def recognizes(self, files: Files) -> bool:
-        keys = {f"{layer}.{part}" for layer in (self.encoder, self.decoder) for part in ("weight", "bias")}
-        return not files.wants("ae.pt") and names_in(files, ".pt", ".pth") == keys
-
-    def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.only_weights(".pt", ".pth")
-        tensors = Tensors(read_pt(path), path)
-        weights = Weights(
-            W_enc=tensors.take(f"{self.encoder}.weight", "dict_size dim"),
-            b_enc=tensors.take(f"{self.encoder}.bias", "dict_size"),
-            W_dec=tensors.take(f"{self.decoder}.weight", "dim dict_size").T,
-            b_dec=tensors.take(f"{self.decoder}.bias", "dim"),
-            centered=False,
-        )
-        tensors.finish()
-        return Loaded(weights.dictionary(AutoEncoderNew), self.known({}))
-
-
-class Mwhanna(Format):
-    """Reads `layer_<N>.safetensors`: transcoders with a rectifier, both matrices by rows of latents."""
-
-    name = "mwhanna"
-    about = "mwhanna's transcoders: layer_<N>.safetensors and config.yaml"
-    needed = ("layer_*.safetensors", "config.yaml")
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        needed: tuple[str, ...],
+        parts: tuple[str, str, str, str],
+        is_transcoder: bool = False,
+        needs_k: bool = False,
+    ):
+        self.name, self.about, self.needed = name, about, needed  # pyright: ignore[reportAttributeAccessIssue]
+        self.parts, self.is_transcoder, self.needs_k = parts, is_transcoder, needs_k
+        self.facts = ("k",) if needs_k else ()  # pyright: ignore[reportAttributeAccessIssue]
 
     def recognizes(self, files: Files) -> bool:
-        found = files.weights(".safetensors")
-        return (
-            len(found) == 1
-            and bool(re.fullmatch(r"layer_\d+\.safetensors", found[0]))
-            and read_names(files, found[0]) == _ROWS
-        )
+        found = files.weights(*ENDINGS)
+        fits = len(found) == 1 and found[0] not in WHOLE and any(fnmatchcase(found[0], name) for name in self.needed)
+        return fits and read_names(files, found[0]) == {part.removesuffix(".T") for part in self.parts}
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.only_weights(".safetensors")
-        tensors = Tensors(read_safetensors(path), path)
-        config = read_yaml(files.path("config.yaml")) if files.has("config.yaml") else {}
-        weights = Weights(
-            W_enc=tensors.take("W_enc", "dict_size dim"),
-            b_enc=tensors.take("b_enc", "dict_size"),
-            W_dec=tensors.take("W_dec", "dict_size output_dim"),
-            b_dec=tensors.take("b_dec", "output_dim"),
-            centered=False,
-            predicts=True,
-        )
+        tensors = read_tensors(files.only_weights(*ENDINGS))
+        config = read_yaml(files.path(_YAML)) if _YAML in self.needed and files.has(_YAML) else {}
+        parts = tensors.parts(*self.parts, wide="output_dim" if self.is_transcoder else "dim")
         tensors.finish()
-        return Loaded(weights.dictionary(), self.known(config, model="model_name"))
+        if self.needs_k:
+            k = _k(files, facts)
+            top_k = {"nonlinearity": "top_k", "options": {"k": k}, "state": without_threshold()}
+            return Loaded(Weights(**parts, **top_k, centered=False).dictionary(), self.known({"k": k}))
+        weights = Weights(**parts, centered=False, predicts=self.is_transcoder)
+        return Loaded(weights.dictionary(AutoEncoderNew), self.known(config, model="model_name"))
 
 
-FORMATS.register("openai")(OpenAI())
-FORMATS.register("mats_sae")(MatsSAE())
-FORMATS.register("qwen_scope")(QwenScope())
-FORMATS.register("goodfire")(
-    Linear("goodfire", "Goodfire: .pth with encoder_linear and decoder_linear", "encoder_linear", "decoder_linear")
-)
-FORMATS.register("deepseek_r1")(
-    Linear("deepseek_r1", "DeepSeek R1: .pt with encoder and decoder", "encoder", "decoder")
-)
-FORMATS.register("mwhanna")(Mwhanna())
+_YAML = "config.yaml"
+_GOODFIRE = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight.T", "decoder_linear.bias")
+_DEEPSEEK = ("encoder.weight", "encoder.bias", "decoder.weight.T", "decoder.bias")
+for _format in (
+    OpenAI(),
+    MatsSAE(),
+    TwoMatrices(
+        "qwen_scope", "Qwen Scope: layer<N>.sae.pt", ("*.sae.pt",), ("W_enc", "b_enc", "W_dec.T", "b_dec"), needs_k=True
+    ),
+    TwoMatrices("goodfire", "Goodfire: .pth with encoder_linear and decoder_linear", ("*.pt", "*.pth"), _GOODFIRE),
+    TwoMatrices("deepseek_r1", "DeepSeek R1: .pt with encoder and decoder", ("*.pt", "*.pth"), _DEEPSEEK),
+    TwoMatrices(
+        "mwhanna",
+        "mwhanna's transcoders: layer_<N>.safetensors and config.yaml",
+        ("layer_*.safetensors", _YAML),
+        ("W_enc", "b_enc", "W_dec", "b_dec"),
+        is_transcoder=True,
+    ),
+):
+    FORMATS.register(_format.name)(_format)
+
+
+def _k(files: Files, facts: Facts) -> int:
+    matches = [_L0.search(part) for part in reversed(files.folder.absolute().parts)]
+    k = facts.get("k", next((int(match[1]) for match in matches if match), None))
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise CheckpointError(
+            f"'{files}' does not say how many latents are kept; the name of its repository does (…-L0_50). Give k=."
+        )
+    return k
 
 
 def _openai_nonlinearity(activation: str, state: Mapping[str, Any], where: object) -> dict[str, Any]:

@@ -5,17 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, TopK
-from dictionary_learning.disk import write_atomically, write_json
+from dictionary_learning.dictionaries.serialization import write_tensors
+from dictionary_learning.disk import write_json
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
 from dictionary_learning.interop.building import Weights, without_threshold
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.safe import read_json, read_safetensors
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_json
+from dictionary_learning.interop.tensors import read_tensors
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
@@ -35,13 +34,10 @@ class Sparsify(Format):
     needed = (WEIGHTS, CONFIG)
     writes = True
 
-    def recognizes(self, files: Files) -> bool:
-        return files.wants(WEIGHTS)
-
     def read(self, files: Files, facts: Facts) -> Loaded:
         config = read_json(files.path(CONFIG))
         path = files.path(WEIGHTS)
-        tensors = Tensors(read_safetensors(path), path)
+        tensors = read_tensors(path)
         activation = choice(config, "activation", _NONLINEARITIES, "topk", files)
         signed = setting(config, "signed", bool, False, files)
         k = setting(config, "k", int, None, files)
@@ -51,10 +47,7 @@ class Sparsify(Format):
             )
         predicts = setting(config, "transcode", bool, False, files)
         weights = Weights(
-            W_enc=tensors.take("encoder.weight", "dict_size dim"),
-            b_enc=tensors.take("encoder.bias", "dict_size"),
-            W_dec=tensors.take("W_dec", "dict_size dim"),
-            b_dec=tensors.take("b_dec", "dim"),
+            **tensors.parts("encoder.weight", "encoder.bias", "W_dec", "b_dec"),
             W_skip=tensors.maybe("W_skip", "dim dim"),
             nonlinearity="abs_top_k" if signed else _NONLINEARITIES[activation],
             options={"k": k},
@@ -84,9 +77,7 @@ class Sparsify(Format):
             "W_dec": coder.W_dec,
             "b_dec": coder.b_dec,
         }
-        tensors |= {} if coder.W_skip is None else {"W_skip": coder.W_skip}
-        saved = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
-        write_atomically(folder / WEIGHTS, lambda temporary: save_file(saved, temporary))
+        write_tensors(folder / WEIGHTS, {**tensors, "W_skip": coder.W_skip})
         settings = {
             "activation": "groupmax" if isinstance(coder.nonlinearity, GroupMax) else "topk",
             "expansion_factor": max(coder.dict_size // coder.activation_dim, 1),

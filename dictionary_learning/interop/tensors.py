@@ -1,13 +1,15 @@
 """The tensors of a checkpoint, taken out by name, so that every tensor is used and none is left over."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dictionary_learning.errors import CheckpointError, did_you_mean
-from dictionary_learning.interop.safe import plain_name
+from dictionary_learning.interop.archives import read_pt
+from dictionary_learning.interop.safe import plain_name, read_npz, read_safetensors
 
 _ALIGNMENT = 64
 """Bytes."""
@@ -22,9 +24,6 @@ class Tensors:
     Args:
         tensors: the content of a file.
         where: the name of the file in errors.
-
-    Raises:
-        CheckpointError: something in the file is no tensor.
     """
 
     def __init__(self, tensors: Any, where: object):
@@ -50,11 +49,7 @@ class Tensors:
         return self.sizes[word]
 
     def take(self, name: str, shape: str) -> Tensor:
-        """Returns a tensor of floating-point numbers, all finite.
-
-        Raises:
-            CheckpointError: it is missing, or has another shape or other values.
-        """
+        """Returns a tensor of floating-point numbers, all finite."""
         if name not in self._left:
             raise CheckpointError(
                 f"'{self.where}' has no tensor '{name}'.{did_you_mean(name, self._left)} It holds: "
@@ -70,12 +65,28 @@ class Tensors:
             )
         return tensor
 
-    def integers(self, name: str) -> list[int] | None:
-        """Returns a tensor of integers as a list; None if it is missing.
+    def parts(self, W_enc: str, b_enc: str, W_dec: str, b_dec: str, wide: str = "dim") -> dict[str, Tensor]:
+        """Returns encoder, decoder and biases by our names.
 
-        Raises:
-            CheckpointError: it holds other numbers, or more than a few.
+        Args:
+            W_enc: the name of the encoder in the file; "<name>.T" where it is stored as (dim, dict_size).
+            b_enc: the name of its bias.
+            W_dec: the name of the decoder; "<name>.T" where it is stored as (dim, dict_size).
+            b_dec: the name of its bias.
+            wide: the word for the width of the output.
         """
+        names = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        shapes = {"W_enc": ["dict_size", "dim"], "b_enc": ["dict_size"], "W_dec": ["dict_size", wide], "b_dec": [wide]}
+        found = {}
+        for part, name in names.items():
+            is_turned = name.endswith(".T")
+            shape = " ".join(reversed(shapes[part]) if is_turned else shapes[part])
+            tensor = self.take(name.removesuffix(".T"), shape)
+            found[part] = tensor.T if is_turned else tensor
+        return found
+
+    def integers(self, name: str) -> list[int] | None:
+        """Returns a tensor of integers as a list; None if it is missing."""
         tensor = self._left.pop(name, None)
         if tensor is None:
             return None
@@ -86,10 +97,6 @@ class Tensors:
     def maybe(self, name: str, shape: str) -> Tensor | None:
         """Returns the same as `take`, or None if the tensor is missing."""
         return self.take(name, shape) if name in self._left else None
-
-    def first(self, names: tuple[str, ...], shape: str) -> Tensor:
-        """Returns the first of several tensors that exists."""
-        return self.take(next((name for name in names if name in self._left), names[0]), shape)
 
     def drop(self, *names: str) -> None:
         """Removes tensors that have no effect on the latents."""
@@ -102,9 +109,6 @@ class Tensors:
         Args:
             config: the config; None or 0 in it means that the size is not said.
             keys: the name of each size in the config, by its word here.
-
-        Raises:
-            CheckpointError: there are unknown tensors, or a size differs.
         """
         if self._left:
             raise CheckpointError(
@@ -129,6 +133,12 @@ class Tensors:
                 f"'{name}' in '{self.where}' has shape {tuple(tensor.shape)}; ({needed}) is needed. The file is of another format, or "
                 "its parts are of different dictionaries."
             )
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Returns the tensors of a file."""
+    readers = {".safetensors": read_safetensors, ".npz": read_npz}
+    return Tensors(readers.get(path.suffix, read_pt)(path), path)
 
 
 def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

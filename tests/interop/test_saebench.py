@@ -69,7 +69,7 @@ def test_what_latents_alone_do_not_decode_is_refused():
     for dictionary in (Transcoder(12, 40, {"name": "relu"}, skip=True), Normalized(AutoEncoder(12, 40), "layer_norm")):
         with pytest.raises(ConfigError, match="decodes latents alone"):
             as_custom_sae(dictionary, **WHERE)
-    with pytest.raises(ConfigError, match="which model and which place"):
+    with pytest.raises(ConfigError, match="which model and which hook"):
         as_custom_sae(AutoEncoder(12, 40))
 
 

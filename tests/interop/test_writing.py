@@ -105,9 +105,7 @@ def test_written_and_read_is_the_same(to, name, tmp_path):
     ("to", "name"), [(to, name) for to in EXPRESSED for name in sorted(BUILD) if name not in EXPRESSED[to]]
 )
 def test_what_cannot_be_expressed_is_refused_with_the_reason(to, name, tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"(has|have|decodes|ranks|subtract|adds|normalizes|there).*\."
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"(has|have|decodes|ranks|subtract|adds|normalizes|there).*\.") as caught:
         write_dictionary(build(name), tmp_path / "d", to)
     assert len(str(caught.value)) > 60
     assert not (tmp_path / "d").exists()
