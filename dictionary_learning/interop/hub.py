@@ -63,17 +63,12 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
     try:
         listed = _listed(repository, revision)
         if listed is None:
-            snapshot = hub.snapshot_download(repository, revision=revision, local_files_only=True)
+            snapshot = _cached(hub, repository, revision, named)
         else:
             paths = wanted(listed, place, many)
             _check_found(paths, listed, place, named, many)
             exact = [glob.escape(path) for path in paths]
             snapshot = hub.snapshot_download(repository, revision=revision, allow_patterns=exact)
-    except errors.LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"There is no folder '{path}', {named} is not in the cache, and the hub cannot be reached. Connect once, or give an "
-            "existing folder."
-        ) from error
     except errors.HFValidationError as error:
         raise CheckpointError(
             f"'{path}' is neither a folder nor the name of a repository ({error}). Check it."
@@ -159,24 +154,37 @@ def push_to_hub(
         else:
             folder = Path(dictionary)
         card = model_card(repository, report=found, config=config, site=site, format=format)
-        hub, errors, http_error = _client()
-        api, upload = hub.HfApi(), {"repo_id": repository, "revision": revision}
-        try:
-            api.create_repo(repository, private=private, exist_ok=True)
-            if revision is not None:
-                api.create_branch(repository, branch=revision, exist_ok=True)
-            ignored = ["README.md", ".*"]
-            api.upload_folder(
-                folder_path=folder, path_in_repo=place, commit_message=message, ignore_patterns=ignored, **upload
-            )
-            described = f"{message}: model card"
-            commit = api.upload_file(
-                path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message=described, **upload
-            )
-        except (http_error, errors.HFValidationError, OSError) as error:
-            raise CheckpointError(
-                f"'{repository}' cannot be written ({error}). Check the name, and log in with `hf auth login`."
-            ) from error
+        return _upload(folder, place, repository, card, revision, private, message)
+
+
+def _upload(
+    folder: Path,
+    place: str | None,
+    repository: str,
+    card: str,
+    revision: str | None,
+    private: bool | None,
+    message: str,
+) -> str:
+    """Uploads the files of a folder and a model card; returns the address of the commit."""
+    hub, errors, http_error = _client()
+    api, upload = hub.HfApi(), {"repo_id": repository, "revision": revision}
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        ignored = ["README.md", ".*"]
+        api.upload_folder(
+            folder_path=folder, path_in_repo=place, commit_message=message, ignore_patterns=ignored, **upload
+        )
+        described = f"{message}: model card"
+        commit = api.upload_file(
+            path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message=described, **upload
+        )
+    except (http_error, errors.HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"'{repository}' cannot be written ({error}). Check the name, and log in with `hf auth login`."
+        ) from error
     return str(commit.commit_url)
 
 
@@ -199,6 +207,19 @@ def _listed(repository: str, revision: str | None) -> list[str] | None:
     except (http_error, OSError) as error:
         logger.warning("The hub cannot be reached (%s); '%s' is looked for in the cache.", error, repository)
         return None
+
+
+def _cached(hub: Any, repository: str, revision: str | None, named: str) -> Path:
+    """Returns the folder of a revision in the client's cache, which may hold some of its files only."""
+    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    reference = folder / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision or ""
+    if not commit or not (folder / "snapshots" / commit).is_dir():
+        raise CheckpointError(
+            f"There is no folder '{repository}', {named} is not in the cache, and the hub cannot be reached. Connect once, or give "
+            "an existing folder."
+        )
+    return folder / "snapshots" / commit
 
 
 def _check_found(paths: list[str], listed: list[str], place: str, named: str, many: bool) -> None:
