@@ -22,8 +22,9 @@ _MAX_DEPTH = 30
 def to_plain(value: Any, name: str = "config") -> Any:
     """Returns a value as plain data that JSON can hold.
 
-    Paths, dtypes, devices, sites, enum members and classes become strings. NumPy numbers, arrays and tensors become
-    numbers and lists, tuples and sets become lists, dataclasses and namespaces become mappings.
+    Paths, dtypes, devices, sites, enum members and classes become strings. NumPy numbers, arrays
+    and tensors become numbers and lists, tuples and sets become lists, dataclasses and namespaces
+    become mappings.
 
     Args:
         value: the value.

@@ -13,9 +13,9 @@ _UNFINISHED = ".unfinished"
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file beside the path, flushes it to the disk, and renames it in one step."""
+    """Lets `write` fill a temporary file, flushes it to the disk, and renames it in one step."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
-    # the kernel applies the umask here; asking for the umask would change it for all threads of the process
+    # the kernel applies the umask here; asking for it would change it for all threads
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)

@@ -1,4 +1,4 @@
-"""An old address: `load_dictionary` returns (dictionary, config) here; text and tokens come from `dictionary_learning.data`."""
+"""An old address; `load_dictionary` returns (dictionary, config) here."""
 
 from dictionary_learning.compat.loading import load_dictionary
 from dictionary_learning.data.generators import (

@@ -12,12 +12,12 @@ _OF_THE_FILES = ("format_version", "dictionary", "versions", "format", "peer")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DictionaryInfo:
-    """What is known about a dictionary apart from its weights; a dictionary built by hand has an empty one."""
+    """What is known about a dictionary apart from its weights; empty if it was built by hand."""
 
     sites: tuple[str, ...] = ()
     """The sites that the dictionary reads, in order, as its files name them; empty if not known."""
     target_sites: tuple[str, ...] = ()
-    """The sites that the dictionary reconstructs; empty where they are the sites that it reads, or not known."""
+    """The sites that the dictionary reconstructs; empty if it reads them, or if not known."""
     model: str | None = None
     """The name of the language model."""
     format: str | None = None
@@ -27,7 +27,7 @@ class DictionaryInfo:
     source: str | None = None
     """Where the dictionary was loaded from: a path, or a repository of the hub."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, hash=False)
-    """The whole config. For other packages' files: "format", "peer" (their settings as they stand), "model" and "site"."""
+    """The whole config; for other packages' files with their settings as "peer"."""
 
     @classmethod
     def from_config(
@@ -62,7 +62,7 @@ class DictionaryInfo:
 
 
 def own_sections(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the sections of a config that describe the dictionary, without those that describe the files it was read from."""
+    """Returns the sections of a config that describe the dictionary, not the files it was in."""
     found = {key: value for key, value in config.items() if key not in _OF_THE_FILES}
     if "format" in config:
         # what another package said stays, apart from what this package says
@@ -83,7 +83,8 @@ def as_config(names: Sequence[str]) -> str | list[str]:
 
 
 def _model_name(config: Mapping[str, Any]) -> str | None:
-    """Returns the language model's name: this package stores it in three sections, by how the dictionary was trained."""
+    """Returns the language model's name."""
+    # runs with a model, the command line, and trainers alone store it in different sections
     found = [config.get("model")]
     for section, key in (("buffer", "model"), ("run", "model"), ("trainer", "lm_name")):
         part = config.get(section)

@@ -1,8 +1,9 @@
-"""A dictionary on disk: `dictionary.safetensors` with its tensors, `config.json` with all that is known about it.
+"""A dictionary on disk: `dictionary.safetensors` with tensors, `config.json` with all the rest.
 
-`config.json` has a section "dictionary" with the class and the arguments that build it. The header of the tensors repeats
-that section, so that files of two saves are not taken for one dictionary. The other sections are "name", "site",
-"target_site", "trainer", "normalization", "buffer", "run" and "versions".
+`config.json` has a section "dictionary" with the class and the arguments that build it. The header
+of the tensors repeats that section, so that files of two saves are not taken for one dictionary.
+The other sections are "name", "site", "target_site", "trainer", "normalization", "buffer", "run"
+and "versions".
 """
 
 import importlib
@@ -43,7 +44,8 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike, config: Map
 
     Raises:
         CheckpointError: a tensor holds values that are not finite.
-        ConfigError: the config holds an object that JSON cannot hold. Nothing has been written in either case.
+        ConfigError: the config holds an object that JSON cannot hold. Nothing has been written in
+            either case.
     """
     check_finite(dictionary)
     folder = Path(path)
@@ -51,7 +53,7 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike, config: Map
     sections = own_sections({**dictionary.info.to_config(), **(config or {})})
     document = {"format_version": FORMAT_VERSION, "dictionary": section, **to_plain(sections), "versions": versions()}
     folder.mkdir(parents=True, exist_ok=True)
-    # one entry only: safetensors writes several in random order, and equal dictionaries must give equal files
+    # one entry only: safetensors writes several in random order, and files would differ
     write_tensors(folder / WEIGHTS, dictionary.state_dict(), {"dictionary": json.dumps(section)})
     write_json(folder / CONFIG, document)
     return folder
@@ -73,13 +75,14 @@ def load_dictionary(
     revision: str | None = None,
     **facts: Any,
 ) -> Dictionary:
-    """Loads a dictionary of any format that `interop` reads; its attribute `info` says what is known about it.
+    """Loads a dictionary of any format; its attribute `info` says what is known about it.
 
-    Weights are loaded as they are stored, and nothing is rescaled. Half precision of other packages is read as float32,
-    in which those packages compute.
+    Weights are loaded as they are stored, and nothing is rescaled. Half precision of other packages
+    is read as float32, in which those packages compute.
 
     Args:
-        path: a folder, a file of weights, or a repository of the Hugging Face hub ("owner/name" or "owner/name/folder").
+        path: a folder, a file of weights, or a repository of the Hugging Face hub ("owner/name" or
+            "owner/name/folder").
         device: the device of the dictionary; the CPU by default.
         site: which of several dictionaries: a folder or file below the path, such as "layers.10".
         format: the format, where the files alone do not tell.
@@ -88,7 +91,8 @@ def load_dictionary(
         facts: facts that the format needs and the files do not hold, such as `k=50`.
 
     Raises:
-        CheckpointError: there is no dictionary, its files are damaged or inconsistent, or may be of several formats.
+        CheckpointError: there is no dictionary, its files are damaged or inconsistent, or may be of
+            several formats.
     """
     # readers depend on dictionaries, so they are imported by name, as plug-ins are
     loading = importlib.import_module(_LOADING)

@@ -1,10 +1,11 @@
 """`.pt` files, as `torch.save` writes them, read without executing anything of them.
 
-A `.pt` file is a zip archive: `data.pkl` describes objects and tensors, and `data/<n>` holds the bytes of each tensor. A
-pickle is a program that may call any function, so `find_class` imports nothing here: it returns notes of what was named.
-Tensors are built from these notes after the pickle has ended, and only within the bytes that the archive holds.
-`torch.load(weights_only=True)` is not enough: it refuses files with a config object inside, believes the sizes that the
-pickle claims, and has itself been a way to run code (CVE-2025-32434, before torch 2.6).
+A `.pt` file is a zip archive: `data.pkl` describes objects and tensors, and `data/<n>` holds the
+bytes of each tensor. A pickle is a program that may call any function, so `find_class` imports
+nothing here: it returns notes of what was named. Tensors are built from these notes after the
+pickle has ended, and only within the bytes that the archive holds. `torch.load(weights_only=True)`
+is not enough: it refuses files with a config object inside, believes the sizes that the pickle
+claims, and has itself been a way to run code (CVE-2025-32434, before torch 2.6).
 """
 
 import contextlib
@@ -58,11 +59,15 @@ _DTYPES = {
 
 
 class Inert:
-    """An object of a class that was not imported; `state` is what the object would have been filled with."""
+    """An object of a class that was not imported; `state` holds its attributes."""
+
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
 
     def __new__(cls, *arguments: Any) -> "Inert":
+        # not __init__, which the operation NEWOBJ does not call
         made = super().__new__(cls)
-        made.arguments, made.state = arguments, None
+        made.arguments = arguments
         return made
 
     def __setstate__(self, state: Any) -> None:
@@ -111,7 +116,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pt(path: Path) -> Any:
-    """Returns the content of a `.pt` file: dictionaries, lists, scalars, tensors on the CPU; other objects are `Inert`."""
+    """Returns the content of a `.pt` file, with `Inert` in place of objects of unknown classes."""
     with _opened(path) as archive:
         return archive.resolve(archive.described())
 
@@ -130,13 +135,13 @@ def read_names(files: Files, name: str) -> frozenset[str]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator["_Archive"]:
     try:
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(
+                f"'{path}' is no archive as torch.save has written since 1.6; it may be cut off, or older. Get it again, or load it "
+                "where you trust it and save it again."
+            )
         with zipfile.ZipFile(path) as file:
             yield _Archive(path, file)
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(
-            f"'{path}' is no archive as torch.save has written since 1.6 ({error}); it may be cut off, or older. Get it again, or "
-            "load it where you trust it and save it again."
-        ) from error
     except (pickle.UnpicklingError, *READ_ERRORS) as error:
         raise damaged(path, error) from error
 
@@ -164,7 +169,7 @@ class _Archive:
         return _Unpickler(io.BytesIO(data)).load()
 
     def _check_operations(self, data: bytes) -> None:
-        """Refuses what would let the unpickler allocate memory: unknown operations, and places far up in its memo."""
+        """Refuses what lets the unpickler allocate memory: unknown operations, far places."""
         for n, (operation, argument, _) in enumerate(pickletools.genops(data)):
             is_place = operation.name in ("BINPUT", "LONG_BINPUT")
             if operation.name not in _OPERATIONS or n > _MOST_OPERATIONS or (is_place and argument > n):

@@ -1,4 +1,7 @@
-"""Formats of checkpoints, and how the format of a checkpoint is recognized."""
+"""Formats of checkpoints, and how the format of a checkpoint is recognized.
+
+All functions raise a CheckpointError where a checkpoint, a fact or a name does not fit.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -37,7 +40,7 @@ class Format(ABC):
     """Whether dictionaries can be written in this format."""
 
     def recognizes(self, files: Files) -> bool:
-        """Returns whether files are of this format and, as far as names and keys can tell, of no other."""
+        """Returns whether files are of this format, and by names and keys of no other."""
         return files.wants(self.needed[0])
 
     @abstractmethod
@@ -80,7 +83,7 @@ def writable_format(name: str) -> Format:
 
 
 def format_of(files: Files, name: str | None = None) -> Format:
-    """Returns the format of a checkpoint: the one named, or the only one that recognizes the files."""
+    """Returns the named format, or the only one that recognizes the files."""
     if name is not None:
         return _format_named(name)
     found = [known for _, known in FORMATS.items() if known.recognizes(files)]

@@ -1,4 +1,4 @@
-"""Dictionaries built from tensors, without random weights and without memory that the tensors do not fill."""
+"""Dictionaries built from tensors, without random weights and without unused memory."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ def built(make: Callable[..., Dictionary], tensors: Mapping[str, Tensor], *sizes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A dictionary of one encoder and one decoder, in the terms that all formats share. Dim 0 is the latent axis."""
+    """One encoder and one decoder in the terms of this package. Dim 0 is the latent axis."""
 
     W_enc: Tensor | None
     """(dict_size, activation_dim); None where the decoder is the encoder."""
@@ -103,5 +103,6 @@ def without_threshold() -> dict[str, Tensor]:
 
 
 def jump_thresholds(thresholds: Tensor) -> dict[str, Tensor]:
-    """Returns the state of JumpReLU; other packages rectify what passes, so their negative thresholds are zero here."""
+    """Returns the state of JumpReLU."""
+    # other packages rectify what exceeds the threshold, so that a negative one acts as zero
     return {"threshold": thresholds.float().clamp_min(0)}

@@ -31,7 +31,7 @@ def model_card(
     site: str | None = None,
     format: str = "own",
 ) -> str:
-    """Returns a `README.md`: YAML for the hub, what the dictionaries are, their figures, and how to load them.
+    """Returns a `README.md`: YAML for the hub, a description, figures, and how to load.
 
     Args:
         repository: "owner/name".
@@ -42,7 +42,8 @@ def model_card(
     """
     report = report or {}
     entries = [entry for entry in report.get("dictionaries") or [] if isinstance(entry, Mapping)]
-    data = report.get("data") if isinstance(report.get("data"), Mapping) else {}
+    data = report.get("data")
+    data = data if isinstance(data, Mapping) else {}
     model = DictionaryInfo.from_config(report).model or DictionaryInfo.from_config(config or {}).model
     title, place = repository.rpartition("/")[2], f', site="{site}"' if site else ""
     of, n_tokens = f" of `{model}`" if model else "", data.get("n_tokens_scored")
@@ -104,5 +105,6 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> str:
 def _figure(entry: Mapping[str, Any], key: str) -> float | None:
     metrics = entry.get("metrics")
     value = metrics.get(key) if isinstance(metrics, Mapping) else None
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -29,8 +29,10 @@ def write_dictionary(
         dictionary: the dictionary, which is not changed.
         path: the folder, which is created if it does not exist.
         to: the format: own, dictionary_learning, sparsify or sae_lens.
-        config: what is known about the dictionary; sections not given are taken from `dictionary.info`.
-        hook_name: the site that the dictionary reads, instead of the known one; for sae_lens a hook of TransformerLens.
+        config: what is known about the dictionary; sections not given are taken from
+            `dictionary.info`.
+        hook_name: the site that the dictionary reads, instead of the known one; for sae_lens a hook
+            of TransformerLens.
         hook_name_out: the site that the dictionary reconstructs, for transcoders.
         model_name: the name of the language model, instead of the known one.
 
@@ -38,8 +40,8 @@ def write_dictionary(
         The folder.
 
     Raises:
-        CheckpointError: the format cannot express the dictionary, a tensor is not finite, or the folder holds a dictionary of
-            another format. Nothing has been written then.
+        CheckpointError: the format cannot express the dictionary, a tensor is not finite, or the
+            folder holds a dictionary of another format. Nothing has been written then.
     """
     known = writable_format(to)
     check_finite(dictionary)
@@ -95,7 +97,6 @@ def convert(
         CheckpointError: the source cannot be read, or the format cannot express a dictionary.
     """
     writable_format(to)
-    names = {"hook_name": hook_name, "hook_name_out": hook_name_out, "model_name": model_name}
     files = find_files(source, site=site, revision=revision, many=site is None)
     places = sites_in(files)
     if site is not None:
@@ -105,5 +106,9 @@ def convert(
     for name, place in (places or {"": ""}).items():
         dictionary = read(files.at(place), format, facts, source=str(source))
         target = Path(destination) / name if len(places) > 1 else Path(destination)
-        written.append(write_dictionary(dictionary, target, to, **names))
+        written.append(
+            write_dictionary(
+                dictionary, target, to, hook_name=hook_name, hook_name_out=hook_name_out, model_name=model_name
+            )
+        )
     return written

@@ -1,7 +1,8 @@
 """The files of a checkpoint, the border around them, and where in a folder dictionaries are.
 
-A `Files` is one folder, or one file in it that was asked for. Names lead to nothing outside of it, neither through `..` nor
-through a symbolic link. The one exception is the hub's cache, where each file links to the `blobs` of its own repository.
+A `Files` is one folder, or one file in it that was asked for. Names lead to nothing outside of it,
+neither through `..` nor through a symbolic link. The one exception is the hub's cache, where each
+file links to the `blobs` of its own repository.
 """
 
 import os
@@ -88,7 +89,7 @@ class Files:
         return self.has(name) and self.chosen in (None, name)
 
     def weights(self, *endings: str) -> list[str]:
-        """Returns the files that may each be a dictionary: the one asked for, or all with these endings that have a decoder."""
+        """Returns the files that may be a dictionary: the one asked for, or all with a decoder."""
         if self.chosen is not None:
             named = [self.chosen] if self.chosen.endswith(endings) else []
         else:
@@ -150,8 +151,9 @@ def sites_in(files: Files) -> dict[str, str]:
         files: the folder of the run.
 
     Returns:
-        The path below the folder of each dictionary ("" for the folder itself), by site. The site is that path without
-        the ending of a file, and without a folder within one of the same name: `layers.3` for `layers.3/layers.3`.
+        The path below the folder of each dictionary ("" for the folder itself), by site. The site
+        is that path without the ending of a file, and without a folder within one of the same name:
+        `layers.3` for `layers.3/layers.3`.
     """
     if files.chosen is not None:
         return {"": ""}

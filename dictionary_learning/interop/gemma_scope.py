@@ -1,4 +1,7 @@
-"""Gemma Scope (`params.npz`) and Gemma Scope 2 (`params.safetensors`) of DeepMind. b_dec is not subtracted from the input."""
+"""DeepMind's Gemma Scope (`params.npz`) and Gemma Scope 2 (`params.safetensors`).
+
+b_dec is not subtracted from the input.
+"""
 
 import math
 from typing import Any
@@ -11,11 +14,11 @@ from dictionary_learning.interop.safe import read_json
 from dictionary_learning.interop.tensors import Tensors, read_tensors
 
 _LAYOUT = 3
-"""Levels of folders in a release: embedding/width_4k/average_l0_6, layer_20/width_16k/average_l0_71."""
+"""Levels of folders in a release, such as layer_20/width_16k/average_l0_71."""
 
 
 class GemmaScope(Format):
-    """Reads autoencoders and transcoders; only the path says which of the two, and which are of the embedding."""
+    """Reads autoencoders and transcoders; only the path says which, and which of the embedding."""
 
     name = "gemma_scope"
     about = "DeepMind's Gemma Scope: params.npz"
@@ -58,8 +61,8 @@ class GemmaScope2(Format):
             )
         tensors.finish()
         dictionary = Weights(**weights, W_skip=None if skip is None else skip.T).dictionary()
-        keys = {"model": "model_name", "site": "hf_hook_point_in", "target_site": "hf_hook_point_out"}
-        return Loaded(dictionary, self.known(config, **keys))
+        known = self.known(config, model="model_name", site="hf_hook_point_in", target_site="hf_hook_point_out")
+        return Loaded(dictionary, known)
 
 
 FORMATS.register("gemma_scope")(GemmaScope())

@@ -7,7 +7,7 @@ from dictionary_learning.sites import Site
 
 _LAYER = re.compile(r"(?P<before>.*?)(?:layers|h|blocks)\.(?P<layer>\d+)(?:\.(?P<part>.+))?")
 _BEFORE = ("", "model.", "transformer.", "gpt_neox.", "model.decoder.", "model.language_model.", "backbone.")
-"""Prefixes of a language model's layers. Other models, such as vision towers and encoders, have other hook names."""
+"""Prefixes of a language model's layers. Vision towers and encoders have other hooks."""
 _LABEL = re.compile(r"(resid_pre|resid_post|mlp_out|attn_out)_layer_(\d+)")
 """Labels in configs of dictionary_learning before this package."""
 _HOOKS = {
@@ -25,7 +25,7 @@ _POST_NORMED = {
     "post_attention_layernorm:out": "hook_attn_out",
     "post_feedforward_layernorm:out": "hook_mlp_out",
 }
-"""Hooks of models that normalize what attention and MLP return: the hooks are behind the norms there."""
+"""Hooks of models that normalize what attention and MLP return: they are behind the norms."""
 _POST_NORMED_MODELS = re.compile(r"gemma-?[23]", re.IGNORECASE)
 
 
@@ -33,8 +33,10 @@ def hook_name(site: str | Site, model: str | None = None) -> str | None:
     """Returns the hook of TransformerLens at a site; None if there is none with certainty.
 
     Args:
-        site: the site, such as "model.layers.10:out"; a name that is a hook already is returned as it is.
-        model: the name of the language model; for Gemma 2 and 3, `hook_mlp_out` is not what the MLP returns.
+        site: the site, such as "model.layers.10:out"; a name that is a hook already is returned as
+            it is.
+        model: the name of the language model; for Gemma 2 and 3, `hook_mlp_out` is not what the MLP
+            returns.
     """
     text = str(site)
     if re.fullmatch(r"(blocks\.\d+\.)?([\w.]+\.)?hook_\w+", text):
@@ -65,6 +67,6 @@ def layer_of(name: str) -> int | None:
 
 
 def model_name(name: str) -> str | None:
-    """Returns the name that TransformerLens has for a model: the one of the hub. A local folder has none."""
+    """Returns the model's name in TransformerLens, which is that of the hub; None for a folder."""
     is_path = name.startswith((".", "/", "~")) or "\\" in name or ":" in name or name.count("/") > 1
     return None if is_path or not name else name

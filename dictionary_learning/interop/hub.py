@@ -1,7 +1,8 @@
-"""Dictionaries on the Hugging Face hub, through its own client, which nothing else in the package imports.
+"""Dictionaries on the Hugging Face hub, through its own client.
 
-A repository is named "owner/name"; "owner/name/folder" is a place in it. Only the files of the dictionary that was asked
-for are fetched, by their exact names. Without a connection the client's cache serves what was fetched before.
+A repository is named "owner/name"; "owner/name/folder" is a place in it. Only the files of the
+dictionary that was asked for are fetched, by their exact names. Without a connection the client's
+cache serves what was fetched before.
 """
 
 import glob
@@ -43,7 +44,7 @@ def load_from_hub(
 
 
 def fetch(path: str, *, site: str | None = None, revision: str | None = None, many: bool = False) -> Files:
-    """Fetches the files of a dictionary, or of all dictionaries of a repository, and returns where they are.
+    """Fetches the files of one or of all dictionaries of a repository, and returns where they are.
 
     Args:
         path: "owner/name", or "owner/name/folder".
@@ -52,7 +53,8 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
         many: whether all dictionaries below are wanted.
 
     Raises:
-        CheckpointError: there is no such repository, revision or dictionary; or no connection, and nothing in the cache.
+        CheckpointError: there is no such repository, revision or dictionary; or no connection, and
+            nothing in the cache.
     """
     path = check_relative(path, "a repository").rstrip("/")
     owner, name, *folders = path.split("/")
@@ -130,7 +132,8 @@ def push_to_hub(
         repository: "owner/name"; it is created if it does not exist.
         site: the folder in the repository; the top by default.
         format: the format that a dictionary is written in.
-        config: what is known about the dictionary; sections not given are taken from `dictionary.info`.
+        config: what is known about the dictionary; sections not given are taken from
+            `dictionary.info`.
         report: the report of an evaluation, or the path of its `report.json`, for the model card.
         revision: the branch.
         private: whether a repository that is created is private.
@@ -189,7 +192,8 @@ def _upload(
 
 
 def _client() -> tuple[Any, Any, type[Exception]]:
-    """Returns the hub's client, its errors, and the base of the errors of its HTTP library; imported when it is needed."""
+    """Returns the hub's client, its errors, and the base of the errors of its HTTP library."""
+    # imported here, so that the package can be imported without waiting for it
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -210,7 +214,7 @@ def _listed(repository: str, revision: str | None) -> list[str] | None:
 
 
 def _cached(hub: Any, repository: str, revision: str | None, named: str) -> Path:
-    """Returns the folder of a revision in the client's cache, which may hold some of its files only."""
+    """Returns the folder of a revision in the client's cache, which may be incomplete."""
     folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     reference = folder / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision or ""
@@ -223,7 +227,7 @@ def _cached(hub: Any, repository: str, revision: str | None, named: str) -> Path
 
 
 def _check_found(paths: list[str], listed: list[str], place: str, named: str, many: bool) -> None:
-    """Checks that there are weights among the files to fetch, and of one dictionary where one is wanted."""
+    """Checks that the files to fetch hold weights, of one dictionary where one is wanted."""
     names = {path.rpartition("/")[2] for path in paths}
     if names <= set(_SETTINGS):
         folders = sorted({path.rpartition("/")[0] or "." for path in listed if path.rpartition("/")[2] in WHOLE})
@@ -242,7 +246,7 @@ def _is_file(path: str, place: str) -> bool:
 
 
 def _settings_folders(place: str, listed: list[str]) -> tuple[str, ...]:
-    """Returns where the settings of a place are, besides the place itself: beside a file, and above `checkpoints`."""
+    """Returns the folders of settings besides a place: beside a file, and above `checkpoints`."""
     folder, _, name = place.rpartition("/")
     if any(_is_file(path, place) for path in listed):
         above, _, last = folder.rpartition("/")

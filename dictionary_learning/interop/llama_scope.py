@@ -1,13 +1,12 @@
-"""Llama Scope (`hyperparams.json`, `final.safetensors`) and Llama Scope R1 (`config.json`, `sae_weights.safetensors`).
+"""Llama Scope (`hyperparams.json`, `final.safetensors`) and Llama Scope R1 (`config.json`).
 
-Both were trained on scaled activations. The scale is folded into the weights, so that the dictionary takes activations as
-the model gives them. b_dec is not subtracted from the input.
+Both were trained on scaled activations. The scale is folded into the weights, so that the
+dictionary takes activations as the model gives them. b_dec is not subtracted from the input.
 """
 
 import math
 
 import torch
-from torch import Tensor
 
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.archives import read_names
@@ -15,7 +14,7 @@ from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, pos
 from dictionary_learning.interop.building import Weights, jump_thresholds
 from dictionary_learning.interop.files import Files
 from dictionary_learning.interop.safe import read_json
-from dictionary_learning.interop.tensors import read_tensors
+from dictionary_learning.interop.tensors import Parts, read_tensors
 
 _SETTINGS = "hyperparams.json"
 _FINAL = "final.safetensors"
@@ -24,7 +23,7 @@ _PARTS = ("encoder.weight", "encoder.bias", "decoder.weight.T", "decoder.bias")
 
 
 class LlamaScope(Format):
-    """Reads `<folder>/hyperparams.json` with `<folder>/checkpoints/final.safetensors`, or with the weights beside it.
+    """Reads `hyperparams.json` with `checkpoints/final.safetensors`, or with the weights beside it.
 
     s = sqrt(d_model) / mean norm of the activations; its one threshold is multiplied by s.
     """
@@ -56,7 +55,7 @@ class LlamaScope(Format):
 
 
 class LlamaScopeR1(Format):
-    """Reads `config.json` and `sae_weights.safetensors`; `scale` is not in them, and thresholds are not scaled."""
+    """Reads `config.json` and `sae_weights.safetensors`, which hold no scale."""
 
     name = "llama_scope_r1"
     about = "Llama Scope R1: config.json and sae_weights.safetensors with log_jumprelu_threshold"
@@ -96,7 +95,11 @@ def _settings_folder(files: Files) -> Files | None:
     return files.above() if is_below else None
 
 
-def _scaled(weights: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+def _scaled(weights: Parts, scale: float) -> Parts:
     """Returns the weights for activations that are not yet multiplied by the scale."""
-    factors = {"W_enc": scale, "b_enc": 1.0, "W_dec": 1 / scale, "b_dec": 1 / scale}
-    return {name: tensor.float() * factors[name] for name, tensor in weights.items()}
+    return {
+        "W_enc": weights["W_enc"].float() * scale,
+        "b_enc": weights["b_enc"].float(),
+        "W_dec": weights["W_dec"].float() * (1 / scale),
+        "b_dec": weights["b_dec"].float() * (1 / scale),
+    }

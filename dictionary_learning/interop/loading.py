@@ -30,7 +30,8 @@ def load_dictionary(
 ) -> Dictionary:
     """Loads a dictionary; see `dictionary_learning.load_dictionary`.
 
-    `expected_class` is the name of the class that the caller expects. It decides where files fit several classes.
+    `expected_class` is the name of the class that the caller expects. It decides where files fit
+    several classes.
     """
     files = find_files(path, site=site, revision=revision)
     if site is not None:
@@ -57,14 +58,14 @@ def load_many(
         format: their format, where the files alone do not tell.
         dtype: the dtype of the weights, instead of the stored one.
         revision: branch, tag or commit of the repository.
-        wanted: of the dictionaries of other packages, whose folders are named after their sites, only those whose site this
-            function accepts are loaded, unless it accepts none.
+        wanted: of the dictionaries of other packages, whose folders are named after their sites,
+            only those whose site this function accepts are loaded, unless it accepts none.
         facts: facts that the format needs and the files do not hold.
 
     Returns:
-        The dictionaries by site, which is the folder below that holds each ("layers.10", "layers.0/seed1", "trainer_2"),
-        in natural order. Copies of earlier steps (`checkpoints/`) and of the best step (`best/`) are left out; give their
-        own folder to load them.
+        The dictionaries by site, which is the folder below that holds each ("layers.10",
+        "layers.0/seed1", "trainer_2"), in natural order. Copies of earlier steps (`checkpoints/`)
+        and of the best step (`best/`) are left out; give their own folder to load them.
 
     Raises:
         CheckpointError: there is no dictionary, or one of them cannot be read.
@@ -87,7 +88,7 @@ def load_many(
 def find_files(
     path: str | os.PathLike, *, site: str | None = None, revision: str | None = None, many: bool = False
 ) -> Files:
-    """Returns the files at a path, or those of a repository of the hub, fetched as far as they are needed."""
+    """Returns the files at a path, or those of a repository of the hub, fetched as needed."""
     if not os.path.exists(path) and isinstance(path, str) and _is_repository(path):
         from dictionary_learning.interop.hub import fetch
 
@@ -134,7 +135,7 @@ def read(
 
 
 def _is_repository(path: str) -> bool:
-    """Returns whether a path that does not exist may be the name of a repository: "owner/name", and no path of Windows."""
+    """Returns whether a missing path may be a repository: "owner/name", and no path of Windows."""
     owner, _, rest = path.partition("/")
     return bool(owner and rest) and not owner.startswith((".", "~")) and "\\" not in path and ":" not in owner
 

@@ -1,4 +1,4 @@
-"""The format of this package: `dictionary.safetensors` and `config.json`, written by `save_dictionary`."""
+"""The format of this package: `dictionary.safetensors` and `config.json`."""
 
 import json
 from collections.abc import Mapping

@@ -73,7 +73,8 @@ def list_pretrained(model: str | None = None, site: str | None = None, name: str
 
     Args:
         model: a part of the model's name, in any case.
-        site: a part of the path of at least one of its dictionaries, such as "resid_post" or "layer_12".
+        site: a part of the path of at least one of its dictionaries, such as "resid_post" or
+            "layer_12".
         name: a part of the release's name.
     """
     return [
@@ -107,7 +108,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def _may_be(site: str, path: str) -> bool:
-    """Returns whether a path has this part, or may have it where only the repository lists the paths."""
+    """Returns whether a path has this part; a pattern may have it where it starts alike."""
     before, star, _ = path.lower().partition("*")
     return site.lower() in path.lower() or (bool(star) and before != "" and site.lower().startswith(before))
 

@@ -12,13 +12,13 @@ _Device = torch.device | str | None
 
 
 class Sae:
-    """The loaders of sparsify's `Sae`, for files of any format; they return dictionaries of this package."""
+    """The loaders of sparsify's `Sae`, for any format; they return dictionaries of this package."""
 
     load_from_disk = staticmethod(load_dictionary)
 
     @staticmethod
     def load_from_hub(name: str, hookpoint: str | None = None, device: _Device = None, **options: Any) -> Dictionary:
-        """Loads the dictionary of a hookpoint from a repository of the hub, or from a local folder."""
+        """Loads the dictionary of a hookpoint from the hub, or from a local folder."""
         return load_dictionary(name, device, site=hookpoint, **options)
 
     @staticmethod

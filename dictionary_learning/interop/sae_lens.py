@@ -1,8 +1,8 @@
-"""SAELens: `cfg.json` and `sae_weights.safetensors`, of versions 2 to 6, final saves and checkpoints.
+"""SAELens: `cfg.json` and `sae_weights.safetensors` of versions 2 to 6, checkpoints too.
 
-`sae_lens_legacy` converts settings of before 6.0 to the form of 6.x. Where latents are compared after multiplication with
-the norm of their decoder row (`rescale_acts_by_decoder_norm`), the norms are folded into the encoder, which changes neither
-latents nor output.
+`sae_lens_legacy` converts settings of before 6.0 to the form of 6.x. Where latents are compared
+after multiplication with the norm of their decoder row (`rescale_acts_by_decoder_norm`), the norms
+are folded into the encoder, which changes neither latents nor output.
 """
 
 import logging
@@ -45,7 +45,7 @@ NORMALIZATIONS = {
     "covariance_whitening": None,
     "constant_scalar_rescale": None,
 }
-"""How each token is normalized at inference. The fourth and fifth are for training; a final save has them folded in."""
+"""How tokens are normalized. The fourth and fifth are for training; final saves fold them."""
 UNIT = 1e-5
 """How far from 1 norms may be that were normalized in float32."""
 
@@ -84,7 +84,7 @@ class SAELens(Format):
 
 
 class Temporal(Format):
-    """Reads temporal autoencoders as their authors release them: tied and untied, with TopK or a rectifier."""
+    """Reads temporal autoencoders as their authors release them, tied or not, with TopK or ReLU."""
 
     name = "temporal"
     about = "temporal autoencoders: conf.yaml and latest_ckpt.safetensors"
@@ -140,7 +140,7 @@ def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, f
 
 
 def _folded(W_enc: Tensor, b_enc: Tensor | None, W_dec: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns the parts with unit decoder rows and with latents multiplied by the norms that the rows had."""
+    """Returns the parts with unit decoder rows, and latents multiplied by the norms of the rows."""
     norms = W_dec.float().norm(dim=1)  # (dict_size,)
     if bool(((norms - 1).abs() <= UNIT).all()):
         return W_enc, b_enc, W_dec

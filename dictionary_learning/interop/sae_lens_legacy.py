@@ -27,7 +27,8 @@ def is_legacy(config: Mapping[str, Any]) -> bool:
 def modernized(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     """Returns the settings in the form of 6.x.
 
-    The activation decides before the architecture, which says "standard" of TopK, too. `hook_z` follows from the hook's name.
+    The activation decides before the architecture, which says "standard" of TopK, too. `hook_z`
+    follows from the hook's name.
     """
     old = {_NAMES.get(name, name): value for name, value in config.items()}
     activation = choice(old, "activation_fn_str", ("relu", "tanh-relu", "topk"), "relu", where)

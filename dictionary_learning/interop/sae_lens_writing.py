@@ -47,7 +47,7 @@ _TRANSCODERS = {ReLU: "transcoder", JumpReLU: "jumprelu_transcoder", BatchTopK: 
 
 
 def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU with its threshold, as SAELens does."""
+    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU, as SAELens does."""
     normalization, inner = _unwrapped(dictionary)
     if isinstance(inner, TemporalAutoencoder) and normalization == "none":
         own, tensors = _temporal(inner)
@@ -73,7 +73,7 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
 
 
 def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the metadata by which SAELens finds model and hook; with an unknown hook it would silently skip the dictionary."""
+    """Returns the metadata by which SAELens finds model and hook."""
     info = DictionaryInfo.from_config(config)
     peer = config.get("peer")
     peers = peer.get("metadata") if isinstance(peer, Mapping) else None
@@ -85,6 +85,7 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         hooks = [hook_name(site, info.model) for site in sites]
         if len(hooks) != 1 or hooks[0] is None:
+            # with an unknown hook, SAELens says "No hook found" and goes on without the dictionary
             raise CheckpointError(
                 f"SAELens finds a dictionary's place by the name of a TransformerLens hook, and none is known for "
                 f"{', '.join(sites)}. Give {key}=, such as 'blocks.10.hook_resid_post'."

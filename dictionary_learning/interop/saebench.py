@@ -1,7 +1,7 @@
 """A dictionary as SAEBench's evaluations and tools for SAELens's dictionaries expect one.
 
-Encoders are (activation_dim, dict_size) there, decoders (dict_size, activation_dim) with rows of unit norm, and `cfg` has
-the settings. Nothing of those packages is imported.
+Encoders are (activation_dim, dict_size) there, decoders (dict_size, activation_dim) with rows of
+unit norm, and `cfg` has the settings. Nothing of those packages is imported.
 """
 
 import copy
@@ -136,10 +136,11 @@ def as_custom_sae(
     hook_layer: int | None = None,
     context_size: int = 128,
 ) -> CustomSAE:
-    """Returns a dictionary as SAEBench expects it, with unit decoder rows where that changes no output.
+    """Returns a dictionary as SAEBench expects it, with unit decoder rows where possible.
 
     Args:
-        dictionary: an autoencoder of one site; it is not changed, and the result shares no tensors with it.
+        dictionary: an autoencoder of one site; it is not changed, and the result shares no tensors
+            with it.
         config: what is known about the dictionary; `dictionary.info` by default.
         model_name: the model, by its name in TransformerLens.
         hook_name: the hook in TransformerLens, such as "blocks.5.hook_resid_post".
@@ -147,8 +148,8 @@ def as_custom_sae(
         context_size: tokens of a context.
 
     Raises:
-        ConfigError: the dictionary predicts other activations than it reads, or needs them to decode, or its model or hook is
-            not known.
+        ConfigError: the dictionary predicts other activations than it reads, or needs them to
+            decode, or its model or hook is not known.
     """
     if isinstance(dictionary, Normalized) or not isinstance(dictionary, Coder) or dictionary.W_skip is not None:
         raise ConfigError(
@@ -184,7 +185,7 @@ def as_custom_sae(
 
 
 def _with_unit_rows(dictionary: Coder) -> Coder:
-    """Returns a copy with unit decoder rows, or with the rows it has where it ranks latents by value."""
+    """Returns a copy with unit decoder rows, unless the dictionary ranks latents by value."""
     own = copy.deepcopy(dictionary)
     if isinstance(own.nonlinearity, BatchTopK) and float(own.nonlinearity.threshold) >= 0 and not own.rank_by_norm:
         own = expand_or_convert(own, nonlinearity={"name": "jump_relu"})  # the same at inference

@@ -1,4 +1,4 @@
-"""Readers of untrusted files: nothing of a file is executed, and memory stays in proportion to the file's size.
+"""Readers of untrusted files: nothing is executed, and memory stays in proportion to the file.
 
 Whatever is wrong with a file is a CheckpointError. `.pt` files are read in `archives`.
 """
@@ -76,7 +76,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[safe_open]:
-    """Opens a safetensors file; its library checks that the header describes exactly the bytes of the file."""
+    """Opens a safetensors file."""
+    # the library checks that the header describes exactly the bytes of the file
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))

@@ -1,8 +1,9 @@
-"""dictionary_learning as it was before this package (Marks, Karvonen and Mueller): `ae.pt` and `config.json`.
+"""dictionary_learning before this package (Marks, Karvonen, Mueller): `ae.pt`, `config.json`.
 
-Weights are loaded as they are stored. That package's own `load_dictionary` rescales an `AutoEncoder` to unit decoder rows,
-which changes latents and keeps the output; `fold_decoder_norm_` does the same on purpose. A threshold of -1, of a run that
-never learned one, lets all positive latents through there; it is read as 0, which does the same.
+Weights are loaded as they are stored. That package's own `load_dictionary` rescales an
+`AutoEncoder` to unit decoder rows, which changes latents and keeps the output; `fold_decoder_norm_`
+does the same on purpose. A threshold of -1, of a run that never learned one, lets all positive
+latents through there; it is read as 0, which does the same.
 """
 
 import itertools
@@ -33,7 +34,7 @@ from dictionary_learning.interop.building import Weights, built, jump_thresholds
 from dictionary_learning.interop.files import Files
 from dictionary_learning.interop.hook_names import hook_name, layer_of
 from dictionary_learning.interop.safe import read_json
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.tensors import Parts, Tensors
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ _AMBIGUOUS = ("AutoEncoderTopK", "BatchTopKSAE")
 
 
 class DictionaryLearning(Format):
-    """Reads all classes of all times since 2024, and backups of interrupted runs; writes the seven classes it has."""
+    """Reads all classes since 2024, and backups of interrupted runs; writes the seven classes."""
 
     name = "dictionary_learning"
     about = "dictionary_learning before this package: ae.pt and config.json"
@@ -103,7 +104,7 @@ class DictionaryLearning(Format):
         peer = config.get("peer")
         buffer = peer.get("buffer") if isinstance(peer, Mapping) else config.get("buffer")
         buffer = {"d_submodule": dictionary.activation_dim, **(buffer if isinstance(buffer, Mapping) else {})}
-        # into an open file: of a path, torch.save stores the name, which is that of a temporary file here
+        # into an open file: of a path, torch.save stores the name, here that of a temporary file
         write_atomically(folder / WEIGHTS, lambda temporary: _save(tensors, temporary))
         write_json(folder / CONFIG, {"trainer": trainer, "buffer": buffer})
 
@@ -134,7 +135,7 @@ def _dictionary(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
 
 
 def _class_of(tensors: Tensors, expected: str | None) -> str:
-    """Returns the class that the names of the tensors belong to; where two classes have them, the expected one."""
+    """Returns the class that the tensors' names belong to; of two classes, the expected one."""
     if "gate_bias" in tensors:
         return "GatedAutoEncoder"
     if "decoder.bias" in tensors:
@@ -155,13 +156,13 @@ def _class_of(tensors: Tensors, expected: str | None) -> str:
     raise CheckpointError(f"'{tensors.where}' has no {CONFIG}, and tensors of no known class. Give dict_class=.")
 
 
-def _linear(tensors: Tensors, b_dec: str) -> dict[str, Tensor]:
+def _linear(tensors: Tensors, b_dec: str) -> Parts:
     # from July to August 2024 TopK stored the decoder by rows
     W_dec = "decoder" if "decoder" in tensors else "decoder.weight.T"
     return tensors.parts("encoder.weight", "encoder.bias", W_dec, b_dec)
 
 
-def _matrices(tensors: Tensors) -> dict[str, Tensor]:
+def _matrices(tensors: Tensors) -> Parts:
     return tensors.parts("W_enc.T", "b_enc", "W_dec", "b_dec")
 
 
@@ -212,11 +213,11 @@ def _matryoshka(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
 
 def _jump_relu(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
     bandwidth = settings.get("bandwidth")
-    known = isinstance(bandwidth, (int, float)) and 0 < bandwidth < 1e6
+    is_known = isinstance(bandwidth, (int, float)) and 0 < bandwidth < 1e6
     return Weights(
         **_matrices(tensors),
         nonlinearity="jump_relu",
-        options={"bandwidth": float(bandwidth) if known else 0.001},
+        options={"bandwidth": bandwidth if is_known else 0.001},
         state=jump_thresholds(tensors.take("threshold", "dict_size")),
         centered=False,
     ).dictionary()

@@ -1,4 +1,4 @@
-"""Saved dictionaries and their sites: all dictionaries at a place, and where in data or in a model each of them belongs."""
+"""Saved dictionaries and the sites of data or of a model that they belong to."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ class Saved(NamedTuple):
 
 
 def own_folders(place: str) -> list[Path]:
-    """Returns the folders at a path that this package saved a dictionary to: the path itself, or those of a whole run."""
+    """Returns the folders of this package's dictionaries: the path itself, or those of a run."""
     folder = Path(place)
     if (folder / WEIGHTS).is_file():
         return [folder]
@@ -53,7 +53,8 @@ def match_site(name: str | Site, available: Collection[Site], model: str | None 
     """Returns the site that a name means among those available.
 
     Args:
-        name: a site, the end of its path ("layers.3" for "model.layers.3:out"), or a hook of TransformerLens.
+        name: a site, the end of its path ("layers.3" for "model.layers.3:out"), or a hook of
+            TransformerLens.
         available: the sites of the data.
         model: the name of the language model, where it is known.
 
@@ -80,10 +81,12 @@ def match_sites(
         info: what is known about the dictionary.
         available: the sites of the data.
         name: the name of the dictionary in its run; other packages name folders after sites.
-        target: whether the sites are asked for that the dictionary reconstructs, instead of those that it reads.
+        target: whether the sites are asked for that the dictionary reconstructs, instead of those
+            that it reads.
 
     Returns:
-        The sites that the dictionary's files say, or else its name; None if the data does not have them all.
+        The sites that the dictionary's files say, or else its name; None if the data does not have
+        them all.
     """
     by_name = (name,) if name and not target else ()
     for names in (info.target_sites if target else info.sites, by_name):
@@ -102,7 +105,8 @@ def sites_in_model(
         info: what is known about the dictionary.
         model: the model.
         name: the name of the dictionary in its run; other packages name folders after sites.
-        target: whether the sites are asked for that the dictionary reconstructs, instead of those that it reads.
+        target: whether the sites are asked for that the dictionary reconstructs, instead of those
+            that it reads.
 
     Raises:
         ConfigError: the dictionary's files do not say a site of this model, nor does its name.

@@ -1,4 +1,4 @@
-"""Formats with one file for each dictionary: OpenAI, mats_sae_training, Qwen Scope, Goodfire, DeepSeek R1, mwhanna."""
+"""Formats with one file for each dictionary, without settings beside it."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from dictionary_learning.interop.tensors import Tensors, read_tensors
 _L0 = re.compile(r"L0_(\d+)")
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 _OPENAI_SETTINGS = ("activation", "activation_state_dict", "activation.k", "activation.postact_fn")
-"""Entries that are no tensors; the public code writes the last two, the released files do not have them."""
+"""Entries that are no tensors; only the public code writes the last two."""
 _RECTIFIERS = {"ReLU": "relu", "Identity": "identity"}
 _SELECTORS = {"ReLU": "top_k", "Identity": "top_k_unrectified"}
 
@@ -64,9 +64,10 @@ class OpenAI(Format):
 
 
 class MatsSAE(Format):
-    """Reads `{"cfg": ..., "state_dict": ...}`: autoencoders with a rectifier, b_dec subtracted from the input.
+    """Reads `{"cfg": ..., "state_dict": ...}`: autoencoders with ReLU that subtract b_dec.
 
-    The settings are an object of mats_sae_training, from which SAELens grew. Its attributes are read, its class is not.
+    The settings are an object of mats_sae_training, from which SAELens grew. Its attributes are
+    read, its class is not.
     """
 
     name = "mats_sae"
@@ -103,7 +104,8 @@ class TwoMatrices(Format):
         needed: patterns of its files.
         parts: the arguments of `Tensors.parts`.
         is_transcoder: whether it reconstructs other activations than it reads.
-        needs_k: whether it keeps k latents, of which only the name of the repository knows the number (...-L0_50).
+        needs_k: whether it keeps k latents, of which only the name of the repository knows the
+            number (...-L0_50).
     """
 
     def __init__(

@@ -18,15 +18,16 @@ from dictionary_learning.interop.tensors import read_tensors
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
-_HOOKPOINT = re.compile(r"([a-z_]+\.)*([a-z_]+\.\d+(\.[a-z_]+)*|embed\w*|wte)")
+_HOOKPOINT = re.compile(r"(\w+\.)*((layers?|h|blocks?)\.\d+(\.\w+)*|embed\w*|wte)")
 _NONLINEARITIES = {"topk": "top_k", "groupmax": "group_max"}
 
 
 class Sparsify(Format):
     """Reads autoencoders and transcoders of all versions; writes TopK and GroupMax.
 
-    Transcoders before February 2025 say nothing of `transcode`, and do subtract b_dec. `signed` of summer 2024 keeps the
-    latents of largest absolute value; later versions of sparsify itself ignore it.
+    Transcoders before February 2025 say nothing of `transcode`, and do subtract b_dec. `signed` of
+    summer 2024 keeps the latents of largest absolute value; later versions of sparsify itself
+    ignore it.
     """
 
     name = "sparsify"
@@ -66,7 +67,7 @@ class Sparsify(Format):
                 f"'{files}' groups {tensors['dict_size']} latents into k={k}; sparsify has groups of one size."
             )
         # the folder of a dictionary is named after its hookpoint, unless a user has renamed it
-        hookpoint = next((part for part in reversed(files.folder.parts) if _HOOKPOINT.fullmatch(part)), None)
+        hookpoint = next((part for part in reversed(files.folder.parts[-2:]) if _HOOKPOINT.fullmatch(part)), None)
         return Loaded(weights.dictionary(), self.known(config, {"folder": hookpoint}, site="folder"))
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:

@@ -1,8 +1,11 @@
-"""The tensors of a checkpoint, taken out by name, so that every tensor is used and none is left over."""
+"""The tensors of a checkpoint, taken out by name, so that none is left over.
+
+All functions raise a CheckpointError where a tensor is missing, unknown or misshapen.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,10 +19,20 @@ _ALIGNMENT = 64
 _MOST_INTEGERS = 4096
 
 
+class Parts(TypedDict):
+    """An encoder and a decoder by our names; dim 0 is the latent axis."""
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
 class Tensors:
     """Tensors by name, each checked to have the shape that is needed.
 
-    A shape is words, such as "dict_size dim". A word has one size wherever it stands: that of the first tensor with it.
+    A shape is words, such as "dict_size dim". A word has one size wherever it stands: that of the
+    first tensor with it.
 
     Args:
         tensors: the content of a file.
@@ -65,25 +78,23 @@ class Tensors:
             )
         return tensor
 
-    def parts(self, W_enc: str, b_enc: str, W_dec: str, b_dec: str, wide: str = "dim") -> dict[str, Tensor]:
+    def parts(self, W_enc: str, b_enc: str, W_dec: str, b_dec: str, wide: str = "dim") -> Parts:
         """Returns encoder, decoder and biases by our names.
 
         Args:
-            W_enc: the name of the encoder in the file; "<name>.T" where it is stored as (dim, dict_size).
+            W_enc: the name of the encoder in the file; "<name>.T" where it is stored as (dim,
+                dict_size).
             b_enc: the name of its bias.
             W_dec: the name of the decoder; "<name>.T" where it is stored as (dim, dict_size).
             b_dec: the name of its bias.
             wide: the word for the width of the output.
         """
-        names = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-        shapes = {"W_enc": ["dict_size", "dim"], "b_enc": ["dict_size"], "W_dec": ["dict_size", wide], "b_dec": [wide]}
-        found = {}
-        for part, name in names.items():
-            is_turned = name.endswith(".T")
-            shape = " ".join(reversed(shapes[part]) if is_turned else shapes[part])
-            tensor = self.take(name.removesuffix(".T"), shape)
-            found[part] = tensor.T if is_turned else tensor
-        return found
+        return {
+            "W_enc": self._matrix(W_enc, "dict_size", "dim"),
+            "b_enc": self.take(b_enc, "dict_size"),
+            "W_dec": self._matrix(W_dec, "dict_size", wide),
+            "b_dec": self.take(b_dec, wide),
+        }
 
     def integers(self, name: str) -> list[int] | None:
         """Returns a tensor of integers as a list; None if it is missing."""
@@ -104,7 +115,7 @@ class Tensors:
             self._left.pop(name, None)
 
     def finish(self, config: Mapping[str, Any] | None = None, **keys: str) -> None:
-        """Checks that all tensors were taken, and that a config says the sizes that the tensors have.
+        """Checks that all tensors were taken, and that a config says their sizes.
 
         Args:
             config: the config; None or 0 in it means that the size is not said.
@@ -122,6 +133,11 @@ class Tensors:
                     f"The config of '{self.where}' says {key}={said!r}, and its tensors have {self.sizes[word]}: they do not belong "
                     "together."
                 )
+
+    def _matrix(self, name: str, rows: str, columns: str) -> Tensor:
+        if name.endswith(".T"):
+            return self.take(name.removesuffix(".T"), f"{columns} {rows}").T
+        return self.take(name, f"{rows} {columns}")
 
     def _check_shape(self, name: str, tensor: Tensor, words: list[str]) -> None:
         wrong = tensor.ndim != len(words) or 0 in tensor.shape
@@ -148,7 +164,7 @@ def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         storage = tensor.untyped_storage()
         whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
-        # matrix products round otherwise, in the last bit, where vectors are not aligned as PyTorch aligns its own
+        # matrix products round otherwise, in the last bit, where vectors are not aligned
         fits = whole and storage.data_ptr() not in taken and tensor.data_ptr() % _ALIGNMENT == 0
         keep = fits and not tensor.requires_grad
         found[name] = tensor if keep else tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dictionary_learning import AutoEncoderTopK, load_dictionary, load_many, save_dictionary
 from dictionary_learning.errors import CheckpointError
-from dictionary_learning.interop import safe
+from dictionary_learning.interop import archives, safe
 from dictionary_learning.interop.archives import read_pt
 from dictionary_learning.interop.files import Files, check_relative
 from dictionary_learning.interop.hub import fetch
@@ -317,6 +317,67 @@ def test_pickles_that_take_memory_are_refused(tmp_path):
             archive.writestr("archive/data.pkl", pickled)
         with pytest.raises(CheckpointError):
             load_dictionary(tmp_path)
+
+
+RAISER = b"cbuiltins\nexec\n(X\x01\x00\x00\x00xtR"  # a call of exec
+ATTACKS = {
+    "a place far up in the memo": b"\x80\x02K\x01r\xff\xff\xff\x7f.",
+    "a giant of zeros": b"\x80\x05\x96\xff\xff\xff\x7f\x00\x00\x00\x00.",
+    "an operation for extensions": b"\x80\x02\x82\x01.",
+    "an instance by name": b"(ios\nsystem\n.",
+    "an object with keywords": b"\x80\x04cos\nsystem\n)}\x92.",
+    "attributes of a class that was not imported": b"\x80\x02cos\nsystem\n}X\x01\x00\x00\x00aK\x01sb.",
+    "attributes of the note itself": b"\x80\x02cos\nsystem\nN}X\x08\x00\x00\x00__hash__K\x01s\x86b.",
+    "attributes of a mapping's class": b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb.",
+    "attributes of a dtype": b"\x80\x02ctorch\nFloatStorage\n}X\x01\x00\x00\x00aK\x01sb.",
+    "a dtype that is called": b"\x80\x02ctorch\nFloatStorage\n)R.",
+    "a storage of nothing": b"\x80\x02K\x01Q.",
+    "a tensor without a storage": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00)ttR.",
+    "a parameter of nothing": b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.",
+    "a list that contains itself": b"\x80\x02]q\x00h\x00a.",
+    "nothing on the stack": b"\x80\x02.",
+    "a mark where a value should be": b"\x80\x02(.",
+}
+
+
+@pytest.mark.parametrize("pickled", ATTACKS.values(), ids=ATTACKS)
+def test_pickles_change_nothing_but_their_own_result(pickled, tmp_path):
+    before = {cls: dict(vars(cls)) for cls in (archives.Inert, archives._Mapping, archives._TensorNote)}
+    with zipfile.ZipFile(tmp_path / "ae.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    with pytest.raises(CheckpointError):
+        load_dictionary(tmp_path, dict_class="AutoEncoder")
+    with pytest.raises(CheckpointError):
+        read_pt(tmp_path / "ae.pt")
+    assert before == {cls: dict(vars(cls)) for cls in before}
+
+
+def test_calls_become_notes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + RAISER + b"}X\x01\x00\x00\x00aK\x01sb.")
+    note = read_pt(tmp_path / "a.pt")
+    assert type(note) is archives.Inert and note.arguments == ("x",) and note.state == {"a": 1}
+
+
+def test_many_references_take_no_time(tmp_path):
+    """Thirty lists, each of the one before twice, are a billion values."""
+    body = b"]q\x00K\x01a" + b"".join(
+        b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(30)
+    )
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
+    with pytest.raises(CheckpointError, match="more, or deeper"):
+        read_pt(tmp_path / "a.pt")
+
+
+def test_flipped_bytes_of_weights_are_found(tmp_path):
+    folder = copied("dictionary_learning/AutoEncoder", tmp_path)
+    data = bytearray((folder / "ae.pt").read_bytes())
+    with zipfile.ZipFile(folder / "ae.pt") as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    data[largest.header_offset + largest.file_size // 2] ^= 1
+    (folder / "ae.pt").write_bytes(data)
+    refused(folder, "cannot be read")
 
 
 def test_yaml_refers_to_nothing(tmp_path):
