@@ -53,6 +53,7 @@ class DictionaryInfo:
     def to_config(self) -> dict[str, Any]:
         """Returns the config, with the fields that it does not say."""
         said = DictionaryInfo.from_config(self.config)._fields()
+        # fields that were set by hand, and differ from what the config says
         return {**self.config, **{key: value for key, value in self._fields().items() if value and value != said[key]}}
 
     def _fields(self) -> dict[str, Any]:

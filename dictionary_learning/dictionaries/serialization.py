@@ -51,6 +51,7 @@ def save_dictionary(dictionary: Dictionary, path: str | os.PathLike, config: Map
     folder = Path(path)
     section = {"class": DICTIONARIES.name_of(type(dictionary)), **dictionary.options()}
     sections = own_sections({**dictionary.info.to_config(), **(config or {})})
+    # before anything is written: a config that JSON cannot hold must leave no weights alone
     document = {"format_version": FORMAT_VERSION, "dictionary": section, **to_plain(sections), "versions": versions()}
     folder.mkdir(parents=True, exist_ok=True)
     # one entry only: safetensors writes several in random order, and files would differ

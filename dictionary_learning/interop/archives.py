@@ -109,10 +109,10 @@ _CLASSES = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        return _CLASSES.get((module, name), Inert)
+        return _CLASSES.get((module, name), Inert)  # super() would import the module
 
     def persistent_load(self, reference: Any) -> _Storage:
-        return _Storage(*reference[:5])
+        return _Storage(*reference[:5])  # its bytes are read when a tensor needs them
 
 
 def read_pt(path: Path) -> Any:
@@ -154,8 +154,8 @@ class _Archive:
         if len(pickles) != 1:
             raise damaged(path, "it does not hold one data.pkl")
         self.prefix = pickles[0].removesuffix("data.pkl")
-        self._storages: dict[str, Tensor] = {}
-        self._n_objects = 0
+        self._storages: dict[str, Tensor] = {}  # tensors may be views of one storage
+        self._n_objects = 0  # references count again, or a few lists could hold a billion values
 
     def described(self) -> Any:
         """Returns what the pickle describes, with notes in place of tensors and objects."""
@@ -171,11 +171,11 @@ class _Archive:
     def _check_operations(self, data: bytes) -> None:
         """Refuses what lets the unpickler allocate memory: unknown operations, far places."""
         for n, (operation, argument, _) in enumerate(pickletools.genops(data)):
-            is_place = operation.name in ("BINPUT", "LONG_BINPUT")
-            if operation.name not in _OPERATIONS or n > _MOST_OPERATIONS or (is_place and argument > n):
+            is_far = operation.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > n
+            if operation.name not in _OPERATIONS or n > _MOST_OPERATIONS or is_far:
                 raise CheckpointError(
-                    f"'{self.path}' has a pickle with the operation {operation.name} {argument!r} at place {n}, which no checkpoint "
-                    "needs. Get the file again."
+                    f"'{self.path}' has a pickle with the operation {operation.name} at place {n}, which no checkpoint needs. Get the file "
+                    "again."
                 )
 
     def resolve(self, value: Any, depth: int = 0) -> Any:
@@ -190,9 +190,9 @@ class _Archive:
         if isinstance(value, (list, tuple, set)):
             return [self.resolve(part, depth + 1) for part in value]
         if isinstance(value, _TensorNote):
-            return self._tensor(*value.arguments[:4])
+            return self._tensor(*value.arguments[:4])  # without requires_grad and hooks
         if isinstance(value, _ParameterNote):
-            return self.resolve(value.arguments[0], depth + 1)
+            return self.resolve(value.arguments[0], depth + 1)  # the tensor inside
         if isinstance(value, Inert):
             value.state = self.resolve(value.state, depth + 1)
         return value
@@ -218,8 +218,9 @@ class _Archive:
         if name not in self._storages:
             n_bytes = self.members[name].file_size if name in self.members else 0
             if n_bytes != n * dtype.itemsize:
+                # torch.load believes the number, and reads past the end
                 raise damaged(self.path, f"{name} has {n_bytes} bytes, and {n} numbers of {dtype} were claimed")
-            data = torch.empty(n_bytes, dtype=torch.uint8)
+            data = torch.empty(n_bytes, dtype=torch.uint8)  # no more than the archive holds
             with self.archive.open(name) as file:
                 for at in range(0, n_bytes, _CHUNK):  # a file that ends early does not fill the slice: ValueError
                     data.numpy()[at : at + _CHUNK] = np.frombuffer(file.read(_CHUNK), np.uint8)

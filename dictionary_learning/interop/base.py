@@ -48,13 +48,7 @@ class Format(ABC):
         """Returns the dictionary in a folder."""
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-        """Writes a dictionary into an existing folder; formats with `writes` implement it.
-
-        Args:
-            dictionary: the dictionary, which is not changed.
-            folder: the folder.
-            config: what is known about the dictionary; see `DictionaryInfo.config`.
-        """
+        """Writes a dictionary into an existing folder; formats with `writes` implement it."""
         raise NotImplementedError
 
     def known(self, peer: Mapping[str, Any], names: Mapping[str, Any] | None = None, **keys: str) -> dict[str, Any]:
@@ -113,6 +107,7 @@ def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, wher
     value = config.get(name, default)
     if value is default:
         return value
+    # JSON writes 1.0 as 1; bool is an int in Python, but no number in a config
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else value
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):

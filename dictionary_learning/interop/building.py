@@ -15,16 +15,9 @@ from dictionary_learning.interop.tensors import separate
 
 
 def built(make: Callable[..., Dictionary], tensors: Mapping[str, Tensor], *sizes: Any, **options: Any) -> Dictionary:
-    """Returns a dictionary with these tensors.
-
-    Args:
-        make: its class.
-        tensors: the tensors, by the names of its state.
-        sizes: positional arguments of the class.
-        options: further arguments of the class.
-    """
+    """Returns a dictionary with these tensors."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # sizes of a config take no memory
             dictionary = make(*sizes, **options)
     except (DictionaryLearningError, TypeError, ValueError, ArithmeticError, AttributeError, KeyError) as error:
         raise CheckpointError(f"The checkpoint describes no dictionary that can be built: {error}") from error
@@ -38,7 +31,7 @@ def built(make: Callable[..., Dictionary], tensors: Mapping[str, Tensor], *sizes
         raise CheckpointError(
             f"The tensors do not fit the {type(dictionary).__name__} of the config. {detail}. Save the dictionary again."
         )
-    dictionary.load_state_dict(separate(tensors), assign=True)
+    dictionary.load_state_dict(separate(tensors), assign=True)  # the tensors themselves, no copy
     return dictionary
 
 
@@ -68,11 +61,7 @@ class Weights:
     """Whether the dictionary reconstructs other activations than it reads."""
 
     def dictionary(self, named: Callable[..., SparseAutoencoder] | None = None) -> Coder:
-        """Returns the dictionary, as the class that people know it by.
-
-        Args:
-            named: the class of an autoencoder; by default the one of the nonlinearity.
-        """
+        """Returns the dictionary, as the class that people know it by."""
         dict_size, output_dim = self.W_dec.shape
         dim = output_dim if self.W_enc is None else self.W_enc.shape[1]
         b_dec = self.W_dec.new_zeros(output_dim) if self.b_dec is None else self.b_dec

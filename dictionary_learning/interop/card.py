@@ -72,6 +72,7 @@ def _front_matter(
         "library_name": "dictionary-learning",
         "tags": ["sparse-autoencoder", "dictionary-learning", "mechanistic-interpretability"],
     }
+    # the hub refuses a base_model that is no repository
     if model is not None and "/" in model and not model.startswith(("/", ".")):
         values["base_model"] = model
     results = [

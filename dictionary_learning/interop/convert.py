@@ -59,7 +59,7 @@ def write_dictionary(
     try:
         known.write(dictionary, folder, {**dictionary.info.to_config(), **(config or {}), **given})
     except CheckpointError:
-        if is_new and not any(folder.iterdir()):
+        if is_new and not any(folder.iterdir()):  # what was refused leaves nothing behind
             folder.rmdir()
         raise
     return folder

@@ -127,7 +127,7 @@ class Files:
                     raise CheckpointError(
                         f"'{self.folder}' holds more than {_MOST_NAMES} files. Give the folder of a dictionary."
                     )
-                if not entry.name.startswith("."):
+                if not entry.name.startswith("."):  # hidden, or not finished
                     found.append((entry.name, entry.is_dir()))
         return sorted(found, key=lambda entry: natural_key(entry[0]))
 
@@ -160,7 +160,7 @@ def sites_in(files: Files) -> dict[str, str]:
     found: dict[str, str] = {}
     waiting, n = [(files, "")], 0
     while waiting:
-        place, path = waiting.pop()
+        place, path = waiting.pop()  # a folder, and its path below the run
         n += 1
         if n > _MOST_FOLDERS:
             raise CheckpointError(f"'{files}' has more than {_MOST_FOLDERS} folders. Give the folder of one run.")
@@ -200,10 +200,10 @@ def _site_name(path: str, name: str) -> str:
 
 
 def _check_inside(path: Path, root: Path) -> None:
-    resolved = path.resolve()
+    resolved = path.resolve()  # follows links
     if resolved == root or root in resolved.parents:
         return
-    blobs = [
+    blobs = [  # of the repository in whose snapshot the root is
         folder.parent.parent / "blobs"
         for folder in (root, *root.parents)
         if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(("models--", "datasets--"))

@@ -50,7 +50,7 @@ class GemmaScope2(Format):
         choice(config, "architecture", ("jump_relu",), "jump_relu", files)
         tensors = read_tensors(files.path("params.safetensors"))
         hook_in, hook_out = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
-        skip = tensors.maybe("affine_skip_connection", "dim output_dim")
+        skip = tensors.maybe("affine_skip_connection", "dim output_dim")  # transposed
         by_name = any("transcoder" in name for name in _folders(files))
         predicts = bool(facts.get("transcoder", hook_out not in (None, hook_in) or by_name or skip is not None))
         weights = _jump_relu(tensors, predicts)

@@ -44,13 +44,14 @@ def hook_name(site: str | Site, model: str | None = None) -> str | None:
     label = _LABEL.fullmatch(text)
     if label is not None:
         return f"blocks.{label[2]}.hook_{label[1]}"
-    text = re.sub(r"\.(in|out)put$", lambda match: f":{match[1]}", text)  # as Gemma Scope 2 writes sites
+    # Gemma Scope 2 writes "layers.5.output"
+    text = re.sub(r"\.(in|out)put$", lambda match: f":{match[1]}", text)
     try:
         parsed = Site.parse(text)
     except SiteError:
         return None
     match = _LAYER.fullmatch(parsed.path)
-    if match is None or match["before"] not in _BEFORE or parsed.index != 0:
+    if match is None or match["before"] not in _BEFORE or parsed.index != 0:  # no layer, or a second output
         return None
     part = f"{match['part'] or ''}:{parsed.side}"
     hooks = dict(_HOOKS)

@@ -46,12 +46,6 @@ def load_from_hub(
 def fetch(path: str, *, site: str | None = None, revision: str | None = None, many: bool = False) -> Files:
     """Fetches the files of one or of all dictionaries of a repository, and returns where they are.
 
-    Args:
-        path: "owner/name", or "owner/name/folder".
-        site: which of several dictionaries.
-        revision: branch, tag or commit.
-        many: whether all dictionaries below are wanted.
-
     Raises:
         CheckpointError: there is no such repository, revision or dictionary; or no connection, and
             nothing in the cache.
@@ -69,7 +63,7 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
         else:
             paths = wanted(listed, place, many)
             _check_found(paths, listed, place, named, many)
-            exact = [glob.escape(path) for path in paths]
+            exact = [glob.escape(path) for path in paths]  # the client takes patterns
             snapshot = hub.snapshot_download(repository, revision=revision, allow_patterns=exact)
     except errors.HFValidationError as error:
         raise CheckpointError(
@@ -83,18 +77,12 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
         raise CheckpointError(f"There is no {named}. Give a branch, a tag or a commit of it.") from error
     except (http_error, OSError) as error:
         raise CheckpointError(f"{named} cannot be fetched ({error}). Try again, or give a local folder.") from error
-    root = Path(snapshot).resolve()
+    root = Path(snapshot).resolve()  # names must not lead out of the snapshot
     return Files(root / inside, root)
 
 
 def wanted(listed: list[str], place: str, many: bool) -> list[str]:
-    """Returns the files of a repository that dictionaries are read from.
-
-    Args:
-        listed: all files of the repository.
-        place: the folder or file that is asked for; "" for the top.
-        many: whether all dictionaries below are wanted.
-    """
+    """Returns the files of a repository that dictionaries are read from."""
     patterns = {pattern.rpartition("/")[2] for _, known in FORMATS.items() for pattern in known.needed}
     found = []
     for path in listed:
@@ -102,6 +90,7 @@ def wanted(listed: list[str], place: str, many: bool) -> list[str]:
         if TRAINING.fullmatch(name) or not any(fnmatchcase(name, pattern) for pattern in patterns):
             continue
         if many:
+            # earlier steps of a run are not fetched unless they are named
             is_copy = any(part in COPIES for part in folder.removeprefix(place).split("/"))
             is_wanted = (place == "" or path.startswith(f"{place}/")) and not is_copy
         else:

@@ -47,7 +47,7 @@ class LlamaScope(Format):
         norm = positive(norms.get("in"), "dataset_average_activation_norm.in", files)
         weights = tensors.parts(*_PARTS)
         tensors.finish(config, dim="d_model", dict_size="d_sae")
-        scale = math.sqrt(tensors["dim"]) / norm
+        scale = math.sqrt(tensors["dim"]) / norm  # activations had the norm sqrt(dim) in training
         threshold = setting(config, "jump_relu_threshold", float, 0.0, files) * scale
         state = jump_thresholds(torch.full((tensors["dict_size"],), threshold))
         made = Weights(**_scaled(weights, scale), nonlinearity="jump_relu", state=state, centered=False)
@@ -97,7 +97,7 @@ def _settings_folder(files: Files) -> Files | None:
 
 def _scaled(weights: Parts, scale: float) -> Parts:
     """Returns the weights for activations that are not yet multiplied by the scale."""
-    return {
+    return {  # W_enc (s x) + b_enc, and x_hat / s
         "W_enc": weights["W_enc"].float() * scale,
         "b_enc": weights["b_enc"].float(),
         "W_dec": weights["W_dec"].float() * (1 / scale),

@@ -78,7 +78,7 @@ def load_many(
         )
     if wanted is not None:
         asked = {site: place for site, place in sites.items() if wanted(site) or files.at(place).has(WEIGHTS)}
-        sites = asked or sites
+        sites = asked or sites  # names that say nothing exclude nothing
     return {
         site: read(files.at(place), format, facts, dtype, f"{path}/{place}".rstrip("/")).to(device or "cpu")
         for site, place in sites.items()
@@ -122,6 +122,7 @@ def read(
         raise CheckpointError(
             f"'{files}' cannot be read as {known.name} ({error}); it is damaged, or of another format. Give format=."
         ) from error
+    # readers check what they take; scales that are folded in may overflow afterwards
     for name, tensor in dictionary.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(

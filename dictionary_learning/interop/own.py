@@ -37,7 +37,7 @@ class Own(Format):
         path = files.path(WEIGHTS)
         with open_safetensors(path) as file:
             header = json.loads((file.metadata() or {}).get("dictionary", "null"))
-        if header != section:
+        if header != section:  # one of the two files is of another save
             raise CheckpointError(
                 f"In '{files.folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are of different saves."
             )

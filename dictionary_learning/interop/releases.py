@@ -96,6 +96,7 @@ def _expanded(pattern: str) -> list[str]:
     """Returns the paths that a pattern stands for."""
     texts = _RANGE.split(pattern)
     choices = [_numbers(text) if n % 2 else [text] for n, text in enumerate(texts)]
+    # texts between braces alternate with ranges: odd places are ranges
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 

@@ -106,21 +106,15 @@ FORMATS.register("temporal")(Temporal())
 
 
 def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Dictionary:
-    """Returns a dictionary of one encoder and one decoder.
-
-    Args:
-        tensors: the tensors, by the names of SAELens.
-        config: the settings in the form of 6.x.
-        architecture: one of `AUTOENCODERS` or `TRANSCODERS`.
-        files: the files that both are from.
-    """
+    """Returns a dictionary of one encoder and one decoder."""
     predicts = architecture in TRANSCODERS
     kind = TRANSCODERS.get(architecture, architecture)
     wide = "output_dim" if predicts else "dim"
     W_enc, W_dec = tensors.take("W_enc", "dim dict_size").T, tensors.take("W_dec", f"dict_size {wide}")
-    W_skip = tensors.take("W_skip", f"{wide} dim") if "skip" in architecture else None
+    W_skip = tensors.take("W_skip", f"{wide} dim") if "skip" in architecture else None  # of the raw input
     if not predicts:
-        W_dec = _finetuned(W_dec, tensors)
+        W_dec = _finetuned(W_dec, tensors)  # (dict_size, dim)
+    # a gated autoencoder has its biases in the nonlinearity
     b_enc = None if kind == "gated" else tensors.take("b_enc", "dict_size")
     nonlinearity, options, state = _nonlinearity(kind, tensors, config, files)
     if kind in ("topk", "abstopk") and setting(config, "rescale_acts_by_decoder_norm", bool, False, files):
@@ -146,7 +140,7 @@ def _folded(W_enc: Tensor, b_enc: Tensor | None, W_dec: Tensor) -> tuple[Tensor,
         return W_enc, b_enc, W_dec
     b_enc = None if b_enc is None else b_enc.float() * norms
     rows = torch.where(norms > 0, norms, 1.0).unsqueeze(1)  # a latent that writes nothing becomes zero
-    return W_enc.float() * norms.unsqueeze(1), b_enc, W_dec.float() / rows
+    return W_enc.float() * norms.unsqueeze(1), b_enc, W_dec.float() / rows  # (dict_size, dim) both
 
 
 def _finetuned(W_dec: Tensor, tensors: Tensors) -> Tensor:
@@ -183,7 +177,7 @@ def _nonlinearity(
 def _k(config: Mapping[str, Any], files: Files) -> int:
     k = config.get("k")
     if isinstance(k, float) and k.is_integer():
-        k = int(k)
+        k = int(k)  # YAML and older JSON have 32.0
     if not isinstance(k, int) or isinstance(k, bool):
         raise CheckpointError(f"The config of '{files}' says k={k!r}; a whole number of latents is needed. Add it.")
     return k
@@ -247,15 +241,7 @@ def _temporal(tensors: Tensors, config: Mapping[str, Any], architecture: str, fi
 def _read_temporal(
     tensors: Tensors, config: Mapping[str, Any], files: Files, names: Mapping[str, str], **options: Any
 ) -> Dictionary:
-    """Returns a temporal autoencoder from its matrices and the attention layers in a file.
-
-    Args:
-        tensors: the tensors.
-        config: the settings.
-        files: the files that both are from.
-        names: the names of W_dec, b_dec and W_enc in the file.
-        options: further arguments of `TemporalAutoencoder`.
-    """
+    """Returns a temporal autoencoder from its matrices and the attention layers in a file."""
     tied = setting(config, "tied_weights", bool, True, files)
     n_layers = setting(config, "n_attn_layers", int, 1, files)
     selects = choice(config, "sae_diff_type", ("topk", "relu"), "topk", files) == "topk"
@@ -263,7 +249,7 @@ def _read_temporal(
     if not tied:
         state["W_enc"] = tensors.take(names["W_enc"], "dim dict_size").T
     shapes = {"k_ctx": "narrow", "q_target": "narrow", "v_ctx": "dict_size", "c_proj": "dict_size"}
-    for layer in range(min(n_layers, len(tensors))):
+    for layer in range(min(n_layers, len(tensors))):  # a config may claim any number
         for part, out in shapes.items():
             name = f"attn_layers.{layer}.{part}"
             state[f"{name}.weight"] = tensors.take(f"{name}.weight", f"{out} dict_size")

@@ -125,7 +125,7 @@ def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
     settings: dict[str, Any] = {"architecture": architecture, "apply_b_dec_to_input": coder.centered}
     tensors: dict[str, Tensor | None] = {"W_dec": coder.W_dec, "b_dec": coder.b_dec, "b_enc": coder.b_enc}
     if not coder.is_tied:
-        tensors["W_enc"] = coder.W_enc.T
+        tensors["W_enc"] = coder.W_enc.T  # (dim, dict_size) there
     if predicts:
         settings["d_out"] = coder.output_dim
     if coder.W_skip is not None:
@@ -148,6 +148,7 @@ def _add_nonlinearity(coder: Coder, settings: dict[str, Any], tensors: dict[str,
                 "SAELens saves BatchTopK with its learned threshold, and this one has learned none. Train it for a step, or set "
                 "dictionary.nonlinearity.threshold."
             )
+        # one threshold for all latents is a JumpReLU with equal thresholds
         tensors["threshold"] = torch.full((coder.dict_size,), float(nonlinearity.threshold))
     elif isinstance(nonlinearity, Gated):
         tensors |= {"b_gate": nonlinearity.gate_bias, "b_mag": nonlinearity.mag_bias, "r_mag": nonlinearity.r_mag}
@@ -175,5 +176,6 @@ def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str
         "kval_topk": dictionary.k,
         "tied_weights": dictionary.tied,
     }
+    # dim 0 is the latent axis here, and the last axis there
     turned = {} if dictionary.tied else {"W_enc": dictionary.W_enc.T}
     return settings, {**dictionary.state_dict(), **turned}

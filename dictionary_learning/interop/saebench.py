@@ -58,12 +58,7 @@ class CustomConfig:
 
 
 class CustomSAE(nn.Module):
-    """A dictionary behind the interface of SAEBench's custom SAEs.
-
-    Args:
-        dictionary: the dictionary.
-        cfg: its settings.
-    """
+    """A dictionary behind the interface of SAEBench's custom SAEs."""
 
     def __init__(self, dictionary: Coder, cfg: CustomConfig):
         super().__init__()
@@ -73,7 +68,7 @@ class CustomSAE(nn.Module):
     @property
     def W_enc(self) -> Float[Tensor, "activation_dim dict_size"]:
         """The encoder."""
-        return self.dictionary.W_enc.T
+        return self.dictionary.W_enc.T  # a view, so that changes reach the dictionary
 
     @property
     def W_dec(self) -> Float[Tensor, "dict_size activation_dim"]:

@@ -63,7 +63,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 raise CheckpointError(f"'{path}' nests settings more than {DEEPEST_YAML} deep. It is no dictionary's.")
             if isinstance(event, yaml.AliasEvent):
                 raise CheckpointError(f"'{path}' refers to parts of itself; settings are plain values. Write them out.")
-        return _check_object(yaml.safe_load(text), path)
+        return _check_object(yaml.safe_load(text), path)  # builds plain values only
     except (yaml.YAMLError, *READ_ERRORS) as error:
         raise CheckpointError(f"'{path}' is not YAML ({error}). Get it or save it again.") from error
 
@@ -96,8 +96,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     """Returns the arrays of numbers in an `.npz` file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            checked_members(path, archive)
-        with np.load(path, allow_pickle=False) as arrays:
+            checked_members(path, archive)  # before np.load inflates anything
+        with np.load(path, allow_pickle=False) as arrays:  # arrays of objects are pickles
             return {name: _tensor(path, name, arrays[name]) for name in arrays.files}
     except READ_ERRORS as error:
         raise damaged(path, error) from error
@@ -124,7 +124,7 @@ def plain_name(name: str) -> str:
 def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiub":
         raise CheckpointError(f"'{path}' holds {name} as {array.dtype}; numbers are read, and no objects. Convert it.")
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # PyTorch has one byte order
 
 
 def _read_text(path: Path, most: int) -> str:

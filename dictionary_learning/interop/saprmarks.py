@@ -202,7 +202,7 @@ def _matryoshka(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
     threshold = _rectified(_threshold(tensors), tensors)
     groups, bounds = tensors.integers("group_sizes"), tensors.integers("group_indices")
     if groups is None and bounds is not None:
-        groups = [stop - start for start, stop in itertools.pairwise(bounds)]
+        groups = [stop - start for start, stop in itertools.pairwise(bounds)]  # as before 2025
     if groups is None:
         raise CheckpointError(
             f"'{tensors.where}' has no group_sizes; a MatryoshkaBatchTopKSAE needs them. Get the whole file."
@@ -219,7 +219,7 @@ def _jump_relu(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
         nonlinearity="jump_relu",
         options={"bandwidth": bandwidth if is_known else 0.001},
         state=jump_thresholds(tensors.take("threshold", "dict_size")),
-        centered=False,
+        centered=False,  # unlike AutoEncoder, JumpReLU does not subtract b_dec there
     ).dictionary()
 
 
@@ -255,7 +255,7 @@ def _rectified(threshold: Tensor, tensors: Tensors) -> Tensor:
         logger.warning(
             "'%s' has no learned threshold: all positive latents fire, as in its own package.", tensors.where
         )
-    return threshold.clamp_min(0)
+    return threshold.clamp_min(0)  # above -1 and above 0 are the same for rectified latents
 
 
 def _check_writable(dictionary: Any) -> None:

@@ -52,7 +52,7 @@ class OpenAI(Format):
         activation = choice(said, "activation", ("ReLU", "TopK", "Identity"), "ReLU", path)
         state = setting(said, "activation_state_dict", dict, {}, path)
         tied = "decoder.linear.weight"
-        decoder = tied if tied in tensors else "decoder.weight.T"
+        decoder = tied if tied in tensors else "decoder.weight.T"  # a tied one is the encoder itself
         weights = Weights(
             **tensors.parts("encoder.weight", "latent_bias", decoder, "pre_bias"),
             **_openai_nonlinearity(activation, state, path),

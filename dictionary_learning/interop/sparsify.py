@@ -53,7 +53,7 @@ class Sparsify(Format):
             nonlinearity="abs_top_k" if signed else _NONLINEARITIES[activation],
             options={"k": k},
             state=without_threshold() if activation == "topk" and not signed else {},
-            centered=not predicts,
+            centered=not predicts,  # files that say nothing of transcode subtract b_dec
             predicts=predicts,
         )
         tensors.finish(config, dim="d_in", dict_size="num_latents")
@@ -83,7 +83,7 @@ class Sparsify(Format):
             "activation": "groupmax" if isinstance(coder.nonlinearity, GroupMax) else "topk",
             "expansion_factor": max(coder.dict_size // coder.activation_dim, 1),
             "normalize_decoder": False,
-            "num_latents": coder.dict_size,
+            "num_latents": coder.dict_size,  # decides before expansion_factor
             "k": coder.nonlinearity.options()["k"],
             "multi_topk": False,
             "skip_connection": coder.W_skip is not None,

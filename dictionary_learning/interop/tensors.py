@@ -33,16 +33,12 @@ class Tensors:
 
     A shape is words, such as "dict_size dim". A word has one size wherever it stands: that of the
     first tensor with it.
-
-    Args:
-        tensors: the content of a file.
-        where: the name of the file in errors.
     """
 
     def __init__(self, tensors: Any, where: object):
         self.where = where
         self.sizes: dict[str, int] = {}
-        self._left: dict[str, Tensor] = {}
+        self._left: dict[str, Tensor] = {}  # those not taken yet
         if not isinstance(tensors, Mapping):
             raise CheckpointError(f"'{where}' holds a {type(tensors).__name__}; tensors by name are needed.")
         for name, tensor in tensors.items():
@@ -142,7 +138,7 @@ class Tensors:
     def _check_shape(self, name: str, tensor: Tensor, words: list[str]) -> None:
         wrong = tensor.ndim != len(words) or 0 in tensor.shape
         for word, size in zip(words, tensor.shape, strict=False):
-            wrong = wrong or self.sizes.setdefault(word, size) != size
+            wrong = wrong or self.sizes.setdefault(word, size) != size  # the first tensor decides
         if wrong:
             needed = ", ".join(f"{word}={self.sizes[word]}" if word in self.sizes else word for word in words)
             raise CheckpointError(
