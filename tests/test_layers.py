@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"errors", "_types"},
+    {"_plain"},
     {"config", "latents", "sites", "hardware", "disk"},
     {"ops", "parallel", "module_io", "hf_models"},
     {"capture"},

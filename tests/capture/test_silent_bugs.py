@@ -48,7 +48,7 @@ def test_name_of_the_site_is_kept_with_the_dictionary(tmp_path):
     site = Site("model.layers.1.self_attn", "out", 1)
     save_dictionary(AutoEncoder(4, 8), tmp_path, {"site": str(site)})
     assert json.loads((tmp_path / "config.json").read_text())["site"] == "model.layers.1.self_attn:out[1]"
-    assert Site.parse(load_dictionary(tmp_path)[1]["site"]) == site
+    assert Site.parse(load_dictionary(tmp_path).info.config["site"]) == site
 
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "gptj", "bloom", "falcon"])
