@@ -1,33 +1,36 @@
-"""What the sparse forms are made of: six computations, which a backend does in its own way.
+"""The six computations that a sparse backend consists of.
 
 Letters: B tokens, F latents, D activation, K kept, P (token, latent) pairs.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from dictionary_learning.latents import Support
-
-
-class Selected(NamedTuple):
-    """Kept pre-activations, those below zero as zero, and which they are."""
-
-    values: Tensor
-    """(B, K) or (P,)."""
-    support: Support
+from dictionary_learning.latents import SparseLatents, Support
 
 
 @runtime_checkable
 class Kernels(Protocol):
-    """The computations. None is differentiated: gradients are made of the same six."""
+    """The computations. Tensors may have any precision; sums are in float32 at least.
 
-    def top_k(self, x: Tensor, W: Tensor, b: Tensor, k: int) -> Selected:
-        """Returns the k largest of relu(x W^T + b) of each token: x (B, D), W (F, D), b (F,)."""
+    None is differentiated: `ops/sparse.py` computes gradients with the same six.
+    """
+
+    def top_k(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
+        """Returns the k largest of relu(x W^T + b) of each token, in no order.
+
+        Args:
+            x: (B, D), contiguous, float32 at least.
+            W: (F, D)
+            b: (F,)
+            k: latents to keep for each token.
+            product: x W^T + b (B, F) in low precision, where it was computed before (`ops/joint.py`).
+        """
         ...
 
-    def batch_top_k(self, x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> Selected:
-        """Returns the n_kept largest of relu(x W^T + b) of all tokens together, as pairs."""
+    def batch_top_k(self, x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None) -> SparseLatents:
+        """Returns the n_kept largest of relu(x W^T + b) of all tokens together, ragged; arguments as for `top_k`."""
         ...
 
     def pair_dots(self, x: Tensor, W: Tensor, support: Support) -> Tensor:

@@ -1,9 +1,11 @@
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 # (the language of kernels looks like Python, but has types of its own)
-"""Adam in one pass over the rows of a weight, with what a dictionary needs around it.
+"""Adam in one pass over the rows of a weight, with gradient projection, clipping and unit rows.
 
-Letters: N rows, D columns. One program has one row in registers: it reads weight, gradient and both means once, and writes
-weight and means once; done one after another, the same steps read and write all of them about three times.
+One program has one row in registers: it reads weight, gradient and both means once, and writes weight and means once.
+As separate operations, the same steps read and write all of them about three times.
+
+Letters: N entries of the weight, D columns.
 """
 
 import math
@@ -15,16 +17,16 @@ from torch import Tensor
 
 _LONGEST_ROW = 16_384
 _BLOCK = 1024
-"""Entries of one program where rows do not matter."""
+"""Entries of one program where rows are not normalized."""
 
 
 def fits(weight: Tensor, unit_rows: bool) -> bool:
-    """Tells whether a row of the weight fits into one program, where that is needed."""
+    """Returns whether a row of the weight fits into one program, where that is needed."""
     return not unit_rows or weight[0].numel() <= _LONGEST_ROW
 
 
 def squared_norm(gradient: Tensor, weight: Tensor, unit_rows: bool) -> Tensor:
-    """Returns the squared norm of the gradient without its parts along the rows of the weight, if these have unit norm."""
+    """Returns the squared norm of the gradient, for unit rows without its parts along the rows of the weight."""
     if not unit_rows:
         return torch.linalg.vector_norm(gradient.float()).square()
     n_rows, dim = gradient.shape[0], gradient[0].numel()
@@ -53,20 +55,20 @@ def step_(
     unit_rows: bool,
     rounded: Tensor | None = None,
 ) -> None:
-    """Makes one step of Adam in place.
+    """Does one step of Adam in place.
 
     Args:
         weight: in float32.
         gradient: of any precision; it is not changed.
         exp_avg: mean gradient.
         exp_avg_sq: mean squared gradient.
-        step: number of this step, counted from 1; on the device, as all scalars here are.
+        step: number of this step, from 1; on the device, as all tensors without dimensions here.
         lr: learning rate.
         betas: decays of the means.
         eps: added to the root of the mean squared gradient.
-        divisor: what gradients are divided by.
+        divisor: gradients are divided by it.
         skip: 1 to change nothing, else 0.
-        unit_rows: gradients lose their part along the row, and rows have unit norm afterwards.
+        unit_rows: removes each gradient's part along its row, and normalizes the rows afterwards.
         rounded: the same weight in lower precision, which is written as well.
     """
     copy = weight if rounded is None else rounded
@@ -85,7 +87,7 @@ def step_(
 
 
 def _warps(width: int) -> int:
-    """Returns how many warps share a row, so that a thread's entries of all tensors stay in registers."""
+    """Returns the number of warps of a row, so that a thread's entries of all tensors stay in registers."""
     return min(max(width // 256, 4), 32)
 
 
