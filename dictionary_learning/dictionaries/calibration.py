@@ -66,7 +66,8 @@ def calibrate(
         ConfigError: a threshold cannot stand for the nonlinearity, or target_l0 is missing or impossible.
         DataError: the activations end before n_tokens.
     """
-    parts = list(dictionary.coders()) if isinstance(dictionary, Trainable) else []
+    is_trainable = isinstance(dictionary, Trainable)  # pyright: ignore[reportUnnecessaryIsInstance]
+    parts = list(dictionary.coders()) if is_trainable else []
     if not parts:
         raise ConfigError(f"calibrate takes a dictionary of encoders and decoders; got {type(dictionary).__name__}.")
     if n_tokens < 1:

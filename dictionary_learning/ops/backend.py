@@ -11,7 +11,7 @@ import contextvars
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -135,7 +135,7 @@ def available() -> list[str]:
 
 
 @contextlib.contextmanager
-def use_backend(name: str | None) -> Iterator[None]:
+def use_backend(name: str | None) -> Generator[None, None, None]:
     """Forces one backend inside the `with` block; None restores the automatic choice.
 
     Where the backend does not support a device or a dtype, the reference is used.

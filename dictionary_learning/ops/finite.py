@@ -2,7 +2,7 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ def replace_nonfinite(x: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "bat
 
 
 @contextlib.contextmanager
-def replaced_once(x: Float[Tensor, "batch dim"]) -> Iterator[Float[Tensor, "batch dim"]]:
+def replaced_once(x: Float[Tensor, "batch dim"]) -> Generator[Float[Tensor, "batch dim"], None, None]:
     """Inside the block, `replace_nonfinite(x)` returns one and the same tensor, which is yielded."""
     replaced, n_replaced = replace_nonfinite(x)
     token = _known.set((x, replaced, n_replaced))

@@ -6,7 +6,7 @@ Selection looks up its part of the product; kept values are computed again exact
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ def is_worthwhile(x: Tensor, encoders: Sequence[Encoder]) -> bool:
 
 
 @contextlib.contextmanager
-def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Iterator[None]:
+def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Generator[None, None, None]:
     """Computes one product for all encoders, where that is worthwhile, which operations inside the block use.
 
     An operation uses it if it gets the tensor that `replace_nonfinite(x)` returns inside the block, and the weight of one

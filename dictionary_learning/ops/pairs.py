@@ -47,11 +47,11 @@ def totals(values: Tensor, support: Support) -> Tensor:
 
 def pair_dots(x: Tensor, W: Tensor, support: Support) -> Tensor:
     """Returns x_n . W_i of each pair (n, i), in the shape of the support's indices."""
-    x, W = upcast(x), upcast(W)
+    x, rows = upcast(x), upcast(W)
     if x.device.type == "cpu" and support.indices.numel() >= READ_OFTEN * len(W):
         # W is read often enough to stay in the cache: no sort of the pairs by latent is needed
-        return sampled_product(x, W, support.offsets, support.latents).view(support.indices.shape)
-    return dots(x, W, support.segments).view(support.indices.shape)
+        return sampled_product(x, rows, support.offsets, support.latents).view(support.indices.shape)
+    return dots(x, rows, support.segments).view(support.indices.shape)
 
 
 def dots(x: Tensor, W: Tensor, segments: Segments) -> Tensor:

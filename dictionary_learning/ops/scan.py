@@ -90,11 +90,12 @@ class Scan:
         self._part = _PART if group >= _PART else 1
         self._width = -(-len(W) // group) * group
         dtype = torch.bfloat16 if self.is_coarse else x.dtype
-        self._x, self._W, self._b = x.to(dtype), W.to(dtype), b.to(dtype)
+        self._x, weight, self._b = x.to(dtype), W.to(dtype), b.to(dtype)
         missing = self._width - len(W)
-        if missing:
-            self._W = torch.cat([self._W, self._W.new_zeros(missing, W.shape[1])])
+        if missing:  # latents that are never found fill up the last group
+            weight = torch.cat([weight, weight.new_zeros(missing, W.shape[1])])
             self._b = torch.cat([self._b, self._b.new_full((missing,), -torch.inf)])
+        self._weight = weight
         self._members = torch.arange(self._part) * (self._width // self._part)
         # errors of the terms of a product are independent: their squares add up
         sample = W[:: max(1, len(W) // SAMPLE)]
@@ -119,7 +120,7 @@ class Scan:
         for i in range(n_chunks):
             rows = slice(i, None, n_chunks) if strided else slice(i * n_rows, (i + 1) * n_rows)
             x = self._x[rows]
-            pre = torch.addmm(self._b, x, self._W.T, out=place[: len(x)])
+            pre = torch.addmm(self._b, x, self._weight.T, out=place[: len(x)])
             stored = pre.view(torch.int16) if self.is_coarse else pre
             parts = _maxima(stored, self._part)
             yield Chunk(rows, stored, parts, _maxima(parts, self.group // self._part))

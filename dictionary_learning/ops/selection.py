@@ -27,13 +27,13 @@ _WHOLE_BYTES = 1 << 24
 
 def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
     """Returns the k largest of relu(x W^T + b) of each row of x, in no order; see `Kernels.top_k`."""
-    W, b = upcast(W), upcast(b)
+    weight, b = upcast(W), upcast(b)
     # the search below looks at what it finds, for which the host would have to wait for an accelerator
     group = Scan.group_size(len(W), k) if x.device.type == "cpu" else 1
     if group == 1 or not len(x):
-        values, indices = _whole(x, W, b, k)
+        values, indices = _whole(x, weight, b, k)
         return SparseLatents(values.relu_(), Support(indices, len(W)))
-    scan = Scan(x, W, b, group)
+    scan = Scan(x, weight, b, group)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     bounds: list[Tensor] = []
     for chunk in scan.chunks():
@@ -48,7 +48,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
     certain = (least >= scan.limit(torch.cat(bounds), table.errors)) & (least >= 0)
     doubtful = (~certain | table.overfull).nonzero().squeeze(1)
     if len(doubtful):
-        values[doubtful], indices[doubtful] = _whole(x[doubtful], W, b, k)
+        values[doubtful], indices[doubtful] = _whole(x[doubtful], weight, b, k)
     return SparseLatents(values.relu_(), Support(indices, len(W)))
 
 
@@ -57,11 +57,11 @@ def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | 
 
     A row with a non-finite value keeps nothing and takes no places of the others. See `Kernels.batch_top_k`.
     """
-    W, b = upcast(W), upcast(b)
+    weight, b = upcast(W), upcast(b)
     if not len(x) or not n_kept:
         nothing = torch.zeros(0, dtype=torch.long)
         return SparseLatents(x.new_zeros(0), Support(nothing, len(W), torch.zeros(len(x) + 1, dtype=torch.long)))
-    scan = Scan(x, W, b, Scan.group_size(len(W), -(-n_kept // len(x))))
+    scan = Scan(x, weight, b, Scan.group_size(len(W), -(-n_kept // len(x))))
     share = SURPLUS * n_kept / len(x)
     while True:
         pairs, bound = _candidates(scan, share)

@@ -1,4 +1,5 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportMissingParameterType=false
 # (the language of kernels looks like Python, but has types of its own)
 """Adam in one pass over the rows of a weight, with gradient projection, clipping and unit rows.
 
@@ -107,26 +108,9 @@ def _norm_kernel(gradient, weight, out, D, WIDTH: tl.constexpr):
 
 @triton.jit
 def _adam_kernel(
-    weight,
-    gradient,
-    exp_avg,
-    exp_avg_sq,
-    rounded,
-    step,
-    lr,
-    divisor,
-    skip,
-    new1,
-    new2,
-    log_beta1,
-    log_beta2,
-    eps,
-    N,
-    D,
-    UNIT_ROWS: tl.constexpr,
-    ROUNDS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    weight, gradient, exp_avg, exp_avg_sq, rounded, step, lr, divisor, skip, new1, new2, log_beta1, log_beta2,
+    eps, N, D, UNIT_ROWS: tl.constexpr, ROUNDS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     if tl.load(skip) == 0:
         column = tl.arange(0, WIDTH)
         place = tl.program_id(0).to(tl.int64) * D + column

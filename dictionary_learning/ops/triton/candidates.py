@@ -1,4 +1,5 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportMissingParameterType=false
 # (the language of kernels looks like Python, but has types of its own)
 """Kernels that find the few large pre-activations of each token in one read of all.
 
@@ -182,27 +183,10 @@ def _list_kernel(maxima, bound, groups, counts, G, WIDTH: tl.constexpr):
 
 @triton.jit
 def _visit_kernel(
-    pre,
-    groups,
-    counts,
-    bound,
-    starts,
-    ends,
-    at_least,
-    tokens,
-    latents,
-    seen,
-    found,
-    first,
-    STRIDE,
-    F,
-    G,
-    WRITES: tl.constexpr,
-    COUNTS_KEYS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
+    pre, groups, counts, bound, starts, ends, at_least, tokens, latents, seen, found, first, STRIDE, F, G,
+    WRITES: tl.constexpr, COUNTS_KEYS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
     FILL: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = (row + first).to(tl.int32)
     least = tl.load(bound + row)

@@ -1,4 +1,5 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportMissingParameterType=false
 # (the language of kernels looks like Python, but has types of its own)
 """Sums and dot products over (token, latent) pairs.
 

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
-# (the language of kernels looks like Python, but has types of its own)
 """The largest pre-activations, found on the device without the host waiting for it.
 
 1. The pre-activations of a chunk of tokens are computed, in bfloat16 where the device is fast at it.
