@@ -13,7 +13,7 @@ import torch
 from common import machine, peer, table
 
 from dictionary_learning import ops
-from dictionary_learning.ops.triton import KERNELS
+from dictionary_learning.ops.triton import TRITON
 from dictionary_learning.trainers import TRAINERS, SAETrainer
 
 SHAPES = ((768, 65_536, 64, 8192), (2304, 65_536, 80, 8192), (4096, 131_072, 64, 8192))
@@ -128,7 +128,7 @@ def equal_to_reference() -> str:
         for a, e in zip(found["triton"], found["reference"], strict=True)
         if a is not None and e is not None
     ]
-    uncertain = sum(int(count) for count in KERNELS.uncertain.values())
+    uncertain = sum(int(count) for count in TRITON.uncertain.values())
     return f"at most {max(errors):.1e}; {uncertain} tokens whose selection is uncertain"
 
 

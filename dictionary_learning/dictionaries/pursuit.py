@@ -60,11 +60,11 @@ def gradient_pursuit(
     Raises:
         ConfigError: target_l0 is not positive, there are fewer candidates, or x and W_dec do not fit each other.
     """
-    shapes = tuple(tuple(getattr(tensor, "shape", ())) for tensor in (x, W_dec))
-    if any(len(shape) != 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+    shapes = [list(getattr(tensor, "shape", ())) for tensor in (x, W_dec)]  # W_dec may be a dictionary by mistake
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
         raise ConfigError(
-            f"Gradient pursuit got x of shape {shapes[0]} and W_dec of shape {shapes[1]}; it needs tensors of shape "
-            "(batch, dim) and (dict_size, dim), as `dictionary.W_dec`."
+            f"Gradient pursuit got x of shape {shapes[0]} and a {type(W_dec).__name__} of shape {shapes[1]} for W_dec; it "
+            "needs tensors (batch, dim) and (dict_size, dim), as `dictionary.W_dec`."
         )
     if target_l0 < 1 or (candidates is not None and candidates < target_l0):
         raise ConfigError(

@@ -12,8 +12,8 @@ from dictionary_learning.ops.backend import (
 from dictionary_learning.ops.functional import batch_topk_encode, encode_where, sparse_decode, topk_encode
 from dictionary_learning.ops.reference import REFERENCE, ReferenceBackend
 from dictionary_learning.ops.row_updates import take_rows
-from dictionary_learning.ops.torch_kernels import TorchBackend
-from dictionary_learning.ops.triton import IS_INSTALLED, TritonBackend
+from dictionary_learning.ops.torch_backend import TorchBackend
+from dictionary_learning.ops.triton import IS_INSTALLED, TRITON
 
 __all__ = [
     "Backend",
@@ -35,4 +35,4 @@ __all__ = [
 register_backend("reference", REFERENCE)
 register_backend("sparse", TorchBackend())
 if IS_INSTALLED:
-    register_backend("triton", TritonBackend())
+    register_backend("triton", TRITON)

@@ -26,7 +26,7 @@ _WHOLE_BYTES = 1 << 24
 
 
 def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
-    """Returns the k largest of relu(x W^T + b) of each row of x, in no order; see `Kernels.top_k`."""
+    """Returns the k largest of relu(x W^T + b) of each row of x, in no order; see `SparseBackend.select`."""
     weight, b = upcast(W), upcast(b)
     # the search below looks at what it finds, for which the host would have to wait for an accelerator
     group = Scan.group_size(len(W), k) if x.device.type == "cpu" else 1
@@ -55,7 +55,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
 def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None) -> SparseLatents:
     """Returns the n_kept largest of relu(x W^T + b) of all rows of x together, without those that are zero.
 
-    A row with a non-finite value keeps nothing and takes no places of the others. See `Kernels.batch_top_k`.
+    A row with a non-finite value keeps nothing and takes no places of the others.
     """
     weight, b = upcast(W), upcast(b)
     if not len(x) or not n_kept:

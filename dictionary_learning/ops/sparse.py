@@ -1,6 +1,6 @@
 """Encoding and decoding whose cost beyond the encoder's product grows with the pairs kept, not with tokens * latents.
 
-Gradients are written by hand, once for all sparse backends: each is one of the computations in `kernels.py`. Where
+Gradients are written by hand, once for all sparse backends: each is one of the backend's six computations. Where
 latents are kept because they are large, only the positive ones get a gradient.
 
 Letters: B tokens, F latents, D activation, K kept, P (token, latent) pairs.
@@ -18,43 +18,62 @@ from dictionary_learning.latents import Latents, SparseLatents, Support
 from dictionary_learning.ops.backend import Backend, Choose, Encoder
 from dictionary_learning.ops.chosen import chosen_pairs
 from dictionary_learning.ops.joint import product_for
-from dictionary_learning.ops.kernels import Kernels
 from dictionary_learning.ops.precision import no_autocast, upcast
 from dictionary_learning.ops.reference import REFERENCE
 
 
 class SparseBackend(Backend):
-    """A backend of six kernels. Where so many latents are kept that dense products are faster, it uses the reference.
+    """A backend of six computations. Where so many latents are kept that dense products are faster, it uses the reference.
+
+    The computations take tensors of any precision and sum in float32 at least. None is differentiated.
 
     Args:
-        kernels: the computations.
         dense_from: for each device type, the share of kept latents from which on dense products are as fast.
         batch_on: device types on which `batch_top_k` is implemented; elsewhere it uses the reference.
         where_on: the same for `encode_where`.
     """
 
-    def __init__(
-        self,
-        kernels: Kernels,
-        dense_from: Mapping[str, float],
-        *,
-        batch_on: Collection[str] = (),
-        where_on: Collection[str] = (),
-    ):
-        self.kernels, self.dense_from, self.batch_on, self.where_on = kernels, dense_from, batch_on, where_on
+    def __init__(self, dense_from: Mapping[str, float], *, batch_on: Collection[str], where_on: Collection[str]):
+        self.dense_from, self.batch_on, self.where_on = dense_from, batch_on, where_on
 
     @abstractmethod
-    def supports(self, device_type: str, dtype: torch.dtype) -> bool: ...
+    def select(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
+        """Returns the k largest of relu(x W^T + b) of each token, in no order.
+
+        Args:
+            x: (B, D), contiguous, float32 at least.
+            W: (F, D)
+            b: (F,)
+            k: latents to keep for each token.
+            product: x W^T + b (B, F) in low precision, where it was computed before (`ops/joint.py`).
+        """
 
     @abstractmethod
-    def describe(self, device_type: str) -> str: ...
+    def select_batch(self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None) -> SparseLatents:
+        """Returns the n largest of relu(x W^T + b) of all tokens together, ragged; arguments as for `select`."""
+
+    @abstractmethod
+    def pair_dots(self, x: Tensor, W: Tensor, support: Support) -> Tensor:
+        """Returns x_n . W_i of each pair (n, i), in the shape of the support's indices: x (B, D), W (F, D)."""
+
+    @abstractmethod
+    def sum_over_kept(self, values: Tensor, support: Support, W: Tensor) -> Tensor:
+        """Returns for each token the sum over its pairs of value * W_i: (B, D)."""
+
+    @abstractmethod
+    def sum_over_tokens(self, values: Tensor, support: Support, x: Tensor) -> Tensor:
+        """Returns for each latent the sum over its pairs of value * x_n: (F, D)."""
+
+    @abstractmethod
+    def totals(self, values: Tensor, support: Support) -> Tensor:
+        """Returns for each latent the sum over its pairs of the value: (F,)."""
 
     def top_k(self, x: Tensor, encoder: Encoder, k: int) -> SparseLatents:
         if k > self.dense_from[x.device.type] * len(encoder.W):
             return REFERENCE.top_k(x, encoder, k)
         with torch.no_grad(), no_autocast(x):
             centered = encoder.centered(x).contiguous()
-            kept = self.kernels.top_k(centered, encoder.W, encoder.b, k, product_for(x, encoder.W))
+            kept = self.select(centered, encoder.W, encoder.b, k, product_for(x, encoder.W))
         return self._differentiable(x, encoder, centered, kept)
 
     def batch_top_k(self, x: Tensor, encoder: Encoder, k: int) -> SparseLatents:
@@ -63,7 +82,7 @@ class SparseBackend(Backend):
             return REFERENCE.batch_top_k(x, encoder, k)
         with torch.no_grad(), no_autocast(x):
             centered = encoder.centered(x).contiguous()
-            kept = self.kernels.batch_top_k(centered, encoder.W, encoder.b, k * len(x), product_for(x, encoder.W))
+            kept = self.select_batch(centered, encoder.W, encoder.b, k * len(x), product_for(x, encoder.W))
         return self._differentiable(x, encoder, centered, kept)
 
     def encode_where(self, x: Tensor, encoder: Encoder, choose: Choose) -> Latents:
@@ -83,7 +102,7 @@ class SparseBackend(Backend):
         if latents.indices.numel() > n_dense:
             return REFERENCE.decode(latents, W_dec)
         with no_autocast(W_dec):
-            return cast(Tensor, _Decode.apply(upcast(latents.values), W_dec, latents.support, self.kernels))
+            return cast(Tensor, _Decode.apply(upcast(latents.values), W_dec, latents.support, self))
 
     def _differentiable(
         self, x: Tensor, encoder: Encoder, centered: Tensor, kept: SparseLatents, *, is_rectified: bool = True
@@ -91,7 +110,7 @@ class SparseBackend(Backend):
         """Returns the kept values with gradients to x and the encoder."""
         W, b, center = encoder
         with no_autocast(x):
-            values = _EncodeAt.apply(x, center, W, b, centered, kept, self.kernels, is_rectified)
+            values = _EncodeAt.apply(x, center, W, b, centered, kept, self, is_rectified)
         return SparseLatents(cast(Tensor, values), kept.support)
 
 
@@ -107,10 +126,10 @@ class _EncodeAt(torch.autograd.Function):
         b: Tensor,
         centered: Tensor,
         kept: SparseLatents,
-        kernels: Kernels,
+        backend: SparseBackend,
         is_rectified: bool,
     ) -> Tensor:
-        ctx.support, ctx.kernels, ctx.is_rectified = kept.support, kernels, is_rectified
+        ctx.support, ctx.backend, ctx.is_rectified = kept.support, backend, is_rectified
         ctx.dtypes = [None if t is None else t.dtype for t in (x, center, W, b)]
         ctx.save_for_backward(centered, W, kept.values)
         return kept.values.view_as(kept.values)  # a new tensor: autograd must not return an input as it is
@@ -119,13 +138,13 @@ class _EncodeAt(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         centered, W, values = ctx.saved_tensors
-        support, kernels = ctx.support, ctx.kernels
+        support, backend = ctx.support, ctx.backend
         need_x, need_center, need_W, need_b = ctx.needs_input_grad[:4]
         if ctx.is_rectified:
             grad = grad * (values > 0)  # (B, K) or (P,)
-        grad_b = kernels.totals(grad, support) if need_b or need_center else None  # (F,)
-        grad_W = kernels.sum_over_tokens(grad, support, centered) if need_W else None  # (F, D)
-        grad_x = kernels.sum_over_kept(grad, support, W) if need_x else None  # (B, D)
+        grad_b = backend.totals(grad, support) if need_b or need_center else None  # (F,)
+        grad_W = backend.sum_over_tokens(grad, support, centered) if need_W else None  # (F, D)
+        grad_x = backend.sum_over_kept(grad, support, W) if need_x else None  # (B, D)
         grad_center = None
         if need_center and grad_b is not None:
             # the sum over tokens of W^T g is W^T of the sum: one product with a vector, without any gradient of x
@@ -140,17 +159,17 @@ class _Decode(torch.autograd.Function):
     """The sum of value * row of W_dec over the support."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, W: Tensor, support: Support, kernels: Kernels) -> Tensor:
-        ctx.support, ctx.kernels = support, kernels
+    def forward(ctx: Any, values: Tensor, W: Tensor, support: Support, backend: SparseBackend) -> Tensor:
+        ctx.support, ctx.backend = support, backend
         ctx.save_for_backward(values, W)
-        return kernels.sum_over_kept(values, support, W)
+        return backend.sum_over_kept(values, support, W)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, W = ctx.saved_tensors
-        support, kernels = ctx.support, ctx.kernels
+        support, backend = ctx.support, ctx.backend
         grad = grad.contiguous()
-        grad_values = kernels.pair_dots(grad, W, support) if ctx.needs_input_grad[0] else None
-        grad_W = kernels.sum_over_tokens(values, support, grad).to(W.dtype) if ctx.needs_input_grad[1] else None
+        grad_values = backend.pair_dots(grad, W, support) if ctx.needs_input_grad[0] else None
+        grad_W = backend.sum_over_tokens(values, support, grad).to(W.dtype) if ctx.needs_input_grad[1] else None
         return grad_values, grad_W, None, None

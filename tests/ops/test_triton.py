@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, Support, to_dense
 from dictionary_learning.ops import joint
-from dictionary_learning.ops.triton import KERNELS, adam, candidates, pairs, selection, usable
+from dictionary_learning.ops.triton import TRITON, adam, candidates, pairs, selection, usable
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers.row_adam import RowAdam
 from tests.ops.test_ops import compare, encode, run, tensors
@@ -69,14 +69,14 @@ def test_sums_and_dots_over_pairs(kind, dim):
     values = torch.randn(support.indices.shape)
     x, W = torch.randn(support.n_tokens, dim), torch.randn(support.dict_size, dim)
     dense = to_dense(SparseLatents(values, support)).double()
-    torch.testing.assert_close(KERNELS.sum_over_kept(values, support, W).double(), dense @ W.double(), **close())
-    by_latent = KERNELS.sum_over_tokens(values, support, x)
+    torch.testing.assert_close(TRITON.sum_over_kept(values, support, W).double(), dense @ W.double(), **close())
+    by_latent = TRITON.sum_over_tokens(values, support, x)
     torch.testing.assert_close(by_latent.double(), dense.T @ x.double(), **close())
-    torch.testing.assert_close(KERNELS.totals(values, support).double(), dense.sum(0), **close())
-    products = KERNELS.pair_dots(x, W, support)
+    torch.testing.assert_close(TRITON.totals(values, support).double(), dense.sum(0), **close())
+    products = TRITON.pair_dots(x, W, support)
     expected = (x[support.tokens] * W[support.latents]).sum(-1).view(support.indices.shape)
     torch.testing.assert_close(products, expected, **close())
-    assert torch.equal(by_latent, KERNELS.sum_over_tokens(values, support, x))
+    assert torch.equal(by_latent, TRITON.sum_over_tokens(values, support, x))
     fires = torch.zeros(support.dict_size).index_add_(0, support.latents, torch.ones(support.indices.numel())) > 0
     assert (by_latent[~fires] == 0).all()
 

@@ -1,6 +1,5 @@
 """Matching pursuit: latents are chosen one after another, each by what the others have left of the activation."""
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, SparseSelection
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, Support
-from dictionary_learning.ops import Encoder, backend_for
+from dictionary_learning.ops import Encoder
 from dictionary_learning.ops.precision import no_autocast, upcast
 
 _CHOSEN = -torch.inf
@@ -27,13 +26,6 @@ class Pursuit(SparseSelection):
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         raise ConfigError(f"{type(self).__name__} needs activations, not pre-activations; use the dictionary's encode.")
 
-    def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
-        return self.pursue(encoder.centered(x), encoder.W, k)
-
-    @abstractmethod
-    def pursue(self, residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> SparseLatents:
-        """Returns the latents of n rounds that start from a residual."""
-
 
 @NONLINEARITIES.register("matching_pursuit")
 class MatchingPursuit(Pursuit):
@@ -49,16 +41,17 @@ class MatchingPursuit(Pursuit):
         k: latents of a token that may be non-zero.
     """
 
-    def pursue(self, residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> SparseLatents:
+    def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
+        residual, W = encoder.centered(x), encoder.W
         with torch.no_grad(), no_autocast(residual):
-            indices = _chosen_in_order(residual, upcast(W), n)  # (batch, n)
-        backend, values = backend_for(W), list[Tensor]()
+            indices = _chosen_in_order(residual, upcast(W), k)  # (batch, k)
+        values: list[Tensor] = []
         # the same rounds once more for the gradient, with products of width dim instead of dict_size
         for chosen in indices.unbind(1):
             rows = torch.nn.functional.embedding(chosen, W)  # (batch, dim)
             value = (residual * upcast(rows)).sum(1, keepdim=True).relu()  # (batch, 1)
             latent = SparseLatents(value, Support(chosen.unsqueeze(1), len(W)))
-            residual = residual - backend.decode(latent, W)
+            residual = residual - encoder.backend.decode(latent, W)
             values.append(value)
         return SparseLatents(torch.cat(values, dim=1), Support(indices, len(W)))
 
@@ -120,11 +113,11 @@ class StoppedPursuit(Pursuit):
         }
         return {**super().options(), **own}
 
-    def pursue(self, residual: Float[Tensor, "batch dim"], W: Float[Tensor, "dict_size dim"], n: int) -> SparseLatents:
-        with no_autocast(residual):
-            dense = self._dense(residual, upcast(W), n)  # (batch, dict_size)
-        indices = dense.detach().abs().topk(n, dim=1, sorted=False).indices  # at most n latents are not zero
-        return SparseLatents(dense.gather(1, indices), Support(indices, len(W)))
+    def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
+        with no_autocast(x):
+            dense = self._dense(encoder.centered(x), upcast(encoder.W), k)  # (batch, dict_size)
+        indices = dense.detach().abs().topk(k, dim=1, sorted=False).indices  # at most k latents are not zero
+        return SparseLatents(dense.gather(1, indices), Support(indices, len(encoder.W)))
 
     def _dense(self, residual: Tensor, W: Tensor, n: int) -> Tensor:
         latents = residual.new_zeros(len(residual), len(W))

@@ -12,7 +12,7 @@ from dictionary_learning.ops.backend import forced_backend
 from dictionary_learning.ops.precision import upcast
 from dictionary_learning.ops.sparse import SparseBackend
 
-__all__ = ["IS_INSTALLED", "KERNELS", "TritonBackend", "TritonKernels", "usable"]
+__all__ = ["IS_INSTALLED", "TRITON", "TritonBackend", "usable"]
 
 IS_INSTALLED = importlib.util.find_spec("triton") is not None
 _DENSE_FROM = 1 / 128
@@ -22,72 +22,18 @@ _on_device_of = torch.cuda.device_of
 """Triton launches on the current device, wherever the tensors are; this has no effect for tensors on a CPU."""
 
 
-class TritonKernels:
-    """The computations, for tensors of any precision; sums are in float32, in the same order every time.
+class TritonBackend(SparseBackend):
+    """Triton kernels on CUDA; sums are in float32, in the same order every time. `encode_where` uses the reference.
 
     None waits for the device, and all shapes are known beforehand, so a step can be captured in a CUDA graph.
     """
 
     def __init__(self) -> None:
+        shares = {"cuda": _DENSE_FROM, "cpu": _DENSE_FROM}  # a CPU with the interpreter
+        super().__init__(shares, batch_on=list(shares), where_on=[])
         self.uncertain: dict[torch.device, Tensor] = {}
         """For each device, the number of tokens whose latents were selected in bfloat16 and could not be shown to be
         those of float32."""
-
-    def top_k(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
-        """See `Kernels.top_k`."""
-        from dictionary_learning.ops.triton import selection
-
-        with _on_device_of(x):
-            return self._counted(*selection.top_k(x, W, b, k, product))
-
-    def batch_top_k(self, x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None) -> SparseLatents:
-        """See `Kernels.batch_top_k`; always n_kept pairs, of which some may have the value 0."""
-        from dictionary_learning.ops.triton import selection
-
-        with _on_device_of(x):
-            return self._counted(*selection.batch_top_k(x, W, b, n_kept, product))
-
-    def pair_dots(self, x: Tensor, W: Tensor, support: Support) -> Tensor:
-        """See `Kernels.pair_dots`."""
-        from dictionary_learning.ops.triton.pairs import dots
-
-        segments = support.segments
-        with _on_device_of(x):
-            products = dots(x, W, segments.tokens, segments.latents)  # (P,), in order of latent
-        return torch.empty_like(products).index_copy_(0, segments.order, products).view(support.indices.shape)
-
-    def sum_over_kept(self, values: Tensor, support: Support, W: Tensor) -> Tensor:
-        """See `Kernels.sum_over_kept`."""
-        from dictionary_learning.ops.triton.pairs import sums_of_short_segments
-
-        with _on_device_of(W):
-            return sums_of_short_segments(upcast(values).flatten(), support.latents, support.offsets, W)
-
-    def sum_over_tokens(self, values: Tensor, support: Support, x: Tensor) -> Tensor:
-        """See `Kernels.sum_over_tokens`."""
-        from dictionary_learning.ops.triton.pairs import sums_of_any_segments
-
-        segments = support.segments
-        by_latent = upcast(values).flatten()[segments.order]  # (P,)
-        with _on_device_of(x):
-            return sums_of_any_segments(by_latent, segments.tokens, segments.latents, segments.offsets, x)
-
-    totals = staticmethod(torch_pairs.totals)
-
-    def _counted(self, kept: SparseLatents, uncertain: Tensor) -> SparseLatents:
-        total = self.uncertain.setdefault(uncertain.device, torch.zeros_like(uncertain))
-        total += uncertain
-        return kept
-
-
-KERNELS = TritonKernels()
-
-
-class TritonBackend(SparseBackend):
-    """Triton kernels on CUDA. `encode_where` with a rule of the caller's uses the reference."""
-
-    def __init__(self) -> None:
-        super().__init__(KERNELS, {"cuda": _DENSE_FROM, "cpu": _DENSE_FROM}, batch_on=["cuda", "cpu"])
 
     def supports(self, device_type: str, dtype: torch.dtype) -> bool:
         return usable(device_type) and dtype != torch.float64
@@ -98,6 +44,48 @@ class TritonBackend(SparseBackend):
         share = f"where at most 1/{round(1 / _DENSE_FROM)} of the latents are kept"
         return f"{share}; selection in bfloat16, ranked again in float32"
 
+    def select(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
+        from dictionary_learning.ops.triton import selection
+
+        with _on_device_of(x):
+            return self._counted(*selection.top_k(x, W, b, k, product))
+
+    def select_batch(self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None) -> SparseLatents:
+        from dictionary_learning.ops.triton import selection
+
+        with _on_device_of(x):
+            return self._counted(*selection.batch_top_k(x, W, b, n, product))
+
+    def pair_dots(self, x: Tensor, W: Tensor, support: Support) -> Tensor:
+        from dictionary_learning.ops.triton.pairs import dots
+
+        segments = support.segments
+        with _on_device_of(x):
+            products = dots(x, W, segments.tokens, segments.latents)  # (P,), in order of latent
+        return torch.empty_like(products).index_copy_(0, segments.order, products).view(support.indices.shape)
+
+    def sum_over_kept(self, values: Tensor, support: Support, W: Tensor) -> Tensor:
+        from dictionary_learning.ops.triton.pairs import sums_of_short_segments
+
+        with _on_device_of(W):
+            return sums_of_short_segments(upcast(values).flatten(), support.latents, support.offsets, W)
+
+    def sum_over_tokens(self, values: Tensor, support: Support, x: Tensor) -> Tensor:
+        from dictionary_learning.ops.triton.pairs import sums_of_any_segments
+
+        segments = support.segments
+        by_latent = upcast(values).flatten()[segments.order]  # (P,)
+        with _on_device_of(x):
+            return sums_of_any_segments(by_latent, segments.tokens, segments.latents, segments.offsets, x)
+
+    def totals(self, values: Tensor, support: Support) -> Tensor:
+        return torch_pairs.totals(values, support)
+
+    def _counted(self, kept: SparseLatents, uncertain: Tensor) -> SparseLatents:
+        total = self.uncertain.setdefault(uncertain.device, torch.zeros_like(uncertain))
+        total += uncertain
+        return kept
+
 
 def usable(device_type: str) -> bool:
     """Returns whether Triton kernels run on a device type: on CUDA, and on a CPU if the interpreter is asked for.
@@ -106,3 +94,6 @@ def usable(device_type: str) -> bool:
     """
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1" and forced_backend() == "triton"
     return IS_INSTALLED and (device_type == "cuda" or is_interpreted)
+
+
+TRITON = TritonBackend()

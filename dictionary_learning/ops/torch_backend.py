@@ -1,3 +1,5 @@
+# pyright: reportAssignmentType=false
+# (a static function implements a method, so that no call lies between the two)
 """The sparse backend in plain PyTorch: the fast one on a CPU, and the one on CUDA without Triton."""
 
 import torch
@@ -10,15 +12,6 @@ _DENSE_FROM = {"cpu": 1 / 8, "cuda": 1 / 128}
 """The share of kept latents from which on dense products are as fast (CUDA: by the cost model, 1 / 184 to 1 / 132)."""
 
 
-class _TorchKernels:
-    top_k = staticmethod(selection.top_k)
-    batch_top_k = staticmethod(selection.batch_top_k)
-    pair_dots = staticmethod(pairs.pair_dots)
-    sum_over_kept = staticmethod(pairs.sum_over_kept)
-    sum_over_tokens = staticmethod(pairs.sum_over_tokens)
-    totals = staticmethod(pairs.totals)
-
-
 class TorchBackend(SparseBackend):
     """The sparse backend in plain PyTorch.
 
@@ -26,8 +19,15 @@ class TorchBackend(SparseBackend):
     they are for the CPU only.
     """
 
+    select = staticmethod(selection.top_k)
+    select_batch = staticmethod(selection.batch_top_k)
+    pair_dots = staticmethod(pairs.pair_dots)
+    sum_over_kept = staticmethod(pairs.sum_over_kept)
+    sum_over_tokens = staticmethod(pairs.sum_over_tokens)
+    totals = staticmethod(pairs.totals)
+
     def __init__(self) -> None:
-        super().__init__(_TorchKernels(), _DENSE_FROM, batch_on=["cpu"], where_on=["cpu"])
+        super().__init__(_DENSE_FROM, batch_on=["cpu"], where_on=["cpu"])
 
     def supports(self, device_type: str, dtype: torch.dtype) -> bool:
         return device_type in _DENSE_FROM
