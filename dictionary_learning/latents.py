@@ -1,4 +1,4 @@
-"""Sparse latents: the values of the few latents of each token that may be non-zero, and their indices."""
+"""Sparse latents: values and indices of the few latents of each token that may be non-zero."""
 
 import itertools
 from typing import NamedTuple
@@ -33,11 +33,12 @@ class Segments(NamedTuple):
 class Support:
     """The (token, latent) pairs that may be non-zero, in order of token.
 
-    Every gradient that is summed by latent uses the same sort of the pairs, done when it is first needed.
+    Every gradient that is summed by latent uses the same sort of the pairs, done when it is first
+    needed.
 
     Args:
-        indices: the latents of each token, no latent twice for the same token: (batch, k), or, where the number differs
-            between tokens ("ragged"), (pairs,).
+        indices: the latents of each token, no latent twice for the same token: (batch, k), or,
+            where the number differs between tokens ("ragged"), (pairs,).
         dict_size: number of latents of the dictionary.
         offsets: for (pairs,): the pairs of token n are those from offsets[n] up to offsets[n + 1].
     """
@@ -90,7 +91,7 @@ class Support:
 
     @property
     def segments(self) -> Segments:
-        """The pairs sorted by latent, in order of token within a latent, so that sums are deterministic."""
+        """The pairs sorted by latent, then by token, so that sums are deterministic."""
         if self._segments is None:
             self._segments = Segments.of(self.tokens, self.latents, self.dict_size)
         return self._segments
@@ -136,7 +137,7 @@ def top_k_of(latents: SparseLatents, k: int) -> SparseLatents:
 
 
 def nonzeros(latents: Latents) -> Tensor:
-    """Returns a tensor with all non-zero values: the dense latents, or the values of the sparse ones."""
+    """Returns all non-zero values, and maybe zeros: dense latents, or the sparse values."""
     return latents if isinstance(latents, Tensor) else latents.values
 
 
@@ -146,7 +147,7 @@ def l0(latents: Latents) -> Float[Tensor, ""]:
 
 
 def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
-    """Returns the number of tokens on which each latent is non-zero; a latent kept with the value 0 did not fire."""
+    """Returns the number of tokens on which each latent is non-zero: kept zeros do not count."""
     if isinstance(latents, Tensor):
         return (latents != 0).sum(0)
     fired = (latents.values != 0).flatten()
@@ -177,7 +178,8 @@ def n_tokens_of(latents: Latents) -> int:
 
 
 def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLatents:
-    """Returns the same pairs with a row for each token and group: row n * groups + g has those of token n in group g.
+    """Returns the same pairs with a row for each token and group: row n * groups + g has those of
+    token n in group g.
 
     Args:
         latents: latents of some tokens.
@@ -205,7 +207,7 @@ def slice_latents(latents: SparseLatents, start: int, stop: int) -> SparseLatent
 
 
 def concat_latents(parts: list[SparseLatents]) -> SparseLatents:
-    """Returns the latents of several dictionaries, for the same tokens, as those of one concatenated dictionary."""
+    """Returns the latents of several dictionaries as those of one concatenated dictionary."""
     *shifts, dict_size = itertools.accumulate((part.dict_size for part in parts), initial=0)
     indices = [part.indices + shift for part, shift in zip(parts, shifts, strict=True)]
     if not any(part.support.is_ragged for part in parts):

@@ -27,7 +27,7 @@ _CAPACITY = 1 << 25
 _RESERVE = 64
 """Candidates stored for each latent, beyond twice as many as the tokens on which it fired."""
 _CLEAR = 1 + 2.0**-11
-"""A latent that never fired gets a threshold half as far above its largest pre-activation, relatively."""
+"""A latent that never fired gets a threshold 2^-12 above its largest pre-activation."""
 
 
 @torch.no_grad()
@@ -39,43 +39,47 @@ def calibrate(
     target_l0: float | None = None,
     match: Literal["l0", "firing"] = "l0",
 ) -> D:
-    """Returns a copy in which each latent fires above a threshold, as JumpReLU, independent of the other latents.
+    """Returns a copy in which each latent fires above a threshold, as JumpReLU, independent of the
+    other latents.
 
-    "l0": one threshold for all latents, so that target_l0 fire on average over the tokens; of a dictionary that ranks by
-    norms, one for value times norm. "firing": a threshold for each latent, so that it fires on as many of the tokens as it
-    did; one that never fired does not fire. BatchTopK keeps the largest of each batch as given.
+    "l0": one threshold for all latents, so that target_l0 fire on average over the tokens; of a
+    dictionary that ranks by norms, one for value times norm. "firing": a threshold for each latent,
+    so that it fires on as many of the tokens as it did; one that never fired does not fire.
+    BatchTopK keeps the largest of each batch as given.
 
-    Thresholds are exact quantiles. Activations are read once, and only the largest positive pre-activations are stored, with
-    8 bytes for each: at most 2^25, or twice what is needed, which is target_l0 * n_tokens with "l0". With "firing" up to
-    twice as many as fired are needed, and 64 for each latent; if tokens are not shuffled and a latent starts to fire often
-    late, too few may be left: a warning says of how many latents the threshold is too high. Tokens that are not finite
-    are left out.
+    Thresholds are exact quantiles. Activations are read once, and only the largest positive
+    pre-activations are stored, with 8 bytes for each: at most 2^25, or twice what is needed, which
+    is target_l0 * n_tokens with "l0". With "firing" up to twice as many as fired are needed, and 64
+    for each latent; if tokens are not shuffled and a latent starts to fire often late, too few may
+    be left: a warning says of how many latents the threshold is too high. Tokens that are not
+    finite are left out.
 
-    An autoencoder is returned as a `JumpReluAutoEncoder` (without groups, if it had some), another wiring as itself.
+    An autoencoder is returned as a `JumpReluAutoEncoder` (without groups, if it had some), another
+    wiring as itself.
 
     Args:
-        dictionary: TopK, BatchTopK, GroupMax, ReLU, JumpReLU, or one whose nonlinearity is a masked rectifier
-            (`Nonlinearity.is_masked_relu`); it is not changed.
+        dictionary: TopK, BatchTopK, GroupMax, ReLU, JumpReLU, or one whose nonlinearity is a masked
+            rectifier (`Nonlinearity.is_masked_relu`); it is not changed.
         activations: batches (batch, activation_dim), scaled as the dictionary expects them.
         n_tokens: number of tokens to use.
-        target_l0: for "l0"; by default the dictionary's k. For a cross-layer transcoder or heads it is that of all coders
-            together, in equal shares.
+        target_l0: for "l0"; by default the dictionary's k. For a cross-layer transcoder or heads it
+            is that of all coders together, in equal shares.
         match: the statistic that is preserved.
 
     Raises:
-        ConfigError: a threshold cannot stand for the nonlinearity, or target_l0 is missing or impossible.
+        ConfigError: a threshold cannot stand for the nonlinearity, or target_l0 is missing or
+            impossible.
         DataError: the activations end before n_tokens.
     """
     is_trainable = isinstance(dictionary, Trainable)  # pyright: ignore[reportUnnecessaryIsInstance]
-    parts = list(dictionary.coders()) if is_trainable else []
-    if not parts:
+    if not is_trainable or not (parts := list(dictionary.coders())):
         raise ConfigError(f"calibrate takes a dictionary of encoders and decoders; got {type(dictionary).__name__}.")
     if n_tokens < 1:
         raise ConfigError(f"calibrate got n_tokens={n_tokens}; it needs at least one token.")
-    if match not in ("l0", "firing"):
-        raise ConfigError(f"calibrate got match={match!r}; choose l0 or firing.")
-    if match == "firing" and target_l0 is not None:
-        raise ConfigError(f'calibrate got target_l0={target_l0} with match="firing", which has no target. Give one.')
+    if match not in ("l0", "firing") or (match == "firing" and target_l0 is not None):
+        raise ConfigError(
+            f"calibrate got match={match!r} and target_l0={target_l0}; choose l0, or firing, which has no target."
+        )
     share = None if target_l0 is None else target_l0 / len(parts)
     targets = [_target(part.coder, share, match) for part in parts]
     calibrations = [_Calibration(part.coder, target, n_tokens) for part, target in zip(parts, targets, strict=True)]
@@ -108,20 +112,21 @@ def _target(coder: Coder, target_l0: float | None, match: str) -> float | None:
         raise ConfigError(f"{name} {reason}")
     if match == "firing":
         return None
-    if target_l0 is None and not isinstance(nonlinearity, SparseSelection):
-        raise ConfigError(f"{name} has no k; give calibrate a target_l0.")
     target = nonlinearity.k if target_l0 is None and isinstance(nonlinearity, SparseSelection) else target_l0
-    if target is None or not 0 < target <= coder.dict_size:
-        limit = f"it must be positive and at most dict_size={coder.dict_size}."
-        raise ConfigError(f"calibrate got target_l0={target}; {limit}")
+    if target is None:
+        raise ConfigError(f"{name} has no k; give calibrate a target_l0.")
+    if not 0 < target <= coder.dict_size:
+        size = coder.dict_size
+        raise ConfigError(f"calibrate got target_l0={target}; it must be positive and at most dict_size={size}.")
     return float(target)
 
 
 class _Calibration:
     """Thresholds of one coder, from the largest positive pre-activations of each row.
 
-    A row is a latent, or all latents together. A candidate is one int64, row * 2^32 + the bits of the value as float32:
-    the bits of positive floats are ordered as their values, so one sort orders candidates by row and value.
+    A row is a latent, or all latents together. A candidate is one int64, row * 2^32 + the bits of
+    the value as float32: the bits of positive floats are ordered as their values, so one sort
+    orders candidates by row and value.
     """
 
     def __init__(self, coder: Coder, target: float | None, n_tokens: int):
@@ -138,7 +143,7 @@ class _Calibration:
         self._norms = coder.ranking_norms() if ranks else None  # (dict_size,)
         n_rows, n_wanted = (coder.dict_size, 0) if target is None else (1, round(target * n_tokens))
         self._wanted = torch.full((n_rows,), n_wanted, device=coder.device)
-        """How many values of each row are to exceed its threshold; with "firing" those of the tokens so far."""
+        """How many values of each row are to exceed its threshold, for the tokens so far."""
         self._floor = torch.zeros(n_rows, device=coder.device)
         """The largest value of each row that was discarded."""
         self._candidates: list[Tensor] = []
@@ -163,11 +168,8 @@ class _Calibration:
         is_short = counts < self._wanted  # of candidates
         n_short = int((is_short & (self._floor > 0)).sum())
         if n_short:
-            logger.warning(
-                "%d latents will fire less often than before, since they fired more often in later activations than in "
-                "earlier ones. Shuffle the activations.",
-                n_short,
-            )
+            why = "since they fired more often in later activations than in earlier ones. Shuffle the activations."
+            logger.warning("%d latents will fire less often than before, %s", n_short, why)
         above, below = (self._value(candidates, ends, counts, self._wanted - n) for n in (1, 0))
         above = torch.where(self._wanted > 0, above, below * _CLEAR)  # a latent that never fired: above all its values
         # between the two; where they are equal, both exceed it
@@ -179,7 +181,7 @@ class _Calibration:
         return self._made.to(self.coder.dtype)  # thresholds stay float32
 
     def _discard(self) -> None:
-        """Discards the candidates that cannot matter: a threshold is just above the first value not wanted."""
+        """Discards candidates that cannot be next to a threshold."""
         limit = 2 * self._wanted + _RESERVE if self.by_latent else self._wanted + 1
         candidates, ends, counts = self._sorted()
         self._floor = self._value(candidates, ends, counts, limit)
@@ -196,7 +198,7 @@ class _Calibration:
         return candidates, ends, ends.diff(prepend=ends.new_zeros(1))
 
     def _value(self, candidates: Tensor, ends: Tensor, counts: Tensor, rank: Tensor) -> Float[Tensor, "rows"]:
-        """Returns the value at a rank of each row, 0 for the largest; the floor if it has too few candidates."""
+        """Returns the value at a rank of each row, from 0; the floor if there are too few."""
         padded = torch.cat([candidates, candidates.new_zeros(1)])
         bits = padded[(ends - 1 - rank).clamp(0, len(candidates))] & 0xFFFFFFFF
         return torch.where((rank >= 0) & (rank < counts), bits.int().view(torch.float32), self._floor)

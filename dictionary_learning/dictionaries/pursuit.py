@@ -1,8 +1,10 @@
-"""Gradient pursuit: the latents that reconstruct activations best with a given decoder, without the encoder.
+"""Gradient pursuit: the latents that reconstruct activations best with a given decoder, without the
+encoder.
 
-A round needs only the products c = W r of the residual r with the rows of W. They are computed once and then updated: if
-the weights of the rows chosen so far change by u, c changes by -W (W^T u). That is a sum of rows of the Gram matrix W W^T
-if there are so many tokens that the matrix is worthwhile, else two products.
+A round needs only the products c = W r of the residual r with the rows of W. They are computed once
+and then updated: if the weights of the rows chosen so far change by u, c changes by -W (W^T u).
+That is a sum of rows of the Gram matrix W W^T if there are so many tokens that the matrix is
+worthwhile, else two products.
 """
 
 from collections.abc import Callable
@@ -16,14 +18,14 @@ from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops.precision import no_autocast, upcast
 
 Spread = Callable[[Tensor, Tensor], Tensor]
-"""Takes weights and positions (rows, t); returns the products of their decoding with each atom (rows, atoms)."""
+"""Takes weights and positions (rows, t); returns <their decoding, atom> (rows, atoms)."""
 
 _LARGEST_GRAM = 16_384
 """Latents up to which all products of decoder rows are stored: 1 GiB."""
 _CHUNK_ELEMENTS = 1 << 24
 """Elements of the largest tensor of a chunk of tokens: 64 MiB."""
 _DONE = 1e-6
-"""A token is done when no correlation is above this share of its first: the rest is rounding of float32."""
+"""A token is done if no correlation exceeds this share of its first: the rest is rounding."""
 
 
 @torch.no_grad()
@@ -34,31 +36,36 @@ def gradient_pursuit(
     *,
     candidates: int | None = None,
 ) -> SparseLatents:
-    """Returns non-negative latents, at most `target_l0` of each token, whose decoding approximates x.
+    """Returns non-negative latents, at most `target_l0` of each token, whose decoding approximates
+    x.
 
     r = x;  target_l0 times: S = S + {argmax <d_i, r>},  g_i = <d_i, r> on S,
     f = relu(f + g |g|^2 / |W^T g|^2),  r = x - W^T f
 
-    A row joins S only if its correlation is positive; a token without one above rounding is done. The row may be in S
-    already: the round then only updates the weights. Rows should have unit norm, and x should not contain the decoder's
-    bias. A token with a non-finite value gets no latents.
-    Blumensath and Davies 2008, "Gradient pursuits"; with dictionaries of language models: Smith 2024, "Inference-time
-    optimisation" (Progress update 1 of Google DeepMind's interpretability team).
+    A row joins S only if its correlation is positive; a token without one above rounding is done.
+    The row may be in S already: the round then only updates the weights. Rows should have unit
+    norm, and x should not contain the decoder's bias. A token with a non-finite value gets no
+    latents.
+    Blumensath and Davies 2008, "Gradient pursuits"; with dictionaries of language models: Smith
+    2024, "Inference-time optimisation" (Progress update 1 of Google DeepMind's interpretability
+    team).
 
     Args:
         x: activations to reconstruct.
         W_dec: a direction in each row.
         target_l0: rounds, and so the largest number of latents of a token.
-        candidates: latents are chosen among this many with the largest correlations with x itself. A round then costs
-            candidates * dim for each token, and misses directions that other latents hide. None chooses among all: a round
-            costs a product with W_dec, or a sum of rows of the Gram matrix. On a CPU 8,192 latents cost as much as 256
-            candidates (dim 512, 20 rounds), so candidates are worthwhile above that.
+        candidates: latents are chosen among this many with the largest correlations with x itself.
+            A round then costs candidates * dim for each token, and misses directions that other
+            latents hide. None chooses among all: a round costs a product with W_dec, or a sum of
+            rows of the Gram matrix. On a CPU 8,192 latents cost as much as 256 candidates (dim 512,
+            20 rounds), so candidates are worthwhile above that.
 
     Returns:
         Positive latents; ragged.
 
     Raises:
-        ConfigError: target_l0 is not positive, there are fewer candidates, or x and W_dec do not fit each other.
+        ConfigError: target_l0 is not positive, there are fewer candidates, or x and W_dec do not
+            fit each other.
     """
     shapes = [list(getattr(tensor, "shape", ())) for tensor in (x, W_dec)]  # W_dec may be a dictionary by mistake
     if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
@@ -109,7 +116,7 @@ def _spread(W: Tensor, gram: Tensor | None, candidates: Tensor | None) -> Spread
 
 
 def _pursue(correlations: Tensor, n_rounds: int, spread: Spread) -> tuple[Tensor, Tensor]:
-    """Returns weights and positions (rows, rounds); a position that is repeated has its weight at the first place."""
+    """Returns weights and positions (rows, rounds); repeated positions have one weight."""
     n, device = len(correlations), correlations.device
     at = torch.zeros(n, n_rounds, dtype=torch.long, device=device)
     weights = correlations.new_zeros(n, n_rounds)

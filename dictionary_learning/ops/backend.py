@@ -1,7 +1,9 @@
-"""Backends: implementations of encoding and decoding, one of which is used for a device and a dtype.
+"""Backends: implementations of encoding and decoding, one of which is used for a device and a
+dtype.
 
-`reference` is plain PyTorch and defines the results. `sparse` and `triton` are faster where few latents are kept.
-`use_backend`, or the environment variable DICTIONARY_LEARNING_BACKEND, forces one of them by name.
+`reference` is plain PyTorch and defines the results. `sparse` and `triton` are faster where few
+latents are kept. `use_backend`, or the environment variable DICTIONARY_LEARNING_BACKEND, forces one
+of them by name.
 
 Letters: B tokens, F latents, D activation, K kept.
 """
@@ -50,53 +52,58 @@ class Encoder(NamedTuple):
 class Backend(ABC):
     """The operations on which training spends its time. All are differentiable.
 
-    All compute in float32 at least, whatever dtype their tensors are stored in, and return float32 at least. To add a
-    backend, implement them, or subclass `ReferenceBackend` and replace some, and register an instance:
+    All compute in float32 at least, whatever dtype their tensors are stored in, and return float32
+    at least. To add a backend, implement them, or subclass `ReferenceBackend` and replace some, and
+    register an instance:
 
         ops.register_backend("mine", MyBackend())
     """
 
     @abstractmethod
     def supports(self, device_type: str, dtype: torch.dtype) -> bool:
-        """Returns whether the backend can be used for weights of this device type ("cuda") and dtype."""
+        """Returns whether the backend can be used for a device type ("cuda") and a dtype."""
 
     @abstractmethod
     def describe(self, device_type: str) -> str:
-        """Returns what the backend does on a device type, or why it is not used there: a line of `info`."""
+        """Returns what the backend does on a device type, or why it is not used, for `info`."""
 
     @abstractmethod
     def top_k(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
         """Keeps the k largest of relu(W (x - center) + b) of each token, in no order.
 
-        Where fewer than k are positive, the rest are kept with the value 0. Gradients reach x and the encoder through
-        the kept positive values. Which of equal values is kept is not specified. A token with a non-finite value gets
-        non-finite latents; the other tokens are not affected.
+        Where fewer than k are positive, the rest are kept with the value 0. Gradients reach x and
+        the encoder through the kept positive values. Which of equal values is kept is not
+        specified. A token with a non-finite value gets non-finite latents; the other tokens are not
+        affected.
         """
 
     @abstractmethod
     def batch_top_k(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
-        """Keeps the k * batch largest of relu(W (x - center) + b) of all tokens together, and none that is zero.
+        """Keeps the k * batch largest of relu(W (x - center) + b) of all tokens together, and none
+        that is zero.
 
-        A token may keep more than k latents or none: the support is ragged. Gradients are as in `top_k`. A token with
-        a non-finite value keeps none. A backend that cannot wait for the device may keep pairs with the value 0.
+        A token may keep more than k latents or none: the support is ragged. Gradients are as in
+        `top_k`. A token with a non-finite value keeps none. A backend that cannot wait for the
+        device may keep pairs with the value 0.
         """
 
     @abstractmethod
     def encode_where(self, x: Float[Tensor, "batch dim"], encoder: Encoder, choose: Choose) -> Latents:
         """Returns the pre-activations W (x - center) + b that a rule chooses, not rectified.
 
-        Gradients reach all chosen values. For a mask the result may be all pre-activations, dense, where that is
-        faster: the caller must map the values that were not chosen to zero.
+        Gradients reach all chosen values. For a mask the result may be all pre-activations, dense,
+        where that is faster: the caller must map the values that were not chosen to zero.
 
         Args:
             x: activations.
             encoder: the encoder.
-            choose: called with pre-activations of some of the tokens. Returns as many indices for each token, or a mask.
+            choose: called with pre-activations of some of the tokens. Returns as many indices for
+                each token, or a mask.
         """
 
     @abstractmethod
     def decode(self, latents: Latents, W_dec: Float[Tensor, "dict_size dim"]) -> Float[Tensor, "batch dim"]:
-        """Returns the sum over the latents of value * row of W_dec; gradients reach the values and W_dec."""
+        """Returns the sum over the latents of value * row of W_dec."""
 
 
 _backends: dict[str, Backend] = {}
@@ -110,7 +117,7 @@ def register_backend(name: str, backend: Backend) -> None:
 
 
 def backend_for(weight: Tensor) -> Backend:
-    """Returns the backend for an encoder or decoder weight: chosen once for each device type, dtype and forced name."""
+    """Returns the backend for a weight: chosen once for a device type, dtype and forced name."""
     return _choose_backend(weight.device.type, weight.dtype, forced_backend())
 
 
@@ -151,7 +158,7 @@ def use_backend(name: str | None) -> Generator[None, None, None]:
 
 
 def status(device: torch.device) -> dict[str, str]:
-    """Returns which backend float32 weights on a device use, and what each backend does there or why it is not used."""
+    """Returns the backend for float32 on a device, and what each backend does there."""
     forced, used = forced_backend(), _choose_backend(device.type, torch.float32, forced_backend())
     name = next(name for name, backend in _backends.items() if backend is used)
     lines = {"encode and decode": f"{name}, as forced by use_backend or {VARIABLE}" if name == forced else name}

@@ -1,4 +1,5 @@
-"""Pre-activations chosen by a rule of the caller: by groups, by absolute value, by thresholds of each latent.
+"""Pre-activations chosen by a rule of the caller: by groups, by absolute value, by thresholds of
+each latent.
 
 Letters: B tokens, F latents, D activation, K kept, P (token, latent) pairs.
 """
@@ -12,12 +13,13 @@ from dictionary_learning.ops.backend import Choose
 _CHUNK_ELEMENTS = 1 << 21
 """Pre-activations computed at once: 8 MiB, which stay in the cache until the rule has chosen."""
 _DENSE_FROM = 1 / 24
-"""The share of chosen pairs from which on dense products are faster: a step at (576, 4,608, 2,048) on a CPU takes 0.6 of
-the time of the dense one with 1/32 of the pairs, and 1.3 with 1/16."""
+"""The share of chosen pairs from which on dense products are faster: a step at (576, 4,608, 2,048)
+on a CPU takes 0.6 of the time of the dense one with 1/32 of the pairs, and 1.3 with 1/16."""
 
 
 def chosen_pairs(x: Tensor, W: Tensor, b: Tensor, choose: Choose) -> SparseLatents | None:
-    """Returns the chosen of x W^T + b, or None where a mask chooses so many that dense products are faster.
+    """Returns the chosen of x W^T + b, or None where a mask chooses so many that dense products are
+    faster.
 
     Args:
         x: activations (B, D).

@@ -14,7 +14,8 @@ _known: contextvars.ContextVar[tuple[Tensor, Tensor, Tensor] | None] = contextva
 def replace_nonfinite(x: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "batch dim"], Int[Tensor, ""]]:
     """Replaces each token that has a NaN or an infinity by the last finite token before it.
 
-    The batch keeps its size, so the host does not wait for the device. If no token is finite, nothing is replaced.
+    The batch keeps its size, so the host does not wait for the device. If no token is finite,
+    nothing is replaced.
 
     Returns:
         The batch, and the number of tokens that were replaced.
@@ -22,7 +23,8 @@ def replace_nonfinite(x: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "bat
     known = _known.get()
     if known is not None and known[0] is x:
         return known[1:]
-    # a sum is finite only if all its terms are; tokens whose finite terms overflow are replaced as well
+    # a sum is finite only if all its terms are; tokens whose finite terms overflow are replaced as
+    # well
     finite = x.sum(-1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()  # (batch,)
     n_replaced = (~finite).sum()
     if x.device.type == "cpu" and not n_replaced:
@@ -35,7 +37,7 @@ def replace_nonfinite(x: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "bat
 
 @contextlib.contextmanager
 def replaced_once(x: Float[Tensor, "batch dim"]) -> Generator[Float[Tensor, "batch dim"], None, None]:
-    """Inside the block, `replace_nonfinite(x)` returns one and the same tensor, which is yielded."""
+    """Inside the block, `replace_nonfinite(x)` always returns the tensor that is yielded."""
     replaced, n_replaced = replace_nonfinite(x)
     token = _known.set((x, replaced, n_replaced))
     try:

@@ -1,7 +1,8 @@
 """One encoder product for several dictionaries on the same activations.
 
-W_i (x - c_i) + b_i = W_i (x - c) + (b_i - W_i (c_i - c)): with one center c for all, the encoders are one matrix.
-Selection looks up its part of the product; kept values are computed again exactly, with the dictionary's own center.
+W_i (x - c_i) + b_i = W_i (x - c) + (b_i - W_i (c_i - c)): with one center c for all, the encoders
+are one matrix. Selection looks up its part of the product; kept values are computed again exactly,
+with the dictionary's own center.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ from dictionary_learning.ops.finite import replaced_once
 from dictionary_learning.ops.precision import no_autocast, upcast
 
 _MOST_LATENTS = 16_384
-"""In the largest dictionary. A larger one keeps a GPU busy by itself; on a CPU a product of 512 latents is as fast, for
-each latent, as one of many (measured: docs/performance.md)."""
+"""In the largest dictionary. A larger one keeps a GPU busy by itself; on a CPU a product of 512
+latents is as fast, for each latent, as one of many (measured: docs/performance.md)."""
 
 
 class _Products(NamedTuple):
@@ -39,11 +40,12 @@ def is_worthwhile(x: Tensor, encoders: Sequence[Encoder]) -> bool:
 
 @contextlib.contextmanager
 def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Generator[None, None, None]:
-    """Computes one product for all encoders, where that is worthwhile, which operations inside the block use.
+    """Computes one product for all encoders, where that is worthwhile, which operations inside the
+    block use.
 
-    An operation uses it if it gets the tensor that `replace_nonfinite(x)` returns inside the block, and the weight of one
-    of the encoders: the tensor objects themselves, not others at their address. A weight may change after its own
-    operation, as in a trainer's step.
+    An operation uses it if it gets the tensor that `replace_nonfinite(x)` returns inside the block,
+    and the weight of one of the encoders: the tensor objects themselves, not others at their
+    address. A weight may change after its own operation, as in a trainer's step.
 
     Args:
         x: activations (B, D).
@@ -61,7 +63,7 @@ def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Generator[None, No
 
 
 def product_for(x: Tensor, W: Tensor) -> Tensor | None:
-    """Returns the pre-activations (B, F) of x for an encoder's weight if `shared_product` computed them, else None."""
+    """Returns the pre-activations (B, F) that `shared_product` computed for x and W, or None."""
     shared = _shared.get()
     if shared is None or x is not shared.x:
         return None

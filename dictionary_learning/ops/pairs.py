@@ -1,9 +1,11 @@
-"""Sums and dot products over (token, latent) pairs in plain PyTorch, without a tensor of pairs * width.
+"""Sums and dot products over (token, latent) pairs in plain PyTorch, without a tensor of pairs *
+width.
 
-* Every sum over the kept latents of a token, or over the tokens of a latent, is an `embedding_bag`: a gather that adds
-  up as it reads.
-* Dot products for given pairs are a sampled product on the CPU; elsewhere the gradient of `embedding_bag` for its
-  weights. In order of latent, each row of W is read from memory once, and only the activations must stay in the cache.
+* Every sum over the kept latents of a token, or over the tokens of a latent, is an `embedding_bag`:
+  a gather that adds up as it reads.
+* Dot products for given pairs are a sampled product on the CPU; elsewhere the gradient of
+  `embedding_bag` for its weights. In order of latent, each row of W is read from memory once, and
+  only the activations must stay in the cache.
 
 Letters: B tokens, F latents, D activation, P (token, latent) pairs.
 """
@@ -55,7 +57,7 @@ def pair_dots(x: Tensor, W: Tensor, support: Support) -> Tensor:
 
 
 def dots(x: Tensor, W: Tensor, segments: Segments) -> Tensor:
-    """Returns x_n . W_i of each pair (n, i), in the order that the pairs had before they were sorted: (P,)."""
+    """Returns x_n . W_i of each pair (n, i), in the order before the sort: (P,)."""
     if x.device.type == "cpu":
         products = sampled_product(W, x, segments.offsets, segments.tokens)
     else:
@@ -66,7 +68,7 @@ def dots(x: Tensor, W: Tensor, segments: Segments) -> Tensor:
 
 
 def _weighted_sums(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """Returns for each segment of `rows` (P,) the sum of weight * row of the table: (segments, columns)."""
+    """Returns the sum of weight * row of the table for each segment of `rows` (P,)."""
     table = upcast(table)
 
     def sums(columns: Tensor) -> Tensor:
@@ -76,7 +78,8 @@ def _weighted_sums(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor
 
     if len(rows) < _REUSE * max(len(table), 1) or table.device.type != "cpu":
         return sums(table)
-    # each row is read so often that it is worth having the table in the nearer cache, a few columns at a time
+    # each row is read so often that it is worth having the table in the nearer cache, a few columns
+    # at a time
     out = table.new_empty(len(offsets) - 1, table.shape[1])
     for place, columns in zip(out.split(_COLUMNS, dim=1), table.split(_COLUMNS, dim=1), strict=True):
         place.copy_(sums(columns))
@@ -93,7 +96,8 @@ def sampled_product(rows: Tensor, columns: Tensor, offsets: Tensor, indices: Ten
 
 @functools.cache
 def _silence_notice_of_sparse_layout() -> None:
-    # PyTorch warns once in a process that the layout is in beta, which does not concern users of a dictionary
+    # PyTorch warns once in a process that the layout is in beta, which does not concern users of a
+    # dictionary
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor(torch.zeros(2, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))

@@ -14,5 +14,5 @@ def upcast(tensor: Tensor) -> Tensor:
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Returns a context in which autocast does not lower the precision of products on the tensor's device."""
+    """Returns a context without autocast on the tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False)

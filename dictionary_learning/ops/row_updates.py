@@ -19,7 +19,7 @@ _BLOCK_BYTES = 1 << 22
 
 
 def row_kernels(weight: Tensor, unit_rows: bool) -> ModuleType | None:
-    """Returns the module of Triton kernels that do a step of Adam in one pass over the rows, where it can be used."""
+    """Returns the module of Triton kernels for a step of Adam by rows, if it can be used."""
     if forced_backend() not in (None, "triton") or not usable(weight.device.type) or weight.dtype != torch.float32:
         return None
     from dictionary_learning.ops.triton import adam
@@ -28,7 +28,7 @@ def row_kernels(weight: Tensor, unit_rows: bool) -> ModuleType | None:
 
 
 def remove_parallel_part_(gradient: Tensor, weight: Tensor) -> None:
-    """Removes from each row of the gradient its part along the row of the weight, which has unit norm."""
+    """Removes the part of each gradient row along the weight's row, which has unit norm."""
     for g, w in _blocks(gradient, weight):
         g.addcmul_(w, (g * w).sum(1, keepdim=True), value=-1)
 

@@ -1,7 +1,8 @@
 """A scan of all pre-activations of a batch for those that reach a bound.
 
-Pre-activations are computed for as many tokens at a time as stay in the cache, and only those that reach the bound are
-stored. Where bfloat16 products are fast, the scan is in bfloat16, and what it finds is computed again in full precision.
+Pre-activations are computed for as many tokens at a time as stay in the cache, and only those that
+reach the bound are stored. Where bfloat16 products are fast, the scan is in bfloat16, and what it
+finds is computed again in full precision.
 
 Letters: B tokens, F latents, D activation, G groups of a token, P (token, latent) pairs found.
 """
@@ -19,21 +20,21 @@ from dictionary_learning.ops.pairs import READ_OFTEN, dots, sampled_product
 _CHUNK_ELEMENTS = 6 << 20
 """Pre-activations held at once: they stay in the cache."""
 _EFFICIENT_ROWS = 256
-"""Tokens of a chunk at least, or products would be slow, even if the chunk then exceeds the cache."""
+"""Tokens of a chunk at least, even if it then exceeds the cache, or products are slow."""
 _MOST_BYTES = 1 << 26
 """Memory of a chunk at most, even if it then has fewer tokens."""
 _GROUPS_FOR_EACH_KEPT = 4
-"""With this many groups for each kept latent few of the largest share one, and the bound is close to the K-th value."""
+"""So many groups for each kept latent that few of the largest share one: a close bound."""
 _SMALL_GROUPS_FOR_EACH_KEPT = 2
 """The same for groups below `_PART`, where the bound costs more than computing more candidates."""
 _PART = 16
-"""Larger groups are searched in parts of this size for latents that reach the bound; smaller ones latent by latent."""
+"""Larger groups are searched in parts of this size; smaller ones latent by latent."""
 ROUNDING = 2.0**-9
 """The largest relative error of a number rounded to bfloat16."""
 SPREAD = 10.0
-"""Standard deviations of a product's error by which the bound is lowered: so many that few tokens are computed twice."""
+"""Standard deviations of a product's error by which the bound is lowered."""
 SAFETY = 2.0
-"""The error of a latent that was not found may exceed the largest one seen among those found for its token this often."""
+"""How much larger the error of a latent that was not found may be than those seen."""
 _MORE_THAN_ANY = 2**15 - 1
 SAMPLE = 512
 """Latents from whose weights the size of the rounding errors is estimated."""
@@ -74,8 +75,9 @@ def chunk_rows(n_tokens: int, width: int, itemsize: int) -> int:
 class Scan:
     """Pre-activations of a batch, a chunk of tokens at a time.
 
-    A group is every (F / group)-th latent, so that maxima are elementwise over long rows. bfloat16 is compared as int16,
-    which is faster: positive numbers are in the same order, and negative ones below them.
+    A group is every (F / group)-th latent, so that maxima are elementwise over long rows. bfloat16
+    is compared as int16, which is faster: positive numbers are in the same order, and negative ones
+    below them.
 
     Args:
         x: (B, D)
@@ -105,7 +107,7 @@ class Scan:
 
     @staticmethod
     def group_size(n_latents: int, k: int) -> int:
-        """Returns the number of latents in a group where k of each token are kept; 1 for no groups."""
+        """Returns the number of latents of a group if k of each token are kept; 1 for none."""
         for group in (128, 64, 32, 16, 8, 4, 2):
             n_groups = k * (_GROUPS_FOR_EACH_KEPT if group >= _PART else _SMALL_GROUPS_FOR_EACH_KEPT)
             if group * n_groups <= n_latents:
@@ -113,7 +115,7 @@ class Scan:
         return 1
 
     def chunks(self, *, strided: bool = False) -> Iterator[Chunk]:
-        """Yields the chunks, which share one piece of memory; strided ones have tokens at equal distances."""
+        """Yields the chunks, in the same memory; strided ones have tokens at equal distances."""
         n_chunks = -(-len(self.x) // chunk_rows(len(self.x), self._width, self._x.itemsize))
         n_rows = -(-len(self.x) // max(n_chunks, 1))
         place = self._x.new_empty(n_rows, self._width)
@@ -130,7 +132,8 @@ class Scan:
         return stored.view(torch.bfloat16).to(self.x.dtype) if self.is_coarse else stored
 
     def bound(self, values: Tensor, rows: slice) -> Tensor:
-        """Returns the bound (rows,) that all latents reach whose exact value is at least the stored one; at least 0.
+        """Returns the bound (rows,) that all latents reach whose exact value is at least the stored
+        one; at least 0.
 
         The bound of a token that is not finite is NaN: nothing is found for it.
         """
@@ -140,7 +143,7 @@ class Scan:
         return torch.where(slack.isfinite() & values.isfinite(), values.clamp_min(0), torch.nan)
 
     def reaching(self, chunk: Chunk, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns token, latent and stored value (P,) of all that reach the bound (rows,) of their token."""
+        """Returns token, latent and stored value (P,) of all that reach the bound (rows,)."""
         least = bound
         if self.is_coarse:
             bits = bound.view(torch.int32) >> 16  # of bfloat16, rounded down
@@ -179,7 +182,7 @@ class Scan:
         return Pairs(tokens, latents, seen, products.add_(self.b.index_select(0, latents)))
 
     def limit(self, bound: Tensor, error: Tensor) -> Tensor:
-        """Returns an upper limit of the pre-activations seen below the bound, given the largest error seen."""
+        """Returns an upper limit of pre-activations seen below the bound, by the largest error."""
         if not self.is_coarse:
             return bound
         return torch.where(bound > 0, bound * (1 + ROUNDING) + SAFETY * error + self._bias_error, 0.0)
@@ -199,7 +202,7 @@ class Table(NamedTuple):
 
     @classmethod
     def of(cls, pairs: Pairs, n_tokens: int, least: int, most: int) -> "Table":
-        """Returns a table with `least` to `most` places for each token, of pairs in order of token."""
+        """Returns a table with `least` to `most` places per token, of pairs in order of token."""
         counts = torch.bincount(pairs.tokens, minlength=n_tokens)
         n_places = min(max(int(counts.max()), least), most)
         overfull = counts > n_places
@@ -217,5 +220,5 @@ class Table(NamedTuple):
 
 
 def _maxima(stored: Tensor, size: int) -> Tensor:
-    """Returns the maximum of each group of `size` columns (rows, columns / size): elementwise over long rows."""
+    """Returns the maximum of each group of `size` columns: (rows, columns / size)."""
     return stored.view(len(stored), size, -1).amax(1) if size > 1 else stored

@@ -1,12 +1,15 @@
-"""The largest pre-activations, without a sort of all and, where bfloat16 is fast, without computing all in full precision.
+"""The largest pre-activations, without a sort of all and, where bfloat16 is fast, without computing
+all in full precision.
 
-* The k latents of a token lie in the k groups of latents with the largest maxima. So the k-th largest maximum is a bound
-  for what is kept, and the latents that reach it are the candidates: about 1.2 k.
-* If the k-th candidate of a token could be exceeded by a latent that was not found, given the rounding errors seen, the
-  token is computed again in whole: the result is that of full precision.
+* The k latents of a token lie in the k groups of latents with the largest maxima. So the k-th
+  largest maximum is a bound for what is kept, and the latents that reach it are the candidates:
+  about 1.2 k.
+* If the k-th candidate of a token could be exceeded by a latent that was not found, given the
+  rounding errors seen, the token is computed again in whole: the result is that of full precision.
 * For a batch together, the bound is estimated from a sample of the tokens and checked at the end.
 
-Letters: B tokens, F latents, D activation, K kept, G groups of a token, C candidates of a token, P pairs.
+Letters: B tokens, F latents, D activation, K kept, G groups of a token, C candidates of a token, P
+    pairs.
 """
 
 import torch
@@ -19,16 +22,17 @@ from dictionary_learning.ops.scan import Pairs, Scan, Table
 _MOST_CANDIDATES = 4
 """A token with more candidates than this for each kept latent is computed in whole."""
 SURPLUS = 1.1
-"""Candidates of a batch aimed at for each kept pair: the estimated bound is then seldom too high."""
+"""Candidates of a batch for each kept pair: the estimated bound is then seldom too high."""
 _FEW = 32
 _WHOLE_BYTES = 1 << 24
 """Pre-activations held at once where all are computed in full precision."""
 
 
 def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
-    """Returns the k largest of relu(x W^T + b) of each row of x, in no order; see `SparseBackend.select`."""
+    """Returns the k largest of relu(x W^T + b) of each row; see `SparseBackend.select`."""
     weight, b = upcast(W), upcast(b)
-    # the search below looks at what it finds, for which the host would have to wait for an accelerator
+    # the search below looks at what it finds, for which the host would have to wait for an
+    # accelerator
     group = Scan.group_size(len(W), k) if x.device.type == "cpu" else 1
     if group == 1 or not len(x):
         values, indices = _whole(x, weight, b, k)
@@ -53,7 +57,8 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
 
 
 def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None) -> SparseLatents:
-    """Returns the n_kept largest of relu(x W^T + b) of all rows of x together, without those that are zero.
+    """Returns the n_kept largest of relu(x W^T + b) of all rows of x together, without those that
+    are zero.
 
     A row with a non-finite value keeps nothing and takes no places of the others.
     """
@@ -75,7 +80,7 @@ def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | 
 
 
 def _candidates(scan: Scan, share: float) -> tuple[Pairs, Tensor]:
-    """Returns about `share` pairs for each token, and the bound (B,) that those of each finite token reach."""
+    """Returns about `share` pairs for each token, and the bound (B,) that they reach."""
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     bounds: list[Tensor] = []
     cut = None
@@ -102,7 +107,7 @@ def _largest_pairs(pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: 
 
 
 def _whole(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Returns the k largest pre-activations of each row and their indices, from all of them: both (B, K)."""
+    """Returns the k largest of all pre-activations of each row, and their indices: (B, K)."""
     on_cpu = x.device.type == "cpu"
     rows = max(1, _WHOLE_BYTES // (len(W) * x.itemsize)) if on_cpu else max(1, len(x))
     # for a few rows, the product whose long side comes first is several times faster on a CPU

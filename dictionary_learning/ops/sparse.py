@@ -1,7 +1,8 @@
-"""Encoding and decoding whose cost beyond the encoder's product grows with the pairs kept, not with tokens * latents.
+"""Encoding and decoding whose cost beyond the encoder's product grows with the pairs kept, not with
+tokens * latents.
 
-Gradients are written by hand, once for all sparse backends: each is one of the backend's six computations. Where
-latents are kept because they are large, only the positive ones get a gradient.
+Gradients are written by hand, once for all sparse backends: each is one of the backend's six
+computations. Where latents are kept because they are large, only the positive ones get a gradient.
 
 Letters: B tokens, F latents, D activation, K kept, P (token, latent) pairs.
 """
@@ -23,13 +24,17 @@ from dictionary_learning.ops.reference import REFERENCE
 
 
 class SparseBackend(Backend):
-    """A backend of six computations. Where so many latents are kept that dense products are faster, it uses the reference.
+    """A backend of six computations. Where so many latents are kept that dense products are faster,
+    it uses the reference.
 
-    The computations take tensors of any precision and sum in float32 at least. None is differentiated.
+    The computations take tensors of any precision and sum in float32 at least. None is
+    differentiated.
 
     Args:
-        dense_from: for each device type, the share of kept latents from which on dense products are as fast.
-        batch_on: device types on which `batch_top_k` is implemented; elsewhere it uses the reference.
+        dense_from: for each device type, the share of kept latents from which on dense products are
+            as fast.
+        batch_on: device types on which `batch_top_k` is implemented; elsewhere it uses the
+            reference.
         where_on: the same for `encode_where`.
     """
 
@@ -45,16 +50,17 @@ class SparseBackend(Backend):
             W: (F, D)
             b: (F,)
             k: latents to keep for each token.
-            product: x W^T + b (B, F) in low precision, where it was computed before (`ops/joint.py`).
+            product: x W^T + b (B, F) in low precision, where it was computed before
+                (`ops/joint.py`).
         """
 
     @abstractmethod
     def select_batch(self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None) -> SparseLatents:
-        """Returns the n largest of relu(x W^T + b) of all tokens together, ragged; arguments as for `select`."""
+        """Returns the n largest of relu(x W^T + b) of all tokens together, ragged."""
 
     @abstractmethod
     def pair_dots(self, x: Tensor, W: Tensor, support: Support) -> Tensor:
-        """Returns x_n . W_i of each pair (n, i), in the shape of the support's indices: x (B, D), W (F, D)."""
+        """Returns x_n . W_i of each pair (n, i), in the shape of the support's indices."""
 
     @abstractmethod
     def sum_over_kept(self, values: Tensor, support: Support, W: Tensor) -> Tensor:
@@ -147,7 +153,8 @@ class _EncodeAt(torch.autograd.Function):
         grad_x = backend.sum_over_kept(grad, support, W) if need_x else None  # (B, D)
         grad_center = None
         if need_center and grad_b is not None:
-            # the sum over tokens of W^T g is W^T of the sum: one product with a vector, without any gradient of x
+            # the sum over tokens of W^T g is W^T of the sum: one product with a vector, without any
+            # gradient of x
             with no_autocast(W):
                 grad_center = -(grad_b @ upcast(W))  # (D,)
         gradients = (grad_x, grad_center, grad_W, grad_b if need_b else None)

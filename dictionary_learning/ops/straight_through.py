@@ -5,8 +5,9 @@ With u = (z - threshold) / bandwidth and a kernel K that integrates to 1:
     d 1[z > threshold] / d threshold = -K(u) / bandwidth
     d z 1[z > threshold] / d threshold = -threshold K(u) / bandwidth
 
-Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435, section 3: the rectangle. The others are those of density
-estimation: smoother, and the triangle and the parabola (Epanechnikov) are twice as wide.
+Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435, section 3: the rectangle. The others
+are those of density estimation: smoother, and the triangle and the parabola (Epanechnikov) are
+twice as wide.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 
 KernelName = Literal["rectangle", "triangle", "gaussian", "epanechnikov"]
 REACH = {"rectangle": 0.5, "triangle": 1.0, "gaussian": 4.0, "epanechnikov": 1.0}
-"""The largest |u| at which a kernel is not zero; the Gaussian is cut off where it has fallen to 3e-4 of its height."""
+"""The largest |u| at which a kernel is not zero; the Gaussian is cut off at 3e-4 of its height."""
 
 
 def kernel(u: Tensor, name: KernelName) -> Tensor:

@@ -1,6 +1,6 @@
 # pyright: reportAssignmentType=false
 # (a static function implements a method, so that no call lies between the two)
-"""The sparse backend in plain PyTorch: the fast one on a CPU, and the one on CUDA without Triton."""
+"""The sparse backend in plain PyTorch: for a CPU, and for CUDA without Triton."""
 
 import torch
 
@@ -9,14 +9,14 @@ from dictionary_learning.ops import pairs, selection
 from dictionary_learning.ops.sparse import SparseBackend
 
 _DENSE_FROM = {"cpu": 1 / 8, "cuda": 1 / 128}
-"""The share of kept latents from which on dense products are as fast (CUDA: by the cost model, 1 / 184 to 1 / 132)."""
+"""The share of kept latents from which on dense products are as fast (CUDA: by cost model)."""
 
 
 class TorchBackend(SparseBackend):
     """The sparse backend in plain PyTorch.
 
-    `batch_top_k` and `encode_where` look at what they find, for which the host would have to wait for an accelerator:
-    they are for the CPU only.
+    `batch_top_k` and `encode_where` look at what they find, for which the host would have to wait
+    for an accelerator: they are for the CPU only.
     """
 
     select = staticmethod(selection.top_k)

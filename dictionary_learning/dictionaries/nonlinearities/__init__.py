@@ -1,4 +1,4 @@
-"""Nonlinearities by name. A new one is a file here and a line in this list, or a class in a user's own file."""
+"""Nonlinearities by name. To add one: a file and a line here, or a class in your own file."""
 
 from dictionary_learning.dictionaries.nonlinearities.abs_top_k import AbsTopK
 from dictionary_learning.dictionaries.nonlinearities.base import (

@@ -1,8 +1,9 @@
 """The base classes of nonlinearities.
 
-A nonlinearity is a subclass of `Elementwise`, if each latent depends on its own pre-activation alone; of
-`SparseSelection`, if a set number of latents is kept; or of `RuleSelection`, if those are chosen by a function of the
-token's pre-activations. `@NONLINEARITIES.register("mine")` makes it available by name.
+A nonlinearity is a subclass of `Elementwise`, if each latent depends on its own pre-activation
+alone; of `SparseSelection`, if a set number of latents is kept; or of `RuleSelection`, if those are
+chosen by a function of the token's pre-activations. `@NONLINEARITIES.register("mine")` makes it
+available by name.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from dictionary_learning.ops import Encoder
 
 
 class ThresholdForm(NamedTuple):
-    """latents = z * 1[z > threshold] with z = scale * pre + bias; entries are numbers or have one value per latent."""
+    """latents = z * 1[z > threshold], z = scale * pre + bias; tensors are scalars or (dict_size,)."""
 
     scale: Tensor | float = 1.0
     bias: Tensor | float = 0.0
@@ -29,16 +30,16 @@ class ThresholdForm(NamedTuple):
 
 
 class Nonlinearity(nn.Module, ABC):
-    """Maps pre-activations to latents of the same dtype: the one place where architectures differ."""
+    """Maps pre-activations to latents of the same dtype: the place where architectures differ."""
 
     has_bias: ClassVar[bool] = False
     """Whether it adds biases of its own, so that the encoder has none."""
     is_tied: ClassVar[bool] = False
     """Whether the encoder must be the decoder."""
     is_masked_relu: ClassVar[bool] = False
-    """Whether each latent is relu(pre) or 0, so that a threshold can stand for the choice (`calibrate`)."""
+    """Whether each latent is relu(pre) or 0, so that `calibrate` can replace it by thresholds."""
     in_float32: ClassVar[tuple[str, ...]] = ()
-    """Tensors that stay float32 when the module is cast: small updates would be lost in bfloat16."""
+    """Tensors that stay float32 when the module is cast: bfloat16 would lose small updates."""
 
     def setup(self, dict_size: int) -> None:
         """Creates the per-latent tensors; called once, by the dictionary.
@@ -60,7 +61,7 @@ class Nonlinearity(nn.Module, ABC):
         return []
 
     def threshold_form(self) -> ThresholdForm:
-        """Returns the latents as pre-activations above a threshold, as far as they have this form."""
+        """Returns the latents as pre-activations above a threshold, if they have this form."""
         return ThresholdForm()
 
     def shift_(self, shift: Float[Tensor, "dict_size"]) -> None:
@@ -73,7 +74,8 @@ class Nonlinearity(nn.Module, ABC):
         """The same with a positive factor for each latent.
 
         Raises:
-            ConfigError: latents are compared with each other, so that factors would change which are kept.
+            ConfigError: latents are compared with each other, so that factors would change which
+                are kept.
         """
         raise ConfigError(f"{type(self).__name__} compares latents with each other; it cannot have a scale for each.")
 
@@ -87,7 +89,8 @@ class Nonlinearity(nn.Module, ABC):
 
 
 class SparseSelection(Nonlinearity):
-    """Keeps a set number of latents, of each token or of a batch: only those are computed and decoded.
+    """Keeps a set number of latents, of each token or of a batch: only those are computed and
+    decoded.
 
     Args:
         k: latents of a token that may be non-zero; with a batch's together, on average.
@@ -170,7 +173,7 @@ class Elementwise(Nonlinearity):
         """Returns where a pre-activation has a non-zero latent or a gradient."""
 
     def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Returns the distance of each pre-activation above the point where its latent starts to fire."""
+        """Returns how far each pre-activation is above the value at which its latent fires."""
         return pre
 
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:

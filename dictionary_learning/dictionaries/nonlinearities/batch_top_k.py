@@ -12,12 +12,13 @@ from dictionary_learning.ops import Encoder
 
 @NONLINEARITIES.register("batch_top_k")
 class BatchTopK(ThresholdedTopK):
-    """Keeps the k * batch largest latents of a batch together in training, and those above a threshold otherwise.
+    """Keeps the k * batch largest latents of a batch together in training, and those above a
+    threshold otherwise.
 
     latents = pre * (pre >= cut), cut = the (k * batch)-th largest of relu(pre)
 
-    A token that needs more latents gets more. Outside training the learned threshold replaces the cut, so that a token's
-    latents do not depend on its batch.
+    A token that needs more latents gets more. Outside training the learned threshold replaces the
+    cut, so that a token's latents do not depend on its batch.
     Bussmann et al. 2024, https://arxiv.org/abs/2412.06410
 
     Args:
@@ -26,7 +27,7 @@ class BatchTopK(ThresholdedTopK):
 
     of_each_token = False
     cut: Tensor | None = None
-    """The least value kept, where it was found on a larger batch of which these tokens are a part."""
+    """The least kept value of a larger batch, if these tokens are a part of one."""
 
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         return self.above_threshold(pre)

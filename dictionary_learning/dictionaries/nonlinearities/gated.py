@@ -11,8 +11,9 @@ from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES,
 class Gated(Elementwise):
     """latents = 1[pre + gate_bias > 0] * relu(exp(r_mag) * pre + mag_bias), where pre has no bias.
 
-    Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equations 4 to 7: gate and magnitude share the encoder's
-    directions. No gradient passes the gate; it learns from `gate` in the auxiliary loss.
+    Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equations 4 to 7: gate and
+    magnitude share the encoder's directions. No gradient passes the gate; it learns from `gate` in
+    the auxiliary loss.
     """
 
     has_bias = True
@@ -30,7 +31,7 @@ class Gated(Elementwise):
         return (pre + self.of(self.gate_bias, latents).detach() > 0) * magnitude.relu()
 
     def gate(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Returns relu(pre + gate_bias), for the sparsity penalty and the auxiliary reconstruction."""
+        """Returns relu(pre + gate_bias), for sparsity penalty and auxiliary reconstruction."""
         return (pre + self.of(self.gate_bias, latents)).relu()
 
     def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:

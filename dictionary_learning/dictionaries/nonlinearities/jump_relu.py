@@ -15,15 +15,15 @@ from dictionary_learning.ops.straight_through import REACH, KernelName, jump, st
 class JumpReLU(Elementwise):
     """latents = pre * 1[pre > threshold], with a threshold for each latent.
 
-    Thresholds are learned by a straight-through estimator (`ops/straight_through.py`), directly and not by their
-    logarithms, and stay float32: small updates would be lost in bfloat16.
-    Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435; `gradient_to_input` is Anthropic's variant (January 2025
-    update).
+    Thresholds are learned by a straight-through estimator (`ops/straight_through.py`), directly and
+    not by their logarithms, and stay float32: small updates would be lost in bfloat16.
+    Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435; `gradient_to_input` is Anthropic's
+    variant (January 2025 update).
 
     Args:
         initial_threshold: initial value of all thresholds.
-        bandwidth: width of the estimator's kernel, in units of pre-activations; 0.001 is meant for activations of unit
-            mean square.
+        bandwidth: width of the estimator's kernel, in units of pre-activations; 0.001 is meant for
+            activations of unit mean square.
         kernel: rectangle, triangle, gaussian or epanechnikov.
         gradient_to_input: whether pre-activations get the estimator's gradient too.
 

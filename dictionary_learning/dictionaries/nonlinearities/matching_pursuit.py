@@ -1,4 +1,4 @@
-"""Matching pursuit: latents are chosen one after another, each by what the others have left of the activation."""
+"""Matching pursuit: latents are chosen one by one, each for the residual of the others."""
 
 from typing import Any
 
@@ -29,12 +29,13 @@ class Pursuit(SparseSelection):
 
 @NONLINEARITIES.register("matching_pursuit")
 class MatchingPursuit(Pursuit):
-    """Chooses k times the latent with the largest product with the residual, and subtracts its part from the residual.
+    """Chooses k times the latent with the largest product with the residual, and subtracts its part
+    from the residual.
 
     r = x - b_dec;  k times: i = argmax <r, d_i>,  f_i = relu(<r, d_i>),  r <- r - f_i d_i
 
-    No latent is chosen twice. The encoder is the decoder, with unit rows. Gradients flow through all rounds, for the
-    chosen latents.
+    No latent is chosen twice. The encoder is the decoder, with unit rows. Gradients flow through
+    all rounds, for the chosen latents.
     Costa et al. 2025, https://arxiv.org/abs/2506.03093.
 
     Args:
@@ -46,7 +47,8 @@ class MatchingPursuit(Pursuit):
         with torch.no_grad(), no_autocast(residual):
             indices = _chosen_in_order(residual, upcast(W), k)  # (batch, k)
         values: list[Tensor] = []
-        # the same rounds once more for the gradient, with products of width dim instead of dict_size
+        # the same rounds once more for the gradient, with products of width dim instead of
+        # dict_size
         for chosen in indices.unbind(1):
             rows = torch.nn.functional.embedding(chosen, W)  # (batch, dim)
             value = (residual * upcast(rows)).sum(1, keepdim=True).relu()  # (batch, 1)

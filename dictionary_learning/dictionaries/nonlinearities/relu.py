@@ -1,4 +1,4 @@
-"""Nonlinearities without thresholds: the rectifier, the identity, and a rectifier that saturates."""
+"""Nonlinearities without thresholds: a rectifier, the identity, a saturating rectifier."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,9 +42,11 @@ class Identity(Elementwise):
 
 @NONLINEARITIES.register("tanh_relu")
 class TanhReLU(Elementwise):
-    """latents = limit * tanh(relu(pre) / limit), with a limit for each latent that starts at 1 and is not learned.
+    """latents = limit * tanh(relu(pre) / limit), with a limit for each latent that starts at 1 and
+    is not learned.
 
-    Early dictionaries of SAELens have it, with limits of 1. Limits follow the scale of the activations.
+    Early dictionaries of SAELens have it, with limits of 1. Limits follow the scale of the
+    activations.
     """
 
     limit: Tensor

@@ -18,8 +18,8 @@ from dictionary_learning.ops import Encoder
 class ThresholdedTopK(SparseSelection):
     """Keeps k latents for each token, and has a threshold above which as many fire on average.
 
-    The threshold is learned by the trainer. With it, a latent fires if its pre-activation exceeds the threshold,
-    independent of the other latents and the other tokens.
+    The threshold is learned by the trainer. With it, a latent fires if its pre-activation exceeds
+    the threshold, independent of the other latents and the other tokens.
 
     Args:
         k: latents to keep for each token.
@@ -38,7 +38,7 @@ class ThresholdedTopK(SparseSelection):
 
     @property
     def has_threshold(self) -> bool:
-        """Whether a threshold was learned. The host waits for the device only if the tensor changed since the last time."""
+        """Whether a threshold was learned; waits for the device only if the tensor has changed."""
         tensor = self.threshold
         state = None if tensor.is_inference() else (id(tensor), tensor._version)  # pyright: ignore[reportPrivateUsage]
         if state is None or state != self._state:
@@ -86,7 +86,8 @@ class TopK(ThresholdedTopK):
 
 @NONLINEARITIES.register("top_k_unrectified")
 class TopKUnrectified(RuleSelection):
-    """Keeps the k largest pre-activations of each token, also negative ones if fewer than k are positive.
+    """Keeps the k largest pre-activations of each token, also negative ones if fewer than k are
+    positive.
 
     OpenAI's sparse_autoencoder has it as TopK followed by the identity.
 

@@ -1,4 +1,4 @@
-"""The sparse backend as Triton kernels, for CUDA. Triton itself is imported when a kernel is first used."""
+"""The sparse backend as Triton kernels, for CUDA; Triton is imported when first used."""
 
 import importlib.util
 import os
@@ -16,24 +16,26 @@ __all__ = ["IS_INSTALLED", "TRITON", "TritonBackend", "usable"]
 
 IS_INSTALLED = importlib.util.find_spec("triton") is not None
 _DENSE_FROM = 1 / 128
-"""The share of kept latents from which on dense products are as fast (cost model: 1 / 184 where rows come from memory,
-1 / 132 where they come from the cache)."""
+"""The share of kept latents from which on dense products are as fast (cost model: 1 / 184 where
+rows come from memory, 1 / 132 where they come from the cache)."""
 _on_device_of = torch.cuda.device_of
-"""Triton launches on the current device, wherever the tensors are; this has no effect for tensors on a CPU."""
+"""Triton launches on the current device, wherever the tensors are. No effect on a CPU."""
 
 
 class TritonBackend(SparseBackend):
-    """Triton kernels on CUDA; sums are in float32, in the same order every time. `encode_where` uses the reference.
+    """Triton kernels on CUDA; sums are in float32, in the same order every time. `encode_where`
+    uses the reference.
 
-    None waits for the device, and all shapes are known beforehand, so a step can be captured in a CUDA graph.
+    None waits for the device, and all shapes are known beforehand, so a step can be captured in a
+    CUDA graph.
     """
 
     def __init__(self) -> None:
         shares = {"cuda": _DENSE_FROM, "cpu": _DENSE_FROM}  # a CPU with the interpreter
         super().__init__(shares, batch_on=list(shares), where_on=[])
         self.uncertain: dict[torch.device, Tensor] = {}
-        """For each device, the number of tokens whose latents were selected in bfloat16 and could not be shown to be
-        those of float32."""
+        """For each device, the number of tokens whose latents were selected in bfloat16 and could
+        not be shown to be those of float32."""
 
     def supports(self, device_type: str, dtype: torch.dtype) -> bool:
         return usable(device_type) and dtype != torch.float64
@@ -88,9 +90,11 @@ class TritonBackend(SparseBackend):
 
 
 def usable(device_type: str) -> bool:
-    """Returns whether Triton kernels run on a device type: on CUDA, and on a CPU if the interpreter is asked for.
+    """Returns whether Triton kernels run on a device type: on CUDA, and on a CPU if the interpreter
+    is asked for.
 
-    Triton's interpreter (TRITON_INTERPRET=1, and the backend forced to triton) is thousands of times slower: for tests.
+    Triton's interpreter (TRITON_INTERPRET=1, and the backend forced to triton) is thousands of
+    times slower: for tests.
     """
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1" and forced_backend() == "triton"
     return IS_INSTALLED and (device_type == "cuda" or is_interpreted)

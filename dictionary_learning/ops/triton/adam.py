@@ -3,8 +3,9 @@
 # (the language of kernels looks like Python, but has types of its own)
 """Adam in one pass over the rows of a weight, with gradient projection, clipping and unit rows.
 
-One program has one row in registers: it reads weight, gradient and both means once, and writes weight and means once.
-As separate operations, the same steps read and write all of them about three times.
+One program has one row in registers: it reads weight, gradient and both means once, and writes
+weight and means once. As separate operations, the same steps read and write all of them about three
+times.
 
 Letters: N entries of the weight, D columns.
 """
@@ -27,7 +28,7 @@ def fits(weight: Tensor, unit_rows: bool) -> bool:
 
 
 def squared_norm(gradient: Tensor, weight: Tensor, unit_rows: bool) -> Tensor:
-    """Returns the squared norm of the gradient, for unit rows without its parts along the rows of the weight."""
+    """Returns the gradient's squared norm, for unit rows without the parts along the rows."""
     if not unit_rows:
         return torch.linalg.vector_norm(gradient.float()).square()
     n_rows, dim = gradient.shape[0], gradient[0].numel()
@@ -88,7 +89,7 @@ def step_(
 
 
 def _warps(width: int) -> int:
-    """Returns the number of warps of a row, so that a thread's entries of all tensors stay in registers."""
+    """Returns so many warps for a row that a thread's entries stay in registers."""
     return min(max(width // 256, 4), 32)
 
 

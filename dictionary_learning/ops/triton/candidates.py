@@ -3,9 +3,9 @@
 # (the language of kernels looks like Python, but has types of its own)
 """Kernels that find the few large pre-activations of each token in one read of all.
 
-A chunk has a few hundred tokens, each with a program of its own, so the time is that of a program's sequential work. One
-program lists all groups that reach the bound at once, and another visits only those.
-Every offset into pre-activations is a 64-bit product: row * STRIDE can exceed 2^31.
+A chunk has a few hundred tokens, each with a program of its own, so the time is that of a program's
+sequential work. One program lists all groups that reach the bound at once, and another visits only
+those. Every offset into pre-activations is a 64-bit product: row * STRIDE can exceed 2^31.
 
 Letters: B tokens, F latents, G groups of a token, K kept.
 """
@@ -54,7 +54,7 @@ class Places(NamedTuple):
 
 
 def group_maxima(pre: Tensor, group: int) -> Tensor:
-    """Returns the maximum of each `group` neighboring latents in float32: (B, G). NaN counts as -inf."""
+    """Returns the maximum of each `group` latents in float32: (B, G). NaN counts as -inf."""
     n_tokens, n_latents = pre.shape
     n_groups = triton.cdiv(n_latents, group)
     out = torch.empty(n_tokens, n_groups, device=pre.device)
@@ -64,7 +64,8 @@ def group_maxima(pre: Tensor, group: int) -> Tensor:
 
 
 def bounded(maxima: Tensor, slack: Tensor, k: int, rounding: float, bound: Tensor) -> Listed:
-    """Writes the K-th largest maximum of each token, lowered by slack and rounding, to `bound`; returns the groups above.
+    """Writes the K-th largest maximum of each token, lowered by slack and rounding, to `bound`;
+    returns the groups above.
 
     A token whose slack is not finite gets the bound NaN, which nothing reaches.
     """
@@ -89,7 +90,7 @@ def reaching(maxima: Tensor, bound: Tensor) -> Listed:
 
 
 def count(pre: Tensor, listed: Listed, bound: Tensor, group: int, keys: Tensor | None = None) -> Tensor:
-    """Returns the number of latents of each token that reach its bound (B,); adds the counts of their keys to `keys`."""
+    """Returns how many latents of each token reach its bound (B,); adds their keys' counts."""
     n_tokens, n_latents = pre.shape
     found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
     nowhere = found if keys is None else keys
@@ -135,7 +136,7 @@ def collect(
 
 
 def _warps(width: int) -> int:
-    """Returns the number of warps of a row, so that a thread has at most 16 entries of it in registers."""
+    """Returns so many warps for a row that a thread has at most 16 entries in registers."""
     return min(max(width // 512, 4), 32)
 
 

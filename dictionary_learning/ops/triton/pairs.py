@@ -5,7 +5,8 @@
 
 Every offset into a table is a 64-bit product: rows * D can exceed 2^31.
 
-Letters: B tokens, F latents, D activation, P pairs. A segment is a run of pairs that belong to one row of the result.
+Letters: B tokens, F latents, D activation, P pairs. A segment is a run of pairs that belong to one
+    row of the result.
 """
 
 import torch
@@ -35,7 +36,7 @@ def dots(x: Tensor, W: Tensor, tokens: Tensor, latents: Tensor) -> Tensor:
 
 
 def sums_of_short_segments(values: Tensor, rows: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
-    """Returns for each segment the sum of value * row of the table (segments, D), in float32; one program per segment."""
+    """Returns the sum of value * row for each segment (segments, D); a program for each."""
     n, dim = len(offsets) - 1, table.shape[1]
     out = torch.empty(n, dim, device=table.device)
     if n:
@@ -48,8 +49,9 @@ def sums_of_short_segments(values: Tensor, rows: Tensor, offsets: Tensor, table:
 def sums_of_any_segments(values: Tensor, rows: Tensor, keys: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
     """Returns the same where segments may be long, as that of a latent which fires on every token.
 
-    Each program handles 64 pairs, whatever segments they belong to, and writes the segments that it completes. A segment
-    of several programs leaves partial sums, which a second pass adds up in order: no atomics, the same bits every time.
+    Each program handles 64 pairs, whatever segments they belong to, and writes the segments that it
+    completes. A segment of several programs leaves partial sums, which a second pass adds up in
+    order: no atomics, the same bits every time.
 
     Args:
         values: (P,)
@@ -63,7 +65,8 @@ def sums_of_any_segments(values: Tensor, rows: Tensor, keys: Tensor, offsets: Te
     if n_pairs:
         columns, n_tiles = _columns(dim), triton.cdiv(n_pairs, _TILE)
         grid = (n_tiles, triton.cdiv(dim, columns))
-        # for each tile: its partial sum of a segment that started before, and of one that starts in it and goes on
+        # for each tile: its partial sum of a segment that started before, and of one that starts in
+        # it and goes on
         came_in = torch.empty(n_tiles, dim, device=table.device)
         goes_on = torch.empty(n_tiles, dim, device=table.device)
         _tile_kernel[grid](
@@ -74,7 +77,7 @@ def sums_of_any_segments(values: Tensor, rows: Tensor, keys: Tensor, offsets: Te
 
 
 def _columns(dim: int) -> int:
-    """Returns the number of columns of a program: a power of two, so few that they stay in registers."""
+    """Returns the columns of a program: a power of two that fits into registers."""
     return min(triton.next_power_of_2(dim), 1024)
 
 

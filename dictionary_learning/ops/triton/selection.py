@@ -1,15 +1,19 @@
 """The largest pre-activations, found on the device without the host waiting for it.
 
-1. The pre-activations of a chunk of tokens are computed, in bfloat16 where the device is fast at it.
+1. The pre-activations of a chunk of tokens are computed, in bfloat16 where the device is fast at
+   it.
 2. The maximum of each group of 64 latents is found in one read of the chunk.
-3. The K-th largest of those maxima is a bound that K latents reach. It is found bit by bit, in registers: positive
-   floats are ordered as their bits. For a batch together it is read off the counts of each number's upper bits.
-4. The latents that reach the bound, lowered by the possible rounding error, are the candidates: compacted into C places
-   by prefix sums. Where they are fewer than K, others are added: the result is always K different latents.
-5. Candidates are computed again in float32 and ranked. A fixed number of tokens, the least certain ones, are computed
-   again in whole. How many others were uncertain is counted on the device.
+3. The K-th largest of those maxima is a bound that K latents reach. It is found bit by bit, in
+   registers: positive floats are ordered as their bits. For a batch together it is read off the
+   counts of each number's upper bits.
+4. The latents that reach the bound, lowered by the possible rounding error, are the candidates:
+   compacted into C places by prefix sums. Where they are fewer than K, others are added: the result
+   is always K different latents.
+5. Candidates are computed again in float32 and ranked. A fixed number of tokens, the least certain
+   ones, are computed again in whole. How many others were uncertain is counted on the device.
 
-Letters: B tokens, F latents, D activation, K kept, G groups of a token, C places for candidates of a token.
+Letters: B tokens, F latents, D activation, K kept, G groups of a token, C places for candidates of
+    a token.
 """
 
 from collections.abc import Iterator
@@ -38,7 +42,7 @@ _AGAIN = 128
 
 
 def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> tuple[SparseLatents, Tensor]:
-    """Returns the k largest of relu(x W^T + b) of each row, and the number of rows of which that is not certain."""
+    """Returns the k largest of relu(x W^T + b) of each row, and how many are uncertain."""
     x, n_tokens, n_latents = upcast(x).contiguous(), len(x), len(W)
     group = _group_size(n_latents, k)
     if not n_tokens or group < _SMALLEST_GROUP:
@@ -62,7 +66,8 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
     values, order = exact.topk(k, dim=-1, sorted=False)
     indices = places.latents.view(n_tokens, n_places).gather(1, order).long()
     clear = values.amin(-1).relu() - scan.limit(bound, _errors(seen, exact))
-    # least certain are tokens with NaN, also in a product computed elsewhere, and those with too many candidates
+    # least certain are tokens with NaN, also in a product computed elsewhere, and those with too
+    # many candidates
     unknown = clear.isnan() | bound.isnan() | seen.isnan().any(-1)
     clear = torch.where(unknown | (found > n_places), -torch.inf, clear)
     n_again = max(1, n_tokens // _AGAIN)
@@ -76,11 +81,12 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
 def batch_top_k(
     x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None
 ) -> tuple[SparseLatents, Tensor]:
-    """Returns the n_kept largest of relu(x W^T + b) of all rows together, and 1 if that is not certain, else 0.
+    """Returns the n_kept largest of relu(x W^T + b) of all rows together, and 1 if that is not
+    certain, else 0.
 
-    The number of pairs is always n_kept; where fewer are positive, the rest have the value 0. A row that is not finite
-    keeps only such pairs. No pair is repeated. All pre-activations of the batch are held at once, in bfloat16 where that
-    is fast.
+    The number of pairs is always n_kept; where fewer are positive, the rest have the value 0. A row
+    that is not finite keeps only such pairs. No pair is repeated. All pre-activations of the batch
+    are held at once, in bfloat16 where that is fast.
     """
     x, n_tokens, n_latents = upcast(x).contiguous(), len(x), len(W)
     nothing = torch.zeros((), dtype=torch.long, device=x.device)
@@ -98,7 +104,8 @@ def batch_top_k(
     keys = _key(torch.where(scan.slack.isfinite().unsqueeze(1), maxima, 0.0)).flatten()
     counts.index_add_(0, keys, torch.ones_like(keys))
     bound = scan.lowered(_cut(counts, wanted))
-    # `wanted` maxima reach the bound; if a few tokens hold most large values, far more latents do: these are counted
+    # `wanted` maxima reach the bound; if a few tokens hold most large values, far more latents do:
+    # these are counted
     listed = candidates.reaching(maxima, bound)
     counts.zero_()
     candidates.count(pre, listed, bound, group, counts)
@@ -127,7 +134,7 @@ def batch_top_k(
 
 
 class _Scan:
-    """Pre-activations, their maxima and bounds of their rounding errors, as `ops.scan.Scan`, without host reads."""
+    """Pre-activations, maxima and rounding bounds, as `ops.scan.Scan`, without host reads."""
 
     def __init__(self, x: Tensor, W: Tensor, b: Tensor, group: int, product: Tensor | None):
         self.x, self.W, self.b, self.group = x, W.contiguous(), upcast(b), group
@@ -137,12 +144,13 @@ class _Scan:
         sample = upcast(W[:: max(1, len(W) // SAMPLE)])
         spread = (x.square() @ sample.square().mean(0)).sqrt()  # (B,)
         self.rounding = ROUNDING if self.is_coarse else 0.0
-        # the bias is rounded too: a latent that is not found may be off by that, whatever errors the others have
+        # the bias is rounded too: a latent that is not found may be off by that, whatever errors
+        # the others have
         self._bias_error = (self.b - self.b.to(self._dtype)).abs().amax()
         self.slack = SPREAD * self.rounding * spread + self._bias_error
 
     def chunks(self, *, whole: bool = False) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yields rows, their pre-activations (rows, F) and group maxima (rows, G); chunks share one piece of memory."""
+        """Yields rows, pre-activations (rows, F) and group maxima (rows, G), in shared memory."""
         n_tokens, n_latents = len(self.x), len(self.W)
         if self._product is not None:
             yield slice(0, n_tokens), self._product, candidates.group_maxima(self._product, self.group)
@@ -156,12 +164,12 @@ class _Scan:
             yield rows, pre, candidates.group_maxima(pre, self.group)
 
     def lowered(self, value: Tensor) -> Tensor:
-        """Returns the bound (B,) that a latent reaches if its exact value is at least as large; NaN for non-finite rows."""
+        """Returns the bound (B,) of a stored value, given the exact one; NaN if not finite."""
         bound = value - self.slack - 2 * self.rounding * value
         return torch.where(bound.isfinite(), torch.where(bound == 0, NOTHING, bound), torch.nan)
 
     def limit(self, bound: Tensor, error: Tensor) -> Tensor:
-        """Returns an upper limit of the pre-activations seen below the bound; 0 where none of them could be kept."""
+        """Returns an upper limit of pre-activations below the bound; 0 if none could be kept."""
         limit = bound + self.rounding * bound.abs()
         if self.is_coarse:
             limit = limit + SAFETY * error + self._bias_error
@@ -181,7 +189,7 @@ def _errors(seen: Tensor, exact: Tensor) -> Tensor:
 
 
 def _shares(total: Tensor, room: Tensor) -> Tensor:
-    """Returns the total split evenly among places of limited room; the excess goes to the first that have some."""
+    """Returns the total split evenly among places of limited room, the excess to the first."""
     n = len(room)
     even = torch.minimum(total // n + (torch.arange(n, device=room.device) < total % n), room)
     left = room - even
@@ -195,7 +203,7 @@ def _key(values: Tensor) -> Tensor:
 
 
 def _cut(counts: Tensor, wanted: int) -> Tensor:
-    """Returns the largest number that `wanted` values reach, given the counts of each key; 0 if fewer do."""
+    """Returns the largest number that `wanted` values reach, by counts of keys; 0 if fewer."""
     reached = counts.flip(0).cumsum(0).flip(0)
     return _number(((reached >= wanted).sum() - 1).clamp_min(0))
 
@@ -214,7 +222,7 @@ def _group_size(n_latents: int, k: int) -> int:
 
 
 def _whole_batch(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> SparseLatents:
-    """Returns the n_kept largest of all tokens by sorting, where so many are kept that groups would be too small."""
+    """Returns the n_kept largest of all tokens by sorting, for many kept latents."""
     pre = torch.addmm(upcast(b), x, upcast(W).T).relu_()
     pre = torch.where(pre.isfinite().all(-1, keepdim=True), pre, 0.0).flatten()
     chosen = pre.topk(n_kept, sorted=False).indices.sort().values
