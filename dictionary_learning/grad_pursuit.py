@@ -16,8 +16,7 @@ def grad_pursuit(
     target_l0: int = 20,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "batch dict_size"]:
-    """Returns the latents of `gradient_pursuit`, dense, for a dictionary with a direction in each
-    column.
+    """Returns dense latents of `gradient_pursuit`, for a dictionary of directions in columns.
 
     Args:
         signal: activations to reconstruct.

@@ -178,8 +178,7 @@ def n_tokens_of(latents: Latents) -> int:
 
 
 def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLatents:
-    """Returns the same pairs with a row for each token and group: row n * groups + g has those of
-    token n in group g.
+    """Returns the same pairs in rows of groups: row n * groups + g has group g of token n.
 
     Args:
         latents: latents of some tokens.

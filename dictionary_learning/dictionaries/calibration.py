@@ -39,8 +39,7 @@ def calibrate(
     target_l0: float | None = None,
     match: Literal["l0", "firing"] = "l0",
 ) -> D:
-    """Returns a copy in which each latent fires above a threshold, as JumpReLU, independent of the
-    other latents.
+    """Returns a copy in which each latent fires above a threshold, as JumpReLU does.
 
     "l0": one threshold for all latents, so that target_l0 fire on average over the tokens; of a
     dictionary that ranks by norms, one for value times norm. "firing": a threshold for each latent,

@@ -1,5 +1,4 @@
-"""Gradient pursuit: the latents that reconstruct activations best with a given decoder, without the
-encoder.
+"""Gradient pursuit: latents that reconstruct activations with a given decoder, without encoder.
 
 A round needs only the products c = W r of the residual r with the rows of W. They are computed once
 and then updated: if the weights of the rows chosen so far change by u, c changes by -W (W^T u).
@@ -36,8 +35,7 @@ def gradient_pursuit(
     *,
     candidates: int | None = None,
 ) -> SparseLatents:
-    """Returns non-negative latents, at most `target_l0` of each token, whose decoding approximates
-    x.
+    """Returns at most `target_l0` non-negative latents of each token that decode to about x.
 
     r = x;  target_l0 times: S = S + {argmax <d_i, r>},  g_i = <d_i, r> on S,
     f = relu(f + g |g|^2 / |W^T g|^2),  r = x - W^T f

@@ -1,5 +1,4 @@
-"""Backends: implementations of encoding and decoding, one of which is used for a device and a
-dtype.
+"""Backends: implementations of encoding and decoding, one for each device and dtype.
 
 `reference` is plain PyTorch and defines the results. `sparse` and `triton` are faster where few
 latents are kept. `use_backend`, or the environment variable DICTIONARY_LEARNING_BACKEND, forces one
@@ -79,8 +78,7 @@ class Backend(ABC):
 
     @abstractmethod
     def batch_top_k(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
-        """Keeps the k * batch largest of relu(W (x - center) + b) of all tokens together, and none
-        that is zero.
+        """Keeps the k * batch largest positive W (x - center) + b of all tokens together.
 
         A token may keep more than k latents or none: the support is ragged. Gradients are as in
         `top_k`. A token with a non-finite value keeps none. A backend that cannot wait for the

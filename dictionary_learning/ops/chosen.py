@@ -1,5 +1,4 @@
-"""Pre-activations chosen by a rule of the caller: by groups, by absolute value, by thresholds of
-each latent.
+"""Pre-activations chosen by a rule of the caller, as by groups or absolute value.
 
 Letters: B tokens, F latents, D activation, K kept, P (token, latent) pairs.
 """
@@ -18,8 +17,7 @@ on a CPU takes 0.6 of the time of the dense one with 1/32 of the pairs, and 1.3 
 
 
 def chosen_pairs(x: Tensor, W: Tensor, b: Tensor, choose: Choose) -> SparseLatents | None:
-    """Returns the chosen of x W^T + b, or None where a mask chooses so many that dense products are
-    faster.
+    """Returns the chosen of x W^T + b, or None if so many are that dense products are faster.
 
     Args:
         x: activations (B, D).

@@ -40,8 +40,7 @@ def is_worthwhile(x: Tensor, encoders: Sequence[Encoder]) -> bool:
 
 @contextlib.contextmanager
 def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Generator[None, None, None]:
-    """Computes one product for all encoders, where that is worthwhile, which operations inside the
-    block use.
+    """Computes one product for all encoders, for operations in the block, if worthwhile.
 
     An operation uses it if it gets the tensor that `replace_nonfinite(x)` returns inside the block,
     and the weight of one of the encoders: the tensor objects themselves, not others at their

@@ -1,5 +1,4 @@
-"""Sums and dot products over (token, latent) pairs in plain PyTorch, without a tensor of pairs *
-width.
+"""Sums and dot products over (token, latent) pairs, without a tensor of pairs * width.
 
 * Every sum over the kept latents of a token, or over the tokens of a latent, is an `embedding_bag`:
   a gather that adds up as it reads.

@@ -132,8 +132,7 @@ class Scan:
         return stored.view(torch.bfloat16).to(self.x.dtype) if self.is_coarse else stored
 
     def bound(self, values: Tensor, rows: slice) -> Tensor:
-        """Returns the bound (rows,) that all latents reach whose exact value is at least the stored
-        one; at least 0.
+        """Returns the bound (rows,), at least 0, that all reach whose exact value is as large.
 
         The bound of a token that is not finite is NaN: nothing is found for it.
         """

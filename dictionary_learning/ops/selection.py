@@ -1,5 +1,4 @@
-"""The largest pre-activations, without a sort of all and, where bfloat16 is fast, without computing
-all in full precision.
+"""The largest pre-activations, without a sort of all, and coarse where bfloat16 is fast.
 
 * The k latents of a token lie in the k groups of latents with the largest maxima. So the k-th
   largest maximum is a bound for what is kept, and the latents that reach it are the candidates:
@@ -57,8 +56,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
 
 
 def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None) -> SparseLatents:
-    """Returns the n_kept largest of relu(x W^T + b) of all rows of x together, without those that
-    are zero.
+    """Returns the n_kept largest of x W^T + b of all rows together, if they are positive.
 
     A row with a non-finite value keeps nothing and takes no places of the others.
     """

@@ -1,5 +1,4 @@
-"""Encoding and decoding whose cost beyond the encoder's product grows with the pairs kept, not with
-tokens * latents.
+"""Encoding and decoding at the cost of the encoder's product and of the pairs that are kept.
 
 Gradients are written by hand, once for all sparse backends: each is one of the backend's six
 computations. Where latents are kept because they are large, only the positive ones get a gradient.
@@ -24,8 +23,7 @@ from dictionary_learning.ops.reference import REFERENCE
 
 
 class SparseBackend(Backend):
-    """A backend of six computations. Where so many latents are kept that dense products are faster,
-    it uses the reference.
+    """A backend of six computations, for few kept latents; for many it uses the reference.
 
     The computations take tensors of any precision and sum in float32 at least. None is
     differentiated.

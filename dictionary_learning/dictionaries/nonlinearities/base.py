@@ -89,8 +89,7 @@ class Nonlinearity(nn.Module, ABC):
 
 
 class SparseSelection(Nonlinearity):
-    """Keeps a set number of latents, of each token or of a batch: only those are computed and
-    decoded.
+    """Keeps a set number of latents, of each token or of a batch; only those are decoded.
 
     Args:
         k: latents of a token that may be non-zero; with a batch's together, on average.

@@ -12,8 +12,7 @@ from dictionary_learning.ops import Encoder
 
 @NONLINEARITIES.register("batch_top_k")
 class BatchTopK(ThresholdedTopK):
-    """Keeps the k * batch largest latents of a batch together in training, and those above a
-    threshold otherwise.
+    """Keeps the k * batch largest latents of a batch in training, else those above a threshold.
 
     latents = pre * (pre >= cut), cut = the (k * batch)-th largest of relu(pre)
 

@@ -29,8 +29,7 @@ class Pursuit(SparseSelection):
 
 @NONLINEARITIES.register("matching_pursuit")
 class MatchingPursuit(Pursuit):
-    """Chooses k times the latent with the largest product with the residual, and subtracts its part
-    from the residual.
+    """Chooses k times the latent with the largest part in the residual, and subtracts that part.
 
     r = x - b_dec;  k times: i = argmax <r, d_i>,  f_i = relu(<r, d_i>),  r <- r - f_i d_i
 

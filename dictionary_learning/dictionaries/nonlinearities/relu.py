@@ -42,8 +42,7 @@ class Identity(Elementwise):
 
 @NONLINEARITIES.register("tanh_relu")
 class TanhReLU(Elementwise):
-    """latents = limit * tanh(relu(pre) / limit), with a limit for each latent that starts at 1 and
-    is not learned.
+    """latents = limit * tanh(relu(pre) / limit), with a fixed limit for each latent, initially 1.
 
     Early dictionaries of SAELens have it, with limits of 1. Limits follow the scale of the
     activations.

@@ -86,8 +86,7 @@ class TopK(ThresholdedTopK):
 
 @NONLINEARITIES.register("top_k_unrectified")
 class TopKUnrectified(RuleSelection):
-    """Keeps the k largest pre-activations of each token, also negative ones if fewer than k are
-    positive.
+    """Keeps the k largest pre-activations of each token, whatever their sign.
 
     OpenAI's sparse_autoencoder has it as TopK followed by the identity.
 

@@ -23,8 +23,7 @@ _on_device_of = torch.cuda.device_of
 
 
 class TritonBackend(SparseBackend):
-    """Triton kernels on CUDA; sums are in float32, in the same order every time. `encode_where`
-    uses the reference.
+    """Triton kernels on CUDA; sums are in float32, in the same order every time.
 
     None waits for the device, and all shapes are known beforehand, so a step can be captured in a
     CUDA graph.
@@ -90,8 +89,7 @@ class TritonBackend(SparseBackend):
 
 
 def usable(device_type: str) -> bool:
-    """Returns whether Triton kernels run on a device type: on CUDA, and on a CPU if the interpreter
-    is asked for.
+    """Returns whether Triton kernels run on a device type: CUDA, or an interpreting CPU.
 
     Triton's interpreter (TRITON_INTERPRET=1, and the backend forced to triton) is thousands of
     times slower: for tests.

@@ -64,8 +64,7 @@ def group_maxima(pre: Tensor, group: int) -> Tensor:
 
 
 def bounded(maxima: Tensor, slack: Tensor, k: int, rounding: float, bound: Tensor) -> Listed:
-    """Writes the K-th largest maximum of each token, lowered by slack and rounding, to `bound`;
-    returns the groups above.
+    """Writes each token's bound, its K-th largest maximum lowered; returns the groups above.
 
     A token whose slack is not finite gets the bound NaN, which nothing reaches.
     """

@@ -81,8 +81,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
 def batch_top_k(
     x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None
 ) -> tuple[SparseLatents, Tensor]:
-    """Returns the n_kept largest of relu(x W^T + b) of all rows together, and 1 if that is not
-    certain, else 0.
+    """Returns the n_kept largest of relu(x W^T + b) of all rows, and 1 if uncertain, else 0.
 
     The number of pairs is always n_kept; where fewer are positive, the rest have the value 0. A row
     that is not finite keeps only such pairs. No pair is repeated. All pre-activations of the batch
