@@ -68,7 +68,9 @@ def expand_or_convert(
         ConfigError: expansion is below 1, a threshold is needed and none is known, or groups would change with the number of latents.
     """
     if not expansion >= 1:
-        raise ConfigError(f"expand_or_convert got expansion={expansion}; latents are only added, so it must be at least 1.")
+        raise ConfigError(
+            f"expand_or_convert got expansion={expansion}; latents are only added, so it must be at least 1."
+        )
     if isinstance(dictionary, Coder):
         made: Dictionary = _coder(dictionary, expansion, nonlinearity, generator)
     elif isinstance(dictionary, ParallelCoders):

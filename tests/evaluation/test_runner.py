@@ -159,18 +159,20 @@ class TestSingle:
         assert figures["fvu"] == 0
         assert "loss_original" not in figures
 
-    def test_normalized_batches_are_scaled_and_back(self):
+    def test_normalized_batches_are_measured_in_their_own_units(self):
         x = torch.randn(200, 8) * 30
         dictionary = AutoEncoderTopK(8, 32, 2)
-        factor = 8**0.5 / x.norm(dim=-1).mean()
-        y = (dictionary(x * factor) / factor).detach()
+        x_unit = x * (8**0.5 / x.norm(dim=-1).mean())
+        y = dictionary(x_unit).detach()
         figures = evaluate(dictionary, [x], normalize_batch=True)
-        assert figures["fvu"] == pytest.approx(float((x - y).pow(2).sum() / (x - x.mean(0)).pow(2).sum()), rel=1e-4)
+        variance = (x_unit - x_unit.mean(0)).pow(2).sum()
+        assert figures["fvu"] == pytest.approx(float((x_unit - y).pow(2).sum() / variance), rel=1e-4)
+        assert figures["l2_loss"] == pytest.approx(float((x_unit - y).norm(dim=-1).mean()), rel=1e-4)
 
     def test_empty_and_several_sites_are_refused(self):
         with pytest.raises(DataError, match="no activations"):
             evaluate(IdentityDict(8), [])
-        with pytest.raises(DataError, match="evaluate takes one site"):
+        with pytest.raises(DataError, match="a tensor .* of one site is needed"):
             evaluate(IdentityDict(8), [{Site("a"): torch.zeros(2, 8)}])
 
     def test_loss_recovered_of_the_identity(self):
