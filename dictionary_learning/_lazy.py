@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """Returns the `__getattr__` and the `__dir__` of a package whose names live in other modules.
 
-    Submodules are found as attributes too, as after `import package.submodule`.
+    `dir` shows what `__all__` lists. Submodules are found as attributes, as after `import package.submodule`.
 
     Args:
         package: the package's `__name__`.
@@ -27,6 +27,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *modules})
+        names = vars(sys.modules[package])
+        return sorted({*names["__all__"], *(name for name in names if name.startswith("__"))})
 
     return __getattr__, __dir__

@@ -153,7 +153,7 @@ def run(namespace: argparse.Namespace, method: Method) -> None:
     """Runs the command."""
     arguments = read_config(namespace, TrainArguments)
     configs = read_configs(namespace, method.trainer.Config, FILLED_IN)
-    _check(arguments, configs)
+    _check(arguments, configs, namespace.given)
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
     with claim_run_folder(folder, arguments.overwrite) as save_dir:
         train(arguments.replace(save_dir=str(save_dir)), method, configs, namespace.given)
@@ -228,7 +228,7 @@ def train(
     return report_on(report, saved, save_dir, seconds)
 
 
-def _check(arguments: TrainArguments, configs: "Sequence[SAETrainer.Config]") -> None:
+def _check(arguments: TrainArguments, configs: "Sequence[SAETrainer.Config]", given: Collection[str]) -> None:
     """Refuses what cannot be trained, before anything is loaded.
 
     Raises:
@@ -243,7 +243,7 @@ def _check(arguments: TrainArguments, configs: "Sequence[SAETrainer.Config]") ->
         raise ConfigError("This method trains on whole contexts, with the model, and a cache has none. Omit --cache.")
     if arguments.cache is not None and (arguments.layers or arguments.layer_stride != 1):
         raise ConfigError("Got --layers or --layer-stride with --cache, which knows sites but no layers. Give --sites.")
-    k = max(getattr(config, "k", None) or 1 for config in configs)
+    k = max((getattr(config, "k", None) or 1) if "k" in given else 1 for config in configs)
     least, what = (
         (k, f"k={k}") if arguments.cache is not None else max((arguments.ctx_len, "one context"), (k, f"k={k}"))
     )

@@ -4,7 +4,7 @@ New code measures a dictionary on a model and text by `evaluate_dictionaries`, a
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ _Splice = Callable[[Dictionary, Tensor], Edit]
 @torch.no_grad()
 def evaluate(
     dictionary: Dictionary,
-    activations: Iterable[Tensor],
+    activations: Iterable[Tensor | Mapping[Site, Tensor]],
     max_len: int = 128,
     batch_size: int = 128,
     io: str = "out",

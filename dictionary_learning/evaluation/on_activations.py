@@ -1,6 +1,6 @@
 """Metrics of one dictionary on activations, without a model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, check_finite
+from dictionary_learning.sites import Site
 
 
 @torch.no_grad()
 def evaluate_activations(
     dictionary: Dictionary,
-    activations: Iterable[Float[Tensor, "batch activation_dim"]],
+    activations: Iterable[Tensor | Mapping[Site, Tensor]],
     *,
     n_batches: int | None = None,
     normalize_batch: bool = False,
@@ -26,7 +27,7 @@ def evaluate_activations(
 
     Args:
         dictionary: the dictionary.
-        activations: the batches; for a dictionary that reads contexts, one context each.
+        activations: tensors (batch, activation_dim); for a dictionary that reads contexts, one context each.
         n_batches: how many batches to read; by default all.
         normalize_batch: multiplies each batch so that its mean norm is sqrt(activation_dim). Metrics with a unit, such as
             `l2_loss` and `mse`, are then those of the normalized activations.
