@@ -42,7 +42,12 @@ def train(traced, tmp_path, monkeypatch):
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(30)))
 
     def run(*options: str) -> list[dict]:
-        assert main(["train", "any", str(tmp_path / "text.jsonl"), "--save-dir", str(tmp_path / "run"), *OPTIONS, *options]) == 0
+        assert (
+            main(
+                ["train", "any", str(tmp_path / "text.jsonl"), "--save-dir", str(tmp_path / "run"), *OPTIONS, *options]
+            )
+            == 0
+        )
         return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("run/trainer_*/config.json"))]
 
     return run

@@ -164,7 +164,9 @@ def test_norm_limits_may_be_named_by_strings(key):
 @pytest.mark.parametrize("sites", [(SITE, SITE), (SITE, Site("model.layers.0.mlp"))])
 def test_candidates_of_one_name_keep_their_own_figures(sites):
     good, bad = IdentityDict(16), AutoEncoderTopK(16, 64, 1)
-    report = evaluate_dictionaries(model(), [Candidate("d", d, s) for d, s in zip((good, bad), sites)], TEXT, CONFIG)
+    report = evaluate_dictionaries(
+        model(), [Candidate("d", d, s) for d, s in zip((good, bad), sites, strict=True)], TEXT, CONFIG
+    )
     apart = [
         evaluate_dictionaries(model(), Candidate("d", d, s), TEXT, CONFIG)["dictionaries"][0]
         for d, s in zip((good, bad), sites, strict=True)
@@ -183,7 +185,9 @@ def test_tokens_that_are_not_finite_are_excluded_and_counted(value, caplog):
         return torch.where((inputs[0] == word).unsqueeze(-1), value, output)
 
     clean = load_model(hf, tokenizer=tiny.tokenizer())
-    expected = evaluate_dictionaries(clean, Candidate("d", AutoEncoderTopK(16, 64, 4), "model.layers.0:in"), TEXT, CONFIG)
+    expected = evaluate_dictionaries(
+        clean, Candidate("d", AutoEncoderTopK(16, 64, 4), "model.layers.0:in"), TEXT, CONFIG
+    )
     hf.model.embed_tokens.register_forward_hook(spoil)
     spoiled = load_model(hf, tokenizer=tiny.tokenizer())
     dictionary = AutoEncoderTopK(16, 64, 4)
