@@ -62,6 +62,22 @@ class _Text(NamedTuple):
     reading: DataArguments
     held_out_every: int | None
 
+    def __str__(self) -> str:
+        default = DataArguments().to_dict()
+        settings = {**self.reading.to_dict(), "held_out_every": self.held_out_every}
+        changed = [f"{name}={value}" for name, value in settings.items() if value != default.get(name)]
+        return f"'{self.data}' with {', '.join(changed) or 'defaults'}"
+
+
+class _Model(NamedTuple):
+    """The language model that a run trained on."""
+
+    name: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f"'{self.name}'" + (f" at {self.revision}" if self.revision else "")
+
 
 def build_parser(arguments: Sequence[str]) -> Parser:
     """Returns the command's parser."""
@@ -79,8 +95,8 @@ def run(arguments: EvaluateArguments) -> Path:
     saved = load_saved(arguments.dictionaries)
     # what the files of a dictionary do not tell decides nothing; what two of them tell differently must be asked for
     trained_on = None if arguments.model else _common(saved, "language models", _model_of, "Give --model.")
-    name, revision = (arguments.model, None) if arguments.model else trained_on or (None, None)
-    if name is None:
+    wanted = _Model(arguments.model, None) if arguments.model else trained_on
+    if wanted is None:
         raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
     if not arguments.data:
         _common(saved, "texts", _held_out_of, "Give --data.")
@@ -90,7 +106,7 @@ def run(arguments: EvaluateArguments) -> Path:
     )
     pack = _common(saved, "ways of packing documents", lambda c: _buffer(c).get("pack"))
     rule = _common(saved, "token filters", _filter_of)
-    model = load_model(name, device=arguments.device, dtype=arguments.dtype, revision=revision)
+    model = load_model(wanted.name, device=arguments.device, dtype=arguments.dtype, revision=wanted.revision)
     for trained_model in {str(m): m for one in saved if (m := _buffer(one.config).get("model"))}.values():
         model.check_trained_on(trained_model)
     report = evaluate_dictionaries(
@@ -141,7 +157,7 @@ def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Pa
     config, place = saved[0].config, resolve_latest(arguments.dictionaries[0])
     is_own = len(arguments.dictionaries) == 1 and saved[0].folder is not None and not arguments.sites
     own_model, own_text = _model_of(config), _text_of(config)
-    is_own &= arguments.model is None or (own_model is not None and arguments.model == own_model[0])
+    is_own &= arguments.model is None or (own_model is not None and arguments.model == own_model.name)
     is_own &= arguments.data is None or (own_text is not None and arguments.data == own_text.data)
     return Path(place) if is_own else new_folder(_REPORTS, *(Path(one).name for one in arguments.dictionaries[:3]))
 
@@ -175,10 +191,10 @@ def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return own if own.get("data") else _buffer(config).get("run", own)
 
 
-def _model_of(config: Mapping[str, Any]) -> tuple[str, str | None] | None:
+def _model_of(config: Mapping[str, Any]) -> _Model | None:
     run = _run_of(config)
     name = run.get("model") or _buffer(config).get("model", {}).get("name")
-    return None if name is None else (name, run.get("revision"))
+    return None if name is None else _Model(name, run.get("revision"))
 
 
 def _text_of(config: Mapping[str, Any]) -> _Text | None:

@@ -25,14 +25,17 @@ def folder(tmp_path_factory):
     return folder
 
 
+def arguments(folder) -> list[str]:
+    return [
+        "train", str(folder / "model"), str(folder / "text.jsonl"), "--save-dir", str(folder / "run"), "--overwrite",
+        "--device", "cpu", "--n-tokens", "640", "--batch-size", "32", "--ctx-len", "16", "--n-ctxs", "16",
+        "--refresh-batch-size", "4", "--n-eval-tokens", "64", "--n-fidelity-tokens", "32", "--held-out-every", "10",
+        "--expansion-factor", "4",
+    ]  # fmt: skip
+
+
 def train(folder, *options: str) -> int:
-    return main(
-        [
-            "train", str(folder / "model"), str(folder / "text.jsonl"), "--save-dir", str(folder / "run"), "--overwrite", "--device", "cpu",
-            "--n-tokens", "640", "--batch-size", "32", "--ctx-len", "16", "--n-ctxs", "16", "--refresh-batch-size", "4",
-            "--n-eval-tokens", "64", "--n-fidelity-tokens", "32", "--held-out-every", "10", "--expansion-factor", "4", *options,
-        ]
-    )  # fmt: skip
+    return main([*arguments(folder), *options])
 
 
 def test_train_then_evaluate_then_info(folder, capsys):
@@ -77,6 +80,23 @@ def test_train_then_evaluate_then_info(folder, capsys):
     assert '"AutoEncoderTopK"' in capsys.readouterr().out
 
 
+def test_each_run_has_a_folder_of_its_own_unless_told_otherwise(folder, capsys, monkeypatch, tmp_path, caplog):
+    monkeypatch.chdir(tmp_path)
+    options = ["--layers", "1", "--k", "2", "--save-dir"]
+    caplog.set_level("INFO")
+    for k in ("2", "3"):
+        assert main(["train", *arguments(folder)[1:3], *arguments(folder)[6:], "--layers", "1", "--k", k]) == 0
+    runs = sorted(path for path in (tmp_path / "runs").iterdir() if not path.is_symlink())
+    assert len(runs) == 2 and all(path.name.endswith(("-model-top_k", "-model-top_k-2")) for path in runs)
+    assert [(tmp_path / line).parent for line in capsys.readouterr().out.splitlines()] == runs
+    assert (tmp_path / "runs" / "latest").resolve() == runs[1].resolve()
+    before = (runs[0] / "report.json").read_text()
+    caplog.clear()
+    assert main(["train", *arguments(folder)[1:3], *arguments(folder)[6:], *options, str(runs[0])]) == 2
+    assert "holds another run" in caplog.text
+    assert (runs[0] / "report.json").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("options", "predicts"),
     [(["--trainer", "temporal", "--k", "2"], False), (["--trainer", "end_to_end", "--k", "2"], True)],
@@ -116,7 +136,7 @@ def test_help_shows_every_option_with_its_default(capsys):
     [
         (["--sites", "transformer.h.9"], "3 entries, 0 to 2"),
         (["--text-column", "body"], "it has: text"),
-        (["--k", "1000", "--batch-size", "1024"], "cannot keep k=1000"),
+        (["--k", "1000", "--batch-size", "1024", "--n-ctxs", "64"], "cannot keep k=1000"),
         (["--end-of-data", "stop", "--batch-size", "1000000"], "larger than the whole buffer"),
     ],
 )
