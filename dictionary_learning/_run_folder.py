@@ -42,7 +42,7 @@ def claim_run_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterat
     """
     folder = Path(path)
     lock = folder / LOCK
-    if _read_lock(lock) == _this_process():
+    if _read_lock(lock) == _this_process():  # the outer claim removes the lock
         yield folder
         return
     is_new = not folder.exists()
@@ -81,7 +81,7 @@ def point_latest_at(folder: Path) -> None:
         os.symlink(folder.name, temporary, target_is_directory=True)
     except OSError:  # as on Windows without the privilege
         temporary.write_text(folder.name, encoding="utf-8")
-    os.replace(temporary, latest)
+    os.replace(temporary, latest)  # at any moment `latest` names a run
 
 
 def resolve_latest(place: str) -> str:
@@ -116,6 +116,7 @@ def _lock(lock: Path) -> None:
     """
     for _ in range(100):
         with contextlib.suppress(FileExistsError):
+            # O_EXCL: of several processes, one creates the file
             handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             with open(handle, "w", encoding="utf-8") as file:
                 json.dump(_this_process(), file)

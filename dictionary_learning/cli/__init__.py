@@ -32,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 2 for an error that the user can correct, of which one line is logged."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "transformers"):
+    for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         status = _run(arguments)
-        sys.stdout.flush()
+        sys.stdout.flush()  # a closed pipe is noticed here, not at exit
         return status
     except DictionaryLearningError as error:
         logger.error("%s: %s", type(error).__name__, error)

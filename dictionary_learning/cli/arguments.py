@@ -74,11 +74,12 @@ class Parser(argparse.ArgumentParser):
                     raise ConfigError(
                         self.elsewhere.get(option) or f"Unknown option {option}.{near} See: {self.prog} --help"
                     )
+                # `given` tells what was asked for from what is a default
                 given.add(option.removeprefix("--").replace("-", "_"))
                 word = f"{option}{equals}{value}"
             words.append(word)
             if word in self.flags and following.lower() not in (*_TRUE, *_FALSE, "none"):
-                words.append("true")
+                words.append("true")  # before argparse could take the next word as the value
         namespace = self.parse_args(words)
         namespace.given = given
         return namespace
@@ -142,6 +143,7 @@ def add_config(
             options["default"] = [default] if several else default
         if bool in (item, *typing.get_args(item)):
             parser.flags.add(_option(field.name))
+        # as INT or FLOAT; that "none" is possible too, the help says where it matters
         options["metavar"] = type_name(item).replace(" or None", "").upper().replace(" ", "")
         group.add_argument(_option(field.name), dest=field.name, required=not has_default, **options)
 

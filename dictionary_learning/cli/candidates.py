@@ -27,6 +27,7 @@ def load_saved(places: Sequence[str]) -> list[Saved]:
     found: dict[str, Saved] = {}
     for place in places:
         for one in saved_at(resolve_latest(place)):
+            # links and relative paths are followed, so that one folder has one key
             key = str((one.folder or Path(place) / one.name).resolve())
             if key in found:
                 raise ConfigError(f"The dictionary '{one.name}' of '{place}' was given twice. Give each place once.")

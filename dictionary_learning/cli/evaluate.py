@@ -136,6 +136,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
     whole |= {"versions": versions(), "seconds": dict(seconds)}
     for entry, one in zip(report["dictionaries"], saved, strict=True):
         entry["config"] = one.config.get("trainer", one.config.get("peer", {}))
+        # dictionaries of other packages have no history of ours
         history = one.folder.parent / "metrics.jsonl" if one.folder is not None and "name" in one.config else None
         entry["history"] = read_history(history, one.name) if history is not None and history.is_file() else []
         metrics = entry["metrics"]
@@ -187,7 +188,7 @@ def _buffer(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the settings of the run that read the text: of the training, or of the writing of its cache."""
-    own = config.get("run", {})
+    own = config.get("run", {})  # a run on a cache read no text itself
     return own if own.get("data") else _buffer(config).get("run", own)
 
 

@@ -126,6 +126,7 @@ class CaptureArguments(DataArguments):
                 "'model.layers.[0-3].mlp' names sites in several layers."
             )
         if self.sites:
+            # who names a side means that side
             both_sides = predicts and not any(":" in site for site in self.sites)
             return model.sites(list(self.sites), self.io or ("in_and_out" if both_sides else "out"))
         if self.io is None and predicts:
@@ -133,9 +134,10 @@ class CaptureArguments(DataArguments):
         return model.layers(self.layers, self.layer_stride, side=self.io or "out")
 
     @property
-    def positions(self) -> tuple[int, ...] | None:
-        """The positions that count; None for all."""
-        return self.seqpos_slice or None
+    def reading(self) -> dict[str, Any]:
+        """The arguments that a shuffle buffer and the writer of a cache have in common."""
+        names = ("ctx_len", "refresh_batch_size", "remove_bos", "max_activation_norm_multiple", "pack", "prefetch")
+        return {**{name: getattr(self, name) for name in names}, "seqpos_slice": self.seqpos_slice or None}
 
 
 def data_arguments(values: Mapping[str, Any]) -> DataArguments:
@@ -163,7 +165,7 @@ def _named(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not separator:
             raise ConfigError(f"Got data_args={pair!r}; give name=value, as --data-args revision=main.")
         try:
-            found[name] = json.loads(value)
+            found[name] = json.loads(value)  # numbers and booleans; anything else is a string
         except json.JSONDecodeError:
             found[name] = value
     return found

@@ -184,7 +184,7 @@ def train(
     if method.defaults is not None:
         configs = [_adapted(config, source.widths, given) for config in configs]
     loaded = time.monotonic()
-    steps = math.ceil(arguments.n_tokens / arguments.batch_size)
+    steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one
     logger.info("Training on %s: %d steps.", ", ".join(map(str, source.sites)), steps)
     dictionaries = trainSAE(
         source,
@@ -200,7 +200,7 @@ def train(
         device=arguments.device or getattr(model, "device", None),
         loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
     )
-    source.close()
+    source.close()  # returns the memory of the rows before the evaluation needs it
     if save_dir.parent == Path(_RUNS):
         point_latest_at(save_dir)
     end = time.monotonic()
@@ -298,16 +298,10 @@ def _source(
         model,
         sites,
         n_ctxs=arguments.n_ctxs,
-        ctx_len=arguments.ctx_len,
-        refresh_batch_size=arguments.refresh_batch_size,
         out_batch_size=arguments.batch_size,
-        remove_bos=arguments.remove_bos,
-        max_activation_norm_multiple=arguments.max_activation_norm_multiple,
-        pack=arguments.pack,
         end_of_data=arguments.end_of_data,
         dtype=arguments.storage_dtype,
-        seqpos_slice=arguments.positions,
-        prefetch=arguments.prefetch,
+        **arguments.reading,
     )
 
 

@@ -126,7 +126,7 @@ def _losses(
 ) -> tuple[FidelityMetric, FidelityMetric, FidelityMetric]:
     clean, spliced, zero = FidelityMetric(), FidelityMetric(), FidelityMetric()
     for tokens in batches:
-        keep = token_filter.token_mask(tokens)
+        keep = token_filter.token_mask(tokens)  # (batch, ctx)
         predictions = Predictions(model.run(*tokens), tokens, keep)
         clean.update(predictions)
         spliced.update(predictions, model.run(*tokens, {site: splice(dictionary, keep)}))
@@ -149,7 +149,7 @@ def _splice_normalized(dictionary: Dictionary, keep: Tensor) -> Edit:
 
     def edit(x: Tensor) -> Tensor:
         inside, kept = x.to(dictionary.device, dictionary.dtype), keep.to(dictionary.device)
-        scale = scale_of_batch(inside[kept])
+        scale = scale_of_batch(inside[kept])  # of the tokens that count, as in `evaluate_activations`
         y = graft(dictionary, kept)(inside * scale)
         assert y is not None
         return torch.where(keep.to(x.device).unsqueeze(-1), (y / scale).to(x.device, x.dtype), x)

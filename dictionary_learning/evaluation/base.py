@@ -50,6 +50,7 @@ class Metric(ABC):
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Adds to one of the sums."""
+        # in float32 a sum of 1e8 terms would stop growing
         value = float64(torch.as_tensor(value).detach())
         self.sums[name] = self.sums[name] + value.to(self.sums[name].device) if name in self.sums else value
 

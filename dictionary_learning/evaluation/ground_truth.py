@@ -55,15 +55,16 @@ def ground_truth(
     """
     if n_tokens < 1 or batch_size < 1:
         raise ConfigError(f"n_tokens={n_tokens} and batch_size={batch_size} must be at least 1.")
-    cosines = cosine_similarities(dictionary.W_dec, data.features)
-    best = cosines.argmax(dim=1)
+    cosines = cosine_similarities(dictionary.W_dec, data.features)  # (dict_size, n_features)
+    best = cosines.argmax(dim=1)  # (dict_size,): the feature of each latent
     like: dict[str, Any] = {"dtype": torch.float64, "device": data.device}
     fires, feature_fires, both = (torch.zeros(len(best), **like) for _ in range(3))  # (dict_size,) each
     total, squares, error, ratios = torch.zeros(data.config.activation_dim, **like), 0.0, 0.0, 0.0
     n_ratios = 0
     for x, coefficients in data.held_out(n_tokens, batch_size):
-        latents = dictionary.encode(x)
+        latents = dictionary.encode(x)  # (batch, dict_size)
         x_hat = dictionary.decode(latents).double()
+        # both (batch, dict_size): whether a latent fires, and whether its feature is present
         active, present, x = latents != 0, coefficients[:, best] > 0, x.double()
         fires += active.sum(dim=0)
         feature_fires += present.sum(dim=0)
@@ -107,4 +108,4 @@ def matched_mean(similarities: Float[Tensor, "rows columns"]) -> float:
 
 
 def _mean_ratio(above: Float[Tensor, "dict_size"], below: Float[Tensor, "dict_size"]) -> float:
-    return float((above / below.clamp_min(1)).mean())
+    return float((above / below.clamp_min(1)).mean())  # the denominators are counts, and above is 0 where they are

@@ -22,9 +22,9 @@ class ReconstructionMetric(Metric):
     """
 
     def update(self, batch: EvaluationBatch) -> None:
-        x, x_hat = float64(batch.x), float64(batch.x_hat)
+        x, x_hat = float64(batch.x), float64(batch.x_hat)  # (batch, activation_dim)
         error, dot = (x - x_hat).pow(2).sum(-1), (x * x_hat).sum(-1)
-        norm, norm_hat = x.norm(dim=-1), x_hat.norm(dim=-1)
+        norm, norm_hat = x.norm(dim=-1), x_hat.norm(dim=-1)  # (batch,)
         tiny = torch.finfo(torch.float64).tiny
         self.add("n", len(x))
         self.add("x", x.sum(0))
@@ -41,6 +41,7 @@ class ReconstructionMetric(Metric):
         n = self.total("n")
         if not n:
             return {"n_tokens": 0}
+        # sum |x - mean x|^2 = sum |x|^2 - n |mean x|^2, exact enough in float64
         variance = self.total("x_squared") - float((self.sums["x"] / n).pow(2).sum()) * n
         fvu = ratio(self.total("error_squared"), variance)
         return {

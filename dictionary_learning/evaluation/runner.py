@@ -197,19 +197,19 @@ class _ActivationPass:
 
     def update(self, tokens: TokenBatch) -> Bool[Tensor, "batch ctx"]:
         """Adds a batch; returns which of its tokens count in predictions."""
-        values = self.model.capture(*tokens, self.sites)
-        keep = self.filter.token_mask(tokens)
+        values = self.model.capture(*tokens, self.sites)  # each (batch, ctx, dim)
+        keep = self.filter.token_mask(tokens)  # (batch, ctx)
         finite = torch.stack([x.isfinite().all(dim=-1).cpu() for x in values.values()]).all(dim=0)  # (batch, ctx)
         self.n_nonfinite += int((keep & ~finite).sum())
         keep &= finite
         limited = {site: x for site, x in values.items() if site in self.limits}
         if limited:
             keep &= within_limits(limited, self.limits).cpu()
-        rows = {site: x[keep.to(x.device)].float() for site, x in values.items()}
+        rows = {site: x[keep.to(x.device)].float() for site, x in values.items()}  # each (n, dim)
         self.n_kept += int(keep.sum())
         for site, x in rows.items():
             self._sums[site] = self._sums.get(site, 0) + float64(x).sum(0)
-        lengths = keep.sum(-1)
+        lengths = keep.sum(-1)  # (batch,): a dictionary may read contexts, so rows stay grouped by context
         for e in self.evaluations if keep.any() else ():
             x, y = (_concatenated(rows, sites, e.dictionary) for sites in (e.reads, e.writes))
             reconstruction = e.dictionary.reconstruct_contexts(x, lengths)
@@ -247,10 +247,11 @@ class _FidelityPass:
     ) -> Iterator[dict[Site, Edit]]:
         """Yields the edits of each forward pass that measures a dictionary."""
         if e.reads == e.writes and len(e.reads) == 1:
-            yield {e.reads[0]: graft(e.dictionary, keep)}
+            yield {e.reads[0]: graft(e.dictionary, keep)}  # an autoencoder
         elif len(e.reads) == len(e.writes) == 1:
-            yield graft_across(e.dictionary, e.reads[0], e.writes[0], keep)
+            yield graft_across(e.dictionary, e.reads[0], e.writes[0], keep)  # a transcoder, in one pass
         else:
+            # all sites are read from the original model, then each is replaced in a pass of its own
             outputs = e.dictionary(_concatenated(self.model.capture(*tokens, e.reads), e.reads, e.dictionary))
             widths = [self.means[site].shape[-1] for site in e.writes]
             for site, value in zip(e.writes, outputs.split(widths, dim=-1), strict=True):
@@ -263,7 +264,7 @@ class _FidelityPass:
         }
 
     def metrics(self, e: _Evaluation) -> dict[str, float]:
-        zero, mean = FidelityMetric(), FidelityMetric()
+        zero, mean = FidelityMetric(), FidelityMetric()  # the baselines, over the sites that it writes
         for site in e.writes:
             zero.merge(self.zero[site])
             mean.merge(self.mean[site])
@@ -336,5 +337,5 @@ def _read(stream: TokenStream, config: EvaluationConfig) -> list[TokenBatch]:
 
 def _concatenated(rows: Mapping[Site, Tensor], sites: Sequence[Site], dictionary: Dictionary) -> Tensor:
     """Returns the activations of a dictionary's sites, concatenated in the last dimension."""
-    parts = [rows[site].to(dictionary.device, dictionary.dtype) for site in sites]
+    parts = [rows[site].to(dictionary.device, dictionary.dtype) for site in sites]  # each (..., dim)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

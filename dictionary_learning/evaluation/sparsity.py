@@ -25,7 +25,7 @@ class SparsityMetric(Metric):
     def update(self, batch: EvaluationBatch) -> None:
         self.add("n", len(batch.x))
         self.add("absolute", float64(nonzeros(batch.latents)).abs().sum())
-        self.add("firings", firing_counts(batch.latents))
+        self.add("firings", firing_counts(batch.latents))  # (dict_size,)
 
     def compute(self) -> dict[str, float]:
         n = self.total("n")
@@ -46,6 +46,7 @@ class SparsityMetric(Metric):
             `log10_edges` from 1/n, the resolution, to 1; the `counts` between them; `n_never_fired`, which are in no bin.
         """
         n, counts = self.total("n"), self.sums["firings"]
+        # the lowest bin begins at or below 1/n, the smallest share that can be seen
         lowest = math.floor(math.log10(1 / n) * _BINS_PER_DECADE) if n else -_BINS_PER_DECADE
         edges = torch.arange(lowest, 1, dtype=torch.float64) / _BINS_PER_DECADE
         shares = (counts[counts > 0] / n).log10().cpu().clamp(edges[0], edges[-1])

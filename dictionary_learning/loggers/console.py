@@ -28,7 +28,7 @@ class ConsoleLogger:
         self._start = time.monotonic()
         self._last_line = -_SECONDS_BETWEEN_LINES
         self._bars: list[tqdm] = []
-        if sys.stderr.isatty():
+        if sys.stderr.isatty():  # in a file, a bar would be thousands of lines
             self._bars = [tqdm(total=steps, unit="step", dynamic_ncols=True, desc="training")]
             self._bars += [tqdm(position=i, bar_format="  {desc}", desc=name) for i, name in enumerate(names, 1)]
 

@@ -30,7 +30,7 @@ class WandbLogger:
                 entity=entity or None,
                 name=name,
                 config=dict(config),
-                reinit="create_new",
+                reinit="create_new",  # the runs of several dictionaries are open together
             )
             for name, config in configs.items()
         }

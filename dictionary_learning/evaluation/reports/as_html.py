@@ -76,10 +76,10 @@ def render_page(report: Mapping[str, Any]) -> str:
     """Returns the page; everything from the report is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
-        autoescape=True,
+        autoescape=True,  # names come from files of strangers
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a misspelt name in the template is an error, not an empty string
     )
     dictionaries = report.get("dictionaries") or []
     entries = _entries(dictionaries)

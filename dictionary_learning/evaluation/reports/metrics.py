@@ -91,6 +91,7 @@ def best_values(dictionaries: Sequence[Mapping[str, Any]]) -> set[tuple[int, str
             present = {i: value for i, value in values.items() if value is not None}
             if metric.better not in ("lower", "higher") or len(set(present.values())) < 2:
                 continue
+            # equal best values are all marked
             top = min(present.values()) if metric.better == "lower" else max(present.values())
             best |= {(i, metric.key) for i, value in present.items() if value == top}
     return best

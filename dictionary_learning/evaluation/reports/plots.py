@@ -73,7 +73,7 @@ def scatter_plot(dictionaries: Dictionaries, looks: Sequence[Look]) -> str:
             axes.xaxis.set_major_locator(LogLocator(base=2))
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
-        axes.margins(x=0.18, y=0.16)
+        axes.margins(x=0.18, y=0.16)  # room for names beside the points
         _choose_scale(axes.yaxis, list(ys))
         axes.grid(axis="x")
         axes.set_xlabel("L0, latents that fire per token")
@@ -127,12 +127,12 @@ def cross_entropy_plot(site: str, report: Mapping[str, Any], looks: Sequence[Loo
     def paint(axes: Axes) -> None:
         axes.set_xscale("log")
         axes.set_xlim(low, high)
-        axes.set_ylim(len(rows) + 0.5, -0.65)
+        axes.set_ylim(len(rows) + 0.5, -0.65)  # downwards: the original model is in the first row
         axes.set_yticks([])
         _write_row(axes, 0, "original model", decimal(clean), None)
         for y, row in enumerate(rows, start=1):
             color, gid = (row.look.color, row.look.gid) if row.look else (MUTED, None)
-            at = max(row.ce - clean, low)
+            at = max(row.ce - clean, low)  # a dictionary may even lower the cross-entropy
             axes.plot([low, at], [y, y], color=color, linewidth=6, solid_capstyle="butt", alpha=0.85, gid=gid)
             marker = {"markersize": 9, "markeredgecolor": CARD, "clip_on": False}
             axes.plot([at], [y], row.look.marker if row.look else "o", color=color, gid=gid, **marker)
@@ -159,7 +159,7 @@ def _curve(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, 
     points = [(finite(entry.get("tokens")), finite(entry.get(key))) for entry in history]
     known = [(x, y) for x, y in points if x is not None and y is not None]
     stride = max(1, math.ceil(len(known) / _MAX_POINTS))
-    return known[:-1:stride] + known[-1:]
+    return known[:-1:stride] + known[-1:]  # the last point is always shown
 
 
 def _choose_scale(axis: Axis, values: list[float]) -> None:
@@ -181,11 +181,11 @@ def _label_points(
     figure.draw_without_rendering()  # gives the axes their size
     frame = axes.get_window_extent()
     centers = {i: axes.transData.transform(point).tolist() for i, point in points.items()}
-    scale = figure.dpi / 72
+    scale = figure.dpi / 72  # pixels per point
     taken = [(x - 8 * scale, y - 8 * scale, x + 8 * scale, y + 8 * scale) for x, y in centers.values()]
     for i, (x, y) in centers.items():
         text = shortened(names[i], limit=_LABEL)
-        width, height = 6.4 * len(text) * scale, 13 * scale
+        width, height = 6.4 * len(text) * scale, 13 * scale  # of a text of that many letters, about
         for dx, dy, align in ((11, 0, "left"), (-11, 0, "right"), (0, 15, "center"), (0, -15, "center")):
             left = x + dx * scale - {"left": 0, "right": width, "center": width / 2}[align]
             box = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
@@ -199,6 +199,7 @@ def _label_points(
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    # boxes are (left, bottom, right, top)
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

@@ -98,6 +98,7 @@ def draw(name: str, title: str, height: float, names: Sequence[str], paint: Call
         axes = figure.subplots()
         paint(axes)
         buffer = io.StringIO()
+        # a date would make two renderings of one report differ
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(buffer.getvalue())
@@ -116,7 +117,7 @@ def title_of_axis(axes: Axes, text: str) -> None:
 def _adapt(root: ElementTree.Element, name: str, names: Sequence[str]) -> None:
     """Makes element names plain, ids unique in the page, and colors variables of the style sheet."""
     for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
+        element.tag = element.tag.rpartition("}")[2]  # inside HTML, SVG has no namespace prefix
         for child in list(element):
             if child.tag.endswith(("}metadata", "}style")):
                 element.remove(child)
@@ -137,7 +138,7 @@ def _adapt(root: ElementTree.Element, name: str, names: Sequence[str]) -> None:
             attributes["style"] = _with_variables(attributes["style"])
         element.attrib.clear()
         element.attrib.update(attributes)
-        element.tail = None
+        element.tail = None  # line breaks between elements
         if element.tag not in ("text", "title"):
             element.text = None
 
