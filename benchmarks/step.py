@@ -19,7 +19,7 @@ from common import BATCH, DICT_SIZE, ROOT, K, machine, median_ms, peer
 from dictionary_learning import ops
 from dictionary_learning.hardware import keep_freed_memory
 from dictionary_learning.ops import scan
-from dictionary_learning.trainers import TRAINERS, SAETrainer
+from dictionary_learning.trainers import TRAINERS, Trainer
 
 SHAPE = (576, DICT_SIZE, K, BATCH)
 SHAPES = (SHAPE, (768, 32_768, 64, 2048), (2048, 16_384, 64, 1024))
@@ -36,7 +36,7 @@ def batches(dim: int, batch: int, n: int = 4) -> list[torch.Tensor]:
     return [torch.randn(batch, dim, generator=generator) + mean for _ in range(n)]
 
 
-def build(kind: str, dim: int, dict_size: int, k: int) -> SAETrainer:
+def build(kind: str, dim: int, dict_size: int, k: int) -> Trainer:
     """Returns a trainer of one of the variants that are measured."""
     method = "batch_top_k" if kind == "batch_top_k" else "top_k"
     trainer = TRAINERS[method](activation_dim=dim, dict_size=dict_size, k=k, steps=1000, device="cpu")

@@ -14,7 +14,7 @@ from common import machine, peer, table
 
 from dictionary_learning import ops
 from dictionary_learning.ops.triton import TRITON
-from dictionary_learning.trainers import TRAINERS, SAETrainer
+from dictionary_learning.trainers import TRAINERS, Trainer
 
 SHAPES = ((768, 65_536, 64, 8192), (2304, 65_536, 80, 8192), (4096, 131_072, 64, 8192))
 """Width, latents, k, batch."""
@@ -43,7 +43,7 @@ def batches(dim: int, batch: int, n: int = 4) -> list[torch.Tensor]:
     return [torch.randn(batch, dim, generator=generator, device="cuda") + mean for _ in range(n)]
 
 
-def build(method: str, dim: int, dict_size: int, k: int) -> SAETrainer:
+def build(method: str, dim: int, dict_size: int, k: int) -> Trainer:
     """Returns a trainer."""
     return TRAINERS[method](activation_dim=dim, dict_size=dict_size, k=k, steps=1000, device="cuda")
 

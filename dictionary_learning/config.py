@@ -192,6 +192,7 @@ def field_types(cls: type) -> dict[str, Any]:
 def field_docs(cls: type) -> dict[str, str]:
     """Returns the string that stands under each field, own and inherited."""
     docs: dict[str, str] = {}
+    names = {field.name for field in dataclasses.fields(cls)}  # a ClassVar is no option
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
@@ -200,7 +201,7 @@ def field_docs(cls: type) -> dict[str, str]:
         for statement, following in zip(body.body, body.body[1:], strict=False):
             if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
                 name, text = ast.unparse(statement.target), following.value
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                if name in names and isinstance(text, ast.Constant) and isinstance(text.value, str):
                     docs[name] = " ".join(text.value.split())
     return docs
 

@@ -308,7 +308,8 @@ def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
     own = settings.wandb_name or "-".join(parts)
     if not several_sites:
         return own
-    first, last = (site.path.partition(".")[2] or site.path for site in (sites.reads[0], sites.reads[-1]))
+    # without the base model's prefix, as "model."
+    first, *_, last = [site.path.partition(".")[2] or site.path for site in (*sites.reads, sites.reads[-1])]
     if len(sites.reads) > 1:
         return f"{own} @ {first} to {last}"
     return f"{own} @ {first}{':in' if sites.reads[0].side == 'in' and sites.is_autoencoder else ''}"

@@ -11,7 +11,7 @@ import logging
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dictionary_learning.activations.filters import TokenFilter, norm_limit
 from dictionary_learning.config import BaseConfig, coerce
-from dictionary_learning.data import TokenBatch, TokenStream, as_context_source
+from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Sides, Site
@@ -43,26 +43,6 @@ class Rows(NamedTuple):
     def n(self) -> int:
         """Number of rows."""
         return len(self.token)
-
-
-@runtime_checkable
-class InputStream(Protocol):
-    """Serves batches of model inputs, as `TokenStream` and `ExampleStream` do."""
-
-    source: Any
-    ctx_len: int
-    pack: bool
-
-    @property
-    def special_ids(self) -> tuple[int, ...]: ...
-
-    def take(self, n: int) -> Any: ...
-
-    def restart(self) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +121,7 @@ class RowReader(RowSource):
     """
 
     def __init__(
-        self, model: Any, stream: InputStream, sites: Sequence[Site], filter: TokenFilter, *, repeat: bool = False
+        self, model: Any, stream: ContextSource, sites: Sequence[Site], filter: TokenFilter, *, repeat: bool = False
     ):
         self.model, self.stream, self.sites, self.filter, self.repeat = model, stream, list(sites), filter, repeat
         self.name: str = stream.source.name

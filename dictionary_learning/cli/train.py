@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dictionary_learning.data import Source
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
-    from dictionary_learning.trainers import SAETrainer
+    from dictionary_learning.trainers import OptimizationConfig, Trainer
 
     Activations: TypeAlias = ActivationBuffer | ActivationCache | ContextStream
 
@@ -84,8 +84,8 @@ class Method(NamedTuple):
     """What is trained: a trainer, and the defaults of a recipe if one was chosen."""
 
     name: str
-    trainer: "type[SAETrainer]"
-    defaults: "SAETrainer.Config | None" = None
+    trainer: "type[Trainer]"
+    defaults: "OptimizationConfig | None" = None
 
 
 def build_parser(arguments: Sequence[str]) -> Parser:
@@ -142,7 +142,7 @@ def method_of(trainer: str | None, recipe: str | None) -> Method:
     return Method(recipe, own, config)
 
 
-def trainer_class_of(config: "SAETrainer.Config") -> "type[SAETrainer]":
+def trainer_class_of(config: "OptimizationConfig") -> "type[Trainer]":
     """Returns the trainer that a config is of."""
     return config.trainer_class
 
@@ -158,7 +158,7 @@ def run(namespace: argparse.Namespace, method: Method) -> None:
 
 
 def train(
-    arguments: TrainArguments, method: Method, configs: "Sequence[SAETrainer.Config]", given: Collection[str] = ()
+    arguments: TrainArguments, method: Method, configs: "Sequence[OptimizationConfig]", given: Collection[str] = ()
 ) -> Path | None:
     """Trains, saves, evaluates and reports; returns the path of the report's page, or None where nothing can be evaluated.
 
@@ -226,7 +226,7 @@ def train(
     return report_on(report, saved, save_dir, seconds)
 
 
-def _check(arguments: TrainArguments, configs: "Sequence[SAETrainer.Config]", given: Collection[str]) -> None:
+def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
     """Refuses what cannot be trained, before anything is loaded.
 
     Raises:
@@ -257,7 +257,7 @@ def _source(
     arguments: TrainArguments,
     model: "TracedModel | None",
     text: "Source | None",
-    configs: "Sequence[SAETrainer.Config]",
+    configs: "Sequence[OptimizationConfig]",
 ) -> "Activations":
     """Returns the activations: a cache, a buffer over the model, or whole contexts where a method needs them."""
     from dictionary_learning.activations.cache import ActivationCache
@@ -328,6 +328,6 @@ def _adapted(config: Any, widths: "Mapping[Site, int]", given: Collection[str]) 
     return config.replace(**changes)
 
 
-def _with_trainer(trainer: "type[SAETrainer]", config: "SAETrainer.Config") -> dict[str, Any]:
+def _with_trainer(trainer: "type[Trainer]", config: "OptimizationConfig") -> dict[str, Any]:
     """Returns a config together with its trainer, as `trainSAE` reads it."""
     return {"trainer": trainer, **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}}

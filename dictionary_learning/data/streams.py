@@ -17,8 +17,14 @@ EndOfData = Literal["stop", "repeat", "error"]
 class ContextSource(Protocol):
     """A `TokenStream`, an `ExampleStream`, or any class with these methods."""
 
-    special_ids: Any
     source: Any
+    ctx_len: int
+    pack: bool
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of BOS, separators and padding."""
+        ...
 
     def take(self, n: int) -> Any:
         """Returns the next n contexts, or None at the end of the data."""
@@ -26,6 +32,14 @@ class ContextSource(Protocol):
 
     def restart(self) -> None:
         """Returns to the first context."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything the next contexts depend on."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved state."""
         ...
 
 

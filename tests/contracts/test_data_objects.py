@@ -10,13 +10,19 @@ import pandas as pd
 import pytest
 import torch
 
-from dictionary_learning import ActivationBuffer, Candidate, ContextStream, evaluate_dictionaries, load_model
+from dictionary_learning import (
+    ActivationBuffer,
+    Candidate,
+    ContextStream,
+    evaluate_dictionaries,
+    load_model,
+    loss_recovered,
+)
 from dictionary_learning.activations.cache import ActivationCache, write_cache
 from dictionary_learning.data import Chat, TokenStream, as_source, check_end_of_data, mix, pretokenize
 from dictionary_learning.dictionaries import AutoEncoderTopK
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import EvaluationConfig, evaluate
-from dictionary_learning.evaluation.evaluate import loss_recovered
 from tests import tiny
 from tests.data.kinds import array, lines, parquet
 
