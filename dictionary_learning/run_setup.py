@@ -309,10 +309,10 @@ def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
     if not several_sites:
         return own
     # without the base model's prefix, as "model."
-    first, *_, last = [site.path.partition(".")[2] or site.path for site in (*sites.reads, sites.reads[-1])]
+    places = [site.path.partition(".")[2] or site.path for site in sites.reads]
     if len(sites.reads) > 1:
-        return f"{own} @ {first} to {last}"
-    return f"{own} @ {first}{':in' if sites.reads[0].side == 'in' and sites.is_autoencoder else ''}"
+        return f"{own} @ {places[0]} to {places[-1]}"
+    return f"{own} @ {places[0]}{':in' if sites.reads[0].side == 'in' and sites.is_autoencoder else ''}"
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._types import TextLike
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.data import TokenBatch, as_token_stream
@@ -81,7 +82,7 @@ def evaluate(
 
 @torch.no_grad()
 def loss_recovered(
-    text: str | Sequence[str] | TokenBatch,
+    text: TextLike | TokenBatch,
     model: Any,
     submodule: Any,
     dictionary: Dictionary,

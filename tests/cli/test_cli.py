@@ -127,7 +127,7 @@ def test_help_shows_every_option_with_its_default(capsys):
     options = [n for n in (*field_docs(TrainArguments), *field_docs(trainer)) if n not in (*FILLED_IN, "model", "data")]
     for name in options:
         assert f"--{name.replace('_', '-')}" in shown
-    assert "What the learning rate is multiplied by for W_enc. (default: 0.5)" in shown
+    assert "Factor of the learning rate for W_enc. (default: 0.5)" in shown
     assert "Tokens in a training step: tokens, not sequences. (default: 2048)" in shown
 
 

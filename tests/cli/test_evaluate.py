@@ -22,12 +22,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = load_model(tiny.model(), tokenizer=tiny.tokenizer())
 
-    def load(name, *_, **__):
-        if isinstance(name, str):
-            model.name = name
-        return model
-
-    monkeypatch.setattr("dictionary_learning.models.load_model", load)
+    # patched where models are loaded, not where load_model is imported from
+    monkeypatch.setattr("dictionary_learning.models.load_pretrained", lambda *_: model.module)
+    monkeypatch.setattr("dictionary_learning.models.load_tokenizer", lambda *_: tiny.tokenizer())
     for name, seed in (("one.jsonl", 0), ("two.jsonl", 1)):
         lines = [json.dumps({"text": text}) for text in tiny.documents(30, seed=seed)]
         (tmp_path / name).write_text("\n".join(lines))
