@@ -8,6 +8,7 @@ from dictionary_learning.activations.cache import ActivationCache, write_cache
 from dictionary_learning.activations.filters import TokenFilter
 from dictionary_learning.activations.mixture import ActivationMixture
 from dictionary_learning.buffer import ActivationBuffer
+from dictionary_learning.compat.loading import pretrained
 from dictionary_learning.contexts import ContextStream
 from dictionary_learning.dictionaries import (
     AutoEncoder,
@@ -16,6 +17,7 @@ from dictionary_learning.dictionaries import (
     Crosscoder,
     CrossLayerTranscoder,
     Dictionary,
+    DictionaryInfo,
     GatedAutoEncoder,
     IdentityDict,
     JumpReluAutoEncoder,
@@ -34,9 +36,9 @@ from dictionary_learning.interop import (
     Sae,
     as_custom_sae,
     convert,
+    list_pretrained,
     load_from_hub,
     load_many,
-    pretrained,
     push_to_hub,
     write_dictionary,
 )
@@ -61,6 +63,7 @@ __all__ = [
     "CrossLayerTranscoder",
     "Crosscoder",
     "Dictionary",
+    "DictionaryInfo",
     "EvaluationConfig",
     "GatedAutoEncoder",
     "IdentityDict",
@@ -84,6 +87,7 @@ __all__ = [
     "expand_or_convert",
     "fold_decoder_norm_",
     "gradient_pursuit",
+    "list_pretrained",
     "load_dictionary",
     "load_from_hub",
     "load_many",

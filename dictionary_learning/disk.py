@@ -1,27 +1,30 @@
-"""Files that are complete or not there, whatever happens while they are written."""
+"""Files that are complete or absent, whatever happens while they are written."""
 
 import json
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 _UNFINISHED = ".unfinished"
-"""What a file's name ends in while it is written."""
+"""The ending of a file's name while the file is written."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file beside the path, brings it to the disk, and moves it there in one step."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_UNFINISHED, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Lets `write` fill a temporary file, flushes it to the disk, and renames it in one step."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
+    # the kernel applies the umask here; asking for it would change it for all threads
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        os.close(handle)
         write(temporary)
-        _to_disk(temporary, os.O_RDWR)
-        os.chmod(temporary, 0o666 & ~_umask())
+        _flush(temporary, os.O_RDWR)
+        os.chmod(temporary, mode)  # `write` may have replaced the file
         os.replace(temporary, path)
-        _to_disk(path.parent, os.O_RDONLY)  # or the new name could be lost with the power
+        _flush(path.parent, os.O_RDONLY)  # otherwise the new name could be lost in a power failure
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -33,12 +36,12 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the files that a writer who was killed did not finish."""
+    """Removes the files of a writer that was killed."""
     for path in folder.glob(f".*{_UNFINISHED}") if folder.is_dir() else ():
         path.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path, flags: int) -> None:
+def _flush(path: Path, flags: int) -> None:
     if os.name == "nt" and path.is_dir():
         return  # folders cannot be opened there
     handle = os.open(path, flags)
@@ -46,9 +49,3 @@ def _to_disk(path: Path, flags: int) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,14 +2,16 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from dictionary_learning.activations.normalization import NORMALIZATIONS
 from dictionary_learning.dictionaries import Dictionary, ParallelCoders, Trainable, load_dictionary, wiring_of
+from dictionary_learning.dictionaries.info import site_names
 from dictionary_learning.dictionaries.normalized import Normalized
-from dictionary_learning.errors import ConfigError, SiteError
-from dictionary_learning.interop.saved import Saved, saved_at
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.interop.loading import load_many
+from dictionary_learning.interop.saved import match_site, match_sites
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import OptimizationConfig
 
@@ -40,20 +42,22 @@ def expand_finetune(config: C, widths: Mapping[Site, int]) -> list[C]:
     given = config.finetune
     if given is None:
         return [config]
-    found = _found(given, lambda name: _in_data(name, widths) is not None)
+    found = _found(given, widths)
     if len(found) == 1:
-        _warn_of_another_site(found[0], config, widths)
-        return [_filled(config, found[0], widths)]
-    asked = _names(config.site)
-    wanted = tuple(str(Site.parse(site)) for site in asked)
-    placed = [(one, _site(one, "site", widths)) for one in found]
-    configs = [
-        _filled(config, one, widths) for one, sites in placed if sites is not None and (not wanted or sites == wanted)
-    ]
+        ((name, dictionary),) = found.items()
+        _warn_of_another_site(dictionary, name, config, widths)
+        return [_filled(config, dictionary, name, widths)]
+    asked = site_names(config.site)
+    wanted = tuple(Site.parse(site) for site in asked)
+    configs = []
+    for name, dictionary in found.items():
+        sites = match_sites(dictionary.info, widths, name=name)
+        if sites is not None and (not wanted or sites == wanted):
+            configs.append(_filled(config, dictionary, name, widths))
     if not configs:
         raise ConfigError(
-            f"finetune got {len(found)} dictionaries ({', '.join(one.name for one in found)}), and none is of the "
-            f"sites {', '.join(asked or map(str, widths))}. Name one dictionary, and its site."
+            f"finetune got {len(found)} dictionaries ({', '.join(found)}), and none is of the sites "
+            f"{', '.join(asked or map(str, widths))}. Name one dictionary, and its site."
         )
     return configs
 
@@ -93,26 +97,27 @@ def unwrap_normalized(config: C) -> tuple[C, InnerNormalization | None]:
     return config.replace(finetune=trained.dictionary), inside
 
 
-def _found(given: Any, is_wanted: Callable[[str], bool]) -> list[Saved]:
-    """Returns the given dictionaries; of a folder of several those with names that are wanted."""
+def _found(given: Any, widths: Mapping[Site, int]) -> dict[str, Dictionary]:
+    """Returns the given dictionaries by name; of a folder of several those of sites of the data."""
     if isinstance(given, Dictionary):
-        return [Saved("", given, {})]
+        return {"": given}
     if isinstance(given, Mapping):
-        return [Saved(str(site), dictionary, {}) for site, dictionary in given.items()]
+        return {str(site): dictionary for site, dictionary in given.items()}
     if not isinstance(given, (str, os.PathLike)):
         raise ConfigError(
             f"Got finetune={given!r}; give a dictionary, a mapping from sites to dictionaries, or where they are stored."
         )
     if os.path.exists(given):
-        return saved_at(str(given), is_wanted)
+        return load_many(str(given), wanted=lambda name: match_site(name, widths) is not None)
     # of a repository not all are downloaded for the sake of some: the user names one
-    loaded: Any = load_dictionary(given)
-    return [Saved("", loaded[0] if isinstance(loaded, tuple) else loaded, {})]
+    return {"": load_dictionary(given)}
 
 
-def _warn_of_another_site(one: Saved, config: OptimizationConfig, widths: Mapping[Site, int]) -> None:
-    own = _names(one.config.get("site")) if one.folder is not None else ()
-    if own and config.site is None and _site(one, "site", widths) is None:
+def _warn_of_another_site(
+    dictionary: Dictionary, name: str, config: OptimizationConfig, widths: Mapping[Site, int]
+) -> None:
+    own = dictionary.info.sites
+    if own and config.site is None and match_sites(dictionary.info, widths, name=name) is None:
         logger.warning(
             "The dictionary to start from was trained at %s; the data has %s.",
             ", ".join(own),
@@ -120,43 +125,17 @@ def _warn_of_another_site(one: Saved, config: OptimizationConfig, widths: Mappin
         )
 
 
-def _filled(config: C, one: Saved, widths: Mapping[Site, int]) -> C:
-    filled: dict[str, Any] = {"finetune": one.dictionary}
-    inside = one.dictionary.dictionary if isinstance(one.dictionary, Normalized) else one.dictionary
+def _filled(config: C, dictionary: Dictionary, name: str, widths: Mapping[Site, int]) -> C:
+    filled: dict[str, Any] = {"finetune": dictionary}
+    inside = dictionary.dictionary if isinstance(dictionary, Normalized) else dictionary
     wiring = getattr(config, "wiring", None)
     if isinstance(inside, Trainable) and wiring is None and hasattr(config, "wiring"):
         wiring = filled["wiring"] = wiring_of(inside)
     if isinstance(inside, ParallelCoders) and wiring == "heads" and getattr(config, "n_heads", None) is None:
         filled["n_heads"] = len(inside.parts)
     if config.site is None and config.target_site is None:
-        for key in ("site", "target_site"):
-            sites = _site(one, key, widths)
+        for key, target in (("site", False), ("target_site", True)):
+            sites = match_sites(dictionary.info, widths, name=name, target=target)
             if sites is not None:
-                filled[key] = sites
+                filled[key] = tuple(map(str, sites))
     return config.replace(**filled)
-
-
-def _site(one: Saved, key: str, widths: Mapping[Site, int]) -> tuple[str, ...] | None:
-    """Returns the sites that a dictionary's files or its name tell, if the data has them."""
-    named = [_names(one.config.get(key)), *([(one.name,)] if key == "site" and one.name else [])]
-    for names in named:
-        sites = [_in_data(name, widths) for name in names]
-        if sites and all(site is not None for site in sites):
-            return tuple(str(site) for site in sites)
-    return None
-
-
-def _in_data(name: str, widths: Mapping[Site, int]) -> Site | None:
-    """Returns the site of the data with a name, or a path that ends in it, as 'layers.3'."""
-    try:
-        wanted = Site.parse(name)
-    except SiteError:
-        return None
-    ending = [site for site in widths if site.path.endswith(f".{wanted.path}") and site[1:] == wanted[1:]]
-    return wanted if wanted in widths else ending[0] if len(ending) == 1 else None
-
-
-def _names(given: Any) -> tuple[str, ...]:
-    if given is None:
-        return ()
-    return (str(given),) if isinstance(given, (str, Site)) else tuple(map(str, given))

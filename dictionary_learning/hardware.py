@@ -1,20 +1,18 @@
-"""What the hardware is fast at: found by asking it, or by timing it once."""
+"""Devices, their memory, and what they are fast at."""
 
 import ctypes
 import functools
 import logging
 import os
 import platform
-import time
 from pathlib import Path
 
 import torch
 
 from dictionary_learning.errors import ConfigError
 
-_FASTER = 1.5
-"""How much faster a bfloat16 product must be than a float32 one to be preferred: well outside the noise of timing."""
-
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Instructions for products of bfloat16 in /proc/cpuinfo: x86 with AVX-512 or AMX, Arm."""
 KEEP_MEMORY = "DICTIONARY_LEARNING_KEEP_MEMORY"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 """Names of glibc's malloc.h."""
@@ -33,32 +31,61 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+def as_device(device: torch.device | str | None) -> torch.device:
+    """Returns a device of this machine; the default one for None.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if device is None:
+        return default_device()
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"Got device={device!r}, which cannot be used here ({reason}). Write 'cpu', or leave it out for {default_device()}."
+        ) from error
+    return found
+
+
 @functools.cache
 def bfloat16_is_fast(device_type: str) -> bool:
-    """Tells whether matrix products in bfloat16 are clearly faster than in float32 on this kind of device.
+    """Returns whether matrix products in bfloat16 are clearly faster than in float32 on a kind of device.
 
-    CUDA answers for itself. On a CPU it is measured once, in about 10 ms: some have instructions for it
-    (AVX512_BF16, AMX, Arm BF16) and gain a factor of 3 to 10; the others lose.
+    A CPU is faster by a factor of 3 to 10 if it has instructions for it (AVX512_BF16, AMX, Arm
+    BF16), and slower without them.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type != "cpu":
         return False
-    return _seconds(torch.float32) > _FASTER * _seconds(torch.bfloat16)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return any(_BFLOAT16_FLAGS & set(line.split()) for line in lines if line.startswith(("flags", "Features")))
+    except OSError:  # no Linux: PyTorch knows of x86 CPUs
+        ask = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, function, bool)() for function in ask)
 
 
+@functools.cache
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """Returns bfloat16 where the device is fast at it, else float32."""
-    return torch.bfloat16 if bfloat16_is_fast(device.type) else torch.float32
+    """Returns bfloat16 where the device is fast at it, else float32; logs the choice once."""
+    dtype = torch.bfloat16 if bfloat16_is_fast(device.type) else torch.float32
+    has = "has" if dtype == torch.bfloat16 else "lacks"
+    logger.info("Models are loaded in %s: %s %s instructions for bfloat16.", str(dtype).split(".")[1], device, has)
+    return dtype
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Asks the C library to keep memory that is freed, for the rest of the process; returns whether it will.
+    """Makes the C library keep freed memory for the rest of the process; returns whether it does.
 
-    By default glibc gives each large block back to the kernel and asks for it again at the next step, and the kernel fills every
-    page with zeros anew: a third of the time of a training step on a CPU. The process then keeps its largest size.
-    Only glibc is asked, and not where the environment variable DICTIONARY_LEARNING_KEEP_MEMORY is 0.
+    By default glibc returns each large block to the kernel and requests it again at the next step, and
+    the kernel fills every page with zeros: a third of the time of a training step on a CPU. With this
+    the process stays at its largest size. It does nothing without glibc, or where the environment
+    variable DICTIONARY_LEARNING_KEEP_MEMORY is 0.
     """
     if platform.libc_ver()[0] != "glibc" or os.environ.get(KEEP_MEMORY) == "0":
         return False
@@ -69,9 +96,9 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Returns how many bytes can still be allocated on a device, at most; None where that cannot be told.
+    """Returns how many bytes can still be allocated on a device, at most; None if that is unknown.
 
-    What this process holds is counted as free: PyTorch and the C library keep memory that was freed, and give it out again.
+    Memory of this process counts as free: PyTorch and the C library keep freed memory and use it again.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -87,12 +114,12 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> None:
-    """Refuses what cannot be held, before anything is allocated.
+    """Checks that a device has enough memory, before anything is allocated.
 
     Args:
-        n_bytes: how much it takes.
-        device: where.
-        what: what takes it, as the beginning of a sentence.
+        n_bytes: the memory that is needed.
+        device: the device.
+        what: what needs it, as the subject of a sentence.
         remedy: what to do, as a sentence.
 
     Raises:
@@ -106,13 +133,3 @@ def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> 
 def float64(tensor: torch.Tensor) -> torch.Tensor:
     """Returns the tensor in double precision, on the CPU where its device has none."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-def _seconds(dtype: torch.dtype) -> float:
-    a, b = torch.ones(256, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -1,7 +1,8 @@
 """Pretrained models and tokenizers by name: from the hub, a folder or a GGUF file.
 
-The class is the one that the model was saved from, which its config names: a causal language model, an encoder with or without
-the head for masked tokens, an encoder and decoder, an image model. Another class would make up weights that the file has not.
+A model is loaded as the class that its config names: a causal language model, an encoder with or
+without the head for masked tokens, an encoder and decoder, an image model. Another class would fill
+in random weights for those that the file lacks.
 """
 
 import inspect
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dictionary_learning.errors import MissingDependencyError, ModelError, did_you_mean
+from dictionary_learning.errors import DictionaryLearningError, MissingDependencyError, ModelError, did_you_mean
 from dictionary_learning.hardware import fast_dtype
 
 
@@ -26,18 +27,27 @@ def load_pretrained(
     """Returns the model of that name; the arguments are those of `load_model`.
 
     Raises:
-        ModelError: there is no such model, or it cannot be reached.
-        MissingDependencyError: a GGUF file was named, and what reads it is not installed.
+        ModelError: there is no such model, it cannot be reached, or its files lack weights.
+        MissingDependencyError: a GGUF file needs a package that is not installed.
     """
     if isinstance(dtype, str):
         dtype = dtype_from_name(dtype)
     source, extra = _source(name)
-    options = {**_quantization(extra), **extra, **options, "revision": revision or "main"}
+    options = {**_quantization(extra), **extra, **options, "revision": revision or "main", "output_loading_info": True}
     try:
         kind = _model_class(source, extra, options)
-        module: Any = kind.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
-    except (OSError, ValueError, ImportError) as error:
+        module, info = kind.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
+    except (DictionaryLearningError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise ModelError(_not_loaded(name, error)) from error
+    lacking = sorted(set(info["missing_keys"]) & {key for key, _ in module.named_parameters()})
+    if lacking:
+        raise ModelError(
+            f"The files of '{name}' lack {len(lacking)} of the weights of {type(module).__name__}, such as '{lacking[0]}', "
+            "which would be random. Check the files and config.json. To use it nevertheless, load it with transformers and "
+            "give the model object."
+        )
     return module if "device_map" in options else module.to(device)
 
 
@@ -54,21 +64,21 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(source, revision=revision or "main", **extra)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"No tokenizer could be loaded from '{name}': {_first_line(error)} Give tokenizer= a name or object."
+            f"No tokenizer could be loaded from '{name}': {_first_line(error)} Set tokenizer= to a name or an object."
         ) from error
 
 
 def takes_text(module: nn.Module) -> bool:
-    """Tells whether a model takes token ids."""
+    """Returns whether a model takes token ids."""
     return "input_ids" in inspect.signature(type(module).forward).parameters
 
 
 def _model_class(source: str, extra: dict[str, str], options: dict[str, Any]) -> Any:
-    """Returns what loads a model: the class named in its config, or the first of transformers' automatic ones that knows it."""
+    """Returns the class that a config names, or the first of transformers' automatic ones that knows it."""
     import transformers
 
     if extra or Path(source, "adapter_config.json").is_file():
-        return transformers.AutoModelForCausalLM  # a GGUF file; an adapter, which names the model that it is for
+        return transformers.AutoModelForCausalLM  # a GGUF file, or an adapter, which names its model
     known = {key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options}
     config: Any = options.get("config") or transformers.AutoConfig.from_pretrained(source, **known)
     named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
@@ -83,7 +93,7 @@ def _model_class(source: str, extra: dict[str, str], options: dict[str, Any]) ->
 
 
 def _source(name: str) -> tuple[str, dict[str, str]]:
-    """Returns what `from_pretrained` is given for a hub name, a folder, or a GGUF file."""
+    """Returns the arguments of `from_pretrained` for a hub name, a folder, or a GGUF file."""
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -97,7 +107,7 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
                 if gguf
                 else "Name the folder that save_pretrained wrote."
             )
-            raise ModelError(f"The folder '{name}' has no config.json, so it is no saved model. {hint}")
+            raise ModelError(f"The folder '{name}' has no config.json, and is no saved model. {hint}")
         return str(path), {}
     if path.is_absolute() or name.startswith(("./", "../", "~")):
         raise ModelError(_missing_path(path))
@@ -105,7 +115,7 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _quantization(extra: dict[str, str]) -> dict[str, Any]:
-    """Returns the option that unpacks a GGUF file's weights, where this version of transformers would keep them packed."""
+    """Returns the option that unpacks a GGUF file's weights, if this transformers leaves them packed."""
     if not extra:
         return {}
     try:
@@ -121,7 +131,7 @@ def _quantization(extra: dict[str, str]) -> dict[str, Any]:
 
 
 def dtype_from_name(name: str) -> torch.dtype:
-    """Returns torch's type of that name: "bfloat16", "float16", "float32" or "float64"."""
+    """Returns torch's type by name: "bfloat16", "float16", "float32" or "float64"."""
     known = {n: getattr(torch, n) for n in ("bfloat16", "float16", "float32", "float64")}
     if name not in known:
         raise ModelError(f"Unknown dtype '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
@@ -135,15 +145,15 @@ def _missing_path(path: Path) -> str:
 
 
 def _not_loaded(name: str, error: Exception) -> str:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes")
-    where = (
-        "the hub is switched off by HF_HUB_OFFLINE"
-        if offline
-        else "it is neither a local folder nor could the hub serve it"
-    )
+    if Path(name).expanduser().exists():
+        where = "its files cannot be used"
+    elif os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
+        where = "the hub is switched off by HF_HUB_OFFLINE"
+    else:
+        where = "it is no local folder, and the hub did not serve it"
     return (
-        f"The model '{name}' could not be loaded ({where}): {_first_line(error)} "
-        "Check the name, or give a local folder or a .gguf file."
+        f"The model '{name}' could not be loaded ({where}): {type(error).__name__}: {_first_line(error)} "
+        "Check the name and the options, or give a local folder or a .gguf file."
     )
 
 

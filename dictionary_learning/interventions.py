@@ -1,23 +1,30 @@
-"""Changes to a model's activations: plain functions that take a site's activations and return new ones.
+"""Changes to a model's activations: plain functions from a site's activations to new ones.
 
-Each makes an `Edit` for `TracedModel.run`; they can be called in the body of an nnsight trace as well.
+Each function here returns an `Edit` for `TracedModel.run`, which also works in the body of an
+nnsight trace.
 """
 
+from typing import TypeAlias
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import DataError
 from dictionary_learning.models import Edit
 from dictionary_learning.sites import Site
 
+TokenMask: TypeAlias = Bool[Tensor, "..."] | Int[Tensor, "..."]
+"""Tokens (batch, ctx), True or 1 for those that count; (1, ctx) or (ctx,) for the same in every row."""
 
-def graft(dictionary: Dictionary, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
-    """Puts the dictionary's reconstruction in place of the activations.
+
+def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
+    """Replaces the activations with the dictionary's reconstruction.
 
     Args:
         dictionary: the dictionary; it works in its own dtype, and the result is cast back.
-        keep: the tokens that are reconstructed; the others keep their activations. All, if not given.
+        keep: the tokens whose activations are replaced; by default all.
     """
 
     def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
@@ -26,16 +33,14 @@ def graft(dictionary: Dictionary, keep: Bool[Tensor, "batch ctx"] | None = None)
     return edit
 
 
-def graft_across(
-    dictionary: Dictionary, read: Site, write: Site, keep: Bool[Tensor, "batch ctx"] | None = None
-) -> dict[Site, Edit]:
-    """Puts what a transcoder predicts from one site in place of the activations at another, which the model reaches later.
+def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMask | None = None) -> dict[Site, Edit]:
+    """Replaces the activations at a site with a transcoder's prediction from an earlier one.
 
     Args:
         dictionary: the transcoder.
         read: the site that it reads.
-        write: the site whose activations it predicts.
-        keep: the tokens that are replaced. All, if not given.
+        write: the site that it predicts, which the model reaches later.
+        keep: the tokens whose activations are replaced; by default all.
 
     Returns:
         The edits of one forward pass.
@@ -52,57 +57,77 @@ def graft_across(
     return {read: remember, write: replace}
 
 
-def put(value: Float[Tensor, "batch ctx dim"], keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
-    """Puts given values in place of the activations.
+def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) -> Edit:
+    """Replaces the activations with given values.
 
     Args:
-        value: what takes their place.
-        keep: the tokens that are replaced. All, if not given.
+        value: the new activations.
+        keep: the tokens whose activations are replaced; by default all.
     """
 
     def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        new = value.to(x.device, x.dtype)
-        return new if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), new, x)
+        return _where(keep, value.to(x.device, x.dtype), x)
 
     return edit
 
 
-def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
-    """Puts one value in place of the activations of each token: zero, or their mean over a data set.
+def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = None) -> Edit:
+    """Replaces the activations of each token with one value: zero, or their mean over a data set.
 
     Args:
-        value: what takes the activations' place.
-        keep: the tokens that are ablated. All, if not given.
+        value: the value.
+        keep: the tokens that are ablated; by default all.
     """
 
     def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        constant = torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x)
-        return constant if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), constant, x)
+        return _where(keep, torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x), x)
 
     return edit
 
 
-def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: Bool[Tensor, "batch ctx"] | None = None) -> Edit:
+def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: TokenMask | None = None) -> Edit:
     """Adds a multiple of a direction, as a row of W_dec, to the activations of each token.
 
     Args:
-        direction: what is added.
+        direction: the direction.
         scale: the multiple.
-        keep: the tokens that are steered. All, if not given.
+        keep: the tokens that are steered; by default all.
     """
 
     def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        moved = x + scale * direction.to(x.device, x.dtype)
-        return moved if keep is None else torch.where(keep.to(x.device).unsqueeze(-1), moved, x)
+        return _where(keep, x + scale * direction.to(x.device, x.dtype), x)
 
     return edit
 
 
+def _where(keep: Tensor | None, new: Tensor, x: Tensor) -> Tensor:
+    """Returns new activations for the tokens that are kept, and x for the others."""
+    return new if keep is None else torch.where(_token_mask(keep, x).unsqueeze(-1), new, x)
+
+
+def _token_mask(keep: Tensor, x: Tensor) -> Bool[Tensor, "batch ctx"]:
+    """Returns the mask of tokens for activations (batch, ctx, dim); a mask of one row is for every row.
+
+    Raises:
+        DataError: the mask has other tokens, or is neither of booleans nor of integers.
+    """
+    if not isinstance(keep, Tensor) or keep.is_floating_point():
+        raise DataError(f"Got keep={keep!r}; give a tensor (batch, ctx) of booleans, or of 1 and 0.")
+    try:
+        return keep.to(x.device).bool().expand(x.shape[:-1])
+    except RuntimeError as error:
+        raise DataError(
+            f"The mask of tokens has shape {tuple(keep.shape)}, and the activations are {tuple(x.shape)}; (batch, ctx) is "
+            "needed. While a model generates, it reads its prompt first and then one token at a time: make the edit with a "
+            "mask for each step, or without one."
+        ) from error
+
+
 def _with_reconstructions(dictionary: Dictionary, x: Tensor, y: Tensor, keep: Tensor | None) -> Tensor:
-    """Returns y with what the dictionary makes of x in its place, where it is kept; the dictionary sees no other tokens."""
+    """Returns y with the dictionary's outputs for x at the tokens that are kept; it sees no other tokens."""
     inside = x.to(dictionary.device, dictionary.dtype)
     if keep is None:
         return dictionary(inside).to(y.device, y.dtype)
-    keep = keep.to(inside.device)
-    outputs = dictionary.reconstruct_contexts(inside[keep], keep.sum(-1)).outputs
-    return y.masked_scatter(keep.to(y.device).unsqueeze(-1), outputs.to(y.device, y.dtype))
+    mask = _token_mask(keep, inside)
+    outputs = dictionary.reconstruct_contexts(inside[mask], mask.sum(-1)).outputs
+    return y.masked_scatter(mask.to(y.device).unsqueeze(-1), outputs.to(y.device, y.dtype))

@@ -1,69 +1,62 @@
 """Several models that read the same text: for crosscoders that compare them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
+from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike
+from dictionary_learning.capture import MaskLike
 from dictionary_learning.errors import ModelError, SiteError
 from dictionary_learning.models import TracedModel, load_model
-from dictionary_learning.sites import Sides, Site
+from dictionary_learning.sites import Sides, Site, SiteDict, parse_sites
+
+logger = logging.getLogger(__name__)
 
 _SEPARATOR = "/"
 
 
 class ModelSet:
-    """Models with one vocabulary, whose activations at the same tokens are captured together.
+    """Models with common token ids, whose activations at the same tokens are captured together.
 
-    It takes a model's place in an `ActivationBuffer`. A site says whose it is: `"chat/model.layers.10:out"`; one that names no
-    model is meant in each of them, in the order in which the models were given.
+    An `ActivationBuffer` takes it in place of a model. A site names its model:
+    `"chat/model.layers.10:out"`; without a name it means the site in each of them, in their order.
+
+    The models may have tokenizers of which one only adds tokens to another, as those of a base model
+    and its fine-tuned one; the smaller one is used. A model without a tokenizer shares that of the
+    others.
 
     Args:
-        models: the models by name, each as `load_model` takes it.
+        models: the models by name, each as for `load_model`.
 
     Raises:
-        ModelError: there are fewer than two models, or their vocabularies differ.
+        ModelError: there are fewer than two models, or their token ids mean different tokens.
     """
 
-    def __init__(self, **models: Any):
+    def __init__(self, **models: ModelLike):
         if len(models) < 2:
             raise ModelError(
                 f"A set of models got {len(models)}; give at least two by name: ModelSet(base=..., chat=...)."
             )
         self.models: dict[str, TracedModel] = {name: load_model(model) for name, model in models.items()}
-        first_name, first = next(iter(self.models.items()))
-        for name, model in self.models.items():
-            if model.tokenizer.get_vocab() != first.tokenizer.get_vocab():
-                raise ModelError(
-                    f"'{name}' and '{first_name}' have different vocabularies, so their activations are not of the same tokens. "
-                    "Choose models of one family."
-                )
-        self.tokenizer = first.tokenizer
+        first = next(iter(self.models.values()))
+        self.tokenizer = self._common_tokenizer()
         self.device, self.dtype = first.device, first.dtype
         self.name = ", ".join(f"{name}: {model.name}" for name, model in self.models.items())
 
     def describe(self) -> dict[str, Any]:
-        """Returns what is kept in a checkpoint: the models, each with name, revision and dtype."""
+        """Returns what a checkpoint stores: the models, each with name, revision and dtype."""
         return {"name": self.name, "models": {name: model.describe() for name, model in self.models.items()}}
 
-    def sites(self, submodules: Any, side: Sides = "out") -> list[Site]:
-        """Returns the sites that are meant, each with its model's name.
+    def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
+        """Returns the sites that strings and patterns name, each with its model's name.
 
         Raises:
-            SiteError: a site names no model of the set, or is not in it.
+            SiteError: a site names no model of the set, or is not in its model.
         """
-        wanted: list[Any] = [submodules] if isinstance(submodules, (str, Site)) else list(submodules)
-        found: dict[Site, None] = {}
-        for item in wanted:
-            site = Site.parse(item, "out" if side == "in_and_out" else side)
-            owner, separator, path = site.path.partition(_SEPARATOR)
-            if separator and owner not in self.models:
-                raise SiteError(f"Site '{site}' names the model '{owner}'; the set has {', '.join(self.models)}.")
-            for name in [owner] if separator else self.models:
-                inner = site._replace(path=path) if separator else site
-                found.update((self._owned(name, match), None) for match in self.models[name].sites(inner, side))
-        return list(found)
+        return list(dict.fromkeys(site for sites in self._asked(submodules, side).values() for site in sites))
 
     def layers(self, layers: Sequence[int] | None = None, layer_stride: int = 1, *, side: Sides = "out") -> list[Site]:
         """Returns the sites of the layers of each model (see `TracedModel.layers`)."""
@@ -75,32 +68,31 @@ class ModelSet:
 
     def n_heads(self, site: Site | str) -> int:
         """Returns the number of attention heads at a site (see `TracedModel.n_heads`)."""
-        site = Site.parse(site)
-        model, inner = self._owners([site])[site]
+        ((model, inner),) = self._owners(site).values()
         return model.n_heads(inner)
 
-    def widths(self, sites: Sequence[Site]) -> dict[Site, int]:
+    def widths(self, sites: SitesLike) -> SiteDict[int]:
         """Returns the width of each site."""
-        return {site: model.widths([inner])[inner] for site, (model, inner) in self._owners(sites).items()}
+        return SiteDict({site: model.widths(inner)[inner] for site, (model, inner) in self._owners(sites).items()})
 
     def capture(
         self,
         input_ids: Int[Tensor, "batch ctx"],
-        attention_mask: Bool[Tensor, "batch ctx"] | None,
-        sites: Sequence[Site],
-    ) -> dict[Site, Float[Tensor, "batch ctx dim"]]:
+        attention_mask: MaskLike | None = None,
+        sites: SitesLike | None = None,
+    ) -> SiteDict[Float[Tensor, "batch ctx dim"]]:
         """Returns the activations at the sites, on the first model's device; each model reads the tokens once."""
-        owners = self._owners(sites)
+        owners = self._owners(self.layers() if sites is None else sites)
         found: dict[Site, Tensor] = {}
         for model in self.models.values():
             mine = {site: inner for site, (owner, inner) in owners.items() if owner is model}
             if mine:
                 values = model.capture(input_ids, attention_mask, list(mine.values()))
                 found.update({site: values[inner].to(self.device) for site, inner in mine.items()})
-        return {site: found[site] for site in sites}
+        return SiteDict({site: found[site] for site in owners})
 
-    def run(self, input_ids: Tensor, attention_mask: Tensor | None, edits: Mapping[Site, Any] | None = None) -> Tensor:
-        """Is refused: several models have no common prediction.
+    def run(self, inputs: Tensor, attention_mask: Any = None, edits: Mapping[Any, Any] | None = None) -> Tensor:
+        """Raises an error: several models have no common prediction.
 
         Raises:
             ModelError: always.
@@ -109,11 +101,52 @@ class ModelSet:
             "A set of models has no common prediction to measure losses on. Evaluate with n_fidelity_tokens=0, or one model at a time."
         )
 
-    def _owners(self, sites: Sequence[Site]) -> dict[Site, tuple[TracedModel, Site]]:
-        owners = {}
-        for site in sites:
-            name, _, path = site.path.partition(_SEPARATOR)
-            owners[site] = (self.models[name], site._replace(path=path))
+    def _common_tokenizer(self) -> Any:
+        """Returns the tokenizer whose tokens all models know, or None if no model has one.
+
+        Raises:
+            ModelError: two tokenizers give one id to different tokens, or one token different ids.
+        """
+        named = {name: m.tokenizer for name, m in self.models.items() if hasattr(m.tokenizer, "get_vocab")}
+        vocabularies = {name: tokenizer.get_vocab() for name, tokenizer in named.items()}
+        if not vocabularies:
+            return next(iter(self.models.values())).tokenizer
+        smallest = min(vocabularies, key=lambda name: len(vocabularies[name]))
+        for name, vocabulary in vocabularies.items():
+            if not vocabularies[smallest].items() <= vocabulary.items():
+                raise ModelError(
+                    f"'{name}' and '{smallest}' have different vocabularies, so their activations would be of different tokens. "
+                    "One may add tokens to the other, and nothing else. Choose models of one family."
+                )
+        if len({len(vocabulary) for vocabulary in vocabularies.values()}) > 1:
+            logger.info("The tokenizer of '%s' is used for all models; the others only add tokens to it.", smallest)
+        return named[smallest]
+
+    def _asked(self, submodules: SubmodulesLike, side: Sides = "out") -> dict[Site, list[Site]]:
+        """Returns each site that was asked for with the sites that it means, with the names of their models."""
+        if isinstance(submodules, nn.Module) or not isinstance(submodules, (str, Site, Sequence)):
+            raise SiteError(
+                f"Got a {type(submodules).__name__} as a site of several models; name it, as 'base/model.layers.10'."
+            )
+        meant: dict[Site, list[Site]] = {}
+        for site in parse_sites(submodules, "out" if side == "in_and_out" else side):  # pyright: ignore[reportArgumentType]
+            owner, separator, path = site.path.partition(_SEPARATOR)
+            if separator and owner not in self.models:
+                raise SiteError(f"Site '{site}' names the model '{owner}'; the set has {', '.join(self.models)}.")
+            inner = site._replace(path=path) if separator else site
+            names = [owner] if separator else list(self.models)
+            meant[site] = [self._owned(name, match) for name in names for match in self.models[name].sites(inner, side)]
+        return meant
+
+    def _owners(self, sites: SitesLike) -> dict[Site, tuple[TracedModel, Site]]:
+        """Returns the model of each site, and the site in that model."""
+        owners: dict[Site, tuple[TracedModel, Site]] = {}
+        for site in parse_sites(sites):
+            name, separator, path = site.path.partition(_SEPARATOR)
+            # what is named in full stays as it is asked for; the rest is looked up
+            for full in [site] if separator and name in self.models else self._asked(site)[site]:
+                owner, _, path = full.path.partition(_SEPARATOR)
+                owners[full] = (self.models[owner], full._replace(path=path))
         return owners
 
     def _owned(self, name: str, site: Site) -> Site:

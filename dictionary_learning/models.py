@@ -1,10 +1,11 @@
-"""Models by name, or wrapped: a `TracedModel` reads and writes the activations of any model at any `Site`.
+"""Loads models by name or wraps model objects: a `TracedModel` reads and writes activations at any `Site`.
 
-* `capture` runs one forward pass for all sites and stops it after the last of them;
-* `run` goes to the prediction, and hands each site's value to a function that may replace it.
+* `capture` runs one forward pass for all sites, which stops after the last of them;
+* `run` goes on to the prediction, and passes each site's activations to a function that may replace
+  them.
 
-Both take what the model takes: token ids and a mask, or for any other module the arguments to call it with. A model object of
-the caller's is never changed.
+Both take what the model takes: token ids and a mask, or any other module's arguments. The caller's
+model object is never changed.
 """
 
 import os
@@ -14,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dictionary_learning.capture.model import TracedModel
+from dictionary_learning._types import ModelLike
+from dictionary_learning.capture import Edit, InputsLike, TracedModel
 from dictionary_learning.capture.remote import RemoteTracer
-from dictionary_learning.capture.tracing import Edit
 from dictionary_learning.errors import ModelError
-from dictionary_learning.hardware import default_device
+from dictionary_learning.hardware import as_device
 from dictionary_learning.hf_models import load_pretrained, load_tokenizer, takes_text
 from dictionary_learning.module_io import Channels
 
-__all__ = ["Edit", "TracedModel", "load_model"]
+__all__ = ["Edit", "InputsLike", "TracedModel", "load_model"]
 
 if TYPE_CHECKING:
     _Model = TracedModel
 else:
-    _Model = Any  # a `ModelSet` passes for a model where only activations are asked for
+    _Model = Any  # a `ModelSet` is returned as it is, and serves where only activations are needed
 
 
 def load_model(
-    model: Any,
+    model: ModelLike,
     *,
     tokenizer: Any = None,
     device: torch.device | str | None = None,
@@ -46,71 +47,59 @@ def load_model(
 
     Args:
         model: a name on the Hugging Face hub, a local folder, a GGUF file, nnsight's `LanguageModel`,
-            `TransformersModel` or `NNsight`, a Hugging Face model, any `torch.nn.Module`, or a `TracedModel`, which is returned
-            as it is.
-        tokenizer: the tokenizer, or its name; needed with a model object that brings none, where text will be fed.
-        device: where a model given by name is put; the accelerator if there is one. Objects stay where they are.
-        dtype: of a model given by name; bfloat16 where the device is fast at it, else float32.
+            `TransformersModel` or `NNsight`, a Hugging Face model, any `torch.nn.Module`, or a
+            `TracedModel` or `ModelSet`, which is returned as it is.
+        tokenizer: the tokenizer, a processor that holds one, or its name; required for text with a
+            model object that has none.
+        device: of a model loaded by name; by default the accelerator if there is one. Objects stay
+            where they are.
+        dtype: of a model loaded by name; by default bfloat16 where the device is fast at it, else
+            float32.
         revision: branch, tag or commit on the hub.
-        example: some inputs of a model that takes no token ids (see `TracedModel`).
+        example: inputs of a model that takes no token ids (see `TracedModel`).
         channels: where the model's maps have their channels (see `TracedModel`).
-        remote: runs a model given by name on NDIF's servers (True) or another (its URL), without its weights here; "local" does all
-            that a remote run does, and runs it here.
+        remote: runs a model on NDIF's servers (True) or another (its URL), without its weights here;
+            "local" does everything that a remote run does, in this process.
         options: passed on to `from_pretrained`, as `device_map` or `quantization_config`.
 
     Raises:
-        ModelError: the model or tokenizer is not there, or cannot be used.
+        ModelError: the model or tokenizer does not exist, or cannot be used.
+        ConfigError: there is no such device.
     """
-    if isinstance(model, TracedModel) or hasattr(model, "capture"):  # as a `ModelSet` has, too
-        return model
-    if isinstance(model, (str, os.PathLike)):
-        return _by_name(str(model), tokenizer, device, dtype, revision, example, channels, remote, options)
+    if isinstance(model, TracedModel) or hasattr(model, "capture"):  # a `ModelSet`
+        return model  # pyright: ignore[reportReturnType]
+    if not isinstance(model, (str, os.PathLike)):
+        if remote:
+            raise ModelError(
+                f"Got a {type(model).__name__} with remote={remote!r}; a server knows models by name. Give the name on the hub."
+            )
+        return _wrap(model, tokenizer, example, channels)
+    name = str(model)
+    known = Path(name).stem if name.endswith(".gguf") else name  # a GGUF file has the same name in every folder
+    if isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(tokenizer)
     if remote:
-        raise ModelError(
-            f"Got a {type(model).__name__} with remote={remote!r}; a server knows models by name. Give the name on the hub."
-        )
-    return _by_object(model, tokenizer, example, channels)
+        tokenizer = tokenizer or load_tokenizer(name, revision)
+        tracer = RemoteTracer(name, tokenizer, revision=revision, remote=remote, options=options)
+        return TracedModel(tracer.module, tokenizer, name=known, revision=revision, tracer=tracer)
+    module = load_pretrained(name, as_device(device), dtype, revision, options)
+    if tokenizer is None and takes_text(module):
+        tokenizer = load_tokenizer(name, revision)
+    return TracedModel(module, tokenizer, name=known, revision=revision, example=example, channels=channels)
 
 
-def _by_object(model: Any, tokenizer: Any, example: Any, channels: Channels | None) -> TracedModel:
+def _wrap(model: Any, tokenizer: Any, example: Any, channels: Channels | None) -> TracedModel:
     module = model if isinstance(model, nn.Module) else getattr(model, "_module", None)
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"Got a {type(model).__name__} as the model; give a name, a folder, a GGUF file, a Hugging Face model, another "
             "torch.nn.Module, or an nnsight LanguageModel, TransformersModel or NNsight."
         )
-    if not isinstance(model, nn.Module) and getattr(model, "dispatched", True) is False:
-        model.dispatch()  # nnsight leaves parameters on `meta` until they are needed
-        module = model._module
-    if tokenizer is None and not isinstance(model, nn.Module):
-        tokenizer = model.__dict__.get("tokenizer")
+    if not isinstance(model, nn.Module):
+        if getattr(model, "dispatched", True) is False:
+            model.dispatch()  # nnsight leaves parameters on `meta` until they are needed
+            module = model._module
+        tokenizer = model.__dict__.get("tokenizer") if tokenizer is None else tokenizer
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
     return TracedModel(module, tokenizer, example=example, channels=channels)
-
-
-def _by_name(
-    name: str,
-    tokenizer: Any,
-    device: torch.device | str | None,
-    dtype: torch.dtype | str | None,
-    revision: str | None,
-    example: Any,
-    channels: Channels | None,
-    remote: bool | str,
-    options: dict[str, Any],
-) -> TracedModel:
-    # a GGUF file is known by its name, wherever it lies
-    known = Path(name).stem if name.endswith(".gguf") else name
-    if remote:
-        tokenizer = (
-            load_tokenizer(tokenizer or name, revision) if not tokenizer or isinstance(tokenizer, str) else tokenizer
-        )
-        tracer = RemoteTracer(name, tokenizer, revision=revision, remote=remote, options=options)
-        return TracedModel(tracer.module, tokenizer, name=known, revision=revision, tracer=tracer)
-    module = load_pretrained(name, torch.device(device or default_device()), dtype, revision, options)
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer)
-    elif tokenizer is None and takes_text(module):
-        tokenizer = load_tokenizer(name, revision)
-    return TracedModel(module, tokenizer, name=known, revision=revision, example=example, channels=channels)

@@ -1,17 +1,18 @@
-"""The activations inside what a module gives or takes, and models that share their tensors.
+"""Activations inside a module's inputs and outputs.
 
-A module's output is a tensor, or a tuple, named tuple, list or transformers' `ModelOutput` with a tensor somewhere in it; its
-inputs are positional and keyword arguments. `hidden` finds the activations in any of these, and `with_hidden` puts others in
-their place, in the same structure.
+An output is a tensor, or a tuple, named tuple, list or transformers' `ModelOutput` that holds one;
+inputs are positional and keyword arguments. `hidden` finds the activations in any of these, and
+`with_hidden` replaces them without changing the structure.
 
-Activations have a batch first. What follows is brought to (batch, positions, dim) and back by `flat` and `unflat`: a vector is
-one position, a map (batch, height, width, dim) has height * width of them.
+Activations have the batch first. `flat` brings them to (batch, positions, dim), and `unflat` back:
+a vector is one position, a map (batch, height, width, dim) has height * width of them, and the rows
+of a mixture of experts (batch * ctx, dim) are the tokens.
 """
 
 import copy
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,11 +22,11 @@ from dictionary_learning.errors import SiteError
 from dictionary_learning.sites import Site
 
 Channels = Literal["first", "last"]
-"""Where maps of activations have their channels: (batch, dim, height, width), or (batch, height, width, dim)."""
+"""Where maps have their channels: (batch, dim, height, width), or (batch, height, width, dim)."""
 
 
 def hidden_or_none(value: Any, index: int = 0) -> Tensor | None:
-    """Returns the activations in a module's value: the tensor, or the first in the n-th part of a tuple or model output."""
+    """Returns the tensor itself, or the first tensor in the n-th part of a tuple or model output."""
     if isinstance(value, Tensor):
         return value if index == 0 else None
     parts = list(value.values()) if isinstance(value, Mapping) else value
@@ -35,19 +36,17 @@ def hidden_or_none(value: Any, index: int = 0) -> Tensor | None:
 
 
 def hidden(value: Any, index: int = 0) -> Tensor:
-    """Returns the activations in a module's value that is known to hold some."""
+    """Returns the activations in a value in which the probe found some."""
     tensor = hidden_or_none(value, index)
-    assert tensor is not None, "the probe has seen a tensor here"
+    assert tensor is not None, "the probe found a tensor here"
     return tensor
 
 
 def with_hidden(value: Any, new: Tensor, index: int = 0) -> Any:
-    """Returns the module's value with its activations replaced, in the same structure and dtype.
-
-    A bare tensor where a tuple was would be unpacked along the batch by the next module, without an error.
-    """
+    """Returns a module's value with its activations replaced, in the same structure and dtype."""
     if isinstance(value, Tensor):
         return new.to(value.dtype)
+    # a bare tensor in place of a tuple would be unpacked along the batch by the next module, silently
     if isinstance(value, (tuple, list)):
         parts = [*value[:index], with_hidden(value[index], new), *value[index + 1 :]]
         if isinstance(value, list):
@@ -60,12 +59,10 @@ def with_hidden(value: Any, new: Tensor, index: int = 0) -> Any:
 
 
 def inputs_in_order(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[int | str, Any]:
-    """Returns what a module was called with: positions first, then keywords in the order in which its `forward` lists them.
-
-    A caller may give the keywords in any order, as (cos, sin) before the hidden states.
-    """
+    """Returns a module's arguments: by position, then by name in the order of `forward`'s parameters."""
     listed = _parameters(type(module))
-    known = sorted(kwargs, key=lambda name: listed.get(name, len(listed)))  # others as they came: sorting is stable
+    # callers order keywords freely, as (cos, sin) before the hidden states; unknown ones keep their order
+    known = sorted(kwargs, key=lambda name: listed.get(name, len(listed)))
     return {**dict(enumerate(args)), **{name: kwargs[name] for name in known}}
 
 
@@ -85,10 +82,18 @@ def with_input(
     return tuple(args), {**kwargs, key: with_hidden(kwargs[key], new)}
 
 
-def flat(x: Tensor, channels: Channels | None = None) -> Tensor:
-    """Returns activations as (batch, positions, dim)."""
+def flat(x: Tensor, channels: Channels | None = None, ctx_len: int | None = None) -> Tensor:
+    """Returns activations as (batch, positions, dim).
+
+    Args:
+        x: the activations in a module's own form.
+        channels: where maps have their channels.
+        ctx_len: tokens in a context, if the model reads text.
+    """
     if x.ndim == 2:
-        return x.unsqueeze(1)
+        if ctx_len and x.shape[0] % ctx_len == 0:
+            return x.unflatten(0, (-1, ctx_len))  # (batch * ctx, dim), as in a mixture of experts
+        return x.unsqueeze(1)  # (batch, dim)
     if x.ndim > 3 and channels == "first":
         return x.flatten(2).transpose(1, 2)
     return x.flatten(1, -2)
@@ -97,29 +102,35 @@ def flat(x: Tensor, channels: Channels | None = None) -> Tensor:
 def unflat(x: Tensor, like: Tensor, channels: Channels | None = None) -> Tensor:
     """Returns activations (batch, positions, dim) in the form of `like`: the inverse of `flat`."""
     if like.ndim > 3 and channels == "first":
-        x = x.transpose(1, 2).contiguous()  # other strides are other kernels, and other bits
+        x = x.transpose(1, 2).contiguous()  # other strides mean other kernels, and other bits
     return x.reshape(like.shape)
 
 
-def replaced(x: Tensor, new: Tensor | None, changed: bool, site: Site) -> Tensor | None:
-    """Returns what takes the place of activations, after an edit was given a copy of them.
+def apply_edit(edit: Callable[[Tensor], Any], x: Tensor, site: Site) -> Tensor | None:
+    """Returns what an edit makes of activations; None if it leaves them unchanged.
 
     Args:
-        x: what the edit was given.
-        new: what it returned.
-        changed: whether it changed what it was given.
-        site: where that was.
+        edit: the edit.
+        x: a copy of the activations, which the edit may change in place.
+        site: where the activations are.
 
     Raises:
-        SiteError: the edit returned another shape, or changed the copy and returned nothing.
+        SiteError: the edit did not return a tensor of the same shape, or None with `x` unchanged.
     """
+    version = _version(x)
+    new = edit(x)
     if new is None:
-        if changed:
+        if _version(x) != version:
             raise SiteError(
-                f"The edit at '{site}' changed what it was given and returned nothing, so the model would not see the change. "
-                "Return the changed tensor."
+                f"The edit at '{site}' changed its argument in place and returned nothing, so the model would not see "
+                "the change. Return the changed tensor."
             )
         return None
+    if not isinstance(new, Tensor):
+        raise SiteError(
+            f"The edit at '{site}' returned a {type(new).__name__}; return a tensor of shape {tuple(x.shape)}, or None "
+            "to leave the activations unchanged."
+        )
     if new.shape != x.shape:
         raise SiteError(
             f"The edit at '{site}' returned {tuple(new.shape)} for {tuple(x.shape)}; return the same shape."
@@ -127,25 +138,18 @@ def replaced(x: Tensor, new: Tensor | None, changed: bool, site: Site) -> Tensor
     return new
 
 
-def skeleton(module: nn.Module) -> nn.Module:
-    """Returns a second tree of modules that shares every tensor with this one, frozen and in evaluation mode."""
-    if any(hasattr(part, "_hf_hook") for part in module.modules()):
-        return module.eval().requires_grad_(False)  # accelerate's hooks are bound to the modules they sit on
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
-    for parameter in module.parameters():
-        plain = type(parameter) is nn.Parameter
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if plain else parameter
-    return copy.deepcopy(module, memo).eval()
-
-
 def device_of(module: nn.Module) -> torch.device:
-    """Returns where a model takes its inputs: the device of its first parameter, or where accelerate runs it."""
+    """Returns the device of a model's inputs: of its first parameter, or where accelerate runs it."""
     places = getattr(module, "hf_device_map", None) or {}
     for place in places.values():
         if place not in ("cpu", "disk", "meta"):
             return torch.device(place)
     first = next((p.device for p in module.parameters()), torch.device("cpu"))
     return torch.device("cpu") if places else first
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 @functools.cache

@@ -1,88 +1,148 @@
 """Sites: the places in a model where activations are read and written.
 
-A site is a module's path and a side of it: `"model.layers.10:out"` is what layer 10 returns,
-`"model.layers.10.mlp:in"` what its MLP is given. Without a side, `out` is meant. A module that returns a tuple, or takes
-several inputs, has a site for each: `"model.layers.10.self_attn:out[1]"`; without a number the first is meant.
-`"model.layers.10:heads"` is what the layer's attention heads return, before they are projected back: the model finds where
-that is. `"embedding"` is the model's input embedding, whatever its module is called.
+A site is a module's path and a side of it: `"model.layers.10:out"` is the output of layer 10,
+`"model.layers.10.mlp:in"` is the input of its MLP. The default side is `out`. Where a module
+returns a tuple or has several inputs, `"model.layers.10.self_attn:out[1]"` is the second; the
+default is the first. Where a forward pass runs a module several times, as ALBERT its shared layer,
+`"encoder.layer:out@2"` is its third call. `"model.layers.10:heads"` is the outputs of the layer's
+attention heads before the output projection, and `"embedding"` the input embedding, wherever they
+are in the model.
 
-Patterns name several modules at once. Each part between dots is matched as a file name is (`*`, `?`, `[0-3]`); `**`
-stands for any number of parts. The path may leave out what comes before it, as the prefix of the base model:
-`"h.*.attn"` finds `"transformer.h.0.attn"` and its like. Sites come in natural order: layer 2 before layer 10.
+A pattern names several modules. Each part between dots is matched like a file name (`*`, `?`,
+`[0-3]`); `**` matches any number of parts. The first parts may be left out: `"h.*.attn"` finds
+`"transformer.h.0.attn"`. Matches come in natural order: layer 2 before layer 10.
 """
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
+from dictionary_learning._types import SitesLike
 from dictionary_learning.errors import SiteError, did_you_mean
 
 Side = Literal["in", "out", "heads"]
 Sides = Literal["in", "out", "heads", "in_and_out"]
-"""What is meant where only modules are named; `in_and_out` is two sites for each."""
+"""The side of modules that name none; `in_and_out` means two sites for each."""
+V = TypeVar("V")
 
 
-class Site(NamedTuple):
-    """A module's path, the side of it that is read or written, and which of the values there."""
-
+class _SiteFields(NamedTuple):
     path: str
-    """The module's dotted path in the model, as `named_modules()` gives it; "" is the model itself."""
+    """The module's dotted path in the model, as in `named_modules()`; "" is the model itself."""
     side: Side = "out"
-    """`in`: what the module is given; `out`: what it returns; `heads`: the outputs of the attention heads inside it."""
+    """`in`: the module's input; `out`: its output; `heads`: outputs of attention heads inside it."""
     index: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Which of several: the n-th input (positions first, then keywords as `forward` lists them), or the n-th of a tuple."""
+    """The n-th value of a tuple, or the n-th input (positional ones first, then keywords in the
+    order of `forward`'s parameters)."""
+    call: int | None = None
+    """The n-th call of the module in a forward pass; None for all calls."""
+
+
+class Site(_SiteFields):
+    """A place in a model: a module's path, a side of it, and which value there.
+
+    Raises:
+        SiteError: a field has a value that it cannot have.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, path: str, side: Side = "out", index: int = 0, call: int | None = None) -> "Site":
+        counts_right = all(isinstance(n, int) and n >= 0 for n in (index, call or 0))
+        if not isinstance(path, str) or side not in get_args(Side) or not counts_right or (side == "heads" and index):
+            raise SiteError(
+                f"Got Site({path!r}, {side!r}, {index!r}, {call!r}). It needs the path of a module, a side ('in', "
+                "'out' or 'heads'), and from 0 on the index in a tuple (not with 'heads') and the call."
+            )
+        return super().__new__(cls, path, side, index, call)
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.side}" + (f"[{self.index}]" if self.index else "")
+        index, call = f"[{self.index}]" if self.index else "", "" if self.call is None else f"@{self.call}"
+        return f"{self.path}:{self.side}{index}{call}"
 
     @classmethod
     def parse(cls, text: "str | Site", default: Side = "out") -> "Site":
-        """Reads "path", "path:in", "path:out", "path:out[1]" or "path:heads".
+        """Reads "path", "path:in", "path:out", "path:out[1]", "path:out@2" or "path:heads".
 
         Raises:
-            SiteError: what stands behind the colon is none of these, or a list of hidden states is meant.
+            SiteError: the text is none of these, or names a list of hidden states.
         """
         if isinstance(text, Site):
             return text
+        if not isinstance(text, str):
+            raise SiteError(f"Got {text!r} as a site. Write a string such as 'model.layers.10:out', or a Site.")
         path, colon, side = text.partition(":")
         _refuse_hidden_states(path)
         if not colon:
             return cls(path, default)
-        match = re.fullmatch(r"(in|out)(?:\[(\d+)\])?|heads", side)
+        match = re.fullmatch(r"(?:(in|out)(?:\[(\d+)\])?|heads)(?:@(\d+))?", side)
         if match is None:
             raise SiteError(
-                f"Site '{text}' ends in ':{side}'; a site ends in ':in' or ':out', as ':out[1]' for the second of a tuple, "
-                f"or in ':heads'. Write '{path}:out'."
+                f"Site '{text}' ends in ':{side}'; a site ends in ':in', ':out' or ':heads', with ':out[1]' for the "
+                f"second value of a tuple and ':out@1' for the module's second call. Write '{path}:out'."
             )
         named: dict[str | None, Side] = {"in": "in", "out": "out", None: "heads"}
-        return cls(path, named[match[1]], int(match[2] or 0))
+        return cls(path, named[match[1]], int(match[2] or 0), None if match[3] is None else int(match[3]))
 
 
-def expand(
-    patterns: "str | Site | Sequence[str | Site]",
-    paths: Iterable[str],
-    *,
-    model: str = "the model",
-    default: Side = "out",
-) -> list[Site]:
-    """Returns the sites that the patterns name, each once: as listed, and each pattern's matches in natural order.
+class SiteDict(dict[Site, V]):
+    """Values by site. A string finds its site: `values["model.layers.3"]`, or `values["layers.3"]`."""
+
+    def __init__(self, values: Mapping[str, V] | Mapping[Site, V] | Iterable[tuple[Site | str, V]] = ()):
+        super().__init__({Site.parse(site): value for site, value in dict(values).items()})
+
+    def _key(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return key
+        site = Site.parse(key)
+        if dict.__contains__(self, site):
+            return site
+        near = [s for s in self if s[1:] == site[1:] and _matches(site.path, [s.path])]
+        return near[0] if len(near) == 1 else site
+
+    def __getitem__(self, key: Site | str) -> V:
+        try:
+            return super().__getitem__(self._key(key))
+        except KeyError:
+            raise KeyError(
+                f"'{key}' is not among the sites {', '.join(map(str, self)) or '(there are none)'}."
+            ) from None
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(self._key(key))
+
+    def get(self, key: Site | str, default: Any = None) -> Any:
+        """Returns the value at a site, or the default."""
+        return super().get(self._key(key), default)
+
+
+def parse_sites(sites: SitesLike, default: Side = "out") -> list[Site]:
+    """Returns the sites, or patterns of sites, as a list.
+
+    Raises:
+        SiteError: something is neither a site nor a string.
+    """
+    several = isinstance(sites, Iterable) and not isinstance(sites, (str, Site))
+    items: Iterable[str | Site] = sites if several else [sites]  # pyright: ignore[reportAssignmentType]
+    return [Site.parse(site, default) for site in items]
+
+
+def expand(patterns: SitesLike, paths: Iterable[str], *, model: str = "the model", default: Side = "out") -> list[Site]:
+    """Returns the sites that the patterns name, each once; each pattern's matches in natural order.
 
     Args:
         patterns: a site, a pattern, or several of them.
         paths: the paths of the model's modules.
-        model: what to call the model in an error.
+        model: the model's name in errors.
         default: the side of a pattern that names none.
 
     Raises:
-        SiteError: a pattern finds no module, or none was given.
+        SiteError: a pattern finds no module, or there is no pattern.
     """
-    if isinstance(patterns, (str, Site)):
-        patterns = [patterns]
     paths = list(paths)
     found: dict[Site, None] = {}
-    for pattern in patterns:
-        site = Site.parse(pattern, default)
+    for site in parse_sites(patterns, default):
         matches = [site.path] if site.path in paths else sorted(_matches(site.path, paths), key=natural_key)
         if not matches:
             raise SiteError(_not_found(site, paths, model))
@@ -108,16 +168,16 @@ def _refuse_hidden_states(path: str) -> None:
     else:
         n = int(match[1])
         meant = (
-            f"hidden_states[{n}] is the output of layer {n - 1}, which layer {n} is given: name 'layers.{n - 1}:out'; "
-            f"but where layer {n - 1} is the last, most models return it after the final norm: name that norm's ':out'."
+            f"hidden_states[{n}] is the output of layer {n - 1} and the input of layer {n}: name 'layers.{n - 1}:out'. "
+            f"Where layer {n - 1} is the last, most models return it after the final norm: name that norm's ':out'."
         )
-    raise SiteError(f"Site '{path}' counts hidden states, of which there is one more than there are layers. {meant}")
+    raise SiteError(f"Site '{path}' counts hidden states; there is one more of them than layers. {meant}")
 
 
 def _matches(pattern: str, paths: list[str]) -> list[str]:
     parts = pattern.split(".")
     whole = [path for path in paths if _match_parts(path.split("."), parts)]
-    # a pattern may start below the base model's prefix, but an exact start wins
+    # a pattern may leave out the base model's prefix, but a match of the whole path wins
     return whole or [path for path in paths if _match_parts(path.split("."), ["**", *parts])]
 
 

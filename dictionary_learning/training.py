@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._plain import to_plain
 from dictionary_learning.activations.stream import ActivationStream
 from dictionary_learning.config import BaseConfig, coerce
-from dictionary_learning.dictionaries import Dictionary, save_dictionary
+from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.hardware import default_device, keep_freed_memory
 from dictionary_learning.loggers import (
@@ -105,6 +106,7 @@ def trainSAE(
         raise ConfigError(f"Got autocast_dtype={autocast_dtype!r}; give a dtype, such as torch.bfloat16.")
     if device.type == "cpu":
         keep_freed_memory()
+    run_cfg = None if run_cfg is None else to_plain(run_cfg, "run_cfg")
     stream = ActivationStream(data, split_by_head=activations_split_by_head)
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
     jobs = training_jobs(trainer_configs, stream, steps, device, normalize_activations, wiring)
@@ -138,7 +140,7 @@ def trainSAE(
                 _save(jobs, data, run_cfg, save_dir, "checkpoints/latest")
         for job in jobs:
             job.trainer.finish()
-        dictionaries = [job.export() for job in jobs]
+        dictionaries = [_exported(job, data, run_cfg) for job in jobs]
         # before the loggers close: their failures must not cost the weights
         if save_dir is not None:
             _save(jobs, data, run_cfg, save_dir)
@@ -251,6 +253,13 @@ def _figures(job: TrainingJob) -> dict[str, float]:
     return dict(zip(figures, values, strict=True))
 
 
+def _exported(job: TrainingJob, data: Any, run_cfg: Mapping[str, Any] | None) -> Dictionary:
+    """Returns the dictionary for use, which knows its site, model and settings."""
+    dictionary = job.export()
+    dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
+    return dictionary
+
+
 def _sections(job: TrainingJob, data: Any, run_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what is saved beside the dictionary."""
     sections: dict[str, Any] = {
@@ -277,9 +286,9 @@ def _save(
     part: str = "",
 ) -> None:
     for number, job in enumerate(jobs):
-        dictionary = job.export()
+        dictionary = _exported(job, data, run_cfg)
         if not _nonfinite_names(dictionary):  # a dictionary with NaN is never written
-            save_dictionary(dictionary, Path(save_dir) / f"trainer_{number}" / part, _sections(job, data, run_cfg))
+            save_dictionary(dictionary, Path(save_dir) / f"trainer_{number}" / part)
 
 
 def _nonfinite_names(dictionary: Dictionary) -> list[str]:

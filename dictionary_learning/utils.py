@@ -1,5 +1,6 @@
-"""An old address: dictionaries are loaded by `dictionary_learning.dictionaries`, text and tokens come from `dictionary_learning.data`."""
+"""An old address; `load_dictionary` returns (dictionary, config) here."""
 
+from dictionary_learning.compat.loading import load_dictionary
 from dictionary_learning.data.generators import (
     hf_dataset_to_generator,
     hf_mixed_dataset_to_generator,
@@ -9,7 +10,6 @@ from dictionary_learning.data.generators import (
     zst_to_generator,
 )
 from dictionary_learning.data.pretokenized import chunk_and_tokenize
-from dictionary_learning.dictionaries import load_dictionary
 
 __all__ = [
     "chunk_and_tokenize",

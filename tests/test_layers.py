@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"errors", "_types"},
+    {"_plain"},
     {"config", "latents", "sites", "hardware", "disk"},
     {"ops", "parallel", "module_io", "hf_models"},
     {"capture"},
@@ -25,6 +26,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OLD_ADDRESSES = {"dictionary", "grad_pursuit", "utils", "pytorch_buffer", "__init__", "__main__"}
+TYPES_ONLY = {"_types"}  # imports names for annotations alone, which may come from anywhere
 ALLOWED_IN = {
     "nnsight": {"capture/tracing.py", "capture/remote.py"},
     "datasets": {"data/hub.py", "_types.py"},

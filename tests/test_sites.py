@@ -16,7 +16,7 @@ def test_parse_reads_path_and_side():
 
 
 def test_parse_refuses_another_side():
-    with pytest.raises(SiteError, match="':in' or ':out'"):
+    with pytest.raises(SiteError, match="a site ends in ':in', ':out' or ':heads'"):
         Site.parse("a.b:output")
 
 

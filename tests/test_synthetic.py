@@ -141,4 +141,4 @@ def test_stream_trains_a_dictionary_that_finds_features(tmp_path):
     )
     untrained = AutoEncoderTopK(32, 48, 4)
     assert ground_truth(dictionary, data, n_tokens=2000).mcc > ground_truth(untrained, data, n_tokens=2000).mcc + 0.1
-    assert load_dictionary(tmp_path / "trainer_0")[1]["site"] == "synthetic:out"
+    assert load_dictionary(tmp_path / "trainer_0").info.config["site"] == "synthetic:out"

@@ -89,7 +89,8 @@ def test_saved_files_hold_everything(tmp_path):
     (dictionary,) = train(
         TrainerTopK.Config(k=2, lr=1e-3), data, 20, save_dir=tmp_path, save_steps=[5], run_cfg={"note": "x"}
     )
-    loaded, config = load_dictionary(tmp_path / "trainer_0")
+    loaded = load_dictionary(tmp_path / "trainer_0")
+    config = loaded.info.config
     assert same(loaded, dictionary)
     assert config["site"] == "model.layers.1:out"
     assert config["trainer"]["lr"] == 1e-3
@@ -100,7 +101,7 @@ def test_saved_files_hold_everything(tmp_path):
     assert config["run"] == {"note": "x"}
     assert config["trained"] == {"step": 20, "steps": 20}
     assert "torch" in config["versions"]
-    _, early = load_dictionary(tmp_path / "trainer_0" / "checkpoints" / "step_5")
+    early = load_dictionary(tmp_path / "trainer_0" / "checkpoints" / "step_5").info.config
     assert early["trained"]["step"] == 5
 
 
@@ -121,7 +122,8 @@ def test_normalized_training_gives_dictionaries_of_raw_activations(tmp_path, sca
     x = batches[-1]
     fvu = (dictionary(x) - x).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert fvu < 0.5
-    loaded, config = load_dictionary(tmp_path / "trainer_0")
+    loaded = load_dictionary(tmp_path / "trainer_0")
+    config = loaded.info.config
     assert torch.equal(loaded(x), dictionary(x))
     factor = torch.cat(batches).pow(2).sum(-1).mean().sqrt()
     (described,) = config["normalization"].values()
@@ -227,6 +229,6 @@ def test_failed_run_closes_its_loggers():
 def test_normalization_is_the_config_s_then_the_method_s_then_the_run_s(tmp_path, config, normalize, expected):
     config = {"dict_size": 64, **config, **({"k": 4} if config["trainer"] == "top_k" else {})}
     train(config, list(Planted().batches(3, 128)), 3, normalize_activations=normalize, save_dir=tmp_path)
-    _, saved = load_dictionary(tmp_path / "trainer_0")
+    saved = load_dictionary(tmp_path / "trainer_0").info.config
     (described,) = saved["normalization"].values()
     assert described["name"] == expected == saved["trainer"]["normalize"]

@@ -144,7 +144,7 @@ class TestModelSet:
         with pytest.raises(ModelError, match="at least two"):
             ModelSet(base=traced())
         other = tokenizer()
-        other.add_tokens(["another"])
+        other.get_vocab = lambda: {"another": 0}
         with pytest.raises(ModelError, match="different vocabularies"):
             ModelSet(a=traced(), b=TracedModel(model(), other))
         both = ModelSet(a=traced(), b=traced(seed=1))

@@ -1,5 +1,7 @@
-"""How activations are read from a model and written into it."""
+"""Reads activations from a model, and writes others into it."""
 
+from dictionary_learning.capture.inputs import InputsLike, MaskLike, ModelInputs
 from dictionary_learning.capture.model import TracedModel
+from dictionary_learning.capture.tracing import Edit
 
-__all__ = ["TracedModel"]
+__all__ = ["Edit", "InputsLike", "MaskLike", "ModelInputs", "TracedModel"]

@@ -1,50 +1,61 @@
 """A model whose activations can be read and replaced at any `Site`.
 
-What is traced is a skeleton of the caller's model, a second tree of modules that shares every tensor with the first: nnsight's
-controllers, evaluation mode and frozen parameters are the skeleton's. (A model that accelerate has spread over devices is the
-exception: its hooks are bound to its modules, and it is traced itself.)
-
-In which order the modules run, and how wide each site is, is found by one forward pass over two tokens, or over one example,
-with ordinary hooks.
+What is traced is a skeleton of the caller's model (see `skeleton.py`), which is built again when the
+model has changed. In which order the modules run, how often, and how wide each site is, is found by
+one forward pass over two tokens, or over one example, with ordinary hooks.
 """
 
+import collections
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning.capture.feeding import PROBE_TOKENS, Call, Feeder
-from dictionary_learning.capture.heads import head_shape, heads_site
-from dictionary_learning.capture.hookpoints import EMBEDDING, choose_layers, embedding_paths, layer_paths
-from dictionary_learning.capture.probing import changes_output, checked_width, shapes_of
+from dictionary_learning._types import SitesLike, SubmodulesLike
+from dictionary_learning.capture.hookpoints import (
+    EMBEDDING,
+    choose_layers,
+    embedding_paths,
+    head_shape,
+    heads_site,
+    layer_paths,
+)
+from dictionary_learning.capture.inputs import PROBE_TOKENS, InputBuilder, InputsLike, MaskLike, ModelInputs
+from dictionary_learning.capture.probing import changes_output, checked_width, record_shapes, run
 from dictionary_learning.capture.remote import RemoteTracer
+from dictionary_learning.capture.skeleton import Snapshot, is_spread, skeleton
 from dictionary_learning.capture.tracing import Edit, Tracer
-from dictionary_learning.errors import SiteError
-from dictionary_learning.module_io import Channels, device_of, flat, skeleton
-from dictionary_learning.sites import Side, Sides, Site, expand
+from dictionary_learning.errors import ModelError, SiteError
+from dictionary_learning.module_io import Channels, device_of, flat
+from dictionary_learning.sites import Side, Sides, Site, SiteDict, expand, parse_sites
 
 logger = logging.getLogger(__name__)
 
 _HEADS_TOKENS = 4
 """Enough for a token to attend to another, whatever a model does with the first and the last."""
+_ROW_TOKENS = 8
+"""Tokens of each text with which the order of rows is checked: few stay in place by chance."""
 
 
 class TracedModel:
     """A model whose activations can be read and replaced at any site.
 
     Args:
-        module: the model; it is not changed.
-        tokenizer: its tokenizer, or None where no text will be fed.
-        name: the name kept with what is trained on it; by default the one that it was loaded under.
+        module: the model; it is not changed. What the caller changes in it later is followed.
+        tokenizer: its tokenizer, or a processor that holds one; None if no text will be read.
+        name: the name stored with what is trained on it; by default that of the hub or the class.
         revision: the revision that it was loaded at.
-        example: some inputs of a model that takes no token ids, as `{"pixel_values": images}`: the arguments to call it with, by
-            position (a tuple), by name (a mapping), or alone. Without one, the first batch that is captured takes its place.
-        channels: where activations of four dimensions have their channels: "last" (batch, height, width, dim), or "first" (batch,
-            dim, height, width), as in convolutional nets; where the shape leaves it open, it must be said.
+        example: inputs of a model that takes no token ids: a tuple of positional arguments, a mapping
+            of keyword arguments, as `{"pixel_values": images}`, or the only one. By default the first
+            batch that is captured.
+        channels: where maps of four dimensions have their channels: "last" (batch, height, width,
+            dim) or "first" (batch, dim, height, width), as in convolutional nets. Required where the
+            shape leaves it open.
         tracer: what traces the model, if it is not traced here.
     """
 
@@ -57,40 +68,82 @@ class TracedModel:
         revision: str | None = None,
         example: Any = None,
         channels: Channels | None = None,
-        tracer: Tracer | RemoteTracer | None = None,
+        tracer: RemoteTracer | None = None,
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds a tokenizer
         self.name = name or getattr(module, "name_or_path", "") or type(module).__name__
         self.revision = revision or getattr(getattr(module, "config", None), "_commit_hash", None)
-        self.module = skeleton(module) if tracer is None else module
         self.channels: Channels | None = channels
-        self._given = module
-        self._tracer = tracer or Tracer(self.module)
-        self._feeder = Feeder(self.module, self.name, self.device, example, reads_text=tokenizer is not None)
-        self._paths = [path for path, _ in module.named_modules()]
-        self._order: dict[Site, int] = {}
-        self._widths: dict[Site, int] = {}
-        self._places: dict[Site, Site] = {}  # where aliases are
+        self._original = module
+        self._remote = tracer
         self._tried: set[Site] = set()  # sites that are known to change the prediction, or not to
+        self._is_tracing = False
         self._lock = threading.RLock()  # one module cannot be traced from two threads at once
+        self._prepare(getattr(example, "inputs", example))
+
+    def _prepare(self, example: InputsLike | None) -> None:
+        """Builds the skeleton and forgets what is known of an earlier one."""
+        self.module = self._original if self._remote else skeleton(self._original)
+        self._tracer: Tracer | RemoteTracer = self._remote or Tracer(self.module)
+        self._snapshot = None if self._remote else Snapshot(self._original)
+        self._builder = InputBuilder(
+            self.module, self.name, self.device, example, reads_text=self.tokenizer is not None, channels=self.channels
+        )
+        self._paths = {path: None for path, _ in self._original.named_modules()}
+        self._shapes: dict[Site, torch.Size | None] = {}  # of each call, in order of execution
+        self._calls: dict[Site, list[Site]] = {}  # of each site, with the number of the call
+        self._widths: dict[Site, int] = {}  # of each call
+        self._places: dict[Site, Site] = {}  # of aliases
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Holds the model for one thread, and follows what has changed in it.
+
+        Raises:
+            ModelError: an edit uses the model that it edits.
+        """
+        with self._lock:
+            if self._is_tracing:
+                raise ModelError(
+                    f"An edit used {self.name} while it ran. Capture what the edit needs before the run, or use another model."
+                )
+            if self._snapshot and not self._snapshot.is_current():
+                logger.info(
+                    "%s has changed since it was last used; what is captured now is of the changed model.", self.name
+                )
+                self._prepare(self._builder.example)
+            yield
+
+    @contextmanager
+    def _tracing(self, inputs: InputsLike) -> Iterator[None]:
+        """Uses inputs as the example if there is none, and forgets them if they lead to an error."""
+        example = self._builder.example
+        try:
+            self._builder.remember(inputs)
+            yield
+        except Exception:
+            self._builder.example = example
+            raise
+        finally:
+            self._is_tracing = False
 
     @property
     def device(self) -> torch.device:
-        """Where inputs are put: the device of the first parameter; the CPU, where the model runs on a server."""
-        device = device_of(self.module)
+        """The device of inputs: that of the first parameter; the CPU if the model runs on a server."""
+        device = device_of(self._original)
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the first floating-point parameter."""
-        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        return next((p.dtype for p in self._original.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     def describe(self) -> dict[str, Any]:
-        """Returns what is kept in a checkpoint: name, revision and dtype."""
+        """Returns what a checkpoint stores of the model: name, revision and dtype."""
         return {"name": self.name, "revision": self.revision, "dtype": str(self.dtype).removeprefix("torch.")}
 
     def check_trained_on(self, model: Mapping[str, Any]) -> bool:
-        """Tells whether something was trained on this model, by what was kept of its model; logs a warning if not.
+        """Returns whether something was trained on this model; logs a warning if not.
 
         Args:
             model: the `describe()` of the model that it was trained on.
@@ -99,103 +152,93 @@ class TracedModel:
         other = [key for key in ("name", "revision") if model.get(key) and mine[key] and model[key] != mine[key]]
         if other:
             logger.warning(
-                "What was trained on %s is used with %s: its figures will be of another model. Load that one, if this was not meant.",
-                _called(model),
-                _called(mine),
+                "What was trained on %s is used with %s: its figures will be of another model. Load that one, if this was "
+                "not meant.",
+                _full_name(model),
+                _full_name(mine),
             )
         return not other
 
-    def sites(self, submodules: Any, side: Sides = "out") -> list[Site]:
-        """Returns the sites that are meant: strings and patterns, modules of the model, or a list of these.
+    def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
+        """Returns sites by strings and patterns, modules of the model, or a list of these.
 
         Args:
-            submodules: `"model.layers.[0-3].mlp:in"`, `"model.layers.0.self_attn:out[1]"`, `"model.layers.10:heads"`,
-                `"embedding"`, a `Site`, a `torch.nn.Module`, an nnsight envoy, or several.
-            side: the side of those that name none; `in_and_out` for the input and the output of each, one after the other, whichever
-                side they name.
+            submodules: `"model.layers.[0-3].mlp:in"`, `"model.layers.0.self_attn:out[1]"`,
+                `"model.layers.10:heads"`, `"embedding"`, a `Site`, a `torch.nn.Module`, an nnsight
+                envoy, or several.
+            side: the side of those that name none; `in_and_out` for the input and the output of each,
+                one after the other, whichever side they name.
 
         Raises:
             SiteError: something is not in this model.
         """
         several = isinstance(submodules, Sequence) and not isinstance(submodules, (str, Site))
         default: Side = "out" if side == "in_and_out" else side
-        with self._lock:
-            wanted = [self._alias(self._site(item, default)) for item in (submodules if several else [submodules])]
-            found = [self._resolved(s) for s in expand(wanted, self._paths, model=type(self._given).__name__)]
+        with self._exclusive():
+            items: Any = submodules if several else [submodules]
+            wanted = [self._alias(self._site(item, default)) for item in items]
+            found = [self._place(site) for site in expand(wanted, self._paths, model=type(self._original).__name__)]
         if side == "in_and_out":
-            found = [Site(site.path, each) for site in found for each in ("in", "out")]
+            found = [Site(site.path, each, call=site.call) for site in found for each in ("in", "out")]
         return list(dict.fromkeys(found))
 
     def layers(self, layers: Sequence[int] | None = None, layer_stride: int = 1, *, side: Sides = "out") -> list[Site]:
         """Returns the sites of the model's layers, in order: by default the residual stream after each.
 
         Args:
-            layers: the numbers of those that are meant, from 0, or from -1 backwards; all if not given.
-            layer_stride: takes every n-th, from the first on.
-            side: where at each of them (see `sites`).
+            layers: their numbers, from 0, or from -1 backwards; all by default.
+            layer_stride: chooses every n-th, beginning with the first.
+            side: the side of each (see `sites`).
 
         Raises:
-            SiteError: the model has no list of modules, or not that many.
+            SiteError: the model has no list of modules, or fewer.
         """
-        return self.sites(choose_layers(layer_paths(self.module, self.name), layers, layer_stride), side)
-
-    def middle_layer(self) -> Site:
-        """Returns the output of the middle layer.
-
-        Raises:
-            SiteError: the model has no list of modules.
-        """
-        layers = self.layers()
-        return layers[len(layers) // 2]
+        return self.sites(choose_layers(layer_paths(self._original, self.name), layers, layer_stride), side)
 
     @property
     def longest_context(self) -> int | None:
-        """The most tokens in a context, where the model's config tells."""
-        return self._feeder.longest
+        """The most tokens in a context, if the model's config tells."""
+        return self._builder.longest_context
 
     def n_heads(self, site: Site | str) -> int:
         """Returns the number of attention heads at a site whose width is that of all heads together.
 
         Raises:
-            SiteError: the model's config knows of none there, or the width is no multiple of their number.
+            SiteError: the model's config has none there, or the width is no multiple of their number.
         """
-        resolved = self._resolved(Site.parse(site))
-        n_heads, _ = head_shape(self.module, resolved.path, self.name)
-        width = self.widths([resolved])[resolved]
+        with self._exclusive():
+            place = self._place(Site.parse(site))
+            n_heads, _ = head_shape(self.module, place.path, self.name)
+            width = self._width(place)
         if width % n_heads:
             raise SiteError(
                 f"Site '{site}' is {width} wide, which {n_heads} heads cannot share. Name ':heads' of a layer or of its attention."
             )
         return n_heads
 
-    def widths(self, sites: Sequence[Site]) -> dict[Site, int]:
+    def widths(self, sites: SitesLike) -> SiteDict[int]:
         """Returns the width of each site, found by a forward pass over two tokens or over one example.
 
         Raises:
-            SiteError: a module is not run by the model's forward pass, or does not give (batch, ctx, dim).
+            SiteError: the forward pass runs a module not at all, or several times and the site does
+                not name the call, or the module has no activations (batch, ctx, dim).
             ModelError: the model takes no token ids, and there is no example yet.
         """
-        with self._lock:
-            resolved = {site: self._resolved(site) for site in sites}
-            new = [site for site in resolved.values() if site not in self._widths]
-            if new:
-                self._probe(new)
-            return {site: self._widths[place] for site, place in resolved.items()}
+        with self._exclusive():
+            places = self._resolve(sites)
+            return SiteDict({site: self._width(place) for site, place in places.items()})
 
-    def positions(self, sites: Sequence[Site]) -> int:
-        """Returns how many positions one example has at the sites: tokens of the probe's text, patches of an image.
+    def positions(self, sites: SitesLike) -> int:
+        """Returns how many positions one example has at the sites: patches of an image, tokens of the probe.
 
         Raises:
             SiteError: the sites have different numbers.
         """
-        with self._lock:
-            resolved = [self._resolved(site) for site in sites]
-            shapes = shapes_of(self.module, resolved, self._probe_call())
-        found = {
-            site: flat(torch.empty(shape, device="meta"), self.channels).shape[1]
-            for site, shape in shapes.items()
-            if shape is not None
-        }
+        with self._exclusive():
+            places = self._resolve(sites)
+            calls, ctx_len = {s: self._single_call(place) for s, place in places.items()}, self._probe_inputs().ctx_len
+            shapes = {site: torch.empty(self._shapes[call] or (1, 1), device="meta") for site, call in calls.items()}
+            found = {site: flat(x, self.channels, ctx_len).shape[1] for site, x in shapes.items()}
         if len(set(found.values())) != 1:
             listed = ", ".join(f"{site}: {n}" for site, n in found.items())
             raise SiteError(f"The sites have different numbers of positions ({listed}). Read them one at a time.")
@@ -203,132 +246,232 @@ class TracedModel:
 
     def capture(
         self,
-        inputs: Tensor | Mapping[str, Any] | tuple[Any, ...],
-        attention_mask: Bool[Tensor, "batch ctx"] | None,
-        sites: Sequence[Site],
-    ) -> dict[Site, Float[Tensor, "batch positions dim"]]:
-        """Returns the activations at the sites from one forward pass that is stopped after the last of them.
+        inputs: InputsLike,
+        attention_mask: MaskLike | None = None,
+        sites: SitesLike | None = None,
+    ) -> SiteDict[Float[Tensor, "batch positions dim"]]:
+        """Returns the activations at the sites from one forward pass, which stops after the last of them.
 
-        The tensors are copies: what the model does next cannot change them. No gradients are recorded.
+        The tensors are copies: the model cannot change them later. No gradients are recorded.
 
         Args:
-            inputs: token ids (batch, ctx), or the arguments to call the model with: by name, by position, or the only one.
-            attention_mask: which tokens are no padding; None where all are.
-            sites: where to read.
+            inputs: token ids (batch, ctx), or a model's keyword arguments, its positional ones, or the
+                only one.
+            attention_mask: True or 1 for tokens, False or 0 for padding; None if nothing is padding.
+            sites: where to read; by default the output of every layer.
 
         Raises:
-            SiteError: a site is not in the model, or gave something else than it did when it was probed.
+            SiteError: a site is not in the model, its module runs several times and it does not name
+                the call, or its activations have another shape than when the model was probed.
+            ModelError: the inputs do not fit the model.
         """
-        with self._lock, torch.no_grad():
-            self._feeder.remember(inputs)
-            self.widths(sites)
-            ordered = sorted({self._resolved(site) for site in sites}, key=self._order.__getitem__)
-            call = self._feeder.call(inputs, attention_mask)
-            found = dict(zip(ordered, self._tracer.collect(ordered, call, self.channels), strict=True))
+        with self._exclusive(), torch.no_grad():
+            made = self._builder.build(inputs, attention_mask)
+            with self._tracing(inputs):
+                places = self._resolve(layer_paths(self.module, self.name) if sites is None else sites)
+                calls = {site: self._single_call(place) for site, place in places.items()}
+                widths = {call: self._width(call) for call in calls.values()}
+                ordered = [call for call in self._shapes if call in widths]
+                self._is_tracing = True
+                found = dict(zip(ordered, self._tracer.collect(ordered, made), strict=True))
         for site, x in found.items():
-            expected = (call.n_examples, call.ctx_len or x.shape[1], self._widths[site])
-            if tuple(x.shape) != expected:
+            made.check(site, x)
+            if x.shape[-1] != widths[site]:
                 raise SiteError(
-                    f"Site '{site}' gave {tuple(x.shape)}; {expected} is needed, as it gave for the first example. Choose a module "
-                    "that gives the activations of each token of each example."
+                    f"Site '{site}' gave {tuple(x.shape)}; it was {widths[site]} wide when the model was probed."
                 )
-        return {site: found[self._resolved(site)] for site in sites}
+        return SiteDict({site: found[call] for site, call in calls.items()})
 
     def run(
         self,
-        inputs: Tensor | Mapping[str, Any] | tuple[Any, ...],
-        attention_mask: Bool[Tensor, "batch ctx"] | None,
-        edits: Mapping[Site, Edit] | None = None,
+        inputs: InputsLike,
+        attention_mask: MaskLike | Mapping[Any, Edit] | None = None,
+        edits: Mapping[Any, Edit] | None = None,
     ) -> Float[Tensor, "batch *prediction"]:
-        """Returns the logits of a whole forward pass in which each edit may replace the value at its site.
+        """Returns the logits of a whole forward pass in which each edit may replace activations.
 
-        Gradients flow through the edits unless the caller turns them off; the model's own parameters are frozen. A model without
-        logits gives its first output.
+        Gradients flow through the edits unless the caller disables them; the model's own parameters
+        are frozen. A model without logits returns its first output.
 
         Args:
-            inputs: as `capture` takes them.
-            attention_mask: which tokens are no padding; None where all are.
-            edits: what is done where.
+            inputs: as for `capture`.
+            attention_mask: as for `capture`. The edits may come second if there is none.
+            edits: functions by site, pattern or string. Where a module runs several times, a site
+                without `@` edits every call.
 
         Raises:
-            SiteError: an edit returns another shape than it was given, or changes what it was given and returns nothing; or two are of
-                one place.
+            SiteError: an edit returns another shape, or changes its argument and returns nothing; or
+                two edits are of one place.
+            ModelError: the inputs do not fit the model, or an edit uses this model.
         """
-        with self._lock:
-            self._feeder.remember(inputs)
-            resolved = {self._resolved(site): edit for site, edit in (edits or {}).items()}
-            if len(resolved) < len(edits or {}):
+        if isinstance(attention_mask, Mapping):
+            if edits is not None:
+                raise ModelError("Got edits twice. Write run(inputs, attention_mask, edits) or run(inputs, edits).")
+            attention_mask, edits = None, attention_mask
+        with self._exclusive():
+            made = self._builder.build(inputs, attention_mask)
+            with self._tracing(inputs):
+                of_calls = self._edits_of_calls(edits or {})
+                ordered = [(call, of_calls[call]) for call in self._shapes if call in of_calls]
+                self._warn_of_unread([call for call, _ in ordered])
+                self._is_tracing = True
+                return self._tracer.run(ordered, made)
+
+    def _edits_of_calls(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
+        """Returns the edit of each call of a module.
+
+        Raises:
+            SiteError: two edits are of one call, or something is no function.
+        """
+        found: dict[Site, Edit] = {}
+        self._resolve(list(edits))  # one probe for all
+        for key, edit in edits.items():
+            if not callable(edit):
                 raise SiteError(
-                    f"Got edits at {', '.join(map(str, edits or {}))}, of which two are the same place by different names. Give one for each."
+                    f"Got a {type(edit).__name__} as the edit at '{key}'; give a function of the activations."
                 )
-            self.widths(list(resolved))
-            self._warn_of_idle(list(resolved))
-            ordered = {site: resolved[site] for site in sorted(resolved, key=self._order.__getitem__)}
-            return self._tracer.run(ordered, self._feeder.call(inputs, attention_mask), self.channels)
+            for place in self._resolve(key).values():
+                calls = self._calls_at(place)
+                if any(call in found for call in calls):
+                    raise SiteError(
+                        f"Got edits at {', '.join(map(str, edits))}, of which two are the same place by different names. Give "
+                        "one for each."
+                    )
+                for call in calls:
+                    self._width(call)  # checks the shape
+                    found[call] = edit
+        return found
 
     def _site(self, item: Any, side: Side) -> Site:
-        if isinstance(item, (str, Site)):
-            return Site.parse(item, side)
         if isinstance(item, nn.Module):
-            for tree in (self._given, self.module):
+            for tree in (self._original, self.module):
                 for path, module in tree.named_modules():
                     if module is item:
                         return Site(path, side)
             raise SiteError(
                 f"The module {type(item).__name__} is not a part of {self.name}; give one of its submodules."
             )
-        path = getattr(item, "path", None)
+        path = None if isinstance(item, Site) else getattr(item, "path", None)
         if isinstance(path, str):  # an nnsight envoy: its path starts with the name of its root
             return Site(path.partition(".")[2], side)
-        raise SiteError(
-            f"Got a {type(item).__name__} as a site; give a string such as 'model.layers.10:out', or a module."
-        )
+        return Site.parse(item, side)
+
+    def _resolve(self, sites: SitesLike) -> dict[Site, Site]:
+        """Returns the sites, with patterns replaced by their matches, each with its place in the model."""
+        places: dict[Site, Site] = {}
+        for site in parse_sites(sites):
+            if site in self._places or site.path in self._paths or self._alias(site) is not site:
+                places[site] = self._place(site)
+            else:
+                matches = expand(site, self._paths, model=type(self._original).__name__)
+                places.update((match, self._place(match)) for match in matches)
+        bases = dict.fromkeys(place._replace(call=None) for place in places.values())
+        if any(base not in self._calls for base in bases):
+            self._probe([base for base in bases if base not in self._calls])
+        return places
 
     def _alias(self, site: Site) -> Site:
+        """Returns the site of the embedding, if that is asked for by its name in any model."""
         if site.path != EMBEDDING or any(path.split(".")[-1] == EMBEDDING for path in self._paths):
             return site
         sites = [Site(path) for path in embedding_paths(self.module, self.name)]
-        run = shapes_of(self.module, sites, self._probe_call()) if len(sites) > 1 else sites
-        return site._replace(path=next(iter(run or sites)).path)
+        ran = record_shapes(self.module, sites, self._probe_inputs()) if len(sites) > 1 else sites
+        return site._replace(path=next(iter(ran or sites)).path)
 
-    def _resolved(self, site: Site) -> Site:
+    def _place(self, site: Site) -> Site:
         """Returns where a site is: itself, or what an alias stands for."""
         if site not in self._places:
             place = self._alias(site)
             if place.path not in self._paths:
-                expand(place, self._paths, model=type(self._given).__name__)  # says what is there instead
-                raise SiteError(
-                    f"Site '{site}' is a pattern. Ask for the sites that it names with model.sites('{site}')."
-                )
+                (place,) = expand(place, self._paths, model=type(self._original).__name__)
             if place.side == "heads":
                 if device_of(self.module).type == "meta":
                     raise SiteError(
-                        f"Site '{site}' is found by running the model, which is not here. Find it with a small model of the same kind, "
-                        "and name it, as 'model.layers.10.self_attn.o_proj:in'."
+                        f"Site '{site}' is found by running the model, which is not here. Find it with a small model of the same "
+                        "kind, and name it, as 'model.layers.10.self_attn.o_proj:in'."
                     )
-                call = self._probe_call(_HEADS_TOKENS)
-                place = heads_site(self.module, place.path, lambda: self.module(*call.args, **call.kwargs), self.name)
+                inputs = self._probe_inputs(_HEADS_TOKENS)
+                found = heads_site(self.module, place.path, lambda: run(self.module, inputs), self.name)
+                place = found._replace(call=place.call)
             self._places[site] = place
         return self._places[site]
 
-    def _probe_call(self, n_tokens: int = PROBE_TOKENS) -> Call:
-        return self._feeder.probe(n_tokens).to(device_of(self.module))
+    def _calls_at(self, place: Site) -> list[Site]:
+        """Returns the calls of a place's module that a site without or with a number of the call means.
 
-    def _probe(self, sites: Sequence[Site]) -> None:
-        """Finds widths and the order of execution of these sites and all known ones."""
-        call = self._probe_call()
-        sites = list(dict.fromkeys([*self._widths, *sites]))
-        shapes = shapes_of(self.module, sites, call)
-        widths = {site: checked_width(site, shapes, call, self.channels, self.name) for site in sites}
-        self._widths.update(widths)
-        self._order = {site: n for n, site in enumerate(shapes)}
+        Raises:
+            SiteError: the forward pass does not run the module, or not as often.
+        """
+        if place not in self._calls:
+            base = place._replace(call=None)
+            if base not in self._calls:
+                self._probe([base])
+            if place.call is not None:
+                n = len(self._calls[base])
+                if place.call >= n:
+                    raise SiteError(
+                        f"Site '{place}' is in {self.name}, but its module runs {n} times. Name '@0' to '@{n - 1}'."
+                    )
+                return [self._calls[base][place.call]]
+        return self._calls[place]
 
-    def _warn_of_idle(self, sites: Sequence[Site]) -> None:
+    def _probe(self, places: Sequence[Site]) -> None:
+        """Finds the calls of places' modules, and the order of execution of all known places.
+
+        Raises:
+            SiteError: the forward pass does not run a module; or a hook of the caller's changes its output
+                after nnsight has read it. (In a skeleton the hooks are a part of `forward`.)
+        """
+        sites = [*(site for site in self._calls if site.call is None), *places]
+        shapes = record_shapes(self.module, sites, self._probe_inputs())
+        n_calls = collections.Counter(call._replace(call=None) for call in shapes)
+        for place in places:
+            if not n_calls[place]:
+                raise SiteError(
+                    f"Site '{place}' is in {self.name}, but its forward pass does not run that module. Choose one that runs."
+                )
+            if place.side == "out" and self.module.get_submodule(place.path)._forward_hooks and is_spread(self.module):
+                raise SiteError(
+                    f"Site '{place}' is in a model that accelerate has spread over devices, and its module has a forward hook, "
+                    "which changes the output after it is read. Remove the hook, or name the ':in' of the next module."
+                )
+        # the only call of a module has no number
+        self._shapes = {c if n_calls[s := c._replace(call=None)] > 1 else s: shape for c, shape in shapes.items()}
+        self._calls = {site: [] for site in sites}
+        for call in self._shapes:
+            self._calls[call._replace(call=None)].append(call)
+
+    def _single_call(self, place: Site) -> Site:
+        """Returns the call of a place's module that is read.
+
+        Raises:
+            SiteError: there are several, and the site does not name one.
+        """
+        calls = self._calls_at(place)
+        if len(calls) > 1:
+            raise SiteError(
+                f"Site '{place}' has {len(calls)} values in a forward pass of {self.name}, which runs that module as often. Name "
+                f"the call to read: '{calls[0]}' is the first, '{calls[-1]}' the last."
+            )
+        return calls[0]
+
+    def _width(self, place: Site) -> int:
+        call = self._single_call(place)
+        if call not in self._widths:
+            self._widths[call] = checked_width(
+                self.module, call, self._shapes[call], self._probe_inputs(), lambda: self._probe_inputs(_ROW_TOKENS, 2)
+            )
+        return self._widths[call]
+
+    def _probe_inputs(self, n_tokens: int = PROBE_TOKENS, n_texts: int = 1) -> ModelInputs:
+        return self._builder.probe(n_tokens, n_texts).to(device_of(self.module))
+
+    def _warn_of_unread(self, calls: Sequence[Site]) -> None:
         """Warns, once for each, of sites whose activations can be replaced without any change of the prediction."""
-        for site in sites:
+        for site in dict.fromkeys(call._replace(call=None) for call in calls):
             if site not in self._tried and device_of(self.module).type != "meta":
                 self._tried.add(site)
-                if not changes_output(self.module, site, self._probe_call()):
+                if not changes_output(self.module, site, self._probe_inputs()):
                     logger.warning(
                         "Replacing the activations at '%s' of %s does not change what the model predicts: nothing reads them.",
                         site,
@@ -336,6 +479,6 @@ class TracedModel:
                     )
 
 
-def _called(model: Mapping[str, Any]) -> str:
+def _full_name(model: Mapping[str, Any]) -> str:
     revision = model.get("revision")
     return f"'{model.get('name')}'" + (f" at revision {revision}" if revision else "")

@@ -1,31 +1,24 @@
-"""Reading and writing activations in one forward pass; the only module that imports nnsight, but for `remote.py`.
+"""Reads and writes activations in one forward pass; beside `remote.py` the only user of nnsight.
 
-nnsight serves values in the order in which the modules run, so the sites come here in that order. Each function is one trace
-and small, because a trace keeps the locals of its caller alive until that returns.
+nnsight offers values in the order in which the modules run, so the sites come here in that order,
+each with the number of its module's call. Each function is one trace and small: a trace keeps the
+locals of its caller alive until the caller returns.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dictionary_learning.capture.feeding import Call
-from dictionary_learning.module_io import (
-    Channels,
-    flat,
-    hidden,
-    input_or_none,
-    replaced,
-    unflat,
-    with_hidden,
-    with_input,
-)
+from dictionary_learning.capture.inputs import ModelInputs
+from dictionary_learning.errors import SiteError
+from dictionary_learning.module_io import apply_edit, flat, hidden, input_or_none, unflat, with_hidden, with_input
 from dictionary_learning.sites import Site
 
 Edit = Callable[[Tensor], "Tensor | None"]
-"""Is given a copy of a site's activations (batch, ctx, dim); returns what takes their place, or None to leave them."""
+"""Gets a copy of a site's activations (batch, ctx, dim); returns new ones, or None for no change."""
 
 
 class Tracer:
@@ -38,13 +31,17 @@ class Tracer:
     def __init__(self, module: nn.Module):
         self._root = wrap(module)
 
-    def collect(self, sites: Sequence[Site], call: Call, channels: Channels | None) -> list[Tensor]:
-        """Returns the activations (batch, positions, dim) at sites that are given in order of execution."""
-        return _collect(self._root, [place(self._root, site) for site in sites], call, channels)
+    def collect(self, sites: Sequence[Site], inputs: ModelInputs) -> list[Tensor]:
+        """Returns the activations (batch, positions, dim) at sites in order of execution."""
+        values = _collect(self._root, [place(self._root, site) for site in sites], inputs)
+        _check_reached(sites, len(values))
+        return values
 
-    def run(self, edits: Mapping[Site, Edit], call: Call, channels: Channels | None) -> Tensor:
-        """Returns the model's prediction after edits, given in order of execution."""
-        return _run(self._root, [(place(self._root, site), edit) for site, edit in edits.items()], call, channels)
+    def run(self, edits: Sequence[tuple[Site, Edit]], inputs: ModelInputs) -> Tensor:
+        """Returns the model's prediction after edits in order of execution."""
+        results = _run(self._root, [(place(self._root, site), edit) for site, edit in edits], inputs)
+        _check_reached([site for site, _ in edits], results["n_edits"])
+        return results["prediction"]
 
 
 class Place(NamedTuple):
@@ -59,7 +56,7 @@ def wrap(module: nn.Module) -> Any:
     import nnsight
 
     with warnings.catch_warnings():
-        # children that are called `output` and the like are found under the names that nnsight gives them
+        # nnsight gives children that are called `output` and the like another name, which `place` knows
         warnings.filterwarnings("ignore", message=".*has a submodule named.*")
         return nnsight.NNsight(module)
 
@@ -68,44 +65,49 @@ def place(root: Any, site: Site) -> Place:
     """Returns a site with the handle of its module."""
     envoy = root
     for part in site.path.split(".") if site.path else []:
-        # nnsight mounts a child under another name where its own is taken, as `output` in every BERT layer
+        # a child's name may be taken by an attribute of the handle, as `output` in every BERT layer
         renamed = getattr(type(envoy), "OVERLOAD_PREFIX", "E_") + part
         envoy = envoy.__dict__[renamed] if renamed in envoy.__dict__ else getattr(envoy, part)
     return Place(site, envoy)
 
 
-def prediction(output: Any) -> Tensor:
-    """Returns the logits in a model's output, or its first tensor where there are none."""
-    logits = getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else hidden(output)
-
-
-def _collect(root: Any, places: Sequence[Place], call: Call, channels: Channels | None) -> list[Tensor]:
-    """Reads activations, and stops the forward pass after the last.
-
-    The exception is ours, and emptied afterwards, because the one of `tracer.stop()` keeps the model's activations until the next
-    garbage collection.
-    """
+def _collect(root: Any, places: Sequence[Place], inputs: ModelInputs) -> list[Tensor]:
+    """Reads activations, and stops the forward pass after the last."""
     from nnsight.intervention.interleaver import EarlyStopException
 
+    # the exception of `tracer.stop()` would keep the model's activations until the next garbage collection
     done = EarlyStopException()
     values: list[Tensor] = []
-    with root.trace(*call.args, **call.kwargs):
+    with root.trace(*inputs.args, **inputs.kwargs) as tracer:
         for target in places:
-            values.append(_copy(_read(target), channels))
+            # the first request in nnsight's loop waits for this call of the module
+            for _ in tracer.iter[[target.site.call or 0]]:
+                values.append(_activations(_read(target), inputs))
         raise done
     done.__traceback__ = done.__context__ = None
     done.__dict__.clear()
     return values
 
 
-def _run(root: Any, edits: Sequence[tuple[Place, Edit]], call: Call, channels: Channels | None) -> Tensor:
-    results: dict[str, Tensor] = {}
-    with root.trace(*call.args, **call.kwargs):
+def _run(root: Any, edits: Sequence[tuple[Place, Edit]], inputs: ModelInputs) -> dict[str, Any]:
+    results: dict[str, Any] = {"n_edits": 0}
+    with root.trace(*inputs.args, **inputs.kwargs) as tracer:
         for target, edit in edits:
-            _rewrite(target, edit, channels)
-        results["prediction"] = prediction(root.output)
-    return results["prediction"]
+            for _ in tracer.iter[[target.site.call or 0]]:
+                _rewrite(target, edit, inputs)
+                results["n_edits"] += 1
+        output = root.output
+        logits = getattr(output, "logits", None)
+        results["prediction"] = logits if isinstance(logits, torch.Tensor) else hidden(output)
+    return results
+
+
+def _check_reached(sites: Sequence[Site], n_reached: int) -> None:
+    if n_reached < len(sites):
+        raise SiteError(
+            f"Site '{sites[n_reached]}' was not reached: the forward pass ran its module fewer times than when the model was "
+            "probed. Name a call that every input has."
+        )
 
 
 def _read(target: Place) -> Tensor:
@@ -114,19 +116,19 @@ def _read(target: Place) -> Tensor:
         return hidden(envoy.output, site.index)
     args, kwargs = envoy.inputs
     x = input_or_none(envoy._module, args, kwargs, site.index)
-    assert x is not None, "the probe has seen a tensor here"
+    assert x is not None, "the probe found a tensor here"
     return x
 
 
-def _rewrite(target: Place, edit: Edit, channels: Channels | None) -> None:
+def _rewrite(target: Place, edit: Edit, inputs: ModelInputs) -> None:
     site, envoy = target
     old = _read(target)
-    x = _copy(old, channels)
-    version = _version(x)
-    new = replaced(x, edit(x), _version(x) != version, site)
+    x = _activations(old, inputs)
+    inputs.check(site, x)
+    new = apply_edit(edit, x, site)
     if new is None:
         return
-    new = unflat(new, old, channels)
+    new = unflat(new, old, inputs.channels)
     if site.side == "out":
         envoy.output = with_hidden(envoy.output, new, site.index)
     else:
@@ -134,10 +136,6 @@ def _rewrite(target: Place, edit: Edit, channels: Channels | None) -> None:
         envoy.inputs = with_input(envoy._module, args, kwargs, new, site.index)
 
 
-def _copy(x: Tensor, channels: Channels | None) -> Tensor:
-    """Returns activations (batch, positions, dim) that nothing that the model does later can change."""
-    return flat(x, channels).clone(memory_format=torch.contiguous_format)
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
+def _activations(x: Tensor, inputs: ModelInputs) -> Tensor:
+    """Returns activations (batch, positions, dim) that nothing the model does later can change."""
+    return flat(x, inputs.channels, inputs.ctx_len).clone(memory_format=torch.contiguous_format)

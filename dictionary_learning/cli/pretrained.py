@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from dictionary_learning.interop import pretrained
+from dictionary_learning.interop import list_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def add_parser(commands: argparse._SubParsersAction, arguments: list[str]) -> No
 
 def run(namespace: argparse.Namespace) -> None:
     """Runs the command."""
-    found = pretrained(namespace.model, namespace.site, namespace.name)
+    found = list_pretrained(namespace.model, namespace.site, namespace.name)
     for release in found:
         logger.info("%s  %s  %s  %s", release.name, release.model, release.format, release.repo)
         if namespace.sites:

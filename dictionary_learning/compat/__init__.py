@@ -1,1 +1,3 @@
-"""What only older scripts need: arguments, names and return values of dictionary-learning 0.1."""
+"""What only older scripts need: old names, old arguments, old return values."""
+
+__all__: list[str] = []

@@ -5,6 +5,7 @@ from dictionary_learning.dictionaries.calibration import calibrate
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.conversion import expand_or_convert
 from dictionary_learning.dictionaries.folding import fold_decoder_norm_
+from dictionary_learning.dictionaries.info import DictionaryInfo
 from dictionary_learning.dictionaries.initialization import geometric_median
 from dictionary_learning.dictionaries.named import (
     AbsTopKSAE,
@@ -49,6 +50,7 @@ __all__ = [
     "CrossLayerTranscoder",
     "Crosscoder",
     "Dictionary",
+    "DictionaryInfo",
     "DictionaryShape",
     "GatedAutoEncoder",
     "GroupMaxSAE",

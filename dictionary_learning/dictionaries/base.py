@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dictionary_learning.config import Registry
+from dictionary_learning.dictionaries.info import DictionaryInfo
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.latents import Latents
 
@@ -38,6 +39,9 @@ class Dictionary(nn.Module, ABC):
         dict_size: number of latents.
         output_dim: width of what it reconstructs; by default `activation_dim`.
     """
+
+    info: DictionaryInfo = DictionaryInfo()
+    """What is known about the dictionary: sites, model, and the config it was saved with. No part of its state."""
 
     def __init__(self, activation_dim: int, dict_size: int, output_dim: int | None = None):
         super().__init__()
@@ -147,19 +151,20 @@ class Dictionary(nn.Module, ABC):
 
         Args:
             path: a folder, a file of weights, or a repository of the hub.
-            device: where to put it; the CPU if not given.
-            options: further ones of `load_dictionary`, as `site` or `dtype`.
+            device: the device of the dictionary; the CPU by default.
+            options: further arguments of `load_dictionary`, such as `site` or `dtype`.
 
         Raises:
             CheckpointError: there is no dictionary, or one of another class.
         """
         from dictionary_learning.dictionaries.serialization import load_dictionary
 
-        dictionary, _ = load_dictionary(path, device, **options)
+        # where files fit several classes, the class that was called decides
+        dictionary = load_dictionary(path, device, expected_class=cls.__name__, **options)
         if not isinstance(dictionary, cls):
             raise CheckpointError(
                 f"'{path}' holds a {type(dictionary).__name__}, not a {cls.__name__}. "
-                f"Use {type(dictionary).__name__}.from_pretrained, or load_dictionary, which takes any."
+                f"Use {type(dictionary).__name__}.from_pretrained, or load_dictionary, which loads any class."
             )
         return dictionary
 

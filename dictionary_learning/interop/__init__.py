@@ -1,23 +1,12 @@
 """Dictionaries of other packages, read and written exactly."""
 
-from dictionary_learning.interop import (
-    gemma_scope,
-    llama_scope,
-    mats,
-    openai,
-    own,
-    sae_lens,
-    sae_lens_legacy,
-    saprmarks,
-    single_files,
-    sparsify,
-    temporal,
-)
+# the formats register themselves when they are imported
+from dictionary_learning.interop import gemma_scope, llama_scope, own, saprmarks, single_files, sparsify  # noqa: F401
 from dictionary_learning.interop.base import FORMATS, Format, Loaded
 from dictionary_learning.interop.convert import convert, write_dictionary
 from dictionary_learning.interop.hub import load_from_hub, push_to_hub
 from dictionary_learning.interop.loading import load_many
-from dictionary_learning.interop.releases import Release, pretrained
+from dictionary_learning.interop.releases import Release, list_pretrained
 from dictionary_learning.interop.sae import Sae
 from dictionary_learning.interop.saebench import as_custom_sae
 
@@ -29,20 +18,9 @@ __all__ = [
     "Sae",
     "as_custom_sae",
     "convert",
-    "gemma_scope",
-    "llama_scope",
+    "list_pretrained",
     "load_from_hub",
     "load_many",
-    "mats",
-    "openai",
-    "own",
-    "pretrained",
     "push_to_hub",
-    "sae_lens",
-    "sae_lens_legacy",
-    "saprmarks",
-    "single_files",
-    "sparsify",
-    "temporal",
     "write_dictionary",
 ]

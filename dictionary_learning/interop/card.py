@@ -7,22 +7,19 @@ from typing import Any
 
 import yaml
 
+from dictionary_learning.dictionaries import DictionaryInfo
 from dictionary_learning.interop.safe import read_json
 
 _FIGURES = {
     "fvu": ("FVU", "fraction of variance unexplained; lower is better"),
-    "l0": ("L0", "non-zero latents of a token"),
+    "l0": ("L0", "mean number of non-zero latents of a token"),
     "frac_alive": ("alive", "fraction of latents that fired"),
-    "ce_recovered_zero": ("CE recovered", "of the loss that zeros in its place cost; higher is better"),
+    "ce_recovered_zero": ("CE recovered", "share of the loss of zero ablation that is avoided; higher is better"),
 }
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Returns the report in a file, or in the folder of a run.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """Returns the report in a file, or in the folder of a run."""
     return read_json(path / "report.json" if path.is_dir() else path)
 
 
@@ -34,68 +31,63 @@ def model_card(
     site: str | None = None,
     format: str = "own",
 ) -> str:
-    """Returns a `README.md`: YAML for the hub, what the dictionaries are, what they reach, and how to load them.
+    """Returns a `README.md`: YAML for the hub, a description, figures, and how to load.
 
     Args:
         repository: "owner/name".
         report: the report of an evaluation.
-        config: what is known of a dictionary, where there is no report.
+        config: what is known about a dictionary, where there is no report.
         site: the folder in the repository.
-        format: what it is written as.
+        format: the format of the files.
     """
-    report, config = report or {}, config or {}
+    report = report or {}
     entries = [entry for entry in report.get("dictionaries") or [] if isinstance(entry, Mapping)]
-    model = _name(report.get("model")) or _name(config.get("model"))
+    data = report.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    model = DictionaryInfo.from_config(report).model or DictionaryInfo.from_config(config or {}).model
+    title, place = repository.rpartition("/")[2], f', site="{site}"' if site else ""
+    of, n_tokens = f" of `{model}`" if model else "", data.get("n_tokens_scored")
+    measured = f" Evaluated on {n_tokens:,} tokens of {data['source']}." if isinstance(n_tokens, int) else ""
+    front = yaml.safe_dump(_front_matter(title, model, entries, data), sort_keys=False, allow_unicode=True)
     parts = [
-        _front_matter(model, entries, report, repository),
-        f"# {repository.rpartition('/')[2]}",
-        _about(model, report),
+        f"---\n{front}---",
+        f"# {title}",
+        f"Sparse dictionaries of the activations{of}, in files that run no code when they are loaded.{measured}",
     ]
     if entries:
         parts += [_table(entries), "\n".join(f"- **{name}**: {said}." for name, said in _FIGURES.values())]
-    place = f', site="{site}"' if site else ""
-    loading = f'from dictionary_learning import load_dictionary\n\ndictionary, config = load_dictionary("{repository}"{place})'
-    parts += ["## Loading", f"```python\n{loading}\n```", f"The files are of the format `{format}`."]
+    parts += [
+        "## Loading",
+        "```python\nfrom dictionary_learning import load_dictionary\n\n"
+        f'dictionary = load_dictionary("{repository}"{place})\n```',
+        f"The files are of the format `{format}`.",
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(
-    model: str | None, entries: Sequence[Mapping[str, Any]], report: Mapping[str, Any], repository: str
-) -> str:
+    title: str, model: str | None, entries: Sequence[Mapping[str, Any]], data: Mapping[str, Any]
+) -> dict[str, Any]:
     values: dict[str, Any] = {
         "library_name": "dictionary-learning",
         "tags": ["sparse-autoencoder", "dictionary-learning", "mechanistic-interpretability"],
     }
+    # the hub refuses a base_model that is no repository
     if model is not None and "/" in model and not model.startswith(("/", ".")):
         values["base_model"] = model
-    if entries:
-        values["model-index"] = [
-            {"name": repository.rpartition("/")[2], "results": [_result(e, report) for e in entries]}
-        ]
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
-
-
-def _result(entry: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
-    data = report.get("data")
-    source = str(data.get("source", "held-out text")) if isinstance(data, Mapping) else "held-out text"
-    figures = [
-        {"type": key, "name": label, "value": value}
-        for key, (label, _) in _FIGURES.items()
-        if (value := _figure(entry, key)) is not None
+    results = [
+        {
+            "task": {"type": "feature-extraction", "name": f"Reconstruction of {entry.get('site', 'activations')}"},
+            "dataset": {"type": "text", "name": str(data.get("source", "held-out text"))},
+            "metrics": [
+                {"type": key, "name": label, "value": value}
+                for key, (label, _) in _FIGURES.items()
+                if (value := _figure(entry, key)) is not None
+            ],
+        }
+        for entry in entries
     ]
-    return {
-        "task": {"type": "feature-extraction", "name": f"Reconstruction of {entry.get('site', 'activations')}"},
-        "dataset": {"type": "text", "name": source},
-        "metrics": figures,
-    }
-
-
-def _about(model: str | None, report: Mapping[str, Any]) -> str:
-    of = f" of `{model}`" if model else ""
-    data = report.get("data")
-    scored = data.get("n_tokens_scored") if isinstance(data, Mapping) else None
-    measured = f" Evaluated on {scored:,} tokens of {data['source']}." if isinstance(scored, int) and data else ""
-    return f"Sparse dictionaries of the activations{of}, in files that run no code when they are read.{measured}"
+    return {**values, **({"model-index": [{"name": title, "results": results}]} if results else {})}
 
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -107,9 +99,8 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             [f"`{entry.get('site', '')}`", str(entry.get("class", "")), str(entry.get("dict_size", "")), *shown]
         )
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows
-    )
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _figure(entry: Mapping[str, Any], key: str) -> float | None:
@@ -118,8 +109,3 @@ def _figure(entry: Mapping[str, Any], key: str) -> float | None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _name(model: Any) -> str | None:
-    name = model.get("name") if isinstance(model, Mapping) else model
-    return name if isinstance(name, str) and name else None

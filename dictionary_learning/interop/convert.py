@@ -1,4 +1,4 @@
-"""Dictionaries from one format into another."""
+"""Writes dictionaries in other formats, and converts saved ones."""
 
 import os
 from collections.abc import Mapping
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import CheckpointError, UnknownNameError
-from dictionary_learning.interop.base import FORMATS, Format
-from dictionary_learning.interop.loading import located, read
-from dictionary_learning.interop.places import sites_in
+from dictionary_learning.dictionaries.serialization import check_finite
+from dictionary_learning.errors import CheckpointError
+from dictionary_learning.interop.base import writable_format
+from dictionary_learning.interop.files import WHOLE, sites_in
+from dictionary_learning.interop.loading import find_files, read
 
 
 def write_dictionary(
@@ -17,29 +18,48 @@ def write_dictionary(
     path: str | os.PathLike,
     to: str = "own",
     config: Mapping[str, Any] | None = None,
+    *,
+    hook_name: str | None = None,
+    hook_name_out: str | None = None,
+    model_name: str | None = None,
 ) -> Path:
     """Writes a dictionary in a format.
 
     Args:
-        dictionary: what to write; it is not changed.
-        path: the folder, which is made if need be.
+        dictionary: the dictionary, which is not changed.
+        path: the folder, which is created if it does not exist.
         to: the format: own, dictionary_learning, sparsify or sae_lens.
-        config: what is known of it, as `load_dictionary` gives it: model and site go where the format has a place for them.
+        config: what is known about the dictionary; sections not given are taken from
+            `dictionary.info`.
+        hook_name: the site that the dictionary reads, instead of the known one; for sae_lens a hook
+            of TransformerLens.
+        hook_name_out: the site that the dictionary reconstructs, for transcoders.
+        model_name: the name of the language model, instead of the known one.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: the format cannot express the dictionary; the message says why.
+        CheckpointError: the format cannot express the dictionary, a tensor is not finite, or the
+            folder holds a dictionary of another format. Nothing has been written then.
     """
-    known = _writable(to)
+    known = writable_format(to)
+    check_finite(dictionary)
     folder = Path(path)
-    made = not folder.exists()
+    foreign = [name for name in WHOLE if (folder / name).exists() and name not in known.needed]
+    if foreign:
+        raise CheckpointError(
+            f"'{folder}' holds {', '.join(foreign)} of a dictionary in another format; with both in one folder neither can be read. "
+            "Write to another folder."
+        )
+    said = {"site": hook_name, "target_site": hook_name_out, "model": model_name}
+    given = {section: value for section, value in said.items() if value is not None}
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        known.write(dictionary, folder, config or {})
+        known.write(dictionary, folder, {**dictionary.info.to_config(), **(config or {}), **given})
     except CheckpointError:
-        if made and not any(folder.iterdir()):
+        if is_new and not any(folder.iterdir()):  # what was refused leaves nothing behind
             folder.rmdir()
         raise
     return folder
@@ -53,46 +73,42 @@ def convert(
     site: str | None = None,
     format: str | None = None,
     revision: str | None = None,
+    hook_name: str | None = None,
+    hook_name_out: str | None = None,
+    model_name: str | None = None,
     **facts: Any,
 ) -> list[Path]:
-    """Converts a dictionary, or all of a run, each into a folder by the name of its site.
+    """Converts a dictionary, or all dictionaries of a run, each into a folder named after its site.
 
     Args:
-        source: where it is: a folder, a file, or a repository of the hub.
+        source: a folder, a file, or a repository of the hub.
         destination: the folder to write.
         to: the format to write.
-        site: one of several.
+        site: one of several dictionaries; all by default.
         format: the format to read, where the files alone do not tell.
         revision: branch, tag or commit of the repository.
-        facts: what the files do not say and the format needs.
+        hook_name: see `write_dictionary`, as for hook_name_out and model_name.
+        facts: facts that the format needs and the files do not hold.
 
     Returns:
         The folders written.
 
     Raises:
-        CheckpointError: the source cannot be read, or the format cannot express what it holds.
+        CheckpointError: the source cannot be read, or the format cannot express a dictionary.
     """
-    _writable(to)
-    files = located(source, site=site, revision=revision, many=site is None)
+    writable_format(to)
+    files = find_files(source, site=site, revision=revision, many=site is None)
     places = sites_in(files)
     if site is not None:
         places = {"": places.get(site, site)}
-    elif not places:
-        places = {"": ""}  # reading says what is wrong with it
     written = []
-    for name, place in places.items():
-        loaded = read(files.at(place) if place else files, format, facts, None)
+    # one after another: a run may not fit into memory
+    for name, place in (places or {"": ""}).items():
+        dictionary = read(files.at(place), format, facts, source=str(source))
         target = Path(destination) / name if len(places) > 1 else Path(destination)
-        written.append(write_dictionary(loaded.dictionary, target, to, loaded.config))
+        written.append(
+            write_dictionary(
+                dictionary, target, to, hook_name=hook_name, hook_name_out=hook_name_out, model_name=model_name
+            )
+        )
     return written
-
-
-def _writable(name: str) -> Format:
-    try:
-        known = FORMATS[name]
-    except UnknownNameError as error:
-        raise CheckpointError(str(error)) from error
-    if not known.writes:
-        writable = ", ".join(other for other, entry in FORMATS.items() if entry.writes)
-        raise CheckpointError(f"Dictionaries are read as {name}, and not written. Choose one of: {writable}.")
-    return known

@@ -1,46 +1,40 @@
-"""Gemma Scope (`params.npz`) and Gemma Scope 2 (`params.safetensors`), of DeepMind. b_dec is not subtracted from the input."""
+"""DeepMind's Gemma Scope (`params.npz`) and Gemma Scope 2 (`params.safetensors`).
+
+b_dec is not subtracted from the input.
+"""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
 from dictionary_learning.interop.building import Weights, jump_thresholds
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.safe import read_json, read_npz, read_safetensors
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_json
+from dictionary_learning.interop.tensors import Tensors, read_tensors
 
 _LAYOUT = 3
-"""How many folders a release has: embedding/width_4k/average_l0_6, layer_20/width_16k/average_l0_71."""
+"""Levels of folders in a release, such as layer_20/width_16k/average_l0_71."""
 
 
 class GemmaScope(Format):
-    """Reads autoencoders and transcoders; nothing but the path says which, and which are of the embedding."""
+    """Reads autoencoders and transcoders; only the path says which, and which of the embedding."""
 
     name = "gemma_scope"
     about = "DeepMind's Gemma Scope: params.npz"
     facts = ("embedding", "transcoder")
     needed = ("params.npz",)
 
-    def recognizes(self, files: Files) -> bool:
-        return files.wants("params.npz")
-
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.path("params.npz")
-        tensors = Tensors(read_npz(path), str(path))
+        tensors = read_tensors(files.path("params.npz"))
         folders = _folders(files)
-        predicts = bool(facts.get("transcoder", any("transcoder" in name for name in folders)))
-        weights = _jump_relu(tensors, predicts)
+        weights = _jump_relu(tensors, bool(facts.get("transcoder", any("transcoder" in name for name in folders))))
         if facts.get("embedding", "embedding" in folders):
             # Gemma multiplies embeddings by this factor after they were read
             root = math.sqrt(tensors["dim"])
             weights |= {"W_enc": weights["W_enc"] / root, "W_dec": weights["W_dec"] * root}
         tensors.finish()
-        return Loaded(Weights(**weights).dictionary(), {"format": self.name, "peer": {}})
+        return Loaded(Weights(**weights).dictionary(), self.known({}))
 
 
 class GemmaScope2(Format):
@@ -51,18 +45,14 @@ class GemmaScope2(Format):
     facts = ("transcoder",)
     needed = ("params.safetensors", "config.json")
 
-    def recognizes(self, files: Files) -> bool:
-        return files.wants("params.safetensors")
-
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.path("params.safetensors")
         config = read_json(files.path("config.json")) if files.has("config.json") else {}
         choice(config, "architecture", ("jump_relu",), "jump_relu", files)
-        tensors = Tensors(read_safetensors(path), str(path))
-        between = config.get("hf_hook_point_out", config.get("hf_hook_point_in")) != config.get("hf_hook_point_in")
-        named = any("transcoder" in name for name in _folders(files))
-        skip = tensors.maybe("affine_skip_connection", "dim output_dim")
-        predicts = bool(facts.get("transcoder", between or named or skip is not None))
+        tensors = read_tensors(files.path("params.safetensors"))
+        hook_in, hook_out = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+        skip = tensors.maybe("affine_skip_connection", "dim output_dim")  # transposed
+        by_name = any("transcoder" in name for name in _folders(files))
+        predicts = bool(facts.get("transcoder", hook_out not in (None, hook_in) or by_name or skip is not None))
         weights = _jump_relu(tensors, predicts)
         if setting(config, "affine_connection", bool, skip is not None, files) != (skip is not None):
             raise CheckpointError(
@@ -70,8 +60,9 @@ class GemmaScope2(Format):
                 "not belong together."
             )
         tensors.finish()
-        dictionary: Dictionary = Weights(**weights, W_skip=None if skip is None else skip.T).dictionary()
-        return Loaded(dictionary, {"format": self.name, "peer": config, **_known(config)})
+        dictionary = Weights(**weights, W_skip=None if skip is None else skip.T).dictionary()
+        known = self.known(config, model="model_name", site="hf_hook_point_in", target_site="hf_hook_point_out")
+        return Loaded(dictionary, known)
 
 
 FORMATS.register("gemma_scope")(GemmaScope())
@@ -79,14 +70,9 @@ FORMATS.register("gemma_scope_2")(GemmaScope2())
 
 
 def _jump_relu(tensors: Tensors, predicts: bool) -> dict[str, Any]:
-    wide = "output_dim" if predicts else "dim"
-    W_enc: Tensor = tensors.first(("W_enc", "w_enc"), "dim dict_size").T
-    W_dec = tensors.first(("W_dec", "w_dec"), f"dict_size {wide}")
+    matrices = ("W_enc.T", "b_enc", "W_dec") if "W_enc" in tensors else ("w_enc.T", "b_enc", "w_dec")
     return {
-        "W_enc": W_enc,
-        "W_dec": W_dec,
-        "b_enc": tensors.take("b_enc", "dict_size"),
-        "b_dec": tensors.take("b_dec", wide),
+        **tensors.parts(*matrices, "b_dec", wide="output_dim" if predicts else "dim"),
         "nonlinearity": "jump_relu",
         "state": jump_thresholds(tensors.take("threshold", "dict_size")),
         "centered": False,
@@ -96,8 +82,3 @@ def _jump_relu(tensors: Tensors, predicts: bool) -> dict[str, Any]:
 
 def _folders(files: Files) -> tuple[str, ...]:
     return files.folder.absolute().parts[-_LAYOUT:]
-
-
-def _known(config: Mapping[str, Any]) -> dict[str, str]:
-    names = {"model": "model_name", "site": "hf_hook_point_in", "target_site": "hf_hook_point_out"}
-    return {ours: config[theirs] for ours, theirs in names.items() if isinstance(config.get(theirs), str)}

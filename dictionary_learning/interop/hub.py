@@ -1,7 +1,8 @@
-"""Dictionaries on the Hugging Face hub, through its own client, of which nothing else in the package knows.
+"""Dictionaries on the Hugging Face hub, through its own client.
 
-A repository is named "owner/name", or "owner/name/folder" for a place in it. What is fetched are the files of the dictionary that is
-asked for, by exact names. Without a connection the client's cache serves what was fetched before.
+A repository is named "owner/name"; "owner/name/folder" is a place in it. Only the files of the
+dictionary that was asked for are fetched, by their exact names. Without a connection the client's
+cache serves what was fetched before.
 """
 
 import glob
@@ -13,47 +14,41 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.base import FORMATS
 from dictionary_learning.interop.card import model_card, read_report
 from dictionary_learning.interop.convert import write_dictionary
-from dictionary_learning.interop.files import Files, check_relative
+from dictionary_learning.interop.files import COPIES, ENDINGS, TRAINING, WHOLE, Files, check_relative, shorten
 from dictionary_learning.interop.loading import load_dictionary
-from dictionary_learning.interop.places import ENDINGS, TRAINING, WHOLE
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf.yaml")
-_COPIES = ("checkpoints", "best")
 
 
 def load_from_hub(
-    name: str, site: str | None = None, device: Any = None, *, revision: str | None = None, **options: Any
-) -> tuple[Dictionary, dict[str, Any]]:
-    """Loads a dictionary and its config from the hub; a local folder of that name is taken where there is one.
+    name: str | os.PathLike, site: str | None = None, device: torch.device | str | None = None, **options: Any
+) -> Dictionary:
+    """Loads a dictionary from the hub, or from a local folder where there is one of that name.
 
     Args:
         name: "owner/name", or "owner/name/folder".
-        site: which of several: a folder or file below.
-        device: where to put it; the CPU if not given.
-        revision: branch, tag or commit.
-        options: further ones of `load_dictionary`.
+        site: which of several dictionaries: a folder or file below.
+        device: the device of the dictionary; the CPU by default.
+        options: further arguments of `load_dictionary`, such as `revision`.
     """
-    return load_dictionary(name, device, site=site, revision=revision, **options)
+    return load_dictionary(name, device, site=site, **options)
 
 
 def fetch(path: str, *, site: str | None = None, revision: str | None = None, many: bool = False) -> Files:
-    """Fetches the files of a dictionary, or of all in a repository, and returns where they are.
-
-    Args:
-        path: "owner/name", or "owner/name/folder".
-        site: which of several.
-        revision: branch, tag or commit.
-        many: whether all below are wanted.
+    """Fetches the files of one or of all dictionaries of a repository, and returns where they are.
 
     Raises:
-        CheckpointError: there is no such repository, revision or dictionary, or no connection and nothing in the cache.
+        CheckpointError: there is no such repository, revision or dictionary; or no connection, and
+            nothing in the cache.
     """
     path = check_relative(path, "a repository").rstrip("/")
     owner, name, *folders = path.split("/")
@@ -67,11 +62,8 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
             snapshot = _cached(hub, repository, revision, named)
         else:
             paths = wanted(listed, place, many)
-            if all(path.rpartition("/")[2] in _SETTINGS for path in paths):
-                raise CheckpointError(_nothing(listed, place, named))
-            if not many:
-                _check_one(paths, named)
-            exact = [glob.escape(path) for path in paths]
+            _check_found(paths, listed, place, named, many)
+            exact = [glob.escape(path) for path in paths]  # the client takes patterns
             snapshot = hub.snapshot_download(repository, revision=revision, allow_patterns=exact)
     except errors.HFValidationError as error:
         raise CheckpointError(
@@ -85,30 +77,27 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
         raise CheckpointError(f"There is no {named}. Give a branch, a tag or a commit of it.") from error
     except (http_error, OSError) as error:
         raise CheckpointError(f"{named} cannot be fetched ({error}). Try again, or give a local folder.") from error
-    root = Path(snapshot).resolve()
-    return Files(root / inside, root) if inside else Files(root)
+    root = Path(snapshot).resolve()  # names must not lead out of the snapshot
+    return Files(root / inside, root)
 
 
 def wanted(listed: list[str], place: str, many: bool) -> list[str]:
-    """Returns the files of a repository that a dictionary is read from.
-
-    Args:
-        listed: all files of the repository.
-        place: the folder or file that is asked for, "" for the top.
-        many: whether all dictionaries below are wanted.
-    """
-    patterns = {pattern for name, _ in FORMATS.items() for pattern in FORMATS[name].needed}
+    """Returns the files of a repository that dictionaries are read from."""
+    patterns = {pattern.rpartition("/")[2] for _, known in FORMATS.items() for pattern in known.needed}
     found = []
     for path in listed:
         folder, _, name = path.rpartition("/")
-        if TRAINING.fullmatch(name) or not any(fnmatchcase(name, p.rpartition("/")[2]) for p in patterns):
+        if TRAINING.fullmatch(name) or not any(fnmatchcase(name, pattern) for pattern in patterns):
             continue
-        below = place == "" or path.startswith(f"{place}/")
-        inner = path.removeprefix(f"{place}/") if place else path
-        is_copy = any(part in _COPIES for part in folder.removeprefix(place).split("/"))
-        here = folder == place or inner == "checkpoints/final.safetensors" or _is_file(path, place)
-        beside = name in _SETTINGS and folder in _above(place, listed)
-        if (below and not is_copy) if many else (here or beside):
+        if many:
+            # earlier steps of a run are not fetched unless they are named
+            is_copy = any(part in COPIES for part in folder.removeprefix(place).split("/"))
+            is_wanted = (place == "" or path.startswith(f"{place}/")) and not is_copy
+        else:
+            inner = path.removeprefix(f"{place}/") if place else path
+            here = folder == place or inner == "checkpoints/final.safetensors" or _is_file(path, place)
+            is_wanted = here or (name in _SETTINGS and folder in _settings_folders(place, listed))
+        if is_wanted:
             found.append(path)
     return found
 
@@ -125,17 +114,18 @@ def push_to_hub(
     private: bool | None = None,
     message: str = "Add a dictionary",
 ) -> str:
-    """Puts a dictionary, or the folder of one or of a run, on the hub, with a model card.
+    """Uploads a dictionary, or the folder of one or of a run, to the hub, with a model card.
 
     Args:
         dictionary: the dictionary, or a folder that is uploaded as it is.
-        repository: "owner/name"; it is made if need be.
-        site: the folder in the repository; by default its top.
-        format: what a dictionary is written as.
-        config: what is known of it, as `load_dictionary` gives it.
-        report: the report of an evaluation, or the path of its `report.json`, from which the model card is written.
+        repository: "owner/name"; it is created if it does not exist.
+        site: the folder in the repository; the top by default.
+        format: the format that a dictionary is written in.
+        config: what is known about the dictionary; sections not given are taken from
+            `dictionary.info`.
+        report: the report of an evaluation, or the path of its `report.json`, for the model card.
         revision: the branch.
-        private: whether a repository that is made is private.
+        private: whether a repository that is created is private.
         message: the commit's message.
 
     Returns:
@@ -145,49 +135,43 @@ def push_to_hub(
         CheckpointError: the format cannot express the dictionary, or the hub refuses.
     """
     place = check_relative(site, f"'{repository}'") if site else None
+    if not isinstance(dictionary, Dictionary) and not Path(dictionary).is_dir():
+        raise CheckpointError(f"There is no folder '{dictionary}'. Give a dictionary, or the folder of one.")
+    found = report if report is None or isinstance(report, Mapping) else read_report(Path(report))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if isinstance(dictionary, Dictionary):
+            config = {**dictionary.info.to_config(), **(config or {})}
             write_dictionary(dictionary, folder, format, config)
-            uploads = [(folder, place)]
         else:
-            if not Path(dictionary).is_dir():
-                raise CheckpointError(f"There is no folder '{dictionary}'. Give a dictionary, or the folder of one.")
-            uploads = [(Path(dictionary), place)]
-        found = report if report is None or isinstance(report, Mapping) else read_report(Path(report))
+            folder = Path(dictionary)
         card = model_card(repository, report=found, config=config, site=site, format=format)
-        return _upload(uploads, card, repository, revision, private, message)
+        return _upload(folder, place, repository, card, revision, private, message)
 
 
 def _upload(
-    uploads: list[tuple[Path, str | None]],
-    card: str,
+    folder: Path,
+    place: str | None,
     repository: str,
+    card: str,
     revision: str | None,
     private: bool | None,
     message: str,
 ) -> str:
+    """Uploads the files of a folder and a model card; returns the address of the commit."""
     hub, errors, http_error = _client()
-    api = hub.HfApi()
+    api, upload = hub.HfApi(), {"repo_id": repository, "revision": revision}
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        for folder, place in uploads:
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=folder,
-                path_in_repo=place,
-                revision=revision,
-                commit_message=message,
-                ignore_patterns=["README.md", ".*"],
-            )
+        ignored = ["README.md", ".*"]
+        api.upload_folder(
+            folder_path=folder, path_in_repo=place, commit_message=message, ignore_patterns=ignored, **upload
+        )
+        described = f"{message}: model card"
         commit = api.upload_file(
-            path_or_fileobj=card.encode(),
-            path_in_repo="README.md",
-            repo_id=repository,
-            revision=revision,
-            commit_message=f"{message}: model card",
+            path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message=described, **upload
         )
     except (http_error, errors.HFValidationError, OSError) as error:
         raise CheckpointError(
@@ -197,10 +181,8 @@ def _upload(
 
 
 def _client() -> tuple[Any, Any, type[Exception]]:
-    """Returns the hub's client, its errors, and the base of those of the library by which it speaks HTTP.
-
-    It is imported here, so that nothing else waits for it.
-    """
+    """Returns the hub's client, its errors, and the base of the errors of its HTTP library."""
+    # imported here, so that the package can be imported without waiting for it
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -211,7 +193,7 @@ def _listed(repository: str, revision: str | None) -> list[str] | None:
     """Returns the files of a repository; None without a connection."""
     hub, errors, http_error = _client()
     try:
-        # one request that is not repeated: without a connection the cache is at hand
+        # one request without retries: where there is no connection, the cache is at hand
         return [file.rfilename for file in hub.HfApi().model_info(repository, revision=revision).siblings or []]
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
         raise
@@ -221,29 +203,30 @@ def _listed(repository: str, revision: str | None) -> list[str] | None:
 
 
 def _cached(hub: Any, repository: str, revision: str | None, named: str) -> Path:
-    """Returns the folder of a revision in the client's cache, as far as it was fetched.
-
-    Raises:
-        CheckpointError: it never was.
-    """
+    """Returns the folder of a revision in the client's cache, which may be incomplete."""
     folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     reference = folder / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else revision or ""
-    snapshot = folder / "snapshots" / commit
-    if not commit or not snapshot.is_dir():
+    if not commit or not (folder / "snapshots" / commit).is_dir():
         raise CheckpointError(
             f"There is no folder '{repository}', {named} is not in the cache, and the hub cannot be reached. Connect once, or give "
-            "a folder that is there."
+            "an existing folder."
         )
-    return snapshot
+    return folder / "snapshots" / commit
 
 
-def _check_one(paths: list[str], named: str) -> None:
+def _check_found(paths: list[str], listed: list[str], place: str, named: str, many: bool) -> None:
+    """Checks that the files to fetch hold weights, of one dictionary where one is wanted."""
     names = {path.rpartition("/")[2] for path in paths}
+    if names <= set(_SETTINGS):
+        folders = sorted({path.rpartition("/")[0] or "." for path in listed if path.rpartition("/")[2] in WHOLE})
+        at = f" at '{place}'" if place else ""
+        raise CheckpointError(
+            f"{named} has no dictionary{at}. There are dictionaries in: {shorten(folders) or 'none of its folders'}. Say which by site=."
+        )
     several = sorted(name for name in names if name.endswith(ENDINGS) and name not in WHOLE)
-    if len(several) > 1 and not names.intersection(WHOLE):
-        shown = ", ".join(several[:12]) + (f" and {len(several) - 12} more" if len(several) > 12 else "")
-        raise CheckpointError(f"{named} has a dictionary in each of: {shown}. Say which by site=.")
+    if not many and len(several) > 1 and not names.intersection(WHOLE):
+        raise CheckpointError(f"{named} has a dictionary in each of: {shorten(several)}. Say which by site=.")
 
 
 def _is_file(path: str, place: str) -> bool:
@@ -251,16 +234,10 @@ def _is_file(path: str, place: str) -> bool:
     return place != "" and path in (place, *(f"{place}{ending}" for ending in (*ENDINGS, ".sae.pt")))
 
 
-def _above(place: str, listed: list[str]) -> tuple[str, ...]:
-    """Returns the folder of a file that is asked for, and the one above checkpoints, where settings are."""
-    folder = place.rpartition("/")[0]
+def _settings_folders(place: str, listed: list[str]) -> tuple[str, ...]:
+    """Returns the folders of settings besides a place: beside a file, and above `checkpoints`."""
+    folder, _, name = place.rpartition("/")
     if any(_is_file(path, place) for path in listed):
-        return (folder, folder.rpartition("/")[0]) if folder.rpartition("/")[2] == "checkpoints" else (folder,)
-    return (folder,) if place.rpartition("/")[2] == "checkpoints" else ()
-
-
-def _nothing(listed: list[str], place: str, named: str) -> str:
-    folders = sorted({path.rpartition("/")[0] or "." for path in listed if path.rpartition("/")[2] in WHOLE})
-    shown = ", ".join(folders[:12]) + (f" and {len(folders) - 12} more" if len(folders) > 12 else "")
-    at = f" at '{place}'" if place else ""
-    return f"{named} has no dictionary{at}. There are dictionaries in: {shown or 'none of its folders'}. Say which by site=."
+        above, _, last = folder.rpartition("/")
+        return (folder, above) if last == "checkpoints" else (folder,)
+    return (folder,) if name == "checkpoints" else ()

@@ -1,29 +1,29 @@
-"""Llama Scope (`hyperparams.json` and `final.safetensors`) and Llama Scope R1 (`config.json` and `sae_weights.safetensors`).
+"""Llama Scope (`hyperparams.json`, `final.safetensors`) and Llama Scope R1 (`config.json`).
 
-Both are of activations divided by their scale, which is folded into the weights: the dictionary takes activations as the model gives
-them. b_dec is not subtracted from the input.
+Both were trained on scaled activations. The scale is folded into the weights, so that the
+dictionary takes activations as the model gives them. b_dec is not subtracted from the input.
 """
 
 import math
-from typing import Any
 
 import torch
 
 from dictionary_learning.errors import CheckpointError
+from dictionary_learning.interop.archives import read_names
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, positive, setting
 from dictionary_learning.interop.building import Weights, jump_thresholds
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.keys import keys_in
-from dictionary_learning.interop.safe import read_json, read_safetensors
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_json
+from dictionary_learning.interop.tensors import Parts, read_tensors
 
 _SETTINGS = "hyperparams.json"
 _FINAL = "final.safetensors"
 _R1 = "sae_weights.safetensors"
+_PARTS = ("encoder.weight", "encoder.bias", "decoder.weight.T", "decoder.bias")
 
 
 class LlamaScope(Format):
-    """Reads `<folder>/hyperparams.json` with `<folder>/checkpoints/final.safetensors`, or with the weights beside it.
+    """Reads `hyperparams.json` with `checkpoints/final.safetensors`, or with the weights beside it.
 
     s = sqrt(d_model) / mean norm of the activations; its one threshold is multiplied by s.
     """
@@ -33,36 +33,29 @@ class LlamaScope(Format):
     needed = (_SETTINGS, _FINAL, f"checkpoints/{_FINAL}")
 
     def recognizes(self, files: Files) -> bool:
-        return _hyperparams(files) is not None
+        return _settings_folder(files) is not None
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        settings = _hyperparams(files)
-        if settings is None:
+        folder = _settings_folder(files)
+        if folder is None:
             raise CheckpointError(
                 f"'{files}' has no {_SETTINGS}, without which its scale is not known. Get the whole folder."
             )
-        config = read_json(settings.path(_SETTINGS))
-        place = settings if settings.has(_FINAL) else settings.at("checkpoints")
-        path = place.path(_FINAL)
-        tensors = Tensors(read_safetensors(path), str(path))
+        config = read_json(folder.path(_SETTINGS))
+        tensors = read_tensors((folder if folder.has(_FINAL) else folder.at("checkpoints")).path(_FINAL))
         norms = setting(config, "dataset_average_activation_norm", dict, {}, files)
         norm = positive(norms.get("in"), "dataset_average_activation_norm.in", files)
-        weights = _linear(tensors)
-        tensors.finish()
-        tensors.check(config.get("d_model"), "dim", "d_model")
-        tensors.check(config.get("d_sae"), "dict_size", "d_sae")
-        scale = math.sqrt(tensors["dim"]) / norm
+        weights = tensors.parts(*_PARTS)
+        tensors.finish(config, dim="d_model", dict_size="d_sae")
+        scale = math.sqrt(tensors["dim"]) / norm  # activations had the norm sqrt(dim) in training
         threshold = setting(config, "jump_relu_threshold", float, 0.0, files) * scale
         state = jump_thresholds(torch.full((tensors["dict_size"],), threshold))
         made = Weights(**_scaled(weights, scale), nonlinearity="jump_relu", state=state, centered=False)
-        known: dict[str, Any] = {"format": self.name, "peer": config}
-        if isinstance(config.get("hook_point_in"), str):
-            known["site"] = config["hook_point_in"]
-        return Loaded(made.dictionary(), known)
+        return Loaded(made.dictionary(), self.known(config, site="hook_point_in"))
 
 
 class LlamaScopeR1(Format):
-    """Reads `config.json` and `sae_weights.safetensors`, which hold no scale: `scale` gives it; thresholds are not scaled."""
+    """Reads `config.json` and `sae_weights.safetensors`, which hold no scale."""
 
     name = "llama_scope_r1"
     about = "Llama Scope R1: config.json and sae_weights.safetensors with log_jumprelu_threshold"
@@ -70,54 +63,43 @@ class LlamaScopeR1(Format):
     needed = (_R1, "config.json")
 
     def recognizes(self, files: Files) -> bool:
-        return files.wants(_R1) and not files.has("cfg.json") and "log_jumprelu_threshold" in keys_in(files, _R1)
+        return files.wants(_R1) and not files.has("cfg.json") and "log_jumprelu_threshold" in read_names(files, _R1)
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         config = read_json(files.path("config.json"))
-        path = files.path(_R1)
-        tensors = Tensors(read_safetensors(path), str(path))
-        weights = _linear(tensors)
+        tensors = read_tensors(files.path(_R1))
+        weights = tensors.parts(*_PARTS)
         state = jump_thresholds(tensors.take("log_jumprelu_threshold", "dict_size").float().exp())
-        tensors.finish()
-        tensors.check(config.get("d_model"), "dim", "d_model")
+        tensors.finish(config, dim="d_model")
         if "scale" not in facts:
             raise CheckpointError(
-                f"'{files}' does not hold the factor by which activations are multiplied before encoding. Give scale=, which the release "
-                "of the dictionary says, or scale=1 and activations that are scaled already."
+                f"'{files}' does not hold the factor that activations are multiplied by before encoding. Give scale= as the release "
+                "of the dictionary says it, or scale=1 for activations that are scaled already."
             )
         scaled = _scaled(weights, positive(facts["scale"], "scale", files))
         made = Weights(**scaled, nonlinearity="jump_relu", state=state, centered=False)
-        known: dict[str, Any] = {"format": self.name, "peer": config}
-        if isinstance(config.get("hook_point_in"), str):
-            known["site"] = config["hook_point_in"]
-        return Loaded(made.dictionary(), known)
+        return Loaded(made.dictionary(), self.known(config, site="hook_point_in"))
 
 
 FORMATS.register("llama_scope")(LlamaScope())
 FORMATS.register("llama_scope_r1")(LlamaScopeR1())
 
 
-def _hyperparams(files: Files) -> Files | None:
-    """Returns the folder of the settings: this one, or that above the weights."""
+def _settings_folder(files: Files) -> Files | None:
+    """Returns the folder of the settings: this one, or the one above the weights."""
     if files.chosen not in (None, _FINAL, _SETTINGS):
         return None
     if files.has(_SETTINGS):
         return files
-    if files.folder.name == "checkpoints" and files.has(_FINAL) and files.above().has(_SETTINGS):
-        return files.above()
-    return None
+    is_below = files.folder.name == "checkpoints" and files.has(_FINAL) and files.above().has(_SETTINGS)
+    return files.above() if is_below else None
 
 
-def _linear(tensors: Tensors) -> dict[str, Any]:
-    return {
-        "W_enc": tensors.take("encoder.weight", "dict_size dim"),
-        "b_enc": tensors.take("encoder.bias", "dict_size"),
-        "W_dec": tensors.take("decoder.weight", "dim dict_size").T,
-        "b_dec": tensors.take("decoder.bias", "dim"),
-    }
-
-
-def _scaled(weights: dict[str, Any], scale: float) -> dict[str, Any]:
+def _scaled(weights: Parts, scale: float) -> Parts:
     """Returns the weights for activations that are not yet multiplied by the scale."""
-    factors = {"W_enc": scale, "b_enc": 1.0, "W_dec": 1 / scale, "b_dec": 1 / scale}
-    return {name: tensor.float() * factors[name] for name, tensor in weights.items()}
+    return {  # W_enc (s x) + b_enc, and x_hat / s
+        "W_enc": weights["W_enc"].float() * scale,
+        "b_enc": weights["b_enc"].float(),
+        "W_dec": weights["W_dec"].float() * (1 / scale),
+        "b_dec": weights["b_dec"].float() * (1 / scale),
+    }

@@ -2,17 +2,17 @@
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
+from dictionary_learning.dictionaries.serialization import WEIGHTS
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
-from dictionary_learning.interop.base import Facts, Loaded, check_facts, format_of
-from dictionary_learning.interop.files import Files, check_relative
-from dictionary_learning.interop.places import sites_in
+from dictionary_learning.interop.base import Facts, check_facts, format_of
+from dictionary_learning.interop.files import Files, check_relative, shorten, sites_in
 from dictionary_learning.interop.safe import READ_ERRORS
-from dictionary_learning.interop.selftest import check_loaded
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +25,19 @@ def load_dictionary(
     format: str | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    expected_class: str | None = None,
     **facts: Any,
-) -> tuple[Dictionary, dict[str, Any]]:
-    """Loads a dictionary and its config; see `dictionary_learning.load_dictionary`."""
-    files = located(path, site=site, revision=revision)
+) -> Dictionary:
+    """Loads a dictionary; see `dictionary_learning.load_dictionary`.
+
+    `expected_class` is the name of the class that the caller expects. It decides where files fit
+    several classes.
+    """
+    files = find_files(path, site=site, revision=revision)
     if site is not None:
         files = _below(files, site)
-    loaded = read(files, format, facts, dtype)
-    return loaded.dictionary.to(device or "cpu"), loaded.config
+    source = str(files) if os.path.exists(path) else "/".join(part for part in (str(path), site) if part)
+    return read(files, format, facts, dtype, source, expected_class).to(device or "cpu")
 
 
 def load_many(
@@ -42,86 +47,98 @@ def load_many(
     format: str | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    wanted: Callable[[str], bool] | None = None,
     **facts: Any,
 ) -> dict[str, Dictionary]:
     """Loads all dictionaries of a run, of any format.
 
     Args:
         path: the folder of the run, or a repository of the hub.
-        device: where to put them; the CPU if not given.
+        device: the device of the dictionaries; the CPU by default.
         format: their format, where the files alone do not tell.
-        dtype: of the weights, instead of that stored.
+        dtype: the dtype of the weights, instead of the stored one.
         revision: branch, tag or commit of the repository.
-        facts: what the files do not say and the format needs.
+        wanted: of the dictionaries of other packages, whose folders are named after their sites,
+            only those whose site this function accepts are loaded, unless it accepts none.
+        facts: facts that the format needs and the files do not hold.
 
     Returns:
-        The dictionaries by site, which is the folder below that holds each ("layers.10", "layers.0/seed1", "trainer_2"), in natural order.
-        Copies of earlier steps (`checkpoints/`) and of the best step (`best/`) are left out; give their own folder to load them.
+        The dictionaries by site, which is the folder below that holds each ("layers.10",
+        "layers.0/seed1", "trainer_2"), in natural order. Copies of earlier steps (`checkpoints/`)
+        and of the best step (`best/`) are left out; give their own folder to load them.
 
     Raises:
-        CheckpointError: there is none, or one of them cannot be read.
+        CheckpointError: there is no dictionary, or one of them cannot be read.
     """
-    files = located(path, revision=revision, many=True)
+    files = find_files(path, revision=revision, many=True)
     sites = sites_in(files)
     if not sites:
         raise CheckpointError(
             f"There is no dictionary in '{files}'. It holds: {files.listing()}. Give the folder of a run."
         )
+    if wanted is not None:
+        asked = {site: place for site, place in sites.items() if wanted(site) or files.at(place).has(WEIGHTS)}
+        sites = asked or sites  # names that say nothing exclude nothing
     return {
-        name: read(files.at(place) if place else files, format, facts, dtype).dictionary.to(device or "cpu")
-        for name, place in sites.items()
+        site: read(files.at(place), format, facts, dtype, f"{path}/{place}".rstrip("/")).to(device or "cpu")
+        for site, place in sites.items()
     }
 
 
-def located(
+def find_files(
     path: str | os.PathLike, *, site: str | None = None, revision: str | None = None, many: bool = False
 ) -> Files:
-    """Returns the files at a path, or those of a repository of the hub, fetched as far as they are needed.
-
-    Raises:
-        CheckpointError: there is no such place.
-    """
+    """Returns the files at a path, or those of a repository of the hub, fetched as needed."""
     if not os.path.exists(path) and isinstance(path, str) and _is_repository(path):
         from dictionary_learning.interop.hub import fetch
 
         return fetch(path, site=site, revision=revision, many=many)
     if revision is not None and os.path.exists(path):
-        logger.warning("'%s' is a local folder, which has no revision: %s is left aside.", path, revision)
+        logger.warning("'%s' is a local folder, which has no revision; %s is ignored.", path, revision)
     return Files(path)
 
 
-def read(files: Files, format: str | None, facts: Facts, dtype: torch.dtype | None) -> Loaded:
-    """Returns the dictionary that files hold.
-
-    Raises:
-        CheckpointError: they hold none, or one of no known format, or a damaged one.
-    """
+def read(
+    files: Files,
+    format: str | None,
+    facts: Facts,
+    dtype: torch.dtype | None = None,
+    source: str | None = None,
+    expected_class: str | None = None,
+) -> Dictionary:
+    """Returns the dictionary that files hold, with its `info`."""
     if format is None:
-        files = _the_only_one(files)
+        place = _only_place(files)
+        files, source = files.at(place), "/".join(part for part in (source, place) if part)
     known = format_of(files, format)
     check_facts(known, facts)
+    if expected_class is not None and "dict_class" in known.facts:
+        facts = {"expected_class": expected_class, **facts}
     try:
-        loaded = known.read(files, facts)
+        dictionary, config = known.read(files, facts)
     except CheckpointError:
         raise
-    except (DictionaryLearningError, RuntimeError, MemoryError, *READ_ERRORS) as error:
+    except (DictionaryLearningError, *READ_ERRORS) as error:
         raise CheckpointError(
-            f"'{files}' is read as {known.name}, and cannot be ({error}); it is damaged, or of another format. Give format=."
+            f"'{files}' cannot be read as {known.name} ({error}); it is damaged, or of another format. Give format=."
         ) from error
-    check_loaded(loaded.dictionary, files)
-    return Loaded(_in_dtype(loaded.dictionary, dtype, known.name), loaded.config)
-
-
-def _in_dtype(dictionary: Dictionary, dtype: torch.dtype | None, format: str) -> Dictionary:
-    if dtype is None:
-        half = dictionary.dtype in (torch.float16, torch.bfloat16)
-        return dictionary.float() if half and format != "own" else dictionary
-    return dictionary.to(dtype)
+    # readers check what they take; scales that are folded in may overflow afterwards
+    for name, tensor in dictionary.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"'{files}' gives values that are not finite in {name}; it is damaged, or the run that wrote it had diverged."
+            )
+    if dtype is None and known.name != "own" and dictionary.dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32  # in which other packages compute, whatever they store
+    dictionary = dictionary if dtype is None else dictionary.to(dtype)
+    dictionary.info = DictionaryInfo.from_config(config, source, known.name)
+    return dictionary
 
 
 def _is_repository(path: str) -> bool:
+    """Returns whether a missing path may be a repository: "owner/name", and no path of Windows."""
     owner, _, rest = path.partition("/")
-    return bool(rest) and not owner.startswith((".", "~")) and owner != "" and "\\" not in path
+    return bool(owner and rest) and not owner.startswith((".", "~")) and "\\" not in path and ":" not in owner
 
 
 def _below(files: Files, site: str) -> Files:
@@ -129,24 +146,20 @@ def _below(files: Files, site: str) -> Files:
     site = check_relative(site, f"'{files}'")
     sites = sites_in(files)
     if site in sites:
-        return files.at(sites[site]) if sites[site] else files
+        return files.at(sites[site])
     if (files.folder / site).exists():
         return files.at(site)
     known = ", ".join(sites) or "none"
     raise CheckpointError(f"'{files}' has no site '{site}'. There are: {known}. Give one of them.")
 
 
-def _the_only_one(files: Files) -> Files:
-    """Returns the folder itself where it is a dictionary, or the only one below; itself, too, where there is none."""
+def _only_place(files: Files) -> str:
+    """Returns where the only dictionary is: "" for the folder itself, also where there is none."""
     sites = sites_in(files)
-    if "" in sites:
-        return files
-    if len(sites) == 1:
-        (place,) = sites.values()
-        return files.at(place)
-    if sites:
-        shown = ", ".join(list(sites)[:12]) + (" …" if len(sites) > 12 else "")
+    if "" in sites or not sites:
+        return ""
+    if len(sites) > 1:
         raise CheckpointError(
-            f"'{files}' holds {len(sites)} dictionaries: {shown}. Say which by site=, or use load_many."
+            f"'{files}' holds {len(sites)} dictionaries: {shorten(list(sites))}. Say which by site=, or use load_many."
         )
-    return files
+    return next(iter(sites.values()))

@@ -1,4 +1,4 @@
-"""The format of this package: `dictionary.safetensors` and `config.json`, written by `save_dictionary`."""
+"""The format of this package: `dictionary.safetensors` and `config.json`."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,7 @@ from dictionary_learning.errors import CheckpointError, DictionaryLearningError
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded
 from dictionary_learning.interop.building import built
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.safe import check_header, read_json, read_safetensors
-
-_SECTIONS = ("dictionary", "format_version", "versions", "format", "peer")
-"""What is of the files that were read, and not of the dictionary."""
+from dictionary_learning.interop.safe import open_safetensors, read_json, read_safetensors
 
 
 class Own(Format):
@@ -38,31 +35,19 @@ class Own(Format):
                 f"'{files.folder}' has a {CONFIG} but no {WEIGHTS}. Save the dictionary again, or get the whole folder."
             )
         path = files.path(WEIGHTS)
-        said = (check_header(path).get("__metadata__") or {}).get("dictionary", "null")
-        tensors = read_safetensors(path)
-        try:
-            header = json.loads(said)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise CheckpointError(
-                f"The header of '{path}' is not JSON ({error}). Save the dictionary again."
-            ) from error
-        if header != section:
+        with open_safetensors(path) as file:
+            header = json.loads((file.metadata() or {}).get("dictionary", "null"))
+        if header != section:  # one of the two files is of another save
             raise CheckpointError(
                 f"In '{files.folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are of different saves."
             )
         try:
-            make = DICTIONARIES[section.pop("class")]
-            dictionary = built(make, tensors, **section)
+            return Loaded(built(DICTIONARIES[section.pop("class")], read_safetensors(path), **section), config)
         except (DictionaryLearningError, TypeError) as error:
             raise CheckpointError(f"In '{files.folder}': {error}") from error
-        return Loaded(dictionary, config)
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-        # what another package said of it stays, apart from what this one says
-        own = {key: value for key, value in config.items() if key not in _SECTIONS}
-        if "format" in config:
-            own["converted_from"] = {"format": config["format"], "config": config.get("peer")}
-        save_dictionary(dictionary, folder, own)
+        save_dictionary(dictionary, folder, config)
 
 
 FORMATS.register("own")(Own())

@@ -1,4 +1,4 @@
-"""Public releases of dictionaries: a list to search, from which each can be loaded."""
+"""Public releases of dictionaries: a list to search and to load from."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ import torch
 
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError, did_you_mean
+from dictionary_learning.interop.files import shorten
 from dictionary_learning.interop.loading import load_dictionary
 
 _FILE = Path(__file__).with_name("releases.json")
@@ -29,26 +30,24 @@ class Release:
     model: str
     format: str
     paths: tuple[str, ...]
-    """Where they are in the repository, as `releases.json` writes it."""
+    """The paths of the dictionaries in the repository, as patterns of `releases.json`."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What the files do not say."""
+    """Facts that the files do not hold."""
     scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """The same, of each path: what activations are multiplied by."""
+    """The factor that activations are multiplied by, by path, where the files do not hold it."""
 
     @property
     def sites(self) -> list[str]:
-        """The paths of its dictionaries; where only the repository lists them, patterns with a *."""
+        """The paths of the dictionaries; patterns with a * where only the repository lists them."""
         return [path for pattern in self.paths for path in _expanded(pattern)]
 
-    def load(
-        self, site: str | None = None, device: torch.device | str | None = None, **options: Any
-    ) -> tuple[Dictionary, dict[str, Any]]:
-        """Loads one of its dictionaries, and what is known of it.
+    def load(self, site: str | None = None, device: torch.device | str | None = None, **options: Any) -> Dictionary:
+        """Loads one of the dictionaries.
 
         Args:
-            site: which, as one of `sites`; not needed where there is one.
-            device: where to put it; the CPU if not given.
-            options: further ones of `load_dictionary`.
+            site: one of `sites`; may be left out where there is only one.
+            device: the device of the dictionary; the CPU by default.
+            options: further arguments of `load_dictionary`.
 
         Raises:
             CheckpointError: there is no such site.
@@ -58,29 +57,33 @@ class Release:
         if site is None and len(sites) == 1 and exact:
             site = exact[0]
         if site is None or (len(exact) == len(sites) and site not in sites):
-            shown = ", ".join(sites[:6]) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
             raise CheckpointError(
-                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), sites)} It has: {shown}. Give one as site=."
+                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), sites)} It has: {shorten(sites, 6)}. Give one "
+                "as site=."
             )
-        facts = dict(self.facts) | ({"scale": self.scales[site]} if site in self.scales else {})
-        dictionary, config = load_dictionary(self.repo, device, site=site, format=self.format, **{**facts, **options})
-        return dictionary, {"model": self.model, **config}
+        facts = {**self.facts, **({"scale": self.scales[site]} if site in self.scales else {})}
+        dictionary = load_dictionary(self.repo, device, site=site, format=self.format, **{**facts, **options})
+        info = dictionary.info
+        dictionary.info = dataclasses.replace(info, model=info.model or self.model)
+        return dictionary
 
 
-def pretrained(model: str | None = None, site: str | None = None, name: str | None = None) -> list[Release]:
-    """Returns the public releases that are known, or those that fit.
+def list_pretrained(model: str | None = None, site: str | None = None, name: str | None = None) -> list[Release]:
+    """Returns the known public releases that fit, or all.
 
     Args:
         model: a part of the model's name, in any case.
-        site: a part of the path of at least one of its dictionaries, as "resid_post" or "layer_12".
+        site: a part of the path of at least one of its dictionaries, such as "resid_post" or
+            "layer_12".
         name: a part of the release's name.
     """
-    found = []
-    for release in _all():
-        fits = _within(model, release.model) and _within(name, release.name)
-        if fits and (site is None or any(_may_be(site, path) for path in release.sites)):
-            found.append(release)
-    return found
+    return [
+        release
+        for release in _all()
+        if _within(model, release.model)
+        and _within(name, release.name)
+        and (site is None or any(_may_be(site, path) for path in release.sites))
+    ]
 
 
 @functools.cache
@@ -93,6 +96,7 @@ def _expanded(pattern: str) -> list[str]:
     """Returns the paths that a pattern stands for."""
     texts = _RANGE.split(pattern)
     choices = [_numbers(text) if n % 2 else [text] for n, text in enumerate(texts)]
+    # texts between braces alternate with ranges: odd places are ranges
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
@@ -105,7 +109,7 @@ def _numbers(text: str) -> list[str]:
 
 
 def _may_be(site: str, path: str) -> bool:
-    """Returns whether a path has this part, or what only the repository lists may have it."""
+    """Returns whether a path has this part; a pattern may have it where it starts alike."""
     before, star, _ = path.lower().partition("*")
     return site.lower() in path.lower() or (bool(star) and before != "" and site.lower().startswith(before))
 

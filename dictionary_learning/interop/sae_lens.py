@@ -1,7 +1,8 @@
-"""SAELens: `cfg.json` and `sae_weights.safetensors`, of versions 2 to 6, final saves and checkpoints.
+"""SAELens: `cfg.json` and `sae_weights.safetensors` of versions 2 to 6, checkpoints too.
 
-Settings of before 6.0 are brought into the form of today by `sae_lens_legacy`. Where latents are compared after being multiplied by the norm
-of what they write (`rescale_acts_by_decoder_norm`), the norms are folded into the encoder: latents and output stay the same.
+`sae_lens_legacy` converts settings of before 6.0 to the form of 6.x. Where latents are compared
+after multiplication with the norm of their decoder row (`rescale_acts_by_decoder_norm`), the norms
+are folded into the encoder, which changes neither latents nor output.
 """
 
 import logging
@@ -16,36 +17,27 @@ from dictionary_learning.dictionaries import Coder, Dictionary, Normalized
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, positive, setting
-from dictionary_learning.interop.building import Weights, built, jump_thresholds
+from dictionary_learning.interop.building import Weights, built, jump_thresholds, without_threshold
 from dictionary_learning.interop.files import Files
 from dictionary_learning.interop.sae_lens_legacy import is_legacy, modernized
-from dictionary_learning.interop.safe import read_json, read_safetensors
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_json, read_yaml
+from dictionary_learning.interop.tensors import Tensors, read_tensors
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 SCALER = "activation_scaler.json"
+TEMPORAL_WEIGHTS = "latest_ckpt.safetensors"
+TEMPORAL_CONFIG = "conf.yaml"
 TRANSCODERS = {
     "transcoder": "standard",
     "skip_transcoder": "standard",
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
-"""What each transcoder is apart from predicting."""
-ARCHITECTURES = (
-    "standard",
-    "topk",
-    "abstopk",
-    "batchtopk",
-    "matryoshka_batchtopk",
-    "jumprelu",
-    "gated",
-    "matching_pursuit",
-    "temporal",
-    *TRANSCODERS,
-)
+"""The autoencoder that each transcoder is like."""
+AUTOENCODERS = ("standard", "topk", "abstopk", "jumprelu", "gated")
 NORMALIZATIONS = {
     "none": None,
     "layer_norm": "layer_norm_eps_in",
@@ -54,9 +46,9 @@ NORMALIZATIONS = {
     "covariance_whitening": None,
     "constant_scalar_rescale": None,
 }
-"""What is done to each token when the dictionary is used. The two before the last are for training and folded in a final save."""
-_UNIT = 1e-5
-"""How far from 1 norms may be that were made 1 in float32."""
+"""How tokens are normalized. The fourth and fifth are for training; final saves fold them."""
+UNIT = 1e-5
+"""How far from 1 norms may be that were normalized in float32."""
 
 
 class SAELens(Format):
@@ -73,21 +65,14 @@ class SAELens(Format):
     def read(self, files: Files, facts: Facts) -> Loaded:
         given = read_json(files.path(CONFIG))
         config = modernized(given, files) if is_legacy(given) else given
-        path = files.path(WEIGHTS)
-        tensors = Tensors(read_safetensors(path), str(path))
-        architecture = choice(config, "architecture", ARCHITECTURES, "standard", files)
+        tensors = read_tensors(files.path(WEIGHTS))
+        architecture = choice(config, "architecture", (*AUTOENCODERS, *TRANSCODERS, *_READERS), "standard", files)
         dictionary = _READERS.get(architecture, read_coder)(tensors, config, architecture, files)
-        tensors.finish()
-        for size, word in (("d_in", "dim"), ("d_sae", "dict_size"), ("d_out", "output_dim")):
-            if word in tensors.sizes:
-                tensors.check(config.get(size), word, size)
+        tensors.finish(config, dim="d_in", dict_size="d_sae", output_dim="d_out")
         metadata = setting(config, "metadata", dict, {}, files)
-        known: dict[str, Any] = {"format": self.name, "peer": given}
-        for ours, theirs in (("model", "model_name"), ("site", "hook_name")):
-            if isinstance(metadata.get(theirs), str):
-                known[ours] = metadata[theirs]
+        known = self.known(given, metadata, model="model_name", site="hook_name")
         if config.get("reshape_activations") == "hook_z":
-            known["reshape_activations"] = "hook_z"  # heads one after another, as sites of this package have them
+            known["reshape_activations"] = "hook_z"  # heads one after another, as in sites of this package
         if files.has(SCALER):
             scale = read_json(files.path(SCALER)).get("scaling_factor")
             known |= {} if scale is None else {"activation_scale": positive(scale, "scaling_factor", files)}
@@ -99,61 +84,68 @@ class SAELens(Format):
         write(dictionary, folder, config)
 
 
+class Temporal(Format):
+    """Reads temporal autoencoders as their authors release them, tied or not, with TopK or ReLU."""
+
+    name = "temporal"
+    about = "temporal autoencoders: conf.yaml and latest_ckpt.safetensors"
+    needed = (TEMPORAL_WEIGHTS, TEMPORAL_CONFIG)
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        config = read_yaml(files.path(TEMPORAL_CONFIG))
+        settings = setting(config, "sae", dict, {}, files)
+        tensors = read_tensors(files.path(TEMPORAL_WEIGHTS))
+        scale = positive(settings.get("scaling_factor", 1.0), "scaling_factor", files)
+        names = {"W_dec": "D", "b_dec": "b", "W_enc": "E"}
+        dictionary = _read_temporal(tensors, settings, files, names, scale=1 / scale)
+        tensors.finish(setting(config, "llm", dict, {}, files), dim="dimin")
+        return Loaded(dictionary, self.known(config))
+
+
 FORMATS.register("sae_lens")(SAELens())
+FORMATS.register("temporal")(Temporal())
 
 
 def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Dictionary:
-    """Returns a dictionary of one encoder and one decoder.
-
-    Args:
-        tensors: by the names of SAELens.
-        config: settings in the form of 6.x.
-        architecture: one of `ARCHITECTURES`.
-        files: where they are from.
-
-    Raises:
-        CheckpointError: they do not fit each other.
-    """
+    """Returns a dictionary of one encoder and one decoder."""
     predicts = architecture in TRANSCODERS
     kind = TRANSCODERS.get(architecture, architecture)
     wide = "output_dim" if predicts else "dim"
     W_enc, W_dec = tensors.take("W_enc", "dim dict_size").T, tensors.take("W_dec", f"dict_size {wide}")
-    b_dec = tensors.take("b_dec", wide)
-    has_skip = "skip" in architecture
-    W_skip = tensors.take("W_skip", f"{wide} dim") if has_skip else None
+    W_skip = tensors.take("W_skip", f"{wide} dim") if "skip" in architecture else None  # of the raw input
     if not predicts:
-        W_dec = _finetuned(W_dec, tensors)
-    nonlinearity, options, state, b_enc = _NONLINEARITIES[kind](tensors, config, files)
+        W_dec = _finetuned(W_dec, tensors)  # (dict_size, dim)
+    # a gated autoencoder has its biases in the nonlinearity
+    b_enc = None if kind == "gated" else tensors.take("b_enc", "dict_size")
+    nonlinearity, options, state = _nonlinearity(kind, tensors, config, files)
     if kind in ("topk", "abstopk") and setting(config, "rescale_acts_by_decoder_norm", bool, False, files):
-        W_enc, b_enc, W_dec = folded(W_enc, b_enc, W_dec)
-    weights = Weights(
+        W_enc, b_enc, W_dec = _folded(W_enc, b_enc, W_dec)
+    return Weights(
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=W_dec,
-        b_dec=b_dec,
+        b_dec=tensors.take("b_dec", wide),
         W_skip=W_skip,
         nonlinearity=nonlinearity,
         options=options,
         state=state,
         centered=not predicts and setting(config, "apply_b_dec_to_input", bool, True, files),
         predicts=predicts,
-    )
-    return weights.dictionary()
+    ).dictionary()
 
 
-def folded(W_enc: Tensor, b_enc: Tensor | None, W_dec: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns the parts with decoder rows of unit norm and latents multiplied by the norms they had; unit rows stay as they are."""
-    norms = W_dec.float().norm(dim=1)
-    if bool(((norms - 1).abs() <= _UNIT).all()):
+def _folded(W_enc: Tensor, b_enc: Tensor | None, W_dec: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Returns the parts with unit decoder rows, and latents multiplied by the norms of the rows."""
+    norms = W_dec.float().norm(dim=1)  # (dict_size,)
+    if bool(((norms - 1).abs() <= UNIT).all()):
         return W_enc, b_enc, W_dec
-    rows = torch.where(norms > 0, norms, 1.0).unsqueeze(1)
     b_enc = None if b_enc is None else b_enc.float() * norms
-    # a latent that writes nothing is zero there
-    return W_enc.float() * norms.unsqueeze(1), b_enc, W_dec.float() / rows
+    rows = torch.where(norms > 0, norms, 1.0).unsqueeze(1)  # a latent that writes nothing becomes zero
+    return W_enc.float() * norms.unsqueeze(1), b_enc, W_dec.float() / rows  # (dict_size, dim) both
 
 
 def _finetuned(W_dec: Tensor, tensors: Tensors) -> Tensor:
-    """Returns the decoder with what latents are multiplied by before decoding, which fine-tuning in 5.x learnt."""
+    """Returns the decoder with the factor of each latent that fine-tuning in 5.x learned."""
     names = ("scaling_factor", "finetuning_scaling_factor")
     factors = [tensors.take(name, "dict_size") for name in names if name in tensors]
     if not factors or bool((factors[0] == 1).all()):
@@ -161,67 +153,46 @@ def _finetuned(W_dec: Tensor, tensors: Tensors) -> Tensor:
     return W_dec.float() * factors[0].float().unsqueeze(1)
 
 
-def _standard(tensors: Tensors, config: Mapping[str, Any], files: Files) -> tuple:
-    name = choice(config, "activation", ("relu", "tanh-relu"), "relu", files)
-    b_enc = tensors.take("b_enc", "dict_size")
-    if name == "relu":
-        return "relu", {}, {}, b_enc
-    return "tanh_relu", {}, {"limit": torch.ones(len(b_enc))}, b_enc
-
-
-def _top_k(tensors: Tensors, config: Mapping[str, Any], files: Files) -> tuple:
-    options = {"k": _k(config, files)}
-    return "top_k", options, {"threshold": torch.tensor(-1.0)}, tensors.take("b_enc", "dict_size")
-
-
-def _abs_top_k(tensors: Tensors, config: Mapping[str, Any], files: Files) -> tuple:
-    return "abs_top_k", {"k": _k(config, files)}, {}, tensors.take("b_enc", "dict_size")
-
-
-def _jump_relu(tensors: Tensors, config: Mapping[str, Any], files: Files) -> tuple:
-    # early training files hold the logarithms
-    if "log_threshold" in tensors and "threshold" not in tensors:
-        threshold = tensors.take("log_threshold", "dict_size").exp()
-    else:
-        threshold = tensors.take("threshold", "dict_size")
+def _nonlinearity(
+    kind: str, tensors: Tensors, config: Mapping[str, Any], files: Files
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Returns the name of the nonlinearity, its options, and its tensors."""
+    if kind == "topk":
+        return "top_k", {"k": _k(config, files)}, without_threshold()
+    if kind == "abstopk":
+        return "abs_top_k", {"k": _k(config, files)}, {}
+    if kind == "gated":
+        names = {"gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
+        return "gated", {}, {ours: tensors.take(theirs, "dict_size") for ours, theirs in names.items()}
+    if kind == "jumprelu":
+        # early training files hold the logarithms
+        if "threshold" not in tensors and "log_threshold" in tensors:
+            return "jump_relu", {}, jump_thresholds(tensors.take("log_threshold", "dict_size").exp())
         tensors.drop("log_threshold")
-    return "jump_relu", {}, jump_thresholds(threshold), tensors.take("b_enc", "dict_size")
-
-
-def _gated(tensors: Tensors, config: Mapping[str, Any], files: Files) -> tuple:
-    names = {"gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
-    state = {ours: tensors.take(theirs, "dict_size") for ours, theirs in names.items()}
-    return "gated", {}, state, None
-
-
-_NONLINEARITIES = {
-    "standard": _standard,
-    "topk": _top_k,
-    "abstopk": _abs_top_k,
-    "jumprelu": _jump_relu,
-    "gated": _gated,
-}
+        return "jump_relu", {}, jump_thresholds(tensors.take("threshold", "dict_size"))
+    if choice(config, "activation", ("relu", "tanh-relu"), "relu", files) == "relu":
+        return "relu", {}, {}
+    return "tanh_relu", {}, {"limit": torch.ones(tensors["dict_size"])}
 
 
 def _k(config: Mapping[str, Any], files: Files) -> int:
     k = config.get("k")
     if isinstance(k, float) and k.is_integer():
-        k = int(k)
+        k = int(k)  # YAML and older JSON have 32.0
     if not isinstance(k, int) or isinstance(k, bool):
         raise CheckpointError(f"The config of '{files}' says k={k!r}; a whole number of latents is needed. Add it.")
     return k
 
 
 def _batch_top_k(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Coder:
-    """Returns a checkpoint of BatchTopK, which is saved as JumpReLU only at the end.
+    """Returns a checkpoint of BatchTopK, which SAELens saves as JumpReLU only at the end.
 
-    With norms folded in, its threshold, of value times norm, is one of values.
+    The threshold there is of latents times norms; with norms folded in, it is one of latents.
     """
     W_enc, W_dec = tensors.take("W_enc", "dim dict_size").T, tensors.take("W_dec", "dict_size dim")
     b_enc: Tensor | None = tensors.take("b_enc", "dict_size")
     if setting(config, "rescale_acts_by_decoder_norm", bool, True, files):
-        W_enc, b_enc, W_dec = folded(W_enc, b_enc, W_dec)
-    threshold = tensors.take("topk_threshold", "").float().clamp_min(0)
+        W_enc, b_enc, W_dec = _folded(W_enc, b_enc, W_dec)
     return Weights(
         W_enc=W_enc,
         b_enc=b_enc,
@@ -229,7 +200,7 @@ def _batch_top_k(tensors: Tensors, config: Mapping[str, Any], architecture: str,
         b_dec=tensors.take("b_dec", "dim"),
         nonlinearity="batch_top_k",
         options={"k": max(round(positive(config.get("k"), "k", files)), 1)},
-        state={"threshold": threshold},
+        state=jump_thresholds(tensors.take("topk_threshold", "")),
         centered=setting(config, "apply_b_dec_to_input", bool, True, files),
     ).dictionary()
 
@@ -237,17 +208,15 @@ def _batch_top_k(tensors: Tensors, config: Mapping[str, Any], architecture: str,
 def _pursuit(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Coder:
     centered = setting(config, "apply_b_dec_to_input", bool, True, files)
     W_dec, b_dec = tensors.take("W_dec", "dict_size dim"), tensors.take("b_dec", "dim")
-    rounds = setting(config, "max_iterations", int, None, files)
     options = {
-        "k": rounds or tensors["dim"],
+        "k": setting(config, "max_iterations", int, None, files) or tensors["dim"],
         "residual_threshold": setting(config, "residual_threshold", float, 0.01, files),
         "stop_on_duplicate_support": setting(config, "stop_on_duplicate_support", bool, True, files),
     }
-    # without the subtraction, b_dec is not added either
     return Weights(
         W_enc=None,
         W_dec=W_dec,
-        b_dec=b_dec if centered else None,
+        b_dec=b_dec if centered else None,  # without the subtraction, SAELens does not add b_dec either
         nonlinearity="stopped_pursuit",
         options=options,
         centered=centered,
@@ -255,45 +224,49 @@ def _pursuit(tensors: Tensors, config: Mapping[str, Any], architecture: str, fil
 
 
 def _temporal(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Dictionary:
-    scale = 1.0
-    if config.get("normalize_activations") == "constant_scalar_rescale":
-        scale = 1 / positive(
-            config.get("activation_normalization_factor", 1.0), "activation_normalization_factor", files
-        )
-    tied = setting(config, "tied_weights", bool, True, files)
+    scaled = config.get("normalize_activations") == "constant_scalar_rescale"
+    scale = config.get("activation_normalization_factor", 1.0) if scaled else 1.0
     subtracts = setting(config, "apply_b_dec_to_input", bool, True, files)
-    state = {"W_dec": tensors.take("W_dec", "dict_size dim"), "b_dec": tensors.take("b_dec", "dim")}
-    if not tied:
-        state["W_enc"] = tensors.take("W_enc", "dim dict_size").T
-    return temporal(
+    names = {"W_dec": "W_dec", "b_dec": "b_dec", "W_enc": "W_enc"}
+    return _read_temporal(
         tensors,
-        state,
-        k=setting(config, "kval_topk", int, None, files)
-        if choice(config, "sae_diff_type", ("topk", "relu"), "topk", files) == "topk"
-        else None,
-        n_heads=setting(config, "n_heads", int, 8, files),
-        n_layers=setting(config, "n_attn_layers", int, 1, files),
-        bottleneck_factor=setting(config, "bottleneck_factor", int, 64, files),
-        tied=tied,
+        config,
+        files,
+        names,
+        scale=1 / positive(scale, "activation_normalization_factor", files),
         subtracts_b_dec=subtracts,
-        has_output_bias=subtracts or not tied,
-        scale=scale,
+        has_output_bias=subtracts or not setting(config, "tied_weights", bool, True, files),
     )
 
 
-def temporal(tensors: Tensors, state: dict[str, Tensor], *, n_layers: int, **options: Any) -> Dictionary:
-    """Returns a dictionary of contexts from its matrices and the layers of attention in a file.
-
-    Raises:
-        CheckpointError: layers are missing or of other shapes.
-    """
+def _read_temporal(
+    tensors: Tensors, config: Mapping[str, Any], files: Files, names: Mapping[str, str], **options: Any
+) -> Dictionary:
+    """Returns a temporal autoencoder from its matrices and the attention layers in a file."""
+    tied = setting(config, "tied_weights", bool, True, files)
+    n_layers = setting(config, "n_attn_layers", int, 1, files)
+    selects = choice(config, "sae_diff_type", ("topk", "relu"), "topk", files) == "topk"
+    state = {"W_dec": tensors.take(names["W_dec"], "dict_size dim"), "b_dec": tensors.take(names["b_dec"], "dim")}
+    if not tied:
+        state["W_enc"] = tensors.take(names["W_enc"], "dim dict_size").T
     shapes = {"k_ctx": "narrow", "q_target": "narrow", "v_ctx": "dict_size", "c_proj": "dict_size"}
-    for layer in range(min(n_layers, len(tensors))):
+    for layer in range(min(n_layers, len(tensors))):  # a config may claim any number
         for part, out in shapes.items():
             name = f"attn_layers.{layer}.{part}"
             state[f"{name}.weight"] = tensors.take(f"{name}.weight", f"{out} dict_size")
             state[f"{name}.bias"] = tensors.take(f"{name}.bias", out)
-    return built(TemporalAutoencoder, state, tensors["dim"], tensors["dict_size"], n_layers=n_layers, **options)
+    return built(
+        TemporalAutoencoder,
+        state,
+        tensors["dim"],
+        tensors["dict_size"],
+        n_layers=n_layers,
+        k=setting(config, "kval_topk", int, None, files) if selects else None,
+        n_heads=setting(config, "n_heads", int, 8, files),
+        bottleneck_factor=setting(config, "bottleneck_factor", int, 64, files),
+        tied=tied,
+        **options,
+    )
 
 
 _READERS = {
@@ -305,15 +278,15 @@ _READERS = {
 
 
 def _normalized(dictionary: Dictionary, config: Mapping[str, Any], files: Files) -> Dictionary:
-    """Returns the dictionary with what is done to each token before and after it."""
+    """Returns the dictionary with the normalization of each token around it."""
     name = config.get("normalize_activations", "none")
-    if name is True or name is False or name is None:
+    if name is None or isinstance(name, bool):
         name = "expected_average_only_in" if name else "none"
     name = choice({"normalize_activations": name}, "normalize_activations", NORMALIZATIONS, "none", files)
     if name in ("expected_average_only_in", "covariance_whitening"):
         logger.warning(
-            "'%s' was trained on activations that were scaled outside of it (%s): give it activations scaled in the same way, or, where "
-            "the config has activation_scale, call dictionary.scale_(1 / config['activation_scale']).",
+            "'%s' was trained on activations that were scaled outside of it (%s). Give it activations scaled in the same way, or, "
+            "where the config has activation_scale, call dictionary.scale_(1 / dictionary.info.config['activation_scale']).",
             files,
             name,
         )

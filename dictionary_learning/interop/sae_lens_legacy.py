@@ -1,4 +1,4 @@
-"""Settings of SAELens before 6.0, in the form of 6.x."""
+"""Settings of SAELens before 6.0, converted to the form of 6.x."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +14,9 @@ _NAMES = {
 }
 """Names of before 3.0."""
 _METADATA = (
-    "model_name",
-    "hook_name",
-    "hook_layer",
-    "hook_head_index",
-    "context_size",
-    "prepend_bos",
-    "dataset_path",
-    "seqpos_slice",
-    "neuronpedia_id",
+    *("model_name", "hook_name", "hook_layer", "hook_head_index", "context_size", "prepend_bos", "dataset_path"),
+    *("seqpos_slice", "neuronpedia_id"),
 )
-_ACTIVATIONS = ("relu", "tanh-relu", "topk")
 
 
 def is_legacy(config: Mapping[str, Any]) -> bool:
@@ -35,26 +27,26 @@ def is_legacy(config: Mapping[str, Any]) -> bool:
 def modernized(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     """Returns the settings in the form of 6.x.
 
-    The activation decides before the architecture, which may say "standard" of TopK; `hook_z` is implied by the hook's name.
-
-    Raises:
-        CheckpointError: they do not go together.
+    The activation decides before the architecture, which says "standard" of TopK, too. `hook_z`
+    follows from the hook's name.
     """
     old = {_NAMES.get(name, name): value for name, value in config.items()}
-    activation = choice(old, "activation_fn_str", _ACTIVATIONS, "relu", where)
+    activation = choice(old, "activation_fn_str", ("relu", "tanh-relu", "topk"), "relu", where)
     architecture = old.get("architecture", "standard")
     new = {name: value for name, value in old.items() if not name.startswith("activation_fn")}
     if activation == "topk":
-        arguments = setting(old, "activation_fn_kwargs", dict, {}, where)
         if architecture not in ("standard", "topk"):
             raise CheckpointError(
                 f"The config of '{where}' says architecture={architecture!r} and activation topk; one of both is needed."
             )
+        arguments = setting(old, "activation_fn_kwargs", dict, {}, where)
         architecture, new["k"] = "topk", arguments.get("k", old.get("k"))
     else:
         new["activation"] = activation
-    new["architecture"] = architecture
-    new["metadata"] = {name: old[name] for name in _METADATA if name in old}
     hook = old.get("hook_name")
-    new["reshape_activations"] = "hook_z" if isinstance(hook, str) and hook.endswith("_z") else "none"
-    return new
+    return {
+        **new,
+        "architecture": architecture,
+        "metadata": {name: old[name] for name in _METADATA if name in old},
+        "reshape_activations": "hook_z" if isinstance(hook, str) and hook.endswith("_z") else "none",
+    }

@@ -1,16 +1,16 @@
-"""Dictionaries as SAELens 6 saves them for use."""
+"""Dictionaries as SAELens 6 saves them for inference."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dictionary_learning.dictionaries import (
     Coder,
     Dictionary,
+    DictionaryInfo,
     Normalized,
     SparseAutoencoder,
     Transcoder,
@@ -24,13 +24,16 @@ from dictionary_learning.dictionaries.nonlinearities import (
     StoppedPursuit,
     TopK,
 )
-from dictionary_learning.disk import write_atomically, write_json
+from dictionary_learning.dictionaries.serialization import write_tensors
+from dictionary_learning.disk import write_json
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
+from dictionary_learning.interop.hook_names import hook_name, model_name
+from dictionary_learning.interop.sae_lens import CONFIG, NORMALIZATIONS, UNIT, WEIGHTS
 
 _VERSION = "6.0.0"
-"""The version whose form it is; readers take a config without one for that of 5.x."""
-_NORMALIZATIONS = {"layer_norm_eps_in": "layer_norm", "constant_norm_rescale": "constant_norm_rescale"}
+"""The version of the form that is written; readers take a config without one for that of 5.x."""
+_NORMALIZATIONS = {ours: theirs for theirs, ours in NORMALIZATIONS.items() if ours is not None}
 _ARCHITECTURES = {
     ReLU: "standard",
     TopK: "topk",
@@ -41,38 +44,20 @@ _ARCHITECTURES = {
     StoppedPursuit: "matching_pursuit",
 }
 _TRANSCODERS = {ReLU: "transcoder", JumpReLU: "jumprelu_transcoder", BatchTopK: "jumprelu_transcoder"}
-_UNIT = 1e-5
-"""How far from 1 norms may be that were made 1 in float32."""
-
-
-class _Saved(NamedTuple):
-    settings: dict[str, Any]
-    tensors: dict[str, Tensor]
 
 
 def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU with its threshold, as SAELens saves its own.
-
-    Raises:
-        CheckpointError: SAELens has no such dictionary; nothing has been written then.
-    """
+    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU, as SAELens does."""
     normalization, inner = _unwrapped(dictionary)
     if isinstance(inner, TemporalAutoencoder) and normalization == "none":
-        saved = _temporal(inner)
+        own, tensors = _temporal(inner)
     elif isinstance(inner, (SparseAutoencoder, Transcoder)):
-        saved = _coder(inner)
+        own, tensors = _coder(inner)
     else:
         raise CheckpointError(
             f"SAELens has autoencoders and transcoders of one site; this is a {type(inner).__name__}. Convert it to own, which "
             "holds every class."
         )
-    metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": None}
-    peer = config.get("peer")
-    if isinstance(peer, Mapping) and isinstance(peer.get("metadata"), Mapping):
-        metadata |= dict(peer["metadata"])
-    for theirs, ours in (("model_name", "model"), ("hook_name", "site")):
-        if isinstance(config.get(ours), str):
-            metadata.setdefault(theirs, config[ours])
     settings = {
         "d_in": inner.activation_dim,
         "d_sae": inner.dict_size,
@@ -80,30 +65,49 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
         "device": "cpu",
         "normalize_activations": normalization,
         "reshape_activations": "hook_z" if config.get("reshape_activations") == "hook_z" else "none",
-        "metadata": metadata,
-        **saved.settings,
+        "metadata": _metadata(config),
+        **own,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.tensors.items()}
-    write_atomically(folder / "sae_weights.safetensors", lambda temporary: save_file(tensors, temporary))
-    write_json(folder / "cfg.json", settings)
+    write_tensors(folder / WEIGHTS, tensors)
+    write_json(folder / CONFIG, settings)
+
+
+def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metadata by which SAELens finds model and hook."""
+    info = DictionaryInfo.from_config(config)
+    peer = config.get("peer")
+    peers = peer.get("metadata") if isinstance(peer, Mapping) else None
+    metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": None, **(peers or {})}
+    if info.model is not None and (name := model_name(info.model)) is not None:
+        metadata["model_name"] = name
+    for key, sites in (("hook_name", info.sites), ("hook_name_out", info.target_sites)):
+        if not sites:
+            continue
+        hooks = [hook_name(site, info.model) for site in sites]
+        if len(hooks) != 1 or hooks[0] is None:
+            # with an unknown hook, SAELens says "No hook found" and goes on without the dictionary
+            raise CheckpointError(
+                f"SAELens finds a dictionary's place by the name of a TransformerLens hook, and none is known for "
+                f"{', '.join(sites)}. Give {key}=, such as 'blocks.10.hook_resid_post'."
+            )
+        metadata[key] = hooks[0]
+    return metadata
 
 
 def _unwrapped(dictionary: Dictionary) -> tuple[str, Dictionary]:
-    """Returns the dictionary, and the name of what is done to each token around it."""
+    """Returns the name of the normalization of each token, and the dictionary inside of it."""
     if not isinstance(dictionary, Normalized):
         return "none", dictionary
     name = dictionary.normalization
     if name not in _NORMALIZATIONS or len(dictionary.scales) > 1 or dictionary.scales != (1.0,):
         raise CheckpointError(
-            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS.values())}, at one site and without a scale; this dictionary has "
-            f"{name} with scales {dictionary.scales}"
-            + (", which returns the deviation with 1e-5 added. " if name == "layer_norm" else ". ")
-            + "Convert it to own."
+            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this dictionary has {name} "
+            f"with scales {dictionary.scales}. Convert it to own."
         )
     return _NORMALIZATIONS[name], dictionary.dictionary
 
 
-def _coder(coder: Coder) -> _Saved:
+def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
     nonlinearity = coder.nonlinearity
     predicts = isinstance(coder, Transcoder)
     known = _TRANSCODERS if predicts else _ARCHITECTURES
@@ -113,36 +117,38 @@ def _coder(coder: Coder) -> _Saved:
             f"SAELens has no {'transcoder' if predicts else 'autoencoder'} with {type(nonlinearity).__name__}; it has "
             f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
-    if coder.rank_by_norm and bool(((coder.decoder_norms() - 1).abs() > _UNIT).any()):
+    if coder.rank_by_norm and not _has_unit_rows(coder):
         raise CheckpointError(
-            "This dictionary compares latents by value times the norm of what they write and gives the values; SAELens gives both "
-            "multiplied. Apply fold_decoder_norm_ to a copy first: then they are the same."
+            "This dictionary ranks latents by value times the norm of their decoder row and returns the values; SAELens returns the "
+            "products. Apply fold_decoder_norm_ to a copy first, which makes both the same."
         )
     settings: dict[str, Any] = {"architecture": architecture, "apply_b_dec_to_input": coder.centered}
     tensors: dict[str, Tensor | None] = {"W_dec": coder.W_dec, "b_dec": coder.b_dec, "b_enc": coder.b_enc}
     if not coder.is_tied:
-        tensors["W_enc"] = coder.W_enc.T
+        tensors["W_enc"] = coder.W_enc.T  # (dim, dict_size) there
     if predicts:
         settings["d_out"] = coder.output_dim
     if coder.W_skip is not None:
         tensors["W_skip"] = coder.W_skip
         settings["architecture"] = architecture.replace("transcoder", "skip_transcoder")
     _add_nonlinearity(coder, settings, tensors)
-    return _Saved(settings, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    return settings, tensors
 
 
 def _add_nonlinearity(coder: Coder, settings: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
     nonlinearity = coder.nonlinearity
     if isinstance(nonlinearity, (TopK, AbsTopK)):
-        settings |= {"k": nonlinearity.k, "rescale_acts_by_decoder_norm": False}
+        # with unit rows both values mean the same, and SAEDashboard folds norms, which needs True
+        settings |= {"k": nonlinearity.k, "rescale_acts_by_decoder_norm": _has_unit_rows(coder)}
     elif isinstance(nonlinearity, JumpReLU):
         tensors["threshold"] = nonlinearity.threshold
     elif isinstance(nonlinearity, BatchTopK):
         if float(nonlinearity.threshold) < 0:
             raise CheckpointError(
-                "SAELens saves BatchTopK with its learnt threshold, and this one has learnt none. Train it for a step, or set "
+                "SAELens saves BatchTopK with its learned threshold, and this one has learned none. Train it for a step, or set "
                 "dictionary.nonlinearity.threshold."
             )
+        # one threshold for all latents is a JumpReLU with equal thresholds
         tensors["threshold"] = torch.full((coder.dict_size,), float(nonlinearity.threshold))
     elif isinstance(nonlinearity, Gated):
         tensors |= {"b_gate": nonlinearity.gate_bias, "b_mag": nonlinearity.mag_bias, "r_mag": nonlinearity.r_mag}
@@ -151,7 +157,11 @@ def _add_nonlinearity(coder: Coder, settings: dict[str, Any], tensors: dict[str,
         settings |= {"max_iterations": own.pop("k"), **own}
 
 
-def _temporal(dictionary: TemporalAutoencoder) -> _Saved:
+def _has_unit_rows(coder: Coder) -> bool:
+    return bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
+
+
+def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
     if dictionary.has_output_bias != (dictionary.subtracts_b_dec or not dictionary.tied):
         raise CheckpointError("SAELens adds b_dec where it subtracts it; this dictionary does not. Convert it to own.")
     settings = {
@@ -166,7 +176,6 @@ def _temporal(dictionary: TemporalAutoencoder) -> _Saved:
         "kval_topk": dictionary.k,
         "tied_weights": dictionary.tied,
     }
-    tensors = dict(dictionary.state_dict())
-    if not dictionary.tied:
-        tensors["W_enc"] = dictionary.W_enc.T
-    return _Saved(settings, tensors)
+    # dim 0 is the latent axis here, and the last axis there
+    turned = {} if dictionary.tied else {"W_enc": dictionary.W_enc.T}
+    return settings, {**dictionary.state_dict(), **turned}

@@ -1,142 +1,185 @@
-"""Releases of one file for each dictionary: Qwen Scope, Goodfire, DeepSeek R1, and mwhanna's transcoders."""
+"""Formats with one file for each dictionary, without settings beside it."""
 
 import re
-from pathlib import Path
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-
-from dictionary_learning.dictionaries import AutoEncoderNew
+from dictionary_learning.dictionaries import AutoEncoderNew, Normalized
 from dictionary_learning.errors import CheckpointError
-from dictionary_learning.interop.archives import read_pt
-from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded
-from dictionary_learning.interop.building import Weights
-from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.keys import keys_in
-from dictionary_learning.interop.openai import named_tensors, one_of
-from dictionary_learning.interop.places import single_files
-from dictionary_learning.interop.safe import read_safetensors, read_yaml
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.archives import Inert, read_names, read_pt
+from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
+from dictionary_learning.interop.building import Weights, without_threshold
+from dictionary_learning.interop.files import ENDINGS, WHOLE, Files
+from dictionary_learning.interop.sae_lens import read_coder
+from dictionary_learning.interop.sae_lens_legacy import modernized
+from dictionary_learning.interop.safe import read_yaml
+from dictionary_learning.interop.tensors import Tensors, read_tensors
 
-_ROWS = {"W_enc", "b_enc", "W_dec", "b_dec"}
 _L0 = re.compile(r"L0_(\d+)")
+_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+_OPENAI_SETTINGS = ("activation", "activation_state_dict", "activation.k", "activation.postact_fn")
+"""Entries that are no tensors; only the public code writes the last two."""
+_RECTIFIERS = {"ReLU": "relu", "Identity": "identity"}
+_SELECTORS = {"ReLU": "top_k", "Identity": "top_k_unrectified"}
 
 
-class QwenScope(Format):
-    """Reads `layer<N>.sae.pt`: TopK, with the names of SAELens and matrices the other way round; k is in the repository's name."""
-
-    name = "qwen_scope"
-    about = "Qwen Scope: layer<N>.sae.pt"
-    facts = ("k",)
-    needed = ("*.sae.pt",)
-
-    def recognizes(self, files: Files) -> bool:
-        found = single_files(files, ".pt")
-        return len(found) == 1 and found[0].endswith(".sae.pt") and keys_in(files, found[0]) == _ROWS
-
-    def read(self, files: Files, facts: Facts) -> Loaded:
-        path, tensors = _opened(files, ".pt")
-        k = facts.get("k", _k_in(files))
-        if not isinstance(k, int) or isinstance(k, bool):
-            raise CheckpointError(
-                f"'{path}' does not say how many latents are kept; the name of its repository does (…-L0_50). Give k=."
-            )
-        b_enc, b_dec = tensors.take("b_enc", "dict_size"), tensors.take("b_dec", "dim")
-        weights = Weights(
-            W_enc=tensors.take("W_enc", "dict_size dim"),
-            b_enc=b_enc,
-            W_dec=tensors.take("W_dec", "dim dict_size").T,
-            b_dec=b_dec,
-            nonlinearity="top_k",
-            options={"k": k},
-            state={"threshold": torch.tensor(-1.0)},
-            centered=False,
-        )
-        tensors.finish()
-        return Loaded(weights.dictionary(), {"format": self.name, "peer": {"k": k}})
+def _names_in(files: Files) -> frozenset[str]:
+    """Returns the names at the top of the only `.pt` file; none where there are several."""
+    found = files.weights(".pt")
+    return read_names(files, found[0]) if len(found) == 1 else frozenset()
 
 
-class Linear(Format):
-    """Reads `.pt` or `.pth` files of two linear layers with a rectifier between them; b_dec is not subtracted.
+class OpenAI(Format):
+    """Reads ReLU, TopK and Identity, tied or not, of December 2023 and later.
 
-    Args:
-        name: the format's name.
-        about: whose it is.
-        encoder: what the encoder is called.
-        decoder: what the decoder is called.
+    TopK goes with a normalization of each token, of which the file says nothing else.
     """
 
-    needed = ("*.pt", "*.pth")
-
-    def __init__(self, name: str, about: str, encoder: str, decoder: str):
-        self.name, self.about, self.encoder, self.decoder = name, about, encoder, decoder  # pyright: ignore[reportAttributeAccessIssue]
-
-    def recognizes(self, files: Files) -> bool:
-        found = [name for name in single_files(files, ".pt", ".pth") if name != "ae.pt"]
-        keys = {f"{layer}.{part}" for layer in (self.encoder, self.decoder) for part in ("weight", "bias")}
-        return len(found) == 1 and keys_in(files, found[0]) == keys
-
-    def read(self, files: Files, facts: Facts) -> Loaded:
-        _, tensors = _opened(files, ".pt", ".pth")
-        weights = Weights(
-            W_enc=tensors.take(f"{self.encoder}.weight", "dict_size dim"),
-            b_enc=tensors.take(f"{self.encoder}.bias", "dict_size"),
-            W_dec=tensors.take(f"{self.decoder}.weight", "dim dict_size").T,
-            b_dec=tensors.take(f"{self.decoder}.bias", "dim"),
-            centered=False,
-        )
-        tensors.finish()
-        return Loaded(weights.dictionary(AutoEncoderNew), {"format": self.name, "peer": {}})
-
-
-class Mwhanna(Format):
-    """Reads `layer_<N>.safetensors`: transcoders with a rectifier, both matrices by rows of latents."""
-
-    name = "mwhanna"
-    about = "mwhanna's transcoders: layer_<N>.safetensors and config.yaml"
-    needed = ("layer_*.safetensors", "config.yaml")
+    name = "openai"
+    about = "OpenAI's sparse_autoencoder: <layer>.pt with pre_bias and latent_bias"
+    needed = ("*.pt",)
 
     def recognizes(self, files: Files) -> bool:
-        found = single_files(files, ".safetensors")
-        if len(found) != 1 or not re.fullmatch(r"layer_\d+\.safetensors", found[0]):
-            return False
-        return keys_in(files, found[0]) == _ROWS
+        return _names_in(files) >= {"pre_bias", "latent_bias"}
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.path(one_of(single_files(files, ".safetensors"), files))
-        tensors = Tensors(read_safetensors(path), str(path))
-        config = read_yaml(files.path("config.yaml")) if files.has("config.yaml") else {}
+        path = files.only_weights(".pt")
+        held = read_pt(path)
+        said = {name: held.pop(name) for name in _OPENAI_SETTINGS if name in held}
+        tensors = Tensors(held, path)
+        tensors.drop(*_STATISTICS)
+        activation = choice(said, "activation", ("ReLU", "TopK", "Identity"), "ReLU", path)
+        state = setting(said, "activation_state_dict", dict, {}, path)
+        tied = "decoder.linear.weight"
+        decoder = tied if tied in tensors else "decoder.weight.T"  # a tied one is the encoder itself
         weights = Weights(
-            b_enc=tensors.take("b_enc", "dict_size"),
-            b_dec=tensors.take("b_dec", "output_dim"),
-            W_enc=tensors.take("W_enc", "dict_size dim"),
-            W_dec=tensors.take("W_dec", "dict_size output_dim"),
-            centered=False,
-            predicts=True,
+            **tensors.parts("encoder.weight", "latent_bias", decoder, "pre_bias"),
+            **_openai_nonlinearity(activation, state, path),
         )
         tensors.finish()
-        known: dict[str, Any] = {"format": self.name, "peer": config}
-        if isinstance(config.get("model_name"), str):
-            known["model"] = config["model_name"]
-        return Loaded(weights.dictionary(), known)
+        coder = weights.dictionary()
+        dictionary = Normalized(coder, "layer_norm_eps_in") if activation == "TopK" else coder
+        return Loaded(dictionary, self.known({"activation": activation, **state}))
 
 
-FORMATS.register("qwen_scope")(QwenScope())
-FORMATS.register("goodfire")(
-    Linear("goodfire", "Goodfire: .pth with encoder_linear and decoder_linear", "encoder_linear", "decoder_linear")
-)
-FORMATS.register("deepseek_r1")(
-    Linear("deepseek_r1", "DeepSeek R1: .pt with encoder and decoder", "encoder", "decoder")
-)
-FORMATS.register("mwhanna")(Mwhanna())
+class MatsSAE(Format):
+    """Reads `{"cfg": ..., "state_dict": ...}`: autoencoders with ReLU that subtract b_dec.
+
+    The settings are an object of mats_sae_training, from which SAELens grew. Its attributes are
+    read, its class is not.
+    """
+
+    name = "mats_sae"
+    about = "mats_sae_training and SAELens before 2.0: .pt with cfg and state_dict"
+    needed = ("*.pt",)
+
+    def recognizes(self, files: Files) -> bool:
+        return _names_in(files) >= {"cfg", "state_dict"}
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        path = files.only_weights(".pt")
+        held = read_pt(path)
+        cfg = held.get("cfg")
+        values = cfg.state if isinstance(cfg, Inert) else cfg
+        # settings that are no plain values, such as devices and dtypes, have no effect here
+        given = {str(name): value for name, value in dict(values or {}).items() if _is_plain(value)}
+        config = modernized(given, path)
+        tensors = Tensors(held.get("state_dict"), path)
+        if config["architecture"] != "standard":
+            raise CheckpointError(
+                f"'{path}' has architecture={config['architecture']!r}; files of that time have standard."
+            )
+        dictionary = read_coder(tensors, config, "standard", files)
+        tensors.finish(config, dim="d_in", dict_size="d_sae")
+        return Loaded(dictionary, self.known(given, config["metadata"], model="model_name", site="hook_name"))
 
 
-def _opened(files: Files, *endings: str) -> tuple[Path, Tensors]:
-    path = files.path(one_of(single_files(files, *endings), files))
-    return path, Tensors(named_tensors(read_pt(path), path), str(path))
+class TwoMatrices(Format):
+    """Reads files of two matrices and two biases; b_dec is not subtracted.
+
+    Args:
+        name: the name of the format.
+        about: whose format it is.
+        needed: patterns of its files.
+        parts: the arguments of `Tensors.parts`.
+        is_transcoder: whether it reconstructs other activations than it reads.
+        needs_k: whether it keeps k latents, of which only the name of the repository knows the
+            number (...-L0_50).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        needed: tuple[str, ...],
+        parts: tuple[str, str, str, str],
+        is_transcoder: bool = False,
+        needs_k: bool = False,
+    ):
+        self.name, self.about, self.needed = name, about, needed  # pyright: ignore[reportAttributeAccessIssue]
+        self.parts, self.is_transcoder, self.needs_k = parts, is_transcoder, needs_k
+        self.facts = ("k",) if needs_k else ()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def recognizes(self, files: Files) -> bool:
+        found = files.weights(*ENDINGS)
+        fits = len(found) == 1 and found[0] not in WHOLE and any(fnmatchcase(found[0], name) for name in self.needed)
+        return fits and read_names(files, found[0]) == {part.removesuffix(".T") for part in self.parts}
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        tensors = read_tensors(files.only_weights(*ENDINGS))
+        config = read_yaml(files.path(_YAML)) if _YAML in self.needed and files.has(_YAML) else {}
+        parts = tensors.parts(*self.parts, wide="output_dim" if self.is_transcoder else "dim")
+        tensors.finish()
+        if self.needs_k:
+            k = _k(files, facts)
+            top_k = {"nonlinearity": "top_k", "options": {"k": k}, "state": without_threshold()}
+            return Loaded(Weights(**parts, **top_k, centered=False).dictionary(), self.known({"k": k}))
+        weights = Weights(**parts, centered=False, predicts=self.is_transcoder)
+        return Loaded(weights.dictionary(AutoEncoderNew), self.known(config, model="model_name"))
 
 
-def _k_in(files: Files) -> int | None:
-    """Returns k, as the name of the folder or repository has it."""
-    found = [_L0.search(part) for part in reversed(files.folder.absolute().parts)]
-    return next((int(match[1]) for match in found if match), None)
+_YAML = "config.yaml"
+_GOODFIRE = ("encoder_linear.weight", "encoder_linear.bias", "decoder_linear.weight.T", "decoder_linear.bias")
+_DEEPSEEK = ("encoder.weight", "encoder.bias", "decoder.weight.T", "decoder.bias")
+for _format in (
+    OpenAI(),
+    MatsSAE(),
+    TwoMatrices(
+        "qwen_scope", "Qwen Scope: layer<N>.sae.pt", ("*.sae.pt",), ("W_enc", "b_enc", "W_dec.T", "b_dec"), needs_k=True
+    ),
+    TwoMatrices("goodfire", "Goodfire: .pth with encoder_linear and decoder_linear", ("*.pt", "*.pth"), _GOODFIRE),
+    TwoMatrices("deepseek_r1", "DeepSeek R1: .pt with encoder and decoder", ("*.pt", "*.pth"), _DEEPSEEK),
+    TwoMatrices(
+        "mwhanna",
+        "mwhanna's transcoders: layer_<N>.safetensors and config.yaml",
+        ("layer_*.safetensors", _YAML),
+        ("W_enc", "b_enc", "W_dec", "b_dec"),
+        is_transcoder=True,
+    ),
+):
+    FORMATS.register(_format.name)(_format)
+
+
+def _k(files: Files, facts: Facts) -> int:
+    matches = [_L0.search(part) for part in reversed(files.folder.absolute().parts)]
+    k = facts.get("k", next((int(match[1]) for match in matches if match), None))
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise CheckpointError(
+            f"'{files}' does not say how many latents are kept; the name of its repository does (…-L0_50). Give k=."
+        )
+    return k
+
+
+def _openai_nonlinearity(activation: str, state: Mapping[str, Any], where: object) -> dict[str, Any]:
+    if activation != "TopK":
+        return {"nonlinearity": _RECTIFIERS[activation]}
+    k = setting(state, "k", int, None, where)
+    if k is None:
+        raise CheckpointError(f"'{where}' has activation TopK and no k in activation_state_dict. Get the whole file.")
+    name = _SELECTORS[choice(state, "postact_fn", _SELECTORS, "ReLU", where)]
+    return {"nonlinearity": name, "options": {"k": k}, "state": without_threshold() if name == "top_k" else {}}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))

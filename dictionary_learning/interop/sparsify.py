@@ -1,32 +1,33 @@
 """EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, in a folder for each hookpoint."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, TopK
-from dictionary_learning.disk import write_atomically, write_json
+from dictionary_learning.dictionaries.serialization import write_tensors
+from dictionary_learning.disk import write_json
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop.base import FORMATS, Facts, Format, Loaded, choice, setting
-from dictionary_learning.interop.building import Weights
+from dictionary_learning.interop.building import Weights, without_threshold
 from dictionary_learning.interop.files import Files
-from dictionary_learning.interop.safe import read_json, read_safetensors
-from dictionary_learning.interop.tensors import Tensors
+from dictionary_learning.interop.safe import read_json
+from dictionary_learning.interop.tensors import read_tensors
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
+_HOOKPOINT = re.compile(r"(\w+\.)*((layers?|h|blocks?)\.\d+(\.\w+)*|embed\w*|wte)")
 _NONLINEARITIES = {"topk": "top_k", "groupmax": "group_max"}
 
 
 class Sparsify(Format):
     """Reads autoencoders and transcoders of all versions; writes TopK and GroupMax.
 
-    Transcoders before February 2025 say nothing of `transcode`, and do subtract b_dec. `signed` of summer 2024 is honoured, which later
-    versions of sparsify itself do not do.
+    Transcoders before February 2025 say nothing of `transcode`, and do subtract b_dec. `signed` of
+    summer 2024 keeps the latents of largest absolute value; later versions of sparsify itself
+    ignore it.
     """
 
     name = "sparsify"
@@ -34,13 +35,10 @@ class Sparsify(Format):
     needed = (WEIGHTS, CONFIG)
     writes = True
 
-    def recognizes(self, files: Files) -> bool:
-        return files.wants(WEIGHTS)
-
     def read(self, files: Files, facts: Facts) -> Loaded:
         config = read_json(files.path(CONFIG))
         path = files.path(WEIGHTS)
-        tensors = Tensors(read_safetensors(path), str(path))
+        tensors = read_tensors(path)
         activation = choice(config, "activation", _NONLINEARITIES, "topk", files)
         signed = setting(config, "signed", bool, False, files)
         k = setting(config, "k", int, None, files)
@@ -48,21 +46,17 @@ class Sparsify(Format):
             raise CheckpointError(
                 f"'{path.parent / CONFIG}' does not say how many latents are kept: k is needed. Add it."
             )
+        predicts = setting(config, "transcode", bool, False, files)
         weights = Weights(
-            W_enc=tensors.take("encoder.weight", "dict_size dim"),
-            b_enc=tensors.take("encoder.bias", "dict_size"),
-            W_dec=tensors.take("W_dec", "dict_size dim"),
-            b_dec=tensors.take("b_dec", "dim"),
+            **tensors.parts("encoder.weight", "encoder.bias", "W_dec", "b_dec"),
             W_skip=tensors.maybe("W_skip", "dim dim"),
             nonlinearity="abs_top_k" if signed else _NONLINEARITIES[activation],
             options={"k": k},
-            state=_no_threshold() if activation == "topk" and not signed else {},
-            centered=not setting(config, "transcode", bool, False, files),
-            predicts=setting(config, "transcode", bool, False, files),
+            state=without_threshold() if activation == "topk" and not signed else {},
+            centered=not predicts,  # files that say nothing of transcode subtract b_dec
+            predicts=predicts,
         )
-        tensors.finish()
-        tensors.check(config.get("d_in"), "dim", "d_in")
-        tensors.check(config.get("num_latents") or None, "dict_size", "num_latents")
+        tensors.finish(config, dim="d_in", dict_size="num_latents")
         if setting(config, "skip_connection", bool, False, files) != (weights.W_skip is not None):
             raise CheckpointError(
                 f"'{path.parent / CONFIG}' says skip_connection={config.get('skip_connection')}, and '{path}' "
@@ -72,7 +66,9 @@ class Sparsify(Format):
             raise CheckpointError(
                 f"'{files}' groups {tensors['dict_size']} latents into k={k}; sparsify has groups of one size."
             )
-        return Loaded(weights.dictionary(), {"format": self.name, "peer": config, "site": files.folder.name})
+        # the folder of a dictionary is named after its hookpoint, unless a user has renamed it
+        hookpoint = next((part for part in reversed(files.folder.parts[-2:]) if _HOOKPOINT.fullmatch(part)), None)
+        return Loaded(weights.dictionary(), self.known(config, {"folder": hookpoint}, site="folder"))
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         coder = _writable(dictionary)
@@ -82,14 +78,12 @@ class Sparsify(Format):
             "W_dec": coder.W_dec,
             "b_dec": coder.b_dec,
         }
-        tensors |= {} if coder.W_skip is None else {"W_skip": coder.W_skip}
-        saved = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
-        write_atomically(folder / WEIGHTS, lambda temporary: save_file(saved, temporary))
+        write_tensors(folder / WEIGHTS, {**tensors, "W_skip": coder.W_skip})
         settings = {
             "activation": "groupmax" if isinstance(coder.nonlinearity, GroupMax) else "topk",
             "expansion_factor": max(coder.dict_size // coder.activation_dim, 1),
             "normalize_decoder": False,
-            "num_latents": coder.dict_size,
+            "num_latents": coder.dict_size,  # decides before expansion_factor
             "k": coder.nonlinearity.options()["k"],
             "multi_topk": False,
             "skip_connection": coder.W_skip is not None,
@@ -100,10 +94,6 @@ class Sparsify(Format):
 
 
 FORMATS.register("sparsify")(Sparsify())
-
-
-def _no_threshold() -> dict[str, torch.Tensor]:
-    return {"threshold": torch.tensor(-1.0)}
 
 
 def _writable(dictionary: Dictionary) -> Coder:
@@ -131,6 +121,6 @@ def _writable(dictionary: Dictionary) -> Coder:
         )
     if dictionary.rank_by_norm:
         raise CheckpointError(
-            f"sparsify compares latents by value, and this {name} by value times the norm of what they write. Convert it to own."
+            f"sparsify ranks latents by value, and this {name} by value times the norm of their decoder row. Convert it to own."
         )
     return dictionary

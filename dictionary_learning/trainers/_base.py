@@ -417,8 +417,7 @@ def _origin(finetune: Any) -> str:
     """Returns where a dictionary was loaded from, or else its class."""
     if isinstance(finetune, (str, os.PathLike)):
         return str(finetune)
-    source = getattr(getattr(finetune, "info", None), "source", None)
-    return source or type(finetune).__name__
+    return finetune.info.source or type(finetune).__name__
 
 
 def _read_arguments(

@@ -184,10 +184,7 @@ class OptimizationConfig(BaseConfig):
     def trained(self) -> Dictionary | None:
         """Returns the dictionary to start from, which must not be changed, if there is one."""
         given = self.finetune
-        if given is None or isinstance(given, Dictionary):
-            return given
-        loaded: Any = load_dictionary(given)
-        return loaded[0] if isinstance(loaded, tuple) else loaded
+        return given if given is None or isinstance(given, Dictionary) else load_dictionary(given)
 
     def learning_rate_schedule(self, steps: int) -> Schedule:
         """Returns the factor of the learning rate at each step of resolved settings."""

@@ -34,6 +34,11 @@ def plain_inputs(model: nn.Module, path: str, ids: Tensor) -> Tensor:
     return given[0] if given else next(iter(named.values()))
 
 
+def first_tensor(value: Any) -> Tensor:
+    """Returns the first tensor of what a module gives: which modules give tuples differs from one transformers to the next."""
+    return value if isinstance(value, Tensor) else first_tensor(value[0])
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()

@@ -7,7 +7,7 @@ from dictionary_learning import ActivationBuffer, Site, load_model, trainSAE
 from dictionary_learning.dictionaries import HeadAutoencoders
 from dictionary_learning.errors import SiteError
 from tests import tiny
-from tests.capture.plain import plain_inputs
+from tests.capture.plain import first_tensor, plain_inputs
 
 IDS = torch.arange(3, 21).view(2, 9)
 LAYERS = {
@@ -119,7 +119,7 @@ def test_heads_of_an_adapter_are_the_adapters_input():
 @pytest.mark.parametrize(
     ("family", "path", "said"),
     [
-        ("mamba", "backbone.layers.1", "no attention heads that its config knows of"),
+        ("mamba", "backbone.layers.1", "names a number of attention heads"),
         ("llama", "model.layers.1.mlp", "No output projection of attention was found in 'model.layers.1.mlp'"),
     ],
 )
@@ -144,7 +144,7 @@ def test_layers_of_a_hybrid_without_attention_have_no_heads():
 def test_number_of_heads_is_refused_where_the_width_does_not_fit():
     hf = tiny.model("llama")
     hf.model.layers[0].odd = torch.nn.Linear(16, 3)
-    hf.model.layers[0].register_forward_hook(lambda layer, args, output: (layer.odd(output), output)[1])
+    hf.model.layers[0].register_forward_hook(lambda layer, args, output: (layer.odd(first_tensor(output)), output)[1])
     with pytest.raises(SiteError, match="3 wide, which 2 heads cannot share"):
         load_model(hf).n_heads("model.layers.0.odd")
 
@@ -187,7 +187,7 @@ def test_module_called_embedding_is_meant_by_its_name():
     assert load_model(Model()).sites("embedding") == [Site("embedding")]
     hf = tiny.model("llama")
     hf.get_input_embeddings = lambda: None
-    with pytest.raises(SiteError, match="does not say which module embeds"):
+    with pytest.raises(SiteError, match="does not name the module that embeds"):
         load_model(hf).sites("embedding")
 
 

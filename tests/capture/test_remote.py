@@ -17,7 +17,7 @@ def models(request, tmp_path_factory) -> tuple[TracedModel, TracedModel, str]:
     tiny.model(request.param).eval().save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     here = load_model(folder, dtype="float32", device="cpu")
-    return here, load_model(folder, remote="local", dtype=torch.float32), here.middle_layer().path
+    return here, load_model(folder, remote="local", dtype=torch.float32), here.layers()[1].path
 
 
 def test_remote_activations_are_those_of_here(models):

@@ -11,7 +11,7 @@ from dictionary_learning.dictionaries import AutoEncoder
 from dictionary_learning.errors import SiteError
 from dictionary_learning.interventions import ablate, graft
 from tests import tiny
-from tests.capture.plain import plain_values
+from tests.capture.plain import first_tensor, plain_values
 
 IDS = torch.arange(3, 21).view(2, 9)
 
@@ -19,11 +19,11 @@ IDS = torch.arange(3, 21).view(2, 9)
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("hidden_states[11]", "the output of layer 10, which layer 11 is given: name 'layers.10:out'"),
+        ("hidden_states[11]", "the output of layer 10 and the input of layer 11: name 'layers.10:out'"),
         ("hidden_states[0]", "is the embedding: name 'embedding'"),
         ("model.hidden_states.3:out", "the output of layer 2"),
         ("hidden_states[-1]", "Name the module whose output is meant"),
-        ("hidden_states", "there is one more than there are layers"),
+        ("hidden_states", "there is one more of them than layers"),
     ],
 )
 def test_index_of_a_hidden_state_is_refused_with_the_module_that_is_meant(asked, said):
@@ -36,7 +36,7 @@ def test_what_is_said_of_hidden_states_is_so():
     hf = tiny.model("llama").eval()
     model = load_model(hf)
     with torch.no_grad():
-        states = hf(IDS, output_hidden_states=True).hidden_states
+        states = hf(IDS, output_hidden_states=True, use_cache=False).hidden_states
     sites = [*model.sites("embedding"), *model.layers()]
     found = model.capture(IDS, None, [*sites, Site("model.norm")])
     for n in range(3):
@@ -48,23 +48,24 @@ def test_name_of_the_site_is_kept_with_the_dictionary(tmp_path):
     site = Site("model.layers.1.self_attn", "out", 1)
     save_dictionary(AutoEncoder(4, 8), tmp_path, {"site": str(site)})
     assert json.loads((tmp_path / "config.json").read_text())["site"] == "model.layers.1.self_attn:out[1]"
-    assert Site.parse(load_dictionary(tmp_path)[1]["site"]) == site
+    assert Site.parse(load_dictionary(tmp_path).info.config["site"]) == site
 
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "gptj", "bloom", "falcon"])
-def test_edit_of_a_tuple_leaves_a_tuple(family):
-    """A bare tensor in its place is unpacked along the batch, and the next layer reads the first text for all."""
+def test_edit_of_attention_leaves_what_attention_gives(family):
+    """A bare tensor in place of a tuple is unpacked along the batch, and the next layer reads the first text for all."""
     hf = tiny.model(family).eval()
     model = load_model(hf)
     layer = model.layers()[1].path
     attention = {**tiny.ATTENTION, "gptj": "attn", "bloom": "self_attention", "falcon": "self_attention"}
     site = Site(f"{layer}.{attention[family]}")
+    *_, output = plain_values(hf, site.path, IDS)
     kinds = []
     model.module.get_submodule(site.path).register_forward_hook(lambda *seen: kinds.append(type(seen[-1])))
     with torch.no_grad():
         clean = model.run(IDS, None)
         assert torch.equal(model.run(IDS, None, {site: graft(IdentityDict(tiny.DIM))}), clean)
-    assert set(kinds) == {tuple}
+    assert set(kinds) == {torch.Tensor if isinstance(output, torch.Tensor) else tuple}
 
 
 def test_layer_that_begins_to_return_something_else_is_refused():
@@ -90,7 +91,7 @@ def test_layer_that_begins_to_return_something_else_is_refused():
     model.module.layer.form = lambda x: x
     assert model.capture(IDS, None, [site])[site].shape == (2, 9, 4)
     model.module.layer.form = lambda x: x[:1]
-    with pytest.raises(SiteError, match=r"gave \(1, 9, 4\); \(2, 9, 4\) is needed"):
+    with pytest.raises(SiteError, match=r"gave \(1, 9, 4\); \(2, 9, dim\) is needed"):
         model.capture(IDS, None, [site])
     model.module.layer.form = lambda x: x.mean(1, keepdim=True)
     with pytest.raises(SiteError, match=r"gave \(2, 1, 4\)"):
@@ -130,7 +131,7 @@ def test_values_that_an_edit_remembers_survive_too():
 
 def test_change_in_place_that_is_not_returned_is_refused():
     model = load_model(tiny.model("llama"))
-    with pytest.raises(SiteError, match="changed what it was given and returned nothing"):
+    with pytest.raises(SiteError, match="changed its argument in place and returned nothing"):
         model.run(IDS, None, {Site("model.layers.1"): lambda x: (x.zero_(), None)[1]})
 
 
@@ -139,7 +140,8 @@ def test_activations_are_those_of_the_model_itself():
     hf = tiny.model("gpt2").eval()
     model = load_model(hf)
     for site in model.layers():
-        assert torch.equal(model.capture(IDS, None, [site])[site], plain_values(hf, site.path, IDS, use_cache=False)[2])
+        *_, output = plain_values(hf, site.path, IDS, use_cache=False)
+        assert torch.equal(model.capture(IDS, None, [site])[site], first_tensor(output))
 
 
 def test_forward_pass_stops_after_the_last_site_whatever_it_is():

@@ -12,11 +12,15 @@ from dictionary_learning.errors import SiteError
 from dictionary_learning.interventions import ablate, graft
 from dictionary_learning.module_io import flat, hidden, hidden_or_none, unflat, with_hidden
 from tests import tiny
-from tests.capture.plain import plain_values
+from tests.capture.plain import first_tensor, plain_values
 
 IDS = torch.arange(3, 21).view(2, 9)
-TUPLES = {"gptj": "transformer.h.1", "bloom": "transformer.h.1", "falcon": "transformer.h.1", "t5": "encoder.block.1"}
-TENSORS = {"gpt2": "transformer.h.1", "llama": "model.layers.1", "bert": "bert.encoder.layer.1"}
+LAYER = {
+    **tiny.LAYER,
+    **dict.fromkeys(("gptj", "bloom", "falcon"), "transformer.h.1"),
+    "bert": "bert.encoder.layer.1",
+    "t5": "encoder.block.1",
+}
 
 
 class Pair(NamedTuple):
@@ -98,26 +102,25 @@ def test_with_hidden_keeps_everything_else():
     assert hidden_or_none((None, torch.zeros(2))) is None and hidden_or_none(torch.zeros(2), 1) is None
 
 
-@pytest.mark.parametrize("family", [*TUPLES, *TENSORS])
+@pytest.mark.parametrize("family", LAYER)
 def test_layers_that_give_tuples_and_layers_that_give_tensors_are_read_and_written_alike(family):
+    """Which give which differs from one transformers to the next."""
     hf = tiny.model(family).eval()
-    model, path = load_model(hf), {**TUPLES, **TENSORS}[family]
+    model, path = load_model(hf), LAYER[family]
     named = {"t5": {"decoder_input_ids": IDS, "use_cache": False}, "bert": {}}.get(family, {"use_cache": False})
     *_, output = plain_values(hf, path, IDS, **named)
-    assert isinstance(output, list) is (family in TUPLES)  # tuples are copied as lists
     site = Site(path)
-    assert torch.equal(model.capture(IDS, None, [site])[site], output[0] if family in TUPLES else output)
+    assert torch.equal(model.capture(IDS, None, [site])[site], first_tensor(output))
     with torch.no_grad():
         clean = model.run(IDS, None)
         assert torch.equal(model.run(IDS, None, {site: graft(IdentityDict(tiny.DIM))}), clean)
         assert not torch.equal(model.run(IDS, None, {site: ablate()}), clean)
 
 
-def test_second_of_an_attentions_tuple_is_captured():
-    hf = tiny.model("llama").eval()
-    hf.set_attn_implementation("eager")
-    with pytest.raises(SiteError, match=r"gives \(1, 2, 2, 2\) for one text of 2 tokens"):
-        load_model(hf).widths([Site.parse("model.layers.0.self_attn:out[1]")])
+def test_second_of_a_tuple_that_is_no_activation_is_refused():
+    model = load_model(Plumbing(lambda x, y: (x, y.unsqueeze(1).expand(-1, 3, -1, -1))))  # as weights of attention
+    with pytest.raises(SiteError, match=r"has \(1, 3, 2, 4\) for one text of 2 tokens"):
+        model.widths([Site.parse("inner:out[1]")])
     model = load_model(tiny.model("bloom"))
     with pytest.raises(SiteError, match="no tensor"):
         model.widths([Site.parse("transformer.h.0:out[7]")])
@@ -126,7 +129,8 @@ def test_second_of_an_attentions_tuple_is_captured():
 def test_second_input_of_a_module_is_captured():
     """BERT adds a layer's input to what its attention returned: the second input of the module that does."""
     hf = tiny.model("bert").eval()
-    given, _, _ = plain_values(hf, "bert.encoder.layer.1.attention.output", IDS)
+    by_position, by_name, _ = plain_values(hf, "bert.encoder.layer.1.attention.output", IDS)
+    given = [*by_position, *by_name.values()]
     site = Site.parse("bert.encoder.layer.1.attention.output:in[1]")
     assert torch.equal(load_model(hf).capture(IDS, None, [site])[site], given[1])
 

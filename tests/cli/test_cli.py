@@ -42,7 +42,7 @@ def test_train_then_evaluate_then_info(folder, caplog):
     for name in ("report.json", "report.md", "report.html", "metrics.jsonl"):
         assert (run / name).is_file()
     trained = [load_dictionary(run / f"trainer_{n}") for n in range(4)]
-    assert [(d.k, c["site"]) for d, c in trained] == [
+    assert [(d.k, d.info.config["site"]) for d in trained] == [
         (k, site) for k in (2, 4) for site in ("transformer.h.1:out", "transformer.h.1.mlp:out")
     ]
     report = json.loads((run / "report.json").read_text())
@@ -161,7 +161,8 @@ def test_cache_then_info_then_train_then_evaluate(folder, caplog):
     options = ["--n-tokens", "400", "--batch-size", "32", "--device", "cpu", "--expansion-factor", "4", "--k", "3"]
     run = str(folder / "from-cache")
     assert main(["train", "--cache", str(folder / "cache"), "--save-dir", run, *options]) == 0
-    trained, config = load_dictionary(folder / "from-cache" / "trainer_1")
+    trained = load_dictionary(folder / "from-cache" / "trainer_1")
+    config = trained.info.config
     assert config["site"] == "transformer.h.1:out" and config["buffer"]["cache"] == str(folder / "cache")
     assert main(["train", "--cache", str(folder / "cache"), "--layers", "0", "--save-dir", run, *options]) == 2
     assert "a cache knows sites" in caplog.text

@@ -83,7 +83,7 @@ def test_the_wiring_stays(dictionary, tmp_path):
         assert made.centered == dictionary.centered
     else:
         assert type(made) is type(dictionary)
-    loaded, _ = load_dictionary(save_dictionary(made, tmp_path))
+    loaded = load_dictionary(save_dictionary(made, tmp_path))
     assert torch.equal(loaded(x), made(x))
 
 
@@ -198,5 +198,5 @@ def test_coders_side_by_side_are_calibrated_each_for_itself(build, tmp_path):
     assert (calibrate(dictionary, [x], N, target_l0=8).encode(x) > 0).sum() == 8 * N
     same = calibrate(dictionary, [x], N, match="firing")
     assert torch.equal(firing_counts(same.encode(x)), firing_counts(dictionary.encode_latents(x)[0]))
-    loaded, _ = load_dictionary(save_dictionary(made, tmp_path))
+    loaded = load_dictionary(save_dictionary(made, tmp_path))
     assert torch.equal(loaded(x), made(x))

@@ -54,7 +54,7 @@ def test_leading_dimensions_do_not_matter(dictionary):
 
 def test_saved_and_loaded_is_the_same(dictionary, tmp_path):
     folder = save_dictionary(dictionary, tmp_path / "saved")
-    loaded, _ = load_dictionary(folder)
+    loaded = load_dictionary(folder)
     assert isinstance(loaded, Normalized)
     assert loaded.options() == dictionary.options()
     assert type(loaded.dictionary) is type(dictionary.dictionary)

@@ -23,7 +23,7 @@ def build(**options):
 )
 def test_saved_and_loaded_is_the_same(options, tmp_path):
     dictionary = build(**options)
-    loaded, _ = load_dictionary(save_dictionary(dictionary, tmp_path))
+    loaded = load_dictionary(save_dictionary(dictionary, tmp_path))
     assert loaded.options() == dictionary.options()
     assert torch.equal(loaded(X), dictionary(X))
 

@@ -113,7 +113,7 @@ def read_corrupted(name: str, file_index: int, way: str, seed: int, work: Path) 
     path = paths[file_index % len(paths)]
     path.write_bytes(corrupt(path.read_bytes(), way, seed))
     try:
-        dictionary, _ = load_dictionary(folder, **golden.FACTS.get(name, {}))
+        dictionary = load_dictionary(folder, **golden.FACTS.get(name, {}))
     except CheckpointError:
         return "refused"
     assert all(bool(tensor.isfinite().all()) for tensor in dictionary.state_dict().values())

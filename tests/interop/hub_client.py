@@ -64,11 +64,11 @@ def main() -> None:
     push_to_hub(second, "owner/theirs", format="sparsify")
     push_to_hub(str(golden.folder("sparsify/multi_hookpoint")), "owner/run")
     said: dict[str, object] = {}
-    loaded, _ = load_from_hub("owner/mine", "layers.3")
+    loaded = load_from_hub("owner/mine", "layers.3")
     said["main"] = torch.equal(loaded(x), first(x))
-    said["other"] = torch.equal(load_from_hub("owner/mine", "layers.3", revision="other")[0](x), second(x))
-    said["theirs"] = torch.equal(load_dictionary("owner/theirs")[0](x), second(x))
-    said["inside"] = torch.equal(load_dictionary("owner/mine/layers.3")[0](x), first(x))
+    said["other"] = torch.equal(load_from_hub("owner/mine", "layers.3", revision="other")(x), second(x))
+    said["theirs"] = torch.equal(load_dictionary("owner/theirs")(x), second(x))
+    said["inside"] = torch.equal(load_dictionary("owner/mine/layers.3")(x), first(x))
     one = Sae.load_from_hub("owner/run", hookpoint="layers.10")
     said["names"] = list(load_many("owner/run"))
     said["class"] = type(AutoEncoderTopK.from_pretrained("owner/run", site="layers.2")).__name__

@@ -29,8 +29,7 @@ WITH = {
 
 
 def load(name: str):
-    dictionary, config = load_dictionary(golden.folder(name), **golden.FACTS.get(name, {}))
-    return dictionary.requires_grad_(False), config
+    return load_dictionary(golden.folder(name), **golden.FACTS.get(name, {})).requires_grad_(False)
 
 
 def is_batch_top_k_checkpoint(name: str) -> bool:
@@ -39,7 +38,7 @@ def is_batch_top_k_checkpoint(name: str) -> bool:
 
 def check(name: str, x: str, suffix: str) -> None:
     """Checks that latents and reconstruction of some activations are those that the package gave."""
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     golden.check_latents(dictionary.encode(expected[x]), expected[f"latents{suffix}"])
     golden.check_close(dictionary(expected[x]), expected[f"reconstruction{suffix}"])
@@ -52,7 +51,7 @@ def test_there_are_as_many_as_were_collected():
 
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_latents_and_reconstruction_are_those_of_the_package(name):
-    dictionary, config = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     x = expected["x"]
     if is_batch_top_k_checkpoint(name):  # in training it keeps as many of a batch
@@ -63,7 +62,7 @@ def test_latents_and_reconstruction_are_those_of_the_package(name):
     golden.check_latents(latents, expected["latents"])
     golden.check_close(x_hat, expected["reconstruction"])
     assert dictionary.dtype == torch.float32
-    assert config["format"] == golden.format_of(name)
+    assert dictionary.info.format == golden.format_of(name)
 
 
 @pytest.mark.parametrize("name", golden.NAMES)
@@ -81,7 +80,7 @@ def test_exact_ties_are_off(name):
 @pytest.mark.parametrize("name", WITH["latents_load_dictionary"])
 def test_rescaling_is_folding(name):
     """Their own loader rescales; ours keeps what is stored, and folding gives the same."""
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     fold_decoder_norm_(dictionary)
     golden.check_latents(dictionary.encode(expected["x"]), expected["latents_load_dictionary"])
@@ -90,14 +89,14 @@ def test_rescaling_is_folding(name):
 
 @pytest.mark.parametrize("name", WITH["latents_batchtopk"])
 def test_a_batch_together_keeps_the_same(name):
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     golden.check_latents(dictionary.encode(expected["x"], use_threshold=False), expected["latents_batchtopk"])
 
 
 @pytest.mark.parametrize("name", WITH["latents_use_threshold"])
 def test_threshold_of_top_k_is_kept(name):
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     golden.check_latents(dictionary.encode(expected["x"], use_threshold=True), expected["latents_use_threshold"])
 
@@ -109,7 +108,7 @@ def test_checkpoint_computes_what_its_final_save_does(name):
 
 @pytest.mark.parametrize("name", WITH["latents_output_features"])
 def test_forward_scales_features_where_the_package_does(name):
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     _, features = dictionary(expected["x"], output_features=True)
     golden.check_latents(features, expected["latents_output_features"])
@@ -117,7 +116,7 @@ def test_forward_scales_features_where_the_package_does(name):
 
 @pytest.mark.parametrize("name", WITH["reconstruction_without_skip"])
 def test_skip_reads_raw_activations(name):
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     without = dictionary(expected["x"]) - expected["x"] @ dictionary.W_skip.T
     torch.testing.assert_close(without, expected["reconstruction_without_skip"], atol=2e-5, rtol=1e-5)  # a difference
@@ -125,7 +124,7 @@ def test_skip_reads_raw_activations(name):
 
 @pytest.mark.parametrize("name", WITH["top_indices"])
 def test_kept_latents_are_the_same(name):
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     latents = dictionary.encode(expected["x"])
     golden.check_close(latents.gather(1, expected["top_indices"].long()), expected["top_acts"])
@@ -133,7 +132,7 @@ def test_kept_latents_are_the_same(name):
 
 @pytest.mark.parametrize("name", WITH["fvu"])
 def test_error_of_transcoders_is_the_same(name):
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     x, y = expected["x"], expected["y"]
     fvu = (dictionary(x) - y).square().sum() / (y - y.mean(0)).square().sum()
@@ -142,7 +141,7 @@ def test_error_of_transcoders_is_the_same(name):
 
 @pytest.mark.parametrize("name", WITH["z_pred"])
 def test_predicted_latents_of_contexts_are_the_same(name):
-    dictionary, _ = load(name)
+    dictionary = load(name)
     expected = golden.io(name)
     novel, predicted = dictionary.encode_with_predictions(expected["x"])
     golden.check_close(predicted, expected["z_pred"])
@@ -153,7 +152,7 @@ def test_predicted_latents_of_contexts_are_the_same(name):
 
 @pytest.mark.parametrize("name", WITH["mu"])
 def test_statistics_of_tokens_are_the_same(name):
-    dictionary, _ = load(name)
+    dictionary = load(name)
     assert isinstance(dictionary, Normalized)
     expected = golden.io(name)
     torch.testing.assert_close(expected["x"].mean(1, keepdim=True), expected["mu"].reshape(-1, 1))
@@ -167,10 +166,10 @@ def test_backup_is_scaled_to_raw_activations():
 @pytest.mark.parametrize("step", [8, 16])
 def test_checkpoints_find_their_config_above(step):
     run = golden.folder("dictionary_learning/run_two_trainers/trainer_0")
-    dictionary, config = load_dictionary(run / "checkpoints" / f"ae_{step}.pt")
+    dictionary = load_dictionary(run / "checkpoints" / f"ae_{step}.pt")
     assert type(dictionary) is DICTIONARIES["BatchTopKSAE"]
-    assert config["trainer"]["dict_class"] == "BatchTopKSAE"
-    by_site, _ = load_dictionary(run / "checkpoints", site=f"ae_{step}")
+    assert dictionary.info.config["trainer"]["dict_class"] == "BatchTopKSAE"
+    by_site = load_dictionary(run / "checkpoints", site=f"ae_{step}")
     assert torch.equal(by_site.W_enc, dictionary.W_enc)
 
 
@@ -183,8 +182,8 @@ def test_loading_draws_no_random_numbers():
 
 def test_scale_of_a_checkpoint_is_known():
     """With it, the checkpoint becomes what the final save of the same run is."""
-    checkpoint, config = load("saelens/standard_checkpoint_expected_average")
-    final, _ = load("saelens/standard_folded_expected_average")
+    checkpoint = load("saelens/standard_checkpoint_expected_average")
+    final = load("saelens/standard_folded_expected_average")
     x = golden.io("saelens/standard_folded_expected_average")["x"]
-    checkpoint.scale_(1 / config["activation_scale"])
+    checkpoint.scale_(1 / checkpoint.info.config["activation_scale"])
     torch.testing.assert_close(checkpoint(x), final(x), atol=1e-5, rtol=1e-5)  # folded in another order

@@ -33,7 +33,7 @@ def session(tmp_path_factory):
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "tests.interop.hub_client", str(folder / "said.json")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "said.json").read_text()), hub
 

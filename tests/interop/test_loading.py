@@ -11,7 +11,7 @@ from dictionary_learning import AutoEncoder, AutoEncoderTopK, Sae, load_dictiona
 from dictionary_learning.dictionaries import BatchTopKSAE, JumpReluAutoEncoder
 from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.errors import CheckpointError, ConfigError
-from dictionary_learning.interop.archives import read_pt
+from dictionary_learning.interop.archives import Inert, read_pt
 from dictionary_learning.sites import natural_key
 from tests import tiny
 from tests.interop import golden
@@ -57,16 +57,16 @@ def test_files_beside_each_other_are_sites(tmp_path):
         shutil.copy(source / "layer_5.safetensors", tmp_path / f"layer_{n}.safetensors")
     shutil.copy(source / "config.yaml", tmp_path)
     assert list(load_many(tmp_path)) == ["layer_2", "layer_10"]
-    by_site, config = load_dictionary(tmp_path, site="layer_10")
-    assert config["model"] == "Qwen/Qwen3-0.6B"
-    by_path, _ = load_dictionary(tmp_path / "layer_10.safetensors")
+    by_site = load_dictionary(tmp_path, site="layer_10")
+    assert by_site.info.model == "Qwen/Qwen3-0.6B"
+    by_path = load_dictionary(tmp_path / "layer_10.safetensors")
     assert torch.equal(by_site.W_enc, by_path.W_enc)
     with pytest.raises(CheckpointError, match="holds 2 dictionaries: layer_2, layer_10. Say which by site="):
         load_dictionary(tmp_path)
 
 
 def test_a_folder_with_one_dictionary_below_is_that_one():
-    dictionary, _ = load_dictionary(golden.folder("dictionary_learning/backup_interrupted"))
+    dictionary = load_dictionary(golden.folder("dictionary_learning/backup_interrupted"))
     assert type(dictionary) is BatchTopKSAE
 
 
@@ -86,14 +86,14 @@ def test_what_cannot_be_told_apart_is_asked(tmp_path):
     shutil.copy(golden.folder("dictionary_learning/AutoEncoderTopK") / "ae.pt", tmp_path)
     with pytest.raises(CheckpointError, match="of AutoEncoderTopK and of BatchTopKSAE alike"):
         load_dictionary(tmp_path)
-    assert type(load_dictionary(tmp_path, dict_class="BatchTopKSAE")[0]) is BatchTopKSAE
-    assert type(load_dictionary(tmp_path / "ae.pt", dict_class="AutoEncoderTopK")[0]) is AutoEncoderTopK
+    assert type(load_dictionary(tmp_path, dict_class="BatchTopKSAE")) is BatchTopKSAE
+    assert type(load_dictionary(tmp_path / "ae.pt", dict_class="AutoEncoderTopK")) is AutoEncoderTopK
 
 
 def test_keys_decide_where_they_can(tmp_path):
     for name in ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
         shutil.copy(golden.folder(f"dictionary_learning/{name}") / "ae.pt", tmp_path)
-        assert type(load_dictionary(tmp_path)[0]).__name__ == name
+        assert type(load_dictionary(tmp_path)).__name__ == name
 
 
 @pytest.mark.parametrize(
@@ -129,20 +129,20 @@ def test_layouts_of_llama_scope(tmp_path):
     shutil.copy(source / "final.safetensors", tmp_path / "checkpoints")
     expected = golden.io("third_party/llama_scope")
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "final.safetensors"):
-        dictionary, _ = load_dictionary(path)
+        dictionary = load_dictionary(path)
         golden.check_latents(dictionary.encode(expected["x"]), expected["latents"])
 
 
 def test_k_is_read_from_the_name_of_the_repository(tmp_path):
     folder = tmp_path / "SAE-Res-W32K-L0_4"
     shutil.copytree(golden.folder("third_party/qwen_scope"), folder)
-    assert load_dictionary(folder)[0].k == 4
+    assert load_dictionary(folder).k == 4
 
 
 def test_half_precision_is_computed_in_float32():
     folder = golden.folder("sparsify/topk_bf16")
-    assert load_dictionary(folder)[0].dtype == torch.float32
-    assert load_dictionary(folder, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+    assert load_dictionary(folder).dtype == torch.float32
+    assert load_dictionary(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_early_saelens_files_are_read_without_their_package(tmp_path, monkeypatch):
@@ -160,16 +160,16 @@ def test_early_saelens_files_are_read_without_their_package(tmp_path, monkeypatc
         device=torch.device("cpu"), hook_point_layer=8, l1_coefficient=8e-5,
     )  # fmt: skip
     expected = golden.io("saelens_legacy/standard")
-    weights = load_dictionary(golden.folder("saelens_legacy/standard"))[0]
+    weights = load_dictionary(golden.folder("saelens_legacy/standard"))
     state = {"W_enc": weights.W_enc.T, "b_enc": weights.b_enc, "W_dec": weights.W_dec, "b_dec": weights.b_dec}
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, module.__name__, module)
         torch.save({"cfg": config, "state_dict": state}, tmp_path / "final_sparse_autoencoder.pt")
-    dictionary, known = load_dictionary(tmp_path)
+    dictionary = load_dictionary(tmp_path)
     golden.check_latents(dictionary.encode(expected["x"]), expected["latents"])
-    assert known["model"] == "gpt2-small" and known["site"] == "blocks.8.hook_resid_pre"
+    assert dictionary.info.model == "gpt2-small" and dictionary.info.sites == ("blocks.8.hook_resid_pre",)
     assert module.__name__ not in sys.modules
-    assert read_pt(tmp_path / "final_sparse_autoencoder.pt")["cfg"].function.name in ("Config", "_reconstructor")
+    assert isinstance(read_pt(tmp_path / "final_sparse_autoencoder.pt")["cfg"], Inert)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_early_saelens_files_are_read_without_their_package(tmp_path, monkeypatc
     ],
 )
 def test_any_format_is_trained_further(name, config):
-    dictionary, _ = load_dictionary(golden.folder(name))
+    dictionary = load_dictionary(golden.folder(name))
     data = list(tiny.Planted(dim=16).batches(3, 32))
     if "wiring" in config:
         data = [{"m.0:in": x, "m.0:out": x.roll(1, dims=1)} for x in data]
@@ -198,7 +198,7 @@ def test_any_format_is_trained_further(name, config):
 )
 def test_dictionary_that_normalizes_tokens_is_trained_further(name):
     place = golden.folder(name)
-    dictionary, _ = load_dictionary(place)
+    dictionary = load_dictionary(place)
     assert isinstance(dictionary, Normalized)
     x = tiny.Planted(dim=16).batch(64) * 3 + 1
     trainer = {"trainer": "top_k", "k": 4} if "topk" in name else {"trainer": "standard", "sparsity_penalty": 0.0}

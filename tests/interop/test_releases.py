@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from dictionary_learning import pretrained
+from dictionary_learning import list_pretrained
 from dictionary_learning.cli import main
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop import FORMATS
@@ -16,9 +16,9 @@ from tests.interop import golden
 
 
 def test_every_release_says_what_is_needed():
-    names = [release.name for release in pretrained()]
+    names = [release.name for release in list_pretrained()]
     assert len(names) > 100 and len(set(names)) == len(names)
-    for release in pretrained():
+    for release in list_pretrained():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", release.repo) and release.model and release.format in FORMATS
         assert release.sites and len(set(release.sites)) == len(release.sites)
         assert all(check_relative(site, "it") for site in release.sites if site)
@@ -31,12 +31,12 @@ def test_the_list_says_where_it_is_from():
 
 
 def test_search_by_model_site_and_name():
-    assert {release.model for release in pretrained(model="GPT2")} == {"gpt2-small"}
-    names = {release.name for release in pretrained(model="gemma-2-2b", site="layer_12")}
+    assert {release.model for release in list_pretrained(model="GPT2")} == {"gpt2-small"}
+    names = {release.name for release in list_pretrained(model="gemma-2-2b", site="layer_12")}
     assert {"gemma-scope-2b-pt-res", "sae_bench_gemma-2-2b_topk_width-2pow12_date-1109"} <= names
     assert "gemma-2-2b-res-matryoshka-dc" not in names
-    assert pretrained(name="gpt2-small-res-jb")[0].name == "gpt2-small-res-jb"
-    assert pretrained(model="no such model") == []
+    assert list_pretrained(name="gpt2-small-res-jb")[0].name == "gpt2-small-res-jb"
+    assert list_pretrained(model="no such model") == []
 
 
 @pytest.mark.parametrize(
@@ -56,16 +56,16 @@ def test_a_release_is_loaded_with_its_facts():
     release = Release(
         "test", str(golden.FIXTURES), "a model", "llama_scope_r1", ("third_party/llama_scope_r1",), {}, {"third_party/llama_scope_r1": 0.75}
     )  # fmt: skip
-    dictionary, config = release.load()
+    dictionary = release.load()
     expected = golden.io("third_party/llama_scope_r1")
     golden.check_latents(dictionary.encode(expected["x"]), expected["latents"])
-    assert config["model"] == "a model"
+    assert dictionary.info.model == "a model"
     with pytest.raises(CheckpointError, match="has no site 'layer_3'"):
         release.load("layer_3")
 
 
 def test_scales_of_llama_scope_r1_are_there():
-    (release,) = [release for release in pretrained() if release.format == "llama_scope_r1"]
+    (release,) = [release for release in list_pretrained() if release.format == "llama_scope_r1"]
     assert set(release.scales) == set(release.sites)
     assert all(torch.tensor(scale) > 0 for scale in release.scales.values())
 

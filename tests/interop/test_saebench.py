@@ -53,8 +53,8 @@ def test_settings_are_those_that_evaluations_ask_for():
 
 
 def test_what_a_file_says_is_taken():
-    dictionary, config = load_dictionary(golden.folder("saelens/jumprelu"))
-    sae = as_custom_sae(dictionary, config)
+    dictionary = load_dictionary(golden.folder("saelens/jumprelu"))
+    sae = as_custom_sae(dictionary)
     assert (sae.cfg.model_name, sae.cfg.hook_name, sae.cfg.hook_layer) == ("gelu-1l", "blocks.0.hook_mlp_out", 0)
 
 
@@ -69,7 +69,7 @@ def test_what_latents_alone_do_not_decode_is_refused():
     for dictionary in (Transcoder(12, 40, {"name": "relu"}, skip=True), Normalized(AutoEncoder(12, 40), "layer_norm")):
         with pytest.raises(ConfigError, match="decodes latents alone"):
             as_custom_sae(dictionary, **WHERE)
-    with pytest.raises(ConfigError, match="which model and which place"):
+    with pytest.raises(ConfigError, match="which model and which hook"):
         as_custom_sae(AutoEncoder(12, 40))
 
 
@@ -105,7 +105,7 @@ def test_saebench_evaluates_it(name):
 
     shape = {"n_layers": 2, "d_model": 16, "n_ctx": 16, "d_head": 8, "n_heads": 2, "d_mlp": 32, "d_vocab": 50}
     model = lens.HookedTransformer(lens.HookedTransformerConfig(**shape, act_fn="gelu", device="cpu"))
-    dictionary, _ = load_dictionary(golden.folder(name))
+    dictionary = load_dictionary(golden.folder(name))
     sae = as_custom_sae(dictionary, model_name="tiny", hook_name="blocks.0.hook_mlp_out", context_size=16)
     load_and_format_sae("any", sae, "cpu")
     asked = [field for field in CoreEvalConfig.__dataclass_fields__ if field.startswith("compute_")]

@@ -140,7 +140,8 @@ def test_a_token_that_is_not_finite_does_not_change_the_others(backend, encode, 
     with ops.use_backend(backend):
         latents = getattr(ops, encode)(x, W, b, 4)
         if encode == "topk_encode":
-            assert torch.equal(to_dense(latents)[others], to_dense(ops.topk_encode(x[others], W, b, 4)))
+            alone = to_dense(ops.topk_encode(x[others], W, b, 4))  # a product of another shape
+            torch.testing.assert_close(to_dense(latents)[others], alone)
         elif bad != 3e38:  # which is finite, and may take all places
             assert to_dense(latents)[7].count_nonzero() == 0 and latents.values.isfinite().all()
             assert (to_dense(latents) != 0).sum() == 80

@@ -71,7 +71,7 @@ class TestAutoencoder:
         fresh = AutoEncoder(32, 64)
         assert max(fvu(wider, x), fvu(jump, x)) < 0.5 * fvu(fresh, x)
         assert 1 < (jump.encode(x) > 0).sum(-1).float().mean() < 12
-        loaded, _ = load_dictionary(tmp_path / "jump" / "trainer_0")
+        loaded = load_dictionary(tmp_path / "jump" / "trainer_0")
         assert torch.equal(loaded(x), jump(x))
 
     @pytest.mark.parametrize("normalize", ["unit_mean_square", "none"])
@@ -104,14 +104,15 @@ class TestWiring:
             progress=False,
         )
         folder = tmp_path / "first" / "trainer_0"
-        before, config = load_dictionary(folder)
+        before = load_dictionary(folder)
+        config = before.info.config
         (same,) = further(data, str(folder), normalize=normalize)
         reads = [config["site"]] if isinstance(config["site"], str) else config["site"]
         x = torch.cat([data[-1][Site.parse(site)] for site in reads], dim=1)
         torch.testing.assert_close(same(x), before(x), rtol=1e-4, atol=1e-4)
         (wider,) = further(data, str(folder), 5, tmp_path / "wider", dict_size=192)
         assert type(wider) is type(before) and wider.dict_size == 192
-        _, saved = load_dictionary(tmp_path / "wider" / "trainer_0")
+        saved = load_dictionary(tmp_path / "wider" / "trainer_0").info.config
         assert saved["trainer"]["wiring"] == wiring and saved["trainer"]["finetune"] == str(folder)
         (typed,) = trainSAE(data, TopKTrainer.Config(k=2, finetune=str(folder)), 1, progress=False)
         assert type(typed) is type(before)
@@ -249,7 +250,7 @@ class TestSites:
             data, {"trainer": "top_k", "k": 2, "dict_size": 64, "site": "m.1"}, 3, save_dir=tmp_path, progress=False
         )
         (made,) = further(data, str(tmp_path / "trainer_0"), save_dir=tmp_path / "second")
-        assert load_dictionary(tmp_path / "second" / "trainer_0")[1]["site"] == "m.1:out"
+        assert load_dictionary(tmp_path / "second" / "trainer_0").info.config["site"] == "m.1:out"
         assert made.dict_size == 64
 
     def test_data_of_another_site_is_warned_of(self, tmp_path, caplog):
@@ -265,13 +266,13 @@ class TestSites:
         assert len(second) == 2
         for n, (a, b) in enumerate(zip(first, second, strict=True)):
             torch.testing.assert_close(a(x), b(x), rtol=1e-4, atol=1e-4)
-            assert load_dictionary(tmp_path / "second" / f"trainer_{n}")[1]["site"] == f"m.{n}:out"
+            assert load_dictionary(tmp_path / "second" / f"trainer_{n}").info.config["site"] == f"m.{n}:out"
 
     def test_folders_named_by_hookpoint_find_the_sites_of_the_model(self):
         x = Planted(16).batch(64)
         data = [{f"model.layers.{n}": x for n in (0, 2, 3)}]
         made = further(data, str(golden.folder("sparsify/multi_hookpoint")), k=4)
-        expected = [load_dictionary(golden.folder("sparsify/multi_hookpoint"), site=f"layers.{n}")[0] for n in (0, 2)]
+        expected = [load_dictionary(golden.folder("sparsify/multi_hookpoint"), site=f"layers.{n}") for n in (0, 2)]
         assert len(made) == 2
         for a, b in zip(made, expected, strict=True):
             torch.testing.assert_close(a(x), b(x), rtol=1e-3, atol=1e-3)

@@ -54,7 +54,8 @@ def test_attention_learns_what_the_tokens_before_tell():
 
 def test_contexts_of_a_model_are_learnt_from_and_saved(tmp_path):
     (dictionary,) = trainSAE(stream(), CONFIG, 8, save_dir=tmp_path, progress=False)
-    loaded, config = load_dictionary(tmp_path / "trainer_0")
+    loaded = load_dictionary(tmp_path / "trainer_0")
+    config = loaded.info.config
     assert isinstance(loaded, TemporalAutoencoder) and config["site"] == str(SITE)
     x = torch.randn(2, 5, tiny.DIM)
     assert torch.equal(loaded(x), dictionary(x))
@@ -76,7 +77,7 @@ def test_normalized_activations_are_undone():
 
 @pytest.mark.parametrize("name", ["saelens/temporal", "saelens/temporal_untied_relu", "third_party/temporal"])
 def test_loaded_ones_are_trained_further(name):
-    dictionary, _ = load_dictionary(golden.folder(name))
+    dictionary = load_dictionary(golden.folder(name))
     k = {"k": None, "sparsity_penalty": 0.1} if dictionary.k is None else {"k": dictionary.k}
     t = TemporalTrainer(
         activation_dim=dictionary.activation_dim, steps=5, lr=1e-4, finetune=str(golden.folder(name)), device="cpu", **k

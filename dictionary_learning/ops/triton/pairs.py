@@ -74,7 +74,7 @@ def sums_of_any_stretches(values: Tensor, rows: Tensor, keys: Tensor, offsets: T
 
 def _columns(dim: int) -> int:
     """Returns how many columns a program handles at once: a power of two, so few that they stay in registers."""
-    return min(triton.next_power_of_2(dim), 1024)
+    return min(int(triton.next_power_of_2(dim)), 1024)
 
 
 @triton.jit
