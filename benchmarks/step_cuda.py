@@ -13,7 +13,7 @@ import torch
 from common import machine, peer, table
 
 from dictionary_learning import ops
-from dictionary_learning.ops.triton import KERNELS
+from dictionary_learning.ops.triton import TRITON
 from dictionary_learning.trainers import TRAINERS, SAETrainer
 
 SHAPES = ((768, 65_536, 64, 8192), (2304, 65_536, 80, 8192), (4096, 131_072, 64, 8192))
@@ -120,7 +120,8 @@ def equal_to_reference() -> str:
     for backend, dtype in (("reference", torch.float64), ("triton", torch.float32)):
         leaves = [t.to(dtype).requires_grad_() for t in (x, W, b, V)]
         with ops.use_backend(backend):
-            out = ops.sparse_decode(ops.topk_encode(leaves[0], leaves[1], leaves[2], 64), leaves[3])
+            encoder = ops.Encoder(leaves[1], leaves[2])
+            out = encoder.backend.decode(encoder.backend.top_k(leaves[0], encoder, 64), leaves[3])
             out.sin().sum().backward()
         found[backend] = [out.detach(), *(leaf.grad for leaf in leaves)]
     errors = [
@@ -128,7 +129,7 @@ def equal_to_reference() -> str:
         for a, e in zip(found["triton"], found["reference"], strict=True)
         if a is not None and e is not None
     ]
-    uncertain = sum(int(count) for count in KERNELS.uncertain.values())
+    uncertain = sum(int(count) for count in TRITON.uncertain.values())
     return f"at most {max(errors):.1e}; {uncertain} tokens whose selection is uncertain"
 
 

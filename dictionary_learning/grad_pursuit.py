@@ -16,12 +16,12 @@ def grad_pursuit(
     target_l0: int = 20,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "batch dict_size"]:
-    """Returns the latents of `gradient_pursuit`, dense, for a dictionary with a direction in each column.
+    """Returns dense latents of `gradient_pursuit`, for a dictionary of directions in columns.
 
     Args:
-        signal: what to reconstruct.
-        dictionary: the directions.
-        target_l0: rounds, and so the most latents of a token.
-        device: where to compute, and where the result is.
+        signal: activations to reconstruct.
+        dictionary: a direction in each column.
+        target_l0: rounds, and so the largest number of latents of a token.
+        device: device of the computation and of the result.
     """
     return to_dense(gradient_pursuit(signal.to(device), dictionary.to(device).T.contiguous(), target_l0))

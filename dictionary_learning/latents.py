@@ -1,5 +1,6 @@
-"""Sparse latents: the values of the few latents of each token that may be non-zero, and which they are."""
+"""Sparse latents: values and indices of the few latents of each token that may be non-zero."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -19,25 +20,26 @@ class Segments(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Int[Tensor, "pairs"], latents: Int[Tensor, "pairs"], dict_size: int) -> "Segments":
-        """Sorts pairs by latent; those of the same latent stay in the order in which they come."""
+        """Sorts pairs by latent; those of the same latent keep their order."""
         # keys of fewer bytes are sorted in fewer passes
         narrow = next(t for t in (torch.int16, torch.int32, torch.int64) if dict_size <= torch.iinfo(t).max)
         keys, order = latents.to(narrow).sort(stable=True)
         in_order = keys.long()
-        # bincount would look at the largest index, for which the host has to wait
+        # not bincount: it reads the largest index, for which the host would have to wait
         offsets = torch.searchsorted(in_order, torch.arange(dict_size + 1, device=latents.device))
         return cls(order, tokens.index_select(0, order), in_order, offsets)
 
 
 class Support:
-    """Which latents of each token may be non-zero: (token, latent) pairs, token by token.
+    """The (token, latent) pairs that may be non-zero, in order of token.
 
-    One sort by latent serves every gradient that is summed by latent; it is made when the first of them asks for it.
+    Every gradient that is summed by latent uses the same sort of the pairs, done when it is first
+    needed.
 
     Args:
-        indices: the latents of each token, no latent twice for the same token: (batch, k), or, where the number differs
-            from token to token, (pairs,).
-        dict_size: how many latents there are.
+        indices: the latents of each token, no latent twice for the same token: (batch, k), or,
+            where the number differs between tokens ("ragged"), (pairs,).
+        dict_size: number of latents of the dictionary.
         offsets: for (pairs,): the pairs of token n are those from offsets[n] up to offsets[n + 1].
     """
 
@@ -47,21 +49,19 @@ class Support:
         dict_size: int,
         offsets: Int[Tensor, "token_starts"] | None = None,
     ):
-        self.indices = indices
-        self.dict_size = dict_size
-        self._offsets = offsets
+        self.indices, self.dict_size, self._offsets = indices, dict_size, offsets
         self._tokens: Tensor | None = None
         self._segments: Segments | None = None
 
     @property
     def is_ragged(self) -> bool:
-        """Whether the number of latents may differ from token to token."""
+        """Whether the number of latents may differ between tokens."""
         return self._offsets is not None
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens there are."""
-        return self.indices.shape[0] if self._offsets is None else self._offsets.shape[0] - 1
+        """Number of tokens."""
+        return len(self.indices) if self._offsets is None else len(self._offsets) - 1
 
     @property
     def latents(self) -> Int[Tensor, "pairs"]:
@@ -70,11 +70,11 @@ class Support:
 
     @property
     def offsets(self) -> Int[Tensor, "token_starts"]:
-        """Where the pairs of each token begin, and the number of pairs."""
-        if self._offsets is None:
-            n_tokens, k = self.indices.shape
-            return torch.arange(n_tokens + 1, device=self.indices.device) * k
-        return self._offsets
+        """The start of each token's pairs, and the number of pairs: (batch + 1,)."""
+        if self._offsets is not None:
+            return self._offsets
+        n_tokens, k = self.indices.shape
+        return torch.arange(n_tokens + 1, device=self.indices.device) * k
 
     @property
     def tokens(self) -> Int[Tensor, "pairs"]:
@@ -85,19 +85,20 @@ class Support:
                 self._tokens = torch.arange(n_pairs, device=device) // max(self.indices.shape[1], 1)
             else:
                 tokens = torch.arange(self.n_tokens, device=device)
+                # with the output's size given, the host does not wait for the device
                 self._tokens = torch.repeat_interleave(tokens, self._offsets.diff(), output_size=n_pairs)
         return self._tokens
 
     @property
     def segments(self) -> Segments:
-        """The pairs sorted by latent, in order of token within a latent: sums come out the same every time."""
+        """The pairs sorted by latent, then by token, so that sums are deterministic."""
         if self._segments is None:
             self._segments = Segments.of(self.tokens, self.latents, self.dict_size)
         return self._segments
 
 
 class SparseLatents(NamedTuple):
-    """Latents as values at a support; all others are zero, and a value may be zero too."""
+    """Values at a support. All other latents are zero; a value may be zero too."""
 
     values: Float[Tensor, "batch k"] | Float[Tensor, "pairs"]
     """In the shape of the support's indices."""
@@ -105,12 +106,12 @@ class SparseLatents(NamedTuple):
 
     @property
     def indices(self) -> Int[Tensor, "batch k"] | Int[Tensor, "pairs"]:
-        """Which latents the values belong to."""
+        """The latent of each value."""
         return self.support.indices
 
     @property
     def dict_size(self) -> int:
-        """How many latents there are."""
+        """Number of latents of the dictionary."""
         return self.support.dict_size
 
 
@@ -119,7 +120,7 @@ Latents = Tensor | SparseLatents
 
 
 def to_dense(latents: Latents) -> Float[Tensor, "batch dict_size"]:
-    """Returns the latents as one tensor with a column for each."""
+    """Returns latents as a dense tensor."""
     if isinstance(latents, Tensor):
         return latents
     support = latents.support
@@ -130,13 +131,13 @@ def to_dense(latents: Latents) -> Float[Tensor, "batch dict_size"]:
 
 
 def top_k_of(latents: SparseLatents, k: int) -> SparseLatents:
-    """Returns the k largest of each token of latents with the same number for each token."""
-    values, order = latents.values.topk(k, dim=-1, sorted=False)
+    """Returns the k largest latents of each token, of latents that are not ragged."""
+    values, order = latents.values.topk(k, dim=-1, sorted=False)  # (batch, k)
     return SparseLatents(values, Support(latents.indices.gather(-1, order), latents.dict_size))
 
 
 def nonzeros(latents: Latents) -> Tensor:
-    """Returns the values among which all non-zero ones are, in either form."""
+    """Returns all non-zero values, and maybe zeros: dense latents, or the sparse values."""
     return latents if isinstance(latents, Tensor) else latents.values
 
 
@@ -146,7 +147,7 @@ def l0(latents: Latents) -> Float[Tensor, ""]:
 
 
 def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
-    """Returns on how many tokens each latent is non-zero. A latent that was kept with a value of zero did not fire."""
+    """Returns the number of tokens on which each latent is non-zero: kept zeros do not count."""
     if isinstance(latents, Tensor):
         return (latents != 0).sum(0)
     fired = (latents.values != 0).flatten()
@@ -160,34 +161,34 @@ def fired(latents: Latents) -> Bool[Tensor, "dict_size"]:
 
 
 def replace_values(like: Latents, values: Tensor) -> Latents:
-    """Returns latents in the form of others, and where those are, with other values."""
+    """Returns latents with other values at the same places."""
     return values if isinstance(like, Tensor) else SparseLatents(values, like.support)
 
 
 def gather_per_latent(weights: Float[Tensor, "dict_size"], latents: Latents) -> Tensor:
-    """Returns the weight of each latent, in a shape that multiplies the latents' values."""
+    """Returns the weight of each latent in a shape that broadcasts with the latents' values."""
     if isinstance(latents, Tensor):
         return weights
     return weights[latents.support.latents].view_as(latents.values)
 
 
 def n_tokens_of(latents: Latents) -> int:
-    """Returns how many tokens the latents are of."""
+    """Returns the number of tokens."""
     return latents.shape[0] if isinstance(latents, Tensor) else latents.support.n_tokens
 
 
 def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLatents:
-    """Returns the same pairs with a row for each token and group: row n * groups + g has those of token n in group g.
+    """Returns the same pairs in rows of groups: row n * groups + g has group g of token n.
 
     Args:
-        latents: of N tokens.
-        bounds: where each group of latents ends; the last is dict_size.
+        latents: latents of some tokens.
+        bounds: the end of each group of latents; the last is dict_size.
 
     Returns:
-        Latents of N * groups rows; ragged.
+        Latents of tokens * groups rows; ragged.
     """
     support = latents.support
-    group = torch.searchsorted(bounds, support.latents, right=True)
+    group = torch.searchsorted(bounds, support.latents, right=True)  # (pairs,)
     row = support.tokens * len(bounds) + group
     row, order = row.sort(stable=True)
     offsets = torch.searchsorted(row, torch.arange(support.n_tokens * len(bounds) + 1, device=row.device))
@@ -195,7 +196,7 @@ def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLate
 
 
 def slice_latents(latents: SparseLatents, start: int, stop: int) -> SparseLatents:
-    """Returns the pairs of latents from `start` up to `stop`, counted from `start`; ragged."""
+    """Returns the latents from `start` up to `stop`, renumbered from 0; ragged."""
     support = latents.support
     inside = ((support.latents >= start) & (support.latents < stop)).nonzero().squeeze(1)
     offsets = torch.searchsorted(support.tokens[inside], torch.arange(support.n_tokens + 1, device=inside.device))
@@ -205,20 +206,14 @@ def slice_latents(latents: SparseLatents, start: int, stop: int) -> SparseLatent
 
 
 def concat_latents(parts: list[SparseLatents]) -> SparseLatents:
-    """Returns the latents of several dictionaries as those of one, in which they stand one after another.
-
-    Args:
-        parts: of the same tokens; all with the same number for each token, or all ragged.
-    """
-    shifts = [0]
-    for part in parts:
-        shifts.append(shifts[-1] + part.dict_size)
+    """Returns the latents of several dictionaries as those of one concatenated dictionary."""
+    *shifts, dict_size = itertools.accumulate((part.dict_size for part in parts), initial=0)
+    indices = [part.indices + shift for part, shift in zip(parts, shifts, strict=True)]
     if not any(part.support.is_ragged for part in parts):
-        values = torch.cat([part.values for part in parts], dim=1)
-        indices = torch.cat([part.indices + shift for part, shift in zip(parts, shifts, strict=False)], dim=1)
-        return SparseLatents(values, Support(indices, shifts[-1]))
-    tokens, order = torch.cat([part.support.tokens for part in parts]).sort(stable=True)
-    latents = torch.cat([part.support.latents + shift for part, shift in zip(parts, shifts, strict=False)])[order]
+        values = torch.cat([part.values for part in parts], dim=1)  # (batch, sum of k)
+        return SparseLatents(values, Support(torch.cat(indices, dim=1), dict_size))
+    tokens, order = torch.cat([part.support.tokens for part in parts]).sort(stable=True)  # (pairs,)
+    latents = torch.cat([part.flatten() for part in indices])[order]
     values = torch.cat([part.values.flatten() for part in parts])[order]
     offsets = torch.searchsorted(tokens, torch.arange(parts[0].support.n_tokens + 1, device=tokens.device))
-    return SparseLatents(values, Support(latents, shifts[-1], offsets))
+    return SparseLatents(values, Support(latents, dict_size, offsets))

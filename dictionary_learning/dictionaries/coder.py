@@ -8,7 +8,6 @@ from einops import pack, unpack
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dictionary_learning import ops
 from dictionary_learning.dictionaries.base import Reconstruction
 from dictionary_learning.dictionaries.initialization import CENTERS, best_scale, fitted_decoder, unit_rows
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Elementwise, Nonlinearity
@@ -16,7 +15,7 @@ from dictionary_learning.dictionaries.nonlinearities.base import SparseSelection
 from dictionary_learning.dictionaries.trainable import CoderSlice, InitConfig, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, replace_values, to_dense
-from dictionary_learning.ops.encoder import Encoder
+from dictionary_learning.ops import Encoder, backend_for, take_rows
 from dictionary_learning.ops.precision import no_autocast, upcast
 
 _LEAST_NORM = 1e-12
@@ -149,9 +148,8 @@ class Coder(Trainable):
         if isinstance(nonlinearity, SparseSelection):
             return self.encode_sparse(x), None
         assert isinstance(nonlinearity, Elementwise)
-        pre = ops.encode_where(
-            self._checked(x), self.W_enc, self._bias(), nonlinearity.support_mask, center=self._center()
-        )
+        encoder = Encoder(self.W_enc, self._bias(), self._center())
+        pre = encoder.backend.encode_where(self._checked(x), encoder, nonlinearity.support_mask)
         return self.pointwise("activate", pre), pre
 
     def pointwise(self, method: str, pre: Latents) -> Latents:
@@ -199,7 +197,7 @@ class Coder(Trainable):
     ) -> Float[Tensor, "batch output_dim"]:
         W_dec = self.W_dec.detach() if frozen else self.W_dec
         if isinstance(latents, SparseLatents):
-            out = ops.sparse_decode(latents, W_dec)
+            out = backend_for(W_dec).decode(latents, W_dec)
         else:
             with no_autocast(latents):
                 out = upcast(latents) @ upcast(W_dec)
@@ -221,15 +219,14 @@ class Coder(Trainable):
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
         center = self._center()
-        W_enc, b_enc, W_dec = (ops.take_rows(w, candidates) for w in (self.W_enc, self._bias(), self.W_dec))
-        center = None if center is None else center.detach()
+        W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (self.W_enc, self._bias(), self.W_dec))
+        encoder = Encoder(W_enc, b_enc, None if center is None else center.detach())
         x, n = self._checked(x), min(k, len(candidates))
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.is_signed:
-            latents = ops.encode_where(x, W_enc, b_enc, lambda pre: pre.abs().topk(n).indices, center=center)
-            assert isinstance(latents, SparseLatents)
+            latents = encoder.backend.encode_where(x, encoder, lambda pre: pre.abs().topk(n).indices)
         else:
-            latents = ops.topk_encode(x, W_enc, b_enc, n, center=center)
-        return ops.sparse_decode(latents, W_dec)
+            latents = encoder.backend.top_k(x, encoder, n)
+        return encoder.backend.decode(latents, W_dec)
 
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:
         norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.site_dims, dim=1)]
@@ -249,14 +246,14 @@ class Coder(Trainable):
         if self._center() is None and not self.is_tied:
             # the same as subtracting a center from the input, at first
             offset = -(upcast(self.W_enc) @ CENTERS[init.center](x))
-            for bias in self._encoder_biases():
+            for bias in self._input_biases():
                 bias.copy_(offset)
         if init.fit_decoder and not self.is_tied:
             self.W_dec.copy_(fitted_decoder(self, x, y, init.generator))
         elif init.scale_encoder and not self.is_tied:
             scale = best_scale(self, x, y)
             self.W_enc.mul_(scale)
-            for bias in self._encoder_biases():
+            for bias in self._input_biases():
                 bias.mul_(scale)
 
     def coders(self) -> Iterator[CoderSlice]:
@@ -335,10 +332,9 @@ class Coder(Trainable):
     def _center(self) -> Tensor | None:
         return self.b_dec if self.apply_b_dec_to_input else None
 
-    def _encoder_biases(self) -> list[Tensor]:
-        """Returns what is added to W_enc x, wherever it is."""
-        own = (getattr(self.nonlinearity, name, None) for name in ("gate_bias", "mag_bias"))
-        return [bias for bias in (self.b_enc, *own) if bias is not None]
+    def _input_biases(self) -> list[Tensor]:
+        """Returns the biases that are added to W_enc x, here and in the nonlinearity."""
+        return [*([] if self.b_enc is None else [self.b_enc]), *self.nonlinearity.biases()]
 
     def _bias(self) -> Tensor:
         return self.b_enc if self.b_enc is not None else self.W_enc.new_zeros(self.dict_size)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.latents import Latents, SparseLatents, replace_values
-from dictionary_learning.ops import sparse_decode
+from dictionary_learning.ops import backend_for
 
 if TYPE_CHECKING:
     from dictionary_learning.dictionaries.coder import Coder
@@ -95,7 +95,7 @@ def fitted_decoder(
     usual = rows[fires].norm(dim=1).mean() if bool(fires.any()) else 1.0
     random = unit_rows(len(rows), rows.shape[1], generator).to(rows) * usual
     rows = torch.where(fires.unsqueeze(1), rows, random)
-    decoded = sparse_decode(latents, rows) if isinstance(latents, SparseLatents) else latents @ rows
+    decoded = backend_for(rows).decode(latents, rows) if isinstance(latents, SparseLatents) else latents @ rows
     length = decoded.pow(2).sum()
     return rows * ((residual * decoded).sum() / length if length > 0 else 1.0)
 
@@ -106,7 +106,7 @@ def _sums_by_latent(latents: Latents, rows: Tensor, dict_size: int) -> Tensor:
         return latents.T @ rows
     with torch.enable_grad():  # the gradient of decoding is that sum
         weight = torch.zeros(dict_size, rows.shape[1], dtype=rows.dtype, device=rows.device, requires_grad=True)
-        (grad,) = torch.autograd.grad((sparse_decode(latents, weight) * rows).sum(), weight)
+        (grad,) = torch.autograd.grad((backend_for(weight).decode(latents, weight) * rows).sum(), weight)
     return grad
 
 

@@ -1,8 +1,9 @@
-"""Gradient pursuit: the latents that reconstruct activations best with a given decoder, whatever the encoder says.
+"""Gradient pursuit: latents that reconstruct activations with a given decoder, without encoder.
 
-All that a round needs are the products c = W r of the residual r with the rows of W. They are made once, and a step
-moves them: when weights change by u on the rows chosen so far, c changes by -W (W^T u). That is a sum of rows of the
-Gram matrix W W^T where there are so many tokens that the matrix pays, and else two products.
+A round needs only the products c = W r of the residual r with the rows of W. They are computed once
+and then updated: if the weights of the rows chosen so far change by u, c changes by -W (W^T u).
+That is a sum of rows of the Gram matrix W W^T if there are so many tokens that the matrix is
+worthwhile, else two products.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,14 @@ from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops.precision import no_autocast, upcast
 
 Spread = Callable[[Tensor, Tensor], Tensor]
-"""Of weights (rows, t) at positions (rows, t): the products of what they decode to with each atom, (rows, atoms)."""
+"""Takes weights and positions (rows, t); returns <their decoding, atom> (rows, atoms)."""
 
 _LARGEST_GRAM = 16_384
-"""Latents of which the products with each other are held: 1 GiB."""
+"""Latents up to which all products of decoder rows are stored: 1 GiB."""
 _CHUNK_ELEMENTS = 1 << 24
 """Elements of the largest tensor of a chunk of tokens: 64 MiB."""
 _DONE = 1e-6
-"""A token is done when no correlation is above this share of its first: what is left is rounding of float32."""
+"""A token is done if no correlation exceeds this share of its first: the rest is rounding."""
 
 
 @torch.no_grad()
@@ -34,32 +35,42 @@ def gradient_pursuit(
     *,
     candidates: int | None = None,
 ) -> SparseLatents:
-    """Returns non-negative latents, at most `target_l0` of each token, whose decoding comes near x.
+    """Returns at most `target_l0` non-negative latents of each token that decode to about x.
 
     r = x;  target_l0 times: S = S + {argmax <d_i, r>},  g_i = <d_i, r> on S,
     f = relu(f + g |g|^2 / |W^T g|^2),  r = x - W^T f
 
-    A row joins S only where its correlation is positive; a token without one that is above rounding is done. The row may
-    be in S already: the round is then spent on the weights. Rows are compared as they are: give unit rows, and x without
-    the decoder's bias. Of infinite or missing activations nothing is kept.
-    Blumensath and Davies 2008, "Gradient pursuits"; with dictionaries of language models: Smith 2024, "Inference-time
-    optimisation" (Progress update 1 of Google DeepMind's interpretability team).
+    A row joins S only if its correlation is positive; a token without one above rounding is done.
+    The row may be in S already: the round then only updates the weights. Rows should have unit
+    norm, and x should not contain the decoder's bias. A token with a non-finite value gets no
+    latents.
+    Blumensath and Davies 2008, "Gradient pursuits"; with dictionaries of language models: Smith
+    2024, "Inference-time optimisation" (Progress update 1 of Google DeepMind's interpretability
+    team).
 
     Args:
-        x: what to reconstruct.
+        x: activations to reconstruct.
         W_dec: a direction in each row.
-        target_l0: rounds, and so the most latents of a token.
-        candidates: a token's latents are chosen among as many that have the largest correlations with x itself. A round then
-            costs candidates * dim for each token; a direction that only shows once others are taken away is missed. None
-            chooses among all, exactly: a round costs a product with W_dec, or a sum of rows of the Gram matrix. On a CPU all of
-            8,192 latents cost as much as 256 candidates (dim 512, 20 rounds), so that candidates pay above that.
+        target_l0: rounds, and so the largest number of latents of a token.
+        candidates: latents are chosen among this many with the largest correlations with x itself.
+            A round then costs candidates * dim for each token, and misses directions that other
+            latents hide. None chooses among all: a round costs a product with W_dec, or a sum of
+            rows of the Gram matrix. On a CPU 8,192 latents cost as much as 256 candidates (dim 512,
+            20 rounds), so candidates are worthwhile above that.
 
     Returns:
-        Latents that are positive; ragged.
+        Positive latents; ragged.
 
     Raises:
-        ConfigError: target_l0 is not positive, or there are fewer candidates.
+        ConfigError: target_l0 is not positive, there are fewer candidates, or x and W_dec do not
+            fit each other.
     """
+    shapes = [list(getattr(tensor, "shape", ())) for tensor in (x, W_dec)]  # W_dec may be a dictionary by mistake
+    if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
+        raise ConfigError(
+            f"Gradient pursuit got x of shape {shapes[0]} and a {type(W_dec).__name__} of shape {shapes[1]} for W_dec; it "
+            "needs tensors (batch, dim) and (dict_size, dim), as `dictionary.W_dec`."
+        )
     if target_l0 < 1 or (candidates is not None and candidates < target_l0):
         raise ConfigError(
             f"Gradient pursuit got target_l0={target_l0} and candidates={candidates}; it needs at least one latent, and as many "
@@ -79,8 +90,8 @@ def gradient_pursuit(
 
 
 def _pursue_rows(x: Tensor, W: Tensor, gram: Tensor | None, n_rounds: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the positive weights of some tokens, their latents, and how many each token has."""
-    correlations, candidates = x @ W.T, None
+    """Returns the positive weights of some tokens, their latents, and the number for each token."""
+    correlations, candidates = x @ W.T, None  # (rows, dict_size)
     if width < len(W):
         correlations, candidates = correlations.topk(width, dim=1, sorted=False)
     weights, latents = _pursue(correlations, n_rounds, _spread(W, gram, candidates))
@@ -103,7 +114,7 @@ def _spread(W: Tensor, gram: Tensor | None, candidates: Tensor | None) -> Spread
 
 
 def _pursue(correlations: Tensor, n_rounds: int, spread: Spread) -> tuple[Tensor, Tensor]:
-    """Returns weights and positions (rows, rounds); where a position comes again, its weight is at the first."""
+    """Returns weights and positions (rows, rounds); repeated positions have one weight."""
     n, device = len(correlations), correlations.device
     at = torch.zeros(n, n_rounds, dtype=torch.long, device=device)
     weights = correlations.new_zeros(n, n_rounds)
@@ -125,6 +136,6 @@ def _pursue(correlations: Tensor, n_rounds: int, spread: Spread) -> tuple[Tensor
         weights[:, : t + 1] = moved.clamp_min(0)
         correlations = correlations - size * change
         cut = moved.clamp_max(0)
-        if bool((cut < 0).any()):  # what was taken below zero is given back
+        if bool((cut < 0).any()):  # add back the part by which weights fell below zero
             correlations = correlations + spread(cut, here)
     return weights, at

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries.base import Dictionary
 from dictionary_learning.latents import Latents, SparseLatents
-from dictionary_learning.ops.encoder import Encoder
+from dictionary_learning.ops import Encoder
 
 if TYPE_CHECKING:
     from dictionary_learning.dictionaries.coder import Coder

@@ -1,8 +1,10 @@
-"""A look through all pre-activations of a batch that stops at none of them.
+"""A scan of all pre-activations of a batch for those that reach a bound.
 
-Pre-activations are computed for as many tokens at a time as stay in the cache; of those, only the ones that reach a bound
-are kept. Where bfloat16 products are fast, they are looked through in bfloat16, and what was found is computed
-again in full precision.
+Pre-activations are computed for as many tokens at a time as stay in the cache, and only those that
+reach the bound are stored. Where bfloat16 products are fast, the scan is in bfloat16, and what it
+finds is computed again in full precision.
+
+Letters: B tokens, F latents, D activation, G groups of a token, P (token, latent) pairs found.
 """
 
 from collections.abc import Iterator
@@ -16,31 +18,30 @@ from dictionary_learning.latents import Segments
 from dictionary_learning.ops.pairs import READ_OFTEN, dots, sampled_product
 
 _CHUNK_ELEMENTS = 6 << 20
-"""Pre-activations held at once: they stay in the cache,"""
+"""Pre-activations held at once: they stay in the cache."""
 _EFFICIENT_ROWS = 256
-"""unless that makes too few tokens for a product to be at its fastest,"""
+"""Tokens of a chunk at least, even if it then exceeds the cache, or products are slow."""
 _MOST_BYTES = 1 << 26
-"""which is given up before so much memory is taken."""
+"""Memory of a chunk at most, even if it then has fewer tokens."""
 _GROUPS_FOR_EACH_KEPT = 4
-"""So many groups for each kept latent: few of the largest then share a group, and the bound is close to the K-th value."""
+"""So many groups for each kept latent that few of the largest share one: a close bound."""
 _SMALL_GROUPS_FOR_EACH_KEPT = 2
-"""The same for groups below `_PART`, where finding the bound costs more than to compute more candidates."""
-_LARGEST_GROUP = 128
+"""The same for groups below `_PART`, where the bound costs more than computing more candidates."""
 _PART = 16
-"""Within larger groups, what reaches the bound is looked for in parts of so many; in smaller ones, one by one."""
-_ROUNDING = 2.0**-9
+"""Larger groups are searched in parts of this size; smaller ones latent by latent."""
+ROUNDING = 2.0**-9
 """The largest relative error of a number rounded to bfloat16."""
-_SPREAD = 10.0
-"""Standard deviations of the error of a product by which the bound is lowered: so many that few tokens are computed twice."""
-_SAFETY = 2.0
-"""How much larger the error of a latent that was not found may be than the largest seen among those found for its token."""
+SPREAD = 10.0
+"""Standard deviations of a product's error by which the bound is lowered."""
+SAFETY = 2.0
+"""How much larger the error of a latent that was not found may be than those seen."""
 _MORE_THAN_ANY = 2**15 - 1
-_SAMPLE = 512
-"""Latents whose weights tell how large the rounding errors of the products are."""
+SAMPLE = 512
+"""Latents from whose weights the size of the rounding errors is estimated."""
 
 
 class Pairs(NamedTuple):
-    """Pre-activations of (token, latent) pairs, as they were seen in the look through and as they are."""
+    """Pre-activations of (token, latent) pairs, all (P,), as the scan saw them and exact."""
 
     tokens: Tensor
     latents: Tensor
@@ -49,24 +50,24 @@ class Pairs(NamedTuple):
 
     @property
     def errors(self) -> Tensor:
-        """Returns by how much each product was wrong, apart from the rounding of the result."""
-        return _product_errors(self.seen, self.exact)
+        """The error of each product, beyond the rounding of the result."""
+        return ((self.seen - self.exact).abs() - ROUNDING * self.exact.abs()).clamp_min(0)
 
 
 class Chunk(NamedTuple):
-    """Some tokens' pre-activations, as they are stored."""
+    """Pre-activations of some tokens, as they are stored."""
 
     rows: slice
     stored: Tensor
-    """(rows, F)"""
+    """(rows, F), padded to a multiple of the group size"""
     parts: Tensor
-    """The maximum of each part of a group."""
+    """The maximum of each part of a group (rows, G * parts)."""
     groups: Tensor
-    """The maximum of each group."""
+    """The maximum of each group (rows, G)."""
 
 
 def chunk_rows(n_tokens: int, width: int, itemsize: int) -> int:
-    """Returns how many tokens' pre-activations, of so many bytes for each latent, are held at once."""
+    """Returns the number of tokens in a chunk, of `width` latents with `itemsize` bytes each."""
     rows = min(max(_CHUNK_ELEMENTS // width, _EFFICIENT_ROWS), _MOST_BYTES // (width * itemsize))
     return max(1, min(n_tokens, rows))
 
@@ -74,8 +75,9 @@ def chunk_rows(n_tokens: int, width: int, itemsize: int) -> int:
 class Scan:
     """Pre-activations of a batch, a chunk of tokens at a time.
 
-    A group is every (F / group)-th latent, so that maxima are taken elementwise over long rows. bfloat16 is handled as whole
-    numbers, which are faster to compare: positive ones are in the same order, and negative ones below them.
+    A group is every (F / group)-th latent, so that maxima are elementwise over long rows. bfloat16
+    is compared as int16, which is faster: positive numbers are in the same order, and negative ones
+    below them.
 
     Args:
         x: (B, D)
@@ -90,71 +92,69 @@ class Scan:
         self._part = _PART if group >= _PART else 1
         self._width = -(-len(W) // group) * group
         dtype = torch.bfloat16 if self.is_coarse else x.dtype
-        self._x, self._W, self._b = x.to(dtype), W.to(dtype), b.to(dtype)
+        self._x, weight, self._b = x.to(dtype), W.to(dtype), b.to(dtype)
         missing = self._width - len(W)
-        if missing:
-            self._W = torch.cat([self._W, self._W.new_zeros(missing, W.shape[1])])
+        if missing:  # latents that are never found fill up the last group
+            weight = torch.cat([weight, weight.new_zeros(missing, W.shape[1])])
             self._b = torch.cat([self._b, self._b.new_full((missing,), -torch.inf)])
+        self._weight = weight
         self._members = torch.arange(self._part) * (self._width // self._part)
         # errors of the terms of a product are independent: their squares add up
-        sample = W[:: max(1, len(W) // _SAMPLE)]
-        spread = (x.square() @ sample.square().mean(0)).sqrt()
-        self._bias_error = (
-            (b - self._b[: len(b)].to(b.dtype)).abs().amax()
-        )  # as little as none, where it is not rounded
-        self._slack = _SPREAD * _ROUNDING * spread if self.is_coarse else spread.mul(0.0)  # not a number stays so
+        sample = W[:: max(1, len(W) // SAMPLE)]
+        spread = (x.square() @ sample.square().mean(0)).sqrt()  # (B,)
+        self._bias_error = (b - self._b[: len(b)].to(b.dtype)).abs().amax()  # 0 in full precision
+        self._slack = SPREAD * ROUNDING * spread if self.is_coarse else spread.mul(0.0)  # (B,); NaN stays NaN
 
     @staticmethod
     def group_size(n_latents: int, k: int) -> int:
-        """Returns how many latents to take for a group where k of each token are kept; 1 for no groups."""
-        group = _LARGEST_GROUP
-        while (
-            group > 1
-            and group * k * (_GROUPS_FOR_EACH_KEPT if group >= _PART else _SMALL_GROUPS_FOR_EACH_KEPT) > n_latents
-        ):
-            group //= 2
-        return group
+        """Returns the number of latents of a group if k of each token are kept; 1 for none."""
+        for group in (128, 64, 32, 16, 8, 4, 2):
+            n_groups = k * (_GROUPS_FOR_EACH_KEPT if group >= _PART else _SMALL_GROUPS_FOR_EACH_KEPT)
+            if group * n_groups <= n_latents:
+                return group
+        return 1
 
     def chunks(self, *, strided: bool = False) -> Iterator[Chunk]:
-        """Yields the chunks, each in the place of the one before; strided ones take tokens at equal distances."""
+        """Yields the chunks, in the same memory; strided ones have tokens at equal distances."""
         n_chunks = -(-len(self.x) // chunk_rows(len(self.x), self._width, self._x.itemsize))
         n_rows = -(-len(self.x) // max(n_chunks, 1))
         place = self._x.new_empty(n_rows, self._width)
         for i in range(n_chunks):
             rows = slice(i, None, n_chunks) if strided else slice(i * n_rows, (i + 1) * n_rows)
             x = self._x[rows]
-            pre = torch.addmm(self._b, x, self._W.T, out=place[: len(x)])
+            pre = torch.addmm(self._b, x, self._weight.T, out=place[: len(x)])
             stored = pre.view(torch.int16) if self.is_coarse else pre
             parts = _maxima(stored, self._part)
             yield Chunk(rows, stored, parts, _maxima(parts, self.group // self._part))
 
     def values(self, stored: Tensor) -> Tensor:
-        """Returns the numbers that are stored."""
+        """Returns stored values as floats."""
         return stored.view(torch.bfloat16).to(self.x.dtype) if self.is_coarse else stored
 
     def bound(self, values: Tensor, rows: slice) -> Tensor:
-        """Returns the bound that surely all reach whose exact value is at least as large as these seem; never below zero.
+        """Returns the bound (rows,), at least 0, that all reach whose exact value is as large.
 
-        It is NaN for a token that is not finite: nothing is found for it.
+        The bound of a token that is not finite is NaN: nothing is found for it.
         """
         slack = self._slack[rows]
         if self.is_coarse:
-            values = values - slack - 2 * (_ROUNDING * values + self._bias_error)
+            values = values - slack - 2 * (ROUNDING * values + self._bias_error)
         return torch.where(slack.isfinite() & values.isfinite(), values.clamp_min(0), torch.nan)
 
     def reaching(self, chunk: Chunk, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns token, latent and stored value of all that reach the bound of their token."""
+        """Returns token, latent and stored value (P,) of all that reach the bound (rows,)."""
         least = bound
         if self.is_coarse:
             bits = bound.view(torch.int32) >> 16  # of bfloat16, rounded down
             least = torch.where(bound.isnan(), _MORE_THAN_ANY, bits).to(torch.int16)
         start, _, step = chunk.rows.indices(len(self.x))
-        if self._part == 1:
+        if self._part == 1:  # latent by latent
             hits = (chunk.stored >= least.unsqueeze(1)).view(-1).nonzero().squeeze(1)
             tokens = hits // self._width
             return tokens * step + start, hits - tokens * self._width, chunk.stored.view(-1).take(hits)
+        # first the parts whose maximum reaches the bound, then their members
         tokens, parts = (chunk.parts >= least.unsqueeze(1)).nonzero().unbind(1)
-        places = torch.add(parts, tokens, alpha=self._width).unsqueeze(1) + self._members
+        places = torch.add(parts, tokens, alpha=self._width).unsqueeze(1) + self._members  # (parts found, part)
         members = chunk.stored.view(-1).take(places)
         hits = (members >= least[tokens].unsqueeze(1)).view(-1).nonzero().squeeze(1)
         tokens = tokens[hits // self._part]
@@ -162,11 +162,11 @@ class Scan:
         return tokens * step + start, latents, members.view(-1)[hits]
 
     def exact(self, found: list[tuple[Tensor, Tensor, Tensor]], *, in_order: bool) -> Pairs:
-        """Returns what was found in all chunks, with its exact values.
+        """Returns the pairs found in all chunks, with their exact values.
 
         Args:
-            found: what `reaching` returned for each chunk.
-            in_order: whether tokens come in order, that is, chunks were not strided.
+            found: the results of `reaching` for each chunk.
+            in_order: whether tokens are in order, that is, chunks were not strided.
         """
         tokens, latents, stored = (torch.cat(parts) for parts in zip(*found, strict=True))
         seen = self.values(stored)
@@ -181,25 +181,27 @@ class Scan:
         return Pairs(tokens, latents, seen, products.add_(self.b.index_select(0, latents)))
 
     def limit(self, bound: Tensor, error: Tensor) -> Tensor:
-        """Returns what no pre-activation exceeds that was seen below the bound, given the largest error seen."""
+        """Returns an upper limit of pre-activations seen below the bound, by the largest error."""
         if not self.is_coarse:
             return bound
-        return torch.where(bound > 0, bound * (1 + _ROUNDING) + _SAFETY * error + self._bias_error, 0.0)
+        return torch.where(bound > 0, bound * (1 + ROUNDING) + SAFETY * error + self._bias_error, 0.0)
 
 
 class Table(NamedTuple):
-    """Pairs with a row for each token; places that are left over hold -inf."""
+    """Pairs with a row for each token; unused places hold -inf."""
 
     latents: Tensor
+    """(B, places)"""
     exact: Tensor
+    """(B, places)"""
     errors: Tensor
-    """The largest of each token."""
+    """The largest of each token (B,)."""
     overfull: Tensor
-    """Which tokens have more pairs than there are places, some of which are left out."""
+    """Which tokens have more pairs than places (B,): some of theirs are left out."""
 
     @classmethod
     def of(cls, pairs: Pairs, n_tokens: int, least: int, most: int) -> "Table":
-        """Makes a table with at least and at most so many places; the pairs are in order of token."""
+        """Returns a table with `least` to `most` places per token, of pairs in order of token."""
         counts = torch.bincount(pairs.tokens, minlength=n_tokens)
         n_places = min(max(int(counts.max()), least), most)
         overfull = counts > n_places
@@ -217,9 +219,5 @@ class Table(NamedTuple):
 
 
 def _maxima(stored: Tensor, size: int) -> Tensor:
-    """Returns the maximum of each group of so many columns, which are far apart: an elementwise maximum of long rows."""
+    """Returns the maximum of each group of `size` columns: (rows, columns / size)."""
     return stored.view(len(stored), size, -1).amax(1) if size > 1 else stored
-
-
-def _product_errors(seen: Tensor, exact: Tensor) -> Tensor:
-    return ((seen - exact).abs() - _ROUNDING * exact.abs()).clamp_min(0)

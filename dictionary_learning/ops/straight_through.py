@@ -1,23 +1,24 @@
-"""Gradients for thresholds: the step at a threshold is taken for the integral of a narrow kernel.
+"""Gradients for thresholds: the step at a threshold is treated as the integral of a narrow kernel.
 
 With u = (z - threshold) / bandwidth and a kernel K that integrates to 1:
 
     d 1[z > threshold] / d threshold = -K(u) / bandwidth
     d z 1[z > threshold] / d threshold = -threshold K(u) / bandwidth
 
-Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435, section 3: the rectangle. The others are those of density
-estimation: smoother, and the triangle and the parabola (Epanechnikov) reach twice as far.
+Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435, section 3: the rectangle. The others
+are those of density estimation: smoother, and the triangle and the parabola (Epanechnikov) are
+twice as wide.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 KernelName = Literal["rectangle", "triangle", "gaussian", "epanechnikov"]
 REACH = {"rectangle": 0.5, "triangle": 1.0, "gaussian": 4.0, "epanechnikov": 1.0}
-"""The largest |u| at which a kernel is not zero; the Gaussian is cut off where it has fallen to 3e-4 of its height."""
+"""The largest |u| at which a kernel is not zero; the Gaussian is cut off at 3e-4 of its height."""
 
 
 def kernel(u: Tensor, name: KernelName) -> Tensor:
@@ -36,45 +37,37 @@ def jump(z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_in
 
     Args:
         z: pre-activations.
-        threshold: in the shape of z, or one that becomes it by broadcasting.
+        threshold: in a shape that broadcasts to that of z.
         bandwidth: of the kernel, in units of z.
         name: the kernel.
-        to_input: whether z gets the estimator's gradient too, and not only that of its own value where it exceeds.
+        to_input: whether z gets the estimator's gradient too, beside that of its own value.
     """
-    return _Jump.apply(z, threshold.expand_as(z), bandwidth, name, to_input)  # type: ignore[return-value]
+    return cast(Tensor, _Threshold.apply(z, threshold.expand_as(z), bandwidth, name, to_input, True))
 
 
 def step(z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool = False) -> Tensor:
     """Returns 1 where z exceeds the threshold, else 0; arguments as for `jump`."""
-    return _Step.apply(z, threshold.expand_as(z), bandwidth, name, to_input)  # type: ignore[return-value]
+    return cast(Tensor, _Threshold.apply(z, threshold.expand_as(z), bandwidth, name, to_input, False))
 
 
-class _Jump(torch.autograd.Function):
+class _Threshold(torch.autograd.Function):
+    """z 1[z > threshold] if `has_value`, else 1[z > threshold]."""
+
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool) -> Tensor:
+    def forward(
+        ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool, has_value: bool
+    ) -> Tensor:
         ctx.save_for_backward(z, threshold)
-        ctx.options = (bandwidth, name, to_input)
-        return z * (z > threshold)
+        ctx.options = (bandwidth, name, to_input, has_value)
+        return z * (z > threshold) if has_value else (z > threshold).to(z.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         z, threshold = ctx.saved_tensors
-        bandwidth, name, to_input = ctx.options
-        near = grad * kernel((z - threshold) / bandwidth, name) * (threshold / bandwidth)
-        grad_z = grad * (z > threshold)
-        return grad_z + near if to_input else grad_z, -near, None, None, None
-
-
-class _Step(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool) -> Tensor:
-        ctx.save_for_backward(z, threshold)
-        ctx.options = (bandwidth, name, to_input)
-        return (z > threshold).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        z, threshold = ctx.saved_tensors
-        bandwidth, name, to_input = ctx.options
-        near = grad * kernel((z - threshold) / bandwidth, name) / bandwidth
-        return near if to_input else None, -near, None, None, None
+        bandwidth, name, to_input, has_value = ctx.options
+        near = grad * kernel((z - threshold) / bandwidth, name)
+        near = near * (threshold / bandwidth) if has_value else near / bandwidth
+        grad_z = grad * (z > threshold) if has_value else None
+        if to_input:
+            grad_z = near if grad_z is None else grad_z + near
+        return grad_z, -near, None, None, None, None

@@ -16,7 +16,7 @@ from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import l0
-from dictionary_learning.ops.encoder import Encoder
+from dictionary_learning.ops import Encoder
 from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage

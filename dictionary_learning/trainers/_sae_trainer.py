@@ -10,7 +10,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import WIRINGS, Dictionary, InitConfig, Trainable
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.encoder import Encoder
+from dictionary_learning.ops import Encoder
 from dictionary_learning.trainers._base import Trainer
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._build import build_dictionary

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dictionary_learning import ops
 from dictionary_learning.config import auto
 from dictionary_learning.dictionaries import Coder, Dictionary, MatryoshkaBatchTopKSAE, SparseAutoencoder, Trainable
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, grouped
+from dictionary_learning.ops import backend_for
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._sae_trainer import SAETrainer
@@ -138,7 +138,8 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
     def decode_prefixes(self, latents: SparseLatents) -> tuple[Tensor, ...]:
         """Returns what each prefix decodes to, without biases, from the smallest to the whole."""
         assert isinstance(self.dictionary, Coder)
-        by_group = ops.sparse_decode(grouped(latents, self.group_ends), self.dictionary.W_dec)
+        W_dec = self.dictionary.W_dec
+        by_group = backend_for(W_dec).decode(grouped(latents, self.group_ends), W_dec)
         by_group = by_group.unflatten(0, (-1, len(self.group_ends)))  # (batch, groups, dim)
         return by_group.cumsum(1).unbind(1)
 

@@ -95,7 +95,7 @@ def test_methods_that_need_contexts_get_them(folder, options, predicts):
 def test_info_says_what_will_be_used(caplog):
     caplog.set_level("INFO")
     assert main(["info"]) == 0
-    for word in ("topk_encode", "sparse_decode", "device", "torch", "top_k"):
+    for word in ("encode and decode", "device", "torch", "top_k"):
         assert word in caplog.text
 
 

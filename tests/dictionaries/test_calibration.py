@@ -123,12 +123,36 @@ def test_later_batches_may_be_larger_and_smaller():
     assert torch.equal(firing_counts(made.encode(x)), firing_counts(dictionary.encode(x)))
 
 
-def test_coarse_bins_are_interpolated(monkeypatch):
-    monkeypatch.setattr(calibration, "_MOST_COUNTS", 40 * 24 * 16)  # 16 bins in an octave, as for 131,072 latents
-    dictionary, x = AutoEncoderTopK(12, 40, 3), torch.randn(4 * N, 12)
-    made = calibrate(dictionary, x.split(100), 4 * N, match="firing")
-    counts, before = firing_counts(made.encode(x)), firing_counts(dictionary.encode(x))
-    assert ((counts - before).abs() <= 3 + 0.05 * before).all()
+@pytest.mark.parametrize("match", ["l0", "firing"])
+def test_thresholds_are_exact_when_candidates_are_discarded(match, monkeypatch):
+    """As with many tokens: to the bit those of all candidates."""
+    dictionary, x = AutoEncoderTopK(12, 40, 3), torch.randn(8 * N, 12)
+    exact = calibrate(dictionary, x.split(50), 8 * N, match=match)
+    discarded = []
+    discard = calibration._Calibration._discard
+    monkeypatch.setattr(calibration, "_CAPACITY", 2000)
+    monkeypatch.setattr(calibration, "_RESERVE", 16)
+    monkeypatch.setattr(calibration._Calibration, "_discard", lambda self: discarded.append(0) or discard(self))
+    assert torch.equal(calibrate(dictionary, x.split(50), 8 * N, match=match).threshold, exact.threshold)
+    assert len(discarded) > 1
+
+
+def test_latents_that_fire_late_are_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(calibration, "_CAPACITY", 100)
+    monkeypatch.setattr(calibration, "_RESERVE", 0)
+    dictionary = AutoEncoderTopK(12, 40, 3)
+    direction = dictionary.W_enc[7].detach()
+    early, late = torch.randn(N, 12), 0.01 * direction + 1e-4 * torch.randn(N, 12)
+    made = calibrate(dictionary, [*early.split(50), *late.split(50)], 2 * N, match="firing")
+    assert "Shuffle the activations" in caplog.text
+    assert made.threshold.isfinite().all()
+
+
+@pytest.mark.parametrize("match", ["l0", "firing"])
+def test_equal_pre_activations_fire_together(match):
+    dictionary, x = AutoEncoderTopK(12, 40, 3), torch.randn(1, 12).expand(30, 12)
+    made = calibrate(dictionary, [x], 30, match=match)
+    assert (made.encode(x) > 0).sum() == 90
 
 
 def test_relu_and_jump_relu_are_calibrated_to_a_target():

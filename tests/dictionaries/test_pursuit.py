@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from dictionary_learning.dictionaries.pursuit import gradient_pursuit
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.grad_pursuit import grad_pursuit
 from dictionary_learning.latents import to_dense
-from dictionary_learning.ops import sparse_decode
+from dictionary_learning.ops import backend_for
 
 
 def dense_pursuit(x, W, target_l0):
@@ -73,7 +75,7 @@ def test_orthogonal_latents_are_found_exactly():
 
 def test_more_rounds_come_nearer():
     W, x = rows(60, 10, torch.float32), torch.randn(50, 10)
-    errors = [(x - sparse_decode(gradient_pursuit(x, W, k), W)).square().sum(1) for k in (1, 2, 4, 8, 16)]
+    errors = [(x - backend_for(W).decode(gradient_pursuit(x, W, k), W)).square().sum(1) for k in (1, 2, 4, 8, 16)]
     assert all((later <= earlier + 1e-5).all() for earlier, later in itertools.pairwise(errors))
 
 
@@ -103,3 +105,23 @@ def test_settings_that_cannot_be_used_are_refused():
         gradient_pursuit(x, W, 0)
     with pytest.raises(ConfigError, match="candidates"):
         gradient_pursuit(x, W, 4, candidates=3)
+
+
+REFUSALS = """
+import torch
+from dictionary_learning import AutoEncoderTopK, gradient_pursuit
+from dictionary_learning.errors import ConfigError
+x, d = torch.randn(9, 8), AutoEncoderTopK(8, 30, 3)
+for given in ((x, d), (x[0], d.W_dec), (x[:, :5], d.W_dec), (x, d.W_dec.T), (x[None], d.W_dec)):
+    try:
+        print("accepted", gradient_pursuit(*given, 3))
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_activations_and_decoders_that_do_not_fit_are_refused():
+    """In a process without checked annotations, as a user's."""
+    result = subprocess.run([sys.executable, "-c", REFUSALS], capture_output=True, text=True, check=True)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 5 and all("needs tensors (batch, dim) and (dict_size, dim)" in line for line in lines)

@@ -6,6 +6,7 @@ import torch
 from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, to_dense
 from dictionary_learning.ops import chosen
+from tests.ops.test_ops import encode
 
 RULES = {
     "few by mask": lambda pre: pre > 2.5,
@@ -39,7 +40,7 @@ def test_chosen_equal_dense_at_their_places(rule, backend, chunk, centered, monk
     pre = (x - center if centered else x) @ W.T * 0.5 + b  # W / 2 below: its gradient is checked through a factor too
     mask = mask_of(rule, pre.detach())
     with ops.use_backend(backend):
-        got = ops.encode_where(x, W * 0.5, b, RULES[rule], center=center if centered else None)
+        got = encode("encode_where", x, W * 0.5, b, RULES[rule], center if centered else None)
     dense = to_dense(got)
     torch.testing.assert_close(dense * mask, pre * mask)
     if isinstance(got, SparseLatents):
@@ -53,7 +54,7 @@ def test_chosen_equal_dense_at_their_places(rule, backend, chunk, centered, monk
 @pytest.mark.parametrize(("rule", "sparse"), [("few by mask", True), ("most by mask", False), ("indices", True)])
 def test_form_is_the_cheaper_one(rule, sparse):
     with ops.use_backend("sparse"):
-        got = ops.encode_where(torch.randn(24, 6), torch.randn(40, 6) * 0.5, torch.zeros(40), RULES[rule])
+        got = encode("encode_where", torch.randn(24, 6), torch.randn(40, 6) * 0.5, torch.zeros(40), RULES[rule])
     assert isinstance(got, SparseLatents) == sparse
 
 
@@ -62,7 +63,7 @@ def test_form_is_the_cheaper_one(rule, sparse):
 def test_no_token_has_no_latents(backend, rule):
     x, W = torch.randn(0, 6), torch.randn(40, 6, requires_grad=True)
     with ops.use_backend(backend):
-        got = ops.encode_where(x, W, torch.zeros(40), RULES[rule])
+        got = encode("encode_where", x, W, torch.zeros(40), RULES[rule])
     assert to_dense(got).shape == (0, 40)
     to_dense(got).sum().backward()
     assert not W.grad.any()
@@ -73,7 +74,7 @@ def test_negative_values_pass_and_have_gradients(backend):
     x, W = torch.ones(2, 3), -torch.ones(50, 3)
     W.requires_grad_()
     with ops.use_backend(backend):
-        got = ops.encode_where(x, W, torch.zeros(50), lambda pre: pre.topk(1).indices * 0 + 4)
+        got = encode("encode_where", x, W, torch.zeros(50), lambda pre: pre.topk(1).indices * 0 + 4)
         to_dense(got).sum().backward()
     assert to_dense(got)[:, 4].tolist() == [-3, -3]
     assert W.grad.abs().sum(1).nonzero().tolist() == [[4]]
@@ -83,9 +84,9 @@ def test_negative_values_pass_and_have_gradients(backend):
 @pytest.mark.parametrize("rule", ["few by mask", "indices"])
 def test_low_precision_and_autocast_change_nothing(rule, dtype):
     x, W, b = (torch.randn(*s).to(dtype) for s in ((24, 6), (40, 6), (40,)))
-    expected = to_dense(ops.encode_where(x.float(), W.float(), b.float(), RULES[rule]))
+    expected = to_dense(encode("encode_where", x.float(), W.float(), b.float(), RULES[rule]))
     with torch.autocast("cpu", dtype):
-        got = to_dense(ops.encode_where(x, W, b, RULES[rule]))
+        got = to_dense(encode("encode_where", x, W, b, RULES[rule]))
     assert got.dtype == torch.float32 and torch.equal(got, expected)
 
 

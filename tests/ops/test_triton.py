@@ -12,10 +12,10 @@ pytest.importorskip("triton")
 from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, Support, to_dense
 from dictionary_learning.ops import joint
-from dictionary_learning.ops.triton import KERNELS, adam, candidates, pairs, selection, usable
+from dictionary_learning.ops.triton import TRITON, adam, candidates, pairs, selection, usable
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers._row_adam import RowAdam
-from tests.ops.test_ops import compare, run, tensors
+from tests.ops.test_ops import compare, encode, run, tensors
 from tests.tiny import Planted
 
 SHAPES = [(6, 5, 300, 1), (17, 12, 643, 5), (9, 33, 2050, 16), (1, 1, 256, 2), (0, 8, 512, 3)]
@@ -30,21 +30,21 @@ def interpreted():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("encode", ["topk_encode", "batch_topk_encode"])
+@pytest.mark.parametrize("operation", ["top_k", "batch_top_k"])
 @pytest.mark.parametrize("coarse", [False, True])
-def test_form_equals_reference(encode, shape, coarse, monkeypatch):
+def test_form_equals_reference(operation, shape, coarse, monkeypatch):
     monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: coarse)
     n, d, f, k = shape
     given = tensors(n, d, f)
-    expected = run("reference", encode, torch.float64, given, k)
-    compare(run("triton", encode, torch.float32, given, k), expected, 2e-5)
+    expected = run("reference", operation, torch.float64, given, k)
+    compare(run("triton", operation, torch.float32, given, k), expected, 2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_tensors_are_computed_with_in_float32(dtype):
     given = {name: t.to(dtype).float() for name, t in tensors(7, 16, 300).items()}
-    expected = run("reference", "topk_encode", torch.float64, given, 2)
-    got = run("triton", "topk_encode", dtype, given, 2)
+    expected = run("reference", "top_k", torch.float64, given, 2)
+    got = run("triton", "top_k", dtype, given, 2)
     assert got["x_hat"].dtype == torch.float32 and got["gradient of W_dec"].dtype == dtype
     compare(got, expected, torch.finfo(dtype).eps)
 
@@ -69,14 +69,14 @@ def test_sums_and_dots_over_pairs(kind, dim):
     values = torch.randn(support.indices.shape)
     x, W = torch.randn(support.n_tokens, dim), torch.randn(support.dict_size, dim)
     dense = to_dense(SparseLatents(values, support)).double()
-    torch.testing.assert_close(KERNELS.sum_over_kept(values, support, W).double(), dense @ W.double(), **close())
-    by_latent = KERNELS.sum_over_tokens(values, support, x)
+    torch.testing.assert_close(TRITON.sum_over_kept(values, support, W).double(), dense @ W.double(), **close())
+    by_latent = TRITON.sum_over_tokens(values, support, x)
     torch.testing.assert_close(by_latent.double(), dense.T @ x.double(), **close())
-    torch.testing.assert_close(KERNELS.totals(values, support).double(), dense.sum(0), **close())
-    products = KERNELS.pair_dots(x, W, support)
+    torch.testing.assert_close(TRITON.totals(values, support).double(), dense.sum(0), **close())
+    products = TRITON.pair_dots(x, W, support)
     expected = (x[support.tokens] * W[support.latents]).sum(-1).view(support.indices.shape)
     torch.testing.assert_close(products, expected, **close())
-    assert torch.equal(by_latent, KERNELS.sum_over_tokens(values, support, x))
+    assert torch.equal(by_latent, TRITON.sum_over_tokens(values, support, x))
     fires = torch.zeros(support.dict_size).index_add_(0, support.latents, torch.ones(support.indices.numel())) > 0
     assert (by_latent[~fires] == 0).all()
 
@@ -92,10 +92,10 @@ def test_tokens_that_are_not_finite_do_not_change_the_others(coarse, monkeypatch
     x, W, b = given["x"].clone(), given["W_enc"], given["b_enc"]
     x[3, 1], x[7] = torch.nan, 0.0
     others = torch.arange(12) != 3
-    kept = ops.topk_encode(x, W, b, 4)
-    torch.testing.assert_close(to_dense(kept)[others], to_dense(ops.topk_encode(x[others], W, b, 4)), **close())
+    kept = encode("top_k", x, W, b, 4)
+    torch.testing.assert_close(to_dense(kept)[others], to_dense(encode("top_k", x[others], W, b, 4)), **close())
     assert all(len(set(row)) == 4 for row in kept.indices[others].tolist())
-    together = ops.batch_topk_encode(x, W, b, 4)
+    together = encode("batch_top_k", x, W, b, 4)
     assert together.values.isfinite().all() and (to_dense(together)[3] == 0).all()
     assert (together.values > 0).sum() == 48
 
@@ -114,36 +114,39 @@ def test_batch_in_which_one_token_takes_nearly_all_places(coarse, monkeypatch):
     assert (dense > 0).sum() == 80
 
 
-@pytest.mark.parametrize("encode", ["topk_encode", "batch_topk_encode"])
-def test_one_product_for_several_dictionaries_keeps_what_their_own_would(encode, monkeypatch):
+@pytest.mark.parametrize("operation", ["top_k", "batch_top_k"])
+def test_one_product_for_several_dictionaries_keeps_what_their_own_would(operation, monkeypatch):
     monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: True)
     monkeypatch.setattr(joint, "bfloat16_is_fast", lambda _: True)
     monkeypatch.setattr(joint, "is_worthwhile", lambda x, encoders: True)
     given = [tensors(9, 12, f) for f in (300, 520, 290)]
     x = given[0]["x"]
-    encoders = [joint.Encoder(g["W_enc"], g["b_enc"], g["center"]) for g in given]
+    encoders = [ops.Encoder(g["W_enc"], g["b_enc"], g["center"]) for g in given]
     used = []
-    monkeypatch.setattr(selection, "product_for", lambda x, W: used.append(joint.product_for(x, W)) or used[-1])
+    maxima = candidates.group_maxima
+    monkeypatch.setattr(
+        candidates, "group_maxima", lambda pre, group: used.append(pre.data_ptr()) or maxima(pre, group)
+    )
     with joint.shared_product(x, encoders):
-        together = [to_dense(getattr(ops, encode)(x, W, b, 2, center=center)) for W, b, center in encoders]
-    assert [part.shape for part in used] == [(9, 300), (9, 520), (9, 290)]
-    apart = [to_dense(getattr(ops, encode)(x, W, b, 2, center=center)) for W, b, center in encoders]
-    assert used[3:] == [None] * 3
+        products = [joint.product_for(x, encoder.W).data_ptr() for encoder in encoders]
+        together = [to_dense(getattr(e.backend, operation)(x, e, 2)) for e in encoders]
+    assert used == products
+    apart = [to_dense(getattr(e.backend, operation)(x, e, 2)) for e in encoders]
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, **close())
 
 
 def test_ties_keep_as_many_as_wanted():
     x, W = torch.ones(3, 2), torch.ones(300, 2)
-    kept, together = ops.topk_encode(x, W, torch.zeros(300), 2), ops.batch_topk_encode(x, W, torch.zeros(300), 2)
+    kept, together = encode("top_k", x, W, torch.zeros(300), 2), encode("batch_top_k", x, W, torch.zeros(300), 2)
     assert (kept.values == 2).all() and all(len(set(row)) == 2 for row in kept.indices.tolist())
     assert together.values.tolist() == [2.0] * 6
 
 
 def test_nothing_positive_keeps_zeros():
     x, W = torch.ones(3, 2), -torch.ones(300, 2)
-    for encode in (ops.topk_encode, ops.batch_topk_encode):
-        kept = encode(x, W, torch.zeros(300), 2)
+    for operation in ("top_k", "batch_top_k"):
+        kept = encode(operation, x, W, torch.zeros(300), 2)
         assert (kept.values == 0).all() and kept.values.numel() == 6
 
 
@@ -184,7 +187,7 @@ def test_shares_add_up_and_fit():
 def test_tokens_in_doubt_beyond_the_reserve_are_counted(monkeypatch):
     """Rounding errors made out to be enormous: every token is in doubt, and one of 128 may be computed again."""
     monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: True)
-    monkeypatch.setattr(selection, "_SAFETY", 1e6)
+    monkeypatch.setattr(selection, "SAFETY", 1e6)
     given = tensors(10, 8, 520)
     _, uncertain = selection.top_k(given["x"], given["W_enc"], given["b_enc"], 4)
     assert 5 < uncertain <= 9  # a token that reaches no bound at all is not in doubt
@@ -194,15 +197,15 @@ def test_tokens_in_doubt_beyond_the_reserve_are_counted(monkeypatch):
 
 def test_float64_is_left_to_other_forms():
     x = torch.randn(4, 3, dtype=torch.float64)
-    latents = ops.topk_encode(x, torch.randn(300, 3, dtype=torch.float64), torch.zeros(300, dtype=torch.float64), 2)
+    latents = encode("top_k", x, torch.randn(300, 3, dtype=torch.float64), torch.zeros(300, dtype=torch.float64), 2)
     assert latents.values.dtype == torch.float64
 
 
 def test_interpreter_is_used_only_when_asked_for():
-    assert usable(torch.device("cpu"))
+    assert usable("cpu")
     with ops.use_backend(None):
-        assert not usable(torch.device("cpu"))
-        assert ops.status(torch.device("cpu"))["topk_encode"] == "sparse"
+        assert not usable("cpu")
+        assert ops.status(torch.device("cpu"))["encode and decode"] == "sparse"
         assert "made for" not in ops.status(torch.device("cpu"))["backend triton"]
 
 
@@ -275,7 +278,7 @@ def compiles(kernel, types, **constants):
 F, B, L, I = "*fp32", "*bf16", "*i64", "*i32"
 compiles(pairs._dots_kernel, f"{F} {F} {L} {L} {F} i32 i32", PAIRS=32, COLUMNS=128)
 compiles(pairs._dots_kernel, f"{F} {B} {I} {I} {F} i32 i32", PAIRS=32, COLUMNS=128)
-compiles(pairs._stretch_kernel, f"{F} {L} {L} {F} {F} i32", COLUMNS=1024)
+compiles(pairs._segment_kernel, f"{F} {L} {L} {F} {F} i32", COLUMNS=1024)
 compiles(pairs._tile_kernel, f"{F} {L} {L} {F} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
 compiles(pairs._join_kernel, f"{L} {L} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
 compiles(candidates._maxima_kernel, f"{B} {F} i32 i32 i32", BLOCK=16, GROUP=64)

@@ -1,55 +1,85 @@
-"""What a nonlinearity is."""
+"""The base classes of nonlinearities.
+
+A nonlinearity is a subclass of `Elementwise`, if each latent depends on its own pre-activation
+alone; of `SparseSelection`, if a set number of latents is kept; or of `RuleSelection`, if those are
+chosen by a function of the token's pre-activations. `@NONLINEARITIES.register("mine")` makes it
+available by name.
+"""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dictionary_learning.config import Registry, coerce
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents
-from dictionary_learning.ops.encoder import Encoder
+from dictionary_learning.ops import Encoder
+
+
+class ThresholdForm(NamedTuple):
+    """latents = z * 1[z > threshold], z = scale * pre + bias; tensors are scalars or (dict_size,)."""
+
+    scale: Tensor | float = 1.0
+    bias: Tensor | float = 0.0
+    threshold: Tensor | None = None
+    """None if there is none, or none was learned."""
 
 
 class Nonlinearity(nn.Module, ABC):
-    """Turns pre-activations into latents: the one place where architectures differ."""
+    """Maps pre-activations to latents of the same dtype: the place where architectures differ."""
 
     has_bias: ClassVar[bool] = False
     """Whether it adds biases of its own, so that the encoder has none."""
     is_tied: ClassVar[bool] = False
-    """Whether the encoder has to be the decoder."""
+    """Whether the encoder must be the decoder."""
+    is_masked_relu: ClassVar[bool] = False
+    """Whether each latent is relu(pre) or 0, so that `calibrate` can replace it by thresholds."""
     in_float32: ClassVar[tuple[str, ...]] = ()
-    """Its tensors that stay float32 when a module is cast: what is learnt in small steps would stop moving in bfloat16."""
+    """Tensors that stay float32 when the module is cast: bfloat16 would lose small updates."""
 
     def setup(self, dict_size: int) -> None:
-        """Makes the tensors that it has for each latent; called once, by the dictionary.
+        """Creates the per-latent tensors; called once, by the dictionary.
 
         Raises:
-            ConfigError: it cannot serve so many latents.
+            ConfigError: the nonlinearity cannot be used with this number of latents.
         """
 
     @abstractmethod
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents of each token, whatever the other tokens are."""
+        """Returns the latents of each token, independent of the other tokens."""
 
     def options(self) -> dict[str, Any]:
-        """Returns the arguments that build it again, as plain data."""
+        """Returns the constructor's arguments as plain data."""
         return {}
 
+    def biases(self) -> list[nn.Parameter]:
+        """Returns the biases that it adds to pre-activations, each (dict_size,)."""
+        return []
+
+    def threshold_form(self) -> ThresholdForm:
+        """Returns the latents as pre-activations above a threshold, if they have this form."""
+        return ThresholdForm()
+
+    def shift_(self, shift: Float[Tensor, "dict_size"]) -> None:
+        """Changes its biases as if the shift was added to pre-activations, where `has_bias`."""
+
     def scale_(self, factor: float) -> None:
-        """Multiplies what is compared with pre-activations or added to them, when those are multiplied by the factor."""
+        """Scales its tensors so that scaled pre-activations give scaled latents."""
 
     def scale_latents_(self, factors: Float[Tensor, "dict_size"]) -> None:
-        """The same with a factor for each latent.
+        """The same with a positive factor for each latent.
 
         Raises:
-            ConfigError: the nonlinearity compares latents with each other, so that factors would change which are kept.
+            ConfigError: latents are compared with each other, so that factors would change which
+                are kept.
         """
         raise ConfigError(f"{type(self).__name__} compares latents with each other; it cannot have a scale for each.")
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Nonlinearity":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Nonlinearity":
         kept = {name: getattr(self, name).detach() for name in self.in_float32 if getattr(self, name) is not None}
         super()._apply(fn, recurse)
         for name, value in kept.items():
@@ -59,10 +89,10 @@ class Nonlinearity(nn.Module, ABC):
 
 
 class SparseSelection(Nonlinearity):
-    """Keeps a set number of latents, of each token or of a batch: only those are computed and decoded.
+    """Keeps a set number of latents, of each token or of a batch; only those are decoded.
 
     Args:
-        k: how many latents of a token may be non-zero, on average over a batch at least.
+        k: latents of a token that may be non-zero; with a batch's together, on average.
 
     Raises:
         ConfigError: k is not a positive whole number, or exceeds the number of latents.
@@ -71,16 +101,18 @@ class SparseSelection(Nonlinearity):
     is_signed: ClassVar[bool] = False
     """Whether latents may be negative."""
     of_each_token: ClassVar[bool] = True
-    """Whether each token keeps k latents, whatever the other tokens are."""
+    """Whether each token keeps k latents, independent of the other tokens."""
 
     def __init__(self, k: int):
         super().__init__()
+        name = type(self).__name__
         try:
-            self.k = coerce(k, int)
+            self.k: int = coerce(k, int)
         except TypeError:
-            raise ConfigError(f"{type(self).__name__} got k={k!r}; k is a whole number of latents.") from None
+            hint = "" if self.of_each_token else " SAELens accepts fractions, as an average over tokens; round k here."
+            raise ConfigError(f"{name} got k={k!r}; k is a whole number of latents.{hint}") from None
         if self.k < 1:
-            raise ConfigError(f"{type(self).__name__} cannot keep k={k} latents; k must be at least 1.")
+            raise ConfigError(f"{name} cannot keep k={k} latents; k must be at least 1.")
 
     def setup(self, dict_size: int) -> None:
         if self.k > dict_size:
@@ -93,41 +125,62 @@ class SparseSelection(Nonlinearity):
 
     @abstractmethod
     def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
-        """Returns the kept latents.
+        """Returns the kept latents, in float32 at least.
 
         Args:
-            x: the activations.
-            encoder: what makes pre-activations of them.
-            k: how many a token keeps, at most as many as there are: as a rule the nonlinearity's own number.
+            x: activations.
+            encoder: the encoder, and with it the backend: `encoder.backend`.
+            k: latents to keep for each token, at most dict_size; usually the nonlinearity's own k.
         """
+
+
+class RuleSelection(SparseSelection):
+    """Keeps k latents of each token, chosen by a function of the token's pre-activations."""
+
+    @abstractmethod
+    def choose(self, pre: Float[Tensor, "*batch dict_size"], k: int) -> Int[Tensor, "*batch k"]:
+        """Returns the indices of the k latents to keep, in any order."""
+
+    def value(self, pre: Tensor) -> Tensor:
+        """Returns the latents for kept pre-activations."""
+        return pre
+
+    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        indices = self.choose(pre, self.k)
+        return torch.zeros_like(pre).scatter(-1, indices, self.value(pre.gather(-1, indices)))
+
+    def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
+        kept = encoder.backend.encode_where(x, encoder, lambda pre: self.choose(pre, k))
+        assert isinstance(kept, SparseLatents)
+        return SparseLatents(self.value(kept.values), kept.support)
 
 
 class Elementwise(Nonlinearity):
-    """Makes each latent of its own pre-activation alone."""
+    """Computes each latent from its own pre-activation alone."""
 
     @abstractmethod
     def activate(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Returns latents of pre-activations.
+        """Returns the latents of pre-activations.
 
         Args:
-            pre: dense (..., dict_size), or the pre-activations of some pairs of token and latent.
-            latents: the latent of each pair, in the shape of `pre`; None for dense ones.
+            pre: dense (..., dict_size), or the pre-activations of some (token, latent) pairs.
+            latents: the latent of each pair, in the shape of `pre`; None if `pre` is dense.
         """
 
     @abstractmethod
-    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
-        """Returns where a pre-activation has a latent that is not zero, or a gradient: a mask."""
+    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Bool[Tensor, "batch dict_size"]:
+        """Returns where a pre-activation has a non-zero latent or a gradient."""
 
     def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Returns how far each pre-activation is above where its latent begins to fire; arguments as for `activate`."""
+        """Returns how far each pre-activation is above the value at which its latent fires."""
         return pre
 
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
         return self.activate(pre)
 
     @staticmethod
-    def of(parameter: Tensor, latents: Tensor | None) -> Tensor:
-        """Returns the entries of a per-latent tensor that belong to the pre-activations at hand."""
+    def of(parameter: Float[Tensor, "dict_size"], latents: Tensor | None) -> Tensor:
+        """Returns a per-latent tensor in a shape that broadcasts with `pre` (see `activate`)."""
         return parameter if latents is None else parameter[latents]
 
 

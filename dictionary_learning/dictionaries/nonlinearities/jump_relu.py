@@ -3,10 +3,10 @@
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Elementwise
+from dictionary_learning.dictionaries.nonlinearities.base import NONLINEARITIES, Elementwise, ThresholdForm
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.straight_through import REACH, KernelName, jump, step
 
@@ -15,13 +15,15 @@ from dictionary_learning.ops.straight_through import REACH, KernelName, jump, st
 class JumpReLU(Elementwise):
     """latents = pre * 1[pre > threshold], with a threshold for each latent.
 
-    Thresholds are learnt by a straight-through estimator (`ops/straight_through.py`), directly and not by their logarithms, and
-    stay float32: steps would be lost in bfloat16.
-    Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435; `gradient_to_input` is Anthropic's variant (January 2025 update).
+    Thresholds are learned by a straight-through estimator (`ops/straight_through.py`), directly and
+    not by their logarithms, and stay float32: small updates would be lost in bfloat16.
+    Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435; `gradient_to_input` is Anthropic's
+    variant (January 2025 update).
 
     Args:
-        initial_threshold: where all thresholds begin.
-        bandwidth: width of the estimator's kernel, in units of pre-activations; 0.001 is made for activations of unit mean square.
+        initial_threshold: initial value of all thresholds.
+        bandwidth: width of the estimator's kernel, in units of pre-activations; 0.001 is meant for
+            activations of unit mean square.
         kernel: rectangle, triangle, gaussian or epanechnikov.
         gradient_to_input: whether pre-activations get the estimator's gradient too.
 
@@ -29,6 +31,7 @@ class JumpReLU(Elementwise):
         ConfigError: an argument cannot be used.
     """
 
+    is_masked_relu = True
     in_float32 = ("threshold",)
     threshold: nn.Parameter
 
@@ -66,9 +69,12 @@ class JumpReLU(Elementwise):
     def margin(self, pre: Tensor, latents: Tensor | None = None) -> Tensor:
         return pre - self.of(self.threshold, latents)
 
-    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Tensor:
+    def support_mask(self, pre: Float[Tensor, "batch dict_size"]) -> Bool[Tensor, "batch dict_size"]:
         # just below the threshold a latent is zero, but the threshold gets a gradient from there
         return pre > self.threshold.detach() - REACH[self.kernel] * self.bandwidth
+
+    def threshold_form(self) -> ThresholdForm:
+        return ThresholdForm(threshold=self.threshold)
 
     def options(self) -> dict[str, Any]:
         return {

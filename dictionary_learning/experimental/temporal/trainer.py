@@ -15,7 +15,7 @@ from dictionary_learning.dictionaries.nonlinearities import ReLU, TopK
 from dictionary_learning.dictionaries.trainable import CenterName
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.experimental.temporal.dictionary import TemporalAutoencoder
-from dictionary_learning.ops.encoder import Encoder
+from dictionary_learning.ops import Encoder
 from dictionary_learning.trainers._base import TRAINERS, Trainer
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._build import copy_trained

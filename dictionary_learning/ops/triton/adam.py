@@ -1,9 +1,13 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportMissingParameterType=false
 # (the language of kernels looks like Python, but has types of its own)
-"""Adam in one pass over the rows of a weight, with what a dictionary needs around it.
+"""Adam in one pass over the rows of a weight, with gradient projection, clipping and unit rows.
 
-Letters: N rows, D columns. One program has one row in registers: it reads weight, gradient and both means once, and writes
-weight and means once; done one after another, the same steps read and write all of them about three times.
+One program has one row in registers: it reads weight, gradient and both means once, and writes
+weight and means once. As separate operations, the same steps read and write all of them about three
+times.
+
+Letters: N entries of the weight, D columns.
 """
 
 import math
@@ -15,16 +19,16 @@ from torch import Tensor
 
 _LONGEST_ROW = 16_384
 _BLOCK = 1024
-"""Entries of one program where rows do not matter."""
+"""Entries of one program where rows are not normalized."""
 
 
 def fits(weight: Tensor, unit_rows: bool) -> bool:
-    """Tells whether a row of the weight fits into one program, where that is needed."""
+    """Returns whether a row of the weight fits into one program, where that is needed."""
     return not unit_rows or weight[0].numel() <= _LONGEST_ROW
 
 
 def squared_norm(gradient: Tensor, weight: Tensor, unit_rows: bool) -> Tensor:
-    """Returns the squared norm of the gradient without its parts along the rows of the weight, if these have unit norm."""
+    """Returns the gradient's squared norm, for unit rows without the parts along the rows."""
     if not unit_rows:
         return torch.linalg.vector_norm(gradient.float()).square()
     n_rows, dim = gradient.shape[0], gradient[0].numel()
@@ -53,20 +57,20 @@ def step_(
     unit_rows: bool,
     rounded: Tensor | None = None,
 ) -> None:
-    """Makes one step of Adam in place.
+    """Does one step of Adam in place.
 
     Args:
         weight: in float32.
         gradient: of any precision; it is not changed.
         exp_avg: mean gradient.
         exp_avg_sq: mean squared gradient.
-        step: number of this step, counted from 1; on the device, as all scalars here are.
+        step: number of this step, from 1; on the device, as all tensors without dimensions here.
         lr: learning rate.
         betas: decays of the means.
         eps: added to the root of the mean squared gradient.
-        divisor: what gradients are divided by.
+        divisor: gradients are divided by it.
         skip: 1 to change nothing, else 0.
-        unit_rows: gradients lose their part along the row, and rows have unit norm afterwards.
+        unit_rows: removes each gradient's part along its row, and normalizes the rows afterwards.
         rounded: the same weight in lower precision, which is written as well.
     """
     copy = weight if rounded is None else rounded
@@ -85,7 +89,7 @@ def step_(
 
 
 def _warps(width: int) -> int:
-    """Returns how many warps share a row, so that a thread's entries of all tensors stay in registers."""
+    """Returns so many warps for a row that a thread's entries stay in registers."""
     return min(max(width // 256, 4), 32)
 
 
@@ -105,26 +109,9 @@ def _norm_kernel(gradient, weight, out, D, WIDTH: tl.constexpr):
 
 @triton.jit
 def _adam_kernel(
-    weight,
-    gradient,
-    exp_avg,
-    exp_avg_sq,
-    rounded,
-    step,
-    lr,
-    divisor,
-    skip,
-    new1,
-    new2,
-    log_beta1,
-    log_beta2,
-    eps,
-    N,
-    D,
-    UNIT_ROWS: tl.constexpr,
-    ROUNDS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    weight, gradient, exp_avg, exp_avg_sq, rounded, step, lr, divisor, skip, new1, new2, log_beta1, log_beta2,
+    eps, N, D, UNIT_ROWS: tl.constexpr, ROUNDS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     if tl.load(skip) == 0:
         column = tl.arange(0, WIDTH)
         place = tl.program_id(0).to(tl.int64) * D + column

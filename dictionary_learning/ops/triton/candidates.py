@@ -1,12 +1,13 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportMissingParameterType=false
 # (the language of kernels looks like Python, but has types of its own)
 """Kernels that find the few large pre-activations of each token in one read of all.
 
-Letters: B tokens, F latents, G groups of a token, K kept.
+A chunk has a few hundred tokens, each with a program of its own, so the time is that of a program's
+sequential work. One program lists all groups that reach the bound at once, and another visits only
+those. Every offset into pre-activations is a 64-bit product: row * STRIDE can exceed 2^31.
 
-A chunk has a few hundred tokens, each with a program of its own: what a program does one after the other is what takes time. So it
-lists the groups that reach the bound, all at once, and another visits only those, instead of all a few at a time.
-Every offset into pre-activations is a 64-bit product: row * STRIDE passes 2^31.
+Letters: B tokens, F latents, G groups of a token, K kept.
 """
 
 from typing import NamedTuple
@@ -17,29 +18,29 @@ import triton.language as tl
 from torch import Tensor
 
 NOTHING = 1e-30
-"""The bound where zero would do: a latent that is zero need not be found."""
+"""The bound in place of zero: a latent of value zero need not be found."""
 _BLOCK = 16
-"""Groups that a program handles at once."""
+"""Groups of a program at once."""
 _FILL = 256
-"""Latents that a program looks at at once where it is short of candidates."""
+"""Latents that a program reads at once when it has too few candidates."""
 
 
 class Listed(NamedTuple):
     """The groups of each token that reach its bound, in order."""
 
     groups: Tensor
-    """(B, G), as far as there are any."""
+    """(B, G); entries beyond the count are undefined."""
     counts: Tensor
     """(B,)"""
 
     @classmethod
     def for_tokens_of(cls, maxima: Tensor) -> "Listed":
-        """Returns place for a list."""
+        """Returns uninitialized memory for a list."""
         return cls(torch.empty_like(maxima, dtype=torch.int32), maxima.new_empty(len(maxima), dtype=torch.int32))
 
 
 class Places(NamedTuple):
-    """Where what is found is written; a latent of -1 is a place that is left over."""
+    """Memory for candidates, all (places,); an unused place has the latent -1."""
 
     tokens: Tensor
     latents: Tensor
@@ -47,13 +48,13 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, n: int, device: torch.device) -> "Places":
-        """Returns so many."""
+        """Returns n unused places."""
         tokens = torch.zeros(n, dtype=torch.int32, device=device)
         return cls(tokens, torch.full_like(tokens, -1), torch.full((n,), -torch.inf, device=device))
 
 
 def group_maxima(pre: Tensor, group: int) -> Tensor:
-    """Returns the maximum of each so many latents in float32: (B, G). NaN counts as the least."""
+    """Returns the maximum of each `group` latents in float32: (B, G). NaN counts as -inf."""
     n_tokens, n_latents = pre.shape
     n_groups = triton.cdiv(n_latents, group)
     out = torch.empty(n_tokens, n_groups, device=pre.device)
@@ -63,9 +64,9 @@ def group_maxima(pre: Tensor, group: int) -> Tensor:
 
 
 def bounded(maxima: Tensor, slack: Tensor, k: int, rounding: float, bound: Tensor) -> Listed:
-    """Writes the K-th largest maximum of each token, lowered by slack and rounding, and returns the groups that reach that.
+    """Writes each token's bound, its K-th largest maximum lowered; returns the groups above.
 
-    A token whose slack is not finite gets NaN, which nothing reaches.
+    A token whose slack is not finite gets the bound NaN, which nothing reaches.
     """
     n_tokens, n_groups = maxima.shape
     listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
@@ -77,7 +78,7 @@ def bounded(maxima: Tensor, slack: Tensor, k: int, rounding: float, bound: Tenso
 
 
 def reaching(maxima: Tensor, bound: Tensor) -> Listed:
-    """Returns the groups that reach a bound."""
+    """Returns the groups whose maximum reaches the bound (B,)."""
     n_tokens, n_groups = maxima.shape
     listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
     _list_kernel[(n_tokens,)](
@@ -88,7 +89,7 @@ def reaching(maxima: Tensor, bound: Tensor) -> Listed:
 
 
 def count(pre: Tensor, listed: Listed, bound: Tensor, group: int, keys: Tensor | None = None) -> Tensor:
-    """Returns how many latents of each token reach its bound; also adds up how many of them have each key (see `selection`)."""
+    """Returns how many latents of each token reach its bound (B,); adds their keys' counts."""
     n_tokens, n_latents = pre.shape
     found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
     nowhere = found if keys is None else keys
@@ -111,18 +112,18 @@ def collect(
     least: Tensor,
     places: Places,
 ) -> Tensor:
-    """Writes the latents of each token that reach its bound, in order; returns how many they are.
+    """Writes the latents of each token that reach its bound, in order; returns their number (B,).
 
     Args:
-        pre: (B, F); rows may be apart.
-        listed: the groups that reach it.
+        pre: (B, F); rows may be strided.
+        listed: the groups that reach the bound.
         bound: (B,)
         group: latents in a group.
-        first: what the first of the tokens is called.
-        starts: where to write those of each token,
-        ends: and up to where: those beyond are left out.
-        least: how many to write at least: if fewer reach the bound, others follow that do not.
-        places: for all tokens.
+        first: index of the first token.
+        starts: the first place of each token (B,).
+        ends: the end of each token's places (B,): latents beyond it are left out.
+        least: latents to write at least (B,): if fewer reach the bound, others follow that do not.
+        places: the memory, for all tokens.
     """
     n_tokens, n_latents = pre.shape
     found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
@@ -134,7 +135,7 @@ def collect(
 
 
 def _warps(width: int) -> int:
-    """Returns how many warps share a row, so that a thread has at most 16 entries of it in registers."""
+    """Returns so many warps for a row that a thread has at most 16 entries in registers."""
     return min(max(width // 512, 4), 32)
 
 
@@ -182,27 +183,10 @@ def _list_kernel(maxima, bound, groups, counts, G, WIDTH: tl.constexpr):
 
 @triton.jit
 def _visit_kernel(
-    pre,
-    groups,
-    counts,
-    bound,
-    starts,
-    ends,
-    at_least,
-    tokens,
-    latents,
-    seen,
-    found,
-    first,
-    STRIDE,
-    F,
-    G,
-    WRITES: tl.constexpr,
-    COUNTS_KEYS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
+    pre, groups, counts, bound, starts, ends, at_least, tokens, latents, seen, found, first, STRIDE, F, G,
+    WRITES: tl.constexpr, COUNTS_KEYS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
     FILL: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = (row + first).to(tl.int32)
     least = tl.load(bound + row)

@@ -1,10 +1,12 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportMissingParameterType=false
 # (the language of kernels looks like Python, but has types of its own)
 """Sums and dot products over (token, latent) pairs.
 
-Letters: B tokens, F latents, D activation, P pairs. A stretch is a run of pairs that belong to the same row of the result.
+Every offset into a table is a 64-bit product: rows * D can exceed 2^31.
 
-Every offset into a table is a 64-bit product: rows * D passes 2^31.
+Letters: B tokens, F latents, D activation, P pairs. A segment is a run of pairs that belong to one
+    row of the result.
 """
 
 import torch
@@ -13,13 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 _TILE = 64
-"""Pairs of one program, where stretches may be long."""
+"""Pairs of one program, where segments may be long."""
 _DOTS = 32
 """Dot products of one program."""
 
 
 def dots(x: Tensor, W: Tensor, tokens: Tensor, latents: Tensor) -> Tensor:
-    """Returns x_n . W_i of each pair in float32: (P,). A pair with a latent below zero has -inf.
+    """Returns x_n . W_i of each pair in float32: (P,). A pair with a negative latent gets -inf.
 
     With pairs in order of latent, each row of W is read from memory once.
     """
@@ -33,28 +35,29 @@ def dots(x: Tensor, W: Tensor, tokens: Tensor, latents: Tensor) -> Tensor:
     return out
 
 
-def sums_of_short_stretches(values: Tensor, rows: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
-    """Returns for each stretch the sum of value * row of the table, in float32; one program walks along a stretch."""
+def sums_of_short_segments(values: Tensor, rows: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+    """Returns the sum of value * row for each segment (segments, D); a program for each."""
     n, dim = len(offsets) - 1, table.shape[1]
     out = torch.empty(n, dim, device=table.device)
     if n:
         columns = _columns(dim)
         grid = (n, triton.cdiv(dim, columns))
-        _stretch_kernel[grid](values.contiguous(), rows, offsets, table.contiguous(), out, dim, columns)
+        _segment_kernel[grid](values.contiguous(), rows, offsets, table.contiguous(), out, dim, columns)
     return out
 
 
-def sums_of_any_stretches(values: Tensor, rows: Tensor, keys: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
-    """Returns the same where stretches may be as long as a latent that fires on every token makes them.
+def sums_of_any_segments(values: Tensor, rows: Tensor, keys: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+    """Returns the same where segments may be long, as that of a latent which fires on every token.
 
-    Programs take 64 pairs each, whatever stretches these belong to. What a program finishes it writes; a stretch that goes beyond
-    its pairs leaves parts, which a second pass adds up in order: no atomics, and the same bits every time.
+    Each program handles 64 pairs, whatever segments they belong to, and writes the segments that it
+    completes. A segment of several programs leaves partial sums, which a second pass adds up in
+    order: no atomics, the same bits every time.
 
     Args:
         values: (P,)
-        rows: of the table, (P,)
-        keys: the stretch of each pair, ascending: (P,)
-        offsets: where each stretch begins, and P.
+        rows: the row of the table of each pair (P,).
+        keys: the segment of each pair (P,), ascending.
+        offsets: the start of each segment, and P.
         table: (rows, D)
     """
     dim, n_pairs = table.shape[1], len(values)
@@ -62,7 +65,8 @@ def sums_of_any_stretches(values: Tensor, rows: Tensor, keys: Tensor, offsets: T
     if n_pairs:
         columns, n_tiles = _columns(dim), triton.cdiv(n_pairs, _TILE)
         grid = (n_tiles, triton.cdiv(dim, columns))
-        # of each tile: its part of a stretch that came in from before, and of one that begins in it and goes on
+        # for each tile: its partial sum of a segment that started before, and of one that starts in
+        # it and goes on
         came_in = torch.empty(n_tiles, dim, device=table.device)
         goes_on = torch.empty(n_tiles, dim, device=table.device)
         _tile_kernel[grid](
@@ -73,7 +77,7 @@ def sums_of_any_stretches(values: Tensor, rows: Tensor, keys: Tensor, offsets: T
 
 
 def _columns(dim: int) -> int:
-    """Returns how many columns a program handles at once: a power of two, so few that they stay in registers."""
+    """Returns the columns of a program: a power of two that fits into registers."""
     return min(int(triton.next_power_of_2(dim)), 1024)
 
 
@@ -95,33 +99,21 @@ def _dots_kernel(x, W, tokens, latents, out, P, D, PAIRS: tl.constexpr, COLUMNS:
 
 
 @triton.jit
-def _stretch_kernel(values, rows, offsets, table, out, D, COLUMNS: tl.constexpr):
-    stretch = tl.program_id(0).to(tl.int64)
+def _segment_kernel(values, rows, offsets, table, out, D, COLUMNS: tl.constexpr):
+    segment = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < D
-    start = tl.load(offsets + stretch)
-    end = tl.load(offsets + stretch + 1)
+    start = tl.load(offsets + segment)
+    end = tl.load(offsets + segment + 1)
     total = tl.zeros((COLUMNS,), tl.float32)
     for pair in range(start, end):
         row = tl.load(rows + pair).to(tl.int64)
         total += tl.load(values + pair) * tl.load(table + row * D + column, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + stretch * D + column, total, mask=mask)
+    tl.store(out + segment * D + column, total, mask=mask)
 
 
 @triton.jit
-def _tile_kernel(
-    values,
-    rows,
-    keys,
-    table,
-    out,
-    came_in,
-    goes_on,
-    P,
-    D,
-    TILE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+def _tile_kernel(values, rows, keys, table, out, came_in, goes_on, P, D, TILE: tl.constexpr, COLUMNS: tl.constexpr):
     tile = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < D
@@ -134,7 +126,7 @@ def _tile_kernel(
     for pair in range(start, end):
         key = tl.load(keys + pair).to(tl.int64)
         if key != current:
-            # only a tile's first stretch can have come in from before
+            # only a tile's first segment can have come in from before
             if current == before:
                 tl.store(came_in + tile * D + column, total, mask=mask)
             else:
@@ -152,17 +144,7 @@ def _tile_kernel(
 
 
 @triton.jit
-def _join_kernel(
-    keys,
-    offsets,
-    out,
-    came_in,
-    goes_on,
-    P,
-    D,
-    TILE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+def _join_kernel(keys, offsets, out, came_in, goes_on, P, D, TILE: tl.constexpr, COLUMNS: tl.constexpr):
     tile = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < D
@@ -170,7 +152,7 @@ def _join_kernel(
     key = tl.load(keys + end - 1).to(tl.int64)
     first = tl.load(offsets + key)
     last = tl.load(offsets + key + 1)
-    # the program of the tile in which a stretch begins adds up its parts, if it goes on
+    # the program of the tile in which a segment begins adds up its parts, if it goes on
     if (first >= tile * TILE) & (last > end):
         total = tl.load(goes_on + tile * D + column, mask=mask)
         for other in range(tile + 1, (last - 1) // TILE + 1):

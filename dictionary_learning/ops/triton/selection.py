@@ -1,30 +1,32 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
-# (the language of kernels looks like Python, but has types of its own)
-"""The largest pre-activations, on the device from beginning to end.
+"""The largest pre-activations, found on the device without the host waiting for it.
 
-Letters: B tokens, F latents, D activation, K kept, G groups of a token, C candidates of a token.
+1. The pre-activations of a chunk of tokens are computed, in bfloat16 where the device is fast at
+   it.
+2. The maximum of each group of 64 latents is found in one read of the chunk.
+3. The K-th largest of those maxima is a bound that K latents reach. It is found bit by bit, in
+   registers: positive floats are ordered as their bits. For a batch together it is read off the
+   counts of each number's upper bits.
+4. The latents that reach the bound, lowered by the possible rounding error, are the candidates:
+   compacted into C places by prefix sums. Where they are fewer than K, others are added: the result
+   is always K different latents.
+5. Candidates are computed again in float32 and ranked. A fixed number of tokens, the least certain
+   ones, are computed again in whole. How many others were uncertain is counted on the device.
 
-1. Pre-activations of as many tokens as make a chunk, in bfloat16 where the device is fast at it.
-2. The maximum of each 64 latents: one read of the chunk.
-3. The K-th largest of those maxima is a bound that K latents reach. It is found bit by bit, in registers: a positive
-   number's bits are in the order of the numbers. For a batch together it is read off the counts of each number's upper bits.
-4. What reaches the bound, lowered by what rounding may do, are the candidates: compacted into C places by prefix sums. Where
-   they are fewer than K, others are put with them: what is kept is always K latents that differ.
-5. Candidates are computed again in float32 and ranked. The tokens in greatest doubt, a fixed number of them, are computed again
-   in whole; how many more were in doubt is counted, not looked at.
+Letters: B tokens, F latents, D activation, K kept, G groups of a token, C places for candidates of
+    a token.
 """
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import triton
 from torch import Tensor
 
 from dictionary_learning.hardware import bfloat16_is_fast
-from dictionary_learning.latents import Support
-from dictionary_learning.ops.joint import product_for
-from dictionary_learning.ops.kernels import Selected
+from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops.precision import upcast
+from dictionary_learning.ops.scan import ROUNDING, SAFETY, SAMPLE, SPREAD
+from dictionary_learning.ops.selection import SURPLUS
 from dictionary_learning.ops.triton import candidates
 from dictionary_learning.ops.triton.candidates import NOTHING, Places
 from dictionary_learning.ops.triton.pairs import dots
@@ -32,29 +34,23 @@ from dictionary_learning.ops.triton.pairs import dots
 _CHUNK_BYTES = 1 << 26
 _GROUPS_FOR_EACH_KEPT = 4
 _LARGEST_GROUP, _SMALLEST_GROUP = 64, 8
-_BLOCK = 16
-"""Groups that a program handles at once."""
 _MARGIN = 1.5
 """Places for candidates, for each kept latent."""
 _LEAST_MARGIN = 16
-_ROUNDING = 2.0**-9
-_SPREAD = 10.0
-_SAFETY = 2.0
-"""These are explained in `ops/scan.py`."""
-_SAMPLE = 512
 _AGAIN = 128
-"""One token of so many may be computed again in whole."""
-_SURPLUS = 1.1
+"""One token of this many may be computed again in whole."""
 
 
-def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Selected, Tensor]:
-    """Returns the k largest of relu(x W^T + b) of each row, and of how many rows that is not certain."""
+def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> tuple[SparseLatents, Tensor]:
+    """Returns the k largest of relu(x W^T + b) of each row, and how many are uncertain."""
     x, n_tokens, n_latents = upcast(x).contiguous(), len(x), len(W)
     group = _group_size(n_latents, k)
     if not n_tokens or group < _SMALLEST_GROUP:
         values, indices = torch.addmm(upcast(b), x, upcast(W).T).topk(k, dim=-1, sorted=False)
-        return Selected(values.relu_(), Support(indices, n_latents)), torch.zeros((), dtype=torch.long, device=x.device)
-    scan = _Scan(x, W, b, group)
+        return SparseLatents(values.relu_(), Support(indices, n_latents)), torch.zeros(
+            (), dtype=torch.long, device=x.device
+        )
+    scan = _Scan(x, W, b, group, product)
     n_places = triton.next_power_of_2(max(int(_MARGIN * k), k + _LEAST_MARGIN))
     places = Places.of(n_tokens * n_places, x.device)
     starts = torch.arange(n_tokens, device=x.device) * n_places
@@ -66,11 +62,12 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Selected, Tensor]:
             pre, listed, bound[rows], group,
             first=rows.start, starts=starts[rows], ends=ends[rows], least=least[rows], places=places,
         )  # fmt: skip
-    seen, exact = (t.view(n_tokens, n_places) for t in (places.seen, scan.exact(places)))
+    seen, exact = (t.view(n_tokens, n_places) for t in (places.seen, scan.exact(places)))  # (B, C)
     values, order = exact.topk(k, dim=-1, sorted=False)
     indices = places.latents.view(n_tokens, n_places).gather(1, order).long()
     clear = values.amin(-1).relu() - scan.limit(bound, _errors(seen, exact))
-    # NaN, also in a product that was made elsewhere, and too many are the greatest doubt
+    # least certain are tokens with NaN, also in a product computed elsewhere, and those with too
+    # many candidates
     unknown = clear.isnan() | bound.isnan() | seen.isnan().any(-1)
     clear = torch.where(unknown | (found > n_places), -torch.inf, clear)
     n_again = max(1, n_tokens // _AGAIN)
@@ -78,32 +75,36 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Selected, Tensor]:
     best = torch.addmm(upcast(b), x[again], upcast(W).T).topk(k, dim=-1, sorted=False)
     values, indices = values.index_copy(0, again, best.values), indices.index_copy(0, again, best.indices)
     uncertain = ((clear < 0).sum() - n_again).clamp_min(0)
-    return Selected(values.relu_(), Support(indices, n_latents)), uncertain
+    return SparseLatents(values.relu_(), Support(indices, n_latents)), uncertain
 
 
-def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> tuple[Selected, Tensor]:
-    """Returns the n_kept largest of relu(x W^T + b) of all rows together, and of how many rows that is not certain.
+def batch_top_k(
+    x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None
+) -> tuple[SparseLatents, Tensor]:
+    """Returns the n_kept largest of relu(x W^T + b) of all rows, and 1 if uncertain, else 0.
 
-    The number of pairs is n_kept in any case; where fewer are positive, the rest have the value 0. A row that is not finite
-    keeps only such. No pair comes twice. All pre-activations of the batch are held at once, in bfloat16 where that is fast.
+    The number of pairs is always n_kept; where fewer are positive, the rest have the value 0. A row
+    that is not finite keeps only such pairs. No pair is repeated. All pre-activations of the batch
+    are held at once, in bfloat16 where that is fast.
     """
     x, n_tokens, n_latents = upcast(x).contiguous(), len(x), len(W)
     nothing = torch.zeros((), dtype=torch.long, device=x.device)
     n_kept = min(n_kept, n_tokens * n_latents)
     if not n_kept:
         empty, offsets = torch.zeros(0, dtype=torch.long, device=x.device), nothing.expand(n_tokens + 1).contiguous()
-        return Selected(x.new_zeros(0), Support(empty, n_latents, offsets)), nothing
+        return SparseLatents(x.new_zeros(0), Support(empty, n_latents, offsets)), nothing
     group = _group_size(n_latents, triton.cdiv(n_kept, n_tokens))
     if group < _SMALLEST_GROUP:
         return _whole_batch(x, W, b, n_kept), nothing
-    scan = _Scan(x, W, b, group)
+    scan = _Scan(x, W, b, group, product)
     (_, pre, maxima), *_ = scan.chunks(whole=True)
-    wanted = int(_SURPLUS * n_kept) + 1
+    wanted = int(SURPLUS * n_kept) + 1
     counts = torch.zeros(1 << 15, dtype=torch.int32, device=x.device)
     keys = _key(torch.where(scan.slack.isfinite().unsqueeze(1), maxima, 0.0)).flatten()
     counts.index_add_(0, keys, torch.ones_like(keys))
     bound = scan.lowered(_cut(counts, wanted))
-    # so many maxima reach it; where a few tokens hold most of what is large, far more latents do: those are counted
+    # `wanted` maxima reach the bound; if a few tokens hold most large values, far more latents do:
+    # these are counted
     listed = candidates.reaching(maxima, bound)
     counts.zero_()
     candidates.count(pre, listed, bound, group, counts)
@@ -118,7 +119,7 @@ def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> tuple[Selected,
         first=0, starts=starts, ends=torch.full_like(starts, n_places), least=least, places=places,
     )  # fmt: skip
     exact = scan.exact(places)
-    # a row that is not finite comes last, but before places that are left over
+    # a row that is not finite is ranked last, but before unused places
     usable = exact.isfinite() & bound.isfinite()[places.tokens.long()]
     error = _errors(torch.where(usable, places.seen, torch.nan), exact)
     exact = torch.where(usable | (places.latents < 0), exact, torch.finfo(exact.dtype).min)
@@ -128,29 +129,30 @@ def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> tuple[Selected,
     values = values.relu()
     certain = (values.amin() >= scan.limit(bound, error)) & (found.sum() <= n_places)
     uncertain = (~certain).sum()
-    return Selected(values, Support(latents, n_latents, offsets)), uncertain
+    return SparseLatents(values, Support(latents, n_latents, offsets)), uncertain
 
 
 class _Scan:
-    """Pre-activations, their maxima, and what rounding may have done to them; as `ops.scan.Scan`, without looking."""
+    """Pre-activations, maxima and rounding bounds, as `ops.scan.Scan`, without host reads."""
 
-    def __init__(self, x: Tensor, W: Tensor, b: Tensor, group: int):
+    def __init__(self, x: Tensor, W: Tensor, b: Tensor, group: int, product: Tensor | None):
         self.x, self.W, self.b, self.group = x, W.contiguous(), upcast(b), group
         self.is_coarse = bfloat16_is_fast(x.device.type)
         self._dtype = torch.bfloat16 if self.is_coarse else torch.float32
-        sample = upcast(W[:: max(1, len(W) // _SAMPLE)])
-        spread = (x.square() @ sample.square().mean(0)).sqrt()
-        self.rounding = _ROUNDING if self.is_coarse else 0.0
-        # the bias is rounded too, and what is not found may be wrong by that, whatever was seen among what is
+        self._product = product if product is not None and product.dtype == self._dtype else None  # (B, F)
+        sample = upcast(W[:: max(1, len(W) // SAMPLE)])
+        spread = (x.square() @ sample.square().mean(0)).sqrt()  # (B,)
+        self.rounding = ROUNDING if self.is_coarse else 0.0
+        # the bias is rounded too: a latent that is not found may be off by that, whatever errors
+        # the others have
         self._bias_error = (self.b - self.b.to(self._dtype)).abs().amax()
-        self.slack = _SPREAD * self.rounding * spread + self._bias_error
+        self.slack = SPREAD * self.rounding * spread + self._bias_error
 
-    def chunks(self, *, whole: bool = False) -> Any:
-        """Yields rows, their pre-activations and the maxima of groups; each chunk takes the place of the one before."""
+    def chunks(self, *, whole: bool = False) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yields rows, pre-activations (rows, F) and group maxima (rows, G), in shared memory."""
         n_tokens, n_latents = len(self.x), len(self.W)
-        shared = product_for(self.x, self.W)
-        if shared is not None and shared.dtype == self._dtype:
-            yield slice(0, n_tokens), shared, candidates.group_maxima(shared, self.group)
+        if self._product is not None:
+            yield slice(0, n_tokens), self._product, candidates.group_maxima(self._product, self.group)
             return
         x, W, b = self.x.to(self._dtype), self.W.to(self._dtype), self.b.to(self._dtype)
         size = n_tokens if whole else max(1, min(n_tokens, _CHUNK_BYTES // (n_latents * x.itemsize)))
@@ -161,32 +163,32 @@ class _Scan:
             yield rows, pre, candidates.group_maxima(pre, self.group)
 
     def lowered(self, value: Tensor) -> Tensor:
-        """Returns the bound of each row that all reach whose exact value is at least as large; NaN for a row that is not finite."""
+        """Returns the bound (B,) of a stored value, given the exact one; NaN if not finite."""
         bound = value - self.slack - 2 * self.rounding * value
         return torch.where(bound.isfinite(), torch.where(bound == 0, NOTHING, bound), torch.nan)
 
     def limit(self, bound: Tensor, error: Tensor) -> Tensor:
-        """Returns what no pre-activation exceeds that was seen below the bound; 0 where that is none that could be kept."""
+        """Returns an upper limit of pre-activations below the bound; 0 if none could be kept."""
         limit = bound + self.rounding * bound.abs()
         if self.is_coarse:
-            limit = limit + _SAFETY * error + self._bias_error
+            limit = limit + SAFETY * error + self._bias_error
         return torch.where(limit > 2 * NOTHING, limit, 0.0)
 
     def exact(self, places: Places) -> Tensor:
-        """Returns the exact values of what was found; -inf where there is nothing."""
+        """Returns the exact values of the candidates; -inf in unused places."""
         if not self.is_coarse:
             return places.seen
         return dots(self.x, self.W, places.tokens, places.latents) + self.b[places.latents.clamp_min(0).long()]
 
 
 def _errors(seen: Tensor, exact: Tensor) -> Tensor:
-    """Returns by how much products were wrong, the largest of each row."""
-    errors = (seen - exact).abs() - _ROUNDING * exact.abs()
+    """Returns the largest error of the products of each row, beyond the rounding of the result."""
+    errors = (seen - exact).abs() - ROUNDING * exact.abs()
     return torch.where(errors.isfinite(), errors, 0.0).clamp_min(0).amax(-1)
 
 
 def _shares(total: Tensor, room: Tensor) -> Tensor:
-    """Returns the total split evenly among places that have so much room each; what does not fit goes to the first that have some."""
+    """Returns the total split evenly among places of limited room, the excess to the first."""
     n = len(room)
     even = torch.minimum(total // n + (torch.arange(n, device=room.device) < total % n), room)
     left = room - even
@@ -194,35 +196,35 @@ def _shares(total: Tensor, room: Tensor) -> Tensor:
 
 
 def _key(values: Tensor) -> Tensor:
-    """Returns the upper bits of numbers that are not negative: whole numbers in the same order."""
-    # adding zero makes one of a negative zero, whose bits are another number's
+    """Returns the upper 16 bits of relu(values): whole numbers in the same order."""
+    # adding zero turns a negative zero, whose sign bit is set, into a positive one
     return values.clamp_min(0).nan_to_num(0.0).float().add(0.0).view(torch.int32) >> 16
 
 
 def _cut(counts: Tensor, wanted: int) -> Tensor:
-    """Returns the largest number that so many reach, given how many have each key; 0 if fewer do."""
+    """Returns the largest number that `wanted` values reach, by counts of keys; 0 if fewer."""
     reached = counts.flip(0).cumsum(0).flip(0)
     return _number(((reached >= wanted).sum() - 1).clamp_min(0))
 
 
 def _number(key: Tensor) -> Tensor:
-    """Returns the least number with such upper bits."""
+    """Returns the least number with these upper bits."""
     return (key.to(torch.int32) << 16).view(torch.float32)
 
 
 def _group_size(n_latents: int, k: int) -> int:
-    """Returns how many latents to take for a group where k of each token are kept."""
+    """Returns the number of latents in a group where k of each token are kept."""
     group = _LARGEST_GROUP
     while group > 1 and group * _GROUPS_FOR_EACH_KEPT * k > n_latents:
         group //= 2
     return group
 
 
-def _whole_batch(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> Selected:
-    """Returns the n_kept largest of all tokens by sorting: for so many kept that groups are too small to pay."""
+def _whole_batch(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> SparseLatents:
+    """Returns the n_kept largest of all tokens by sorting, for many kept latents."""
     pre = torch.addmm(upcast(b), x, upcast(W).T).relu_()
     pre = torch.where(pre.isfinite().all(-1, keepdim=True), pre, 0.0).flatten()
     chosen = pre.topk(n_kept, sorted=False).indices.sort().values
     tokens = chosen // len(W)
     offsets = torch.searchsorted(tokens, torch.arange(len(x) + 1, device=x.device))
-    return Selected(pre[chosen], Support(chosen - tokens * len(W), len(W), offsets))
+    return SparseLatents(pre[chosen], Support(chosen - tokens * len(W), len(W), offsets))
