@@ -35,7 +35,7 @@ def demo() -> int:
             known.model or str(fetch_model()),
             known.data or str(HERE / "sotu.jsonl.zst"),
             *(["--sites", *sites] if sites else []),
-            *["--save-dir", known.save_dir],
+            *["--save-dir", known.save_dir, "--overwrite"],
             *["--n-tokens", "200000"],
             *["--expansion-factor", "8"],
             *["--k", "32", "64"],

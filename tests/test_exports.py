@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ FOLDERS = [
         for p in sorted(PACKAGE.rglob("*/__init__.py"))
     ),
 ]
+HEAVY = ("nnsight", "transformers", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "wandb")
 
 
 @pytest.mark.parametrize("name", [name for name in FOLDERS if not name.endswith("cli")])
@@ -24,6 +27,48 @@ def test_all_is_complete(name):
     module = importlib.import_module(name)
     assert len(set(module.__all__)) == len(module.__all__)
     assert all(hasattr(module, entry) for entry in module.__all__)
+    assert set(module.__all__) <= set(dir(module))
+
+
+def test_public_names_are_sorted_importable_and_the_same_for_the_type_checker():
+    (block,) = (
+        node
+        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    declared = {
+        alias.asname or alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    found = dictionary_learning.__all__
+    assert found == sorted(found)
+    assert set(found) == {*declared, "__version__"}
+    assert not [name for name in found if name.startswith("_") and name != "__version__"]
+    for name, module in declared.items():
+        assert getattr(dictionary_learning, name) is getattr(importlib.import_module(module), name), name
+
+
+def test_nothing_private_or_foreign_is_shown():
+    shown = [name for name in dir(dictionary_learning) if not name.startswith("__")]
+    assert shown == [name for name in dictionary_learning.__all__ if not name.startswith("__")]
+
+
+def test_submodules_are_attributes_and_unknown_names_are_not():
+    script = (
+        "import dictionary_learning as d\n"
+        "assert d.trainers.TRAINERS and d.dictionary.AutoEncoder and d.evaluation.evaluate is d.evaluate\n"
+        "assert not hasattr(d, 'no_such_name') and not hasattr(d, '__wrapped__')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("script", ["", "for name in d.__all__: getattr(d, name)"], ids=["import", "every name"])
+def test_importing_loads_no_heavy_package(script):
+    script = f"import sys, dictionary_learning as d\n{script}\nprint([m for m in {HEAVY} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -1,6 +1,5 @@
 """The commands that reproduce published figures are understood, and name figures that reports have."""
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from dictionary_learning.cli import train
 from dictionary_learning.cli.arguments import read_config, read_configs
 from dictionary_learning.trainers import TRAINERS
-from dictionary_learning.trainers.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("published", ROOT / "benchmarks" / "published.py")
@@ -30,12 +28,10 @@ def test_settings_are_understood(name):
         TRAINERS[options.pop("trainer")].Config.from_dict(options)
         return
     assert set(entry.expected) <= FIGURES
-    arguments = ["train", *entry.arguments, "--n-tokens", "1000"]
-    parser = argparse.ArgumentParser()
-    train.add_parser(parser.add_subparsers(), arguments)
-    namespace = parser.parse_args(arguments)
+    arguments = [*entry.arguments, "--n-tokens", "1000"]
+    namespace = train.build_parser(arguments).read(arguments)
     assert read_config(namespace, train.TrainArguments).n_tokens == 1000
-    trainer = RECIPES[namespace.recipe]().trainer_class if namespace.recipe else TRAINERS[namespace.trainer]
+    trainer = train.method_of(namespace.trainer, namespace.recipe).trainer
     (config,) = read_configs(namespace, trainer.Config, train.FILLED_IN)
     assert config.dict_size in (4096, 16384, 32768, 131072)
     assert getattr(config, "lr", None) is None or config.lr < 1e-2

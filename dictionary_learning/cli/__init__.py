@@ -1,30 +1,95 @@
-"""The command line: `dictionary-learning train | evaluate | cache | pretokenize | info | convert | pretrained`."""
+"""The command line: `dictionary-learning COMMAND`.
+
+A command's module is imported when the command is used, and it imports torch and all that needs it when it runs, so that
+`--help` answers at once. Results go to standard output, messages to standard error.
+"""
 
 import argparse
+import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
-from dictionary_learning.cli import cache, convert, evaluate, info, pretokenize, pretrained, train
-from dictionary_learning.errors import DictionaryLearningError
+from dictionary_learning.cli.arguments import IMPORT, Parser
+from dictionary_learning.errors import ConfigError, DictionaryLearningError, UnknownNameError
+
+logger = logging.getLogger(__name__)
+
+COMMANDS = {
+    "train": "train dictionaries on a language model, and evaluate them",
+    "evaluate": "evaluate saved dictionaries",
+    "cache": "write activations to disk",
+    "pretokenize": "tokenize a text once, and store the contexts",
+    "info": "show what this machine will use, or what is saved at a path",
+    "convert": "convert dictionaries between the formats of packages",
+    "pretrained": "list public releases of dictionaries",
+}
+"""Each command, which is the name of its module, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status, 2 for an error that the user can mend."""
+    """Runs a command; returns the exit status: 2 for an error that the user can correct, of which one line is logged."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "transformers"):
+    for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    parser = argparse.ArgumentParser(
-        prog="dictionary-learning", description="Train, evaluate and use dictionaries of activations."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     try:
-        for command in (train, evaluate, cache, pretokenize, info, convert, pretrained):
-            command.add_parser(commands, arguments)
-        namespace = parser.parse_args(arguments)
-        namespace.run(namespace)
+        status = _run(arguments)
+        sys.stdout.flush()  # a closed pipe is noticed here, not at exit
+        return status
     except DictionaryLearningError as error:
-        logging.getLogger(__name__).error("%s: %s", type(error).__name__, error)
+        logger.error("%s: %s", type(error).__name__, error)
         return 2
+    except BrokenPipeError:  # the reader, as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        logger.error("%s: %s", type(error).__name__, error)
+        return 2
+    except KeyboardInterrupt:
+        logger.error("Interrupted.")
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    imports = Parser("", add_help=False)
+    imports.add_argument(IMPORT, action="append", default=[], dest="modules")
+    found, arguments = imports.parse_known_args(arguments)
+    for module in found.modules:
+        _import(module)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        parser = _overview()
+        parser.print_help(sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    command, *options = arguments
+    if command not in COMMANDS:
+        raise UnknownNameError("command", command, COMMANDS)
+    parser = importlib.import_module(f"{__name__}.{command}").build_parser(options)
+    namespace = parser.read(options)
+    namespace.run(namespace)
     return 0
+
+
+def _overview() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    return argparse.ArgumentParser(
+        prog="dictionary-learning",
+        usage=f"%(prog)s [{IMPORT} MODULE] COMMAND ...",
+        description="Train, evaluate and use dictionaries of activations.",
+        epilog="commands (each has a --help of its own):\n"
+        + "\n".join(f"  {name.ljust(width)}  {about}" for name, about in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _import(module: str) -> None:
+    """Imports a module of the user's, which registers trainers or nonlinearities."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # an installed command does not look there
+    try:
+        importlib.import_module(module.removesuffix(".py"))
+    except ImportError as error:
+        raise ConfigError(
+            f"{IMPORT} {module} failed: {error}. Give a module that Python can import from here, as my_method for my_method.py."
+        ) from error

@@ -1,56 +1,54 @@
 """`dictionary-learning convert`: dictionaries from one format into another."""
 
-import argparse
 import dataclasses
-import logging
+from collections.abc import Sequence
 from typing import Any
 
-from dictionary_learning.cli.arguments import add_config, read_config
-from dictionary_learning.config import BaseConfig
-from dictionary_learning.interop import FORMATS, convert
+from dictionary_learning.cli.arguments import CommandArguments, Parser, config_parser, write_line
 
-logger = logging.getLogger(__name__)
+_ABOUT = (
+    "Converts dictionaries. Reads every format that load_dictionary reads; an unknown --format lists them. Prints the path of "
+    "each folder that it writes."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvertArguments(BaseConfig):
-    """What to convert, and into what."""
+class ConvertArguments(CommandArguments):
+    """What to convert, and to which format."""
 
     source: str
     """A folder, a file of weights, or a repository of the Hugging Face hub."""
     destination: str
-    """The folder to write; of several dictionaries, each gets a folder in it."""
+    """The folder to write; each of several dictionaries gets a folder in it."""
     to: str = "own"
     """The format to write: own, dictionary_learning, sparsify or sae_lens."""
     site: str | None = None
-    """One of several dictionaries: a folder or file below, as layers.10; by default all."""
+    """One of several dictionaries: a folder or file in the source, as layers.10; by default all."""
     format: str | None = None
-    """The format of the source, where its files alone do not tell."""
+    """The format of the source, if its files do not tell."""
     revision: str | None = None
     """Branch, tag or commit of the repository."""
     k: int | None = None
-    """How many latents are kept, where the files do not say."""
+    """The k of the dictionary, if the files do not tell."""
     scale: float | None = None
-    """What activations are multiplied by before encoding, where the files do not say."""
+    """The factor on activations before encoding, if the files do not tell."""
     dict_class: str | None = None
-    """The class of dictionary_learning, where there is no config."""
+    """The class of dictionary_learning, if there is no config."""
 
 
-def add_parser(commands: argparse._SubParsersAction, arguments: list[str]) -> None:
-    """Adds the command."""
-    about = f"Converts dictionaries. Formats that are read: {', '.join(name for name, _ in FORMATS.items())}."
-    parser = commands.add_parser(
-        "convert", help="convert dictionaries of other packages, or for them", description=about
-    )
-    add_config(parser, ConvertArguments, positional=("source", "destination"))
-    parser.set_defaults(run=lambda namespace: run(read_config(namespace, ConvertArguments)))
+def build_parser(arguments: Sequence[str]) -> Parser:
+    """Returns the command's parser."""
+    return config_parser("convert", _ABOUT, ConvertArguments, run, positional=("source", "destination"))
 
 
 def run(arguments: ConvertArguments) -> None:
     """Runs the command."""
+    from dictionary_learning._run_folder import resolve_latest
+    from dictionary_learning.interop import convert
+
     facts: dict[str, Any] = {"k": arguments.k, "scale": arguments.scale, "dict_class": arguments.dict_class}
     written = convert(
-        arguments.source,
+        resolve_latest(arguments.source),
         arguments.destination,
         arguments.to,
         site=arguments.site,
@@ -59,4 +57,4 @@ def run(arguments: ConvertArguments) -> None:
         **{name: value for name, value in facts.items() if value is not None},
     )
     for folder in written:
-        logger.info("%s", folder)
+        write_line(str(folder))

@@ -2,39 +2,40 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 
-from dictionary_learning.interop import list_pretrained
+from dictionary_learning.cli.arguments import Parser, write_line
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 400
-"""Sites of a release that are listed."""
+"""The most sites of a release that are listed."""
 
 
-def add_parser(commands: argparse._SubParsersAction, arguments: list[str]) -> None:
-    """Adds the command."""
-    about = "Lists public releases of dictionaries that this package loads; with --sites also what each of them has."
-    parser = commands.add_parser("pretrained", help="list public releases of dictionaries", description=about)
+def build_parser(arguments: Sequence[str]) -> Parser:
+    """Returns the command's parser."""
+    about = "Lists public releases of dictionaries that this package loads; with --sites also the sites of each."
+    parser = Parser("pretrained", about)
     parser.add_argument("name", nargs="?", help="a part of the release's name")
     parser.add_argument("--model", help="a part of the model's name")
     parser.add_argument("--site", help="a part of the path of one of its dictionaries, as resid_post or layer_12")
     parser.add_argument("--sites", action="store_true", help="list the sites of each release")
     parser.set_defaults(run=run)
+    return parser
 
 
 def run(namespace: argparse.Namespace) -> None:
     """Runs the command."""
+    from dictionary_learning.interop import list_pretrained
+
     found = list_pretrained(namespace.model, namespace.site, namespace.name)
     for release in found:
-        logger.info("%s  %s  %s  %s", release.name, release.model, release.format, release.repo)
+        write_line(f"{release.name}  {release.model}  {release.format}  {release.repo}")
         if namespace.sites:
-            wanted = (namespace.site or "").lower()
-            sites = [site for site in release.sites if wanted in site.lower()]
+            sites = [site for site in release.sites if (namespace.site or "").lower() in site.lower()]
             for site in sites[:_SHOWN]:
-                logger.info("    %s", site)
+                write_line(f"    {site}")
             if len(sites) > _SHOWN:
-                logger.info("    and %d more", len(sites) - _SHOWN)
+                write_line(f"    and {len(sites) - _SHOWN} more")
     if not found:
-        logger.info(
-            "No release that is known fits. Any repository can be loaded by its name: load_dictionary('owner/name')."
-        )
+        logger.info("No known release fits. load_dictionary('owner/name') loads any repository by its name.")

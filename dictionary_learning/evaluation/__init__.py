@@ -1,10 +1,21 @@
-"""How good dictionaries are: figures of activations, and of the model when they are grafted in."""
+"""How good dictionaries are.
 
+* `evaluate_dictionaries(model, candidates, text)` measures several dictionaries on text, spliced into the model.
+* `evaluate_activations(dictionary, activations)` measures one on activations alone.
+* `evaluate` and `loss_recovered` are dictionary-learning 0.1's functions (`dictionary_learning.compat.evaluation`).
+"""
+
+from typing import TYPE_CHECKING
+
+from dictionary_learning._lazy import lazy_names
 from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric
-from dictionary_learning.evaluation.evaluate import evaluate, loss_recovered
+from dictionary_learning.evaluation.on_activations import evaluate_activations
 from dictionary_learning.evaluation.reconstruction import ReconstructionMetric
-from dictionary_learning.evaluation.runner import Candidate, EvaluationConfig, evaluate_dictionaries
+from dictionary_learning.evaluation.runner import Candidate, EvaluationConfig, Report, evaluate_dictionaries
 from dictionary_learning.evaluation.sparsity import SparsityMetric
+
+if TYPE_CHECKING:
+    from dictionary_learning.compat.evaluation import evaluate, loss_recovered
 
 __all__ = [
     "METRICS",
@@ -13,8 +24,15 @@ __all__ = [
     "EvaluationConfig",
     "Metric",
     "ReconstructionMetric",
+    "Report",
     "SparsityMetric",
     "evaluate",
+    "evaluate_activations",
     "evaluate_dictionaries",
     "loss_recovered",
 ]
+
+# `compat` imports this package, so its names are looked up when they are used
+__getattr__, __dir__ = lazy_names(
+    __name__, dict.fromkeys(("evaluate", "loss_recovered"), "dictionary_learning.compat.evaluation")
+)

@@ -1,4 +1,4 @@
-"""What a metric is."""
+"""The base class of metrics."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple, TypeVar
@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.config import Registry
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.hardware import float64
 from dictionary_learning.latents import Latents
 
@@ -15,7 +17,7 @@ M = TypeVar("M", bound="Metric")
 
 
 class EvaluationBatch(NamedTuple):
-    """Tokens that count, and what a dictionary makes of them."""
+    """The activations of a batch of tokens, and a dictionary's reconstruction and latents of them."""
 
     x: Float[Tensor, "batch activation_dim"]
     x_hat: Float[Tensor, "batch activation_dim"]
@@ -23,10 +25,10 @@ class EvaluationBatch(NamedTuple):
 
 
 class Metric(ABC):
-    """Adds up sums over tokens, and divides once at the end.
+    """Accumulates sums over tokens and divides once at the end.
 
-    All state is sums in float64, so the result does not depend on how tokens fall into batches, and metrics over parts of
-    the data merge into the metric over all of it.
+    All state is sums in float64. The result therefore does not depend on how tokens are batched, and metrics of
+    parts of the data merge into the metric of all of it.
     """
 
     def __init__(self) -> None:
@@ -34,25 +36,26 @@ class Metric(ABC):
 
     @abstractmethod
     def update(self, batch: EvaluationBatch) -> None:
-        """Takes in a batch."""
+        """Adds a batch."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Returns the figures over all that was taken in."""
+        """Returns the values over all batches that were added."""
 
     def merge(self: M, other: M) -> M:
-        """Adds what another metric of the same kind has taken in; returns self."""
+        """Adds the sums of another metric of the same class; returns self."""
         for name, value in other.sums.items():
             self.add(name, value)
         return self
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Adds to one of the sums."""
+        # in float32 a sum of 1e8 terms would stop growing
         value = float64(torch.as_tensor(value).detach())
         self.sums[name] = self.sums[name] + value.to(self.sums[name].device) if name in self.sums else value
 
     def total(self, name: str) -> float:
-        """Returns one of the sums, zero if nothing was added."""
+        """Returns one of the sums; zero if nothing was added."""
         return float(self.sums[name]) if name in self.sums else 0.0
 
 
@@ -60,5 +63,19 @@ METRICS: Registry[type[Metric]] = Registry("metric")
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """Returns the quotient, or NaN where nothing was counted."""
+    """Returns the quotient, or NaN where the denominator is zero."""
     return numerator / denominator if denominator else float("nan")
+
+
+def check_finite(dictionary: Dictionary, name: str) -> None:
+    """Checks that no tensor of a dictionary holds a NaN or an infinity, which would spoil every metric.
+
+    Raises:
+        ConfigError: one does; the message names the first.
+    """
+    for key, tensor in dictionary.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ConfigError(
+                f"{name} holds a NaN or an infinity in {key}, so no metric of it means anything. The run that trained "
+                "it diverged: train with a lower learning rate, or load an earlier checkpoint."
+            )

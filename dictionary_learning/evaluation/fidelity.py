@@ -1,4 +1,4 @@
-"""What a model loses when its activations are replaced."""
+"""What a model loses when its activations are replaced: cross-entropy and KL."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,10 +9,10 @@ from dictionary_learning.predictions import Predictions
 
 
 class FidelityMetric:
-    """Cross-entropy and divergence of a changed model, summed over scored positions, in nats.
+    """Cross-entropy and KL of a changed model q against the original model p, over scored positions, in nats.
 
-    * `ce` = mean of -log q(next token), of the changed model q.
-    * `kl` = mean of sum p (log p - log q), from the untouched model p; 0 is best.
+    * `ce` = mean of -log q(next token).
+    * `kl` = mean of sum p (log p - log q); 0 is best.
     """
 
     def __init__(self) -> None:
@@ -21,14 +21,14 @@ class FidelityMetric:
         self.kl_sum = 0.0
 
     def update(self, predictions: Predictions, logits: Float[Tensor, "batch ctx vocab"] | None = None) -> None:
-        """Takes in a batch; without logits, the untouched model itself."""
+        """Adds a batch; without logits, the original model itself."""
         lost = predictions.lost(logits)
         self.n += len(predictions.targets)
         self.ce_sum += float(float64(lost.ce).sum())
         self.kl_sum += float(float64(lost.kl).sum())
 
     def merge(self, other: "FidelityMetric") -> "FidelityMetric":
-        """Adds what another has taken in; returns self."""
+        """Adds the sums of another; returns self."""
         self.n, self.ce_sum, self.kl_sum = self.n + other.n, self.ce_sum + other.ce_sum, self.kl_sum + other.kl_sum
         return self
 
@@ -39,7 +39,7 @@ class FidelityMetric:
 
     @property
     def kl(self) -> float:
-        """Returns the mean divergence."""
+        """Returns the mean KL."""
         return ratio(self.kl_sum, self.n)
 
 

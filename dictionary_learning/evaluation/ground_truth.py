@@ -1,4 +1,4 @@
-"""How well a dictionary finds features that are known."""
+"""How well a dictionary recovers known features."""
 
 import dataclasses
 from typing import Any
@@ -14,14 +14,14 @@ from dictionary_learning.synthetic import SyntheticActivations
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruth:
-    """Figures of a dictionary against known features; "its feature" is the one of largest |cos| with a latent's decoder row."""
+    """Metrics of a dictionary against known features; a latent's feature is the one of largest |cos| with its decoder row."""
 
     n_tokens: int
-    """Held-out rows that the figures are of."""
+    """Held-out rows that were measured."""
     mcc: float
     """Mean |cos| of decoder rows and features, matched one to one for the largest sum; 0 to 1, higher is better."""
     uniqueness: float
-    """Number of different features that are some latent's / number of latents; 0 to 1, higher is better."""
+    """Number of distinct features of latents / number of latents; 0 to 1, higher is better."""
     precision: float
     """Mean over latents of both firing / latent firing, 0 where it never fires; 0 to 1, higher is better."""
     recall: float
@@ -42,30 +42,34 @@ class GroundTruth:
 def ground_truth(
     dictionary: Any, data: SyntheticActivations, *, n_tokens: int = 100_000, batch_size: int = 1024
 ) -> GroundTruth:
-    """Measures a dictionary, in eval mode, on held-out rows; nothing of the stream is taken.
+    """Measures a dictionary, in eval mode, on held-out rows; the stream of training rows does not advance.
 
     Args:
         dictionary: has `encode`, `decode` and `W_dec` of shape (dict_size, activation_dim).
         data: the activations with known features.
         n_tokens: how many rows.
         batch_size: rows at a time.
+
+    Raises:
+        ConfigError: a number is below 1.
     """
     if n_tokens < 1 or batch_size < 1:
         raise ConfigError(f"n_tokens={n_tokens} and batch_size={batch_size} must be at least 1.")
-    cosines = cosine_similarities(dictionary.W_dec, data.features)
-    best = cosines.argmax(dim=1)
+    cosines = cosine_similarities(dictionary.W_dec, data.features)  # (dict_size, n_features)
+    best = cosines.argmax(dim=1)  # (dict_size,): the feature of each latent
     like: dict[str, Any] = {"dtype": torch.float64, "device": data.device}
-    fires, feature_fires, both = (torch.zeros(len(best), **like) for _ in range(3))
+    fires, feature_fires, both = (torch.zeros(len(best), **like) for _ in range(3))  # (dict_size,) each
     total, squares, error, ratios = torch.zeros(data.config.activation_dim, **like), 0.0, 0.0, 0.0
     n_ratios = 0
     for x, coefficients in data.held_out(n_tokens, batch_size):
-        latents = dictionary.encode(x)
+        latents = dictionary.encode(x)  # (batch, dict_size)
         x_hat = dictionary.decode(latents).double()
+        # both (batch, dict_size): whether a latent fires, and whether its feature is present
         active, present, x = latents != 0, coefficients[:, best] > 0, x.double()
         fires += active.sum(dim=0)
         feature_fires += present.sum(dim=0)
         both += (active & present).sum(dim=0)
-        # sums about the bias, which is near the mean: less is lost by the subtraction at the end
+        # sums about the bias, which is near the mean: the subtraction at the end then cancels less
         centered = x - data.bias.double()
         total += centered.sum(dim=0)
         squares += float(centered.square().sum())
@@ -104,4 +108,4 @@ def matched_mean(similarities: Float[Tensor, "rows columns"]) -> float:
 
 
 def _mean_ratio(above: Float[Tensor, "dict_size"], below: Float[Tensor, "dict_size"]) -> float:
-    return float((above / below.clamp_min(1)).mean())
+    return float((above / below.clamp_min(1)).mean())  # the denominators are counts, and above is 0 where they are

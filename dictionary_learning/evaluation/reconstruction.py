@@ -1,4 +1,4 @@
-"""How close reconstructions are."""
+"""How close reconstructions are to the activations."""
 
 import torch
 
@@ -8,9 +8,9 @@ from dictionary_learning.hardware import float64
 
 @METRICS.register("reconstruction")
 class ReconstructionMetric(Metric):
-    """Figures of x and x_hat over n tokens, with e = x - x_hat; sums run over tokens and dimensions.
+    """Metrics of x and x_hat over n tokens, with e = x - x_hat; sums run over tokens and dimensions.
 
-    * `fvu` = sum|e|^2 / sum|x - mean x|^2: variance not explained, from 0, lower is better; predicting the mean scores 1.
+    * `fvu` = sum|e|^2 / sum|x - mean x|^2: fraction of variance unexplained, from 0, lower is better; the mean scores 1.
     * `frac_variance_explained` = 1 - fvu, up to 1, higher is better.
     * `mse` = sum|e|^2 / n, squared norm of the error per token; lower is better.
     * `l2_loss` = mean of |e|, the norm; lower is better.
@@ -18,13 +18,13 @@ class ReconstructionMetric(Metric):
     * `l2_ratio` = mean of |x_hat| / |x|; 1 is best, less means shrinkage.
     * `relative_reconstruction_bias` = sum|x_hat|^2 / sum<x, x_hat>; 1 is best (Rajamanoharan et al. 2024, eq. 10).
 
-    The mean of x is over all tokens taken in, and ratios are of sums, never means of ratios of batches.
+    The mean of x is over all tokens, and ratios are ratios of sums, never means of the ratios of batches.
     """
 
     def update(self, batch: EvaluationBatch) -> None:
-        x, x_hat = float64(batch.x), float64(batch.x_hat)
+        x, x_hat = float64(batch.x), float64(batch.x_hat)  # (batch, activation_dim)
         error, dot = (x - x_hat).pow(2).sum(-1), (x * x_hat).sum(-1)
-        norm, norm_hat = x.norm(dim=-1), x_hat.norm(dim=-1)
+        norm, norm_hat = x.norm(dim=-1), x_hat.norm(dim=-1)  # (batch,)
         tiny = torch.finfo(torch.float64).tiny
         self.add("n", len(x))
         self.add("x", x.sum(0))
@@ -32,7 +32,7 @@ class ReconstructionMetric(Metric):
         self.add("error_squared", error.sum())
         self.add("error", error.sqrt().sum())
         self.add("cosine", (dot / (norm * norm_hat).clamp_min(tiny)).sum())
-        # a token of norm 0 has no ratio; it counts as kept when it is reconstructed as 0
+        # a token of norm 0 has no ratio; it counts as 1 where its reconstruction is 0 too
         self.add("norm_ratio", torch.where(norm > 0, norm_hat / norm.clamp_min(tiny), (norm_hat == 0).double()).sum())
         self.add("dot", dot.sum())
         self.add("x_hat_squared", x_hat.pow(2).sum())
@@ -41,6 +41,7 @@ class ReconstructionMetric(Metric):
         n = self.total("n")
         if not n:
             return {"n_tokens": 0}
+        # sum |x - mean x|^2 = sum |x|^2 - n |mean x|^2, exact enough in float64
         variance = self.total("x_squared") - float((self.sums["x"] / n).pow(2).sum()) * n
         fvu = ratio(self.total("error_squared"), variance)
         return {

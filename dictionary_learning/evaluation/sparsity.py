@@ -1,4 +1,4 @@
-"""How sparse latents are, and which of them live."""
+"""How sparse latents are, and which of them are alive."""
 
 import math
 from typing import Any
@@ -14,18 +14,18 @@ _BINS_PER_DECADE = 4
 
 @METRICS.register("sparsity")
 class SparsityMetric(Metric):
-    """Figures of the latents over n tokens.
+    """Metrics of the latents over n tokens.
 
-    * `l0` = mean number of non-zero latents of a token; lower is sparser.
-    * `l1_loss` = mean sum of their absolute values.
-    * `frac_alive` = share of latents that fired on at least one of the n tokens, from 0 to 1, higher is better. It grows with
-      n, so it stands beside `n_tokens`: a latent that fires less often than once in n tokens cannot be told from a dead one.
+    * `l0` = mean number of nonzero latents per token; lower is sparser.
+    * `l1_loss` = mean over tokens of the sum of their absolute values.
+    * `frac_alive` = share of latents that fired on at least one of the n tokens, from 0 to 1, higher is better. It grows
+      with n: a latent that fires less often than once in n tokens cannot be told from a dead one.
     """
 
     def update(self, batch: EvaluationBatch) -> None:
         self.add("n", len(batch.x))
         self.add("absolute", float64(nonzeros(batch.latents)).abs().sum())
-        self.add("firings", firing_counts(batch.latents))
+        self.add("firings", firing_counts(batch.latents))  # (dict_size,)
 
     def compute(self) -> dict[str, float]:
         n = self.total("n")
@@ -40,12 +40,13 @@ class SparsityMetric(Metric):
         }
 
     def density(self) -> dict[str, Any]:
-        """Returns the histogram of log10 of the share of tokens on which each latent fires.
+        """Returns a histogram over latents of log10 of the share of tokens on which each fires.
 
         Returns:
-            `log10_edges` from 1/n, the resolution, to 1; `counts` between them; `n_never_fired`, which are in no bin.
+            `log10_edges` from 1/n, the resolution, to 1; the `counts` between them; `n_never_fired`, which are in no bin.
         """
         n, counts = self.total("n"), self.sums["firings"]
+        # the lowest bin begins at or below 1/n, the smallest share that can be seen
         lowest = math.floor(math.log10(1 / n) * _BINS_PER_DECADE) if n else -_BINS_PER_DECADE
         edges = torch.arange(lowest, 1, dtype=torch.float64) / _BINS_PER_DECADE
         shares = (counts[counts > 0] / n).log10().cpu().clamp(edges[0], edges[-1])

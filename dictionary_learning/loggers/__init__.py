@@ -1,4 +1,4 @@
-"""Where figures of a run go; each logger's package is imported where it is used."""
+"""Loggers of a run's metrics; each imports its package where it is used."""
 
 from dictionary_learning.loggers.anomaly import AnomalyLogger
 from dictionary_learning.loggers.base import Figures, LoggerGroup, MetricLogger

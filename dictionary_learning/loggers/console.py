@@ -1,4 +1,4 @@
-"""Figures on the console: a progress bar with a line for each dictionary, or plain lines where there is no terminal."""
+"""Metrics on the console: a progress bar and a line for each dictionary, or plain lines where there is no terminal."""
 
 import logging
 import sys
@@ -12,14 +12,15 @@ from dictionary_learning.loggers.base import Figures
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
+_SHOWN = (("FVU", "fvu", ".4f"), ("L0", "l0", ".1f"))
 
 
 class ConsoleLogger:
-    """Shows the progress, tokens per second, and each dictionary's FVU and L0.
+    """Shows progress, tokens per second, and each dictionary's FVU and L0.
 
     Args:
         steps: length of the run.
-        names: the dictionaries.
+        names: the names of the dictionaries.
     """
 
     def __init__(self, steps: int, names: Sequence[str]):
@@ -27,18 +28,18 @@ class ConsoleLogger:
         self._start = time.monotonic()
         self._last_line = -_SECONDS_BETWEEN_LINES
         self._bars: list[tqdm] = []
-        if sys.stderr.isatty():
+        if sys.stderr.isatty():  # in a file, a bar would be thousands of lines
             self._bars = [tqdm(total=steps, unit="step", dynamic_ncols=True, desc="training")]
             self._bars += [tqdm(position=i, bar_format="  {desc}", desc=name) for i, name in enumerate(names, 1)]
 
     def advance(self, step: int, tokens: int) -> None:
-        """Moves the bar to a step; reads no figure, so it waits for nothing."""
+        """Moves the bar to a step; reads no metric, so it never waits for the device."""
         if self._bars:
             self._bars[0].update(step - self._bars[0].n)
             self._bars[0].set_postfix_str(f"{self._rate(tokens):,.0f} tokens/s", refresh=False)
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
-        """Shows the figures; without a terminal, not more often than every 15 seconds."""
+        """Shows the metrics; without a terminal at most every 15 seconds."""
         lines = [f"{name}: {_show(values)}" for name, values in figures.items()]
         if self._bars:
             for bar, line in zip(self._bars[1:], lines, strict=False):
@@ -49,7 +50,7 @@ class ConsoleLogger:
             logger.info("step %d of %d, %s\n    %s", step, self.steps, rate, "\n    ".join(lines))
 
     def close(self) -> None:
-        """Leaves the last state standing."""
+        """Closes the bars; their last state stays on the screen."""
         for bar in self._bars:
             bar.close()
 
@@ -58,4 +59,6 @@ class ConsoleLogger:
 
 
 def _show(values: Mapping[str, float]) -> str:
-    return f"FVU {values['fvu']:.4f}  L0 {values['l0']:.1f}"
+    # a trainer that accumulates gradients has no metrics before its first step
+    shown = [f"{label} {values[key]:{form}}" for label, key, form in _SHOWN if key in values]
+    return "  ".join(shown) or "no step yet"

@@ -1,4 +1,4 @@
-"""Figures for TensorBoard."""
+"""Metrics for TensorBoard."""
 
 import os
 
@@ -24,11 +24,11 @@ class TensorBoardLogger:
         self._writer = SummaryWriter(str(folder))
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
-        """Writes the figures."""
+        """Writes the metrics."""
         for key, value in flat(figures).items():
             self._writer.add_scalar(key, value, step)
         self._writer.add_scalar("tokens", tokens, step)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is still in memory."""
         self._writer.close()

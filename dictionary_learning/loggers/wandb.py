@@ -1,4 +1,4 @@
-"""Figures on Weights & Biases, a run for each dictionary; works offline with WANDB_MODE=offline."""
+"""Metrics on Weights & Biases, a run for each dictionary; works offline with WANDB_MODE=offline."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from dictionary_learning.loggers.base import Figures
 
 
 class WandbLogger:
-    """Opens a run for each dictionary, named after it.
+    """Opens a run for each dictionary under its name.
 
     Args:
         configs: the settings of each dictionary, by its name.
         project: the project.
-        entity: the user or team; the account's own if empty.
+        entity: the user or team; by default the account's own.
 
     Raises:
         MissingDependencyError: wandb is not installed.
@@ -30,13 +30,13 @@ class WandbLogger:
                 entity=entity or None,
                 name=name,
                 config=dict(config),
-                reinit="create_new",
+                reinit="create_new",  # the runs of several dictionaries are open together
             )
             for name, config in configs.items()
         }
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
-        """Sends each dictionary's figures to its run."""
+        """Sends each dictionary's metrics to its run."""
         for name, values in figures.items():
             self.runs[name].log({**values, "tokens": tokens}, step=step)
 

@@ -1,7 +1,7 @@
 import pytest
 
-from dictionary_learning.cli.data_options import DataArguments, data_arguments
-from dictionary_learning.cli.evaluate import EvaluateArguments, _text
+from dictionary_learning.cli.evaluate import EvaluateArguments, _read_text, _text_of
+from dictionary_learning.cli.options import DataArguments, data_arguments
 from dictionary_learning.errors import ConfigError
 
 TEXTS = [f"document {n}" for n in range(40)]
@@ -60,5 +60,5 @@ def test_arguments_of_the_library_are_read(monkeypatch):
 def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(path, asked, expected, warned, caplog):
     trained = {**DataArguments(shuffle_seed=2).to_dict(), "data": path, "held_out_every": 10}
     arguments = EvaluateArguments(dictionaries=("any",), **asked)
-    assert list(_text(arguments, {"run": trained})) == expected
+    assert list(_read_text(arguments, _text_of({"run": trained}))) == expected
     assert ("may be evaluated on" in caplog.text) == warned

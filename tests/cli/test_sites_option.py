@@ -3,6 +3,7 @@
 import pytest
 
 from dictionary_learning import load_model
+from dictionary_learning.cli.arguments import Parser, add_config, read_config
 from dictionary_learning.cli.train import TrainArguments
 from dictionary_learning.errors import ConfigError
 from tests import tiny
@@ -33,15 +34,11 @@ def test_sites_and_layers_together_are_refused():
 
 
 def test_options_are_read_with_either_kind_of_dash():
-    import argparse
-
-    from dictionary_learning.cli.arguments import add_config, read_config
-
-    parser = argparse.ArgumentParser()
+    parser = Parser("train")
     add_config(parser, TrainArguments, positional=("model", "data"))
-    for written in ("--layer-stride", "--layer_stride"):
-        read = read_config(parser.parse_args(["m", "d", written, "2"]), TrainArguments)
+    for written in (["--layer-stride", "2"], ["--layer_stride", "2"], ["--layer_stride=2"]):
+        read = read_config(parser.read(["m", "d", *written]), TrainArguments)
         assert read.layer_stride == 2 and read.layers == ()
-    read = read_config(parser.parse_args(["m", "d", "--layers", "0", "5", "10"]), TrainArguments)
+    read = read_config(parser.read(["m", "d", "--layers", "0", "5", "10"]), TrainArguments)
     assert read.layers == (0, 5, 10) and read.layer_stride == 1
     assert "--layer_stride" not in parser.format_help()

@@ -1,6 +1,7 @@
 """Tests of the renderers of an evaluation report."""
 
 import copy
+import inspect
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,7 @@ from typing import Any
 import matplotlib
 import pytest
 
-from dictionary_learning.errors import UnknownNameError
+from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.evaluation.reports import RENDERERS, write_report
 from dictionary_learning.evaluation.reports.metrics import best_values
 from dictionary_learning.evaluation.reports.svg import COLORS, looks
@@ -122,7 +123,7 @@ def test_text_holds_each_dictionary_and_its_figures(report: dict[str, Any], name
             assert shown in text
     for shown in (
         "Test report",
-        "3 dictionaries on 2 sites of tiny (float32)",
+        "3 dictionaries at 2 sites of tiny (float32)",
         "1,000 tokens",
         "11.0000",
         "93.75%",
@@ -133,7 +134,7 @@ def test_text_holds_each_dictionary_and_its_figures(report: dict[str, Any], name
 
 @pytest.mark.parametrize("name", ["markdown", "html"])
 def test_text_says_what_is_left_out(report: dict[str, Any], name: str) -> None:
-    assert "same rule in training, splicing and metrics: padding, the token ids 1." in RENDERERS[name](report)
+    assert "Excluded from training, splicing and metrics alike: padding, the token ids 1." in RENDERERS[name](report)
 
 
 def test_json_round_trips(report: dict[str, Any]) -> None:
@@ -303,6 +304,26 @@ def test_plots_take_their_colors_from_the_page(report: dict[str, Any]) -> None:
     bare = re.findall(r"(?<!, )#[0-9a-f]{6}\b", figures)
     assert bare == []
     assert f"var(--series-0, {COLORS[0]})" in figures
+
+
+@pytest.mark.parametrize("name", ["markdown", "html"])
+def test_text_says_how_many_tokens_were_not_finite(report: dict[str, Any], name: str) -> None:
+    report["data"]["n_tokens_nonfinite"] = 1234
+    assert "1,234 tokens with a NaN or an infinity" in RENDERERS[name](report)
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x1b", "\x7f", "\uffff", "\ud800"])
+def test_characters_that_no_file_can_hold_are_replaced(report: dict[str, Any], tmp_path: Any, character: str) -> None:
+    report["dictionaries"][0]["name"] = report["data"]["source"] = f"a{character}b"
+    for path in write_report(report, tmp_path).values():
+        text = path.read_text(encoding="utf-8")
+        assert "a\ufffdb" in text and character not in text
+
+
+@pytest.mark.parametrize("bad", [None, [], "report"])
+def test_what_is_no_report_is_refused(bad: Any, tmp_path: Any) -> None:
+    with pytest.raises(ConfigError, match="give what evaluate_dictionaries returns"):
+        inspect.unwrap(write_report)(bad, tmp_path)
 
 
 def test_files_are_written(report: dict[str, Any], tmp_path: Any) -> None:

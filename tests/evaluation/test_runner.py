@@ -12,6 +12,7 @@ from dictionary_learning import (
     Site,
     TokenFilter,
     evaluate,
+    evaluate_activations,
     evaluate_dictionaries,
     load_model,
     loss_recovered,
@@ -142,6 +143,87 @@ def test_wrong_width_and_empty_text_are_refused():
         evaluate_dictionaries(model(), [Candidate("d", IdentityDict(16), SITE)], [""], CONFIG)
 
 
+@pytest.mark.parametrize("site", ["model.layers.1", "model.layers.1:out", "layers.1", ["model.layers.1"], SITE])
+def test_sites_may_be_strings(site):
+    """A candidate alone stands for a list of one, too."""
+    dictionary = AutoEncoderTopK(16, 64, 4)
+    expected = evaluate_dictionaries(model(), [Candidate("d", dictionary, SITE)], TEXT, CONFIG)
+    assert evaluate_dictionaries(model(), Candidate("d", dictionary, site), TEXT, CONFIG) == expected
+
+
+@pytest.mark.parametrize("key", [SITE, "model.layers.1:out", "model.layers.1"])
+def test_norm_limits_may_be_named_by_strings(key):
+    report = evaluate_dictionaries(
+        model(), Candidate("d", IdentityDict(16), SITE), TEXT, CONFIG, norm_limits={key: 1e9}
+    )
+    assert report["data"]["n_tokens_scored"] > 0
+    with pytest.raises(DataError, match="no token that counts"):
+        evaluate_dictionaries(model(), Candidate("d", IdentityDict(16), SITE), TEXT, CONFIG, norm_limits={key: 0.0})
+
+
+@pytest.mark.parametrize("sites", [(SITE, SITE), (SITE, Site("model.layers.0.mlp"))])
+def test_candidates_of_one_name_keep_their_own_figures(sites):
+    good, bad = IdentityDict(16), AutoEncoderTopK(16, 64, 1)
+    report = evaluate_dictionaries(
+        model(), [Candidate("d", d, s) for d, s in zip((good, bad), sites, strict=True)], TEXT, CONFIG
+    )
+    apart = [
+        evaluate_dictionaries(model(), Candidate("d", d, s), TEXT, CONFIG)["dictionaries"][0]
+        for d, s in zip((good, bad), sites, strict=True)
+    ]
+    assert [entry["name"] for entry in report["dictionaries"]] == ["d", "d #2"]
+    for entry, alone in zip(report["dictionaries"], apart, strict=True):
+        assert entry["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tokens_that_are_not_finite_are_excluded_and_counted(value, caplog):
+    hf = tiny.model("llama")
+    word = 7
+
+    def spoil(module, inputs, output):
+        return torch.where((inputs[0] == word).unsqueeze(-1), value, output)
+
+    clean = load_model(hf, tokenizer=tiny.tokenizer())
+    expected = evaluate_dictionaries(
+        clean, Candidate("d", AutoEncoderTopK(16, 64, 4), "model.layers.0:in"), TEXT, CONFIG
+    )
+    hf.model.embed_tokens.register_forward_hook(spoil)
+    spoiled = load_model(hf, tokenizer=tiny.tokenizer())
+    dictionary = AutoEncoderTopK(16, 64, 4)
+    report = evaluate_dictionaries(spoiled, Candidate("d", dictionary, "model.layers.0:in"), TEXT, CONFIG)
+    n = report["data"]["n_tokens_nonfinite"]
+    assert n > 0 and expected["data"]["n_tokens_nonfinite"] == 0
+    assert report["data"]["n_tokens_scored"] == expected["data"]["n_tokens_scored"] - n
+    assert all(math.isfinite(v) for v in entries(report)["d"].values()), entries(report)
+    assert math.isfinite(report["ce_clean"]) and report["data"]["n_tokens_predicted"] > 0
+    assert f"{n} tokens have a NaN or an infinity" in caplog.text
+
+
+def test_dictionaries_with_a_nan_are_refused_by_the_tensor():
+    dictionary = AutoEncoderTopK(16, 64, 4)
+    for name, tensor in dictionary.state_dict().items():
+        if tensor.is_floating_point() and tensor.ndim:
+            with torch.no_grad():
+                before = tensor.clone()
+                tensor.view(-1)[0] = float("nan")
+            for call in (
+                lambda: evaluate(dictionary, [torch.randn(4, 16)]),
+                lambda: evaluate_activations(dictionary, [torch.randn(4, 16)]),
+                lambda: evaluate_dictionaries(model(), Candidate("d", dictionary, SITE), TEXT, CONFIG),
+            ):
+                with pytest.raises(ConfigError, match=f"holds a NaN or an infinity in {name}"):
+                    call()
+            tensor.copy_(before)
+
+
+def test_what_is_no_dictionary_is_refused():
+    with pytest.raises(ConfigError, match=r"Got a NoneType to evaluate; give Candidate\(name, dictionary, site\)"):
+        evaluate_dictionaries(model(), [Candidate("d", None, SITE)], TEXT, CONFIG)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="Got no dictionary"):
+        evaluate_dictionaries(model(), [], TEXT, CONFIG)
+
+
 class TestSingle:
     def buffer(self) -> ActivationBuffer:
         return ActivationBuffer(TEXT, model(), SITE, n_ctxs=8, ctx_len=16, refresh_batch_size=4, out_batch_size=32)
@@ -159,18 +241,35 @@ class TestSingle:
         assert figures["fvu"] == 0
         assert "loss_original" not in figures
 
-    def test_normalized_batches_are_scaled_and_back(self):
+    def test_normalized_batches_are_measured_in_their_own_units(self):
         x = torch.randn(200, 8) * 30
         dictionary = AutoEncoderTopK(8, 32, 2)
-        factor = 8**0.5 / x.norm(dim=-1).mean()
-        y = (dictionary(x * factor) / factor).detach()
+        x_unit = x * (8**0.5 / x.norm(dim=-1).mean())
+        y = dictionary(x_unit).detach()
         figures = evaluate(dictionary, [x], normalize_batch=True)
-        assert figures["fvu"] == pytest.approx(float((x - y).pow(2).sum() / (x - x.mean(0)).pow(2).sum()), rel=1e-4)
+        variance = (x_unit - x_unit.mean(0)).pow(2).sum()
+        assert figures["fvu"] == pytest.approx(float((x_unit - y).pow(2).sum() / variance), rel=1e-4)
+        assert figures["l2_loss"] == pytest.approx(float((x_unit - y).norm(dim=-1).mean()), rel=1e-4)
+
+    def test_the_callers_dictionary_is_not_moved(self):
+        dictionary = AutoEncoderTopK(8, 32, 2)
+        with pytest.raises(RuntimeError, match="meta"):  # a copy without values cannot be measured
+            evaluate(dictionary, [torch.randn(4, 8)], device="meta")
+        assert dictionary.device == torch.device("cpu")
+
+    def test_rows_that_are_not_finite_are_excluded_and_counted(self):
+        x = torch.randn(20, 8)
+        dictionary = AutoEncoderTopK(8, 32, 2)
+        expected = evaluate_activations(dictionary, [x])
+        bad = torch.cat([x[:7], torch.full((2, 8), float("inf")), x[7:], torch.full((1, 8), float("nan"))])
+        assert evaluate_activations(dictionary, [bad]) == pytest.approx({**expected, "n_tokens_nonfinite": 3})
+        with pytest.raises(DataError, match="3 rows, each with a NaN"):
+            evaluate(dictionary, [torch.full((3, 8), float("nan"))])
 
     def test_empty_and_several_sites_are_refused(self):
         with pytest.raises(DataError, match="no activations"):
             evaluate(IdentityDict(8), [])
-        with pytest.raises(DataError, match="evaluate takes one site"):
+        with pytest.raises(DataError, match="a tensor .* of one site is needed"):
             evaluate(IdentityDict(8), [{Site("a"): torch.zeros(2, 8)}])
 
     def test_loss_recovered_of_the_identity(self):

@@ -3,6 +3,7 @@ import logging
 
 import pytest
 
+from dictionary_learning import trainSAE
 from dictionary_learning.loggers import (
     AnomalyLogger,
     ConsoleLogger,
@@ -12,6 +13,7 @@ from dictionary_learning.loggers import (
     WandbLogger,
     read_history,
 )
+from tests import tiny
 
 FIGURES = {"a": {"fvu": 0.5, "l0": 3.0}, "b": {"fvu": float("nan"), "l0": 4.0}}
 
@@ -52,24 +54,64 @@ def test_console_on_a_terminal_shows_bars(monkeypatch, capsys):
     assert "a: FVU 0.5000" in shown
 
 
-def test_group_closes_all_even_when_one_fails():
-    class Failing:
-        def log(self, figures, step, tokens):
-            pass
+class Failing:
+    """Fails when it logs for the n-th time, or when it is closed."""
 
-        def close(self):
+    def __init__(self, at: int | None = None, in_close: bool = False):
+        self.at, self.in_close, self.steps, self.closed = at, in_close, [], 0
+
+    def log(self, figures, step, tokens):
+        self.steps.append(step)
+        if len(self.steps) == self.at:
             raise OSError("full")
 
-    class Counting(Failing):
-        closed = 0
+    def close(self):
+        self.closed += 1
+        if self.in_close:
+            raise ConnectionError("no network")
 
-        def close(self):
-            self.closed += 1
 
-    counting = Counting()
-    with pytest.raises(OSError, match="full"):
-        LoggerGroup([Failing(), counting]).close()
-    assert counting.closed == 1
+@pytest.mark.parametrize("options", [{"at": 1}, {"at": 3}, {"in_close": True}, {"at": 2, "in_close": True}])
+def test_a_logger_that_fails_costs_one_warning_and_nothing_else(options, caplog):
+    failing, other = Failing(**options), Failing()
+    group = LoggerGroup([failing, other])
+    for step in range(5):
+        group.log(FIGURES, step, step)
+    group.close()
+    assert other.steps == [0, 1, 2, 3, 4] and other.closed == 1
+    assert len(failing.steps) == (options.get("at") or 5)
+    assert len(caplog.records) == 1 and "The logger Failing" in caplog.text
+
+
+def test_training_survives_its_logger(caplog):
+    data = list(tiny.Planted(dim=8).batches(6, 64))
+    failing = Failing(at=2, in_close=True)
+    (dictionary,) = trainSAE(data, {"trainer": "top_k", "k": 2, "dict_size": 32}, 6, loggers=[failing], progress=False)
+    assert dictionary.W_dec.isfinite().all() and len(failing.steps) == 2
+
+
+def test_console_shows_dictionaries_without_a_step(caplog):
+    """As with more batches to accumulate than lie between two lines."""
+    caplog.set_level(logging.INFO)
+    ConsoleLogger(20, ["a", "b"]).log({"a": {}, "b": {"l0": 2.0}}, 1, 10)
+    assert "a: no step yet" in caplog.text and "b: L0 2.0" in caplog.text
+
+
+def test_history_skips_broken_lines(tmp_path, caplog):
+    logger = JSONLLogger(tmp_path / "metrics.jsonl")
+    logger.log(FIGURES, 10, 100)
+    logger.close()
+    whole = logger.path.read_text()
+    logger.path.write_text(whole[: len(whole) // 2] + "\n" + whole + "[]\n" + whole[:7])
+    assert [entry["step"] for entry in read_history(logger.path, "a")] == [10]
+    assert "3 broken lines" in caplog.text
+
+
+def test_an_older_file_stays_until_something_is_logged(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("old")
+    logger = JSONLLogger(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "metrics.jsonl").read_text() == "old"
+    logger.close()
 
 
 def test_tensorboard_writes_what_was_logged(tmp_path):
@@ -122,10 +164,10 @@ def test_missing_package_says_how_to_install_it(monkeypatch, module, build):
         build()
 
 
-def test_alarm_warns_once_for_each_rise(caplog):
-    alarm = AnomalyLogger()
+def test_anomalies_are_warned_of_once_for_each_rise(caplog):
+    logger = AnomalyLogger()
     for step, count in enumerate([0.0, 2.0, 2.0, 5.0]):
-        alarm.log({"a": {"nonfinite_tokens": count, "loss": 1.0}, "b": {"loss": 1.0}}, step, 0)
+        logger.log({"a": {"nonfinite_tokens": count, "loss": 1.0}, "b": {"loss": 1.0}}, step, 0)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert "Step 1, a: so far 2 tokens had a NaN" in messages[0] and "so far 5" in messages[1]

@@ -1,41 +1,57 @@
-"""Reports of an evaluation, as files to read and files to compute with.
+"""Reports of an evaluation: files to read, and files to compute with.
 
-A renderer takes the report, a dictionary of plain data as `evaluate_dictionaries` returns it, and gives the text of one
-file. What a report lacks, a renderer leaves out; a value that is missing or not finite is shown as a dash.
+A renderer turns a report, plain data as `evaluate_dictionaries` returns it, into the text of one file. It omits what the
+report lacks, and shows a dash for a value that is missing or not finite.
 """
 
+import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from dictionary_learning.config import Registry
 from dictionary_learning.disk import write_atomically
-from dictionary_learning.evaluation.reports import as_html, as_json, as_markdown
-from dictionary_learning.evaluation.reports.base import RENDERERS, Renderer
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.evaluation.reports.as_markdown import render_markdown
 
-__all__ = ["RENDERERS", "Renderer", "as_html", "as_json", "as_markdown", "write_report"]
+__all__ = ["RENDERERS", "Renderer", "write_report"]
+
+Renderer: TypeAlias = Callable[[Mapping[str, Any]], str]
+"""Turns a report into the text of a file. The same report gives the same text."""
+
+RENDERERS: Registry[Renderer] = Registry("report format")
+RENDERERS.register("markdown")(render_markdown)
 
 _SUFFIXES = {"markdown": "md"}
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+"""Characters that XML or UTF-8 cannot hold, or a terminal would obey."""
 
 
 def write_report(
     report: Mapping[str, Any], folder: str | os.PathLike, formats: Sequence[str] = ("json", "markdown", "html")
 ) -> dict[str, Path]:
-    """Writes `report.json`, `report.md` and `report.html`; each is complete or not there at any moment.
+    """Writes `report.json`, `report.md` and `report.html`; each file is complete or absent at any moment.
 
     Args:
-        report: what to write.
-        folder: where to write it; it is made if need be.
+        report: the report.
+        folder: the folder to write into; it is created if needed.
         formats: names in `RENDERERS`.
 
     Returns:
-        The path of the file in each format.
+        The path of each format's file.
 
     Raises:
-        UnknownNameError: there is no renderer of that name; nothing is written then.
+        ConfigError: the report is no mapping.
+        UnknownNameError: a format is not known; nothing is written then.
     """
-    texts = {name: RENDERERS[name](report) for name in formats}
+    if not isinstance(report, Mapping):
+        raise ConfigError(f"Got a report of type {type(report).__name__}; give what evaluate_dictionaries returns.")
+    cleaned = _mapped(report, lambda v: _UNPRINTABLE.sub("\ufffd", v) if isinstance(v, str) else v)
+    texts = {name: RENDERERS[name](cleaned) for name in formats}
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     paths: dict[str, Path] = {}
@@ -43,3 +59,27 @@ def write_report(
         paths[name] = target / f"report.{_SUFFIXES.get(name, name)}"
         write_atomically(paths[name], partial(Path.write_text, data=text, encoding="utf-8"))
     return paths
+
+
+@RENDERERS.register("html")
+def render_html(report: Mapping[str, Any]) -> str:
+    """Returns a page that needs no network and no other file."""
+    from dictionary_learning.evaluation.reports.as_html import render_page  # imports jinja2 and matplotlib
+
+    return render_page(report)
+
+
+@RENDERERS.register("json")
+def render_json(report: Mapping[str, Any]) -> str:
+    """Returns strict JSON: numbers in full precision, and null for those that are not finite."""
+    finite = _mapped(report, lambda v: None if isinstance(v, float) and not math.isfinite(v) else v)
+    return json.dumps(finite, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Returns plain data with a function applied to each key and value that holds no others."""
+    if isinstance(value, Mapping):
+        return {change(str(key)): _mapped(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mapped(item, change) for item in value]
+    return change(value)

@@ -1,4 +1,4 @@
-"""The report as a page that needs no network and no other file; without its script it lacks nothing but sorting."""
+"""The report as a page that needs no network and no other file. Its script only sorts the table."""
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -8,29 +8,34 @@ import jinja2
 from markupsafe import Markup
 
 from dictionary_learning.evaluation.reports import plots
-from dictionary_learning.evaluation.reports.base import RENDERERS
-from dictionary_learning.evaluation.reports.cross_entropy_plot import cross_entropy_plot
 from dictionary_learning.evaluation.reports.formatting import (
     DASH,
     anything,
     count,
     decimal,
     duration,
+    excluded,
     finite,
     headline,
-    left_out,
     percent,
     signed,
     sites_of,
 )
-from dictionary_learning.evaluation.reports.metrics import DETAILS, all_metrics, best_values, shown_columns
+from dictionary_learning.evaluation.reports.metrics import (
+    BASELINES,
+    all_metrics,
+    baselines,
+    best_values,
+    defined,
+    shown_columns,
+)
 from dictionary_learning.evaluation.reports.svg import Look, looks
 
 _PACKAGE = "dictionary_learning.evaluation.reports"
 
 
 class Card(NamedTuple):
-    """A figure that stands out at the top of the page."""
+    """A number at the top of the page."""
 
     label: str
     value: str
@@ -38,7 +43,7 @@ class Card(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A figure in the table of dictionaries; `order` is what the table is sorted by."""
+    """A cell of the table of dictionaries; the table is sorted by `order`."""
 
     label: str
     text: str
@@ -47,7 +52,7 @@ class Cell(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A dictionary, as the page shows it."""
+    """A dictionary as the page shows it."""
 
     look: Look
     name: str
@@ -59,7 +64,7 @@ class Entry(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A drawing and what it says."""
+    """A plot with its title and caption."""
 
     title: str
     note: str
@@ -67,23 +72,21 @@ class Plot(NamedTuple):
     lists_never_fired: bool = False
 
 
-@RENDERERS.register("html")
-def render_html(report: Mapping[str, Any]) -> str:
-    """Returns the page; what comes from the report is escaped."""
+def render_page(report: Mapping[str, Any]) -> str:
+    """Returns the page; everything from the report is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
-        autoescape=True,
+        autoescape=True,  # names come from files of strangers
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a misspelt name in the template is an error, not an empty string
     )
     dictionaries = report.get("dictionaries") or []
     entries = _entries(dictionaries)
-    present = {key for d in dictionaries for key in d["metrics"]}
     return environment.get_template("template.html.j2").render(
         title=report.get("title") or "Evaluation",
         headline=headline(report),
-        left_out=left_out(report),
+        excluded=excluded(report),
         cards=_cards(report),
         columns=shown_columns(dictionaries),
         groups=[
@@ -93,8 +96,9 @@ def render_html(report: Mapping[str, Any]) -> str:
         entries=entries,
         has_best=bool(best_values(dictionaries)),
         plots=_plots(report),
-        baselines=_baselines(report),
-        definitions=[*shown_columns(dictionaries), *(metric for metric in DETAILS if metric.key in present)],
+        baselines=baselines(report),
+        baseline_labels=["CE original", *BASELINES.values()],
+        definitions=defined(dictionaries),
         seconds=[
             (str(name), duration(s)) for name, s in (report.get("seconds") or {}).items() if finite(s) is not None
         ],
@@ -110,13 +114,12 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
     dictionaries, data = report.get("dictionaries") or [], report.get("data") or {}
     cards = []
     if finite(data.get("n_tokens_scored")) is not None:
-        cards.append(
-            Card("Tokens scored", count(data["n_tokens_scored"]), f"of {count(data.get('n_tokens_read'))} read")
-        )
+        read = f"of {count(data.get('n_tokens_read'))} read"
+        cards.append(Card("Tokens scored", count(data["n_tokens_scored"]), read))
     if finite(report.get("ce_clean")) is not None:
-        cards.append(Card("Untouched model", decimal(report["ce_clean"]), "CE, nats per token"))
+        cards.append(Card("Original model", decimal(report["ce_clean"]), "CE, nats per token"))
     for label, key, note, write in (
-        ("Variance not explained", "fvu", "FVU, 0 is best", decimal),
+        ("Variance unexplained", "fvu", "FVU, 0 is best", decimal),
         ("Cross-entropy increase", "ce_increase", "nats per token, 0 is best", signed),
         ("Alive", "frac_alive", "of the latents fired", percent),
     ):
@@ -159,34 +162,17 @@ def _never_fired(dictionary: Mapping[str, Any]) -> str:
 def _plots(report: Mapping[str, Any]) -> list[Plot]:
     dictionaries = report.get("dictionaries") or []
     seen = looks(dictionaries)
+    scatter, density = plots.scatter_plot(dictionaries, seen), plots.density_plot(dictionaries, seen)
+    fvu, loss = (
+        plots.training_plot(dictionaries, seen, key, label) for key, label in (("fvu", "FVU"), ("loss", "loss"))
+    )
     drawn = [
-        Plot(
-            "Fidelity against sparsity",
-            "Lower and further left is better. The shape tells the site.",
-            plots.scatter_plot(dictionaries, seen),
-        ),
-        Plot("How often latents fire", "Never fired:", plots.density_plot(dictionaries, seen), True),
-        Plot(
-            "FVU in training",
-            "On the batch of each step that was logged.",
-            plots.training_plot(dictionaries, seen, "fvu", "FVU"),
-        ),
-        Plot(
-            "Loss in training",
-            "Losses of different sites or classes do not compare.",
-            plots.training_plot(dictionaries, seen, "loss", "loss"),
-        ),
+        Plot("Fidelity against sparsity", "Lower and further left is better. The shape shows the site.", scatter),
+        Plot("How often latents fire", "Never fired:", density, lists_never_fired=True),
+        Plot("FVU during training", "On the batch of each logged step.", fvu),
+        Plot("Loss during training", "Losses of different sites or classes cannot be compared.", loss),
     ]
     for site in sites_of(dictionaries):
-        svg = cross_entropy_plot(site, {**report, "dictionaries": dictionaries}, seen)
+        svg = plots.cross_entropy_plot(site, {**report, "dictionaries": dictionaries}, seen)
         drawn.append(Plot(f"Cross-entropy at {site}", "Shorter is better.", svg))
-    return [plot._replace(svg=Markup(plot.svg)) for plot in drawn if plot.svg]  # matplotlib has escaped the names
-
-
-def _baselines(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    keys = ("ce_mean", "ce_zero", "kl_mean", "kl_zero")
-    clean = decimal(report.get("ce_clean"))
-    return [
-        (str(site), [clean, *(decimal(a.get(key)) for key in keys)])
-        for site, a in (report.get("ablation") or {}).items()
-    ]
+    return [plot._replace(svg=Markup(plot.svg)) for plot in drawn if plot.svg]  # the names in it are escaped

@@ -3,29 +3,27 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dictionary_learning.evaluation.reports.base import RENDERERS
-from dictionary_learning.evaluation.reports.formatting import count, decimal, duration, headline, left_out
-from dictionary_learning.evaluation.reports.metrics import DETAILS, best_values, shown_columns
+from dictionary_learning.evaluation.reports.formatting import count, duration, excluded, headline
+from dictionary_learning.evaluation.reports.metrics import BASELINES, baselines, best_values, defined, shown_columns
 
 
-@RENDERERS.register("markdown")
 def render_markdown(report: Mapping[str, Any]) -> str:
-    """Returns a sentence on what was evaluated, the tables of figures, and what the figures mean."""
-    parts = [f"# {_line(report.get('title') or 'Evaluation')}", _line(headline(report)), _line(left_out(report))]
+    """Returns a summary of the evaluation, the tables of metrics, and what the metrics mean."""
+    parts = [f"# {_line(report.get('title') or 'Evaluation')}", _line(headline(report)), _line(excluded(report))]
     dictionaries = report.get("dictionaries") or []
     if dictionaries:
         parts += ["## Dictionaries", _dictionaries(dictionaries)]
         if best_values(dictionaries):
             parts.append("Bold: the best value among the dictionaries of the same site.")
     if report.get("ablation"):
-        parts += [
-            "## Baselines",
-            "Cross-entropy in nats per token, and KL divergence from the untouched model.",
-            _baselines(report),
-        ]
+        parts += ["## Baselines", "Cross-entropy in nats per token, and KL divergence from the original model."]
+        rows = [[_code(site), *texts] for site, texts in baselines(report)]
+        parts.append(_table(["site", "CE original", *BASELINES.values()], rows, n_left=1))
     parts += ["## Metrics", _definitions(dictionaries)]
-    if about := _about(report):
-        parts += ["## Run", about]
+    about = [f"- {name} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
+    about += [f"- {_line(package)} {_line(version)}" for package, version in (report.get("versions") or {}).items()]
+    if about:
+        parts += ["## Run", "\n".join(about)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -41,35 +39,17 @@ def _dictionaries(dictionaries: Sequence[Mapping[str, Any]]) -> str:
     return _table(["site", "name", "width", *(column.label for column in columns)], rows, n_left=2)
 
 
-def _baselines(report: Mapping[str, Any]) -> str:
-    header = ["site", "CE untouched", "CE mean-ablated", "CE zero-ablated", "KL mean-ablated", "KL zero-ablated"]
-    keys = ("ce_mean", "ce_zero", "kl_mean", "kl_zero")
-    clean = decimal(report.get("ce_clean"))
-    rows = [[_code(site), clean, *(decimal(a.get(key)) for key in keys)] for site, a in report["ablation"].items()]
-    return _table(header, rows, n_left=1)
-
-
 def _definitions(dictionaries: Sequence[Mapping[str, Any]]) -> str:
-    present = {key for d in dictionaries for key in d["metrics"]}
     lines = []
-    for metric in (*shown_columns(dictionaries), *(m for m in DETAILS if m.key in present)):
+    for metric in defined(dictionaries):
         better = "" if metric.better == "neither" else f"; {metric.better} is better"
-        lines.append(
-            f"- **{metric.label}** (`{metric.key}`): {metric.meaning}. Range: {metric.span}{better}.".replace(
-                "<x, x_hat>", "`<x, x_hat>`"
-            )
-        )
-    return "\n".join(lines)
-
-
-def _about(report: Mapping[str, Any]) -> str:
-    lines = [f"- {name} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
-    lines += [f"- {_line(package)} {_line(version)}" for package, version in (report.get("versions") or {}).items()]
+        meaning = metric.meaning.replace("<x, x_hat>", "`<x, x_hat>`")  # or it would be read as a tag
+        lines.append(f"- **{metric.label}** (`{metric.key}`): {meaning}. Range: {metric.span}{better}.")
     return "\n".join(lines)
 
 
 def _table(header: list[str], rows: list[list[str]], n_left: int) -> str:
-    """Returns a table whose columns stand under each other; the first few are of words, the others of numbers."""
+    """Returns a table with aligned columns; the first `n_left` hold words, the others numbers."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
@@ -81,7 +61,7 @@ def _table(header: list[str], rows: list[list[str]], n_left: int) -> str:
 
 
 def _code(text: Any) -> str:
-    """Returns a code span, in which nothing but a backtick and a table's bar has a meaning."""
+    """Returns a code span, in which only a backtick and the bar of a table have a meaning."""
     return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "\\|") + "`"
 
 

@@ -1,4 +1,4 @@
-"""Numbers and sentences of a report, as people read them."""
+"""Numbers and sentences of a report, formatted for people."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 DASH = "\u2014"
 
-_SMALL = 5e-4  # with four decimals such a value would lose its digits
+_SMALL = 5e-4  # four decimals would show no digit of such a value
 _LARGE = 1e3
 _SECONDS = {"h": 3600, "min": 60}
 
@@ -18,32 +18,32 @@ def finite(value: Any) -> float | None:
     return None
 
 
-def decimal(value: Any) -> str:
-    """Returns "0.1234", with fewer decimals for what is large and an exponent for what is tiny."""
-    return _written(value, "")
+def decimal(value: Any, sign: str = "") -> str:
+    """Returns "0.1234", with fewer decimals for large numbers and an exponent for tiny ones."""
+    number = finite(value)
+    if number is not None and 0 < abs(number) < _SMALL:
+        return f"{number:{sign}.1e}"
+    return _formatted(value, f"{sign},.1f" if abs(number or 0) >= _LARGE else f"{sign}.4f")
 
 
 def signed(value: Any) -> str:
     """Returns "+0.1234"."""
-    return _written(value, "+")
+    return decimal(value, "+")
 
 
 def tenths(value: Any) -> str:
     """Returns "32.0"."""
-    number = finite(value)
-    return DASH if number is None else f"{number:,.1f}"
+    return _formatted(value, ",.1f")
 
 
 def percent(value: Any) -> str:
     """Returns "98.21%" for 0.9821."""
-    number = finite(value)
-    return DASH if number is None else f"{number:.2%}"
+    return _formatted(value, ".2%")
 
 
 def count(value: Any) -> str:
     """Returns "16,384"."""
-    number = finite(value)
-    return DASH if number is None else f"{number:,.0f}"
+    return _formatted(value, ",.0f")
 
 
 def duration(seconds: Any) -> str:
@@ -79,9 +79,9 @@ def plural(n: int, noun: str) -> str:
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """Returns what was evaluated and on how many tokens, in a sentence."""
+    """Returns a sentence: what was evaluated, and on how many tokens."""
     dictionaries, data = report.get("dictionaries") or [], report.get("data") or {}
-    text = f"{plural(len(dictionaries), 'dictionary')} on {plural(len(sites_of(dictionaries)), 'site')}"
+    text = f"{plural(len(dictionaries), 'dictionary')} at {plural(len(sites_of(dictionaries)), 'site')}"
     if model := model_name(report):
         text += f" of {model}"
     if finite(data.get("n_tokens_scored")) is not None:
@@ -94,10 +94,14 @@ def headline(report: Mapping[str, Any]) -> str:
     return text + "."
 
 
-def left_out(report: Mapping[str, Any]) -> str:
-    """Returns which tokens are counted nowhere, in a sentence, or an empty string if that is not known."""
-    rule = (report.get("data") or {}).get("filter")
-    return f"Left out, by the same rule in training, splicing and metrics: {rule}." if rule else ""
+def excluded(report: Mapping[str, Any]) -> str:
+    """Returns a sentence: which tokens count in no metric; empty if the report does not tell."""
+    data = report.get("data") or {}
+    text = f"Excluded from training, splicing and metrics alike: {data['filter']}." if data.get("filter") else ""
+    n_nonfinite = finite(data.get("n_tokens_nonfinite"))
+    if n_nonfinite:
+        text += f" Also excluded: {count(n_nonfinite)} tokens with a NaN or an infinity in their activations."
+    return text.strip()
 
 
 def model_name(report: Mapping[str, Any]) -> str:
@@ -118,15 +122,11 @@ def names_of(dictionaries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def shortened(name: Any, limit: int = 36) -> str:
-    """Returns a name with its middle left out if it is long."""
+    """Returns a name, without its middle if it is long."""
     text = " ".join(str(name).split())
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}\u2026{text[-limit // 2 :]}"
 
 
-def _written(value: Any, sign: str) -> str:
+def _formatted(value: Any, form: str) -> str:
     number = finite(value)
-    if number is None:
-        return DASH
-    if 0 < abs(number) < _SMALL:
-        return f"{number:{sign}.1e}"
-    return f"{number:{sign},.1f}" if abs(number) >= _LARGE else f"{number:{sign}.4f}"
+    return DASH if number is None else f"{number:{form}}"

@@ -1,8 +1,8 @@
 """Matplotlib figures as SVG inside a page.
 
-The page's style sheet decides the colors: what is drawn in one of the colors below refers to a variable of that sheet,
-so that a plot follows the page into dark mode. What belongs to the i-th dictionary has the class "series" and the
-attribute data-of="i", by which the page finds it. Text stays text.
+The page's style sheet decides the colors: the colors below become variables of that sheet, so that a plot follows the
+page into dark mode. Elements of the i-th dictionary have the class "series" and the attribute data-of="i", by which the
+page finds them. Text stays text.
 """
 
 import io
@@ -21,48 +21,33 @@ INK, MUTED, RULE, CARD = "#1b1f24", "#5f6b7a", "#e3e5e8", "#fefefe"
 _VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", CARD: "card"}
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8508f", "#e69f00", "#56b4e9")
-"""Told apart by people of every color vision (after Okabe and Ito 2008); their variables are --series-0 and on."""
+"""Distinct for every color vision (Okabe and Ito 2008); their variables are --series-0, --series-1, ..."""
 
 _DASHES = ((), (4, 1.5), (1, 1))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "*", "X")
 _GLYPHS = "\u25cf\u25a0\u25b2\u25c6\u25bc\u271a\u2605\u2716"
 
 WIDTH = 6.5
-"""Inches. At 72 points to the inch a plot is a little larger than this on a wide screen, and smaller on a phone."""
+"""Inches, at 72 points to the inch."""
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # it comes with matplotlib; in the page its text takes the page's font
+    "font.family": "DejaVu Sans",  # comes with matplotlib; the page replaces it by its own
     "font.size": 11.5,
     "text.parse_math": False,  # a name may hold a dollar sign
     "text.color": INK,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.labelpad": 6,
-    "axes.linewidth": 1.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.unicode_minus": False,
-    "grid.color": RULE,
-    "grid.linewidth": 0.9,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "ytick.major.size": 0.0,
-    "xtick.minor.size": 0.0,
-    "ytick.minor.size": 0.0,
-    "lines.linewidth": 1.9,
-    "lines.solid_joinstyle": "round",
-}
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
+    "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "axes.labelpad": 6, "axes.linewidth": 1.0,
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "axes.unicode_minus": False,
+    "grid.color": RULE, "grid.linewidth": 0.9,
+    "xtick.color": RULE, "ytick.color": RULE, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
+    "ytick.major.size": 0.0, "xtick.minor.size": 0.0, "ytick.minor.size": 0.0,
+    "lines.linewidth": 1.9, "lines.solid_joinstyle": "round",
+}  # fmt: skip
 
 
 class Look(NamedTuple):
-    """How one dictionary is drawn, in every plot."""
+    """How one dictionary is drawn in every plot."""
 
     number: int
     color: str
@@ -72,22 +57,22 @@ class Look(NamedTuple):
 
     @property
     def line(self) -> Any:
-        """Returns the pattern of the line, as matplotlib takes it."""
+        """Returns the line style for matplotlib."""
         return (0, self.dash) if self.dash else "solid"
 
     @property
     def variable(self) -> str:
-        """Returns the variable of the style sheet that holds the color."""
+        """Returns the style sheet's variable of the color."""
         return f"--series-{COLORS.index(self.color)}"
 
     @property
     def gid(self) -> str:
-        """Returns the mark by which the page finds what is drawn for this dictionary."""
+        """Returns the id that marks elements of this dictionary."""
         return f"series-{self.number}"
 
 
 def looks(dictionaries: Sequence[Mapping[str, Any]]) -> list[Look]:
-    """Returns a look for each dictionary: color and dash are its own, the marker is its site's."""
+    """Returns a look for each dictionary: its own color and dash, and the marker of its site."""
     sites = sites_of(dictionaries)
     found = []
     for i, d in enumerate(dictionaries):
@@ -101,18 +86,19 @@ def draw(name: str, title: str, height: float, names: Sequence[str], paint: Call
     """Returns what `paint` draws, as an SVG element to stand in a page.
 
     Args:
-        name: unlike that of every other drawing of the page, since ids are made from it.
-        title: said to those who cannot see it.
-        height: in inches.
-        names: of the dictionaries, shown when the pointer rests on what is theirs.
-        paint: draws on the axes that it is given.
+        name: a name that no other drawing of the page has; the prefix of its ids.
+        title: what a screen reader says.
+        height: the height in inches.
+        names: the dictionaries' names, shown when the pointer rests on their elements.
+        paint: draws on the axes.
     """
     with style.context(["default", {**_STYLE, "svg.hashsalt": name}]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the page's font will have it
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the page's font has them
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()
         paint(axes)
         buffer = io.StringIO()
+        # a date would make two renderings of one report differ
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(buffer.getvalue())
@@ -124,20 +110,20 @@ def draw(name: str, title: str, height: float, names: Sequence[str], paint: Call
 
 
 def title_of_axis(axes: Axes, text: str) -> None:
-    """Writes what the vertical axis shows above it, where it is read without turning the head."""
+    """Writes the title of the vertical axis above it, horizontally."""
     axes.set_title(text, loc="left", color=MUTED, fontsize="medium", pad=10)
 
 
 def _adapt(root: ElementTree.Element, name: str, names: Sequence[str]) -> None:
-    """Makes plain element names, ids of this drawing's own, and colors that the page decides."""
+    """Makes element names plain, ids unique in the page, and colors variables of the style sheet."""
     for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
+        element.tag = element.tag.rpartition("}")[2]  # inside HTML, SVG has no namespace prefix
         for child in list(element):
             if child.tag.endswith(("}metadata", "}style")):
                 element.remove(child)
         attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
         own = attributes.pop("id", "")
-        if element.tag != "g" and own:  # groups are never referred to
+        if element.tag != "g" and own:  # nothing refers to groups
             attributes["id"] = f"{name}-{own}"
         elif own.startswith("series-"):
             attributes.update({"class": "series", "data-of": own.removeprefix("series-")})
@@ -152,7 +138,7 @@ def _adapt(root: ElementTree.Element, name: str, names: Sequence[str]) -> None:
             attributes["style"] = _with_variables(attributes["style"])
         element.attrib.clear()
         element.attrib.update(attributes)
-        element.tail = None
+        element.tail = None  # line breaks between elements
         if element.tag not in ("text", "title"):
             element.text = None
 

@@ -1,0 +1,179 @@
+"""The folder of a run: claimed by one process at a time, and never mixed with another run's files."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dictionary_learning.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".run.lock"
+"""The file that names the process which writes into a folder."""
+LATEST = "latest"
+"""The name of the link to the newest run."""
+_WRITTEN = ("trainer_*", "metrics.jsonl", "report.json", "report.md", "report.html", "tensorboard")
+"""What a run writes into its folder, and all that `overwrite` removes."""
+_HOLDS_A_RUN = ("trainer_*", "metrics.jsonl")
+
+
+@contextlib.contextmanager
+def claim_run_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Reserves a folder for a run of this process, until the context ends.
+
+    A claim within another claim of the same process does nothing. The lock of a process that was killed is taken over.
+
+    Args:
+        path: the folder; it is created if needed.
+        overwrite: removes the run that the folder holds: its dictionaries, metrics and reports, no other files.
+
+    Raises:
+        ConfigError: the folder holds a run and `overwrite` is false, or another process writes into it, or it cannot
+            be written.
+    """
+    folder = Path(path)
+    lock = folder / LOCK
+    if _read_lock(lock) == _this_process():  # the outer claim removes the lock
+        yield folder
+        return
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(lock)
+    except OSError as error:
+        raise ConfigError(f"'{folder}' cannot be a run's folder ({error}). Give another as save_dir.") from error
+    try:
+        _clear(folder, overwrite)
+        yield folder
+    finally:
+        lock.unlink(missing_ok=True)
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # fails unless the run ended before it wrote anything
+
+
+def new_folder(root: str | os.PathLike, *words: str) -> Path:
+    """Returns the path of a folder that does not exist: `root/<date>-<time>-<words>`."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = "-".join([stamp, *(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)])
+    numbered = (Path(root) / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    return next(path for path in numbered if not path.exists())
+
+
+def point_latest_at(folder: Path) -> None:
+    """Makes `latest`, beside a run's folder, a link to it; a text file with its name where links are impossible."""
+    latest, temporary = folder.parent / LATEST, folder.parent / f".{LATEST}.{os.getpid()}"
+    if folder.name == LATEST:
+        return
+    if latest.is_dir() and not latest.is_symlink():
+        logger.warning("'%s' is a folder of its own, so it does not become a link to '%s'.", latest, folder)
+        return
+    try:
+        os.symlink(folder.name, temporary, target_is_directory=True)
+    except OSError:  # as on Windows without the privilege
+        temporary.write_text(folder.name, encoding="utf-8")
+    os.replace(temporary, latest)  # at any moment `latest` names a run
+
+
+def resolve_latest(place: str) -> str:
+    """Returns a path, or the folder that it names where it is the text file of `point_latest_at`."""
+    path = Path(place)
+    if path.name != LATEST or not path.is_file():
+        return place
+    return str(path.parent / path.read_text(encoding="utf-8").strip())
+
+
+def _clear(folder: Path, overwrite: bool) -> None:
+    found = sorted(path for pattern in _HOLDS_A_RUN for path in folder.glob(pattern))
+    if not overwrite:
+        if found:
+            raise ConfigError(
+                f"'{folder}' holds another run ({found[0].name} and others). Give another folder, or remove that run with "
+                "overwrite=True (--overwrite on the command line)."
+            )
+        return
+    for path in [path for pattern in _WRITTEN for path in folder.glob(pattern)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _lock(lock: Path) -> None:
+    """Creates the lock.
+
+    Raises:
+        ConfigError: another process that runs holds it.
+    """
+    for _ in range(100):
+        with contextlib.suppress(FileExistsError):
+            # O_EXCL: of several processes, one creates the file
+            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump(_this_process(), file)
+            return
+        holder = _read_lock(lock)
+        if holder is None:
+            time.sleep(0.01)  # it was removed, or is being written
+        elif _is_running(holder):
+            raise ConfigError(
+                f"Process {holder['pid']} on {holder['host']} writes into '{lock.parent}'. Wait until it ends, or give another "
+                f"folder. If no such process runs, remove '{lock}'."
+            )
+        else:
+            # of several processes that find a stale lock, one renames it; the others find nothing to rename
+            stale = lock.with_name(f"{LOCK}.{os.getpid()}")
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(lock, stale)
+                if _read_lock(stale) != holder:  # another process was faster, and this is its new lock
+                    os.rename(stale, lock)
+                    continue
+                stale.unlink()
+                logger.info(
+                    "Process %s, which wrote into '%s', has ended; its lock is removed.", holder["pid"], lock.parent
+                )
+    raise ConfigError(f"'{lock}' cannot be read. If no process writes into '{lock.parent}', remove it.")
+
+
+def _read_lock(lock: Path) -> dict[str, Any] | None:
+    """Returns which process holds a lock; None if there is none, or it is not complete."""
+    try:
+        holder = json.loads(lock.read_text(encoding="utf-8"))
+        return {"pid": int(holder["pid"]), "started": str(holder["started"]), "host": str(holder["host"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "started": _started(os.getpid()) or "", "host": socket.gethostname()}
+
+
+def _is_running(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return True  # cannot be seen from here
+    started = _started(holder["pid"])
+    # a process of the same number that started at another time is another process
+    return started is not None and holder["started"] in ("", started)
+
+
+def _started(pid: int) -> str | None:
+    """Returns when a process started, as the system tells it: "" where it does not tell, None if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[19]  # field 22, in ticks since boot; a name may hold spaces
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    if os.name == "nt":
+        return ""  # os.kill(pid, 0) would end the process there
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None

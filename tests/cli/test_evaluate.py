@@ -1,0 +1,150 @@
+"""Which dictionaries, models and texts `evaluate` puts into one report, and where it writes it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dictionary_learning import AutoEncoderTopK, load_model, save_dictionary
+from dictionary_learning.cli import main
+from tests import tiny
+
+OPTIONS = ["--n-tokens", "64", "--n-fidelity-tokens", "0", "--device", "cpu", "--dtype", "float32"]
+SITE = "model.layers.1:out"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a model by two names and two texts, where commands run."""
+    monkeypatch.chdir(tmp_path)
+    model = load_model(tiny.model(), tokenizer=tiny.tokenizer())
+
+    def load(name: str, *_):
+        model.name = name
+        return model
+
+    monkeypatch.setattr("dictionary_learning.models._by_name", load)
+    for name, seed in (("one.jsonl", 0), ("two.jsonl", 1)):
+        lines = [json.dumps({"text": text}) for text in tiny.documents(30, seed=seed)]
+        (tmp_path / name).write_text("\n".join(lines))
+    return tmp_path
+
+
+def save(folder, k: int = 4, model: str = "m", data: str = "one.jsonl", limit: float = 1e6, **run):
+    """Saves a dictionary as `train` does."""
+    os.makedirs(folder, exist_ok=True)
+    torch.manual_seed(k)
+    token_filter = {"exclude_ids": [0], "exclude_first": True, "norm_limits": {SITE: limit}}
+    buffer = {"model": {"name": model}, "ctx_len": 16, "pack": True, "filter": token_filter}
+    sections = {"name": "top_k-4", "site": SITE, "buffer": buffer}
+    sections["run"] = {"model": model, "data": data, "held_out_every": 5, **run}
+    save_dictionary(AutoEncoderTopK(tiny.DIM, 64, k), folder / "trainer_0", sections)
+
+
+def evaluate(*arguments: str) -> int:
+    return main(["evaluate", *arguments, *OPTIONS])
+
+
+def report(path) -> dict:
+    return json.loads((path.parent / "report.json").read_text())
+
+
+def test_runs_of_equal_names_keep_their_own_figures(place, capsys):
+    found = {}
+    for name, k in (("a", 4), ("b", 1)):
+        save(place / name, k)
+        assert evaluate(name) == 0
+        found[f"{name}/top_k-4"] = report(place / name / "report.html")["dictionaries"][0]["metrics"]
+    capsys.readouterr()
+    before = (place / "a" / "report.json").read_text()
+    assert evaluate("a", "b") == 0
+    page = place / capsys.readouterr().out.strip()
+    assert page.parent.parent.name == "reports"
+    assert {d["name"]: d["metrics"] for d in report(page)["dictionaries"]} == found
+    assert (place / "a" / "report.json").read_text() == before
+
+
+@pytest.mark.parametrize("again", ["a", "./a", "a/trainer_0", "latest"])
+def test_a_place_given_twice_is_refused(place, caplog, again):
+    save(place / "a")
+    (place / "latest").symlink_to("a")
+    assert evaluate("a", again) == 2
+    assert "given twice" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("other", "advice", "said"),
+    [
+        ({"model": "n"}, ["--model", "m"], "language models"),
+        ({"data": "two.jsonl"}, ["--data", "one.jsonl"], "texts"),
+        ({"held_out_every": 7}, ["--data", "one.jsonl"], "texts"),
+        ({"text_column": "body"}, ["--data", "one.jsonl"], "texts"),
+    ],
+)
+def test_runs_of_different_models_or_texts_are_refused(place, caplog, other, advice, said):
+    save(place / "a")
+    save(place / "b", **other)
+    assert evaluate("a", "b") == 2
+    assert f"were trained with different {said}" in caplog.text
+    assert evaluate("a", "b", *advice) == 0
+
+
+@pytest.mark.parametrize("other", [{"shuffle_seed": 3}, {"max_examples": 9}, {"limit": 5e5}])
+def test_runs_of_one_text_are_compared(place, other):
+    save(place / "a")
+    save(place / "b", **other)
+    assert evaluate("a", "b") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "is_own"),
+    [
+        ([], True),
+        (["--model", "m"], True),
+        (["--data", "one.jsonl"], True),
+        (["--model", "other"], False),
+        (["--data", "two.jsonl"], False),
+        (["--sites", "layers.2"], False),
+    ],
+)
+def test_only_a_report_on_its_own_model_and_text_replaces_that_of_a_run(place, capsys, options, is_own):
+    save(place / "a")
+    (place / "a" / "report.html").write_text("old")
+    assert evaluate("a", *options) == 0
+    page = place / capsys.readouterr().out.strip()
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert (page == place / "a" / "report.html") == is_own
+    assert ((place / "a" / "report.html").read_text() == "old") != is_own
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_latest_is_found(place, capsys, is_link):
+    save(place / "runs" / "a")
+    if is_link:
+        (place / "runs" / "latest").symlink_to("a")
+    else:
+        (place / "runs" / "latest").write_text("a")
+    for command in (["evaluate", "runs/latest", *OPTIONS], ["info", "runs/latest"]):
+        assert main(command) == 0
+    assert (place / "runs" / "a" / "report.html").is_file()
+    assert '"AutoEncoderTopK"' in capsys.readouterr().out
+
+
+def test_results_go_to_standard_output_and_messages_to_standard_error(place):
+    save(place / "a")
+    commands = {
+        ("convert", "a/trainer_0", "b"): "b\n",
+        ("info", "a"): "AutoEncoderTopK",
+        ("pretrained", "gpt2"): "gpt2",
+        ("info", "nothing"): "",
+    }
+    for words, expected in commands.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "dictionary_learning", *words], capture_output=True, text=True, check=False
+        )
+        assert expected in done.stdout and bool(done.stdout) == bool(expected)
+        assert done.returncode == (0 if expected else 2)
+        assert done.stderr.count("\n") == (0 if expected else 1)

