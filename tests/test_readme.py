@@ -47,25 +47,21 @@ def test_python_of_the_readme_runs(small_model, tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "mine" / "trainer_3" / "dictionary.safetensors").is_file()
 
 
-def test_wirings_of_the_readme_train(small_model):
-    model, chat_model = (dictionary_learning.load_model("any") for _ in range(2))
+def test_wirings_of_the_readme_train(small_model, tmp_path, monkeypatch):
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    monkeypatch.chdir(tmp_path)
     block = python_of_the_readme()[1].replace("10_000", "2").replace("k=32", "k=2").replace('"k": 32', '"k": 2')
-    names = {"model": model, "chat_model": chat_model, "text": tiny.documents(4000, 30)}
     block = re.sub(r"ActivationBuffer\((.*)\)", r"ActivationBuffer(\1, n_ctxs=64, out_batch_size=256)", block)
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "README.md", "exec"), {})
 
 
-def test_python_of_the_methods_page_runs():
-    traced = dictionary_learning.load_model(tiny.model(), tokenizer=tiny.tokenizer())
+def test_python_of_the_methods_page_runs(small_model):
     block, of_contexts = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.S)
-    data = list(tiny.Planted().batches(30, 128))
-    (dictionary,) = dictionary_learning.trainSAE(
-        data, {"trainer": "top_k", "k": 4, "dict_size": 64}, 30, progress=False
-    )
-    names = {"dictionary": dictionary, "activations": data, "x": data[0]}
-    exec(compile(block.replace("100_000", "2_000").replace("32", "4"), "methods.md", "exec"), names)
-    assert names["wider"].dict_size == 128
-    exec(compile(of_contexts, "methods.md", "exec"), {"text": tiny.documents(2000), "model": traced})
+    names: dict[str, Any] = {}
+    block = block.replace("steps=20", "steps=3, progress=False").replace("20_000", "4_000")
+    exec(compile(block, "methods.md", "exec"), names)
+    assert names["wider"].dict_size == 1024
+    exec(compile(of_contexts, "methods.md", "exec"), names)
 
 
 def test_python_of_the_data_page_runs(small_model, tmp_path, monkeypatch):
