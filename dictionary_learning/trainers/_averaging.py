@@ -1,7 +1,7 @@
 """A moving average of weights, beside the weights that learn."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ class WeightAverage:
         return averages
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
+    def averaged(self) -> Generator[nn.Module]:
         """Gives the module the averaged weights for a while; after it, it has its own, in the same bits."""
         own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self._write(self.weights())

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,26 +21,9 @@ from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
 from dictionary_learning.trainers._batch import Batch, Loss, ModelLoss, StepPart
+from dictionary_learning.trainers._components import Component
 from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
 from dictionary_learning.trainers._optimizers import build_optimizer
-
-
-class Component(Protocol):
-    """A part of a trainer with state of its own, such as a threshold, or the dead latents."""
-
-    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        """Updates the state after the optimizer step with this number, counted from 0."""
-
-    def figures(self) -> Mapping[str, Tensor]:
-        """Returns values for the log, on the device."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns everything the next steps depend on."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes from a saved state."""
 
 
 class Trainer(ABC):

@@ -301,7 +301,7 @@ class TrainerConfig(OptimizationConfig):
                 f"Got dict_class={self.dict_class.__name__} with wiring={self.wiring!r}; the class is that of an "
                 "autoencoder. Leave one of the two out."
             )
-        if self.wiring is not None:
+        if self.is_set("wiring"):
             WIRINGS[self.wiring]  # raises for an unknown name
 
     @property

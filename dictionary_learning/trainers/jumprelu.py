@@ -9,13 +9,12 @@ from dictionary_learning.dictionaries import JumpReluAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity
 from dictionary_learning.ops.straight_through import KernelName
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, StepPart
-from dictionary_learning.trainers._penalized import PenaltyCoefficient, PenaltyConfig, penalized_loss
-from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._batch import StepPart
+from dictionary_learning.trainers._penalized import PenaltyTrainer
 
 
 @TRAINERS.register("jump_relu")
-class JumpReluTrainer(SAETrainer):
+class JumpReluTrainer(PenaltyTrainer):
     """Trains a dictionary with a threshold for each latent, and a penalty on the number that fire.
 
     loss = |y - y_hat|^2 + sparsity_penalty * penalty,  by default the penalty (L0 / target_l0 - 1)^2
@@ -27,7 +26,7 @@ class JumpReluTrainer(SAETrainer):
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(PenaltyConfig):
+    class Config(PenaltyTrainer.Config):
         """Settings of JumpReLU."""
 
         default_lr: ClassVar[float] = 7e-5
@@ -60,13 +59,6 @@ class JumpReluTrainer(SAETrainer):
     def nonlinearity(self) -> Nonlinearity:
         settings = self.settings
         return JumpReLU(settings.initial_threshold, settings.bandwidth, settings.kernel, settings.jumprelu_ste_to_input)
-
-    def setup(self) -> None:
-        self.coefficient = PenaltyCoefficient(self.settings)
-        self.components["coefficient"] = self.coefficient
-
-    def objective(self, batch: Batch) -> Loss:
-        return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)
 
     def after_step(self, parts: Sequence[StepPart]) -> None:
         for part in self.dictionary.coders():
