@@ -216,8 +216,9 @@ class TopKFamilyTrainer(SAETrainer):
     def setup(self) -> None:
         self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
         self.components["k"] = self.annealed_k
-        if self.smallest_kept is not None:
-            self.components["threshold"] = InferenceThreshold(self.dictionary, self.settings, self.smallest_kept)
+        smallest = type(self).smallest_kept  # through the class, which does not bind it
+        if smallest is not None:
+            self.components["threshold"] = InferenceThreshold(self.dictionary, self.settings, smallest)
 
     def objective(self, batch: Batch) -> Loss:
         latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)

@@ -25,7 +25,7 @@ class BatchTopKTrainer(TopKFamilyTrainer):
     Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
     """
 
-    smallest_kept = staticmethod(smallest_of_batch)
+    smallest_kept = smallest_of_batch
 
     def nonlinearity(self) -> Nonlinearity:
         return BatchTopK(self.settings.k)

@@ -28,7 +28,7 @@ class EndToEndTrainer(TopKFamilyTrainer):
         """Training objective: the model's cross-entropy, the KL divergence, or the error only."""
 
     settings: Config
-    smallest_kept = staticmethod(smallest_per_token)
+    smallest_kept = smallest_per_token
 
     def nonlinearity(self) -> Nonlinearity:
         return TopK(self.settings.k)

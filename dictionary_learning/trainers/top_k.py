@@ -39,7 +39,7 @@ class TrainerTopK(TopKFamilyTrainer):
         """Whether the 4k largest latents are decoded too, with weight 1/8 (Multi-TopK)."""
 
     settings: Config
-    smallest_kept = staticmethod(smallest_per_token)
+    smallest_kept = smallest_per_token
 
     def nonlinearity(self) -> Nonlinearity:
         return TopK(self.settings.k)
