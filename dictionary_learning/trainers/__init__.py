@@ -1,7 +1,7 @@
 """How dictionaries are trained: one file for each method."""
 
 # last: it registers methods on top of those above
-from dictionary_learning import experimental  # noqa: F401
+from dictionary_learning import experimental  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from dictionary_learning.dictionaries.initialization import geometric_median
 from dictionary_learning.dictionaries.named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers._base import TRAINERS, Trainer

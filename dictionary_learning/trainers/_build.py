@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -73,7 +74,7 @@ def copy_trained(
 
 def _new(nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator) -> Trainable:
     inputs = run.read_dims
-    options = {} if settings.rank_by_norm is None else {"rank_by_norm": settings.rank_by_norm}
+    options: dict[str, Any] = {} if settings.rank_by_norm is None else {"rank_by_norm": settings.rank_by_norm}
     if settings.wiring == "autoencoder":
         cls = settings.dict_class or settings.autoencoder_class or autoencoder_class(type(nonlinearity))
         if cls is SparseAutoencoder:  # a nonlinearity without a class of its own

@@ -137,8 +137,8 @@ class _Moving:
             return
         beta1, beta2 = group["betas"]
         averages = ([state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]])
-        rates = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": 0.0}
-        fused = {"fused": True, "grad_scale": divisor, "found_inf": skip}
+        rates: dict[str, Any] = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+        fused: dict[str, Any] = {"fused": True, "grad_scale": divisor, "found_inf": skip, "weight_decay": 0.0}
         adam([self.weight], [self.gradient], *averages, amsgrad=False, maximize=False, **rates, **fused)
         if self.unit_rows:
             normalize_rows_(self.weight)

@@ -230,10 +230,10 @@ def test_start_is_as_if_the_center_were_subtracted(name):
     built = Transcoder(12, 40, {"name": name, **options})
     x = torch.randn(60, 12) + 4
     centered = built.encode(x - x.mean(0))
-    built.start(x, x, InitConfig("mean", scale_encoder=False))
+    built.initialize_from_data(x, x, InitConfig("mean", scale_encoder=False))
     torch.testing.assert_close(built.encode(x), centered)
     torch.testing.assert_close(built.b_dec.detach(), x.mean(0))
-    built.start(x, x, InitConfig("mean"))
+    built.initialize_from_data(x, x, InitConfig("mean"))
     x_hat, latents = built(x, output_features=True)
     scale = (latents[centered > 0] / centered[centered > 0]).mean()
     torch.testing.assert_close(latents, centered * scale)
