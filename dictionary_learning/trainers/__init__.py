@@ -1,4 +1,4 @@
-"""How dictionaries are trained: one file for each method."""
+"""Training of dictionaries: one file for each method."""
 
 # last: it registers methods on top of those above
 from dictionary_learning import experimental  # noqa: F401  # pyright: ignore[reportUnusedImport]

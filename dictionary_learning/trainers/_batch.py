@@ -1,4 +1,4 @@
-"""What a step is made with, and what its loss consists of."""
+"""The batch of a step, and its loss."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
