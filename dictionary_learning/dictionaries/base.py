@@ -1,4 +1,4 @@
-"""What a dictionary is."""
+"""The base of every dictionary."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ class Reconstruction(NamedTuple):
 class Dictionary(nn.Module, ABC):
     """Encodes activations into latents, and decodes latents into activations.
 
-    Dim 0 of every per-latent tensor is the latent axis: W_enc is (dict_size, activation_dim), W_dec is
-    (dict_size, output_dim), and row i of W_dec is the direction of latent i. Activations of several
-    sites are concatenated in the last dimension.
+    Dim 0 of every per-latent tensor is the latent axis: W_enc is (dict_size, activation_dim), W_dec
+    is (dict_size, output_dim), and row i of W_dec is the direction of latent i. Activations of
+    several sites are concatenated in the last dimension.
 
     Args:
         activation_dim: Width of the inputs.
@@ -63,7 +63,7 @@ class Dictionary(nn.Module, ABC):
 
     @abstractmethod
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        """Returns outputs and latents of a batch; sparse latents where the nonlinearity keeps few."""
+        """Returns outputs and latents of a batch. Latents are sparse where few are kept."""
 
     def reconstruct_contexts(
         self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
@@ -99,7 +99,7 @@ class Dictionary(nn.Module, ABC):
         """Returns the arguments of a dictionary of the same class and shape, as plain data."""
 
     def expanded(self, dict_size: int, nonlinearity: Any, generator: torch.Generator | None) -> "Dictionary":
-        """Returns a trainable copy with more latents, or with another nonlinearity (`expand_or_convert`).
+        """Returns a trainable copy with more latents or another nonlinearity (`expand_or_convert`).
 
         Raises:
             ConfigError: This kind of dictionary cannot be trained further.
@@ -131,7 +131,7 @@ class Dictionary(nn.Module, ABC):
 
     @property
     def reads_contexts(self) -> bool:
-        """Whether a token's latents depend on the tokens before it, so that rows must be in order."""
+        """Whether latents depend on the tokens before: rows must be in order then."""
         return False
 
     @property

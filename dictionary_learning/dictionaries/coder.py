@@ -1,4 +1,4 @@
-"""An encoder, a nonlinearity and a decoder: what all wirings are made of."""
+"""An encoder, a nonlinearity and a decoder: the parts of every wiring."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -24,7 +24,7 @@ _LEAST_NORM = 1e-12
 
 
 def build_nonlinearity(given: Nonlinearity | dict[str, Any]) -> Nonlinearity:
-    """Returns a nonlinearity from its name and options, `{"name": "top_k", "k": 32}`; another as it is."""
+    """Returns a nonlinearity by name and options, such as `{"name": "top_k", "k": 32}`."""
     if isinstance(given, Nonlinearity):
         return given
     options = dict(given)
@@ -125,7 +125,7 @@ class Coder(Trainable):
     def pre_activations(
         self, x: Float[Tensor, "*batch activation_dim"], latents: Int[Tensor, "n"] | None = None
     ) -> Float[Tensor, "*batch latents"]:
-        """Returns the inputs of the nonlinearity, of all latents or of some, in float32 at least."""
+        """Returns the inputs of the nonlinearity for all or some latents, in float32 at least."""
         x, center = self._checked(x), self._center()
         weight, bias = self.W_enc, self.b_enc
         if latents is not None:  # (n, activation_dim) and (n,)
@@ -170,7 +170,7 @@ class Coder(Trainable):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
         x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)
         encoder = Encoder(self.W_enc, self._bias(), self._center())
-        # a tied matrix has rows of unit norm, whatever their norms at each site add up to
+        # rows of a tied matrix have unit norm already
         if not self.rank_by_norm or self.is_tied:
             return nonlinearity.encode_sparse(x, encoder, n)
         norms = self.ranking_norms()
@@ -287,8 +287,8 @@ class Coder(Trainable):
         if outputs != inputs and (self.apply_b_dec_to_input or self.is_tied):
             what = "that subtracts b_dec from inputs" if self.apply_b_dec_to_input else "with a tied matrix"
             raise ConfigError(f"A dictionary {what} has one scale; got inputs={inputs} and outputs={outputs}.")
-        # nonlinearities commute with positive factors: latents get the scale of the inputs, and decoder
-        # rows the quotient
+        # nonlinearities commute with positive factors: latents get the scale of the inputs, and the
+        # decoder the quotient
         if self.b_enc is not None:
             self.b_enc.mul_(inputs)
         ranks = self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection)
@@ -307,12 +307,12 @@ class Coder(Trainable):
 
     @property
     def encoder(self) -> LinearView:
-        """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`, as in `torch.nn.Linear`."""
+        """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`."""
         return LinearView(self.W_enc, self.b_enc)
 
     @property
     def decoder(self) -> LinearView:
-        """`decoder.weight` (output_dim, dict_size) and `decoder.bias`, as in `torch.nn.Linear`."""
+        """`decoder.weight` (output_dim, dict_size) and `decoder.bias`."""
         return LinearView(self.W_dec.T, self.b_dec)
 
     def options(self) -> dict[str, Any]:

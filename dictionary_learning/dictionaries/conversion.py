@@ -43,15 +43,15 @@ def expand_or_convert(
 ) -> D:
     """Returns a trainable float32 copy with more latents, or with another nonlinearity.
 
-    New latents come after the existing ones, which do not change. The decoder row of a new latent is a
-    random direction of unit norm. Its encoder row is the same direction (another one where input and
-    output widths differ) with the mean norm of the existing rows. Its biases and thresholds are the
-    medians of the existing ones. In a Matryoshka dictionary the last group grows; in a cross-layer
-    transcoder or a set of heads, each coder grows by the same factor.
+    New latents come after the existing ones, which do not change. The decoder row of a new latent
+    is a random direction of unit norm. Its encoder row is the same direction (another one where
+    input and output widths differ) with the mean norm of the existing rows. Its biases and
+    thresholds are the medians of the existing ones. In a Matryoshka dictionary the last group
+    grows; in a cross-layer transcoder or a set of heads, each coder grows by the same factor.
 
     Another nonlinearity gets the same directions, and fires on the same tokens where both have
-    thresholds: JumpReLU gets those of Gated exactly, or the threshold that TopK and BatchTopK learned.
-    Without one, `calibrate` estimates thresholds on data.
+    thresholds: JumpReLU gets those of Gated exactly, or the threshold that TopK and BatchTopK
+    learned. Without one, `calibrate` estimates thresholds on data.
 
     Args:
         dictionary: A trained dictionary, which is not changed.
@@ -60,7 +60,8 @@ def expand_or_convert(
         generator: Draws the directions of new latents; None for the global generator.
 
     Raises:
-        ConfigError: `expansion` is below 1, thresholds are needed and unknown, or groups would change.
+        ConfigError: `expansion` is below 1, thresholds are needed and unknown, or groups would
+            change.
     """
     if not expansion >= 1:
         raise ConfigError(f"expand_or_convert got expansion={expansion}; it only adds latents. Give at least 1.")
@@ -112,7 +113,7 @@ def rebuild_like(
     rank_by_norm: bool,
     generator: torch.Generator | None = None,
 ) -> Coder:
-    """Returns a new dictionary of the same wiring, with the class that is known for the nonlinearity.
+    """Returns a new dictionary of the same wiring, with the class known for the nonlinearity.
 
     Args:
         dictionary: A dictionary, which is not changed.
@@ -214,7 +215,7 @@ def _set_encoding_(made: Coder, encoding: Encoding, dictionary: Coder) -> None:
 
 
 def _shift_new_biases_(made: Coder, dictionary: Coder) -> None:
-    """Sets biases of new latents to a median of centered biases, where b_dec is not subtracted from x."""
+    """Sets biases of new latents to the median, as if b_dec were subtracted from inputs."""
     n_old = dictionary.dict_size
     if made.apply_b_dec_to_input or made.is_tied or made.b_dec is None or made.dict_size == n_old:
         return

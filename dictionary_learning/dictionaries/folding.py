@@ -1,4 +1,4 @@
-"""Decoder norms folded into the latents, so that a value is the norm of what the latent writes."""
+"""Decoder norms folded into the latents, so that a value is a norm in the output."""
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ _EQUAL = 1e-5
 
 @torch.no_grad()
 def fold_decoder_norm_(dictionary: Trainable) -> None:
-    """Normalizes decoder rows and multiplies latents by their norms, in place. Outputs stay the same.
+    """Normalizes decoder rows and multiplies latents by their norms, in place; outputs stay.
 
-    The norm is that of `decoder_norms`: the sum over sites where a latent writes several. Rows of zeros
-    stay, and so do their latents. With `rank_by_norm` the same latents are kept as before.
+    The norm is that of `decoder_norms`: the sum over sites where a latent writes several. Rows of
+    zeros stay, and so do their latents. With `rank_by_norm` the same latents are kept as before.
 
     Raises:
-        ConfigError: Other latents would be kept, since latents of unequal norms are compared by value;
-            or the encoder is the decoder. Nothing is changed then.
+        ConfigError: Other latents would be kept, since latents of unequal norms are compared by
+            value; or the encoder is the decoder. Nothing is changed then.
     """
     coders = [part.coder for part in dictionary.coders()]
     factors = [_factors(coder) for coder in coders]
@@ -42,7 +42,7 @@ def can_fold_decoder_norm(dictionary: Trainable) -> bool:
 
 
 def _factors(coder: Coder) -> Tensor | None:
-    """Returns the factor of each latent (dict_size,); None where rows are zeros or have unit norm."""
+    """Returns the factor of each latent (dict_size,); None for no change."""
     norms = coder.decoder_norms()
     written = norms > 0
     if not bool(written.any()):

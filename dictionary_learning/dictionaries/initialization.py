@@ -27,13 +27,13 @@ def unit_rows(rows: int, columns: int, generator: torch.Generator | None = None)
 
 
 def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: float = 1e-5) -> Float[Tensor, "dim"]:
-    """Returns the point with the least sum of distances to the given ones, by smoothed Weiszfeld steps.
+    """Returns the point with the least sum of distances to the given ones (smoothed Weiszfeld).
 
     y <- sum(x_i / d_i) / sum(1 / d_i),  d_i = max(|x_i - y|, eps)
 
-    The floor eps, a millionth of the mean distance, keeps steps finite at a point. Of more than 32,768
-    points an even subset is used. Computed in float32, and returned in the dtype of the points.
-    Weiszfeld 1937; smoothing as in Pillutla et al. 2022, https://arxiv.org/abs/1912.13445.
+    The floor eps, a millionth of the mean distance, keeps steps finite at a point. Of more than
+    32,768 points an even subset is used. Computed in float32, and returned in the dtype of the
+    points. Weiszfeld 1937; smoothing as in Pillutla et al. 2022, https://arxiv.org/abs/1912.13445.
 
     Args:
         points: At least one point.
@@ -78,10 +78,11 @@ def fitted_decoder(
     y: Float[Tensor, "n output_dim"],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "dict_size output_dim"]:
-    """Returns rows s * sum_n f_i r / sum_n f_i^2 with r = y - b_dec: a regression on each latent alone.
+    """Returns rows s * sum_n f_i r / sum_n f_i^2 with r = y - b_dec: regressions on each latent.
 
-    The common factor s, the best for all latents together, corrects for correlated latents. A latent
-    that does not fire on the sample gets a random direction, with the mean norm of the other rows.
+    The common factor s, the best for all latents together, corrects for correlated latents. A
+    latent that does not fire on the sample gets a random direction, with the mean norm of the other
+    rows.
     """
     x, y = x[:_FIT_SAMPLE], y[:_FIT_SAMPLE]
     latents, _ = coder.encode_latents(x)
@@ -101,7 +102,7 @@ def fitted_decoder(
 
 
 def _sums_by_latent(latents: Latents, rows: Tensor, dict_size: int) -> Tensor:
-    """Returns the sum over tokens of value * row for each latent: (dict_size, width of the rows)."""
+    """Returns the sum over tokens of value * row of each latent: (dict_size, width)."""
     if isinstance(latents, Tensor):
         return latents.T @ rows
     with torch.enable_grad():  # the gradient of a sparse decode is that sum
@@ -125,7 +126,8 @@ def set_decoder_(
 
     Args:
         W_dec: The decoder (dict_size, output_dim).
-        W_enc: The encoder (dict_size, activation_dim), set if it has the shape of W_dec; None to leave it.
+        W_enc: The encoder (dict_size, activation_dim), set if it has the shape of W_dec; None to
+            leave it.
         norm: Norm of the rows.
         orthogonal: Whether to draw new rows, of which each block of output_dim is orthogonal.
         generator: Draws orthogonal rows.

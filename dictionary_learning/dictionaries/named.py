@@ -1,8 +1,8 @@
 """Autoencoders by the names that people know: each is a nonlinearity, and the extras of its name.
 
 `encode` returns the latents. The flags that change what it returns in dictionary-learning
-(`return_topk`, `return_active`, `return_gate`, `output_pre_jump`, `use_threshold`) are implemented in
-`compat.encode_flags`.
+(`return_topk`, `return_active`, `return_gate`, `output_pre_jump`, `use_threshold`) are implemented
+in `compat.encode_flags`.
 """
 
 from collections.abc import Sequence
@@ -257,14 +257,14 @@ class GroupMaxSAE(_KeepsK):
 
 @DICTIONARIES.register("AbsTopKSAE")
 class AbsTopKSAE(_KeepsK):
-    """An autoencoder that keeps the k latents of largest absolute value (https://arxiv.org/abs/2510.00404)."""
+    """An autoencoder that keeps the k latents of largest absolute value (arXiv:2510.00404)."""
 
     nonlinearity_class = AbsTopK
 
 
 @DICTIONARIES.register("MatchingPursuitSAE")
 class MatchingPursuitSAE(_KeepsK):
-    """An autoencoder that chooses latents one after another (Costa et al. 2025, https://arxiv.org/abs/2506.03093)."""
+    """An autoencoder that chooses latents one after another (arXiv:2506.03093)."""
 
     nonlinearity_class = MatchingPursuit
 

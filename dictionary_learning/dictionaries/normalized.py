@@ -20,7 +20,7 @@ _EPS = 1e-5
 
 
 class Statistics(NamedTuple):
-    """Statistics of tokens: z = (x - mean) / scale for inputs, y = z * restored + mean for outputs."""
+    """Statistics of tokens: inputs z = (x - mean) / scale, outputs y = z * restored + mean."""
 
     mean: Float[Tensor, "*batch #dim"]
     scale: Float[Tensor, "*batch #dim"]
@@ -33,7 +33,7 @@ PER_TOKEN: Registry[Callable[[Tensor], Statistics]] = Registry("normalization of
 
 @PER_TOKEN.register("layer_norm")
 def layer_norm(x: Float[Tensor, "*batch dim"]) -> Statistics:
-    """Returns mean, and standard deviation + 1e-5, of each token, as in the code of Gao et al. 2024."""
+    """Returns mean and standard deviation + 1e-5 of each token (code of Gao et al. 2024)."""
     mean, deviation = _moments(x)
     return Statistics(mean, deviation + _EPS, deviation + _EPS)
 
@@ -64,11 +64,11 @@ class Normalized(Dictionary):
 
     z = (x / scale - mean) / deviation,  x_hat = (z_hat * deviation + mean) * scale
 
-    Latents and z_hat are those of the dictionary inside for z. Mean and deviation are computed for each
-    token at each site, so `decode` needs the activations that the latents encode.
+    Latents and z_hat are those of the dictionary inside for z. Mean and deviation are computed for
+    each token at each site, so `decode` needs the activations that the latents encode.
 
     Args:
-        dictionary: The dictionary inside, or its class and options: `{"class": "AutoEncoder", ...}`.
+        dictionary: The dictionary inside, or its options and `"class"`, the name of its class.
         normalization: Normalization of each token, a name of `PER_TOKEN`; None for the scales only.
         site_dims: Width of each site that is read; by default one site.
         scales: Divisor of the activations of each site; by default 1.

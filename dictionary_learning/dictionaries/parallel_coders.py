@@ -24,7 +24,8 @@ B = TypeVar("B", bound="ParallelCoders")
 class ParallelCoders(Trainable):
     """Coders that each read a slice of the inputs and add to a slice of the outputs.
 
-    Latents of the coders are concatenated. Each nonlinearity selects among the latents of its coder.
+    Latents of the coders are concatenated. Each nonlinearity selects among the latents of its
+    coder.
 
     Args:
         parts: The coders, with equal numbers of latents.
@@ -61,7 +62,7 @@ class ParallelCoders(Trainable):
         return {"dict_size": self.dict_size, "nonlinearity": first.nonlinearity_options()}
 
     def with_parts(self: B, parts: Sequence[Coder]) -> B:
-        """Returns a dictionary of the same sites and b_dec with as many other coders, all of one kind."""
+        """Returns a dictionary of the same sites and b_dec, with as many other coders."""
         options: dict[str, Any] = {
             **self.options(),
             "dict_size": sum(part.dict_size for part in parts),
@@ -159,13 +160,13 @@ class ParallelCoders(Trainable):
 
 @DICTIONARIES.register("CrossLayerTranscoder")
 class CrossLayerTranscoder(ParallelCoders):
-    """Predicts the module output of each layer from the latents of this layer and of those before it.
+    """Predicts the module output of each layer from the latents of this and of earlier layers.
 
     latents^s = nonlinearity(W_enc^s x^s + b_enc^s)
     y_hat^l = sum over s <= l of W_dec^(s to l)^T latents^s + b_dec^l
 
-    There are L encoders and L (L + 1) / 2 decoders. Layers are concatenated: (batch, sum of widths).
-    Ameisen et al. 2025, "Circuit Tracing", Transformer Circuits.
+    There are L encoders and L (L + 1) / 2 decoders. Layers are concatenated: (batch, sum of
+    widths). Ameisen et al. 2025, "Circuit Tracing", Transformer Circuits.
 
     Args:
         site_dims: Width of the module input of each layer.
@@ -175,7 +176,8 @@ class CrossLayerTranscoder(ParallelCoders):
         generator: Draws the initial directions; None for the global generator.
 
     Raises:
-        ConfigError: dict_size is not a multiple of the layers, or inputs and outputs differ in number.
+        ConfigError: dict_size is not a multiple of the layers, or inputs and outputs differ in
+            number.
     """
 
     def __init__(
@@ -287,7 +289,7 @@ def _joined(parts: list[Latents]) -> Latents:
     dense = [part for part in parts if isinstance(part, Tensor)]
     if len(dense) == len(parts):
         return torch.cat(dense, dim=1)
-    # pre-activations that were not selected are unknown, and not zero: sparse parts cannot become dense
+    # pre-activations that were not selected are unknown, not zero: sparse parts stay sparse
     return concat_latents([_all_pairs(part) if isinstance(part, Tensor) else part for part in parts])
 
 

@@ -58,7 +58,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
-        """Returns the average of each parameter in its dtype; without an update, the current weights."""
+        """Returns the averages in the dtype of each parameter; before an update, the weights."""
         averages = {}
         for name, p in self.module.named_parameters():
             if not self.n_updates:
@@ -72,7 +72,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def averaged(self) -> Generator[nn.Module]:
-        """Puts the averaged weights into the module inside the `with` block; then the same bits as before."""
+        """Puts the averaged weights into the module, inside the `with` block."""
         own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self._write(self.weights())
         try:

@@ -1,4 +1,4 @@
-"""What trainSAE drives: a dictionary, a pure loss, and an update that changes everything."""
+"""The base of every trainer: a dictionary, a pure loss, and an update that changes everything."""
 
 import contextlib
 import copy
@@ -34,8 +34,8 @@ class Trainer(ABC):
     `update`. Logging reads the last step, and computes and changes nothing else.
 
     Args:
-        config: The settings that were asked for. Older scripts give settings and facts of the run by
-            position and by name instead.
+        config: The settings that were asked for. Older scripts give settings and facts of the run
+            by position and by name instead.
         run: Facts of the run.
 
     Raises:
@@ -124,13 +124,13 @@ class Trainer(ABC):
 
     @abstractmethod
     def encoders(self) -> list[Encoder]:
-        """Returns the encoders that `loss` applies to the activations, for one product with others'."""
+        """Returns the encoders that `loss` applies, for one product with those of others."""
 
     def setup(self) -> None:  # noqa: B027
         """Adds the components of a method; called at the end of the construction."""
 
     def after_step(self, parts: Sequence[StepPart]) -> None:  # noqa: B027
-        """Changes weights after the optimizer step, such as thresholds that must not be negative."""
+        """Changes weights after the optimizer step, such as thresholds below 0."""
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         """Returns a context in which the parts of one batch share what depends on all of it."""
@@ -179,7 +179,7 @@ class Trainer(ABC):
         return total
 
     def finish(self) -> None:
-        """Makes a last step with the gradients of fewer than `grad_acc_steps` batches, if there are any."""
+        """Makes a last step if fewer than `grad_acc_steps` batches were accumulated."""
         n_left = self._n_batches % self.settings.grad_acc_steps
         if not n_left:
             return
@@ -202,8 +202,8 @@ class Trainer(ABC):
 
         Args:
             x: Input of the dictionary (batch, activation_dim).
-            y: Target of the reconstruction (batch, output_dim); by default x. A number is the step of
-                an older script, and ignored.
+            y: Target of the reconstruction (batch, output_dim); by default x. A number is the step
+                of an older script, and ignored.
             model_loss_fn: The model's loss with a reconstruction of y spliced in.
             lengths: Tokens of each context (contexts,), where the batch is contexts.
             older: Further arguments of older scripts, for which `compat` returns what they expect.
@@ -257,7 +257,7 @@ class Trainer(ABC):
         return self.settings.lr * self.schedule(step)
 
     def export(self) -> Dictionary:
-        """Returns a copy of the dictionary for use, with averaged weights where there is an average."""
+        """Returns a copy of the dictionary for use, with averaged weights if there are any."""
         optimizer: Any = self.optimizer
         averages_itself = hasattr(optimizer, "eval")  # schedule-free
         if averages_itself:

@@ -57,7 +57,7 @@ def copy_trained(
     settings: OptimizationConfig,
     generator: torch.Generator,
 ) -> Dictionary:
-    """Returns a copy of a trained dictionary with another nonlinearity, and as many latents as asked.
+    """Returns a copy of a trained dictionary with another nonlinearity and number of latents.
 
     Raises:
         ConfigError: The number of latents is impossible for this kind of dictionary.
@@ -109,7 +109,7 @@ def _from_trained(
             f"finetune got a {type(trained).__name__} with wiring={settings.wiring!r}, which builds another kind. Leave "
             "wiring out, or use the trainer of this dictionary."
         )
-    # a trainer used alone knows the inputs only; the dictionary knows what it predicts
+    # without `trainSAE` only the inputs are known; the dictionary knows the width of its outputs
     other = (trained.output_dim,) if WIRINGS[settings.wiring].writes_others else run.read_dims
     trained.check_sites(run.read_dims, run.output_dims or other)
     if settings.unit_norm_decoder and not any(part.coder.is_tied for part in trained.coders()):

@@ -13,8 +13,9 @@ _LOOK_EVERY = 100
 class DeadLatents:
     """Counts for each latent the tokens since it last fired, that is, since it was positive.
 
-    On a CPU, dead latents are known after each step. The host does not wait for an accelerator: every
-    100 steps it starts an asynchronous copy, and uses it 100 steps later, when it has arrived.
+    On a CPU, dead latents are known after each step. The host does not wait for an accelerator:
+    every 100 steps it starts an asynchronous copy, and uses it 100 steps later, when it has
+    arrived.
 
     Args:
         dict_size: Number of latents.
@@ -41,7 +42,7 @@ class DeadLatents:
         self._n_windows = 0
         self.tokens_since_fired = torch.zeros(dict_size, dtype=torch.long, device=device)
         self.n_tokens = 0
-        """Tokens so far. The host knows it, so that nothing is computed while no latent can be dead."""
+        """Tokens so far, on the host: nothing is computed while no latent can be dead."""
         self._step = 0
         self._copied: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
@@ -78,7 +79,7 @@ class DeadLatents:
 
     @property
     def indices(self) -> Int[Tensor, "n_dead"] | None:
-        """Indices of the dead latents that the host knows of; None if there are none. Never waits."""
+        """Indices of dead latents that the host knows of, without a wait; None for none."""
         return self._indices if self._indices is not None and len(self._indices) else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def ghost_loss(
     dead: Int[Tensor, "n_dead"],
     error: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Returns the error with which exp(pre-activations) of dead latents predict half of the residual e.
+    """Returns the ghost loss: exp(pre-activations) of dead latents predict half of the residual e.
 
     L = |e - s g|^2,  g = W_dec^T exp(pre - threshold) over dead latents,  s = |e| / (2 |g|)
 
@@ -72,7 +72,7 @@ def ghost_loss(
         own = part.own(dead)
         pre = _margin(part, x, own)  # (batch, own dead)
         ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
-        # a coder may write a part of the output only: (batch, own output_dim) -> (batch, output_dim)
+        # a coder may write a part of the output: (batch, own output_dim) -> (batch, output_dim)
         total = total + torch.nn.functional.pad(ghosts, (part.writes.start, total.shape[1] - part.writes.stop))
     norm = total.detach().norm(dim=-1, keepdim=True)  # (batch, 1)
     scaled = total * (residual.norm(dim=-1, keepdim=True) / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny))
@@ -83,7 +83,7 @@ def ghost_loss(
 def pre_activation_loss(
     dictionary: Trainable, x: Float[Tensor, "batch activation_dim"], dead: Int[Tensor, "n_dead"]
 ) -> Float[Tensor, ""]:
-    """Returns E[sum over dead latents of relu(threshold - pre) |d|], which pulls them up until they fire.
+    """Returns E[sum over dead latents of relu(threshold - pre) |d|], whose gradient raises pre.
 
     |d| is the decoder norm of a latent. Anthropic, January 2025 update.
     """

@@ -44,16 +44,16 @@ def closure_loss(closure: Closure) -> float | None:
 
 
 def clip_divisor(norm: Tensor, max_grad_norm: float) -> Tensor:
-    """Returns what gradients of this common norm are divided by: 1 where the norm is small enough."""
+    """Returns the divisor of gradients with this common norm; 1 where it is small enough."""
     return ((norm + _TINY) / max_grad_norm).clamp_min_(1.0)
 
 
 @torch.no_grad()
 def take_rows(optimizer: torch.optim.Optimizer, parameter: Tensor, rows: Tensor) -> None:
-    """Makes an optimizer forget rows of a parameter that were written from outside, as by resampling.
+    """Makes an optimizer forget rows of a parameter that were written by others, as in resampling.
 
-    Mean gradients of the rows become 0, and copies of the weights in the state get the new rows. Means
-    in 8 bits stay, since their codes have no plain zero; they decay.
+    Mean gradients of the rows become 0, and copies of the weights in the state get the new rows.
+    Means in 8 bits stay, since their codes have no plain zero; they decay.
 
     Args:
         optimizer: Any optimizer. If it has a method `take_rows`, that is called instead.

@@ -1,4 +1,4 @@
-"""Optimizers by name, or from PyTorch or a user, with projection, clipping, skipping and unit rows."""
+"""Optimizers by name or from a user, with projection, clipping, skipping and unit rows."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -34,11 +34,12 @@ def build_optimizer(
     eps: float = 1e-8,
     max_grad_norm: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Returns an optimizer of groups of parameters, with projection, clipping, skipping and unit rows.
+    """Returns an optimizer of groups, with projection, clipping, skipping and unit rows.
 
     Args:
-        optimizer: A name of `OPTIMIZERS`; or a function from groups to an optimizer, such as the class
-            `torch.optim.AdamW` or a `functools.partial` of one, which gets no betas and no eps.
+        optimizer: A name of `OPTIMIZERS`; or a function from groups to an optimizer, such as the
+            class `torch.optim.AdamW` or a `functools.partial` of one, which gets no betas and no
+            eps.
         groups: Groups of parameters, with `unit_rows`, `lr_factor` and options of the optimizer.
         lr: Learning rate of groups that have none.
         betas: Decays of the mean gradient and of the mean squared gradient.
@@ -83,13 +84,13 @@ def signum(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.o
 
 @OPTIMIZERS.register("signum_schedule_free")
 def signum_schedule_free(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Returns Signum, with averaged weights in place of momentum and of a decaying learning rate."""
+    """Returns Signum, with averaged weights in place of momentum and of a decaying rate."""
     return ScheduleFree(Signum(groups, momentum=0.0), beta=_SIGN_BETA)
 
 
 @OPTIMIZERS.register("adam_schedule_free")
 def adam_schedule_free(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Returns Adam, with averaged weights in place of momentum and of a decaying learning rate."""
+    """Returns Adam, with averaged weights in place of momentum and of a decaying rate."""
     return ScheduleFree(torch.optim.Adam(groups, betas=(0.0, betas[1]), eps=eps), beta=betas[0])
 
 
@@ -137,7 +138,8 @@ class Signum(torch.optim.Optimizer):
     Args:
         params: Parameters, or groups of them.
         lr: Learning rate.
-        momentum: Decay of the mean gradient; 0 for the sign of the gradient itself, without a state.
+        momentum: Decay of the mean gradient; 0 for the sign of the gradient itself, without a
+            state.
 
     Raises:
         ConfigError: A number is out of range.

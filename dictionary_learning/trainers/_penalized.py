@@ -47,10 +47,11 @@ class PenaltyConfig(TrainerConfig):
     """Whether latents are weighted by their decoder norm, so that small latents with long rows do
     not pay less."""
     sparsity_warmup_steps: int = auto(lambda c: min(2000, c.steps // 5), at_least=0)
-    """Steps over which the penalty increases from 0; by default a fifth of the run, at most 2,000."""
+    """Steps of the penalty's warm-up; by default a fifth of the run, at most 2,000."""
     mse_loss_normalization: Literal["variance", "dense_batch"] | None = None
     """variance: errors are divided by the variance, estimated once. dense_batch: each token's error
-    is divided by its distance from the batch's mean (SAELens up to version 5). None: squared errors."""
+    is divided by its distance from the batch's mean (SAELens up to version 5). None: squared
+    errors."""
     scale_encoder: bool = False
     """Whether the initial encoder is scaled so that the first reconstruction is best."""
 

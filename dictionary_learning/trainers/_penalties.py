@@ -85,7 +85,7 @@ class PowerNorm:
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
         sums = per_token(powers(sparsity.values(), self.p))  # (batch,)
-        # at 0, for a token without latents, the slope of the root is infinite; its gradient is to be 0
+        # at 0, for a token without latents, the slope of the root is infinite: its gradient is 0 here
         return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / self.p), 0.0).mean()
 
 
@@ -104,7 +104,7 @@ class Tanh:
 @PENALTIES.register("l0", "step")
 @dataclasses.dataclass(frozen=True)
 class L0:
-    """L0, the number of latents that fire (Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435)."""
+    """L0: the number of latents that fire (https://arxiv.org/abs/2407.14435)."""
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
         return mean_sum(sparsity.fires())

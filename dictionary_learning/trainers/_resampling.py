@@ -23,10 +23,10 @@ def resample_(
 ) -> Int[Tensor, "n_revived"]:
     """Points dead latents at tokens that are reconstructed badly, in place.
 
-    Tokens are drawn without repetition, with a probability proportional to |y - y_hat|^4. The decoder
-    row becomes the direction of the token's target, with the mean norm of the living rows. The encoder
-    row becomes the direction of its input, with a fifth of their mean norm. Biases become 0, and
-    thresholds their initial value.
+    Tokens are drawn without repetition, with a probability proportional to |y - y_hat|^4. The
+    decoder row becomes the direction of the token's target, with the mean norm of the living rows.
+    The encoder row becomes the direction of its input, with a fifth of their mean norm. Biases
+    become 0, and thresholds their initial value.
     Bricken et al. 2023, "Towards Monosemanticity", Neuron Resampling.
 
     Args:
@@ -65,7 +65,7 @@ def resample_(
             rows[id(coder.W_enc)] = inputs * (_ENCODER_SHARE * encoder)
         threshold = float(getattr(coder.nonlinearity, "initial_threshold", 0.0))
         for name, p in coder.named_parameters():
-            # where widths are equal to dict_size, only the name tells tensors without rows for latents
+            # a width may equal dict_size: only the name tells tensors without rows for latents
             if p.shape[:1] != (coder.dict_size,) or name in ("b_dec", "W_skip"):
                 continue
             filled = torch.full_like(p[own], threshold if name.endswith("threshold") else 0.0, dtype=torch.float32)

@@ -23,11 +23,11 @@ _LOW = (torch.bfloat16, torch.float16)
 class RowAdam(torch.optim.Optimizer):
     """Adam with projection, clipping, skipping and unit rows, all on the device without a wait.
 
-    A step projects the gradients of unit rows, which lose their part along the row (Bricken et al. 2023,
-    "Autoencoder training"); scales all gradients to a common norm of at most `max_grad_norm`; makes
-    Adam's step; and normalizes unit rows. A gradient that is not finite turns the step into no step,
-    counted in `n_skipped`. Weights in bfloat16 or float16 have a float32 copy in the state, which is
-    rounded into them after each step.
+    A step projects the gradients of unit rows, which lose their part along the row (Bricken et al.
+    2023, "Autoencoder training"); scales all gradients to a common norm of at most `max_grad_norm`;
+    makes Adam's step; and normalizes unit rows. A gradient that is not finite turns the step into
+    no step, counted in `n_skipped`. Weights in bfloat16 or float16 have a float32 copy in the
+    state, which is rounded into them after each step.
 
     Args:
         params: Parameters, or groups with `unit_rows=True`, `lr`, `betas` and `eps` of their own.
@@ -70,7 +70,7 @@ class RowAdam(torch.optim.Optimizer):
             return loss
         norm = torch.stack([m.squared_norm() for m in moving]).sum().sqrt()
         # Adam's kernel divides gradients by the one, and changes nothing where the other is 1: clipping
-        # and skipping need no pass over the gradients, and the host does not wait
+        # and skipping need no pass over the gradients, and no wait of the host
         divisor = clip_divisor(norm, self.max_grad_norm) if self.max_grad_norm else torch.ones_like(norm)
         skip = (~norm.isfinite()).to(norm.dtype)
         for m in moving:

@@ -1,8 +1,9 @@
 """Averaging in place of a decaying learning rate.
 
-Each weight has three points: z, which the base optimizer moves; x, the average of all z, which is the
-result; and y between them, where gradients are taken. Parameters hold y in training and x in `eval()`.
-z and x are stored and y is computed from them, so that `eval()` and `train()` change no bit.
+Each weight has three points: z, which the base optimizer moves; x, the average of all z, which is
+the result; and y between them, where gradients are taken. Parameters hold y in training and x in
+`eval()`. z and x are stored and y is computed from them, so that `eval()` and `train()` change no
+bit.
 """
 
 from typing import Any
@@ -21,8 +22,8 @@ class ScheduleFree(torch.optim.Optimizer):
     z = z - base(gradient at y),  x = x + c (z - x),  y = (1 - beta) z + beta x
     c = lr_t^2 / (lr_1^2 + ... + lr_t^2), so that steps of a warm-up weigh less
 
-    The base should have no momentum, which beta replaces. In groups with `unit_rows=True`, rows of z
-    and y have unit norm, and so has x where it is read.
+    The base should have no momentum, which beta replaces. In groups with `unit_rows=True`, rows of
+    z and y have unit norm, and so has x where it is read.
     Defazio et al. 2024, https://arxiv.org/abs/2405.15682.
 
     Args:
@@ -75,7 +76,7 @@ class ScheduleFree(torch.optim.Optimizer):
         self._write(training=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the base's state, the points by index of the parameter, and whether weights hold y."""
+        """Returns the state of the base, the points, and whether the weights hold y."""
         points = {i: self._points[p].state_dict() for i, p in enumerate(self._parameters()) if p in self._points}
         return {"base": self.base.state_dict(), "points": points, "training": self.training}
 

@@ -1,4 +1,4 @@
-"""Shared by the methods that keep a set number of latents: settings, loss, k, inference threshold."""
+"""Shared by the methods that keep a set number of latents: settings, loss, k, threshold."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -134,15 +134,17 @@ def reconstruction_loss(
 class InferenceThreshold(Component):
     """Estimates a threshold that keeps as many latents as training does, one token at a time.
 
-    threshold <- beta * threshold + (1 - beta) * smallest kept value,  from `threshold_start_step` on
+    threshold <- beta * threshold + (1 - beta) * smallest kept value
+
+    The average starts at `threshold_start_step`; before, the threshold is that of the last batch.
 
     The threshold is a buffer of the nonlinearity, which is saved with the dictionary.
 
     Args:
         dictionary: The dictionary in training.
         settings: Decay and start of the average.
-        smallest: Returns the smallest kept value of a step, given the latents of its parts; infinite
-            where no latent is positive.
+        smallest: Returns the smallest kept value of a step, given the latents of its parts;
+            infinite where no latent is positive.
     """
 
     def __init__(
@@ -156,7 +158,7 @@ class InferenceThreshold(Component):
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
         coders = list(self._dictionary.coders())
         since = step - self._settings.threshold_start_step
-        # weight of a plain average over the steps so far, until the decay limits it: no initial bias
+        # the weight of a plain average over the steps so far, until the decay limits it: no bias
         weight = max(1 - self._settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
         for part in coders:
             nonlinearity = part.coder.nonlinearity
@@ -187,7 +189,7 @@ def smallest_per_token(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
 
 
 def ranked_values(latents: SparseLatents, part: CoderSlice) -> Tensor:
-    """Returns what latents are ranked by and compared with thresholds, in the shape of the values."""
+    """Returns values, times decoder norms with `rank_by_norm`, in the shape of the values."""
     values = latents.values.detach()
     return values * gather_per_latent(part.coder.decoder_norms(), latents) if part.coder.rank_by_norm else values
 
@@ -211,7 +213,7 @@ class TopKFamilyTrainer(SAETrainer):
     # errors are shares of the variance already
     auxk_is_share_of_error = False
     smallest_kept: ClassVar[Callable[[Sequence[SparseLatents]], Tensor] | None] = None
-    """The smallest kept value of a step, as `InferenceThreshold` takes it; None for no threshold."""
+    """Smallest kept value of a step (`InferenceThreshold`); None for no threshold."""
 
     def setup(self) -> None:
         self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)

@@ -20,19 +20,20 @@ from dictionary_learning.trainers._optimizer_rows import (
 class UnitNormOptimizer(torch.optim.Optimizer):
     """Adds to any PyTorch optimizer what `RowAdam` does: projection, clipping, skipping, unit rows.
 
-    The inner optimizer sees float32 matrices and vectors only. A weight of lower precision is replaced
-    by a float32 copy, which is rounded into the weight after each step; a weight with more axes is
-    replaced by a matrix with the same rows. `param_groups` are those of the inner optimizer, so that a
-    learning rate set here is used there.
+    The inner optimizer sees float32 matrices and vectors only. A weight of lower precision is
+    replaced by a float32 copy, which is rounded into the weight after each step; a weight with more
+    axes is replaced by a matrix with the same rows. `param_groups` are those of the inner
+    optimizer, so that a learning rate set here is used there.
 
     Args:
-        groups: Groups of parameters, with `unit_rows`, `lr_factor` and options of the inner optimizer.
+        groups: Groups of parameters, with `unit_rows`, `lr_factor` and options of the inner
+            optimizer.
         build: Returns the inner optimizer of some groups.
         max_grad_norm: Largest common norm of the gradients; None for no limit.
 
     Raises:
-        ConfigError: `max_grad_norm` is not positive, a vector has `unit_rows`, or `build` returns no
-            optimizer of the given parameters.
+        ConfigError: `max_grad_norm` is not positive, a vector has `unit_rows`, or `build` returns
+            no optimizer of the given parameters.
     """
 
     inner: torch.optim.Optimizer
@@ -91,15 +92,15 @@ class UnitNormOptimizer(torch.optim.Optimizer):
                 p.grad = torch.zeros_like(p)
 
     def train(self) -> None:
-        """Sets the weights to the point of the gradients (`ScheduleFree`); for others, does nothing."""
+        """Calls `train` of the inner optimizer, if it has one (`ScheduleFree`)."""
         self._pass_on("train")
 
     def eval(self) -> None:
-        """Sets the weights to their average (`ScheduleFree`); for others, does nothing."""
+        """Calls `eval` of the inner optimizer, if it has one (`ScheduleFree`)."""
         self._pass_on("eval")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the inner state, the float32 copies by index of the parameter, and `n_skipped`."""
+        """Returns the inner state, the float32 copies by parameter index, and `n_skipped`."""
         copies = {i: twin.weight.detach() for i, twin in enumerate(self._twins.values()) if twin.is_copy}
         return {"inner": self.inner.state_dict(), "copies": copies, "n_skipped": self.n_skipped}
 
@@ -132,7 +133,7 @@ class UnitNormOptimizer(torch.optim.Optimizer):
 
 
 class _MasterWeight:
-    """A parameter, and the `weight` that the inner optimizer sees: itself, a view, or a float32 copy."""
+    """A parameter, and the `weight` for the inner optimizer: itself, a view or a float32 copy."""
 
     def __init__(self, parameter: Tensor, unit_rows: bool):
         if unit_rows and parameter.ndim < 2:
@@ -147,7 +148,7 @@ class _MasterWeight:
         self.is_copy = self.weight.data_ptr() != parameter.data_ptr()
 
     def take_gradient(self) -> Tensor | None:
-        """Returns the projected gradient, in the shape and the type that the inner optimizer sees."""
+        """Returns the projected gradient, in the shape and dtype of `weight`."""
         gradient = self.parameter.grad
         if gradient is not None:
             self.read()
@@ -158,7 +159,7 @@ class _MasterWeight:
         return gradient
 
     def read(self) -> None:
-        """Copies what was written into the parameter from outside: where it is not the rounded copy."""
+        """Copies entries that others wrote into the parameter: where it is not the rounded copy."""
         if self.is_copy:
             parameter = self.parameter.detach().reshape(self.weight.shape)
             self.weight.copy_(torch.where(parameter == self.weight.to(parameter.dtype), self.weight, parameter))

@@ -40,10 +40,11 @@ class GatePenaltyTrainer(PenaltyTrainer):
 class GatedSAETrainer(GatePenaltyTrainer):
     """Trains a gated dictionary.
 
-    loss = |y - y_hat|^2 + sparsity_penalty * sum_i relu(gate_i) + |y - (W_dec^T relu(gate) + b_dec)|^2
+    loss = |y - y_hat|^2 + sparsity_penalty * sum_i relu(gate_i) + |y - y_gate|^2
+    y_gate = W_dec^T relu(gate) + b_dec
 
-    W_dec and b_dec are constant in the last term. Adam keeps no mean of the gradient, as in the paper.
-    Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equation 8.
+    W_dec and b_dec are constant in y_gate. Adam keeps no mean of the gradient, as in the
+    paper. Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equation 8.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

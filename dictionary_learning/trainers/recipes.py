@@ -1,8 +1,9 @@
 """Published recipes: a function for each paper, which returns the config of a trainer.
 
 Every setting can be changed by name: `gao_2024(k=64)`, `april_2024(sparsity_penalty=2)`. Learning
-rates, warm-ups and penalties are those of the papers, for runs of their length; a short run does not
-converge with them. docs/methods.md has results on a small model, and what was changed for its length.
+rates, warm-ups and penalties are those of the papers, for runs of their length; a short run does
+not converge with them. docs/methods.md has results on a small model, and what was changed for its
+length.
 """
 
 from collections.abc import Callable
@@ -177,13 +178,13 @@ def lindsey_2024(**changes: Any) -> StandardTrainerAprilUpdate.Config:
 
 @RECIPES.register("minder_2025")
 def minder_2025(**changes: Any) -> BatchTopKTrainer.Config:
-    """A BatchTopK crosscoder of two models. Minder et al. 2025, https://arxiv.org/abs/2504.02922."""
+    """A BatchTopK crosscoder of two models (Minder et al. 2025, arXiv:2504.02922)."""
     return _config(BatchTopKTrainer.Config, changes, wiring="crosscoder", k=100, normalize="sqrt_dim")
 
 
 @RECIPES.register("ameisen_2025")
 def ameisen_2025(**changes: Any) -> JumpReluTrainer.Config:
-    """A cross-layer transcoder with JumpReLU and a tanh penalty. Ameisen et al. 2025, "Circuit Tracing"."""
+    """A JumpReLU cross-layer transcoder with a tanh penalty. Ameisen et al. 2025, "Circuit Tracing"."""
     return anthropic_2025(
         **{"wiring": "cross_layer_transcoder", "decoder_init_norm": None, "sparsity_penalty": 1.0, **changes}
     )

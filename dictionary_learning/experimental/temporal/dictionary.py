@@ -38,7 +38,7 @@ class ContextAttention(nn.Module):
 
     @torch.no_grad()
     def draw_(self, generator: torch.Generator | None = None) -> None:
-        """Draws new weights, with rows of one norm so that outputs have the scale of latents; biases are 0."""
+        """Draws new weights: rows of one norm, for outputs in the scale of latents; biases of 0."""
         narrow, wide = self.k_ctx.out_features // self.n_heads, self.v_ctx.out_features
         sizes = ((self.k_ctx, narrow), (self.q_target, narrow), (self.v_ctx, wide // self.n_heads), (self.c_proj, wide))
         for layer, size in sizes:
@@ -47,7 +47,7 @@ class ContextAttention(nn.Module):
             layer.bias.zero_()
 
     def forward(self, latents: Float[Tensor, "batch ctx dict_size"]) -> Float[Tensor, "batch ctx dict_size"]:
-        """Returns the prediction at each token, before ReLU. The first token is predicted from zeros."""
+        """Returns the prediction at each token before ReLU; the first is predicted from zeros."""
         before = nn.functional.pad(latents, (0, 0, 1, -1))
         split = "batch ctx (head dim) -> batch head ctx dim"
         queries, keys, values = (
@@ -62,13 +62,14 @@ class ContextAttention(nn.Module):
 class TemporalAutoencoder(Dictionary):
     """An autoencoder of contexts whose latents are novel: attention cannot predict them.
 
-    Each attention layer predicts latents p, and removes the projection on them from the rest r of x:
-    p = relu(attention(relu(W_enc r / (4 dim)))),  r <- r - s W_dec^T p,  s = <r, W_dec^T p> / |W_dec^T p|^2
+    Each attention layer predicts latents p, and removes their projection from the rest r of x:
+    p = relu(attention(relu(W_enc r / (4 dim))))
+    r <- r - s W_dec^T p,  s = <r, W_dec^T p> / |W_dec^T p|^2
     latents = the k largest of relu(W_enc r / (4 dim)) of the last rest; without k, all of them
     x_hat = W_dec^T (latents + sum of s p) + b_dec
 
-    x is (..., ctx, activation_dim); a tensor of two dimensions is one context. A token's latents do not
-    depend on later tokens. Computed in float32 at least. Lubana et al. 2025,
+    x is (..., ctx, activation_dim); a tensor of two dimensions is one context. A token's latents do
+    not depend on later tokens. Computed in float32 at least. Lubana et al. 2025,
     https://arxiv.org/abs/2511.01836; attention is initialized as in the published code.
 
     Args:
@@ -189,7 +190,7 @@ class TemporalAutoencoder(Dictionary):
         if not len(x):
             return Reconstruction(x, x.new_zeros(0, self.dict_size))
         places = torch.arange(int(lengths.max()), device=x.device) < lengths.unsqueeze(1)
-        # (contexts, longest, dim), padded behind the end of each context, which its tokens do not see
+        # (contexts, longest, dim): tokens do not see the padding behind the end of their context
         apart = x.new_zeros(*places.shape, x.shape[1]).masked_scatter(places.unsqueeze(-1), x)
         novel, predicted = (latents[places] for latents in self.encode_with_predictions(apart))
         return Reconstruction(self._written(novel + predicted), novel)

@@ -16,8 +16,8 @@ def widened(
 ) -> TemporalAutoencoder:
     """Returns a float32 copy with more latents after the existing ones.
 
-    Attention predicts the existing latents as before, without the new ones. New rows have the mean norm
-    of the existing rows.
+    Attention predicts the existing latents as before, without the new ones. New rows have the mean
+    norm of the existing rows.
 
     Args:
         dictionary: A temporal dictionary, which is not changed.
