@@ -192,5 +192,4 @@ def wiring_of(dictionary: Trainable) -> str:
 
 def have_same_parts(one: str, other: str) -> bool:
     """Returns whether dictionaries of two wirings have the same parts, such as one coder."""
-    single = (SparseAutoencoder, Transcoder)
-    return one == other or all(WIRINGS[name].makes in single for name in (one, other))
+    return one == other or {WIRINGS[one].makes, WIRINGS[other].makes} <= {SparseAutoencoder, Transcoder}

@@ -335,15 +335,8 @@ class Trainer(ABC):
             {"params": [p], "lr_factor": factors.get(name.rpartition(".")[2], 1.0), "unit_rows": name in unit}
             for name, p in self.dictionary.named_parameters()
         ]
-        betas = (settings.beta1, settings.beta2)
-        return build_optimizer(
-            settings.optimizer,
-            groups,
-            lr=settings.lr,
-            betas=betas,
-            eps=settings.eps,
-            max_grad_norm=settings.max_grad_norm,
-        )
+        rates: dict[str, Any] = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
+        return build_optimizer(settings.optimizer, groups, **rates, max_grad_norm=settings.max_grad_norm)
 
     def _initialize(self, batch: Batch, *, is_autoencoder: bool) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):

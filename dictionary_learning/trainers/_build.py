@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,30 +26,6 @@ from dictionary_learning.trainers._config import OptimizationConfig, RunInfo, Tr
 logger = logging.getLogger(__name__)
 
 
-def build_dictionary(
-    nonlinearity: Callable[[], Nonlinearity],
-    settings: TrainerConfig,
-    run: RunInfo,
-    generator: torch.Generator,
-    trained: Dictionary | None,
-) -> Trainable:
-    """Returns a dictionary to train.
-
-    Args:
-        nonlinearity: Returns a new nonlinearity of the method.
-        settings: Resolved settings.
-        run: Facts of the run.
-        generator: Draws the initial weights.
-        trained: The dictionary to start from, which is copied; None for a new one.
-
-    Raises:
-        ConfigError: The settings do not fit each other, the sites or the trained dictionary.
-    """
-    if trained is None:
-        return _new(nonlinearity(), settings, run, generator)
-    return _from_trained(nonlinearity(), settings, run, generator, trained)
-
-
 def copy_trained(
     trained: Dictionary,
     nonlinearity: Nonlinearity | dict[str, object],
@@ -72,7 +47,14 @@ def copy_trained(
     return dictionary
 
 
-def _new(nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator) -> Trainable:
+def new_dictionary(
+    nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
+) -> Trainable:
+    """Returns a new dictionary to train.
+
+    Raises:
+        ConfigError: The settings do not fit each other or the sites.
+    """
     inputs = run.read_dims
     options: dict[str, Any] = {} if settings.rank_by_norm is None else {"rank_by_norm": settings.rank_by_norm}
     if settings.wiring == "autoencoder":
@@ -96,13 +78,14 @@ def _new(nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, gene
     return dictionary
 
 
-def _from_trained(
-    nonlinearity: Nonlinearity,
-    settings: TrainerConfig,
-    run: RunInfo,
-    generator: torch.Generator,
-    trained: Dictionary,
+def trained_dictionary(
+    trained: Dictionary, nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
+    """Returns a copy of a trained dictionary to train further.
+
+    Raises:
+        ConfigError: The settings do not fit the trained dictionary.
+    """
     own = wiring_of(trained) if isinstance(trained, Trainable) else None
     if not isinstance(trained, Trainable) or own is None or not have_same_parts(own, settings.wiring):
         raise ConfigError(

@@ -85,7 +85,7 @@ class PowerNorm:
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
         sums = per_token(powers(sparsity.values(), self.p))  # (batch,)
-        # at 0, for a token without latents, the slope of the root is infinite: its gradient is 0 here
+        # at 0, without latents, the slope of the root is infinite: the gradient is 0 there
         return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / self.p), 0.0).mean()
 
 
@@ -97,8 +97,7 @@ class Tanh:
     scale: float = 4.0
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
-        values = sparsity.values()
-        return mean_sum(replace_values(values, torch.tanh(self.scale * _plain(values))))
+        return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(self.scale * f)))
 
 
 @PENALTIES.register("l0", "step")
@@ -139,10 +138,9 @@ class Entropy:
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
         values = sparsity.values()
-        plain = _plain(values)
         totals = per_token(values)  # (batch,)
         # -sum p log p = log S - sum f log f / S, where S = sum f
-        products = per_token(replace_values(values, torch.where(plain > 0, plain * plain.clamp_min(_LEAST).log(), 0.0)))
+        products = per_token(_mapped(values, lambda f: torch.where(f > 0, f * f.clamp_min(_LEAST).log(), 0.0)))
         some = totals > _LEAST
         # inside `where` too: the gradient of the branch that is not taken would be NaN
         safe = torch.where(some, totals, 1.0)
@@ -151,11 +149,8 @@ class Entropy:
 
 def powers(values: Latents, p: float) -> Latents:
     """Returns f^p of each positive value f, and 0 for the others."""
-    plain = _plain(values)
-    if p == 1:
-        return replace_values(values, plain)
-    return replace_values(values, torch.where(plain > 0, plain.clamp_min(_LEAST).pow(p), 0.0))
+    return values if p == 1 else _mapped(values, lambda f: torch.where(f > 0, f.clamp_min(_LEAST).pow(p), 0.0))
 
 
-def _plain(values: Latents) -> Tensor:
-    return values if isinstance(values, Tensor) else values.values
+def _mapped(latents: Latents, function: Callable[[Tensor], Tensor]) -> Latents:
+    return replace_values(latents, function(latents if isinstance(latents, Tensor) else latents.values))

@@ -43,7 +43,7 @@ class Revival(Component):
             window=settings.feature_sampling_window,
         )
         self.mean_error = torch.ones((), device=dictionary.device)
-        """E|y - y_hat|^2 of the last step: the same for all parts of a batch, so that they add up."""
+        """E|y - y_hat|^2 of the last step, the same for all parts of a batch."""
 
     def added(self, loss: Loss, batch: Batch, *, loss_scale: Tensor, auxk_scale: Tensor | float) -> Loss:
         """Returns the loss with the terms that revive dead latents added, if any latent is dead.

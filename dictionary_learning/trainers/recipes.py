@@ -79,7 +79,7 @@ def rajamanoharan_2024_jumprelu(**changes: Any) -> JumpReluTrainer.Config:
 
 @RECIPES.register("gemma_scope_2")
 def gemma_scope_2(**changes: Any) -> JumpReluTrainer.Config:
-    """JumpReLU with a quadratic penalty on the L0 of each token (Gemma Scope 2, 2025)."""
+    """JumpReLU with a quadratic penalty on the L0 of each token (Google DeepMind 2025)."""
     penalty = {"sparsity_function": "quadratic_l0", "sparsity_penalty": 1e-4, "target_l0": 32.0}
     return _config(JumpReluTrainer.Config, changes, **_GEMMA_SCOPE, **penalty)
 
@@ -171,20 +171,20 @@ def dunefsky_2024(**changes: Any) -> TrainerStandard.Config:
 
 @RECIPES.register("lindsey_2024")
 def lindsey_2024(**changes: Any) -> StandardTrainerAprilUpdate.Config:
-    """A crosscoder with L1 weighted by decoder norms. Lindsey et al. 2024, "Sparse Crosscoders"."""
+    """A crosscoder with L1 weighted by norms (Lindsey et al. 2024, Transformer Circuits)."""
     settings = {"wiring": "crosscoder", "lr": 5e-5, "sparsity_penalty": 2.0, "normalize": "sqrt_dim"}
     return _config(StandardTrainerAprilUpdate.Config, changes, **settings)
 
 
 @RECIPES.register("minder_2025")
 def minder_2025(**changes: Any) -> BatchTopKTrainer.Config:
-    """A BatchTopK crosscoder of two models (Minder et al. 2025, arXiv:2504.02922)."""
+    """A BatchTopK crosscoder. Minder et al. 2025, https://arxiv.org/abs/2504.02922."""
     return _config(BatchTopKTrainer.Config, changes, wiring="crosscoder", k=100, normalize="sqrt_dim")
 
 
 @RECIPES.register("ameisen_2025")
 def ameisen_2025(**changes: Any) -> JumpReluTrainer.Config:
-    """A JumpReLU cross-layer transcoder with a tanh penalty. Ameisen et al. 2025, "Circuit Tracing"."""
+    """A JumpReLU cross-layer transcoder (Ameisen et al. 2025, Transformer Circuits)."""
     return anthropic_2025(
         **{"wiring": "cross_layer_transcoder", "decoder_init_norm": None, "sparsity_penalty": 1.0, **changes}
     )

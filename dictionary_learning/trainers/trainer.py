@@ -14,14 +14,7 @@ from dictionary_learning.trainers._schedules import Rewarm, WarmupDecay, ramp
 
 
 class ConstrainedAdam(RowAdam):
-    """`RowAdam`, with unit rows (dict_size, activation_dim) for some parameters; rows, not columns.
-
-    Args:
-        params: All parameters.
-        constrained_params: The parameters whose rows have unit norm.
-        lr: Learning rate.
-        betas: Decays of the mean gradient and of the mean squared gradient.
-    """
+    """`RowAdam`, with unit rows (dict_size, activation_dim) for some parameters; rows, not columns."""
 
     def __init__(
         self,
