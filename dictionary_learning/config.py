@@ -74,6 +74,10 @@ class BaseConfig:
                 raise ConfigError(f"{where} is {value!r}; it must be {error}.") from None
             object.__setattr__(self, field.name, value)
 
+    def is_set(self, *names: str) -> bool:
+        """Returns whether all of these fields have a value: not left out, or not None."""
+        return all(getattr(self, name) is not None for name in names)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain data for JSON and TOML. Classes are written by name."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
@@ -194,8 +198,8 @@ def field_docs(cls: type) -> dict[str, str]:
     docs: dict[str, str] = {}
     names = {field.name for field in dataclasses.fields(cls)}  # a ClassVar is no option
     for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
+        if not dataclasses.is_dataclass(base) or not inspect.get_annotations(base):
+            continue  # a class that was made at run time has no source, and no fields either
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         assert isinstance(body, ast.ClassDef)
         for statement, following in zip(body.body, body.body[1:], strict=False):

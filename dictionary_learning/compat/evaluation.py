@@ -4,7 +4,7 @@ New code measures a dictionary on a model and text by `evaluate_dictionaries`, a
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch

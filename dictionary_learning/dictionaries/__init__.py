@@ -1,4 +1,4 @@
-"""What is computed: a wiring, a nonlinearity, and the names people know for pairs of them."""
+"""Dictionaries: a wiring and a nonlinearity, with known names for pairs of them."""
 
 from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries.calibration import calibrate

@@ -1,4 +1,4 @@
-"""What a dictionary is."""
+"""The base of every dictionary."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,26 +18,29 @@ D = TypeVar("D", bound="Dictionary")
 
 
 class Reconstruction(NamedTuple):
-    """What a dictionary makes of a batch."""
+    """The output of a dictionary for a batch."""
 
     outputs: Float[Tensor, "batch output_dim"]
     latents: Latents
-    """Sparse where the nonlinearity keeps a fixed number of latents, else dense."""
+    """Sparse where the nonlinearity keeps a set number of latents, else dense."""
     pre_activations: Latents | None = None
-    """In the form of the latents and where those are; None where only the kept latents were computed."""
+    """Dense or sparse as the latents are; None where only the kept latents were computed."""
 
 
 class Dictionary(nn.Module, ABC):
-    """Latents of activations, and activations from latents.
+    """Encodes activations into latents, and decodes latents into activations.
 
-    Dim 0 of every per-latent tensor is the latent axis: W_enc and W_dec are (dict_size, activation_dim), and row i of
-    W_dec is the direction that latent i writes. Where a dictionary reads or writes several sites, their activations stand one
-    after another in the last dimension.
+    Dim 0 of every per-latent tensor is the latent axis: W_enc is (dict_size, activation_dim), W_dec
+    is (dict_size, output_dim), and row i of W_dec is the direction of latent i. Activations of
+    several sites are concatenated in the last dimension.
 
     Args:
-        activation_dim: width of the activations that it is given.
-        dict_size: number of latents.
-        output_dim: width of what it reconstructs; by default `activation_dim`.
+        activation_dim: Width of the inputs.
+        dict_size: Number of latents.
+        output_dim: Width of the outputs; by default `activation_dim`.
+
+    Raises:
+        ConfigError: A size is not a positive whole number.
     """
 
     info: DictionaryInfo = DictionaryInfo()
@@ -46,8 +49,8 @@ class Dictionary(nn.Module, ABC):
     def __init__(self, activation_dim: int, dict_size: int, output_dim: int | None = None):
         super().__init__()
         output_dim = activation_dim if output_dim is None else output_dim
-        sizes = (("activation_dim", activation_dim), ("dict_size", dict_size), ("output_dim", output_dim))
-        for name, size in sizes:
+        sizes: dict[str, object] = {"activation_dim": activation_dim, "dict_size": dict_size, "output_dim": output_dim}
+        for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise ConfigError(f"{type(self).__name__} got {name}={size!r}; it must be a positive whole number.")
         self.activation_dim = activation_dim
@@ -60,11 +63,11 @@ class Dictionary(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch output_dim"]:
-        """Returns the activations that dense latents stand for."""
+        """Returns the reconstruction from dense latents."""
 
     @abstractmethod
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        """Returns outputs and latents of one batch; no dense latents are made where sparse ones will do."""
+        """Returns outputs and latents of a batch. Latents are sparse where few are kept."""
 
     def reconstruct_contexts(
         self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
@@ -72,8 +75,8 @@ class Dictionary(nn.Module, ABC):
         """Returns outputs and latents of the tokens of several contexts.
 
         Args:
-            x: the tokens, in order, one context after another.
-            lengths: how many of them each context has; may be 0.
+            x: The tokens in order, one context after another.
+            lengths: Number of tokens of each context; may be 0.
         """
         return self.reconstruct(x)
 
@@ -88,36 +91,36 @@ class Dictionary(nn.Module, ABC):
 
     @abstractmethod
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
-        """Turns a dictionary of x / inputs, which makes y / outputs, into one of x that makes y, in place.
+        """Converts a dictionary from x / inputs to y / outputs into one from x to y, in place.
 
         Args:
-            inputs: what activations were divided by in training.
-            outputs: the same for what is reconstructed; by default `inputs`.
+            inputs: Divisor of the inputs in training.
+            outputs: Divisor of the targets in training; by default `inputs`.
         """
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """Returns the arguments that build a dictionary of the same class and shape, as plain data."""
+        """Returns the arguments of a dictionary of the same class and shape, as plain data."""
 
     def expanded(self, dict_size: int, nonlinearity: Any, generator: torch.Generator | None) -> "Dictionary":
-        """Returns a trainable copy with more latents, or with another nonlinearity (`expand_or_convert`).
+        """Returns a trainable copy with more latents or another nonlinearity (`expand_or_convert`).
 
         Raises:
             ConfigError: This kind of dictionary cannot be trained further.
         """
         raise ConfigError(
-            f"A {type(self).__name__} cannot be trained further. Of one that normalizes tokens, give the dictionary "
-            "inside: its attribute `dictionary`."
+            f"A {type(self).__name__} cannot be trained further. If it normalizes tokens, give the dictionary inside "
+            "(its attribute `dictionary`)."
         )
 
     def check_sites(self, widths: Sequence[int], output_widths: Sequence[int]) -> None:
-        """Checks that it fits the sites that it is to read and write.
+        """Checks that the dictionary fits the sites that it reads and writes.
 
         Raises:
-            ConfigError: it has other widths.
+            ConfigError: The widths differ.
         """
         for what, mine, theirs in zip(("reads", "writes"), self.site_widths, (widths, output_widths), strict=True):
-            # the activations of several sites may also come one after another, as one
+            # activations of several sites may also come concatenated, as one site
             if sum(mine) != sum(theirs) or (len(mine) > 1 and len(theirs) > 1 and tuple(mine) != tuple(theirs)):
                 many = len(mine) > 1 and len(theirs) > 1
                 raise ConfigError(
@@ -127,35 +130,47 @@ class Dictionary(nn.Module, ABC):
 
     @property
     def site_widths(self) -> tuple[Sequence[int], Sequence[int]]:
-        """The widths of the sites that it reads, and of those that it writes."""
+        """Widths of the sites that are read, and of those that are written."""
         return (self.activation_dim,), (self.output_dim,)
 
     @property
     def reads_contexts(self) -> bool:
-        """Whether what it makes of a token depends on the tokens before it, so that rows must come in order, context by context."""
+        """Whether latents depend on the tokens before: rows must be in order then."""
         return False
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the parameters."""
+        """Dtype of the parameters."""
         return next(self.parameters()).dtype
+
+    def check_width(self, x: Tensor) -> None:
+        """Checks the width of the inputs.
+
+        Raises:
+            ConfigError: The activations have another width.
+        """
+        if x.shape[-1] != self.activation_dim:
+            raise ConfigError(
+                f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}. "
+                "Check that they come from the site that it was trained on."
+            )
 
     @classmethod
     def from_pretrained(cls: type[D], path: Any, device: torch.device | str | None = None, **options: Any) -> D:
-        """Loads a dictionary of this class, from files of any format.
+        """Loads a dictionary of this class from files of any format.
 
         Args:
-            path: a folder, a file of weights, or a repository of the hub.
-            device: the device of the dictionary; the CPU by default.
-            options: further arguments of `load_dictionary`, such as `site` or `dtype`.
+            path: A folder, a file of weights, or a repository of the hub.
+            device: Device of the dictionary; by default the CPU.
+            options: Further arguments of `load_dictionary`, such as `site` or `dtype`.
 
         Raises:
-            CheckpointError: there is no dictionary, or one of another class.
+            CheckpointError: There is no dictionary, or one of another class.
         """
         from dictionary_learning.dictionaries.serialization import load_dictionary
 

@@ -1,4 +1,4 @@
-"""An encoder, a nonlinearity and a decoder: what all wirings are made of."""
+"""An encoder, a nonlinearity and a decoder: the parts of every wiring."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -19,11 +19,19 @@ from dictionary_learning.ops import Encoder, backend_for, take_rows
 from dictionary_learning.ops.precision import no_autocast, upcast
 
 _LEAST_NORM = 1e-12
-"""What latents that write nothing yet are ranked by, as where a decoder begins at zero."""
+"""Floor of the norms for ranking: a decoder may be zero at first."""
+
+
+def build_nonlinearity(given: Nonlinearity | dict[str, Any]) -> Nonlinearity:
+    """Returns a nonlinearity by name and options, such as `{"name": "top_k", "k": 32}`."""
+    if isinstance(given, Nonlinearity):
+        return given
+    options = dict(given)
+    return NONLINEARITIES[options.pop("name", "")](**options)
 
 
 class LinearView(NamedTuple):
-    """A weight and bias under the names and in the orientation of `torch.nn.Linear`; views, not copies."""
+    """A weight and a bias as `torch.nn.Linear` has them; views, not copies."""
 
     weight: Tensor
     bias: Tensor | None
@@ -84,9 +92,7 @@ class Coder(Trainable):
         generator: torch.Generator | None = None,
     ):
         super().__init__(activation_dim, dict_size, output_dim)
-        if isinstance(nonlinearity, dict):
-            options = dict(nonlinearity)
-            nonlinearity = NONLINEARITIES[options.pop("name", "")](**options)
+        nonlinearity = build_nonlinearity(nonlinearity)
         self.is_tied = nonlinearity.is_tied
         self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
         self.rank_by_norm = self.ranks_by_norm if rank_by_norm is None else rank_by_norm
@@ -118,22 +124,22 @@ class Coder(Trainable):
     def pre_activations(
         self, x: Float[Tensor, "*batch activation_dim"], latents: Int[Tensor, "n"] | None = None
     ) -> Float[Tensor, "*batch latents"]:
-        """Returns the inputs of the nonlinearity, of all latents or of some, in float32 at least."""
+        """Returns the inputs of the nonlinearity for all or some latents, in float32 at least."""
         x, center = self._checked(x), self._center()
-        W, b = self.W_enc, self.b_enc
-        if latents is not None:
-            W, b = W[latents], None if b is None else b[latents]
+        weight, bias = self.W_enc, self.b_enc
+        if latents is not None:  # (n, activation_dim) and (n,)
+            weight, bias = weight[latents], None if bias is None else bias[latents]
         centered = x if center is None else x - center.to(x.dtype)
-        return nn.functional.linear(centered, W.to(x.dtype), None if b is None else b.to(x.dtype))
+        return nn.functional.linear(centered, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.of_each_token:
-            flat, lead = pack([x], "* dim")
+            flat, lead = pack([x], "* dim")  # (batch, activation_dim)
             (dense,) = unpack(to_dense(self.encode_sparse(flat)), lead, "* dict_size")
             return dense
         pre = self.pre_activations(x)
         if self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection):
-            norms = self.ranking_norms()
+            norms = self.ranking_norms()  # (dict_size,)
             return self.nonlinearity(pre * norms) / norms
         return self.nonlinearity(pre)
 
@@ -162,10 +168,11 @@ class Coder(Trainable):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
         x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)
         encoder = Encoder(self.W_enc, self._bias(), self._center())
-        # a tied matrix has rows of unit norm, whatever their norms at each site add up to
+        # rows of a tied matrix have unit norm already
         if not self.rank_by_norm or self.is_tied:
             return nonlinearity.encode_sparse(x, encoder, n)
         norms = self.ranking_norms()
+        # the encoder computes what is ranked, so that kernels need not know norms
         ranked = Encoder(upcast(encoder.W) * norms.unsqueeze(1), upcast(encoder.b) * norms, encoder.center)
         kept = nonlinearity.encode_sparse(x, ranked, n)
         return SparseLatents(kept.values / gather_per_latent(norms, kept), kept.support)
@@ -206,7 +213,7 @@ class Coder(Trainable):
     def with_affine_part(
         self, out: Float[Tensor, "*batch output_dim"], x: Tensor, *, frozen: bool = False
     ) -> Float[Tensor, "*batch output_dim"]:
-        """Adds to what latents decode to what does not depend on them: b_dec, and W_skip x."""
+        """Adds b_dec and W_skip x to an output."""
         b_dec, W_skip = (p.detach() if frozen and p is not None else p for p in (self.b_dec, self.W_skip))
         if b_dec is not None:
             out = out + b_dec
@@ -229,13 +236,13 @@ class Coder(Trainable):
         return encoder.backend.decode(latents, W_dec)
 
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:
-        norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.site_dims, dim=1)]
+        norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.site_dims, dim=1)]  # each (dict_size,)
         return norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
 
     def ranking_norms(self) -> Float[Tensor, "dict_size"]:
-        """Returns the norms by which latents are ranked, held constant: choosing has no gradient, and in the values they cancel."""
-        norms = self.decoder_norms().detach()
-        return norms.clamp_min(_LEAST_NORM)
+        """Returns the norms by which latents are ranked, as constants."""
+        # selection has no gradient, and in the values the norms cancel
+        return self.decoder_norms().detach().clamp_min(_LEAST_NORM)
 
     @torch.no_grad()
     def initialize_from_data(
@@ -244,16 +251,16 @@ class Coder(Trainable):
         if self.b_dec is not None:
             self.b_dec.copy_(CENTERS[init.center](y))
         if self._center() is None and not self.is_tied:
-            # the same as subtracting a center from the input, at first
+            # the same pre-activations as with the center subtracted from the inputs
             offset = -(upcast(self.W_enc) @ CENTERS[init.center](x))
-            for bias in self._input_biases():
+            for bias in self.encoder_biases():
                 bias.copy_(offset)
         if init.fit_decoder and not self.is_tied:
             self.W_dec.copy_(fitted_decoder(self, x, y, init.generator))
         elif init.scale_encoder and not self.is_tied:
             scale = best_scale(self, x, y)
             self.W_enc.mul_(scale)
-            for bias in self._input_biases():
+            for bias in self.encoder_biases():
                 bias.mul_(scale)
 
     def coders(self) -> Iterator[CoderSlice]:
@@ -275,13 +282,10 @@ class Coder(Trainable):
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         outputs = inputs if outputs is None else outputs
         if outputs != inputs and (self.apply_b_dec_to_input or self.is_tied):
-            what = (
-                "An autoencoder"
-                if self.apply_b_dec_to_input
-                else f"A dictionary with {type(self.nonlinearity).__name__}"
-            )
-            raise ConfigError(f"{what} has one scale; got inputs={inputs} and outputs={outputs}.")
-        # nonlinearities commute with positive factors: latents carry the inputs' scale, and directions only the quotient
+            what = "that subtracts b_dec from inputs" if self.apply_b_dec_to_input else "with a tied matrix"
+            raise ConfigError(f"A dictionary {what} has one scale; got inputs={inputs} and outputs={outputs}.")
+        # nonlinearities commute with positive factors: latents get the scale of the inputs, and the
+        # decoder the quotient
         if self.b_enc is not None:
             self.b_enc.mul_(inputs)
         ranks = self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection)
@@ -300,12 +304,12 @@ class Coder(Trainable):
 
     @property
     def encoder(self) -> LinearView:
-        """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`, as in `torch.nn.Linear`."""
+        """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`."""
         return LinearView(self.W_enc, self.b_enc)
 
     @property
     def decoder(self) -> LinearView:
-        """`decoder.weight` (output_dim, dict_size) and `decoder.bias`, as in `torch.nn.Linear`."""
+        """`decoder.weight` (output_dim, dict_size) and `decoder.bias`."""
         return LinearView(self.W_dec.T, self.b_dec)
 
     def options(self) -> dict[str, Any]:
@@ -332,17 +336,13 @@ class Coder(Trainable):
     def _center(self) -> Tensor | None:
         return self.b_dec if self.apply_b_dec_to_input else None
 
-    def _input_biases(self) -> list[Tensor]:
-        """Returns the biases that are added to W_enc x, here and in the nonlinearity."""
+    def encoder_biases(self) -> list[Tensor]:
+        """Returns the biases that are added to W_enc x: b_enc, or those of the nonlinearity."""
         return [*([] if self.b_enc is None else [self.b_enc]), *self.nonlinearity.biases()]
 
     def _bias(self) -> Tensor:
         return self.b_enc if self.b_enc is not None else self.W_enc.new_zeros(self.dict_size)
 
     def _checked(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.activation_dim:
-            raise ConfigError(
-                f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}. "
-                "Check that they come from the site that it was trained on."
-            )
+        self.check_width(x)
         return x.to(torch.promote_types(self.dtype, torch.float32))

@@ -1,15 +1,14 @@
-"""A trained dictionary as the beginning of another run: wider, or with another nonlinearity."""
+"""Trained dictionaries as the start of a run: with more latents, or with another nonlinearity."""
 
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dictionary_learning.dictionaries.base import Dictionary
-from dictionary_learning.dictionaries.coder import Coder
+from dictionary_learning.dictionaries.coder import Coder, build_nonlinearity
 from dictionary_learning.dictionaries.named import MatryoshkaBatchTopKSAE, autoencoder_class
 from dictionary_learning.dictionaries.nonlinearities import (
-    NONLINEARITIES,
     Gated,
     GroupMax,
     JumpReLU,
@@ -23,12 +22,12 @@ from dictionary_learning.errors import ConfigError
 
 
 class Encoding(NamedTuple):
-    """A dictionary's latents as z 1[z > threshold], z = W_enc x + b_enc."""
+    """The latents of a dictionary as z 1[z > threshold] with z = W_enc x + b_enc."""
 
     W_enc: Tensor
     b_enc: Tensor
     threshold: Tensor | None
-    """Of each latent; None where none is known."""
+    """Threshold of each latent (dict_size,); None where it is not known."""
 
 
 D = TypeVar("D", bound=Dictionary)
@@ -42,30 +41,30 @@ def expand_or_convert(
     nonlinearity: Nonlinearity | dict[str, Any] | None = None,
     generator: torch.Generator | None = None,
 ) -> D:
-    """Returns a trainable copy to begin a run from, in float32.
+    """Returns a trainable float32 copy with more latents, or with another nonlinearity.
 
-    New latents come after the existing ones, which stay as they are. A new latent has a random direction of unit norm; its encoder is
-    that direction (a random one where inputs and outputs have other widths) with the mean norm of the existing encoders. Its bias and
-    the nonlinearity's tensors are the medians of the existing ones. The last group of a Matryoshka dictionary grows.
+    New latents come after the existing ones, which do not change. The decoder row of a new latent
+    is a random direction of unit norm. Its encoder row is the same direction (another one where
+    input and output widths differ) with the mean norm of the existing rows. Its biases and
+    thresholds are the medians of the existing ones. In a Matryoshka dictionary the last group
+    grows; in a cross-layer transcoder or a set of heads, each coder grows by the same factor.
 
-    Another nonlinearity keeps the directions, and, where both have thresholds, what fires: JumpReLU takes its thresholds from
-    Gated exactly, or from the threshold that TopK and BatchTopK learnt. Without one, `calibrate` finds thresholds on data.
-
-    A cross-layer transcoder or a set of heads grows equally in each of its coders.
+    Another nonlinearity gets the same directions, and fires on the same tokens where both have
+    thresholds: JumpReLU gets those of Gated exactly, or the threshold that TopK and BatchTopK
+    learned. Without one, `calibrate` estimates thresholds on data.
 
     Args:
-        dictionary: a trained one; it is not changed.
-        expansion: how many times as many latents to have.
-        nonlinearity: another one, or its name and options as `{"name": "top_k", "k": 32}`.
-        generator: draws the directions of new latents; the global one if there is none.
+        dictionary: A trained dictionary, which is not changed.
+        expansion: Factor of the number of latents, at least 1.
+        nonlinearity: Another nonlinearity, or its name and options: `{"name": "top_k", "k": 32}`.
+        generator: Draws the directions of new latents; None for the global generator.
 
     Raises:
-        ConfigError: expansion is below 1, a threshold is needed and none is known, or groups would change with the number of latents.
+        ConfigError: `expansion` is below 1, thresholds are needed and unknown, or groups would
+            change.
     """
     if not expansion >= 1:
-        raise ConfigError(
-            f"expand_or_convert got expansion={expansion}; latents are only added, so it must be at least 1."
-        )
+        raise ConfigError(f"expand_or_convert got expansion={expansion}; it only adds latents. Give at least 1.")
     if isinstance(dictionary, Coder):
         made: Dictionary = _coder(dictionary, expansion, nonlinearity, generator)
     elif isinstance(dictionary, ParallelCoders):
@@ -89,8 +88,8 @@ def _coder(
     dict_size = round(n_old * expansion)
     if isinstance(new, GroupMax) and type(new) is type(old) and dict_size > n_old:
         raise ConfigError(
-            f"GroupMax takes the largest latent of each of {old.options()['k']} groups, and {dict_size} latents are grouped otherwise than "
-            f"{n_old}. Choose another nonlinearity, such as top_k, or expansion=1."
+            f"GroupMax keeps the largest latent of each of {new.k} groups, and {dict_size} latents form other groups "
+            f"than {n_old}. Choose another nonlinearity, such as top_k, or expansion=1."
         )
     made = rebuild_like(dictionary, new, dict_size=dict_size, rank_by_norm=dictionary.rank_by_norm, generator=generator)
     made = made.float().to(dictionary.device)
@@ -114,38 +113,41 @@ def rebuild_like(
     rank_by_norm: bool,
     generator: torch.Generator | None = None,
 ) -> Coder:
-    """Returns a new dictionary of the same wiring, with the class that an autoencoder of the nonlinearity is known by."""
-    options = dictionary.options()
+    """Returns a new dictionary of the same wiring, with the class known for the nonlinearity.
+
+    Args:
+        dictionary: A dictionary, which is not changed.
+        nonlinearity: A new nonlinearity, without tensors for latents yet.
+        dict_size: Number of latents.
+        rank_by_norm: Whether latents are ranked by value times decoder norm.
+        generator: Draws the weights; None for the global generator.
+    """
+    options: dict[str, Any] = {"rank_by_norm": rank_by_norm, "generator": generator}
     if not isinstance(dictionary, SparseAutoencoder):
-        of_nonlinearity = {"name": NONLINEARITIES.name_of(type(nonlinearity)), **nonlinearity.options()}
-        changed = {"dict_size": dict_size, "nonlinearity": of_nonlinearity, "rank_by_norm": rank_by_norm}
-        return type(dictionary)(**{**options, **changed}, generator=generator)
-    wiring = {
-        "apply_b_dec_to_input": dictionary.apply_b_dec_to_input,
-        "rank_by_norm": rank_by_norm,
-        "generator": generator,
-    }
+        options |= {"dict_size": dict_size, "nonlinearity": nonlinearity}
+        return type(dictionary)(**{**dictionary.options(), **options})
+    options["apply_b_dec_to_input"] = dictionary.apply_b_dec_to_input
     is_same = type(nonlinearity) is type(dictionary.nonlinearity)
-    name = type(dictionary) if is_same else autoencoder_class(type(nonlinearity))
-    if name is SparseAutoencoder:
-        return SparseAutoencoder(dictionary.activation_dim, dict_size, nonlinearity, **wiring)
-    own = nonlinearity.options()
+    made_class = type(dictionary) if is_same else autoencoder_class(type(nonlinearity))
+    if made_class is SparseAutoencoder:
+        options["nonlinearity"] = nonlinearity
+    else:
+        options |= nonlinearity.options()
     if isinstance(dictionary, MatryoshkaBatchTopKSAE) and is_same:
         *inner, outer = dictionary.group_sizes
-        own["group_sizes"] = [*inner, outer + dict_size - dictionary.dict_size]
-    return name(dictionary.activation_dim, dict_size, **own, **wiring)
+        options["group_sizes"] = [*inner, outer + dict_size - dictionary.dict_size]
+    return made_class(dictionary.activation_dim, dict_size, **options)
 
 
 def _built(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:
-    """Returns a new nonlinearity with the same options and no tensors for latents yet."""
+    """Returns a new nonlinearity with the same options, without tensors for latents yet."""
     if isinstance(nonlinearity, Nonlinearity):
         return type(nonlinearity)(**nonlinearity.options())
-    options = dict(nonlinearity)
-    return NONLINEARITIES[options.pop("name", "")](**options)
+    return build_nonlinearity(nonlinearity)
 
 
 def _copy_(made: Coder, dictionary: Coder, W_enc: Tensor) -> None:
-    """Copies the matrices and what does not depend on the number of latents."""
+    """Copies the matrices, b_dec and W_skip."""
     n_old = dictionary.dict_size
     made.W_dec[:n_old] = dictionary.W_dec.float()
     if not made.is_tied:
@@ -159,7 +161,7 @@ def _copy_(made: Coder, dictionary: Coder, W_enc: Tensor) -> None:
 def _copy_state_(own: Nonlinearity, other: Nonlinearity, n_old: int) -> None:
     given = other.state_dict()
     if isinstance(own, ThresholdedTopK) and own.options() != other.options():
-        return  # the threshold is that of another k
+        return  # another k needs another threshold
     for name, tensor in own.state_dict(keep_vars=True).items():
         if tensor.ndim and len(given[name]) == n_old:
             _fill(tensor, given[name])
@@ -168,7 +170,7 @@ def _copy_state_(own: Nonlinearity, other: Nonlinearity, n_old: int) -> None:
 
 
 def _fill(tensor: Tensor, values: Tensor) -> None:
-    """Sets the first entries to the values and the others to their median."""
+    """Sets the first entries to the values, and the others, of new latents, to their median."""
     values = values.float()
     tensor[: len(values)] = values
     tensor[len(values) :] = values.median()
@@ -178,7 +180,7 @@ def _encoding(dictionary: Coder) -> Encoding:
     nonlinearity, W = dictionary.nonlinearity, dictionary.W_enc.float()
     b = W.new_zeros(len(W)) if dictionary.b_enc is None else dictionary.b_enc.float()
     if isinstance(nonlinearity, Gated):
-        # pre + gate_bias > 0 where exp(r) pre + mag_bias > mag_bias - exp(r) gate_bias
+        # the gate pre + gate_bias > 0 as a threshold of the magnitude exp(r) pre + mag_bias
         gate, magnitude, slope = (
             p.float() for p in (nonlinearity.gate_bias, nonlinearity.mag_bias, nonlinearity.r_mag.exp())
         )
@@ -194,15 +196,15 @@ def _encoding(dictionary: Coder) -> Encoding:
 
 
 def _set_encoding_(made: Coder, encoding: Encoding, dictionary: Coder) -> None:
-    """Sets biases and thresholds by those of another nonlinearity."""
+    """Sets biases and thresholds from those of another nonlinearity."""
     own, old = made.nonlinearity, dictionary.nonlinearity
     if made.b_enc is not None:
         _fill(made.b_enc, encoding.b_enc)
     if isinstance(own, JumpReLU):
         if encoding.threshold is None:
             raise ConfigError(
-                f"JumpReLU needs thresholds, and this {type(old).__name__} has learnt none. Find them on activations: "
-                "expand_or_convert(calibrate(dictionary, activations, n_tokens))."
+                f"JumpReLU needs thresholds, and this {type(old).__name__} has learned none. Estimate them on "
+                "activations: expand_or_convert(calibrate(dictionary, activations, n_tokens))."
             )
         _fill(own.threshold, encoding.threshold)
     elif isinstance(own, Gated):
@@ -213,17 +215,12 @@ def _set_encoding_(made: Coder, encoding: Encoding, dictionary: Coder) -> None:
 
 
 def _shift_new_biases_(made: Coder, dictionary: Coder) -> None:
-    """Sets the biases of new latents where b_dec is not subtracted from the input: the median is that of biases with it subtracted."""
+    """Sets biases of new latents to the median, as if b_dec were subtracted from inputs."""
     n_old = dictionary.dict_size
-    if (
-        made.apply_b_dec_to_input
-        or made.is_tied
-        or made.b_dec is None
-        or made.dict_size == n_old
-        or isinstance(made, Transcoder)
-    ):
-        return  # what a transcoder reads has a center that it does not know
-    along = made.W_enc @ made.b_dec
-    for bias in (made.b_enc, *(getattr(made.nonlinearity, name, None) for name in ("gate_bias", "mag_bias"))):
-        if isinstance(bias, nn.Parameter):
-            bias[n_old:] = (bias[:n_old] + along[:n_old]).median() - along[n_old:]
+    if made.apply_b_dec_to_input or made.is_tied or made.b_dec is None or made.dict_size == n_old:
+        return
+    if isinstance(made, Transcoder):
+        return  # b_dec is the center of the outputs, and that of the inputs is not known
+    along = made.W_enc @ made.b_dec  # (dict_size,)
+    for bias in made.encoder_biases():
+        bias[n_old:] = (bias[:n_old] + along[:n_old]).median() - along[n_old:]

@@ -1,4 +1,4 @@
-"""Decoder norms moved into the latents, so that a latent's value says how much it writes."""
+"""Decoder norms folded into the latents, so that a value is a norm in the output."""
 
 import torch
 from torch import Tensor
@@ -10,19 +10,19 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.precision import upcast
 
 _EQUAL = 1e-5
-"""The relative difference up to which norms are one: rounding of rows that were kept at unit norm in float32."""
+"""Relative difference up to which norms are equal: rounding of unit rows in float32."""
 
 
 @torch.no_grad()
 def fold_decoder_norm_(dictionary: Trainable) -> None:
-    """Gives the decoder's rows unit norm and multiplies the latents by the norms they had, in place; outputs stay the same.
+    """Normalizes decoder rows and multiplies latents by their norms, in place; outputs stay.
 
-    Where a latent writes several sites, its norm is the sum over them (`decoder_norms`). Rows of zeros stay, and so do their latents.
-    A dictionary that ranks latents by their norms goes on choosing the same ones: what it compares does not change.
+    The norm is that of `decoder_norms`: the sum over sites where a latent writes several. Rows of
+    zeros stay, and so do their latents. With `rank_by_norm` the same latents are kept as before.
 
     Raises:
-        ConfigError: latents of unequal norms are compared with each other by value, so that other ones would be kept; or the
-            encoder is the decoder. Nothing has been changed then.
+        ConfigError: Other latents would be kept, since latents of unequal norms are compared by
+            value; or the encoder is the decoder. Nothing is changed then.
     """
     coders = [part.coder for part in dictionary.coders()]
     factors = [_factors(coder) for coder in coders]
@@ -42,7 +42,7 @@ def can_fold_decoder_norm(dictionary: Trainable) -> bool:
 
 
 def _factors(coder: Coder) -> Tensor | None:
-    """Returns what each latent is multiplied by; None where nothing is to be done."""
+    """Returns the factor of each latent (dict_size,); None for no change."""
     norms = coder.decoder_norms()
     written = norms > 0
     if not bool(written.any()):
@@ -61,11 +61,11 @@ def _factors(coder: Coder) -> Tensor | None:
         return torch.where(written, norms, 1.0)
     if most - least > tolerance * most:
         raise ConfigError(
-            f"{name} compares latents with each other by value, and the decoder's rows have norms from {least:.3g} to {most:.3g}: "
-            "scaled by them, other latents would be kept. Calibrate it first (`calibrate`), which gives each latent a threshold "
-            "of its own, or train it with rank_by_norm or rows of unit norm."
+            f"{name} compares latents with each other by value, and the decoder's rows have norms from {least:.3g} to "
+            f"{most:.3g}: scaled by them, other latents would be kept. Calibrate it first (`calibrate`), for a "
+            "threshold of each latent, or train it with rank_by_norm or rows of unit norm."
         )
-    return norms[written].mean().expand_as(norms)  # one for all, exactly: it changes no order
+    return norms[written].mean().expand_as(norms)  # exactly the same factor for all changes no order
 
 
 def _fold_(coder: Coder, factors: Tensor | None) -> None:
@@ -77,5 +77,5 @@ def _fold_(coder: Coder, factors: Tensor | None) -> None:
         coder.b_enc.copy_(upcast(coder.b_enc) * factors)
     if not isinstance(coder.nonlinearity, SparseSelection):
         coder.nonlinearity.scale_latents_(factors)
-    elif not coder.rank_by_norm:  # else its threshold is compared with value times norm, which stays
+    elif not coder.rank_by_norm:  # else value times norm is compared, which stays
         coder.nonlinearity.scale_(float(factors[0]))

@@ -1,8 +1,8 @@
 """Autoencoders by the names that people know: each is a nonlinearity, and the extras of its name.
 
 `encode` returns the latents. The flags that change what it returns in dictionary-learning
-(`return_topk`, `return_active`, `return_gate`, `output_pre_jump`, `use_threshold`) are implemented in
-`compat.encode_flags`.
+(`return_topk`, `return_active`, `return_gate`, `output_pre_jump`, `use_threshold`) are implemented
+in `compat.encode_flags`.
 """
 
 from collections.abc import Sequence
@@ -56,18 +56,20 @@ class _Named(SparseAutoencoder):
         return super().encode(x)
 
 
+class _WithoutOptions(_Named):
+    def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
+        super().__init__(activation_dim, dict_size, self.nonlinearity_class(), **wiring)
+
+
 @DICTIONARIES.register("AutoEncoder")
-class AutoEncoder(_Named):
+class AutoEncoder(_WithoutOptions):
     """An autoencoder with ReLU (Bricken et al. 2023, Towards Monosemanticity)."""
 
     nonlinearity_class = ReLU
 
-    def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, ReLU(), **wiring)
-
 
 @DICTIONARIES.register("AutoEncoderNew")
-class AutoEncoderNew(_Named):
+class AutoEncoderNew(_WithoutOptions):
     """An autoencoder with ReLU that does not subtract b_dec, with decoder rows of any norm.
 
     Conerly et al. 2024, Anthropic's April update.
@@ -75,9 +77,6 @@ class AutoEncoderNew(_Named):
 
     nonlinearity_class = ReLU
     subtracts_b_dec: ClassVar[bool] = False
-
-    def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, ReLU(), **wiring)
 
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
         """Returns x_hat, or (x_hat, latents times decoder norms) with `output_features`."""
@@ -88,14 +87,11 @@ class AutoEncoderNew(_Named):
 
 
 @DICTIONARIES.register("GatedAutoEncoder")
-class GatedAutoEncoder(_Named):
+class GatedAutoEncoder(_WithoutOptions):
     """An autoencoder with gates (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014)."""
 
     nonlinearity: Gated
     nonlinearity_class = Gated
-
-    def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, Gated(), **wiring)
 
 
 @DICTIONARIES.register("JumpReluAutoEncoder")
@@ -257,14 +253,14 @@ class GroupMaxSAE(_KeepsK):
 
 @DICTIONARIES.register("AbsTopKSAE")
 class AbsTopKSAE(_KeepsK):
-    """An autoencoder that keeps the k latents of largest absolute value (https://arxiv.org/abs/2510.00404)."""
+    """An autoencoder that keeps the k latents of largest absolute value (arXiv:2510.00404)."""
 
     nonlinearity_class = AbsTopK
 
 
 @DICTIONARIES.register("MatchingPursuitSAE")
 class MatchingPursuitSAE(_KeepsK):
-    """An autoencoder that chooses latents one after another (Costa et al. 2025, https://arxiv.org/abs/2506.03093)."""
+    """An autoencoder that chooses latents one after another (arXiv:2506.03093)."""
 
     nonlinearity_class = MatchingPursuit
 

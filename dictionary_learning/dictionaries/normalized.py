@@ -1,4 +1,4 @@
-"""Dictionaries of activations that are normalized token by token, which no weights can do."""
+"""Dictionaries of activations that are normalized token by token, which no weights can express."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +16,16 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.precision import upcast
 
 _EPS = 1e-5
-"""What is added to a token's standard deviation, as in the code of Gao et al. 2024."""
+"""Added to the standard deviation of a token, as in the code of Gao et al. 2024."""
 
 
 class Statistics(NamedTuple):
-    """What a token is normalized with: z = (x - mean) / scale, and y = z * restored + mean."""
+    """Statistics of tokens: inputs z = (x - mean) / scale, outputs y = z * restored + mean."""
 
     mean: Float[Tensor, "*batch #dim"]
     scale: Float[Tensor, "*batch #dim"]
     restored: Float[Tensor, "*batch #dim"]
-    """What outputs are multiplied by: `scale`, but for what other packages do."""
+    """Factor of outputs: `scale`, or another one that other packages use."""
 
 
 PER_TOKEN: Registry[Callable[[Tensor], Statistics]] = Registry("normalization of each token")
@@ -33,21 +33,21 @@ PER_TOKEN: Registry[Callable[[Tensor], Statistics]] = Registry("normalization of
 
 @PER_TOKEN.register("layer_norm")
 def layer_norm(x: Float[Tensor, "*batch dim"]) -> Statistics:
-    """Returns each token's mean over its dimensions, and their standard deviation + 1e-5: as in the code of Gao et al. 2024."""
+    """Returns mean and standard deviation + 1e-5 of each token (code of Gao et al. 2024)."""
     mean, deviation = _moments(x)
     return Statistics(mean, deviation + _EPS, deviation + _EPS)
 
 
 @PER_TOKEN.register("layer_norm_eps_in")
 def layer_norm_eps_in(x: Float[Tensor, "*batch dim"]) -> Statistics:
-    """The same, but outputs are multiplied by the deviation without the 1e-5: what OpenAI's and SAELens's dictionaries do."""
+    """The same, with outputs multiplied by the deviation without 1e-5, as OpenAI and SAELens do."""
     mean, deviation = _moments(x)
     return Statistics(mean, deviation + _EPS, deviation)
 
 
 @PER_TOKEN.register("constant_norm_rescale")
 def constant_norm(x: Float[Tensor, "*batch dim"]) -> Statistics:
-    """Returns each token's norm / sqrt(dim), without a mean: every token gets the norm sqrt(dim), but for those of zeros."""
+    """Returns norm / sqrt(dim) of each token, and no mean: tokens get the norm sqrt(dim)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     scale = (norm / math.sqrt(x.shape[-1])).clamp_min(torch.finfo(x.dtype).tiny)
     return Statistics(torch.zeros_like(norm), scale, scale)
@@ -60,21 +60,21 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @DICTIONARIES.register("Normalized")
 class Normalized(Dictionary):
-    """A dictionary of normalized activations, which takes and returns activations as the model gives them.
+    """A dictionary of normalized activations that reads and returns activations of the model.
 
-    z = (x / scale - mean) / deviation,  latents = dictionary.encode(z),  x_hat = (z_hat * deviation + mean) * scale
+    z = (x / scale - mean) / deviation,  x_hat = (z_hat * deviation + mean) * scale
 
-    Mean and deviation are the token's own, at each site; so `decode` needs the activations that latents are of. Latents are those
-    of the dictionary inside.
+    Latents and z_hat are those of the dictionary inside for z. Mean and deviation are computed for
+    each token at each site, so `decode` needs the activations that the latents encode.
 
     Args:
-        dictionary: the dictionary inside, or its class and options as `{"class": "AutoEncoder", ...}`.
-        normalization: what is done to each token: a name of `PER_TOKEN`. None leaves it at the scales.
-        site_dims: the width of each site that it reads; by default one site.
-        scales: what the activations of each site are divided by; by default 1.
+        dictionary: The dictionary inside, or its options and `"class"`, the name of its class.
+        normalization: Normalization of each token, a name of `PER_TOKEN`; None for the scales only.
+        site_dims: Width of each site that is read; by default one site.
+        scales: Divisor of the activations of each site; by default 1.
 
     Raises:
-        ConfigError: the dictionary predicts other activations than it reads, or the sites do not fit it.
+        ConfigError: The outputs are other activations than the inputs, or the sites do not fit.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Normalized(Dictionary):
         self.scales = tuple(map(float, scales)) if scales is not None else (1.0,) * len(self.site_dims)
         if sum(self.site_dims) != self.activation_dim or len(self.scales) != len(self.site_dims):
             raise ConfigError(
-                f"Got sites of widths {self.site_dims} and scales {self.scales}; the {type(dictionary).__name__} reads width "
-                f"{self.activation_dim}. Give widths with that sum, and one scale for each."
+                f"Got sites of widths {self.site_dims} and scales {self.scales}; the {type(dictionary).__name__} reads "
+                f"width {self.activation_dim}. Give widths with that sum, and one scale for each."
             )
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
@@ -107,19 +107,19 @@ class Normalized(Dictionary):
     def decode(
         self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
     ) -> Float[Tensor, "*batch output_dim"]:
-        """Returns the activations that dense latents stand for.
+        """Returns the reconstruction from dense latents.
 
         Args:
-            latents: the latents.
-            x: the activations that they are of, whose mean and deviation the output gets back.
+            latents: The latents.
+            x: The activations that they encode, for their mean and deviation.
 
         Raises:
             ConfigError: x is needed and was not given.
         """
         if x is None and self.normalization is not None:
             raise ConfigError(
-                f"Each token was normalized by itself ({self.normalization}), and latents do not hold its scale; "
-                "give x too: decode(latents, x)."
+                f"Tokens are normalized one by one ({self.normalization}), and latents do not hold their scale; give x "
+                "too: decode(latents, x)."
             )
         y = self.dictionary.decode(latents)
         _, token = self._measured(y if x is None else x)
@@ -146,7 +146,7 @@ class Normalized(Dictionary):
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         if outputs not in (None, inputs):
             raise ConfigError(
-                f"It reconstructs what it reads, in one scale; got inputs={inputs} and outputs={outputs}."
+                f"A normalized dictionary has one scale for both; got inputs={inputs} and outputs={outputs}."
             )
         self.scales = tuple(scale * inputs for scale in self.scales)
 
@@ -164,42 +164,36 @@ class Normalized(Dictionary):
         return made._replace(outputs=made.outputs * token.restored + token.mean)
 
     def _measured(self, x: Tensor) -> tuple[Tensor, Statistics]:
-        """Returns the activations in float32 at least, and what they are normalized with."""
-        if x.shape[-1] != self.activation_dim:
-            raise ConfigError(
-                f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}. "
-                "Check that they come from the site that it was trained on."
-            )
+        """Returns the activations in float32 at least, and the statistics of their tokens."""
+        self.check_width(x)
         x = upcast(x)
-        found = [
-            self._of_site(site, scale) for site, scale in zip(x.split(self.site_dims, -1), self.scales, strict=True)
-        ]
+        sites = zip(x.split(self.site_dims, -1), self.scales, strict=True)
+        found = [self._of_site(site, scale) for site, scale in sites]
         if len(found) == 1:
-            return x, found[0]
-        joined = (
-            torch.cat(
-                [part.expand(*x.shape[:-1], dim) for part, dim in zip(parts, self.site_dims, strict=True)], dim=-1
-            )
-            for parts in zip(*found, strict=True)
-        )
+            return x, found[0]  # (..., 1), broadcast over the dimensions
+        joined: list[Tensor] = []
+        for parts in zip(*found, strict=True):  # the same statistic of each site: (..., 1) -> (..., activation_dim)
+            wide = [part.expand(*x.shape[:-1], dim) for part, dim in zip(parts, self.site_dims, strict=True)]
+            joined.append(torch.cat(wide, dim=-1))
         return x, Statistics(*joined)
 
     def _of_site(self, x: Tensor, scale: float) -> Statistics:
         if self.normalization is None:
             return Statistics(x.new_zeros(1), x.new_full((1,), scale), x.new_full((1,), scale))
+        # of x / scale, times scale: so that they apply to x itself
         token = PER_TOKEN[self.normalization](x / scale)
         return Statistics(*(part * scale for part in token))
 
 
 def check_reconstructs_inputs(dictionary: Dictionary) -> None:
-    """Checks that what a dictionary returns are the activations that it reads.
+    """Checks that a dictionary reconstructs its inputs.
 
     Raises:
-        ConfigError: it predicts others, of which the token's mean and scale are not known.
+        ConfigError: It predicts other activations, whose statistics are not known from the inputs.
     """
     if isinstance(dictionary, (Transcoder, CrossLayerTranscoder)) or dictionary.output_dim != dictionary.activation_dim:
         raise ConfigError(
-            f"A {type(dictionary).__name__} predicts other activations than it reads; their mean and scale at a token are not known "
-            "when it is used, so tokens cannot be normalized each by itself. Choose a normalization of all tokens alike, as "
-            "unit_mean_square."
+            f"A {type(dictionary).__name__} predicts other activations than it reads, whose mean and scale at a token "
+            "are not known in use, so tokens cannot be normalized one by one. Choose one normalization for all tokens, "
+            "such as unit_mean_square."
         )

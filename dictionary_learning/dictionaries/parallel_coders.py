@@ -1,4 +1,4 @@
-"""Several coders side by side, each of which reads a part of the activations and writes a part of the output."""
+"""Several coders side by side: each reads a part of the inputs and writes a part of the outputs."""
 
 import copy
 import itertools
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dictionary_learning.dictionaries.base import DICTIONARIES, Reconstruction
 from dictionary_learning.dictionaries.coder import Coder
 from dictionary_learning.dictionaries.initialization import CENTERS
-from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Nonlinearity
+from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.dictionaries.trainable import CoderSlice, InitConfig, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, Support, concat_latents, slice_latents
@@ -22,16 +22,17 @@ B = TypeVar("B", bound="ParallelCoders")
 
 
 class ParallelCoders(Trainable):
-    """Coders of which each reads one block of the activations and writes a stretch of the output; what they write adds up.
+    """Coders that each read a slice of the inputs and add to a slice of the outputs.
 
-    The latents of the coders stand one after another, each with as many; a nonlinearity chooses within a coder.
+    Latents of the coders are concatenated. Each nonlinearity selects among the latents of its
+    coder.
 
     Args:
-        parts: the coders.
-        reads: where each reads.
-        writes: where each writes.
-        output_dim: width of the output.
-        has_output_bias: whether there is a b_dec for all, as where the coders have none.
+        parts: The coders, with equal numbers of latents.
+        reads: The inputs of each coder.
+        writes: The outputs of each coder.
+        output_dim: Width of the outputs.
+        has_output_bias: Whether there is one b_dec for all coders, which have none then.
     """
 
     b_dec: nn.Parameter | None
@@ -56,13 +57,17 @@ class ParallelCoders(Trainable):
             yield CoderSlice(coder, slice(start, start + coder.dict_size), read, write)
             start += coder.dict_size
 
+    def options(self) -> dict[str, Any]:
+        first = next(self.coders()).coder
+        return {"dict_size": self.dict_size, "nonlinearity": first.nonlinearity_options()}
+
     def with_parts(self: B, parts: Sequence[Coder]) -> B:
-        """Returns a dictionary of the same sites with other coders, as many, all of one size and nonlinearity, and the same b_dec."""
-        options = {
+        """Returns a dictionary of the same sites and b_dec, with as many other coders."""
+        options: dict[str, Any] = {
             **self.options(),
             "dict_size": sum(part.dict_size for part in parts),
             "nonlinearity": parts[0].nonlinearity_options(),
-            "generator": torch.Generator(),  # what it draws is replaced
+            "generator": torch.Generator(),  # its random weights are replaced
         }
         made = DICTIONARIES[DICTIONARIES.name_of(type(self))](**options)
         assert isinstance(made, type(self))
@@ -72,26 +77,26 @@ class ParallelCoders(Trainable):
         return made
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        x = self._checked(x)
+        self.check_width(x)
         return torch.cat([part.coder.encode(x[..., part.reads]) for part in self.coders()], dim=-1)
 
     def pre_activations(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns what the nonlinearities are given."""
-        x = self._checked(x)
+        """Returns the inputs of the nonlinearities."""
+        self.check_width(x)
         return torch.cat([part.coder.pre_activations(x[..., part.reads]) for part in self.coders()], dim=-1)
 
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
-        x = self._checked(x)
+        self.check_width(x)
         return concat_latents([part.coder.encode_sparse(x[:, part.reads], k) for part in self.coders()])
 
     def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
-        x = self._checked(x)
+        self.check_width(x)
         found = [part.coder.encode_latents(x[:, part.reads]) for part in self.coders()]
         pre = [one for _, one in found if one is not None]
         return _joined([one for one, _ in found]), _joined(pre) if len(pre) == len(found) else None
 
     def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch output_dim"]:
-        flat, lead = pack([latents], "* dim")
+        flat, lead = pack([latents], "* dim")  # (batch, dict_size)
         (out,) = unpack(self._write(p.coder.decode(flat[:, p.latents]) for p in self.coders()), lead, "* dim")
         return out
 
@@ -107,11 +112,11 @@ class ParallelCoders(Trainable):
     def decode_among(
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
-        x = self._checked(x)
+        self.check_width(x)
         out = x.new_zeros(len(x), self.output_dim)
         for part in self.coders():
             own = part.own(candidates)
-            if len(own):
+            if len(own):  # each coder gets an equal share of k
                 decoded = part.coder.decode_among(x[:, part.reads], own, max(k // len(self.parts), 1))
                 out = out + nn.functional.pad(decoded, (part.writes.start, self.output_dim - part.writes.stop))
         return out
@@ -130,7 +135,7 @@ class ParallelCoders(Trainable):
             part.coder.initialize_from_data(x[:, part.reads], y[:, part.writes], init)
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        x = self._checked(x)
+        self.check_width(x)
         parts = [part.coder.reconstruct(x[:, part.reads]) for part in self.coders()]
         return Reconstruction(self._write(part.outputs for part in parts), _joined([part.latents for part in parts]))
 
@@ -152,34 +157,27 @@ class ParallelCoders(Trainable):
             return total
         return total + (self.b_dec.detach() if frozen else self.b_dec)
 
-    def _checked(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.activation_dim:
-            raise ConfigError(
-                f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}: "
-                f"{len(self.parts)} parts one after another. Check which sites they come from."
-            )
-        return x
-
 
 @DICTIONARIES.register("CrossLayerTranscoder")
 class CrossLayerTranscoder(ParallelCoders):
-    """Predicts the outputs of all layers' modules, each from the latents of its own layer and of those before it.
+    """Predicts the module output of each layer from the latents of this and of earlier layers.
 
     latents^s = nonlinearity(W_enc^s x^s + b_enc^s)
     y_hat^l = sum over s <= l of W_dec^(s to l)^T latents^s + b_dec^l
 
-    There are L encoders and L (L + 1) / 2 decoders. x and y are the layers one after another: (batch, sum of widths).
-    Ameisen et al. 2025, "Circuit Tracing", Transformer Circuits.
+    There are L encoders and L (L + 1) / 2 decoders. Layers are concatenated: (batch, sum of
+    widths). Ameisen et al. 2025, "Circuit Tracing", Transformer Circuits.
 
     Args:
-        site_dims: the width of what each layer's module is given.
-        dict_size: number of latents, of all layers together.
-        nonlinearity: the nonlinearity of each layer, or its name and options; k is that of one layer.
-        output_dims: the width of what each layer's module returns; by default that of what it is given.
-        generator: draws the initial directions.
+        site_dims: Width of the module input of each layer.
+        dict_size: Number of latents of all layers together.
+        nonlinearity: Nonlinearity of each layer, or its name and options. k is per layer.
+        output_dims: Width of the module output of each layer; by default `site_dims`.
+        generator: Draws the initial directions; None for the global generator.
 
     Raises:
-        ConfigError: dict_size cannot be shared out evenly, or there are not as many outputs as inputs.
+        ConfigError: dict_size is not a multiple of the layers, or inputs and outputs differ in
+            number.
     """
 
     def __init__(
@@ -194,14 +192,15 @@ class CrossLayerTranscoder(ParallelCoders):
         outputs = tuple(output_dims if output_dims is not None else site_dims)
         if len(outputs) != len(site_dims):
             raise ConfigError(
-                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; each layer has one of both."
+                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; give one of both for "
+                "each layer."
             )
         reads, places = _places(site_dims), _places(outputs)
         parts = [
             _Block(
                 dim,
                 _share(dict_size, len(site_dims)),
-                _own_copy(nonlinearity),
+                copy.deepcopy(nonlinearity),
                 output_dim=sum(outputs[layer:]),
                 apply_b_dec_to_input=False,
                 rank_by_norm=False,
@@ -224,29 +223,22 @@ class CrossLayerTranscoder(ParallelCoders):
         return {"site_dims": shape.inputs, "output_dims": shape.outputs}
 
     def options(self) -> dict[str, Any]:
-        first = self.parts[0]
-        assert isinstance(first, Coder)
-        return {
-            "site_dims": list(self.site_dims),
-            "dict_size": self.dict_size,
-            "nonlinearity": first.nonlinearity_options(),
-            "output_dims": list(self.output_dims),
-        }
+        return {"site_dims": list(self.site_dims), **super().options(), "output_dims": list(self.output_dims)}
 
 
 @DICTIONARIES.register("HeadAutoencoders")
 class HeadAutoencoders(ParallelCoders):
-    """An autoencoder for each attention head, on what the output projection is given.
+    """An autoencoder for each attention head, on the input of the output projection.
 
     Args:
-        activation_dim: width of all heads together.
-        dict_size: number of latents, of all heads together.
-        nonlinearity: the nonlinearity of each head, or its name and options; k is that of one head.
-        n_heads: how many heads there are.
-        generator: draws the initial directions.
+        activation_dim: Width of all heads together.
+        dict_size: Number of latents of all heads together.
+        nonlinearity: Nonlinearity of each head, or its name and options. k is per head.
+        n_heads: Number of heads.
+        generator: Draws the initial directions; None for the global generator.
 
     Raises:
-        ConfigError: the activations or the latents cannot be shared out evenly.
+        ConfigError: activation_dim or dict_size is not a multiple of n_heads.
     """
 
     def __init__(
@@ -260,12 +252,14 @@ class HeadAutoencoders(ParallelCoders):
     ):
         if n_heads < 1 or activation_dim % n_heads:
             raise ConfigError(
-                f"Activations of width {activation_dim} cannot be split into {n_heads} heads. Give a site whose width is a "
-                "multiple of the number of heads: the input of the attention's output projection."
+                f"Activations of width {activation_dim} cannot be split into {n_heads} heads. Give a site whose width is "
+                "a multiple of the number of heads, such as the input of the attention's output projection."
             )
         places = _places([activation_dim // n_heads] * n_heads)
         parts = [
-            _Block(activation_dim // n_heads, _share(dict_size, n_heads), _own_copy(nonlinearity), generator=generator)
+            _Block(
+                activation_dim // n_heads, _share(dict_size, n_heads), copy.deepcopy(nonlinearity), generator=generator
+            )
             for _ in range(n_heads)
         ]
         super().__init__(parts, places, places, activation_dim, has_output_bias=False)
@@ -276,18 +270,11 @@ class HeadAutoencoders(ParallelCoders):
         return {"activation_dim": sum(shape.inputs), "n_heads": shape.n_heads or len(shape.inputs)}
 
     def options(self) -> dict[str, Any]:
-        first = self.parts[0]
-        assert isinstance(first, Coder)
-        return {
-            "activation_dim": self.activation_dim,
-            "dict_size": self.dict_size,
-            "nonlinearity": first.nonlinearity_options(),
-            "n_heads": len(self.parts),
-        }
+        return {"activation_dim": self.activation_dim, **super().options(), "n_heads": len(self.parts)}
 
 
 class _Block(Coder):
-    """A coder that is built and saved as a part of `ParallelCoders`."""
+    """A coder inside `ParallelCoders`."""
 
     option_names: ClassVar[tuple[str, ...]] = ("output_dim", "apply_b_dec_to_input", "has_output_bias")
 
@@ -302,20 +289,13 @@ def _joined(parts: list[Latents]) -> Latents:
     dense = [part for part in parts if isinstance(part, Tensor)]
     if len(dense) == len(parts):
         return torch.cat(dense, dim=1)
-    # a pre-activation that was not chosen is unknown, and not zero: sparse parts cannot be made dense
+    # pre-activations that were not selected are unknown, not zero: sparse parts stay sparse
     return concat_latents([_all_pairs(part) if isinstance(part, Tensor) else part for part in parts])
 
 
 def _all_pairs(latents: Tensor) -> SparseLatents:
-    places = torch.arange(latents.shape[1], device=latents.device).expand_as(latents)
+    places = torch.arange(latents.shape[1], device=latents.device).expand_as(latents)  # (batch, latents)
     return SparseLatents(latents, Support(places, latents.shape[1]))
-
-
-def _own_copy(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:
-    if isinstance(nonlinearity, Nonlinearity):
-        return copy.deepcopy(nonlinearity)
-    options = dict(nonlinearity)
-    return NONLINEARITIES[options.pop("name", "")](**options)
 
 
 def _places(widths: Sequence[int]) -> list[slice]:
@@ -326,6 +306,6 @@ def _places(widths: Sequence[int]) -> list[slice]:
 def _share(dict_size: int, n: int) -> int:
     if dict_size % n:
         raise ConfigError(
-            f"dict_size={dict_size} cannot be shared out evenly to {n} parts. Give a multiple of {n}: it counts all latents together."
+            f"dict_size={dict_size} is not a multiple of {n} parts; it counts all latents together. Give a multiple."
         )
     return dict_size // n

@@ -1,4 +1,4 @@
-"""Dictionaries as trainers see them, whatever their wiring."""
+"""The interface between trainers and dictionaries of any wiring."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ class CoderSlice(NamedTuple):
 
 
 class Trainable(Dictionary):
-    """A dictionary of encoders and decoders, whatever its wiring."""
+    """A dictionary of encoders and decoders, of any wiring."""
 
     @abstractmethod
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
@@ -64,7 +64,7 @@ class Trainable(Dictionary):
 
     @abstractmethod
     def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
-        """Returns latents as in training, and pre-activations where all that matter were computed."""
+        """Returns latents as in training, and pre-activations where they were computed."""
 
     @abstractmethod
     def decode_latents(
@@ -82,7 +82,7 @@ class Trainable(Dictionary):
     def decode_among(
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
-        """Returns what the k largest of some latents decode to, without biases (no gradient to them)."""
+        """Returns the outputs of the k largest of some latents, without biases."""
 
     @abstractmethod
     def pointwise(self, method: str, pre: Latents) -> Latents:
@@ -103,6 +103,6 @@ class Trainable(Dictionary):
         """Yields the coders of the dictionary."""
 
     def encoders(self) -> list[Encoder]:
-        """Returns the encoders that are applied to the activations as they are, for one product with
-        those of other dictionaries."""
+        """Returns the encoders that are applied to the activations as they are, for one product
+        with those of other dictionaries."""
         return []

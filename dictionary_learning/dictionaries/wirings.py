@@ -39,8 +39,8 @@ class SkipAutoencoder(Coder):
 
     x_hat = W_dec^T latents + b_dec + W_skip x
 
-    W_skip reads x before b_dec is subtracted. EleutherAI's sparsify has this wiring, and had its early
-    transcoders so: the target may also be another site of the same width.
+    W_skip reads x before b_dec is subtracted. EleutherAI's sparsify has this wiring, and had its
+    early transcoders too: the target may also be another site of the same width.
     """
 
     option_names: ClassVar[tuple[str, ...]] = ("rank_by_norm",)
@@ -54,8 +54,8 @@ class Transcoder(Coder):
     latents = nonlinearity(W_enc x + b_enc)
     y_hat = W_dec^T latents + b_dec [+ W_skip x]
 
-    Dunefsky et al. 2024, https://arxiv.org/abs/2406.11944; with the affine skip connection Paulo et al.
-    2025, https://arxiv.org/abs/2501.18823.
+    Dunefsky et al. 2024, https://arxiv.org/abs/2406.11944; with the affine skip connection Paulo et
+    al. 2025, https://arxiv.org/abs/2501.18823.
 
     Args: as of `Coder`. `output_dim` is the width of the prediction, `skip` adds W_skip x.
     """
@@ -70,15 +70,16 @@ class Transcoder(Coder):
 
 @DICTIONARIES.register("Crosscoder")
 class Crosscoder(Coder):
-    """Reconstructs the activations of several layers, or of several models, from one set of latents.
+    """Reconstructs the activations of several layers or models from one set of latents.
 
     latents = nonlinearity(sum over sites m of W_enc^m x^m + b_enc)
     x_hat^m = W_dec^m^T latents + b_dec^m
 
     Sites are concatenated: x is (batch, sum of widths), and so are the rows of W_enc and W_dec. A
-    latent's norm is the sum of its norms over sites. Latents are ranked by value times norm, so that
-    none is preferred for a small decoder.
-    Lindsey et al. 2024, "Sparse Crosscoders"; ranking: Minder et al. 2025, https://arxiv.org/abs/2504.02922.
+    latent's norm is the sum of its norms over sites. Latents are ranked by value times norm, so
+    that none is preferred for a small decoder.
+    Lindsey et al. 2024, "Sparse Crosscoders"; ranking: Minder et al. 2025,
+    https://arxiv.org/abs/2504.02922.
 
     Args:
         site_dims: The width of each site.
@@ -190,6 +191,5 @@ def wiring_of(dictionary: Trainable) -> str:
 
 
 def have_same_parts(one: str, other: str) -> bool:
-    """Returns whether dictionaries of two wirings have the same parts: one coder, at whichever sites."""
-    single = (SparseAutoencoder, Transcoder)
-    return one == other or all(WIRINGS[name].makes in single for name in (one, other))
+    """Returns whether dictionaries of two wirings have the same parts, such as one coder."""
+    return one == other or {WIRINGS[one].makes, WIRINGS[other].makes} <= {SparseAutoencoder, Transcoder}

@@ -1,11 +1,12 @@
-"""How dictionaries are trained: one file for each method."""
+"""Training of dictionaries: one file for each method."""
 
 # last: it registers methods on top of those above
-from dictionary_learning import experimental  # noqa: F401
+from dictionary_learning import experimental  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from dictionary_learning.dictionaries.initialization import geometric_median
 from dictionary_learning.dictionaries.named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
-from dictionary_learning.trainers._base import TRAINERS, Component, Trainer
+from dictionary_learning.trainers._base import TRAINERS, Trainer
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import Component
 from dictionary_learning.trainers._config import OptimizationConfig, RunInfo, TrainerConfig
 from dictionary_learning.trainers._optimizers import OPTIMIZERS
 from dictionary_learning.trainers._penalties import PENALTIES

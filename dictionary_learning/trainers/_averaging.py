@@ -1,7 +1,7 @@
-"""A moving average of weights, beside the weights that learn."""
+"""An exponential moving average of the weights in training."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from typing import Any
 
 import torch
@@ -12,32 +12,32 @@ from dictionary_learning.ops.row_updates import normalize_rows_
 
 
 class WeightAverage:
-    """Averages the parameters of a module over its last steps, each step's weight a decay smaller than the next one's.
+    """Averages the parameters of a module over its steps, with weights that decay into the past.
 
     average = sum_t decay^(n - t) w_t / sum_t decay^(n - t),  t = 1 ... n
 
-    The division is the correction of the bias toward 0, so the average is one of weights that have been, from the first
-    update on. It is in float32 at least. Buffers, as a threshold, are not averaged.
-    Gao et al. 2024, https://arxiv.org/abs/2406.04093, section A.1.
+    The division corrects the bias toward 0. Averages are in float32 at least. Buffers, such as a
+    threshold, are not averaged. Gao et al. 2024, https://arxiv.org/abs/2406.04093, section A.1.
 
     Args:
-        module: whose parameters; they are read at each update and changed only within `averaged`.
-        decay: what the weight of a step is multiplied by with each further one.
-        unit_rows: names of parameters whose averaged rows are given unit norm where they are read.
+        module: Its parameters are read by `update`, and changed only inside `averaged`.
+        decay: Factor of a step's weight with each later step.
+        unit_rows: Names of parameters whose averaged rows are normalized when they are read.
 
     Raises:
-        ConfigError: the decay is not in [0, 1).
-        UnknownNameError: a name in `unit_rows` is no parameter of the module.
+        ConfigError: The decay is not in [0, 1).
+        UnknownNameError: A name in `unit_rows` is not a parameter of the module.
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.999, *, unit_rows: Collection[str] = ()):
         if not 0 <= decay < 1:
             raise ConfigError(
-                f"An average of weights got decay={decay}; it must be in [0, 1). Use 0.999 for about the last thousand steps."
+                f"An average of weights got decay={decay}; it must be in [0, 1). Use 0.999 for about the last "
+                "thousand steps."
             )
         self.module, self.decay, self.unit_rows = module, decay, frozenset(unit_rows)
         self.n_updates = 0
-        """How many steps are in the average."""
+        """Steps in the average."""
         self._averages = {
             name: _full(p.detach()).clone(memory_format=torch.contiguous_format)
             for name, p in module.named_parameters()
@@ -48,9 +48,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights as they are now; once for each step."""
+        """Adds the current weights. Call it once for each step."""
         self.n_updates += 1
-        # the share of the newest in the sum, with which the average is right after each step, and needs no division when read
+        # with this share of the newest weights, the stored average is corrected for bias already
         share = (1 - self.decay) / (1 - self.decay**self.n_updates)
         for name, p in self.module.named_parameters():
             average = self._averages[name]
@@ -58,7 +58,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
-        """Returns the average of each parameter, in its own type; the weights as they are, if there was no update."""
+        """Returns the averages in the dtype of each parameter; before an update, the weights."""
         averages = {}
         for name, p in self.module.named_parameters():
             if not self.n_updates:
@@ -71,8 +71,8 @@ class WeightAverage:
         return averages
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
-        """Gives the module the averaged weights for a while; after it, it has its own, in the same bits."""
+    def averaged(self) -> Generator[nn.Module]:
+        """Puts the averaged weights into the module, inside the `with` block."""
         own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self._write(self.weights())
         try:
@@ -81,11 +81,11 @@ class WeightAverage:
             self._write(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the averages and how many steps are in them."""
+        """Returns the averages and their number of steps."""
         return {"n_updates": self.n_updates, "averages": dict(self._averages)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a saved state of an average of a module alike."""
+        """Resumes from the state of an average of the same kind of module."""
         self.n_updates = state["n_updates"]
         for name, average in self._averages.items():
             average.copy_(state["averages"][name])

@@ -1,4 +1,4 @@
-"""What trainSAE drives: a dictionary, a pure loss, and an update that changes everything."""
+"""The base of every trainer: a dictionary, a pure loss, and an update that changes everything."""
 
 import contextlib
 import copy
@@ -6,7 +6,7 @@ import dataclasses
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,26 +21,9 @@ from dictionary_learning.ops.finite import replace_nonfinite
 from dictionary_learning.ops.precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
 from dictionary_learning.trainers._batch import Batch, Loss, ModelLoss, StepPart
+from dictionary_learning.trainers._components import Component
 from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
 from dictionary_learning.trainers._optimizers import build_optimizer
-
-
-class Component(Protocol):
-    """A part of a trainer with state of its own, such as a threshold, or the dead latents."""
-
-    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        """Updates the state after the optimizer step with this number, counted from 0."""
-
-    def figures(self) -> Mapping[str, Tensor]:
-        """Returns values for the log, on the device."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns everything the next steps depend on."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes from a saved state."""
 
 
 class Trainer(ABC):
@@ -51,8 +34,8 @@ class Trainer(ABC):
     `update`. Logging reads the last step, and computes and changes nothing else.
 
     Args:
-        config: The settings that were asked for. Older scripts give settings and facts of the run by
-            position and by name instead.
+        config: The settings that were asked for. Older scripts give settings and facts of the run
+            by position and by name instead.
         run: Facts of the run.
 
     Raises:
@@ -141,13 +124,13 @@ class Trainer(ABC):
 
     @abstractmethod
     def encoders(self) -> list[Encoder]:
-        """Returns the encoders that `loss` applies to the activations, for one product with others'."""
+        """Returns the encoders that `loss` applies, for one product with those of others."""
 
     def setup(self) -> None:  # noqa: B027
         """Adds the components of a method; called at the end of the construction."""
 
     def after_step(self, parts: Sequence[StepPart]) -> None:  # noqa: B027
-        """Changes weights after the optimizer step, such as thresholds that must not be negative."""
+        """Changes weights after the optimizer step, such as thresholds below 0."""
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         """Returns a context in which the parts of one batch share what depends on all of it."""
@@ -196,7 +179,7 @@ class Trainer(ABC):
         return total
 
     def finish(self) -> None:
-        """Makes a last step with the gradients of fewer than `grad_acc_steps` batches, if there are any."""
+        """Makes a last step if fewer than `grad_acc_steps` batches were accumulated."""
         n_left = self._n_batches % self.settings.grad_acc_steps
         if not n_left:
             return
@@ -219,8 +202,8 @@ class Trainer(ABC):
 
         Args:
             x: Input of the dictionary (batch, activation_dim).
-            y: Target of the reconstruction (batch, output_dim); by default x. A number is the step of
-                an older script, and ignored.
+            y: Target of the reconstruction (batch, output_dim); by default x. A number is the step
+                of an older script, and ignored.
             model_loss_fn: The model's loss with a reconstruction of y spliced in.
             lengths: Tokens of each context (contexts,), where the batch is contexts.
             older: Further arguments of older scripts, for which `compat` returns what they expect.
@@ -274,7 +257,7 @@ class Trainer(ABC):
         return self.settings.lr * self.schedule(step)
 
     def export(self) -> Dictionary:
-        """Returns a copy of the dictionary for use, with averaged weights where there is an average."""
+        """Returns a copy of the dictionary for use, with averaged weights if there are any."""
         optimizer: Any = self.optimizer
         averages_itself = hasattr(optimizer, "eval")  # schedule-free
         if averages_itself:
@@ -352,15 +335,8 @@ class Trainer(ABC):
             {"params": [p], "lr_factor": factors.get(name.rpartition(".")[2], 1.0), "unit_rows": name in unit}
             for name, p in self.dictionary.named_parameters()
         ]
-        betas = (settings.beta1, settings.beta2)
-        return build_optimizer(
-            settings.optimizer,
-            groups,
-            lr=settings.lr,
-            betas=betas,
-            eps=settings.eps,
-            max_grad_norm=settings.max_grad_norm,
-        )
+        rates: dict[str, Any] = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
+        return build_optimizer(settings.optimizer, groups, **rates, max_grad_norm=settings.max_grad_norm)
 
     def _initialize(self, batch: Batch, *, is_autoencoder: bool) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""What a step is made with, and what its loss consists of."""
+"""The batch of a step, and its loss."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Reconstruction
 
 ModelLoss = Callable[[Tensor], Mapping[str, Tensor]]
-"""Maps reconstructions (batch, output_dim) to the model's losses with them spliced in: "ce", "kl"."""
+"""Returns the losses "ce" and "kl" of the model with reconstructions (batch, output_dim)."""
 
 
 class Batch(NamedTuple):

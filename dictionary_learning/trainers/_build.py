@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,37 +26,13 @@ from dictionary_learning.trainers._config import OptimizationConfig, RunInfo, Tr
 logger = logging.getLogger(__name__)
 
 
-def build_dictionary(
-    nonlinearity: Callable[[], Nonlinearity],
-    settings: TrainerConfig,
-    run: RunInfo,
-    generator: torch.Generator,
-    trained: Dictionary | None,
-) -> Trainable:
-    """Returns a dictionary to train.
-
-    Args:
-        nonlinearity: Returns a new nonlinearity of the method.
-        settings: Resolved settings.
-        run: Facts of the run.
-        generator: Draws the initial weights.
-        trained: The dictionary to start from, which is copied; None for a new one.
-
-    Raises:
-        ConfigError: The settings do not fit each other, the sites or the trained dictionary.
-    """
-    if trained is None:
-        return _new(nonlinearity(), settings, run, generator)
-    return _from_trained(nonlinearity(), settings, run, generator, trained)
-
-
 def copy_trained(
     trained: Dictionary,
     nonlinearity: Nonlinearity | dict[str, object],
     settings: OptimizationConfig,
     generator: torch.Generator,
 ) -> Dictionary:
-    """Returns a copy of a trained dictionary with another nonlinearity, and as many latents as asked.
+    """Returns a copy of a trained dictionary with another nonlinearity and number of latents.
 
     Raises:
         ConfigError: The number of latents is impossible for this kind of dictionary.
@@ -72,7 +47,14 @@ def copy_trained(
     return dictionary
 
 
-def _new(nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator) -> Trainable:
+def new_dictionary(
+    nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
+) -> Trainable:
+    """Returns a new dictionary to train.
+
+    Raises:
+        ConfigError: The settings do not fit each other or the sites.
+    """
     inputs = run.read_dims
     options: dict[str, Any] = {} if settings.rank_by_norm is None else {"rank_by_norm": settings.rank_by_norm}
     if settings.wiring == "autoencoder":
@@ -96,20 +78,21 @@ def _new(nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, gene
     return dictionary
 
 
-def _from_trained(
-    nonlinearity: Nonlinearity,
-    settings: TrainerConfig,
-    run: RunInfo,
-    generator: torch.Generator,
-    trained: Dictionary,
+def trained_dictionary(
+    trained: Dictionary, nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
+    """Returns a copy of a trained dictionary to train further.
+
+    Raises:
+        ConfigError: The settings do not fit the trained dictionary.
+    """
     own = wiring_of(trained) if isinstance(trained, Trainable) else None
     if not isinstance(trained, Trainable) or own is None or not have_same_parts(own, settings.wiring):
         raise ConfigError(
             f"finetune got a {type(trained).__name__} with wiring={settings.wiring!r}, which builds another kind. Leave "
             "wiring out, or use the trainer of this dictionary."
         )
-    # a trainer used alone knows the inputs only; the dictionary knows what it predicts
+    # without `trainSAE` only the inputs are known; the dictionary knows the width of its outputs
     other = (trained.output_dim,) if WIRINGS[settings.wiring].writes_others else run.read_dims
     trained.check_sites(run.read_dims, run.output_dims or other)
     if settings.unit_norm_decoder and not any(part.coder.is_tied for part in trained.coders()):

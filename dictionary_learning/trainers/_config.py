@@ -1,7 +1,7 @@
 """What a user can choose about training, and the facts of the run that the choices depend on.
 
-A config is what was asked for. `config.build(run)` fills in the fields that were left out, once, and
-passes the result to the trainer as `settings`, which never change afterwards.
+A config is what was asked for. `config.build(run)` fills in the fields that were left out, once,
+and passes the result to the trainer as `settings`, which never change afterwards.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ class OptimizationConfig(BaseConfig):
     """Whether the method's dictionary reads whole contexts."""
 
     dict_size: int = auto(lambda c: _default_dict_size(c), at_least=1)
-    """Number of latents; by default expansion_factor times activation_dim, or that of `finetune`."""
+    """Number of latents; by default expansion_factor * activation_dim, or as in `finetune`."""
     expansion_factor: int = setting(16, at_least=1)
     """Latents per dimension of the activations, where dict_size is not given."""
     seed: int | None = 0
@@ -110,14 +110,15 @@ class OptimizationConfig(BaseConfig):
     """Normalization of the activations: a name of `NORMALIZATIONS`. None for the one that
     `trainSAE` chooses."""
     micro_acc_steps: int = setting(1, at_least=1)
-    """Parts that a batch is processed in, to save memory. Gradients are those of the whole batch."""
+    """Parts that a batch is processed in, to save memory; gradients are of the whole batch."""
     grad_acc_steps: int = setting(1, at_least=1)
     """Batches whose gradients are accumulated for one step. Schedules count steps."""
     wandb_name: str | None = None
     """Name of the dictionary in logs and reports."""
     finetune: Any = None
-    """A trained dictionary to start from, or where it is stored. It may get another nonlinearity, or
-    more latents (`dict_size`). `trainSAE` also takes several: a folder, or a mapping from sites."""
+    """A trained dictionary to start from, or where it is stored. It may get another nonlinearity,
+    or more latents (`dict_size`). `trainSAE` also takes several: a folder, or a mapping from
+    sites."""
     lr: float = auto(lambda c: c.asked.default_lr, at_least=0)
     """Learning rate; by default that of the method."""
     optimizer: Any = "adam"
@@ -135,7 +136,7 @@ class OptimizationConfig(BaseConfig):
     warmup_steps: int = auto(_warmup, at_least=0)
     """Warm-up of the learning rate; by default a tenth of the run, at most 1,000 steps."""
     decay_start: int = auto(lambda c: c.steps, at_least=0)
-    """The step at which the schedule `linear` starts to decay to 0; by default the last: no decay."""
+    """Step at which the schedule `linear` starts to decay to 0; by default there is no decay."""
     ema_decay: float | None = setting(None, above=0, below=1)
     """Decay of a moving average of the weights, which is exported; None for no average."""
 
@@ -242,8 +243,8 @@ class TrainerConfig(OptimizationConfig):
     """Factor of the learning rate for W_dec."""
     unit_norm_decoder: bool = auto(_default_unit_rows)
     """Whether decoder rows are kept at unit norm, with gradients orthogonal to them. By default for
-    wirings whose outputs are their inputs. A dictionary given as `finetune` gets such rows without a
-    change of its outputs; where that is impossible, its rows stay free."""
+    wirings whose outputs are their inputs. A dictionary given as `finetune` gets such rows without
+    a change of its outputs; where that is impossible, its rows stay free."""
     apply_b_dec_to_input: bool = auto(lambda c: c.asked.subtracts_b_dec)
     """Whether an autoencoder subtracts b_dec before encoding; by default as the method does."""
     rank_by_norm: bool | None = None
@@ -298,7 +299,7 @@ class TrainerConfig(OptimizationConfig):
                 f"Got dict_class={self.dict_class.__name__} with wiring={self.wiring!r}; the class is that of an "
                 "autoencoder. Leave one of the two out."
             )
-        if self.wiring is not None:
+        if self.is_set("wiring"):
             WIRINGS[self.wiring]  # raises for an unknown name
 
     @property

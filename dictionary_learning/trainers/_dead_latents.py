@@ -7,21 +7,22 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 _LOOK_EVERY = 100
-"""Steps between two looks at which latents are dead on an accelerator."""
+"""Steps between two copies of the dead latents from an accelerator to the host."""
 
 
 class DeadLatents:
-    """Counts for each latent the tokens since it last fired, that is, was positive; one that is kept at zero did not fire.
+    """Counts for each latent the tokens since it last fired, that is, since it was positive.
 
-    On a CPU it is known after each step which latents are dead. An accelerator is not waited for: every 100 steps the host
-    begins to copy which are dead, and uses it from 100 steps later on, when the copy is long there.
+    On a CPU, dead latents are known after each step. The host does not wait for an accelerator:
+    every 100 steps it starts an asynchronous copy, and uses it 100 steps later, when it has
+    arrived.
 
     Args:
-        dict_size: number of latents.
-        after_tokens: a latent is dead when it has not fired for so many tokens.
-        device: where the latents are.
-        min_frequency: a latent is dead, too, that fired on a smaller share of the tokens of the last whole window.
-        window: tokens that this share is taken of.
+        dict_size: Number of latents.
+        after_tokens: Tokens without firing after which a latent is dead.
+        device: Device of the latents.
+        min_frequency: Share of the tokens of the last complete window below which a latent is dead.
+        window: Tokens of a window.
     """
 
     def __init__(
@@ -41,14 +42,14 @@ class DeadLatents:
         self._n_windows = 0
         self.tokens_since_fired = torch.zeros(dict_size, dtype=torch.long, device=device)
         self.n_tokens = 0
-        """Tokens seen; known without asking the device, so that nothing is done while nothing can be dead."""
+        """Tokens so far, on the host: nothing is computed while no latent can be dead."""
         self._step = 0
         self._copied: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
         self._indices: Tensor | None = None
 
     def observe(self, firings: Int[Tensor, "dict_size"], n_tokens: int) -> None:
-        """Takes in one step: on how many of its tokens each latent fired."""
+        """Adds a step, given the number of its tokens on which each latent fired."""
         self.n_tokens += n_tokens
         self.tokens_since_fired.add_(n_tokens).masked_fill_(firings > 0, 0)
         if self.min_frequency is not None:
@@ -66,23 +67,23 @@ class DeadLatents:
         self._step += 1
 
     def revive(self, latents: Int[Tensor, "n"]) -> None:
-        """Takes latents for alive, as when they were drawn anew."""
+        """Marks latents as alive, such as those that were resampled."""
         self.tokens_since_fired[latents] = 0
         self._rare[latents] = False
         self._indices = self.mask.nonzero().squeeze(1)
 
     @property
     def mask(self) -> Bool[Tensor, "dict_size"]:
-        """Returns which latents are dead now."""
+        """Which latents are dead now."""
         return (self.tokens_since_fired > self.after_tokens) | self._rare
 
     @property
     def indices(self) -> Int[Tensor, "n_dead"] | None:
-        """Returns the dead latents as of the last look, or None where there are none; waits for nothing."""
+        """Indices of dead latents that the host knows of, without a wait; None for none."""
         return self._indices if self._indices is not None and len(self._indices) else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the counts."""
+        """Returns the counts, and the copy that is under way."""
         if self._arrived is not None:
             self._arrived.synchronize()
         state = {"tokens_since_fired": self.tokens_since_fired, "n_tokens": self.n_tokens, "step": self._step}
@@ -90,7 +91,7 @@ class DeadLatents:
         return {**state, **windows, "copied": self._copied, "indices": self._indices}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from saved counts."""
+        """Resumes from saved counts."""
         self.tokens_since_fired.copy_(state["tokens_since_fired"])
         self.n_tokens, self._step, self._copied = state["n_tokens"], state["step"], state["copied"]
         self._counts.copy_(state["counts"])
@@ -99,10 +100,10 @@ class DeadLatents:
         self._indices = None if state["indices"] is None else state["indices"].to(self.tokens_since_fired.device)
 
     def _look(self) -> None:
-        """Takes what the last look copied, and begins a new copy."""
+        """Uses the last copy of the mask, and starts a new one."""
         device = self.tokens_since_fired.device
         if self._arrived is not None:
-            self._arrived.synchronize()  # a hundred steps old: a wait only for a host that ran that far ahead
+            self._arrived.synchronize()  # a hundred steps old: waits only if the host is that far ahead
         if self._copied is not None:
             found = self._copied.nonzero().squeeze(1)
             self._indices = (found.pin_memory() if device.type == "cuda" else found).to(device, non_blocking=True)

@@ -9,6 +9,9 @@ from dictionary_learning.dictionaries.nonlinearities import Elementwise
 from dictionary_learning.dictionaries.trainable import CoderSlice
 from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, n_tokens_of
 
+_LARGEST_EXPONENT = 10.0
+"""Pre-activations of ghosts are capped here, so that their exponential does not overflow."""
+
 
 def squared_error(x_hat: Float[Tensor, "batch dim"], x: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     """Returns the mean over tokens of |x - x_hat|^2."""
@@ -23,19 +26,20 @@ def auxk_loss(
     k_aux: int,
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Returns how badly dead latents predict what the others left, scaled down while dead latents are few.
+    """Returns AuxK: the error with which dead latents predict the residual e.
 
-    min(n_dead / k_aux, 1) * E|e - e_hat|^2 / scale,  e_hat decoded from the k_aux largest dead latents of each token
+    min(n_dead / k_aux, 1) * E|e - e_hat|^2 / scale
 
-    Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where the scale is the variance of e in the batch.
+    e_hat is decoded from the k_aux largest dead latents of each token.
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where the scale is E|e|^2 of the batch.
 
     Args:
-        dictionary: the dictionary.
-        x: what it reads.
-        residual: e, held constant.
-        dead: the dead latents.
-        k_aux: how many of them are used for a token.
-        scale: what makes it a share; a constant of the step, so that parts of a batch add up to the whole.
+        dictionary: The dictionary.
+        x: Its inputs.
+        residual: e, as a constant.
+        dead: Indices of the dead latents.
+        k_aux: Dead latents per token.
+        scale: A constant of the step, so that parts of a batch add up to the whole.
     """
     predicted = dictionary.decode_among(x, dead, k_aux)
     loss = squared_error(predicted, residual) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
@@ -49,26 +53,28 @@ def ghost_loss(
     dead: Int[Tensor, "n_dead"],
     error: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Returns how badly exp(pre-activations) of dead latents predict half of what the others left, scaled to the loss.
+    """Returns the ghost loss: exp(pre-activations) of dead latents predict half of the residual e.
 
-    L = |e - s g|^2,  g = W_dec^T exp(pre - threshold) over dead latents,  s = |e| / (2 |g|);  L is given the size of the error. Both factors
-    are held constant. Anthropic, January 2024 update ("ghost grads").
+    L = |e - s g|^2,  g = W_dec^T exp(pre - threshold) over dead latents,  s = |e| / (2 |g|)
+
+    L is scaled to the size of the reconstruction error. s and that scale are constants.
+    Anthropic, January 2024 update ("ghost grads").
 
     Args:
-        dictionary: the dictionary.
-        x: what it reads.
-        residual: e, held constant.
-        dead: the dead latents.
-        error: the reconstruction's loss, whose size the term is given.
+        dictionary: The dictionary.
+        x: Its inputs.
+        residual: e, as a constant.
+        dead: Indices of the dead latents.
+        error: The reconstruction error.
     """
     total = torch.zeros_like(residual)
     for part in dictionary.coders():
         own = part.own(dead)
-        pre = _margin(part, x, own)
-        # an exponential of a large pre-activation would overflow; one that large would not be dead
+        pre = _margin(part, x, own)  # (batch, own dead)
         ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
+        # a coder may write a part of the output: (batch, own output_dim) -> (batch, output_dim)
         total = total + torch.nn.functional.pad(ghosts, (part.writes.start, total.shape[1] - part.writes.stop))
-    norm = total.detach().norm(dim=-1, keepdim=True)
+    norm = total.detach().norm(dim=-1, keepdim=True)  # (batch, 1)
     scaled = total * (residual.norm(dim=-1, keepdim=True) / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny))
     loss = squared_error(scaled, residual)
     return loss * (error.detach() / loss.detach().clamp_min(torch.finfo(loss.dtype).tiny))
@@ -77,32 +83,34 @@ def ghost_loss(
 def pre_activation_loss(
     dictionary: Trainable, x: Float[Tensor, "batch activation_dim"], dead: Int[Tensor, "n_dead"]
 ) -> Float[Tensor, ""]:
-    """Returns the mean over tokens of the sum over dead latents of relu(threshold - pre) |d|: it pulls them up until they fire.
+    """Returns E[sum over dead latents of relu(threshold - pre) |d|], whose gradient raises pre.
 
-    Anthropic, January 2025 update, where |d| is the norm of what the latent writes.
+    |d| is the decoder norm of a latent. Anthropic, January 2025 update.
     """
-    norms = dictionary.decoder_norms()
+    norms = dictionary.decoder_norms()  # (dict_size,)
     total = x.new_zeros(())
     for part in dictionary.coders():
         own = part.own(dead)
-        short = (-_margin(part, x, own)).relu()
+        short = (-_margin(part, x, own)).relu()  # (batch, own dead)
         total = total + (short * norms[part.latents][own]).sum(-1).mean()
     return total
 
 
 def _margin(part: CoderSlice, x: Tensor, own: Tensor) -> Float[Tensor, "batch n_dead"]:
-    """Returns how far some latents' pre-activations are above where they begin to fire."""
+    """Returns pre-activations of some latents minus the values above which these fire."""
     pre = part.coder.pre_activations(x[:, part.reads], own).float()
     nonlinearity = part.coder.nonlinearity
+    # selections compare latents with each other, and have no threshold: 0 stands for it
     return nonlinearity.margin(pre, own.expand_as(pre)) if isinstance(nonlinearity, Elementwise) else pre
 
 
 def per_token(latents: Latents) -> Float[Tensor, "batch"]:
-    """Returns the sum of each token's values."""
+    """Returns the sum of the values of each token."""
     if isinstance(latents, Tensor):
         return latents.sum(-1)
     if not latents.support.is_ragged:
-        return latents.values.sum(-1)
+        return latents.values.sum(-1)  # (batch, k) -> (batch,)
+    # tokens have unequal numbers of latents: (pairs,) -> (batch,)
     zeros = latents.values.new_zeros(latents.support.n_tokens)
     return zeros.index_add(0, latents.support.tokens, latents.values)
 
@@ -114,9 +122,6 @@ def mean_sum(latents: Latents) -> Float[Tensor, ""]:
 
 
 def weighted(latents: Latents, weights: Float[Tensor, "dict_size"] | None) -> Tensor:
-    """Returns the values, each times its latent's weight."""
+    """Returns the values times the weights of their latents, in the shape of the values."""
     values = latents.values if isinstance(latents, SparseLatents) else latents
     return values if weights is None else values * gather_per_latent(weights, latents)
-
-
-_LARGEST_EXPONENT = 10.0

@@ -1,20 +1,64 @@
-"""What an optimizer does about rows that it has not moved itself."""
+"""Shared by the optimizers: checks, closures, clipping, and rows that were written from outside."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from dictionary_learning.errors import ConfigError
+
+Closure = Callable[[], float] | None
+"""Computes the loss and its gradients, as in PyTorch's `step(closure)`."""
+_TINY = 1e-6
+"""Added to the norm of the gradients before clipping, as in `torch.nn.utils.clip_grad_norm_`."""
+
+
+def check_rates(name: str, lr: float | Tensor, betas: tuple[float, float], eps: float) -> None:
+    """Checks the numbers of an Adam.
+
+    Raises:
+        ConfigError: One of them is out of range.
+    """
+    if not (lr >= 0 and eps >= 0 and all(0 <= beta < 1 for beta in betas)):
+        raise ConfigError(
+            f"{name} got lr={lr}, betas={betas}, eps={eps}; lr and eps of at least 0 and betas in [0, 1) are needed."
+        )
+
+
+def check_max_grad_norm(max_grad_norm: float | None) -> None:
+    """Checks the largest norm of the gradients.
+
+    Raises:
+        ConfigError: It is not positive.
+    """
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"Got max_grad_norm={max_grad_norm}; give a positive norm, or None for no limit.")
+
+
+def closure_loss(closure: Closure) -> float | None:
+    """Runs the closure of `step` with gradients, and returns its loss; None without a closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def clip_divisor(norm: Tensor, max_grad_norm: float) -> Tensor:
+    """Returns the divisor of gradients with this common norm; 1 where it is small enough."""
+    return ((norm + _TINY) / max_grad_norm).clamp_min_(1.0)
+
 
 @torch.no_grad()
 def take_rows(optimizer: torch.optim.Optimizer, parameter: Tensor, rows: Tensor) -> None:
-    """Makes an optimizer begin anew with rows of a parameter that were written from outside, as resampling does.
+    """Makes an optimizer forget rows of a parameter that were written by others, as in resampling.
 
-    Means of gradients of those rows become 0, and what the optimizer keeps in place of the weights takes the new ones over.
-    Means in 8 bits stay, since their codes have no plain zero; they fade with their decays.
+    Mean gradients of the rows become 0, and copies of the weights in the state get the new rows.
+    Means in 8 bits stay, since their codes have no plain zero; they decay.
 
     Args:
-        optimizer: one of PyTorch's kind; it may have a method `take_rows` of its own.
-        parameter: the parameter, after its rows were written.
-        rows: their numbers, or a mask.
+        optimizer: Any optimizer. If it has a method `take_rows`, that is called instead.
+        parameter: The parameter, with the rows already written.
+        rows: Indices of the rows, or a mask.
     """
     own = getattr(optimizer, "take_rows", None)
     if own is not None:

@@ -1,4 +1,4 @@
-"""Optimizers by name, and whatever else PyTorch or a user has, with what a dictionary needs around them."""
+"""Optimizers by name or from a user, with projection, clipping, skipping and unit rows."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError, MissingDependencyError
-from dictionary_learning.trainers._optimizer_rows import take_rows
+from dictionary_learning.trainers._optimizer_rows import Closure, check_rates, closure_loss, take_rows
 from dictionary_learning.trainers._row_adam import RowAdam
 from dictionary_learning.trainers._schedule_free import ScheduleFree
 from dictionary_learning.trainers._unit_norm_optimizer import UnitNormOptimizer
@@ -17,12 +17,12 @@ from dictionary_learning.trainers._unit_norm_optimizer import UnitNormOptimizer
 Groups = list[dict[str, Any]]
 
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer")
-"""Builders `(groups, *, betas, eps)`, whose groups each have a learning rate. What has no use for betas or eps leaves them."""
+"""Functions `(groups, *, betas, eps)` to an optimizer. Each group has a learning rate."""
 
 OPTIMIZERS.register("adam")(RowAdam)
 
 _SIGN_BETA = 0.95
-"""What stands for momentum where signs are averaged, in place of Signum's own of the same size."""
+"""Beta of schedule-free Signum: the size of the momentum that it replaces."""
 
 
 def build_optimizer(
@@ -34,25 +34,23 @@ def build_optimizer(
     eps: float = 1e-8,
     max_grad_norm: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Returns an optimizer of groups of parameters, with projection, clipping, skipping and unit rows.
+    """Returns an optimizer of groups, with projection, clipping, skipping and unit rows.
 
     Args:
-        optimizer: a name of `OPTIMIZERS`; or what makes an optimizer of groups: a class as `torch.optim.AdamW`, a
-            `functools.partial` of one, a function. It gets no betas and no eps but those it has itself.
-        groups: groups of parameters. A group may have `unit_rows=True`, `lr_factor`, and options of the optimizer.
-        lr: learning rate of groups that have none.
-        betas: decays of the mean gradient and of the mean squared gradient.
-        eps: added to the root of the mean squared gradient.
-        max_grad_norm: the largest common norm of the gradients; None for no limit.
+        optimizer: A name of `OPTIMIZERS`; or a function from groups to an optimizer, such as the
+            class `torch.optim.AdamW` or a `functools.partial` of one, which gets no betas and no
+            eps.
+        groups: Groups of parameters, with `unit_rows`, `lr_factor` and options of the optimizer.
+        lr: Learning rate of groups that have none.
+        betas: Decays of the mean gradient and of the mean squared gradient.
+        eps: Added to the root of the mean squared gradient.
+        max_grad_norm: Largest common norm of the gradients; None for no limit.
 
     Raises:
-        ConfigError: a number cannot be used, the name is not known, or this version of PyTorch has no such optimizer.
-        MissingDependencyError: the optimizer is in a package that is not installed.
+        ConfigError: A number is out of range, or the optimizer is unknown here or to this PyTorch.
+        MissingDependencyError: The optimizer is in a package that is not installed.
     """
-    if not (lr >= 0 and eps >= 0 and all(0 <= beta < 1 for beta in betas)):
-        raise ConfigError(
-            f"The optimizer got lr={lr}, betas={betas}, eps={eps}; lr and eps must not be negative, and betas in [0, 1)."
-        )
+    check_rates("The optimizer", lr, betas, eps)
     groups = [{"lr": lr, **group} for group in groups]
     build = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     if build is RowAdam:
@@ -64,9 +62,9 @@ def build_optimizer(
 
 @OPTIMIZERS.register("adam_8bit")
 def adam_8bit(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Returns Adam with its means in 8 bits, from bitsandbytes.
+    """Returns Adam with means in 8 bits, from bitsandbytes.
 
-    Dettmers et al. 2021, https://arxiv.org/abs/2110.02861
+    Dettmers et al. 2021, https://arxiv.org/abs/2110.02861.
 
     Raises:
         MissingDependencyError: bitsandbytes is not installed.
@@ -86,35 +84,36 @@ def signum(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.o
 
 @OPTIMIZERS.register("signum_schedule_free")
 def signum_schedule_free(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Returns the sign of the gradient, averaged in place of momentum and of a falling learning rate."""
+    """Returns Signum, with averaged weights in place of momentum and of a decaying rate."""
     return ScheduleFree(Signum(groups, momentum=0.0), beta=_SIGN_BETA)
 
 
 @OPTIMIZERS.register("adam_schedule_free")
 def adam_schedule_free(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Returns Adam whose weights are averaged in place of momentum, with the first of the betas, and of a falling learning rate."""
+    """Returns Adam, with averaged weights in place of momentum and of a decaying rate."""
     return ScheduleFree(torch.optim.Adam(groups, betas=(0.0, betas[1]), eps=eps), beta=betas[0])
 
 
 @OPTIMIZERS.register("muon")
 def muon(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """Returns Muon for matrices, with steps as large as Adam's at the same learning rate, and Adam for all else.
+    """Returns Muon for matrices, with steps as large as Adam's, and Adam for the other parameters.
 
-    No weight decay, as elsewhere here. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon;
+    Without weight decay. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon;
     Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2.
 
     Raises:
-        ConfigError: PyTorch is older than its Muon.
+        ConfigError: This PyTorch has no Muon.
     """
     build = getattr(torch.optim, "Muon", None)
     if build is None:
         raise ConfigError(
-            f"The optimizer 'muon' is not in PyTorch {torch.__version__}; 2.9 or later is needed. Upgrade with: pip install 'torch>=2.9'"
+            f"The optimizer 'muon' is not in PyTorch {torch.__version__}; 2.9 or later is needed. Upgrade with: "
+            "pip install 'torch>=2.9'"
         )
     matrices, others = (
         _where(groups, lambda p, is_matrix=is_matrix: (p.ndim == 2) is is_matrix) for is_matrix in (True, False)
     )
-    optimizers = []
+    optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(build(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
     if others:
@@ -123,7 +122,7 @@ def muon(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.opt
 
 
 def _where(groups: Groups, condition: Callable[[torch.Tensor], bool]) -> Groups:
-    """Returns the groups with those of their parameters that fulfil a condition, without empty ones."""
+    """Returns the groups with only the parameters that fulfil a condition, without empty groups."""
     chosen = [{**group, "params": [p for p in group["params"] if condition(p)]} for group in groups]
     return [group for group in chosen if group["params"]]
 
@@ -133,32 +132,31 @@ class Signum(torch.optim.Optimizer):
 
     m = momentum * m + (1 - momentum) * g,  p = p - lr * sign(m)
 
-    A weight whose gradient is exactly 0 goes on while its mean lasts: with momentum, latents that do not fire move.
-    Bernstein et al. 2018, https://arxiv.org/abs/1802.04434
+    With momentum, a weight moves on after its gradient has become 0: latents that do not fire move.
+    Bernstein et al. 2018, https://arxiv.org/abs/1802.04434.
 
     Args:
-        params: parameters, or groups of them.
-        lr: learning rate.
-        momentum: decay of the mean gradient; 0 for the sign of the gradient itself, with no state.
+        params: Parameters, or groups of them.
+        lr: Learning rate.
+        momentum: Decay of the mean gradient; 0 for the sign of the gradient itself, without a
+            state.
 
     Raises:
-        ConfigError: a number that cannot be used.
+        ConfigError: A number is out of range.
     """
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, *, momentum: float = 0.95):
         if not (lr >= 0 and 0 <= momentum < 1):
             raise ConfigError(
-                f"Signum got lr={lr} and momentum={momentum}; lr must not be negative, and momentum in [0, 1). Use momentum=0.95."
+                f"Signum got lr={lr} and momentum={momentum}; lr of at least 0 and momentum in [0, 1) are needed. "
+                "Use momentum=0.95."
             )
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Makes one step with the gradients that the parameters have."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Makes one step with the current gradients."""
+        loss = closure_loss(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -176,10 +174,10 @@ class Signum(torch.optim.Optimizer):
 class MultiOptimizer(torch.optim.Optimizer):
     """Makes the steps of several optimizers, each of its own parameters.
 
-    `param_groups` are the groups of all, one after another; the state stays with each.
+    `param_groups` are the groups of all, concatenated. Each optimizer has its own state.
 
     Args:
-        optimizers: at least one; no parameter is in two of them.
+        optimizers: At least one. No parameter is in two of them.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
@@ -187,31 +185,28 @@ class MultiOptimizer(torch.optim.Optimizer):
         super().__init__([{**group} for optimizer in self.optimizers for group in optimizer.param_groups], {})
         self._link()
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Makes one step with the gradients that the parameters have."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Makes one step with the current gradients."""
+        loss = closure_loss(closure)
         for optimizer in self.optimizers:
             optimizer.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the states of all."""
+        """Returns the state of each."""
         return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from a saved state."""
+        """Resumes from a saved state."""
         for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self._link()
 
     def take_rows(self, parameter: Tensor, rows: Tensor) -> None:
-        """Begins anew with rows of a parameter that were written from outside."""
+        """Forgets rows of a parameter that were written from outside."""
         for optimizer in self.optimizers:
             take_rows(optimizer, parameter, rows)
 
     def _link(self) -> None:
-        # loading gives an optimizer new groups; a learning rate set here must reach the ones that are used
+        # loading gives an optimizer new groups; a learning rate set here must reach those
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]

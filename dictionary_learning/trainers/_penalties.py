@@ -1,6 +1,7 @@
-"""What makes latents sparse where their number is not set: penalties on their values or their number.
+"""Penalties on the values or on the number of latents, where a nonlinearity does not limit it.
 
-With f the latents of a token, n_i the norm of what latent i writes, or 1 where norms do not count. All are means over tokens.
+In the formulas, f are the latents of a token, and n_i is the decoder norm of latent i, or 1 where
+norms do not count. All penalties are means over tokens.
 """
 
 import dataclasses
@@ -19,28 +20,28 @@ from dictionary_learning.latents import Latents, replace_values
 from dictionary_learning.trainers._losses import mean_sum, per_token, weighted
 
 _LEAST = 1e-6
-"""The least value that a power of it is taken of: the slope of f^p has no bound at 0 where p < 1."""
+"""Floor of values before a power: for p < 1 the slope of f^p has no bound at 0."""
 
 
 class Sparsity(NamedTuple):
-    """What penalties look at."""
+    """What penalties are computed from."""
 
     dictionary: Trainable
     latents: Latents
     pre: Latents
-    """Pre-activations, in the form of the latents."""
+    """Pre-activations, dense or sparse as the latents are."""
     norms: Float[Tensor, "dict_size"] | None
-    """What each latent weighs; None where all weigh the same."""
+    """Weight of each latent; None for equal weights."""
 
     def values(self) -> Latents:
         """Returns f_i n_i."""
         return replace_values(self.latents, weighted(self.latents, self.norms))
 
     def fires(self) -> Latents:
-        """Returns 1[f_i > 0], with a gradient for thresholds.
+        """Returns 1[f_i > 0], with a straight-through gradient for thresholds.
 
         Raises:
-            ConfigError: the nonlinearity has no thresholds to learn.
+            ConfigError: The nonlinearity has no thresholds.
         """
         for part in self.dictionary.coders():
             if not isinstance(part.coder.nonlinearity, JumpReLU):
@@ -67,7 +68,7 @@ class L1:
 @PENALTIES.register("lp", "Lp^p")
 @dataclasses.dataclass(frozen=True)
 class PowerSum:
-    """sum_i (f_i n_i)^p; with p below 1 large latents shrink less than by L1."""
+    """sum_i (f_i n_i)^p. With p < 1, large latents shrink less than with L1."""
 
     p: float = 1.0
 
@@ -83,27 +84,26 @@ class PowerNorm:
     p: float = 1.0
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
-        sums = per_token(powers(sparsity.values(), self.p))
-        # a token without latents has no gradient, and its root none that is finite
+        sums = per_token(powers(sparsity.values(), self.p))  # (batch,)
+        # at 0, without latents, the slope of the root is infinite: the gradient is 0 there
         return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / self.p), 0.0).mean()
 
 
 @PENALTIES.register("tanh")
 @dataclasses.dataclass(frozen=True)
 class Tanh:
-    """sum_i tanh(c f_i n_i): nearly L0 for large latents (Anthropic, January 2025 update, with c = 4)."""
+    """sum_i tanh(c f_i n_i), near L0 for large latents (Anthropic, January 2025 update: c = 4)."""
 
     scale: float = 4.0
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
-        values = sparsity.values()
-        return mean_sum(replace_values(values, torch.tanh(self.scale * _plain(values))))
+        return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(self.scale * f)))
 
 
 @PENALTIES.register("l0", "step")
 @dataclasses.dataclass(frozen=True)
 class L0:
-    """Number of latents that fire (Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435)."""
+    """L0: the number of latents that fire (https://arxiv.org/abs/2407.14435)."""
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
         return mean_sum(sparsity.fires())
@@ -112,7 +112,7 @@ class L0:
 @PENALTIES.register("quadratic_l0", "quadratic")
 @dataclasses.dataclass(frozen=True)
 class QuadraticL0:
-    """(2 / L0*) (L0 - L0*)^2 of each token's number of latents that fire (Gemma Scope 2)."""
+    """(2 / L0*) (L0 - L0*)^2 with the L0 of each token (Gemma Scope 2)."""
 
     target_l0: float = 20.0
 
@@ -123,7 +123,7 @@ class QuadraticL0:
 @PENALTIES.register("target_l0")
 @dataclasses.dataclass(frozen=True)
 class TargetL0:
-    """(L0 / L0* - 1)^2 of the batch's mean number of latents that fire, as in dictionary-learning."""
+    """(L0 / L0* - 1)^2 with the mean L0 of the batch, as in dictionary-learning."""
 
     target_l0: float = 20.0
 
@@ -134,26 +134,23 @@ class TargetL0:
 @PENALTIES.register("entropy")
 @dataclasses.dataclass(frozen=True)
 class Entropy:
-    """-sum_i p_i log p_i with p_i = f_i n_i / sum_j f_j n_j: few latents that carry most, at any scale."""
+    """-sum_i p_i log p_i with p_i = f_i n_i / sum_j f_j n_j, which does not depend on the scale."""
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
         values = sparsity.values()
-        plain = _plain(values)
-        totals = per_token(values)
+        totals = per_token(values)  # (batch,)
         # -sum p log p = log S - sum f log f / S, where S = sum f
-        products = per_token(replace_values(values, torch.where(plain > 0, plain * plain.clamp_min(_LEAST).log(), 0.0)))
+        products = per_token(_mapped(values, lambda f: torch.where(f > 0, f * f.clamp_min(_LEAST).log(), 0.0)))
         some = totals > _LEAST
+        # inside `where` too: the gradient of the branch that is not taken would be NaN
         safe = torch.where(some, totals, 1.0)
         return torch.where(some, safe.log() - products / safe, 0.0).mean()
 
 
 def powers(values: Latents, p: float) -> Latents:
-    """Returns each positive value to the power p, and zero for the others."""
-    plain = _plain(values)
-    if p == 1:
-        return replace_values(values, plain)
-    return replace_values(values, torch.where(plain > 0, plain.clamp_min(_LEAST).pow(p), 0.0))
+    """Returns f^p of each positive value f, and 0 for the others."""
+    return values if p == 1 else _mapped(values, lambda f: torch.where(f > 0, f.clamp_min(_LEAST).pow(p), 0.0))
 
 
-def _plain(values: Latents) -> Tensor:
-    return values if isinstance(values, Tensor) else values.values
+def _mapped(latents: Latents, function: Callable[[Tensor], Tensor]) -> Latents:
+    return replace_values(latents, function(latents if isinstance(latents, Tensor) else latents.values))

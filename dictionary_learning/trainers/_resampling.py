@@ -1,4 +1,4 @@
-"""Dead latents drawn anew."""
+"""Resampling: dead latents get new rows, which point at tokens with large errors."""
 
 import torch
 from jaxtyping import Float, Int
@@ -21,24 +21,26 @@ def resample_(
     dead: Int[Tensor, "n_dead"],
     generator: torch.Generator,
 ) -> Int[Tensor, "n_revived"]:
-    """Points dead latents at tokens that are reconstructed badly, in place; the optimizer forgets what it knew of them.
+    """Points dead latents at tokens that are reconstructed badly, in place.
 
-    Tokens are drawn with a probability that grows with the square of their loss |x - x_hat|^2, without repetition. The new
-    decoder row is the token's direction, the encoder row the same with a fifth of the living rows' mean norm; biases are 0, and
-    other tensors of the nonlinearity as at first.
+    Tokens are drawn without repetition, with a probability proportional to |y - y_hat|^4. The
+    decoder row becomes the direction of the token's target, with the mean norm of the living rows.
+    The encoder row becomes the direction of its input, with a fifth of their mean norm. Biases
+    become 0, and thresholds their initial value.
     Bricken et al. 2023, "Towards Monosemanticity", Neuron Resampling.
 
     Args:
-        dictionary: the dictionary.
-        optimizer: whose moments of the new rows become zero, by parameter.
-        batch: the tokens to draw from.
-        errors: their losses.
-        dead: the latents to draw anew; at most as many as there are tokens with a loss.
-        generator: of the draw.
+        dictionary: The dictionary.
+        optimizer: Forgets its means of the new rows.
+        batch: The tokens to draw from.
+        errors: |y - y_hat|^2 of each token.
+        dead: Indices of the dead latents.
+        generator: Draws the tokens.
 
     Returns:
-        The latents that were drawn anew.
+        Indices of the resampled latents: at most as many as there are tokens with an error.
     """
+    # in float64, and relative to the largest: squares of large errors would overflow
     weights = (errors.double() / errors.double().amax().clamp_min(torch.finfo(torch.float64).tiny)).square().cpu()
     n = min(len(dead), int((weights > 0).sum()))
     if n == 0:
@@ -47,12 +49,12 @@ def resample_(
     tokens = torch.multinomial(weights, n, generator=generator).to(batch.x.device)
     for part in dictionary.coders():
         own = part.own(dead)
-        mine = tokens[(dead >= part.latents.start) & (dead < part.latents.stop)]
+        mine = tokens[(dead >= part.latents.start) & (dead < part.latents.stop)]  # (own,)
         if not len(own):
             continue
         coder = part.coder
         inputs, outputs = _directions(batch.x[mine, part.reads], coder), batch.y[mine, part.writes].float()
-        if coder.b_dec is not None:
+        if coder.b_dec is not None:  # the latent adds to b_dec
             outputs = outputs - coder.b_dec
         norms = coder.W_dec.norm(dim=1)
         alive = torch.ones(coder.dict_size, dtype=torch.bool, device=own.device).index_fill_(0, own, False)
@@ -61,11 +63,12 @@ def resample_(
         if not coder.is_tied:
             encoder = coder.W_enc[alive].float().norm(dim=1).mean() if bool(alive.any()) else 1.0
             rows[id(coder.W_enc)] = inputs * (_ENCODER_SHARE * encoder)
-        first = float(getattr(coder.nonlinearity, "initial_threshold", 0.0))
+        threshold = float(getattr(coder.nonlinearity, "initial_threshold", 0.0))
         for name, p in coder.named_parameters():
+            # a width may equal dict_size: only the name tells tensors without rows for latents
             if p.shape[:1] != (coder.dict_size,) or name in ("b_dec", "W_skip"):
                 continue
-            filled = torch.full_like(p[own], first if name.endswith("threshold") else 0.0, dtype=torch.float32)
+            filled = torch.full_like(p[own], threshold if name.endswith("threshold") else 0.0, dtype=torch.float32)
             p[own] = rows.get(id(p), filled).to(p.dtype)
             take_rows(optimizer, p, own)
     return dead

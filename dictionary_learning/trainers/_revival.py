@@ -1,4 +1,4 @@
-"""What brings dead latents back: auxiliary losses, and resampling."""
+"""Revival of dead latents: auxiliary losses, and resampling."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,13 +9,14 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.latents import firing_counts
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import Component
 from dictionary_learning.trainers._config import TrainerConfig
 from dictionary_learning.trainers._dead_latents import DeadLatents
 from dictionary_learning.trainers._losses import auxk_loss, ghost_loss, pre_activation_loss
 from dictionary_learning.trainers._resampling import resample_
 
 
-class Revival:
+class Revival(Component):
     """Tracks which latents are dead, and computes the losses that revive them.
 
     Args:
@@ -42,7 +43,7 @@ class Revival:
             window=settings.feature_sampling_window,
         )
         self.mean_error = torch.ones((), device=dictionary.device)
-        """E|y - y_hat|^2 of the last step. AuxK is a share of it, so that parts of a batch add up."""
+        """E|y - y_hat|^2 of the last step, the same for all parts of a batch."""
 
     def added(self, loss: Loss, batch: Batch, *, loss_scale: Tensor, auxk_scale: Tensor | float) -> Loss:
         """Returns the loss with the terms that revive dead latents added, if any latent is dead.
@@ -73,7 +74,6 @@ class Revival:
         return loss._replace(total=total, terms=terms)
 
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        """Counts firings, and resamples dead latents when it is time."""
         firings = torch.stack([firing_counts(part.loss.reconstruction.latents) for part in parts]).sum(0)
         self.dead.observe(firings, sum(len(part.batch.x) for part in parts))
         error = torch.stack([part.loss.error.detach() * part.share for part in parts]).sum()
@@ -86,14 +86,11 @@ class Revival:
             self.dead.revive(revived)
 
     def figures(self) -> dict[str, Tensor]:
-        """Returns the number of dead latents."""
         return {"dead_features": self.dead.mask.sum()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the counts and the last error."""
         return {"dead": self.dead.state_dict(), "mean_error": self.mean_error}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes from saved counts."""
         self.dead.load_state_dict(state["dead"])
         self.mean_error = state["mean_error"].to(self.mean_error.device)

@@ -1,38 +1,44 @@
 """Adam for dictionaries."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.row_updates import normalize_rows_, remove_parallel_part_, row_kernels
+from dictionary_learning.trainers._optimizer_rows import (
+    Closure,
+    check_max_grad_norm,
+    check_rates,
+    clip_divisor,
+    closure_loss,
+)
 
 _LOW = (torch.bfloat16, torch.float16)
-_TINY = 1e-6
-"""Added to the norm of the gradients before the largest norm is divided by it, as in `torch.nn.utils.clip_grad_norm_`."""
+"""Types of weights that get a float32 copy: small steps would be rounded away."""
 
 
 class RowAdam(torch.optim.Optimizer):
-    """Adam with what a dictionary needs around it, on the device and without waiting for it.
+    """Adam with projection, clipping, skipping and unit rows, all on the device without a wait.
 
-    In this order: gradients of unit rows lose their part along the row, which would only change the norm (Bricken et al. 2023,
-    "Autoencoder training"); all gradients are scaled to a common norm of at most `max_grad_norm`; Adam steps; unit rows get
-    unit norm again. A step with a gradient that is not finite changes nothing, and is counted in `n_skipped`. Weights stored in
-    bfloat16 or float16 are kept in float32 beside, in the state, and rounded after each step.
+    A step projects the gradients of unit rows, which lose their part along the row (Bricken et al.
+    2023, "Autoencoder training"); scales all gradients to a common norm of at most `max_grad_norm`;
+    makes Adam's step; and normalizes unit rows. A gradient that is not finite turns the step into
+    no step, counted in `n_skipped`. Weights in bfloat16 or float16 have a float32 copy in the
+    state, which is rounded into them after each step.
 
     Args:
-        params: parameters, or groups of them. A group may have `unit_rows=True`, `lr`, `betas` and `eps` of its own.
-        lr: learning rate.
-        betas: decays of the mean gradient and of the mean squared gradient.
-        eps: added to the root of the mean squared gradient.
-        max_grad_norm: the largest common norm of the gradients; None for no limit.
-        unit_rows: whether rows of the weights have unit norm.
+        params: Parameters, or groups with `unit_rows=True`, `lr`, `betas` and `eps` of their own.
+        lr: Learning rate.
+        betas: Decays of the mean gradient and of the mean squared gradient.
+        eps: Added to the root of the mean squared gradient.
+        max_grad_norm: Largest common norm of the gradients; None for no limit.
+        unit_rows: Whether rows of the weights have unit norm.
 
     Raises:
-        ConfigError: a number that cannot be used.
+        ConfigError: A number is out of range.
     """
 
     def __init__(
@@ -45,22 +51,15 @@ class RowAdam(torch.optim.Optimizer):
         max_grad_norm: float | None = None,
         unit_rows: bool = False,
     ):
-        if not (lr >= 0 and eps >= 0 and all(0 <= beta < 1 for beta in betas)):
-            raise ConfigError(
-                f"Adam got lr={lr}, betas={betas}, eps={eps}; lr and eps must not be negative, and betas in [0, 1)."
-            )
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ConfigError(f"Got max_grad_norm={max_grad_norm}; it must be positive, or None for no limit.")
+        check_rates("Adam", lr, betas, eps)
+        check_max_grad_norm(max_grad_norm)
         self.max_grad_norm = max_grad_norm
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_rows": unit_rows})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Makes one step with the gradients that the parameters have."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Makes one step with the current gradients."""
+        loss = closure_loss(closure)
         moving = [
             _Moving(p, self.state[p], group)
             for group in self.param_groups
@@ -69,18 +68,19 @@ class RowAdam(torch.optim.Optimizer):
         ]
         if not moving:
             return loss
-        norm = torch.stack([m.begin() for m in moving]).sum().sqrt()
-        # Adam divides gradients by the one and leaves everything alone where the other is 1: no pass of its own, no look
-        divisor = ((norm + _TINY) / self.max_grad_norm).clamp_min_(1.0) if self.max_grad_norm else torch.ones_like(norm)
+        norm = torch.stack([m.squared_norm() for m in moving]).sum().sqrt()
+        # Adam's kernel divides gradients by the one, and does nothing where the other is 1: clipping
+        # and skipping need no pass over the gradients, and no wait of the host
+        divisor = clip_divisor(norm, self.max_grad_norm) if self.max_grad_norm else torch.ones_like(norm)
         skip = (~norm.isfinite()).to(norm.dtype)
         for m in moving:
             m.step(divisor, skip)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from a saved state."""
+        """Resumes from a saved state."""
         super().load_state_dict(state_dict)
-        # PyTorch casts a state to its parameter's type; that of a low-precision parameter is float32 all the same
+        # PyTorch casts a state to the type of its parameter, but here the state is float32 always
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, values in state_dict["state"].items():
             p = parameters[index]
@@ -89,13 +89,13 @@ class RowAdam(torch.optim.Optimizer):
 
     @property
     def n_skipped(self) -> Tensor:
-        """How many steps were skipped because a gradient was not finite; on the device."""
+        """Number of steps that were skipped because a gradient was not finite, on the device."""
         counts = [state["n_skipped"] for state in self.state.values()]
         return torch.stack(counts).amax() if counts else torch.zeros(())
 
 
 class _Moving:
-    """A parameter in a step: its gradient's norm first, then the update."""
+    """A parameter in a step: `squared_norm` first, then `step`."""
 
     def __init__(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]):
         assert p.grad is not None
@@ -111,8 +111,8 @@ class _Moving:
         self.gradient = p.grad
         self.kernels = row_kernels(self.weight, self.unit_rows)
 
-    def begin(self) -> Tensor:
-        """Returns the squared norm of the gradient without what is removed from it."""
+    def squared_norm(self) -> Tensor:
+        """Projects the gradient, and returns its squared norm."""
         if self.kernels is not None:
             return self.kernels.squared_norm(self.gradient, self.weight, self.unit_rows)
         if self.p.dtype in _LOW:
@@ -122,45 +122,24 @@ class _Moving:
         return torch.linalg.vector_norm(self.gradient).square()
 
     def step(self, divisor: Tensor, skip: Tensor) -> None:
-        """Moves the parameter."""
+        """Updates the parameter and the state in place."""
         state, group = self.state, self.group
         state["n_skipped"] += skip
         if self.kernels is not None:
             state["step"] += 1 - skip
             lr = group["lr"] if isinstance(group["lr"], Tensor) else torch.full_like(divisor, group["lr"])
+            tensors = (self.weight, self.gradient, state["exp_avg"], state["exp_avg_sq"])
+            numbers = {"step": state["step"], "lr": lr, "betas": group["betas"], "eps": group["eps"]}
+            rounded = self.p.detach() if "master" in state else None
             self.kernels.step_(
-                self.weight,
-                self.gradient,
-                state["exp_avg"],
-                state["exp_avg_sq"],
-                step=state["step"],
-                lr=lr,
-                betas=group["betas"],
-                eps=group["eps"],
-                divisor=divisor,
-                skip=skip,
-                unit_rows=self.unit_rows,
-                rounded=self.p.detach() if "master" in state else None,
+                *tensors, **numbers, divisor=divisor, skip=skip, unit_rows=self.unit_rows, rounded=rounded
             )
             return
-        adam(
-            [self.weight],
-            [self.gradient],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            grad_scale=divisor,
-            found_inf=skip,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=0.0,
-            eps=group["eps"],
-            maximize=False,
-        )
+        beta1, beta2 = group["betas"]
+        averages = ([state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]])
+        rates: dict[str, Any] = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+        fused: dict[str, Any] = {"fused": True, "grad_scale": divisor, "found_inf": skip, "weight_decay": 0.0}
+        adam([self.weight], [self.gradient], *averages, amsgrad=False, maximize=False, **rates, **fused)
         if self.unit_rows:
             normalize_rows_(self.weight)
         if "master" in state:

@@ -13,7 +13,7 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops import Encoder
 from dictionary_learning.trainers._base import Trainer
 from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._build import build_dictionary
+from dictionary_learning.trainers._build import new_dictionary, trained_dictionary
 from dictionary_learning.trainers._config import TrainerConfig
 from dictionary_learning.trainers._dead_latents import DeadLatents
 from dictionary_learning.trainers._revival import Revival
@@ -49,7 +49,8 @@ class SAETrainer(Trainer):
         """Returns a new nonlinearity of the method."""
 
     def build_dictionary(self, trained: Dictionary | None) -> Trainable:
-        dictionary = build_dictionary(self.nonlinearity, self.settings, self.run, self.generator, trained)
+        facts = (self.nonlinearity(), self.settings, self.run, self.generator)
+        dictionary = new_dictionary(*facts) if trained is None else trained_dictionary(trained, *facts)
         return dictionary.to(self.device)
 
     def initialize_dictionary(self, x: Tensor, y: Tensor) -> None:

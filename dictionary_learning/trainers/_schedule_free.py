@@ -1,11 +1,11 @@
-"""Averaging in place of a falling learning rate.
+"""Averaging in place of a decaying learning rate.
 
-Three points: z, which the base optimizer moves; x, the average of all z, which is what is learnt; and y between them, where
-gradients are taken. The parameters hold y while training and x in `eval()`. x and z are kept, and y is made of them, so going
-to x and back changes no bit.
+Each weight has three points: z, which the base optimizer moves; x, the average of all z, which is
+the result; and y between them, where gradients are taken. Parameters hold y in training and x in
+`eval()`. z and x are stored and y is computed from them, so that `eval()` and `train()` change no
+bit.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,28 +13,29 @@ from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.row_updates import normalize_rows_
-from dictionary_learning.trainers._optimizer_rows import take_rows
+from dictionary_learning.trainers._optimizer_rows import Closure, closure_loss, take_rows
 
 
 class ScheduleFree(torch.optim.Optimizer):
-    """Averages the way of another optimizer, and takes gradients between the way and its average.
+    """Averages the weights of another optimizer, and takes gradients near the average.
 
-    z = z - base(gradient at y),  x = x + c (z - x),  y = (1 - beta) z + beta x,  c = lr_t^2 / (lr_1^2 + ... + lr_t^2)
+    z = z - base(gradient at y),  x = x + c (z - x),  y = (1 - beta) z + beta x
+    c = lr_t^2 / (lr_1^2 + ... + lr_t^2), so that steps of a warm-up weigh less
 
-    so steps of a warm-up weigh less. The base should have no momentum of its own: beta takes its place. In groups with
-    `unit_rows=True`, rows of z, y and the x that is read have unit norm.
-    Defazio et al. 2024, https://arxiv.org/abs/2405.15682
+    The base should have no momentum, which beta replaces. In groups with `unit_rows=True`, rows of
+    z and y have unit norm, and so has x where it is read.
+    Defazio et al. 2024, https://arxiv.org/abs/2405.15682.
 
     Args:
-        base: the optimizer that moves z.
-        beta: how far y lies toward the average.
+        base: The optimizer that moves z.
+        beta: Share of the average in y.
 
     Raises:
-        ConfigError: beta is not in [0, 1); or a step follows on `eval()`.
+        ConfigError: beta is not in [0, 1), or a step follows on `eval()`.
     """
 
     keeps_unit_rows = True
-    """Nothing outside has to normalize rows again, which would change bits."""
+    """`UnitNormOptimizer` must not normalize the rows again: that would change bits."""
 
     def __init__(self, base: torch.optim.Optimizer, *, beta: float = 0.9):
         if not 0 <= beta < 1:
@@ -46,17 +47,14 @@ class ScheduleFree(torch.optim.Optimizer):
         self._points: dict[Tensor, _Points] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Makes one step with the gradients that the parameters have, taken at y."""
+    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Makes one step with the current gradients, which were taken at y."""
         if not self.training:
             raise ConfigError(
-                "Got a step after eval(), with gradients at the averaged weights; they are needed between the average and the last "
-                "weights. Call the optimizer's train() before the gradients are computed."
+                "Got a step after eval(), with gradients at the averaged weights, which this method cannot use. Call "
+                "the optimizer's train() before the gradients are computed."
             )
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = closure_loss(closure)
         moving = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         for p, group in moving:
             if p not in self._points:
@@ -70,20 +68,20 @@ class ScheduleFree(torch.optim.Optimizer):
         return loss
 
     def train(self) -> None:
-        """Puts the weights where gradients are taken."""
+        """Sets the weights to y, where gradients are taken."""
         self._write(training=True)
 
     def eval(self) -> None:
-        """Puts the weights where they are best: at the average."""
+        """Sets the weights to their average x."""
         self._write(training=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the base's state, the points by the number of the parameter, and which of them the weights hold."""
+        """Returns the state of the base, the points, and whether the weights hold y."""
         points = {i: self._points[p].state_dict() for i, p in enumerate(self._parameters()) if p in self._points}
         return {"base": self.base.state_dict(), "points": points, "training": self.training}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from a saved state, and sets the weights to the point they were at."""
+        """Resumes from a saved state, and sets the weights to the point they were at."""
         self.base.load_state_dict(state_dict["base"])
         self.param_groups = self.base.param_groups
         unit = {p: group.get("unit_rows", False) for group in self.param_groups for p in group["params"]}
@@ -96,7 +94,7 @@ class ScheduleFree(torch.optim.Optimizer):
         self._write(training=state_dict["training"])
 
     def take_rows(self, parameter: Tensor, rows: Tensor) -> None:
-        """Begins anew with rows of a parameter that were written from outside."""
+        """Forgets rows of a parameter that were written from outside."""
         if parameter in self._points:
             for point in (self._points[parameter].z, self._points[parameter].x):
                 point[rows] = parameter.detach()[rows]
@@ -113,13 +111,13 @@ class ScheduleFree(torch.optim.Optimizer):
 
 
 class _Points:
-    """The points of one parameter."""
+    """The points z and x of one parameter."""
 
     def __init__(self, z: Tensor, x: Tensor, unit_rows: bool, weight_sum: float = 0.0):
         self.z, self.x, self.unit_rows, self.weight_sum = z, x, unit_rows, weight_sum
 
     def move(self, z: Tensor, lr: float) -> None:
-        """Takes over where the base has gone with a step of this learning rate."""
+        """Sets z after a step of the base with this learning rate, and moves x toward it."""
         self.z.copy_(z)
         if self.unit_rows:
             normalize_rows_(self.z.flatten(1))
@@ -127,7 +125,7 @@ class _Points:
         self.x.lerp_(self.z, lr**2 / self.weight_sum if self.weight_sum else 1.0)
 
     def between(self, share: float) -> Tensor:
-        """Returns the point at this share of the way from z to x."""
+        """Returns (1 - share) z + share x."""
         point = torch.lerp(self.z, self.x, share)
         if self.unit_rows:
             normalize_rows_(point.flatten(1))

@@ -1,7 +1,7 @@
 """Quantities that change over a run, as functions of the step.
 
-A schedule maps a step, counted from 0, to the factor of the learning rate. Schedules are pure: there
-is nothing to save, and a run can resume anywhere. No step of a run has the factor 0.
+A schedule maps a step, counted from 0, to the factor of the learning rate. Schedules are pure:
+there is nothing to save, and a run can resume anywhere. No step of a run has the factor 0.
 """
 
 import dataclasses
@@ -86,7 +86,8 @@ class Cosine:
         final: The factor at the end of a cycle.
 
     Raises:
-        ConfigError: The warm-up and the cycles do not fit into the run, or `final` is not in [0, 1].
+        ConfigError: The warm-up and the cycles do not fit into the run, or `final` is not in [0,
+            1].
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""Shared by the methods that keep a set number of latents: settings, loss, k, inference threshold."""
+"""Shared by the methods that keep a set number of latents: settings, loss, k, threshold."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,8 +15,10 @@ from dictionary_learning.dictionaries.trainable import CoderSlice
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import Component, ScheduledValue
 from dictionary_learning.trainers._config import TrainerConfig, decay_after
 from dictionary_learning.trainers._losses import squared_error
+from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import annealed_k
 
 DEFAULT_K = 32
@@ -87,7 +89,7 @@ class TopKFamilyConfig(TrainerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if None not in (self.k, self.dict_size) and self.k > self.dict_size:
+        if self.is_set("k", "dict_size") and self.k > self.dict_size:
             raise ConfigError(
                 f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise dict_size."
             )
@@ -129,55 +131,20 @@ def reconstruction_loss(
     return Loss(total, errors[first.name], errors, Reconstruction(first.outputs, latents))
 
 
-def top_k_loss(dictionary: Trainable, batch: Batch, k: int, scale: Float[Tensor, ""]) -> Loss:
-    """Returns scale * E|y - y_hat|^2 of the k latents that the dictionary keeps per token."""
-    latents = dictionary.encode_sparse(batch.x, k)
-    outputs = dictionary.decode_latents(latents, batch.x)
-    return reconstruction_loss(batch.y, latents, [ReconstructionTerm("l2_loss", 1.0, outputs)], scale)
-
-
-class AnnealedK:
-    """The number of latents kept at the current step, as a component of a trainer."""
-
-    figure: ClassVar[str] = "effective_l0"
-
-    def __init__(self, settings: TopKFamilyConfig):
-        self._settings, self._step = settings, 0
-
-    @property
-    def now(self) -> int:
-        """The k of the current step."""
-        return self._settings.k_at(self._step)
-
-    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        """Moves on to the next step."""
-        self._step = step + 1
-
-    def figures(self) -> dict[str, Tensor]:
-        """Returns the k of the current step."""
-        return {self.figure: torch.tensor(self.now)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the step."""
-        return {"step": self._step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes from a saved step."""
-        self._step = state["step"]
-
-
-class InferenceThreshold:
+class InferenceThreshold(Component):
     """Estimates a threshold that keeps as many latents as training does, one token at a time.
 
-    threshold <- beta * threshold + (1 - beta) * smallest kept value,  from `threshold_start_step` on
+    threshold <- beta * threshold + (1 - beta) * smallest kept value
+
+    The average starts at `threshold_start_step`; before, the threshold is that of the last batch.
 
     The threshold is a buffer of the nonlinearity, which is saved with the dictionary.
 
     Args:
         dictionary: The dictionary in training.
         settings: Decay and start of the average.
-        smallest: Returns the smallest kept value of a step, given the latents of its parts; infinite
-            where no latent is positive.
+        smallest: Returns the smallest kept value of a step, given the latents of its parts;
+            infinite where no latent is positive.
     """
 
     def __init__(
@@ -189,10 +156,9 @@ class InferenceThreshold:
         self._dictionary, self._settings, self._smallest = dictionary, settings, smallest
 
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        """Moves each threshold toward the smallest value that was kept."""
         coders = list(self._dictionary.coders())
         since = step - self._settings.threshold_start_step
-        # weight of a plain average over the steps so far, until the decay limits it: no initial bias
+        # the weight of a plain average over the steps so far, until the decay limits it: no bias
         weight = max(1 - self._settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
         for part in coders:
             nonlinearity = part.coder.nonlinearity
@@ -203,17 +169,6 @@ class InferenceThreshold:
             smallest, threshold = self._smallest(own), nonlinearity.threshold
             moved = torch.lerp(threshold, smallest.to(threshold.dtype), weight)
             threshold.copy_(torch.where(smallest.isfinite(), moved, threshold))
-
-    def figures(self) -> dict[str, Tensor]:
-        """Returns nothing for the log."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns nothing: the thresholds are the dictionary's."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Does nothing."""
 
 
 def smallest_of_batch(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
@@ -234,7 +189,7 @@ def smallest_per_token(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
 
 
 def ranked_values(latents: SparseLatents, part: CoderSlice) -> Tensor:
-    """Returns what latents are ranked by and compared with thresholds, in the shape of the values."""
+    """Returns values, times decoder norms with `rank_by_norm`, in the shape of the values."""
     values = latents.values.detach()
     return values * gather_per_latent(part.coder.decoder_norms(), latents) if part.coder.rank_by_norm else values
 
@@ -242,3 +197,32 @@ def ranked_values(latents: SparseLatents, part: CoderSlice) -> Tensor:
 def _ranked(latents: SparseLatents, part: CoderSlice, *, whole: bool) -> SparseLatents:
     own = latents if whole else slice_latents(latents, part.latents.start, part.latents.stop)
     return SparseLatents(ranked_values(own, part), own.support)
+
+
+class TopKFamilyTrainer(SAETrainer):
+    """Base of the methods that keep a set number of latents; by itself the loss of TopK.
+
+    A method has a nonlinearity, and `smallest_kept` if it learns a threshold for inference.
+    """
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(TopKFamilyConfig):
+        """Settings of a method that keeps a set number of latents."""
+
+    settings: Config
+    # errors are shares of the variance already
+    auxk_is_share_of_error = False
+    smallest_kept: ClassVar[Callable[[Sequence[SparseLatents]], Tensor] | None] = None
+    """Smallest kept value of a step (`InferenceThreshold`); None for no threshold."""
+
+    def setup(self) -> None:
+        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
+        self.components["k"] = self.annealed_k
+        smallest = type(self).smallest_kept  # through the class, which does not bind it
+        if smallest is not None:
+            self.components["threshold"] = InferenceThreshold(self.dictionary, self.settings, smallest)
+
+    def objective(self, batch: Batch) -> Loss:
+        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
+        outputs = self.dictionary.decode_latents(latents, batch.x)
+        return reconstruction_loss(batch.y, latents, [ReconstructionTerm("l2_loss", 1.0, outputs)], self.error_scale)

@@ -1,8 +1,7 @@
 """BatchTopK: k latents of each token, on average over a batch."""
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,20 +12,12 @@ from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinear
 from dictionary_learning.dictionaries.trainable import CoderSlice
 from dictionary_learning.ops.precision import upcast
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._sae_trainer import SAETrainer
-from dictionary_learning.trainers._top_k_family import (
-    AnnealedK,
-    InferenceThreshold,
-    TopKFamilyConfig,
-    ranked_values,
-    smallest_of_batch,
-    top_k_loss,
-)
+from dictionary_learning.trainers._batch import Batch
+from dictionary_learning.trainers._top_k_family import TopKFamilyTrainer, ranked_values, smallest_of_batch
 
 
 @TRAINERS.register("batch_top_k")
-class BatchTopKTrainer(SAETrainer):
+class BatchTopKTrainer(TopKFamilyTrainer):
     """Trains a dictionary that keeps the k * batch largest latents of a batch.
 
     The loss is TopK's (`TrainerTopK`). For inference, a threshold takes the place of the batch: the
@@ -34,30 +25,17 @@ class BatchTopKTrainer(SAETrainer):
     Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(TopKFamilyConfig):
-        """Settings of BatchTopK."""
-
-    settings: Config
-    auxk_is_share_of_error = False
+    smallest_kept = smallest_of_batch
 
     def nonlinearity(self) -> Nonlinearity:
         return BatchTopK(self.settings.k)
-
-    def setup(self) -> None:
-        self.annealed_k = AnnealedK(self.settings)
-        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_of_batch)
-        self.components |= {"k": self.annealed_k, "threshold": threshold}
-
-    def objective(self, batch: Batch) -> Loss:
-        return top_k_loss(self.dictionary, batch, self.annealed_k.now, self.error_scale)
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         return batch_cut(self.dictionary, parts, self.annealed_k.now)
 
 
 @contextlib.contextmanager
-def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Iterator[None]:
+def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Generator[None]:
     """Makes the parts of a batch keep what the whole batch keeps, inside the `with` block.
 
     Args:

@@ -1,34 +1,16 @@
 """GroupMax: the largest latent of each of k groups."""
 
-import dataclasses
-
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, Nonlinearity
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._sae_trainer import SAETrainer
-from dictionary_learning.trainers._top_k_family import AnnealedK, TopKFamilyConfig, top_k_loss
+from dictionary_learning.trainers._top_k_family import TopKFamilyTrainer
 
 
 @TRAINERS.register("group_max")
-class GroupMaxTrainer(SAETrainer):
+class GroupMaxTrainer(TopKFamilyTrainer):
     """Trains a dictionary that keeps the largest latent of each of k groups.
 
     The loss is TopK's (`TrainerTopK`). EleutherAI's sparsify has this nonlinearity.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(TopKFamilyConfig):
-        """Settings of GroupMax."""
-
-    settings: Config
-    auxk_is_share_of_error = False
-
     def nonlinearity(self) -> Nonlinearity:
         return GroupMax(self.settings.k)
-
-    def setup(self) -> None:
-        self.annealed_k = AnnealedK(self.settings)
-        self.components["k"] = self.annealed_k
-
-    def objective(self, batch: Batch) -> Loss:
-        return top_k_loss(self.dictionary, batch, self.annealed_k.now, self.error_scale)

@@ -1,8 +1,9 @@
 """Published recipes: a function for each paper, which returns the config of a trainer.
 
-Every setting can be changed by name: `gao_2024(k=64)`, `april_2024(sparsity_penalty=2)`. Learning rates, warm-ups and penalties are
-those of the papers, for runs as long as theirs; in a short run they do not arrive. What each reaches on the demo's model, with
-what was changed for its length, stands in docs/methods.md, made by `benchmarks/methods.py`.
+Every setting can be changed by name: `gao_2024(k=64)`, `april_2024(sparsity_penalty=2)`. Learning
+rates, warm-ups and penalties are those of the papers, for runs of their length; a short run does
+not converge with them. docs/methods.md has results on a small model, and what was changed for its
+length.
 """
 
 from collections.abc import Callable
@@ -32,14 +33,15 @@ _PLAIN_ADAM: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "scale_encoder": False,
 }
-"""What the top-k papers do where this package's own defaults differ."""
+"""Settings of the top-k papers where the defaults of this package differ."""
+_GEMMA_SCOPE: dict[str, Any] = {"lr": 7e-5, "bandwidth": 0.001, "normalize": "unit_mean_square"}
 
 
 @RECIPES.register("bricken_2023")
 def bricken_2023(**changes: Any) -> TrainerStandard.Config:
     """L1 with unit rows and resampling.
 
-    Bricken et al. 2023, "Towards Monosemanticity: Decomposing Language Models With Dictionary Learning", Transformer Circuits.
+    Bricken et al. 2023, "Towards Monosemanticity", Transformer Circuits.
     """
     return _config(TrainerStandard.Config, changes, lr=1e-3, sparsity_penalty=0.1, resample_steps=25_000)
 
@@ -50,19 +52,13 @@ def april_2024(**changes: Any) -> StandardTrainerAprilUpdate.Config:
 
     Conerly et al. 2024, "Update on how we train SAEs", Transformer Circuits, April update.
     """
-    return _config(
-        StandardTrainerAprilUpdate.Config,
-        changes,
-        lr=5e-5,
-        sparsity_penalty=5.0,
-        normalize="sqrt_dim",
-        b_dec_init_method="zeros",
-    )
+    settings = {"lr": 5e-5, "sparsity_penalty": 5.0, "normalize": "sqrt_dim", "b_dec_init_method": "zeros"}
+    return _config(StandardTrainerAprilUpdate.Config, changes, **settings)
 
 
 @RECIPES.register("karvonen_2024")
 def karvonen_2024(**changes: Any) -> PAnnealTrainer.Config:
-    """P-annealing. Karvonen et al. 2024, https://arxiv.org/abs/2408.00113; the end of p is SAEBench's."""
+    """P-annealing. Karvonen et al. 2024, https://arxiv.org/abs/2408.00113; p_end of SAEBench."""
     return _config(PAnnealTrainer.Config, changes, lr=1e-3, sparsity_penalty=0.1, p_end=0.2)
 
 
@@ -74,37 +70,23 @@ def rajamanoharan_2024_gated(**changes: Any) -> GatedSAETrainer.Config:
 
 @RECIPES.register("rajamanoharan_2024_jumprelu", "gemma_scope")
 def rajamanoharan_2024_jumprelu(**changes: Any) -> JumpReluTrainer.Config:
-    """JumpReLU with a penalty on L0. Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435; settings of Gemma Scope
-    (Lieberum et al. 2024, https://arxiv.org/abs/2408.05147, section 3.2)."""
-    return _config(
-        JumpReluTrainer.Config,
-        changes,
-        lr=7e-5,
-        sparsity_function="l0",
-        sparsity_penalty=6e-4,
-        bandwidth=0.001,
-        normalize="unit_mean_square",
-    )
+    """JumpReLU with a penalty on L0. Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
+
+    Settings of Gemma Scope: Lieberum et al. 2024, https://arxiv.org/abs/2408.05147, section 3.2.
+    """
+    return _config(JumpReluTrainer.Config, changes, **_GEMMA_SCOPE, sparsity_function="l0", sparsity_penalty=6e-4)
 
 
 @RECIPES.register("gemma_scope_2")
 def gemma_scope_2(**changes: Any) -> JumpReluTrainer.Config:
-    """JumpReLU with a quadratic penalty on each token's distance from an L0 (Gemma Scope 2, Google DeepMind 2025)."""
-    return _config(
-        JumpReluTrainer.Config,
-        changes,
-        lr=7e-5,
-        sparsity_function="quadratic_l0",
-        sparsity_penalty=1e-4,
-        target_l0=32.0,
-        bandwidth=0.001,
-        normalize="unit_mean_square",
-    )
+    """JumpReLU with a quadratic penalty on the L0 of each token (Google DeepMind 2025)."""
+    penalty = {"sparsity_function": "quadratic_l0", "sparsity_penalty": 1e-4, "target_l0": 32.0}
+    return _config(JumpReluTrainer.Config, changes, **_GEMMA_SCOPE, **penalty)
 
 
 @RECIPES.register("anthropic_2025")
 def anthropic_2025(**changes: Any) -> JumpReluTrainer.Config:
-    """JumpReLU with a tanh penalty, a pull on dead latents, and the estimator's gradient for pre-activations too.
+    """JumpReLU with a tanh penalty, a pull on dead latents, and gradients through the jump.
 
     Anthropic 2025, "Circuits Updates - January 2025", Transformer Circuits.
     """
@@ -129,55 +111,46 @@ def anthropic_2025(**changes: Any) -> JumpReluTrainer.Config:
 
 @RECIPES.register("gao_2024")
 def gao_2024(**changes: Any) -> TrainerTopK.Config:
-    """TopK with AuxK, inputs normalized token by token, a constant rate and averaged weights.
+    """TopK with AuxK, layer norm of tokens, a constant learning rate and averaged weights.
 
     Gao et al. 2024, https://arxiv.org/abs/2406.04093, section 2 and appendix A.
     """
-    return _config(
-        TrainerTopK.Config,
-        changes,
-        **{**_PLAIN_ADAM, "lr": 1e-4, "schedule": "constant", "ema_decay": 0.999, "normalize": "layer_norm"},
-    )
+    settings = {"lr": 1e-4, "schedule": "constant", "ema_decay": 0.999, "normalize": "layer_norm"}
+    return _config(TrainerTopK.Config, changes, **_PLAIN_ADAM, **settings)
 
 
 @RECIPES.register("bussmann_2024_batch_top_k")
 def bussmann_2024_batch_top_k(**changes: Any) -> BatchTopKTrainer.Config:
     """BatchTopK. Bussmann et al. 2024, https://arxiv.org/abs/2412.06410."""
-    return _config(BatchTopKTrainer.Config, changes, **{**_PLAIN_ADAM, "lr": 3e-4, "max_grad_norm": 1.0})
+    return _config(BatchTopKTrainer.Config, changes, **_PLAIN_ADAM, lr=3e-4)
 
 
 @RECIPES.register("bussmann_2025_matryoshka")
 def bussmann_2025_matryoshka(**changes: Any) -> MatryoshkaBatchTopKTrainer.Config:
     """Matryoshka BatchTopK. Bussmann et al. 2025, https://arxiv.org/abs/2503.17547."""
-    return _config(MatryoshkaBatchTopKTrainer.Config, changes, **{**_PLAIN_ADAM, "lr": 3e-4})
+    return _config(MatryoshkaBatchTopKTrainer.Config, changes, **_PLAIN_ADAM, lr=3e-4)
 
 
 @RECIPES.register("saebench")
 def saebench(**changes: Any) -> TrainerTopK.Config:
-    """TopK with the settings of all of SAEBench's baselines, made for 244,140 steps of 2,048 tokens.
+    """TopK with the settings of the SAEBench baselines, for 244,140 steps of 2,048 tokens.
 
     Karvonen et al. 2025, https://arxiv.org/abs/2503.09532, appendix B.
     """
-    return _config(TrainerTopK.Config, changes, **{**_PLAIN_ADAM, "lr": 3e-4, "eps": 1e-8})
+    return _config(TrainerTopK.Config, changes, **_PLAIN_ADAM, lr=3e-4, eps=1e-8)
 
 
 @RECIPES.register("sparsify")
 def sparsify(**changes: Any) -> TrainerTopK.Config:
-    """TopK as EleutherAI's sparsify trains it: signs of gradients, averaged in place of a falling rate; no AuxK."""
-    size = changes.get("dict_size") or _WIDTH
-    return _config(
-        TrainerTopK.Config,
-        changes,
-        **{**_PLAIN_ADAM, "optimizer": "signum_schedule_free", "lr": 5e-3 / (size / _WIDTH) ** 0.5},
-        schedule="constant",
-        b_dec_init_method="mean",
-        auxk_alpha=0.0,
-    )
+    """TopK as in EleutherAI's sparsify: schedule-free Signum, and no AuxK."""
+    lr = 5e-3 / ((changes.get("dict_size") or _WIDTH) / _WIDTH) ** 0.5
+    optimizer = {"optimizer": "signum_schedule_free", "lr": lr, "schedule": "constant"}
+    return _config(TrainerTopK.Config, changes, **_PLAIN_ADAM, **optimizer, b_dec_init_method="mean", auxk_alpha=0.0)
 
 
 @RECIPES.register("sparsify_group_max")
 def sparsify_group_max(**changes: Any) -> GroupMaxTrainer.Config:
-    """GroupMax with this package's own settings; sparsify has the nonlinearity."""
+    """GroupMax, the nonlinearity of sparsify, with the settings of this package."""
     return _config(GroupMaxTrainer.Config, changes)
 
 
@@ -198,26 +171,20 @@ def dunefsky_2024(**changes: Any) -> TrainerStandard.Config:
 
 @RECIPES.register("lindsey_2024")
 def lindsey_2024(**changes: Any) -> StandardTrainerAprilUpdate.Config:
-    """A crosscoder with L1 weighted by decoder norms. Lindsey et al. 2024, "Sparse Crosscoders", Transformer Circuits."""
-    return _config(
-        StandardTrainerAprilUpdate.Config,
-        changes,
-        wiring="crosscoder",
-        lr=5e-5,
-        sparsity_penalty=2.0,
-        normalize="sqrt_dim",
-    )
+    """A crosscoder with L1 weighted by norms (Lindsey et al. 2024, Transformer Circuits)."""
+    settings = {"wiring": "crosscoder", "lr": 5e-5, "sparsity_penalty": 2.0, "normalize": "sqrt_dim"}
+    return _config(StandardTrainerAprilUpdate.Config, changes, **settings)
 
 
 @RECIPES.register("minder_2025")
 def minder_2025(**changes: Any) -> BatchTopKTrainer.Config:
-    """A BatchTopK crosscoder, for differences between models. Minder et al. 2025, https://arxiv.org/abs/2504.02922."""
+    """A BatchTopK crosscoder. Minder et al. 2025, https://arxiv.org/abs/2504.02922."""
     return _config(BatchTopKTrainer.Config, changes, wiring="crosscoder", k=100, normalize="sqrt_dim")
 
 
 @RECIPES.register("ameisen_2025")
 def ameisen_2025(**changes: Any) -> JumpReluTrainer.Config:
-    """A cross-layer transcoder with JumpReLU and a tanh penalty. Ameisen et al. 2025, "Circuit Tracing", Transformer Circuits."""
+    """A JumpReLU cross-layer transcoder (Ameisen et al. 2025, Transformer Circuits)."""
     return anthropic_2025(
         **{"wiring": "cross_layer_transcoder", "decoder_init_norm": None, "sparsity_penalty": 1.0, **changes}
     )
@@ -236,5 +203,5 @@ def braun_2024(**changes: Any) -> EndToEndTrainer.Config:
 
 
 def _config(config: type[Any], changes: dict[str, Any], **settings: Any) -> Any:
-    """Returns the settings with changes, which may have older names."""
+    """Returns the settings with changes."""
     return config.from_dict({**settings, **changes})

@@ -7,14 +7,12 @@ from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import AutoEncoderNew
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._config import decay_after
-from dictionary_learning.trainers._penalized import PenaltyCoefficient, PenaltyConfig, penalized_loss
-from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._penalized import PenaltyTrainer
 
 
 @TRAINERS.register("standard")
-class TrainerStandard(SAETrainer):
+class TrainerStandard(PenaltyTrainer):
     """Trains a dictionary with ReLU and a penalty, by default L1, and decoder rows of unit norm.
 
     loss = |y - y_hat|^2 + sparsity_penalty * sum_i f_i
@@ -23,21 +21,8 @@ class TrainerStandard(SAETrainer):
     resampling on.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(PenaltyConfig):
-        """Settings of L1."""
-
-    settings: Config
-
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
-
-    def setup(self) -> None:
-        self.coefficient = PenaltyCoefficient(self.settings)
-        self.components["coefficient"] = self.coefficient
-
-    def objective(self, batch: Batch) -> Loss:
-        return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)
 
 
 StandardTrainer = TrainerStandard
@@ -45,19 +30,19 @@ StandardTrainer = TrainerStandard
 
 
 @TRAINERS.register("standard_april_update")
-class StandardTrainerAprilUpdate(SAETrainer):
+class StandardTrainerAprilUpdate(PenaltyTrainer):
     """Trains a dictionary with ReLU and an L1 penalty weighted by decoder norms.
 
     loss = |y - y_hat|^2 + sparsity_penalty * sum_i f_i |d_i|
 
-    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate decays
-    to zero over the last fifth of the run. Made for activations of mean norm sqrt(activation_dim)
-    (`normalize="sqrt_dim"`), there with a penalty of 5.
+    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate
+    decays to zero over the last fifth of the run. Made for activations of mean norm
+    sqrt(activation_dim) (`normalize="sqrt_dim"`), there with a penalty of 5.
     Conerly et al. 2024, "Update on how we train SAEs", Transformer Circuits, April update.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(PenaltyConfig):
+    class Config(PenaltyTrainer.Config):
         """Settings of the April update."""
 
         subtracts_b_dec: ClassVar[bool] = False
@@ -78,10 +63,3 @@ class StandardTrainerAprilUpdate(SAETrainer):
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
-
-    def setup(self) -> None:
-        self.coefficient = PenaltyCoefficient(self.settings)
-        self.components["coefficient"] = self.coefficient
-
-    def objective(self, batch: Batch) -> Loss:
-        return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)

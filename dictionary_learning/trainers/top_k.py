@@ -7,15 +7,11 @@ from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.latents import top_k_of
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
-    AnnealedK,
-    InferenceThreshold,
     ReconstructionTerm,
-    TopKFamilyConfig,
+    TopKFamilyTrainer,
     reconstruction_loss,
     smallest_per_token,
-    top_k_loss,
 )
 
 _WIDE = 4
@@ -24,10 +20,11 @@ _WIDE_WEIGHT = 1 / 8
 
 
 @TRAINERS.register("top_k")
-class TrainerTopK(SAETrainer):
+class TrainerTopK(TopKFamilyTrainer):
     """Trains a dictionary that keeps the k largest latents of each token.
 
-    loss = |y - y_hat|^2 / E|y - mean|^2 + auxk_alpha * min(n_dead / k_aux, 1) * |e - e_hat|^2 / E|e|^2
+    loss = |y - y_hat|^2 / E|y - mean|^2 + auxk_alpha * AuxK
+    AuxK = min(n_dead / k_aux, 1) * |e - e_hat|^2 / E|e|^2
 
     Here e = y - y_hat is constant, and e_hat is decoded from the k_aux largest dead latents of each
     token (AuxK). E|e|^2 is that of the last step, so that parts of a batch add up to the whole.
@@ -36,27 +33,22 @@ class TrainerTopK(SAETrainer):
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(TopKFamilyConfig):
+    class Config(TopKFamilyTrainer.Config):
         """Settings of TopK."""
 
         multi_topk: bool = False
         """Whether the 4k largest latents are decoded too, with weight 1/8 (Multi-TopK)."""
 
     settings: Config
-    auxk_is_share_of_error = False
+    smallest_kept = smallest_per_token
 
     def nonlinearity(self) -> Nonlinearity:
         return TopK(self.settings.k)
 
-    def setup(self) -> None:
-        self.annealed_k = AnnealedK(self.settings)
-        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_per_token)
-        self.components |= {"k": self.annealed_k, "threshold": threshold}
-
     def objective(self, batch: Batch) -> Loss:
-        k, dictionary = self.annealed_k.now, self.dictionary
         if not self.settings.multi_topk:
-            return top_k_loss(dictionary, batch, k, self.error_scale)
+            return super().objective(batch)
+        k, dictionary = self.annealed_k.now, self.dictionary
         wide = dictionary.encode_sparse(batch.x, min(_WIDE * k, dictionary.dict_size))
         kept = top_k_of(wide, k)
         terms = [

@@ -1,4 +1,4 @@
-"""An old address: what dictionary-learning has in `trainers.trainer`, made of what is here."""
+"""The module `trainers.trainer` of dictionary-learning, built on this package."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,16 +14,7 @@ from dictionary_learning.trainers._schedules import Rewarm, WarmupDecay, ramp
 
 
 class ConstrainedAdam(RowAdam):
-    """Adam under which some parameters keep rows of unit norm; `RowAdam` by its older name.
-
-    Rows are those of this package's weights (dict_size, activation_dim), not columns.
-
-    Args:
-        params: all parameters.
-        constrained_params: those of them whose rows have unit norm.
-        lr: learning rate.
-        betas: decays of the mean gradient and of the mean squared gradient.
-    """
+    """`RowAdam`, with unit rows (dict_size, activation_dim) for some parameters; rows, not columns."""
 
     def __init__(
         self,
@@ -41,7 +32,7 @@ class ConstrainedAdam(RowAdam):
 def set_decoder_norm_to_unit_norm(
     W_dec_DF: Float[Tensor, "activation_dim d_sae"], activation_dim: int, d_sae: int
 ) -> Float[Tensor, "activation_dim d_sae"]:
-    """Gives the columns of a decoder in the orientation of `torch.nn.Linear` unit norm, in place; returns it."""
+    """Normalizes the columns of a decoder of `torch.nn.Linear`, in place, and returns it."""
     normalize_rows_(W_dec_DF.T)
     return W_dec_DF
 
@@ -53,7 +44,7 @@ def remove_gradient_parallel_to_decoder_directions(
     activation_dim: int,
     d_sae: int,
 ) -> Float[Tensor, "activation_dim d_sae"]:
-    """Removes from the columns of a gradient, in place, their parts along the decoder's columns of unit norm; returns it."""
+    """Projects a gradient, column by column, orthogonal to unit columns, in place; returns it."""
     remove_parallel_part_(W_dec_DF_grad.T, W_dec_DF.T)
     return W_dec_DF_grad
 
@@ -65,7 +56,7 @@ def get_lr_schedule(
     resample_steps: int | None = None,
     sparsity_warmup_steps: int | None = None,
 ) -> Callable[[int], float]:
-    """Returns the factor of the learning rate at each step: `WarmupDecay`, rising again after each resampling."""
+    """Returns `WarmupDecay`, with a new warm-up after each resampling."""
     schedule = WarmupDecay(total_steps, warmup_steps, total_steps if decay_start is None else decay_start)
     if resample_steps is None:
         return schedule
@@ -73,7 +64,7 @@ def get_lr_schedule(
 
 
 def get_sparsity_warmup_fn(total_steps: int, sparsity_warmup_steps: int | None = None) -> Callable[[int], float]:
-    """Returns the factor of the penalty at each step: from 0 to 1, or 1 throughout."""
+    """Returns the factor of the penalty at each step: from 0 to 1 in the warm-up, then 1."""
     return lambda step: ramp(step, sparsity_warmup_steps or 0)
 
 

@@ -26,7 +26,6 @@ OF_A_RECIPE = {
     "ameisen_2025": "jump_relu",
     "lubana_2025": "temporal",
 }
-SHARE_A_CONFIG = ("bussmann_2024_batch_top_k", "sparsify_group_max", "minder_2025")
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +64,6 @@ def test_every_recipe_trains(train, name):
     configs = train("--recipe", name, *([] if has_wiring else ["--layers", "1"]))
     expected = TRAINERS[OF_A_RECIPE[name]] if name in OF_A_RECIPE else trainer_class_of(RECIPES[name]())
     found = {config["trainer"]["trainer_class"] for config in configs}
-    if name in SHARE_A_CONFIG and found != {expected.__name__}:
-        pytest.xfail("three trainers share one config class")
     assert found == {expected.__name__}
 
 

@@ -1,4 +1,4 @@
-"""Dictionaries of what a token adds to what the tokens before it predict."""
+"""Dictionaries of what a token adds to the prediction from the tokens before it."""
 
 import math
 from typing import Any
@@ -15,17 +15,17 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops.precision import upcast
 
 _LEAST = 1e-6
-"""What is added to the norm of a prediction, as in the published code."""
+"""Added to the norm of a prediction, as in the published code."""
 
 
 class ContextAttention(nn.Module):
     """Predicts a token's latents from those of the tokens before it.
 
     Args:
-        dict_size: number of latents.
-        n_heads: number of heads.
-        bottleneck_factor: how many times narrower keys and queries are than latents.
-        generator: draws the initial weights; the global one if there is none.
+        dict_size: Number of latents.
+        n_heads: Number of heads.
+        bottleneck_factor: Number of latents per dimension of keys and queries.
+        generator: Draws the initial weights; None for the global generator.
     """
 
     def __init__(self, dict_size: int, n_heads: int, bottleneck_factor: int, generator: torch.Generator | None = None):
@@ -38,7 +38,7 @@ class ContextAttention(nn.Module):
 
     @torch.no_grad()
     def draw_(self, generator: torch.Generator | None = None) -> None:
-        """Draws weights anew: rows of one norm, so that what is read has the scale of latents, and biases of zero."""
+        """Draws new weights: rows of one norm, for outputs in the scale of latents; biases of 0."""
         narrow, wide = self.k_ctx.out_features // self.n_heads, self.v_ctx.out_features
         sizes = ((self.k_ctx, narrow), (self.q_target, narrow), (self.v_ctx, wide // self.n_heads), (self.c_proj, wide))
         for layer, size in sizes:
@@ -47,7 +47,7 @@ class ContextAttention(nn.Module):
             layer.bias.zero_()
 
     def forward(self, latents: Float[Tensor, "batch ctx dict_size"]) -> Float[Tensor, "batch ctx dict_size"]:
-        """Returns the prediction at each token, not yet rectified; of the first, from latents of zero."""
+        """Returns the prediction at each token before ReLU; the first is predicted from zeros."""
         before = nn.functional.pad(latents, (0, 0, 1, -1))
         split = "batch ctx (head dim) -> batch head ctx dim"
         queries, keys, values = (
@@ -60,32 +60,33 @@ class ContextAttention(nn.Module):
 
 @DICTIONARIES.register("TemporalAutoencoder")
 class TemporalAutoencoder(Dictionary):
-    """An autoencoder of contexts: latents are what is new at a token, beside what attention predicts from the tokens before.
+    """An autoencoder of contexts whose latents are novel: attention cannot predict them.
 
-    Each layer of attention predicts latents p of what is left of x, and takes its projection on them away:
-    p = relu(attention(relu(W_enc x / (4 dim)))),  x <- x - s W_dec^T p,  s = <x, W_dec^T p> / |W_dec^T p|^2
-    latents = the k largest of relu(W_enc x / (4 dim)) of what is left; all of them without k
+    Each attention layer predicts latents p, and removes their projection from the rest r of x:
+    p = relu(attention(relu(W_enc r / (4 dim))))
+    r <- r - s W_dec^T p,  s = <r, W_dec^T p> / |W_dec^T p|^2
+    latents = the k largest of relu(W_enc r / (4 dim)) of the last rest; without k, all of them
     x_hat = W_dec^T (latents + sum of s p) + b_dec
 
-    x is (..., ctx, activation_dim); a tensor of two dimensions is one context. A token's latents do not depend on later
-    tokens. Computed in float32 at least. Lubana et al. 2025, https://arxiv.org/abs/2511.01836; the first weights of attention as in
-    the published code.
+    x is (..., ctx, activation_dim); a tensor of two dimensions is one context. A token's latents do
+    not depend on later tokens. Computed in float32 at least. Lubana et al. 2025,
+    https://arxiv.org/abs/2511.01836; attention is initialized as in the published code.
 
     Args:
-        activation_dim: width of the activations.
-        dict_size: number of latents.
-        k: how many latents of a token may be non-zero; None for a rectifier.
-        n_heads: heads of each layer of attention.
-        n_layers: layers of attention.
-        bottleneck_factor: how many times narrower keys and queries are than latents.
-        tied: whether the encoder is the decoder.
-        subtracts_b_dec: whether b_dec is subtracted before encoding.
-        has_output_bias: whether b_dec is added to the output.
-        scale: what activations are divided by before encoding, and outputs multiplied by.
-        generator: draws the initial weights; the global one if there is none.
+        activation_dim: Width of the activations.
+        dict_size: Number of latents.
+        k: Novel latents per token; None for ReLU.
+        n_heads: Heads of each attention layer.
+        n_layers: Attention layers.
+        bottleneck_factor: Number of latents per dimension of keys and queries.
+        tied: Whether the encoder is the decoder.
+        subtracts_b_dec: Whether b_dec is subtracted before encoding.
+        has_output_bias: Whether b_dec is added to the output.
+        scale: Divisor of activations before encoding, and factor of outputs.
+        generator: Draws the initial weights; None for the global generator.
 
     Raises:
-        ConfigError: heads do not share the latents evenly, or k is more than there are.
+        ConfigError: dict_size is not a multiple of n_heads * bottleneck_factor, or k exceeds it.
     """
 
     def __init__(
@@ -106,18 +107,18 @@ class TemporalAutoencoder(Dictionary):
         super().__init__(activation_dim, dict_size)
         if min(n_heads, bottleneck_factor) < 1 or n_layers < 0 or dict_size % (n_heads * bottleneck_factor):
             raise ConfigError(
-                f"TemporalAutoencoder got n_layers={n_layers}, n_heads={n_heads} and bottleneck_factor={bottleneck_factor} for "
-                f"dict_size={dict_size}; dict_size must be a multiple of n_heads * bottleneck_factor."
+                f"TemporalAutoencoder got n_layers={n_layers}, n_heads={n_heads} and bottleneck_factor="
+                f"{bottleneck_factor} for dict_size={dict_size}, which must be a multiple of n_heads * bottleneck_factor."
             )
         if k is not None and not 1 <= k <= dict_size:
             raise ConfigError(f"TemporalAutoencoder cannot keep k={k} of dict_size={dict_size} latents; lower k.")
         if not (scale > 0 and math.isfinite(scale)):
-            raise ConfigError(f"TemporalAutoencoder got scale={scale}; activations are divided by a positive number.")
+            raise ConfigError(f"TemporalAutoencoder got scale={scale}; give a positive number.")
         self.k, self.n_heads, self.n_layers, self.bottleneck_factor = k, n_heads, n_layers, bottleneck_factor
         self.tied, self.subtracts_b_dec, self.has_output_bias = tied, subtracts_b_dec, has_output_bias
         self.scale = float(scale)
         rows = unit_rows(dict_size, activation_dim, generator)
-        # of this norm a latent alone gives a quarter of what is along it back
+        # with this norm, a latent alone reconstructs a quarter of the activation along it
         self.W_dec = nn.Parameter(rows * math.sqrt(activation_dim))
         if not tied:
             self.W_enc = nn.Parameter(self.W_dec.detach().clone())
@@ -132,13 +133,13 @@ class TemporalAutoencoder(Dictionary):
         return super().__getattr__(name)
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents of what is new at each token, dense."""
+        """Returns the novel latents of each token, dense."""
         return self.encode_with_predictions(x)[0]
 
     def encode_with_predictions(
         self, x: Float[Tensor, "*batch activation_dim"]
     ) -> tuple[Float[Tensor, "*batch dict_size"], Float[Tensor, "*batch dict_size"]]:
-        """Returns the latents of what is new at each token, and the predicted ones."""
+        """Returns the novel and the predicted latents of each token."""
         rest = self._contexts(x) / self.scale
         if self.subtracts_b_dec:
             rest = rest - self.b_dec
@@ -157,11 +158,11 @@ class TemporalAutoencoder(Dictionary):
     def decode(
         self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
     ) -> Float[Tensor, "*batch activation_dim"]:
-        """Returns the activations that latents stand for.
+        """Returns the reconstruction from dense latents.
 
         Args:
-            latents: the latents of what is new.
-            x: the activations that they are of; with them, what is predicted at each token is added.
+            latents: Novel latents.
+            x: The activations that they encode; if given, the predicted latents are added.
         """
         total = latents if x is None else latents + self.encode_with_predictions(x)[1]
         return self._written(total)
@@ -181,7 +182,7 @@ class TemporalAutoencoder(Dictionary):
         """Returns outputs and latents of the tokens of several contexts.
 
         Raises:
-            ConfigError: the lengths do not add up to the number of tokens.
+            ConfigError: The lengths do not add up to the number of tokens.
         """
         lengths = lengths.to(x.device)
         if int(lengths.sum()) != len(x):
@@ -189,7 +190,7 @@ class TemporalAutoencoder(Dictionary):
         if not len(x):
             return Reconstruction(x, x.new_zeros(0, self.dict_size))
         places = torch.arange(int(lengths.max()), device=x.device) < lengths.unsqueeze(1)
-        # what is behind a context's end is not seen by its tokens
+        # (contexts, longest, dim): tokens do not see the padding behind the end of their context
         apart = x.new_zeros(*places.shape, x.shape[1]).masked_scatter(places.unsqueeze(-1), x)
         novel, predicted = (latents[places] for latents in self.encode_with_predictions(apart))
         return Reconstruction(self._written(novel + predicted), novel)
@@ -238,7 +239,7 @@ class TemporalAutoencoder(Dictionary):
 
     @torch.no_grad()
     def scale_decoder_(self, x: Float[Tensor, "n activation_dim"]) -> None:
-        """Gives the rows of decoder and encoder the norm at which what is new, with nothing predicted, reconstructs tokens best."""
+        """Scales decoder and encoder so that novel latents alone reconstruct tokens best."""
         rest = upcast(x) / self.scale - self.b_dec
         written = self._kept(self._rectified(rest)) @ upcast(self.W_dec)
         share = (written * rest).sum() / written.square().sum()
@@ -270,5 +271,5 @@ class TemporalAutoencoder(Dictionary):
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Returns what a layer makes of x, in float32 at least."""
+    """Returns the output of a layer, in float32 at least."""
     return nn.functional.linear(x, upcast(layer.weight), upcast(layer.bias))

@@ -52,9 +52,9 @@ class TemporalTrainer(Trainer):
 
     loss = E|x - x_hat|^2 / E|x - mean|^2 + sparsity_penalty * E[sum of novel latents]
 
-    Needs contexts: `trainSAE(ContextStream(text, model, site, predict=False), ...)`. A batch without
-    lengths is one context. Initial decoder rows have one norm, at which the novel part alone
-    reconstructs best; attention is initialized as in the published code.
+    Needs contexts: `trainSAE(ContextStream(text, model, site, predict=False), ...)`. A batch
+    without lengths is one context. Initial decoder rows have one norm, at which the novel part
+    alone reconstructs best; attention is initialized as in the published code.
     Lubana et al. 2025, https://arxiv.org/abs/2511.01836.
     """
 
@@ -65,8 +65,8 @@ class TemporalTrainer(Trainer):
         reads_contexts: ClassVar[bool] = True
 
         k: int | None = auto(_default_k, at_least=1)
-        """Novel latents per token; by default 32, or those of `finetune`. With a penalty and no k, a
-        rectifier is used instead."""
+        """Novel latents per token; by default 32, or those of `finetune`. With a penalty and no k,
+        a rectifier is used instead."""
         sparsity_penalty: float = setting(0.0, at_least=0)
         """Weight of the sum of novel latents."""
         n_heads: int = auto(_of_trained("n_heads", lambda c: 4), at_least=1)
@@ -81,9 +81,9 @@ class TemporalTrainer(Trainer):
         tied: bool = auto(_of_trained("tied", lambda c: True))
         """Whether the encoder is the decoder; by default True."""
         lr: float = auto(lambda c: 0.03, at_least=0)
-        """Learning rate; by default 0.03, for rows whose entries are about 1. The published runs have
-        1e-3, in 200,000 steps. In 80 steps on SmolLM2-135M FVU fell to .64 at 3e-3, .38 at 0.03 and
-        .32 at 0.1."""
+        """Learning rate; by default 0.03, for rows whose entries are about 1. The published runs
+        have 1e-3, in 200,000 steps. In 80 steps on SmolLM2-135M FVU fell to .64 at 3e-3, .38 at
+        0.03 and .32 at 0.1."""
         attention_lr_factor: float = setting(1 / 30, at_least=0)
         """Factor of the learning rate for attention, which then has the published one."""
         beta2: float = setting(0.95, at_least=0, below=1)

@@ -1,6 +1,7 @@
-"""Temporal dictionaries with more latents, or another number of new ones."""
+"""Temporal dictionaries with more latents, or with another k."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +14,22 @@ from dictionary_learning.experimental.temporal.dictionary import ContextAttentio
 def widened(
     dictionary: TemporalAutoencoder, dict_size: int, k: int | None, generator: torch.Generator | None = None
 ) -> TemporalAutoencoder:
-    """Returns a copy in float32 with more latents, behind those that are there.
+    """Returns a float32 copy with more latents after the existing ones.
 
-    What attention predicts of the latents that were there does not depend on the new ones. New rows have the mean norm of the others.
+    Attention predicts the existing latents as before, without the new ones. New rows have the mean
+    norm of the existing rows.
 
     Args:
-        dictionary: it is not changed.
-        dict_size: at least as many latents as it has.
-        k: how many latents of a token may be new; None for a rectifier.
-        generator: draws the directions of new latents; the global one if there is none.
+        dictionary: A temporal dictionary, which is not changed.
+        dict_size: Number of latents, at least that of the dictionary.
+        k: Novel latents per token; None for ReLU.
+        generator: Draws the directions of new latents; None for the global generator.
 
     Raises:
-        ConfigError: the latents cannot be shared out to heads and keys.
+        ConfigError: dict_size is not a multiple of n_heads * bottleneck_factor.
     """
-    made = TemporalAutoencoder(**{**dictionary.options(), "dict_size": dict_size, "k": k}, generator=generator)
+    options: dict[str, Any] = {**dictionary.options(), "dict_size": dict_size, "k": k}
+    made = TemporalAutoencoder(**options, generator=generator)
     made = made.to(dictionary.device)
     n_old, dim = dictionary.dict_size, dictionary.activation_dim
     directions = unit_rows(dict_size - n_old, dim, generator).to(dictionary.device)
@@ -41,14 +44,14 @@ def widened(
 
 
 def _copy_(own: ContextAttention, old: ContextAttention) -> None:
-    """Puts attention over some latents into attention over more, whose heads are longer."""
+    """Copies attention over fewer latents into attention over more, whose heads are longer."""
     heads = own.n_heads
     wide, wide_before = own.v_ctx.out_features, old.v_ctx.out_features
     values = _places(heads, wide, wide_before)
     scores = _places(heads, own.k_ctx.out_features, old.k_ctx.out_features)
-    # scores are divided by the root of a key's length
+    # attention divides scores by the root of the key length, which is larger now
     longer = math.sqrt(own.k_ctx.out_features / old.k_ctx.out_features)
-    own.v_ctx.weight[:, wide_before:] = 0  # nothing is read from new latents
+    own.v_ctx.weight[:, wide_before:] = 0  # attention reads nothing from new latents
     own.k_ctx.weight.zero_()
     own.q_target.weight.zero_()
     for mine, theirs, rows, factor in (
@@ -71,5 +74,5 @@ def _copy_output_(own: nn.Linear, old: nn.Linear, read: Tensor) -> None:
 
 
 def _places(heads: int, size: int, before: int) -> Tensor:
-    """Returns where the entries of shorter heads are among those of longer ones."""
+    """Returns the indices of the entries of shorter heads among those of longer heads."""
     return torch.arange(size).view(heads, -1)[:, : before // heads].flatten()
