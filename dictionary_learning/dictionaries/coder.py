@@ -169,7 +169,7 @@ class Coder(Trainable):
         nonlinearity = self.nonlinearity
         if not isinstance(nonlinearity, SparseSelection):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
-        x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # an annealed k may exceed dict_size
+        x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # k of a caller may be larger
         encoder = Encoder(self.W_enc, self._bias(), self._center())
         # rows of a tied matrix have unit norm already
         if not self.rank_by_norm or self.is_tied:

@@ -149,7 +149,7 @@ class ParallelCoders(Trainable):
 
     def _write(self, outputs: Iterable[Tensor], *, frozen: bool = False) -> Tensor:
         total: Tensor | None = None
-        # added one by one: a stack of all would take as many times the memory
+        # summed one by one: a stack of all outputs would need several times the memory
         for out, write in zip(outputs, self.writes, strict=True):
             placed = nn.functional.pad(out, (write.start, self.output_dim - write.stop))
             total = placed if total is None else total + placed

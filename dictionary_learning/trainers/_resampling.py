@@ -2,6 +2,7 @@
 
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.trainers._batch import Batch
