@@ -111,6 +111,7 @@ class Coder(Trainable):
             same = activation_dim == self.output_dim
             start = self.W_dec.detach().clone() if same else unit_rows(dict_size, activation_dim, generator)
             self.W_enc = nn.Parameter(start)
+        # gates have biases of their own, which replace b_enc
         self.b_enc = None if nonlinearity.has_bias else nn.Parameter(torch.zeros(dict_size))
         self.b_dec = nn.Parameter(torch.zeros(self.output_dim)) if has_output_bias else None
         has_skip = self.has_skip if skip is None else skip
@@ -166,7 +167,7 @@ class Coder(Trainable):
         nonlinearity = self.nonlinearity
         if not isinstance(nonlinearity, SparseSelection):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
-        x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)
+        x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # k of a caller may be larger
         encoder = Encoder(self.W_enc, self._bias(), self._center())
         # rows of a tied matrix have unit norm already
         if not self.rank_by_norm or self.is_tied:

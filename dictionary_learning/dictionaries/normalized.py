@@ -55,6 +55,7 @@ def constant_norm(x: Float[Tensor, "*batch dim"]) -> Statistics:
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.mean(-1, keepdim=True)
+    # the unbiased deviation (..., 1), 0 for sites of width 1
     return mean, torch.linalg.vector_norm(x - mean, dim=-1, keepdim=True) / math.sqrt(max(x.shape[-1] - 1, 1))
 
 
@@ -121,7 +122,7 @@ class Normalized(Dictionary):
                 f"Tokens are normalized one by one ({self.normalization}), and latents do not hold their scale; give x "
                 "too: decode(latents, x)."
             )
-        y = self.dictionary.decode(latents)
+        y = self.dictionary.decode(latents)  # normalized
         _, token = self._measured(y if x is None else x)
         return y * token.restored + token.mean
 

@@ -130,7 +130,7 @@ class ParallelCoders(Trainable):
     ) -> None:
         if self.b_dec is not None:
             self.b_dec.copy_(CENTERS[init.center](y))
-            y = y - self.b_dec
+            y = y - self.b_dec  # coders without a b_dec fit the rest
         for part in self.coders():
             part.coder.initialize_from_data(x[:, part.reads], y[:, part.writes], init)
 
@@ -149,6 +149,7 @@ class ParallelCoders(Trainable):
 
     def _write(self, outputs: Iterable[Tensor], *, frozen: bool = False) -> Tensor:
         total: Tensor | None = None
+        # summed one by one: a stack of all outputs would need several times the memory
         for out, write in zip(outputs, self.writes, strict=True):
             placed = nn.functional.pad(out, (write.start, self.output_dim - write.stop))
             total = placed if total is None else total + placed
@@ -201,7 +202,7 @@ class CrossLayerTranscoder(ParallelCoders):
                 dim,
                 _share(dict_size, len(site_dims)),
                 copy.deepcopy(nonlinearity),
-                output_dim=sum(outputs[layer:]),
+                output_dim=sum(outputs[layer:]),  # a layer writes to itself and to all later ones
                 apply_b_dec_to_input=False,
                 rank_by_norm=False,
                 has_output_bias=False,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
+from dictionary_learning.ops.precision import upcast
 from dictionary_learning.ops.row_updates import normalize_rows_
 
 
@@ -39,7 +40,7 @@ class WeightAverage:
         self.n_updates = 0
         """Steps in the average."""
         self._averages = {
-            name: _full(p.detach()).clone(memory_format=torch.contiguous_format)
+            name: upcast(p.detach()).clone(memory_format=torch.contiguous_format)
             for name, p in module.named_parameters()
         }
         for name in self.unit_rows:
@@ -75,6 +76,7 @@ class WeightAverage:
         """Puts the averaged weights into the module, inside the `with` block."""
         own = {name: p.detach().clone() for name, p in self.module.named_parameters()}
         self._write(self.weights())
+        # the parameters themselves change, so that views and tied weights follow
         try:
             yield self.module
         finally:
@@ -94,7 +96,3 @@ class WeightAverage:
     def _write(self, values: dict[str, Tensor]) -> None:
         for name, p in self.module.named_parameters():
             p.copy_(values[name])
-
-
-def _full(weight: Tensor) -> Tensor:
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))

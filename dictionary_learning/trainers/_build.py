@@ -70,6 +70,7 @@ def new_dictionary(
             raise ConfigError(f"rank_by_norm has no meaning for wiring={settings.wiring!r}. Leave it out.")
         shape = DictionaryShape(inputs, run.output_dims or inputs, settings.dict_size, settings.n_heads)
         dictionary = WIRINGS[settings.wiring].build(shape, nonlinearity, generator, **options)
+    # where another site is written, the decoder is fitted to data later
     norm = 1.0 if settings.decoder_init_norm is None else settings.decoder_init_norm
     for part in dictionary.coders():
         coder = part.coder

@@ -53,16 +53,17 @@ def resample_(
         if not len(own):
             continue
         coder = part.coder
-        inputs, outputs = _directions(batch.x[mine, part.reads], coder), batch.y[mine, part.writes].float()
+        inputs, outputs = batch.x[mine, part.reads].float(), batch.y[mine, part.writes].float()
         if coder.b_dec is not None:  # the latent adds to b_dec
             outputs = outputs - coder.b_dec
+            inputs = inputs - coder.b_dec if coder.apply_b_dec_to_input else inputs
         norms = coder.W_dec.norm(dim=1)
         alive = torch.ones(coder.dict_size, dtype=torch.bool, device=own.device).index_fill_(0, own, False)
         usual = norms[alive].mean() if bool(alive.any()) else norms.new_ones(())
         rows = {id(coder.W_dec): torch.nn.functional.normalize(outputs, dim=1) * usual}
         if not coder.is_tied:
             encoder = coder.W_enc[alive].float().norm(dim=1).mean() if bool(alive.any()) else 1.0
-            rows[id(coder.W_enc)] = inputs * (_ENCODER_SHARE * encoder)
+            rows[id(coder.W_enc)] = torch.nn.functional.normalize(inputs, dim=1) * (_ENCODER_SHARE * encoder)
         threshold = float(getattr(coder.nonlinearity, "initial_threshold", 0.0))
         for name, p in coder.named_parameters():
             # a width may equal dict_size: only the name tells tensors without rows for latents
@@ -72,8 +73,3 @@ def resample_(
             p[own] = rows.get(id(p), filled).to(p.dtype)
             take_rows(optimizer, p, own)
     return dead
-
-
-def _directions(x: Tensor, coder: torch.nn.Module) -> Tensor:
-    center = getattr(coder, "b_dec", None) if getattr(coder, "centered", False) else None
-    return torch.nn.functional.normalize(x.float() - (center if center is not None else 0.0), dim=1)
