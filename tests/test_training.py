@@ -199,39 +199,31 @@ def test_constant_activations_cannot_be_normalized():
         train(data=[torch.zeros(8, 4)], normalize_activations=True)
 
 
-def test_logger_that_fails_costs_a_warning_and_is_closed(caplog):
-    class Logger:
-        closed = False
+class Failing:
+    """A logger that raises when it is to log."""
 
-        def log(self, figures, step, tokens):
-            raise RuntimeError("disk full")
+    def __init__(self, error: BaseException | None):
+        self.error, self.closed = error, False
 
-        def close(self):
-            self.closed = True
+    def log(self, figures, step, tokens):
+        if self.error is not None:
+            raise self.error
 
-    logger = Logger()
-    train(loggers=[logger], log_steps=1)
-    assert logger.closed and caplog.text.count("disk full") == 1
+    def close(self):
+        self.closed = True
 
 
-def test_run_that_fails_closes_its_loggers():
-    class Logger:
-        closed = False
+def test_logger_that_fails_costs_a_warning_and_not_the_run(caplog):
+    other = Failing(None)
+    assert train(loggers=[Failing(RuntimeError("disk full")), other], log_steps=1)
+    assert other.closed and caplog.text.count("disk full") == 1
 
-        def log(self, figures, step, tokens):
-            pass
 
-        def close(self):
-            self.closed = True
-
-    def data():
-        yield torch.randn(64, 8)
-        raise RuntimeError("no more")
-
-    logger = Logger()
-    with pytest.raises(RuntimeError, match="no more"):
-        train(data=data(), loggers=[logger])
-    assert logger.closed
+def test_run_that_is_interrupted_closes_its_loggers():
+    other = Failing(None)
+    with pytest.raises(KeyboardInterrupt):
+        train(loggers=[other, Failing(KeyboardInterrupt())], log_steps=1)
+    assert other.closed
 
 
 @pytest.mark.parametrize(

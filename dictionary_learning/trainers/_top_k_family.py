@@ -48,8 +48,10 @@ def _lr_law(c: Any) -> float:
         return _LR_MUON
     if not isinstance(c.optimizer, str):
         return c.asked.default_lr
-    rate = _LR.get(c.optimizer, _LR["adam"]) / (max(c.dict_size, _LR_MIN_WIDTH) / _LR_WIDTH) ** 0.5
-    return rate if c.loss_fn == "reconstruction" else rate * _END_TO_END
+    rate = _LR.get(c.optimizer, _LR["adam"])
+    if c.loss_fn != "reconstruction":
+        return rate * _END_TO_END / (c.dict_size / _LR_WIDTH) ** 0.5
+    return rate / (max(c.dict_size, _LR_MIN_WIDTH) / _LR_WIDTH) ** 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
