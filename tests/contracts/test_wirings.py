@@ -46,7 +46,8 @@ def config(trainer: str, wiring: str) -> dict:
     if wiring in ("heads", "cross_layer_transcoder"):
         options["k"] = 2
     if wiring != "autoencoder" and trainer not in ("top_k", "batch_top_k"):
-        options["lr"] = 1e-2
+        # at 1e-2 these two go up and down, and where they are after so few steps is the rounding's to say
+        options["lr"] = 5e-3 if trainer in ("gated", "jump_relu") else 1e-2
         options["bandwidth"] = 0.03  # activations of several sites are normalized
     return {"trainer": trainer, **{name: value for name, value in options.items() if name in has(trainer)}}
 
