@@ -311,7 +311,7 @@ def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
     # without the base model's prefix, as "model."
     places = [site.path.partition(".")[2] or site.path for site in sites.reads]
     if len(sites.reads) > 1:
-        return f"{own} @ {places[0]} to {places[-1]}"
+        return f"{own} @ {places[0]} to {places[len(places) - 1]}"
     return f"{own} @ {places[0]}{':in' if sites.reads[0].side == 'in' and sites.is_autoencoder else ''}"
 
 

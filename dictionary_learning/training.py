@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._plain import to_plain
+from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning.activations.stream import ActivationStream
 from dictionary_learning.config import BaseConfig, coerce
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
@@ -56,6 +57,7 @@ def trainSAE(
     *,
     loggers: Sequence[MetricLogger] = (),
     progress: bool = True,
+    overwrite: bool = False,
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
@@ -89,6 +91,7 @@ def trainSAE(
         backup_steps: Steps between two writes of `checkpoints/latest`.
         loggers: Further loggers.
         progress: Whether the console shows the run.
+        overwrite: Whether a run that `save_dir` holds is removed first; it is refused otherwise.
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.
@@ -110,6 +113,7 @@ def trainSAE(
     stream = ActivationStream(data, split_by_head=activations_split_by_head)
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
     jobs = training_jobs(trainer_configs, stream, steps, device, normalize_activations, wiring)
+    folder = contextlib.nullcontext() if save_dir is None else claim_run_folder(save_dir, overwrite)
     sinks: list[MetricLogger] = [AnomalyLogger(), *loggers]
     if save_dir is not None:
         sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl"))
@@ -121,7 +125,7 @@ def trainSAE(
     if console is not None:
         sinks.append(console)
     n_tokens = 0
-    with contextlib.closing(LoggerGroup(sinks)) as sink:
+    with folder, contextlib.closing(LoggerGroup(sinks)) as sink:
         for step in range(1, steps + 1):
             batch = next(stream, None)
             if batch is None:
@@ -145,6 +149,7 @@ def trainSAE(
         if save_dir is not None:
             _save(jobs, data, run_cfg, save_dir)
     _check_finite(jobs, dictionaries)
+    _warn_of_divergence(jobs)
     return dictionaries
 
 
@@ -303,6 +308,20 @@ def _check_finite(jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary
             f"Training gave weights that are not finite ({listed}), which are not saved. Check the activations, and "
             "lower the learning rate."
         )
+
+
+def _warn_of_divergence(jobs: Sequence[TrainingJob]) -> None:
+    for job in jobs:
+        fvu = _figures(job).get("fvu", 0.0)
+        # with the model's loss as objective, the reconstruction may leave the activations
+        if fvu > 1 and not job.trainer.settings.needs_predictions:
+            logger.warning(
+                "'%s' ended with FVU %.2f, worse than the mean of the activations. Lower its learning rate (%.2g), or "
+                "train longer.",
+                job.name,
+                fvu,
+                job.trainer.settings.lr,
+            )
 
 
 class _LogRecords:

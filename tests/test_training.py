@@ -199,7 +199,7 @@ def test_constant_activations_cannot_be_normalized():
         train(data=[torch.zeros(8, 4)], normalize_activations=True)
 
 
-def test_failed_run_closes_its_loggers():
+def test_logger_that_fails_costs_a_warning_and_is_closed(caplog):
     class Logger:
         closed = False
 
@@ -210,8 +210,27 @@ def test_failed_run_closes_its_loggers():
             self.closed = True
 
     logger = Logger()
-    with pytest.raises(RuntimeError, match="disk full"):
-        train(loggers=[logger], log_steps=1)
+    train(loggers=[logger], log_steps=1)
+    assert logger.closed and caplog.text.count("disk full") == 1
+
+
+def test_run_that_fails_closes_its_loggers():
+    class Logger:
+        closed = False
+
+        def log(self, figures, step, tokens):
+            pass
+
+        def close(self):
+            self.closed = True
+
+    def data():
+        yield torch.randn(64, 8)
+        raise RuntimeError("no more")
+
+    logger = Logger()
+    with pytest.raises(RuntimeError, match="no more"):
+        train(data=data(), loggers=[logger])
     assert logger.closed
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.config import auto, setting
-from dictionary_learning.dictionaries import Reconstruction
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._batch import Loss, StepPart
 from dictionary_learning.trainers._components import Component
@@ -47,7 +46,7 @@ class PAnnealConfig(PenaltyConfig):
             raise ConfigError(f"P-annealing got lp_norm={self.lp_norm}; its power goes from p_start to p_end.")
         if self.p_end > self.p_start:
             raise ConfigError(f"Got p_start={self.p_start} and p_end={self.p_end}; p_end <= p_start is needed.")
-        if self.is_set("anneal_start", "anneal_end") and self.anneal_start >= max(self.anneal_end, 1):
+        if None not in (self.anneal_start, self.anneal_end) and self.anneal_start >= max(self.anneal_end, 1):
             raise ConfigError(
                 f"Got anneal_start={self.anneal_start} and anneal_end={self.anneal_end}; the start must come before "
                 "the end. Leave both out for fractions of the run."
@@ -66,17 +65,17 @@ class PAnnealConfig(PenaltyConfig):
 class AnnealedPenalty(Component):
     """The penalty sum_i f_i^p, or its root, with a decaying p, as a component of a trainer.
 
-    With each change of p the penalty's weight is multiplied by the mean penalty of the last steps
-    with the old p over that with the new one, so that the penalty keeps its size.
+    With each change of p the penalty's weight is multiplied by the mean penalty of the last steps with
+    the old p over that with the new one, so that the penalty keeps its size.
     Karvonen et al. 2024, https://arxiv.org/abs/2408.00113, section 3.
 
     Args:
         settings: Resolved settings.
-        penalized: Returns what the penalty of a reconstruction is computed from.
+        penalized: Returns what the penalty of a loss is computed from.
         device: Device of the weight.
     """
 
-    def __init__(self, settings: PAnnealConfig, penalized: Callable[[Reconstruction], Sparsity], device: torch.device):
+    def __init__(self, settings: PAnnealConfig, penalized: Callable[[Loss], Sparsity], device: torch.device):
         self.settings, self._penalized = settings, penalized
         self._step = 0
         self.weight = torch.ones((), device=device)
@@ -100,13 +99,12 @@ class AnnealedPenalty(Component):
         return loss._replace(total=loss.total + (self.weight - 1) * scaled)
 
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        """Keeps the sums of powers, and corrects the weight where p changes."""
         settings, self._step = self.settings, step + 1
         old, new, upcoming = settings.power_at(step), settings.power_at(step + 1), settings.power_at(step, n_ahead=1)
         # of the penalty itself: root and norms included, so that its size is what stays
         sums = [
-            torch.stack(
-                [self._with_power(p)(self._penalized(part.loss.reconstruction)).detach() for p in (old, upcoming)]
-            )
+            torch.stack([self._with_power(p)(self._penalized(part.loss)).detach() for p in (old, upcoming)])
             * part.share
             for part in parts
         ]
@@ -118,13 +116,16 @@ class AnnealedPenalty(Component):
             self._sums.clear()
 
     def figures(self) -> dict[str, Tensor]:
+        """Returns the coefficient with corrections, and the p of the last step."""
         p = torch.tensor(self.settings.power_at(max(self._step - 1, 0)))
         return {"sparsity_coefficient": torch.tensor(self.coefficient, device=self.weight.device) * self.weight, "p": p}
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the step, the correction and the sums of the last steps."""
         return {"step": self._step, "weight": self.weight, "sums": list(self._sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved state."""
         device = self.weight.device
         self._step, self.weight = state["step"], state["weight"].to(device)
         self._sums.clear()

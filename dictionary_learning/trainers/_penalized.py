@@ -1,4 +1,4 @@
-"""Shared by the methods with a sparsity penalty: settings, loss, coefficient."""
+"""Shared by the methods whose latents are made sparse by a penalty: settings, loss, coefficient."""
 
 import dataclasses
 from typing import Literal
@@ -7,11 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.config import auto, setting
-from dictionary_learning.dictionaries import Reconstruction
+from dictionary_learning.dictionaries import Reconstruction, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents
 from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
 from dictionary_learning.trainers._config import TrainerConfig
 from dictionary_learning.trainers._losses import squared_error
 from dictionary_learning.trainers._penalties import PENALTIES, Penalty, Sparsity
@@ -47,11 +46,10 @@ class PenaltyConfig(TrainerConfig):
     """Whether latents are weighted by their decoder norm, so that small latents with long rows do
     not pay less."""
     sparsity_warmup_steps: int = auto(lambda c: min(2000, c.steps // 5), at_least=0)
-    """Steps of the penalty's warm-up; by default a fifth of the run, at most 2,000."""
+    """Steps over which the penalty increases from 0; by default a fifth of the run, at most 2,000."""
     mse_loss_normalization: Literal["variance", "dense_batch"] | None = None
     """variance: errors are divided by the variance, estimated once. dense_batch: each token's error
-    is divided by its distance from the batch's mean (SAELens up to version 5). None: squared
-    errors."""
+    is divided by its distance from the batch's mean (SAELens up to version 5). None: squared errors."""
     scale_encoder: bool = False
     """Whether the initial encoder is scaled so that the first reconstruction is best."""
 
@@ -79,51 +77,35 @@ class PenaltyConfig(TrainerConfig):
         return self.sparsity_penalty * ramp(step, self.sparsity_warmup_steps)
 
 
-class PenaltyTrainer(SAETrainer):
-    """Base of the methods with a penalty.
+def penalized_loss(
+    trainer: SAETrainer, settings: PenaltyConfig, batch: Batch, penalty: Penalty, coefficient: float
+) -> Loss:
+    """Returns |y - y_hat|^2 [normalized] + coefficient * penalty(latents)."""
+    latents, pre = trainer.dictionary.encode_latents(batch.x)
+    assert pre is not None
+    outputs = trainer.dictionary.decode_latents(latents, batch.x)
+    error = squared_error(outputs, batch.y)
+    sparsity = penalty(sparsity_of(trainer.dictionary, settings, latents, pre))
+    weighted = settings.reconstruction_weight * normalized_error(settings, outputs, batch.y, error, trainer.loss_scale)
+    terms = {"mse_loss": error, "sparsity_loss": sparsity}
+    return Loss(weighted + coefficient * sparsity, error, terms, Reconstruction(outputs, latents, pre))
 
-    loss = |y - y_hat|^2 [normalized] + coefficient * penalty(latents)
 
-    A method has a nonlinearity. It may have the penalty look at something else than the latents
-    (`penalized`), and a penalty that depends on more than the step (`objective`).
-    """
+def sparsity_of(dictionary: Trainable, settings: PenaltyConfig, latents: Latents, pre: Latents) -> Sparsity:
+    """Returns what penalties are computed from."""
+    by_norm = settings.scale_sparsity_penalty_by_decoder_norm
+    return Sparsity(dictionary, latents, pre, dictionary.decoder_norms() if by_norm else None)
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(PenaltyConfig):
-        """Settings of a method with a penalty."""
 
-    settings: Config
-
-    def setup(self) -> None:
-        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
-        self.components["coefficient"] = self.coefficient
-
-    def objective(self, batch: Batch) -> Loss:
-        return self.penalized_loss(batch, self.settings.penalty(), self.coefficient.now)
-
-    def penalized_loss(self, batch: Batch, penalty: Penalty, coefficient: float) -> Loss:
-        """Returns the loss of a batch with a penalty and its weight."""
-        latents, pre = self.dictionary.encode_latents(batch.x)
-        outputs = self.dictionary.decode_latents(latents, batch.x)
-        reconstruction = Reconstruction(outputs, latents, pre)
-        error = squared_error(outputs, batch.y)
-        sparsity = penalty(self.penalized(reconstruction))
-        terms = {"mse_loss": error, "sparsity_loss": sparsity}
-        weighted = self.settings.reconstruction_weight * self._normalized_error(outputs, batch.y, error)
-        return Loss(weighted + coefficient * sparsity, error, terms, reconstruction)
-
-    def penalized(self, reconstruction: Reconstruction) -> Sparsity:
-        """Returns what penalties are computed from: by default the latents."""
-        return self._sparsity(reconstruction.latents, reconstruction)
-
-    def _sparsity(self, latents: Latents, reconstruction: Reconstruction) -> Sparsity:
-        pre, by_norm = reconstruction.pre_activations, self.settings.scale_sparsity_penalty_by_decoder_norm
-        assert pre is not None  # methods with a penalty have elementwise nonlinearities
-        return Sparsity(self.dictionary, latents, pre, self.dictionary.decoder_norms() if by_norm else None)
-
-    def _normalized_error(self, outputs: Tensor, y: Tensor, error: Tensor) -> Float[Tensor, ""]:
-        """Returns the error as it enters the loss (`mse_loss_normalization`)."""
-        if self.settings.mse_loss_normalization == "dense_batch":
-            distance = (y - y.mean(0)).norm(dim=-1) + _MIN_NORM  # (batch,)
-            return ((outputs - y).pow(2).sum(-1) / distance).mean()
-        return self.loss_scale * error
+def normalized_error(
+    settings: PenaltyConfig,
+    outputs: Float[Tensor, "batch output_dim"],
+    y: Float[Tensor, "batch output_dim"],
+    error: Float[Tensor, ""],
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Returns the error as it enters the loss (`mse_loss_normalization`)."""
+    if settings.mse_loss_normalization == "dense_batch":
+        distance = (y - y.mean(0)).norm(dim=-1) + _MIN_NORM  # (batch,)
+        return ((outputs - y).pow(2).sum(-1) / distance).mean()
+    return scale * error

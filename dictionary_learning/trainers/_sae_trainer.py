@@ -1,5 +1,6 @@
 """The base of every method that trains an encoder and a decoder around a nonlinearity."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -17,6 +18,11 @@ from dictionary_learning.trainers._build import new_dictionary, trained_dictiona
 from dictionary_learning.trainers._config import TrainerConfig
 from dictionary_learning.trainers._dead_latents import DeadLatents
 from dictionary_learning.trainers._revival import Revival
+
+logger = logging.getLogger(__name__)
+
+_LARGE_MEAN = 1.0
+"""Squared norm of the mean, in units of the variance, from which on it matters for a b_dec of zeros."""
 
 
 class SAETrainer(Trainer):
@@ -60,6 +66,8 @@ class SAETrainer(Trainer):
             self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)  # constant targets have no variance
         if settings.finetune is not None:
             return  # its biases were trained
+        if settings.b_dec_init_method == "zeros":
+            _warn_of_mean(y)
         # where another site is written, the decoder is fitted, unless its norm was asked for
         fit = WIRINGS[settings.wiring].writes_others and settings.decoder_init_norm is None
         self.dictionary.initialize_from_data(
@@ -103,3 +111,14 @@ class SAETrainer(Trainer):
     def dead(self) -> DeadLatents:
         """Which latents are dead."""
         return self.revival.dead
+
+
+def _warn_of_mean(y: Tensor) -> None:
+    """Warns if a b_dec of zeros leaves most of the activations to be learned as a mean."""
+    mean, variance = y.mean(0).square().sum(), (y - y.mean(0)).square().sum(-1).mean()
+    if mean > _LARGE_MEAN * variance:
+        logger.warning(
+            "b_dec_init_method='zeros', and the mean of the activations is %.1f times their standard deviation: short "
+            "runs will not explain it. Use 'geometric_median' or 'mean'.",
+            float((mean / variance).sqrt()),
+        )

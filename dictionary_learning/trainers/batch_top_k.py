@@ -1,7 +1,8 @@
 """BatchTopK: k latents of each token, on average over a batch."""
 
 import contextlib
-from collections.abc import Generator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,12 +13,20 @@ from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinear
 from dictionary_learning.dictionaries.trainable import CoderSlice
 from dictionary_learning.ops.precision import upcast
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch
-from dictionary_learning.trainers._top_k_family import TopKFamilyTrainer, ranked_values, smallest_of_batch
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._top_k_family import (
+    InferenceThreshold,
+    TopKFamilyConfig,
+    ranked_values,
+    reconstruction_loss,
+    smallest_of_batch,
+)
 
 
 @TRAINERS.register("batch_top_k")
-class BatchTopKTrainer(TopKFamilyTrainer):
+class BatchTopKTrainer(SAETrainer):
     """Trains a dictionary that keeps the k * batch largest latents of a batch.
 
     The loss is TopK's (`TrainerTopK`). For inference, a threshold takes the place of the batch: the
@@ -25,17 +34,32 @@ class BatchTopKTrainer(TopKFamilyTrainer):
     Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
     """
 
-    smallest_kept = smallest_of_batch
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(TopKFamilyConfig):
+        """Settings of BatchTopK."""
+
+    settings: Config
+    auxk_is_share_of_error = False
 
     def nonlinearity(self) -> Nonlinearity:
         return BatchTopK(self.settings.k)
+
+    def setup(self) -> None:
+        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
+        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_of_batch)
+        self.components |= {"k": self.annealed_k, "threshold": threshold}
+
+    def objective(self, batch: Batch) -> Loss:
+        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
+        outputs = self.dictionary.decode_latents(latents, batch.x)
+        return reconstruction_loss(batch.y, latents, outputs, self.error_scale)
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         return batch_cut(self.dictionary, parts, self.annealed_k.now)
 
 
 @contextlib.contextmanager
-def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Generator[None]:
+def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Iterator[None]:
     """Makes the parts of a batch keep what the whole batch keeps, inside the `with` block.
 
     Args:

@@ -5,30 +5,48 @@ from typing import Literal
 
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._top_k_family import TopKFamilyTrainer, smallest_per_token
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._top_k_family import (
+    InferenceThreshold,
+    TopKFamilyConfig,
+    reconstruction_loss,
+    smallest_per_token,
+)
 
 
 @TRAINERS.register("end_to_end")
-class EndToEndTrainer(TopKFamilyTrainer):
+class EndToEndTrainer(SAETrainer):
     """Trains a TopK dictionary so that the model predicts the same with its reconstruction.
 
     loss = KL(p | q)
 
-    Here p is the model's prediction of each next token, and q the one with the reconstruction
-    spliced in. Gradients flow through the model to the dictionary only. Every other trainer does
-    the same with `loss_fn`. Needs contexts: `trainSAE(ContextStream(text, model, site), ...)`.
+    Here p is the model's prediction of each next token, and q the one with the reconstruction spliced
+    in. Gradients flow through the model to the dictionary only. Every other trainer does the same with
+    `loss_fn`. Needs contexts: `trainSAE(ContextStream(text, model, site), ...)`.
     Braun et al. 2024, https://arxiv.org/abs/2405.12241.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(TopKFamilyTrainer.Config):
+    class Config(TopKFamilyConfig):
         """Settings of end-to-end training."""
 
         loss_fn: Literal["reconstruction", "ce", "kl"] = "kl"
         """Training objective: the model's cross-entropy, the KL divergence, or the error only."""
 
     settings: Config
-    smallest_kept = smallest_per_token
+    auxk_is_share_of_error = False
 
     def nonlinearity(self) -> Nonlinearity:
         return TopK(self.settings.k)
+
+    def setup(self) -> None:
+        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
+        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_per_token)
+        self.components |= {"k": self.annealed_k, "threshold": threshold}
+
+    def objective(self, batch: Batch) -> Loss:
+        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
+        outputs = self.dictionary.decode_latents(latents, batch.x)
+        return reconstruction_loss(batch.y, latents, outputs, self.error_scale)

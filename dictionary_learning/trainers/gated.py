@@ -9,46 +9,31 @@ from dictionary_learning.dictionaries.nonlinearities import Gated, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import ScheduledValue
 from dictionary_learning.trainers._losses import squared_error
-from dictionary_learning.trainers._penalized import PenaltyTrainer
-from dictionary_learning.trainers._penalties import Penalty, Sparsity
+from dictionary_learning.trainers._penalized import (
+    PenaltyConfig,
+    normalized_error,
+    sparsity_of,
+)
+from dictionary_learning.trainers._penalties import Penalty
+from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 _OF_THRESHOLDS = ("l0", "step", "target_l0", "quadratic_l0", "quadratic")
 
 
-class GatePenaltyTrainer(PenaltyTrainer):
-    """A gated dictionary, whose penalty is on the gates, which reconstruct as well."""
-
-    def nonlinearity(self) -> Nonlinearity:
-        return Gated()
-
-    def penalized(self, reconstruction: Reconstruction) -> Sparsity:
-        assert reconstruction.pre_activations is not None
-        # magnitudes get no gradient from the penalty and the gate loss, which see the gates only
-        return self._sparsity(self.dictionary.pointwise("gate", reconstruction.pre_activations), reconstruction)
-
-    def penalized_loss(self, batch: Batch, penalty: Penalty, coefficient: float) -> Loss:
-        loss = super().penalized_loss(batch, penalty, coefficient)
-        pre = loss.reconstruction.pre_activations
-        assert pre is not None
-        frozen = self.dictionary.decode_latents(self.dictionary.pointwise("gate", pre), batch.x, frozen=True)
-        gate_error = squared_error(frozen, batch.y)
-        return loss._replace(total=loss.total + gate_error, terms={**loss.terms, "gate_loss": gate_error})
-
-
 @TRAINERS.register("gated")
-class GatedSAETrainer(GatePenaltyTrainer):
+class GatedSAETrainer(SAETrainer):
     """Trains a gated dictionary.
 
-    loss = |y - y_hat|^2 + sparsity_penalty * sum_i relu(gate_i) + |y - y_gate|^2
-    y_gate = W_dec^T relu(gate) + b_dec
+    loss = |y - y_hat|^2 + sparsity_penalty * sum_i relu(gate_i) + |y - (W_dec^T relu(gate) + b_dec)|^2
 
-    W_dec and b_dec are constant in y_gate. Adam keeps no mean of the gradient, as in the
-    paper. Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equation 8.
+    W_dec and b_dec are constant in the last term. Adam keeps no mean of the gradient, as in the paper.
+    Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equation 8.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(PenaltyTrainer.Config):
+    class Config(PenaltyConfig):
         """Settings of gated dictionaries."""
 
         default_lr: ClassVar[float] = 5e-5
@@ -64,6 +49,35 @@ class GatedSAETrainer(GatePenaltyTrainer):
                 )
 
     settings: Config
+
+    def nonlinearity(self) -> Nonlinearity:
+        return Gated()
+
+    def setup(self) -> None:
+        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
+        self.components["coefficient"] = self.coefficient
+
+    def objective(self, batch: Batch) -> Loss:
+        return gated_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)
+
+
+def gated_loss(
+    trainer: SAETrainer, settings: PenaltyConfig, batch: Batch, penalty: Penalty, coefficient: float
+) -> Loss:
+    """Returns the loss of a gated dictionary: its penalty is on the gates, which reconstruct as well."""
+    dictionary = trainer.dictionary
+    latents, pre = dictionary.encode_latents(batch.x)
+    assert pre is not None
+    outputs = dictionary.decode_latents(latents, batch.x)
+    error = squared_error(outputs, batch.y)
+    # magnitudes get no gradient from the penalty and the last term, which see the gates only
+    sparsity = penalty(sparsity_of(dictionary, settings, dictionary.pointwise("gate", pre), pre))
+    weighted = settings.reconstruction_weight * normalized_error(settings, outputs, batch.y, error, trainer.loss_scale)
+    frozen = dictionary.decode_latents(dictionary.pointwise("gate", pre), batch.x, frozen=True)
+    gate_error = squared_error(frozen, batch.y)
+    terms = {"mse_loss": error, "sparsity_loss": sparsity, "gate_loss": gate_error}
+    total = weighted + coefficient * sparsity + gate_error
+    return Loss(total, error, terms, Reconstruction(outputs, latents, pre))
 
 
 __all__ = ["GatedAutoEncoder", "GatedSAETrainer"]

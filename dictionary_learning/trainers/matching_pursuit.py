@@ -5,24 +5,37 @@ import dataclasses
 from dictionary_learning.config import setting
 from dictionary_learning.dictionaries.nonlinearities import MatchingPursuit, Nonlinearity
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._top_k_family import TopKFamilyTrainer
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, reconstruction_loss
 
 
 @TRAINERS.register("matching_pursuit")
-class MatchingPursuitTrainer(TopKFamilyTrainer):
+class MatchingPursuitTrainer(SAETrainer):
     """Trains a dictionary that chooses k latents one after another, each for the current residual.
 
     The loss is TopK's (`TrainerTopK`). Costa et al. 2025, https://arxiv.org/abs/2506.03093.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(TopKFamilyTrainer.Config):
+    class Config(TopKFamilyConfig):
         """Settings of MatchingPursuit."""
 
         decoder_lr_factor: float = setting(1.0, at_least=0)
         """Factor of the learning rate for the one matrix that encodes and decodes."""
 
     settings: Config
+    auxk_is_share_of_error = False
 
     def nonlinearity(self) -> Nonlinearity:
         return MatchingPursuit(self.settings.k)
+
+    def setup(self) -> None:
+        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
+        self.components["k"] = self.annealed_k
+
+    def objective(self, batch: Batch) -> Loss:
+        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
+        outputs = self.dictionary.decode_latents(latents, batch.x)
+        return reconstruction_loss(batch.y, latents, outputs, self.error_scale)

@@ -1,6 +1,8 @@
 """Matryoshka: BatchTopK in which each prefix of the latents is a dictionary."""
 
+import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,13 +10,22 @@ from torch import Tensor
 
 from dictionary_learning.config import auto
 from dictionary_learning.dictionaries import Coder, Dictionary, MatryoshkaBatchTopKSAE, SparseAutoencoder, Trainable
+from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, grouped
 from dictionary_learning.ops import backend_for
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._top_k_family import ReconstructionTerm, reconstruction_loss
-from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._top_k_family import (
+    InferenceThreshold,
+    ReconstructionTerm,
+    TopKFamilyConfig,
+    reconstruction_loss,
+    smallest_of_batch,
+)
+from dictionary_learning.trainers.batch_top_k import batch_cut
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2 + 1 / 32)
 _ROUNDING = 1e-6
@@ -29,39 +40,41 @@ def _default_fractions(c: Any) -> tuple[float, ...]:
 
 
 @TRAINERS.register("matryoshka_batch_top_k")
-class MatryoshkaBatchTopKTrainer(BatchTopKTrainer):
+class MatryoshkaBatchTopKTrainer(SAETrainer):
     """Trains a dictionary whose first latents are a dictionary by themselves, at several sizes.
 
     loss = sum over prefixes m of w_m |y - y_hat_m|^2 / E|y - mean|^2 + AuxK on the whole dictionary
 
-    Here y_hat_m is decoded from the latents kept in the first m groups. One sparse decode computes
-    all of them: its sums over groups are accumulated from prefix to prefix, so that the gradient of
-    a latent is the sum over the prefixes that contain it.
+    Here y_hat_m is decoded from the latents kept in the first m groups. One sparse decode computes all
+    of them: its sums over groups are accumulated from prefix to prefix, so that the gradient of a
+    latent is the sum over the prefixes that contain it.
     Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(BatchTopKTrainer.Config):
+    class Config(TopKFamilyConfig):
         """Settings of Matryoshka BatchTopK."""
 
         autoencoder_class: ClassVar[type | None] = MatryoshkaBatchTopKSAE
 
         group_fractions: tuple[float, ...] = auto(_default_fractions)
-        """Share of the latents in each group, with the sum 1. By default 1/32, 1/16, 1/8, 1/4 and
-        the rest; or the groups of `finetune`, of which the last gets the latents that are added."""
+        """Share of the latents in each group, with the sum 1. By default 1/32, 1/16, 1/8, 1/4 and the
+        rest; or the groups of `finetune`, of which the last gets the latents that are added."""
         group_weights: tuple[float, ...] | None = None
         """Weight w_m of each prefix in the loss; by default 1 over their number.
         dictionary-learning divides by that number once more, SAELens does not divide."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            shares, weights = self.group_fractions, self.group_weights
-            if self.is_set("group_fractions") and (abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0):
+            shares = self.group_fractions
+            if shares is not None and (abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0):
                 raise ConfigError(
                     f"group_fractions={shares} add up to {sum(shares):g}; positive shares with the sum 1 are needed."
                 )
-            if self.is_set("group_fractions") and weights is not None and len(weights) != len(shares):
-                raise ConfigError(f"Got {len(weights)} group_weights for {len(shares)} groups; give as many.")
+            if shares is not None and self.group_weights is not None and len(self.group_weights) != len(shares):
+                raise ConfigError(
+                    f"Got {len(self.group_weights)} group_weights for {len(shares)} groups; give as many."
+                )
             if self.wiring in ("heads", "cross_layer_transcoder"):
                 raise ConfigError(
                     f"Matryoshka groups are not defined for wiring={self.wiring!r}, whose latents belong to parts. "
@@ -85,20 +98,26 @@ class MatryoshkaBatchTopKTrainer(BatchTopKTrainer):
             return {"group_sizes": self.group_sizes}
 
     settings: Config
+    auxk_is_share_of_error = False
+
+    def nonlinearity(self) -> Nonlinearity:
+        return BatchTopK(self.settings.k)
 
     def build_dictionary(self, trained: Dictionary | None) -> Trainable:
         built, sizes = super().build_dictionary(trained), self.settings.group_sizes
         if not isinstance(built, SparseAutoencoder) or getattr(built, "group_sizes", ()) == tuple(sizes):
             return built
         # a dictionary to start from without these groups gets them
-        options: dict[str, Any] = {**built.options(), "k": self.settings.k, "group_sizes": sizes}
+        options = {**built.options(), "k": self.settings.k, "group_sizes": sizes}
         options.pop("nonlinearity", None)
         made = MatryoshkaBatchTopKSAE(**options, generator=torch.Generator())  # its random weights are overwritten
         made.load_state_dict(built.state_dict())
         return made.to(built.device)
 
     def setup(self) -> None:
-        super().setup()
+        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
+        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_of_batch)
+        self.components |= {"k": self.annealed_k, "threshold": threshold}
         # on the device once, not at each step
         self.group_ends = torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
 
@@ -107,11 +126,15 @@ class MatryoshkaBatchTopKTrainer(BatchTopKTrainer):
         latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
         prefixes = self.decode_prefixes(latents)
         weights = self.settings.group_weights or [1 / len(prefixes)] * len(prefixes)
-        outputs = [self.dictionary.with_affine_part(prefix, batch.x) for prefix in prefixes]
-        names = ["l2_loss" if n == len(prefixes) else f"prefix_{n}_loss" for n in range(1, len(prefixes) + 1)]
-        terms = [ReconstructionTerm(*parts) for parts in zip(names, weights, outputs, strict=True)]
-        # the whole dictionary first
-        return reconstruction_loss(batch.y, latents, terms[::-1], self.error_scale)
+        *smaller, outputs = [self.dictionary.with_affine_part(prefix, batch.x) for prefix in prefixes]
+        terms = [
+            ReconstructionTerm(f"prefix_{n}_loss", weight, prefix)
+            for n, (weight, prefix) in enumerate(zip(weights, smaller, strict=False), start=1)
+        ]
+        return reconstruction_loss(batch.y, latents, outputs, self.error_scale, terms[::-1], weights[-1])
+
+    def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
+        return batch_cut(self.dictionary, parts, self.annealed_k.now)
 
     def decode_prefixes(self, latents: SparseLatents) -> tuple[Tensor, ...]:
         """Returns what each prefix decodes to, without biases, from the smallest to the whole."""

@@ -7,12 +7,15 @@ from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import AutoEncoderNew
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.trainers._base import TRAINERS
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import ScheduledValue
 from dictionary_learning.trainers._config import decay_after
-from dictionary_learning.trainers._penalized import PenaltyTrainer
+from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss
+from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 
 @TRAINERS.register("standard")
-class TrainerStandard(PenaltyTrainer):
+class TrainerStandard(SAETrainer):
     """Trains a dictionary with ReLU and a penalty, by default L1, and decoder rows of unit norm.
 
     loss = |y - y_hat|^2 + sparsity_penalty * sum_i f_i
@@ -21,8 +24,21 @@ class TrainerStandard(PenaltyTrainer):
     resampling on.
     """
 
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(PenaltyConfig):
+        """Settings of L1."""
+
+    settings: Config
+
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
+
+    def setup(self) -> None:
+        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
+        self.components["coefficient"] = self.coefficient
+
+    def objective(self, batch: Batch) -> Loss:
+        return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)
 
 
 StandardTrainer = TrainerStandard
@@ -30,19 +46,19 @@ StandardTrainer = TrainerStandard
 
 
 @TRAINERS.register("standard_april_update")
-class StandardTrainerAprilUpdate(PenaltyTrainer):
+class StandardTrainerAprilUpdate(SAETrainer):
     """Trains a dictionary with ReLU and an L1 penalty weighted by decoder norms.
 
     loss = |y - y_hat|^2 + sparsity_penalty * sum_i f_i |d_i|
 
-    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate
-    decays to zero over the last fifth of the run. Made for activations of mean norm
-    sqrt(activation_dim) (`normalize="sqrt_dim"`), there with a penalty of 5.
+    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate decays
+    to zero over the last fifth of the run. Made for activations of mean norm sqrt(activation_dim)
+    (`normalize="sqrt_dim"`), there with a penalty of 5.
     Conerly et al. 2024, "Update on how we train SAEs", Transformer Circuits, April update.
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(PenaltyTrainer.Config):
+    class Config(PenaltyConfig):
         """Settings of the April update."""
 
         subtracts_b_dec: ClassVar[bool] = False
@@ -63,3 +79,10 @@ class StandardTrainerAprilUpdate(PenaltyTrainer):
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
+
+    def setup(self) -> None:
+        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
+        self.components["coefficient"] = self.coefficient
+
+    def objective(self, batch: Batch) -> Loss:
+        return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)

@@ -7,9 +7,12 @@ from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.latents import top_k_of
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
+    InferenceThreshold,
     ReconstructionTerm,
-    TopKFamilyTrainer,
+    TopKFamilyConfig,
     reconstruction_loss,
     smallest_per_token,
 )
@@ -20,11 +23,10 @@ _WIDE_WEIGHT = 1 / 8
 
 
 @TRAINERS.register("top_k")
-class TrainerTopK(TopKFamilyTrainer):
+class TrainerTopK(SAETrainer):
     """Trains a dictionary that keeps the k largest latents of each token.
 
-    loss = |y - y_hat|^2 / E|y - mean|^2 + auxk_alpha * AuxK
-    AuxK = min(n_dead / k_aux, 1) * |e - e_hat|^2 / E|e|^2
+    loss = |y - y_hat|^2 / E|y - mean|^2 + auxk_alpha * min(n_dead / k_aux, 1) * |e - e_hat|^2 / E|e|^2
 
     Here e = y - y_hat is constant, and e_hat is decoded from the k_aux largest dead latents of each
     token (AuxK). E|e|^2 is that of the last step, so that parts of a batch add up to the whole.
@@ -33,29 +35,33 @@ class TrainerTopK(TopKFamilyTrainer):
     """
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Config(TopKFamilyTrainer.Config):
+    class Config(TopKFamilyConfig):
         """Settings of TopK."""
 
         multi_topk: bool = False
         """Whether the 4k largest latents are decoded too, with weight 1/8 (Multi-TopK)."""
 
     settings: Config
-    smallest_kept = smallest_per_token
+    auxk_is_share_of_error = False
 
     def nonlinearity(self) -> Nonlinearity:
         return TopK(self.settings.k)
 
+    def setup(self) -> None:
+        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
+        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_per_token)
+        self.components |= {"k": self.annealed_k, "threshold": threshold}
+
     def objective(self, batch: Batch) -> Loss:
-        if not self.settings.multi_topk:
-            return super().objective(batch)
-        k, dictionary = self.annealed_k.now, self.dictionary
-        wide = dictionary.encode_sparse(batch.x, min(_WIDE * k, dictionary.dict_size))
-        kept = top_k_of(wide, k)
-        terms = [
-            ReconstructionTerm("l2_loss", 1.0, dictionary.decode_latents(kept, batch.x)),
-            ReconstructionTerm("multi_topk_loss", _WIDE_WEIGHT, dictionary.decode_latents(wide, batch.x)),
-        ]
-        return reconstruction_loss(batch.y, kept, terms, self.error_scale)
+        k, dictionary, further = self.annealed_k.now, self.dictionary, []
+        wide = min(_WIDE * k, dictionary.dict_size) if self.settings.multi_topk else k
+        latents = dictionary.encode_sparse(batch.x, wide)
+        if self.settings.multi_topk:
+            outputs = dictionary.decode_latents(latents, batch.x)
+            further = [ReconstructionTerm("multi_topk_loss", _WIDE_WEIGHT, outputs)]
+            latents = top_k_of(latents, k)
+        outputs = dictionary.decode_latents(latents, batch.x)
+        return reconstruction_loss(batch.y, latents, outputs, self.error_scale, further)
 
 
 TopKTrainer = TrainerTopK

@@ -112,6 +112,7 @@ def test_a_plug_in_takes_every_path(tmp_path):
     assert typed[1]["trainer"]["trainer_class"] == "Mine" and typed[1]["name"] == "mine_of_the_test-3"
     check_same(typed, train({"trainer": Mine, **options}, data, tmp_path / "class"))
     check_same(typed, train({"trainer": "mine_of_the_test", **options}, data, tmp_path / "name"))
+    TRAINERS._entries.pop("mine_of_the_test")  # other tests are over the registry
 
 
 def test_facts_of_the_run_are_accepted_in_dictionaries_and_checked():

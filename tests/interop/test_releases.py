@@ -70,9 +70,10 @@ def test_scales_of_llama_scope_r1_are_there():
     assert all(torch.tensor(scale) > 0 for scale in release.scales.values())
 
 
-def test_command_lists_releases(caplog):
+def test_command_lists_releases(capsys, caplog):
     caplog.set_level("INFO")
     assert main(["pretrained", "--model", "gpt2", "--site", "hook_resid_pre", "--sites"]) == 0
-    assert "jbloom/GPT2-Small-SAEs-Reformatted" in caplog.text and "blocks.11.hook_resid_pre" in caplog.text
+    shown = capsys.readouterr().out
+    assert "jbloom/GPT2-Small-SAEs-Reformatted" in shown and "blocks.11.hook_resid_pre" in shown
     assert main(["pretrained", "nothing of that name"]) == 0
-    assert "No release" in caplog.text
+    assert "No known release fits" in caplog.text

@@ -43,7 +43,7 @@ def test_penalty_keeps_its_size_when_the_power_changes(name, function, by_norm):
     @torch.no_grad()
     def size(p: float) -> float:
         loss = t.loss(x)
-        return float(kind(p)(t.penalized(loss.reconstruction)) * t.annealed.weight)
+        return float(kind(p)(t._penalized(loss)) * t.annealed.weight)
 
     before, p = size(t.settings.power_at(0)), t.settings.power_at(0)
     while t.settings.power_at(t.step) == p:

@@ -111,7 +111,7 @@ class TestRefused:
         held = ActivationBuffer(tiny.documents(50), model(), SITE.path, **sizes)
         with pytest.raises(ConfigError, match="ContextStream"):
             trainSAE(held, CONFIG, 1, progress=False)
-        with pytest.raises(ConfigError, match="out of order"):
+        with pytest.raises(ConfigError, match="shuffled tokens"):
             evaluate(TemporalAutoencoder(tiny.DIM, 64, 4, n_heads=1, bottleneck_factor=1), held)
 
     def test_settings(self):
