@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from common import BATCH, DICT_SIZE, K, machine, table
 
+from dictionary_learning.activations._filters import TokenFilter
+from dictionary_learning.activations._reader import Rows
 from dictionary_learning.activations.cache import ActivationCache
-from dictionary_learning.activations.cache.index import Index
-from dictionary_learning.activations.cache.shards import tensors_of, write_shard
-from dictionary_learning.activations.cache.store import Store
-from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.activations.reader import Rows
+from dictionary_learning.activations.cache._index import Index
+from dictionary_learning.activations.cache._shards import tensors_of, write_shard
+from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TrainerTopK
 

@@ -21,7 +21,7 @@ from common import BATCH, CORPUS, CTX, ROOT, language_model, machine
 from quality import STEPS, activations, documents_after
 
 from dictionary_learning import trainSAE
-from dictionary_learning.activations.filters import TokenFilter
+from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.contexts import ContextStream
 from dictionary_learning.data import file_source
 from dictionary_learning.dictionaries import Dictionary

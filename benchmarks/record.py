@@ -230,7 +230,7 @@ def dense(latents: Any) -> Tensor:
 def set_fast_products(fast: bool) -> bool:
     """Decides whether bfloat16 products count as fast; tells if it could. Otherwise it is timed."""
     try:
-        hardware: Any = importlib.import_module("dictionary_learning.hardware")
+        hardware: Any = importlib.import_module("dictionary_learning._hardware")
         assert callable(hardware._seconds)
         hardware._seconds = lambda dtype: 1.0 if fast and dtype == torch.bfloat16 else 2.0
         hardware.bfloat16_is_fast.cache_clear()

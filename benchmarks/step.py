@@ -17,8 +17,8 @@ import torch
 from common import BATCH, DICT_SIZE, ROOT, K, machine, median_ms, peer
 
 from dictionary_learning import ops
-from dictionary_learning.hardware import keep_freed_memory
-from dictionary_learning.ops import scan
+from dictionary_learning._hardware import keep_freed_memory
+from dictionary_learning.ops import _scan as scan
 from dictionary_learning.trainers import TRAINERS, Trainer
 
 SHAPE = (576, DICT_SIZE, K, BATCH)

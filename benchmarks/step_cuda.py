@@ -13,7 +13,7 @@ import torch
 from common import machine, peer, table
 
 from dictionary_learning import ops
-from dictionary_learning.ops.triton import TRITON
+from dictionary_learning.ops._triton import TRITON
 from dictionary_learning.trainers import TRAINERS, Trainer
 
 SHAPES = ((768, 65_536, 64, 8192), (2304, 65_536, 80, 8192), (4096, 131_072, 64, 8192))

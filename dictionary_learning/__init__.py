@@ -12,11 +12,11 @@ from dictionary_learning._lazy import lazy_names
 # isort: off
 if TYPE_CHECKING:
     from dictionary_learning.activations.cache import ActivationCache, write_cache
-    from dictionary_learning.activations.filters import TokenFilter
-    from dictionary_learning.activations.mixture import ActivationMixture
+    from dictionary_learning.activations._filters import TokenFilter
+    from dictionary_learning.activations._mixture import ActivationMixture
     from dictionary_learning.buffer import ActivationBuffer
-    from dictionary_learning.compat.evaluation import evaluate, loss_recovered
-    from dictionary_learning.compat.loading import pretrained
+    from dictionary_learning.compat._evaluation import evaluate, loss_recovered
+    from dictionary_learning.compat._loading import pretrained
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.dictionaries import AutoEncoder, AutoEncoderTopK, BatchTopKSAE, Crosscoder
     from dictionary_learning.dictionaries import CrossLayerTranscoder, Dictionary, DictionaryInfo, GatedAutoEncoder
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.interop import Sae, as_custom_sae, convert, list_pretrained, load_from_hub, load_many
     from dictionary_learning.interop import push_to_hub, write_dictionary
-    from dictionary_learning.model_set import ModelSet
+    from dictionary_learning._model_set import ModelSet
     from dictionary_learning.models import TracedModel, load_model
     from dictionary_learning.sites import Site
     from dictionary_learning.trainers import BatchTopKTrainer, SAETrainer, TopKTrainer, TrainerTopK
@@ -40,11 +40,11 @@ __version__ = "1.0.0.dev0"
 # the names above by their modules: a test compares the two, and `__all__` with both
 _MODULES = {
     "activations.cache": "ActivationCache write_cache",
-    "activations.filters": "TokenFilter",
-    "activations.mixture": "ActivationMixture",
+    "activations._filters": "TokenFilter",
+    "activations._mixture": "ActivationMixture",
     "buffer": "ActivationBuffer",
-    "compat.evaluation": "evaluate loss_recovered",
-    "compat.loading": "pretrained",
+    "compat._evaluation": "evaluate loss_recovered",
+    "compat._loading": "pretrained",
     "contexts": "ContextStream",
     "dictionaries": "AutoEncoder AutoEncoderTopK BatchTopKSAE Crosscoder CrossLayerTranscoder Dictionary "
     "DictionaryInfo GatedAutoEncoder IdentityDict JumpReluAutoEncoder SparseAutoencoder Transcoder calibrate "
@@ -52,7 +52,7 @@ _MODULES = {
     "evaluation": "Candidate EvaluationConfig evaluate_activations evaluate_dictionaries",
     "evaluation.reports": "write_report",
     "interop": "Sae as_custom_sae convert list_pretrained load_from_hub load_many push_to_hub write_dictionary",
-    "model_set": "ModelSet",
+    "_model_set": "ModelSet",
     "models": "TracedModel load_model",
     "sites": "Site",
     "trainers": "BatchTopKTrainer SAETrainer TopKTrainer TrainerTopK",

@@ -9,9 +9,9 @@ if TYPE_CHECKING:  # for annotations: nothing of the package is imported at run 
     import numpy as np
     from torch import Tensor, nn
 
-    from dictionary_learning.data.document import Document
-    from dictionary_learning.data.streams import ContextSource
-    from dictionary_learning.model_set import ModelSet
+    from dictionary_learning._model_set import ModelSet
+    from dictionary_learning.data._document import Document
+    from dictionary_learning.data._streams import ContextSource
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
     from dictionary_learning.trainers import OptimizationConfig

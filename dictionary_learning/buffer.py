@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from dictionary_learning.activations.prefetch import ahead
-from dictionary_learning.activations.reader import ReadingConfig, Rows, by_name, row_reader, whole_number
-from dictionary_learning.activations.storage import RowStorage, storage_dtype
-from dictionary_learning.activations.stream import ActivationBatch, check_width
+from dictionary_learning._hardware import check_memory
+from dictionary_learning.activations._prefetch import ahead
+from dictionary_learning.activations._reader import ReadingConfig, Rows, by_name, row_reader, whole_number
+from dictionary_learning.activations._storage import RowStorage, storage_dtype
+from dictionary_learning.activations._stream import ActivationBatch, check_width
 from dictionary_learning.data import TokenBatch, check_end_of_data
 from dictionary_learning.errors import ConfigError, DataExhaustedError
-from dictionary_learning.hardware import check_memory
 from dictionary_learning.sites import Sides, Site
 
 logger = logging.getLogger(__name__)

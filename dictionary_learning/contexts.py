@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.activations.reader import whole_number
+from dictionary_learning._predictions import Predictions
+from dictionary_learning.activations._filters import TokenFilter
+from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.data import TokenBatch, as_token_stream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import Edit, TracedModel, load_model
-from dictionary_learning.predictions import Predictions
 from dictionary_learning.sites import Sides, Site
 
 

@@ -1,10 +1,10 @@
-"""An old address: gradient pursuit is in `dictionary_learning.dictionaries.pursuit`."""
+"""An old address: gradient pursuit is in `dictionary_learning.dictionaries._pursuit`."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.pursuit import gradient_pursuit
+from dictionary_learning.dictionaries._pursuit import gradient_pursuit
 from dictionary_learning.latents import to_dense
 
 __all__ = ["grad_pursuit", "gradient_pursuit"]

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dictionary_learning._hardware import as_device
+from dictionary_learning._hf_models import load_pretrained, load_tokenizer, takes_text
+from dictionary_learning._module_io import Channels
 from dictionary_learning._types import ModelLike
 from dictionary_learning.capture import Edit, InputsLike, TracedModel
-from dictionary_learning.capture.remote import RemoteTracer
+from dictionary_learning.capture._remote import RemoteTracer
 from dictionary_learning.errors import ModelError
-from dictionary_learning.hardware import as_device
-from dictionary_learning.hf_models import load_pretrained, load_tokenizer, takes_text
-from dictionary_learning.module_io import Channels
 
 __all__ = ["Edit", "InputsLike", "TracedModel", "load_model"]
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._hardware import default_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
 from dictionary_learning._run_folder import claim_run_folder
-from dictionary_learning.activations.stream import ActivationStream
+from dictionary_learning._run_setup import TrainingJob, site_names, training_jobs
+from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.config import BaseConfig, coerce
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.hardware import default_device, keep_freed_memory
 from dictionary_learning.loggers import (
     AnomalyLogger,
     ConsoleLogger,
@@ -25,8 +26,7 @@ from dictionary_learning.loggers import (
     MetricLogger,
     WandbLogger,
 )
-from dictionary_learning.ops.joint import shared_product
-from dictionary_learning.run_setup import TrainingJob, site_names, training_jobs
+from dictionary_learning.ops._joint import shared_product
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers._batch import ModelLoss
 

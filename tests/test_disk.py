@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from dictionary_learning.disk import remove_unfinished, write_atomically, write_json
+from dictionary_learning._disk import remove_unfinished, write_atomically, write_json
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")

@@ -19,13 +19,28 @@ FOLDERS = [
         for p in sorted(PACKAGE.rglob("*/__init__.py"))
     ),
 ]
+PUBLIC_MODULES = {
+    "buffer", "config", "contexts", "errors", "interventions", "latents", "models", "sites", "training",
+    "dictionary", "grad_pursuit", "pytorch_buffer", "utils",  # addresses of dictionary-learning
+}  # fmt: skip
+"""Modules beside packages that users import from; the files of methods in `trainers/` are public too."""
 HEAVY = ("nnsight", "transformers", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "wandb")
+
+
+def test_modules_are_private_but_for_those_that_users_import_from():
+    public = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if not any(part.startswith("_") for part in path.relative_to(PACKAGE).parts)
+    }
+    assert {name for name in public if not name.startswith("trainers/")} == PUBLIC_MODULES
 
 
 @pytest.mark.parametrize("name", [name for name in FOLDERS if not name.endswith("cli")])
 def test_all_is_complete(name):
     module = importlib.import_module(name)
-    assert len(set(module.__all__)) == len(module.__all__)
+    kinds = {name: (not name.isupper(), not name[0].isupper(), name) for name in module.__all__}  # the linter's order
+    assert module.__all__ == sorted(kinds, key=kinds.__getitem__)
     assert all(hasattr(module, entry) for entry in module.__all__)
     assert set(module.__all__) <= set(dir(module))
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dictionary_learning._hardware import bfloat16_is_fast, check_memory, fast_dtype, float64, free_memory
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.hardware import bfloat16_is_fast, check_memory, fast_dtype, float64, free_memory
 
 CHILD = """
 import platform
-from dictionary_learning.hardware import keep_freed_memory
+from dictionary_learning._hardware import keep_freed_memory
 kept = keep_freed_memory()
 print(kept, platform.libc_ver()[0])
 """

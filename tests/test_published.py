@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dictionary_learning.cli import train
-from dictionary_learning.cli.arguments import read_config, read_configs
+from dictionary_learning.cli import _train as train
+from dictionary_learning.cli._arguments import read_config, read_configs
 from dictionary_learning.trainers import TRAINERS
 
 ROOT = Path(__file__).parent.parent

@@ -106,7 +106,7 @@ def test_python_of_the_formats_page_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs" / "mine" / "report.json").write_text(json.dumps({"dictionaries": []}))
     uploaded = []
     monkeypatch.setattr(
-        "dictionary_learning.interop.hub._upload", lambda *given: uploaded.append(given[2]) or "address"
+        "dictionary_learning.interop._hub._upload", lambda *given: uploaded.append(given[2]) or "address"
     )
     x = torch.randn(32, 16)
     names = {"activations": x, "data": [x] * 3}

@@ -9,15 +9,15 @@ import torch
 from dictionary_learning import AutoEncoderTopK, load_dictionary, trainSAE
 from dictionary_learning.activations import ActivationSource
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation.ground_truth import ground_truth
+from dictionary_learning.evaluation._ground_truth import ground_truth
 from dictionary_learning.synthetic import (
     SyntheticActivations,
     SyntheticConfig,
     synth_sae_bench_16k,
     synth_sae_bench_small,
 )
-from dictionary_learning.synthetic.data import unit_features
-from dictionary_learning.synthetic.firing import (
+from dictionary_learning.synthetic._data import unit_features
+from dictionary_learning.synthetic._firing import (
     drawn_probabilities,
     effective_probabilities,
     levels,

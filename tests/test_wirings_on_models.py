@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dictionary_learning import ActivationBuffer, Candidate, EvaluationConfig, evaluate_dictionaries, trainSAE
+from dictionary_learning._model_set import ModelSet
 from dictionary_learning.dictionaries import (
     Crosscoder,
     CrossLayerTranscoder,
@@ -13,7 +14,6 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.errors import ModelError, SiteError
 from dictionary_learning.interventions import graft_across
-from dictionary_learning.model_set import ModelSet
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
 from tests.tiny import ATTENTION, DIM, FAMILIES, documents, model, tokenizer

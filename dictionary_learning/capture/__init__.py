@@ -1,7 +1,7 @@
 """Reads activations from a model, and writes others into it."""
 
-from dictionary_learning.capture.inputs import InputsLike, MaskLike, ModelInputs
-from dictionary_learning.capture.model import TracedModel
-from dictionary_learning.capture.tracing import Edit
+from dictionary_learning.capture._inputs import InputsLike, MaskLike, ModelInputs
+from dictionary_learning.capture._model import TracedModel
+from dictionary_learning.capture._tracing import Edit
 
 __all__ = ["Edit", "InputsLike", "MaskLike", "ModelInputs", "TracedModel"]

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dictionary_learning.cli.arguments import IMPORT, Parser
+from dictionary_learning.cli._arguments import IMPORT, Parser
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _run(arguments: list[str]) -> int:
     command, *options = arguments
     if command not in COMMANDS:
         raise UnknownNameError("command", command, COMMANDS)
-    parser = importlib.import_module(f"{__name__}.{command}").build_parser(options)
+    parser = importlib.import_module(f"{__name__}._{command}").build_parser(options)
     namespace = parser.read(options)
     namespace.run(namespace)
     return 0

@@ -1,27 +1,27 @@
 """Text and tokens: `as_source` reads any data, and `as_token_stream` makes contexts of it."""
 
-from dictionary_learning.data.document import Chat, Conversation, Tokenized, TokenRow
-from dictionary_learning.data.generators import (
+from dictionary_learning.data._document import Chat, Conversation, Tokenized, TokenRow
+from dictionary_learning.data._generators import (
     hf_dataset_to_generator,
     hf_mixed_dataset_to_generator,
     hf_sequence_packing_dataset_to_generator,
     simple_hf_mixed_dataset_to_generator,
     zst_to_generator,
 )
-from dictionary_learning.data.mixture import mix
-from dictionary_learning.data.positions import position_mask, real_position_mask
-from dictionary_learning.data.pretokenized import chunk_and_tokenize, pretokenize
-from dictionary_learning.data.source import Source, TextSource
-from dictionary_learning.data.streams import (
+from dictionary_learning.data._mixture import mix
+from dictionary_learning.data._positions import position_mask, real_position_mask
+from dictionary_learning.data._pretokenized import chunk_and_tokenize, pretokenize
+from dictionary_learning.data._source import Source, TextSource
+from dictionary_learning.data._streams import (
     ContextSource,
     EndOfData,
     as_context_source,
     as_token_stream,
     check_end_of_data,
 )
-from dictionary_learning.data.text import as_source, as_text_source, file_source
-from dictionary_learning.data.token_batch import TokenBatch
-from dictionary_learning.data.tokens import TokenStream
+from dictionary_learning.data._text import as_source, as_text_source, file_source
+from dictionary_learning.data._token_batch import TokenBatch
+from dictionary_learning.data._tokens import TokenStream
 
 __all__ = [
     "Chat",

@@ -1,13 +1,13 @@
 """Dictionaries: a wiring and a nonlinearity, with known names for pairs of them."""
 
-from dictionary_learning.dictionaries.base import DICTIONARIES, Dictionary, Reconstruction
-from dictionary_learning.dictionaries.calibration import calibrate
-from dictionary_learning.dictionaries.coder import Coder
-from dictionary_learning.dictionaries.conversion import expand_or_convert
-from dictionary_learning.dictionaries.folding import fold_decoder_norm_
-from dictionary_learning.dictionaries.info import DictionaryInfo
-from dictionary_learning.dictionaries.initialization import geometric_median
-from dictionary_learning.dictionaries.named import (
+from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary, Reconstruction
+from dictionary_learning.dictionaries._calibration import calibrate
+from dictionary_learning.dictionaries._coder import Coder
+from dictionary_learning.dictionaries._conversion import expand_or_convert
+from dictionary_learning.dictionaries._folding import fold_decoder_norm_
+from dictionary_learning.dictionaries._info import DictionaryInfo
+from dictionary_learning.dictionaries._initialization import geometric_median
+from dictionary_learning.dictionaries._named import (
     AbsTopKSAE,
     AutoEncoder,
     AutoEncoderNew,
@@ -21,12 +21,12 @@ from dictionary_learning.dictionaries.named import (
     MatryoshkaBatchTopKSAE,
     autoencoder_class,
 )
-from dictionary_learning.dictionaries.normalized import Normalized
-from dictionary_learning.dictionaries.parallel_coders import CrossLayerTranscoder, HeadAutoencoders, ParallelCoders
-from dictionary_learning.dictionaries.pursuit import gradient_pursuit
-from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
-from dictionary_learning.dictionaries.trainable import InitConfig, Trainable
-from dictionary_learning.dictionaries.wirings import (
+from dictionary_learning.dictionaries._normalized import Normalized
+from dictionary_learning.dictionaries._parallel_coders import CrossLayerTranscoder, HeadAutoencoders, ParallelCoders
+from dictionary_learning.dictionaries._pursuit import gradient_pursuit
+from dictionary_learning.dictionaries._serialization import load_dictionary, save_dictionary
+from dictionary_learning.dictionaries._trainable import InitConfig, Trainable
+from dictionary_learning.dictionaries._wirings import (
     WIRINGS,
     Crosscoder,
     DictionaryShape,

@@ -2,20 +2,20 @@
 
 * `evaluate_dictionaries(model, candidates, text)` measures several dictionaries on text, spliced into the model.
 * `evaluate_activations(dictionary, activations)` measures one on activations alone.
-* `evaluate` and `loss_recovered` are dictionary-learning 0.1's functions (`dictionary_learning.compat.evaluation`).
+* `evaluate` and `loss_recovered` are dictionary-learning 0.1's functions (`dictionary_learning.compat._evaluation`).
 """
 
 from typing import TYPE_CHECKING
 
 from dictionary_learning._lazy import lazy_names
-from dictionary_learning.evaluation.base import METRICS, EvaluationBatch, Metric
-from dictionary_learning.evaluation.on_activations import evaluate_activations
-from dictionary_learning.evaluation.reconstruction import ReconstructionMetric
-from dictionary_learning.evaluation.runner import Candidate, EvaluationConfig, Report, evaluate_dictionaries
-from dictionary_learning.evaluation.sparsity import SparsityMetric
+from dictionary_learning.evaluation._base import METRICS, EvaluationBatch, Metric
+from dictionary_learning.evaluation._on_activations import evaluate_activations
+from dictionary_learning.evaluation._reconstruction import ReconstructionMetric
+from dictionary_learning.evaluation._runner import Candidate, EvaluationConfig, Report, evaluate_dictionaries
+from dictionary_learning.evaluation._sparsity import SparsityMetric
 
 if TYPE_CHECKING:
-    from dictionary_learning.compat.evaluation import evaluate, loss_recovered
+    from dictionary_learning.compat._evaluation import evaluate, loss_recovered
 
 __all__ = [
     "METRICS",
@@ -34,5 +34,5 @@ __all__ = [
 
 # `compat` imports this package, so its names are looked up when they are used
 __getattr__, __dir__ = lazy_names(
-    __name__, dict.fromkeys(("evaluate", "loss_recovered"), "dictionary_learning.compat.evaluation")
+    __name__, dict.fromkeys(("evaluate", "loss_recovered"), "dictionary_learning.compat._evaluation")
 )

@@ -1,6 +1,6 @@
 """Encoding and decoding, on the backend that is fastest for a device and a dtype."""
 
-from dictionary_learning.ops.backend import (
+from dictionary_learning.ops._backend import (
     Backend,
     Encoder,
     available,
@@ -9,10 +9,10 @@ from dictionary_learning.ops.backend import (
     status,
     use_backend,
 )
-from dictionary_learning.ops.reference import REFERENCE, ReferenceBackend
-from dictionary_learning.ops.row_updates import take_rows
-from dictionary_learning.ops.torch_backend import TorchBackend
-from dictionary_learning.ops.triton import IS_INSTALLED, TRITON
+from dictionary_learning.ops._reference import REFERENCE, ReferenceBackend
+from dictionary_learning.ops._row_updates import take_rows
+from dictionary_learning.ops._torch_backend import TorchBackend
+from dictionary_learning.ops._triton import IS_INSTALLED, TRITON
 
 __all__ = [
     "Backend",

@@ -2,8 +2,8 @@
 
 # last: it registers methods on top of those above
 from dictionary_learning import experimental  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from dictionary_learning.dictionaries.initialization import geometric_median
-from dictionary_learning.dictionaries.named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
+from dictionary_learning.dictionaries._initialization import geometric_median
+from dictionary_learning.dictionaries._named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers._base import TRAINERS, Trainer
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart
 from dictionary_learning.trainers._components import Component

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
-from dictionary_learning.ops.precision import upcast
-from dictionary_learning.ops.row_updates import normalize_rows_
+from dictionary_learning.ops._precision import upcast
+from dictionary_learning.ops._row_updates import normalize_rows_
 
 
 class WeightAverage:

@@ -17,8 +17,8 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import l0
 from dictionary_learning.ops import Encoder
-from dictionary_learning.ops.finite import replace_nonfinite
-from dictionary_learning.ops.precision import upcast
+from dictionary_learning.ops._finite import replace_nonfinite
+from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
 from dictionary_learning.trainers._batch import Batch, Loss, ModelLoss, StepPart
 from dictionary_learning.trainers._components import Component
@@ -212,7 +212,7 @@ class Trainer(ABC):
             A `Loss`.
         """
         if older or not (y is None or isinstance(y, Tensor)):
-            from dictionary_learning.compat.trainer_arguments import older_loss
+            from dictionary_learning.compat._trainer_arguments import older_loss
 
             return older_loss(self, x, y, lengths=lengths, **older)
         # errors are squared and summed: in half precision they would overflow or vanish
@@ -402,7 +402,7 @@ def _read_arguments(
     """Returns config and facts, given as a config and facts by name, or as by an older script."""
     config, *rest = arguments
     if not isinstance(config, OptimizationConfig) or rest != [None]:
-        from dictionary_learning.compat.trainer_arguments import read_arguments
+        from dictionary_learning.compat._trainer_arguments import read_arguments
 
         return read_arguments(trainer, arguments, options)
     facts = {name: value for name, value in options.items() if name in FACTS}

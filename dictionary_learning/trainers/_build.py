@@ -17,8 +17,8 @@ from dictionary_learning.dictionaries import (
     have_same_parts,
     wiring_of,
 )
-from dictionary_learning.dictionaries.folding import fold_decoder_norm_
-from dictionary_learning.dictionaries.initialization import set_decoder_
+from dictionary_learning.dictionaries._folding import fold_decoder_norm_
+from dictionary_learning.dictionaries._initialization import set_decoder_
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._config import OptimizationConfig, RunInfo, TrainerConfig

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 
+from dictionary_learning._hardware import default_device
 from dictionary_learning.config import BaseConfig, auto, resolve, setting
 from dictionary_learning.dictionaries import WIRINGS, Dictionary, Trainable, load_dictionary, wiring_of
-from dictionary_learning.dictionaries.folding import can_fold_decoder_norm
-from dictionary_learning.dictionaries.trainable import CenterName
+from dictionary_learning.dictionaries._folding import can_fold_decoder_norm
+from dictionary_learning.dictionaries._trainable import CenterName
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.hardware import default_device
 from dictionary_learning.trainers._schedules import SCHEDULES, Rewarm, Schedule
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
+from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import Elementwise
-from dictionary_learning.dictionaries.trainable import CoderSlice
 from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, n_tokens_of
 
 _LARGEST_EXPONENT = 10.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.row_updates import normalize_rows_
+from dictionary_learning.ops._row_updates import normalize_rows_
 from dictionary_learning.trainers._optimizer_rows import Closure, closure_loss, take_rows
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import Reconstruction, Trainable
+from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import ThresholdedTopK
-from dictionary_learning.dictionaries.trainable import CoderSlice
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
 from dictionary_learning.trainers._batch import Loss, StepPart

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.ops.row_updates import normalize_rows_, remove_parallel_part_
+from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
 from dictionary_learning.trainers._optimizer_rows import (
     Closure,
     check_max_grad_norm,

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import BatchTopKSAE, Trainable
+from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
-from dictionary_learning.dictionaries.trainable import CoderSlice
-from dictionary_learning.ops.precision import upcast
+from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._components import ScheduledValue

@@ -7,7 +7,7 @@ from typing import ClassVar
 from dictionary_learning.config import setting
 from dictionary_learning.dictionaries import JumpReluAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity
-from dictionary_learning.ops.straight_through import KernelName
+from dictionary_learning.ops._straight_through import KernelName
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart
 from dictionary_learning.trainers._components import ScheduledValue

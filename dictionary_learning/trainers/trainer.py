@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.ops.row_updates import normalize_rows_, remove_parallel_part_
+from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
 from dictionary_learning.trainers import SAETrainer
 from dictionary_learning.trainers._row_adam import RowAdam
 from dictionary_learning.trainers._schedules import Rewarm, WarmupDecay, ramp

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dictionary_learning import trainSAE
+from dictionary_learning.activations._mixture import ActivationMixture
 from dictionary_learning.activations.cache import ActivationCache
-from dictionary_learning.activations.mixture import ActivationMixture
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError, SiteError
 from dictionary_learning.sites import Site

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dictionary_learning import trainSAE
-from dictionary_learning.activations.cache import ActivationCache, writer as writing
+from dictionary_learning.activations.cache import ActivationCache, _writer as writing
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.errors import DataError
 from tests.activations.cache_files import DOCUMENTS, FIRST, SITES, all_rows, bytes_of, iter_rows, traced, write
@@ -71,7 +71,7 @@ import sys, time, torch
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.activations.cache_files import write
-from dictionary_learning.activations.reader import RowReader
+from dictionary_learning.activations._reader import RowReader
 read, calls = RowReader.read, []
 def slowly(self, n):
     calls.append(n)

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from dictionary_learning.activations.normalization import NORMALIZATIONS, check_normalizers, export, fold_
+from dictionary_learning.activations._normalization import NORMALIZATIONS, check_normalizers, export, fold_
 from dictionary_learning.dictionaries import (
     Crosscoder,
     CrossLayerTranscoder,
@@ -12,7 +12,7 @@ from dictionary_learning.dictionaries import (
     SparseAutoencoder,
     Transcoder,
 )
-from dictionary_learning.dictionaries.normalized import Normalized
+from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.errors import ConfigError, DataError
 
 DIM, WIDTH = 6, 24

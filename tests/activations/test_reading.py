@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dictionary_learning import load_model
-from dictionary_learning.activations.filters import TokenFilter
-from dictionary_learning.activations.prefetch import Prefetcher
-from dictionary_learning.activations.reader import ReadingConfig, RowReader, row_reader
-from dictionary_learning.activations.storage import RowStorage, from_bytes, storage_dtype, to_bytes
+from dictionary_learning.activations._filters import TokenFilter
+from dictionary_learning.activations._prefetch import Prefetcher
+from dictionary_learning.activations._reader import ReadingConfig, RowReader, row_reader
+from dictionary_learning.activations._storage import RowStorage, from_bytes, storage_dtype, to_bytes
 from dictionary_learning.buffer import ActivationBuffer, expected_partners
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError

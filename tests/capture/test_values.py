@@ -8,9 +8,9 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from dictionary_learning import IdentityDict, Site, load_model
+from dictionary_learning._module_io import flat, hidden, hidden_or_none, unflat, with_hidden
 from dictionary_learning.errors import SiteError
 from dictionary_learning.interventions import ablate, graft
-from dictionary_learning.module_io import flat, hidden, hidden_or_none, unflat, with_hidden
 from tests import tiny
 from tests.capture.plain import first_tensor, plain_values
 

@@ -6,7 +6,7 @@ import pytest
 
 from dictionary_learning import load_dictionary
 from dictionary_learning.cli import main
-from dictionary_learning.cli.train import FILLED_IN, TrainArguments
+from dictionary_learning.cli._train import FILLED_IN, TrainArguments
 from dictionary_learning.config import field_docs
 from dictionary_learning.trainers import TRAINERS
 from tests import tiny

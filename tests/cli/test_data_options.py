@@ -1,7 +1,7 @@
 import pytest
 
-from dictionary_learning.cli.evaluate import EvaluateArguments, _read_text, _text_of
-from dictionary_learning.cli.options import DataArguments, data_arguments
+from dictionary_learning.cli._evaluate import EvaluateArguments, _read_text, _text_of
+from dictionary_learning.cli._options import DataArguments, data_arguments
 from dictionary_learning.errors import ConfigError
 
 TEXTS = [f"document {n}" for n in range(40)]

@@ -7,8 +7,8 @@ import pytest
 
 from dictionary_learning import load_model
 from dictionary_learning.cli import main
-from dictionary_learning.cli.options import CaptureArguments
-from dictionary_learning.cli.train import trainer_class_of
+from dictionary_learning.cli._options import CaptureArguments
+from dictionary_learning.cli._train import trainer_class_of
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers.recipes import RECIPES
 from tests import tiny
@@ -37,7 +37,7 @@ def traced():
 def train(traced, tmp_path, monkeypatch):
     """Trains on a small model, without the report's page, and returns the saved configs."""
     monkeypatch.setattr(CaptureArguments, "load", lambda self, model: traced)
-    monkeypatch.setattr("dictionary_learning.cli.evaluate.report_on", lambda *_: Path())
+    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", lambda *_: Path())
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(30)))
 
     def run(*options: str) -> list[dict]:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Coder, Dictionary, DictionaryShape, Trainable
+from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, SparseSelection
-from dictionary_learning.dictionaries.normalized import Normalized
 from dictionary_learning.latents import to_dense
 
 OPTIONS = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dictionary_learning.dictionaries import WIRINGS, DictionaryShape
+from dictionary_learning.dictionaries._parallel_coders import ParallelCoders
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
-from dictionary_learning.dictionaries.parallel_coders import ParallelCoders
 from dictionary_learning.errors import ConfigError
 from tests.contracts.dictionary_cases import (
     KINDS,

@@ -7,10 +7,10 @@ import torch
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Trainable
-from dictionary_learning.dictionaries.serialization import load_dictionary, save_dictionary
+from dictionary_learning.dictionaries._serialization import load_dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, to_dense
-from dictionary_learning.ops import chosen
+from dictionary_learning.ops import _chosen as chosen
 from tests.contracts.dictionary_cases import (
     ANY,
     NAMED,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dictionary_learning import load_dictionary, trainSAE
+from dictionary_learning._run_setup import training_jobs
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.run_setup import training_jobs
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig
 from dictionary_learning.trainers.recipes import RECIPES
 from tests.contracts.test_wirings import SITES, batches
@@ -116,7 +116,7 @@ def test_a_plug_in_takes_every_path(tmp_path):
 
 
 def test_facts_of_the_run_are_accepted_in_dictionaries_and_checked():
-    from dictionary_learning.activations.stream import ActivationStream
+    from dictionary_learning.activations._stream import ActivationStream
     from dictionary_learning.errors import ConfigError
 
     stream = ActivationStream(list(Planted().batches(2, 64)))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dictionary_learning import load_model
-from dictionary_learning.activations.filters import TokenFilter
+from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.data import TokenStream, as_source
 from tests import tiny
 

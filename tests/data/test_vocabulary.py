@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from dictionary_learning.data import Source, Tokenized, TokenStream, as_source, mix
-from dictionary_learning.data.tokenizing import fingerprint, vocabulary_size
+from dictionary_learning.data._tokenizing import fingerprint, vocabulary_size
 from dictionary_learning.errors import DataError
 from tests import tiny
 

@@ -16,11 +16,11 @@ from dictionary_learning.dictionaries import (
     MatryoshkaBatchTopKSAE,
     SparseAutoencoder,
     Transcoder,
-    calibration,
+    _calibration as calibration,
     load_dictionary,
     save_dictionary,
 )
-from dictionary_learning.dictionaries.calibration import calibrate
+from dictionary_learning.dictionaries._calibration import calibrate
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.latents import firing_counts, nonzeros
 from tests.dictionaries.kinds import perturbed

@@ -19,7 +19,7 @@ from dictionary_learning.dictionaries import (
     SparseAutoencoder,
     Transcoder,
 )
-from dictionary_learning.dictionaries.conversion import expand_or_convert
+from dictionary_learning.dictionaries._conversion import expand_or_convert
 from dictionary_learning.errors import ConfigError
 from tests.dictionaries.kinds import perturbed
 

@@ -321,7 +321,7 @@ class TestDamagedFiles:
         def fail(*_):
             raise OSError("disk full")
 
-        monkeypatch.setattr("dictionary_learning.dictionaries.serialization.save_file", fail)
+        monkeypatch.setattr("dictionary_learning.dictionaries._serialization.save_file", fail)
         with pytest.raises(OSError, match="disk full"):
             save_dictionary(AutoEncoderTopK(12, 40, 3), folder)
         assert (folder / "dictionary.safetensors").read_bytes() == before

@@ -15,7 +15,7 @@ from dictionary_learning.dictionaries import (
     MatchingPursuitSAE,
     Transcoder,
 )
-from dictionary_learning.dictionaries.folding import fold_decoder_norm_
+from dictionary_learning.dictionaries._folding import fold_decoder_norm_
 from dictionary_learning.errors import ConfigError
 from tests.dictionaries.kinds import perturbed
 

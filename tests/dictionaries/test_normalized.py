@@ -9,7 +9,7 @@ from dictionary_learning.dictionaries import (
     load_dictionary,
     save_dictionary,
 )
-from dictionary_learning.dictionaries.normalized import PER_TOKEN, Normalized
+from dictionary_learning.dictionaries._normalized import PER_TOKEN, Normalized
 from dictionary_learning.errors import ConfigError, UnknownNameError
 
 BUILD = {

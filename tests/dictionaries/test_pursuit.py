@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from dictionary_learning.dictionaries import pursuit
-from dictionary_learning.dictionaries.pursuit import gradient_pursuit
+from dictionary_learning.dictionaries import _pursuit as pursuit
+from dictionary_learning.dictionaries._pursuit import gradient_pursuit
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.grad_pursuit import grad_pursuit
 from dictionary_learning.latents import to_dense

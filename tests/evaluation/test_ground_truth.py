@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation.ground_truth import ground_truth, matched_mean
+from dictionary_learning.evaluation._ground_truth import ground_truth, matched_mean
 from dictionary_learning.synthetic import SyntheticActivations, SyntheticConfig
 
 # as many features as dimensions, and independent ones: a linear map finds them exactly

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dictionary_learning import AutoEncoderTopK
+from dictionary_learning._predictions import Predictions
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.evaluation import METRICS, EvaluationBatch, ReconstructionMetric, SparsityMetric
-from dictionary_learning.evaluation.fidelity import FidelityMetric, recovered
+from dictionary_learning.evaluation._fidelity import FidelityMetric, recovered
 from dictionary_learning.latents import to_dense
-from dictionary_learning.predictions import Predictions
 
 
 def example(n: int = 60) -> EvaluationBatch:

@@ -12,8 +12,8 @@ import pytest
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.evaluation.reports import RENDERERS, write_report
-from dictionary_learning.evaluation.reports.metrics import best_values
-from dictionary_learning.evaluation.reports.svg import COLORS, looks
+from dictionary_learning.evaluation.reports._metrics import best_values
+from dictionary_learning.evaluation.reports._svg import COLORS, looks
 
 SITE, OTHER_SITE = "model.layers.3:out", "model.layers.3.mlp:out"
 CE_METRICS = ("ce_reconstructed", "ce_increase", "ce_recovered_zero", "ce_recovered_mean", "kl")

@@ -6,8 +6,8 @@ import torch
 from dictionary_learning import fold_decoder_norm_, load_dictionary
 from dictionary_learning.dictionaries import DICTIONARIES, Normalized
 from dictionary_learning.interop import FORMATS
-from dictionary_learning.interop.base import format_of as detected
-from dictionary_learning.interop.files import Files
+from dictionary_learning.interop._base import format_of as detected
+from dictionary_learning.interop._files import Files
 from tests.interop import golden
 
 WITH = {

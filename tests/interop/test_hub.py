@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from dictionary_learning.errors import CheckpointError
-from dictionary_learning.interop.card import model_card
-from dictionary_learning.interop.hub import wanted
+from dictionary_learning.interop._card import model_card
+from dictionary_learning.interop._hub import wanted
 from tests.interop.hub_server import Hub
 
 ROOT = Path(__file__).parent.parent.parent

@@ -21,7 +21,7 @@ from dictionary_learning import (
     utils,
     write_dictionary,
 )
-from dictionary_learning.compat import loading
+from dictionary_learning.compat import _loading as loading
 from dictionary_learning.dictionaries import BatchTopKSAE
 from dictionary_learning.errors import CheckpointError, ConfigError
 from tests.interop import golden

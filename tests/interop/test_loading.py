@@ -9,9 +9,9 @@ import torch
 
 from dictionary_learning import AutoEncoder, AutoEncoderTopK, Sae, load_dictionary, load_many, save_dictionary, trainSAE
 from dictionary_learning.dictionaries import BatchTopKSAE, JumpReluAutoEncoder
-from dictionary_learning.dictionaries.normalized import Normalized
+from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.errors import CheckpointError, ConfigError
-from dictionary_learning.interop.archives import Inert, read_pt
+from dictionary_learning.interop._archives import Inert, read_pt
 from dictionary_learning.sites import natural_key
 from tests import tiny
 from tests.interop import golden

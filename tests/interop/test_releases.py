@@ -10,8 +10,8 @@ from dictionary_learning import list_pretrained
 from dictionary_learning.cli import main
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop import FORMATS
-from dictionary_learning.interop.files import check_relative
-from dictionary_learning.interop.releases import Release, _expanded
+from dictionary_learning.interop._files import check_relative
+from dictionary_learning.interop._releases import Release, _expanded
 from tests.interop import golden
 
 
@@ -25,7 +25,7 @@ def test_every_release_says_what_is_needed():
 
 
 def test_the_list_says_where_it_is_from():
-    from dictionary_learning.interop.releases import _FILE
+    from dictionary_learning.interop._releases import _FILE
 
     assert all(isinstance(source, str) for source in json.loads(_FILE.read_text())["sources"])
 

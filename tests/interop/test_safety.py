@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from dictionary_learning import AutoEncoderTopK, load_dictionary, load_many, save_dictionary
 from dictionary_learning.errors import CheckpointError
-from dictionary_learning.interop import archives, safe
-from dictionary_learning.interop.archives import read_pt
-from dictionary_learning.interop.files import Files, check_relative
-from dictionary_learning.interop.hub import fetch
-from dictionary_learning.interop.safe import read_npz, read_safetensors, read_yaml
+from dictionary_learning.interop import _archives as archives, _safe as safe
+from dictionary_learning.interop._archives import read_pt
+from dictionary_learning.interop._files import Files, check_relative
+from dictionary_learning.interop._hub import fetch
+from dictionary_learning.interop._safe import read_npz, read_safetensors, read_yaml
 from tests.interop import golden
 
 RAN = "DICTIONARY_LEARNING_TEST_RAN"

@@ -17,8 +17,8 @@ from dictionary_learning import (
 )
 from dictionary_learning.cli import main
 from dictionary_learning.errors import CheckpointError, ConfigError
-from dictionary_learning.interop.hook_names import hook_name, layer_of, model_name
-from dictionary_learning.interop.saved import match_site, match_sites, saved_at, sites_in_model
+from dictionary_learning.interop._hook_names import hook_name, layer_of, model_name
+from dictionary_learning.interop._saved import match_site, match_sites, saved_at, sites_in_model
 from tests import tiny
 
 DATA = [Site("model.layers.0"), Site("model.layers.3"), Site("model.layers.3", "in"), Site("model.layers.3.mlp")]

@@ -6,7 +6,7 @@ import torch
 from dictionary_learning import ops
 from dictionary_learning.errors import UnknownNameError
 from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
-from dictionary_learning.ops import finite, joint, pairs, scan
+from dictionary_learning.ops import _finite as finite, _joint as joint, _pairs as pairs, _scan as scan
 
 BACKENDS = [name for name in ops.available() if name not in ("reference", "triton")]
 """Triton has tests of its own, with shapes that are small enough for its interpreter."""

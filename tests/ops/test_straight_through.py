@@ -9,7 +9,7 @@ import torch
 from dictionary_learning.dictionaries import SparseAutoencoder
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU
 from dictionary_learning.latents import to_dense
-from dictionary_learning.ops.straight_through import REACH, KernelName, jump, kernel, step
+from dictionary_learning.ops._straight_through import REACH, KernelName, jump, kernel, step
 
 KERNELS = get_args(KernelName)
 

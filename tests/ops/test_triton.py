@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 
 from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, Support, to_dense
-from dictionary_learning.ops import joint
-from dictionary_learning.ops.triton import TRITON, adam, candidates, pairs, selection, usable
+from dictionary_learning.ops import _joint as joint
+from dictionary_learning.ops._triton import TRITON, adam, candidates, pairs, selection, usable
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers._row_adam import RowAdam
 from tests.ops.test_ops import compare, encode, run, tensors
@@ -265,7 +265,7 @@ warnings.simplefilter("ignore")
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dictionary_learning.ops.triton import adam, candidates, pairs
+from dictionary_learning.ops._triton import adam, candidates, pairs
 
 def compiles(kernel, types, **constants):
     remaining = iter(types.split())

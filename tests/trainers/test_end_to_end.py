@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from dictionary_learning import trainSAE
+from dictionary_learning._predictions import Predictions
 from dictionary_learning.contexts import ContextStream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
-from dictionary_learning.evaluation.fidelity import FidelityMetric
+from dictionary_learning.evaluation._fidelity import FidelityMetric
 from dictionary_learning.interventions import graft
 from dictionary_learning.models import TracedModel
-from dictionary_learning.predictions import Predictions
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS
 from tests.tiny import documents, model, tokenizer

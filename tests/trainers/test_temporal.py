@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dictionary_learning import evaluate, load_dictionary, trainSAE
-from dictionary_learning.activations.filters import TokenFilter
+from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.contexts import ContextStream
 from dictionary_learning.errors import ConfigError

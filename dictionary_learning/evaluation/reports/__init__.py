@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dictionary_learning.config import Registry
-from dictionary_learning.disk import write_atomically
+from dictionary_learning._disk import write_atomically
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation.reports.as_markdown import render_markdown
+from dictionary_learning.evaluation.reports._as_markdown import render_markdown
 
 __all__ = ["RENDERERS", "Renderer", "write_report"]
 
@@ -64,7 +64,7 @@ def write_report(
 @RENDERERS.register("html")
 def render_html(report: Mapping[str, Any]) -> str:
     """Returns a page that needs no network and no other file."""
-    from dictionary_learning.evaluation.reports.as_html import render_page  # imports jinja2 and matplotlib
+    from dictionary_learning.evaluation.reports._as_html import render_page  # imports jinja2 and matplotlib
 
     return render_page(report)
 

@@ -1,0 +1,332 @@
+"""From configs and data to dictionaries in training: sites, widths, normalization, names."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dictionary_learning._finetune import expand_finetune, unwrap_normalized
+from dictionary_learning.activations._normalization import NORMALIZATIONS, Normalizer, check_normalizers, export, fold_
+from dictionary_learning.activations._normalizers import Scalar
+from dictionary_learning.activations._stream import ActivationStream
+from dictionary_learning.dictionaries import WIRINGS, Dictionary
+from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.sites import Site, natural_key
+from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
+
+_SAMPLE = 32_768
+"""Rows for initialization, as the geometric median (Gao et al. 2024, A.1)."""
+_SCALE_SAMPLE = 131_072
+"""Rows for the scale of the activations. Heavy tails make the mean of fewer rows unstable."""
+
+
+class SiteAssignment(NamedTuple):
+    """The sites of one dictionary."""
+
+    reads: tuple[Site, ...]
+    writes: tuple[Site, ...]
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether the dictionary reconstructs what it reads."""
+        return self.reads == self.writes
+
+
+class TrainingJob(NamedTuple):
+    """A dictionary in training, with its sites and the normalization of each."""
+
+    name: str
+    sites: SiteAssignment
+    trainer: Trainer
+    normalizers: Mapping[Site, Normalizer]
+
+    def export(self) -> Dictionary:
+        """Returns a copy of the dictionary that takes activations as the model returns them."""
+        return export(self.trainer.export(), *self._both_sides()).requires_grad_(False).eval()
+
+    def check(self) -> None:
+        """Fails early if the normalization cannot be folded into this dictionary.
+
+        Raises:
+            ConfigError: The normalization does not fit the dictionary.
+        """
+        check_normalizers(self.trainer.dictionary, *self._both_sides())
+
+    def _both_sides(self) -> tuple[list[Normalizer], list[Normalizer] | None]:
+        reads = [self.normalizers[site] for site in self.sites.reads]
+        return reads, None if self.sites.is_autoencoder else [self.normalizers[site] for site in self.sites.writes]
+
+
+def training_jobs(
+    trainer_configs: Any,
+    stream: ActivationStream,
+    steps: int,
+    device: torch.device,
+    normalize: bool | str,
+    default_wiring: str | None,
+) -> list[TrainingJob]:
+    """Returns a job for each config and each set of its sites, initialized from a sample of the data.
+
+    Args:
+        trainer_configs: A config or several, typed or as dictionaries.
+        stream: The data, of which nothing is consumed.
+        steps: Batches of the run.
+        device: Where to train.
+        normalize: Normalization where neither the config nor its method has one.
+        default_wiring: Wiring of configs that name none.
+
+    Raises:
+        ConfigError: A config cannot be used, or does not fit the data.
+    """
+    samples = _Samples(stream, device)
+    jobs: list[TrainingJob] = []
+    for asked, facts in map(_read_config, _listed(trainer_configs)):
+        for config in expand_finetune(_with_wiring(asked, default_wiring), stream.widths):
+            config = _with_heads(config, stream)
+            config, inside = unwrap_normalized(config)
+            kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)
+            for sites in assign_sites(config, stream.widths):
+                run = _run_info(facts, sites, stream, steps, device)
+                placed = {"site": site_names(sites.reads), "normalize": kind}
+                if not sites.is_autoencoder:
+                    placed["target_site"] = site_names(sites.writes)
+                trainer = config.replace(**placed).build(run)
+                normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
+                if inside is not None and inside.scales is not None:
+                    scaled = zip(sites.reads, inside.scales, strict=True)
+                    normalizers = {site: dataclasses.replace(normalizers[site], scale=scale) for site, scale in scaled}
+                if config.finetune is not None and inside is None:
+                    _unfold_scales(trainer.dictionary, sites, normalizers)
+                x = samples.rows(sites.reads, normalizers)
+                trainer.initialize(x, None if sites.is_autoencoder else samples.rows(sites.writes, normalizers))
+                name = _unique(_name(trainer, sites, len(stream.widths) > 1), {job.name for job in jobs})
+                jobs.append(TrainingJob(name, sites, trainer, normalizers))
+                jobs[-1].check()
+    return jobs
+
+
+def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list[SiteAssignment]:
+    """Returns the sites of each dictionary that a config asks for.
+
+    Args:
+        config: Its wiring, site and target_site count.
+        widths: The sites of the data.
+
+    Raises:
+        ConfigError: A site is not in the data, or no site fits the wiring.
+    """
+    name = getattr(config, "wiring", None) or "autoencoder"
+    wiring = WIRINGS[name]
+    if config.target_site and not wiring.writes_others:
+        raise ConfigError(
+            f"A config has target_site={config.target_site!r} with wiring={name!r}, which reconstructs what it reads. "
+            "Leave target_site out, or set wiring='transcoder'."
+        )
+    reads, targets = _named(config.site, widths), _named(config.target_site, widths)
+    if not wiring.writes_others:
+        sites = reads or list(widths)
+        groups = [tuple(sites)] if wiring.reads_several else [(site,) for site in sites]
+        return [SiteAssignment(group, group) for group in groups]
+    if not reads:
+        reads = sorted((site for site in widths if site.side == "in"), key=lambda site: natural_key(site.path))
+    if not targets:
+        targets = [Site(site.path, "out") for site in reads]
+    missing = [site for site in targets if site not in widths]
+    if not reads or missing or len(reads) != len(targets):
+        raise ConfigError(
+            f"wiring={name!r} predicts one site from another; the data has {_joined(widths)}. Give the input and the "
+            "output of a module, as ActivationBuffer(..., io='in_and_out') does, or name both by site and target_site."
+        )
+    if wiring.reads_several:
+        return [SiteAssignment(tuple(reads), tuple(targets))]
+    return [SiteAssignment((read,), (write,)) for read, write in zip(reads, targets, strict=True)]
+
+
+def site_names(sites: Sequence[Site]) -> str | tuple[str, ...]:
+    """Returns sites as they are written in configs: one name, or several."""
+    return str(sites[0]) if len(sites) == 1 else tuple(map(str, sites))
+
+
+class _Samples:
+    """Rows of the data for estimates, and the normalizers estimated from them."""
+
+    def __init__(self, stream: ActivationStream, device: torch.device):
+        self.stream, self.device = stream, device
+        self._rows: dict[Site, Tensor] | None = None
+        self._normalizers: dict[tuple[Site, str], Normalizer] = {}
+
+    def normalizer(self, site: Site, kind: str) -> Normalizer:
+        """Returns the normalizer of a site, which all dictionaries share."""
+        kind = NORMALIZATIONS.canonical(kind)
+        if (site, kind) not in self._normalizers:
+            sample = self._sample(_SAMPLE if kind == "none" else _SCALE_SAMPLE)[site]
+            self._normalizers[site, kind] = NORMALIZATIONS[kind].fit(sample.to(self.device, torch.float32))
+        return self._normalizers[site, kind]
+
+    def rows(self, sites: Sequence[Site], normalizers: Mapping[Site, Normalizer]) -> Tensor:
+        """Returns normalized rows for initialization: (n, sum of widths).
+
+        Raises:
+            DataError: No row is finite.
+        """
+        sample = self._sample(_SAMPLE)
+        parts = [normalizers[site].apply(sample[site][:_SAMPLE].to(self.device, torch.float32)) for site in sites]
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if not bool(rows.isfinite().all(1).any()):
+            raise DataError(
+                f"None of the first {len(rows)} activations at {_joined(sites)} is finite. Check the site and the "
+                "model's dtype."
+            )
+        return rows
+
+    def _sample(self, n: int) -> dict[Site, Tensor]:
+        if self._rows is None or (n > _SAMPLE >= len(next(iter(self._rows.values())))):
+            self._rows = self.stream.sample(n)
+        return self._rows
+
+
+def _listed(given: Any) -> Iterable[Any]:
+    if isinstance(given, (Mapping, OptimizationConfig)):
+        return [given]
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise ConfigError(f"Got {given!r} for trainer_configs; give a config or a list of them.")
+    configs = list(given)
+    if not configs:
+        raise ConfigError("Got no trainer config. Give at least one, such as TrainerTopK.Config(k=32).")
+    return configs
+
+
+def _read_config(given: Any) -> tuple[OptimizationConfig, dict[str, Any]]:
+    """Returns the typed config, and facts of the run, of a typed config or a dictionary."""
+    if isinstance(given, OptimizationConfig):
+        return given, {}
+    if not isinstance(given, Mapping) or given.get("trainer") is None:
+        raise ConfigError(
+            f"Got the trainer config {given!r}; give a typed one, such as TrainerTopK.Config(k=32), or a dictionary "
+            "with the key 'trainer': a trainer's class or name, such as TrainerTopK or 'top_k'."
+        )
+    options = dict(given)
+    trainer = options.pop("trainer")
+    if isinstance(trainer, str):
+        trainer = TRAINERS[trainer]
+    if not (isinstance(trainer, type) and issubclass(trainer, Trainer)):
+        raise ConfigError(f"Got trainer={trainer!r}; give a trainer's class or name, such as TrainerTopK or 'top_k'.")
+    from dictionary_learning.compat._trainer_arguments import split_options
+
+    settings, facts = split_options(trainer.Config, options)
+    return trainer.Config.from_dict(settings), facts
+
+
+def _with_wiring(config: OptimizationConfig, default: str | None) -> OptimizationConfig:
+    # a method without wirings, as one of contexts, has no such field
+    if default is None or getattr(config, "wiring", default) is not None:
+        return config
+    return config.replace(wiring=default)
+
+
+def _with_heads(config: OptimizationConfig, stream: ActivationStream) -> OptimizationConfig:
+    """Returns the config with the number of attention heads, where each has latents of its own."""
+    if getattr(config, "wiring", None) != "heads" or getattr(config, "n_heads", None) is not None:
+        return config
+    if stream.n_heads:
+        return config.replace(n_heads=stream.n_heads)
+    model: Any = stream.data if hasattr(stream.data, "n_heads") else getattr(stream.data, "model", None)
+    if not hasattr(model, "n_heads"):
+        raise ConfigError(
+            "The number of attention heads is not known from the data. Set n_heads, or give (batch, heads, dim)."
+        )
+    sites = [site for assignment in assign_sites(config, stream.widths) for site in assignment.reads]
+    found = {site: model.n_heads(site) for site in sites}
+    if len(set(found.values())) > 1:
+        numbers = ", ".join(f"{site}: {n}" for site, n in found.items())
+        raise ConfigError(f"The sites have different numbers of heads ({numbers}). Give a config for each site.")
+    return config.replace(n_heads=next(iter(found.values())))
+
+
+def _default_normalization(normalize: bool | str, config: OptimizationConfig) -> str:
+    if isinstance(normalize, str):
+        return normalize
+    wiring = WIRINGS[getattr(config, "wiring", None) or "autoencoder"]
+    # at sites of different scale, learning rates and ranks would mean different things
+    return "unit_mean_square" if normalize or wiring.reads_several or wiring.writes_others else "none"
+
+
+def _run_info(
+    facts: Mapping[str, Any], sites: SiteAssignment, stream: ActivationStream, steps: int, device: torch.device
+) -> RunInfo:
+    """Returns the facts of the run; those given in a dict config take precedence."""
+    inputs = tuple(stream.widths[site] for site in sites.reads)
+    given, width = facts.get("activation_dim"), sum(inputs)
+    if given not in (None, width):
+        raise ConfigError(
+            f"A config has activation_dim={given}; the activations at {_joined(sites.reads)} have width {width}. "
+            "Leave it out: it is found."
+        )
+    model = getattr(stream.data, "model", None)
+    found: dict[str, Any] = {
+        "activation_dim": width,
+        "steps": steps,
+        "device": str(device),
+        "lm_name": getattr(model, "name", None),
+        "submodule_name": sites.reads[0].path if model is not None else None,
+        "site_dims": inputs if len(inputs) > 1 else None,
+        "output_dims": None if sites.is_autoencoder else tuple(stream.widths[site] for site in sites.writes),
+    }
+    given_facts = {name: value for name, value in facts.items() if value is not None}
+    if "device" in given_facts:
+        given_facts["device"] = str(given_facts["device"])
+    return RunInfo.from_dict({**found, **given_facts})
+
+
+def _unfold_scales(dictionary: Dictionary, sites: SiteAssignment, normalizers: Mapping[Site, Normalizer]) -> None:
+    """Turns a trained dictionary of the model's activations into one of normalized activations.
+
+    Raises:
+        ConfigError: The normalization is more than a factor for each site.
+    """
+    inverse: dict[Site, Normalizer] = {}
+    for site in (*sites.reads, *sites.writes):
+        normalizer = normalizers[site]
+        if not isinstance(normalizer, Scalar):
+            raise ConfigError(
+                f"A dictionary cannot be trained further with the normalization {normalizer.describe()['name']}: its "
+                "weights are for activations as they are. Set normalize='none', or unit_mean_square."
+            )
+        inverse[site] = dataclasses.replace(normalizer, scale=1 / normalizer.scale)
+    writes = None if sites.is_autoencoder else [inverse[site] for site in sites.writes]
+    fold_(dictionary, [inverse[site] for site in sites.reads], writes)
+
+
+def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
+    """Returns a short name: the method, its k and wiring, and the site where there are several."""
+    settings = trainer.settings
+    method = {cls: name for name, cls in TRAINERS.items()}.get(type(trainer), type(trainer).__name__)
+    wiring, k = getattr(settings, "wiring", "autoencoder"), getattr(settings, "k", None)
+    parts = [method, *([str(k)] if k is not None else []), *([wiring] if wiring != "autoencoder" else [])]
+    own = settings.wandb_name or "-".join(parts)
+    if not several_sites:
+        return own
+    # without the base model's prefix, as "model."
+    places = [site.path.partition(".")[2] or site.path for site in sites.reads]
+    if len(places) > 1:
+        return f"{own} @ {places[0]} to {places[-1]}"
+    return f"{own} @ {places[0]}{':in' if sites.reads[0].side == 'in' and sites.is_autoencoder else ''}"
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidates = (name if n == 1 else f"{name} #{n}" for n in range(1, len(taken) + 2))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def _named(named: str | Sequence[str] | None, widths: Mapping[Site, int]) -> list[Site]:
+    sites = [Site.parse(site) for site in ([named] if isinstance(named, (str, Site)) else named or [])]
+    for site in sites:
+        if site not in widths:
+            raise ConfigError(f"A config names the site '{site}'; the data has {_joined(widths)}.")
+    return sites
+
+
+def _joined(sites: Iterable[Site]) -> str:
+    return ", ".join(map(str, sites))

@@ -1,0 +1,102 @@
+"""Mixes several sources of activations: caches of different texts, or a cache and a live model."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.activations._stream import ActivationBatch
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.sites import Site
+
+
+class ActivationMixture:
+    """Serves batches with a fixed share of rows from each source, until one source ends.
+
+    Args:
+        sources: `ActivationBuffer`s, `ActivationCache`s, or the like, of the same sites.
+        weights: share of each source, equal by default. Shares are rounded down to whole rows; the
+            first source gets the rest.
+        out_batch_size: rows in a batch.
+
+    Raises:
+        ConfigError: sites or widths differ, or a share has no row.
+    """
+
+    def __init__(self, sources: Sequence[Any], weights: Sequence[float] | None = None, out_batch_size: int = 8192):
+        if not sources:
+            raise ConfigError("Got no sources to mix. Give two or more.")
+        weights = [1.0] * len(sources) if weights is None else list(weights)
+        if len(weights) != len(sources) or min(weights) <= 0:
+            raise ConfigError(f"Got the weights {weights} for {len(sources)} sources; each needs one above 0.")
+        self.widths: dict[Site, int] = dict(sources[0].widths)
+        for number, source in enumerate(sources):
+            if dict(source.widths) != self.widths:
+                ours, theirs = (", ".join(f"{s}: {w}" for s, w in w.items()) for w in (self.widths, source.widths))
+                raise ConfigError(
+                    f"Source {number} has {theirs}, and the first has {ours}; only the same sites can be mixed."
+                )
+        self.sources, self.sites, self.out_batch_size = list(sources), list(self.widths), out_batch_size
+        shares = [int(out_batch_size * weight / sum(weights)) for weight in weights]
+        shares[0] += out_batch_size - sum(shares)
+        if min(shares) < 1:
+            raise ConfigError(
+                f"A batch of {out_batch_size} rows has none for a source with the weights {weights}. Raise out_batch_size."
+            )
+        self.shares = shares
+        self._held: list[dict[Site, Tensor]] = [{} for _ in sources]  # rows that are not served yet
+
+    def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
+        return self
+
+    def __next__(self) -> Tensor | ActivationBatch:
+        for number, share in enumerate(self.shares):
+            self._fill(number, share)
+        parts: list[dict[Site, Tensor]] = []
+        for number, share in enumerate(self.shares):
+            parts.append({site: x[:share] for site, x in self._held[number].items()})
+            self._held[number] = {site: x[share:] for site, x in self._held[number].items()}
+        batch = {site: torch.cat([part[site].to(parts[0][site]) for part in parts]) for site in self.sites}
+        return batch[self.sites[0]] if len(self.sites) == 1 else batch
+
+    def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
+        """Returns about n rows that will be served later, in the shares of the mixture."""
+        wanted = [max(1, n * share // self.out_batch_size) for share in self.shares]
+        samples = [source.sample(k) for source, k in zip(self.sources, wanted, strict=True)]
+        return {site: torch.cat([sample[site].to(samples[0][site]) for sample in samples]) for site in self.sites}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the first source, and configs and shares of all."""
+        first = self.sources[0].config
+        return {**first, "mixture": [{"rows": n, **s.config} for n, s in zip(self.shares, self.sources, strict=True)]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that determines the next batches."""
+        held = [{str(site): x for site, x in rows.items()} for rows in self._held]
+        return {"sources": [source.state_dict() for source in self.sources], "left": held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from the state of a mixture with the same arguments."""
+        for source, its_state in zip(self.sources, state["sources"], strict=True):
+            source.load_state_dict(its_state)
+        self._held = [{Site.parse(site): x for site, x in rows.items()} for rows in state["left"]]
+
+    def close(self) -> None:
+        """Closes the sources."""
+        for source in self.sources:
+            source.close()
+
+    def _fill(self, number: int, share: int) -> None:
+        """Reads from a source until `share` of its rows are held.
+
+        Raises:
+            StopIteration: the source has ended.
+        """
+        while not self._held[number] or len(self._held[number][self.sites[0]]) < share:
+            batch = next(self.sources[number])
+            rows = {self.sites[0]: batch} if isinstance(batch, Tensor) else dict(batch)
+            held = self._held[number]
+            self._held[number] = {site: torch.cat([held[site], x]) if held else x for site, x in rows.items()}

@@ -1,0 +1,157 @@
+"""Normalization of a site's activations before a dictionary learns from them."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning._hardware import float64
+from dictionary_learning.activations._stream import finite_rows, root_mean_square_norm
+from dictionary_learning.config import Registry
+from dictionary_learning.dictionaries._normalized import PER_TOKEN
+from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.ops._precision import upcast
+
+N = TypeVar("N", bound="Normalizer")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalizer(ABC):
+    """Normalizes the activations of one site."""
+
+    is_folded: ClassVar[bool]
+    """Whether the normalization can be folded into a dictionary's weights."""
+
+    dim: int
+    """Width of the site."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls: type[N], sample: Float[Tensor, "n dim"]) -> N:
+        """Returns the normalizer for activations with the statistics of a sample.
+
+        Rows that are not finite are ignored.
+
+        Raises:
+            DataError: the activations are all zero or none of them is finite.
+        """
+
+    @abstractmethod
+    def apply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Returns normalized activations."""
+
+    @abstractmethod
+    def undo(self, y: Float[Tensor, "*batch dim"], x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Returns normalized activations in the model's units.
+
+        Args:
+            y: normalized activations, such as a reconstruction.
+            x: the model's activations of the same tokens.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the normalization as plain data, to be saved with a dictionary."""
+        return {"name": NORMALIZATIONS.name_of(type(self)), "dim": self.dim, "folded": self.is_folded}
+
+
+class _Normalizations(Registry[type[Normalizer]]):
+    """The normalizations by name; says why a removed one is missing."""
+
+    def __getitem__(self, name: str) -> type[Normalizer]:
+        if name in ("whitening", "covariance_whitening"):
+            raise ConfigError(
+                f"Got normalize={name!r}; whitening is not supported any more, since it mixes the dimensions of a site "
+                "and few dictionaries can absorb it. Choose 'unit_mean_square', or whiten the activations yourself."
+            )
+        return super().__getitem__(name)
+
+
+NORMALIZATIONS = _Normalizations("normalization")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scalar(Normalizer):
+    """Divides all activations of a site by one number."""
+
+    is_folded = True
+
+    scale: float = 1.0
+
+    def apply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return x if self.scale == 1 else x / self.scale
+
+    def undo(self, y: Float[Tensor, "*batch dim"], x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return y * self.scale
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "scale": self.scale}
+
+
+@NORMALIZATIONS.register("none")
+class Unchanged(Scalar):
+    """Leaves activations as they are."""
+
+    @classmethod
+    def fit(cls, sample: Float[Tensor, "n dim"]) -> "Unchanged":
+        return cls(sample.shape[1])
+
+
+@NORMALIZATIONS.register("unit_mean_square")
+class UnitMeanSquare(Scalar):
+    """x / sqrt(E|x|^2): the mean squared norm is 1."""
+
+    @classmethod
+    def fit(cls, sample: Float[Tensor, "n dim"]) -> "UnitMeanSquare":
+        return cls(sample.shape[1], root_mean_square_norm(sample))
+
+
+@NORMALIZATIONS.register("sqrt_dim", "expected_average_only_in")
+class SqrtDim(Scalar):
+    """x sqrt(dim) / E|x|: the mean norm is sqrt(dim). Anthropic, Circuits Updates of April 2024."""
+
+    @classmethod
+    def fit(cls, sample: Float[Tensor, "n dim"]) -> "SqrtDim":
+        root_mean_square_norm(sample)  # refuses samples without a scale
+        norms = upcast(finite_rows(sample)).norm(dim=-1)  # (n,)
+        return cls(sample.shape[1], float(float64(norms).mean()) / math.sqrt(sample.shape[1]))
+
+
+class PerToken(Normalizer, ABC):
+    """Normalizes each token by its own statistics, which no weights can do."""
+
+    is_folded = False
+
+    @classmethod
+    def fit(cls: type[N], sample: Float[Tensor, "n dim"]) -> N:
+        dim = sample.shape[1]
+        if dim < 2:
+            raise DataError(
+                f"Got tokens of width {dim}; {NORMALIZATIONS.name_of(cls)} needs at least 2, or only a sign is left. "
+                "Check the site, or choose unit_mean_square."
+            )
+        root_mean_square_norm(sample)  # refuses samples without a scale
+        return cls(dim)
+
+    def apply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        token = PER_TOKEN[NORMALIZATIONS.name_of(type(self))](upcast(x))
+        return (upcast(x) - token.mean) / token.scale
+
+    def undo(self, y: Float[Tensor, "*batch dim"], x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        token = PER_TOKEN[NORMALIZATIONS.name_of(type(self))](upcast(x))
+        return y * token.scale + token.mean
+
+
+@NORMALIZATIONS.register("layer_norm")
+class LayerNorm(PerToken):
+    """(x - mean) / (standard deviation + 1e-5) over the dimensions of each token.
+
+    As in the code of Gao et al. 2024, https://arxiv.org/abs/2406.04093.
+    """
+
+
+@NORMALIZATIONS.register("constant_norm_rescale")
+class ConstantNormRescale(PerToken):
+    """x sqrt(dim) / |x|: every token has the norm sqrt(dim)."""

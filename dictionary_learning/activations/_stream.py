@@ -1,0 +1,159 @@
+"""Streams of activations: what trainers read, and a look ahead that consumes nothing."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning._hardware import float64
+from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.sites import Site
+
+ActivationBatch = Mapping[Site, Float[Tensor, "batch dim"]]
+"""Activations by site; row i is the same token at every site."""
+
+PLAIN = Site("activations")
+"""The site of activations that are plain tensors without a known origin."""
+
+
+@runtime_checkable
+class ActivationSource(Protocol):
+    """Serves batches of activations. Iterables of tensors or of `ActivationBatch` work as well."""
+
+    widths: Mapping[Site, int]
+
+    def __iter__(self) -> Iterator[Tensor | ActivationBatch]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class ActivationStream:
+    """Converts any iterable of activations to a stream of `ActivationBatch`.
+
+    Args:
+        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from sites
+            to such tensors. Tensors (batch, 2, dim) are the input and the output of one module.
+        split_by_head: whether tensors (batch, heads, dim) hold the attention heads of one site.
+
+    Raises:
+        DataError: the data is empty or not iterable, or a batch is no tensor or mapping to tensors.
+    """
+
+    def __init__(self, data: Any, *, split_by_head: bool = False):
+        self.data = data
+        self.n_heads: int | None = None
+        """Number of attention heads, where tensors hold them separately."""
+        self._split_by_head = split_by_head
+        if not hasattr(data, "__iter__"):
+            raise DataError(f"Got a {type(data).__name__} as data; an iterable of activations is needed.")
+        self._batches = iter(data)
+        self._sites: tuple[Site, ...] = tuple(getattr(data, "sites", ()))
+        self._ahead: list[ActivationBatch] = []
+        self.widths: dict[Site, int] = {}
+        widths = getattr(data, "widths", None)
+        if not widths or split_by_head:
+            first = self._look(1)
+            widths = {site: x.shape[-1] for site, x in first[0].items()}
+        self.widths = {Site.parse(site): width for site, width in widths.items()}
+        if not self._sites and len(self.widths) == 1:
+            self._sites = tuple(self.widths)
+
+    def __iter__(self) -> Iterator[ActivationBatch]:
+        return self
+
+    def __next__(self) -> ActivationBatch:
+        return self._ahead.pop(0) if self._ahead else self._read()
+
+    def sample(self, n: int) -> dict[Site, Tensor]:
+        """Returns about n rows of each site, or fewer at the end; the stream serves them later."""
+        if hasattr(self.data, "sample"):
+            sample = self.data.sample(n)
+            return self._by_site(sample) if isinstance(sample, Tensor) else dict(sample)
+        batches = self._look(n)
+        return {site: torch.cat([batch[site] for batch in batches])[:n] for site in self.widths}
+
+    def _look(self, n_rows: int) -> list[ActivationBatch]:
+        """Reads ahead until so many rows are held, and returns the batches."""
+        held = sum(len(next(iter(batch.values()))) for batch in self._ahead)
+        while held < n_rows:
+            try:
+                batch = self._read()
+            except StopIteration:
+                break
+            self._ahead.append(batch)
+            held += len(next(iter(batch.values())))
+        if not self._ahead:
+            raise DataError("The data gave no activations. At least one batch is needed.")
+        return self._ahead
+
+    def _read(self) -> ActivationBatch:
+        batch: Any = next(self._batches)
+        if isinstance(batch, Tensor):
+            batch = self._by_site(batch)
+        if not isinstance(batch, Mapping) or not batch:
+            raise DataError(
+                f"The data gave a {type(batch).__name__}; a tensor (batch, dim), or a mapping from sites to such, is needed."
+            )
+        if not all(isinstance(site, Site) for site in batch):
+            batch = {Site.parse(site): x for site, x in batch.items()}
+        self._check(batch)
+        return batch
+
+    def _check(self, batch: Mapping[Site, Any]) -> None:
+        for site, x in batch.items():
+            dense = isinstance(x, Tensor) and x.layout is torch.strided
+            if not dense or x.ndim != 2 or not x.is_floating_point():
+                got = f"{tuple(x.shape)} of {x.dtype}" if dense else f"a {getattr(x, 'layout', type(x).__name__)}"
+                raise DataError(f"The batch for '{site}' is {got}; a floating-point tensor (batch, dim) is needed.")
+        missing = [str(site) for site in self.widths if site not in batch]
+        if missing:
+            raise DataError(f"A batch lacks the sites {', '.join(missing)}, which earlier batches had.")
+        lengths = {str(site): len(x) for site, x in batch.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"A batch has different numbers of rows at its sites: {lengths}. Row i must be one token.")
+
+    def _by_site(self, batch: Tensor) -> dict[Site, Tensor]:
+        if batch.ndim == 3 and self._split_by_head:
+            self.n_heads = batch.shape[1]
+            batch = batch.flatten(1)  # (batch, heads * dim)
+        if batch.ndim == 3 and batch.shape[1] == 2:
+            sites = self._sites if len(self._sites) == 2 else (Site(PLAIN.path, "in"), PLAIN)
+            return dict(zip(sites, batch.unbind(1), strict=True))
+        return {self._sites[0] if len(self._sites) == 1 else PLAIN: batch}
+
+
+def finite_rows(x: Float[Tensor, "n dim"]) -> Float[Tensor, "m dim"]:
+    """Returns the rows whose squared norm is finite in float32."""
+    finite = x.float().pow(2).sum(-1).isfinite()  # (n,)
+    return x if bool(finite.all()) else x[finite]
+
+
+def root_mean_square_norm(x: Float[Tensor, "n dim"]) -> float:
+    """Returns sqrt(E|x|^2) over finite rows: x divided by it has a mean squared norm of 1.
+
+    Raises:
+        DataError: the activations are all zero, or none of them is finite.
+    """
+    squares = x.float().pow(2).sum(-1)  # (n,)
+    scale = float(float64(squares[squares.isfinite()]).mean().sqrt())
+    if not 0 < scale < float("inf"):
+        raise DataError(
+            f"The {len(squares)} activations have a root mean squared norm of {scale} where it is finite; they cannot be "
+            "normalized. Check the site and the model's dtype."
+        )
+    return scale
+
+
+def check_width(wanted: int | None, widths: Mapping[Site, int]) -> None:
+    """Checks that all sites have the width that a user expects, if any.
+
+    Raises:
+        ConfigError: a site has another width.
+    """
+    if wanted is not None and set(widths.values()) != {wanted}:
+        found = ", ".join(f"{site}: {width}" for site, width in widths.items())
+        raise ConfigError(f"Got d_submodule={wanted}, but the widths are {found}. Leave d_submodule out: it is found.")

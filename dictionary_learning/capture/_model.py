@@ -1,0 +1,484 @@
+"""A model whose activations can be read and replaced at any `Site`.
+
+What is traced is a skeleton of the caller's model (see `skeleton.py`), which is built again when the
+model has changed. In which order the modules run, how often, and how wide each site is, is found by
+one forward pass over two tokens, or over one example, with ordinary hooks.
+"""
+
+import collections
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dictionary_learning._module_io import Channels, device_of, flat
+from dictionary_learning._types import SitesLike, SubmodulesLike
+from dictionary_learning.capture._hookpoints import (
+    EMBEDDING,
+    choose_layers,
+    embedding_paths,
+    head_shape,
+    heads_site,
+    layer_paths,
+)
+from dictionary_learning.capture._inputs import PROBE_TOKENS, InputBuilder, InputsLike, MaskLike, ModelInputs
+from dictionary_learning.capture._probing import changes_output, checked_width, record_shapes, run
+from dictionary_learning.capture._remote import RemoteTracer
+from dictionary_learning.capture._skeleton import Snapshot, is_spread, skeleton
+from dictionary_learning.capture._tracing import Edit, Tracer
+from dictionary_learning.errors import ModelError, SiteError
+from dictionary_learning.sites import Side, Sides, Site, SiteDict, expand, parse_sites
+
+logger = logging.getLogger(__name__)
+
+_HEADS_TOKENS = 4
+"""Enough for a token to attend to another, whatever a model does with the first and the last."""
+_ROW_TOKENS = 8
+"""Tokens of each text with which the order of rows is checked: few stay in place by chance."""
+
+
+class TracedModel:
+    """A model whose activations can be read and replaced at any site.
+
+    Args:
+        module: the model; it is not changed. What the caller changes in it later is followed.
+        tokenizer: its tokenizer, or a processor that holds one; None if no text will be read.
+        name: the name stored with what is trained on it; by default that of the hub or the class.
+        revision: the revision that it was loaded at.
+        example: inputs of a model that takes no token ids: a tuple of positional arguments, a mapping
+            of keyword arguments, as `{"pixel_values": images}`, or the only one. By default the first
+            batch that is captured.
+        channels: where maps of four dimensions have their channels: "last" (batch, height, width,
+            dim) or "first" (batch, dim, height, width), as in convolutional nets. Required where the
+            shape leaves it open.
+        tracer: what traces the model, if it is not traced here.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Any = None,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        example: Any = None,
+        channels: Channels | None = None,
+        tracer: RemoteTracer | None = None,
+    ):
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds a tokenizer
+        self.name = name or getattr(module, "name_or_path", "") or type(module).__name__
+        self.revision = revision or getattr(getattr(module, "config", None), "_commit_hash", None)
+        self.channels: Channels | None = channels
+        self._original = module
+        self._remote = tracer
+        self._tried: set[Site] = set()  # sites that are known to change the prediction, or not to
+        self._is_tracing = False
+        self._lock = threading.RLock()  # one module cannot be traced from two threads at once
+        self._prepare(getattr(example, "inputs", example))
+
+    def _prepare(self, example: InputsLike | None) -> None:
+        """Builds the skeleton and forgets what is known of an earlier one."""
+        self.module = self._original if self._remote else skeleton(self._original)
+        self._tracer: Tracer | RemoteTracer = self._remote or Tracer(self.module)
+        self._snapshot = None if self._remote else Snapshot(self._original)
+        self._builder = InputBuilder(
+            self.module, self.name, self.device, example, reads_text=self.tokenizer is not None, channels=self.channels
+        )
+        self._paths = {path: None for path, _ in self._original.named_modules()}
+        self._shapes: dict[Site, torch.Size | None] = {}  # of each call, in order of execution
+        self._calls: dict[Site, list[Site]] = {}  # of each site, with the number of the call
+        self._widths: dict[Site, int] = {}  # of each call
+        self._places: dict[Site, Site] = {}  # of aliases
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Holds the model for one thread, and follows what has changed in it.
+
+        Raises:
+            ModelError: an edit uses the model that it edits.
+        """
+        with self._lock:
+            if self._is_tracing:
+                raise ModelError(
+                    f"An edit used {self.name} while it ran. Capture what the edit needs before the run, or use another model."
+                )
+            if self._snapshot and not self._snapshot.is_current():
+                logger.info(
+                    "%s has changed since it was last used; what is captured now is of the changed model.", self.name
+                )
+                self._prepare(self._builder.example)
+            yield
+
+    @contextmanager
+    def _tracing(self, inputs: InputsLike) -> Iterator[None]:
+        """Uses inputs as the example if there is none, and forgets them if they lead to an error."""
+        example = self._builder.example
+        try:
+            self._builder.remember(inputs)
+            yield
+        except Exception:
+            self._builder.example = example
+            raise
+        finally:
+            self._is_tracing = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device of inputs: that of the first parameter; the CPU if the model runs on a server."""
+        device = device_of(self._original)
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the first floating-point parameter."""
+        return next((p.dtype for p in self._original.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a checkpoint stores of the model: name, revision and dtype."""
+        return {"name": self.name, "revision": self.revision, "dtype": str(self.dtype).removeprefix("torch.")}
+
+    def check_trained_on(self, model: Mapping[str, Any]) -> bool:
+        """Returns whether something was trained on this model; logs a warning if not.
+
+        Args:
+            model: the `describe()` of the model that it was trained on.
+        """
+        mine = self.describe()
+        other = [key for key in ("name", "revision") if model.get(key) and mine[key] and model[key] != mine[key]]
+        if other:
+            logger.warning(
+                "What was trained on %s is used with %s: its figures will be of another model. Load that one, if this was "
+                "not meant.",
+                _full_name(model),
+                _full_name(mine),
+            )
+        return not other
+
+    def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
+        """Returns sites by strings and patterns, modules of the model, or a list of these.
+
+        Args:
+            submodules: `"model.layers.[0-3].mlp:in"`, `"model.layers.0.self_attn:out[1]"`,
+                `"model.layers.10:heads"`, `"embedding"`, a `Site`, a `torch.nn.Module`, an nnsight
+                envoy, or several.
+            side: the side of those that name none; `in_and_out` for the input and the output of each,
+                one after the other, whichever side they name.
+
+        Raises:
+            SiteError: something is not in this model.
+        """
+        several = isinstance(submodules, Sequence) and not isinstance(submodules, (str, Site))
+        default: Side = "out" if side == "in_and_out" else side
+        with self._exclusive():
+            items: Any = submodules if several else [submodules]
+            wanted = [self._alias(self._site(item, default)) for item in items]
+            found = [self._place(site) for site in expand(wanted, self._paths, model=type(self._original).__name__)]
+        if side == "in_and_out":
+            found = [Site(site.path, each, call=site.call) for site in found for each in ("in", "out")]
+        return list(dict.fromkeys(found))
+
+    def layers(self, layers: Sequence[int] | None = None, layer_stride: int = 1, *, side: Sides = "out") -> list[Site]:
+        """Returns the sites of the model's layers, in order: by default the residual stream after each.
+
+        Args:
+            layers: their numbers, from 0, or from -1 backwards; all by default.
+            layer_stride: chooses every n-th, beginning with the first.
+            side: the side of each (see `sites`).
+
+        Raises:
+            SiteError: the model has no list of modules, or fewer.
+        """
+        return self.sites(choose_layers(layer_paths(self._original, self.name), layers, layer_stride), side)
+
+    @property
+    def longest_context(self) -> int | None:
+        """The most tokens in a context, if the model's config tells."""
+        return self._builder.longest_context
+
+    def n_heads(self, site: Site | str) -> int:
+        """Returns the number of attention heads at a site whose width is that of all heads together.
+
+        Raises:
+            SiteError: the model's config has none there, or the width is no multiple of their number.
+        """
+        with self._exclusive():
+            place = self._place(Site.parse(site))
+            n_heads, _ = head_shape(self.module, place.path, self.name)
+            width = self._width(place)
+        if width % n_heads:
+            raise SiteError(
+                f"Site '{site}' is {width} wide, which {n_heads} heads cannot share. Name ':heads' of a layer or of its attention."
+            )
+        return n_heads
+
+    def widths(self, sites: SitesLike) -> SiteDict[int]:
+        """Returns the width of each site, found by a forward pass over two tokens or over one example.
+
+        Raises:
+            SiteError: the forward pass runs a module not at all, or several times and the site does
+                not name the call, or the module has no activations (batch, ctx, dim).
+            ModelError: the model takes no token ids, and there is no example yet.
+        """
+        with self._exclusive():
+            places = self._resolve(sites)
+            return SiteDict({site: self._width(place) for site, place in places.items()})
+
+    def positions(self, sites: SitesLike) -> int:
+        """Returns how many positions one example has at the sites: patches of an image, tokens of the probe.
+
+        Raises:
+            SiteError: the sites have different numbers.
+        """
+        with self._exclusive():
+            places = self._resolve(sites)
+            calls, ctx_len = {s: self._single_call(place) for s, place in places.items()}, self._probe_inputs().ctx_len
+            shapes = {site: torch.empty(self._shapes[call] or (1, 1), device="meta") for site, call in calls.items()}
+            found = {site: flat(x, self.channels, ctx_len).shape[1] for site, x in shapes.items()}
+        if len(set(found.values())) != 1:
+            listed = ", ".join(f"{site}: {n}" for site, n in found.items())
+            raise SiteError(f"The sites have different numbers of positions ({listed}). Read them one at a time.")
+        return next(iter(found.values()))
+
+    def capture(
+        self,
+        inputs: InputsLike,
+        attention_mask: MaskLike | None = None,
+        sites: SitesLike | None = None,
+    ) -> SiteDict[Float[Tensor, "batch positions dim"]]:
+        """Returns the activations at the sites from one forward pass, which stops after the last of them.
+
+        The tensors are copies: the model cannot change them later. No gradients are recorded.
+
+        Args:
+            inputs: token ids (batch, ctx), or a model's keyword arguments, its positional ones, or the
+                only one.
+            attention_mask: True or 1 for tokens, False or 0 for padding; None if nothing is padding.
+            sites: where to read; by default the output of every layer.
+
+        Raises:
+            SiteError: a site is not in the model, its module runs several times and it does not name
+                the call, or its activations have another shape than when the model was probed.
+            ModelError: the inputs do not fit the model.
+        """
+        with self._exclusive(), torch.no_grad():
+            made = self._builder.build(inputs, attention_mask)
+            with self._tracing(inputs):
+                places = self._resolve(layer_paths(self.module, self.name) if sites is None else sites)
+                calls = {site: self._single_call(place) for site, place in places.items()}
+                widths = {call: self._width(call) for call in calls.values()}
+                ordered = [call for call in self._shapes if call in widths]
+                self._is_tracing = True
+                found = dict(zip(ordered, self._tracer.collect(ordered, made), strict=True))
+        for site, x in found.items():
+            made.check(site, x)
+            if x.shape[-1] != widths[site]:
+                raise SiteError(
+                    f"Site '{site}' gave {tuple(x.shape)}; it was {widths[site]} wide when the model was probed."
+                )
+        return SiteDict({site: found[call] for site, call in calls.items()})
+
+    def run(
+        self,
+        inputs: InputsLike,
+        attention_mask: MaskLike | Mapping[Any, Edit] | None = None,
+        edits: Mapping[Any, Edit] | None = None,
+    ) -> Float[Tensor, "batch *prediction"]:
+        """Returns the logits of a whole forward pass in which each edit may replace activations.
+
+        Gradients flow through the edits unless the caller disables them; the model's own parameters
+        are frozen. A model without logits returns its first output.
+
+        Args:
+            inputs: as for `capture`.
+            attention_mask: as for `capture`. The edits may come second if there is none.
+            edits: functions by site, pattern or string. Where a module runs several times, a site
+                without `@` edits every call.
+
+        Raises:
+            SiteError: an edit returns another shape, or changes its argument and returns nothing; or
+                two edits are of one place.
+            ModelError: the inputs do not fit the model, or an edit uses this model.
+        """
+        if isinstance(attention_mask, Mapping):
+            if edits is not None:
+                raise ModelError("Got edits twice. Write run(inputs, attention_mask, edits) or run(inputs, edits).")
+            attention_mask, edits = None, attention_mask
+        with self._exclusive():
+            made = self._builder.build(inputs, attention_mask)
+            with self._tracing(inputs):
+                of_calls = self._edits_of_calls(edits or {})
+                ordered = [(call, of_calls[call]) for call in self._shapes if call in of_calls]
+                self._warn_of_unread([call for call, _ in ordered])
+                self._is_tracing = True
+                return self._tracer.run(ordered, made)
+
+    def _edits_of_calls(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
+        """Returns the edit of each call of a module.
+
+        Raises:
+            SiteError: two edits are of one call, or something is no function.
+        """
+        found: dict[Site, Edit] = {}
+        self._resolve(list(edits))  # one probe for all
+        for key, edit in edits.items():
+            if not callable(edit):
+                raise SiteError(
+                    f"Got a {type(edit).__name__} as the edit at '{key}'; give a function of the activations."
+                )
+            for place in self._resolve(key).values():
+                calls = self._calls_at(place)
+                if any(call in found for call in calls):
+                    raise SiteError(
+                        f"Got edits at {', '.join(map(str, edits))}, of which two are the same place by different names. Give "
+                        "one for each."
+                    )
+                for call in calls:
+                    self._width(call)  # checks the shape
+                    found[call] = edit
+        return found
+
+    def _site(self, item: Any, side: Side) -> Site:
+        if isinstance(item, nn.Module):
+            for tree in (self._original, self.module):
+                for path, module in tree.named_modules():
+                    if module is item:
+                        return Site(path, side)
+            raise SiteError(
+                f"The module {type(item).__name__} is not a part of {self.name}; give one of its submodules."
+            )
+        path = None if isinstance(item, Site) else getattr(item, "path", None)
+        if isinstance(path, str):  # an nnsight envoy: its path starts with the name of its root
+            return Site(path.partition(".")[2], side)
+        return Site.parse(item, side)
+
+    def _resolve(self, sites: SitesLike) -> dict[Site, Site]:
+        """Returns the sites, with patterns replaced by their matches, each with its place in the model."""
+        places: dict[Site, Site] = {}
+        for site in parse_sites(sites):
+            if site in self._places or site.path in self._paths or self._alias(site) is not site:
+                places[site] = self._place(site)
+            else:
+                matches = expand(site, self._paths, model=type(self._original).__name__)
+                places.update((match, self._place(match)) for match in matches)
+        bases = dict.fromkeys(place._replace(call=None) for place in places.values())
+        if any(base not in self._calls for base in bases):
+            self._probe([base for base in bases if base not in self._calls])
+        return places
+
+    def _alias(self, site: Site) -> Site:
+        """Returns the site of the embedding, if that is asked for by its name in any model."""
+        if site.path != EMBEDDING or any(path.split(".")[-1] == EMBEDDING for path in self._paths):
+            return site
+        sites = [Site(path) for path in embedding_paths(self.module, self.name)]
+        ran = record_shapes(self.module, sites, self._probe_inputs()) if len(sites) > 1 else sites
+        return site._replace(path=next(iter(ran or sites)).path)
+
+    def _place(self, site: Site) -> Site:
+        """Returns where a site is: itself, or what an alias stands for."""
+        if site not in self._places:
+            place = self._alias(site)
+            if place.path not in self._paths:
+                (place,) = expand(place, self._paths, model=type(self._original).__name__)
+            if place.side == "heads":
+                if device_of(self.module).type == "meta":
+                    raise SiteError(
+                        f"Site '{site}' is found by running the model, which is not here. Find it with a small model of the same "
+                        "kind, and name it, as 'model.layers.10.self_attn.o_proj:in'."
+                    )
+                inputs = self._probe_inputs(_HEADS_TOKENS)
+                found = heads_site(self.module, place.path, lambda: run(self.module, inputs), self.name)
+                place = found._replace(call=place.call)
+            self._places[site] = place
+        return self._places[site]
+
+    def _calls_at(self, place: Site) -> list[Site]:
+        """Returns the calls of a place's module that a site without or with a number of the call means.
+
+        Raises:
+            SiteError: the forward pass does not run the module, or not as often.
+        """
+        if place not in self._calls:
+            base = place._replace(call=None)
+            if base not in self._calls:
+                self._probe([base])
+            if place.call is not None:
+                n = len(self._calls[base])
+                if place.call >= n:
+                    raise SiteError(
+                        f"Site '{place}' is in {self.name}, but its module runs {n} times. Name '@0' to '@{n - 1}'."
+                    )
+                return [self._calls[base][place.call]]
+        return self._calls[place]
+
+    def _probe(self, places: Sequence[Site]) -> None:
+        """Finds the calls of places' modules, and the order of execution of all known places.
+
+        Raises:
+            SiteError: the forward pass does not run a module; or a hook of the caller's changes its output
+                after nnsight has read it. (In a skeleton the hooks are a part of `forward`.)
+        """
+        sites = [*(site for site in self._calls if site.call is None), *places]
+        shapes = record_shapes(self.module, sites, self._probe_inputs())
+        n_calls = collections.Counter(call._replace(call=None) for call in shapes)
+        for place in places:
+            if not n_calls[place]:
+                raise SiteError(
+                    f"Site '{place}' is in {self.name}, but its forward pass does not run that module. Choose one that runs."
+                )
+            if place.side == "out" and self.module.get_submodule(place.path)._forward_hooks and is_spread(self.module):
+                raise SiteError(
+                    f"Site '{place}' is in a model that accelerate has spread over devices, and its module has a forward hook, "
+                    "which changes the output after it is read. Remove the hook, or name the ':in' of the next module."
+                )
+        # the only call of a module has no number
+        self._shapes = {c if n_calls[s := c._replace(call=None)] > 1 else s: shape for c, shape in shapes.items()}
+        self._calls = {site: [] for site in sites}
+        for call in self._shapes:
+            self._calls[call._replace(call=None)].append(call)
+
+    def _single_call(self, place: Site) -> Site:
+        """Returns the call of a place's module that is read.
+
+        Raises:
+            SiteError: there are several, and the site does not name one.
+        """
+        calls = self._calls_at(place)
+        if len(calls) > 1:
+            raise SiteError(
+                f"Site '{place}' has {len(calls)} values in a forward pass of {self.name}, which runs that module as often. Name "
+                f"the call to read: '{calls[0]}' is the first, '{calls[-1]}' the last."
+            )
+        return calls[0]
+
+    def _width(self, place: Site) -> int:
+        call = self._single_call(place)
+        if call not in self._widths:
+            self._widths[call] = checked_width(
+                self.module, call, self._shapes[call], self._probe_inputs(), lambda: self._probe_inputs(_ROW_TOKENS, 2)
+            )
+        return self._widths[call]
+
+    def _probe_inputs(self, n_tokens: int = PROBE_TOKENS, n_texts: int = 1) -> ModelInputs:
+        return self._builder.probe(n_tokens, n_texts).to(device_of(self.module))
+
+    def _warn_of_unread(self, calls: Sequence[Site]) -> None:
+        """Warns, once for each, of sites whose activations can be replaced without any change of the prediction."""
+        for site in dict.fromkeys(call._replace(call=None) for call in calls):
+            if site not in self._tried and device_of(self.module).type != "meta":
+                self._tried.add(site)
+                if not changes_output(self.module, site, self._probe_inputs()):
+                    logger.warning(
+                        "Replacing the activations at '%s' of %s does not change what the model predicts: nothing reads them.",
+                        site,
+                        self.name,
+                    )
+
+
+def _full_name(model: Mapping[str, Any]) -> str:
+    revision = model.get("revision")
+    return f"'{model.get('name')}'" + (f" at revision {revision}" if revision else "")

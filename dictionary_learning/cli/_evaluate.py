@@ -1,0 +1,243 @@
+"""`dictionary-learning evaluate`: a report on saved dictionaries."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from dictionary_learning._run_folder import new_folder
+from dictionary_learning.cli._arguments import Parser, config_parser, write_line
+from dictionary_learning.cli._options import DataArguments, data_arguments
+from dictionary_learning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dictionary_learning.data import Source
+    from dictionary_learning.evaluation import Report
+    from dictionary_learning.interop._saved import Saved
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CTX_LEN = 128
+_REPORTS = "reports"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(DataArguments):
+    """What to evaluate, and on what; by default as in training."""
+
+    dictionaries: tuple[str, ...]
+    """Folders of dictionaries, or of whole runs; of other packages too, and repositories of the hub."""
+    model: str | None = None
+    """The language model; by default the one that they were trained on."""
+    data: str | None = None
+    """The text; by default the documents that were held out of training."""
+    sites: tuple[str, ...] = ()
+    """The site of each dictionary, or one for all; by default what its files say, or the name of its folder."""
+    target_sites: tuple[str, ...] = ()
+    """The same for what is reconstructed, if that is something else."""
+    save_dir: str | None = None
+    """The folder for the report; by default that of the run. What is not one run on its own model and text gets a new
+    folder in reports/."""
+    n_tokens: int = 32_768
+    """Tokens to evaluate on."""
+    n_fidelity_tokens: int = 8_192
+    """Tokens on which cross-entropy is measured; 0 for none."""
+    batch_size: int = 8
+    """Contexts in a forward pass."""
+    ctx_len: int | None = None
+    """Tokens in a context; by default as in training, or 128."""
+    dtype: str | None = None
+    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
+    device: str | None = None
+    """The device; the accelerator if there is one."""
+
+
+class _Text(NamedTuple):
+    """The text that a run trained on, and how it was read."""
+
+    data: str | None
+    reading: DataArguments
+    held_out_every: int | None
+
+    def __str__(self) -> str:
+        default = DataArguments().to_dict()
+        settings = {**self.reading.to_dict(), "held_out_every": self.held_out_every}
+        changed = [f"{name}={value}" for name, value in settings.items() if value != default.get(name)]
+        return f"'{self.data}' with {', '.join(changed) or 'defaults'}"
+
+
+class _Model(NamedTuple):
+    """The language model that a run trained on."""
+
+    name: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        return f"'{self.name}'" + (f" at {self.revision}" if self.revision else "")
+
+
+def build_parser(arguments: Sequence[str]) -> Parser:
+    """Returns the command's parser."""
+    about = "Evaluates saved dictionaries on held-out text, writes a report, and prints the path of its page."
+    return config_parser("evaluate", about, EvaluateArguments, run, positional=("dictionaries",))
+
+
+def run(arguments: EvaluateArguments) -> Path:
+    """Evaluates and reports; returns the path of the report's page."""
+    from dictionary_learning.activations._filters import TokenFilter
+    from dictionary_learning.cli._candidates import candidates_of, load_saved
+    from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
+    from dictionary_learning.models import load_model
+
+    saved = load_saved(arguments.dictionaries)
+    # what the files of a dictionary do not tell decides nothing; what two of them tell differently must be asked for
+    trained_on = None if arguments.model else _common(saved, "language models", _model_of, "Give --model.")
+    wanted = _Model(arguments.model, None) if arguments.model else trained_on
+    if wanted is None:
+        raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
+    if not arguments.data:
+        _common(saved, "texts", _held_out_of, "Give --data.")
+    text = next((told for one in saved if (told := _text_of(one.config))), None)
+    ctx_len = arguments.ctx_len or _common(
+        saved, "context lengths", lambda c: _buffer(c).get("ctx_len"), "Give --ctx-len."
+    )
+    pack = _common(saved, "ways of packing documents", lambda c: _buffer(c).get("pack"))
+    rule = _common(saved, "token filters", _filter_of)
+    model = load_model(wanted.name, device=arguments.device, dtype=arguments.dtype, revision=wanted.revision)
+    for trained_model in {str(m): m for one in saved if (m := _buffer(one.config).get("model"))}.values():
+        model.check_trained_on(trained_model)
+    report = evaluate_dictionaries(
+        model,
+        candidates_of(saved, model, arguments.sites, arguments.target_sites),
+        _read_text(arguments, text),
+        EvaluationConfig(
+            n_tokens=arguments.n_tokens,
+            n_fidelity_tokens=arguments.n_fidelity_tokens,
+            ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
+            batch_size=arguments.batch_size,
+            pack=True if pack is None else pack,
+        ),
+        token_filter=TokenFilter.from_dict(rule) if rule else None,
+        norm_limits=_norm_limits(saved),
+    )
+    return report_on(report, saved, _report_folder(arguments, saved), {})
+
+
+def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> Path:
+    """Adds settings and training history to a report, writes it, and prints the path of its page, which it returns."""
+    from dictionary_learning.dictionaries._serialization import versions
+    from dictionary_learning.evaluation.reports import write_report
+    from dictionary_learning.loggers import read_history
+
+    whole: dict[str, Any] = {"title": f"Dictionaries of {report['model']['name']}", **report}
+    whole |= {"versions": versions(), "seconds": dict(seconds)}
+    for entry, one in zip(report["dictionaries"], saved, strict=True):
+        entry["config"] = one.config.get("trainer", one.config.get("peer", {}))
+        # dictionaries of other packages have no history of ours
+        history = one.folder.parent / "metrics.jsonl" if one.folder is not None and "name" in one.config else None
+        entry["history"] = read_history(history, one.name) if history is not None and history.is_file() else []
+        metrics = entry["metrics"]
+        shown = [f"FVU {metrics['fvu']:.4f}", f"L0 {metrics['l0']:.1f}"]
+        if "ce_recovered_zero" in metrics:
+            shown.append(f"CE recovered {metrics['ce_recovered_zero']:.4f}")
+        logger.info("%s: %s", entry["name"], "  ".join(shown))
+    page = write_report(whole, save_dir)["html"]
+    write_line(str(page))
+    return page
+
+
+def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Path:
+    """Returns where the report goes: into the run's folder only what is a report of the run on its own model and text."""
+    if arguments.save_dir is not None:
+        return Path(arguments.save_dir)
+    from dictionary_learning._run_folder import resolve_latest
+
+    config, place = saved[0].config, resolve_latest(arguments.dictionaries[0])
+    is_own = len(arguments.dictionaries) == 1 and saved[0].folder is not None and not arguments.sites
+    own_model, own_text = _model_of(config), _text_of(config)
+    is_own &= arguments.model is None or (own_model is not None and arguments.model == own_model.name)
+    is_own &= arguments.data is None or (own_text is not None and arguments.data == own_text.data)
+    return Path(place) if is_own else new_folder(_REPORTS, *(Path(one).name for one in arguments.dictionaries[:3]))
+
+
+def _common(
+    saved: "Sequence[Saved]", what: str, read: Callable[[Mapping[str, Any]], T | None], advice: str = ""
+) -> T | None:
+    """Returns what all dictionaries that tell it agree on; None where none tells it.
+
+    Raises:
+        ConfigError: two of them differ.
+    """
+    told = [(one.name, value) for one in saved if (value := read(one.config)) is not None]
+    for name, value in told:
+        if value != told[0][1]:
+            shown = f"{told[0][1]} and {value}"
+            raise ConfigError(
+                f"'{told[0][0]}' and '{name}' were trained with different {what} ({shown}), so one evaluation would be wrong for "
+                f"one of them. Evaluate them apart. {advice}".rstrip()
+            )
+    return told[0][1] if told else None
+
+
+def _buffer(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("buffer", {})
+
+
+def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the settings of the run that read the text: of the training, or of the writing of its cache."""
+    own = config.get("run", {})  # a run on a cache read no text itself
+    return own if own.get("data") else _buffer(config).get("run", own)
+
+
+def _model_of(config: Mapping[str, Any]) -> _Model | None:
+    run = _run_of(config)
+    name = run.get("model") or _buffer(config).get("model", {}).get("name")
+    return None if name is None else _Model(name, run.get("revision"))
+
+
+def _text_of(config: Mapping[str, Any]) -> _Text | None:
+    run = _run_of(config)
+    return _Text(run["data"], data_arguments(run), run.get("held_out_every")) if run.get("data") else None
+
+
+def _held_out_of(config: Mapping[str, Any]) -> _Text | None:
+    """Returns what decides which documents are held out: neither their order nor how many were trained on."""
+    text = _text_of(config)
+    return text and text._replace(reading=text.reading.replace(shuffle_seed=None, max_examples=None))
+
+
+def _filter_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    rule = {name: value for name, value in _buffer(config).get("filter", {}).items() if name != "norm_limits"}
+    return rule or None
+
+
+def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
+    """Returns the norm limit of each site, as found in training; the lowest where several runs found one."""
+    limits: dict[str, float] = {}
+    for one in saved:
+        for site, limit in _buffer(one.config).get("filter", {}).get("norm_limits", {}).items():
+            if limits.get(site, limit) != limit:
+                logger.warning("The runs found different norm limits at %s; the lower one counts for all.", site)
+            limits[site] = min(limit, limits.get(site, limit))
+    return limits
+
+
+def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
+    """Returns the text to evaluate on: what was held out in training, unless something else is asked for."""
+    own = trained.data if trained else None
+    data = arguments.data or own
+    if data is None:
+        raise ConfigError("The dictionaries do not say which text they were trained on. Give --data.")
+    if trained is None or data != own:
+        return arguments.source(data)
+    asked = data_arguments(arguments.to_dict())
+    if asked not in (DataArguments(), trained.reading):
+        if asked.split == trained.reading.split:
+            logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
+        return arguments.source(data)
+    # read in another way, other documents would be held out, and documents that were trained on would be among them
+    every = trained.held_out_every
+    return trained.reading.divided(data, every)[1] if every else trained.reading.source(data)

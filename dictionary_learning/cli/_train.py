@@ -1,0 +1,333 @@
+"""`dictionary-learning train`: from text to several trained dictionaries and their report."""
+
+import argparse
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from dictionary_learning._run_folder import claim_run_folder, new_folder, point_latest_at
+from dictionary_learning.cli._arguments import Parser, add_config, read_config, read_configs
+from dictionary_learning.cli._options import CaptureArguments
+from dictionary_learning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dictionary_learning.activations.cache import ActivationCache
+    from dictionary_learning.buffer import ActivationBuffer
+    from dictionary_learning.contexts import ContextStream
+    from dictionary_learning.data import Source
+    from dictionary_learning.models import TracedModel
+    from dictionary_learning.sites import Site
+    from dictionary_learning.trainers import OptimizationConfig, Trainer
+
+    Activations: TypeAlias = ActivationBuffer | ActivationCache | ContextStream
+
+logger = logging.getLogger(__name__)
+
+FILLED_IN = (
+    "activation_dim", "steps", "site", "target_site", "site_dims", "output_dims", "device", "layer", "lm_name",
+    "submodule_name", "wandb_name", "dict_class",
+)  # fmt: skip
+"""Settings of a trainer that the run decides."""
+_TRAINER = "top_k"
+_RUNS = "runs"
+_LATENTS_PER_K = 8
+"""A recipe's k is lowered to this share of the latents, where the activations are narrower than the paper's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArguments(CaptureArguments):
+    """What to train on, for how long, and where the results are written."""
+
+    model: str | None = None
+    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file. With --cache it is loaded after
+    training, to evaluate, and may be omitted."""
+    data: str | None = None
+    """The data: a file (.txt, .jsonl, .parquet, .npy and others), a folder or pattern of files, or a data set on the hub."""
+    cache: str | None = None
+    """Trains on a cache that `dictionary-learning cache` wrote, without a language model."""
+    save_dir: str | None = None
+    """The folder for the dictionaries, the metrics and the report; by default a new one,
+    runs/<date>-<time>-<model>-<method>, which runs/latest then links to."""
+    overwrite: bool = False
+    """Whether the run that the folder holds is removed first."""
+    n_tokens: int = 1_000_000
+    """Tokens to train on."""
+    batch_size: int = 2048
+    """Tokens in a training step: tokens, not sequences."""
+    n_ctxs: int = 1024
+    """Contexts in the shuffle buffer."""
+    storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
+    """The type of the rows in the shuffle buffer; by default the model's dtype."""
+    end_of_data: Literal["stop", "repeat", "error"] = "repeat"
+    """What happens when the data ends."""
+    normalize_activations: bool = False
+    """Whether activations are scaled to unit mean squared norm in training."""
+    n_eval_tokens: int = 32_768
+    """Tokens to evaluate the dictionaries on."""
+    n_fidelity_tokens: int = 8_192
+    """Tokens on which cross-entropy is measured, with each dictionary spliced in."""
+    log_steps: int | None = None
+    """Steps between two entries of the log; by default 100 entries."""
+    save_steps: tuple[int, ...] = ()
+    """Steps after which the dictionaries are saved too."""
+    wandb_project: str | None = None
+    """Logs to this project on Weights & Biases."""
+    tensorboard: bool = False
+    """Whether metrics are also written for TensorBoard, into the folder's tensorboard/."""
+
+
+class Method(NamedTuple):
+    """What is trained: a trainer, and the defaults of a recipe if one was chosen."""
+
+    name: str
+    trainer: "type[Trainer]"
+    defaults: "OptimizationConfig | None" = None
+
+
+def build_parser(arguments: Sequence[str]) -> Parser:
+    """Returns the command's parser; the options of a trainer depend on which one the arguments name."""
+    from dictionary_learning.trainers import TRAINERS
+    from dictionary_learning.trainers.recipes import RECIPES
+
+    parser = Parser(
+        "train",
+        "Trains dictionaries on a language model's activations, evaluates them on held-out text, writes a report and prints the "
+        "path of its page. Options of the trainer take several values each; a dictionary is trained for every combination, on "
+        "every site.",
+    )
+    add_config(parser, TrainArguments, positional=("model", "data"))
+    parser.add_argument("--trainer", help=f"the method: {', '.join(TRAINERS)} (default: {_TRAINER})")
+    parser.add_argument("--recipe", help=f"a published recipe, which has a trainer: {', '.join(RECIPES)}")
+    chosen = Parser("train", add_help=False)
+    chosen.add_argument("--trainer")
+    chosen.add_argument("--recipe")
+    named = chosen.parse_known_args(arguments)[0]
+    method = method_of(named.trainer, named.recipe)
+    add_config(parser, method.trainer.Config, exclude=FILLED_IN, several=True, defaults=method.defaults)
+    trainers_of: dict[str, list[str]] = {}
+    for name, trainer in TRAINERS.items():
+        for field in dataclasses.fields(trainer.Config):
+            trainers_of.setdefault(f"--{field.name.replace('_', '-')}", []).append(name)
+    for option, trainers in trainers_of.items():
+        own = TRAINERS.name_of(method.trainer)
+        parser.elsewhere[option] = f"The trainer {own} has no {option}, which is an option of {', '.join(trainers)}."
+    for name in FILLED_IN:
+        parser.elsewhere.pop(f"--{name.replace('_', '-')}", None)
+    parser.set_defaults(run=lambda namespace: run(namespace, method))
+    return parser
+
+
+def method_of(trainer: str | None, recipe: str | None) -> Method:
+    """Returns the method that is named.
+
+    Raises:
+        ConfigError: a name is not known, or the recipe is one of another trainer.
+    """
+    from dictionary_learning.trainers import TRAINERS
+    from dictionary_learning.trainers.recipes import RECIPES
+
+    if recipe is None:
+        name = trainer or _TRAINER
+        return Method(name, TRAINERS[name])
+    config = RECIPES[recipe]()
+    own = trainer_class_of(config)
+    if trainer is not None and TRAINERS[trainer] is not own:
+        raise ConfigError(
+            f"Got --trainer {trainer} with --recipe {recipe}, which is one of {TRAINERS.name_of(own)}. Give one of the two."
+        )
+    return Method(recipe, own, config)
+
+
+def trainer_class_of(config: "OptimizationConfig") -> "type[Trainer]":
+    """Returns the trainer that a config is of."""
+    return config.trainer_class
+
+
+def run(namespace: argparse.Namespace, method: Method) -> None:
+    """Runs the command."""
+    arguments = read_config(namespace, TrainArguments)
+    configs = read_configs(namespace, method.trainer.Config, FILLED_IN)
+    _check(arguments, configs, namespace.given)
+    folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
+    with claim_run_folder(folder, arguments.overwrite) as save_dir:
+        train(arguments.replace(save_dir=str(save_dir)), method, configs, namespace.given)
+
+
+def train(
+    arguments: TrainArguments, method: Method, configs: "Sequence[OptimizationConfig]", given: Collection[str] = ()
+) -> Path | None:
+    """Trains, saves, evaluates and reports; returns the path of the report's page, or None where nothing can be evaluated.
+
+    Args:
+        arguments: what to train on, and where the results are written.
+        method: what to train.
+        configs: its settings, of one dictionary each for every site.
+        given: the settings that were asked for; a recipe adapts the others to the activations.
+    """
+    from dictionary_learning.cli._candidates import candidates_of, trained
+    from dictionary_learning.cli._evaluate import report_on
+    from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
+    from dictionary_learning.loggers import TensorBoardLogger
+    from dictionary_learning.training import trainSAE
+
+    assert arguments.save_dir is not None
+    save_dir, start = Path(arguments.save_dir), time.monotonic()
+    text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
+    model = arguments.load(arguments.model) if arguments.model is not None and arguments.cache is None else None
+    source = _source(arguments, model, text[0] if text else None, configs)
+    if method.defaults is not None:
+        configs = [_adapted(config, source.widths, given) for config in configs]
+    loaded = time.monotonic()
+    steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one
+    logger.info("Training on %s: %d steps.", ", ".join(map(str, source.sites)), steps)
+    dictionaries = trainSAE(
+        source,
+        [_with_trainer(method.trainer, config) for config in configs],
+        steps,
+        save_dir=save_dir,
+        save_steps=arguments.save_steps,
+        log_steps=arguments.log_steps,
+        run_cfg=arguments.to_dict(),
+        normalize_activations=arguments.normalize_activations,
+        use_wandb=arguments.wandb_project is not None,
+        wandb_project=arguments.wandb_project or "",
+        device=arguments.device or getattr(model, "device", None),
+        loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
+    )
+    source.close()  # returns the memory of the rows before the evaluation needs it
+    if save_dir.parent == Path(_RUNS):
+        point_latest_at(save_dir)
+    end = time.monotonic()
+    if text is None or arguments.model is None:
+        advice = "Trained in %.0f s. Evaluate with: dictionary-learning evaluate %s --model MODEL --data DATA"
+        logger.info(advice, end - loaded, save_dir)
+        return None
+    logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, text[1].name)
+    saved = trained(save_dir, dictionaries)
+    model = model or arguments.load(arguments.model)
+    report = evaluate_dictionaries(
+        model,
+        candidates_of(saved, model),
+        text[1],
+        EvaluationConfig(
+            n_tokens=arguments.n_eval_tokens,
+            n_fidelity_tokens=arguments.n_fidelity_tokens,
+            ctx_len=source.config["ctx_len"],
+            pack=source.config["pack"],
+        ),
+        token_filter=source.filter,
+        norm_limits=source.norm_limits,
+    )
+    seconds = {"load": loaded - start, "train": end - loaded, "evaluate": time.monotonic() - end}
+    return report_on(report, saved, save_dir, seconds)
+
+
+def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
+    """Refuses what cannot be trained, before anything is loaded.
+
+    Raises:
+        ConfigError: there are no activations to train on, or batches are too small for the method.
+    """
+    needs_contexts = any(config.needs_contexts for config in configs)
+    if arguments.cache is None and (arguments.model is None or arguments.data is None):
+        raise ConfigError(
+            "Give a model and data to train on, as 'train MODEL DATA', or a cache, as 'train --cache FOLDER'."
+        )
+    if arguments.cache is not None and needs_contexts:
+        raise ConfigError("This method trains on whole contexts, with the model, and a cache has none. Omit --cache.")
+    if arguments.cache is not None and (arguments.layers or arguments.layer_stride != 1):
+        raise ConfigError("Got --layers or --layer-stride with --cache, which knows sites but no layers. Give --sites.")
+    k = max((getattr(config, "k", None) or 1) if "k" in given else 1 for config in configs)
+    least, what = (
+        (k, f"k={k}") if arguments.cache is not None else max((arguments.ctx_len, "one context"), (k, f"k={k}"))
+    )
+    if arguments.batch_size < least:
+        raise ConfigError(
+            f"Got --batch-size {arguments.batch_size}; a training step needs at least {least} tokens ({what}). The batch size "
+            f"counts tokens, not sequences as in sparsify: {arguments.batch_size} sequences are --batch-size "
+            f"{arguments.batch_size * arguments.ctx_len}."
+        )
+
+
+def _source(
+    arguments: TrainArguments,
+    model: "TracedModel | None",
+    text: "Source | None",
+    configs: "Sequence[OptimizationConfig]",
+) -> "Activations":
+    """Returns the activations: a cache, a buffer over the model, or whole contexts where a method needs them."""
+    from dictionary_learning.activations.cache import ActivationCache
+    from dictionary_learning.buffer import ActivationBuffer
+    from dictionary_learning.contexts import ContextStream
+    from dictionary_learning.dictionaries import WIRINGS
+
+    if arguments.cache is not None:
+        return ActivationCache(
+            arguments.cache,
+            list(arguments.sites) or None,
+            out_batch_size=arguments.batch_size,
+            end_of_data=arguments.end_of_data,
+            model=arguments.model,
+        )
+    assert model is not None and text is not None
+    wirings = {getattr(config, "wiring", None) or "autoencoder" for config in configs}
+    sites = arguments.sites_of(model, predicts=any(WIRINGS[name].writes_others for name in wirings))
+    if any(config.needs_contexts for config in configs):
+        logger.info(
+            "Contexts stay whole: options of the shuffle buffer, of token norms and of positions have no effect."
+        )
+        return ContextStream(
+            text,
+            model,
+            sites,
+            ctx_len=arguments.ctx_len,
+            batch_size=arguments.batch_size // arguments.ctx_len,
+            remove_bos=arguments.remove_bos,
+            pack=arguments.pack,
+            predict=any(config.needs_predictions for config in configs),
+            end_of_data=arguments.end_of_data,
+        )
+    return ActivationBuffer(
+        text,
+        model,
+        sites,
+        n_ctxs=arguments.n_ctxs,
+        out_batch_size=arguments.batch_size,
+        end_of_data=arguments.end_of_data,
+        dtype=arguments.storage_dtype,
+        **arguments.reading,
+    )
+
+
+def _adapted(config: Any, widths: "Mapping[Site, int]", given: Collection[str]) -> Any:
+    """Returns a recipe's config with a number of latents that these activations can carry, unless it was asked for.
+
+    The width of a dictionary that reads several sites is their sum, and its size would grow with the square of their
+    number. Here a crosscoder gets as many latents as an autoencoder of its widest site, and a cross-layer transcoder
+    at least one per dimension of each layer.
+    """
+    from dictionary_learning.dictionaries import WIRINGS
+
+    changes: dict[str, int] = {}
+    wiring, factor = WIRINGS[getattr(config, "wiring", None) or "autoencoder"], config.expansion_factor
+    reads = [width for site, width in widths.items() if site.side == "in" or not wiring.writes_others]
+    size = config.dict_size or factor * max(reads)
+    if wiring.reads_several and not {"dict_size", "expansion_factor"} & set(given):
+        size = max(reads) * (max(1, factor // len(reads)) * len(reads) if wiring.writes_others else factor)
+        changes["dict_size"] = size
+    k = getattr(config, "k", None)
+    if k is not None and "k" not in given and k > size // _LATENTS_PER_K:
+        changes["k"] = max(1, size // _LATENTS_PER_K)
+    if changes:
+        shown = ", ".join(f"{name}={value}" for name, value in changes.items())
+        logger.info("The recipe is adapted to activations of width %d: %s.", max(reads), shown)
+    return config.replace(**changes)
+
+
+def _with_trainer(trainer: "type[Trainer]", config: "OptimizationConfig") -> dict[str, Any]:
+    """Returns a config together with its trainer, as `trainSAE` reads it."""
+    return {"trainer": trainer, **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}}

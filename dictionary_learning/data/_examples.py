@@ -1,0 +1,167 @@
+"""Examples that are not text: images, tensors, or whatever else a model reads.
+
+An `ExampleStream` replaces a `TokenStream`: its batches unpack into the arguments of
+`TracedModel.capture` and `run`. A function, such as an image processor, turns examples into inputs:
+
+    stream = ExampleStream(images, lambda images: processor(images, return_tensors="pt"), ctx_len=197)
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from dictionary_learning.data._reading import Mark, Reader
+from dictionary_learning.data._source import Source
+from dictionary_learning.errors import ConfigError, DataError
+
+Collate = Callable[[list[Any]], Any]
+"""Turns some examples into the inputs of the model: a mapping, a tuple, or a tensor."""
+
+
+class ExampleBatch(NamedTuple):
+    """Inputs of a model: `inputs, attention_mask = batch`."""
+
+    inputs: Mapping[str, Any] | tuple[Any, ...]
+    """The arguments of the model, by name or by position."""
+    attention_mask: Bool[Tensor, "batch ctx"] | None = None
+    """The positions that count; None for all."""
+
+    @property
+    def n_examples(self) -> int:
+        """The number of examples."""
+        values = self.inputs.values() if isinstance(self.inputs, Mapping) else self.inputs
+        return next(len(value) for value in values if isinstance(value, Tensor) and value.ndim)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleReader(Reader):
+    """Examples of a list, a data set or an iterable. The mark is the number of examples read.
+
+    Args:
+        data: The examples. Data with a length and numbers is read from any position.
+        seed: The seed of a random order, a new one in each epoch; None keeps the order.
+    """
+
+    data: Any
+    seed: int | None
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether examples can be fetched by number."""
+        has_numbers = hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__")
+        return has_numbers and not isinstance(self.data, Mapping)
+
+    @property
+    def repeatable(self) -> bool:
+        return self.is_indexed or iter(self.data) is not self.data
+
+    def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
+        start = mark or 0
+        if not self.is_indexed:
+            yield from zip(itertools.islice(self.data, start, None), itertools.count(start + 1))
+            return
+        order: Sequence[int] = range(len(self.data))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(len(self.data), generator=generator).tolist()
+        yield from ((self.data[order[n]], n + 1) for n in range(start, len(order)))
+
+
+class ExampleStream:
+    """Batches of examples, with the interface of a `TokenStream`.
+
+    Args:
+        data: The examples: a list, a data set, or any iterable.
+        collate: Turns a list of examples into the inputs of the model. If it returns a mapping with
+            a tensor "attention_mask" (examples, ctx_len), that mask says which positions count.
+        ctx_len: Positions in an example: the patches and the class token of an image, or 1.
+            `TracedModel.positions` finds the number.
+        name: The name of the data in configs and errors.
+        seed: The seed of a random order, a new one in each epoch; None keeps the order.
+
+    Raises:
+        ConfigError: ctx_len is below 1, or the data cannot be read in a random order.
+    """
+
+    pack = False
+    add_special_tokens = False
+    special_ids: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        data: Iterable[Any],
+        collate: Collate,
+        *,
+        ctx_len: int = 1,
+        name: str | None = None,
+        seed: int | None = None,
+    ):
+        if ctx_len < 1:
+            raise ConfigError(f"Got ctx_len={ctx_len}; an example has at least one position.")
+        reader, name = ExampleReader(data, seed), name or f"examples ({type(data).__name__})"
+        if seed is not None and not reader.is_indexed:
+            raise ConfigError(
+                f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set with a length."
+            )
+        self.source = Source(reader, name)
+        self.collate, self.ctx_len = collate, ctx_len
+
+    def take(self, n: int) -> ExampleBatch | None:
+        """Returns the next n examples, fewer at the end of the data, and None after it.
+
+        Raises:
+            DataError: The function returned no inputs, or not one row for each example.
+        """
+        examples = list(itertools.islice(self.source, n))
+        if not examples:
+            return None
+        made = self.collate(examples)
+        inputs = (made,) if isinstance(made, Tensor) else dict(made) if isinstance(made, Mapping) else made
+        values = list(inputs.values()) if isinstance(inputs, dict) else inputs
+        has_rows = isinstance(values, (list, tuple)) and any(
+            isinstance(v, Tensor) and v.ndim > 0 and len(v) == len(examples) for v in values
+        )
+        if not has_rows:
+            raise DataError(
+                f"The function that feeds {self.source.name} gave a {type(made).__name__} for {len(examples)} examples; a mapping of "
+                f"keyword inputs, a tuple or a tensor is needed, with {len(examples)} rows. Check what it returns for a list."
+            )
+        return ExampleBatch(inputs if isinstance(inputs, dict) else tuple(inputs), self._mask(inputs, len(examples)))
+
+    def batches(self, n: int) -> Iterator[ExampleBatch]:
+        """Yields the rest of the data, n examples at a time."""
+        while (batch := self.take(n)) is not None:
+            yield batch
+
+    def restart(self) -> None:
+        """Returns to the first example; a random order is drawn anew.
+
+        Raises:
+            DataError: The data can be read only once.
+        """
+        self.source.restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position as plain data."""
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Moves to a position: the next example is the one that would have followed.
+
+        Raises:
+            DataError: The state belongs to other data, or examples were read already and cannot be
+                read again.
+        """
+        # states of older versions have no mark, which is the position anyway
+        self.source.load_state_dict({**state, "mark": state["position"]})
+
+    def _mask(self, inputs: Any, n_examples: int) -> Bool[Tensor, "batch ctx"] | None:
+        mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+        if not isinstance(mask, Tensor) or tuple(mask.shape) != (n_examples, self.ctx_len):
+            return None
+        return mask.bool()

@@ -1,0 +1,248 @@
+"""A source: documents, one after another, that can be resumed, restarted, divided and repeated."""
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Literal
+
+from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
+from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
+from dictionary_learning.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+OnBadDocument = Literal["error", "skip"]
+
+
+class Source:
+    """Documents, one after another.
+
+    Args:
+        reader: Reads the documents from any mark.
+        name: The name of the source in configs and errors.
+        tokenized: What is known about the token ids; None for text.
+        on_bad_document: What happens at a value that is not a document (see `as_source`).
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        name: str,
+        tokenized: Tokenized | None = None,
+        on_bad_document: OnBadDocument = "error",
+    ):
+        if on_bad_document not in ("error", "skip"):
+            raise ConfigError(f"Got on_bad_document={on_bad_document!r}; it is 'error' or 'skip'.")
+        self.reader, self.name, self.tokenized = reader, name, tokenized
+        self.on_bad_document: OnBadDocument = on_bad_document
+        self.position = 0
+        """Documents read in this pass, skipped ones included."""
+        self.epoch = 0
+        """Number of restarts."""
+        self.n_skipped = 0
+        """Bad documents that were skipped, in all passes."""
+        self._mark: Mark = None
+        self._documents: Iterator[tuple[Any, Mark]] | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the documents can be read again."""
+        return self.reader.repeatable
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:  # a Document, or an item of an `ExampleStream`
+        while True:
+            if self._documents is None:
+                self._documents = self.reader.read(self._mark, self.epoch)
+            try:
+                document, mark = next(self._documents)
+                if isinstance(document, BadDocument):
+                    self._skip_or_raise(document)
+            except DataError:
+                # the next call must fail at this document again, and not report the end
+                self._documents = None if self.repeatable else self._documents
+                raise
+            self._mark = mark
+            self.position += 1
+            if not isinstance(document, BadDocument):
+                return document
+
+    def restart(self) -> None:
+        """Returns to the first document; a shuffled source gets a new order.
+
+        Raises:
+            DataError: The source can be read only once.
+        """
+        self._require_repeatable("restarted")
+        self._documents, self._mark, self.position = None, None, 0
+        self.epoch += 1
+
+    def fresh(self) -> "Source":
+        """Returns a source of the same documents, from the first one on.
+
+        Raises:
+            DataError: The source can be read only once.
+        """
+        self._require_repeatable("read from its beginning")
+        return self._derive(self.reader, self.name)
+
+    def hold_out(self, every: int) -> tuple["Source", "Source"]:
+        """Splits the source: every n-th document, starting with the first, is held out.
+
+        Returns:
+            The documents for training, and those held out.
+
+        Raises:
+            DataError: The source can be read only once or has fewer than two documents, or
+                `every` is below 2.
+        """
+        self._require_repeatable("divided")
+        if every < 2:
+            raise DataError(f"Got every={every}; to hold out every n-th document, n must be at least 2.")
+        rest, held = hold_out(self.reader, every)
+        if next(rest.read(), None) is None:  # two documents at most are read to know
+            raise DataError(
+                f"{self.name} has fewer than two documents. The first of every {every} documents is held out, so none is left "
+                "for training. Provide more documents, or do not hold any out."
+            )
+        return (
+            self._derive(rest, f"{self.name} without every {every}th document"),
+            self._derive(held, f"every {every}th document of {self.name}"),
+        )
+
+    def shuffled(self, seed: int, window: int = 10_000) -> "Source":
+        """Returns the documents in a random order, a new one in each pass.
+
+        Args:
+            seed: The seed of the order.
+            window: Documents shuffled with each other, if documents cannot be fetched by number.
+
+        Raises:
+            ConfigError: The window is empty.
+        """
+        if window < 1:
+            raise ConfigError(f"Got a window of {window} documents to shuffle; it must be at least 1.")
+        return self._derive(shuffle(self.reader, seed, window), f"{self.name}, shuffled by seed {seed}")
+
+    def first(self, n: int) -> "Source":
+        """Returns the first n documents, bad ones included.
+
+        Raises:
+            ConfigError: n is below 1.
+        """
+        if n < 1:
+            raise ConfigError(f"Got max_examples={n}; it must be at least 1.")
+        return self._derive(take(self.reader, n), f"the first {n} documents of {self.name}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position as plain data."""
+        state = {"name": self.name, "position": self.position, "epoch": self.epoch, "mark": self._mark}
+        return {**state, "skipped": self.n_skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Moves to a position: the next document is the one that would have followed.
+
+        Raises:
+            DataError: The state belongs to another source, or documents were read already and
+                cannot be read again.
+        """
+        if state["name"] != self.name:
+            raise DataError(
+                f"The state is of '{state['name']}', and this source is '{self.name}'; their positions do not match. Pass the data "
+                "that the run was started with."
+            )
+        if self._documents is not None:
+            self._require_repeatable("moved to another position. Load the state into a new source")
+        self._documents, self._mark = None, state["mark"]  # the reader starts at the next document
+        self.position, self.epoch = state["position"], state["epoch"]
+        self.n_skipped = state.get("skipped", 0)
+
+    def _derive(self, reader: Reader, name: str) -> "Source":
+        return Source(reader, name, self.tokenized, self.on_bad_document)
+
+    def _require_repeatable(self, action: str) -> None:
+        if not self.repeatable:
+            raise DataError(
+                f"{self.name} can be read only once, so it cannot be {action}. Pass a list, a file or a data set."
+            )
+
+    def _skip_or_raise(self, document: BadDocument) -> None:
+        reason = f"{document.place or f'Document {self.position} of {self.name}'} {document.problem}"
+        if self.on_bad_document == "error" and not document.skip:
+            raise DataError(f"{reason}; or skip such documents with on_bad_document='skip'.")
+        if not self.n_skipped:
+            logger.warning("%s. It is skipped, as is every other bad document.", reason)
+        self.n_skipped += 1
+
+
+TextSource = Source
+"""An older name of `Source`."""
+
+
+class EpochReader:
+    """Reads a source several times.
+
+    Args:
+        source: The documents.
+        epochs: The number of passes; None for no limit.
+        vocab_size: Returns the number of known token ids; None if unknown.
+
+    Raises:
+        ConfigError: `epochs` is below 1, or the source can be read only once.
+    """
+
+    def __init__(self, source: Source, epochs: int | None, vocab_size: Callable[[], int | None]):
+        if epochs is not None and epochs < 1:
+            raise ConfigError(f"Got epochs={epochs}; it must be at least 1, or None for no limit.")
+        if epochs != 1 and not source.repeatable:
+            raise ConfigError(
+                f"Got epochs={epochs}, and {source.name} can be read only once. Pass a list, a file or a data set, or set epochs=1."
+            )
+        self.source, self.epochs, self.vocab_size = source, epochs, vocab_size
+        self.epoch = 0
+        """The number of passes that have ended."""
+
+    def restart(self) -> None:
+        """Returns to the first document of the first pass."""
+        self.source.restart()
+        self.epoch = 0
+
+    def take(self, n: int) -> list[tuple[int, Document]]:
+        """Returns up to n documents, each with its number in the source; none after the last pass.
+
+        Raises:
+            DataError: A row has a token id that is not in the vocabulary.
+        """
+        found = self._read(n)
+        if not found and self._start_next_pass():
+            found = self._read(n)
+        for number, document in found:
+            if isinstance(document, TokenRow):  # text does not need the vocabulary, which is slow to read
+                check_ids(document.ids, self.vocab_size(), f"Row {number} of {self.source.name}")
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"source": self.source.state_dict(), "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.source.load_state_dict(state["source"])
+        self.epoch = state["epoch"]
+
+    def _read(self, n: int) -> list[tuple[int, Document]]:
+        # the source's position counts skipped documents too, so the number is read after each one
+        return [(self.source.position - 1, document) for document in islice(self.source, n)]
+
+    def _start_next_pass(self) -> bool:
+        is_last = self.epochs is not None and self.epoch + 1 >= self.epochs
+        # a pass without documents would be followed by another one, forever
+        if is_last or not self.source.position:
+            return False
+        self.epoch += 1
+        logger.info(
+            "%s has ended after %d documents and is read again: pass %d of %s.",
+            self.source.name, self.source.position, self.epoch + 1, self.epochs or "as many as needed",
+        )  # fmt: skip
+        self.source.restart()
+        return True

@@ -1,0 +1,158 @@
+"""`as_source`: a `Source` from any object that holds text, conversations or token ids."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dictionary_learning._types import TextLike
+from dictionary_learning.data._document import (
+    N_INSPECTED,
+    Chat,
+    Document,
+    ReadOptions,
+    as_document,
+    infer_tokenized,
+    require_column,
+)
+from dictionary_learning.data._files import COMPRESSIONS, files_reader, kind_of
+from dictionary_learning.data._memory_map import array_reader
+from dictionary_learning.data._reading import MapReader, SequentialReader
+from dictionary_learning.data._source import OnBadDocument, Source
+from dictionary_learning.errors import ConfigError, DataError
+
+
+def as_source(
+    data: TextLike,
+    *,
+    text_column: str = "text",
+    split: str = "train",
+    streaming: bool = True,
+    name: str | None = None,
+    data_args: Mapping[str, Any] | None = None,
+    max_examples: int | None = None,
+    shuffle_seed: int | None = None,
+    shuffle_buffer: int = 10_000,
+    chat: Chat | None = None,
+    dtype: str = "uint16",
+    row_len: int = 2048,
+    separator_id: int | None = None,
+    on_bad_document: OnBadDocument = "error",
+) -> Source:
+    """Returns a `Source` of the documents in any data object.
+
+    Args:
+        data: One of
+
+            - a list, array, pandas Series or iterator of strings, of token ids (lists, tensors or
+              arrays) or of conversations; a DataFrame;
+            - a tensor or array of token ids: rows (2-D), or one long text (1-D);
+            - a path to a `.txt` or `.jsonl` file (plain, `.zst` or `.gz`), a `.json`, `.parquet`,
+              `.bin` or `.npy` file, or a folder or pattern of such files;
+            - a folder written by `save_to_disk` or `pretokenize`, or the name of a data set on the
+              Hugging Face hub;
+            - a `datasets.Dataset`, `IterableDataset` or `DatasetDict`;
+            - a source, which is returned as it is.
+        text_column: The column or key that holds the documents. By default `text`, else token ids
+            (`input_ids`, `tokens`), else conversations (`messages`, `conversation(s)`).
+        split: The split of a data set given by name.
+        streaming: Streams a data set given by name.
+        name: The name of the source in configs and errors.
+        data_args: Further arguments of `datasets.load_dataset`.
+        max_examples: Uses only this many documents, after the shuffle.
+        shuffle_seed: The seed of a random order of the documents; None keeps their order.
+        shuffle_buffer: Documents shuffled with each other, if they cannot be fetched by number.
+        chat: How conversations are rendered.
+        dtype: The dtype of a `.bin` file: uint16, uint32, int32, int64 or uint8.
+        row_len: Tokens read at once from a `.bin`, `.npy` or 1-D array that is one long text.
+        separator_id: The token id that ends each document of such data.
+        on_bad_document: What happens at a value that is not a document: a record without the
+            column, null, text with a lone surrogate, a line that is not JSON or UTF-8. `error`
+            raises, `skip` counts it in `Source.n_skipped`.
+
+    Raises:
+        DataError: There is no such file or column, or the data holds no text.
+    """
+    if isinstance(data, Source):
+        source = data
+    else:
+        options = ReadOptions(text_column, chat, dtype, row_len, separator_id)
+        if isinstance(data, (str, os.PathLike)):
+            parts = _read_name(str(data), options, split, streaming, data_args or {})
+        else:
+            parts = _read_object(data, options, split, name)
+        source = Source(*parts, on_bad_document)
+    if shuffle_seed is not None:
+        source = source.shuffled(shuffle_seed, shuffle_buffer)
+    return source if max_examples is None else source.first(max_examples)
+
+
+as_text_source = as_source
+"""An older name of `as_source`."""
+
+
+def file_source(path: str | os.PathLike[str], text_column: str = "text") -> Source:
+    """Returns the documents of a file; see `as_source`."""
+    return Source(*files_reader(str(path), ReadOptions(text_column)))
+
+
+def _read_object(data: Any, options: ReadOptions, split: str, name: str | None) -> tuple[Any, str, Any]:
+    if isinstance(data, dict) and data and all(hasattr(part, "features") for part in data.values()):
+        if split not in data:
+            raise DataError(f"The data set has no split '{split}'; it has: {', '.join(map(str, data))}. Set split.")
+        data = data[split]
+    if hasattr(data, "column_names") and hasattr(data, "features"):
+        from dictionary_learning.data._hub import dataset_reader
+
+        return dataset_reader(data, options, name or "the data set")
+    name = name or f"the {type(data).__name__}"
+    if isinstance(data, Tensor):
+        data = data.detach().cpu().numpy()
+    elif hasattr(data, "to_numpy"):  # of pandas or polars; a Series cannot be indexed by place
+        table: Any = data
+        if hasattr(table, "columns"):
+            table = table[require_column(list(table.columns), options.text_column, name)]
+        data = table.to_numpy()
+    if isinstance(data, np.ndarray) and data.dtype.kind in "uif":  # floats are refused there
+        reader, tokenized = array_reader(data, name, options)
+        return reader, name, tokenized
+
+    def documents(values: Iterable[Any]) -> list[Any]:
+        return [as_document(value, options.chat) for value in values]
+
+    is_array = isinstance(data, np.ndarray) and data.ndim == 1
+    if is_array or (isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray))):
+        reader = MapReader(lambda numbers: documents(data[n] for n in numbers), range(len(data)))
+        return reader, name, infer_tokenized(documents(islice(data, N_INSPECTED)))
+    if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, np.ndarray)):
+        repeatable = not isinstance(data, Iterator)  # an iterator returns itself, and ends once
+        return SequentialReader(lambda: _documents(data, options.chat), repeatable), name, None
+    raise DataError(f"Got a {type(data).__name__} as data; pass strings, a file, a data set, or the name of one.")
+
+
+def _documents(values: Iterable[Any], chat: Chat | None) -> Iterator[Document | Any]:
+    return (as_document(value, chat) for value in values)
+
+
+def _read_name(
+    name: str, options: ReadOptions, split: str, streaming: bool, data_args: Mapping[str, Any]
+) -> tuple[Any, str, Any]:
+    path = Path(name).expanduser()
+    # `save_to_disk` writes either file into its folder
+    is_saved = any((path / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json"))
+    holds_files = path.is_dir() and not is_saved
+    if kind_of(path) or path.is_file() or glob.has_magic(name) or path.suffix in COMPRESSIONS or holds_files:
+        if data_args or split != "train":
+            raise ConfigError(
+                f"Got split={split!r} and data_args={dict(data_args)} for '{name}', which is read as files. Both belong to data sets "
+                "on the hub; do not pass them."
+            )
+        return files_reader(name, options)
+    from dictionary_learning.data._hub import hub_reader
+
+    return hub_reader(name, options, split=split, streaming=streaming, data_args=data_args)

@@ -1,0 +1,195 @@
+"""Token ids of documents, the special tokens around them, and checks of the vocabulary."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Literal
+
+from dictionary_learning.data._document import Conversation, Document, TokenRow
+from dictionary_learning.data._source import Source
+from dictionary_learning.data._token_batch import Row, Run
+from dictionary_learning.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+BosPolicy = Literal["document", "context", "both", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialTokens:
+    """The token ids that are inserted, and where."""
+
+    bos: int | None
+    """The BOS token; None if it is not inserted."""
+    at_document: bool
+    """Whether each document begins with BOS."""
+    at_context: bool
+    """Whether each context begins with BOS."""
+    separator: int | None
+    """The token that ends each document."""
+
+
+def special_tokens(
+    tokenizer: Any, *, bos: BosPolicy | None, separator: int | str | None, add_special_tokens: bool
+) -> SpecialTokens:
+    """Resolves the settings of a `TokenStream` for a tokenizer.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer; None if the source holds token ids.
+        bos: What begins with BOS; None for documents and contexts, if the tokenizer has BOS.
+        separator: The token that ends each document: "eos", "bos", a token or its id; "auto" for
+            EOS where documents do not begin with BOS; None for no token.
+        add_special_tokens: Whether any token is inserted.
+
+    Raises:
+        ConfigError: The settings contradict each other, or the tokenizer has no such token.
+    """
+    if bos not in (None, "document", "context", "both", "none"):
+        raise ConfigError(f"Got bos={bos!r}; it is 'document', 'context', 'both' or 'none'.")
+    if not add_special_tokens and (bos not in (None, "none") or separator not in ("auto", None)):
+        raise ConfigError(
+            f"Got add_special_tokens=False with bos={bos!r} and separator={separator!r}; leave one of them out."
+        )
+    known = None if tokenizer is None else tokenizer.bos_token_id
+    if known is None and bos in ("document", "context", "both"):
+        raise ConfigError(f"Got bos={bos!r}, and the tokenizer has no BOS token. Set bos='none', or a separator.")
+    if not add_special_tokens or known is None:
+        bos = "none"
+    at_document, at_context = bos in (None, "both", "document"), bos in (None, "both", "context")
+    if separator == "auto":
+        ends = add_special_tokens and not at_document
+        separator = tokenizer.eos_token_id if ends and tokenizer is not None else None
+    inserted = known if at_document or at_context else None
+    return SpecialTokens(inserted, at_document, at_context, _token_id(tokenizer, separator))
+
+
+def _token_id(tokenizer: Any, token: int | str | None) -> int | None:
+    if token is None or isinstance(token, int):
+        return token
+    if tokenizer is None:
+        raise ConfigError(f"Got separator={token!r} without a tokenizer. Pass the token's id.")
+    named = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
+    found = named[token] if token in named else tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ConfigError(f"Got separator={token!r}, which the tokenizer does not have. Set another token, or None.")
+    return found
+
+
+def tokenize(documents: Sequence[Document], tokenizer: Any) -> list[list[int] | TokenRow]:
+    """Returns the ids of texts and conversations without special tokens; rows of ids as they are.
+
+    Raises:
+        DataError: There is text, and no tokenizer.
+    """
+    found: list[list[int] | TokenRow] = []
+    for are_rows, group in groupby(documents, key=lambda d: isinstance(d, TokenRow)):
+        if are_rows:
+            found += [row for row in group if isinstance(row, TokenRow)]
+        else:
+            found += [ids for ids, _ in tokenize_framed(as_texts(list(group), tokenizer), tokenizer, special=False)]
+    return found
+
+
+def tokenize_framed(texts: Sequence[str], tokenizer: Any, *, special: bool) -> list[tuple[list[int], list[int]]]:
+    """Returns the ids of texts, and a mask that is 1 on tokens that the tokenizer inserted.
+
+    Args:
+        texts: The texts.
+        tokenizer: The tokenizer.
+        special: Whether the tokenizer inserts its special tokens.
+    """
+    # long documents are cut here, so the tokenizer's warning about their length (verbose) is wrong
+    made = tokenizer(list(texts), add_special_tokens=special, verbose=False, return_special_tokens_mask=special)
+    masks = made["special_tokens_mask"] if special else [[0] * len(ids) for ids in made["input_ids"]]
+    return list(zip(made["input_ids"], masks, strict=True))
+
+
+def as_texts(documents: Sequence[Document], tokenizer: Any) -> list[str]:
+    """Returns texts as they are, and renders conversations with the chat template."""
+    if tokenizer is None:
+        raise DataError("The model has no tokenizer. Pass tokenizer= to load_model, with the model.")
+    return [d.render(tokenizer) if isinstance(d, Conversation) else d for d in documents]  # pyright: ignore[reportReturnType]
+
+
+def framed_row(ids: list[int], inserted: list[int], document: int, place: int = 0) -> Row:
+    """Returns a context of one document.
+
+    Args:
+        ids: The token ids.
+        inserted: 1 for each token that is not part of the text.
+        document: The number of the document.
+        place: The position in the document of the first token of the text.
+    """
+    runs: list[Run] = []
+    for is_inserted, group in groupby(inserted):
+        n = sum(1 for _ in group)
+        runs.append(Run(n, document, -1 if is_inserted else place))
+        place += 0 if is_inserted else n
+    return Row(ids, runs)
+
+
+def runs_of(row: TokenRow, document: int) -> list[Run]:
+    """Returns the documents of the tokens of a row.
+
+    Raises:
+        DataError: The row stores them for another number of tokens.
+    """
+    if row.runs is None:
+        return [Run(len(row.ids), document, row.start or 0)] if row.ids else []
+    numbers = iter(row.runs)  # a flat list: (n, document, start) for each run
+    runs = [Run(*three) for three in zip(numbers, numbers, numbers, strict=False)]
+    n_described = sum(run.n for run in runs)
+    if n_described != len(row.ids):
+        raise DataError(
+            f"Row {document} holds {len(row.ids)} token ids, and stores the documents of {n_described}. Write the data again."
+        )
+    return runs
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Returns a hash of the vocabulary and the special ids: equal for tokenizers with equal ids."""
+    # special ids too: the same vocabulary with another BOS makes other contexts
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    entries = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps([entries, special]).encode()).hexdigest()[:32]
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Returns the smallest number that is larger than every id of the tokenizer."""
+    # `len` counts tokens; ids may have gaps
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+
+
+def check_tokenizer(source: Source, tokenizer: Any) -> None:
+    """Checks that this tokenizer made the token ids of a source, as far as the data tells.
+
+    Raises:
+        DataError: Another tokenizer made them.
+    """
+    known = source.tokenized
+    if known is None or tokenizer is None:
+        return
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    if known.fingerprint is not None:
+        if known.fingerprint != fingerprint(tokenizer):
+            raise DataError(
+                f"The token ids of {source.name} were made by the tokenizer '{known.tokenizer}', whose vocabulary is not that of "
+                f"'{name}'. Use data that this model's tokenizer made, or the text itself."
+            )
+        return
+    if known.tokenizer is not None and known.tokenizer != name:
+        logger.warning(
+            "The token ids of %s were made by the tokenizer '%s', and the model's is called '%s'. If their vocabularies "
+            "differ, every activation belongs to the wrong token: use the text itself then.",
+            source.name, known.tokenizer, name,
+        )  # fmt: skip
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if known.first_id is not None and bos is not None and known.first_id not in (bos, eos):
+        logger.warning(
+            "The rows of %s all begin with the token id %d, and the BOS token of '%s' is %d. If that is the BOS token of "
+            "another tokenizer, every activation belongs to the wrong token: use the text itself then.",
+            source.name, known.first_id, name, bos,
+        )  # fmt: skip

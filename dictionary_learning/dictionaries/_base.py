@@ -1,0 +1,191 @@
+"""The base of every dictionary."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from einops import pack, unpack
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dictionary_learning.config import Registry
+from dictionary_learning.dictionaries._info import DictionaryInfo
+from dictionary_learning.errors import CheckpointError, ConfigError
+from dictionary_learning.latents import Latents
+
+D = TypeVar("D", bound="Dictionary")
+
+
+class Reconstruction(NamedTuple):
+    """The output of a dictionary for a batch."""
+
+    outputs: Float[Tensor, "batch output_dim"]
+    latents: Latents
+    """Sparse where the nonlinearity keeps a set number of latents, else dense."""
+    pre_activations: Latents | None = None
+    """Dense or sparse as the latents are; None where only the kept latents were computed."""
+
+
+class Dictionary(nn.Module, ABC):
+    """Encodes activations into latents, and decodes latents into activations.
+
+    Dim 0 of every per-latent tensor is the latent axis: W_enc is (dict_size, activation_dim), W_dec
+    is (dict_size, output_dim), and row i of W_dec is the direction of latent i. Activations of
+    several sites are concatenated in the last dimension.
+
+    Args:
+        activation_dim: Width of the inputs.
+        dict_size: Number of latents.
+        output_dim: Width of the outputs; by default `activation_dim`.
+
+    Raises:
+        ConfigError: A size is not a positive whole number.
+    """
+
+    info: DictionaryInfo = DictionaryInfo()
+    """What is known about the dictionary: sites, model, and the config it was saved with. No part of its state."""
+
+    def __init__(self, activation_dim: int, dict_size: int, output_dim: int | None = None):
+        super().__init__()
+        output_dim = activation_dim if output_dim is None else output_dim
+        sizes: dict[str, object] = {"activation_dim": activation_dim, "dict_size": dict_size, "output_dim": output_dim}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ConfigError(f"{type(self).__name__} got {name}={size!r}; it must be a positive whole number.")
+        self.activation_dim = activation_dim
+        self.dict_size = dict_size
+        self.output_dim = output_dim
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents, dense."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch output_dim"]:
+        """Returns the reconstruction from dense latents."""
+
+    @abstractmethod
+    def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
+        """Returns outputs and latents of a batch. Latents are sparse where few are kept."""
+
+    def reconstruct_contexts(
+        self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
+    ) -> Reconstruction:
+        """Returns outputs and latents of the tokens of several contexts.
+
+        Args:
+            x: The tokens in order, one context after another.
+            lengths: Number of tokens of each context; may be 0.
+        """
+        return self.reconstruct(x)
+
+    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
+        """Returns x_hat, or (x_hat, latents) with `output_features`."""
+        if output_features:
+            latents = self.encode(x)
+            return self.decode(latents), latents
+        flat, lead = pack([x], "* dim")
+        (x_hat,) = unpack(self.reconstruct(flat).outputs, lead, "* dim")
+        return x_hat
+
+    @abstractmethod
+    def scale_(self, inputs: float, outputs: float | None = None) -> None:
+        """Converts a dictionary from x / inputs to y / outputs into one from x to y, in place.
+
+        Args:
+            inputs: Divisor of the inputs in training.
+            outputs: Divisor of the targets in training; by default `inputs`.
+        """
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Returns the arguments of a dictionary of the same class and shape, as plain data."""
+
+    def expanded(self, dict_size: int, nonlinearity: Any, generator: torch.Generator | None) -> "Dictionary":
+        """Returns a trainable copy with more latents or another nonlinearity (`expand_or_convert`).
+
+        Raises:
+            ConfigError: This kind of dictionary cannot be trained further.
+        """
+        raise ConfigError(
+            f"A {type(self).__name__} cannot be trained further. If it normalizes tokens, give the dictionary inside "
+            "(its attribute `dictionary`)."
+        )
+
+    def check_sites(self, widths: Sequence[int], output_widths: Sequence[int]) -> None:
+        """Checks that the dictionary fits the sites that it reads and writes.
+
+        Raises:
+            ConfigError: The widths differ.
+        """
+        for what, mine, theirs in zip(("reads", "writes"), self.site_widths, (widths, output_widths), strict=True):
+            # activations of several sites may also come concatenated, as one site
+            if sum(mine) != sum(theirs) or (len(mine) > 1 and len(theirs) > 1 and tuple(mine) != tuple(theirs)):
+                many = len(mine) > 1 and len(theirs) > 1
+                raise ConfigError(
+                    f"The {type(self).__name__} {what} activations of width {_widths(mine, many)}; the site has width "
+                    f"{_widths(theirs, many)}. Give the model and the site that it was trained on."
+                )
+
+    @property
+    def site_widths(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Widths of the sites that are read, and of those that are written."""
+        return (self.activation_dim,), (self.output_dim,)
+
+    @property
+    def reads_contexts(self) -> bool:
+        """Whether latents depend on the tokens before: rows must be in order then."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next(self.parameters()).dtype
+
+    def check_width(self, x: Tensor) -> None:
+        """Checks the width of the inputs.
+
+        Raises:
+            ConfigError: The activations have another width.
+        """
+        if x.shape[-1] != self.activation_dim:
+            raise ConfigError(
+                f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}. "
+                "Check that they come from the site that it was trained on."
+            )
+
+    @classmethod
+    def from_pretrained(cls: type[D], path: Any, device: torch.device | str | None = None, **options: Any) -> D:
+        """Loads a dictionary of this class from files of any format.
+
+        Args:
+            path: A folder, a file of weights, or a repository of the hub.
+            device: Device of the dictionary; by default the CPU.
+            options: Further arguments of `load_dictionary`, such as `site` or `dtype`.
+
+        Raises:
+            CheckpointError: There is no dictionary, or one of another class.
+        """
+        from dictionary_learning.dictionaries._serialization import load_dictionary
+
+        # where files fit several classes, the class that was called decides
+        dictionary = load_dictionary(path, device, expected_class=cls.__name__, **options)
+        if not isinstance(dictionary, cls):
+            raise CheckpointError(
+                f"'{path}' holds a {type(dictionary).__name__}, not a {cls.__name__}. "
+                f"Use {type(dictionary).__name__}.from_pretrained, or load_dictionary, which loads any class."
+            )
+        return dictionary
+
+
+DICTIONARIES: Registry[type[Dictionary]] = Registry("dictionary class")
+
+
+def _widths(widths: Sequence[int], many: bool) -> str:
+    return ", ".join(map(str, widths)) if many else str(sum(widths))

@@ -1,0 +1,349 @@
+"""An encoder, a nonlinearity and a decoder: the parts of every wiring."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from einops import pack, unpack
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dictionary_learning.dictionaries._base import Reconstruction
+from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
+from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
+from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Elementwise, Nonlinearity
+from dictionary_learning.dictionaries.nonlinearities._base import SparseSelection
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, replace_values, to_dense
+from dictionary_learning.ops import Encoder, backend_for, take_rows
+from dictionary_learning.ops._precision import no_autocast, upcast
+
+_LEAST_NORM = 1e-12
+"""Floor of the norms for ranking: a decoder may be zero at first."""
+
+
+def build_nonlinearity(given: Nonlinearity | dict[str, Any]) -> Nonlinearity:
+    """Returns a nonlinearity by name and options, such as `{"name": "top_k", "k": 32}`."""
+    if isinstance(given, Nonlinearity):
+        return given
+    options = dict(given)
+    return NONLINEARITIES[options.pop("name", "")](**options)
+
+
+class LinearView(NamedTuple):
+    """A weight and a bias as `torch.nn.Linear` has them; views, not copies."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Coder(Trainable):
+    """One encoder and one decoder around a nonlinearity.
+
+    latents = nonlinearity(W_enc (x - b_dec) + b_enc)    without b_dec, unless it is subtracted
+    x_hat = W_dec^T latents + b_dec [+ W_skip x]
+
+    Initial decoder rows have unit norm and random directions. The initial encoder is the decoder's
+    transpose where both have the same width.
+
+    Args:
+        activation_dim: Width of the inputs.
+        dict_size: Number of latents.
+        nonlinearity: The nonlinearity, or its name and options as `{"name": "top_k", "k": 32}`.
+        output_dim: Width of the outputs; by default `activation_dim`.
+        apply_b_dec_to_input: Whether b_dec is subtracted before encoding; needs equal widths.
+        skip: Whether the output has an affine part W_skip x, initially zero.
+        rank_by_norm: Whether latents are ranked, and compared with the threshold, by value times
+            decoder norm, where a set number is kept.
+        site_dims: Widths of the sites that are written, whose norms are added; by default one site.
+        has_output_bias: Whether there is a b_dec.
+        generator: Draws the initial directions; None for the global generator.
+
+    Raises:
+        ConfigError: The arguments contradict each other, or more latents would be kept than exist.
+    """
+
+    option_names: ClassVar[tuple[str, ...]] = ()
+    """Arguments beyond the sizes and the nonlinearity that are saved."""
+    subtracts_b_dec: ClassVar[bool] = True
+    """Default of `apply_b_dec_to_input`."""
+    has_skip: ClassVar[bool] = False
+    """Default of `skip`."""
+    ranks_by_norm: ClassVar[bool] = False
+    """Default of `rank_by_norm`."""
+
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter | None
+    b_dec: nn.Parameter | None
+    W_skip: nn.Parameter | None
+
+    def __init__(
+        self,
+        activation_dim: int,
+        dict_size: int,
+        nonlinearity: Nonlinearity | dict[str, Any],
+        *,
+        output_dim: int | None = None,
+        apply_b_dec_to_input: bool | None = None,
+        skip: bool | None = None,
+        rank_by_norm: bool | None = None,
+        site_dims: Sequence[int] | None = None,
+        has_output_bias: bool = True,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__(activation_dim, dict_size, output_dim)
+        nonlinearity = build_nonlinearity(nonlinearity)
+        self.is_tied = nonlinearity.is_tied
+        self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
+        self.rank_by_norm = self.ranks_by_norm if rank_by_norm is None else rank_by_norm
+        if (self.apply_b_dec_to_input or self.is_tied) and self.output_dim != activation_dim:
+            name = type(nonlinearity).__name__
+            raise ConfigError(
+                f"{type(self).__name__} reads width {activation_dim} and writes width {self.output_dim}; "
+                f"{f'{name} has one matrix for both' if self.is_tied else 'b_dec can only be subtracted from inputs'} "
+                "where the widths are equal. Choose another nonlinearity or wiring."
+            )
+        nonlinearity.setup(dict_size)
+        self.nonlinearity = nonlinearity
+        self.site_dims = tuple(site_dims) if site_dims is not None else (self.output_dim,)
+        self.W_dec = nn.Parameter(unit_rows(dict_size, self.output_dim, generator))
+        if not self.is_tied:
+            same = activation_dim == self.output_dim
+            start = self.W_dec.detach().clone() if same else unit_rows(dict_size, activation_dim, generator)
+            self.W_enc = nn.Parameter(start)
+        # gates have biases of their own, which replace b_enc
+        self.b_enc = None if nonlinearity.has_bias else nn.Parameter(torch.zeros(dict_size))
+        self.b_dec = nn.Parameter(torch.zeros(self.output_dim)) if has_output_bias else None
+        has_skip = self.has_skip if skip is None else skip
+        self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if has_skip else None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "W_enc" and self.is_tied:
+            return self.W_dec
+        return super().__getattr__(name)
+
+    def pre_activations(
+        self, x: Float[Tensor, "*batch activation_dim"], latents: Int[Tensor, "n"] | None = None
+    ) -> Float[Tensor, "*batch latents"]:
+        """Returns the inputs of the nonlinearity for all or some latents, in float32 at least."""
+        x, center = self._checked(x), self._center()
+        weight, bias = self.W_enc, self.b_enc
+        if latents is not None:  # (n, activation_dim) and (n,)
+            weight, bias = weight[latents], None if bias is None else bias[latents]
+        centered = x if center is None else x - center.to(x.dtype)
+        return nn.functional.linear(centered, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.of_each_token:
+            flat, lead = pack([x], "* dim")  # (batch, activation_dim)
+            (dense,) = unpack(to_dense(self.encode_sparse(flat)), lead, "* dict_size")
+            return dense
+        pre = self.pre_activations(x)
+        if self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection):
+            norms = self.ranking_norms()  # (dict_size,)
+            return self.nonlinearity(pre * norms) / norms
+        return self.nonlinearity(pre)
+
+    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
+        if not output_features:
+            return super().forward(x)
+        latents = self.encode(x)
+        return self.decode(latents, x), latents
+
+    def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
+        nonlinearity = self.nonlinearity
+        if isinstance(nonlinearity, SparseSelection):
+            return self.encode_sparse(x), None
+        assert isinstance(nonlinearity, Elementwise)
+        encoder = Encoder(self.W_enc, self._bias(), self._center())
+        pre = encoder.backend.encode_where(self._checked(x), encoder, nonlinearity.support_mask)
+        return self.pointwise("activate", pre), pre
+
+    def pointwise(self, method: str, pre: Latents) -> Latents:
+        apply = getattr(self.nonlinearity, method)
+        return apply(pre) if isinstance(pre, Tensor) else replace_values(pre, apply(pre.values, pre.indices))
+
+    def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
+        nonlinearity = self.nonlinearity
+        if not isinstance(nonlinearity, SparseSelection):
+            raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
+        x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # k of a caller may be larger
+        encoder = Encoder(self.W_enc, self._bias(), self._center())
+        # rows of a tied matrix have unit norm already
+        if not self.rank_by_norm or self.is_tied:
+            return nonlinearity.encode_sparse(x, encoder, n)
+        norms = self.ranking_norms()
+        # the encoder computes what is ranked, so that kernels need not know norms
+        ranked = Encoder(upcast(encoder.W) * norms.unsqueeze(1), upcast(encoder.b) * norms, encoder.center)
+        kept = nonlinearity.encode_sparse(x, ranked, n)
+        return SparseLatents(kept.values / gather_per_latent(norms, kept), kept.support)
+
+    def decode(
+        self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
+    ) -> Float[Tensor, "*batch output_dim"]:
+        """Returns the reconstruction from dense latents, in float32 at least.
+
+        Args:
+            latents: The latents.
+            x: The activations that they encode; needed where the output has a part W_skip x.
+
+        Raises:
+            ConfigError: x is needed and was not given.
+        """
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        out = latents.to(dtype) @ self.W_dec.to(dtype)
+        if self.b_dec is not None:
+            out = out + self.b_dec
+        if self.W_skip is None:
+            return out
+        if x is None:
+            raise ConfigError("The output has a part W_skip x; give x too: decode(latents, x).")
+        return out + nn.functional.linear(x.to(dtype), self.W_skip.to(dtype))
+
+    def decode_latents(
+        self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
+    ) -> Float[Tensor, "batch output_dim"]:
+        W_dec = self.W_dec.detach() if frozen else self.W_dec
+        if isinstance(latents, SparseLatents):
+            out = backend_for(W_dec).decode(latents, W_dec)
+        else:
+            with no_autocast(latents):
+                out = upcast(latents) @ upcast(W_dec)
+        return self.with_affine_part(out, x, frozen=frozen)
+
+    def with_affine_part(
+        self, out: Float[Tensor, "*batch output_dim"], x: Tensor, *, frozen: bool = False
+    ) -> Float[Tensor, "*batch output_dim"]:
+        """Adds b_dec and W_skip x to an output."""
+        b_dec, W_skip = (p.detach() if frozen and p is not None else p for p in (self.b_dec, self.W_skip))
+        if b_dec is not None:
+            out = out + b_dec
+        if W_skip is not None:
+            with no_autocast(x):
+                out = out + nn.functional.linear(upcast(x), upcast(W_skip))
+        return out
+
+    def decode_among(
+        self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
+    ) -> Float[Tensor, "batch output_dim"]:
+        center = self._center()
+        W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (self.W_enc, self._bias(), self.W_dec))
+        encoder = Encoder(W_enc, b_enc, None if center is None else center.detach())
+        x, n = self._checked(x), min(k, len(candidates))
+        if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.is_signed:
+            latents = encoder.backend.encode_where(x, encoder, lambda pre: pre.abs().topk(n).indices)
+        else:
+            latents = encoder.backend.top_k(x, encoder, n)
+        return encoder.backend.decode(latents, W_dec)
+
+    def decoder_norms(self) -> Float[Tensor, "dict_size"]:
+        norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.site_dims, dim=1)]  # each (dict_size,)
+        return norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
+
+    def ranking_norms(self) -> Float[Tensor, "dict_size"]:
+        """Returns the norms by which latents are ranked, as constants."""
+        # selection has no gradient, and in the values the norms cancel
+        return self.decoder_norms().detach().clamp_min(_LEAST_NORM)
+
+    @torch.no_grad()
+    def initialize_from_data(
+        self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], init: InitConfig
+    ) -> None:
+        if self.b_dec is not None:
+            self.b_dec.copy_(CENTERS[init.center](y))
+        if self._center() is None and not self.is_tied:
+            # the same pre-activations as with the center subtracted from the inputs
+            offset = -(upcast(self.W_enc) @ CENTERS[init.center](x))
+            for bias in self.encoder_biases():
+                bias.copy_(offset)
+        if init.fit_decoder and not self.is_tied:
+            self.W_dec.copy_(fitted_decoder(self, x, y, init.generator))
+        elif init.scale_encoder and not self.is_tied:
+            scale = best_scale(self, x, y)
+            self.W_enc.mul_(scale)
+            for bias in self.encoder_biases():
+                bias.mul_(scale)
+
+    def coders(self) -> Iterator[CoderSlice]:
+        yield CoderSlice(self, slice(0, self.dict_size), slice(0, self.activation_dim), slice(0, self.output_dim))
+
+    def encoders(self) -> list[Encoder]:
+        if self.b_enc is None or self.rank_by_norm:
+            return []
+        return [Encoder(self.W_enc, self.b_enc, self._center())]
+
+    def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
+        if isinstance(self.nonlinearity, SparseSelection) and not self.nonlinearity.of_each_token:
+            latents, pre = self.encode(x), None
+        else:
+            latents, pre = self.encode_latents(x)
+        return Reconstruction(self.decode_latents(latents, self._checked(x)), latents, pre)
+
+    @torch.no_grad()
+    def scale_(self, inputs: float, outputs: float | None = None) -> None:
+        outputs = inputs if outputs is None else outputs
+        if outputs != inputs and (self.apply_b_dec_to_input or self.is_tied):
+            what = "that subtracts b_dec from inputs" if self.apply_b_dec_to_input else "with a tied matrix"
+            raise ConfigError(f"A dictionary {what} has one scale; got inputs={inputs} and outputs={outputs}.")
+        # nonlinearities commute with positive factors: latents get the scale of the inputs, and the
+        # decoder the quotient
+        if self.b_enc is not None:
+            self.b_enc.mul_(inputs)
+        ranks = self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection)
+        self.nonlinearity.scale_(outputs if ranks else inputs)
+        if self.b_dec is not None:
+            self.b_dec.mul_(outputs)
+        if outputs != inputs:
+            self.W_dec.mul_(outputs / inputs)
+            if self.W_skip is not None:
+                self.W_skip.mul_(outputs / inputs)
+
+    @property
+    def centered(self) -> bool:
+        """The same as `apply_b_dec_to_input`."""
+        return self.apply_b_dec_to_input
+
+    @property
+    def encoder(self) -> LinearView:
+        """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`."""
+        return LinearView(self.W_enc, self.b_enc)
+
+    @property
+    def decoder(self) -> LinearView:
+        """`decoder.weight` (output_dim, dict_size) and `decoder.bias`."""
+        return LinearView(self.W_dec.T, self.b_dec)
+
+    def options(self) -> dict[str, Any]:
+        values = {
+            "output_dim": self.output_dim,
+            "apply_b_dec_to_input": self.apply_b_dec_to_input,
+            "skip": self.W_skip is not None,
+            "rank_by_norm": self.rank_by_norm,
+            "has_output_bias": self.b_dec is not None,
+        }
+        sizes = {"activation_dim": self.activation_dim, "dict_size": self.dict_size}
+        further = {name: values[name] for name in self.option_names}
+        return {**sizes, "nonlinearity": self.nonlinearity_options(), **further}
+
+    @classmethod
+    def sizes_for(cls, shape: Any) -> dict[str, Any]:
+        """Returns the arguments for the sites of a `DictionaryShape`."""
+        return {"activation_dim": sum(shape.inputs)}
+
+    def nonlinearity_options(self) -> dict[str, Any]:
+        """Returns the nonlinearity as plain data."""
+        return {"name": NONLINEARITIES.name_of(type(self.nonlinearity)), **self.nonlinearity.options()}
+
+    def _center(self) -> Tensor | None:
+        return self.b_dec if self.apply_b_dec_to_input else None
+
+    def encoder_biases(self) -> list[Tensor]:
+        """Returns the biases that are added to W_enc x: b_enc, or those of the nonlinearity."""
+        return [*([] if self.b_enc is None else [self.b_enc]), *self.nonlinearity.biases()]
+
+    def _bias(self) -> Tensor:
+        return self.b_enc if self.b_enc is not None else self.W_enc.new_zeros(self.dict_size)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        self.check_width(x)
+        return x.to(torch.promote_types(self.dtype, torch.float32))

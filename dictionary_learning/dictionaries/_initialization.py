@@ -1,0 +1,144 @@
+"""Initial weights, at random and from data."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.latents import Latents, SparseLatents, replace_values
+from dictionary_learning.ops import backend_for
+
+if TYPE_CHECKING:
+    from dictionary_learning.dictionaries._coder import Coder
+
+_SCALE_SAMPLE = 2048
+"""Tokens for the scale of the encoder."""
+_FIT_SAMPLE = 8192
+"""Tokens for the fit of a decoder."""
+_LARGEST_SAMPLE = 32_768
+"""Tokens for the geometric median, as in Gao et al. 2024 (A.1)."""
+
+
+def unit_rows(rows: int, columns: int, generator: torch.Generator | None = None) -> Float[Tensor, "rows columns"]:
+    """Returns random rows of unit norm, uniform on the sphere."""
+    return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator), dim=-1)
+
+
+def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: float = 1e-5) -> Float[Tensor, "dim"]:
+    """Returns the point with the least sum of distances to the given ones (smoothed Weiszfeld).
+
+    y <- sum(x_i / d_i) / sum(1 / d_i),  d_i = max(|x_i - y|, eps)
+
+    The floor eps, a millionth of the mean distance, keeps steps finite at a point. Of more than
+    32,768 points an even subset is used. Computed in float32, and returned in the dtype of the
+    points. Weiszfeld 1937; smoothing as in Pillutla et al. 2022, https://arxiv.org/abs/1912.13445.
+
+    Args:
+        points: At least one point.
+        max_iter: Largest number of steps.
+        tol: Relative decrease of the sum of distances at which the steps end.
+    """
+    given = points.dtype
+    if len(points) > _LARGEST_SAMPLE:
+        points = points[torch.arange(_LARGEST_SAMPLE, device=points.device) * len(points) // _LARGEST_SAMPLE]
+    points = points.float()
+    median = points.mean(0)
+    distances = (points - median).norm(dim=-1)  # (n,)
+    floor = distances.mean() * 1e-6 + 1e-30  # where all points are equal, sums of 1 / floor stay finite
+    total = distances.sum()
+    for _ in range(max_iter):
+        weights = 1 / distances.clamp_min(floor)
+        median = weights @ points / weights.sum()
+        distances = (points - median).norm(dim=-1)
+        if total - distances.sum() <= tol * total:
+            break
+        total = distances.sum()
+    return median.to(given)
+
+
+def best_scale(dictionary: "Coder", x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> float:
+    """Returns the s that minimizes |y - b_dec - s d|^2, where d is the initial W_dec^T latents.
+
+    It is below 1 where kept latents have similar directions, so that unit rows overshoot.
+    """
+    x, y = x[:_SCALE_SAMPLE], y[:_SCALE_SAMPLE]
+    latents, _ = dictionary.encode_latents(x)
+    affine = dictionary.with_affine_part(torch.zeros_like(y), x)
+    decoded = dictionary.decode_latents(latents, x) - affine
+    length = decoded.pow(2).sum()
+    scale = float(((y - affine) * decoded).sum() / length) if length > 0 else 1.0
+    return scale if scale > 0 else 1.0  # a random decoder to another site may have a negative one
+
+
+def fitted_decoder(
+    coder: "Coder",
+    x: Float[Tensor, "n activation_dim"],
+    y: Float[Tensor, "n output_dim"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "dict_size output_dim"]:
+    """Returns rows s * sum_n f_i r / sum_n f_i^2 with r = y - b_dec: regressions on each latent.
+
+    The common factor s, the best for all latents together, corrects for correlated latents. A
+    latent that does not fire on the sample gets a random direction, with the mean norm of the other
+    rows.
+    """
+    x, y = x[:_FIT_SAMPLE], y[:_FIT_SAMPLE]
+    latents, _ = coder.encode_latents(x)
+    residual = y - coder.with_affine_part(torch.zeros_like(y), x)
+    values = latents.values.square() if isinstance(latents, SparseLatents) else latents.square()
+    squares = replace_values(latents, values)
+    rows = _sums_by_latent(latents, residual, coder.dict_size)  # (dict_size, output_dim)
+    weights = _sums_by_latent(squares, torch.ones_like(y[:, :1]), coder.dict_size)  # (dict_size, 1)
+    rows = rows / weights.clamp_min(torch.finfo(rows.dtype).tiny)
+    fires = weights[:, 0] > 0
+    usual = rows[fires].norm(dim=1).mean() if bool(fires.any()) else 1.0
+    random = unit_rows(len(rows), rows.shape[1], generator).to(rows) * usual
+    rows = torch.where(fires.unsqueeze(1), rows, random)
+    decoded = backend_for(rows).decode(latents, rows) if isinstance(latents, SparseLatents) else latents @ rows
+    length = decoded.pow(2).sum()
+    return rows * ((residual * decoded).sum() / length if length > 0 else 1.0)
+
+
+def _sums_by_latent(latents: Latents, rows: Tensor, dict_size: int) -> Tensor:
+    """Returns the sum over tokens of value * row of each latent: (dict_size, width)."""
+    if isinstance(latents, Tensor):
+        return latents.T @ rows
+    with torch.enable_grad():  # the gradient of a sparse decode is that sum
+        weight = torch.zeros(dict_size, rows.shape[1], dtype=rows.dtype, device=rows.device, requires_grad=True)
+        (grad,) = torch.autograd.grad((backend_for(weight).decode(latents, weight) * rows).sum(), weight)
+    return grad
+
+
+CENTERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "geometric_median": geometric_median,
+    "mean": lambda x: x.mean(0),
+    "zeros": lambda x: torch.zeros_like(x[0]),
+}
+"""Initial b_dec by name (`b_dec_init_method`)."""
+
+
+def set_decoder_(
+    W_dec: Tensor, W_enc: Tensor | None, *, norm: float, orthogonal: bool, generator: torch.Generator | None
+) -> None:
+    """Sets decoder rows to one norm, and the encoder to the decoder's transpose, in place.
+
+    Args:
+        W_dec: The decoder (dict_size, output_dim).
+        W_enc: The encoder (dict_size, activation_dim), set if it has the shape of W_dec; None to
+            leave it.
+        norm: Norm of the rows.
+        orthogonal: Whether to draw new rows, of which each block of output_dim is orthogonal.
+        generator: Draws orthogonal rows.
+    """
+    with torch.no_grad():
+        if orthogonal:
+            width = W_dec.shape[1]
+            for rows in W_dec.split(width):
+                # the signs make Q uniform over rotations
+                q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
+                rows.copy_((q * r.diagonal().sign())[: len(rows)])
+        W_dec.mul_(norm / W_dec.norm(dim=1, keepdim=True))
+        if W_enc is not None and W_enc.shape == W_dec.shape:
+            W_enc.copy_(W_dec)

@@ -1,0 +1,311 @@
+"""Autoencoders by the names that people know: each is a nonlinearity, and the extras of its name.
+
+`encode` returns the latents. The flags that change what it returns in dictionary-learning
+(`return_topk`, `return_active`, `return_gate`, `output_pre_jump`, `use_threshold`) are implemented
+in `compat.encode_flags`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary, Reconstruction
+from dictionary_learning.dictionaries._wirings import SparseAutoencoder
+from dictionary_learning.dictionaries.nonlinearities import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    GroupMax,
+    JumpReLU,
+    MatchingPursuit,
+    Nonlinearity,
+    ReLU,
+    SparseSelection,
+    ThresholdedTopK,
+    TopK,
+)
+from dictionary_learning.errors import ConfigError
+
+
+class _Named(SparseAutoencoder):
+    """An autoencoder whose class determines its nonlinearity."""
+
+    nonlinearity_class: ClassVar[type[Nonlinearity]]
+
+    def options(self) -> dict[str, Any]:
+        own = {"activation_dim": self.activation_dim, "dict_size": self.dict_size, **self.nonlinearity.options()}
+        if self.rank_by_norm != self.ranks_by_norm:
+            own["rank_by_norm"] = self.rank_by_norm
+        if self.apply_b_dec_to_input != self.subtracts_b_dec:
+            own["apply_b_dec_to_input"] = self.apply_b_dec_to_input
+        return own
+
+    def encode(self, x: Float[Tensor, "*batch activation_dim"], *older: bool, **flags: bool) -> Any:
+        """Returns the latents, dense. `older` and `flags` are those of dictionary-learning."""
+        if not older and not flags:
+            return self.encode_dense(x)
+        from dictionary_learning.compat._encode_flags import encode_with_flags
+
+        return encode_with_flags(self, x, older, flags)
+
+    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents, dense."""
+        return super().encode(x)
+
+
+class _WithoutOptions(_Named):
+    def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
+        super().__init__(activation_dim, dict_size, self.nonlinearity_class(), **wiring)
+
+
+@DICTIONARIES.register("AutoEncoder")
+class AutoEncoder(_WithoutOptions):
+    """An autoencoder with ReLU (Bricken et al. 2023, Towards Monosemanticity)."""
+
+    nonlinearity_class = ReLU
+
+
+@DICTIONARIES.register("AutoEncoderNew")
+class AutoEncoderNew(_WithoutOptions):
+    """An autoencoder with ReLU that does not subtract b_dec, with decoder rows of any norm.
+
+    Conerly et al. 2024, Anthropic's April update.
+    """
+
+    nonlinearity_class = ReLU
+    subtracts_b_dec: ClassVar[bool] = False
+
+    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
+        """Returns x_hat, or (x_hat, latents times decoder norms) with `output_features`."""
+        if not output_features:
+            return super().forward(x)
+        latents = self.encode_dense(x)
+        return self.decode(latents), latents * self.decoder_norms()
+
+
+@DICTIONARIES.register("GatedAutoEncoder")
+class GatedAutoEncoder(_WithoutOptions):
+    """An autoencoder with gates (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014)."""
+
+    nonlinearity: Gated
+    nonlinearity_class = Gated
+
+
+@DICTIONARIES.register("JumpReluAutoEncoder")
+class JumpReluAutoEncoder(_Named):
+    """An autoencoder with a threshold for each latent.
+
+    Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
+
+    Args:
+        activation_dim: Width of the activations.
+        dict_size: Number of latents.
+        initial_threshold: See `JumpReLU`.
+        bandwidth: See `JumpReLU`.
+        kernel: See `JumpReLU`.
+        gradient_to_input: See `JumpReLU`.
+        wiring: Further arguments of `SparseAutoencoder`.
+    """
+
+    nonlinearity: JumpReLU
+    nonlinearity_class = JumpReLU
+    subtracts_b_dec: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        activation_dim: int,
+        dict_size: int,
+        initial_threshold: float = 0.001,
+        bandwidth: float = 0.001,
+        kernel: Any = "rectangle",
+        gradient_to_input: bool = False,
+        **wiring: Any,
+    ):
+        nonlinearity = JumpReLU(initial_threshold, bandwidth, kernel, gradient_to_input)
+        super().__init__(activation_dim, dict_size, nonlinearity, **wiring)
+
+    @property
+    def threshold(self) -> nn.Parameter:
+        """The threshold of each latent."""
+        return self.nonlinearity.threshold
+
+
+class _KeepsK(_Named):
+    nonlinearity: SparseSelection
+
+    def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
+        nonlinearity: Any = self.nonlinearity_class
+        super().__init__(activation_dim, dict_size, nonlinearity(k), **wiring)
+
+    @property
+    def k(self) -> int:
+        """Latents per token that may be non-zero; with BatchTopK, on average."""
+        return self.nonlinearity.k
+
+
+class _HasThreshold(_KeepsK):
+    nonlinearity: ThresholdedTopK
+
+    @property
+    def threshold(self) -> Tensor:
+        """The threshold estimated for inference; -1 if there is none."""
+        return self.nonlinearity.threshold
+
+    def by_threshold(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents above the estimated threshold, each on its own.
+
+        Raises:
+            ConfigError: There is no threshold.
+        """
+        pre = self.pre_activations(x)
+        if not self.rank_by_norm:
+            return self.nonlinearity.above_threshold(pre)
+        norms = self.ranking_norms()
+        return self.nonlinearity.above_threshold(pre * norms) / norms
+
+
+@DICTIONARIES.register("AutoEncoderTopK")
+class AutoEncoderTopK(_HasThreshold):
+    """An autoencoder that keeps the k largest latents of each token.
+
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093.
+    """
+
+    nonlinearity_class = TopK
+
+
+class _BatchTopK(_HasThreshold):
+    nonlinearity_class = BatchTopK
+
+    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        return self.in_use(self.by_threshold(x))
+
+    def in_use(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents with those that are not in use at zero."""
+        return latents
+
+
+@DICTIONARIES.register("BatchTopKSAE")
+class BatchTopKSAE(_BatchTopK):
+    """An autoencoder that keeps the k * batch largest latents of a batch in training.
+
+    For inference, latents above the estimated threshold are kept, so that those of a token do not
+    depend on its batch. Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
+    """
+
+
+@DICTIONARIES.register("MatryoshkaBatchTopKSAE")
+class MatryoshkaBatchTopKSAE(_BatchTopK):
+    """BatchTopK with groups of latents, each prefix of which is a dictionary.
+
+    Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
+
+    Args:
+        activation_dim: Width of the activations.
+        dict_size: Number of latents.
+        k: Latents per token, on average over a batch.
+        group_sizes: Number of latents of each group.
+        wiring: Further arguments of `SparseAutoencoder`.
+
+    Raises:
+        ConfigError: The groups do not add up to dict_size.
+    """
+
+    def __init__(self, activation_dim: int, dict_size: int, k: int, group_sizes: Sequence[int], **wiring: Any):
+        super().__init__(activation_dim, dict_size, k, **wiring)
+        self.group_sizes = tuple(int(size) for size in group_sizes)
+        if sum(self.group_sizes) != dict_size or min(self.group_sizes) < 1:
+            raise ConfigError(
+                f"group_sizes={self.group_sizes} add up to {sum(self.group_sizes)}; positive sizes with the sum "
+                f"dict_size={dict_size} are needed."
+            )
+        self.active_groups = len(self.group_sizes)
+        """Number of groups that `encode` and `decode` use, from the first."""
+
+    @property
+    def group_indices(self) -> list[int]:
+        """The first latent of each group, and dict_size."""
+        return [0, *torch.tensor(self.group_sizes).cumsum(0).tolist()]
+
+    def in_use(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        if self.active_groups == len(self.group_sizes):
+            return latents
+        return latents * (torch.arange(self.dict_size, device=latents.device) < self.group_indices[self.active_groups])
+
+    def decode(
+        self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
+    ) -> Float[Tensor, "*batch output_dim"]:
+        return super().decode(self.in_use(latents), x)
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "group_sizes": list(self.group_sizes)}
+
+
+@DICTIONARIES.register("GroupMaxSAE")
+class GroupMaxSAE(_KeepsK):
+    """An autoencoder that keeps the largest latent of each of k groups (EleutherAI's sparsify)."""
+
+    nonlinearity_class = GroupMax
+
+
+@DICTIONARIES.register("AbsTopKSAE")
+class AbsTopKSAE(_KeepsK):
+    """An autoencoder that keeps the k latents of largest absolute value (arXiv:2510.00404)."""
+
+    nonlinearity_class = AbsTopK
+
+
+@DICTIONARIES.register("MatchingPursuitSAE")
+class MatchingPursuitSAE(_KeepsK):
+    """An autoencoder that chooses latents one after another (arXiv:2506.03093)."""
+
+    nonlinearity_class = MatchingPursuit
+
+
+@DICTIONARIES.register("IdentityDict")
+class IdentityDict(Dictionary):
+    """Latents are the activations: the baseline that loses nothing.
+
+    Args:
+        activation_dim: Width of the activations.
+    """
+
+    def __init__(self, activation_dim: int):
+        super().__init__(activation_dim, activation_dim)
+        self.anchor = nn.Parameter(torch.zeros(0), requires_grad=False)  # gives the module a device and a dtype
+
+    def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        return x
+
+    def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
+        return latents
+
+    def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
+        return Reconstruction(x, x)
+
+    def scale_(self, inputs: float, outputs: float | None = None) -> None:
+        pass
+
+    def options(self) -> dict[str, Any]:
+        return {"activation_dim": self.activation_dim}
+
+
+_KNOWN = (
+    AutoEncoder,
+    GatedAutoEncoder,
+    JumpReluAutoEncoder,
+    AutoEncoderTopK,
+    BatchTopKSAE,
+    GroupMaxSAE,
+    AbsTopKSAE,
+    MatchingPursuitSAE,
+)
+
+
+def autoencoder_class(nonlinearity: type[Nonlinearity]) -> type[SparseAutoencoder]:
+    """Returns the class known for autoencoders with a nonlinearity, or else `SparseAutoencoder`."""
+    found = (known for known in _KNOWN if known.nonlinearity_class is nonlinearity)
+    return next(found, SparseAutoencoder)

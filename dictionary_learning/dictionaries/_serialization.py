@@ -1,0 +1,166 @@
+"""A dictionary on disk: `dictionary.safetensors` with tensors, `config.json` with all the rest.
+
+`config.json` has a section "dictionary" with the class and the arguments that build it. The header
+of the tensors repeats that section, so that files of two saves are not taken for one dictionary.
+The other sections are "name", "site", "target_site", "trainer", "normalization", "buffer", "run"
+and "versions".
+"""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dictionary_learning._disk import write_atomically, write_json
+from dictionary_learning._plain import to_plain
+from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary
+from dictionary_learning.dictionaries._info import own_sections
+from dictionary_learning.errors import CheckpointError, did_you_mean
+
+WEIGHTS = "dictionary.safetensors"
+CONFIG = "config.json"
+FORMAT_VERSION = 1
+_LOADING = "dictionary_learning.interop._loading"
+
+
+def save_dictionary(dictionary: Dictionary, path: str | os.PathLike, config: Mapping[str, Any] | None = None) -> Path:
+    """Writes the dictionary into a folder; each file is complete or absent at any moment.
+
+    Args:
+        dictionary: the dictionary.
+        path: the folder, which is created if it does not exist.
+        config: sections of `config.json`; those not given are taken from `dictionary.info`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: a tensor holds values that are not finite.
+        ConfigError: the config holds an object that JSON cannot hold. Nothing has been written in
+            either case.
+    """
+    check_finite(dictionary)
+    folder = Path(path)
+    section = {"class": DICTIONARIES.name_of(type(dictionary)), **dictionary.options()}
+    sections = own_sections({**dictionary.info.to_config(), **(config or {})})
+    # before anything is written: a config that JSON cannot hold must leave no weights alone
+    document = {"format_version": FORMAT_VERSION, "dictionary": section, **to_plain(sections), "versions": versions()}
+    folder.mkdir(parents=True, exist_ok=True)
+    # one entry only: safetensors writes several in random order, and files would differ
+    write_tensors(folder / WEIGHTS, dictionary.state_dict(), {"dictionary": json.dumps(section)})
+    write_json(folder / CONFIG, document)
+    return folder
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | None], metadata: dict[str, str] | None = None) -> None:
+    """Writes the tensors that are not None into a safetensors file, complete or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata))
+
+
+def load_dictionary(
+    path: str | os.PathLike,
+    device: torch.device | str | None = None,
+    *,
+    site: str | None = None,
+    format: str | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    **facts: Any,
+) -> Dictionary:
+    """Loads a dictionary of any format; its attribute `info` says what is known about it.
+
+    Weights are loaded as they are stored, and nothing is rescaled. Half precision of other packages
+    is read as float32, in which those packages compute.
+
+    Args:
+        path: a folder, a file of weights, or a repository of the Hugging Face hub ("owner/name" or
+            "owner/name/folder").
+        device: the device of the dictionary; the CPU by default.
+        site: which of several dictionaries: a folder or file below the path, such as "layers.10".
+        format: the format, where the files alone do not tell.
+        dtype: the dtype of the weights, instead of the stored one.
+        revision: branch, tag or commit of the repository.
+        facts: facts that the format needs and the files do not hold, such as `k=50`.
+
+    Raises:
+        CheckpointError: there is no dictionary, its files are damaged or inconsistent, or may be of
+            several formats.
+    """
+    # readers depend on dictionaries, so they are imported by name, as plug-ins are
+    loading = importlib.import_module(_LOADING)
+    return loading.load_dictionary(path, device, site=site, format=format, dtype=dtype, revision=revision, **facts)
+
+
+def check_finite(dictionary: Dictionary) -> None:
+    """Checks that a dictionary can be written.
+
+    Raises:
+        CheckpointError: a tensor holds values that are not finite.
+    """
+    bad = [name for name, tensor in dictionary.state_dict().items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise CheckpointError(
+            f"The {type(dictionary).__name__} holds values that are not finite in {', '.join(bad)}; its training has diverged. It is "
+            "not written. Train again with a lower learning rate, or save an earlier step."
+        )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("dictionary-learning", "torch", "nnsight", "transformers"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """Returns the contents of `config.json` in the folder of a saved dictionary.
+
+    Raises:
+        CheckpointError: the folder or file does not exist, or was not written by this package.
+    """
+    if not folder.is_dir():
+        siblings = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
+        raise CheckpointError(
+            f"There is no folder '{folder}'.{did_you_mean(folder.name, siblings)} Give the folder of a saved dictionary."
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"'{folder}' has no {CONFIG}; it holds: {inside}. Give the folder of a saved dictionary."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{folder / CONFIG}' is not JSON ({error}).") from error
+    return check_config(config, folder)
+
+
+def check_config(config: Any, folder: Path) -> dict[str, Any]:
+    """Returns the contents of `config.json` after checking that this package wrote them.
+
+    Raises:
+        CheckpointError: another package, or a later version of this one, wrote them.
+    """
+    section = config.get("dictionary") if isinstance(config, dict) else None
+    if not isinstance(section, dict) or "class" not in section:
+        raise CheckpointError(
+            f"'{folder / CONFIG}' has no section 'dictionary' with a class, so it was not written by this package."
+        )
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"'{folder}' is of format version {config.get('format_version')}; this package reads version {FORMAT_VERSION}. Upgrade it."
+        )
+    return config

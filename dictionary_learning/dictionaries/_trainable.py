@@ -1,0 +1,108 @@
+"""The interface between trainers and dictionaries of any wiring."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dictionary_learning.dictionaries._base import Dictionary
+from dictionary_learning.latents import Latents, SparseLatents
+from dictionary_learning.ops import Encoder
+
+if TYPE_CHECKING:
+    from dictionary_learning.dictionaries._coder import Coder
+
+CenterName = Literal["geometric_median", "mean", "zeros"]
+
+
+class InitConfig(NamedTuple):
+    """How a dictionary is initialized from data."""
+
+    center: CenterName = "geometric_median"
+    """Initial b_dec."""
+    scale_encoder: bool = True
+    """Whether the encoder is scaled so that the first reconstruction is best."""
+    fit_decoder: bool = False
+    """Whether each decoder row is fitted to the outputs, as where they are not the inputs."""
+    generator: torch.Generator | None = None
+    """Draws directions of latents that do not fire on the sample; None for the global generator."""
+
+
+class CoderSlice(NamedTuple):
+    """A coder of a dictionary, and its place there."""
+
+    coder: "Coder"
+    latents: slice
+    """Its latents among those of the dictionary."""
+    reads: slice
+    """Its inputs among those of the dictionary."""
+    writes: slice
+    """Its outputs among those of the dictionary."""
+
+    def own(self, latents: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
+        """Returns those of the dictionary's latents that are the coder's, by their index there."""
+        return latents[(latents >= self.latents.start) & (latents < self.latents.stop)] - self.latents.start
+
+
+class Trainable(Dictionary):
+    """A dictionary of encoders and decoders, of any wiring."""
+
+    @abstractmethod
+    def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
+        """Returns the latents that are kept, as in training, in float32 at least.
+
+        Args:
+            x: Activations.
+            k: Latents per token instead of the nonlinearity's own number, as while k is annealed.
+
+        Raises:
+            ConfigError: The nonlinearity keeps no set number of latents.
+        """
+
+    @abstractmethod
+    def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
+        """Returns latents as in training, and pre-activations where they were computed."""
+
+    @abstractmethod
+    def decode_latents(
+        self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
+    ) -> Float[Tensor, "batch output_dim"]:
+        """Returns the reconstruction from dense or sparse latents, in float32 at least.
+
+        Args:
+            latents: The latents.
+            x: The activations that they encode.
+            frozen: Whether the decoder is constant, so that gradients reach the latents only.
+        """
+
+    @abstractmethod
+    def decode_among(
+        self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
+    ) -> Float[Tensor, "batch output_dim"]:
+        """Returns the outputs of the k largest of some latents, without biases."""
+
+    @abstractmethod
+    def pointwise(self, method: str, pre: Latents) -> Latents:
+        """Applies a method of the nonlinearity to each pre-activation, as `gate` of `Gated`."""
+
+    @abstractmethod
+    def decoder_norms(self) -> Float[Tensor, "dict_size"]:
+        """Returns the norm of each decoder row; of several sites, the sum of the norms."""
+
+    @abstractmethod
+    def initialize_from_data(
+        self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"], init: InitConfig
+    ) -> None:
+        """Sets biases, the encoder's scale and where asked the decoder, before training."""
+
+    @abstractmethod
+    def coders(self) -> Iterator[CoderSlice]:
+        """Yields the coders of the dictionary."""
+
+    def encoders(self) -> list[Encoder]:
+        """Returns the encoders that are applied to the activations as they are, for one product
+        with those of other dictionaries."""
+        return []

@@ -1,0 +1,69 @@
+"""The report as a text that reads well in a terminal and on GitHub."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dictionary_learning.evaluation.reports._formatting import count, duration, excluded, headline
+from dictionary_learning.evaluation.reports._metrics import BASELINES, baselines, best_values, defined, shown_columns
+
+
+def render_markdown(report: Mapping[str, Any]) -> str:
+    """Returns a summary of the evaluation, the tables of metrics, and what the metrics mean."""
+    parts = [f"# {_line(report.get('title') or 'Evaluation')}", _line(headline(report)), _line(excluded(report))]
+    dictionaries = report.get("dictionaries") or []
+    if dictionaries:
+        parts += ["## Dictionaries", _dictionaries(dictionaries)]
+        if best_values(dictionaries):
+            parts.append("Bold: the best value among the dictionaries of the same site.")
+    if report.get("ablation"):
+        parts += ["## Baselines", "Cross-entropy in nats per token, and KL divergence from the original model."]
+        rows = [[_code(site), *texts] for site, texts in baselines(report)]
+        parts.append(_table(["site", "CE original", *BASELINES.values()], rows, n_left=1))
+    parts += ["## Metrics", _definitions(dictionaries)]
+    about = [f"- {name} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
+    about += [f"- {_line(package)} {_line(version)}" for package, version in (report.get("versions") or {}).items()]
+    if about:
+        parts += ["## Run", "\n".join(about)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _dictionaries(dictionaries: Sequence[Mapping[str, Any]]) -> str:
+    columns, best = shown_columns(dictionaries), best_values(dictionaries)
+    rows = []
+    for i, d in enumerate(dictionaries):
+        row = [_code(d["site"]), _code(d["name"]), count(d.get("dict_size"))]
+        for column in columns:
+            text = column.write(d["metrics"].get(column.key))
+            row.append(f"**{text}**" if (i, column.key) in best else text)
+        rows.append(row)
+    return _table(["site", "name", "width", *(column.label for column in columns)], rows, n_left=2)
+
+
+def _definitions(dictionaries: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for metric in defined(dictionaries):
+        better = "" if metric.better == "neither" else f"; {metric.better} is better"
+        meaning = metric.meaning.replace("<x, x_hat>", "`<x, x_hat>`")  # or it would be read as a tag
+        lines.append(f"- **{metric.label}** (`{metric.key}`): {meaning}. Range: {metric.span}{better}.")
+    return "\n".join(lines)
+
+
+def _table(header: list[str], rows: list[list[str]], n_left: int) -> str:
+    """Returns a table with aligned columns; the first `n_left` hold words, the others numbers."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        texts = [c.ljust(w) if i < n_left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(texts)} |"
+
+    rule = [":" + "-" * (w - 1) if i < n_left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def _code(text: Any) -> str:
+    """Returns a code span, in which only a backtick and the bar of a table have a meaning."""
+    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split()).replace("<", "&lt;")

@@ -1,0 +1,240 @@
+"""The plots of a report: each an SVG element, or an empty string if there is nothing to draw."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from dictionary_learning.evaluation.reports._formatting import (
+    count,
+    decimal,
+    finite,
+    names_of,
+    shortened,
+    signed,
+    sites_of,
+)
+from dictionary_learning.evaluation.reports._svg import CARD, INK, MUTED, RULE, Look, draw, title_of_axis
+
+Dictionaries = Sequence[Mapping[str, Any]]
+
+_HEIGHT = 3.7  # inches
+_DECADES = 4.0  # an increase too small for this many is drawn at the left end
+_ROW = 0.47  # inches
+_LABEL = 24  # letters of a name beside a point
+_MAX_FILLED = 4  # histograms; more would only make gray
+_MAX_POINTS = 400  # of a curve; more are not seen at this width
+_WIDE_RANGE = 4.0  # a ratio of largest to smallest from which a logarithmic axis is the clearer one
+
+
+def training_plot(dictionaries: Dictionaries, looks: Sequence[Look], key: str, label: str) -> str:
+    """Draws one metric of the training history over tokens."""
+    curves = {i: _curve(d.get("history") or [], key) for i, d in enumerate(dictionaries)}
+    curves = {i: points for i, points in curves.items() if points}
+    if not curves:
+        return ""
+
+    def paint(axes: Axes) -> None:
+        for i, points in curves.items():
+            tokens, values = zip(*points, strict=True)
+            marker = looks[i].marker if len(points) == 1 else None
+            axes.plot(tokens, values, color=looks[i].color, linestyle=looks[i].line, marker=marker, gid=looks[i].gid)
+        _choose_scale(axes.yaxis, [value for points in curves.values() for _, value in points])
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("training tokens")
+        axes.margins(x=0.01)
+
+    return draw(f"training-{key}", f"{label} over training tokens", _HEIGHT, names_of(dictionaries), paint)
+
+
+def scatter_plot(dictionaries: Dictionaries, looks: Sequence[Look]) -> str:
+    """Draws FVU against L0, a point for each dictionary with its site's shape."""
+    points: dict[int, tuple[float, float]] = {}
+    for i, d in enumerate(dictionaries):
+        x, y = finite(d["metrics"].get("l0")), finite(d["metrics"].get("fvu"))
+        if x is not None and y is not None:
+            points[i] = (x, y)
+    if len(points) < 2:  # the table shows as much of one point
+        return ""
+
+    def paint(axes: Axes) -> None:
+        for i, (x, y) in points.items():
+            look = looks[i]
+            marker = {"markersize": 10, "markeredgecolor": CARD, "clip_on": False}
+            axes.plot([x], [y], look.marker, color=look.color, gid=look.gid, **marker)
+        xs, ys = zip(*points.values(), strict=True)
+        if min(xs) > 0 and max(xs) / min(xs) > 1:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(LogLocator(base=2))
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
+        axes.margins(x=0.18, y=0.16)  # room for names beside the points
+        _choose_scale(axes.yaxis, list(ys))
+        axes.grid(axis="x")
+        axes.set_xlabel("L0, latents that fire per token")
+        title_of_axis(axes, "FVU, variance unexplained")
+        _label_points(axes, points, looks, names_of(dictionaries))
+
+    return draw("fvu-l0", "FVU against L0", _HEIGHT, names_of(dictionaries), paint)
+
+
+def density_plot(dictionaries: Dictionaries, looks: Sequence[Look]) -> str:
+    """Draws a histogram of how often latents fire, as shares of each dictionary's latents."""
+    shown = {i: d["density"] for i, d in enumerate(dictionaries) if (d.get("density") or {}).get("counts")}
+    if not shown:
+        return ""
+
+    def paint(axes: Axes) -> None:
+        for i, density in shown.items():
+            total = sum(density["counts"]) + density.get("n_never_fired", 0)
+            shares = [c / max(total, 1) for c in density["counts"]]
+            edges, look = density["log10_edges"], looks[i]
+            axes.stairs(shares, edges, color=look.color, linestyle=look.line, linewidth=1.9, gid=look.gid)
+            if len(shown) <= _MAX_FILLED:
+                axes.stairs(shares, edges, color=look.color, fill=True, alpha=0.07, gid=look.gid)
+        top = axes.get_ylim()[1]
+        axes.set_ylim(0, top * 1.12)  # room above the bars for the label
+        _mark_resolution(axes, dictionaries)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * 10**x:g}%"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}" if y == 0 else f"{100 * y:.3g}%"))
+        axes.set_xlabel("share of tokens on which a latent fires")
+        title_of_axis(axes, "share of latents")
+
+    return draw("density", "Histogram of how often latents fire", _HEIGHT, names_of(dictionaries), paint)
+
+
+def cross_entropy_plot(site: str, report: Mapping[str, Any], looks: Sequence[Look]) -> str:
+    """Draws the cross-entropies at a site, as differences from the original model's, on a logarithmic axis.
+
+    Ablation costs a hundred times as much as a good dictionary, so no linear axis shows both. All sites of a report have
+    the same axis.
+    """
+    clean = finite(report.get("ce_clean"))
+    rows = _rows(site, report, looks)
+    if clean is None or not rows:
+        return ""
+    sites: list[str] = list(dict.fromkeys([*(report.get("ablation") or {}), *sites_of(report["dictionaries"])]))
+    above = [row.ce - clean for s in sites for row in _rows(s, report, looks) if row.ce > clean]
+    high = max(above, default=1.0) * 1.5
+    low = 10 ** math.floor(math.log10(max(min(above, default=0.1) * 0.8, high / 10**_DECADES)))
+
+    def paint(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        axes.set_ylim(len(rows) + 0.5, -0.65)  # downwards: the original model is in the first row
+        axes.set_yticks([])
+        _write_row(axes, 0, "original model", decimal(clean), None)
+        for y, row in enumerate(rows, start=1):
+            color, gid = (row.look.color, row.look.gid) if row.look else (MUTED, None)
+            at = max(row.ce - clean, low)  # a dictionary may even lower the cross-entropy
+            axes.plot([low, at], [y, y], color=color, linewidth=6, solid_capstyle="butt", alpha=0.85, gid=gid)
+            marker = {"markersize": 9, "markeredgecolor": CARD, "clip_on": False}
+            axes.plot([at], [y], row.look.marker if row.look else "o", color=color, gid=gid, **marker)
+            _write_row(axes, y, row.label, f"{decimal(row.ce)}  ({signed(row.ce - clean)})", gid)
+        axes.grid(False, axis="y")
+        axes.grid(axis="x")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"+{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("nats per token above the original model, logarithmic")
+
+    name = f"ce-{sites.index(site)}"
+    return draw(name, f"Cross-entropy at {site}", 0.8 + _ROW * (len(rows) + 1), names_of(report["dictionaries"]), paint)
+
+
+class _Row(NamedTuple):
+    """A row of the plot of cross-entropies."""
+
+    label: str
+    ce: float
+    look: Look | None
+
+
+def _curve(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    points = [(finite(entry.get("tokens")), finite(entry.get(key))) for entry in history]
+    known = [(x, y) for x, y in points if x is not None and y is not None]
+    stride = max(1, math.ceil(len(known) / _MAX_POINTS))
+    return known[:-1:stride] + known[-1:]  # the last point is always shown
+
+
+def _choose_scale(axis: Axis, values: list[float]) -> None:
+    low, high = min(values), max(values)
+    if low > 0 and high / low > _WIDE_RANGE:
+        axis.axes.set_yscale("log")
+        wide = high / low > 1e3
+        axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+def _label_points(
+    axes: Axes, points: Mapping[int, tuple[float, float]], looks: Sequence[Look], names: Sequence[str]
+) -> None:
+    """Writes a name beside each point where it covers nothing; a name that fits nowhere is only in the legend."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # gives the axes their size
+    frame = axes.get_window_extent()
+    centers = {i: axes.transData.transform(point).tolist() for i, point in points.items()}
+    scale = figure.dpi / 72  # pixels per point
+    taken = [(x - 8 * scale, y - 8 * scale, x + 8 * scale, y + 8 * scale) for x, y in centers.values()]
+    for i, (x, y) in centers.items():
+        text = shortened(names[i], limit=_LABEL)
+        width, height = 6.4 * len(text) * scale, 13 * scale  # of a text of that many letters, about
+        for dx, dy, align in ((11, 0, "left"), (-11, 0, "right"), (0, 15, "center"), (0, -15, "center")):
+            left = x + dx * scale - {"left": 0, "right": width, "center": width / 2}[align]
+            box = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
+            inside = box[0] >= frame.x0 and box[2] <= frame.x1 and box[1] >= frame.y0 and box[3] <= frame.y1
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                axes.annotate(
+                    text, points[i], (dx, dy), textcoords="offset points", ha=align, va="center", gid=looks[i].gid
+                )
+                break
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    # boxes are (left, bottom, right, top)
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _mark_resolution(axes: Axes, dictionaries: Dictionaries) -> None:
+    """Marks 1/n: on n tokens, a latent that fires less often cannot be seen to fire."""
+    numbers = {finite(d["metrics"].get("n_tokens")) for d in dictionaries} - {None, 0.0}
+    if len(numbers) != 1:
+        return
+    n = numbers.pop()
+    assert n is not None
+    at = -math.log10(n)
+    axes.axvline(at, color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
+    axes.annotate(
+        f"one token in {count(n)}", (at, axes.get_ylim()[1]), (6, -3), textcoords="offset points", va="top", color=MUTED
+    )
+
+
+def _rows(site: str, report: Mapping[str, Any], looks: Sequence[Look]) -> list[_Row]:
+    """Returns the rows of a site: each dictionary, then its mean and its zero ablation."""
+    rows = []
+    for d, look in zip(report["dictionaries"], looks, strict=True):
+        ce = finite(d["metrics"].get("ce_reconstructed"))
+        if str(d["site"]) == site and ce is not None:
+            rows.append(_Row(shortened(d["name"]), ce, look))
+    ablation = (report.get("ablation") or {}).get(site, {})
+    for key, label in (("ce_mean", "mean ablation"), ("ce_zero", "zero ablation")):
+        ce = finite(ablation.get(key))
+        if ce is not None:
+            rows.append(_Row(label, ce, None))
+    return rows
+
+
+def _write_row(axes: Axes, y: int, label: str, value: str, gid: str | None) -> None:
+    across = axes.get_yaxis_transform()
+    axes.text(0, y - 0.22, label, transform=across, va="bottom", color=INK, gid=gid)
+    axes.text(1, y - 0.22, value, transform=across, va="bottom", ha="right", color=INK, gid=gid)
+    if not gid and y == 0:
+        axes.plot([0, 1], [y, y], transform=across, color=RULE, linewidth=1.2)

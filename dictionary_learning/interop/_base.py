@@ -1,0 +1,137 @@
+"""Formats of checkpoints, and how the format of a checkpoint is recognized.
+
+All functions raise a CheckpointError where a checkpoint, a fact or a name does not fit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from dictionary_learning.config import Registry
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import CheckpointError, UnknownNameError
+from dictionary_learning.interop._files import Files
+
+Facts = Mapping[str, Any]
+"""Facts about a checkpoint that its files do not hold, by name."""
+
+
+class Loaded(NamedTuple):
+    """What a format reads from a checkpoint."""
+
+    dictionary: Dictionary
+    config: dict[str, Any]
+    """What is known about the dictionary; see `DictionaryInfo.config`."""
+
+
+class Format(ABC):
+    """How one kind of file is recognized, read and written."""
+
+    name: ClassVar[str]
+    """The name for `format=` and `--to`."""
+    about: ClassVar[str]
+    """Whose format it is, in one line."""
+    facts: ClassVar[tuple[str, ...]] = ()
+    """Facts that a caller may add."""
+    needed: ClassVar[tuple[str, ...]] = ()
+    """Patterns of the files that are read, relative to the folder."""
+    writes: ClassVar[bool] = False
+    """Whether dictionaries can be written in this format."""
+
+    def recognizes(self, files: Files) -> bool:
+        """Returns whether files are of this format, and by names and keys of no other."""
+        return files.wants(self.needed[0])
+
+    @abstractmethod
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        """Returns the dictionary in a folder."""
+
+    def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
+        """Writes a dictionary into an existing folder; formats with `writes` implement it."""
+        raise NotImplementedError
+
+    def known(self, peer: Mapping[str, Any], names: Mapping[str, Any] | None = None, **keys: str) -> dict[str, Any]:
+        """Returns a config of what is known.
+
+        Args:
+            peer: the settings of the other package as they stand in its files.
+            names: the settings to look in for the names below; `peer` by default.
+            keys: the key there of each of our sections: model, site, target_site.
+        """
+        values = {section: (peer if names is None else names).get(key) for section, key in keys.items()}
+        texts = {section: value for section, value in values.items() if isinstance(value, str)}
+        return {"format": self.name, "peer": dict(peer), **texts}
+
+
+FORMATS: Registry[Format] = Registry("format")
+
+
+def writable_format(name: str) -> Format:
+    """Returns a format that dictionaries can be written in."""
+    known = _format_named(name)
+    if not known.writes:
+        writable = ", ".join(other for other, entry in FORMATS.items() if entry.writes)
+        raise CheckpointError(f"Dictionaries are read as {name}, and not written. Choose one of: {writable}.")
+    return known
+
+
+def format_of(files: Files, name: str | None = None) -> Format:
+    """Returns the named format, or the only one that recognizes the files."""
+    if name is not None:
+        return _format_named(name)
+    found = [known for _, known in FORMATS.items() if known.recognizes(files)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"'{files}' may be any of {', '.join(known.name for known in found)}, which compute different things. It holds: "
+            f"{files.listing()}. Say which by format=."
+        )
+    raise CheckpointError(
+        f"'{files}' is no dictionary of a known format. It holds: {files.listing()}. Give the folder with the weights and their "
+        f"config, or say the format: {', '.join(FORMATS)}."
+    )
+
+
+def check_facts(known: Format, facts: Facts) -> None:
+    """Checks that the format can use the facts."""
+    for name in facts:
+        if name not in known.facts:
+            usable = f"it uses: {', '.join(known.facts)}" if known.facts else "it uses no facts"
+            raise CheckpointError(f"The format {known.name} has no use for {name}={facts[name]!r}; {usable}.")
+
+
+def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, where: object) -> Any:
+    """Returns a setting of a config, checked to be of a type."""
+    value = config.get(name, default)
+    if value is default:
+        return value
+    # JSON writes 1.0 as 1; bool is an int in Python, but no number in a config
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 1e300 else value
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise CheckpointError(f"The config of '{where}' says {name}={value!r}; a {kind.__name__} is needed.")
+    return value
+
+
+def choice(config: Mapping[str, Any], name: str, known: Collection[str], default: str | None, where: object) -> str:
+    """Returns a setting of a config, checked to be one of some words."""
+    value = config.get(name, default)
+    if not isinstance(value, str) or value not in known:
+        raise CheckpointError(f"The config of '{where}' says {name}={value!r}; known are: {', '.join(known)}.")
+    return value
+
+
+def positive(value: Any, name: str, where: object) -> float:
+    """Returns a factor, checked to be a positive finite number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1e-30 < value < 1e30:
+        raise CheckpointError(f"'{where}' has {name}={value!r}; a positive number is needed.")
+    return float(value)
+
+
+def _format_named(name: str) -> Format:
+    try:
+        return FORMATS[name]
+    except UnknownNameError as error:
+        raise CheckpointError(str(error)) from error

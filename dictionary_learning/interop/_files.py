@@ -1,0 +1,214 @@
+"""The files of a checkpoint, the border around them, and where in a folder dictionaries are.
+
+A `Files` is one folder, or one file in it that was asked for. Names lead to nothing outside of it,
+neither through `..` nor through a symbolic link. The one exception is the hub's cache, where each
+file links to the `blobs` of its own repository.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from dictionary_learning.errors import CheckpointError, did_you_mean
+from dictionary_learning.interop._safe import open_safetensors, plain_name
+from dictionary_learning.sites import natural_key
+
+WHOLE = (
+    "dictionary.safetensors",
+    "ae.pt",
+    "sae.safetensors",
+    "sae_weights.safetensors",
+    "params.npz",
+    "params.safetensors",
+    "hyperparams.json",
+    "latest_ckpt.safetensors",
+)
+"""Files that make a folder one dictionary."""
+ENDINGS = (".pt", ".pth", ".safetensors")
+"""Endings of weights, in formats that put several dictionaries into one folder."""
+COPIES = ("checkpoints", "best")
+"""Folders of a run that hold earlier or other steps of its dictionaries."""
+TRAINING = re.compile(
+    r"((trainer_|rank_\d+_)?state|optimizer.*|lr_scheduler.*|sparsity|activation_whitening|activations_store_state)\.(pt|safetensors)"
+)
+"""Files of a run that hold no dictionary."""
+_DECODERS = ("W_dec", "w_dec", "decoder", "D")
+_MOST_NAMES = 20_000
+"""Entries of a folder that are looked at."""
+_MOST_FOLDERS, _DEEPEST = 5_000, 6
+"""Folders below a run that are looked into."""
+
+
+class Files:
+    """One folder of a checkpoint.
+
+    Args:
+        path: the folder, or a file in it that holds the weights.
+        root: the folder that nothing may lead out of; the folder itself by default.
+    """
+
+    def __init__(self, path: str | os.PathLike, root: Path | None = None):
+        given = Path(path)
+        # links on the way to the folder are the caller's own
+        self.root = root or (given if given.is_dir() else given.parent).resolve()
+        _check_inside(given, self.root)
+        if not given.exists():
+            siblings = sorted(p.name for p in given.parent.iterdir()) if given.parent.is_dir() else []
+            raise CheckpointError(
+                f"There is no folder '{given}' and no file of that name.{did_you_mean(given.name, siblings)} "
+                "Give the folder of a saved dictionary."
+            )
+        self.folder = given if given.is_dir() else given.parent
+        self.chosen: str | None = None if given.is_dir() else given.name
+        """The file that was asked for by name."""
+
+    @property
+    def names(self) -> list[str]:
+        """The files in the folder, in natural order."""
+        return [name for name, is_dir in self._entries() if not is_dir]
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders in the folder, in natural order, without hidden ones."""
+        return [name for name, is_dir in self._entries() if is_dir]
+
+    def has(self, *names: str) -> bool:
+        """Returns whether all of these files exist."""
+        return all((self.folder / name).is_file() for name in names)
+
+    def path(self, name: str) -> Path:
+        """Returns the path of a file."""
+        found = self.folder / name
+        _check_inside(found, self.root)
+        if not found.is_file():
+            raise CheckpointError(f"'{self.folder}' has no {name}; it holds: {self.listing()}. Get the whole folder.")
+        return found
+
+    def wants(self, name: str) -> bool:
+        """Returns whether a file exists, and no other was asked for."""
+        return self.has(name) and self.chosen in (None, name)
+
+    def weights(self, *endings: str) -> list[str]:
+        """Returns the files that may be a dictionary: the one asked for, or all with a decoder."""
+        if self.chosen is not None:
+            named = [self.chosen] if self.chosen.endswith(endings) else []
+        else:
+            named = [name for name in self.names if name.endswith(endings)]
+        found = [name for name in named if not TRAINING.fullmatch(name)]
+        return found if self.chosen is not None else [name for name in found if self._has_decoder(name)]
+
+    def only_weights(self, *endings: str) -> Path:
+        """Returns the path of the only file of weights."""
+        names = self.weights(*endings)
+        if len(names) != 1:
+            raise CheckpointError(
+                f"'{self}' has {', '.join(names) or 'no file of weights'}; one is needed. Name it by site=."
+            )
+        return self.path(names[0])
+
+    def at(self, name: str) -> "Files":
+        """Returns the files of a folder below, or one file of it; the border stays."""
+        return Files(self.folder / name, self.root) if name else self
+
+    def above(self) -> "Files":
+        """Returns the folder above, where some formats keep settings."""
+        return Files(self.folder.absolute().parent)
+
+    def listing(self) -> str:
+        """Returns the content of the folder in words."""
+        shown = [name + ("/" if is_dir else "") for name, is_dir in self._entries()]
+        return shorten(shown) or "nothing"
+
+    def _entries(self) -> list[tuple[str, bool]]:
+        found = []
+        with os.scandir(self.folder) as entries:
+            for n, entry in enumerate(entries):
+                if n >= _MOST_NAMES:
+                    raise CheckpointError(
+                        f"'{self.folder}' holds more than {_MOST_NAMES} files. Give the folder of a dictionary."
+                    )
+                if not entry.name.startswith("."):  # hidden, or not finished
+                    found.append((entry.name, entry.is_dir()))
+        return sorted(found, key=lambda entry: natural_key(entry[0]))
+
+    def _has_decoder(self, name: str) -> bool:
+        if not name.endswith(".safetensors"):
+            return True
+        try:
+            with open_safetensors(self.path(name)) as file:
+                return any(plain_name(key).split(".")[0] in _DECODERS for key in file.keys())  # noqa: SIM118
+        except CheckpointError:
+            return True  # the reader says what is wrong with it
+
+    def __str__(self) -> str:
+        return str(self.folder if self.chosen is None else self.folder / self.chosen)
+
+
+def sites_in(files: Files) -> dict[str, str]:
+    """Returns where the dictionaries of a run are, in natural order.
+
+    Args:
+        files: the folder of the run.
+
+    Returns:
+        The path below the folder of each dictionary ("" for the folder itself), by site. The site
+        is that path without the ending of a file, and without a folder within one of the same name:
+        `layers.3` for `layers.3/layers.3`.
+    """
+    if files.chosen is not None:
+        return {"": ""}
+    found: dict[str, str] = {}
+    waiting, n = [(files, "")], 0
+    while waiting:
+        place, path = waiting.pop()  # a folder, and its path below the run
+        n += 1
+        if n > _MOST_FOLDERS:
+            raise CheckpointError(f"'{files}' has more than {_MOST_FOLDERS} folders. Give the folder of one run.")
+        names = _dictionaries(place)
+        for name in names:
+            found[_site_name(path, name)] = f"{path}/{name}".strip("/")
+        if "" not in names and path.count("/") < _DEEPEST:
+            waiting += [(place.at(name), f"{path}/{name}".strip("/")) for name in place.folders if name not in COPIES]
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+
+
+def shorten(names: list[str], most: int = 12) -> str:
+    """Returns names separated by commas; of many, the first and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check_relative(name: str, of: str) -> str:
+    """Returns a name that may be appended to the name of a folder or of a repository."""
+    parts = name.replace("\\", "/").split("/")
+    if not name or name.startswith(("/", "\\", "~")) or ".." in parts or ":" in parts[0] or "\0" in name:
+        raise CheckpointError(f"'{name}' leads out of {of}. Give the name of a folder or file inside of it.")
+    return name.strip("/")
+
+
+def _dictionaries(files: Files) -> list[str]:
+    """Returns the names of the dictionaries in one folder, "" for the folder itself."""
+    if any(files.has(name) for name in WHOLE):
+        return [""]
+    found = files.weights(*ENDINGS)
+    return [""] if len(found) == 1 else found
+
+
+def _site_name(path: str, name: str) -> str:
+    stem = re.sub(r"(\.sae)?\.(pt|pth|safetensors)$", "", name)
+    parts = [part for part in f"{path}/{stem}".split("/") if part]
+    return "/".join(part for n, part in enumerate(parts) if n == 0 or part != parts[n - 1])
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    resolved = path.resolve()  # follows links
+    if resolved == root or root in resolved.parents:
+        return
+    blobs = [  # of the repository in whose snapshot the root is
+        folder.parent.parent / "blobs"
+        for folder in (root, *root.parents)
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(("models--", "datasets--"))
+    ]
+    if not any(folder in resolved.parents for folder in blobs):
+        raise CheckpointError(
+            f"'{path}' leads out of '{root}', to '{resolved}'. Put the file itself there, or give the folder that holds it."
+        )

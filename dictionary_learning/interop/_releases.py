@@ -1,0 +1,118 @@
+"""Public releases of dictionaries: a list to search and to load from."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import CheckpointError, did_you_mean
+from dictionary_learning.interop._files import shorten
+from dictionary_learning.interop._loading import load_dictionary
+
+_FILE = Path(__file__).with_name("releases.json")
+_RANGE = re.compile(r"\{([^}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """Dictionaries that were published together."""
+
+    name: str
+    repo: str
+    """The repository on the Hugging Face hub."""
+    model: str
+    format: str
+    paths: tuple[str, ...]
+    """The paths of the dictionaries in the repository, as patterns of `releases.json`."""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Facts that the files do not hold."""
+    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The factor that activations are multiplied by, by path, where the files do not hold it."""
+
+    @property
+    def sites(self) -> list[str]:
+        """The paths of the dictionaries; patterns with a * where only the repository lists them."""
+        return [path for pattern in self.paths for path in _expanded(pattern)]
+
+    def load(self, site: str | None = None, device: torch.device | str | None = None, **options: Any) -> Dictionary:
+        """Loads one of the dictionaries.
+
+        Args:
+            site: one of `sites`; may be left out where there is only one.
+            device: the device of the dictionary; the CPU by default.
+            options: further arguments of `load_dictionary`.
+
+        Raises:
+            CheckpointError: there is no such site.
+        """
+        sites = self.sites
+        exact = [known for known in sites if "*" not in known]
+        if site is None and len(sites) == 1 and exact:
+            site = exact[0]
+        if site is None or (len(exact) == len(sites) and site not in sites):
+            raise CheckpointError(
+                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), sites)} It has: {shorten(sites, 6)}. Give one "
+                "as site=."
+            )
+        facts = {**self.facts, **({"scale": self.scales[site]} if site in self.scales else {})}
+        dictionary = load_dictionary(self.repo, device, site=site, format=self.format, **{**facts, **options})
+        info = dictionary.info
+        dictionary.info = dataclasses.replace(info, model=info.model or self.model)
+        return dictionary
+
+
+def list_pretrained(model: str | None = None, site: str | None = None, name: str | None = None) -> list[Release]:
+    """Returns the known public releases that fit, or all.
+
+    Args:
+        model: a part of the model's name, in any case.
+        site: a part of the path of at least one of its dictionaries, such as "resid_post" or
+            "layer_12".
+        name: a part of the release's name.
+    """
+    return [
+        release
+        for release in _all()
+        if _within(model, release.model)
+        and _within(name, release.name)
+        and (site is None or any(_may_be(site, path) for path in release.sites))
+    ]
+
+
+@functools.cache
+def _all() -> tuple[Release, ...]:
+    listed = json.loads(_FILE.read_text(encoding="utf-8"))["releases"]
+    return tuple(Release(**{**entry, "paths": tuple(entry["paths"])}) for entry in listed)
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Returns the paths that a pattern stands for."""
+    texts = _RANGE.split(pattern)
+    choices = [_numbers(text) if n % 2 else [text] for n, text in enumerate(texts)]
+    # texts between braces alternate with ranges: odd places are ranges
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _numbers(text: str) -> list[str]:
+    found = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        found += [str(n) for n in range(int(first), int(last) + 1)] if dash else [part]
+    return found
+
+
+def _may_be(site: str, path: str) -> bool:
+    """Returns whether a path has this part; a pattern may have it where it starts alike."""
+    before, star, _ = path.lower().partition("*")
+    return site.lower() in path.lower() or (bool(star) and before != "" and site.lower().startswith(before))
+
+
+def _within(part: str | None, text: str) -> bool:
+    return part is None or part.lower() in text.lower()

@@ -1,0 +1,181 @@
+"""Dictionaries as SAELens 6 saves them for inference."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dictionary_learning._disk import write_json
+from dictionary_learning.dictionaries import (
+    Coder,
+    Dictionary,
+    DictionaryInfo,
+    Normalized,
+    SparseAutoencoder,
+    Transcoder,
+)
+from dictionary_learning.dictionaries._serialization import write_tensors
+from dictionary_learning.dictionaries.nonlinearities import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    ReLU,
+    StoppedPursuit,
+    TopK,
+)
+from dictionary_learning.errors import CheckpointError
+from dictionary_learning.experimental.temporal import TemporalAutoencoder
+from dictionary_learning.interop._hook_names import hook_name, model_name
+from dictionary_learning.interop._sae_lens import CONFIG, NORMALIZATIONS, UNIT, WEIGHTS
+
+_VERSION = "6.0.0"
+"""The version of the form that is written; readers take a config without one for that of 5.x."""
+_NORMALIZATIONS = {ours: theirs for theirs, ours in NORMALIZATIONS.items() if ours is not None}
+_ARCHITECTURES = {
+    ReLU: "standard",
+    TopK: "topk",
+    AbsTopK: "abstopk",
+    JumpReLU: "jumprelu",
+    BatchTopK: "jumprelu",
+    Gated: "gated",
+    StoppedPursuit: "matching_pursuit",
+}
+_TRANSCODERS = {ReLU: "transcoder", JumpReLU: "jumprelu_transcoder", BatchTopK: "jumprelu_transcoder"}
+
+
+def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU, as SAELens does."""
+    normalization, inner = _unwrapped(dictionary)
+    if isinstance(inner, TemporalAutoencoder) and normalization == "none":
+        own, tensors = _temporal(inner)
+    elif isinstance(inner, (SparseAutoencoder, Transcoder)):
+        own, tensors = _coder(inner)
+    else:
+        raise CheckpointError(
+            f"SAELens has autoencoders and transcoders of one site; this is a {type(inner).__name__}. Convert it to own, which "
+            "holds every class."
+        )
+    settings = {
+        "d_in": inner.activation_dim,
+        "d_sae": inner.dict_size,
+        "dtype": str(inner.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "normalize_activations": normalization,
+        "reshape_activations": "hook_z" if config.get("reshape_activations") == "hook_z" else "none",
+        "metadata": _metadata(config),
+        **own,
+    }
+    write_tensors(folder / WEIGHTS, tensors)
+    write_json(folder / CONFIG, settings)
+
+
+def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metadata by which SAELens finds model and hook."""
+    info = DictionaryInfo.from_config(config)
+    peer = config.get("peer")
+    peers = peer.get("metadata") if isinstance(peer, Mapping) else None
+    metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": None, **(peers or {})}
+    if info.model is not None and (name := model_name(info.model)) is not None:
+        metadata["model_name"] = name
+    for key, sites in (("hook_name", info.sites), ("hook_name_out", info.target_sites)):
+        if not sites:
+            continue
+        hooks = [hook_name(site, info.model) for site in sites]
+        if len(hooks) != 1 or hooks[0] is None:
+            # with an unknown hook, SAELens says "No hook found" and goes on without the dictionary
+            raise CheckpointError(
+                f"SAELens finds a dictionary's place by the name of a TransformerLens hook, and none is known for "
+                f"{', '.join(sites)}. Give {key}=, such as 'blocks.10.hook_resid_post'."
+            )
+        metadata[key] = hooks[0]
+    return metadata
+
+
+def _unwrapped(dictionary: Dictionary) -> tuple[str, Dictionary]:
+    """Returns the name of the normalization of each token, and the dictionary inside of it."""
+    if not isinstance(dictionary, Normalized):
+        return "none", dictionary
+    name = dictionary.normalization
+    if name not in _NORMALIZATIONS or len(dictionary.scales) > 1 or dictionary.scales != (1.0,):
+        raise CheckpointError(
+            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this dictionary has {name} "
+            f"with scales {dictionary.scales}. Convert it to own."
+        )
+    return _NORMALIZATIONS[name], dictionary.dictionary
+
+
+def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
+    nonlinearity = coder.nonlinearity
+    predicts = isinstance(coder, Transcoder)
+    known = _TRANSCODERS if predicts else _ARCHITECTURES
+    architecture = known.get(type(nonlinearity))
+    if architecture is None:
+        raise CheckpointError(
+            f"SAELens has no {'transcoder' if predicts else 'autoencoder'} with {type(nonlinearity).__name__}; it has "
+            f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by expand_or_convert(..., nonlinearity=...)."
+        )
+    if coder.rank_by_norm and not _has_unit_rows(coder):
+        raise CheckpointError(
+            "This dictionary ranks latents by value times the norm of their decoder row and returns the values; SAELens returns the "
+            "products. Apply fold_decoder_norm_ to a copy first, which makes both the same."
+        )
+    settings: dict[str, Any] = {"architecture": architecture, "apply_b_dec_to_input": coder.centered}
+    tensors: dict[str, Tensor | None] = {"W_dec": coder.W_dec, "b_dec": coder.b_dec, "b_enc": coder.b_enc}
+    if not coder.is_tied:
+        tensors["W_enc"] = coder.W_enc.T  # (dim, dict_size) there
+    if predicts:
+        settings["d_out"] = coder.output_dim
+    if coder.W_skip is not None:
+        tensors["W_skip"] = coder.W_skip
+        settings["architecture"] = architecture.replace("transcoder", "skip_transcoder")
+    _add_nonlinearity(coder, settings, tensors)
+    return settings, tensors
+
+
+def _add_nonlinearity(coder: Coder, settings: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
+    nonlinearity = coder.nonlinearity
+    if isinstance(nonlinearity, (TopK, AbsTopK)):
+        # with unit rows both values mean the same, and SAEDashboard folds norms, which needs True
+        settings |= {"k": nonlinearity.k, "rescale_acts_by_decoder_norm": _has_unit_rows(coder)}
+    elif isinstance(nonlinearity, JumpReLU):
+        tensors["threshold"] = nonlinearity.threshold
+    elif isinstance(nonlinearity, BatchTopK):
+        if float(nonlinearity.threshold) < 0:
+            raise CheckpointError(
+                "SAELens saves BatchTopK with its learned threshold, and this one has learned none. Train it for a step, or set "
+                "dictionary.nonlinearity.threshold."
+            )
+        # one threshold for all latents is a JumpReLU with equal thresholds
+        tensors["threshold"] = torch.full((coder.dict_size,), float(nonlinearity.threshold))
+    elif isinstance(nonlinearity, Gated):
+        tensors |= {"b_gate": nonlinearity.gate_bias, "b_mag": nonlinearity.mag_bias, "r_mag": nonlinearity.r_mag}
+    elif isinstance(nonlinearity, StoppedPursuit):
+        own = nonlinearity.options()
+        settings |= {"max_iterations": own.pop("k"), **own}
+
+
+def _has_unit_rows(coder: Coder) -> bool:
+    return bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
+
+
+def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
+    if dictionary.has_output_bias != (dictionary.subtracts_b_dec or not dictionary.tied):
+        raise CheckpointError("SAELens adds b_dec where it subtracts it; this dictionary does not. Convert it to own.")
+    settings = {
+        "architecture": "temporal",
+        "apply_b_dec_to_input": dictionary.subtracts_b_dec,
+        "normalize_activations": "constant_scalar_rescale",
+        "activation_normalization_factor": 1 / dictionary.scale,
+        "n_heads": dictionary.n_heads,
+        "n_attn_layers": dictionary.n_layers,
+        "bottleneck_factor": dictionary.bottleneck_factor,
+        "sae_diff_type": "relu" if dictionary.k is None else "topk",
+        "kval_topk": dictionary.k,
+        "tied_weights": dictionary.tied,
+    }
+    # dim 0 is the latent axis here, and the last axis there
+    turned = {} if dictionary.tied else {"W_enc": dictionary.W_enc.T}
+    return settings, {**dictionary.state_dict(), **turned}

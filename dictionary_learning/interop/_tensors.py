@@ -1,0 +1,168 @@
+"""The tensors of a checkpoint, taken out by name, so that none is left over.
+
+All functions raise a CheckpointError where a tensor is missing, unknown or misshapen.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from dictionary_learning.errors import CheckpointError, did_you_mean
+from dictionary_learning.interop._archives import read_pt
+from dictionary_learning.interop._safe import plain_name, read_npz, read_safetensors
+
+_ALIGNMENT = 64
+"""Bytes."""
+_MOST_INTEGERS = 4096
+
+
+class Parts(TypedDict):
+    """An encoder and a decoder by our names; dim 0 is the latent axis."""
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+
+class Tensors:
+    """Tensors by name, each checked to have the shape that is needed.
+
+    A shape is words, such as "dict_size dim". A word has one size wherever it stands: that of the
+    first tensor with it.
+    """
+
+    def __init__(self, tensors: Any, where: object):
+        self.where = where
+        self.sizes: dict[str, int] = {}
+        self._left: dict[str, Tensor] = {}  # those not taken yet
+        if not isinstance(tensors, Mapping):
+            raise CheckpointError(f"'{where}' holds a {type(tensors).__name__}; tensors by name are needed.")
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise CheckpointError(f"'{where}' holds {name!r}, which is no tensor by name. Give a file of weights.")
+            if plain_name(name) in self._left:
+                raise CheckpointError(f"'{where}' holds {plain_name(name)!r} twice. Save the dictionary again.")
+            self._left[plain_name(name)] = tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._left
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def __getitem__(self, word: str) -> int:
+        return self.sizes[word]
+
+    def take(self, name: str, shape: str) -> Tensor:
+        """Returns a tensor of floating-point numbers, all finite."""
+        if name not in self._left:
+            raise CheckpointError(
+                f"'{self.where}' has no tensor '{name}'.{did_you_mean(name, self._left)} It holds: "
+                f"{', '.join(sorted(self._left)) or 'nothing more'}. Get the whole file, or give its format."
+            )
+        tensor = self._left.pop(name)
+        self._check_shape(name, tensor, shape.split())
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"'{name}' in '{self.where}' has dtype {tensor.dtype}; weights are floating-point.")
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"'{self.where}' holds values that are not finite in {name}; the run that wrote it had diverged, or it is damaged."
+            )
+        return tensor
+
+    def parts(self, W_enc: str, b_enc: str, W_dec: str, b_dec: str, wide: str = "dim") -> Parts:
+        """Returns encoder, decoder and biases by our names.
+
+        Args:
+            W_enc: the name of the encoder in the file; "<name>.T" where it is stored as (dim,
+                dict_size).
+            b_enc: the name of its bias.
+            W_dec: the name of the decoder; "<name>.T" where it is stored as (dim, dict_size).
+            b_dec: the name of its bias.
+            wide: the word for the width of the output.
+        """
+        return {
+            "W_enc": self._matrix(W_enc, "dict_size", "dim"),
+            "b_enc": self.take(b_enc, "dict_size"),
+            "W_dec": self._matrix(W_dec, "dict_size", wide),
+            "b_dec": self.take(b_dec, wide),
+        }
+
+    def integers(self, name: str) -> list[int] | None:
+        """Returns a tensor of integers as a list; None if it is missing."""
+        tensor = self._left.pop(name, None)
+        if tensor is None:
+            return None
+        if tensor.is_floating_point() or tensor.ndim > 1 or tensor.numel() > _MOST_INTEGERS:
+            raise CheckpointError(f"'{name}' in '{self.where}' holds no short list of integers.")
+        return [int(n) for n in tensor.flatten()]
+
+    def maybe(self, name: str, shape: str) -> Tensor | None:
+        """Returns the same as `take`, or None if the tensor is missing."""
+        return self.take(name, shape) if name in self._left else None
+
+    def drop(self, *names: str) -> None:
+        """Removes tensors that have no effect on the latents."""
+        for name in names:
+            self._left.pop(name, None)
+
+    def finish(self, config: Mapping[str, Any] | None = None, **keys: str) -> None:
+        """Checks that all tensors were taken, and that a config says their sizes.
+
+        Args:
+            config: the config; None or 0 in it means that the size is not said.
+            keys: the name of each size in the config, by its word here.
+        """
+        if self._left:
+            raise CheckpointError(
+                f"'{self.where}' holds tensors that its format does not have: {', '.join(sorted(self._left))}. They may change what the "
+                "dictionary computes; give the format that the file is of."
+            )
+        for word, key in keys.items():
+            said = (config or {}).get(key)
+            if said and word in self.sizes and said != self.sizes[word]:
+                raise CheckpointError(
+                    f"The config of '{self.where}' says {key}={said!r}, and its tensors have {self.sizes[word]}: they do not belong "
+                    "together."
+                )
+
+    def _matrix(self, name: str, rows: str, columns: str) -> Tensor:
+        if name.endswith(".T"):
+            return self.take(name.removesuffix(".T"), f"{columns} {rows}").T
+        return self.take(name, f"{rows} {columns}")
+
+    def _check_shape(self, name: str, tensor: Tensor, words: list[str]) -> None:
+        wrong = tensor.ndim != len(words) or 0 in tensor.shape
+        for word, size in zip(words, tensor.shape, strict=False):
+            wrong = wrong or self.sizes.setdefault(word, size) != size  # the first tensor decides
+        if wrong:
+            needed = ", ".join(f"{word}={self.sizes[word]}" if word in self.sizes else word for word in words)
+            raise CheckpointError(
+                f"'{name}' in '{self.where}' has shape {tuple(tensor.shape)}; ({needed}) is needed. The file is of another format, or "
+                "its parts are of different dictionaries."
+            )
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Returns the tensors of a file."""
+    readers = {".safetensors": read_safetensors, ".npz": read_npz}
+    return Tensors(readers.get(path.suffix, read_pt)(path), path)
+
+
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns contiguous tensors that share no memory; those that are so already are not copied."""
+    found: dict[str, Tensor] = {}
+    taken = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
+        # matrix products round otherwise, in the last bit, where vectors are not aligned
+        fits = whole and storage.data_ptr() not in taken and tensor.data_ptr() % _ALIGNMENT == 0
+        keep = fits and not tensor.requires_grad
+        found[name] = tensor if keep else tensor.detach().clone(memory_format=torch.contiguous_format)
+        taken.add(storage.data_ptr())
+    return found

@@ -1,0 +1,64 @@
+"""Metrics on the console: a progress bar and a line for each dictionary, or plain lines where there is no terminal."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from tqdm.auto import tqdm
+
+from dictionary_learning.loggers._base import Figures
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 15.0
+_SHOWN = (("FVU", "fvu", ".4f"), ("L0", "l0", ".1f"))
+
+
+class ConsoleLogger:
+    """Shows progress, tokens per second, and each dictionary's FVU and L0.
+
+    Args:
+        steps: length of the run.
+        names: the names of the dictionaries.
+    """
+
+    def __init__(self, steps: int, names: Sequence[str]):
+        self.steps = steps
+        self._start = time.monotonic()
+        self._last_line = -_SECONDS_BETWEEN_LINES
+        self._bars: list[tqdm] = []
+        if sys.stderr.isatty():  # in a file, a bar would be thousands of lines
+            self._bars = [tqdm(total=steps, unit="step", dynamic_ncols=True, desc="training")]
+            self._bars += [tqdm(position=i, bar_format="  {desc}", desc=name) for i, name in enumerate(names, 1)]
+
+    def advance(self, step: int, tokens: int) -> None:
+        """Moves the bar to a step; reads no metric, so it never waits for the device."""
+        if self._bars:
+            self._bars[0].update(step - self._bars[0].n)
+            self._bars[0].set_postfix_str(f"{self._rate(tokens):,.0f} tokens/s", refresh=False)
+
+    def log(self, figures: Figures, step: int, tokens: int) -> None:
+        """Shows the metrics; without a terminal at most every 15 seconds."""
+        lines = [f"{name}: {_show(values)}" for name, values in figures.items()]
+        if self._bars:
+            for bar, line in zip(self._bars[1:], lines, strict=False):
+                bar.set_description_str(line)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or step == self.steps:
+            self._last_line = time.monotonic()
+            rate = f"{self._rate(tokens):,.0f} tokens/s"
+            logger.info("step %d of %d, %s\n    %s", step, self.steps, rate, "\n    ".join(lines))
+
+    def close(self) -> None:
+        """Closes the bars; their last state stays on the screen."""
+        for bar in self._bars:
+            bar.close()
+
+    def _rate(self, tokens: int) -> float:
+        return tokens / max(time.monotonic() - self._start, 1e-9)
+
+
+def _show(values: Mapping[str, float]) -> str:
+    # a trainer that accumulates gradients has no metrics before its first step
+    shown = [f"{label} {values[key]:{form}}" for label, key, form in _SHOWN if key in values]
+    return "  ".join(shown) or "no step yet"

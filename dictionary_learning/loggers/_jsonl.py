@@ -1,0 +1,68 @@
+"""Metrics in a file of JSON lines."""
+
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from dictionary_learning.loggers._base import Figures
+
+logger = logging.getLogger(__name__)
+
+
+class JSONLLogger:
+    """Writes a line `{"step", "tokens", "seconds", "dictionaries": {name: metrics}}` for each call of `log`.
+
+    A value that is not finite becomes null. The file is opened at the first call of `log`: an older one of the same
+    path stays as it is until then.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file: TextIO | None = None
+        self._start = time.monotonic()
+
+    def log(self, figures: Figures, step: int, tokens: int) -> None:
+        """Writes a line, which is in the file when this returns."""
+        line = {
+            "step": step,
+            "tokens": tokens,
+            "seconds": round(time.monotonic() - self._start, 3),
+            "dictionaries": {n: {k: v if math.isfinite(v) else None for k, v in f.items()} for n, f in figures.items()},
+        }
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_history(path: str | os.PathLike, name: str) -> list[dict[str, Any]]:
+    """Returns the metrics of one dictionary over a run: `{"step", "tokens", metric: value, ...}` for each line.
+
+    Lines that are no complete JSON, as the last one of a run that was killed, are skipped with a warning.
+    """
+    history: list[dict[str, Any]] = []
+    n_broken = 0
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+                if name in entry["dictionaries"]:
+                    history.append({"step": entry["step"], "tokens": entry["tokens"], **entry["dictionaries"][name]})
+            except (ValueError, KeyError, TypeError):
+                n_broken += 1
+    if n_broken:
+        logger.warning("'%s' has %d broken lines, which are skipped.", path, n_broken)
+    return history

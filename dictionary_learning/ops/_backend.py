@@ -1,0 +1,172 @@
+"""Backends: implementations of encoding and decoding, one for each device and dtype.
+
+`reference` is plain PyTorch and defines the results. `sparse` and `triton` are faster where few
+latents are kept. `use_backend`, or the environment variable DICTIONARY_LEARNING_BACKEND, forces one
+of them by name.
+
+Letters: B tokens, F latents, D activation, K kept.
+"""
+
+import contextlib
+import contextvars
+import functools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.errors import UnknownNameError
+from dictionary_learning.latents import Latents, SparseLatents
+from dictionary_learning.ops._precision import upcast
+
+VARIABLE = "DICTIONARY_LEARNING_BACKEND"
+Choose = Callable[[Tensor], Tensor]
+"""Takes pre-activations (B, F). Returns the indices of those to keep (B, K), or a mask (B, F)."""
+
+
+class Encoder(NamedTuple):
+    """The tensors of the pre-activations W (x - center) + b."""
+
+    W: Tensor
+    """(F, D)"""
+    b: Tensor
+    """(F,)"""
+    center: Tensor | None = None
+    """(D,); None for zero."""
+
+    @property
+    def backend(self) -> "Backend":
+        """The backend for the encoder's device and dtype."""
+        return backend_for(self.W)
+
+    def centered(self, x: Tensor) -> Tensor:
+        """Returns x - center (B, D), in float32 at least."""
+        return upcast(x) if self.center is None else upcast(x) - upcast(self.center)
+
+
+class Backend(ABC):
+    """The operations on which training spends its time. All are differentiable.
+
+    All compute in float32 at least, whatever dtype their tensors are stored in, and return float32
+    at least. To add a backend, implement them, or subclass `ReferenceBackend` and replace some, and
+    register an instance:
+
+        ops.register_backend("mine", MyBackend())
+    """
+
+    @abstractmethod
+    def supports(self, device_type: str, dtype: torch.dtype) -> bool:
+        """Returns whether the backend can be used for a device type ("cuda") and a dtype."""
+
+    @abstractmethod
+    def describe(self, device_type: str) -> str:
+        """Returns what the backend does on a device type, or why it is not used, for `info`."""
+
+    @abstractmethod
+    def top_k(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
+        """Keeps the k largest of relu(W (x - center) + b) of each token, in no order.
+
+        Where fewer than k are positive, the rest are kept with the value 0. Gradients reach x and
+        the encoder through the kept positive values. Which of equal values is kept is not
+        specified. A token with a non-finite value gets non-finite latents; the other tokens are not
+        affected.
+        """
+
+    @abstractmethod
+    def batch_top_k(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
+        """Keeps the k * batch largest positive W (x - center) + b of all tokens together.
+
+        A token may keep more than k latents or none: the support is ragged. Gradients are as in
+        `top_k`. A token with a non-finite value keeps none. A backend that cannot wait for the
+        device may keep pairs with the value 0.
+        """
+
+    @abstractmethod
+    def encode_where(self, x: Float[Tensor, "batch dim"], encoder: Encoder, choose: Choose) -> Latents:
+        """Returns the pre-activations W (x - center) + b that a rule chooses, not rectified.
+
+        Gradients reach all chosen values. For a mask the result may be all pre-activations, dense,
+        where that is faster: the caller must map the values that were not chosen to zero.
+
+        Args:
+            x: activations.
+            encoder: the encoder.
+            choose: called with pre-activations of some of the tokens. Returns as many indices for
+                each token, or a mask.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Latents, W_dec: Float[Tensor, "dict_size dim"]) -> Float[Tensor, "batch dim"]:
+        """Returns the sum over the latents of value * row of W_dec."""
+
+
+_backends: dict[str, Backend] = {}
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
+
+
+def register_backend(name: str, backend: Backend) -> None:
+    """Makes a backend available under a name. Backends that were registered later are preferred."""
+    _backends[name] = backend
+    _choose_backend.cache_clear()
+
+
+def backend_for(weight: Tensor) -> Backend:
+    """Returns the backend for a weight: chosen once for a device type, dtype and forced name."""
+    return _choose_backend(weight.device.type, weight.dtype, forced_backend())
+
+
+@functools.cache
+def _choose_backend(device_type: str, dtype: torch.dtype, forced: str | None) -> Backend:
+    candidates = list(_backends.values()) if forced is None else [_backends["reference"], _backends[forced]]
+    return next(backend for backend in reversed(candidates) if backend.supports(device_type, dtype))
+
+
+def forced_backend() -> str | None:
+    """Returns the name that `use_backend` or the environment variable forces, or None.
+
+    Raises:
+        UnknownNameError: there is no backend of that name.
+    """
+    return _checked(_forced.get() or os.environ.get(VARIABLE) or None)
+
+
+def available() -> list[str]:
+    """Returns the names of the backends."""
+    return sorted(_backends)
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Generator[None, None, None]:
+    """Forces one backend inside the `with` block; None restores the automatic choice.
+
+    Where the backend does not support a device or a dtype, the reference is used.
+
+    Raises:
+        UnknownNameError: there is no backend of that name.
+    """
+    token = _forced.set(_checked(name))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def status(device: torch.device) -> dict[str, str]:
+    """Returns the backend for float32 on a device, and what each backend does there."""
+    forced, used = forced_backend(), _choose_backend(device.type, torch.float32, forced_backend())
+    name = next(name for name, backend in _backends.items() if backend is used)
+    lines = {"encode and decode": f"{name}, as forced by use_backend or {VARIABLE}" if name == forced else name}
+    for name, backend in sorted(_backends.items()):
+        is_used = "" if backend.supports(device.type, torch.float32) else "not used: "
+        lines[f"backend {name}"] = is_used + backend.describe(device.type)
+    return lines
+
+
+def _checked(name: str | None) -> str | None:
+    if name is not None and name not in _backends:
+        raise UnknownNameError("backend", name, available())
+    return name
