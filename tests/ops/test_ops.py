@@ -311,7 +311,7 @@ def test_status_says_why_a_backend_is_not_used():
 
 
 def test_a_backend_of_a_user_is_used_where_it_supports_the_device(monkeypatch):
-    monkeypatch.setattr(ops.backend, "_backends", dict(ops.backend._backends))
+    monkeypatch.setattr(ops._backend, "_backends", dict(ops._backend._backends))
     seen = []
 
     class Watching(ops.ReferenceBackend):
@@ -332,7 +332,7 @@ def test_a_backend_of_a_user_is_used_where_it_supports_the_device(monkeypatch):
     with ops.use_backend("sparse"):
         dictionary.float()(torch.randn(5, 6))
     assert seen == [3] and x_hat.shape == (5, 6)
-    ops.backend._choose_backend.cache_clear()
+    ops._backend._choose_backend.cache_clear()
 
 
 def test_a_shared_product_is_used_for_its_own_activations_and_weights_only(monkeypatch):
