@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from dictionary_learning import load_model
+from dictionary_learning import ActivationBuffer, ContextStream, load_dictionary, load_model, trainSAE
 from dictionary_learning.cli import main
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.cli._train import trainer_class_of
-from dictionary_learning.trainers import TRAINERS
+from dictionary_learning.data import as_source
+from dictionary_learning.trainers import TRAINERS, OptimizationConfig
 from dictionary_learning.trainers.recipes import RECIPES
 from tests import tiny
 
@@ -52,10 +54,28 @@ def train(traced, tmp_path, monkeypatch):
     return run
 
 
+def train_in_python(config: OptimizationConfig, traced, folder: Path) -> None:
+    """Trains as a script would that says what `OPTIONS` say."""
+    text, _ = as_source(str(folder / "text.jsonl")).hold_out(5)
+    shared = {"ctx_len": 16, "end_of_data": "repeat"}
+    if config.needs_contexts:
+        data = ContextStream(text, traced, "model.layers.1", batch_size=2, predict=config.needs_predictions, **shared)
+    else:
+        sizes = {"n_ctxs": 8, "refresh_batch_size": 4, "out_batch_size": 32}
+        data = ActivationBuffer(text, traced, "model.layers.1", **sizes, **shared)
+    trainSAE(data, config, 2, save_dir=folder / "python", progress=False, device="cpu")
+
+
 @pytest.mark.parametrize("name", [name for name, _ in TRAINERS.items()])
-def test_every_trainer_trains(train, name):
-    configs = train("--trainer", name, "--sites", "model.layers.1", "--expansion-factor", "4")
-    assert [config["trainer"]["trainer_class"] for config in configs] == [TRAINERS[name].__name__]
+def test_every_trainer_trains_the_same_bits_as_in_python(train, name, traced, tmp_path):
+    (config,) = train("--trainer", name, "--sites", "model.layers.1", "--expansion-factor", "4")
+    assert config["trainer"]["trainer_class"] == TRAINERS[name].__name__
+    train_in_python(TRAINERS[name].Config(expansion_factor=4), traced, tmp_path)
+    ours, python = (load_dictionary(tmp_path / run / "trainer_0") for run in ("run", "python"))
+    assert ours.info.config["trainer"] == python.info.config["trainer"] == config["trainer"]
+    assert type(ours) is type(python)
+    for (tensor_name, tensor), other in zip(ours.state_dict().items(), python.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), tensor_name
 
 
 @pytest.mark.parametrize("name", [name for name, _ in RECIPES.items()])
