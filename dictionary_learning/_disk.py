@@ -8,23 +8,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"
 """The ending of a file's name while the file is written."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a temporary file, flushes it to the disk, and renames it in one step."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
     # the kernel applies the umask here; asking for it would change it for all threads
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
         os.close(handle)
         write(temporary)
-        _flush(temporary, os.O_RDWR)
+        flush_to_disk(temporary)
         os.chmod(temporary, mode)  # `write` may have replaced the file
         os.replace(temporary, path)
-        _flush(path.parent, os.O_RDONLY)  # otherwise the new name could be lost in a power failure
+        flush_to_disk(path.parent)  # otherwise the new name could be lost in a power failure
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -37,14 +37,15 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes the files of a writer that was killed."""
-    for path in folder.glob(f".*{_UNFINISHED}") if folder.is_dir() else ():
+    for path in folder.glob(f".*{UNFINISHED}") if folder.is_dir() else ():
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path, flags: int) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Waits until a file's contents, or a folder's names, are on the disk."""
     if os.name == "nt" and path.is_dir():
         return  # folders cannot be opened there
-    handle = os.open(path, flags)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
