@@ -10,7 +10,7 @@ import torch
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
 from dictionary_learning.dictionaries._serialization import WEIGHTS
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
-from dictionary_learning.interop._base import Facts, check_facts, format_of
+from dictionary_learning.interop._base import Facts, format_of
 from dictionary_learning.interop._files import Files, check_relative, shorten, sites_in
 from dictionary_learning.interop._safe import READ_ERRORS
 
@@ -111,7 +111,10 @@ def read(
         place = _only_place(files)
         files, source = files.at(place), "/".join(part for part in (source, place) if part)
     known = format_of(files, format)
-    check_facts(known, facts)
+    for name in facts:
+        if name not in known.facts:
+            usable = f"it uses: {', '.join(known.facts)}" if known.facts else "it uses no facts"
+            raise CheckpointError(f"The format {known.name} has no use for {name}={facts[name]!r}; {usable}.")
     if expected_class is not None and "dict_class" in known.facts:
         facts = {"expected_class": expected_class, **facts}
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from dictionary_learning.dictionaries import DICTIONARIES, Dictionary, save_dictionary
 from dictionary_learning.dictionaries._serialization import CONFIG, WEIGHTS, check_config
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
-from dictionary_learning.interop._base import FORMATS, Facts, Format, Loaded
+from dictionary_learning.interop._base import Facts, Format, Loaded
 from dictionary_learning.interop._building import built
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import open_safetensors, read_json, read_safetensors
@@ -18,7 +18,6 @@ class Own(Format):
     """Reads and writes every class of this package."""
 
     name = "own"
-    about = "this package: dictionary.safetensors and config.json"
     needed = (WEIGHTS, CONFIG)
     writes = True
 
@@ -48,6 +47,3 @@ class Own(Format):
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         save_dictionary(dictionary, folder, config)
-
-
-FORMATS.register("own")(Own())

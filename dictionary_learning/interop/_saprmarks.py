@@ -29,26 +29,45 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.errors import CheckpointError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
-from dictionary_learning.interop._base import FORMATS, Facts, Format, Loaded, positive, setting
-from dictionary_learning.interop._building import Weights, built, jump_thresholds
+from dictionary_learning.interop._base import Facts, Format, Loaded, latents_kept, positive, setting
+from dictionary_learning.interop._building import built, coder, jump_thresholds
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._hook_names import hook_name, layer_of
 from dictionary_learning.interop._safe import read_json
-from dictionary_learning.interop._tensors import Parts, Tensors
+from dictionary_learning.interop._tensors import Tensors, stored_parts
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "ae.pt"
 CONFIG = "config.json"
-_AMBIGUOUS = ("AutoEncoderTopK", "BatchTopKSAE")
-"""Classes with the same tensors."""
+_LINEAR = {"W_enc": "encoder.weight", "W_dec": "decoder.weight.T", "b_dec": "b_dec", "b_enc": "encoder.bias"}
+_MATRICES = {"W_enc": "W_enc.T", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
+_CLASSES = {
+    AutoEncoder: {**_LINEAR, "b_dec": "bias"},
+    AutoEncoderNew: {**_LINEAR, "b_dec": "decoder.bias"},
+    # a gated autoencoder has its biases in the nonlinearity
+    GatedAutoEncoder: {"W_enc": "encoder.weight", "W_dec": "decoder.weight.T", "b_dec": "decoder_bias"},
+    AutoEncoderTopK: _LINEAR,
+    BatchTopKSAE: _LINEAR,
+    MatryoshkaBatchTopKSAE: _MATRICES,
+    JumpReluAutoEncoder: _MATRICES,
+}
+"""The names of the parts in each class's files."""
+_NAMES = {cls.__name__: cls for cls in _CLASSES} | {"MatroyshkaBatchTopKSAE": MatryoshkaBatchTopKSAE}
+"""The classes by their names in config.json, one of them misspelt for two weeks of January 2025."""
+_SIGNS = (
+    ("gate_bias", GatedAutoEncoder),
+    ("decoder.bias", AutoEncoderNew),
+    ("bias", AutoEncoder),
+    ("group_sizes", MatryoshkaBatchTopKSAE),
+)
+"""Tensors that only one class has."""
 
 
 class DictionaryLearning(Format):
     """Reads all classes since 2024, and backups of interrupted runs; writes the seven classes."""
 
     name = "dictionary_learning"
-    about = "dictionary_learning before this package: ae.pt and config.json"
     facts = ("dict_class", "k")
     needed = (WEIGHTS, CONFIG)
     writes = True
@@ -109,9 +128,6 @@ class DictionaryLearning(Format):
         write_json(folder / CONFIG, {"trainer": trainer, "buffer": buffer})
 
 
-FORMATS.register("dictionary_learning", "saprmarks")(DictionaryLearning())
-
-
 def _weights(files: Files) -> list[str]:
     if files.wants(WEIGHTS):
         return [WEIGHTS]
@@ -129,24 +145,66 @@ def _dictionary(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
         raise CheckpointError(
             f"'{tensors.where}' is of the class {name!r}.{did_you_mean(str(name), _NAMES)} Known: {', '.join(_NAMES)}."
         )
-    dictionary = _READERS[_NAMES[name]](tensors, settings)
+    cls = _NAMES[name]
+    names = _CLASSES[cls]
+    if names is _LINEAR and "decoder" in tensors:
+        names = {**_LINEAR, "W_dec": "decoder"}  # from July to August 2024 TopK stored the decoder by rows
+    parts = tensors.parts(names)
+    if cls is AutoEncoder:
+        dictionary = coder(parts)
+    elif cls is AutoEncoderNew:
+        dictionary = coder(parts, centered=False, named=AutoEncoderNew)
+    elif cls is GatedAutoEncoder:
+        state = {name: tensors.take(name, "dict_size") for name in ("gate_bias", "mag_bias", "r_mag")}
+        dictionary = coder(parts, "gated", state)
+    elif cls is JumpReluAutoEncoder:
+        bandwidth = settings.get("bandwidth")
+        is_known = isinstance(bandwidth, (int, float)) and 0 < bandwidth < 1e6
+        state = jump_thresholds(tensors.take("threshold", "dict_size"))
+        # unlike AutoEncoder, JumpReLU does not subtract b_dec there
+        dictionary = coder(parts, "jump_relu", state, centered=False, bandwidth=bandwidth if is_known else 0.001)
+    else:
+        dictionary = _top_k(cls, parts, tensors, settings)
     tensors.finish(settings, dim="activation_dim", dict_size="dict_size")
     return dictionary
 
 
+def _top_k(
+    cls: type[Dictionary], parts: Mapping[str, Tensor], tensors: Tensors, settings: Mapping[str, Any]
+) -> Dictionary:
+    """Returns one of the classes that keep k latents of a token, or of a batch."""
+    stored = tensors.integers("k")
+    # with annealing, a checkpoint holds the k of its step, and the config the final k
+    k = stored[0] if stored else latents_kept(settings, tensors.where, f"Put its {CONFIG} beside it, or give k=.")
+    threshold = torch.tensor(float(tensors.take("threshold", "")) if "threshold" in tensors else -1.0)
+    if cls is AutoEncoderTopK:
+        return coder(parts, "top_k", {"threshold": threshold}, k=k)
+    if threshold < 0:
+        logger.warning(
+            "'%s' has no learned threshold: all positive latents fire, as in its own package.", tensors.where
+        )
+    threshold = threshold.clamp_min(0)  # above -1 and above 0 are the same for rectified latents
+    if cls is BatchTopKSAE:
+        return coder(parts, "batch_top_k", {"threshold": threshold}, k=k)
+    groups, bounds = tensors.integers("group_sizes"), tensors.integers("group_indices")
+    if groups is None and bounds is not None:
+        groups = [stop - start for start, stop in itertools.pairwise(bounds)]  # as before 2025
+    if groups is None:
+        raise CheckpointError(
+            f"'{tensors.where}' has no group_sizes; a MatryoshkaBatchTopKSAE needs them. Get the whole file."
+        )
+    state = {**parts, "nonlinearity.threshold": threshold}
+    return built(MatryoshkaBatchTopKSAE, state, tensors["dim"], tensors["dict_size"], k, groups)
+
+
 def _class_of(tensors: Tensors, expected: str | None) -> str:
     """Returns the class that the tensors' names belong to; of two classes, the expected one."""
-    if "gate_bias" in tensors:
-        return "GatedAutoEncoder"
-    if "decoder.bias" in tensors:
-        return "AutoEncoderNew"
-    if "bias" in tensors:
-        return "AutoEncoder"
-    if "group_sizes" in tensors:
-        return "MatryoshkaBatchTopKSAE"
+    for name, cls in _SIGNS:
+        if name in tensors:
+            return cls.__name__
     if "W_enc" in tensors and "threshold" in tensors:
-        return "JumpReluAutoEncoder"
-    if "b_dec" in tensors and expected in _AMBIGUOUS:
+        return JumpReluAutoEncoder.__name__
+    if "b_dec" in tensors and expected in ("AutoEncoderTopK", "BatchTopKSAE"):
         return expected
     if "b_dec" in tensors:
         raise CheckpointError(
@@ -156,113 +214,11 @@ def _class_of(tensors: Tensors, expected: str | None) -> str:
     raise CheckpointError(f"'{tensors.where}' has no {CONFIG}, and tensors of no known class. Give dict_class=.")
 
 
-def _linear(tensors: Tensors, b_dec: str) -> Parts:
-    # from July to August 2024 TopK stored the decoder by rows
-    W_dec = "decoder" if "decoder" in tensors else "decoder.weight.T"
-    return tensors.parts("encoder.weight", "encoder.bias", W_dec, b_dec)
-
-
-def _matrices(tensors: Tensors) -> Parts:
-    return tensors.parts("W_enc.T", "b_enc", "W_dec", "b_dec")
-
-
-def _standard(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    return Weights(**_linear(tensors, "bias")).dictionary()
-
-
-def _new(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    return Weights(**_linear(tensors, "decoder.bias"), centered=False).dictionary(AutoEncoderNew)
-
-
-def _gated(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    state = {name: tensors.take(name, "dict_size") for name in ("gate_bias", "mag_bias", "r_mag")}
-    return Weights(
-        W_enc=tensors.take("encoder.weight", "dict_size dim"),
-        W_dec=tensors.take("decoder.weight", "dim dict_size").T,
-        b_dec=tensors.take("decoder_bias", "dim"),
-        nonlinearity="gated",
-        state=state,
-    ).dictionary()
-
-
-def _top_k(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    weights, k = _linear(tensors, "b_dec"), _k(tensors, settings)
-    state = {"threshold": _threshold(tensors)}
-    return Weights(**weights, nonlinearity="top_k", options={"k": k}, state=state).dictionary()
-
-
-def _batch_top_k(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    weights, k = _linear(tensors, "b_dec"), _k(tensors, settings)
-    state = {"threshold": _rectified(_threshold(tensors), tensors)}
-    return Weights(**weights, nonlinearity="batch_top_k", options={"k": k}, state=state).dictionary()
-
-
-def _matryoshka(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    weights, k = _matrices(tensors), _k(tensors, settings)
-    threshold = _rectified(_threshold(tensors), tensors)
-    groups, bounds = tensors.integers("group_sizes"), tensors.integers("group_indices")
-    if groups is None and bounds is not None:
-        groups = [stop - start for start, stop in itertools.pairwise(bounds)]  # as before 2025
-    if groups is None:
-        raise CheckpointError(
-            f"'{tensors.where}' has no group_sizes; a MatryoshkaBatchTopKSAE needs them. Get the whole file."
-        )
-    state = {**weights, "nonlinearity.threshold": threshold}
-    return built(MatryoshkaBatchTopKSAE, state, tensors["dim"], tensors["dict_size"], k, groups)
-
-
-def _jump_relu(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    bandwidth = settings.get("bandwidth")
-    is_known = isinstance(bandwidth, (int, float)) and 0 < bandwidth < 1e6
-    return Weights(
-        **_matrices(tensors),
-        nonlinearity="jump_relu",
-        options={"bandwidth": bandwidth if is_known else 0.001},
-        state=jump_thresholds(tensors.take("threshold", "dict_size")),
-        centered=False,  # unlike AutoEncoder, JumpReLU does not subtract b_dec there
-    ).dictionary()
-
-
-_READERS = {
-    AutoEncoder: _standard,
-    AutoEncoderNew: _new,
-    GatedAutoEncoder: _gated,
-    AutoEncoderTopK: _top_k,
-    BatchTopKSAE: _batch_top_k,
-    MatryoshkaBatchTopKSAE: _matryoshka,
-    JumpReluAutoEncoder: _jump_relu,
-}
-_NAMES = {cls.__name__: cls for cls in _READERS} | {"MatroyshkaBatchTopKSAE": MatryoshkaBatchTopKSAE}
-"""The classes by their names in config.json, one of them misspelt for two weeks of January 2025."""
-
-
-def _k(tensors: Tensors, settings: Mapping[str, Any]) -> int:
-    stored = tensors.integers("k")
-    # with annealing, a checkpoint holds the k of its step, and the config the final k
-    k = stored[0] if stored else setting(settings, "k", int, None, tensors.where)
-    if k is None:
-        raise CheckpointError(f"Neither '{tensors.where}' nor its {CONFIG} says how many latents are kept. Give k=.")
-    return k
-
-
-def _threshold(tensors: Tensors) -> Tensor:
-    learned = tensors.maybe("threshold", "")
-    return torch.tensor(-1.0 if learned is None else float(learned))
-
-
-def _rectified(threshold: Tensor, tensors: Tensors) -> Tensor:
-    if threshold < 0:
-        logger.warning(
-            "'%s' has no learned threshold: all positive latents fire, as in its own package.", tensors.where
-        )
-    return threshold.clamp_min(0)  # above -1 and above 0 are the same for rectified latents
-
-
 def _check_writable(dictionary: Any) -> None:
     name = type(dictionary).__name__
-    if type(dictionary) not in _READERS:
+    if type(dictionary) not in _CLASSES:
         raise CheckpointError(
-            f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _READERS)}. Convert it to "
+            f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _CLASSES)}. Convert it to "
             "another format, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
     if dictionary.centered == isinstance(dictionary, (AutoEncoderNew, JumpReluAutoEncoder)):
@@ -279,19 +235,7 @@ def _check_writable(dictionary: Any) -> None:
 
 def _state(dictionary: Any) -> dict[str, Tensor]:
     """Returns the tensors by the names that the class has there."""
-    if isinstance(dictionary, (MatryoshkaBatchTopKSAE, JumpReluAutoEncoder)):
-        state = {
-            "W_enc": dictionary.W_enc.T,
-            "W_dec": dictionary.W_dec,
-            "b_enc": dictionary.b_enc,
-            "b_dec": dictionary.b_dec,
-        }
-    else:
-        b_dec = {AutoEncoder: "bias", AutoEncoderNew: "decoder.bias", GatedAutoEncoder: "decoder_bias"}
-        state = {"encoder.weight": dictionary.W_enc, "decoder.weight": dictionary.W_dec.T}
-        state |= {b_dec.get(type(dictionary), "b_dec"): dictionary.b_dec}
-        state |= {} if dictionary.b_enc is None else {"encoder.bias": dictionary.b_enc}
-    state |= dict(dictionary.nonlinearity.state_dict())
+    state = {**stored_parts(dictionary, _CLASSES[type(dictionary)]), **dictionary.nonlinearity.state_dict()}
     if hasattr(dictionary, "k"):
         state["k"] = torch.tensor(dictionary.k, dtype=torch.int32)
     if isinstance(dictionary, MatryoshkaBatchTopKSAE):

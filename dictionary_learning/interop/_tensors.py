@@ -5,27 +5,16 @@ All functions raise a CheckpointError where a tensor is missing, unknown or miss
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from dictionary_learning.dictionaries import Coder
 from dictionary_learning.errors import CheckpointError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
 from dictionary_learning.interop._safe import plain_name, read_npz, read_safetensors
 
-_ALIGNMENT = 64
-"""Bytes."""
 _MOST_INTEGERS = 4096
-
-
-class Parts(TypedDict):
-    """An encoder and a decoder by our names; dim 0 is the latent axis."""
-
-    W_enc: Tensor
-    b_enc: Tensor
-    W_dec: Tensor
-    b_dec: Tensor
 
 
 class Tensors:
@@ -74,23 +63,24 @@ class Tensors:
             )
         return tensor
 
-    def parts(self, W_enc: str, b_enc: str, W_dec: str, b_dec: str, wide: str = "dim") -> Parts:
-        """Returns encoder, decoder and biases by our names.
+    def parts(self, names: Mapping[str, str], wide: str = "dim") -> dict[str, Tensor]:
+        """Returns an encoder and a decoder by our names, with dim 0 the latent axis.
 
         Args:
-            W_enc: the name of the encoder in the file; "<name>.T" where it is stored as (dim,
-                dict_size).
-            b_enc: the name of its bias.
-            W_dec: the name of the decoder; "<name>.T" where it is stored as (dim, dict_size).
-            b_dec: the name of its bias.
+            names: the name in the file of each part: W_enc, b_enc, W_dec, b_dec, W_skip; "<name>.T"
+                where a matrix is stored the other way round.
             wide: the word for the width of the output.
         """
-        return {
-            "W_enc": self._matrix(W_enc, "dict_size", "dim"),
-            "b_enc": self.take(b_enc, "dict_size"),
-            "W_dec": self._matrix(W_dec, "dict_size", wide),
-            "b_dec": self.take(b_dec, wide),
-        }
+        shapes = {"W_enc": "dict_size dim", "b_enc": "dict_size", "W_dec": f"dict_size {wide}", "b_dec": wide}
+        shapes["W_skip"] = f"{wide} dim"
+        found: dict[str, Tensor] = {}
+        for part, name in names.items():
+            if name.endswith(".T"):
+                turned = " ".join(reversed(shapes[part].split()))
+                found[part] = self.take(name.removesuffix(".T"), turned).T
+            else:
+                found[part] = self.take(name, shapes[part])
+        return found
 
     def integers(self, name: str) -> list[int] | None:
         """Returns a tensor of integers as a list; None if it is missing."""
@@ -100,10 +90,6 @@ class Tensors:
         if tensor.is_floating_point() or tensor.ndim > 1 or tensor.numel() > _MOST_INTEGERS:
             raise CheckpointError(f"'{name}' in '{self.where}' holds no short list of integers.")
         return [int(n) for n in tensor.flatten()]
-
-    def maybe(self, name: str, shape: str) -> Tensor | None:
-        """Returns the same as `take`, or None if the tensor is missing."""
-        return self.take(name, shape) if name in self._left else None
 
     def drop(self, *names: str) -> None:
         """Removes tensors that have no effect on the latents."""
@@ -115,7 +101,7 @@ class Tensors:
 
         Args:
             config: the config; None or 0 in it means that the size is not said.
-            keys: the name of each size in the config, by its word here.
+            keys: the config's key of each size, by its word here.
         """
         if self._left:
             raise CheckpointError(
@@ -129,11 +115,6 @@ class Tensors:
                     f"The config of '{self.where}' says {key}={said!r}, and its tensors have {self.sizes[word]}: they do not belong "
                     "together."
                 )
-
-    def _matrix(self, name: str, rows: str, columns: str) -> Tensor:
-        if name.endswith(".T"):
-            return self.take(name.removesuffix(".T"), f"{columns} {rows}").T
-        return self.take(name, f"{rows} {columns}")
 
     def _check_shape(self, name: str, tensor: Tensor, words: list[str]) -> None:
         wrong = tensor.ndim != len(words) or 0 in tensor.shape
@@ -153,16 +134,11 @@ def read_tensors(path: Path) -> Tensors:
     return Tensors(readers.get(path.suffix, read_pt)(path), path)
 
 
-def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns contiguous tensors that share no memory; those that are so already are not copied."""
-    found: dict[str, Tensor] = {}
-    taken = set()
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
-        # matrix products round otherwise, in the last bit, where vectors are not aligned
-        fits = whole and storage.data_ptr() not in taken and tensor.data_ptr() % _ALIGNMENT == 0
-        keep = fits and not tensor.requires_grad
-        found[name] = tensor if keep else tensor.detach().clone(memory_format=torch.contiguous_format)
-        taken.add(storage.data_ptr())
-    return found
+def stored_parts(dictionary: Coder, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Returns the parts of a dictionary by the names of a file: the inverse of `Tensors.parts`."""
+    parts = {name: getattr(dictionary, part) for part, name in names.items()}
+    return {
+        name.removesuffix(".T"): tensor.T if name.endswith(".T") else tensor
+        for name, tensor in parts.items()
+        if tensor is not None
+    }
