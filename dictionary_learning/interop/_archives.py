@@ -118,17 +118,17 @@ class _Unpickler(pickle.Unpickler):
 def read_pt(path: Path) -> Any:
     """Returns the content of a `.pt` file, with `Inert` in place of objects of unknown classes."""
     with _opened(path) as archive:
-        return archive.resolve(archive.described())
+        return archive.resolve(archive.described)
 
 
 def read_names(files: Files, name: str) -> frozenset[str]:
     """Returns the names at the top of a file of weights, without reading the tensors."""
+    path = files.path(name)
     if name.endswith(".safetensors"):
-        with open_safetensors(files.path(name)) as file:
+        with open_safetensors(path) as file:
             return frozenset(map(plain_name, file.keys()))
-    with _opened(files.path(name)) as archive:
-        described = archive.described()
-        names = described if isinstance(described, dict) else ()
+    with _opened(path) as archive:
+        names = archive.described if isinstance(archive.described, dict) else ()
         return frozenset(plain_name(key) for key in names if isinstance(key, str))
 
 
@@ -150,23 +150,20 @@ class _Archive:
     def __init__(self, path: Path, archive: zipfile.ZipFile):
         self.path, self.archive = path, archive
         self.members = {member.filename: member for member in checked_members(path, archive)}
+        self._storages: dict[str, Tensor] = {}  # tensors may be views of one storage
+        self._n_objects = 0  # references count again, or a few lists could hold a billion values
         pickles = [name for name in self.members if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise damaged(path, "it does not hold one data.pkl")
         self.prefix = pickles[0].removesuffix("data.pkl")
-        self._storages: dict[str, Tensor] = {}  # tensors may be views of one storage
-        self._n_objects = 0  # references count again, or a few lists could hold a billion values
-
-    def described(self) -> Any:
-        """Returns what the pickle describes, with notes in place of tensors and objects."""
-        if f"{self.prefix}byteorder" in self.members and self.archive.read(f"{self.prefix}byteorder") != b"little":
-            raise damaged(self.path, "it was written by a machine of another byte order")
-        name = f"{self.prefix}data.pkl"
-        if self.members[name].file_size > MOST_PICKLE:
-            raise CheckpointError(f"'{self.path}' has a pickle of more than {MOST_PICKLE} bytes. It is no dictionary.")
-        data = self.archive.read(name)
+        if f"{self.prefix}byteorder" in self.members and archive.read(f"{self.prefix}byteorder") != b"little":
+            raise damaged(path, "it was written by a machine of another byte order")
+        if self.members[pickles[0]].file_size > MOST_PICKLE:
+            raise CheckpointError(f"'{path}' has a pickle of more than {MOST_PICKLE} bytes. It is no dictionary.")
+        data = archive.read(pickles[0])
         self._check_operations(data)
-        return _Unpickler(io.BytesIO(data)).load()
+        self.described: Any = _Unpickler(io.BytesIO(data)).load()
+        """What the pickle describes, with notes in place of tensors and objects."""
 
     def _check_operations(self, data: bytes) -> None:
         """Refuses what lets the unpickler allocate memory: unknown operations, far places."""

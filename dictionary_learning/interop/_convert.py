@@ -26,8 +26,8 @@ def write_dictionary(
     """Writes a dictionary in a format.
 
     Args:
-        dictionary: the dictionary, which is not changed.
-        path: the folder, which is created if it does not exist.
+        dictionary: it is not changed.
+        path: the folder, which is created if it does not exist; it is returned.
         to: the format: own, dictionary_learning, sparsify or sae_lens.
         config: what is known about the dictionary; sections not given are taken from
             `dictionary.info`.
@@ -35,9 +35,6 @@ def write_dictionary(
             of TransformerLens.
         hook_name_out: the site that the dictionary reconstructs, for transcoders.
         model_name: the name of the language model, instead of the known one.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: the format cannot express the dictionary, a tensor is not finite, or the
@@ -101,7 +98,7 @@ def convert(
     places = sites_in(files)
     if site is not None:
         places = {"": places.get(site, site)}
-    written = []
+    written: list[Path] = []
     # one after another: a run may not fit into memory
     for name, place in (places or {"": ""}).items():
         dictionary = read(files.at(place), format, facts, source=str(source))

@@ -34,8 +34,7 @@ def load_dictionary(
     several classes.
     """
     files = find_files(path, site=site, revision=revision)
-    if site is not None:
-        files = _below(files, site)
+    files = files if site is None else _below(files, site)
     source = str(files) if os.path.exists(path) else "/".join(part for part in (str(path), site) if part)
     return read(files, format, facts, dtype, source, expected_class).to(device or "cpu")
 
@@ -54,7 +53,7 @@ def load_many(
 
     Args:
         path: the folder of the run, or a repository of the hub.
-        device: the device of the dictionaries; the CPU by default.
+        device: the CPU by default.
         format: their format, where the files alone do not tell.
         dtype: the dtype of the weights, instead of the stored one.
         revision: branch, tag or commit of the repository.
@@ -89,12 +88,16 @@ def find_files(
     path: str | os.PathLike, *, site: str | None = None, revision: str | None = None, many: bool = False
 ) -> Files:
     """Returns the files at a path, or those of a repository of the hub, fetched as needed."""
-    if not os.path.exists(path) and isinstance(path, str) and _is_repository(path):
-        from dictionary_learning.interop._hub import fetch
+    if os.path.exists(path):
+        if revision is not None:
+            logger.warning("'%s' is a local folder, which has no revision; %s is ignored.", path, revision)
+        return Files(path)
+    owner, _, rest = str(path).partition("/")
+    is_windows = "\\" in str(path) or ":" in owner
+    if isinstance(path, str) and owner and rest and not owner.startswith((".", "~")) and not is_windows:
+        from dictionary_learning.interop._hub import fetch  # which loads dictionaries itself
 
         return fetch(path, site=site, revision=revision, many=many)
-    if revision is not None and os.path.exists(path):
-        logger.warning("'%s' is a local folder, which has no revision; %s is ignored.", path, revision)
     return Files(path)
 
 
@@ -108,7 +111,12 @@ def read(
 ) -> Dictionary:
     """Returns the dictionary that files hold, with its `info`."""
     if format is None:
-        place = _only_place(files)
+        sites = sites_in(files)
+        if len(sites) > 1 and "" not in sites:
+            raise CheckpointError(
+                f"'{files}' holds {len(sites)} dictionaries: {shorten(list(sites))}. Say which by site=, or use load_many."
+            )
+        place = "" if "" in sites else next(iter(sites.values()), "")
         files, source = files.at(place), "/".join(part for part in (source, place) if part)
     known = format_of(files, format)
     for name in facts:
@@ -138,12 +146,6 @@ def read(
     return dictionary
 
 
-def _is_repository(path: str) -> bool:
-    """Returns whether a missing path may be a repository: "owner/name", and no path of Windows."""
-    owner, _, rest = path.partition("/")
-    return bool(owner and rest) and not owner.startswith((".", "~")) and "\\" not in path and ":" not in owner
-
-
 def _below(files: Files, site: str) -> Files:
     """Returns the files of one site: a folder or file below, by its name or without its ending."""
     site = check_relative(site, f"'{files}'")
@@ -154,15 +156,3 @@ def _below(files: Files, site: str) -> Files:
         return files.at(site)
     known = ", ".join(sites) or "none"
     raise CheckpointError(f"'{files}' has no site '{site}'. There are: {known}. Give one of them.")
-
-
-def _only_place(files: Files) -> str:
-    """Returns where the only dictionary is: "" for the folder itself, also where there is none."""
-    sites = sites_in(files)
-    if "" in sites or not sites:
-        return ""
-    if len(sites) > 1:
-        raise CheckpointError(
-            f"'{files}' holds {len(sites)} dictionaries: {shorten(list(sites))}. Say which by site=, or use load_many."
-        )
-    return next(iter(sites.values()))

@@ -13,14 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning.dictionaries import (
-    Coder,
-    Dictionary,
-    DictionaryInfo,
-    Normalized,
-    expand_or_convert,
-    fold_decoder_norm_,
-)
+from dictionary_learning.dictionaries import Coder, Dictionary, DictionaryInfo, expand_or_convert, fold_decoder_norm_
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Gated
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interop._hook_names import hook_name as hook_at, layer_of
@@ -134,8 +127,7 @@ def as_custom_sae(
     """Returns a dictionary as SAEBench expects it, with unit decoder rows where possible.
 
     Args:
-        dictionary: an autoencoder of one site; it is not changed, and the result shares no tensors
-            with it.
+        dictionary: an autoencoder of one site; the result shares no tensors with it.
         config: what is known about the dictionary; `dictionary.info` by default.
         model_name: the model, by its name in TransformerLens.
         hook_name: the hook in TransformerLens, such as "blocks.5.hook_resid_post".
@@ -146,7 +138,7 @@ def as_custom_sae(
         ConfigError: the dictionary predicts other activations than it reads, or needs them to
             decode, or its model or hook is not known.
     """
-    if isinstance(dictionary, Normalized) or not isinstance(dictionary, Coder) or dictionary.W_skip is not None:
+    if not isinstance(dictionary, Coder) or dictionary.W_skip is not None:
         raise ConfigError(
             f"SAEBench decodes latents alone, and takes autoencoders of one site; this is a {type(dictionary).__name__}. Evaluate it "
             "with this package's evaluate_dictionaries."
