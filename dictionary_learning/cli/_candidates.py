@@ -64,7 +64,8 @@ def candidates_of(
     for option, given in (("--sites", sites), ("--target-sites", target_sites)):
         if len(given) not in (0, 1, len(saved)):
             raise ConfigError(
-                f"Got {len(given)} of {option} for {len(saved)} dictionaries. Give one for each, in their order, or one for all."
+                f"Got {len(given)} of {option} for {len(saved)} dictionaries. Give one for each, in their order, or "
+                "one for all."
             )
     n_of_name = Counter(one.name for one in saved)
     candidates: list[Candidate] = []

@@ -1,15 +1,14 @@
 """Dictionaries of other packages, read and written exactly."""
 
 from dictionary_learning.interop._base import FORMATS, Format, Loaded
-from dictionary_learning.interop._convert import convert, write_dictionary
 from dictionary_learning.interop._hub import load_from_hub, push_to_hub
-from dictionary_learning.interop._loading import load_many
+from dictionary_learning.interop._loading import convert, load_many, write_dictionary
 from dictionary_learning.interop._own import Own
 from dictionary_learning.interop._releases import Release, list_pretrained
 from dictionary_learning.interop._sae_lens import SAELens, Temporal
 from dictionary_learning.interop._saebench import as_custom_sae
 from dictionary_learning.interop._saprmarks import DictionaryLearning
-from dictionary_learning.interop._scopes import GemmaScope, GemmaScope2, LlamaScope, LlamaScopeR1
+from dictionary_learning.interop._scopes import SCOPES
 from dictionary_learning.interop._single_files import SINGLE_FILES
 from dictionary_learning.interop._sparsify import Sae, Sparsify
 
@@ -29,8 +28,5 @@ __all__ = [
 ]
 
 FORMATS.register("dictionary_learning", "saprmarks")(DictionaryLearning())
-for _format in (
-    *(Own(), Sparsify(), SAELens(), Temporal(), GemmaScope(), GemmaScope2(), LlamaScope(), LlamaScopeR1()),
-    *SINGLE_FILES,
-):
+for _format in (Own(), Sparsify(), SAELens(), Temporal(), *SCOPES, *SINGLE_FILES):
     FORMATS.register(_format.name)(_format)

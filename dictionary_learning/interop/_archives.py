@@ -16,7 +16,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,11 +76,7 @@ class Inert:
 
 
 class _TensorNote(Inert):
-    """A call of torch._utils._rebuild_tensor_v2 that was not made."""
-
-
-class _ParameterNote(Inert):
-    """A call of torch._utils._rebuild_parameter that was not made."""
+    """A call of a function of torch._utils that was not made; a parameter holds the note of a tensor."""
 
 
 class _Mapping(dict):
@@ -90,18 +86,10 @@ class _Mapping(dict):
         """Drops the attributes that PyTorch keeps beside a state's tensors."""
 
 
-class _Storage(NamedTuple):
-    kind: Any
-    dtype: Any
-    key: Any
-    location: Any
-    n: Any
-
-
 _CLASSES = {
     ("torch._utils", "_rebuild_tensor"): _TensorNote,
     ("torch._utils", "_rebuild_tensor_v2"): _TensorNote,
-    ("torch._utils", "_rebuild_parameter"): _ParameterNote,
+    ("torch._utils", "_rebuild_parameter"): _TensorNote,
     ("collections", "OrderedDict"): _Mapping,
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
 }
@@ -111,8 +99,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         return _CLASSES.get((module, name), Inert)  # super() would import the module
 
-    def persistent_load(self, reference: Any) -> _Storage:
-        return _Storage(*reference[:5])  # its bytes are read when a tensor needs them
+    def persistent_load(self, reference: Any) -> tuple[Any, ...]:
+        return tuple(reference)  # a storage, whose bytes are read when a tensor needs them
 
 
 def read_pt(path: Path) -> Any:
@@ -137,8 +125,8 @@ def _opened(path: Path) -> Iterator["_Archive"]:
     try:
         if not zipfile.is_zipfile(path):
             raise CheckpointError(
-                f"'{path}' is no archive as torch.save has written since 1.6; it may be cut off, or older. Get it again, or load it "
-                "where you trust it and save it again."
+                f"'{path}' is no archive as torch.save has written since 1.6; it may be cut off, or older. Get it "
+                "again, or load it where you trust it and save it again."
             )
         with zipfile.ZipFile(path) as file:
             yield _Archive(path, file)
@@ -171,8 +159,8 @@ class _Archive:
             is_far = operation.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > n
             if operation.name not in _OPERATIONS or n > _MOST_OPERATIONS or is_far:
                 raise CheckpointError(
-                    f"'{self.path}' has a pickle with the operation {operation.name} at place {n}, which no checkpoint needs. Get the file "
-                    "again."
+                    f"'{self.path}' has a pickle with the operation {operation.name} at place {n}, which no "
+                    "checkpoint needs. Get the file again."
                 )
 
     def resolve(self, value: Any, depth: int = 0) -> Any:
@@ -187,19 +175,20 @@ class _Archive:
         if isinstance(value, (list, tuple, set)):
             return [self.resolve(part, depth + 1) for part in value]
         if isinstance(value, _TensorNote):
-            return self._tensor(*value.arguments[:4])  # without requires_grad and hooks
-        if isinstance(value, _ParameterNote):
-            return self.resolve(value.arguments[0], depth + 1)  # the tensor inside
+            # without requires_grad and hooks
+            is_parameter = isinstance(value.arguments[0], _TensorNote)
+            return self.resolve(value.arguments[0], depth + 1) if is_parameter else self._tensor(*value.arguments[:4])
         if isinstance(value, Inert):
             value.state = self.resolve(value.state, depth + 1)
         return value
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
-        if not isinstance(storage, _Storage) or not isinstance(storage.dtype, torch.dtype):
+        _, dtype, key, _, n_stored = storage[:5]  # the word "storage", ..., its name, its device, numbers
+        if not isinstance(dtype, torch.dtype):
             raise CheckpointError(
                 f"'{self.path}' stores a tensor in a way that is not known; {', '.join(_DTYPES)} are read."
             )
-        values = self._values(f"{self.prefix}data/{storage.key}", storage.dtype, storage.n)
+        values = self._values(f"{self.prefix}data/{key}", dtype, n_stored)
         if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
             raise damaged(self.path, f"a tensor has shape {shape!r}, strides {stride!r} and offset {offset!r}")
         n, last = math.prod(shape), offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))

@@ -15,6 +15,8 @@ from dictionary_learning.interop._files import Files
 
 Facts = Mapping[str, Any]
 """Facts about a checkpoint that its files do not hold, by name."""
+PLAIN = (str, int, float, type(None))
+"""Values of settings that JSON can hold."""
 
 
 class Loaded(NamedTuple):
@@ -54,7 +56,7 @@ class Format(ABC):
 
         Args:
             peer: the settings of the other package as they stand in its files.
-            names: the settings to look in for the names below; `peer` by default.
+            names: where the keys below are looked up; `peer` by default.
             keys: the key there of each of our sections: model, site, target_site.
         """
         values = {section: (peer if names is None else names).get(key) for section, key in keys.items()}
@@ -82,8 +84,8 @@ def format_of(files: Files, name: str | None = None) -> Format:
     if len(found) != 1:
         may_be = f"may be any of {', '.join(known.name for known in found)}, which compute different things"
         raise CheckpointError(
-            f"'{files}' {may_be if found else 'is no dictionary of a known format'}. It holds: {files.listing()}. Give the folder with "
-            f"the weights and their config, or say the format by format=: {', '.join(FORMATS)}."
+            f"'{files}' {may_be if found else 'is no dictionary of a known format'}. It holds: {files.listing()}. "
+            f"Give the folder with the weights and their config, or say the format by format=: {', '.join(FORMATS)}."
         )
     return found[0]
 

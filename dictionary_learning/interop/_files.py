@@ -9,9 +9,10 @@ import itertools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from dictionary_learning.errors import CheckpointError, did_you_mean
-from dictionary_learning.interop._safe import open_safetensors, plain_name
+from dictionary_learning.interop._safe import open_safetensors, plain_name, read_json, read_yaml
 from dictionary_learning.sites import natural_key
 
 WHOLE = (
@@ -30,7 +31,8 @@ ENDINGS = (".pt", ".pth", ".safetensors")
 COPIES = ("checkpoints", "best")
 """Folders of a run that hold earlier or other steps of its dictionaries."""
 TRAINING = re.compile(
-    r"((trainer_|rank_\d+_)?state|optimizer.*|lr_scheduler.*|sparsity|activation_whitening|activations_store_state)\.(pt|safetensors)"
+    r"((trainer_|rank_\d+_)?state|optimizer.*|lr_scheduler.*|sparsity|activation_whitening|activations_store_state)"
+    r"\.(pt|safetensors)"
 )
 """Files of a run that hold no dictionary."""
 _DECODERS = ("W_dec", "w_dec", "decoder", "D")
@@ -111,9 +113,11 @@ class Files:
         """Returns the files of a folder below, or one file of it; the border stays."""
         return Files(self.folder / name, self.root) if name else self
 
-    def above(self) -> "Files":
-        """Returns the folder above, where some formats keep settings."""
-        return Files(self.folder.absolute().parent)
+    def settings(self, name: str) -> dict[str, Any]:
+        """Returns the settings in a file beside the weights, or above `checkpoints`; empty if there is none."""
+        above = [Files(self.folder.absolute().parent)] if self.folder.name == "checkpoints" else []
+        read = read_yaml if name.endswith(".yaml") else read_json
+        return next((read(place.path(name)) for place in (self, *above) if place.has(name)), {})
 
     def listing(self) -> str:
         """Returns the content of the folder in words."""
@@ -146,9 +150,12 @@ def sites_in(files: Files) -> dict[str, str]:
         (place, path), n = waiting.pop(), n + 1  # a folder, and its path below the run
         if n > _MOST_FOLDERS:
             raise CheckpointError(f"'{files}' has more than {_MOST_FOLDERS} folders. Give the folder of one run.")
-        names = _dictionaries(place)
+        names = [""] if any(place.has(name) for name in WHOLE) else place.weights(*ENDINGS)
+        names = [""] if len(names) == 1 else names  # the only file is the folder's dictionary
         for name in names:
-            found[_site_name(path, name)] = f"{path}/{name}".strip("/")
+            stem = re.sub(r"(\.sae)?\.(pt|pth|safetensors)$", "", name)
+            parts = itertools.groupby(part for part in f"{path}/{stem}".split("/") if part)
+            found["/".join(part for part, _ in parts)] = f"{path}/{name}".strip("/")
         if "" not in names and path.count("/") < _DEEPEST:
             below = [name for name, is_dir in place.entries.items() if is_dir and name not in COPIES]
             waiting += [(place.at(name), f"{path}/{name}".strip("/")) for name in below]
@@ -168,30 +175,15 @@ def check_relative(name: str, of: str) -> str:
     return name.strip("/")
 
 
-def _dictionaries(files: Files) -> list[str]:
-    """Returns the names of the dictionaries in one folder, "" for the folder itself."""
-    if any(files.has(name) for name in WHOLE):
-        return [""]
-    found = files.weights(*ENDINGS)
-    return [""] if len(found) == 1 else found
-
-
-def _site_name(path: str, name: str) -> str:
-    stem = re.sub(r"(\.sae)?\.(pt|pth|safetensors)$", "", name)
-    parts = [part for part in f"{path}/{stem}".split("/") if part]
-    return "/".join(part for n, part in enumerate(parts) if n == 0 or part != parts[n - 1])
-
-
 def _check_inside(path: Path, root: Path) -> None:
     resolved = path.resolve()  # follows links
-    if resolved == root or root in resolved.parents:
-        return
     blobs = [  # of the repository in whose snapshot the root is
         folder.parent.parent / "blobs"
         for folder in (root, *root.parents)
         if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(("models--", "datasets--"))
     ]
-    if not any(folder in resolved.parents for folder in blobs):
+    if not any(resolved.is_relative_to(folder) for folder in (root, *blobs)):
         raise CheckpointError(
-            f"'{path}' leads out of '{root}', to '{resolved}'. Put the file itself there, or give the folder that holds it."
+            f"'{path}' leads out of '{root}', to '{resolved}'. Put the file itself there, or give the folder that "
+            "holds it."
         )

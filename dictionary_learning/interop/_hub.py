@@ -20,9 +20,8 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._base import FORMATS
 from dictionary_learning.interop._card import model_card
-from dictionary_learning.interop._convert import write_dictionary
 from dictionary_learning.interop._files import COPIES, ENDINGS, TRAINING, WHOLE, Files, check_relative, shorten
-from dictionary_learning.interop._loading import load_dictionary
+from dictionary_learning.interop._loading import load_dictionary, write_dictionary
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +29,13 @@ _SETTINGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf
 _FAILURES = {
     "HFValidationError": "'{path}' is neither a folder nor the name of a repository ({error}). Check it.",
     "RepositoryNotFoundError": (
-        "There is no folder '{path}', and no repository {named} on the hub. Check the name, or log in with `hf auth login`."
+        "There is no folder '{path}', and no repository {named} on the hub. Check the name, or log in with `hf "
+        "auth login`."
     ),
     "RevisionNotFoundError": "There is no {named}. Give a branch, a tag or a commit of it.",
     "LocalEntryNotFoundError": (
-        "There is no folder '{path}', {named} is not in the cache, and the hub cannot be reached. Connect once, or give an existing "
-        "folder."
+        "There is no folder '{path}', {named} is not in the cache, and the hub cannot be reached. Connect once, "
+        "or give an existing folder."
     ),
     "Exception": "{named} cannot be fetched ({error}). Try again, or give a local folder.",
 }
@@ -199,7 +199,8 @@ def _check_found(paths: list[str], listed: list[str], place: str, named: str, ma
         folders = sorted({path.rpartition("/")[0] or "." for path in listed if path.rpartition("/")[2] in WHOLE})
         at = f" at '{place}'" if place else ""
         raise CheckpointError(
-            f"{named} has no dictionary{at}. There are dictionaries in: {shorten(folders) or 'none of its folders'}. Say which by site=."
+            f"{named} has no dictionary{at}. There are dictionaries in: {shorten(folders) or 'none of its folders'}. "
+            "Say which by site=."
         )
     several = sorted(name for name in names if name.endswith(ENDINGS) and name not in WHOLE)
     if not many and len(several) > 1 and not names.intersection(WHOLE):
@@ -215,6 +216,5 @@ def _settings_folders(place: str, listed: list[str]) -> tuple[str, ...]:
     """Returns the folders of settings besides a place: beside a file, and above `checkpoints`."""
     folder, _, name = place.rpartition("/")
     if any(_is_file(path, place) for path in listed):
-        above, _, last = folder.rpartition("/")
-        return (folder, above) if last == "checkpoints" else (folder,)
+        return (folder, *_settings_folders(folder, []))
     return (folder,) if name == "checkpoints" else ()

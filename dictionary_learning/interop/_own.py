@@ -9,9 +9,9 @@ from dictionary_learning.dictionaries import DICTIONARIES, Dictionary, save_dict
 from dictionary_learning.dictionaries._serialization import CONFIG, WEIGHTS, check_config
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
 from dictionary_learning.interop._base import Facts, Format, Loaded
-from dictionary_learning.interop._building import built
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import open_safetensors, read_json, read_safetensors
+from dictionary_learning.interop._tensors import built
 
 
 class Own(Format):
@@ -38,7 +38,8 @@ class Own(Format):
             header = json.loads((file.metadata() or {}).get("dictionary", "null"))
         if header != section:  # one of the two files is of another save
             raise CheckpointError(
-                f"In '{files.folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are of different saves."
+                f"In '{files.folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are "
+                "of different saves."
             )
         try:
             return Loaded(built(DICTIONARIES[section.pop("class")], read_safetensors(path), **section), config)

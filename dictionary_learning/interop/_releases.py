@@ -58,8 +58,8 @@ class Release:
             (site,) = sites
         if site is None or (is_exact and site not in sites):
             raise CheckpointError(
-                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), sites)} It has: {shorten(sites, 6)}. Give one "
-                "as site=."
+                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), sites)} It has: "
+                f"{shorten(sites, 6)}. Give one as site=."
             )
         facts = {**self.facts, **({"scale": self.scales[site]} if site in self.scales else {}), **options}
         dictionary = load_dictionary(self.repo, device, site=site, **{"format": self.format, **facts})

@@ -17,18 +17,15 @@ from dictionary_learning.dictionaries import Coder, Dictionary, Normalized
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, positive, setting
-from dictionary_learning.interop._building import built, coder, jump_thresholds, without_threshold
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import read_json, read_yaml
-from dictionary_learning.interop._tensors import Tensors, read_tensors
+from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, read_tensors, without_threshold
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 SCALER = "activation_scaler.json"
-TEMPORAL_WEIGHTS = "latest_ckpt.safetensors"
-TEMPORAL_CONFIG = "conf.yaml"
 PARTS = {"W_enc": "W_enc.T", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec", "W_skip": "W_skip"}
 GATED = {"gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
 _KINDS = {
@@ -39,7 +36,7 @@ _KINDS = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
-"""The autoencoder that each architecture is like. BatchTopK is in checkpoints only: saved at the end, it is JumpReLU."""
+"""The autoencoder that each architecture is like. BatchTopK is in checkpoints only, and JumpReLU at the end."""
 NORMALIZATIONS = {
     "none": None,
     "layer_norm": "layer_norm_eps_in",
@@ -102,12 +99,12 @@ class Temporal(Format):
     """Reads temporal autoencoders as their authors release them, tied or not, with TopK or ReLU."""
 
     name = "temporal"
-    needed = (TEMPORAL_WEIGHTS, TEMPORAL_CONFIG)
+    needed = ("latest_ckpt.safetensors", "conf.yaml")
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        config = read_yaml(files.path(TEMPORAL_CONFIG))
+        weights, conf = map(files.path, self.needed)
+        config, tensors = read_yaml(conf), read_tensors(weights)
         settings = setting(config, "sae", dict, {}, files)
-        tensors = read_tensors(files.path(TEMPORAL_WEIGHTS))
         scale = positive(settings.get("scaling_factor", 1.0), "scaling_factor", files)
         names = {"W_dec": "D", "b_dec": "b", "W_enc": "E.T"}
         dictionary = _read_temporal(tensors, settings, files, names, scale=1 / scale)
@@ -128,7 +125,8 @@ def modernized(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     if activation == "topk":
         if architecture not in ("standard", "topk"):
             raise CheckpointError(
-                f"The config of '{where}' says architecture={architecture!r} and activation topk; one of both is needed."
+                f"The config of '{where}' says architecture={architecture!r} and activation topk; one of both is "
+                "needed."
             )
         arguments = setting(old, "activation_fn_kwargs", dict, {}, where)
         architecture, new["k"] = "topk", arguments.get("k", old.get("k"))
@@ -236,7 +234,7 @@ def _read_temporal(
     parts = ("W_dec", "b_dec") if tied else ("W_dec", "b_dec", "W_enc")
     state = tensors.parts({part: names[part] for part in parts})
     shapes = {"k_ctx": "narrow", "q_target": "narrow", "v_ctx": "dict_size", "c_proj": "dict_size"}
-    for layer in range(min(n_layers, len(tensors))):  # a config may claim any number
+    for layer in range(n_layers):  # a config may claim any number, but the first that is missing ends it
         for part, out in shapes.items():
             name = f"attn_layers.{layer}.{part}"
             state[f"{name}.weight"] = tensors.take(f"{name}.weight", f"{out} dict_size")
@@ -263,8 +261,9 @@ def _normalized(dictionary: Dictionary, config: Mapping[str, Any], files: Files)
     name = choice({"normalize_activations": name}, "normalize_activations", NORMALIZATIONS, "none", files)
     if name in ("expected_average_only_in", "covariance_whitening"):
         logger.warning(
-            "'%s' was trained on activations that were scaled outside of it (%s). Give it activations scaled in the same way, or, "
-            "where the config has activation_scale, call dictionary.scale_(1 / dictionary.info.config['activation_scale']).",
+            "'%s' was trained on activations that were scaled outside of it (%s). Give it activations scaled in the "
+            "same way, or, where the config has activation_scale, call dictionary.scale_(1 / "
+            "dictionary.info.config['activation_scale']).",
             files,
             name,
         )

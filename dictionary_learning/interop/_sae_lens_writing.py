@@ -56,8 +56,8 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
         own, tensors = _coder(inner)
     else:
         raise CheckpointError(
-            f"SAELens has autoencoders and transcoders of one site; this is a {type(inner).__name__}. Convert it to own, which "
-            "holds every class."
+            f"SAELens has autoencoders and transcoders of one site; this is a {type(inner).__name__}. Convert it to "
+            "own, which holds every class."
         )
     settings = {
         "d_in": inner.activation_dim,
@@ -102,8 +102,8 @@ def _unwrapped(dictionary: Dictionary) -> tuple[str, Dictionary]:
     name = dictionary.normalization
     if name not in _NORMALIZATIONS or len(dictionary.scales) > 1 or dictionary.scales != (1.0,):
         raise CheckpointError(
-            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this dictionary has {name} "
-            f"with scales {dictionary.scales}. Convert it to own."
+            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this "
+            f"dictionary has {name} with scales {dictionary.scales}. Convert it to own."
         )
     return _NORMALIZATIONS[name], dictionary.dictionary
 
@@ -116,13 +116,14 @@ def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if architecture is None:
         raise CheckpointError(
             f"SAELens has no {'transcoder' if predicts else 'autoencoder'} with {type(nonlinearity).__name__}; it has "
-            f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by expand_or_convert(..., nonlinearity=...)."
+            f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by "
+            "expand_or_convert(..., nonlinearity=...)."
         )
     has_unit_rows = bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
     if coder.rank_by_norm and not has_unit_rows:
         raise CheckpointError(
-            "This dictionary ranks latents by value times the norm of their decoder row and returns the values; SAELens returns the "
-            "products. Apply fold_decoder_norm_ to a copy first, which makes both the same."
+            "This dictionary ranks latents by value times the norm of their decoder row and returns the values; "
+            "SAELens returns the products. Apply fold_decoder_norm_ to a copy first, which makes both the same."
         )
     if coder.W_skip is not None:
         architecture = architecture.replace("transcoder", "skip_transcoder")
@@ -138,8 +139,8 @@ def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     elif isinstance(nonlinearity, BatchTopK):
         if float(nonlinearity.threshold) < 0:
             raise CheckpointError(
-                "SAELens saves BatchTopK with its learned threshold, and this one has learned none. Train it for a step, or set "
-                "dictionary.nonlinearity.threshold."
+                "SAELens saves BatchTopK with its learned threshold, and this one has learned none. Train it for a "
+                "step, or set dictionary.nonlinearity.threshold."
             )
         # one threshold for all latents is a JumpReLU with equal thresholds
         tensors["threshold"] = torch.full((coder.dict_size,), float(nonlinearity.threshold))

@@ -106,7 +106,8 @@ def checked_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInf
     total = sum(member.file_size for member in members)
     if total > MOST_INFLATED * size:
         raise CheckpointError(
-            f"'{path}' has {size} bytes and claims to hold {total}; weights cannot be compressed so far. It is no dictionary."
+            f"'{path}' has {size} bytes and claims to hold {total}; weights cannot be compressed so far. It is no "
+            "dictionary."
         )
     if len({member.filename for member in members}) < len(members):
         raise damaged(path, "it holds a name twice")
@@ -130,7 +131,7 @@ def _read_settings(path: Path, language: str, most: int, parse: Callable[[str], 
             raise CheckpointError(f"'{path}' has more than {most} bytes; settings have less. Give another file.")
         found = parse(path.read_bytes().decode("utf-8"))
     except (yaml.YAMLError, *READ_ERRORS) as error:
-        raise CheckpointError(f"'{path}' is not {language} ({error}). Get it or save it again.") from error
+        raise CheckpointError(f"'{path}' is not {language}, or damaged ({error}). Get it or save it again.") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"'{path}' holds a {type(found).__name__}; settings by name are needed. Get it again.")
     return {str(key): value for key, value in found.items()}

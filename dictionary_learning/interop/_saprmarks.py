@@ -29,12 +29,10 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.errors import CheckpointError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
-from dictionary_learning.interop._base import Facts, Format, Loaded, latents_kept, positive, setting
-from dictionary_learning.interop._building import built, coder, jump_thresholds
+from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, latents_kept, positive, setting
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._hook_names import hook_name, layer_of
-from dictionary_learning.interop._safe import read_json
-from dictionary_learning.interop._tensors import Tensors, stored_parts
+from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, stored_parts
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +53,14 @@ _CLASSES = {
 """The names of the parts in each class's files."""
 _NAMES = {cls.__name__: cls for cls in _CLASSES} | {"MatroyshkaBatchTopKSAE": MatryoshkaBatchTopKSAE}
 """The classes by their names in config.json, one of them misspelt for two weeks of January 2025."""
-_SIGNS = (
-    ("gate_bias", GatedAutoEncoder),
-    ("decoder.bias", AutoEncoderNew),
-    ("bias", AutoEncoder),
-    ("group_sizes", MatryoshkaBatchTopKSAE),
-)
-"""Tensors that only one class has."""
+_SIGNS = {
+    GatedAutoEncoder: {"gate_bias"},
+    AutoEncoderNew: {"decoder.bias"},
+    AutoEncoder: {"bias"},
+    MatryoshkaBatchTopKSAE: {"group_sizes"},
+    JumpReluAutoEncoder: {"W_enc", "threshold"},
+}
+"""Tensors by which a class is known, in the order in which they decide."""
 
 
 class DictionaryLearning(Format):
@@ -80,9 +79,7 @@ class DictionaryLearning(Format):
         if len(found) != 1:
             raise CheckpointError(f"'{files}' holds {', '.join(found) or 'no ae.pt'}; one is needed. Name the file.")
         path = files.path(found[0])
-        # the config is beside the weights, or above the folder of checkpoints
-        folders = (files, files.above()) if files.folder.name == "checkpoints" else (files,)
-        config = next((read_json(folder.path(CONFIG)) for folder in folders if folder.has(CONFIG)), {})
+        config = files.settings(CONFIG)
         trainer = setting(config, "trainer", dict, {}, files)
         held, scale = read_pt(path), 1.0
         if isinstance(held, dict) and "ae" in held and "optimizer" in held:
@@ -93,11 +90,7 @@ class DictionaryLearning(Format):
         dictionary = _dictionary(Tensors(held, path), {**trainer, **facts})
         if scale != 1.0:
             dictionary.scale_(scale)
-        plain = {
-            name: value
-            for name, value in trainer.items()
-            if value is None or isinstance(value, (str, int, float, list))
-        }
+        plain = {name: value for name, value in trainer.items() if isinstance(value, (*PLAIN, list))}
         known = self.known(config, trainer, model="lm_name", site="submodule_name")
         return Loaded(dictionary, {**known, "trainer": plain})
 
@@ -199,17 +192,16 @@ def _top_k(
 
 def _class_of(tensors: Tensors, expected: str | None) -> str:
     """Returns the class that the tensors' names belong to; of two classes, the expected one."""
-    for name, cls in _SIGNS:
-        if name in tensors:
+    for cls, names in _SIGNS.items():
+        if all(name in tensors for name in names):
             return cls.__name__
-    if "W_enc" in tensors and "threshold" in tensors:
-        return JumpReluAutoEncoder.__name__
     if "b_dec" in tensors and expected in ("AutoEncoderTopK", "BatchTopKSAE"):
         return expected
     if "b_dec" in tensors:
         raise CheckpointError(
-            f"'{tensors.where}' has no {CONFIG} that names its class, and its tensors are those of AutoEncoderTopK and of BatchTopKSAE "
-            f"alike, which keep other latents. Put its {CONFIG} beside it, give dict_class=, or call the class's from_pretrained."
+            f"'{tensors.where}' has no {CONFIG} that names its class, and its tensors are those of AutoEncoderTopK "
+            f"and of BatchTopKSAE alike, which keep other latents. Put its {CONFIG} beside it, give dict_class=, or "
+            "call the class's from_pretrained."
         )
     raise CheckpointError(f"'{tensors.where}' has no {CONFIG}, and tensors of no known class. Give dict_class=.")
 
@@ -218,18 +210,19 @@ def _check_writable(dictionary: Any) -> None:
     name = type(dictionary).__name__
     if type(dictionary) not in _CLASSES:
         raise CheckpointError(
-            f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _CLASSES)}. Convert it to "
-            "another format, or to one of these by expand_or_convert(..., nonlinearity=...)."
+            f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _CLASSES)}. "
+            "Convert it to another format, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
     if dictionary.centered == isinstance(dictionary, (AutoEncoderNew, JumpReluAutoEncoder)):
         raise CheckpointError(
-            f"A {name} of dictionary_learning {'does not subtract' if dictionary.centered else 'subtracts'} b_dec from its input, and "
-            f"this one {'does' if dictionary.centered else 'does not'}; the file cannot say so. Convert it to sae_lens or own."
+            f"A {name} of dictionary_learning {'does not subtract' if dictionary.centered else 'subtracts'} b_dec "
+            f"from its input, and this one {'does' if dictionary.centered else 'does not'}; the file cannot say so. "
+            "Convert it to sae_lens or own."
         )
     if dictionary.rank_by_norm:
         raise CheckpointError(
-            f"dictionary_learning ranks latents by value, and this {name} by value times the norm of their decoder row. Apply "
-            "fold_decoder_norm_ to a copy first, and build it without rank_by_norm."
+            f"dictionary_learning ranks latents by value, and this {name} by value times the norm of their decoder "
+            "row. Apply fold_decoder_norm_ to a copy first, and build it without rank_by_norm."
         )
 
 

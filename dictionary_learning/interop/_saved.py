@@ -96,25 +96,14 @@ def sites_in_model(
     names = info.target_sites if target else info.sites
     if names and info.format in ("own", None):  # None: of a run in this process
         return tuple(Site.parse(one) for one in names)  # whether the model has them, the evaluation checks
-    # a hook says nothing of a model that the dictionary was not trained on
-    may_be_hook = info.model in (None, model.name)
-    for tried in (names, (name,) if name else ()):
-        sites = [site for one in tried if (site := _site_in_model(one, model, may_be_hook)) is not None]
-        if sites and len(sites) == len(tried):
-            return tuple(sites)
-    without_effect = " and ".join(repr(one) for one in (*names, name) if one) or "no name"
-    raise ConfigError(
-        f"The files of '{name or info.source}' do not say at which site of {model.name} it belongs ({without_effect} is none of its "
-        f"modules). Give {'--target-sites' if target else '--sites'}, as 'model.layers.10:out'."
-    )
-
-
-def _site_in_model(name: str, model: TracedModel, may_be_hook: bool) -> Site | None:
-    try:
-        (site,) = model.sites(name)
-        return site
-    except (SiteError, ValueError):  # no such module, or several
-        pass
-    paths = [path for path, _ in model.module.named_modules()] if may_be_hook else []
-    hooked = [site for path in paths for site in (Site(path, "in"), Site(path)) if hook_name(site, model.name) == name]
-    return hooked[0] if len(hooked) == 1 else None
+    tried = " and ".join(repr(one) for one in (*names, name) if one) or "no name"
+    if info.model not in (None, model.name):
+        names = tuple(one for one in names if "hook_" not in one)  # hooks of another model say nothing of this one
+    available = [Site(path, side) for path, _ in model.module.named_modules() for side in ("in", "out", "heads")]
+    sites = match_sites(DictionaryInfo(sites=names, model=info.model), available, name="" if target else name)
+    if sites is None:
+        raise ConfigError(
+            f"The files of '{name or info.source}' do not say at which site of {model.name} it belongs ({tried} is "
+            f"none of its modules). Give {'--target-sites' if target else '--sites'}, as 'model.layers.10:out'."
+        )
+    return sites

@@ -8,12 +8,10 @@ from typing import Any
 from dictionary_learning.dictionaries import AutoEncoderNew, Normalized
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import Inert, read_names, read_pt
-from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, setting
-from dictionary_learning.interop._building import coder, without_threshold
+from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, choice, latents_kept, setting
 from dictionary_learning.interop._files import ENDINGS, WHOLE, Files
 from dictionary_learning.interop._sae_lens import modernized, read_coder
-from dictionary_learning.interop._safe import read_yaml
-from dictionary_learning.interop._tensors import Tensors, read_tensors
+from dictionary_learning.interop._tensors import Tensors, coder, read_tensors, without_threshold
 
 _PARTS: tuple[str, ...] = ("W_enc", "b_enc", "W_dec", "b_dec")
 _L0 = re.compile(r"L0_(\d+)")
@@ -24,25 +22,17 @@ _RECTIFIERS = {"ReLU": "relu", "Identity": "identity"}
 _SELECTORS = {"ReLU": "top_k", "Identity": "top_k_unrectified"}
 
 
-class _OnePt(Format):
-    """Recognized by names at the top of the only `.pt` file."""
-
-    needed = ("*.pt",)
-    names: frozenset[str]
-
-    def recognizes(self, files: Files) -> bool:
-        found = files.weights(".pt")
-        return len(found) == 1 and read_names(files, found[0]) >= self.names
-
-
-class OpenAI(_OnePt):
+class OpenAI(Format):
     """Reads ReLU, TopK and Identity, tied or not, of December 2023 and later.
 
     TopK goes with a normalization of each token, of which the file says nothing else.
     """
 
     name = "openai"
-    names = frozenset({"pre_bias", "latent_bias"})
+    needed = ("*.pt",)
+
+    def recognizes(self, files: Files) -> bool:
+        return _names_in(files) >= {"pre_bias", "latent_bias"}
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         path = files.only_weights(".pt")
@@ -67,14 +57,17 @@ class OpenAI(_OnePt):
         return Loaded(dictionary, self.known({"activation": activation, **state}))
 
 
-class MatsSAE(_OnePt):
+class MatsSAE(Format):
     """Reads autoencoders with ReLU of mats_sae_training, from which SAELens grew, up to 2.0.
 
     The settings are an object of that package. Its attributes are read, its class is not.
     """
 
     name = "mats_sae"
-    names = frozenset({"cfg", "state_dict"})
+    needed = ("*.pt",)
+
+    def recognizes(self, files: Files) -> bool:
+        return _names_in(files) >= {"cfg", "state_dict"}
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         path = files.only_weights(".pt")
@@ -82,8 +75,7 @@ class MatsSAE(_OnePt):
         cfg = held.get("cfg")
         values = cfg.state if isinstance(cfg, Inert) else cfg
         # settings that are no plain values, such as devices and dtypes, have no effect here
-        plain = (str, int, float, type(None))
-        given = {str(name): value for name, value in dict(values or {}).items() if isinstance(value, plain)}
+        given = {str(name): value for name, value in dict(values or {}).items() if isinstance(value, PLAIN)}
         config = modernized(given, path)
         tensors = Tensors(held.get("state_dict"), path)
         if config["architecture"] != "standard":
@@ -121,7 +113,7 @@ class TwoMatrices(Format):
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         tensors = read_tensors(files.only_weights(*ENDINGS))
-        config = read_yaml(files.path(_YAML)) if _YAML in self.needed and files.has(_YAML) else {}
+        config = files.settings(_YAML) if _YAML in self.needed else {}
         parts = tensors.parts(self.parts, wide="output_dim" if self.is_transcoder else "dim")
         tensors.finish()
         if self.needs_k:
@@ -148,6 +140,12 @@ SINGLE_FILES: tuple[Format, ...] = (
         "mwhanna", ("layer_*.safetensors", _YAML), "W_enc", "b_enc", "W_dec", "b_dec", is_transcoder=True
     ),
 )  # fmt: skip
+
+
+def _names_in(files: Files) -> frozenset[str]:
+    """Returns the names at the top of the only `.pt` file; none where there are several."""
+    found = files.weights(".pt")
+    return read_names(files, found[0]) if len(found) == 1 else frozenset()
 
 
 def _k(files: Files, facts: Mapping[str, Any]) -> int:

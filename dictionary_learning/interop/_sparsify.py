@@ -14,11 +14,10 @@ from dictionary_learning.dictionaries._serialization import write_tensors
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, TopK
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, setting
-from dictionary_learning.interop._building import coder, without_threshold
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._loading import load_dictionary, load_many
 from dictionary_learning.interop._safe import read_json
-from dictionary_learning.interop._tensors import read_tensors, stored_parts
+from dictionary_learning.interop._tensors import coder, read_tensors, stored_parts, without_threshold
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
@@ -112,22 +111,22 @@ def _writable(dictionary: Dictionary) -> Coder:
     name = type(dictionary).__name__
     if not isinstance(dictionary, (SparseAutoencoder, SkipAutoencoder, Transcoder)):
         raise CheckpointError(
-            f"sparsify has autoencoders and transcoders of one site; this is a {name}. Convert it to own, which holds every class."
+            f"sparsify has autoencoders and transcoders of one site; this is a {name}. Convert it to own, which holds "
+            "every class."
         )
     kind = type(dictionary.nonlinearity)
     if kind not in (TopK, GroupMax):
         raise CheckpointError(
-            f"sparsify has TopK and GroupMax; this {name} has {kind.__name__}. Convert it to another format, or to TopK by "
-            'expand_or_convert(..., nonlinearity={"name": "top_k", "k": 32}).'
+            f"sparsify has TopK and GroupMax; this {name} has {kind.__name__}. Convert it to another format, or to "
+            'TopK by expand_or_convert(..., nonlinearity={"name": "top_k", "k": 32}).'
         )
-    k, widths = dictionary.nonlinearity.options()["k"], (dictionary.activation_dim, dictionary.output_dim)
+    k, (reads, writes) = dictionary.nonlinearity.options()["k"], (dictionary.activation_dim, dictionary.output_dim)
+    keeps_b_dec = isinstance(dictionary, SparseAutoencoder) and not dictionary.centered
     differences = {
         "has groups of one size; k does not divide dict_size here": kind is GroupMax and dictionary.dict_size % k != 0,
-        f"has transcoders of one width; this reads {widths[0]} and writes {widths[1]}": widths[0] != widths[1],
-        f"subtracts b_dec from an autoencoder's input, and this {name} does not": (
-            isinstance(dictionary, SparseAutoencoder) and not dictionary.centered
-        ),
-        f"ranks latents by value, and this {name} by value times the norm of their decoder row": dictionary.rank_by_norm,
+        f"has transcoders of one width; this reads {reads} and writes {writes}": reads != writes,
+        f"subtracts b_dec from an autoencoder's input, and this {name} does not": keeps_b_dec,
+        f"ranks by value, and this {name} by value times the norm of the decoder row": dictionary.rank_by_norm,
     }
     for difference, differs in differences.items():
         if differs:

@@ -1,19 +1,25 @@
-"""The tensors of a checkpoint, taken out by name, so that none is left over.
+"""The tensors of a checkpoint, taken out by name, and dictionaries built from them.
 
-All functions raise a CheckpointError where a tensor is missing, unknown or misshapen.
+None is left over, no random weights are drawn, and no memory is unused. All functions raise a
+CheckpointError where a tensor is missing, unknown or misshapen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from dictionary_learning.dictionaries import Coder
-from dictionary_learning.errors import CheckpointError, did_you_mean
+from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
+from dictionary_learning.dictionaries._named import autoencoder_class
+from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
+from dictionary_learning.errors import CheckpointError, DictionaryLearningError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
 from dictionary_learning.interop._safe import plain_name, read_npz, read_safetensors
 
+_ALIGNMENT = 64
+"""Bytes."""
 _MOST_INTEGERS = 4096
 
 
@@ -40,9 +46,6 @@ class Tensors:
     def __contains__(self, name: object) -> bool:
         return name in self._left
 
-    def __len__(self) -> int:
-        return len(self._left)
-
     def __getitem__(self, word: str) -> int:
         return self.sizes[word]
 
@@ -59,7 +62,8 @@ class Tensors:
             raise CheckpointError(f"'{name}' in '{self.where}' has dtype {tensor.dtype}; weights are floating-point.")
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(
-                f"'{self.where}' holds values that are not finite in {name}; the run that wrote it had diverged, or it is damaged."
+                f"'{self.where}' holds values that are not finite in {name}; the run that wrote it had diverged, or "
+                "it is damaged."
             )
         return tensor
 
@@ -105,15 +109,15 @@ class Tensors:
         """
         if self._left:
             raise CheckpointError(
-                f"'{self.where}' holds tensors that its format does not have: {', '.join(sorted(self._left))}. They may change what the "
-                "dictionary computes; give the format that the file is of."
+                f"'{self.where}' holds tensors that its format does not have: {', '.join(sorted(self._left))}. They "
+                "may change what the dictionary computes; give the format that the file is of."
             )
         for word, key in keys.items():
             said = (config or {}).get(key)
             if said and word in self.sizes and said != self.sizes[word]:
                 raise CheckpointError(
-                    f"The config of '{self.where}' says {key}={said!r}, and its tensors have {self.sizes[word]}: they do not belong "
-                    "together."
+                    f"The config of '{self.where}' says {key}={said!r}, and its tensors have {self.sizes[word]}: they "
+                    "do not belong together."
                 )
 
     def _check_shape(self, name: str, tensor: Tensor, words: list[str]) -> None:
@@ -123,8 +127,8 @@ class Tensors:
         if wrong:
             needed = ", ".join(f"{word}={self.sizes[word]}" if word in self.sizes else word for word in words)
             raise CheckpointError(
-                f"'{name}' in '{self.where}' has shape {tuple(tensor.shape)}; ({needed}) is needed. The file is of another format, or "
-                "its parts are of different dictionaries."
+                f"'{name}' in '{self.where}' has shape {tuple(tensor.shape)}; ({needed}) is needed. The file is of "
+                "another format, or its parts are of different dictionaries."
             )
 
 
@@ -142,3 +146,92 @@ def stored_parts(dictionary: Coder, names: Mapping[str, str]) -> dict[str, Tenso
         for name, tensor in parts.items()
         if tensor is not None
     }
+
+
+def coder(
+    parts: Mapping[str, Tensor],
+    nonlinearity: str = "relu",
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    centered: bool = True,
+    predicts: bool = False,
+    named: Callable[..., Dictionary] | None = None,
+    **options: Any,
+) -> Coder:
+    """Returns a dictionary of one encoder and one decoder, as the class that people know it by.
+
+    Args:
+        parts: W_enc (dict_size, activation_dim), W_dec (dict_size, output_dim), b_enc, b_dec and
+            W_skip (output_dim, activation_dim). Without W_enc the decoder is the encoder, without
+            b_enc the nonlinearity has the biases, and b_dec is zeros by default.
+        nonlinearity: a name of `NONLINEARITIES`.
+        state: its tensors.
+        centered: whether b_dec is subtracted before encoding.
+        predicts: whether other activations are reconstructed than are read.
+        named: the class, where the nonlinearity does not decide it.
+        options: the nonlinearity's arguments.
+    """
+    dict_size, output_dim = parts["W_dec"].shape
+    dim = parts["W_enc"].shape[1] if "W_enc" in parts else output_dim
+    tensors = {"b_dec": parts["W_dec"].new_zeros(output_dim), **parts}
+    tensors |= {f"nonlinearity.{name}": tensor for name, tensor in (state or {}).items()}
+    has_skip = "W_skip" in parts
+    arguments: dict[str, Any] = {"nonlinearity": {"name": nonlinearity, **options}}
+    if not centered and (predicts or has_skip):
+        made = built(Transcoder, tensors, dim, dict_size, **arguments, output_dim=output_dim, skip=has_skip)
+    elif has_skip:
+        made = built(SkipAutoencoder, tensors, dim, dict_size, **arguments)
+    else:
+        cls = named or autoencoder_class(NONLINEARITIES[nonlinearity])
+        arguments = arguments if cls is SparseAutoencoder else options
+        made = built(cls, tensors, dim, dict_size, **arguments, apply_b_dec_to_input=centered)
+    assert isinstance(made, Coder)
+    return made
+
+
+def built(make: Callable[..., Dictionary], tensors: Mapping[str, Tensor], *sizes: Any, **options: Any) -> Dictionary:
+    """Returns a dictionary with these tensors."""
+    try:
+        with torch.device("meta"):  # sizes of a config take no memory
+            dictionary = make(*sizes, **options)
+    except (DictionaryLearningError, TypeError, ValueError, ArithmeticError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"The checkpoint describes no dictionary that can be built: {error}") from error
+    needed = {name: tuple(tensor.shape) for name, tensor in dictionary.state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = sorted(name for name in needed.keys() | got.keys() if needed.get(name) != got.get(name))
+    if wrong:
+        detail = "; ".join(
+            f"{name}: needed {needed.get(name, 'nothing')}, got {got.get(name, 'nothing')}" for name in wrong
+        )
+        raise CheckpointError(
+            f"The tensors do not fit the {type(dictionary).__name__} of the config. {detail}. Save the dictionary "
+            "again."
+        )
+    dictionary.load_state_dict(_separate(tensors), assign=True)  # the tensors themselves, no copy
+    return dictionary
+
+
+def without_threshold() -> dict[str, Tensor]:
+    """Returns the state of TopK of packages that learn no threshold."""
+    return {"threshold": torch.tensor(-1.0)}
+
+
+def jump_thresholds(thresholds: Tensor) -> dict[str, Tensor]:
+    """Returns the state of JumpReLU."""
+    # other packages rectify what exceeds the threshold, so that a negative one acts as zero
+    return {"threshold": thresholds.float().clamp_min(0)}
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns contiguous tensors that share no memory; those that are so already are not copied."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        is_whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
+        # matrix products round otherwise, in the last bit, where vectors are not aligned
+        fits = is_whole and storage.data_ptr() not in taken and tensor.data_ptr() % _ALIGNMENT == 0
+        keep = fits and not tensor.requires_grad
+        found[name] = tensor if keep else tensor.detach().clone(memory_format=torch.contiguous_format)
+        taken.add(storage.data_ptr())
+    return found
