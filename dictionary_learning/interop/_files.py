@@ -147,7 +147,8 @@ def sites_in(files: Files) -> dict[str, str]:
     found: dict[str, str] = {}
     waiting, n = [(files, "")], 0
     while waiting:
-        (place, path), n = waiting.pop(), n + 1  # a folder, and its path below the run
+        place, path = waiting.pop()  # a folder, and its path below the run
+        n += 1
         if n > _MOST_FOLDERS:
             raise CheckpointError(f"'{files}' has more than {_MOST_FOLDERS} folders. Give the folder of one run.")
         names = [""] if any(place.has(name) for name in WHOLE) else place.weights(*ENDINGS)

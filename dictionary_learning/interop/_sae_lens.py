@@ -187,10 +187,9 @@ def _nonlinearity(
     kind: str, tensors: Tensors, config: Mapping[str, Any], files: Files
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """Returns the name of the nonlinearity, its tensors, and its options."""
-    if kind == "topk":
-        return "top_k", without_threshold(), {"k": latents_kept(config, files, "Add it to the config.")}
-    if kind == "abstopk":
-        return "abs_top_k", {}, {"k": latents_kept(config, files, "Add it to the config.")}
+    if kind in ("topk", "abstopk"):
+        options = {"k": latents_kept(config, files, "Add it to the config.")}
+        return ("top_k", without_threshold(), options) if kind == "topk" else ("abs_top_k", {}, options)
     if kind == "batchtopk":
         # the threshold is of latents times norms; with norms folded in, it is one of latents
         k = max(round(positive(config.get("k"), "k", files)), 1)

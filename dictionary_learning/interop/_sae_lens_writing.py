@@ -49,7 +49,15 @@ _TRANSCODERS = {ReLU: "transcoder", JumpReLU: "jumprelu_transcoder", BatchTopK: 
 
 def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
     """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU, as SAELens does."""
-    normalization, inner = _unwrapped(dictionary)
+    normalization, inner = "none", dictionary
+    if isinstance(dictionary, Normalized):
+        name, scales = dictionary.normalization, dictionary.scales
+        if name not in _NORMALIZATIONS or scales != (1.0,):
+            raise CheckpointError(
+                f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this "
+                f"dictionary has {name} with scales {scales}. Convert it to own."
+            )
+        normalization, inner = _NORMALIZATIONS[name], dictionary.dictionary
     if isinstance(inner, TemporalAutoencoder) and normalization == "none":
         own, tensors = _temporal(inner)
     elif isinstance(inner, (SparseAutoencoder, Transcoder)):
@@ -82,30 +90,16 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     if info.model is not None and (name := model_name(info.model)) is not None:
         metadata["model_name"] = name
     for key, sites in (("hook_name", info.sites), ("hook_name_out", info.target_sites)):
-        if not sites:
-            continue
         hooks = [hook_name(site, info.model) for site in sites]
-        if len(hooks) != 1 or hooks[0] is None:
+        if sites and (len(hooks) != 1 or hooks[0] is None):
             # with an unknown hook, SAELens says "No hook found" and goes on without the dictionary
             raise CheckpointError(
                 f"SAELens finds a dictionary's place by the name of a TransformerLens hook, and none is known for "
                 f"{', '.join(sites)}. Give {key}=, such as 'blocks.10.hook_resid_post'."
             )
-        metadata[key] = hooks[0]
+        if hooks:
+            metadata[key] = hooks[0]
     return metadata
-
-
-def _unwrapped(dictionary: Dictionary) -> tuple[str, Dictionary]:
-    """Returns the name of the normalization of each token, and the dictionary inside of it."""
-    if not isinstance(dictionary, Normalized):
-        return "none", dictionary
-    name = dictionary.normalization
-    if name not in _NORMALIZATIONS or len(dictionary.scales) > 1 or dictionary.scales != (1.0,):
-        raise CheckpointError(
-            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this "
-            f"dictionary has {name} with scales {dictionary.scales}. Convert it to own."
-        )
-    return _NORMALIZATIONS[name], dictionary.dictionary
 
 
 def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor]]:

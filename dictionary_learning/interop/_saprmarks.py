@@ -96,8 +96,13 @@ class DictionaryLearning(Format):
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         name = type(dictionary).__name__
-        _check_writable(dictionary)
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(dictionary).items()}
+        own = _writable(dictionary)
+        state = {**stored_parts(own, _CLASSES[type(own)]), **own.nonlinearity.state_dict()}
+        if hasattr(own, "k"):
+            state["k"] = torch.tensor(own.k, dtype=torch.int32)
+        if isinstance(own, MatryoshkaBatchTopKSAE):
+            state["group_sizes"] = torch.tensor(own.group_sizes)
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
         info = DictionaryInfo.from_config(config)
         site = info.sites[0] if info.sites else None
         trainer = {
@@ -206,7 +211,8 @@ def _class_of(tensors: Tensors, expected: str | None) -> str:
     raise CheckpointError(f"'{tensors.where}' has no {CONFIG}, and tensors of no known class. Give dict_class=.")
 
 
-def _check_writable(dictionary: Any) -> None:
+def _writable(dictionary: Any) -> Any:
+    """Returns the dictionary, unless its class there computes something else from its weights."""
     name = type(dictionary).__name__
     if type(dictionary) not in _CLASSES:
         raise CheckpointError(
@@ -224,13 +230,4 @@ def _check_writable(dictionary: Any) -> None:
             f"dictionary_learning ranks latents by value, and this {name} by value times the norm of their decoder "
             "row. Apply fold_decoder_norm_ to a copy first, and build it without rank_by_norm."
         )
-
-
-def _state(dictionary: Any) -> dict[str, Tensor]:
-    """Returns the tensors by the names that the class has there."""
-    state = {**stored_parts(dictionary, _CLASSES[type(dictionary)]), **dictionary.nonlinearity.state_dict()}
-    if hasattr(dictionary, "k"):
-        state["k"] = torch.tensor(dictionary.k, dtype=torch.int32)
-    if isinstance(dictionary, MatryoshkaBatchTopKSAE):
-        state["group_sizes"] = torch.tensor(dictionary.group_sizes)
-    return state
+    return dictionary

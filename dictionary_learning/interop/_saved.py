@@ -99,7 +99,8 @@ def sites_in_model(
     tried = " and ".join(repr(one) for one in (*names, name) if one) or "no name"
     if info.model not in (None, model.name):
         names = tuple(one for one in names if "hook_" not in one)  # hooks of another model say nothing of this one
-    available = [Site(path, side) for path, _ in model.module.named_modules() for side in ("in", "out", "heads")]
+    # without "heads", which means the same as the projection's "in"
+    available = [Site(path, side) for path, _ in model.module.named_modules() for side in ("in", "out")]
     sites = match_sites(DictionaryInfo(sites=names, model=info.model), available, name="" if target else name)
     if sites is None:
         raise ConfigError(

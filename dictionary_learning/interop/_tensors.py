@@ -56,8 +56,16 @@ class Tensors:
                 f"'{self.where}' has no tensor '{name}'.{did_you_mean(name, self._left)} It holds: "
                 f"{', '.join(sorted(self._left)) or 'nothing more'}. Get the whole file, or give its format."
             )
-        tensor = self._left.pop(name)
-        self._check_shape(name, tensor, shape.split())
+        tensor, words = self._left.pop(name), shape.split()
+        wrong = tensor.ndim != len(words) or 0 in tensor.shape
+        for word, size in zip(words, tensor.shape, strict=False):
+            wrong = wrong or self.sizes.setdefault(word, size) != size  # the first tensor decides
+        if wrong:
+            needed = ", ".join(f"{word}={self.sizes[word]}" if word in self.sizes else word for word in words)
+            raise CheckpointError(
+                f"'{name}' in '{self.where}' has shape {tuple(tensor.shape)}; ({needed}) is needed. The file is of "
+                "another format, or its parts are of different dictionaries."
+            )
         if not tensor.is_floating_point():
             raise CheckpointError(f"'{name}' in '{self.where}' has dtype {tensor.dtype}; weights are floating-point.")
         if not bool(tensor.isfinite().all()):
@@ -119,17 +127,6 @@ class Tensors:
                     f"The config of '{self.where}' says {key}={said!r}, and its tensors have {self.sizes[word]}: they "
                     "do not belong together."
                 )
-
-    def _check_shape(self, name: str, tensor: Tensor, words: list[str]) -> None:
-        wrong = tensor.ndim != len(words) or 0 in tensor.shape
-        for word, size in zip(words, tensor.shape, strict=False):
-            wrong = wrong or self.sizes.setdefault(word, size) != size  # the first tensor decides
-        if wrong:
-            needed = ", ".join(f"{word}={self.sizes[word]}" if word in self.sizes else word for word in words)
-            raise CheckpointError(
-                f"'{name}' in '{self.where}' has shape {tuple(tensor.shape)}; ({needed}) is needed. The file is of "
-                "another format, or its parts are of different dictionaries."
-            )
 
 
 def read_tensors(path: Path) -> Tensors:
