@@ -1,21 +1,16 @@
 """Dictionaries of other packages, read and written exactly."""
 
-# the formats register themselves when they are imported
-from dictionary_learning.interop import (  # noqa: F401
-    _gemma_scope,
-    _llama_scope,
-    _own,
-    _saprmarks,
-    _single_files,
-    _sparsify,
-)
 from dictionary_learning.interop._base import FORMATS, Format, Loaded
-from dictionary_learning.interop._convert import convert, write_dictionary
 from dictionary_learning.interop._hub import load_from_hub, push_to_hub
-from dictionary_learning.interop._loading import load_many
+from dictionary_learning.interop._loading import convert, load_many, write_dictionary
+from dictionary_learning.interop._own import Own
 from dictionary_learning.interop._releases import Release, list_pretrained
-from dictionary_learning.interop._sae import Sae
+from dictionary_learning.interop._sae_lens import SAELens, Temporal
 from dictionary_learning.interop._saebench import as_custom_sae
+from dictionary_learning.interop._saprmarks import DictionaryLearning
+from dictionary_learning.interop._scopes import SCOPES
+from dictionary_learning.interop._single_files import SINGLE_FILES
+from dictionary_learning.interop._sparsify import Sae, Sparsify
 
 __all__ = [
     "FORMATS",
@@ -31,3 +26,7 @@ __all__ = [
     "push_to_hub",
     "write_dictionary",
 ]
+
+FORMATS.register("dictionary_learning", "saprmarks")(DictionaryLearning())
+for _format in (Own(), Sparsify(), SAELens(), Temporal(), *SCOPES, *SINGLE_FILES):
+    FORMATS.register(_format.name)(_format)

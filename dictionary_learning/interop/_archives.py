@@ -16,7 +16,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,11 +76,7 @@ class Inert:
 
 
 class _TensorNote(Inert):
-    """A call of torch._utils._rebuild_tensor_v2 that was not made."""
-
-
-class _ParameterNote(Inert):
-    """A call of torch._utils._rebuild_parameter that was not made."""
+    """A call of a function of torch._utils that was not made; a parameter holds the note of a tensor."""
 
 
 class _Mapping(dict):
@@ -90,18 +86,10 @@ class _Mapping(dict):
         """Drops the attributes that PyTorch keeps beside a state's tensors."""
 
 
-class _Storage(NamedTuple):
-    kind: Any
-    dtype: Any
-    key: Any
-    location: Any
-    n: Any
-
-
 _CLASSES = {
     ("torch._utils", "_rebuild_tensor"): _TensorNote,
     ("torch._utils", "_rebuild_tensor_v2"): _TensorNote,
-    ("torch._utils", "_rebuild_parameter"): _ParameterNote,
+    ("torch._utils", "_rebuild_parameter"): _TensorNote,
     ("collections", "OrderedDict"): _Mapping,
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
 }
@@ -111,24 +99,24 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         return _CLASSES.get((module, name), Inert)  # super() would import the module
 
-    def persistent_load(self, reference: Any) -> _Storage:
-        return _Storage(*reference[:5])  # its bytes are read when a tensor needs them
+    def persistent_load(self, reference: Any) -> tuple[Any, ...]:
+        return tuple(reference)  # a storage, whose bytes are read when a tensor needs them
 
 
 def read_pt(path: Path) -> Any:
     """Returns the content of a `.pt` file, with `Inert` in place of objects of unknown classes."""
     with _opened(path) as archive:
-        return archive.resolve(archive.described())
+        return archive.resolve(archive.described)
 
 
 def read_names(files: Files, name: str) -> frozenset[str]:
     """Returns the names at the top of a file of weights, without reading the tensors."""
+    path = files.path(name)
     if name.endswith(".safetensors"):
-        with open_safetensors(files.path(name)) as file:
+        with open_safetensors(path) as file:
             return frozenset(map(plain_name, file.keys()))
-    with _opened(files.path(name)) as archive:
-        described = archive.described()
-        names = described if isinstance(described, dict) else ()
+    with _opened(path) as archive:
+        names = archive.described if isinstance(archive.described, dict) else ()
         return frozenset(plain_name(key) for key in names if isinstance(key, str))
 
 
@@ -137,8 +125,8 @@ def _opened(path: Path) -> Iterator["_Archive"]:
     try:
         if not zipfile.is_zipfile(path):
             raise CheckpointError(
-                f"'{path}' is no archive as torch.save has written since 1.6; it may be cut off, or older. Get it again, or load it "
-                "where you trust it and save it again."
+                f"'{path}' is no archive as torch.save has written since 1.6; it may be cut off, or older. Get it "
+                "again, or load it where you trust it and save it again."
             )
         with zipfile.ZipFile(path) as file:
             yield _Archive(path, file)
@@ -150,23 +138,20 @@ class _Archive:
     def __init__(self, path: Path, archive: zipfile.ZipFile):
         self.path, self.archive = path, archive
         self.members = {member.filename: member for member in checked_members(path, archive)}
+        self._storages: dict[str, Tensor] = {}  # tensors may be views of one storage
+        self._n_objects = 0  # references count again, or a few lists could hold a billion values
         pickles = [name for name in self.members if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise damaged(path, "it does not hold one data.pkl")
         self.prefix = pickles[0].removesuffix("data.pkl")
-        self._storages: dict[str, Tensor] = {}  # tensors may be views of one storage
-        self._n_objects = 0  # references count again, or a few lists could hold a billion values
-
-    def described(self) -> Any:
-        """Returns what the pickle describes, with notes in place of tensors and objects."""
-        if f"{self.prefix}byteorder" in self.members and self.archive.read(f"{self.prefix}byteorder") != b"little":
-            raise damaged(self.path, "it was written by a machine of another byte order")
-        name = f"{self.prefix}data.pkl"
-        if self.members[name].file_size > MOST_PICKLE:
-            raise CheckpointError(f"'{self.path}' has a pickle of more than {MOST_PICKLE} bytes. It is no dictionary.")
-        data = self.archive.read(name)
+        if f"{self.prefix}byteorder" in self.members and archive.read(f"{self.prefix}byteorder") != b"little":
+            raise damaged(path, "it was written by a machine of another byte order")
+        if self.members[pickles[0]].file_size > MOST_PICKLE:
+            raise CheckpointError(f"'{path}' has a pickle of more than {MOST_PICKLE} bytes. It is no dictionary.")
+        data = archive.read(pickles[0])
         self._check_operations(data)
-        return _Unpickler(io.BytesIO(data)).load()
+        self.described: Any = _Unpickler(io.BytesIO(data)).load()
+        """What the pickle describes, with notes in place of tensors and objects."""
 
     def _check_operations(self, data: bytes) -> None:
         """Refuses what lets the unpickler allocate memory: unknown operations, far places."""
@@ -174,8 +159,8 @@ class _Archive:
             is_far = operation.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > n
             if operation.name not in _OPERATIONS or n > _MOST_OPERATIONS or is_far:
                 raise CheckpointError(
-                    f"'{self.path}' has a pickle with the operation {operation.name} at place {n}, which no checkpoint needs. Get the file "
-                    "again."
+                    f"'{self.path}' has a pickle with the operation {operation.name} at place {n}, which no "
+                    "checkpoint needs. Get the file again."
                 )
 
     def resolve(self, value: Any, depth: int = 0) -> Any:
@@ -190,19 +175,20 @@ class _Archive:
         if isinstance(value, (list, tuple, set)):
             return [self.resolve(part, depth + 1) for part in value]
         if isinstance(value, _TensorNote):
-            return self._tensor(*value.arguments[:4])  # without requires_grad and hooks
-        if isinstance(value, _ParameterNote):
-            return self.resolve(value.arguments[0], depth + 1)  # the tensor inside
+            # without requires_grad and hooks
+            is_parameter = isinstance(value.arguments[0], _TensorNote)
+            return self.resolve(value.arguments[0], depth + 1) if is_parameter else self._tensor(*value.arguments[:4])
         if isinstance(value, Inert):
             value.state = self.resolve(value.state, depth + 1)
         return value
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
-        if not isinstance(storage, _Storage) or not isinstance(storage.dtype, torch.dtype):
+        _, dtype, key, _, n_stored = storage[:5]  # the word "storage", ..., its name, its device, numbers
+        if not isinstance(dtype, torch.dtype):
             raise CheckpointError(
                 f"'{self.path}' stores a tensor in a way that is not known; {', '.join(_DTYPES)} are read."
             )
-        values = self._values(f"{self.prefix}data/{storage.key}", storage.dtype, storage.n)
+        values = self._values(f"{self.prefix}data/{key}", dtype, n_stored)
         if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
             raise damaged(self.path, f"a tensor has shape {shape!r}, strides {stride!r} and offset {offset!r}")
         n, last = math.prod(shape), offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))

@@ -6,7 +6,7 @@ All functions raise a CheckpointError where a checkpoint, a fact or a name does 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries import Dictionary
@@ -15,6 +15,8 @@ from dictionary_learning.interop._files import Files
 
 Facts = Mapping[str, Any]
 """Facts about a checkpoint that its files do not hold, by name."""
+PLAIN = (str, int, float, type(None))
+"""Values of settings that JSON can hold."""
 
 
 class Loaded(NamedTuple):
@@ -28,15 +30,13 @@ class Loaded(NamedTuple):
 class Format(ABC):
     """How one kind of file is recognized, read and written."""
 
-    name: ClassVar[str]
+    name: str
     """The name for `format=` and `--to`."""
-    about: ClassVar[str]
-    """Whose format it is, in one line."""
-    facts: ClassVar[tuple[str, ...]] = ()
+    facts: tuple[str, ...] = ()
     """Facts that a caller may add."""
-    needed: ClassVar[tuple[str, ...]] = ()
+    needed: tuple[str, ...] = ()
     """Patterns of the files that are read, relative to the folder."""
-    writes: ClassVar[bool] = False
+    writes: bool = False
     """Whether dictionaries can be written in this format."""
 
     def recognizes(self, files: Files) -> bool:
@@ -56,7 +56,7 @@ class Format(ABC):
 
         Args:
             peer: the settings of the other package as they stand in its files.
-            names: the settings to look in for the names below; `peer` by default.
+            names: where the keys below are looked up; `peer` by default.
             keys: the key there of each of our sections: model, site, target_site.
         """
         values = {section: (peer if names is None else names).get(key) for section, key in keys.items()}
@@ -81,25 +81,13 @@ def format_of(files: Files, name: str | None = None) -> Format:
     if name is not None:
         return _format_named(name)
     found = [known for _, known in FORMATS.items() if known.recognizes(files)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(found) != 1:
+        may_be = f"may be any of {', '.join(known.name for known in found)}, which compute different things"
         raise CheckpointError(
-            f"'{files}' may be any of {', '.join(known.name for known in found)}, which compute different things. It holds: "
-            f"{files.listing()}. Say which by format=."
+            f"'{files}' {may_be if found else 'is no dictionary of a known format'}. It holds: {files.listing()}. "
+            f"Give the folder with the weights and their config, or say the format by format=: {', '.join(FORMATS)}."
         )
-    raise CheckpointError(
-        f"'{files}' is no dictionary of a known format. It holds: {files.listing()}. Give the folder with the weights and their "
-        f"config, or say the format: {', '.join(FORMATS)}."
-    )
-
-
-def check_facts(known: Format, facts: Facts) -> None:
-    """Checks that the format can use the facts."""
-    for name in facts:
-        if name not in known.facts:
-            usable = f"it uses: {', '.join(known.facts)}" if known.facts else "it uses no facts"
-            raise CheckpointError(f"The format {known.name} has no use for {name}={facts[name]!r}; {usable}.")
+    return found[0]
 
 
 def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, where: object) -> Any:
@@ -121,6 +109,15 @@ def choice(config: Mapping[str, Any], name: str, known: Collection[str], default
     if not isinstance(value, str) or value not in known:
         raise CheckpointError(f"The config of '{where}' says {name}={value!r}; known are: {', '.join(known)}.")
     return value
+
+
+def latents_kept(settings: Mapping[str, Any], where: object, add: str = "Get the whole file.") -> int:
+    """Returns the setting k, which there has to be; `add` says how to add a missing one."""
+    k = settings.get("k")
+    k = setting({"k": int(k) if isinstance(k, float) and k.is_integer() else k}, "k", int, None, where)
+    if k is None:
+        raise CheckpointError(f"'{where}' does not say how many latents are kept: k is needed. {add}")
+    return k
 
 
 def positive(value: Any, name: str, where: object) -> float:

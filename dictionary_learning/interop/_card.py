@@ -1,6 +1,7 @@
 """The model card of dictionaries on the hub, written from the report of their evaluation."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,10 @@ _FIGURES = {
 }
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Returns the report in a file, or in the folder of a run."""
-    return read_json(path / "report.json" if path.is_dir() else path)
-
-
 def model_card(
     repository: str,
     *,
-    report: Mapping[str, Any] | None = None,
+    report: Mapping[str, Any] | str | os.PathLike | None = None,
     config: Mapping[str, Any] | None = None,
     site: str | None = None,
     format: str = "own",
@@ -35,11 +31,14 @@ def model_card(
 
     Args:
         repository: "owner/name".
-        report: the report of an evaluation.
+        report: the report of an evaluation, its file, or the folder of the run.
         config: what is known about a dictionary, where there is no report.
         site: the folder in the repository.
         format: the format of the files.
     """
+    if report is not None and not isinstance(report, Mapping):
+        path = Path(report)
+        report = read_json(path / "report.json" if path.is_dir() else path)
     report = report or {}
     entries = [entry for entry in report.get("dictionaries") or [] if isinstance(entry, Mapping)]
     data = report.get("data")
@@ -80,9 +79,7 @@ def _front_matter(
             "task": {"type": "feature-extraction", "name": f"Reconstruction of {entry.get('site', 'activations')}"},
             "dataset": {"type": "text", "name": str(data.get("source", "held-out text"))},
             "metrics": [
-                {"type": key, "name": label, "value": value}
-                for key, (label, _) in _FIGURES.items()
-                if (value := _figure(entry, key)) is not None
+                {"type": key, "name": _FIGURES[key][0], "value": value} for key, value in _figures(entry).items()
             ],
         }
         for entry in entries
@@ -94,18 +91,20 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> str:
     labels = ["site", "class", "width", *(label for label, _ in _FIGURES.values())]
     rows = [labels, ["---"] * len(labels)]
     for entry in entries:
-        figures = [_figure(entry, key) for key in _FIGURES]
-        shown = ["-" if value is None else f"{value:.4g}" for value in figures]
-        rows.append(
-            [f"`{entry.get('site', '')}`", str(entry.get("class", "")), str(entry.get("dict_size", "")), *shown]
-        )
+        figures = _figures(entry)
+        shown = [f"{figures[key]:.4g}" if key in figures else "-" for key in _FIGURES]
+        facts = [str(entry.get(key, "")) for key in ("site", "class", "dict_size")]
+        rows.append([f"`{facts[0]}`", *facts[1:], *shown])
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _figure(entry: Mapping[str, Any], key: str) -> float | None:
+def _figures(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the figures that the report has of a dictionary, and that are finite."""
     metrics = entry.get("metrics")
-    value = metrics.get(key) if isinstance(metrics, Mapping) else None
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        return None
-    return float(value)
+    found: dict[str, float] = {}
+    for key in _FIGURES:
+        value = metrics.get(key) if isinstance(metrics, Mapping) else None
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            found[key] = float(value)
+    return found

@@ -5,12 +5,14 @@ neither through `..` nor through a symbolic link. The one exception is the hub's
 file links to the `blobs` of its own repository.
 """
 
+import itertools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from dictionary_learning.errors import CheckpointError, did_you_mean
-from dictionary_learning.interop._safe import open_safetensors, plain_name
+from dictionary_learning.interop._safe import open_safetensors, plain_name, read_json, read_yaml
 from dictionary_learning.sites import natural_key
 
 WHOLE = (
@@ -29,7 +31,8 @@ ENDINGS = (".pt", ".pth", ".safetensors")
 COPIES = ("checkpoints", "best")
 """Folders of a run that hold earlier or other steps of its dictionaries."""
 TRAINING = re.compile(
-    r"((trainer_|rank_\d+_)?state|optimizer.*|lr_scheduler.*|sparsity|activation_whitening|activations_store_state)\.(pt|safetensors)"
+    r"((trainer_|rank_\d+_)?state|optimizer.*|lr_scheduler.*|sparsity|activation_whitening|activations_store_state)"
+    r"\.(pt|safetensors)"
 )
 """Files of a run that hold no dictionary."""
 _DECODERS = ("W_dec", "w_dec", "decoder", "D")
@@ -63,18 +66,21 @@ class Files:
         """The file that was asked for by name."""
 
     @property
-    def names(self) -> list[str]:
-        """The files in the folder, in natural order."""
-        return [name for name, is_dir in self._entries() if not is_dir]
+    def entries(self) -> dict[str, bool]:
+        """Whether each name in the folder is that of a folder, in natural order; without hidden names."""
+        with os.scandir(self.folder) as entries:
+            found = list(itertools.islice(entries, _MOST_NAMES + 1))
+        if len(found) > _MOST_NAMES:
+            raise CheckpointError(
+                f"'{self.folder}' holds more than {_MOST_NAMES} files. Give the folder of a dictionary."
+            )
+        # files that are being written have hidden names, too
+        is_dir = {entry.name: entry.is_dir() for entry in found if not entry.name.startswith(".")}
+        return {name: is_dir[name] for name in sorted(is_dir, key=natural_key)}
 
-    @property
-    def folders(self) -> list[str]:
-        """The folders in the folder, in natural order, without hidden ones."""
-        return [name for name, is_dir in self._entries() if is_dir]
-
-    def has(self, *names: str) -> bool:
-        """Returns whether all of these files exist."""
-        return all((self.folder / name).is_file() for name in names)
+    def has(self, name: str) -> bool:
+        """Returns whether a file exists."""
+        return (self.folder / name).is_file()
 
     def path(self, name: str) -> Path:
         """Returns the path of a file."""
@@ -90,11 +96,8 @@ class Files:
 
     def weights(self, *endings: str) -> list[str]:
         """Returns the files that may be a dictionary: the one asked for, or all with a decoder."""
-        if self.chosen is not None:
-            named = [self.chosen] if self.chosen.endswith(endings) else []
-        else:
-            named = [name for name in self.names if name.endswith(endings)]
-        found = [name for name in named if not TRAINING.fullmatch(name)]
+        names = [name for name, is_dir in self.entries.items() if not is_dir] if self.chosen is None else [self.chosen]
+        found = [name for name in names if name.endswith(endings) and not TRAINING.fullmatch(name)]
         return found if self.chosen is not None else [name for name in found if self._has_decoder(name)]
 
     def only_weights(self, *endings: str) -> Path:
@@ -110,26 +113,15 @@ class Files:
         """Returns the files of a folder below, or one file of it; the border stays."""
         return Files(self.folder / name, self.root) if name else self
 
-    def above(self) -> "Files":
-        """Returns the folder above, where some formats keep settings."""
-        return Files(self.folder.absolute().parent)
+    def settings(self, name: str) -> dict[str, Any]:
+        """Returns the settings in a file beside the weights, or above `checkpoints`; empty if there is none."""
+        above = [Files(self.folder.absolute().parent)] if self.folder.name == "checkpoints" else []
+        read = read_yaml if name.endswith(".yaml") else read_json
+        return next((read(place.path(name)) for place in (self, *above) if place.has(name)), {})
 
     def listing(self) -> str:
         """Returns the content of the folder in words."""
-        shown = [name + ("/" if is_dir else "") for name, is_dir in self._entries()]
-        return shorten(shown) or "nothing"
-
-    def _entries(self) -> list[tuple[str, bool]]:
-        found = []
-        with os.scandir(self.folder) as entries:
-            for n, entry in enumerate(entries):
-                if n >= _MOST_NAMES:
-                    raise CheckpointError(
-                        f"'{self.folder}' holds more than {_MOST_NAMES} files. Give the folder of a dictionary."
-                    )
-                if not entry.name.startswith("."):  # hidden, or not finished
-                    found.append((entry.name, entry.is_dir()))
-        return sorted(found, key=lambda entry: natural_key(entry[0]))
+        return shorten([name + ("/" if is_dir else "") for name, is_dir in self.entries.items()]) or "nothing"
 
     def _has_decoder(self, name: str) -> bool:
         if not name.endswith(".safetensors"):
@@ -145,15 +137,10 @@ class Files:
 
 
 def sites_in(files: Files) -> dict[str, str]:
-    """Returns where the dictionaries of a run are, in natural order.
+    """Returns the path of each dictionary below the folder of a run ("" for itself), by site, in natural order.
 
-    Args:
-        files: the folder of the run.
-
-    Returns:
-        The path below the folder of each dictionary ("" for the folder itself), by site. The site
-        is that path without the ending of a file, and without a folder within one of the same name:
-        `layers.3` for `layers.3/layers.3`.
+    The site is that path without the ending of a file, and without a folder within one of the same
+    name: `layers.3` for `layers.3/layers.3`.
     """
     if files.chosen is not None:
         return {"": ""}
@@ -164,11 +151,15 @@ def sites_in(files: Files) -> dict[str, str]:
         n += 1
         if n > _MOST_FOLDERS:
             raise CheckpointError(f"'{files}' has more than {_MOST_FOLDERS} folders. Give the folder of one run.")
-        names = _dictionaries(place)
+        names = [""] if any(place.has(name) for name in WHOLE) else place.weights(*ENDINGS)
+        names = [""] if len(names) == 1 else names  # the only file is the folder's dictionary
         for name in names:
-            found[_site_name(path, name)] = f"{path}/{name}".strip("/")
+            stem = re.sub(r"(\.sae)?\.(pt|pth|safetensors)$", "", name)
+            parts = itertools.groupby(part for part in f"{path}/{stem}".split("/") if part)
+            found["/".join(part for part, _ in parts)] = f"{path}/{name}".strip("/")
         if "" not in names and path.count("/") < _DEEPEST:
-            waiting += [(place.at(name), f"{path}/{name}".strip("/")) for name in place.folders if name not in COPIES]
+            below = [name for name, is_dir in place.entries.items() if is_dir and name not in COPIES]
+            waiting += [(place.at(name), f"{path}/{name}".strip("/")) for name in below]
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
 
@@ -185,30 +176,15 @@ def check_relative(name: str, of: str) -> str:
     return name.strip("/")
 
 
-def _dictionaries(files: Files) -> list[str]:
-    """Returns the names of the dictionaries in one folder, "" for the folder itself."""
-    if any(files.has(name) for name in WHOLE):
-        return [""]
-    found = files.weights(*ENDINGS)
-    return [""] if len(found) == 1 else found
-
-
-def _site_name(path: str, name: str) -> str:
-    stem = re.sub(r"(\.sae)?\.(pt|pth|safetensors)$", "", name)
-    parts = [part for part in f"{path}/{stem}".split("/") if part]
-    return "/".join(part for n, part in enumerate(parts) if n == 0 or part != parts[n - 1])
-
-
 def _check_inside(path: Path, root: Path) -> None:
     resolved = path.resolve()  # follows links
-    if resolved == root or root in resolved.parents:
-        return
     blobs = [  # of the repository in whose snapshot the root is
         folder.parent.parent / "blobs"
         for folder in (root, *root.parents)
         if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(("models--", "datasets--"))
     ]
-    if not any(folder in resolved.parents for folder in blobs):
+    if not any(resolved.is_relative_to(folder) for folder in (root, *blobs)):
         raise CheckpointError(
-            f"'{path}' leads out of '{root}', to '{resolved}'. Put the file itself there, or give the folder that holds it."
+            f"'{path}' leads out of '{root}', to '{resolved}'. Put the file itself there, or give the folder that "
+            "holds it."
         )

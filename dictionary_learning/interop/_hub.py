@@ -19,14 +19,27 @@ import torch
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._base import FORMATS
-from dictionary_learning.interop._card import model_card, read_report
-from dictionary_learning.interop._convert import write_dictionary
+from dictionary_learning.interop._card import model_card
 from dictionary_learning.interop._files import COPIES, ENDINGS, TRAINING, WHOLE, Files, check_relative, shorten
-from dictionary_learning.interop._loading import load_dictionary
+from dictionary_learning.interop._loading import load_dictionary, write_dictionary
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS = ("cfg.json", "config.json", "hyperparams.json", "config.yaml", "conf.yaml")
+_FAILURES = {
+    "HFValidationError": "'{path}' is neither a folder nor the name of a repository ({error}). Check it.",
+    "RepositoryNotFoundError": (
+        "There is no folder '{path}', and no repository {named} on the hub. Check the name, or log in with `hf "
+        "auth login`."
+    ),
+    "RevisionNotFoundError": "There is no {named}. Give a branch, a tag or a commit of it.",
+    "LocalEntryNotFoundError": (
+        "There is no folder '{path}', {named} is not in the cache, and the hub cannot be reached. Connect once, "
+        "or give an existing folder."
+    ),
+    "Exception": "{named} cannot be fetched ({error}). Try again, or give a local folder.",
+}
+"""What is said for each of the client's errors, and their subclasses."""
 
 
 def load_from_hub(
@@ -37,7 +50,7 @@ def load_from_hub(
     Args:
         name: "owner/name", or "owner/name/folder".
         site: which of several dictionaries: a folder or file below.
-        device: the device of the dictionary; the CPU by default.
+        device: the CPU by default.
         options: further arguments of `load_dictionary`, such as `revision`.
     """
     return load_dictionary(name, device, site=site, **options)
@@ -50,33 +63,25 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
         CheckpointError: there is no such repository, revision or dictionary; or no connection, and
             nothing in the cache.
     """
-    path = check_relative(path, "a repository").rstrip("/")
+    path = check_relative(path, "a repository")
     owner, name, *folders = path.split("/")
     repository, inside = f"{owner}/{name}", "/".join(folders)
     place = "/".join(part for part in (inside, check_relative(site, f"'{path}'") if site else "") if part)
-    hub, errors, http_error = _client()
     named = f"'{repository}'" + (f" at revision '{revision}'" if revision else "")
+    hub, failures = _client()
     try:
         listed = _listed(repository, revision)
         if listed is None:
-            snapshot = _cached(hub, repository, revision, named)
+            # no pattern asks for no file: without one, the client refuses a snapshot that is incomplete
+            snapshot = hub.snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[])
         else:
             paths = wanted(listed, place, many)
             _check_found(paths, listed, place, named, many)
             exact = [glob.escape(path) for path in paths]  # the client takes patterns
             snapshot = hub.snapshot_download(repository, revision=revision, allow_patterns=exact)
-    except errors.HFValidationError as error:
-        raise CheckpointError(
-            f"'{path}' is neither a folder nor the name of a repository ({error}). Check it."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"There is no folder '{path}', and no repository {named} on the hub. Check the name, or log in with `hf auth login`."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"There is no {named}. Give a branch, a tag or a commit of it.") from error
-    except (http_error, OSError) as error:
-        raise CheckpointError(f"{named} cannot be fetched ({error}). Try again, or give a local folder.") from error
+    except failures as error:
+        said = _FAILURES[_kind(error)].format(path=path, named=named, error=error)
+        raise CheckpointError(said) from error
     root = Path(snapshot).resolve()  # names must not lead out of the snapshot
     return Files(root / inside, root)
 
@@ -117,7 +122,7 @@ def push_to_hub(
     """Uploads a dictionary, or the folder of one or of a run, to the hub, with a model card.
 
     Args:
-        dictionary: the dictionary, or a folder that is uploaded as it is.
+        dictionary: a folder is uploaded as it is.
         repository: "owner/name"; it is created if it does not exist.
         site: the folder in the repository; the top by default.
         format: the format that a dictionary is written in.
@@ -126,7 +131,6 @@ def push_to_hub(
         report: the report of an evaluation, or the path of its `report.json`, for the model card.
         revision: the branch.
         private: whether a repository that is created is private.
-        message: the commit's message.
 
     Returns:
         The address of the commit.
@@ -137,82 +141,55 @@ def push_to_hub(
     place = check_relative(site, f"'{repository}'") if site else None
     if not isinstance(dictionary, Dictionary) and not Path(dictionary).is_dir():
         raise CheckpointError(f"There is no folder '{dictionary}'. Give a dictionary, or the folder of one.")
-    found = report if report is None or isinstance(report, Mapping) else read_report(Path(report))
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
         if isinstance(dictionary, Dictionary):
             config = {**dictionary.info.to_config(), **(config or {})}
-            write_dictionary(dictionary, folder, format, config)
+            folder = write_dictionary(dictionary, temporary, format, config)
         else:
             folder = Path(dictionary)
-        card = model_card(repository, report=found, config=config, site=site, format=format)
-        return _upload(folder, place, repository, card, revision, private, message)
-
-
-def _upload(
-    folder: Path,
-    place: str | None,
-    repository: str,
-    card: str,
-    revision: str | None,
-    private: bool | None,
-    message: str,
-) -> str:
-    """Uploads the files of a folder and a model card; returns the address of the commit."""
-    hub, errors, http_error = _client()
-    api, upload = hub.HfApi(), {"repo_id": repository, "revision": revision}
-    try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        ignored = ["README.md", ".*"]
-        api.upload_folder(
-            folder_path=folder, path_in_repo=place, commit_message=message, ignore_patterns=ignored, **upload
-        )
-        described = f"{message}: model card"
-        commit = api.upload_file(
-            path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message=described, **upload
-        )
-    except (http_error, errors.HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"'{repository}' cannot be written ({error}). Check the name, and log in with `hf auth login`."
-        ) from error
+        card = model_card(repository, report=report, config=config, site=site, format=format)
+        hub, failures = _client()
+        api, upload = hub.HfApi(), {"repo_id": repository, "revision": revision}
+        try:
+            api.create_repo(repository, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repository, branch=revision, exist_ok=True)
+            upload_of_files = {"folder_path": folder, "path_in_repo": place, "ignore_patterns": ["README.md", ".*"]}
+            api.upload_folder(**upload_of_files, commit_message=message, **upload)
+            upload_of_card = {"path_or_fileobj": card.encode(), "path_in_repo": "README.md"}
+            commit = api.upload_file(**upload_of_card, commit_message=f"{message}: model card", **upload)
+        except failures as error:
+            raise CheckpointError(
+                f"'{repository}' cannot be written ({error}). Check the name, and log in with `hf auth login`."
+            ) from error
     return str(commit.commit_url)
 
 
-def _client() -> tuple[Any, Any, type[Exception]]:
-    """Returns the hub's client, its errors, and the base of the errors of its HTTP library."""
+def _client() -> tuple[Any, tuple[type[Exception], ...]]:
+    """Returns the hub's client, and the errors of its functions."""
     # imported here, so that the package can be imported without waiting for it
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    return huggingface_hub, errors, errors.HfHubHTTPError.__bases__[0]
+    # the base is of the client's HTTP library, which is another in 1.0
+    return huggingface_hub, (HfHubHTTPError.__bases__[0], HFValidationError, OSError)
 
 
 def _listed(repository: str, revision: str | None) -> list[str] | None:
     """Returns the files of a repository; None without a connection."""
-    hub, errors, http_error = _client()
+    hub, failures = _client()
     try:
         # one request without retries: where there is no connection, the cache is at hand
         return [file.rfilename for file in hub.HfApi().model_info(repository, revision=revision).siblings or []]
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
-        raise
-    except (http_error, OSError) as error:
+    except failures as error:
+        if _kind(error) != "Exception":  # the hub has answered
+            raise
         logger.warning("The hub cannot be reached (%s); '%s' is looked for in the cache.", error, repository)
         return None
 
 
-def _cached(hub: Any, repository: str, revision: str | None, named: str) -> Path:
-    """Returns the folder of a revision in the client's cache, which may be incomplete."""
-    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reference = folder / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision or ""
-    if not commit or not (folder / "snapshots" / commit).is_dir():
-        raise CheckpointError(
-            f"There is no folder '{repository}', {named} is not in the cache, and the hub cannot be reached. Connect once, or give "
-            "an existing folder."
-        )
-    return folder / "snapshots" / commit
+def _kind(error: Exception) -> str:
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _FAILURES)
 
 
 def _check_found(paths: list[str], listed: list[str], place: str, named: str, many: bool) -> None:
@@ -222,7 +199,8 @@ def _check_found(paths: list[str], listed: list[str], place: str, named: str, ma
         folders = sorted({path.rpartition("/")[0] or "." for path in listed if path.rpartition("/")[2] in WHOLE})
         at = f" at '{place}'" if place else ""
         raise CheckpointError(
-            f"{named} has no dictionary{at}. There are dictionaries in: {shorten(folders) or 'none of its folders'}. Say which by site=."
+            f"{named} has no dictionary{at}. There are dictionaries in: {shorten(folders) or 'none of its folders'}. "
+            "Say which by site=."
         )
     several = sorted(name for name in names if name.endswith(ENDINGS) and name not in WHOLE)
     if not many and len(several) > 1 and not names.intersection(WHOLE):
@@ -238,6 +216,5 @@ def _settings_folders(place: str, listed: list[str]) -> tuple[str, ...]:
     """Returns the folders of settings besides a place: beside a file, and above `checkpoints`."""
     folder, _, name = place.rpartition("/")
     if any(_is_file(path, place) for path in listed):
-        above, _, last = folder.rpartition("/")
-        return (folder, above) if last == "checkpoints" else (folder,)
+        return (folder, *_settings_folders(folder, []))
     return (folder,) if name == "checkpoints" else ()

@@ -1,20 +1,25 @@
-"""Dictionaries from folders, files and the hub, of any format."""
+"""Dictionaries from folders, files and the hub, of any format, and into those that can be written."""
 
 import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
-from dictionary_learning.dictionaries._serialization import WEIGHTS
+from dictionary_learning.dictionaries._serialization import WEIGHTS, check_finite
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
-from dictionary_learning.interop._base import Facts, check_facts, format_of
-from dictionary_learning.interop._files import Files, check_relative, shorten, sites_in
+from dictionary_learning.interop._base import Facts, format_of, writable_format
+from dictionary_learning.interop._files import WHOLE, Files, check_relative, shorten, sites_in
 from dictionary_learning.interop._safe import READ_ERRORS
 
 logger = logging.getLogger(__name__)
+
+_REPOSITORY = re.compile(r"[^.~/:\\][^/:\\]*/[^\\]+")
+"""owner/name, and what is below; no path of Windows."""
 
 
 def load_dictionary(
@@ -34,8 +39,6 @@ def load_dictionary(
     several classes.
     """
     files = find_files(path, site=site, revision=revision)
-    if site is not None:
-        files = _below(files, site)
     source = str(files) if os.path.exists(path) else "/".join(part for part in (str(path), site) if part)
     return read(files, format, facts, dtype, source, expected_class).to(device or "cpu")
 
@@ -54,7 +57,7 @@ def load_many(
 
     Args:
         path: the folder of the run, or a repository of the hub.
-        device: the device of the dictionaries; the CPU by default.
+        device: the CPU by default.
         format: their format, where the files alone do not tell.
         dtype: the dtype of the weights, instead of the stored one.
         revision: branch, tag or commit of the repository.
@@ -85,17 +88,119 @@ def load_many(
     }
 
 
+def write_dictionary(
+    dictionary: Dictionary,
+    path: str | os.PathLike,
+    to: str = "own",
+    config: Mapping[str, Any] | None = None,
+    *,
+    hook_name: str | None = None,
+    hook_name_out: str | None = None,
+    model_name: str | None = None,
+) -> Path:
+    """Writes a dictionary in a format.
+
+    Args:
+        dictionary: it is not changed.
+        path: the folder, which is created if it does not exist; it is returned.
+        to: the format: own, dictionary_learning, sparsify or sae_lens.
+        config: what is known about the dictionary; sections not given are taken from
+            `dictionary.info`.
+        hook_name: the site that the dictionary reads, instead of the known one; for sae_lens a hook
+            of TransformerLens.
+        hook_name_out: the site that the dictionary reconstructs, for transcoders.
+        model_name: the name of the language model, instead of the known one.
+
+    Raises:
+        CheckpointError: the format cannot express the dictionary, a tensor is not finite, or the
+            folder holds a dictionary of another format. Nothing has been written then.
+    """
+    known = writable_format(to)
+    check_finite(dictionary)
+    folder = Path(path)
+    foreign = [name for name in WHOLE if (folder / name).exists() and name not in known.needed]
+    if foreign:
+        raise CheckpointError(
+            f"'{folder}' holds {', '.join(foreign)} of a dictionary in another format; with both in one folder "
+            "neither can be read. Write to another folder."
+        )
+    said = {"site": hook_name, "target_site": hook_name_out, "model": model_name}
+    given = {section: value for section, value in said.items() if value is not None}
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        known.write(dictionary, folder, {**dictionary.info.to_config(), **(config or {}), **given})
+    except CheckpointError:
+        if is_new and not any(folder.iterdir()):  # what was refused leaves nothing behind
+            folder.rmdir()
+        raise
+    return folder
+
+
+def convert(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    to: str = "own",
+    *,
+    site: str | None = None,
+    format: str | None = None,
+    revision: str | None = None,
+    hook_name: str | None = None,
+    hook_name_out: str | None = None,
+    model_name: str | None = None,
+    **facts: Any,
+) -> list[Path]:
+    """Converts a dictionary, or all dictionaries of a run, each into a folder named after its site.
+
+    Args:
+        source: a folder, a file, or a repository of the hub.
+        site: one of several dictionaries; all by default.
+        format: the format to read, where the files alone do not tell.
+        revision: branch, tag or commit of the repository.
+        hook_name: see `write_dictionary`, as for hook_name_out and model_name.
+        facts: facts that the format needs and the files do not hold.
+
+    Returns:
+        The folders that were written.
+
+    Raises:
+        CheckpointError: the source cannot be read, or the format cannot express a dictionary.
+    """
+    writable_format(to)
+    files = find_files(source, site=site, revision=revision, many=site is None)
+    places = sites_in(files) if site is None else {}
+    written: list[Path] = []
+    # one after another: a run may not fit into memory
+    for name, place in (places or {"": ""}).items():
+        dictionary = read(files.at(place), format, facts, source=str(source))
+        target = Path(destination) / name if len(places) > 1 else Path(destination)
+        written.append(
+            write_dictionary(
+                dictionary, target, to, hook_name=hook_name, hook_name_out=hook_name_out, model_name=model_name
+            )
+        )
+    return written
+
+
 def find_files(
     path: str | os.PathLike, *, site: str | None = None, revision: str | None = None, many: bool = False
 ) -> Files:
-    """Returns the files at a path, or those of a repository of the hub, fetched as needed."""
-    if not os.path.exists(path) and isinstance(path, str) and _is_repository(path):
-        from dictionary_learning.interop._hub import fetch
+    """Returns the files at a path or in a repository of the hub, fetched as needed, or those of a site below."""
+    if not os.path.exists(path) and isinstance(path, str) and _REPOSITORY.fullmatch(path):
+        from dictionary_learning.interop._hub import fetch  # which loads dictionaries itself
 
-        return fetch(path, site=site, revision=revision, many=many)
-    if revision is not None and os.path.exists(path):
-        logger.warning("'%s' is a local folder, which has no revision; %s is ignored.", path, revision)
-    return Files(path)
+        files = fetch(path, site=site, revision=revision, many=many)
+    else:
+        files = Files(path)
+        if revision is not None:
+            logger.warning("'%s' is a local folder, which has no revision; %s is ignored.", path, revision)
+    if site is None:
+        return files
+    site, sites = check_relative(site, f"'{files}'"), sites_in(files)
+    if site not in sites and not (files.folder / site).exists():
+        known = ", ".join(sites) or "none"
+        raise CheckpointError(f"'{files}' has no site '{site}'. There are: {known}. Give one of them.")
+    return files.at(sites.get(site, site))
 
 
 def read(
@@ -108,10 +213,19 @@ def read(
 ) -> Dictionary:
     """Returns the dictionary that files hold, with its `info`."""
     if format is None:
-        place = _only_place(files)
+        sites = sites_in(files)
+        if len(sites) > 1 and "" not in sites:
+            raise CheckpointError(
+                f"'{files}' holds {len(sites)} dictionaries: {shorten(list(sites))}. Say which by site=, or use "
+                "load_many."
+            )
+        place = "" if "" in sites else next(iter(sites.values()), "")
         files, source = files.at(place), "/".join(part for part in (source, place) if part)
     known = format_of(files, format)
-    check_facts(known, facts)
+    for name in facts:
+        if name not in known.facts:
+            usable = f"it uses: {', '.join(known.facts)}" if known.facts else "it uses no facts"
+            raise CheckpointError(f"The format {known.name} has no use for {name}={facts[name]!r}; {usable}.")
     if expected_class is not None and "dict_class" in known.facts:
         facts = {"expected_class": expected_class, **facts}
     try:
@@ -126,40 +240,11 @@ def read(
     for name, tensor in dictionary.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(
-                f"'{files}' gives values that are not finite in {name}; it is damaged, or the run that wrote it had diverged."
+                f"'{files}' gives values that are not finite in {name}; it is damaged, or the run that wrote it had "
+                "diverged."
             )
     if dtype is None and known.name != "own" and dictionary.dtype in (torch.float16, torch.bfloat16):
         dtype = torch.float32  # in which other packages compute, whatever they store
     dictionary = dictionary if dtype is None else dictionary.to(dtype)
     dictionary.info = DictionaryInfo.from_config(config, source, known.name)
     return dictionary
-
-
-def _is_repository(path: str) -> bool:
-    """Returns whether a missing path may be a repository: "owner/name", and no path of Windows."""
-    owner, _, rest = path.partition("/")
-    return bool(owner and rest) and not owner.startswith((".", "~")) and "\\" not in path and ":" not in owner
-
-
-def _below(files: Files, site: str) -> Files:
-    """Returns the files of one site: a folder or file below, by its name or without its ending."""
-    site = check_relative(site, f"'{files}'")
-    sites = sites_in(files)
-    if site in sites:
-        return files.at(sites[site])
-    if (files.folder / site).exists():
-        return files.at(site)
-    known = ", ".join(sites) or "none"
-    raise CheckpointError(f"'{files}' has no site '{site}'. There are: {known}. Give one of them.")
-
-
-def _only_place(files: Files) -> str:
-    """Returns where the only dictionary is: "" for the folder itself, also where there is none."""
-    sites = sites_in(files)
-    if "" in sites or not sites:
-        return ""
-    if len(sites) > 1:
-        raise CheckpointError(
-            f"'{files}' holds {len(sites)} dictionaries: {shorten(list(sites))}. Say which by site=, or use load_many."
-        )
-    return next(iter(sites.values()))

@@ -8,17 +8,16 @@ from typing import Any
 from dictionary_learning.dictionaries import DICTIONARIES, Dictionary, save_dictionary
 from dictionary_learning.dictionaries._serialization import CONFIG, WEIGHTS, check_config
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
-from dictionary_learning.interop._base import FORMATS, Facts, Format, Loaded
-from dictionary_learning.interop._building import built
+from dictionary_learning.interop._base import Facts, Format, Loaded
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import open_safetensors, read_json, read_safetensors
+from dictionary_learning.interop._tensors import built
 
 
 class Own(Format):
     """Reads and writes every class of this package."""
 
     name = "own"
-    about = "this package: dictionary.safetensors and config.json"
     needed = (WEIGHTS, CONFIG)
     writes = True
 
@@ -39,7 +38,8 @@ class Own(Format):
             header = json.loads((file.metadata() or {}).get("dictionary", "null"))
         if header != section:  # one of the two files is of another save
             raise CheckpointError(
-                f"In '{files.folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are of different saves."
+                f"In '{files.folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are "
+                "of different saves."
             )
         try:
             return Loaded(built(DICTIONARIES[section.pop("class")], read_safetensors(path), **section), config)
@@ -48,6 +48,3 @@ class Own(Format):
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         save_dictionary(dictionary, folder, config)
-
-
-FORMATS.register("own")(Own())

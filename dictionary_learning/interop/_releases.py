@@ -46,23 +46,23 @@ class Release:
 
         Args:
             site: one of `sites`; may be left out where there is only one.
-            device: the device of the dictionary; the CPU by default.
+            device: the CPU by default.
             options: further arguments of `load_dictionary`.
 
         Raises:
             CheckpointError: there is no such site.
         """
         sites = self.sites
-        exact = [known for known in sites if "*" not in known]
-        if site is None and len(sites) == 1 and exact:
-            site = exact[0]
-        if site is None or (len(exact) == len(sites) and site not in sites):
+        is_exact = not any("*" in known for known in sites)
+        if site is None and len(sites) == 1 and is_exact:
+            (site,) = sites
+        if site is None or (is_exact and site not in sites):
             raise CheckpointError(
-                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), sites)} It has: {shorten(sites, 6)}. Give one "
-                "as site=."
+                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), sites)} It has: "
+                f"{shorten(sites, 6)}. Give one as site=."
             )
-        facts = {**self.facts, **({"scale": self.scales[site]} if site in self.scales else {})}
-        dictionary = load_dictionary(self.repo, device, site=site, format=self.format, **{**facts, **options})
+        facts = {**self.facts, **({"scale": self.scales[site]} if site in self.scales else {}), **options}
+        dictionary = load_dictionary(self.repo, device, site=site, **{"format": self.format, **facts})
         info = dictionary.info
         dictionary.info = dataclasses.replace(info, model=info.model or self.model)
         return dictionary
@@ -80,9 +80,9 @@ def list_pretrained(model: str | None = None, site: str | None = None, name: str
     return [
         release
         for release in _all()
-        if _within(model, release.model)
-        and _within(name, release.name)
-        and (site is None or any(_may_be(site, path) for path in release.sites))
+        if (model or "").lower() in release.model.lower()
+        and (name or "").lower() in release.name.lower()
+        and any(_may_be((site or "").lower(), path.lower()) for path in release.sites)
     ]
 
 
@@ -94,14 +94,13 @@ def _all() -> tuple[Release, ...]:
 
 def _expanded(pattern: str) -> list[str]:
     """Returns the paths that a pattern stands for."""
-    texts = _RANGE.split(pattern)
-    choices = [_numbers(text) if n % 2 else [text] for n, text in enumerate(texts)]
     # texts between braces alternate with ranges: odd places are ranges
+    choices = [_numbers(text) if n % 2 else [text] for n, text in enumerate(_RANGE.split(pattern))]
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
 def _numbers(text: str) -> list[str]:
-    found = []
+    found: list[str] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         found += [str(n) for n in range(int(first), int(last) + 1)] if dash else [part]
@@ -110,9 +109,5 @@ def _numbers(text: str) -> list[str]:
 
 def _may_be(site: str, path: str) -> bool:
     """Returns whether a path has this part; a pattern may have it where it starts alike."""
-    before, star, _ = path.lower().partition("*")
-    return site.lower() in path.lower() or (bool(star) and before != "" and site.lower().startswith(before))
-
-
-def _within(part: str | None, text: str) -> bool:
-    return part is None or part.lower() in text.lower()
+    before, star, _ = path.partition("*")
+    return site in path or (bool(star) and before != "" and site.startswith(before))

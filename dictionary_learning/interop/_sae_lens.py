@@ -1,8 +1,8 @@
 """SAELens: `cfg.json` and `sae_weights.safetensors` of versions 2 to 6, checkpoints too.
 
-`sae_lens_legacy` converts settings of before 6.0 to the form of 6.x. Where latents are compared
-after multiplication with the norm of their decoder row (`rescale_acts_by_decoder_norm`), the norms
-are folded into the encoder, which changes neither latents nor output.
+Where latents are compared after multiplication with the norm of their decoder row
+(`rescale_acts_by_decoder_norm`), the norms are folded into the encoder, which changes neither
+latents nor output.
 """
 
 import logging
@@ -16,28 +16,27 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Coder, Dictionary, Normalized
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
-from dictionary_learning.interop._base import FORMATS, Facts, Format, Loaded, choice, positive, setting
-from dictionary_learning.interop._building import Weights, built, jump_thresholds, without_threshold
+from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, positive, setting
 from dictionary_learning.interop._files import Files
-from dictionary_learning.interop._sae_lens_legacy import is_legacy, modernized
 from dictionary_learning.interop._safe import read_json, read_yaml
-from dictionary_learning.interop._tensors import Tensors, read_tensors
+from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, read_tensors, without_threshold
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 SCALER = "activation_scaler.json"
-TEMPORAL_WEIGHTS = "latest_ckpt.safetensors"
-TEMPORAL_CONFIG = "conf.yaml"
-TRANSCODERS = {
+PARTS = {"W_enc": "W_enc.T", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec", "W_skip": "W_skip"}
+GATED = {"gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
+_KINDS = {
+    **{kind: kind for kind in ("standard", "topk", "abstopk", "jumprelu", "gated", "batchtopk", "matching_pursuit")},
+    "matryoshka_batchtopk": "batchtopk",
     "transcoder": "standard",
     "skip_transcoder": "standard",
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
-"""The autoencoder that each transcoder is like."""
-AUTOENCODERS = ("standard", "topk", "abstopk", "jumprelu", "gated")
+"""The autoencoder that each architecture is like. BatchTopK is in checkpoints only, and JumpReLU at the end."""
 NORMALIZATIONS = {
     "none": None,
     "layer_norm": "layer_norm_eps_in",
@@ -49,13 +48,23 @@ NORMALIZATIONS = {
 """How tokens are normalized. The fourth and fifth are for training; final saves fold them."""
 UNIT = 1e-5
 """How far from 1 norms may be that were normalized in float32."""
+_NAMES = {
+    "hook_point": "hook_name",
+    "hook_point_layer": "hook_layer",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn": "activation_fn_str",
+}
+"""Settings by their names before 3.0, and since then."""
+_METADATA = (
+    *("model_name", "hook_name", "hook_layer", "hook_head_index", "context_size", "prepend_bos", "dataset_path"),
+    *("seqpos_slice", "neuronpedia_id"),
+)
 
 
 class SAELens(Format):
     """Reads all architectures of 6.x and 5.x, and their training checkpoints."""
 
     name = "sae_lens"
-    about = "SAELens: cfg.json and sae_weights.safetensors"
     needed = (WEIGHTS, CONFIG, SCALER)
     writes = True
 
@@ -64,10 +73,12 @@ class SAELens(Format):
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         given = read_json(files.path(CONFIG))
-        config = modernized(given, files) if is_legacy(given) else given
+        # settings were flat before 6.0
+        config = given if isinstance(given.get("metadata"), dict) else modernized(given, files)
         tensors = read_tensors(files.path(WEIGHTS))
-        architecture = choice(config, "architecture", (*AUTOENCODERS, *TRANSCODERS, *_READERS), "standard", files)
-        dictionary = _READERS.get(architecture, read_coder)(tensors, config, architecture, files)
+        architecture = choice(config, "architecture", (*_KINDS, "temporal"), "standard", files)
+        read = _temporal if architecture == "temporal" else read_coder
+        dictionary = read(tensors, config, architecture, files)
         tensors.finish(config, dim="d_in", dict_size="d_sae", output_dim="d_out")
         metadata = setting(config, "metadata", dict, {}, files)
         known = self.known(given, metadata, model="model_name", site="hook_name")
@@ -88,60 +99,79 @@ class Temporal(Format):
     """Reads temporal autoencoders as their authors release them, tied or not, with TopK or ReLU."""
 
     name = "temporal"
-    about = "temporal autoencoders: conf.yaml and latest_ckpt.safetensors"
-    needed = (TEMPORAL_WEIGHTS, TEMPORAL_CONFIG)
+    needed = ("latest_ckpt.safetensors", "conf.yaml")
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        config = read_yaml(files.path(TEMPORAL_CONFIG))
+        weights, conf = map(files.path, self.needed)
+        config, tensors = read_yaml(conf), read_tensors(weights)
         settings = setting(config, "sae", dict, {}, files)
-        tensors = read_tensors(files.path(TEMPORAL_WEIGHTS))
         scale = positive(settings.get("scaling_factor", 1.0), "scaling_factor", files)
-        names = {"W_dec": "D", "b_dec": "b", "W_enc": "E"}
+        names = {"W_dec": "D", "b_dec": "b", "W_enc": "E.T"}
         dictionary = _read_temporal(tensors, settings, files, names, scale=1 / scale)
         tensors.finish(setting(config, "llm", dict, {}, files), dim="dimin")
         return Loaded(dictionary, self.known(config))
 
 
-FORMATS.register("sae_lens")(SAELens())
-FORMATS.register("temporal")(Temporal())
+def modernized(config: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Returns settings of before 6.0 in the form of 6.x.
+
+    The activation decides before the architecture, which says "standard" of TopK, too. `hook_z`
+    follows from the hook's name.
+    """
+    old = {_NAMES.get(name, name): value for name, value in config.items()}
+    activation = choice(old, "activation_fn_str", ("relu", "tanh-relu", "topk"), "relu", where)
+    architecture = old.get("architecture", "standard")
+    new = {name: value for name, value in old.items() if not name.startswith("activation_fn")}
+    if activation == "topk":
+        if architecture not in ("standard", "topk"):
+            raise CheckpointError(
+                f"The config of '{where}' says architecture={architecture!r} and activation topk; one of both is "
+                "needed."
+            )
+        arguments = setting(old, "activation_fn_kwargs", dict, {}, where)
+        architecture, new["k"] = "topk", arguments.get("k", old.get("k"))
+    else:
+        new["activation"] = activation
+    hook = old.get("hook_name")
+    return {
+        **new,
+        "architecture": architecture,
+        "metadata": {name: old[name] for name in _METADATA if name in old},
+        "reshape_activations": "hook_z" if isinstance(hook, str) and hook.endswith("_z") else "none",
+    }
 
 
-def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Dictionary:
+def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Coder:
     """Returns a dictionary of one encoder and one decoder."""
-    predicts = architecture in TRANSCODERS
-    kind = TRANSCODERS.get(architecture, architecture)
-    wide = "output_dim" if predicts else "dim"
-    W_enc, W_dec = tensors.take("W_enc", "dim dict_size").T, tensors.take("W_dec", f"dict_size {wide}")
-    W_skip = tensors.take("W_skip", f"{wide} dim") if "skip" in architecture else None  # of the raw input
+    kind, predicts = _KINDS[architecture], "transcoder" in architecture
+    centered = not predicts and setting(config, "apply_b_dec_to_input", bool, True, files)
+    absent = {
+        "W_enc": kind == "matching_pursuit",
+        "b_enc": kind in ("gated", "matching_pursuit"),  # the nonlinearity of gated ones has the biases
+        "W_skip": "skip" not in architecture,  # of the raw input
+    }
+    names = {part: name for part, name in PARTS.items() if not absent.get(part)}
+    parts = tensors.parts(names, wide="output_dim" if predicts else "dim")
+    nonlinearity, state, options = _nonlinearity(kind, tensors, config, files)
     if not predicts:
-        W_dec = _finetuned(W_dec, tensors)  # (dict_size, dim)
-    # a gated autoencoder has its biases in the nonlinearity
-    b_enc = None if kind == "gated" else tensors.take("b_enc", "dict_size")
-    nonlinearity, options, state = _nonlinearity(kind, tensors, config, files)
-    if kind in ("topk", "abstopk") and setting(config, "rescale_acts_by_decoder_norm", bool, False, files):
-        W_enc, b_enc, W_dec = _folded(W_enc, b_enc, W_dec)
-    return Weights(
-        W_enc=W_enc,
-        b_enc=b_enc,
-        W_dec=W_dec,
-        b_dec=tensors.take("b_dec", wide),
-        W_skip=W_skip,
-        nonlinearity=nonlinearity,
-        options=options,
-        state=state,
-        centered=not predicts and setting(config, "apply_b_dec_to_input", bool, True, files),
-        predicts=predicts,
-    ).dictionary()
+        parts["W_dec"] = _finetuned(parts["W_dec"], tensors)
+    default = kind == "batchtopk"
+    if kind.endswith("topk") and setting(config, "rescale_acts_by_decoder_norm", bool, default, files):
+        parts |= _folded(parts)
+    if kind == "matching_pursuit" and not centered:
+        del parts["b_dec"]  # without the subtraction, SAELens does not add b_dec either
+    return coder(parts, nonlinearity, state, centered=centered, predicts=predicts, **options)
 
 
-def _folded(W_enc: Tensor, b_enc: Tensor | None, W_dec: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def _folded(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the parts with unit decoder rows, and latents multiplied by the norms of the rows."""
-    norms = W_dec.float().norm(dim=1)  # (dict_size,)
+    W_dec = parts["W_dec"].float()  # (dict_size, dim)
+    norms = W_dec.norm(dim=1)  # (dict_size,)
     if bool(((norms - 1).abs() <= UNIT).all()):
-        return W_enc, b_enc, W_dec
-    b_enc = None if b_enc is None else b_enc.float() * norms
+        return {}
     rows = torch.where(norms > 0, norms, 1.0).unsqueeze(1)  # a latent that writes nothing becomes zero
-    return W_enc.float() * norms.unsqueeze(1), b_enc, W_dec.float() / rows  # (dict_size, dim) both
+    W_enc = parts["W_enc"].float() * norms.unsqueeze(1)
+    return {"W_enc": W_enc, "b_enc": parts["b_enc"].float() * norms, "W_dec": W_dec / rows}
 
 
 def _finetuned(W_dec: Tensor, tensors: Tensors) -> Tensor:
@@ -155,88 +185,42 @@ def _finetuned(W_dec: Tensor, tensors: Tensors) -> Tensor:
 
 def _nonlinearity(
     kind: str, tensors: Tensors, config: Mapping[str, Any], files: Files
-) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Returns the name of the nonlinearity, its options, and its tensors."""
-    if kind == "topk":
-        return "top_k", {"k": _k(config, files)}, without_threshold()
-    if kind == "abstopk":
-        return "abs_top_k", {"k": _k(config, files)}, {}
+) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """Returns the name of the nonlinearity, its tensors, and its options."""
+    if kind in ("topk", "abstopk"):
+        options = {"k": latents_kept(config, files, "Add it to the config.")}
+        return ("top_k", without_threshold(), options) if kind == "topk" else ("abs_top_k", {}, options)
+    if kind == "batchtopk":
+        # the threshold is of latents times norms; with norms folded in, it is one of latents
+        k = max(round(positive(config.get("k"), "k", files)), 1)
+        return "batch_top_k", jump_thresholds(tensors.take("topk_threshold", "")), {"k": k}
     if kind == "gated":
-        names = {"gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
-        return "gated", {}, {ours: tensors.take(theirs, "dict_size") for ours, theirs in names.items()}
+        return "gated", {ours: tensors.take(theirs, "dict_size") for ours, theirs in GATED.items()}, {}
     if kind == "jumprelu":
         # early training files hold the logarithms
         if "threshold" not in tensors and "log_threshold" in tensors:
-            return "jump_relu", {}, jump_thresholds(tensors.take("log_threshold", "dict_size").exp())
+            return "jump_relu", jump_thresholds(tensors.take("log_threshold", "dict_size").exp()), {}
         tensors.drop("log_threshold")
-        return "jump_relu", {}, jump_thresholds(tensors.take("threshold", "dict_size"))
+        return "jump_relu", jump_thresholds(tensors.take("threshold", "dict_size")), {}
+    if kind == "matching_pursuit":
+        options = {
+            "k": setting(config, "max_iterations", int, None, files) or tensors["dim"],
+            "residual_threshold": setting(config, "residual_threshold", float, 0.01, files),
+            "stop_on_duplicate_support": setting(config, "stop_on_duplicate_support", bool, True, files),
+        }
+        return "stopped_pursuit", {}, options
     if choice(config, "activation", ("relu", "tanh-relu"), "relu", files) == "relu":
         return "relu", {}, {}
-    return "tanh_relu", {}, {"limit": torch.ones(tensors["dict_size"])}
-
-
-def _k(config: Mapping[str, Any], files: Files) -> int:
-    k = config.get("k")
-    if isinstance(k, float) and k.is_integer():
-        k = int(k)  # YAML and older JSON have 32.0
-    if not isinstance(k, int) or isinstance(k, bool):
-        raise CheckpointError(f"The config of '{files}' says k={k!r}; a whole number of latents is needed. Add it.")
-    return k
-
-
-def _batch_top_k(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Coder:
-    """Returns a checkpoint of BatchTopK, which SAELens saves as JumpReLU only at the end.
-
-    The threshold there is of latents times norms; with norms folded in, it is one of latents.
-    """
-    W_enc, W_dec = tensors.take("W_enc", "dim dict_size").T, tensors.take("W_dec", "dict_size dim")
-    b_enc: Tensor | None = tensors.take("b_enc", "dict_size")
-    if setting(config, "rescale_acts_by_decoder_norm", bool, True, files):
-        W_enc, b_enc, W_dec = _folded(W_enc, b_enc, W_dec)
-    return Weights(
-        W_enc=W_enc,
-        b_enc=b_enc,
-        W_dec=W_dec,
-        b_dec=tensors.take("b_dec", "dim"),
-        nonlinearity="batch_top_k",
-        options={"k": max(round(positive(config.get("k"), "k", files)), 1)},
-        state=jump_thresholds(tensors.take("topk_threshold", "")),
-        centered=setting(config, "apply_b_dec_to_input", bool, True, files),
-    ).dictionary()
-
-
-def _pursuit(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Coder:
-    centered = setting(config, "apply_b_dec_to_input", bool, True, files)
-    W_dec, b_dec = tensors.take("W_dec", "dict_size dim"), tensors.take("b_dec", "dim")
-    options = {
-        "k": setting(config, "max_iterations", int, None, files) or tensors["dim"],
-        "residual_threshold": setting(config, "residual_threshold", float, 0.01, files),
-        "stop_on_duplicate_support": setting(config, "stop_on_duplicate_support", bool, True, files),
-    }
-    return Weights(
-        W_enc=None,
-        W_dec=W_dec,
-        b_dec=b_dec if centered else None,  # without the subtraction, SAELens does not add b_dec either
-        nonlinearity="stopped_pursuit",
-        options=options,
-        centered=centered,
-    ).dictionary()
+    return "tanh_relu", {"limit": torch.ones(tensors["dict_size"])}, {}
 
 
 def _temporal(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Dictionary:
-    scaled = config.get("normalize_activations") == "constant_scalar_rescale"
-    scale = config.get("activation_normalization_factor", 1.0) if scaled else 1.0
+    is_scaled = config.get("normalize_activations") == "constant_scalar_rescale"
+    scale = config.get("activation_normalization_factor", 1.0) if is_scaled else 1.0
+    scale = 1 / positive(scale, "activation_normalization_factor", files)
     subtracts = setting(config, "apply_b_dec_to_input", bool, True, files)
-    names = {"W_dec": "W_dec", "b_dec": "b_dec", "W_enc": "W_enc"}
-    return _read_temporal(
-        tensors,
-        config,
-        files,
-        names,
-        scale=1 / positive(scale, "activation_normalization_factor", files),
-        subtracts_b_dec=subtracts,
-        has_output_bias=subtracts or not setting(config, "tied_weights", bool, True, files),
-    )
+    adds = subtracts or not setting(config, "tied_weights", bool, True, files)
+    return _read_temporal(tensors, config, files, PARTS, scale=scale, subtracts_b_dec=subtracts, has_output_bias=adds)
 
 
 def _read_temporal(
@@ -246,11 +230,10 @@ def _read_temporal(
     tied = setting(config, "tied_weights", bool, True, files)
     n_layers = setting(config, "n_attn_layers", int, 1, files)
     selects = choice(config, "sae_diff_type", ("topk", "relu"), "topk", files) == "topk"
-    state = {"W_dec": tensors.take(names["W_dec"], "dict_size dim"), "b_dec": tensors.take(names["b_dec"], "dim")}
-    if not tied:
-        state["W_enc"] = tensors.take(names["W_enc"], "dim dict_size").T
+    parts = ("W_dec", "b_dec") if tied else ("W_dec", "b_dec", "W_enc")
+    state = tensors.parts({part: names[part] for part in parts})
     shapes = {"k_ctx": "narrow", "q_target": "narrow", "v_ctx": "dict_size", "c_proj": "dict_size"}
-    for layer in range(min(n_layers, len(tensors))):  # a config may claim any number
+    for layer in range(n_layers):  # a config may claim any number, but the first that is missing ends it
         for part, out in shapes.items():
             name = f"attn_layers.{layer}.{part}"
             state[f"{name}.weight"] = tensors.take(f"{name}.weight", f"{out} dict_size")
@@ -269,14 +252,6 @@ def _read_temporal(
     )
 
 
-_READERS = {
-    "batchtopk": _batch_top_k,
-    "matryoshka_batchtopk": _batch_top_k,
-    "matching_pursuit": _pursuit,
-    "temporal": _temporal,
-}
-
-
 def _normalized(dictionary: Dictionary, config: Mapping[str, Any], files: Files) -> Dictionary:
     """Returns the dictionary with the normalization of each token around it."""
     name = config.get("normalize_activations", "none")
@@ -285,8 +260,9 @@ def _normalized(dictionary: Dictionary, config: Mapping[str, Any], files: Files)
     name = choice({"normalize_activations": name}, "normalize_activations", NORMALIZATIONS, "none", files)
     if name in ("expected_average_only_in", "covariance_whitening"):
         logger.warning(
-            "'%s' was trained on activations that were scaled outside of it (%s). Give it activations scaled in the same way, or, "
-            "where the config has activation_scale, call dictionary.scale_(1 / dictionary.info.config['activation_scale']).",
+            "'%s' was trained on activations that were scaled outside of it (%s). Give it activations scaled in the "
+            "same way, or, where the config has activation_scale, call dictionary.scale_(1 / "
+            "dictionary.info.config['activation_scale']).",
             files,
             name,
         )

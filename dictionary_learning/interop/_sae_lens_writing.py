@@ -29,7 +29,8 @@ from dictionary_learning.dictionaries.nonlinearities import (
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.interop._hook_names import hook_name, model_name
-from dictionary_learning.interop._sae_lens import CONFIG, NORMALIZATIONS, UNIT, WEIGHTS
+from dictionary_learning.interop._sae_lens import CONFIG, GATED, NORMALIZATIONS, PARTS, UNIT, WEIGHTS
+from dictionary_learning.interop._tensors import stored_parts
 
 _VERSION = "6.0.0"
 """The version of the form that is written; readers take a config without one for that of 5.x."""
@@ -48,15 +49,23 @@ _TRANSCODERS = {ReLU: "transcoder", JumpReLU: "jumprelu_transcoder", BatchTopK: 
 
 def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
     """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU, as SAELens does."""
-    normalization, inner = _unwrapped(dictionary)
+    normalization, inner = "none", dictionary
+    if isinstance(dictionary, Normalized):
+        name, scales = dictionary.normalization, dictionary.scales
+        if name not in _NORMALIZATIONS or scales != (1.0,):
+            raise CheckpointError(
+                f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this "
+                f"dictionary has {name} with scales {scales}. Convert it to own."
+            )
+        normalization, inner = _NORMALIZATIONS[name], dictionary.dictionary
     if isinstance(inner, TemporalAutoencoder) and normalization == "none":
         own, tensors = _temporal(inner)
     elif isinstance(inner, (SparseAutoencoder, Transcoder)):
         own, tensors = _coder(inner)
     else:
         raise CheckpointError(
-            f"SAELens has autoencoders and transcoders of one site; this is a {type(inner).__name__}. Convert it to own, which "
-            "holds every class."
+            f"SAELens has autoencoders and transcoders of one site; this is a {type(inner).__name__}. Convert it to "
+            "own, which holds every class."
         )
     settings = {
         "d_in": inner.activation_dim,
@@ -81,33 +90,19 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     if info.model is not None and (name := model_name(info.model)) is not None:
         metadata["model_name"] = name
     for key, sites in (("hook_name", info.sites), ("hook_name_out", info.target_sites)):
-        if not sites:
-            continue
         hooks = [hook_name(site, info.model) for site in sites]
-        if len(hooks) != 1 or hooks[0] is None:
+        if sites and (len(hooks) != 1 or hooks[0] is None):
             # with an unknown hook, SAELens says "No hook found" and goes on without the dictionary
             raise CheckpointError(
                 f"SAELens finds a dictionary's place by the name of a TransformerLens hook, and none is known for "
                 f"{', '.join(sites)}. Give {key}=, such as 'blocks.10.hook_resid_post'."
             )
-        metadata[key] = hooks[0]
+        if hooks:
+            metadata[key] = hooks[0]
     return metadata
 
 
-def _unwrapped(dictionary: Dictionary) -> tuple[str, Dictionary]:
-    """Returns the name of the normalization of each token, and the dictionary inside of it."""
-    if not isinstance(dictionary, Normalized):
-        return "none", dictionary
-    name = dictionary.normalization
-    if name not in _NORMALIZATIONS or len(dictionary.scales) > 1 or dictionary.scales != (1.0,):
-        raise CheckpointError(
-            f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this dictionary has {name} "
-            f"with scales {dictionary.scales}. Convert it to own."
-        )
-    return _NORMALIZATIONS[name], dictionary.dictionary
-
-
-def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
+def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     nonlinearity = coder.nonlinearity
     predicts = isinstance(coder, Transcoder)
     known = _TRANSCODERS if predicts else _ARCHITECTURES
@@ -115,53 +110,43 @@ def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
     if architecture is None:
         raise CheckpointError(
             f"SAELens has no {'transcoder' if predicts else 'autoencoder'} with {type(nonlinearity).__name__}; it has "
-            f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by expand_or_convert(..., nonlinearity=...)."
+            f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by "
+            "expand_or_convert(..., nonlinearity=...)."
         )
-    if coder.rank_by_norm and not _has_unit_rows(coder):
+    has_unit_rows = bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
+    if coder.rank_by_norm and not has_unit_rows:
         raise CheckpointError(
-            "This dictionary ranks latents by value times the norm of their decoder row and returns the values; SAELens returns the "
-            "products. Apply fold_decoder_norm_ to a copy first, which makes both the same."
+            "This dictionary ranks latents by value times the norm of their decoder row and returns the values; "
+            "SAELens returns the products. Apply fold_decoder_norm_ to a copy first, which makes both the same."
         )
-    settings: dict[str, Any] = {"architecture": architecture, "apply_b_dec_to_input": coder.centered}
-    tensors: dict[str, Tensor | None] = {"W_dec": coder.W_dec, "b_dec": coder.b_dec, "b_enc": coder.b_enc}
-    if not coder.is_tied:
-        tensors["W_enc"] = coder.W_enc.T  # (dim, dict_size) there
-    if predicts:
-        settings["d_out"] = coder.output_dim
     if coder.W_skip is not None:
-        tensors["W_skip"] = coder.W_skip
-        settings["architecture"] = architecture.replace("transcoder", "skip_transcoder")
-    _add_nonlinearity(coder, settings, tensors)
-    return settings, tensors
-
-
-def _add_nonlinearity(coder: Coder, settings: dict[str, Any], tensors: dict[str, Tensor | None]) -> None:
-    nonlinearity = coder.nonlinearity
+        architecture = architecture.replace("transcoder", "skip_transcoder")
+    settings: dict[str, Any] = {"architecture": architecture, "apply_b_dec_to_input": coder.centered}
+    settings |= {"d_out": coder.output_dim} if predicts else {}
+    names = {part: name for part, name in PARTS.items() if part != "W_enc" or not coder.is_tied}
+    tensors = stored_parts(coder, names)
     if isinstance(nonlinearity, (TopK, AbsTopK)):
         # with unit rows both values mean the same, and SAEDashboard folds norms, which needs True
-        settings |= {"k": nonlinearity.k, "rescale_acts_by_decoder_norm": _has_unit_rows(coder)}
+        settings |= {"k": nonlinearity.k, "rescale_acts_by_decoder_norm": has_unit_rows}
     elif isinstance(nonlinearity, JumpReLU):
         tensors["threshold"] = nonlinearity.threshold
     elif isinstance(nonlinearity, BatchTopK):
         if float(nonlinearity.threshold) < 0:
             raise CheckpointError(
-                "SAELens saves BatchTopK with its learned threshold, and this one has learned none. Train it for a step, or set "
-                "dictionary.nonlinearity.threshold."
+                "SAELens saves BatchTopK with its learned threshold, and this one has learned none. Train it for a "
+                "step, or set dictionary.nonlinearity.threshold."
             )
         # one threshold for all latents is a JumpReLU with equal thresholds
         tensors["threshold"] = torch.full((coder.dict_size,), float(nonlinearity.threshold))
     elif isinstance(nonlinearity, Gated):
-        tensors |= {"b_gate": nonlinearity.gate_bias, "b_mag": nonlinearity.mag_bias, "r_mag": nonlinearity.r_mag}
+        tensors |= {theirs: getattr(nonlinearity, ours) for ours, theirs in GATED.items()}
     elif isinstance(nonlinearity, StoppedPursuit):
         own = nonlinearity.options()
         settings |= {"max_iterations": own.pop("k"), **own}
+    return settings, tensors
 
 
-def _has_unit_rows(coder: Coder) -> bool:
-    return bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
-
-
-def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
+def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if dictionary.has_output_bias != (dictionary.subtracts_b_dec or not dictionary.tied):
         raise CheckpointError("SAELens adds b_dec where it subtracts it; this dictionary does not. Convert it to own.")
     settings = {

@@ -13,14 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning.dictionaries import (
-    Coder,
-    Dictionary,
-    DictionaryInfo,
-    Normalized,
-    expand_or_convert,
-    fold_decoder_norm_,
-)
+from dictionary_learning.dictionaries import Coder, Dictionary, DictionaryInfo, expand_or_convert, fold_decoder_norm_
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Gated
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interop._hook_names import hook_name as hook_at, layer_of
@@ -67,12 +60,10 @@ class CustomSAE(nn.Module):
 
     @property
     def W_enc(self) -> Float[Tensor, "activation_dim dict_size"]:
-        """The encoder."""
         return self.dictionary.W_enc.T  # a view, so that changes reach the dictionary
 
     @property
     def W_dec(self) -> Float[Tensor, "dict_size activation_dim"]:
-        """The decoder."""
         return self.dictionary.W_dec
 
     @property
@@ -95,12 +86,10 @@ class CustomSAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters."""
         return self.dictionary.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the parameters."""
         return self.dictionary.dtype
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
@@ -108,11 +97,9 @@ class CustomSAE(nn.Module):
         return self.dictionary.encode(x).to(self.dtype)
 
     def decode(self, feature_acts: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
-        """Returns the reconstruction from latents."""
         return self.dictionary.decode(feature_acts).to(self.dtype)
 
     def forward(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch activation_dim"]:
-        """Returns the reconstruction of activations."""
         return self.dictionary(x).to(self.dtype)
 
     def to(self, *args: Any, **kwargs: Any) -> "CustomSAE":
@@ -134,8 +121,7 @@ def as_custom_sae(
     """Returns a dictionary as SAEBench expects it, with unit decoder rows where possible.
 
     Args:
-        dictionary: an autoencoder of one site; it is not changed, and the result shares no tensors
-            with it.
+        dictionary: an autoencoder of one site; the result shares no tensors with it.
         config: what is known about the dictionary; `dictionary.info` by default.
         model_name: the model, by its name in TransformerLens.
         hook_name: the hook in TransformerLens, such as "blocks.5.hook_resid_post".
@@ -146,21 +132,20 @@ def as_custom_sae(
         ConfigError: the dictionary predicts other activations than it reads, or needs them to
             decode, or its model or hook is not known.
     """
-    if isinstance(dictionary, Normalized) or not isinstance(dictionary, Coder) or dictionary.W_skip is not None:
+    if not isinstance(dictionary, Coder) or dictionary.W_skip is not None:
         raise ConfigError(
-            f"SAEBench decodes latents alone, and takes autoencoders of one site; this is a {type(dictionary).__name__}. Evaluate it "
-            "with this package's evaluate_dictionaries."
+            "SAEBench decodes latents alone, and takes autoencoders of one site; this is a "
+            f"{type(dictionary).__name__}. Evaluate it with this package's evaluate_dictionaries."
         )
     info = dictionary.info if config is None else DictionaryInfo.from_config(config)
     model_name = model_name or info.model
     hook_name = hook_name or (hook_at(info.sites[0], model_name) if len(info.sites) == 1 else None)
-    if model_name is None or hook_name is None:
+    hook_layer = layer_of(hook_name or "") if hook_layer is None else hook_layer
+    if model_name is None or hook_name is None or hook_layer is None:
         raise ConfigError(
-            "It is not known which model and which hook of TransformerLens the dictionary is of. Give model_name= and hook_name=."
+            "It is not known which model and which hook of TransformerLens the dictionary is of, or the hook's layer. "
+            "Give model_name=, hook_name= and hook_layer=."
         )
-    hook_layer = layer_of(hook_name) if hook_layer is None else hook_layer
-    if hook_layer is None:
-        raise ConfigError(f"There is no layer in '{hook_name}'. Give hook_layer=.")
     own = _with_unit_rows(dictionary).requires_grad_(False)
     kind = type(own.nonlinearity).__name__.lower()
     cfg = CustomConfig(

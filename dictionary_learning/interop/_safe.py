@@ -9,7 +9,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,14 @@ def damaged(path: Path, why: object) -> CheckpointError:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file."""
-    text = _read_text(path, MOST_TEXT)
-    try:
-        return _check_object(json.loads(text), path)
-    except READ_ERRORS as error:
-        raise CheckpointError(f"'{path}' is not JSON ({error}). Get it or save it again.") from error
+    return _read_settings(path, "JSON", MOST_TEXT, json.loads)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file of plain values."""
-    text, depth = _read_text(path, MOST_YAML), 0
-    try:
+
+    def parse(text: str) -> Any:
+        depth = 0
         # aliases can make a giant of a few lines, so events are checked before anything is built
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -63,9 +60,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 raise CheckpointError(f"'{path}' nests settings more than {DEEPEST_YAML} deep. It is no dictionary's.")
             if isinstance(event, yaml.AliasEvent):
                 raise CheckpointError(f"'{path}' refers to parts of itself; settings are plain values. Write them out.")
-        return _check_object(yaml.safe_load(text), path)  # builds plain values only
-    except (yaml.YAMLError, *READ_ERRORS) as error:
-        raise CheckpointError(f"'{path}' is not YAML ({error}). Get it or save it again.") from error
+        return yaml.safe_load(text)  # builds plain values only
+
+    return _read_settings(path, "YAML", MOST_YAML, parse)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -109,7 +106,8 @@ def checked_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInf
     total = sum(member.file_size for member in members)
     if total > MOST_INFLATED * size:
         raise CheckpointError(
-            f"'{path}' has {size} bytes and claims to hold {total}; weights cannot be compressed so far. It is no dictionary."
+            f"'{path}' has {size} bytes and claims to hold {total}; weights cannot be compressed so far. It is no "
+            "dictionary."
         )
     if len({member.filename for member in members}) < len(members):
         raise damaged(path, "it holds a name twice")
@@ -127,16 +125,13 @@ def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # PyTorch has one byte order
 
 
-def _read_text(path: Path, most: int) -> str:
+def _read_settings(path: Path, language: str, most: int, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         if os.path.getsize(path) > most:
             raise CheckpointError(f"'{path}' has more than {most} bytes; settings have less. Give another file.")
-        return path.read_bytes().decode("utf-8")
-    except READ_ERRORS as error:
-        raise damaged(path, error) from error
-
-
-def _check_object(found: Any, path: Path) -> dict[str, Any]:
+        found = parse(path.read_bytes().decode("utf-8"))
+    except (yaml.YAMLError, *READ_ERRORS) as error:
+        raise CheckpointError(f"'{path}' is not {language}, or damaged ({error}). Get it or save it again.") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"'{path}' holds a {type(found).__name__}; settings by name are needed. Get it again.")
     return {str(key): value for key, value in found.items()}

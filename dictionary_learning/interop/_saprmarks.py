@@ -29,26 +29,44 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.errors import CheckpointError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
-from dictionary_learning.interop._base import FORMATS, Facts, Format, Loaded, positive, setting
-from dictionary_learning.interop._building import Weights, built, jump_thresholds
+from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, latents_kept, positive, setting
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._hook_names import hook_name, layer_of
-from dictionary_learning.interop._safe import read_json
-from dictionary_learning.interop._tensors import Parts, Tensors
+from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, stored_parts
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "ae.pt"
 CONFIG = "config.json"
-_AMBIGUOUS = ("AutoEncoderTopK", "BatchTopKSAE")
-"""Classes with the same tensors."""
+_LINEAR = {"W_enc": "encoder.weight", "W_dec": "decoder.weight.T", "b_dec": "b_dec", "b_enc": "encoder.bias"}
+_MATRICES = {"W_enc": "W_enc.T", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
+_CLASSES = {
+    AutoEncoder: {**_LINEAR, "b_dec": "bias"},
+    AutoEncoderNew: {**_LINEAR, "b_dec": "decoder.bias"},
+    # a gated autoencoder has its biases in the nonlinearity
+    GatedAutoEncoder: {"W_enc": "encoder.weight", "W_dec": "decoder.weight.T", "b_dec": "decoder_bias"},
+    AutoEncoderTopK: _LINEAR,
+    BatchTopKSAE: _LINEAR,
+    MatryoshkaBatchTopKSAE: _MATRICES,
+    JumpReluAutoEncoder: _MATRICES,
+}
+"""The names of the parts in each class's files."""
+_NAMES = {cls.__name__: cls for cls in _CLASSES} | {"MatroyshkaBatchTopKSAE": MatryoshkaBatchTopKSAE}
+"""The classes by their names in config.json, one of them misspelt for two weeks of January 2025."""
+_SIGNS = {
+    GatedAutoEncoder: {"gate_bias"},
+    AutoEncoderNew: {"decoder.bias"},
+    AutoEncoder: {"bias"},
+    MatryoshkaBatchTopKSAE: {"group_sizes"},
+    JumpReluAutoEncoder: {"W_enc", "threshold"},
+}
+"""Tensors by which a class is known, in the order in which they decide."""
 
 
 class DictionaryLearning(Format):
     """Reads all classes since 2024, and backups of interrupted runs; writes the seven classes."""
 
     name = "dictionary_learning"
-    about = "dictionary_learning before this package: ae.pt and config.json"
     facts = ("dict_class", "k")
     needed = (WEIGHTS, CONFIG)
     writes = True
@@ -61,9 +79,7 @@ class DictionaryLearning(Format):
         if len(found) != 1:
             raise CheckpointError(f"'{files}' holds {', '.join(found) or 'no ae.pt'}; one is needed. Name the file.")
         path = files.path(found[0])
-        # the config is beside the weights, or above the folder of checkpoints
-        folders = (files, files.above()) if files.folder.name == "checkpoints" else (files,)
-        config = next((read_json(folder.path(CONFIG)) for folder in folders if folder.has(CONFIG)), {})
+        config = files.settings(CONFIG)
         trainer = setting(config, "trainer", dict, {}, files)
         held, scale = read_pt(path), 1.0
         if isinstance(held, dict) and "ae" in held and "optimizer" in held:
@@ -74,18 +90,19 @@ class DictionaryLearning(Format):
         dictionary = _dictionary(Tensors(held, path), {**trainer, **facts})
         if scale != 1.0:
             dictionary.scale_(scale)
-        plain = {
-            name: value
-            for name, value in trainer.items()
-            if value is None or isinstance(value, (str, int, float, list))
-        }
+        plain = {name: value for name, value in trainer.items() if isinstance(value, (*PLAIN, list))}
         known = self.known(config, trainer, model="lm_name", site="submodule_name")
         return Loaded(dictionary, {**known, "trainer": plain})
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         name = type(dictionary).__name__
-        _check_writable(dictionary)
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(dictionary).items()}
+        own = _writable(dictionary)
+        state = {**stored_parts(own, _CLASSES[type(own)]), **own.nonlinearity.state_dict()}
+        if hasattr(own, "k"):
+            state["k"] = torch.tensor(own.k, dtype=torch.int32)
+        if isinstance(own, MatryoshkaBatchTopKSAE):
+            state["group_sizes"] = torch.tensor(own.group_sizes)
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
         info = DictionaryInfo.from_config(config)
         site = info.sites[0] if info.sites else None
         trainer = {
@@ -109,9 +126,6 @@ class DictionaryLearning(Format):
         write_json(folder / CONFIG, {"trainer": trainer, "buffer": buffer})
 
 
-FORMATS.register("dictionary_learning", "saprmarks")(DictionaryLearning())
-
-
 def _weights(files: Files) -> list[str]:
     if files.wants(WEIGHTS):
         return [WEIGHTS]
@@ -129,77 +143,47 @@ def _dictionary(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
         raise CheckpointError(
             f"'{tensors.where}' is of the class {name!r}.{did_you_mean(str(name), _NAMES)} Known: {', '.join(_NAMES)}."
         )
-    dictionary = _READERS[_NAMES[name]](tensors, settings)
+    cls = _NAMES[name]
+    names = _CLASSES[cls]
+    if names is _LINEAR and "decoder" in tensors:
+        names = {**_LINEAR, "W_dec": "decoder"}  # from July to August 2024 TopK stored the decoder by rows
+    parts = tensors.parts(names)
+    if cls is AutoEncoder:
+        dictionary = coder(parts)
+    elif cls is AutoEncoderNew:
+        dictionary = coder(parts, centered=False, named=AutoEncoderNew)
+    elif cls is GatedAutoEncoder:
+        state = {name: tensors.take(name, "dict_size") for name in ("gate_bias", "mag_bias", "r_mag")}
+        dictionary = coder(parts, "gated", state)
+    elif cls is JumpReluAutoEncoder:
+        bandwidth = settings.get("bandwidth")
+        is_known = isinstance(bandwidth, (int, float)) and 0 < bandwidth < 1e6
+        state = jump_thresholds(tensors.take("threshold", "dict_size"))
+        # unlike AutoEncoder, JumpReLU does not subtract b_dec there
+        dictionary = coder(parts, "jump_relu", state, centered=False, bandwidth=bandwidth if is_known else 0.001)
+    else:
+        dictionary = _top_k(cls, parts, tensors, settings)
     tensors.finish(settings, dim="activation_dim", dict_size="dict_size")
     return dictionary
 
 
-def _class_of(tensors: Tensors, expected: str | None) -> str:
-    """Returns the class that the tensors' names belong to; of two classes, the expected one."""
-    if "gate_bias" in tensors:
-        return "GatedAutoEncoder"
-    if "decoder.bias" in tensors:
-        return "AutoEncoderNew"
-    if "bias" in tensors:
-        return "AutoEncoder"
-    if "group_sizes" in tensors:
-        return "MatryoshkaBatchTopKSAE"
-    if "W_enc" in tensors and "threshold" in tensors:
-        return "JumpReluAutoEncoder"
-    if "b_dec" in tensors and expected in _AMBIGUOUS:
-        return expected
-    if "b_dec" in tensors:
-        raise CheckpointError(
-            f"'{tensors.where}' has no {CONFIG} that names its class, and its tensors are those of AutoEncoderTopK and of BatchTopKSAE "
-            f"alike, which keep other latents. Put its {CONFIG} beside it, give dict_class=, or call the class's from_pretrained."
+def _top_k(
+    cls: type[Dictionary], parts: Mapping[str, Tensor], tensors: Tensors, settings: Mapping[str, Any]
+) -> Dictionary:
+    """Returns one of the classes that keep k latents of a token, or of a batch."""
+    stored = tensors.integers("k")
+    # with annealing, a checkpoint holds the k of its step, and the config the final k
+    k = stored[0] if stored else latents_kept(settings, tensors.where, f"Put its {CONFIG} beside it, or give k=.")
+    threshold = torch.tensor(float(tensors.take("threshold", "")) if "threshold" in tensors else -1.0)
+    if cls is AutoEncoderTopK:
+        return coder(parts, "top_k", {"threshold": threshold}, k=k)
+    if threshold < 0:
+        logger.warning(
+            "'%s' has no learned threshold: all positive latents fire, as in its own package.", tensors.where
         )
-    raise CheckpointError(f"'{tensors.where}' has no {CONFIG}, and tensors of no known class. Give dict_class=.")
-
-
-def _linear(tensors: Tensors, b_dec: str) -> Parts:
-    # from July to August 2024 TopK stored the decoder by rows
-    W_dec = "decoder" if "decoder" in tensors else "decoder.weight.T"
-    return tensors.parts("encoder.weight", "encoder.bias", W_dec, b_dec)
-
-
-def _matrices(tensors: Tensors) -> Parts:
-    return tensors.parts("W_enc.T", "b_enc", "W_dec", "b_dec")
-
-
-def _standard(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    return Weights(**_linear(tensors, "bias")).dictionary()
-
-
-def _new(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    return Weights(**_linear(tensors, "decoder.bias"), centered=False).dictionary(AutoEncoderNew)
-
-
-def _gated(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    state = {name: tensors.take(name, "dict_size") for name in ("gate_bias", "mag_bias", "r_mag")}
-    return Weights(
-        W_enc=tensors.take("encoder.weight", "dict_size dim"),
-        W_dec=tensors.take("decoder.weight", "dim dict_size").T,
-        b_dec=tensors.take("decoder_bias", "dim"),
-        nonlinearity="gated",
-        state=state,
-    ).dictionary()
-
-
-def _top_k(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    weights, k = _linear(tensors, "b_dec"), _k(tensors, settings)
-    state = {"threshold": _threshold(tensors)}
-    return Weights(**weights, nonlinearity="top_k", options={"k": k}, state=state).dictionary()
-
-
-def _batch_top_k(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    weights, k = _linear(tensors, "b_dec"), _k(tensors, settings)
-    state = {"threshold": _rectified(_threshold(tensors), tensors)}
-    return Weights(**weights, nonlinearity="batch_top_k", options={"k": k}, state=state).dictionary()
-
-
-def _matryoshka(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    weights, k = _matrices(tensors), _k(tensors, settings)
-    threshold = _rectified(_threshold(tensors), tensors)
+    threshold = threshold.clamp_min(0)  # above -1 and above 0 are the same for rectified latents
+    if cls is BatchTopKSAE:
+        return coder(parts, "batch_top_k", {"threshold": threshold}, k=k)
     groups, bounds = tensors.integers("group_sizes"), tensors.integers("group_indices")
     if groups is None and bounds is not None:
         groups = [stop - start for start, stop in itertools.pairwise(bounds)]  # as before 2025
@@ -207,93 +191,43 @@ def _matryoshka(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
         raise CheckpointError(
             f"'{tensors.where}' has no group_sizes; a MatryoshkaBatchTopKSAE needs them. Get the whole file."
         )
-    state = {**weights, "nonlinearity.threshold": threshold}
+    state = {**parts, "nonlinearity.threshold": threshold}
     return built(MatryoshkaBatchTopKSAE, state, tensors["dim"], tensors["dict_size"], k, groups)
 
 
-def _jump_relu(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
-    bandwidth = settings.get("bandwidth")
-    is_known = isinstance(bandwidth, (int, float)) and 0 < bandwidth < 1e6
-    return Weights(
-        **_matrices(tensors),
-        nonlinearity="jump_relu",
-        options={"bandwidth": bandwidth if is_known else 0.001},
-        state=jump_thresholds(tensors.take("threshold", "dict_size")),
-        centered=False,  # unlike AutoEncoder, JumpReLU does not subtract b_dec there
-    ).dictionary()
-
-
-_READERS = {
-    AutoEncoder: _standard,
-    AutoEncoderNew: _new,
-    GatedAutoEncoder: _gated,
-    AutoEncoderTopK: _top_k,
-    BatchTopKSAE: _batch_top_k,
-    MatryoshkaBatchTopKSAE: _matryoshka,
-    JumpReluAutoEncoder: _jump_relu,
-}
-_NAMES = {cls.__name__: cls for cls in _READERS} | {"MatroyshkaBatchTopKSAE": MatryoshkaBatchTopKSAE}
-"""The classes by their names in config.json, one of them misspelt for two weeks of January 2025."""
-
-
-def _k(tensors: Tensors, settings: Mapping[str, Any]) -> int:
-    stored = tensors.integers("k")
-    # with annealing, a checkpoint holds the k of its step, and the config the final k
-    k = stored[0] if stored else setting(settings, "k", int, None, tensors.where)
-    if k is None:
-        raise CheckpointError(f"Neither '{tensors.where}' nor its {CONFIG} says how many latents are kept. Give k=.")
-    return k
-
-
-def _threshold(tensors: Tensors) -> Tensor:
-    learned = tensors.maybe("threshold", "")
-    return torch.tensor(-1.0 if learned is None else float(learned))
-
-
-def _rectified(threshold: Tensor, tensors: Tensors) -> Tensor:
-    if threshold < 0:
-        logger.warning(
-            "'%s' has no learned threshold: all positive latents fire, as in its own package.", tensors.where
-        )
-    return threshold.clamp_min(0)  # above -1 and above 0 are the same for rectified latents
-
-
-def _check_writable(dictionary: Any) -> None:
-    name = type(dictionary).__name__
-    if type(dictionary) not in _READERS:
+def _class_of(tensors: Tensors, expected: str | None) -> str:
+    """Returns the class that the tensors' names belong to; of two classes, the expected one."""
+    for cls, names in _SIGNS.items():
+        if all(name in tensors for name in names):
+            return cls.__name__
+    if "b_dec" in tensors and expected in ("AutoEncoderTopK", "BatchTopKSAE"):
+        return expected
+    if "b_dec" in tensors:
         raise CheckpointError(
-            f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _READERS)}. Convert it to "
-            "another format, or to one of these by expand_or_convert(..., nonlinearity=...)."
+            f"'{tensors.where}' has no {CONFIG} that names its class, and its tensors are those of AutoEncoderTopK "
+            f"and of BatchTopKSAE alike, which keep other latents. Put its {CONFIG} beside it, give dict_class=, or "
+            "call the class's from_pretrained."
+        )
+    raise CheckpointError(f"'{tensors.where}' has no {CONFIG}, and tensors of no known class. Give dict_class=.")
+
+
+def _writable(dictionary: Any) -> Any:
+    """Returns the dictionary, unless its class there computes something else from its weights."""
+    name = type(dictionary).__name__
+    if type(dictionary) not in _CLASSES:
+        raise CheckpointError(
+            f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _CLASSES)}. "
+            "Convert it to another format, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
     if dictionary.centered == isinstance(dictionary, (AutoEncoderNew, JumpReluAutoEncoder)):
         raise CheckpointError(
-            f"A {name} of dictionary_learning {'does not subtract' if dictionary.centered else 'subtracts'} b_dec from its input, and "
-            f"this one {'does' if dictionary.centered else 'does not'}; the file cannot say so. Convert it to sae_lens or own."
+            f"A {name} of dictionary_learning {'does not subtract' if dictionary.centered else 'subtracts'} b_dec "
+            f"from its input, and this one {'does' if dictionary.centered else 'does not'}; the file cannot say so. "
+            "Convert it to sae_lens or own."
         )
     if dictionary.rank_by_norm:
         raise CheckpointError(
-            f"dictionary_learning ranks latents by value, and this {name} by value times the norm of their decoder row. Apply "
-            "fold_decoder_norm_ to a copy first, and build it without rank_by_norm."
+            f"dictionary_learning ranks latents by value, and this {name} by value times the norm of their decoder "
+            "row. Apply fold_decoder_norm_ to a copy first, and build it without rank_by_norm."
         )
-
-
-def _state(dictionary: Any) -> dict[str, Tensor]:
-    """Returns the tensors by the names that the class has there."""
-    if isinstance(dictionary, (MatryoshkaBatchTopKSAE, JumpReluAutoEncoder)):
-        state = {
-            "W_enc": dictionary.W_enc.T,
-            "W_dec": dictionary.W_dec,
-            "b_enc": dictionary.b_enc,
-            "b_dec": dictionary.b_dec,
-        }
-    else:
-        b_dec = {AutoEncoder: "bias", AutoEncoderNew: "decoder.bias", GatedAutoEncoder: "decoder_bias"}
-        state = {"encoder.weight": dictionary.W_enc, "decoder.weight": dictionary.W_dec.T}
-        state |= {b_dec.get(type(dictionary), "b_dec"): dictionary.b_dec}
-        state |= {} if dictionary.b_enc is None else {"encoder.bias": dictionary.b_enc}
-    state |= dict(dictionary.nonlinearity.state_dict())
-    if hasattr(dictionary, "k"):
-        state["k"] = torch.tensor(dictionary.k, dtype=torch.int32)
-    if isinstance(dictionary, MatryoshkaBatchTopKSAE):
-        state["group_sizes"] = torch.tensor(dictionary.group_sizes)
-    return state
+    return dictionary

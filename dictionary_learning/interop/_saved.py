@@ -1,6 +1,6 @@
 """Saved dictionaries and the sites of data or of a model that they belong to."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,18 +31,14 @@ def own_folders(place: str) -> list[Path]:
     return sorted((path.parent for path in folder.glob(f"*/{WEIGHTS}")), key=lambda path: natural_key(path.name))
 
 
-def saved_at(place: str, is_wanted: Callable[[str], bool] | None = None) -> list[Saved]:
+def saved_at(place: str) -> list[Saved]:
     """Returns the dictionaries at a path or in a repository of the hub, of any format.
-
-    Args:
-        place: the path, or the repository.
-        is_wanted: see `wanted` of `load_many`.
 
     Raises:
         CheckpointError: there is no dictionary, or one cannot be read.
     """
-    found = []
-    for site, dictionary in load_many(place, wanted=is_wanted).items():
+    found: list[Saved] = []
+    for site, dictionary in load_many(place).items():
         info = dictionary.info
         folder = Path(info.source or place) if info.format == "own" else None
         found.append(Saved(info.name or site or Path(place).name, dictionary, info.config, folder))
@@ -50,16 +46,13 @@ def saved_at(place: str, is_wanted: Callable[[str], bool] | None = None) -> list
 
 
 def match_site(name: str | Site, available: Collection[Site], model: str | None = None) -> Site | None:
-    """Returns the site that a name means among those available.
+    """Returns the site that a name means among those available; None if none fits, or several do.
 
     Args:
         name: a site, the end of its path ("layers.3" for "model.layers.3:out"), or a hook of
             TransformerLens.
         available: the sites of the data.
-        model: the name of the language model, where it is known.
-
-    Returns:
-        The site; None if none fits, or several do.
+        model: the name of the language model, on which hooks depend.
     """
     try:
         wanted = Site.parse(name)
@@ -75,64 +68,43 @@ def match_site(name: str | Site, available: Collection[Site], model: str | None 
 def match_sites(
     info: DictionaryInfo, available: Collection[Site], *, name: str = "", target: bool = False
 ) -> tuple[Site, ...] | None:
-    """Returns the sites of the data that a dictionary belongs to.
+    """Returns the sites of the data that a dictionary belongs to; None if the data lacks one.
 
     Args:
-        info: what is known about the dictionary.
+        info: what the dictionary's files say, which decides before its name.
         available: the sites of the data.
         name: the name of the dictionary in its run; other packages name folders after sites.
         target: whether the sites are asked for that the dictionary reconstructs, instead of those
             that it reads.
-
-    Returns:
-        The sites that the dictionary's files say, or else its name; None if the data does not have
-        them all.
     """
     by_name = (name,) if name and not target else ()
     for names in (info.target_sites if target else info.sites, by_name):
-        sites = [match_site(one, available, info.model) for one in names]
-        if sites and None not in sites:
-            return tuple(site for site in sites if site is not None)
+        sites = [site for one in names if (site := match_site(one, available, info.model)) is not None]
+        if sites and len(sites) == len(names):
+            return tuple(sites)
     return None
 
 
 def sites_in_model(
     info: DictionaryInfo, model: TracedModel, *, name: str = "", target: bool = False
 ) -> tuple[Site, ...]:
-    """Returns the sites of a model that a dictionary belongs to.
-
-    Args:
-        info: what is known about the dictionary.
-        model: the model.
-        name: the name of the dictionary in its run; other packages name folders after sites.
-        target: whether the sites are asked for that the dictionary reconstructs, instead of those
-            that it reads.
+    """Returns the sites of a model that a dictionary belongs to; see `match_sites`.
 
     Raises:
         ConfigError: the dictionary's files do not say a site of this model, nor does its name.
     """
     names = info.target_sites if target else info.sites
-    if names and info.format == "own":
+    if names and info.format in ("own", None):  # None: of a run in this process
         return tuple(Site.parse(one) for one in names)  # whether the model has them, the evaluation checks
-    found = [_site_in_model(one, model) for one in names]
-    if found and None not in found:
-        return tuple(site for site in found if site is not None)
-    by_name = _site_in_model(name, model) if name else None
-    if by_name is not None:
-        return (by_name,)
     tried = " and ".join(repr(one) for one in (*names, name) if one) or "no name"
-    raise ConfigError(
-        f"The files of '{name or info.source}' do not say at which site of {model.name} it belongs ({tried} is none of its modules). Give "
-        f"{'--target-sites' if target else '--sites'}, as 'model.layers.10:out'."
-    )
-
-
-def _site_in_model(name: str, model: TracedModel) -> Site | None:
-    try:
-        (site,) = model.sites(name)
-        return site
-    except (SiteError, ValueError):  # no such module, or several
-        pass
-    paths = [path for path, _ in model.module.named_modules()]
-    hooked = [site for path in paths for site in (Site(path, "in"), Site(path)) if hook_name(site, model.name) == name]
-    return hooked[0] if len(hooked) == 1 else None
+    if info.model not in (None, model.name):
+        names = tuple(one for one in names if "hook_" not in one)  # hooks of another model say nothing of this one
+    # without "heads", which means the same as the projection's "in"
+    available = [Site(path, side) for path, _ in model.module.named_modules() for side in ("in", "out")]
+    sites = match_sites(DictionaryInfo(sites=names, model=info.model), available, name="" if target else name)
+    if sites is None:
+        raise ConfigError(
+            f"The files of '{name or info.source}' do not say at which site of {model.name} it belongs ({tried} is "
+            f"none of its modules). Give {'--target-sites' if target else '--sites'}, as 'model.layers.10:out'."
+        )
+    return sites

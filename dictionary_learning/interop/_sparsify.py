@@ -1,25 +1,30 @@
 """EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, in a folder for each hookpoint."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dictionary_learning._disk import write_json
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
 from dictionary_learning.dictionaries._serialization import write_tensors
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, TopK
 from dictionary_learning.errors import CheckpointError
-from dictionary_learning.interop._base import FORMATS, Facts, Format, Loaded, choice, setting
-from dictionary_learning.interop._building import Weights, without_threshold
+from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, setting
 from dictionary_learning.interop._files import Files
+from dictionary_learning.interop._loading import load_dictionary, load_many
 from dictionary_learning.interop._safe import read_json
-from dictionary_learning.interop._tensors import read_tensors
+from dictionary_learning.interop._tensors import coder, read_tensors, stored_parts, without_threshold
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
 _HOOKPOINT = re.compile(r"(\w+\.)*((layers?|h|blocks?)\.\d+(\.\w+)*|embed\w*|wte)")
 _NONLINEARITIES = {"topk": "top_k", "groupmax": "group_max"}
+_PARTS = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
+_SKIP = {"W_skip": "W_skip"}
 
 
 class Sparsify(Format):
@@ -31,36 +36,30 @@ class Sparsify(Format):
     """
 
     name = "sparsify"
-    about = "EleutherAI's sparsify: cfg.json and sae.safetensors"
     needed = (WEIGHTS, CONFIG)
     writes = True
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        config = read_json(files.path(CONFIG))
-        path = files.path(WEIGHTS)
+        config, path = read_json(files.path(CONFIG)), files.path(WEIGHTS)
         tensors = read_tensors(path)
         activation = choice(config, "activation", _NONLINEARITIES, "topk", files)
         signed = setting(config, "signed", bool, False, files)
-        k = setting(config, "k", int, None, files)
-        if k is None:
-            raise CheckpointError(
-                f"'{path.parent / CONFIG}' does not say how many latents are kept: k is needed. Add it."
-            )
+        k = latents_kept(config, path.parent / CONFIG, "Add it.")
+        has_skip = "W_skip" in tensors
         predicts = setting(config, "transcode", bool, False, files)
-        weights = Weights(
-            **tensors.parts("encoder.weight", "encoder.bias", "W_dec", "b_dec"),
-            W_skip=tensors.maybe("W_skip", "dim dim"),
-            nonlinearity="abs_top_k" if signed else _NONLINEARITIES[activation],
-            options={"k": k},
-            state=without_threshold() if activation == "topk" and not signed else {},
+        dictionary = coder(
+            tensors.parts({**_PARTS, **(_SKIP if has_skip else {})}),
+            "abs_top_k" if signed else _NONLINEARITIES[activation],
+            without_threshold() if activation == "topk" and not signed else None,
             centered=not predicts,  # files that say nothing of transcode subtract b_dec
             predicts=predicts,
+            k=k,
         )
         tensors.finish(config, dim="d_in", dict_size="num_latents")
-        if setting(config, "skip_connection", bool, False, files) != (weights.W_skip is not None):
+        if setting(config, "skip_connection", bool, False, files) != has_skip:
             raise CheckpointError(
                 f"'{path.parent / CONFIG}' says skip_connection={config.get('skip_connection')}, and '{path}' "
-                f"{'has' if weights.W_skip is not None else 'has no'} W_skip: they are of different dictionaries."
+                f"{'has' if has_skip else 'has no'} W_skip: they are of different dictionaries."
             )
         if activation == "groupmax" and tensors["dict_size"] % k:
             raise CheckpointError(
@@ -68,59 +67,68 @@ class Sparsify(Format):
             )
         # the folder of a dictionary is named after its hookpoint, unless a user has renamed it
         hookpoint = next((part for part in reversed(files.folder.parts[-2:]) if _HOOKPOINT.fullmatch(part)), None)
-        return Loaded(weights.dictionary(), self.known(config, {"folder": hookpoint}, site="folder"))
+        return Loaded(dictionary, self.known(config, {"folder": hookpoint}, site="folder"))
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-        coder = _writable(dictionary)
-        tensors = {
-            "encoder.weight": coder.W_enc,
-            "encoder.bias": coder.b_enc,
-            "W_dec": coder.W_dec,
-            "b_dec": coder.b_dec,
-        }
-        write_tensors(folder / WEIGHTS, {**tensors, "W_skip": coder.W_skip})
+        own = _writable(dictionary)
+        write_tensors(folder / WEIGHTS, stored_parts(own, {**_PARTS, **_SKIP}))
         settings = {
-            "activation": "groupmax" if isinstance(coder.nonlinearity, GroupMax) else "topk",
-            "expansion_factor": max(coder.dict_size // coder.activation_dim, 1),
+            "activation": "groupmax" if isinstance(own.nonlinearity, GroupMax) else "topk",
+            "expansion_factor": max(own.dict_size // own.activation_dim, 1),
             "normalize_decoder": False,
-            "num_latents": coder.dict_size,  # decides before expansion_factor
-            "k": coder.nonlinearity.options()["k"],
+            "num_latents": own.dict_size,  # decides before expansion_factor
+            "k": own.nonlinearity.options()["k"],
             "multi_topk": False,
-            "skip_connection": coder.W_skip is not None,
-            "transcode": isinstance(coder, Transcoder),
-            "d_in": coder.activation_dim,
+            "skip_connection": own.W_skip is not None,
+            "transcode": isinstance(own, Transcoder),
+            "d_in": own.activation_dim,
         }
         write_json(folder / CONFIG, settings)
 
 
-FORMATS.register("sparsify")(Sparsify())
+class Sae:
+    """The loaders of sparsify's `Sae`, for any format; they return dictionaries of this package."""
+
+    load_from_disk = staticmethod(load_dictionary)
+
+    @staticmethod
+    def load_from_hub(
+        name: str, hookpoint: str | None = None, device: torch.device | str | None = None, **options: Any
+    ) -> Dictionary:
+        """Loads the dictionary of a hookpoint from the hub, or from a local folder."""
+        return load_dictionary(name, device, site=hookpoint, **options)
+
+    @staticmethod
+    def load_many(
+        name: str | os.PathLike, local: bool = True, device: torch.device | str | None = None, **options: Any
+    ) -> dict[str, Dictionary]:
+        """Loads all dictionaries of a run by hookpoint, in natural order; `local` has no effect."""
+        return load_many(name, device, **options)
 
 
 def _writable(dictionary: Dictionary) -> Coder:
+    """Returns the dictionary, unless sparsify computes something else from its weights."""
     name = type(dictionary).__name__
     if not isinstance(dictionary, (SparseAutoencoder, SkipAutoencoder, Transcoder)):
         raise CheckpointError(
-            f"sparsify has autoencoders and transcoders of one site; this is a {name}. Convert it to own, which holds every class."
+            f"sparsify has autoencoders and transcoders of one site; this is a {name}. Convert it to own, which holds "
+            "every class."
         )
     kind = type(dictionary.nonlinearity)
     if kind not in (TopK, GroupMax):
         raise CheckpointError(
-            f"sparsify has TopK and GroupMax; this {name} has {kind.__name__}. Convert it to another format, or to TopK by "
-            'expand_or_convert(..., nonlinearity={"name": "top_k", "k": 32}).'
+            f"sparsify has TopK and GroupMax; this {name} has {kind.__name__}. Convert it to another format, or to "
+            'TopK by expand_or_convert(..., nonlinearity={"name": "top_k", "k": 32}).'
         )
-    if kind is GroupMax and dictionary.dict_size % dictionary.nonlinearity.options()["k"]:
-        raise CheckpointError("sparsify has groups of one size; k does not divide dict_size here. Convert it to own.")
-    if isinstance(dictionary, Transcoder) and dictionary.output_dim != dictionary.activation_dim:
-        raise CheckpointError(
-            f"sparsify has transcoders of one width; this reads {dictionary.activation_dim} and writes {dictionary.output_dim}. "
-            "Convert it to sae_lens or own."
-        )
-    if isinstance(dictionary, SparseAutoencoder) and not dictionary.centered:
-        raise CheckpointError(
-            f"sparsify subtracts b_dec from an autoencoder's input, and this {name} does not. Convert it to sae_lens or own."
-        )
-    if dictionary.rank_by_norm:
-        raise CheckpointError(
-            f"sparsify ranks latents by value, and this {name} by value times the norm of their decoder row. Convert it to own."
-        )
+    k, (reads, writes) = dictionary.nonlinearity.options()["k"], (dictionary.activation_dim, dictionary.output_dim)
+    keeps_b_dec = isinstance(dictionary, SparseAutoencoder) and not dictionary.centered
+    differences = {
+        "has groups of one size; k does not divide dict_size here": kind is GroupMax and dictionary.dict_size % k != 0,
+        f"has transcoders of one width; this reads {reads} and writes {writes}": reads != writes,
+        f"subtracts b_dec from an autoencoder's input, and this {name} does not": keeps_b_dec,
+        f"ranks by value, and this {name} by value times the norm of the decoder row": dictionary.rank_by_norm,
+    }
+    for difference, differs in differences.items():
+        if differs:
+            raise CheckpointError(f"sparsify {difference}. Convert it to another format; own holds every class.")
     return dictionary
