@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dictionary_learning.data._document import (
-    N_INSPECTED,
     RUNS_COLUMN,
     ReadOptions,
+    SourceParts,
     Tokenized,
     infer_tokenized,
     read_record,
@@ -27,19 +26,12 @@ METADATA = "pretokenized.json"
 _SAELENS_METADATA = "sae_lens.json"  # what SAELens stores beside data that it tokenized
 _N_INDICES = 1024  # numbers of a shuffled order that are hashed
 
-DatasetParts = tuple[Reader, str, Tokenized | None]
-"""A reader, its name, and what is known about its token ids."""
-
 
 @dataclasses.dataclass(frozen=True)
 class StreamReader(Reader):
     """The rows of a data set that is streamed. The mark is the data set's own state.
 
     A data set that shuffles in a buffer does not store the buffer; it is read again up to the mark.
-
-    Args:
-        dataset: An `IterableDataset`.
-        read_row: Returns the document of a row.
     """
 
     dataset: Any
@@ -83,11 +75,11 @@ def _order_id(dataset: Any) -> str | None:
 
 def hub_reader(
     name: str, options: ReadOptions, *, split: str, streaming: bool, data_args: Mapping[str, Any]
-) -> DatasetParts:
+) -> SourceParts:
     """Returns a reader of a data set on the hub, or of a folder that `save_to_disk` wrote.
 
     Args:
-        name: The data set, as "user/name" or "user/name:configuration".
+        name: The folder, or the data set as "user/name" or "user/name:configuration".
         options: How records are read.
         split: The split.
         streaming: Streams the data set, instead of downloading it first.
@@ -103,7 +95,10 @@ def hub_reader(
     try:
         if folder.is_dir():
             loaded: Any = datasets.load_from_disk(str(folder))
-            loaded = loaded[split] if isinstance(loaded, dict) else _check_split(loaded, split)
+            if isinstance(loaded, dict):
+                loaded = loaded[split]
+            elif split not in ("train", str(loaded.split)):
+                raise DataError(f"The folder holds one data set, and no split '{split}'. Do not pass a split.")
         else:
             path, _, configuration = name.partition(":")
             arguments = {"split": split, "streaming": streaming, **data_args}
@@ -122,7 +117,7 @@ def hub_reader(
 
 def dataset_reader(
     dataset: Any, options: ReadOptions, name: str, metadata: Callable[[], dict[str, Any]] = dict
-) -> DatasetParts:
+) -> SourceParts:
     """Returns a reader of a data set object.
 
     Args:
@@ -170,25 +165,18 @@ def dataset_reader(
     feature = None if is_transformed else (dataset.features or {}).get(column)
     if feature is not None and getattr(feature, "dtype", None) in ("string", "large_string"):
         return reader, name, None
-    seen = infer_tokenized([document for document, _ in islice(reader.read(), N_INSPECTED)])
-    return reader, name, None if seen is None else _merge(metadata(), seen)
-
-
-def _check_split(dataset: Any, split: str) -> Any:
-    if split not in ("train", str(dataset.split)):
-        raise DataError(f"The folder holds one data set, and no split '{split}'. Do not pass a split.")
-    return dataset
-
-
-def _merge(metadata: Mapping[str, Any], seen: Tokenized) -> Tokenized:
-    """Returns what the metadata (ours or SAELens's) says; else what the rows show."""
-    return Tokenized(
-        tokenizer=metadata.get("tokenizer", metadata.get("tokenizer_name")),
-        fingerprint=metadata.get("fingerprint"),
-        ctx_len=metadata.get("ctx_len", metadata.get("context_size", seen.ctx_len)),
+    seen = infer_tokenized(reader)
+    if seen is None:
+        return reader, name, None
+    known = metadata()  # ours or SAELens's
+    tokenized = Tokenized(
+        tokenizer=known.get("tokenizer", known.get("tokenizer_name")),
+        fingerprint=known.get("fingerprint"),
+        ctx_len=known.get("ctx_len", known.get("context_size", seen.ctx_len)),
         first_id=seen.first_id,
-        packing=metadata.get("packing"),
+        packing=known.get("packing"),
     )
+    return reader, name, tokenized
 
 
 def _metadata(name: str, revision: str | None) -> dict[str, Any]:
@@ -196,28 +184,20 @@ def _metadata(name: str, revision: str | None) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    folder = Path(name).expanduser()
+    folder, repository = Path(name).expanduser(), name.partition(":")[0]
     for file in (METADATA, _SAELENS_METADATA):
         try:
-            if folder.is_dir():
-                path = folder / file
-            else:
-                repository = name.partition(":")[0]
-                path = Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
-            return json.loads(path.read_text(encoding="utf-8"))
+            path: Any = folder / file
+            if not folder.is_dir():
+                path = hf_hub_download(repository, file, repo_type="dataset", revision=revision)
+            return json.loads(Path(path).read_text(encoding="utf-8"))
         except (FileNotFoundError, EntryNotFoundError, HfHubHTTPError, ValueError):
             continue
     return {}
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path, columns: Mapping[str, str]) -> Any:
-    """Writes rows to an Arrow file, and returns the data set in it.
-
-    Args:
-        rows: The rows, each with a list for every column.
-        path: The file.
-        columns: The dtype of the numbers in each column.
-    """
+    """Writes rows, which have a list of numbers of some dtype in each column, and returns their data set."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
 

@@ -1,6 +1,7 @@
 """Token ids in arrays: in memory, in `.npy` files, or in `.bin` files, which hold only numbers."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,7 @@ class SeparatedReader(Reader):
 
 
 def token_file_reader(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized]:
-    """Returns a reader of a file of token ids, and what is known about them.
-
-    Raises:
-        DataError: The file holds no token ids, or was written with another dtype.
-    """
+    """Returns a reader of a file of token ids, and what is known about them."""
     tokens = _map_npy(path) if path.suffix == ".npy" else _map_bin(path, options.dtype)
     return array_reader(tokens, f"'{path}'", options)
 
@@ -65,11 +62,8 @@ def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, 
     if not len(tokens):
         raise DataError(f"{name} is empty. Provide token ids.")
     if tokens.ndim == 2:  # (rows, row length)
-
-        def rows(numbers: Sequence[int]) -> list[TokenRow]:
-            return [TokenRow(tokens[n].tolist()) for n in numbers]
-
-        return MapReader(rows, range(len(tokens))), Tokenized(ctx_len=tokens.shape[1])
+        rows = MapReader(lambda numbers: [TokenRow(tokens[n].tolist()) for n in numbers], range(len(tokens)))
+        return rows, Tokenized(ctx_len=tokens.shape[1])
     if options.separator_id is not None:
         return SeparatedReader(tokens, options.separator_id), Tokenized()
     size = options.row_len
@@ -79,8 +73,7 @@ def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, 
     def pieces(numbers: Sequence[int]) -> list[TokenRow]:
         return [TokenRow(tokens[n * size : (n + 1) * size].tolist(), start=n * size) for n in numbers]
 
-    n_pieces = -(-len(tokens) // size)  # rounded up
-    return MapReader(pieces, range(n_pieces)), Tokenized()
+    return MapReader(pieces, range(math.ceil(len(tokens) / size))), Tokenized()
 
 
 def _map_npy(path: Path) -> Any:

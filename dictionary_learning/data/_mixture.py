@@ -3,12 +3,12 @@
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import BadDocument, Tokenized
 from dictionary_learning.data._reading import Mark, Reader, hold_out
-from dictionary_learning.data._source import Source
+from dictionary_learning.data._source import Source, check_choice
 from dictionary_learning.data._text import as_source
 from dictionary_learning.errors import ConfigError, DataError
 
@@ -103,8 +103,7 @@ def mix(
         raise ConfigError(
             f"Got {len(parts)} sources with the weights {shares}; a mixture needs sources, and a weight above 0 for each."
         )
-    if exhausted not in ("stop", "restart", "continue"):
-        raise ConfigError(f"Got exhausted={exhausted!r}; it is 'stop', 'restart' or 'continue'.")
+    check_choice("exhausted", exhausted, get_args(Exhausted))
     once = [part.name for part in parts if not part.repeatable]
     if exhausted == "restart" and once:
         raise ConfigError(f"{once[0]} can be read only once, so it cannot be restarted. Set exhausted='continue'.")

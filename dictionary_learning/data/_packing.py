@@ -8,7 +8,7 @@ are cut off at the front.
 from collections import deque
 from typing import Any, NamedTuple
 
-from dictionary_learning.data._document import TokenRow
+from dictionary_learning.data._document import Document, TokenRow
 from dictionary_learning.data._source import EpochReader
 from dictionary_learning.data._token_batch import Row, Run
 from dictionary_learning.data._tokenizing import SpecialTokens, runs_of, tokenize
@@ -25,14 +25,7 @@ class _Piece(NamedTuple):
 
 
 class PackedContexts:
-    """Full contexts of joined documents.
-
-    Args:
-        documents: The documents.
-        tokenizer: Makes ids of text.
-        special: The tokens that are inserted, and where.
-        ctx_len: Tokens in a context.
-    """
+    """Full contexts of joined documents."""
 
     def __init__(self, documents: EpochReader, tokenizer: Any, special: SpecialTokens, ctx_len: int):
         self.documents, self.tokenizer, self.special, self.ctx_len = documents, tokenizer, special, ctx_len
@@ -75,30 +68,25 @@ class PackedContexts:
             if not numbered:
                 self._close()
                 return
-            tokenized = tokenize([document for _, document in numbered], self.tokenizer)
-            for (number, _), ids in zip(numbered, tokenized, strict=True):
-                self._add(ids, number)
+            tokenized = tokenize([document for _, document in numbered], self.tokenizer, special=False)
+            for (number, document), (ids, _) in zip(numbered, tokenized, strict=True):
+                self._add(document, ids, number)
 
-    def _add(self, ids: list[int] | TokenRow, number: int) -> None:
-        if not isinstance(ids, TokenRow):
-            self._add_document(ids, number)
-        elif ids.runs is not None:  # a context that `pretokenize` wrote
+    def _add(self, document: Document, ids: list[int], number: int) -> None:
+        row = document if isinstance(document, TokenRow) else TokenRow(ids)
+        if row.runs is not None:  # a context that `pretokenize` wrote
             at = 0
-            for run in runs_of(ids, number):
+            for run in runs_of(row, number):
                 if run.start >= 0:
-                    self._add_piece(ids.ids[at : at + run.n], run.document, run.start, run.document)
+                    self._add_piece(ids[at : at + run.n], run.document, run.start, run.document)
                 at += run.n
-        elif ids.start is not None:
-            self._add_piece(ids.ids, number, ids.start, _ONE_LONG_TEXT)
-        else:
-            self._add_document(ids.ids, number)
-
-    def _add_document(self, ids: list[int], document: int) -> None:
-        if ids:
+        elif row.start is not None:
+            self._add_piece(ids, number, row.start, _ONE_LONG_TEXT)
+        elif ids:
             self._close()
-            self._begin(ids, document)
-            self._append(ids, document, 0)
-            self._end(document)
+            self._begin(ids, number)
+            self._append(ids, number, 0)
+            self._end(number)
 
     def _add_piece(self, ids: list[int], document: int, start: int, text: int) -> None:
         """Appends a piece, which continues the last one if it follows on it in the same text."""

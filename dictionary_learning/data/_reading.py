@@ -10,7 +10,7 @@ documents. A value that is not a document is yielded as a `BadDocument`, which k
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import singledispatch
 from itertools import islice
 from typing import Any
@@ -39,12 +39,7 @@ class Reader(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class SequentialReader(Reader):
-    """Documents of an iterator. Resuming skips the documents that were read.
-
-    Args:
-        open: Returns the iterator.
-        repeatable: Whether `open` starts at the first document each time.
-    """
+    """Documents of the iterator that `open` returns. Resuming skips the documents that were read."""
 
     open: Callable[[], Iterator[Any]]
     repeatable: bool = True  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
@@ -66,8 +61,8 @@ class MapReader(Reader):
         order_id: The hash of an order that the data was in already (see `seal`).
     """
 
-    fetch: Callable[[Sequence[int]], Sequence[Any]]
-    numbers: Any
+    fetch: Callable[[Sequence[int]], Iterable[Any]]
+    numbers: Sequence[int] | np.ndarray
     seed: int | None = None
     order_id: str | None = None
 
@@ -79,7 +74,6 @@ class MapReader(Reader):
                 yield document, seal(n, self.order_id)
 
     def order(self, epoch: int) -> Any:
-        """Returns the numbers in the order in which they are read."""
         if self.seed is None:
             return self.numbers
         return np.asarray(self.numbers)[_permutation(len(self.numbers), self.seed, epoch)]
@@ -87,12 +81,7 @@ class MapReader(Reader):
 
 @dataclasses.dataclass(frozen=True)
 class ConcatReader(Reader):
-    """The documents of several readers, one reader after another.
-
-    Args:
-        readers: The readers.
-        seed: The seed of a random order of the readers; None keeps their order.
-    """
+    """The documents of several readers, in order, or in a random order if there is a seed."""
 
     readers: Sequence[Reader]
     seed: int | None = None
@@ -102,8 +91,9 @@ class ConcatReader(Reader):
         n_readers = len(self.readers)
         order = range(n_readers) if self.seed is None else _permutation(n_readers, self.seed, epoch)
         for n in range(first, n_readers):
-            for document, following in self.readers[order[n]].read(inner if n == first else None, epoch):
+            for document, following in self.readers[order[n]].read(inner, epoch):
                 yield document, [n, following]  # the reader's place in this epoch's order, and its mark
+            inner = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A source: documents, one after another, that can be resumed, restarted, divided and repeated."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
@@ -12,6 +12,13 @@ from dictionary_learning.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 OnBadDocument = Literal["error", "skip"]
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises a `ConfigError` for an option that has none of the possible values."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ConfigError(f"Got {name}={value!r}; it is {', '.join(others)} or {last}.")
 
 
 class Source:
@@ -31,8 +38,7 @@ class Source:
         tokenized: Tokenized | None = None,
         on_bad_document: OnBadDocument = "error",
     ):
-        if on_bad_document not in ("error", "skip"):
-            raise ConfigError(f"Got on_bad_document={on_bad_document!r}; it is 'error' or 'skip'.")
+        check_choice("on_bad_document", on_bad_document, get_args(OnBadDocument))
         self.reader, self.name, self.tokenized = reader, name, tokenized
         self.on_bad_document: OnBadDocument = on_bad_document
         self.position = 0
@@ -187,7 +193,7 @@ class EpochReader:
     Args:
         source: The documents.
         epochs: The number of passes; None for no limit.
-        vocab_size: Returns the number of known token ids; None if unknown.
+        vocab_size: Returns the number of known token ids, or None; slow, so called only for rows of ids.
 
     Raises:
         ConfigError: `epochs` is below 1, or the source can be read only once.
@@ -219,7 +225,7 @@ class EpochReader:
         if not found and self._start_next_pass():
             found = self._read(n)
         for number, document in found:
-            if isinstance(document, TokenRow):  # text does not need the vocabulary, which is slow to read
+            if isinstance(document, TokenRow):
                 check_ids(document.ids, self.vocab_size(), f"Row {number} of {self.source.name}")
         return found
 

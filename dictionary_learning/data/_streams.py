@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from torch import nn
 
 from dictionary_learning._types import TextLike
+from dictionary_learning.data._source import check_choice
 from dictionary_learning.data._text import as_source
 from dictionary_learning.data._tokens import TokenStream
 from dictionary_learning.errors import ConfigError, DataError
@@ -28,11 +29,9 @@ class ContextSource(Protocol):
 
     def take(self, n: int) -> Any:
         """Returns the next n contexts, or None at the end of the data."""
-        ...
 
     def restart(self) -> None:
         """Returns to the first context."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything the next contexts depend on."""
@@ -40,7 +39,6 @@ class ContextSource(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from a saved state."""
-        ...
 
 
 def as_context_source(
@@ -105,8 +103,7 @@ def check_end_of_data(value: str) -> None:
     Raises:
         ConfigError: It is none of the choices.
     """
-    if value not in get_args(EndOfData):
-        raise ConfigError(f"Got end_of_data={value!r}; it is 'stop', 'repeat' or 'error'.")
+    check_choice("end_of_data", value, get_args(EndOfData))
 
 
 def _n_embeddings(model: Any) -> int | None:

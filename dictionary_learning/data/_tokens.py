@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 from dictionary_learning.data._packing import PackedContexts
 from dictionary_learning.data._padding import Framing, PaddedContexts, ReadyContexts
-from dictionary_learning.data._source import EpochReader, Source
+from dictionary_learning.data._source import EpochReader, Source, check_choice
 from dictionary_learning.data._token_batch import Row, TokenBatch, collate
 from dictionary_learning.data._tokenizing import (
+    NO_TOKENIZER,
     BosPolicy,
     check_tokenizer,
     special_tokens,
-    tokenize_framed,
+    tokenize,
     vocabulary_size,
 )
 from dictionary_learning.errors import ConfigError, DataError
@@ -75,7 +76,7 @@ class TokenStream:
         n_embeddings: int | None = None,
     ):
         if tokenizer is None and source.tokenized is None:
-            raise DataError("The model has no tokenizer. Pass tokenizer= to load_model, with the model.")
+            raise DataError(NO_TOKENIZER)
         if ctx_len < 2:
             raise ConfigError(f"Got ctx_len={ctx_len}; a context needs at least 2 tokens.")
         if not pack and separator not in ("auto", None):
@@ -85,8 +86,7 @@ class TokenStream:
             ("long_documents", long_documents, ("cut", "split")),
             ("rows", rows, ("auto", "contexts", "documents")),
         ):
-            if value not in choices:
-                raise ConfigError(f"Got {name}={value!r}; it is one of {', '.join(map(repr, choices))}.")
+            check_choice(name, value, choices)
         check_tokenizer(source, tokenizer)
         self.source, self.tokenizer, self.ctx_len, self.pack = source, tokenizer, ctx_len, pack
         self.add_special_tokens, self._bos_policy = add_special_tokens, bos
@@ -116,7 +116,7 @@ class TokenStream:
                 known.append(bos if bos is not None else eos if self.add_special_tokens else None)
             if not self.pack and self.add_special_tokens and self._bos_policy != "none":
                 # what the tokenizer puts around a text is found by tokenizing an empty one
-                ((ids, inserted),) = tokenize_framed([""], self.tokenizer, special=True)
+                ((ids, inserted),) = tokenize([""], self.tokenizer, special=True)
                 known += [i for i, is_inserted in zip(ids, inserted, strict=True) if is_inserted]
             if self.source.tokenized is not None:  # whoever made the ids may have inserted either
                 known += [bos, eos]
