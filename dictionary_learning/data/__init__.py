@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from dictionary_learning._lazy import lazy_names
 from dictionary_learning.data._document import Chat, Conversation, Tokenized, TokenRow
 from dictionary_learning.data._mixture import mix
-from dictionary_learning.data._positions import position_mask, real_position_mask
 from dictionary_learning.data._pretokenized import pretokenize
 from dictionary_learning.data._source import Source, TextSource
 from dictionary_learning.data._streams import (
@@ -16,7 +15,7 @@ from dictionary_learning.data._streams import (
     check_end_of_data,
 )
 from dictionary_learning.data._text import as_source, as_text_source, file_source
-from dictionary_learning.data._token_batch import TokenBatch
+from dictionary_learning.data._token_batch import TokenBatch, position_mask, real_position_mask
 from dictionary_learning.data._tokens import TokenStream
 
 if TYPE_CHECKING:

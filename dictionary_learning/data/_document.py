@@ -124,9 +124,12 @@ SourceParts = tuple[Reader, str, Tokenized | None]
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How records and token files are read; see `as_source`."""
+    """How records, data sets and token files are read; see `as_source`."""
 
     text_column: str = DEFAULT_COLUMN
+    split: str = "train"
+    streaming: bool = True
+    data_args: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     chat: Chat | None = None
     dtype: str = "uint16"
     row_len: int = 2048

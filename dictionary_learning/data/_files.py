@@ -48,11 +48,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def files_reader(name: str, options: ReadOptions) -> SourceParts:
-    """Returns a reader of a file, a folder or a pattern, its name, and what is known of its ids.
-
-    Raises:
-        DataError: There is no such file, or none of a supported format.
-    """
+    """Returns what a source of a file, a folder or a pattern is made of."""
     path = Path(name).expanduser()
     if path.is_dir():
         inside = ((p, p.relative_to(path).parts) for p in path.rglob("*"))
@@ -85,16 +81,10 @@ def files_reader(name: str, options: ReadOptions) -> SourceParts:
 
 @dataclasses.dataclass(frozen=True)
 class LineReader(Reader):
-    """The lines of a file, each a document; blank lines are not. The mark is a line and a byte.
-
-    Args:
-        path: The file.
-        column: The key that holds the document in a JSON record; None for lines of text.
-        chat: How conversations are rendered.
-    """
+    """The lines of a file, each a document; blank lines are not. The mark is a line and a byte."""
 
     path: Path
-    column: str | None = None
+    column: str | None = None  # the key that holds the document in a JSON record; None for lines of text
     chat: Chat | None = None
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:

@@ -73,25 +73,16 @@ def _order_id(dataset: Any) -> str | None:
     return hashlib.sha256(str(order).encode()).hexdigest()[:16] if order else None
 
 
-def hub_reader(
-    name: str, options: ReadOptions, *, split: str, streaming: bool, data_args: Mapping[str, Any]
-) -> SourceParts:
-    """Returns a reader of a data set on the hub, or of a folder that `save_to_disk` wrote.
+def hub_reader(name: str, options: ReadOptions) -> SourceParts:
+    """Returns what a source of a data set by name is made of.
 
-    Args:
-        name: The folder, or the data set as "user/name" or "user/name:configuration".
-        options: How records are read.
-        split: The split.
-        streaming: Streams the data set, instead of downloading it first.
-        data_args: Further arguments of `datasets.load_dataset`.
-
-    Raises:
-        DataError: The data set, the split or the column does not exist.
+    The name is that of a folder that `save_to_disk` wrote, or "user/name", or
+    "user/name:configuration".
     """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    folder = Path(name).expanduser()
+    folder, split = Path(name).expanduser(), options.split
     try:
         if folder.is_dir():
             loaded: Any = datasets.load_from_disk(str(folder))
@@ -101,7 +92,7 @@ def hub_reader(
                 raise DataError(f"The folder holds one data set, and no split '{split}'. Do not pass a split.")
         else:
             path, _, configuration = name.partition(":")
-            arguments = {"split": split, "streaming": streaming, **data_args}
+            arguments = {"split": split, "streaming": options.streaming, **options.data_args}
             loaded = datasets.load_dataset(path, *filter(None, [configuration]), **arguments)
     except (OSError, ValueError, KeyError, TypeError, DatasetNotFoundError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
@@ -112,23 +103,16 @@ def hub_reader(
             "a folder written by save_to_disk, or the name of a data set on the hub."
         ) from error
     full_name = name if split == "train" else f"{name}, split {split}"
-    return dataset_reader(loaded, options, full_name, lambda: _metadata(name, data_args.get("revision")))
+    return dataset_reader(loaded, options, full_name, lambda: _metadata(name, options.data_args.get("revision")))
 
 
 def dataset_reader(
     dataset: Any, options: ReadOptions, name: str, metadata: Callable[[], dict[str, Any]] = dict
 ) -> SourceParts:
-    """Returns a reader of a data set object.
+    """Returns what a source of a `Dataset` or `IterableDataset` is made of.
 
-    Args:
-        dataset: A `Dataset` or `IterableDataset`. Its transform (`set_transform`) is applied; any
-            other format is ignored.
-        options: How records are read.
-        name: The name of the data set.
-        metadata: Returns what is known about the token ids; called only if there are any.
-
-    Raises:
-        DataError: The data set has no such column.
+    Its transform (`set_transform`) is applied; any other format is ignored. `metadata` returns what
+    is known about the token ids, and is called only if there are any.
     """
     is_indexed = hasattr(dataset, "__len__")  # an IterableDataset has no length
     is_transformed = is_indexed and dataset.format["type"] == "custom" and len(dataset) > 0

@@ -41,7 +41,12 @@ class SeparatedReader(Reader):
 
 def token_file_reader(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized]:
     """Returns a reader of a file of token ids, and what is known about them."""
-    tokens = _map_npy(path) if path.suffix == ".npy" else _map_bin(path, options.dtype)
+    if path.suffix != ".npy":
+        return array_reader(_map_bin(path, options.dtype), f"'{path}'", options)
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"'{path}' is no NumPy array ({error}). Write it with numpy.save.") from error
     return array_reader(tokens, f"'{path}'", options)
 
 
@@ -50,9 +55,6 @@ def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, 
 
     A 2-D array holds rows. A 1-D array holds documents if there is a separator; else it is one long
     text, which is read in pieces that belong together.
-
-    Raises:
-        DataError: The array holds no token ids.
     """
     if tokens.dtype.kind not in "ui" or tokens.ndim not in (1, 2):
         raise DataError(
@@ -74,13 +76,6 @@ def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, 
         return [TokenRow(tokens[n * size : (n + 1) * size].tolist(), start=n * size) for n in numbers]
 
     return MapReader(pieces, range(math.ceil(len(tokens) / size))), Tokenized()
-
-
-def _map_npy(path: Path) -> Any:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"'{path}' is no NumPy array ({error}). Write it with numpy.save.") from error
 
 
 def _map_bin(path: Path, dtype: str) -> Any:

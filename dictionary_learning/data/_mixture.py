@@ -28,7 +28,7 @@ class MixtureReader(Reader):
     seed: int
     exhausted: Exhausted
     skips: Sequence[bool]
-    """Which readers' bad documents are skipped."""
+    """Whether the bad documents of each reader are skipped."""
 
     @property
     def repeatable(self) -> bool:

@@ -55,25 +55,13 @@ class UnpackedContexts(ABC):
 
 
 class PaddedContexts(UnpackedContexts):
-    """One context for each document, or several for a long one.
+    """One context for each document, or several for a long one; see `TokenStream`.
 
-    Args:
-        documents: The documents.
-        tokenizer: Makes ids of text.
-        framing: What is inserted around a document: the special tokens of the `tokenizer`, these
-            and a `bos`, or `nothing`.
-        ctx_len: The maximum number of tokens in a context.
-        long_documents: As for a `TokenStream`.
+    `framing` is what is inserted around a document: the special tokens of the `tokenizer`, these
+    and a `bos`, or `nothing`.
     """
 
-    def __init__(
-        self,
-        documents: EpochReader,
-        tokenizer: Any,
-        framing: Framing,
-        ctx_len: int,
-        long_documents: Literal["cut", "split"],
-    ):
+    def __init__(self, documents: EpochReader, tokenizer: Any, framing: Framing, ctx_len: int, long_documents: str):
         super().__init__(documents, ctx_len)
         self.tokenizer, self.framing, self.long_documents = tokenizer, framing, long_documents
         self.bos = None if tokenizer is None else tokenizer.bos_token_id

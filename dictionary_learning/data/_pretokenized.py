@@ -5,11 +5,11 @@ length and the rule for BOS and separators beside the data. A stream with the sa
 the rows as they are; one with another length packs the documents again.
 """
 
+import itertools
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from dictionary_learning.data._document import RUNS_COLUMN
 from dictionary_learning.data._hub import save_with_metadata, write_rows
 from dictionary_learning.data._streams import as_token_stream
 from dictionary_learning.data._tokenizing import fingerprint
-from dictionary_learning.data._tokens import TokenStream
 from dictionary_learning.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,9 @@ def pretokenize(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
         written = Path(place)  # on the same disk, so that the folder can be moved in one step
-        dataset = write_rows(_records(stream), written / "rows.arrow", {"input_ids": "int32", RUNS_COLUMN: "int64"})
+        rows = itertools.chain.from_iterable(iter(lambda: stream.take_rows(_ROWS_AT_ONCE), []))
+        records = ({"input_ids": row.ids, RUNS_COLUMN: list(itertools.chain(*row.runs))} for row in rows)
+        dataset = write_rows(records, written / "rows.arrow", {"input_ids": "int32", RUNS_COLUMN: "int64"})
         n_rows = len(dataset)
         if not n_rows:
             raise DataError(f"{stream.source.name} holds no text. Provide at least one document that is not empty.")
@@ -77,9 +78,3 @@ def pretokenize(
         shutil.move(written / "saved", folder)
     logger.info("Wrote %d contexts of %d tokens to %s.", n_rows, ctx_len, folder)
     return n_rows
-
-
-def _records(stream: TokenStream) -> Iterator[Mapping[str, list[int]]]:
-    while rows := stream.take_rows(_ROWS_AT_ONCE):
-        for row in rows:
-            yield {"input_ids": row.ids, RUNS_COLUMN: [number for run in row.runs for number in run]}

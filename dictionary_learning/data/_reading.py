@@ -128,36 +128,26 @@ class WindowShuffleReader(WrappingReader):
 
 
 @dataclasses.dataclass(frozen=True)
-class TakeReader(WrappingReader):
-    """The first n documents, the same ones in each epoch."""
+class SelectReader(WrappingReader):
+    """The documents before `stop` whose numbers are selected, the same ones in each epoch."""
 
-    n: int
+    stop: int | None = None
+    selects: Callable[[int], bool] = lambda n: True
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         n_read, inner = mark or (0, None)
+        stop = None if self.stop is None else self.stop - n_read
         # islice requests no document beyond the last, so an iterator loses none
-        for count, (document, following) in enumerate(islice(self.reader.read(inner), self.n - n_read), n_read + 1):
-            yield document, [count, following]
-
-
-@dataclasses.dataclass(frozen=True)
-class HoldOutReader(WrappingReader):
-    """Every n-th document (`held`), or all others, the same ones in each epoch."""
-
-    every: int
-    held: bool
-
-    def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        n_read, inner = mark or (0, None)
-        for count, (document, following) in enumerate(self.reader.read(inner), n_read):
-            if (count % self.every == 0) == self.held:
-                yield document, [count + 1, following]  # counts all documents, not only its own
+        for n, (document, following) in enumerate(islice(self.reader.read(inner), stop), n_read):
+            if self.selects(n):
+                yield document, [n + 1, following]  # counts all documents, not only the selected ones
 
 
 @singledispatch
 def hold_out(reader: Reader, every: int) -> tuple[Reader, Reader]:
     """Returns readers of all but every n-th document, and of every n-th; the same in each epoch."""
-    return HoldOutReader(reader, every, False), HoldOutReader(reader, every, True)
+    rest = SelectReader(reader, selects=lambda n: n % every != 0)
+    return rest, SelectReader(reader, selects=lambda n: n % every == 0)
 
 
 @hold_out.register
@@ -172,7 +162,7 @@ def take(reader: Reader, n: int) -> Reader:
     """Returns a reader of the first n documents."""
     if isinstance(reader, MapReader):
         return dataclasses.replace(reader, numbers=reader.order(0)[:n])
-    return TakeReader(reader, n)
+    return SelectReader(reader, stop=n)
 
 
 def shuffle(reader: Reader, seed: int, window: int) -> Reader:
@@ -191,18 +181,14 @@ def shuffle(reader: Reader, seed: int, window: int) -> Reader:
 def seal(mark: Mark, order_id: str | None) -> Mark:
     """Stores the hash of the data's own random order in a mark.
 
-    A data set that was shuffled without a seed has another order in the next process, where the
-    mark would silently point to other documents.
+    Data that was shuffled without a seed has another order in the next process, where the mark
+    would silently point to other documents.
     """
     return mark if order_id is None else {"order": order_id, "mark": mark}
 
 
 def unseal(mark: Mark, order_id: str | None) -> Mark:
-    """Returns the mark that was sealed.
-
-    Raises:
-        DataError: It belongs to another order of the data.
-    """
+    """Returns the mark that was sealed, if it belongs to this order of the data."""
     if not isinstance(mark, dict) or "order" not in mark:
         return mark
     if mark["order"] != order_id:

@@ -24,6 +24,9 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 class Source:
     """Documents, one after another.
 
+    A source of an iterator can be read only once: `restart`, `fresh`, `hold_out`, and
+    `load_state_dict` after the first document, raise a `DataError` then.
+
     Args:
         reader: Reads the documents from any mark.
         name: The name of the source in configs and errors.
@@ -76,33 +79,21 @@ class Source:
                 return document
 
     def restart(self) -> None:
-        """Returns to the first document; a shuffled source gets a new order.
-
-        Raises:
-            DataError: The source can be read only once.
-        """
+        """Returns to the first document; a shuffled source gets a new order."""
         self._require_repeatable("restarted")
         self._documents, self._mark, self.position = None, None, 0
         self.epoch += 1
 
     def fresh(self) -> "Source":
-        """Returns a source of the same documents, from the first one on.
-
-        Raises:
-            DataError: The source can be read only once.
-        """
+        """Returns a source of the same documents, from the first one on."""
         self._require_repeatable("read from its beginning")
         return self._derive(self.reader, self.name)
 
     def hold_out(self, every: int) -> tuple["Source", "Source"]:
-        """Splits the source: every n-th document, starting with the first, is held out.
-
-        Returns:
-            The documents for training, and those held out.
+        """Returns the documents for training, and every n-th one, starting with the first.
 
         Raises:
-            DataError: The source can be read only once or has fewer than two documents, or
-                `every` is below 2.
+            DataError: The source has fewer than two documents, or `every` is below 2.
         """
         self._require_repeatable("divided")
         if every < 2:
@@ -144,15 +135,14 @@ class Source:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as plain data."""
-        state = {"name": self.name, "position": self.position, "epoch": self.epoch, "mark": self._mark}
-        return {**state, "skipped": self.n_skipped}
+        place = {"position": self.position, "epoch": self.epoch, "mark": self._mark}
+        return {"name": self.name, **place, "skipped": self.n_skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position: the next document is the one that would have followed.
 
         Raises:
-            DataError: The state belongs to another source, or documents were read already and
-                cannot be read again.
+            DataError: The state belongs to another source.
         """
         if state["name"] != self.name:
             raise DataError(
@@ -193,10 +183,8 @@ class EpochReader:
     Args:
         source: The documents.
         epochs: The number of passes; None for no limit.
-        vocab_size: Returns the number of known token ids, or None; slow, so called only for rows of ids.
-
-    Raises:
-        ConfigError: `epochs` is below 1, or the source can be read only once.
+        vocab_size: Returns the number of known token ids, if it is known. It is slow, so it is
+            called only for rows of ids.
     """
 
     def __init__(self, source: Source, epochs: int | None, vocab_size: Callable[[], int | None]):
@@ -216,11 +204,7 @@ class EpochReader:
         self.epoch = 0
 
     def take(self, n: int) -> list[tuple[int, Document]]:
-        """Returns up to n documents, each with its number in the source; none after the last pass.
-
-        Raises:
-            DataError: A row has a token id that is not in the vocabulary.
-        """
+        """Returns up to n documents, each with its number in the source; none after the last pass."""
         found = self._read(n)
         if not found and self._start_next_pass():
             found = self._read(n)

@@ -98,11 +98,7 @@ def as_token_stream(data: TextLike, tokenizer: Any, *, ctx_len: int, **options: 
 
 
 def check_end_of_data(value: str) -> None:
-    """Checks the option `end_of_data`.
-
-    Raises:
-        ConfigError: It is none of the choices.
-    """
+    """Raises a `ConfigError` for an option `end_of_data` that is none of the choices."""
     check_choice("end_of_data", value, get_args(EndOfData))
 
 

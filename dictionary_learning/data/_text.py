@@ -79,11 +79,9 @@ def as_source(
     if isinstance(data, Source):
         source = data
     else:
-        options = ReadOptions(text_column, chat, dtype, row_len, separator_id)
-        if isinstance(data, (str, os.PathLike)):
-            parts = _read_name(str(data), options, split, streaming, data_args or {})
-        else:
-            parts = _read_object(data, options, split, name)
+        options = ReadOptions(text_column, split, streaming, data_args or {}, chat, dtype, row_len, separator_id)
+        is_name = isinstance(data, (str, os.PathLike))
+        parts = _read_name(str(data), options) if is_name else _read_object(data, options, name)
         source = Source(*parts, on_bad_document)
     if shuffle_seed is not None:
         source = source.shuffled(shuffle_seed, shuffle_buffer)
@@ -99,11 +97,13 @@ def file_source(path: str | os.PathLike[str], text_column: str = "text") -> Sour
     return Source(*files_reader(str(path), ReadOptions(text_column)))
 
 
-def _read_object(data: Any, options: ReadOptions, split: str, name: str | None) -> SourceParts:
+def _read_object(data: Any, options: ReadOptions, name: str | None) -> SourceParts:
     if isinstance(data, dict) and data and all(hasattr(part, "features") for part in data.values()):
-        if split not in data:
-            raise DataError(f"The data set has no split '{split}'; it has: {', '.join(map(str, data))}. Set split.")
-        data = data[split]
+        if options.split not in data:
+            raise DataError(
+                f"The data set has no split '{options.split}'; it has: {', '.join(map(str, data))}. Set split."
+            )
+        data = data[options.split]
     if hasattr(data, "column_names") and hasattr(data, "features"):
         from dictionary_learning.data._hub import dataset_reader
 
@@ -130,20 +130,18 @@ def _read_object(data: Any, options: ReadOptions, split: str, name: str | None) 
     raise DataError(f"Got a {type(data).__name__} as data; pass strings, a file, a data set, or the name of one.")
 
 
-def _read_name(
-    name: str, options: ReadOptions, split: str, streaming: bool, data_args: Mapping[str, Any]
-) -> SourceParts:
+def _read_name(name: str, options: ReadOptions) -> SourceParts:
     path = Path(name).expanduser()
     # `save_to_disk` writes either file into its folder
     is_saved = any((path / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json"))
     holds_files = path.is_dir() and not is_saved
     if kind_of(path) or path.is_file() or glob.has_magic(name) or path.suffix in COMPRESSIONS or holds_files:
-        if data_args or split != "train":
+        if options.data_args or options.split != "train":
             raise ConfigError(
-                f"Got split={split!r} and data_args={dict(data_args)} for '{name}', which is read as files. Both belong to data sets "
-                "on the hub; do not pass them."
+                f"Got split={options.split!r} and data_args={dict(options.data_args)} for '{name}', which is read as files. Both "
+                "belong to data sets on the hub; do not pass them."
             )
         return files_reader(name, options)
     from dictionary_learning.data._hub import hub_reader
 
-    return hub_reader(name, options, split=split, streaming=streaming, data_args=data_args)
+    return hub_reader(name, options)

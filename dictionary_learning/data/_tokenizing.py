@@ -35,11 +35,7 @@ class SpecialTokens:
 def special_tokens(
     tokenizer: Any, *, bos: BosPolicy | None, separator: int | str | None, add_special_tokens: bool
 ) -> SpecialTokens:
-    """Resolves the settings of a `TokenStream`, which describes them, for a tokenizer.
-
-    Raises:
-        ConfigError: The settings contradict each other, or the tokenizer has no such token.
-    """
+    """Resolves the settings of a `TokenStream`, which describes them, for a tokenizer."""
     check_choice("bos", bos, (None, *get_args(BosPolicy)))
     if not add_special_tokens and (bos not in (None, "none") or separator not in ("auto", None)):
         raise ConfigError(
@@ -73,15 +69,8 @@ def _token_id(tokenizer: Any, token: int | str | None) -> int | None:
 def tokenize(documents: Sequence[Document], tokenizer: Any, *, special: bool) -> list[tuple[list[int], list[int]]]:
     """Returns the ids of each document, and a mask that is 1 on tokens that the tokenizer inserted.
 
-    Rows of ids stay as they are; all texts between them are tokenized in one call.
-
-    Args:
-        documents: Texts, conversations and rows of ids.
-        tokenizer: Makes ids of texts, and has the chat template.
-        special: Whether the tokenizer inserts its special tokens.
-
-    Raises:
-        DataError: There is text, and no tokenizer.
+    Rows of ids stay as they are; all texts between them are tokenized in one call, with the
+    tokenizer's special tokens if `special`.
     """
     others = [document for document in documents if not isinstance(document, TokenRow)]
     made: Iterator[tuple[list[int], list[int]]] = iter(())

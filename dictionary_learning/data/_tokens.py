@@ -81,12 +81,9 @@ class TokenStream:
             raise ConfigError(f"Got ctx_len={ctx_len}; a context needs at least 2 tokens.")
         if not pack and separator not in ("auto", None):
             raise ConfigError(f"Got separator={separator!r} with pack=False; only packed documents are separated.")
-        for name, value, choices in (
-            ("padding_side", padding_side, (None, "left", "right")),
-            ("long_documents", long_documents, ("cut", "split")),
-            ("rows", rows, ("auto", "contexts", "documents")),
-        ):
-            check_choice(name, value, choices)
+        check_choice("padding_side", padding_side, (None, "left", "right"))
+        check_choice("long_documents", long_documents, ("cut", "split"))
+        check_choice("rows", rows, ("auto", "contexts", "documents"))
         check_tokenizer(source, tokenizer)
         self.source, self.tokenizer, self.ctx_len, self.pack = source, tokenizer, ctx_len, pack
         self.add_special_tokens, self._bos_policy = add_special_tokens, bos
