@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from dictionary_learning._lazy import lazy_names
 from dictionary_learning.data._document import Chat, Conversation, Tokenized, TokenRow
+from dictionary_learning.data._examples import ExampleBatch, ExampleStream
 from dictionary_learning.data._mixture import mix
 from dictionary_learning.data._pretokenized import pretokenize
 from dictionary_learning.data._source import Source, TextSource
@@ -33,6 +34,8 @@ __all__ = [
     "ContextSource",
     "Conversation",
     "EndOfData",
+    "ExampleBatch",
+    "ExampleStream",
     "Source",
     "TextSource",
     "TokenBatch",
