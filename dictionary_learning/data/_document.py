@@ -142,7 +142,7 @@ def as_document(value: Any, chat: Chat | None = None) -> Document | BadDocument:
         return value if _is_unicode(value) else BadDocument(_SURROGATE)
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
-    is_sequence = isinstance(value, Sequence)
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, bytes)
     # True and False are integers too
     if is_sequence and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in value):
         return TokenRow([int(i) for i in value])

@@ -118,11 +118,11 @@ def _tokenized(known: Sequence[Tokenized | None]) -> Tokenized | None:
     """Returns what is true of all parts; None only if all hold text."""
     if all(t == known[0] for t in known):
         return known[0]
-    tokenizers = {(t.tokenizer, t.fingerprint) for t in known if t is not None}
+    tokenizers = [(t.tokenizer, t.fingerprint) for t in known if t is not None]
     if len({fingerprint for _, fingerprint in tokenizers if fingerprint is not None}) > 1:
-        names = ", ".join(sorted(str(name) for name, _ in tokenizers))
+        names = ", ".join(sorted({str(name) for name, _ in tokenizers}))
         raise DataError(
             f"The parts of the mixture were tokenized by different tokenizers: {names}. Tokenize them with one."
         )
-    tokenizer, fingerprint = next(((n, f) for n, f in tokenizers if f or n), (None, None))
-    return Tokenized(tokenizer, fingerprint)
+    # a fingerprint can be checked, a name cannot; parts that say nothing do not count
+    return Tokenized(*max(tokenizers, key=lambda one: (one[1] is not None, one[0] is not None)))
