@@ -129,11 +129,7 @@ class ExampleStream:
             yield batch
 
     def restart(self) -> None:
-        """Returns to the first example; a random order is drawn anew.
-
-        Raises:
-            DataError: The data can be read only once.
-        """
+        """Returns to the first example; a random order is drawn anew. See `Source.restart`."""
         self.source.restart()
 
     def state_dict(self) -> dict[str, Any]:

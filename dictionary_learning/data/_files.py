@@ -11,7 +11,7 @@ import glob
 import io
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def _json(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized | None]:
             return as_document(record, options.chat)
         return read_record(record, column, options.chat)
 
-    def fetch(numbers: Sequence[int]) -> list[Any]:
+    def fetch(numbers: list[int]) -> list[Any]:
         return [_with_place(document(records[n]), "Record", n, path) for n in numbers]
 
     reader = MapReader(fetch, range(len(records)))

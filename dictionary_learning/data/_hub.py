@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,8 @@ def dataset_reader(
     def read_row(row: Mapping[str, Any]) -> Any:
         return read_record(row, column, options.chat)
 
-    def fetch(numbers: Sequence[int]) -> list[Any]:
-        rows = chosen[list(numbers)]  # a dictionary of columns
+    def fetch(numbers: list[int]) -> list[Any]:
+        rows = chosen[numbers]  # a dictionary of columns
         documents = [
             read_row(dict(zip(columns, values, strict=True)))
             for values in zip(*(rows[c] for c in columns), strict=True)

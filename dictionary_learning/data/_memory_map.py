@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,13 @@ class SeparatedReader(Reader):
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         begin = mark or 0
-        while begin < len(self.tokens):  # the last document may lack its separator
-            end = self._end(begin)
-            yield TokenRow(self.tokens[begin:end].tolist()), end
-            begin = end
-
-    def _end(self, begin: int) -> int:
         for start in range(begin, len(self.tokens), _N_SCANNED):
             found = np.flatnonzero(self.tokens[start : start + _N_SCANNED] == self.separator)
-            if len(found):
-                return start + int(found[0]) + 1
-        return len(self.tokens)
+            for end in (found + start + 1).tolist():
+                yield TokenRow(self.tokens[begin:end].tolist()), end
+                begin = end
+        if begin < len(self.tokens):  # the last document may lack its separator
+            yield TokenRow(self.tokens[begin:].tolist()), len(self.tokens)
 
 
 def token_file_reader(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized]:
@@ -72,7 +68,7 @@ def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, 
     if size < 1:
         raise ConfigError(f"Got row_len={size}; a piece must hold at least 1 token.")
 
-    def pieces(numbers: Sequence[int]) -> list[TokenRow]:
+    def pieces(numbers: list[int]) -> list[TokenRow]:
         return [TokenRow(tokens[n * size : (n + 1) * size].tolist(), start=n * size) for n in numbers]
 
     return MapReader(pieces, range(math.ceil(len(tokens) / size))), Tokenized()

@@ -61,7 +61,7 @@ class MapReader(Reader):
         order_id: The hash of an order that the data was in already (see `seal`).
     """
 
-    fetch: Callable[[Sequence[int]], Iterable[Any]]
+    fetch: Callable[[list[int]], Iterable[Any]]
     numbers: Sequence[int] | np.ndarray
     seed: int | None = None
     order_id: str | None = None

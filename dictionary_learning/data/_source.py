@@ -206,7 +206,15 @@ class EpochReader:
     def take(self, n: int) -> list[tuple[int, Document]]:
         """Returns up to n documents, each with its number in the source; none after the last pass."""
         found = self._read(n)
-        if not found and self._start_next_pass():
+        is_last = self.epochs is not None and self.epoch + 1 >= self.epochs
+        # a pass without documents would be followed by another one, forever
+        if not found and not is_last and self.source.position:
+            self.epoch += 1
+            logger.info(
+                "%s has ended after %d documents and is read again: pass %d of %s.",
+                self.source.name, self.source.position, self.epoch + 1, self.epochs or "as many as needed",
+            )  # fmt: skip
+            self.source.restart()
             found = self._read(n)
         for number, document in found:
             if isinstance(document, TokenRow):
@@ -223,16 +231,3 @@ class EpochReader:
     def _read(self, n: int) -> list[tuple[int, Document]]:
         # the source's position counts skipped documents too, so the number is read after each one
         return [(self.source.position - 1, document) for document in islice(self.source, n)]
-
-    def _start_next_pass(self) -> bool:
-        is_last = self.epochs is not None and self.epoch + 1 >= self.epochs
-        # a pass without documents would be followed by another one, forever
-        if is_last or not self.source.position:
-            return False
-        self.epoch += 1
-        logger.info(
-            "%s has ended after %d documents and is read again: pass %d of %s.",
-            self.source.name, self.source.position, self.epoch + 1, self.epochs or "as many as needed",
-        )  # fmt: skip
-        self.source.restart()
-        return True

@@ -105,11 +105,8 @@ def check_end_of_data(value: str) -> None:
 def _n_embeddings(model: Any) -> int | None:
     """Returns how many token ids a model, or each model of a set, has embeddings for; None if unknown."""
     models = getattr(model, "models", None)
-    sizes = [_n_embeddings(m) for m in models.values()] if isinstance(models, dict) else [_embedding_rows(model)]
-    return min((n for n in sizes if n is not None), default=None)
-
-
-def _embedding_rows(model: Any) -> int | None:
+    if isinstance(models, dict):
+        return min((n for n in map(_n_embeddings, models.values()) if n is not None), default=None)
     try:
         embedding = getattr(model, "module", model).get_input_embeddings()
     except (AttributeError, NotImplementedError):  # not a model of transformers
