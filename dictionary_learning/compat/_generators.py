@@ -1,4 +1,4 @@
-"""Text and chunks of tokens by the names that older scripts use; the texts are sources, which resume."""
+"""Text and chunks of tokens, by the names of older scripts; texts are sources, which resume."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 256
 
 @dataclasses.dataclass(frozen=True)
 class JoinedTextReader(WrappingReader):
-    """Documents as text: conversations are rendered, and short texts joined until they have `min_chars`."""
+    """Documents as text: conversations rendered, and texts joined until they have `min_chars`."""
 
     tokenizer: Any
     min_chars: int
@@ -84,10 +84,6 @@ def hf_mixed_dataset_to_generator(
         chat_dataset: The conversations, in the column `chat_key`.
         min_chars: Joins texts, with EOS between them, until they have this many characters.
         pretrain_frac: The fraction of plain texts among the documents, between 0 and 1.
-        split: The split of both data sets.
-        streaming: Whether both are streamed.
-        pretrain_key: See `pretrain_dataset`.
-        chat_key: See `chat_dataset`.
         sequence_pack_pretrain: Whether plain texts are joined.
         sequence_pack_chat: Whether conversations are joined.
         system_prompt_to_remove: Text that is removed from conversations.
@@ -165,7 +161,6 @@ def chunk_and_tokenize(
 
     Args:
         data: A `datasets.Dataset` of text.
-        tokenizer: Makes the ids.
         format: The format of the returned data set.
         num_proc: Unused; the tokenizer uses all cores.
         text_key: The column that holds the text.

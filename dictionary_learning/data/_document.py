@@ -55,8 +55,8 @@ class Conversation:
 
         if (self.chat.template or getattr(tokenizer, "chat_template", None)) is None:
             raise DataError(
-                f"The data holds conversations, and the tokenizer {getattr(tokenizer, 'name_or_path', '') or ''} has no chat "
-                "template. Pass chat=Chat(template=...), or use a model that was trained on conversations."
+                f"The data holds conversations, and the tokenizer {getattr(tokenizer, 'name_or_path', '') or ''} has "
+                "no chat template. Pass chat=Chat(template=...), or use a model that was trained on conversations."
             )
         try:
             text = tokenizer.apply_chat_template(self.messages, chat_template=self.chat.template, tokenize=False)
@@ -83,7 +83,7 @@ class TokenRow:
     stretch: its length, its document, and the position of its first token in the document, or -1
     if the stretch was inserted (BOS, separator)."""
     start: int | None = None
-    """The position of the first token in one long text; None if the row is a document of its own."""
+    """The position of the first token in one long text; None for a document of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ReadOptions:
 
 
 def as_document(value: Any, chat: Chat | None = None) -> Document | BadDocument:
-    """Converts text, token ids (list, tensor or array) or turns of a conversation into a document."""
+    """Converts text, token ids (list, tensor, array) or turns of a conversation to a document."""
     if isinstance(value, str):
         return value if _is_unicode(value) else BadDocument(_SURROGATE)
     if isinstance(value, (np.ndarray, Tensor)):
@@ -186,7 +186,7 @@ def _as_conversation(turns: Sequence[dict[str, Any]], chat: Chat) -> Conversatio
 
 
 def choose_column(columns: Collection[str], wanted: str) -> str | None:
-    """Returns the wanted column, or for the default one that holds token ids or conversations; else None."""
+    """Returns the wanted column; for the default, else one of token ids or conversations."""
     others = (*TOKEN_COLUMNS, *CHAT_COLUMNS) if wanted == DEFAULT_COLUMN else ()
     return next((name for name in (wanted, *others) if name in columns), None)
 
@@ -204,8 +204,8 @@ def require_column(columns: Sequence[str], wanted: str, place: str) -> str:
 
 
 def _no_column(columns: Collection[str], wanted: str, kind: str) -> str:
-    hint = did_you_mean(wanted, columns)
-    return f"has {kind}'{wanted}'; it has: {', '.join(columns) or 'nothing'}.{hint} Set text_column to the one that holds the text"
+    found = f"has {kind}'{wanted}'; it has: {', '.join(columns) or 'nothing'}.{did_you_mean(wanted, columns)}"
+    return f"{found} Set text_column to the one that holds the text"
 
 
 def read_record(record: Any, column: str, chat: Chat | None) -> Document | BadDocument:
@@ -221,7 +221,7 @@ def read_record(record: Any, column: str, chat: Chat | None) -> Document | BadDo
 
 
 def infer_tokenized(reader: Reader) -> Tokenized | None:
-    """Returns what the first documents show about the token ids of a source; None if it holds text."""
+    """Returns what the first documents show about the token ids; None for text."""
     documents: list[Any] = []
     with contextlib.suppress(DataError):  # an error is raised when its document is reached
         documents.extend(document for document, _ in islice(reader.read(), _N_INSPECTED))
@@ -242,6 +242,7 @@ def check_ids(ids: Sequence[int], vocab_size: int | None, place: str) -> None:
         known = "at least 0" if vocab_size is None else f"from 0 to {vocab_size - 1}"
         hint = " Remove label masks such as -100." if ids[n] < 0 else ""
         raise DataError(
-            f"{place} has the token id {ids[n]} at place {n}, and the vocabulary has ids {known}.{hint} Or another tokenizer made the "
-            "data, or they were read with a wrong dtype: use data of this model's tokenizer, or the text itself."
+            f"{place} has the token id {ids[n]} at place {n}, and the vocabulary has ids {known}.{hint} Or another "
+            "tokenizer made the data, or they were read with a wrong dtype: use data of this model's tokenizer, or "
+            "the text itself."
         )

@@ -40,7 +40,7 @@ class ExampleBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ShuffledReader(Reader):
-    """Examples in a random order, a new one in each epoch. The mark is the number of examples read."""
+    """Examples in a random order, a new one in each epoch. The mark is the number read."""
 
     data: Any
     seed: int
@@ -87,7 +87,8 @@ class ExampleStream:
         if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, Mapping):
             if seed is not None:
                 raise ConfigError(
-                    f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set with a length."
+                    f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set "
+                    "with a length."
                 )
             reader: Reader = SequentialReader(lambda: iter(data), repeatable=iter(data) is not data)
         elif seed is None:
@@ -113,8 +114,9 @@ class ExampleStream:
         is_several = isinstance(values, (list, tuple))
         if not is_several or not any(isinstance(v, Tensor) and v.shape[:1] == (len(examples),) for v in values):
             raise DataError(
-                f"The function that feeds {self.source.name} gave a {type(made).__name__} for {len(examples)} examples; a mapping of "
-                f"keyword inputs, a tuple or a tensor is needed, with {len(examples)} rows. Check what it returns for a list."
+                f"The function that feeds {self.source.name} gave a {type(made).__name__} for {len(examples)} "
+                f"examples; a mapping of keyword inputs, a tuple or a tensor is needed, with {len(examples)} rows. "
+                "Check what it returns for a list."
             )
         mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
         if not isinstance(mask, Tensor) or mask.shape != (len(examples), self.ctx_len):

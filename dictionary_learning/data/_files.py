@@ -10,6 +10,7 @@ import dataclasses
 import glob
 import io
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -51,10 +52,8 @@ def files_reader(name: str, options: ReadOptions) -> SourceParts:
     """Returns what a source of a file, a folder or a pattern is made of."""
     path = Path(name).expanduser()
     if path.is_dir():
-        inside = ((p, p.relative_to(path).parts) for p in path.rglob("*"))
-        found = sorted(
-            p for p, parts in inside if not any(part.startswith(".") for part in parts)
-        )  # none that is hidden
+        # hidden files, and files in hidden folders, are what programs leave behind
+        found = sorted(p for p in path.rglob("*") if not re.search(r"(^|/)\.", p.relative_to(path).as_posix()))
     elif glob.has_magic(name) and not path.exists():
         found = sorted(map(Path, glob.glob(str(path), recursive=True)))
     else:
@@ -84,7 +83,7 @@ class LineReader(Reader):
     """The lines of a file, each a document; blank lines are not. The mark is a line and a byte."""
 
     path: Path
-    column: str | None = None  # the key that holds the document in a JSON record; None for lines of text
+    column: str | None = None  # the key in a JSON record; None for lines of text
     chat: Chat | None = None
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
@@ -105,7 +104,8 @@ class LineReader(Reader):
             n_read = len(file.read(min(n, _CHUNK)))
             if not n_read:
                 raise DataError(
-                    f"'{self.path}' is shorter than when it was read before. Pass the file that the run was started with."
+                    f"'{self.path}' is shorter than when it was read before. Pass the file that the run was started "
+                    "with."
                 )
             n -= n_read
 
@@ -122,7 +122,7 @@ class LineReader(Reader):
             return as_document(text)
         try:
             record = json.loads(text)
-        except (ValueError, RecursionError) as error:  # very long numbers; brackets nested a thousand times
+        except (ValueError, RecursionError) as error:  # long numbers; a thousand brackets
             return BadDocument(f"is not JSON ({error}). Correct or remove the line")
         return read_record(record, self.column, self.chat)
 
@@ -140,7 +140,7 @@ def _open(path: Path) -> Any:
         return open(path, "rb")
     import pyarrow
 
-    # unlike gzip and zstandard, it raises an error where a file was cut off, and reads several frames
+    # unlike gzip and zstandard, it raises where a file was cut off, and reads several frames
     return io.BufferedReader(pyarrow.input_stream(str(path), compression=COMPRESSIONS[path.suffix]), _CHUNK)
 
 
@@ -157,7 +157,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class ParquetReader(Reader):
-    """The rows of a Parquet file. The mark is a row; reading starts at the row group that holds it."""
+    """The rows of a Parquet file. The mark is a row; reading starts at its row group."""
 
     path: Path
     column: str

@@ -99,8 +99,8 @@ def hub_reader(name: str, options: ReadOptions) -> SourceParts:
         if not folder.is_dir() and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
             reason = "the hub is switched off by HF_HUB_OFFLINE"
         raise DataError(
-            f"The data '{name}' (split '{split}') could not be loaded: {reason} Pass a .txt or .jsonl file, plain or .zst, "
-            "a folder written by save_to_disk, or the name of a data set on the hub."
+            f"The data '{name}' (split '{split}') could not be loaded: {reason} Pass a .txt or .jsonl file, plain or "
+            ".zst, a folder written by save_to_disk, or the name of a data set on the hub."
         ) from error
     full_name = name if split == "train" else f"{name}, split {split}"
     return dataset_reader(loaded, options, full_name, lambda: _metadata(name, options.data_args.get("revision")))
@@ -181,7 +181,7 @@ def _metadata(name: str, revision: str | None) -> dict[str, Any]:
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path, columns: Mapping[str, str]) -> Any:
-    """Writes rows, which have a list of numbers of some dtype in each column, and returns their data set."""
+    """Writes rows with a list of numbers in each column; returns the data set."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
 

@@ -80,7 +80,8 @@ def _map_bin(path: Path, dtype: str) -> Any:
     kind, size = np.dtype(dtype), path.stat().st_size
     if size % kind.itemsize:
         raise DataError(
-            f"'{path}' has {size} bytes, which is no whole number of {dtype}. Set dtype to the type that it was written with."
+            f"'{path}' has {size} bytes, which is no whole number of {dtype}. Set dtype to the type that it was "
+            "written with."
         )
     if not size:
         return np.empty(0, kind)
@@ -88,6 +89,7 @@ def _map_bin(path: Path, dtype: str) -> Any:
     # ids below 65,536 that were written as uint32 have 0 in their upper halves
     if dtype == "uint16" and len(tokens) > 2 and len(tokens) % 2 == 0 and not tokens[1:_N_INSPECTED:2].any():
         raise DataError(
-            f"Every second number of '{path}' is 0 when it is read as uint16, so it was written as uint32. Set dtype='uint32'."
+            f"Every second number of '{path}' is 0 when it is read as uint16, so it was written as uint32. Set "
+            "dtype='uint32'."
         )
     return tokens

@@ -87,11 +87,9 @@ def mix(
     Args:
         sources: The sources, or any data that `as_source` accepts.
         weights: How often each source is drawn, relative to the others; equal by default.
-        seed: The seed of the draws.
         exhausted: What happens when a source ends. `stop` ends the mixture, `continue` draws from
             the others until all have ended, and `restart` restarts the source until each has been
             read once.
-        name: The name of the mixture.
 
     Raises:
         ConfigError: The weights do not match the sources, or a source that can be read only once
@@ -101,7 +99,8 @@ def mix(
     shares = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
     if not parts or len(shares) != len(parts) or not all(w > 0 for w in shares):
         raise ConfigError(
-            f"Got {len(parts)} sources with the weights {shares}; a mixture needs sources, and a weight above 0 for each."
+            f"Got {len(parts)} sources with the weights {shares}; a mixture needs sources, and a weight above 0 for "
+            "each."
         )
     check_choice("exhausted", exhausted, get_args(Exhausted))
     once = [part.name for part in parts if not part.repeatable]

@@ -15,7 +15,7 @@ from dictionary_learning.data._tokenizing import SpecialTokens, runs_of, tokeniz
 
 _INSERTED = -1  # the position of tokens that are in no document
 _ONE_LONG_TEXT = -1  # the text of pieces that belong to one array
-_N_TOKENIZED = 8  # documents per call: enough for the tokenizer's threads, few enough to start at once
+_N_TOKENIZED = 8  # enough for the tokenizer's threads, few enough to start at once
 
 
 class _Piece(NamedTuple):
@@ -35,7 +35,7 @@ class PackedContexts:
         """Drops the tokens that are in no context yet."""
         self._pieces: deque[_Piece] = deque()
         self._used = 0  # tokens of the first piece that are in a context already
-        self._open: list[int] | None = None  # text, position and document that continue an unfinished document
+        self._open: list[int] | None = None  # text, position and document of what may go on
         self._last: int | None = None  # the last token
         self._n = 0  # tokens in the queue
 
@@ -133,7 +133,7 @@ class PackedContexts:
             runs.append(Run(1, head.document, _INSERTED))
         while self._pieces and len(ids) < self.ctx_len:
             head = self._pieces[0]
-            stop = min(len(head.ids), self._used + self.ctx_len - len(ids))  # end of the piece, or of the context
+            stop = min(len(head.ids), self._used + self.ctx_len - len(ids))  # of the piece or context
             n_taken = stop - self._used
             ids += head.ids[self._used : stop]
             start = head.start if head.start == _INSERTED else head.start + self._used

@@ -29,7 +29,7 @@ class UnpackedContexts(ABC):
 
     def clear(self) -> None:
         """Drops the contexts that were not returned yet."""
-        self._waiting: deque[Row] = deque()  # contexts of a long document, of which not all were returned
+        self._waiting: deque[Row] = deque()  # the rest of a long document's contexts
 
     def take(self, n: int) -> list[Row]:
         """Returns the next n contexts; fewer at the end of the data."""
@@ -88,8 +88,8 @@ class PaddedContexts(UnpackedContexts):
         if n_more > 0 and self.long_documents == "cut":
             if not self.n_cut:
                 logger.warning(
-                    "Documents of %s are longer than ctx_len=%d tokens and are cut; long_documents='split' or pack=True reads all "
-                    "of them.",
+                    "Documents of %s are longer than ctx_len=%d tokens and are cut; long_documents='split' or "
+                    "pack=True reads all of them.",
                     self.documents.source.name,
                     self.ctx_len,
                 )
@@ -98,7 +98,7 @@ class PaddedContexts(UnpackedContexts):
         lead = ids[:1] if ids[:1] == [self.bos] else []  # each further context begins with BOS too
         at = self.ctx_len
         while at < len(ids):
-            stop = at + self.ctx_len - len(lead)  # `at` counts tokens of `ids`, inserted ones included
+            stop = at + self.ctx_len - len(lead)  # `at` counts inserted tokens too
             part, mask = lead + ids[at:stop], [1] * len(lead) + inserted[at:stop]
             rows.append(_row_of(part, mask, number, at - sum(inserted[:at])))
             at = stop
@@ -106,7 +106,7 @@ class PaddedContexts(UnpackedContexts):
 
 
 class ReadyContexts(UnpackedContexts):
-    """Rows of token ids that are contexts already, and should begin with `bos` (None for any token)."""
+    """Rows of ids that are contexts already, and should begin with `bos` (None for any token)."""
 
     def __init__(self, documents: EpochReader, ctx_len: int, bos: int | None):
         super().__init__(documents, ctx_len)
@@ -124,13 +124,14 @@ class ReadyContexts(UnpackedContexts):
             )
         if len(document.ids) > self.ctx_len:
             raise DataError(
-                f"Row {number} of {name} has {len(document.ids)} tokens, and contexts have ctx_len={self.ctx_len}. Set ctx_len to "
-                "that, or rows='documents' to pack the rows anew."
+                f"Row {number} of {name} has {len(document.ids)} tokens, and contexts have ctx_len={self.ctx_len}. "
+                "Set ctx_len to that, or rows='documents' to pack the rows anew."
             )
         if self.bos is not None and document.ids[:1] != [self.bos] and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "The rows of %s are used as contexts as they are, and do not begin with the BOS token %d; bos='context' inserts it.",
+                "The rows of %s are used as contexts as they are, and do not begin with the BOS token %d; "
+                "bos='context' inserts it.",
                 name,
                 self.bos,
             )
@@ -138,7 +139,7 @@ class ReadyContexts(UnpackedContexts):
 
 
 def _row_of(ids: list[int], inserted: list[int], document: int, place: int = 0) -> Row:
-    """Returns a context of one document, whose first token that was not inserted is at a place there."""
+    """Returns a context of one document, with the place there of its first token of text."""
     runs: list[Run] = []
     for is_inserted, group in groupby(inserted):
         n = sum(1 for _ in group)

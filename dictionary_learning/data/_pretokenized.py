@@ -39,7 +39,6 @@ def pretokenize(
 
     Args:
         data: Any data that `as_source` accepts; read from its first document.
-        tokenizer: Makes the ids.
         out: The folder; it must not exist.
         ctx_len: Tokens in a context.
         push: The name of a data set on the hub, "user/name", that is created as well.

@@ -39,7 +39,7 @@ class Reader(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class SequentialReader(Reader):
-    """Documents of the iterator that `open` returns. Resuming skips the documents that were read."""
+    """Documents of the iterator that `open` returns. Resuming skips those that were read."""
 
     open: Callable[[], Iterator[Any]]
     repeatable: bool = True  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
@@ -69,7 +69,7 @@ class MapReader(Reader):
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         order = self.order(epoch)
         for start in range(unseal(mark, self.order_id) or 0, len(order), _ROWS_AT_ONCE):
-            numbers = [int(i) for i in order[start : start + _ROWS_AT_ONCE]]  # numpy's are refused by `datasets`
+            numbers = [int(i) for i in order[start : start + _ROWS_AT_ONCE]]  # `datasets` refuses numpy's
             for n, document in enumerate(self.fetch(numbers), start + 1):
                 yield document, seal(n, self.order_id)
 
@@ -92,7 +92,7 @@ class ConcatReader(Reader):
         order = range(n_readers) if self.seed is None else _permutation(n_readers, self.seed, epoch)
         for n in range(first, n_readers):
             for document, following in self.readers[order[n]].read(inner, epoch):
-                yield document, [n, following]  # the reader's place in this epoch's order, and its mark
+                yield document, [n, following]  # the reader's place in the order, and its mark
             inner = None
 
 
@@ -140,7 +140,7 @@ class SelectReader(WrappingReader):
         # islice requests no document beyond the last, so an iterator loses none
         for n, (document, following) in enumerate(islice(self.reader.read(inner), stop), n_read):
             if self.selects(n):
-                yield document, [n + 1, following]  # counts all documents, not only the selected ones
+                yield document, [n + 1, following]  # counts all, not only the selected ones
 
 
 @singledispatch

@@ -101,8 +101,8 @@ class Source:
         rest, held = hold_out(self.reader, every)
         if next(rest.read(), None) is None:  # two documents at most are read to know
             raise DataError(
-                f"{self.name} has fewer than two documents. The first of every {every} documents is held out, so none is left "
-                "for training. Provide more documents, or do not hold any out."
+                f"{self.name} has fewer than two documents. The first of every {every} documents is held out, so none "
+                "is left for training. Provide more documents, or do not hold any out."
             )
         return (
             self._derive(rest, f"{self.name} without every {every}th document"),
@@ -113,7 +113,6 @@ class Source:
         """Returns the documents in a random order, a new one in each pass.
 
         Args:
-            seed: The seed of the order.
             window: Documents shuffled with each other, if documents cannot be fetched by number.
 
         Raises:
@@ -146,8 +145,8 @@ class Source:
         """
         if state["name"] != self.name:
             raise DataError(
-                f"The state is of '{state['name']}', and this source is '{self.name}'; their positions do not match. Pass the data "
-                "that the run was started with."
+                f"The state is of '{state['name']}', and this source is '{self.name}'; their positions do not match. "
+                "Pass the data that the run was started with."
             )
         if self._documents is not None:
             self._require_repeatable("moved to another position. Load the state into a new source")
@@ -192,7 +191,8 @@ class EpochReader:
             raise ConfigError(f"Got epochs={epochs}; it must be at least 1, or None for no limit.")
         if epochs != 1 and not source.repeatable:
             raise ConfigError(
-                f"Got epochs={epochs}, and {source.name} can be read only once. Pass a list, a file or a data set, or set epochs=1."
+                f"Got epochs={epochs}, and {source.name} can be read only once. Pass a list, a file or a data set, or "
+                "set epochs=1."
             )
         self.source, self.epochs, self.vocab_size = source, epochs, vocab_size
         self.epoch = 0
@@ -204,7 +204,7 @@ class EpochReader:
         self.epoch = 0
 
     def take(self, n: int) -> list[tuple[int, Document]]:
-        """Returns up to n documents, each with its number in the source; none after the last pass."""
+        """Returns up to n documents with their numbers in the source; none after the last pass."""
         found = self._read(n)
         is_last = self.epochs is not None and self.epoch + 1 >= self.epochs
         # a pass without documents would be followed by another one, forever

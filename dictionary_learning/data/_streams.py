@@ -57,10 +57,8 @@ def as_context_source(
     Args:
         data: Any data that `as_source` accepts; or a stream of contexts, which is returned as it
             is, and whose own settings apply.
-        tokenizer: Makes ids of text.
         ctx_len: Tokens in a context.
         model: The model that reads the contexts: ids without an embedding are refused.
-        text_column: The column that holds the text.
         end_of_data: What the consumer does at the end of the data.
         fresh: Reads the data from its first document, even if it was read from before.
         options: Further options of `TokenStream`.
@@ -79,8 +77,8 @@ def as_context_source(
         stream = TokenStream(source, tokenizer, ctx_len=ctx_len, n_embeddings=_n_embeddings(model), **options)
     if end_of_data == "repeat" and not getattr(stream.source, "repeatable", True):
         raise ConfigError(
-            f"Got end_of_data='repeat', and {stream.source.name} can be read only once. Pass a list, a file or a data set, or set "
-            "end_of_data to 'stop' or 'error'."
+            f"Got end_of_data='repeat', and {stream.source.name} can be read only once. Pass a list, a file or a data "
+            "set, or set end_of_data to 'stop' or 'error'."
         )
     return stream
 
@@ -103,7 +101,7 @@ def check_end_of_data(value: str) -> None:
 
 
 def _n_embeddings(model: Any) -> int | None:
-    """Returns how many token ids a model, or each model of a set, has embeddings for; None if unknown."""
+    """Returns how many ids a model, or every model of a set, has embeddings for."""
     models = getattr(model, "models", None)
     if isinstance(models, dict):
         return min((n for n in map(_n_embeddings, models.values()) if n is not None), default=None)

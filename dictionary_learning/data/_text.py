@@ -138,8 +138,8 @@ def _read_name(name: str, options: ReadOptions) -> SourceParts:
     if kind_of(path) or path.is_file() or glob.has_magic(name) or path.suffix in COMPRESSIONS or holds_files:
         if options.data_args or options.split != "train":
             raise ConfigError(
-                f"Got split={options.split!r} and data_args={dict(options.data_args)} for '{name}', which is read as files. Both "
-                "belong to data sets on the hub; do not pass them."
+                f"Got split={options.split!r} and data_args={dict(options.data_args)} for '{name}', which is read as "
+                "files. Both belong to data sets on the hub; do not pass them."
             )
         return files_reader(name, options)
     from dictionary_learning.data._hub import hub_reader

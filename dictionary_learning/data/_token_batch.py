@@ -43,8 +43,8 @@ class TokenBatch(_Inputs):
     ):
         if input_ids.shape != attention_mask.shape:
             raise DataError(
-                f"Got token ids of shape {tuple(input_ids.shape)} with an attention mask of shape {tuple(attention_mask.shape)}; "
-                "both must be (batch, ctx)."
+                f"Got token ids of shape {tuple(input_ids.shape)} with an attention mask of shape "
+                f"{tuple(attention_mask.shape)}; both must be (batch, ctx)."
             )
         # an integer mask would index positions 0 and 1 instead of selecting tokens
         batch = super().__new__(cls, input_ids, attention_mask.bool())
@@ -60,12 +60,9 @@ class TokenBatch(_Inputs):
 class Run(NamedTuple):
     """Consecutive tokens of one document in a context."""
 
-    n: int
-    """The number of tokens."""
-    document: int
-    """The number of the document."""
-    start: int
-    """The position of the first token in the document; -1 if the tokens were inserted."""
+    n: int  # tokens
+    document: int  # its number in the source
+    start: int  # the position of the first token in the document; -1 if the tokens were inserted
 
 
 class Row(NamedTuple):
@@ -76,7 +73,7 @@ class Row(NamedTuple):
 
 
 def collate(rows: Sequence[Row], width: int, padding: int, side: str) -> TokenBatch:
-    """Pads rows, none of which is longer than the width, with an id on the "left" or "right" side."""
+    """Pads rows to a width with the id `padding`, on the "left" or "right" side."""
     ids = np.full((len(rows), width), padding, dtype=np.int64)  # (batch, ctx), as are all below
     document, position = np.full_like(ids, -1), np.full_like(ids, -1)
     mask = np.zeros(ids.shape, dtype=bool)
@@ -125,7 +122,8 @@ def real_position_mask(
     chosen, attention_mask = as_slice(seqpos_slice), attention_mask.bool()
     position = attention_mask.cumsum(-1) - 1  # (batch, ctx)
     ends = [chosen.indices(n)[:2] for n in attention_mask.sum(-1).tolist()]  # in each context
-    start, stop = torch.tensor(ends, dtype=torch.long, device=position.device).reshape(-1, 2, 1).unbind(1)  # (batch, 1)
+    # each (batch, 1)
+    start, stop = torch.tensor(ends, dtype=torch.long, device=position.device).reshape(-1, 2, 1).unbind(1)
     inside = (position >= start) & (position < stop)
     return attention_mask & inside & ((position - start) % (chosen.step or 1) == 0)
 

@@ -20,16 +20,12 @@ NO_TOKENIZER = "The model has no tokenizer. Pass tokenizer= to load_model, with 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """The token ids that are inserted, and where."""
+    """The token ids that are inserted, and whether BOS begins each document and each context."""
 
-    bos: int | None
-    """The BOS token; None if it is not inserted."""
+    bos: int | None  # None if it is not inserted
     at_document: bool
-    """Whether each document begins with BOS."""
     at_context: bool
-    """Whether each context begins with BOS."""
-    separator: int | None
-    """The token that ends each document."""
+    separator: int | None  # ends each document
 
 
 def special_tokens(
@@ -78,7 +74,7 @@ def tokenize(documents: Sequence[Document], tokenizer: Any, *, special: bool) ->
         if tokenizer is None:
             raise DataError(NO_TOKENIZER)
         texts = [d.render(tokenizer) if isinstance(d, Conversation) else d for d in others]
-        # long documents are cut by us, so the tokenizer's warning about their length (verbose) is wrong
+        # we cut long documents, so the tokenizer's warning about their length (verbose) is wrong
         found = tokenizer(texts, add_special_tokens=special, verbose=False, return_special_tokens_mask=special)
         masks = found["special_tokens_mask"] if special else [[0] * len(ids) for ids in found["input_ids"]]
         made = zip(found["input_ids"], masks, strict=True)
@@ -94,7 +90,8 @@ def runs_of(row: TokenRow, document: int) -> list[Run]:
     n_described = sum(run.n for run in runs)
     if n_described != len(row.ids):
         raise DataError(
-            f"Row {document} holds {len(row.ids)} token ids, and stores the documents of {n_described}. Write the data again."
+            f"Row {document} holds {len(row.ids)} token ids, and stores the documents of {n_described}. Write the "
+            "data again."
         )
     return runs
 
@@ -114,7 +111,7 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def check_tokenizer(source: Source, tokenizer: Any) -> None:
-    """Raises a `DataError`, or warns, if another tokenizer made the token ids, as far as the data tells."""
+    """Raises a `DataError`, or warns, if the data tells of another tokenizer."""
     known = source.tokenized
     if known is None or tokenizer is None:
         return
@@ -122,20 +119,20 @@ def check_tokenizer(source: Source, tokenizer: Any) -> None:
     if known.fingerprint is not None:
         if known.fingerprint != fingerprint(tokenizer):
             raise DataError(
-                f"The token ids of {source.name} were made by the tokenizer '{known.tokenizer}', whose vocabulary is not that of "
-                f"'{name}'. Use data that this model's tokenizer made, or the text itself."
+                f"The token ids of {source.name} were made by the tokenizer '{known.tokenizer}', whose vocabulary is "
+                f"not that of '{name}'. Use data that this model's tokenizer made, or the text itself."
             )
         return
     if known.tokenizer is not None and known.tokenizer != name:
         logger.warning(
-            "The token ids of %s were made by the tokenizer '%s', and the model's is called '%s'. If their vocabularies "
-            "differ, every activation belongs to the wrong token: use the text itself then.",
+            "The token ids of %s were made by the tokenizer '%s', and the model's is called '%s'. If their "
+            "vocabularies differ, every activation belongs to the wrong token: use the text itself then.",
             source.name, known.tokenizer, name,
         )  # fmt: skip
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if known.first_id is not None and bos is not None and known.first_id not in (bos, eos):
         logger.warning(
-            "The rows of %s all begin with the token id %d, and the BOS token of '%s' is %d. If that is the BOS token of "
-            "another tokenizer, every activation belongs to the wrong token: use the text itself then.",
+            "The rows of %s all begin with the token id %d, and the BOS token of '%s' is %d. If that is the BOS "
+            "token of another tokenizer, every activation belongs to the wrong token: use the text itself then.",
             source.name, known.first_id, name, bos,
         )  # fmt: skip

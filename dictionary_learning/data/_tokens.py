@@ -35,11 +35,11 @@ class TokenStream:
 
     Args:
         source: The documents.
-        tokenizer: A Hugging Face tokenizer, which is not changed; None if the source holds token ids.
+        tokenizer: A Hugging Face tokenizer, which is not changed; None for a source of token ids.
         ctx_len: Tokens in a context, BOS included.
         pack: Joins documents and cuts them into full contexts; else each document is padded.
         add_special_tokens: Inserts BOS and EOS: packed as above, padded as the tokenizer does.
-        bos: What begins with BOS: `document`, `context`, `both` or `none`; see above for the default.
+        bos: What begins with BOS: `document`, `context`, `both`, `none`; the default is above.
         separator: The token that ends each packed document: "eos", "bos", a token or its id, None
             for no token; see above for "auto".
         padding_side: The side of the padding; by default the tokenizer's for padded documents, and
@@ -178,7 +178,8 @@ class TokenStream:
         """
         if state["rule"] != self._rule():
             raise ConfigError(
-                f"The state is of contexts made by {state['rule']}, and these are made by {self._rule()}. Use the same settings."
+                f"The state is of contexts made by {state['rule']}, and these are made by {self._rule()}. Use the "
+                "same settings."
             )
         self._documents.load_state_dict(state)
         self._contexts.load_state_dict(state["contexts"])
@@ -202,9 +203,9 @@ class TokenStream:
         document, position = int(batch.document[row, column]), int(batch.position[row, column])
         place = f"at place {position}" if position >= 0 else "as a special token"
         raise DataError(
-            f"Document {document} of {self.source.name} has the token id {int(batch.input_ids[row, column])} {place}, and the model "
-            f"has embeddings for the ids 0 to {self.n_embeddings - 1}. Use the tokenizer of this model, or resize the model's "
-            "embeddings to the tokenizer."
+            f"Document {document} of {self.source.name} has the token id {int(batch.input_ids[row, column])} {place}, "
+            f"and the model has embeddings for the ids 0 to {self.n_embeddings - 1}. Use the tokenizer of this model, "
+            "or resize the model's embeddings to the tokenizer."
         )
 
     def _context_maker(self, rows: str) -> PackedContexts | PaddedContexts | ReadyContexts:
@@ -229,7 +230,7 @@ class TokenStream:
         is_same = known.ctx_len == self.ctx_len and known.packing == self.packing
         if not is_same and (rows == "contexts" or not (self.pack and known.packing["pack"])):
             raise ConfigError(
-                f"{self.source.name} holds contexts of {known.ctx_len} tokens, made by {known.packing}; asked for are contexts of "
-                f"{self.ctx_len}, made by {self.packing}. Ask for the same, or use the text itself."
+                f"{self.source.name} holds contexts of {known.ctx_len} tokens, made by {known.packing}; asked for are "
+                f"contexts of {self.ctx_len}, made by {self.packing}. Ask for the same, or use the text itself."
             )
         return is_same
