@@ -82,27 +82,24 @@ class PaddedContexts(UnpackedContexts):
             ids, inserted = ids[1:], [1, *inserted[2:]]
         return ids, inserted
 
-    def _contexts(self, ids: list[int], inserted: list[int], number: int) -> list[Row]:
-        rows = [_row_of(ids[: self.ctx_len], inserted[: self.ctx_len], number)]
+    def _contexts(self, ids: list[int], inserted: list[int], number: int) -> Iterator[Row]:
         n_more = len(ids) - self.ctx_len
         if n_more > 0 and self.long_documents == "cut":
             if not self.n_cut:
                 logger.warning(
                     "Documents of %s are longer than ctx_len=%d tokens and are cut; long_documents='split' or "
                     "pack=True reads all of them.",
-                    self.documents.source.name,
-                    self.ctx_len,
-                )
+                    self.documents.source.name, self.ctx_len,
+                )  # fmt: skip
             self.n_cut += n_more
-            return rows
-        lead = ids[:1] if ids[:1] == [self.bos] else []  # each further context begins with BOS too
-        at = self.ctx_len
+            ids = ids[: self.ctx_len]
+        at, lead = 0, []  # `at` counts tokens of `ids`, inserted ones included
         while at < len(ids):
-            stop = at + self.ctx_len - len(lead)  # `at` counts inserted tokens too
+            stop = at + self.ctx_len - len(lead)
             part, mask = lead + ids[at:stop], [1] * len(lead) + inserted[at:stop]
-            rows.append(_row_of(part, mask, number, at - sum(inserted[:at])))
+            yield _row_of(part, mask, number, at - sum(inserted[:at]))
             at = stop
-        return rows
+            lead = ids[:1] if ids[:1] == [self.bos] else []  # each further context begins with BOS too
 
 
 class ReadyContexts(UnpackedContexts):
