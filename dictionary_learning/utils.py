@@ -1,7 +1,7 @@
 """An old address; `load_dictionary` returns (dictionary, config) here."""
 
-from dictionary_learning.compat._loading import load_dictionary
-from dictionary_learning.data._generators import (
+from dictionary_learning.compat._generators import (
+    chunk_and_tokenize,
     hf_dataset_to_generator,
     hf_mixed_dataset_to_generator,
     hf_sequence_packing_dataset_to_generator,
@@ -9,7 +9,7 @@ from dictionary_learning.data._generators import (
     simple_hf_mixed_dataset_to_generator,
     zst_to_generator,
 )
-from dictionary_learning.data._pretokenized import chunk_and_tokenize
+from dictionary_learning.compat._loading import load_dictionary
 
 __all__ = [
     "chunk_and_tokenize",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.data import TokenBatch
-from dictionary_learning.data._positions import as_slice, real_position_mask
+from dictionary_learning.data._token_batch import as_slice, real_position_mask
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
 

@@ -37,6 +37,8 @@ class DataArguments(CommandArguments):
     """The type of the token ids in a .bin file."""
     separator_id: int | None = None
     """The token id that ends each document of a .bin or .npy file."""
+    on_bad_document: Literal["error", "skip"] = "error"
+    """What happens at a record without text: an error that names it, or it is skipped and counted."""
 
     def source(self, data: str) -> "Source":
         """Returns the documents."""
@@ -58,6 +60,7 @@ class DataArguments(CommandArguments):
             data_args=_named(self.data_args),
             dtype=self.token_dtype,
             separator_id=self.separator_id,
+            on_bad_document=self.on_bad_document,
         )
 
     def _limited(self, source: "Source") -> "Source":

@@ -1,14 +1,17 @@
 """Documents (text, token ids or a conversation), and the column of a record that holds one."""
 
+import contextlib
 import dataclasses
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dictionary_learning.data._reading import Reader
 from dictionary_learning.errors import DataError, did_you_mean
 
 DEFAULT_COLUMN = "text"
@@ -16,8 +19,7 @@ TOKEN_COLUMNS = ("input_ids", "tokens")
 CHAT_COLUMNS = ("messages", "conversation", "conversations")
 RUNS_COLUMN = "document_runs"
 """Stored beside the token ids in data that `pretokenize` wrote: `TokenRow.runs`."""
-N_INSPECTED = 8
-"""Rows that are inspected for a common length and a common first token."""
+_N_INSPECTED = 8  # documents that are inspected for a common length and a common first token
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -42,7 +44,6 @@ class Conversation:
     messages: list[dict[str, Any]]
     """The turns, each with "role" and "content"."""
     chat: Chat = Chat()
-    """How the messages are rendered."""
 
     def render(self, tokenizer: Any) -> str:
         """Returns the text that the model reads.
@@ -54,8 +55,8 @@ class Conversation:
 
         if (self.chat.template or getattr(tokenizer, "chat_template", None)) is None:
             raise DataError(
-                f"The data holds conversations, and the tokenizer {getattr(tokenizer, 'name_or_path', '') or ''} has no chat "
-                "template. Pass chat=Chat(template=...), or use a model that was trained on conversations."
+                f"The data holds conversations, and the tokenizer {getattr(tokenizer, 'name_or_path', '') or ''} has "
+                "no chat template. Pass chat=Chat(template=...), or use a model that was trained on conversations."
             )
         try:
             text = tokenizer.apply_chat_template(self.messages, chat_template=self.chat.template, tokenize=False)
@@ -65,16 +66,11 @@ class Conversation:
                 f"The chat template cannot write a conversation with the roles {roles}: {error}. Remove such "
                 "conversations, or pass a template that supports these roles."
             ) from error
-        if not self.chat.system_prompt:
-            return text
         # seeded by the text, so that the choice does not depend on the order of the documents
-        chance = random.Random(f"{self.chat.seed}:{text}")
-        return remove_system_prompt(text, self.chat.system_prompt, self.chat.removal_frequency, chance)
-
-
-def remove_system_prompt(text: str, system_prompt: str, frequency: float, chance: random.Random) -> str:
-    """Removes the system prompt with the probability `frequency`."""
-    return text.replace(system_prompt, "") if chance.random() < frequency else text
+        chance = random.Random(f"{self.chat.seed}:{text}").random()
+        if self.chat.system_prompt and chance < self.chat.removal_frequency:
+            return text.replace(self.chat.system_prompt, "")
+        return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +78,12 @@ class TokenRow:
     """Token ids that were made before."""
 
     ids: list[int]
-    """The token ids."""
     runs: tuple[int, ...] | None = None
     """The documents of the tokens, in a context that `pretokenize` wrote. Three numbers for each
     stretch: its length, its document, and the position of its first token in the document, or -1
     if the stretch was inserted (BOS, separator)."""
     start: int | None = None
-    """The position of the first token in one long text; None if the row is a document of its own."""
+    """The position of the first token in one long text; None for a document of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +109,7 @@ class Tokenized:
     tokenizer: str | None = None
     """The name of the tokenizer that made them."""
     fingerprint: str | None = None
-    """The hash of that tokenizer's vocabulary (see `tokenizing.fingerprint`)."""
+    """The hash of that tokenizer's vocabulary (see `_tokenizing.fingerprint`)."""
     ctx_len: int | None = None
     """The common length of all rows."""
     first_id: int | None = None
@@ -123,11 +118,18 @@ class Tokenized:
     """How `pretokenize` made contexts of the documents (see `TokenStream.packing`)."""
 
 
+SourceParts = tuple[Reader, str, Tokenized | None]
+"""What a `Source` is made of: a reader, its name, and what is known about its token ids."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How records and token files are read; see `as_source`."""
+    """How records, data sets and token files are read; see `as_source`."""
 
     text_column: str = DEFAULT_COLUMN
+    split: str = "train"
+    streaming: bool = True
+    data_args: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     chat: Chat | None = None
     dtype: str = "uint16"
     row_len: int = 2048
@@ -135,17 +137,14 @@ class ReadOptions:
 
 
 def as_document(value: Any, chat: Chat | None = None) -> Document | BadDocument:
-    """Converts the value of a row into a document.
-
-    Args:
-        value: Text, token ids (list, tensor or array) or the turns of a conversation.
-        chat: How a conversation is rendered.
-    """
+    """Converts text, token ids (list, tensor, array) or turns of a conversation to a document."""
     if isinstance(value, str):
         return value if _is_unicode(value) else BadDocument(_SURROGATE)
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
-    if _is_token_ids(value):
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, bytes)
+    # True and False are integers too
+    if is_sequence and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in value):
         return TokenRow([int(i) for i in value])
     if isinstance(value, dict) and value and all(isinstance(turns, list) for turns in value.values()):
         # `datasets` returns a list of records as a record of lists
@@ -171,11 +170,6 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _is_token_ids(value: Any) -> bool:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    return is_list and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in value)
-
-
 def _as_conversation(turns: Sequence[dict[str, Any]], chat: Chat) -> Conversation | BadDocument:
     """Converts turns with "role" and "content", or ShareGPT's "from" and "value"."""
     if all("role" in turn for turn in turns):
@@ -191,20 +185,14 @@ def _as_conversation(turns: Sequence[dict[str, Any]], chat: Chat) -> Conversatio
     return Conversation(messages, chat)
 
 
-def choose_column(columns: Iterable[str], wanted: str) -> str | None:
-    """Returns the column that holds the documents, or None.
-
-    Args:
-        columns: All columns.
-        wanted: The requested column. Token ids and conversations are searched only for the default.
-    """
-    columns = list(columns)
+def choose_column(columns: Collection[str], wanted: str) -> str | None:
+    """Returns the wanted column; for the default, else one of token ids or conversations."""
     others = (*TOKEN_COLUMNS, *CHAT_COLUMNS) if wanted == DEFAULT_COLUMN else ()
     return next((name for name in (wanted, *others) if name in columns), None)
 
 
 def require_column(columns: Sequence[str], wanted: str, place: str) -> str:
-    """Returns the column that holds the documents.
+    """Returns the column that `choose_column` finds.
 
     Raises:
         DataError: There is no such column.
@@ -215,10 +203,9 @@ def require_column(columns: Sequence[str], wanted: str, place: str) -> str:
     return column
 
 
-def _no_column(columns: Iterable[str], wanted: str, kind: str) -> str:
-    columns = list(columns)
-    hint = did_you_mean(wanted, columns)
-    return f"has {kind}'{wanted}'; it has: {', '.join(columns) or 'nothing'}.{hint} Set text_column to the one that holds the text"
+def _no_column(columns: Collection[str], wanted: str, kind: str) -> str:
+    found = f"has {kind}'{wanted}'; it has: {', '.join(columns) or 'nothing'}.{did_you_mean(wanted, columns)}"
+    return f"{found} Set text_column to the one that holds the text"
 
 
 def read_record(record: Any, column: str, chat: Chat | None) -> Document | BadDocument:
@@ -233,29 +220,29 @@ def read_record(record: Any, column: str, chat: Chat | None) -> Document | BadDo
     return document
 
 
-def infer_tokenized(documents: Sequence[Any]) -> Tokenized | None:
-    """Returns what the first documents of a source show about its token ids; None if it holds text."""
+def infer_tokenized(reader: Reader) -> Tokenized | None:
+    """Returns what the first documents show about the token ids; None for text."""
+    documents: list[Any] = []
+    with contextlib.suppress(DataError):  # an error is raised when its document is reached
+        documents.extend(document for document, _ in islice(reader.read(), _N_INSPECTED))
     if not documents or not isinstance(documents[0], TokenRow):
         return None
     rows = [document.ids for document in documents if isinstance(document, TokenRow)]
     lengths, first_ids = {len(ids) for ids in rows}, {ids[0] if ids else None for ids in rows}
     return Tokenized(
         ctx_len=lengths.pop() if len(lengths) == 1 and len(rows) > 1 else None,
-        first_id=first_ids.pop() if len(first_ids) == 1 and len(rows) == N_INSPECTED else None,
+        first_id=first_ids.pop() if len(first_ids) == 1 and len(rows) == _N_INSPECTED else None,
     )
 
 
 def check_ids(ids: Sequence[int], vocab_size: int | None, place: str) -> None:
-    """Checks that all ids are in the vocabulary.
-
-    Raises:
-        DataError: One is not; the message names its position.
-    """
+    """Raises a `DataError` that names the position of an id that is not in the vocabulary."""
     if ids and (min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size)):
         n = next(n for n, i in enumerate(ids) if i < 0 or (vocab_size is not None and i >= vocab_size))
         known = "at least 0" if vocab_size is None else f"from 0 to {vocab_size - 1}"
         hint = " Remove label masks such as -100." if ids[n] < 0 else ""
         raise DataError(
-            f"{place} has the token id {ids[n]} at place {n}, and the vocabulary has ids {known}.{hint} Or another tokenizer made the "
-            "data, or they were read with a wrong dtype: use data of this model's tokenizer, or the text itself."
+            f"{place} has the token id {ids[n]} at place {n}, and the vocabulary has ids {known}.{hint} Or another "
+            "tokenizer made the data, or they were read with a wrong dtype: use data of this model's tokenizer, or "
+            "the text itself."
         )

@@ -8,14 +8,14 @@ An `ExampleStream` replaces a `TokenStream`: its batches unpack into the argumen
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from dictionary_learning.data._reading import Mark, Reader
+from dictionary_learning.data._reading import MapReader, Mark, Reader, SequentialReader
 from dictionary_learning.data._source import Source
 from dictionary_learning.errors import ConfigError, DataError
 
@@ -39,37 +39,16 @@ class ExampleBatch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExampleReader(Reader):
-    """Examples of a list, a data set or an iterable. The mark is the number of examples read.
-
-    Args:
-        data: The examples. Data with a length and numbers is read from any position.
-        seed: The seed of a random order, a new one in each epoch; None keeps the order.
-    """
+class ShuffledReader(Reader):
+    """Examples in a random order, a new one in each epoch. The mark is the number read."""
 
     data: Any
-    seed: int | None
-
-    @property
-    def is_indexed(self) -> bool:
-        """Whether examples can be fetched by number."""
-        has_numbers = hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__")
-        return has_numbers and not isinstance(self.data, Mapping)
-
-    @property
-    def repeatable(self) -> bool:
-        return self.is_indexed or iter(self.data) is not self.data
+    seed: int
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        start = mark or 0
-        if not self.is_indexed:
-            yield from zip(itertools.islice(self.data, start, None), itertools.count(start + 1))
-            return
-        order: Sequence[int] = range(len(self.data))
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            order = torch.randperm(len(self.data), generator=generator).tolist()
-        yield from ((self.data[order[n]], n + 1) for n in range(start, len(order)))
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        order = torch.randperm(len(self.data), generator=generator).tolist()
+        yield from ((self.data[order[n]], n + 1) for n in range(mark or 0, len(order)))
 
 
 class ExampleStream:
@@ -103,11 +82,20 @@ class ExampleStream:
     ):
         if ctx_len < 1:
             raise ConfigError(f"Got ctx_len={ctx_len}; an example has at least one position.")
-        reader, name = ExampleReader(data, seed), name or f"examples ({type(data).__name__})"
-        if seed is not None and not reader.is_indexed:
-            raise ConfigError(
-                f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set with a length."
-            )
+        name = name or f"examples ({type(data).__name__})"
+        examples: Any = data
+        if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, Mapping):
+            if seed is not None:
+                raise ConfigError(
+                    f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set "
+                    "with a length."
+                )
+            reader: Reader = SequentialReader(lambda: iter(data), repeatable=iter(data) is not data)
+        elif seed is None:
+            # one after another: many at once may need more memory than there is
+            reader = MapReader(lambda numbers: (examples[n] for n in numbers), range(len(examples)))
+        else:
+            reader = ShuffledReader(examples, seed)
         self.source = Source(reader, name)
         self.collate, self.ctx_len = collate, ctx_len
 
@@ -123,15 +111,19 @@ class ExampleStream:
         made = self.collate(examples)
         inputs = (made,) if isinstance(made, Tensor) else dict(made) if isinstance(made, Mapping) else made
         values = list(inputs.values()) if isinstance(inputs, dict) else inputs
-        has_rows = isinstance(values, (list, tuple)) and any(
-            isinstance(v, Tensor) and v.ndim > 0 and len(v) == len(examples) for v in values
-        )
-        if not has_rows:
+        is_several = isinstance(values, (list, tuple))
+        if not is_several or not any(isinstance(v, Tensor) and v.shape[:1] == (len(examples),) for v in values):
             raise DataError(
-                f"The function that feeds {self.source.name} gave a {type(made).__name__} for {len(examples)} examples; a mapping of "
-                f"keyword inputs, a tuple or a tensor is needed, with {len(examples)} rows. Check what it returns for a list."
+                f"The function that feeds {self.source.name} gave a {type(made).__name__} for {len(examples)} "
+                f"examples; a mapping of keyword inputs, a tuple or a tensor is needed, with {len(examples)} rows. "
+                "Check what it returns for a list."
             )
-        return ExampleBatch(inputs if isinstance(inputs, dict) else tuple(inputs), self._mask(inputs, len(examples)))
+        mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+        if not isinstance(mask, Tensor) or mask.shape != (len(examples), self.ctx_len):
+            mask = None
+        return ExampleBatch(
+            inputs if isinstance(inputs, dict) else tuple(inputs), None if mask is None else mask.bool()
+        )
 
     def batches(self, n: int) -> Iterator[ExampleBatch]:
         """Yields the rest of the data, n examples at a time."""
@@ -139,11 +131,7 @@ class ExampleStream:
             yield batch
 
     def restart(self) -> None:
-        """Returns to the first example; a random order is drawn anew.
-
-        Raises:
-            DataError: The data can be read only once.
-        """
+        """Returns to the first example; a random order is drawn anew. See `Source.restart`."""
         self.source.restart()
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,17 +139,6 @@ class ExampleStream:
         return self.source.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Moves to a position: the next example is the one that would have followed.
-
-        Raises:
-            DataError: The state belongs to other data, or examples were read already and cannot be
-                read again.
-        """
+        """Moves to a position; see `Source.load_state_dict`."""
         # states of older versions have no mark, which is the position anyway
         self.source.load_state_dict({**state, "mark": state["position"]})
-
-    def _mask(self, inputs: Any, n_examples: int) -> Bool[Tensor, "batch ctx"] | None:
-        mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-        if not isinstance(mask, Tensor) or tuple(mask.shape) != (n_examples, self.ctx_len):
-            return None
-        return mask.bool()

@@ -10,17 +10,19 @@ import dataclasses
 import glob
 import io
 import json
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from dictionary_learning.data._document import (
-    N_INSPECTED,
     RUNS_COLUMN,
     BadDocument,
     Chat,
     ReadOptions,
+    SourceParts,
     Tokenized,
     as_document,
     choose_column,
@@ -33,7 +35,6 @@ from dictionary_learning.data._reading import ConcatReader, MapReader, Mark, Rea
 from dictionary_learning.errors import DataError, did_you_mean
 
 COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
-KINDS = (".txt", ".jsonl", ".json", ".parquet", ".bin", ".npy")
 _SUPPORTED = ".txt and .jsonl (plain, .zst or .gz), .json, .parquet, .bin and .npy are supported"
 _CHUNK = 1 << 17  # bytes read in one call
 _ROWS_AT_ONCE = 256
@@ -44,25 +45,28 @@ def kind_of(path: Path) -> str | None:
     if path.suffix in COMPRESSIONS:
         inner = path.with_suffix("").suffix
         return inner if inner in (".txt", ".jsonl") else None
-    return path.suffix if path.suffix in KINDS else None
+    return path.suffix if path.suffix in _READERS else None
 
 
-def files_reader(name: str, options: ReadOptions) -> tuple[Reader, str, Tokenized | None]:
-    """Returns a reader of a file, a folder or a pattern, its name, and what is known of its ids.
-
-    Raises:
-        DataError: There is no such file, or none of a supported format.
-    """
+def files_reader(name: str, options: ReadOptions) -> SourceParts:
+    """Returns what a source of a file, a folder or a pattern is made of."""
     path = Path(name).expanduser()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if not _is_hidden(p, path))
+        # hidden files, and files in hidden folders, are what programs leave behind
+        found = sorted(p for p in path.rglob("*") if not re.search(r"(^|/)\.", p.relative_to(path).as_posix()))
     elif glob.has_magic(name) and not path.exists():
         found = sorted(map(Path, glob.glob(str(path), recursive=True)))
     else:
-        _check_exists(path)
-        reader, tokenized = _file_reader(path, options)
+        if not path.is_file():
+            siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+            hint = did_you_mean(path.name, siblings)
+            raise DataError(f"There is no file '{path}'.{hint} Pass a .txt or .jsonl file, plain or compressed.")
+        kind = kind_of(path)
+        if kind is None:
+            raise DataError(f"'{path}' is a file of an unknown kind; {_SUPPORTED}.")
+        reader, tokenized = _READERS[kind](path, options)
         return reader, path.name, tokenized
-    parts = [_file_reader(p, options) for p in found if p.is_file() and kind_of(p)]
+    parts = [_READERS[kind](p, options) for p in found if p.is_file() and (kind := kind_of(p))]
     if not parts:
         raise DataError(f"'{name}' names no file of a known kind; {_SUPPORTED}.")
     known = [tokenized for _, tokenized in parts]
@@ -76,16 +80,10 @@ def files_reader(name: str, options: ReadOptions) -> tuple[Reader, str, Tokenize
 
 @dataclasses.dataclass(frozen=True)
 class LineReader(Reader):
-    """The lines of a file, each a document; blank lines are not. The mark is a line and a byte.
-
-    Args:
-        path: The file.
-        column: The key that holds the document in a JSON record; None for lines of text.
-        chat: How conversations are rendered.
-    """
+    """The lines of a file, each a document; blank lines are not. The mark is a line and a byte."""
 
     path: Path
-    column: str | None = None
+    column: str | None = None  # the key in a JSON record; None for lines of text
     chat: Chat | None = None
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
@@ -106,7 +104,8 @@ class LineReader(Reader):
             n_read = len(file.read(min(n, _CHUNK)))
             if not n_read:
                 raise DataError(
-                    f"'{self.path}' is shorter than when it was read before. Pass the file that the run was started with."
+                    f"'{self.path}' is shorter than when it was read before. Pass the file that the run was started "
+                    "with."
                 )
             n -= n_read
 
@@ -123,7 +122,7 @@ class LineReader(Reader):
             return as_document(text)
         try:
             record = json.loads(text)
-        except (ValueError, RecursionError) as error:  # very long numbers; brackets nested a thousand times
+        except (ValueError, RecursionError) as error:  # long numbers; a thousand brackets
             return BadDocument(f"is not JSON ({error}). Correct or remove the line")
         return read_record(record, self.column, self.chat)
 
@@ -141,7 +140,7 @@ def _open(path: Path) -> Any:
         return open(path, "rb")
     import pyarrow
 
-    # unlike gzip and zstandard, it raises an error where a file was cut off, and reads several frames
+    # unlike gzip and zstandard, it raises where a file was cut off, and reads several frames
     return io.BufferedReader(pyarrow.input_stream(str(path), compression=COMPRESSIONS[path.suffix]), _CHUNK)
 
 
@@ -158,13 +157,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class ParquetReader(Reader):
-    """The rows of a Parquet file. The mark is a row; reading starts at the row group that holds it.
-
-    Args:
-        path: The file.
-        column: The column that holds the documents.
-        chat: How conversations are rendered.
-    """
+    """The rows of a Parquet file. The mark is a row; reading starts at its row group."""
 
     path: Path
     column: str
@@ -173,47 +166,31 @@ class ParquetReader(Reader):
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         import pyarrow.parquet
 
-        start, n = mark or 0, 0
+        start = mark or 0
         with _naming_damage(self.path), pyarrow.parquet.ParquetFile(self.path) as file:
+            n_groups = file.num_row_groups
+            ends = [0, *accumulate(file.metadata.row_group(i).num_rows for i in range(n_groups))]
+            group = bisect_right(ends, start) - 1  # the groups before it were read
+            n = ends[group]
             columns = [name for name in (self.column, RUNS_COLUMN) if name in file.schema_arrow.names]
-            for group in range(file.num_row_groups):
-                n_rows = file.metadata.row_group(group).num_rows
-                if n + n_rows <= start:  # the whole group was read before
-                    n += n_rows
-                    continue
-                # in batches: a group may be larger than the memory
-                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
-                    if n + len(batch) <= start:
-                        n += len(batch)
-                        continue
-                    for record in batch.to_pylist():
-                        n += 1
-                        if n > start:
-                            document = read_record(record, self.column, self.chat)
-                            yield _with_place(document, "Row", n - 1, self.path), n
+            # in batches: a group may be larger than the memory
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=range(group, n_groups), columns=columns):
+                unread = batch.slice(min(max(start - n, 0), len(batch)))
+                n += len(batch)
+                for row, record in enumerate(unread.to_pylist(), n - len(unread)):
+                    document = read_record(record, self.column, self.chat)
+                    yield _with_place(document, "Row", row, self.path), row + 1
 
 
-def _file_reader(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized | None]:
-    kind = kind_of(path)
-    if kind is None:
-        raise DataError(f"'{path}' is a file of an unknown kind; {_SUPPORTED}.")
-    if kind in (".bin", ".npy"):
-        return token_file_reader(path, options)
-    if kind == ".txt":
-        return LineReader(path), None
-    if kind == ".parquet":
-        reader = _parquet_reader(path, options)
-    elif kind == ".json":
-        reader = _json_reader(path, options)
-    else:
-        reader = LineReader(path, _column_of(_first_record(path), options.text_column), options.chat)
-    documents: list[Any] = []
-    with contextlib.suppress(DataError):  # an error is raised when its document is reached
-        documents.extend(document for document, _ in islice(reader.read(), N_INSPECTED))
-    return reader, infer_tokenized(documents)
+def _json_lines(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized | None]:
+    first: Any = None
+    with contextlib.suppress(DataError, ValueError, RecursionError), _open(path) as file, _naming_damage(path):
+        first = json.loads(next((line for line in file if line.strip()), b"null"))
+    reader = LineReader(path, _column_of(first, options.text_column), options.chat)
+    return reader, infer_tokenized(reader)
 
 
-def _parquet_reader(path: Path, options: ReadOptions) -> Reader:
+def _parquet(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized | None]:
     import pyarrow
     import pyarrow.parquet
 
@@ -221,10 +198,11 @@ def _parquet_reader(path: Path, options: ReadOptions) -> Reader:
         names = pyarrow.parquet.read_schema(path).names
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"'{path}' is no Parquet file ({str(error).splitlines()[0]}). Pass another file.") from error
-    return ParquetReader(path, require_column(names, options.text_column, f"'{path.name}'"), options.chat)
+    reader = ParquetReader(path, require_column(names, options.text_column, f"'{path.name}'"), options.chat)
+    return reader, infer_tokenized(reader)
 
 
-def _json_reader(path: Path, options: ReadOptions) -> Reader:
+def _json(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized | None]:
     try:
         records = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -238,29 +216,23 @@ def _json_reader(path: Path, options: ReadOptions) -> Reader:
             return as_document(record, options.chat)
         return read_record(record, column, options.chat)
 
-    def fetch(numbers: Sequence[int]) -> list[Any]:
+    def fetch(numbers: list[int]) -> list[Any]:
         return [_with_place(document(records[n]), "Record", n, path) for n in numbers]
 
-    return MapReader(fetch, range(len(records)))
+    reader = MapReader(fetch, range(len(records)))
+    return reader, infer_tokenized(reader)
+
+
+_READERS: dict[str, Callable[[Path, ReadOptions], tuple[Reader, Tokenized | None]]] = {
+    ".txt": lambda path, _: (LineReader(path), None),
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".bin": token_file_reader,
+    ".npy": token_file_reader,
+}
 
 
 def _column_of(first_record: Any, wanted: str) -> str:
     """Returns the column of the first record: all others must have the same one."""
     return (choose_column(first_record, wanted) if isinstance(first_record, dict) else None) or wanted
-
-
-def _first_record(path: Path) -> Any:
-    with contextlib.suppress(DataError, ValueError, RecursionError), _open(path) as file, _naming_damage(path):
-        return json.loads(next((line for line in file if line.strip()), b"null"))
-    return None
-
-
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        siblings = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings)
-        raise DataError(f"There is no file '{path}'.{hint} Pass a .txt or .jsonl file, plain or compressed.")

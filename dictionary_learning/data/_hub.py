@@ -5,15 +5,14 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dictionary_learning.data._document import (
-    N_INSPECTED,
     RUNS_COLUMN,
     ReadOptions,
+    SourceParts,
     Tokenized,
     infer_tokenized,
     read_record,
@@ -27,19 +26,12 @@ METADATA = "pretokenized.json"
 _SAELENS_METADATA = "sae_lens.json"  # what SAELens stores beside data that it tokenized
 _N_INDICES = 1024  # numbers of a shuffled order that are hashed
 
-DatasetParts = tuple[Reader, str, Tokenized | None]
-"""A reader, its name, and what is known about its token ids."""
-
 
 @dataclasses.dataclass(frozen=True)
 class StreamReader(Reader):
     """The rows of a data set that is streamed. The mark is the data set's own state.
 
     A data set that shuffles in a buffer does not store the buffer; it is read again up to the mark.
-
-    Args:
-        dataset: An `IterableDataset`.
-        read_row: Returns the document of a row.
     """
 
     dataset: Any
@@ -81,59 +73,46 @@ def _order_id(dataset: Any) -> str | None:
     return hashlib.sha256(str(order).encode()).hexdigest()[:16] if order else None
 
 
-def hub_reader(
-    name: str, options: ReadOptions, *, split: str, streaming: bool, data_args: Mapping[str, Any]
-) -> DatasetParts:
-    """Returns a reader of a data set on the hub, or of a folder that `save_to_disk` wrote.
+def hub_reader(name: str, options: ReadOptions) -> SourceParts:
+    """Returns what a source of a data set by name is made of.
 
-    Args:
-        name: The data set, as "user/name" or "user/name:configuration".
-        options: How records are read.
-        split: The split.
-        streaming: Streams the data set, instead of downloading it first.
-        data_args: Further arguments of `datasets.load_dataset`.
-
-    Raises:
-        DataError: The data set, the split or the column does not exist.
+    The name is that of a folder that `save_to_disk` wrote, or "user/name", or
+    "user/name:configuration".
     """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    folder = Path(name).expanduser()
+    folder, split = Path(name).expanduser(), options.split
     try:
         if folder.is_dir():
             loaded: Any = datasets.load_from_disk(str(folder))
-            loaded = loaded[split] if isinstance(loaded, dict) else _check_split(loaded, split)
+            if isinstance(loaded, dict):
+                loaded = loaded[split]
+            elif split not in ("train", str(loaded.split)):
+                raise DataError(f"The folder holds one data set, and no split '{split}'. Do not pass a split.")
         else:
             path, _, configuration = name.partition(":")
-            arguments = {"split": split, "streaming": streaming, **data_args}
+            arguments = {"split": split, "streaming": options.streaming, **options.data_args}
             loaded = datasets.load_dataset(path, *filter(None, [configuration]), **arguments)
     except (OSError, ValueError, KeyError, TypeError, DatasetNotFoundError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         if not folder.is_dir() and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
             reason = "the hub is switched off by HF_HUB_OFFLINE"
         raise DataError(
-            f"The data '{name}' (split '{split}') could not be loaded: {reason} Pass a .txt or .jsonl file, plain or .zst, "
-            "a folder written by save_to_disk, or the name of a data set on the hub."
+            f"The data '{name}' (split '{split}') could not be loaded: {reason} Pass a .txt or .jsonl file, plain or "
+            ".zst, a folder written by save_to_disk, or the name of a data set on the hub."
         ) from error
     full_name = name if split == "train" else f"{name}, split {split}"
-    return dataset_reader(loaded, options, full_name, lambda: _metadata(name, data_args.get("revision")))
+    return dataset_reader(loaded, options, full_name, lambda: _metadata(name, options.data_args.get("revision")))
 
 
 def dataset_reader(
     dataset: Any, options: ReadOptions, name: str, metadata: Callable[[], dict[str, Any]] = dict
-) -> DatasetParts:
-    """Returns a reader of a data set object.
+) -> SourceParts:
+    """Returns what a source of a `Dataset` or `IterableDataset` is made of.
 
-    Args:
-        dataset: A `Dataset` or `IterableDataset`. Its transform (`set_transform`) is applied; any
-            other format is ignored.
-        options: How records are read.
-        name: The name of the data set.
-        metadata: Returns what is known about the token ids; called only if there are any.
-
-    Raises:
-        DataError: The data set has no such column.
+    Its transform (`set_transform`) is applied; any other format is ignored. `metadata` returns what
+    is known about the token ids, and is called only if there are any.
     """
     is_indexed = hasattr(dataset, "__len__")  # an IterableDataset has no length
     is_transformed = is_indexed and dataset.format["type"] == "custom" and len(dataset) > 0
@@ -148,8 +127,8 @@ def dataset_reader(
     def read_row(row: Mapping[str, Any]) -> Any:
         return read_record(row, column, options.chat)
 
-    def fetch(numbers: Sequence[int]) -> list[Any]:
-        rows = chosen[list(numbers)]  # a dictionary of columns
+    def fetch(numbers: list[int]) -> list[Any]:
+        rows = chosen[numbers]  # a dictionary of columns
         documents = [
             read_row(dict(zip(columns, values, strict=True)))
             for values in zip(*(rows[c] for c in columns), strict=True)
@@ -170,25 +149,18 @@ def dataset_reader(
     feature = None if is_transformed else (dataset.features or {}).get(column)
     if feature is not None and getattr(feature, "dtype", None) in ("string", "large_string"):
         return reader, name, None
-    seen = infer_tokenized([document for document, _ in islice(reader.read(), N_INSPECTED)])
-    return reader, name, None if seen is None else _merge(metadata(), seen)
-
-
-def _check_split(dataset: Any, split: str) -> Any:
-    if split not in ("train", str(dataset.split)):
-        raise DataError(f"The folder holds one data set, and no split '{split}'. Do not pass a split.")
-    return dataset
-
-
-def _merge(metadata: Mapping[str, Any], seen: Tokenized) -> Tokenized:
-    """Returns what the metadata (ours or SAELens's) says; else what the rows show."""
-    return Tokenized(
-        tokenizer=metadata.get("tokenizer", metadata.get("tokenizer_name")),
-        fingerprint=metadata.get("fingerprint"),
-        ctx_len=metadata.get("ctx_len", metadata.get("context_size", seen.ctx_len)),
+    seen = infer_tokenized(reader)
+    if seen is None:
+        return reader, name, None
+    known = metadata()  # ours or SAELens's
+    tokenized = Tokenized(
+        tokenizer=known.get("tokenizer", known.get("tokenizer_name")),
+        fingerprint=known.get("fingerprint"),
+        ctx_len=known.get("ctx_len", known.get("context_size", seen.ctx_len)),
         first_id=seen.first_id,
-        packing=metadata.get("packing"),
+        packing=known.get("packing"),
     )
+    return reader, name, tokenized
 
 
 def _metadata(name: str, revision: str | None) -> dict[str, Any]:
@@ -196,28 +168,20 @@ def _metadata(name: str, revision: str | None) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    folder = Path(name).expanduser()
+    folder, repository = Path(name).expanduser(), name.partition(":")[0]
     for file in (METADATA, _SAELENS_METADATA):
         try:
-            if folder.is_dir():
-                path = folder / file
-            else:
-                repository = name.partition(":")[0]
-                path = Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
-            return json.loads(path.read_text(encoding="utf-8"))
+            path: Any = folder / file
+            if not folder.is_dir():
+                path = hf_hub_download(repository, file, repo_type="dataset", revision=revision)
+            return json.loads(Path(path).read_text(encoding="utf-8"))
         except (FileNotFoundError, EntryNotFoundError, HfHubHTTPError, ValueError):
             continue
     return {}
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: Path, columns: Mapping[str, str]) -> Any:
-    """Writes rows to an Arrow file, and returns the data set in it.
-
-    Args:
-        rows: The rows, each with a list for every column.
-        path: The file.
-        columns: The dtype of the numbers in each column.
-    """
+    """Writes rows with a list of numbers in each column; returns the data set."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
 

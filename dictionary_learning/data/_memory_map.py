@@ -1,7 +1,8 @@
 """Token ids in arrays: in memory, in `.npy` files, or in `.bin` files, which hold only numbers."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,23 @@ class SeparatedReader(Reader):
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         begin = mark or 0
-        while begin < len(self.tokens):  # the last document may lack its separator
-            end = self._end(begin)
-            yield TokenRow(self.tokens[begin:end].tolist()), end
-            begin = end
-
-    def _end(self, begin: int) -> int:
         for start in range(begin, len(self.tokens), _N_SCANNED):
             found = np.flatnonzero(self.tokens[start : start + _N_SCANNED] == self.separator)
-            if len(found):
-                return start + int(found[0]) + 1
-        return len(self.tokens)
+            for end in (found + start + 1).tolist():
+                yield TokenRow(self.tokens[begin:end].tolist()), end
+                begin = end
+        if begin < len(self.tokens):  # the last document may lack its separator
+            yield TokenRow(self.tokens[begin:].tolist()), len(self.tokens)
 
 
 def token_file_reader(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized]:
-    """Returns a reader of a file of token ids, and what is known about them.
-
-    Raises:
-        DataError: The file holds no token ids, or was written with another dtype.
-    """
-    tokens = _map_npy(path) if path.suffix == ".npy" else _map_bin(path, options.dtype)
+    """Returns a reader of a file of token ids, and what is known about them."""
+    if path.suffix != ".npy":
+        return array_reader(_map_bin(path, options.dtype), f"'{path}'", options)
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"'{path}' is no NumPy array ({error}). Write it with numpy.save.") from error
     return array_reader(tokens, f"'{path}'", options)
 
 
@@ -53,9 +51,6 @@ def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, 
 
     A 2-D array holds rows. A 1-D array holds documents if there is a separator; else it is one long
     text, which is read in pieces that belong together.
-
-    Raises:
-        DataError: The array holds no token ids.
     """
     if tokens.dtype.kind not in "ui" or tokens.ndim not in (1, 2):
         raise DataError(
@@ -65,29 +60,18 @@ def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, 
     if not len(tokens):
         raise DataError(f"{name} is empty. Provide token ids.")
     if tokens.ndim == 2:  # (rows, row length)
-
-        def rows(numbers: Sequence[int]) -> list[TokenRow]:
-            return [TokenRow(tokens[n].tolist()) for n in numbers]
-
-        return MapReader(rows, range(len(tokens))), Tokenized(ctx_len=tokens.shape[1])
+        rows = MapReader(lambda numbers: [TokenRow(tokens[n].tolist()) for n in numbers], range(len(tokens)))
+        return rows, Tokenized(ctx_len=tokens.shape[1])
     if options.separator_id is not None:
         return SeparatedReader(tokens, options.separator_id), Tokenized()
     size = options.row_len
     if size < 1:
         raise ConfigError(f"Got row_len={size}; a piece must hold at least 1 token.")
 
-    def pieces(numbers: Sequence[int]) -> list[TokenRow]:
+    def pieces(numbers: list[int]) -> list[TokenRow]:
         return [TokenRow(tokens[n * size : (n + 1) * size].tolist(), start=n * size) for n in numbers]
 
-    n_pieces = -(-len(tokens) // size)  # rounded up
-    return MapReader(pieces, range(n_pieces)), Tokenized()
-
-
-def _map_npy(path: Path) -> Any:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"'{path}' is no NumPy array ({error}). Write it with numpy.save.") from error
+    return MapReader(pieces, range(math.ceil(len(tokens) / size))), Tokenized()
 
 
 def _map_bin(path: Path, dtype: str) -> Any:
@@ -96,7 +80,8 @@ def _map_bin(path: Path, dtype: str) -> Any:
     kind, size = np.dtype(dtype), path.stat().st_size
     if size % kind.itemsize:
         raise DataError(
-            f"'{path}' has {size} bytes, which is no whole number of {dtype}. Set dtype to the type that it was written with."
+            f"'{path}' has {size} bytes, which is no whole number of {dtype}. Set dtype to the type that it was "
+            "written with."
         )
     if not size:
         return np.empty(0, kind)
@@ -104,6 +89,7 @@ def _map_bin(path: Path, dtype: str) -> Any:
     # ids below 65,536 that were written as uint32 have 0 in their upper halves
     if dtype == "uint16" and len(tokens) > 2 and len(tokens) % 2 == 0 and not tokens[1:_N_INSPECTED:2].any():
         raise DataError(
-            f"Every second number of '{path}' is 0 when it is read as uint16, so it was written as uint32. Set dtype='uint32'."
+            f"Every second number of '{path}' is 0 when it is read as uint16, so it was written as uint32. Set "
+            "dtype='uint32'."
         )
     return tokens

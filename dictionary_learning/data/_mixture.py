@@ -3,12 +3,12 @@
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import BadDocument, Tokenized
 from dictionary_learning.data._reading import Mark, Reader, hold_out
-from dictionary_learning.data._source import Source
+from dictionary_learning.data._source import Source, check_choice
 from dictionary_learning.data._text import as_source
 from dictionary_learning.errors import ConfigError, DataError
 
@@ -28,7 +28,7 @@ class MixtureReader(Reader):
     seed: int
     exhausted: Exhausted
     skips: Sequence[bool]
-    """Which readers' bad documents are skipped."""
+    """Whether the bad documents of each reader are skipped."""
 
     @property
     def repeatable(self) -> bool:
@@ -87,11 +87,9 @@ def mix(
     Args:
         sources: The sources, or any data that `as_source` accepts.
         weights: How often each source is drawn, relative to the others; equal by default.
-        seed: The seed of the draws.
         exhausted: What happens when a source ends. `stop` ends the mixture, `continue` draws from
             the others until all have ended, and `restart` restarts the source until each has been
             read once.
-        name: The name of the mixture.
 
     Raises:
         ConfigError: The weights do not match the sources, or a source that can be read only once
@@ -101,10 +99,10 @@ def mix(
     shares = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
     if not parts or len(shares) != len(parts) or not all(w > 0 for w in shares):
         raise ConfigError(
-            f"Got {len(parts)} sources with the weights {shares}; a mixture needs sources, and a weight above 0 for each."
+            f"Got {len(parts)} sources with the weights {shares}; a mixture needs sources, and a weight above 0 for "
+            "each."
         )
-    if exhausted not in ("stop", "restart", "continue"):
-        raise ConfigError(f"Got exhausted={exhausted!r}; it is 'stop', 'restart' or 'continue'.")
+    check_choice("exhausted", exhausted, get_args(Exhausted))
     once = [part.name for part in parts if not part.repeatable]
     if exhausted == "restart" and once:
         raise ConfigError(f"{once[0]} can be read only once, so it cannot be restarted. Set exhausted='continue'.")
@@ -119,11 +117,11 @@ def _tokenized(known: Sequence[Tokenized | None]) -> Tokenized | None:
     """Returns what is true of all parts; None only if all hold text."""
     if all(t == known[0] for t in known):
         return known[0]
-    tokenizers = {(t.tokenizer, t.fingerprint) for t in known if t is not None}
+    tokenizers = [(t.tokenizer, t.fingerprint) for t in known if t is not None]
     if len({fingerprint for _, fingerprint in tokenizers if fingerprint is not None}) > 1:
-        names = ", ".join(sorted(str(name) for name, _ in tokenizers))
+        names = ", ".join(sorted({str(name) for name, _ in tokenizers}))
         raise DataError(
             f"The parts of the mixture were tokenized by different tokenizers: {names}. Tokenize them with one."
         )
-    tokenizer, fingerprint = next(((n, f) for n, f in tokenizers if f or n), (None, None))
-    return Tokenized(tokenizer, fingerprint)
+    # a fingerprint can be checked, a name cannot; parts that say nothing do not count
+    return Tokenized(*max(tokenizers, key=lambda one: (one[1] is not None, one[0] is not None)))

@@ -8,14 +8,14 @@ are cut off at the front.
 from collections import deque
 from typing import Any, NamedTuple
 
-from dictionary_learning.data._document import TokenRow
+from dictionary_learning.data._document import Document, TokenRow
 from dictionary_learning.data._source import EpochReader
 from dictionary_learning.data._token_batch import Row, Run
 from dictionary_learning.data._tokenizing import SpecialTokens, runs_of, tokenize
 
 _INSERTED = -1  # the position of tokens that are in no document
 _ONE_LONG_TEXT = -1  # the text of pieces that belong to one array
-_N_TOKENIZED = 8  # documents per call: enough for the tokenizer's threads, few enough to start at once
+_N_TOKENIZED = 8  # enough for the tokenizer's threads, few enough to start at once
 
 
 class _Piece(NamedTuple):
@@ -25,14 +25,7 @@ class _Piece(NamedTuple):
 
 
 class PackedContexts:
-    """Full contexts of joined documents.
-
-    Args:
-        documents: The documents.
-        tokenizer: Makes ids of text.
-        special: The tokens that are inserted, and where.
-        ctx_len: Tokens in a context.
-    """
+    """Full contexts of joined documents."""
 
     def __init__(self, documents: EpochReader, tokenizer: Any, special: SpecialTokens, ctx_len: int):
         self.documents, self.tokenizer, self.special, self.ctx_len = documents, tokenizer, special, ctx_len
@@ -42,7 +35,7 @@ class PackedContexts:
         """Drops the tokens that are in no context yet."""
         self._pieces: deque[_Piece] = deque()
         self._used = 0  # tokens of the first piece that are in a context already
-        self._open: list[int] | None = None  # text, position and document that continue an unfinished document
+        self._open: list[int] | None = None  # text, position and document of what may go on
         self._last: int | None = None  # the last token
         self._n = 0  # tokens in the queue
 
@@ -75,30 +68,25 @@ class PackedContexts:
             if not numbered:
                 self._close()
                 return
-            tokenized = tokenize([document for _, document in numbered], self.tokenizer)
-            for (number, _), ids in zip(numbered, tokenized, strict=True):
-                self._add(ids, number)
+            tokenized = tokenize([document for _, document in numbered], self.tokenizer, special=False)
+            for (number, document), (ids, _) in zip(numbered, tokenized, strict=True):
+                self._add(document, ids, number)
 
-    def _add(self, ids: list[int] | TokenRow, number: int) -> None:
-        if not isinstance(ids, TokenRow):
-            self._add_document(ids, number)
-        elif ids.runs is not None:  # a context that `pretokenize` wrote
+    def _add(self, document: Document, ids: list[int], number: int) -> None:
+        row = document if isinstance(document, TokenRow) else TokenRow(ids)
+        if row.runs is not None:  # a context that `pretokenize` wrote
             at = 0
-            for run in runs_of(ids, number):
+            for run in runs_of(row, number):
                 if run.start >= 0:
-                    self._add_piece(ids.ids[at : at + run.n], run.document, run.start, run.document)
+                    self._add_piece(ids[at : at + run.n], run.document, run.start, run.document)
                 at += run.n
-        elif ids.start is not None:
-            self._add_piece(ids.ids, number, ids.start, _ONE_LONG_TEXT)
-        else:
-            self._add_document(ids.ids, number)
-
-    def _add_document(self, ids: list[int], document: int) -> None:
-        if ids:
+        elif row.start is not None:
+            self._add_piece(ids, number, row.start, _ONE_LONG_TEXT)
+        elif ids:
             self._close()
-            self._begin(ids, document)
-            self._append(ids, document, 0)
-            self._end(document)
+            self._begin(ids, number)
+            self._append(ids, number, 0)
+            self._end(number)
 
     def _add_piece(self, ids: list[int], document: int, start: int, text: int) -> None:
         """Appends a piece, which continues the last one if it follows on it in the same text."""
@@ -145,7 +133,7 @@ class PackedContexts:
             runs.append(Run(1, head.document, _INSERTED))
         while self._pieces and len(ids) < self.ctx_len:
             head = self._pieces[0]
-            stop = min(len(head.ids), self._used + self.ctx_len - len(ids))  # end of the piece, or of the context
+            stop = min(len(head.ids), self._used + self.ctx_len - len(ids))  # of the piece or context
             n_taken = stop - self._used
             ids += head.ids[self._used : stop]
             start = head.start if head.start == _INSERTED else head.start + self._used

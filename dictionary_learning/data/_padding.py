@@ -4,12 +4,13 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 from dictionary_learning.data._document import Document, TokenRow
 from dictionary_learning.data._source import EpochReader
 from dictionary_learning.data._token_batch import Row, Run
-from dictionary_learning.data._tokenizing import as_texts, framed_row, runs_of, tokenize_framed
+from dictionary_learning.data._tokenizing import runs_of, tokenize
 from dictionary_learning.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -18,12 +19,7 @@ Framing = Literal["tokenizer", "bos", "nothing"]
 
 
 class UnpackedContexts(ABC):
-    """Contexts of which none holds tokens of two documents.
-
-    Args:
-        documents: The documents.
-        ctx_len: The maximum number of tokens in a context.
-    """
+    """Contexts of at most `ctx_len` tokens, of which none holds tokens of two documents."""
 
     def __init__(self, documents: EpochReader, ctx_len: int):
         self.documents, self.ctx_len = documents, ctx_len
@@ -33,7 +29,7 @@ class UnpackedContexts(ABC):
 
     def clear(self) -> None:
         """Drops the contexts that were not returned yet."""
-        self._waiting: deque[Row] = deque()  # contexts of a long document, of which not all were returned
+        self._waiting: deque[Row] = deque()  # the rest of a long document's contexts
 
     def take(self, n: int) -> list[Row]:
         """Returns the next n contexts; fewer at the end of the data."""
@@ -59,44 +55,22 @@ class UnpackedContexts(ABC):
 
 
 class PaddedContexts(UnpackedContexts):
-    """One context for each document, or several for a long one.
+    """One context for each document, or several for a long one; see `TokenStream`.
 
-    Args:
-        documents: The documents.
-        tokenizer: Makes ids of text.
-        framing: What is inserted around a document: the special tokens of the `tokenizer`, these
-            and a `bos`, or `nothing`.
-        ctx_len: The maximum number of tokens in a context.
-        long_documents: Whether the rest of a long document is `cut`, or makes contexts (`split`).
+    `framing` is what is inserted around a document: the special tokens of the `tokenizer`, these
+    and a `bos`, or `nothing`.
     """
 
-    def __init__(
-        self,
-        documents: EpochReader,
-        tokenizer: Any,
-        framing: Framing,
-        ctx_len: int,
-        long_documents: Literal["cut", "split"],
-    ):
+    def __init__(self, documents: EpochReader, tokenizer: Any, framing: Framing, ctx_len: int, long_documents: str):
         super().__init__(documents, ctx_len)
         self.tokenizer, self.framing, self.long_documents = tokenizer, framing, long_documents
         self.bos = None if tokenizer is None else tokenizer.bos_token_id
 
     def contexts_of(self, numbered: Sequence[tuple[int, Document]]) -> Iterator[Row]:
-        framed = self._frame([document for _, document in numbered])
+        documents = [document for _, document in numbered]
+        framed = tokenize(documents, self.tokenizer, special=self.framing != "nothing")
         for (number, _), (ids, inserted) in zip(numbered, framed, strict=True):
-            yield from self._contexts(ids, inserted, number)
-
-    def _frame(self, documents: Sequence[Document]) -> list[tuple[list[int], list[int]]]:
-        """Returns the ids of each document, and a mask that is 1 on inserted tokens."""
-        # rows of ids stay as they are; all texts between them are tokenized in one call
-        rows = {n: (d.ids, [0] * len(d.ids)) for n, d in enumerate(documents) if isinstance(d, TokenRow)}
-        others = [n for n in range(len(documents)) if n not in rows]
-        if others:
-            texts = as_texts([documents[n] for n in others], self.tokenizer)
-            made = tokenize_framed(texts, self.tokenizer, special=self.framing != "nothing")
-            rows.update(zip(others, made, strict=True))
-        return [self._with_one_bos(*rows[n]) for n in range(len(documents))]
+            yield from self._contexts(*self._with_one_bos(ids, inserted), number)
 
     def _with_one_bos(self, ids: list[int], inserted: list[int]) -> tuple[list[int], list[int]]:
         if self.bos is None or not ids:
@@ -108,38 +82,28 @@ class PaddedContexts(UnpackedContexts):
             ids, inserted = ids[1:], [1, *inserted[2:]]
         return ids, inserted
 
-    def _contexts(self, ids: list[int], inserted: list[int], number: int) -> list[Row]:
-        first = framed_row(ids[: self.ctx_len], inserted[: self.ctx_len], number)
-        if len(ids) <= self.ctx_len:
-            return [first]
-        if self.long_documents == "cut":
+    def _contexts(self, ids: list[int], inserted: list[int], number: int) -> Iterator[Row]:
+        n_more = len(ids) - self.ctx_len
+        if n_more > 0 and self.long_documents == "cut":
             if not self.n_cut:
                 logger.warning(
-                    "Documents of %s are longer than ctx_len=%d tokens and are cut; long_documents='split' or pack=True reads all "
-                    "of them.",
-                    self.documents.source.name,
-                    self.ctx_len,
-                )
-            self.n_cut += len(ids) - self.ctx_len
-            return [first]
-        lead = ids[:1] if ids[0] == self.bos else []  # each further context begins with BOS too
-        rows, at = [first], self.ctx_len
+                    "Documents of %s are longer than ctx_len=%d tokens and are cut; long_documents='split' or "
+                    "pack=True reads all of them.",
+                    self.documents.source.name, self.ctx_len,
+                )  # fmt: skip
+            self.n_cut += n_more
+            ids = ids[: self.ctx_len]
+        at, lead = 0, []  # `at` counts tokens of `ids`, inserted ones included
         while at < len(ids):
-            stop = at + self.ctx_len - len(lead)  # `at` counts tokens of `ids`, inserted ones included
+            stop = at + self.ctx_len - len(lead)
             part, mask = lead + ids[at:stop], [1] * len(lead) + inserted[at:stop]
-            rows.append(framed_row(part, mask, number, at - sum(inserted[:at])))
+            yield _row_of(part, mask, number, at - sum(inserted[:at]))
             at = stop
-        return rows
+            lead = ids[:1] if ids[:1] == [self.bos] else []  # each further context begins with BOS too
 
 
 class ReadyContexts(UnpackedContexts):
-    """Rows of token ids that are contexts already.
-
-    Args:
-        documents: The rows.
-        ctx_len: The maximum number of tokens in a context.
-        bos: The token that a context should begin with; None for any.
-    """
+    """Rows of ids that are contexts already, and should begin with `bos` (None for any token)."""
 
     def __init__(self, documents: EpochReader, ctx_len: int, bos: int | None):
         super().__init__(documents, ctx_len)
@@ -157,14 +121,25 @@ class ReadyContexts(UnpackedContexts):
             )
         if len(document.ids) > self.ctx_len:
             raise DataError(
-                f"Row {number} of {name} has {len(document.ids)} tokens, and contexts have ctx_len={self.ctx_len}. Set ctx_len to "
-                "that, or rows='documents' to pack the rows anew."
+                f"Row {number} of {name} has {len(document.ids)} tokens, and contexts have ctx_len={self.ctx_len}. "
+                "Set ctx_len to that, or rows='documents' to pack the rows anew."
             )
         if self.bos is not None and document.ids[:1] != [self.bos] and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "The rows of %s are used as contexts as they are, and do not begin with the BOS token %d; bos='context' inserts it.",
+                "The rows of %s are used as contexts as they are, and do not begin with the BOS token %d; "
+                "bos='context' inserts it.",
                 name,
                 self.bos,
             )
         return Row(document.ids, runs_of(document, number))
+
+
+def _row_of(ids: list[int], inserted: list[int], document: int, place: int = 0) -> Row:
+    """Returns a context of one document, with the place there of its first token of text."""
+    runs: list[Run] = []
+    for is_inserted, group in groupby(inserted):
+        n = sum(1 for _ in group)
+        runs.append(Run(n, document, -1 if is_inserted else place))
+        place += 0 if is_inserted else n
+    return Row(ids, runs)

@@ -10,7 +10,7 @@ documents. A value that is not a document is yielded as a `BadDocument`, which k
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import singledispatch
 from itertools import islice
 from typing import Any
@@ -39,12 +39,7 @@ class Reader(ABC):
 
 @dataclasses.dataclass(frozen=True)
 class SequentialReader(Reader):
-    """Documents of an iterator. Resuming skips the documents that were read.
-
-    Args:
-        open: Returns the iterator.
-        repeatable: Whether `open` starts at the first document each time.
-    """
+    """Documents of the iterator that `open` returns. Resuming skips those that were read."""
 
     open: Callable[[], Iterator[Any]]
     repeatable: bool = True  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
@@ -66,20 +61,19 @@ class MapReader(Reader):
         order_id: The hash of an order that the data was in already (see `seal`).
     """
 
-    fetch: Callable[[Sequence[int]], Sequence[Any]]
-    numbers: Any
+    fetch: Callable[[list[int]], Iterable[Any]]
+    numbers: Sequence[int] | np.ndarray
     seed: int | None = None
     order_id: str | None = None
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         order = self.order(epoch)
         for start in range(unseal(mark, self.order_id) or 0, len(order), _ROWS_AT_ONCE):
-            numbers = [int(i) for i in order[start : start + _ROWS_AT_ONCE]]  # numpy's are refused by `datasets`
+            numbers = [int(i) for i in order[start : start + _ROWS_AT_ONCE]]  # `datasets` refuses numpy's
             for n, document in enumerate(self.fetch(numbers), start + 1):
                 yield document, seal(n, self.order_id)
 
     def order(self, epoch: int) -> Any:
-        """Returns the numbers in the order in which they are read."""
         if self.seed is None:
             return self.numbers
         return np.asarray(self.numbers)[_permutation(len(self.numbers), self.seed, epoch)]
@@ -87,12 +81,7 @@ class MapReader(Reader):
 
 @dataclasses.dataclass(frozen=True)
 class ConcatReader(Reader):
-    """The documents of several readers, one reader after another.
-
-    Args:
-        readers: The readers.
-        seed: The seed of a random order of the readers; None keeps their order.
-    """
+    """The documents of several readers, in order, or in a random order if there is a seed."""
 
     readers: Sequence[Reader]
     seed: int | None = None
@@ -102,8 +91,9 @@ class ConcatReader(Reader):
         n_readers = len(self.readers)
         order = range(n_readers) if self.seed is None else _permutation(n_readers, self.seed, epoch)
         for n in range(first, n_readers):
-            for document, following in self.readers[order[n]].read(inner if n == first else None, epoch):
-                yield document, [n, following]  # the reader's place in this epoch's order, and its mark
+            for document, following in self.readers[order[n]].read(inner, epoch):
+                yield document, [n, following]  # the reader's place in the order, and its mark
+            inner = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,36 +128,26 @@ class WindowShuffleReader(WrappingReader):
 
 
 @dataclasses.dataclass(frozen=True)
-class TakeReader(WrappingReader):
-    """The first n documents, the same ones in each epoch."""
+class SelectReader(WrappingReader):
+    """The documents before `stop` whose numbers are selected, the same ones in each epoch."""
 
-    n: int
+    stop: int | None = None
+    selects: Callable[[int], bool] = lambda n: True
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         n_read, inner = mark or (0, None)
+        stop = None if self.stop is None else self.stop - n_read
         # islice requests no document beyond the last, so an iterator loses none
-        for count, (document, following) in enumerate(islice(self.reader.read(inner), self.n - n_read), n_read + 1):
-            yield document, [count, following]
-
-
-@dataclasses.dataclass(frozen=True)
-class HoldOutReader(WrappingReader):
-    """Every n-th document (`held`), or all others, the same ones in each epoch."""
-
-    every: int
-    held: bool
-
-    def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
-        n_read, inner = mark or (0, None)
-        for count, (document, following) in enumerate(self.reader.read(inner), n_read):
-            if (count % self.every == 0) == self.held:
-                yield document, [count + 1, following]  # counts all documents, not only its own
+        for n, (document, following) in enumerate(islice(self.reader.read(inner), stop), n_read):
+            if self.selects(n):
+                yield document, [n + 1, following]  # counts all, not only the selected ones
 
 
 @singledispatch
 def hold_out(reader: Reader, every: int) -> tuple[Reader, Reader]:
     """Returns readers of all but every n-th document, and of every n-th; the same in each epoch."""
-    return HoldOutReader(reader, every, False), HoldOutReader(reader, every, True)
+    rest = SelectReader(reader, selects=lambda n: n % every != 0)
+    return rest, SelectReader(reader, selects=lambda n: n % every == 0)
 
 
 @hold_out.register
@@ -182,7 +162,7 @@ def take(reader: Reader, n: int) -> Reader:
     """Returns a reader of the first n documents."""
     if isinstance(reader, MapReader):
         return dataclasses.replace(reader, numbers=reader.order(0)[:n])
-    return TakeReader(reader, n)
+    return SelectReader(reader, stop=n)
 
 
 def shuffle(reader: Reader, seed: int, window: int) -> Reader:
@@ -201,18 +181,14 @@ def shuffle(reader: Reader, seed: int, window: int) -> Reader:
 def seal(mark: Mark, order_id: str | None) -> Mark:
     """Stores the hash of the data's own random order in a mark.
 
-    A data set that was shuffled without a seed has another order in the next process, where the
-    mark would silently point to other documents.
+    Data that was shuffled without a seed has another order in the next process, where the mark
+    would silently point to other documents.
     """
     return mark if order_id is None else {"order": order_id, "mark": mark}
 
 
 def unseal(mark: Mark, order_id: str | None) -> Mark:
-    """Returns the mark that was sealed.
-
-    Raises:
-        DataError: It belongs to another order of the data.
-    """
+    """Returns the mark that was sealed, if it belongs to this order of the data."""
     if not isinstance(mark, dict) or "order" not in mark:
         return mark
     if mark["order"] != order_id:

@@ -1,9 +1,9 @@
 """A source: documents, one after another, that can be resumed, restarted, divided and repeated."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
@@ -14,8 +14,18 @@ logger = logging.getLogger(__name__)
 OnBadDocument = Literal["error", "skip"]
 
 
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises a `ConfigError` for an option that has none of the possible values."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ConfigError(f"Got {name}={value!r}; it is {', '.join(others)} or {last}.")
+
+
 class Source:
     """Documents, one after another.
+
+    A source of an iterator can be read only once: `restart`, `fresh`, `hold_out`, and
+    `load_state_dict` after the first document, raise a `DataError` then.
 
     Args:
         reader: Reads the documents from any mark.
@@ -31,8 +41,7 @@ class Source:
         tokenized: Tokenized | None = None,
         on_bad_document: OnBadDocument = "error",
     ):
-        if on_bad_document not in ("error", "skip"):
-            raise ConfigError(f"Got on_bad_document={on_bad_document!r}; it is 'error' or 'skip'.")
+        check_choice("on_bad_document", on_bad_document, get_args(OnBadDocument))
         self.reader, self.name, self.tokenized = reader, name, tokenized
         self.on_bad_document: OnBadDocument = on_bad_document
         self.position = 0
@@ -70,33 +79,21 @@ class Source:
                 return document
 
     def restart(self) -> None:
-        """Returns to the first document; a shuffled source gets a new order.
-
-        Raises:
-            DataError: The source can be read only once.
-        """
+        """Returns to the first document; a shuffled source gets a new order."""
         self._require_repeatable("restarted")
         self._documents, self._mark, self.position = None, None, 0
         self.epoch += 1
 
     def fresh(self) -> "Source":
-        """Returns a source of the same documents, from the first one on.
-
-        Raises:
-            DataError: The source can be read only once.
-        """
+        """Returns a source of the same documents, from the first one on."""
         self._require_repeatable("read from its beginning")
         return self._derive(self.reader, self.name)
 
     def hold_out(self, every: int) -> tuple["Source", "Source"]:
-        """Splits the source: every n-th document, starting with the first, is held out.
-
-        Returns:
-            The documents for training, and those held out.
+        """Returns the documents for training, and every n-th one, starting with the first.
 
         Raises:
-            DataError: The source can be read only once or has fewer than two documents, or
-                `every` is below 2.
+            DataError: The source has fewer than two documents, or `every` is below 2.
         """
         self._require_repeatable("divided")
         if every < 2:
@@ -104,8 +101,8 @@ class Source:
         rest, held = hold_out(self.reader, every)
         if next(rest.read(), None) is None:  # two documents at most are read to know
             raise DataError(
-                f"{self.name} has fewer than two documents. The first of every {every} documents is held out, so none is left "
-                "for training. Provide more documents, or do not hold any out."
+                f"{self.name} has fewer than two documents. The first of every {every} documents is held out, so none "
+                "is left for training. Provide more documents, or do not hold any out."
             )
         return (
             self._derive(rest, f"{self.name} without every {every}th document"),
@@ -116,7 +113,6 @@ class Source:
         """Returns the documents in a random order, a new one in each pass.
 
         Args:
-            seed: The seed of the order.
             window: Documents shuffled with each other, if documents cannot be fetched by number.
 
         Raises:
@@ -138,20 +134,19 @@ class Source:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as plain data."""
-        state = {"name": self.name, "position": self.position, "epoch": self.epoch, "mark": self._mark}
-        return {**state, "skipped": self.n_skipped}
+        place = {"position": self.position, "epoch": self.epoch, "mark": self._mark}
+        return {"name": self.name, **place, "skipped": self.n_skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position: the next document is the one that would have followed.
 
         Raises:
-            DataError: The state belongs to another source, or documents were read already and
-                cannot be read again.
+            DataError: The state belongs to another source.
         """
         if state["name"] != self.name:
             raise DataError(
-                f"The state is of '{state['name']}', and this source is '{self.name}'; their positions do not match. Pass the data "
-                "that the run was started with."
+                f"The state is of '{state['name']}', and this source is '{self.name}'; their positions do not match. "
+                "Pass the data that the run was started with."
             )
         if self._documents is not None:
             self._require_repeatable("moved to another position. Load the state into a new source")
@@ -187,10 +182,8 @@ class EpochReader:
     Args:
         source: The documents.
         epochs: The number of passes; None for no limit.
-        vocab_size: Returns the number of known token ids; None if unknown.
-
-    Raises:
-        ConfigError: `epochs` is below 1, or the source can be read only once.
+        vocab_size: Returns the number of known token ids, if it is known. It is slow, so it is
+            called only for rows of ids.
     """
 
     def __init__(self, source: Source, epochs: int | None, vocab_size: Callable[[], int | None]):
@@ -198,7 +191,8 @@ class EpochReader:
             raise ConfigError(f"Got epochs={epochs}; it must be at least 1, or None for no limit.")
         if epochs != 1 and not source.repeatable:
             raise ConfigError(
-                f"Got epochs={epochs}, and {source.name} can be read only once. Pass a list, a file or a data set, or set epochs=1."
+                f"Got epochs={epochs}, and {source.name} can be read only once. Pass a list, a file or a data set, or "
+                "set epochs=1."
             )
         self.source, self.epochs, self.vocab_size = source, epochs, vocab_size
         self.epoch = 0
@@ -210,16 +204,20 @@ class EpochReader:
         self.epoch = 0
 
     def take(self, n: int) -> list[tuple[int, Document]]:
-        """Returns up to n documents, each with its number in the source; none after the last pass.
-
-        Raises:
-            DataError: A row has a token id that is not in the vocabulary.
-        """
+        """Returns up to n documents with their numbers in the source; none after the last pass."""
         found = self._read(n)
-        if not found and self._start_next_pass():
+        is_last = self.epochs is not None and self.epoch + 1 >= self.epochs
+        # a pass without documents would be followed by another one, forever
+        if not found and not is_last and self.source.position:
+            self.epoch += 1
+            logger.info(
+                "%s has ended after %d documents and is read again: pass %d of %s.",
+                self.source.name, self.source.position, self.epoch + 1, self.epochs or "as many as needed",
+            )  # fmt: skip
+            self.source.restart()
             found = self._read(n)
         for number, document in found:
-            if isinstance(document, TokenRow):  # text does not need the vocabulary, which is slow to read
+            if isinstance(document, TokenRow):
                 check_ids(document.ids, self.vocab_size(), f"Row {number} of {self.source.name}")
         return found
 
@@ -233,16 +231,3 @@ class EpochReader:
     def _read(self, n: int) -> list[tuple[int, Document]]:
         # the source's position counts skipped documents too, so the number is read after each one
         return [(self.source.position - 1, document) for document in islice(self.source, n)]
-
-    def _start_next_pass(self) -> bool:
-        is_last = self.epochs is not None and self.epoch + 1 >= self.epochs
-        # a pass without documents would be followed by another one, forever
-        if is_last or not self.source.position:
-            return False
-        self.epoch += 1
-        logger.info(
-            "%s has ended after %d documents and is read again: pass %d of %s.",
-            self.source.name, self.source.position, self.epoch + 1, self.epochs or "as many as needed",
-        )  # fmt: skip
-        self.source.restart()
-        return True

@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from torch import nn
 
 from dictionary_learning._types import TextLike
+from dictionary_learning.data._source import check_choice
 from dictionary_learning.data._text import as_source
 from dictionary_learning.data._tokens import TokenStream
 from dictionary_learning.errors import ConfigError, DataError
@@ -28,11 +29,9 @@ class ContextSource(Protocol):
 
     def take(self, n: int) -> Any:
         """Returns the next n contexts, or None at the end of the data."""
-        ...
 
     def restart(self) -> None:
         """Returns to the first context."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything the next contexts depend on."""
@@ -40,7 +39,6 @@ class ContextSource(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resumes from a saved state."""
-        ...
 
 
 def as_context_source(
@@ -59,10 +57,8 @@ def as_context_source(
     Args:
         data: Any data that `as_source` accepts; or a stream of contexts, which is returned as it
             is, and whose own settings apply.
-        tokenizer: Makes ids of text.
         ctx_len: Tokens in a context.
         model: The model that reads the contexts: ids without an embedding are refused.
-        text_column: The column that holds the text.
         end_of_data: What the consumer does at the end of the data.
         fresh: Reads the data from its first document, even if it was read from before.
         options: Further options of `TokenStream`.
@@ -81,8 +77,8 @@ def as_context_source(
         stream = TokenStream(source, tokenizer, ctx_len=ctx_len, n_embeddings=_n_embeddings(model), **options)
     if end_of_data == "repeat" and not getattr(stream.source, "repeatable", True):
         raise ConfigError(
-            f"Got end_of_data='repeat', and {stream.source.name} can be read only once. Pass a list, a file or a data set, or set "
-            "end_of_data to 'stop' or 'error'."
+            f"Got end_of_data='repeat', and {stream.source.name} can be read only once. Pass a list, a file or a data "
+            "set, or set end_of_data to 'stop' or 'error'."
         )
     return stream
 
@@ -100,23 +96,15 @@ def as_token_stream(data: TextLike, tokenizer: Any, *, ctx_len: int, **options: 
 
 
 def check_end_of_data(value: str) -> None:
-    """Checks the option `end_of_data`.
-
-    Raises:
-        ConfigError: It is none of the choices.
-    """
-    if value not in get_args(EndOfData):
-        raise ConfigError(f"Got end_of_data={value!r}; it is 'stop', 'repeat' or 'error'.")
+    """Raises a `ConfigError` for an option `end_of_data` that is none of the choices."""
+    check_choice("end_of_data", value, get_args(EndOfData))
 
 
 def _n_embeddings(model: Any) -> int | None:
-    """Returns how many token ids a model, or each model of a set, has embeddings for; None if unknown."""
+    """Returns how many ids a model, or every model of a set, has embeddings for."""
     models = getattr(model, "models", None)
-    sizes = [_n_embeddings(m) for m in models.values()] if isinstance(models, dict) else [_embedding_rows(model)]
-    return min((n for n in sizes if n is not None), default=None)
-
-
-def _embedding_rows(model: Any) -> int | None:
+    if isinstance(models, dict):
+        return min((n for n in map(_n_embeddings, models.values()) if n is not None), default=None)
     try:
         embedding = getattr(model, "module", model).get_input_embeddings()
     except (AttributeError, NotImplementedError):  # not a model of transformers

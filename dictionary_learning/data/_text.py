@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from torch import Tensor
 
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import (
-    N_INSPECTED,
     Chat,
-    Document,
     ReadOptions,
+    SourceParts,
     as_document,
     infer_tokenized,
     require_column,
@@ -81,11 +79,9 @@ def as_source(
     if isinstance(data, Source):
         source = data
     else:
-        options = ReadOptions(text_column, chat, dtype, row_len, separator_id)
-        if isinstance(data, (str, os.PathLike)):
-            parts = _read_name(str(data), options, split, streaming, data_args or {})
-        else:
-            parts = _read_object(data, options, split, name)
+        options = ReadOptions(text_column, split, streaming, data_args or {}, chat, dtype, row_len, separator_id)
+        is_name = isinstance(data, (str, os.PathLike))
+        parts = _read_name(str(data), options) if is_name else _read_object(data, options, name)
         source = Source(*parts, on_bad_document)
     if shuffle_seed is not None:
         source = source.shuffled(shuffle_seed, shuffle_buffer)
@@ -101,11 +97,13 @@ def file_source(path: str | os.PathLike[str], text_column: str = "text") -> Sour
     return Source(*files_reader(str(path), ReadOptions(text_column)))
 
 
-def _read_object(data: Any, options: ReadOptions, split: str, name: str | None) -> tuple[Any, str, Any]:
+def _read_object(data: Any, options: ReadOptions, name: str | None) -> SourceParts:
     if isinstance(data, dict) and data and all(hasattr(part, "features") for part in data.values()):
-        if split not in data:
-            raise DataError(f"The data set has no split '{split}'; it has: {', '.join(map(str, data))}. Set split.")
-        data = data[split]
+        if options.split not in data:
+            raise DataError(
+                f"The data set has no split '{options.split}'; it has: {', '.join(map(str, data))}. Set split."
+            )
+        data = data[options.split]
     if hasattr(data, "column_names") and hasattr(data, "features"):
         from dictionary_learning.data._hub import dataset_reader
 
@@ -121,38 +119,29 @@ def _read_object(data: Any, options: ReadOptions, split: str, name: str | None) 
     if isinstance(data, np.ndarray) and data.dtype.kind in "uif":  # floats are refused there
         reader, tokenized = array_reader(data, name, options)
         return reader, name, tokenized
-
-    def documents(values: Iterable[Any]) -> list[Any]:
-        return [as_document(value, options.chat) for value in values]
-
     is_array = isinstance(data, np.ndarray) and data.ndim == 1
     if is_array or (isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray))):
-        reader = MapReader(lambda numbers: documents(data[n] for n in numbers), range(len(data)))
-        return reader, name, infer_tokenized(documents(islice(data, N_INSPECTED)))
+        reader = MapReader(lambda numbers: [as_document(data[n], options.chat) for n in numbers], range(len(data)))
+        return reader, name, infer_tokenized(reader)
     if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, np.ndarray)):
         repeatable = not isinstance(data, Iterator)  # an iterator returns itself, and ends once
-        return SequentialReader(lambda: _documents(data, options.chat), repeatable), name, None
+        documents = SequentialReader(lambda: (as_document(value, options.chat) for value in data), repeatable)
+        return documents, name, None
     raise DataError(f"Got a {type(data).__name__} as data; pass strings, a file, a data set, or the name of one.")
 
 
-def _documents(values: Iterable[Any], chat: Chat | None) -> Iterator[Document | Any]:
-    return (as_document(value, chat) for value in values)
-
-
-def _read_name(
-    name: str, options: ReadOptions, split: str, streaming: bool, data_args: Mapping[str, Any]
-) -> tuple[Any, str, Any]:
+def _read_name(name: str, options: ReadOptions) -> SourceParts:
     path = Path(name).expanduser()
     # `save_to_disk` writes either file into its folder
     is_saved = any((path / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json"))
     holds_files = path.is_dir() and not is_saved
     if kind_of(path) or path.is_file() or glob.has_magic(name) or path.suffix in COMPRESSIONS or holds_files:
-        if data_args or split != "train":
+        if options.data_args or options.split != "train":
             raise ConfigError(
-                f"Got split={split!r} and data_args={dict(data_args)} for '{name}', which is read as files. Both belong to data sets "
-                "on the hub; do not pass them."
+                f"Got split={options.split!r} and data_args={dict(options.data_args)} for '{name}', which is read as "
+                "files. Both belong to data sets on the hub; do not pass them."
             )
         return files_reader(name, options)
     from dictionary_learning.data._hub import hub_reader
 
-    return hub_reader(name, options, split=split, streaming=streaming, data_args=data_args)
+    return hub_reader(name, options)

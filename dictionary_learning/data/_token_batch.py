@@ -1,4 +1,4 @@
-"""Contexts of token ids, as a model reads them."""
+"""Contexts of token ids, as a model reads them, and the positions of a context that count."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dictionary_learning.errors import DataError
+from dictionary_learning.errors import ConfigError, DataError
 
 
 class _Inputs(NamedTuple):
@@ -43,8 +43,8 @@ class TokenBatch(_Inputs):
     ):
         if input_ids.shape != attention_mask.shape:
             raise DataError(
-                f"Got token ids of shape {tuple(input_ids.shape)} with an attention mask of shape {tuple(attention_mask.shape)}; "
-                "both must be (batch, ctx)."
+                f"Got token ids of shape {tuple(input_ids.shape)} with an attention mask of shape "
+                f"{tuple(attention_mask.shape)}; both must be (batch, ctx)."
             )
         # an integer mask would index positions 0 and 1 instead of selecting tokens
         batch = super().__new__(cls, input_ids, attention_mask.bool())
@@ -60,12 +60,9 @@ class TokenBatch(_Inputs):
 class Run(NamedTuple):
     """Consecutive tokens of one document in a context."""
 
-    n: int
-    """The number of tokens."""
-    document: int
-    """The number of the document."""
-    start: int
-    """The position of the first token in the document; -1 if the tokens were inserted."""
+    n: int  # tokens
+    document: int  # its number in the source
+    start: int  # the position of the first token in the document; -1 if the tokens were inserted
 
 
 class Row(NamedTuple):
@@ -76,14 +73,7 @@ class Row(NamedTuple):
 
 
 def collate(rows: Sequence[Row], width: int, padding: int, side: str) -> TokenBatch:
-    """Pads rows to a batch.
-
-    Args:
-        rows: The contexts, none longer than the width.
-        width: Tokens in a context.
-        padding: The id of the padding.
-        side: The side of the padding, "left" or "right".
-    """
+    """Pads rows to a width with the id `padding`, on the "left" or "right" side."""
     ids = np.full((len(rows), width), padding, dtype=np.int64)  # (batch, ctx), as are all below
     document, position = np.full_like(ids, -1), np.full_like(ids, -1)
     mask = np.zeros(ids.shape, dtype=bool)
@@ -97,3 +87,55 @@ def collate(rows: Sequence[Row], width: int, padding: int, side: str) -> TokenBa
                 position[i, at : at + run.n] = np.arange(run.start, run.start + run.n)
             at += run.n
     return TokenBatch(*map(torch.from_numpy, (ids, mask, document, position)))
+
+
+def position_mask(ctx: int, seqpos_slice: Sequence[int | None] | None) -> Bool[Tensor, "ctx"]:
+    """Returns which positions of a full context a slice selects.
+
+    Args:
+        ctx: Tokens in the context.
+        seqpos_slice: (stop,), (start, stop) or (start, stop, step), as for `slice`; None for all.
+
+    Raises:
+        ConfigError: This is no slice, or it selects nothing.
+    """
+    mask = real_position_mask(torch.ones(1, ctx, dtype=torch.bool), seqpos_slice)[0]
+    if not mask.any():
+        raise ConfigError(f"seqpos_slice={seqpos_slice} takes no position of a context of {ctx} tokens. Widen it.")
+    return mask
+
+
+def real_position_mask(
+    attention_mask: Bool[Tensor, "batch ctx"] | Int[Tensor, "batch ctx"], seqpos_slice: Sequence[int | None] | None
+) -> Bool[Tensor, "batch ctx"]:
+    """Returns which tokens a slice selects, counted over the real tokens of each context.
+
+    Padding on either side shifts nothing. Nothing may be selected in a short context.
+
+    Args:
+        attention_mask: False on padding.
+        seqpos_slice: As in `position_mask`; negative numbers count from the last real token.
+
+    Raises:
+        ConfigError: This is no slice.
+    """
+    chosen, attention_mask = as_slice(seqpos_slice), attention_mask.bool()
+    position = attention_mask.cumsum(-1) - 1  # (batch, ctx)
+    ends = [chosen.indices(n)[:2] for n in attention_mask.sum(-1).tolist()]  # in each context
+    # each (batch, 1)
+    start, stop = torch.tensor(ends, dtype=torch.long, device=position.device).reshape(-1, 2, 1).unbind(1)
+    inside = (position >= start) & (position < stop)
+    return attention_mask & inside & ((position - start) % (chosen.step or 1) == 0)
+
+
+def as_slice(seqpos_slice: Sequence[int | None] | None) -> slice:
+    """Converts the numbers of a slice; the step must be positive."""
+    if seqpos_slice is None:
+        return slice(None)
+    numbers = tuple(seqpos_slice)
+    if not 1 <= len(numbers) <= 3:
+        raise ConfigError(f"Got seqpos_slice={numbers}; it is (stop,), (start, stop) or (start, stop, step).")
+    chosen = slice(*numbers)
+    if chosen.step is not None and chosen.step < 1:
+        raise ConfigError(f"Got seqpos_slice={numbers}; its step must be at least 1.")
+    return chosen

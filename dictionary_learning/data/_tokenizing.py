@@ -4,51 +4,35 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from itertools import groupby
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
 
 from dictionary_learning.data._document import Conversation, Document, TokenRow
-from dictionary_learning.data._source import Source
-from dictionary_learning.data._token_batch import Row, Run
+from dictionary_learning.data._source import Source, check_choice
+from dictionary_learning.data._token_batch import Run
 from dictionary_learning.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 BosPolicy = Literal["document", "context", "both", "none"]
+NO_TOKENIZER = "The model has no tokenizer. Pass tokenizer= to load_model, with the model."
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """The token ids that are inserted, and where."""
+    """The token ids that are inserted, and whether BOS begins each document and each context."""
 
-    bos: int | None
-    """The BOS token; None if it is not inserted."""
+    bos: int | None  # None if it is not inserted
     at_document: bool
-    """Whether each document begins with BOS."""
     at_context: bool
-    """Whether each context begins with BOS."""
-    separator: int | None
-    """The token that ends each document."""
+    separator: int | None  # ends each document
 
 
 def special_tokens(
     tokenizer: Any, *, bos: BosPolicy | None, separator: int | str | None, add_special_tokens: bool
 ) -> SpecialTokens:
-    """Resolves the settings of a `TokenStream` for a tokenizer.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer; None if the source holds token ids.
-        bos: What begins with BOS; None for documents and contexts, if the tokenizer has BOS.
-        separator: The token that ends each document: "eos", "bos", a token or its id; "auto" for
-            EOS where documents do not begin with BOS; None for no token.
-        add_special_tokens: Whether any token is inserted.
-
-    Raises:
-        ConfigError: The settings contradict each other, or the tokenizer has no such token.
-    """
-    if bos not in (None, "document", "context", "both", "none"):
-        raise ConfigError(f"Got bos={bos!r}; it is 'document', 'context', 'both' or 'none'.")
+    """Resolves the settings of a `TokenStream`, which describes them, for a tokenizer."""
+    check_choice("bos", bos, (None, *get_args(BosPolicy)))
     if not add_special_tokens and (bos not in (None, "none") or separator not in ("auto", None)):
         raise ConfigError(
             f"Got add_special_tokens=False with bos={bos!r} and separator={separator!r}; leave one of them out."
@@ -78,65 +62,27 @@ def _token_id(tokenizer: Any, token: int | str | None) -> int | None:
     return found
 
 
-def tokenize(documents: Sequence[Document], tokenizer: Any) -> list[list[int] | TokenRow]:
-    """Returns the ids of texts and conversations without special tokens; rows of ids as they are.
+def tokenize(documents: Sequence[Document], tokenizer: Any, *, special: bool) -> list[tuple[list[int], list[int]]]:
+    """Returns the ids of each document, and a mask that is 1 on tokens that the tokenizer inserted.
 
-    Raises:
-        DataError: There is text, and no tokenizer.
+    Rows of ids stay as they are; all texts between them are tokenized in one call, with the
+    tokenizer's special tokens if `special`.
     """
-    found: list[list[int] | TokenRow] = []
-    for are_rows, group in groupby(documents, key=lambda d: isinstance(d, TokenRow)):
-        if are_rows:
-            found += [row for row in group if isinstance(row, TokenRow)]
-        else:
-            found += [ids for ids, _ in tokenize_framed(as_texts(list(group), tokenizer), tokenizer, special=False)]
-    return found
-
-
-def tokenize_framed(texts: Sequence[str], tokenizer: Any, *, special: bool) -> list[tuple[list[int], list[int]]]:
-    """Returns the ids of texts, and a mask that is 1 on tokens that the tokenizer inserted.
-
-    Args:
-        texts: The texts.
-        tokenizer: The tokenizer.
-        special: Whether the tokenizer inserts its special tokens.
-    """
-    # long documents are cut here, so the tokenizer's warning about their length (verbose) is wrong
-    made = tokenizer(list(texts), add_special_tokens=special, verbose=False, return_special_tokens_mask=special)
-    masks = made["special_tokens_mask"] if special else [[0] * len(ids) for ids in made["input_ids"]]
-    return list(zip(made["input_ids"], masks, strict=True))
-
-
-def as_texts(documents: Sequence[Document], tokenizer: Any) -> list[str]:
-    """Returns texts as they are, and renders conversations with the chat template."""
-    if tokenizer is None:
-        raise DataError("The model has no tokenizer. Pass tokenizer= to load_model, with the model.")
-    return [d.render(tokenizer) if isinstance(d, Conversation) else d for d in documents]  # pyright: ignore[reportReturnType]
-
-
-def framed_row(ids: list[int], inserted: list[int], document: int, place: int = 0) -> Row:
-    """Returns a context of one document.
-
-    Args:
-        ids: The token ids.
-        inserted: 1 for each token that is not part of the text.
-        document: The number of the document.
-        place: The position in the document of the first token of the text.
-    """
-    runs: list[Run] = []
-    for is_inserted, group in groupby(inserted):
-        n = sum(1 for _ in group)
-        runs.append(Run(n, document, -1 if is_inserted else place))
-        place += 0 if is_inserted else n
-    return Row(ids, runs)
+    others = [document for document in documents if not isinstance(document, TokenRow)]
+    made: Iterator[tuple[list[int], list[int]]] = iter(())
+    if others:
+        if tokenizer is None:
+            raise DataError(NO_TOKENIZER)
+        texts = [d.render(tokenizer) if isinstance(d, Conversation) else d for d in others]
+        # we cut long documents, so the tokenizer's warning about their length (verbose) is wrong
+        found = tokenizer(texts, add_special_tokens=special, verbose=False, return_special_tokens_mask=special)
+        masks = found["special_tokens_mask"] if special else [[0] * len(ids) for ids in found["input_ids"]]
+        made = zip(found["input_ids"], masks, strict=True)
+    return [(d.ids, [0] * len(d.ids)) if isinstance(d, TokenRow) else next(made) for d in documents]
 
 
 def runs_of(row: TokenRow, document: int) -> list[Run]:
-    """Returns the documents of the tokens of a row.
-
-    Raises:
-        DataError: The row stores them for another number of tokens.
-    """
+    """Returns the documents of the tokens of a row, which is one document if it stores none."""
     if row.runs is None:
         return [Run(len(row.ids), document, row.start or 0)] if row.ids else []
     numbers = iter(row.runs)  # a flat list: (n, document, start) for each run
@@ -144,7 +90,8 @@ def runs_of(row: TokenRow, document: int) -> list[Run]:
     n_described = sum(run.n for run in runs)
     if n_described != len(row.ids):
         raise DataError(
-            f"Row {document} holds {len(row.ids)} token ids, and stores the documents of {n_described}. Write the data again."
+            f"Row {document} holds {len(row.ids)} token ids, and stores the documents of {n_described}. Write the "
+            "data again."
         )
     return runs
 
@@ -164,11 +111,7 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def check_tokenizer(source: Source, tokenizer: Any) -> None:
-    """Checks that this tokenizer made the token ids of a source, as far as the data tells.
-
-    Raises:
-        DataError: Another tokenizer made them.
-    """
+    """Raises a `DataError`, or warns, if the data tells of another tokenizer."""
     known = source.tokenized
     if known is None or tokenizer is None:
         return
@@ -176,20 +119,20 @@ def check_tokenizer(source: Source, tokenizer: Any) -> None:
     if known.fingerprint is not None:
         if known.fingerprint != fingerprint(tokenizer):
             raise DataError(
-                f"The token ids of {source.name} were made by the tokenizer '{known.tokenizer}', whose vocabulary is not that of "
-                f"'{name}'. Use data that this model's tokenizer made, or the text itself."
+                f"The token ids of {source.name} were made by the tokenizer '{known.tokenizer}', whose vocabulary is "
+                f"not that of '{name}'. Use data that this model's tokenizer made, or the text itself."
             )
         return
     if known.tokenizer is not None and known.tokenizer != name:
         logger.warning(
-            "The token ids of %s were made by the tokenizer '%s', and the model's is called '%s'. If their vocabularies "
-            "differ, every activation belongs to the wrong token: use the text itself then.",
+            "The token ids of %s were made by the tokenizer '%s', and the model's is called '%s'. If their "
+            "vocabularies differ, every activation belongs to the wrong token: use the text itself then.",
             source.name, known.tokenizer, name,
         )  # fmt: skip
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if known.first_id is not None and bos is not None and known.first_id not in (bos, eos):
         logger.warning(
-            "The rows of %s all begin with the token id %d, and the BOS token of '%s' is %d. If that is the BOS token of "
-            "another tokenizer, every activation belongs to the wrong token: use the text itself then.",
+            "The rows of %s all begin with the token id %d, and the BOS token of '%s' is %d. If that is the BOS "
+            "token of another tokenizer, every activation belongs to the wrong token: use the text itself then.",
             source.name, known.first_id, name, bos,
         )  # fmt: skip

@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 from dictionary_learning.data._packing import PackedContexts
 from dictionary_learning.data._padding import Framing, PaddedContexts, ReadyContexts
-from dictionary_learning.data._source import EpochReader, Source
+from dictionary_learning.data._source import EpochReader, Source, check_choice
 from dictionary_learning.data._token_batch import Row, TokenBatch, collate
 from dictionary_learning.data._tokenizing import (
+    NO_TOKENIZER,
     BosPolicy,
     check_tokenizer,
     special_tokens,
-    tokenize_framed,
+    tokenize,
     vocabulary_size,
 )
 from dictionary_learning.errors import ConfigError, DataError
@@ -34,11 +35,11 @@ class TokenStream:
 
     Args:
         source: The documents.
-        tokenizer: A Hugging Face tokenizer, which is not changed; None if the source holds token ids.
+        tokenizer: A Hugging Face tokenizer, which is not changed; None for a source of token ids.
         ctx_len: Tokens in a context, BOS included.
         pack: Joins documents and cuts them into full contexts; else each document is padded.
         add_special_tokens: Inserts BOS and EOS: packed as above, padded as the tokenizer does.
-        bos: What begins with BOS: `document`, `context`, `both` or `none`; see above for the default.
+        bos: What begins with BOS: `document`, `context`, `both`, `none`; the default is above.
         separator: The token that ends each packed document: "eos", "bos", a token or its id, None
             for no token; see above for "auto".
         padding_side: The side of the padding; by default the tokenizer's for padded documents, and
@@ -75,18 +76,14 @@ class TokenStream:
         n_embeddings: int | None = None,
     ):
         if tokenizer is None and source.tokenized is None:
-            raise DataError("The model has no tokenizer. Pass tokenizer= to load_model, with the model.")
+            raise DataError(NO_TOKENIZER)
         if ctx_len < 2:
             raise ConfigError(f"Got ctx_len={ctx_len}; a context needs at least 2 tokens.")
         if not pack and separator not in ("auto", None):
             raise ConfigError(f"Got separator={separator!r} with pack=False; only packed documents are separated.")
-        for name, value, choices in (
-            ("padding_side", padding_side, (None, "left", "right")),
-            ("long_documents", long_documents, ("cut", "split")),
-            ("rows", rows, ("auto", "contexts", "documents")),
-        ):
-            if value not in choices:
-                raise ConfigError(f"Got {name}={value!r}; it is one of {', '.join(map(repr, choices))}.")
+        check_choice("padding_side", padding_side, (None, "left", "right"))
+        check_choice("long_documents", long_documents, ("cut", "split"))
+        check_choice("rows", rows, ("auto", "contexts", "documents"))
         check_tokenizer(source, tokenizer)
         self.source, self.tokenizer, self.ctx_len, self.pack = source, tokenizer, ctx_len, pack
         self.add_special_tokens, self._bos_policy = add_special_tokens, bos
@@ -116,7 +113,7 @@ class TokenStream:
                 known.append(bos if bos is not None else eos if self.add_special_tokens else None)
             if not self.pack and self.add_special_tokens and self._bos_policy != "none":
                 # what the tokenizer puts around a text is found by tokenizing an empty one
-                ((ids, inserted),) = tokenize_framed([""], self.tokenizer, special=True)
+                ((ids, inserted),) = tokenize([""], self.tokenizer, special=True)
                 known += [i for i, is_inserted in zip(ids, inserted, strict=True) if is_inserted]
             if self.source.tokenized is not None:  # whoever made the ids may have inserted either
                 known += [bos, eos]
@@ -181,7 +178,8 @@ class TokenStream:
         """
         if state["rule"] != self._rule():
             raise ConfigError(
-                f"The state is of contexts made by {state['rule']}, and these are made by {self._rule()}. Use the same settings."
+                f"The state is of contexts made by {state['rule']}, and these are made by {self._rule()}. Use the "
+                "same settings."
             )
         self._documents.load_state_dict(state)
         self._contexts.load_state_dict(state["contexts"])
@@ -205,9 +203,9 @@ class TokenStream:
         document, position = int(batch.document[row, column]), int(batch.position[row, column])
         place = f"at place {position}" if position >= 0 else "as a special token"
         raise DataError(
-            f"Document {document} of {self.source.name} has the token id {int(batch.input_ids[row, column])} {place}, and the model "
-            f"has embeddings for the ids 0 to {self.n_embeddings - 1}. Use the tokenizer of this model, or resize the model's "
-            "embeddings to the tokenizer."
+            f"Document {document} of {self.source.name} has the token id {int(batch.input_ids[row, column])} {place}, "
+            f"and the model has embeddings for the ids 0 to {self.n_embeddings - 1}. Use the tokenizer of this model, "
+            "or resize the model's embeddings to the tokenizer."
         )
 
     def _context_maker(self, rows: str) -> PackedContexts | PaddedContexts | ReadyContexts:
@@ -232,7 +230,7 @@ class TokenStream:
         is_same = known.ctx_len == self.ctx_len and known.packing == self.packing
         if not is_same and (rows == "contexts" or not (self.pack and known.packing["pack"])):
             raise ConfigError(
-                f"{self.source.name} holds contexts of {known.ctx_len} tokens, made by {known.packing}; asked for are contexts of "
-                f"{self.ctx_len}, made by {self.packing}. Ask for the same, or use the text itself."
+                f"{self.source.name} holds contexts of {known.ctx_len} tokens, made by {known.packing}; asked for are "
+                f"contexts of {self.ctx_len}, made by {self.packing}. Ask for the same, or use the text itself."
             )
         return is_same

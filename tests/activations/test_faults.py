@@ -22,8 +22,7 @@ from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.activations.cache import ActivationCache, _writer as writing, write_cache
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.contexts import ContextStream
-from dictionary_learning.data import TokenBatch, TokenStream, as_source
-from dictionary_learning.data._examples import ExampleStream
+from dictionary_learning.data import ExampleStream, TokenBatch, TokenStream, as_source
 from dictionary_learning.errors import ConfigError, DataError, DictionaryLearningError
 from dictionary_learning.sites import Site
 from tests import tiny

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dictionary_learning import ActivationBuffer, Site, load_model, trainSAE
-from dictionary_learning.data._examples import ExampleStream
+from dictionary_learning.data import ExampleStream
 from dictionary_learning.errors import ModelError, SiteError
 from dictionary_learning.interventions import ablate
 from tests import tiny

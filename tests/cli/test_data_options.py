@@ -1,8 +1,11 @@
 import pytest
 
+from dictionary_learning.cli import main
 from dictionary_learning.cli._evaluate import EvaluateArguments, _read_text, _text_of
 from dictionary_learning.cli._options import DataArguments, data_arguments
+from dictionary_learning.data import as_source
 from dictionary_learning.errors import ConfigError
+from tests import tiny
 
 TEXTS = [f"document {n}" for n in range(40)]
 
@@ -62,3 +65,15 @@ def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(path, as
     arguments = EvaluateArguments(dictionaries=("any",), **asked)
     assert list(_read_text(arguments, _text_of({"run": trained}))) == expected
     assert ("may be evaluated on" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("options", [[], ["--on-bad-document", "skip"]])
+def test_bad_record_is_an_error_or_skipped_as_the_shell_asks(options, tmp_path, monkeypatch):
+    monkeypatch.setattr("dictionary_learning._hf_models.load_tokenizer", lambda *_: tiny.tokenizer())
+    (tmp_path / "a.jsonl").write_text('{"text": "w1"}\n{"text": null}\n{"text": "w2"}\n')
+    out = tmp_path / "out"
+    status = main(["pretokenize", str(tmp_path / "a.jsonl"), "--model", "m", "--out", str(out), *options])
+    if options:
+        assert status == 0 and [row.ids for row in as_source(out)] == [[0, 4, 0, 5]]
+    else:
+        assert status == 2 and not out.exists()

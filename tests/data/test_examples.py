@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dictionary_learning.data._examples import ExampleBatch, ExampleStream
+from dictionary_learning.data import ExampleBatch, ExampleStream
 from dictionary_learning.errors import ConfigError, DataError
 
 DATA = [torch.full((2,), float(n)) for n in range(7)]

@@ -130,7 +130,7 @@ def test_push_sends_rows_and_how_they_were_made(tmp_path, monkeypatch):
 
 
 def test_chunks_are_documents_joined_by_eos(tmp_path, monkeypatch):
-    monkeypatch.setattr("dictionary_learning.data._pretokenized.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("dictionary_learning.compat._generators.cache_folder", lambda: tmp_path)
     data = datasets.Dataset.from_dict({"body": ["w1 w2 w3", "w4 w5", "w6 w7 w8"]})
     chunks = chunk_and_tokenize(data, tiny.tokenizer(), text_key="body", max_seq_len=4)
     assert chunks["input_ids"][:].tolist() == [[1, 4, 5, 6], [1, 7, 8, 1]]
@@ -142,10 +142,10 @@ def test_chunks_are_documents_joined_by_eos(tmp_path, monkeypatch):
 
 
 def test_chunks_are_made_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("dictionary_learning.data._pretokenized.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("dictionary_learning.compat._generators.cache_folder", lambda: tmp_path)
     data = datasets.Dataset.from_dict({"text": DOCUMENTS})
     first = chunk_and_tokenize(data, tiny.tokenizer(), max_seq_len=8)
-    monkeypatch.setattr("dictionary_learning.data._pretokenized.write_rows", None)
+    monkeypatch.setattr("dictionary_learning.compat._generators.write_rows", None)
     again = chunk_and_tokenize(data, tiny.tokenizer(), max_seq_len=8)
     assert first["input_ids"][:].tolist() == again["input_ids"][:].tolist()
     served = TokenStream(as_source(again), tiny.tokenizer(), ctx_len=8)

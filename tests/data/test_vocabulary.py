@@ -76,6 +76,12 @@ def test_mixture_of_two_tokenizers_is_refused():
     assert mix([["text"], known(tokenizer="a", fingerprint="1")]).tokenized == Tokenized("a", "1")
 
 
+def test_mixture_is_checked_by_the_fingerprint_that_any_part_has():
+    parts = [known(), known(tokenizer="b"), known(tokenizer="a", fingerprint="1"), known(tokenizer="a")]
+    for sources in (parts, parts[::-1]):  # an arbitrary part was taken: its name cannot be checked
+        assert mix(sources).tokenized == Tokenized("a", "1")
+
+
 def test_metadata_on_the_hub_is_read(tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
