@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from dictionary_learning.dictionaries._base import Reconstruction
 from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
 from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
-from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Elementwise, Nonlinearity
-from dictionary_learning.dictionaries.nonlinearities._base import SparseSelection
+from dictionary_learning.dictionaries.nonlinearities import (
+    NONLINEARITIES,
+    Elementwise,
+    Nonlinearity,
+    SparseSelection,
+)
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, replace_values, to_dense
 from dictionary_learning.ops import Encoder, backend_for, take_rows
@@ -63,7 +67,7 @@ class Coder(Trainable):
         ConfigError: The arguments contradict each other, or more latents would be kept than exist.
     """
 
-    option_names: ClassVar[tuple[str, ...]] = ()
+    option_names: ClassVar[tuple[str, ...]] = ("output_dim", "apply_b_dec_to_input", "has_output_bias")
     """Arguments beyond the sizes and the nonlinearity that are saved."""
     subtracts_b_dec: ClassVar[bool] = True
     """Default of `apply_b_dec_to_input`."""
@@ -95,6 +99,7 @@ class Coder(Trainable):
         nonlinearity = build_nonlinearity(nonlinearity)
         self.is_tied = nonlinearity.is_tied
         self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
+        self.centered = self.apply_b_dec_to_input
         self.rank_by_norm = self.ranks_by_norm if rank_by_norm is None else rank_by_norm
         if (self.apply_b_dec_to_input or self.is_tied) and self.output_dim != activation_dim:
             name = type(nonlinearity).__name__
@@ -155,7 +160,7 @@ class Coder(Trainable):
         if isinstance(nonlinearity, SparseSelection):
             return self.encode_sparse(x), None
         assert isinstance(nonlinearity, Elementwise)
-        encoder = Encoder(self.W_enc, self._bias(), self._center())
+        encoder = self._encoder()
         pre = encoder.backend.encode_where(self._checked(x), encoder, nonlinearity.support_mask)
         return self.pointwise("activate", pre), pre
 
@@ -168,7 +173,7 @@ class Coder(Trainable):
         if not isinstance(nonlinearity, SparseSelection):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
         x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # k of a caller may be larger
-        encoder = Encoder(self.W_enc, self._bias(), self._center())
+        encoder = self._encoder()
         # rows of a tied matrix have unit norm already
         if not self.rank_by_norm or self.is_tied:
             return nonlinearity.encode_sparse(x, encoder, n)
@@ -183,12 +188,8 @@ class Coder(Trainable):
     ) -> Float[Tensor, "*batch output_dim"]:
         """Returns the reconstruction from dense latents, in float32 at least.
 
-        Args:
-            latents: The latents.
-            x: The activations that they encode; needed where the output has a part W_skip x.
-
         Raises:
-            ConfigError: x is needed and was not given.
+            ConfigError: The output has a part W_skip x, and x was not given.
         """
         dtype = torch.promote_types(self.dtype, torch.float32)
         out = latents.to(dtype) @ self.W_dec.to(dtype)
@@ -226,9 +227,9 @@ class Coder(Trainable):
     def decode_among(
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
-        center = self._center()
-        W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (self.W_enc, self._bias(), self.W_dec))
-        encoder = Encoder(W_enc, b_enc, None if center is None else center.detach())
+        whole = self._encoder()
+        W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (whole.W, whole.b, self.W_dec))
+        encoder = Encoder(W_enc, b_enc, None if whole.center is None else whole.center.detach())
         x, n = self._checked(x), min(k, len(candidates))
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.is_signed:
             latents = encoder.backend.encode_where(x, encoder, lambda pre: pre.abs().topk(n).indices)
@@ -268,9 +269,7 @@ class Coder(Trainable):
         yield CoderSlice(self, slice(0, self.dict_size), slice(0, self.activation_dim), slice(0, self.output_dim))
 
     def encoders(self) -> list[Encoder]:
-        if self.b_enc is None or self.rank_by_norm:
-            return []
-        return [Encoder(self.W_enc, self.b_enc, self._center())]
+        return [] if self.b_enc is None or self.rank_by_norm else [self._encoder()]
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         if isinstance(self.nonlinearity, SparseSelection) and not self.nonlinearity.of_each_token:
@@ -299,11 +298,6 @@ class Coder(Trainable):
                 self.W_skip.mul_(outputs / inputs)
 
     @property
-    def centered(self) -> bool:
-        """The same as `apply_b_dec_to_input`."""
-        return self.apply_b_dec_to_input
-
-    @property
     def encoder(self) -> LinearView:
         """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`."""
         return LinearView(self.W_enc, self.b_enc)
@@ -325,24 +319,20 @@ class Coder(Trainable):
         further = {name: values[name] for name in self.option_names}
         return {**sizes, "nonlinearity": self.nonlinearity_options(), **further}
 
-    @classmethod
-    def sizes_for(cls, shape: Any) -> dict[str, Any]:
-        """Returns the arguments for the sites of a `DictionaryShape`."""
-        return {"activation_dim": sum(shape.inputs)}
-
     def nonlinearity_options(self) -> dict[str, Any]:
         """Returns the nonlinearity as plain data."""
         return {"name": NONLINEARITIES.name_of(type(self.nonlinearity)), **self.nonlinearity.options()}
 
+    def encoder_biases(self) -> list[nn.Parameter]:
+        """Returns the biases that are added to W_enc x: b_enc, or those of the nonlinearity."""
+        return self.nonlinearity.biases() if self.b_enc is None else [self.b_enc]
+
+    def _encoder(self) -> Encoder:
+        bias = self.W_enc.new_zeros(self.dict_size) if self.b_enc is None else self.b_enc
+        return Encoder(self.W_enc, bias, self._center())
+
     def _center(self) -> Tensor | None:
         return self.b_dec if self.apply_b_dec_to_input else None
-
-    def encoder_biases(self) -> list[Tensor]:
-        """Returns the biases that are added to W_enc x: b_enc, or those of the nonlinearity."""
-        return [*([] if self.b_enc is None else [self.b_enc]), *self.nonlinearity.biases()]
-
-    def _bias(self) -> Tensor:
-        return self.b_enc if self.b_enc is not None else self.W_enc.new_zeros(self.dict_size)
 
     def _checked(self, x: Tensor) -> Tensor:
         self.check_width(x)

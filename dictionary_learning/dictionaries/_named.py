@@ -1,9 +1,4 @@
-"""Autoencoders by the names that people know: each is a nonlinearity, and the extras of its name.
-
-`encode` returns the latents. The flags that change what it returns in dictionary-learning
-(`return_topk`, `return_active`, `return_gate`, `output_pre_jump`, `use_threshold`) are implemented
-in `compat.encode_flags`.
-"""
+"""Autoencoders by the names that people know: each is a nonlinearity, and the extras of its name."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -28,6 +23,7 @@ from dictionary_learning.dictionaries.nonlinearities import (
     TopK,
 )
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.ops._straight_through import KernelName
 
 
 class _Named(SparseAutoencoder):
@@ -44,7 +40,7 @@ class _Named(SparseAutoencoder):
         return own
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"], *older: bool, **flags: bool) -> Any:
-        """Returns the latents, dense. `older` and `flags` are those of dictionary-learning."""
+        """Returns the latents, dense, or what the flags of dictionary-learning ask for (`compat`)."""
         if not older and not flags:
             return self.encode_dense(x)
         from dictionary_learning.compat._encode_flags import encode_with_flags
@@ -100,14 +96,7 @@ class JumpReluAutoEncoder(_Named):
 
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
 
-    Args:
-        activation_dim: Width of the activations.
-        dict_size: Number of latents.
-        initial_threshold: See `JumpReLU`.
-        bandwidth: See `JumpReLU`.
-        kernel: See `JumpReLU`.
-        gradient_to_input: See `JumpReLU`.
-        wiring: Further arguments of `SparseAutoencoder`.
+    Args: those of `JumpReLU`, and in `wiring` further ones of `SparseAutoencoder`.
     """
 
     nonlinearity: JumpReLU
@@ -120,7 +109,7 @@ class JumpReluAutoEncoder(_Named):
         dict_size: int,
         initial_threshold: float = 0.001,
         bandwidth: float = 0.001,
-        kernel: Any = "rectangle",
+        kernel: KernelName = "rectangle",
         gradient_to_input: bool = False,
         **wiring: Any,
     ):
@@ -135,10 +124,10 @@ class JumpReluAutoEncoder(_Named):
 
 class _KeepsK(_Named):
     nonlinearity: SparseSelection
+    nonlinearity_class: ClassVar[type[SparseSelection]]
 
     def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        nonlinearity: Any = self.nonlinearity_class
-        super().__init__(activation_dim, dict_size, nonlinearity(k), **wiring)
+        super().__init__(activation_dim, dict_size, self.nonlinearity_class(k), **wiring)
 
     @property
     def k(self) -> int:
@@ -154,18 +143,6 @@ class _HasThreshold(_KeepsK):
         """The threshold estimated for inference; -1 if there is none."""
         return self.nonlinearity.threshold
 
-    def by_threshold(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents above the estimated threshold, each on its own.
-
-        Raises:
-            ConfigError: There is no threshold.
-        """
-        pre = self.pre_activations(x)
-        if not self.rank_by_norm:
-            return self.nonlinearity.above_threshold(pre)
-        norms = self.ranking_norms()
-        return self.nonlinearity.above_threshold(pre * norms) / norms
-
 
 @DICTIONARIES.register("AutoEncoderTopK")
 class AutoEncoderTopK(_HasThreshold):
@@ -177,42 +154,29 @@ class AutoEncoderTopK(_HasThreshold):
     nonlinearity_class = TopK
 
 
-class _BatchTopK(_HasThreshold):
-    nonlinearity_class = BatchTopK
-
-    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        return self.in_use(self.by_threshold(x))
-
-    def in_use(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents with those that are not in use at zero."""
-        return latents
-
-
 @DICTIONARIES.register("BatchTopKSAE")
-class BatchTopKSAE(_BatchTopK):
+class BatchTopKSAE(_HasThreshold):
     """An autoencoder that keeps the k * batch largest latents of a batch in training.
 
     For inference, latents above the estimated threshold are kept, so that those of a token do not
     depend on its batch. Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
     """
 
+    nonlinearity_class = BatchTopK
+
 
 @DICTIONARIES.register("MatryoshkaBatchTopKSAE")
-class MatryoshkaBatchTopKSAE(_BatchTopK):
+class MatryoshkaBatchTopKSAE(_HasThreshold):
     """BatchTopK with groups of latents, each prefix of which is a dictionary.
 
-    Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
-
-    Args:
-        activation_dim: Width of the activations.
-        dict_size: Number of latents.
-        k: Latents per token, on average over a batch.
-        group_sizes: Number of latents of each group.
-        wiring: Further arguments of `SparseAutoencoder`.
+    Bussmann et al. 2025, https://arxiv.org/abs/2503.17547. `group_sizes` has the number of latents
+    of each group.
 
     Raises:
         ConfigError: The groups do not add up to dict_size.
     """
+
+    nonlinearity_class = BatchTopK
 
     def __init__(self, activation_dim: int, dict_size: int, k: int, group_sizes: Sequence[int], **wiring: Any):
         super().__init__(activation_dim, dict_size, k, **wiring)
@@ -230,7 +194,11 @@ class MatryoshkaBatchTopKSAE(_BatchTopK):
         """The first latent of each group, and dict_size."""
         return [0, *torch.tensor(self.group_sizes).cumsum(0).tolist()]
 
+    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        return self.in_use(super().encode_dense(x))
+
     def in_use(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents with those of groups that are not in use at zero."""
         if self.active_groups == len(self.group_sizes):
             return latents
         return latents * (torch.arange(self.dict_size, device=latents.device) < self.group_indices[self.active_groups])
@@ -267,11 +235,7 @@ class MatchingPursuitSAE(_KeepsK):
 
 @DICTIONARIES.register("IdentityDict")
 class IdentityDict(Dictionary):
-    """Latents are the activations: the baseline that loses nothing.
-
-    Args:
-        activation_dim: Width of the activations.
-    """
+    """Latents are the activations: the baseline that loses nothing."""
 
     def __init__(self, activation_dim: int):
         super().__init__(activation_dim, activation_dim)

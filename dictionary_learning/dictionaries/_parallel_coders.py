@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from einops import pack, unpack
@@ -193,35 +193,28 @@ class CrossLayerTranscoder(ParallelCoders):
         outputs = tuple(output_dims if output_dims is not None else site_dims)
         if len(outputs) != len(site_dims):
             raise ConfigError(
-                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; give one of both for "
-                "each layer."
+                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; "
+                "give one of both for each layer."
             )
-        reads, places = _places(site_dims), _places(outputs)
+        writes = [slice(place.start, sum(outputs)) for place in _places(outputs)]
         parts = [
-            _Block(
+            Coder(
                 dim,
                 _share(dict_size, len(site_dims)),
                 copy.deepcopy(nonlinearity),
                 output_dim=sum(outputs[layer:]),  # a layer writes to itself and to all later ones
                 apply_b_dec_to_input=False,
-                rank_by_norm=False,
                 has_output_bias=False,
                 generator=generator,
             )
             for layer, dim in enumerate(site_dims)
         ]
-        writes = [slice(place.start, sum(outputs)) for place in places]
-        super().__init__(parts, reads, writes, sum(outputs), has_output_bias=True)
+        super().__init__(parts, _places(site_dims), writes, sum(outputs), has_output_bias=True)
         self.site_dims, self.output_dims = tuple(site_dims), outputs
 
     @property
     def site_widths(self) -> tuple[Sequence[int], Sequence[int]]:
         return self.site_dims, self.output_dims
-
-    @classmethod
-    def sizes_for(cls, shape: Any) -> dict[str, Any]:
-        """Returns the arguments for the sites of a `DictionaryShape`."""
-        return {"site_dims": shape.inputs, "output_dims": shape.outputs}
 
     def options(self) -> dict[str, Any]:
         return {"site_dims": list(self.site_dims), **super().options(), "output_dims": list(self.output_dims)}
@@ -253,31 +246,19 @@ class HeadAutoencoders(ParallelCoders):
     ):
         if n_heads < 1 or activation_dim % n_heads:
             raise ConfigError(
-                f"Activations of width {activation_dim} cannot be split into {n_heads} heads. Give a site whose width is "
-                "a multiple of the number of heads, such as the input of the attention's output projection."
+                f"Activations of width {activation_dim} cannot be split into {n_heads} heads. Give a site whose width "
+                "is a multiple of the number of heads, such as the input of the attention's output projection."
             )
-        places = _places([activation_dim // n_heads] * n_heads)
+        dim = activation_dim // n_heads
+        places = _places([dim] * n_heads)
         parts = [
-            _Block(
-                activation_dim // n_heads, _share(dict_size, n_heads), copy.deepcopy(nonlinearity), generator=generator
-            )
+            Coder(dim, _share(dict_size, n_heads), copy.deepcopy(nonlinearity), generator=generator)
             for _ in range(n_heads)
         ]
         super().__init__(parts, places, places, activation_dim, has_output_bias=False)
 
-    @classmethod
-    def sizes_for(cls, shape: Any) -> dict[str, Any]:
-        """Returns the arguments for the sites of a `DictionaryShape`."""
-        return {"activation_dim": sum(shape.inputs), "n_heads": shape.n_heads or len(shape.inputs)}
-
     def options(self) -> dict[str, Any]:
         return {"activation_dim": self.activation_dim, **super().options(), "n_heads": len(self.parts)}
-
-
-class _Block(Coder):
-    """A coder inside `ParallelCoders`."""
-
-    option_names: ClassVar[tuple[str, ...]] = ("output_dim", "apply_b_dec_to_input", "has_output_bias")
 
 
 def _own(latents: Latents, part: CoderSlice) -> Latents:

@@ -21,7 +21,10 @@ from dictionary_learning.ops import Encoder
 
 
 class ThresholdForm(NamedTuple):
-    """latents = z * 1[z > threshold], z = scale * pre + bias; tensors are scalars or (dict_size,)."""
+    """latents = z * 1[z > threshold], z = scale * pre + bias.
+
+    Tensors are float32, and scalars or (dict_size,).
+    """
 
     scale: Tensor | float = 1.0
     bias: Tensor | float = 0.0
@@ -45,7 +48,7 @@ class Nonlinearity(nn.Module, ABC):
         """Creates the per-latent tensors; called once, by the dictionary.
 
         Raises:
-            ConfigError: the nonlinearity cannot be used with this number of latents.
+            ConfigError: It cannot be used with this number of latents.
         """
 
     @abstractmethod
@@ -64,8 +67,15 @@ class Nonlinearity(nn.Module, ABC):
         """Returns the latents as pre-activations above a threshold, if they have this form."""
         return ThresholdForm()
 
-    def shift_(self, shift: Float[Tensor, "dict_size"]) -> None:
-        """Changes its biases as if the shift was added to pre-activations, where `has_bias`."""
+    def from_threshold_form(
+        self, bias: Float[Tensor, "n"], threshold: Float[Tensor, "n"] | None
+    ) -> dict[str, Tensor | None]:
+        """Returns values of a new one's tensors with which latents are z * 1[z > threshold].
+
+        z is pre + bias; where `has_bias` is False, bias is b_enc. None is a value that needs the
+        threshold.
+        """
+        return {}
 
     def scale_(self, factor: float) -> None:
         """Scales its tensors so that scaled pre-activations give scaled latents."""
@@ -74,8 +84,7 @@ class Nonlinearity(nn.Module, ABC):
         """The same with a positive factor for each latent.
 
         Raises:
-            ConfigError: latents are compared with each other, so that factors would change which
-                are kept.
+            ConfigError: Latents are compared with each other: factors would change which are kept.
         """
         raise ConfigError(f"{type(self).__name__} compares latents with each other; it cannot have a scale for each.")
 
@@ -92,7 +101,7 @@ class SparseSelection(Nonlinearity):
     """Keeps a set number of latents, of each token or of a batch; only those are decoded.
 
     Args:
-        k: latents of a token that may be non-zero; with a batch's together, on average.
+        k: Latents of a token that may be non-zero; with a batch's together, on average.
 
     Raises:
         ConfigError: k is not a positive whole number, or exceeds the number of latents.
@@ -117,7 +126,8 @@ class SparseSelection(Nonlinearity):
     def setup(self, dict_size: int) -> None:
         if self.k > dict_size:
             raise ConfigError(
-                f"{type(self).__name__} cannot keep k={self.k} of dict_size={dict_size} latents; lower k or raise dict_size."
+                f"{type(self).__name__} cannot keep k={self.k} of dict_size={dict_size} latents; "
+                "lower k or raise dict_size."
             )
 
     def options(self) -> dict[str, Any]:
@@ -125,12 +135,9 @@ class SparseSelection(Nonlinearity):
 
     @abstractmethod
     def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
-        """Returns the kept latents, in float32 at least.
+        """Returns the kept latents, in float32 at least, computed by `encoder.backend`.
 
-        Args:
-            x: activations.
-            encoder: the encoder, and with it the backend: `encoder.backend`.
-            k: latents to keep for each token, at most dict_size; usually the nonlinearity's own k.
+        k is at most dict_size, and usually the nonlinearity's own.
         """
 
 
@@ -163,8 +170,8 @@ class Elementwise(Nonlinearity):
         """Returns the latents of pre-activations.
 
         Args:
-            pre: dense (..., dict_size), or the pre-activations of some (token, latent) pairs.
-            latents: the latent of each pair, in the shape of `pre`; None if `pre` is dense.
+            pre: Dense (..., dict_size), or the pre-activations of some (token, latent) pairs.
+            latents: The latent of each pair, in the shape of `pre`; None if `pre` is dense.
         """
 
     @abstractmethod

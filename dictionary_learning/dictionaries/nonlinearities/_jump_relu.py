@@ -21,14 +21,14 @@ class JumpReLU(Elementwise):
     variant (January 2025 update).
 
     Args:
-        initial_threshold: initial value of all thresholds.
-        bandwidth: width of the estimator's kernel, in units of pre-activations; 0.001 is meant for
+        initial_threshold: Initial value of all thresholds.
+        bandwidth: Width of the estimator's kernel, in units of pre-activations; 0.001 is meant for
             activations of unit mean square.
-        kernel: rectangle, triangle, gaussian or epanechnikov.
-        gradient_to_input: whether pre-activations get the estimator's gradient too.
+        kernel: Shape of the kernel.
+        gradient_to_input: Whether pre-activations get the estimator's gradient too.
 
     Raises:
-        ConfigError: an argument cannot be used.
+        ConfigError: An argument cannot be used.
     """
 
     is_masked_relu = True
@@ -74,15 +74,16 @@ class JumpReLU(Elementwise):
         return pre > self.threshold.detach() - REACH[self.kernel] * self.bandwidth
 
     def threshold_form(self) -> ThresholdForm:
-        return ThresholdForm(threshold=self.threshold)
+        return ThresholdForm(threshold=self.threshold.float())
+
+    def from_threshold_form(
+        self, bias: Float[Tensor, "n"], threshold: Float[Tensor, "n"] | None
+    ) -> dict[str, Tensor | None]:
+        return {"threshold": threshold}
 
     def options(self) -> dict[str, Any]:
-        return {
-            "initial_threshold": self.initial_threshold,
-            "bandwidth": self.bandwidth,
-            "kernel": self.kernel,
-            "gradient_to_input": self.gradient_to_input,
-        }
+        names = ("initial_threshold", "bandwidth", "kernel", "gradient_to_input")
+        return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:
