@@ -69,12 +69,9 @@ class Coder(Trainable):
 
     option_names: ClassVar[tuple[str, ...]] = ("output_dim", "apply_b_dec_to_input", "has_output_bias")
     """Arguments beyond the sizes and the nonlinearity that are saved."""
-    subtracts_b_dec: ClassVar[bool] = True
-    """Default of `apply_b_dec_to_input`."""
-    has_skip: ClassVar[bool] = False
-    """Default of `skip`."""
-    ranks_by_norm: ClassVar[bool] = False
-    """Default of `rank_by_norm`."""
+    subtracts_b_dec: ClassVar[bool] = True  # default of apply_b_dec_to_input
+    has_skip: ClassVar[bool] = False  # default of skip
+    ranks_by_norm: ClassVar[bool] = False  # default of rank_by_norm
 
     W_enc: nn.Parameter
     b_enc: nn.Parameter | None
@@ -101,6 +98,7 @@ class Coder(Trainable):
         self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
         self.centered = self.apply_b_dec_to_input
         self.rank_by_norm = self.ranks_by_norm if rank_by_norm is None else rank_by_norm
+        self.skip, self.has_output_bias = self.has_skip if skip is None else skip, has_output_bias
         if (self.apply_b_dec_to_input or self.is_tied) and self.output_dim != activation_dim:
             name = type(nonlinearity).__name__
             raise ConfigError(
@@ -119,8 +117,7 @@ class Coder(Trainable):
         # gates have biases of their own, which replace b_enc
         self.b_enc = None if nonlinearity.has_bias else nn.Parameter(torch.zeros(dict_size))
         self.b_dec = nn.Parameter(torch.zeros(self.output_dim)) if has_output_bias else None
-        has_skip = self.has_skip if skip is None else skip
-        self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if has_skip else None
+        self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if self.skip else None
 
     def __getattr__(self, name: str) -> Any:
         if name == "W_enc" and self.is_tied:
@@ -272,10 +269,7 @@ class Coder(Trainable):
         return [] if self.b_enc is None or self.rank_by_norm else [self._encoder()]
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        if isinstance(self.nonlinearity, SparseSelection) and not self.nonlinearity.of_each_token:
-            latents, pre = self.encode(x), None
-        else:
-            latents, pre = self.encode_latents(x)
+        latents, pre = self.encode_latents(x) if self.nonlinearity.of_each_token else (self.encode(x), None)
         return Reconstruction(self.decode_latents(latents, self._checked(x)), latents, pre)
 
     @torch.no_grad()
@@ -308,15 +302,8 @@ class Coder(Trainable):
         return LinearView(self.W_dec.T, self.b_dec)
 
     def options(self) -> dict[str, Any]:
-        values = {
-            "output_dim": self.output_dim,
-            "apply_b_dec_to_input": self.apply_b_dec_to_input,
-            "skip": self.W_skip is not None,
-            "rank_by_norm": self.rank_by_norm,
-            "has_output_bias": self.b_dec is not None,
-        }
         sizes = {"activation_dim": self.activation_dim, "dict_size": self.dict_size}
-        further = {name: values[name] for name in self.option_names}
+        further = {name: getattr(self, name) for name in self.option_names}
         return {**sizes, "nonlinearity": self.nonlinearity_options(), **further}
 
     def nonlinearity_options(self) -> dict[str, Any]:

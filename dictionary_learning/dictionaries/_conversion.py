@@ -1,6 +1,6 @@
 """Trained dictionaries as the start of a run: with more latents, or with another nonlinearity."""
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def expand_or_convert(
     else:
         built = None if nonlinearity is None else _without_tensors(nonlinearity)
         made = dictionary.expanded(round(dictionary.dict_size * expansion), built, generator)
-    return made.requires_grad_(True)  # pyright: ignore[reportReturnType]
+    return cast(D, made.requires_grad_(True))
 
 
 def _coder(
@@ -136,7 +136,7 @@ def _copy_encoder_(made: Coder, dictionary: Coder) -> None:
 
 
 def _convert_encoder_(made: Coder, dictionary: Coder) -> None:
-    """Sets the encoder so that z = W_enc x + b_enc, and thresholds of z, are those of the old nonlinearity."""
+    """Sets encoder, biases and thresholds from those of another nonlinearity."""
     own, old = made.nonlinearity, dictionary.nonlinearity
     form, W = old.threshold_form(), dictionary.W_enc.float()
     zeros = W.new_zeros(len(W))  # (dict_size,)

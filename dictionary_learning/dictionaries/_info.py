@@ -33,13 +33,7 @@ class DictionaryInfo:
     def from_config(
         cls, config: Mapping[str, Any], source: str | None = None, format: str | None = None
     ) -> "DictionaryInfo":
-        """Returns what a config says.
-
-        Args:
-            config: the sections of `config.json`, or what a reader of another format found.
-            source: where the dictionary was loaded from.
-            format: the format of the files; by default the one that the config says.
-        """
+        """Returns what the sections of `config.json` say, or what a reader of another format found."""
         return cls(
             sites=site_names(config.get("site")),
             target_sites=site_names(config.get("target_site")),

@@ -119,26 +119,21 @@ CENTERS: dict[str, Callable[[Tensor], Tensor]] = {
 """Initial b_dec by name (`b_dec_init_method`)."""
 
 
+@torch.no_grad()
 def set_decoder_(
     W_dec: Tensor, W_enc: Tensor | None, *, norm: float, orthogonal: bool, generator: torch.Generator | None
 ) -> None:
     """Sets decoder rows to one norm, and the encoder to the decoder's transpose, in place.
 
-    Args:
-        W_dec: The decoder (dict_size, output_dim).
-        W_enc: The encoder (dict_size, activation_dim), set if it has the shape of W_dec; None to
-            leave it.
-        norm: Norm of the rows.
-        orthogonal: Whether to draw new rows, of which each block of output_dim is orthogonal.
-        generator: Draws orthogonal rows.
+    With `orthogonal`, new rows are drawn, of which each block of output_dim is orthogonal. An
+    encoder of another shape, or None, is left.
     """
-    with torch.no_grad():
-        if orthogonal:
-            width = W_dec.shape[1]
-            for rows in W_dec.split(width):
-                # the signs make Q uniform over rotations
-                q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
-                rows.copy_((q * r.diagonal().sign())[: len(rows)])
-        W_dec.mul_(norm / W_dec.norm(dim=1, keepdim=True))
-        if W_enc is not None and W_enc.shape == W_dec.shape:
-            W_enc.copy_(W_dec)
+    if orthogonal:
+        width = W_dec.shape[1]
+        for rows in W_dec.split(width):
+            # the signs make Q uniform over rotations
+            q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
+            rows.copy_((q * r.diagonal().sign())[: len(rows)])
+    W_dec.mul_(norm / W_dec.norm(dim=1, keepdim=True))
+    if W_enc is not None and W_enc.shape == W_dec.shape:
+        W_enc.copy_(W_dec)

@@ -31,6 +31,9 @@ class _Named(SparseAutoencoder):
 
     nonlinearity_class: ClassVar[type[Nonlinearity]]
 
+    def __init__(self, activation_dim: int, dict_size: int, *options: Any, **wiring: Any):
+        super().__init__(activation_dim, dict_size, self.nonlinearity_class(*options), **wiring)
+
     def options(self) -> dict[str, Any]:
         own = {"activation_dim": self.activation_dim, "dict_size": self.dict_size, **self.nonlinearity.options()}
         if self.rank_by_norm != self.ranks_by_norm:
@@ -52,20 +55,15 @@ class _Named(SparseAutoencoder):
         return super().encode(x)
 
 
-class _WithoutOptions(_Named):
-    def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, self.nonlinearity_class(), **wiring)
-
-
 @DICTIONARIES.register("AutoEncoder")
-class AutoEncoder(_WithoutOptions):
+class AutoEncoder(_Named):
     """An autoencoder with ReLU (Bricken et al. 2023, Towards Monosemanticity)."""
 
     nonlinearity_class = ReLU
 
 
 @DICTIONARIES.register("AutoEncoderNew")
-class AutoEncoderNew(_WithoutOptions):
+class AutoEncoderNew(_Named):
     """An autoencoder with ReLU that does not subtract b_dec, with decoder rows of any norm.
 
     Conerly et al. 2024, Anthropic's April update.
@@ -83,7 +81,7 @@ class AutoEncoderNew(_WithoutOptions):
 
 
 @DICTIONARIES.register("GatedAutoEncoder")
-class GatedAutoEncoder(_WithoutOptions):
+class GatedAutoEncoder(_Named):
     """An autoencoder with gates (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014)."""
 
     nonlinearity: Gated
@@ -113,8 +111,8 @@ class JumpReluAutoEncoder(_Named):
         gradient_to_input: bool = False,
         **wiring: Any,
     ):
-        nonlinearity = JumpReLU(initial_threshold, bandwidth, kernel, gradient_to_input)
-        super().__init__(activation_dim, dict_size, nonlinearity, **wiring)
+        options = (initial_threshold, bandwidth, kernel, gradient_to_input)
+        super().__init__(activation_dim, dict_size, *options, **wiring)
 
     @property
     def threshold(self) -> nn.Parameter:
@@ -124,10 +122,9 @@ class JumpReluAutoEncoder(_Named):
 
 class _KeepsK(_Named):
     nonlinearity: SparseSelection
-    nonlinearity_class: ClassVar[type[SparseSelection]]
 
     def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, self.nonlinearity_class(k), **wiring)
+        super().__init__(activation_dim, dict_size, k, **wiring)
 
     @property
     def k(self) -> int:
@@ -257,19 +254,9 @@ class IdentityDict(Dictionary):
         return {"activation_dim": self.activation_dim}
 
 
-_KNOWN = (
-    AutoEncoder,
-    GatedAutoEncoder,
-    JumpReluAutoEncoder,
-    AutoEncoderTopK,
-    BatchTopKSAE,
-    GroupMaxSAE,
-    AbsTopKSAE,
-    MatchingPursuitSAE,
-)
-
-
 def autoencoder_class(nonlinearity: type[Nonlinearity]) -> type[SparseAutoencoder]:
     """Returns the class known for autoencoders with a nonlinearity, or else `SparseAutoencoder`."""
-    found = (known for known in _KNOWN if known.nonlinearity_class is nonlinearity)
-    return next(found, SparseAutoencoder)
+    for _, known in DICTIONARIES.items():  # the first one, so that variants stand after the plain class
+        if issubclass(known, _Named) and known.nonlinearity_class is nonlinearity:
+            return known
+    return SparseAutoencoder

@@ -77,21 +77,17 @@ class ParallelCoders(Trainable):
         return made
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        self.check_width(x)
-        return torch.cat([part.coder.encode(x[..., part.reads]) for part in self.coders()], dim=-1)
+        return torch.cat([coder.encode(own) for coder, own in self._inputs(x)], dim=-1)
 
     def pre_activations(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         """Returns the inputs of the nonlinearities."""
-        self.check_width(x)
-        return torch.cat([part.coder.pre_activations(x[..., part.reads]) for part in self.coders()], dim=-1)
+        return torch.cat([coder.pre_activations(own) for coder, own in self._inputs(x)], dim=-1)
 
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
-        self.check_width(x)
-        return concat_latents([part.coder.encode_sparse(x[:, part.reads], k) for part in self.coders()])
+        return concat_latents([coder.encode_sparse(own, k) for coder, own in self._inputs(x)])
 
     def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
-        self.check_width(x)
-        found = [part.coder.encode_latents(x[:, part.reads]) for part in self.coders()]
+        found = [coder.encode_latents(own) for coder, own in self._inputs(x)]
         pre = [one for _, one in found if one is not None]
         return _joined([one for one, _ in found]), _joined(pre) if len(pre) == len(found) else None
 
@@ -135,17 +131,21 @@ class ParallelCoders(Trainable):
             part.coder.initialize_from_data(x[:, part.reads], y[:, part.writes], init)
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        self.check_width(x)
-        parts = [part.coder.reconstruct(x[:, part.reads]) for part in self.coders()]
+        parts = [coder.reconstruct(own) for coder, own in self._inputs(x)]
         return Reconstruction(self._write(part.outputs for part in parts), _joined([part.latents for part in parts]))
 
+    @torch.no_grad()
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         outputs = inputs if outputs is None else outputs
         for part in self.coders():
             part.coder.scale_(inputs, outputs)
         if self.b_dec is not None:
-            with torch.no_grad():
-                self.b_dec.mul_(outputs)
+            self.b_dec.mul_(outputs)
+
+    def _inputs(self, x: Tensor) -> list[tuple[Coder, Tensor]]:
+        """Returns each coder with what it reads: (..., dim)."""
+        self.check_width(x)
+        return [(part.coder, x[..., part.reads]) for part in self.coders()]
 
     def _write(self, outputs: Iterable[Tensor], *, frozen: bool = False) -> Tensor:
         total: Tensor | None = None
@@ -172,9 +172,9 @@ class CrossLayerTranscoder(ParallelCoders):
     Args:
         site_dims: Width of the module input of each layer.
         dict_size: Number of latents of all layers together.
-        nonlinearity: Nonlinearity of each layer, or its name and options. k is per layer.
+        nonlinearity: Of each layer, or its name and options. k is per layer.
         output_dims: Width of the module output of each layer; by default `site_dims`.
-        generator: Draws the initial directions; None for the global generator.
+        generator: As of `Coder`.
 
     Raises:
         ConfigError: dict_size is not a multiple of the layers, or inputs and outputs differ in
@@ -224,12 +224,7 @@ class CrossLayerTranscoder(ParallelCoders):
 class HeadAutoencoders(ParallelCoders):
     """An autoencoder for each attention head, on the input of the output projection.
 
-    Args:
-        activation_dim: Width of all heads together.
-        dict_size: Number of latents of all heads together.
-        nonlinearity: Nonlinearity of each head, or its name and options. k is per head.
-        n_heads: Number of heads.
-        generator: Draws the initial directions; None for the global generator.
+    Widths and numbers of latents are those of all heads together, but k is per head.
 
     Raises:
         ConfigError: activation_dim or dict_size is not a multiple of n_heads.

@@ -41,6 +41,8 @@ class Nonlinearity(nn.Module, ABC):
     """Whether the encoder must be the decoder."""
     is_masked_relu: ClassVar[bool] = False
     """Whether each latent is relu(pre) or 0, so that `calibrate` can replace it by thresholds."""
+    of_each_token: ClassVar[bool] = True
+    """Whether a token's latents in training are independent of the other tokens."""
     in_float32: ClassVar[tuple[str, ...]] = ()
     """Tensors that stay float32 when the module is cast: bfloat16 would lose small updates."""
 
@@ -109,8 +111,6 @@ class SparseSelection(Nonlinearity):
 
     is_signed: ClassVar[bool] = False
     """Whether latents may be negative."""
-    of_each_token: ClassVar[bool] = True
-    """Whether each token keeps k latents, independent of the other tokens."""
 
     def __init__(self, k: int):
         super().__init__()
