@@ -153,12 +153,10 @@ class Coder(Trainable):
         return self.decode(latents, x), latents
 
     def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
-        nonlinearity = self.nonlinearity
-        if isinstance(nonlinearity, SparseSelection):
+        if not isinstance(self.nonlinearity, Elementwise):
             return self.encode_sparse(x), None
-        assert isinstance(nonlinearity, Elementwise)
         encoder = self._encoder()
-        pre = encoder.backend.encode_where(self._checked(x), encoder, nonlinearity.support_mask)
+        pre = encoder.backend.encode_where(self._checked(x), encoder, self.nonlinearity.support_mask)
         return self.pointwise("activate", pre), pre
 
     def pointwise(self, method: str, pre: Latents) -> Latents:
@@ -171,8 +169,7 @@ class Coder(Trainable):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
         x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # k of a caller may be larger
         encoder = self._encoder()
-        # rows of a tied matrix have unit norm already
-        if not self.rank_by_norm or self.is_tied:
+        if not self.rank_by_norm or self.is_tied:  # rows of a tied matrix have unit norm already
             return nonlinearity.encode_sparse(x, encoder, n)
         norms = self.ranking_norms()
         # the encoder computes what is ranked, so that kernels need not know norms
@@ -190,13 +187,7 @@ class Coder(Trainable):
         """
         dtype = torch.promote_types(self.dtype, torch.float32)
         out = latents.to(dtype) @ self.W_dec.to(dtype)
-        if self.b_dec is not None:
-            out = out + self.b_dec
-        if self.W_skip is None:
-            return out
-        if x is None:
-            raise ConfigError("The output has a part W_skip x; give x too: decode(latents, x).")
-        return out + nn.functional.linear(x.to(dtype), self.W_skip.to(dtype))
+        return self.with_affine_part(out, None if x is None else x.to(dtype))
 
     def decode_latents(
         self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
@@ -210,13 +201,15 @@ class Coder(Trainable):
         return self.with_affine_part(out, x, frozen=frozen)
 
     def with_affine_part(
-        self, out: Float[Tensor, "*batch output_dim"], x: Tensor, *, frozen: bool = False
+        self, out: Float[Tensor, "*batch output_dim"], x: Tensor | None, *, frozen: bool = False
     ) -> Float[Tensor, "*batch output_dim"]:
         """Adds b_dec and W_skip x to an output."""
         b_dec, W_skip = (p.detach() if frozen and p is not None else p for p in (self.b_dec, self.W_skip))
         if b_dec is not None:
             out = out + b_dec
         if W_skip is not None:
+            if x is None:
+                raise ConfigError("The output has a part W_skip x; give x too: decode(latents, x).")
             with no_autocast(x):
                 out = out + nn.functional.linear(upcast(x), upcast(W_skip))
         return out
@@ -278,8 +271,7 @@ class Coder(Trainable):
         if outputs != inputs and (self.apply_b_dec_to_input or self.is_tied):
             what = "that subtracts b_dec from inputs" if self.apply_b_dec_to_input else "with a tied matrix"
             raise ConfigError(f"A dictionary {what} has one scale; got inputs={inputs} and outputs={outputs}.")
-        # nonlinearities commute with positive factors: latents get the scale of the inputs, and the
-        # decoder the quotient
+        # nonlinearities commute with positive factors: latents get the inputs' scale, the decoder the quotient
         if self.b_enc is not None:
             self.b_enc.mul_(inputs)
         ranks = self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection)

@@ -76,7 +76,7 @@ def fitted_decoder(
     coder: "Coder",
     x: Float[Tensor, "n activation_dim"],
     y: Float[Tensor, "n output_dim"],
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None,
 ) -> Float[Tensor, "dict_size output_dim"]:
     """Returns rows s * sum_n f_i r / sum_n f_i^2 with r = y - b_dec: regressions on each latent.
 

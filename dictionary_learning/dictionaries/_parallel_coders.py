@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from einops import pack, unpack
@@ -24,8 +24,7 @@ B = TypeVar("B", bound="ParallelCoders")
 class ParallelCoders(Trainable):
     """Coders that each read a slice of the inputs and add to a slice of the outputs.
 
-    Latents of the coders are concatenated. Each nonlinearity selects among the latents of its
-    coder.
+    Latents are concatenated. Each nonlinearity selects among those of its coder.
 
     Args:
         parts: The coders, with equal numbers of latents.
@@ -69,8 +68,7 @@ class ParallelCoders(Trainable):
             "nonlinearity": parts[0].nonlinearity_options(),
             "generator": torch.Generator(),  # its random weights are replaced
         }
-        made = DICTIONARIES[DICTIONARIES.name_of(type(self))](**options)
-        assert isinstance(made, type(self))
+        made = cast(B, cast(Any, type(self))(**options))
         made.parts = nn.ModuleList(parts)
         if made.b_dec is not None and self.b_dec is not None:
             made.b_dec.data = self.b_dec.detach().to(parts[0].W_dec).clone()

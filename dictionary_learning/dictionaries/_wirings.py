@@ -92,11 +92,6 @@ class Crosscoder(Coder):
         """W_dec of each site; views."""
         return self.W_dec.split(self.site_dims, dim=1)
 
-    @property
-    def site_encoders(self) -> tuple[Float[Tensor, "dict_size dim"], ...]:
-        """W_enc of each site; views."""
-        return self.W_enc.split(self.site_dims, dim=1)
-
     def relative_norms(self, first: int = 0, second: int = 1) -> Float[Tensor, "dict_size"]:
         """Returns where between two sites each latent writes: 0 to the first only, 1 to the second.
 

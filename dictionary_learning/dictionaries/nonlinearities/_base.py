@@ -1,9 +1,6 @@
-"""The base classes of nonlinearities.
+"""The base classes of nonlinearities: `Elementwise`, `SparseSelection` and `RuleSelection`.
 
-A nonlinearity is a subclass of `Elementwise`, if each latent depends on its own pre-activation
-alone; of `SparseSelection`, if a set number of latents is kept; or of `RuleSelection`, if those are
-chosen by a function of the token's pre-activations. `@NONLINEARITIES.register("mine")` makes it
-available by name.
+`@NONLINEARITIES.register("mine")` makes a subclass available by name.
 """
 
 from abc import ABC, abstractmethod
@@ -69,13 +66,11 @@ class Nonlinearity(nn.Module, ABC):
         """Returns the latents as pre-activations above a threshold, if they have this form."""
         return ThresholdForm()
 
-    def from_threshold_form(
-        self, bias: Float[Tensor, "n"], threshold: Float[Tensor, "n"] | None
-    ) -> dict[str, Tensor | None]:
+    def from_threshold_form(self, bias: Tensor, threshold: Tensor | None) -> dict[str, Tensor | None]:
         """Returns values of a new one's tensors with which latents are z * 1[z > threshold].
 
-        z is pre + bias; where `has_bias` is False, bias is b_enc. None is a value that needs the
-        threshold.
+        z is pre + bias; where `has_bias` is False, bias is b_enc. Bias and threshold are
+        (n_latents,). None is a value that needs the threshold.
         """
         return {}
 

@@ -48,9 +48,7 @@ class Gated(Elementwise):
         gate, magnitude, scale = (p.float() for p in (self.gate_bias, self.mag_bias, self.r_mag.exp()))
         return ThresholdForm(scale, magnitude, (magnitude - scale * gate).clamp_min(0))
 
-    def from_threshold_form(
-        self, bias: Float[Tensor, "n"], threshold: Float[Tensor, "n"] | None
-    ) -> dict[str, Tensor | None]:
+    def from_threshold_form(self, bias: Tensor, threshold: Tensor | None) -> dict[str, Tensor | None]:
         return {"mag_bias": bias, "gate_bias": bias if threshold is None else bias - threshold}
 
     @torch.no_grad()
@@ -58,4 +56,5 @@ class Gated(Elementwise):
         for bias in self.biases():
             bias.mul_(factors)
 
-    scale_ = scale_latents_
+    def scale_(self, factor: float) -> None:
+        self.scale_latents_(factor)

@@ -76,9 +76,7 @@ class JumpReLU(Elementwise):
     def threshold_form(self) -> ThresholdForm:
         return ThresholdForm(threshold=self.threshold.float())
 
-    def from_threshold_form(
-        self, bias: Float[Tensor, "n"], threshold: Float[Tensor, "n"] | None
-    ) -> dict[str, Tensor | None]:
+    def from_threshold_form(self, bias: Tensor, threshold: Tensor | None) -> dict[str, Tensor | None]:
         return {"threshold": threshold}
 
     def options(self) -> dict[str, Any]:

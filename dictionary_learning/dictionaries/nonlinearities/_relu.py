@@ -64,4 +64,5 @@ class TanhReLU(Elementwise):
     def scale_latents_(self, factors: Float[Tensor, "dict_size"] | float) -> None:
         self.limit.mul_(factors)
 
-    scale_ = scale_latents_
+    def scale_(self, factor: float) -> None:
+        self.scale_latents_(factor)
