@@ -33,14 +33,15 @@ class Dictionary(nn.Module, ABC):
 
     Dim 0 of every per-latent tensor is the latent axis: W_enc is (dict_size, activation_dim), W_dec
     is (dict_size, output_dim), and row i of W_dec is the direction of latent i. Activations of
-    several sites are concatenated in the last dimension. `output_dim` is `activation_dim` by default.
+    several sites are concatenated in the last dimension. `output_dim` is `activation_dim` by
+    default.
 
     Raises:
         ConfigError: A size is not a positive whole number.
     """
 
     info: DictionaryInfo = DictionaryInfo()
-    """What is known about the dictionary: sites, model, and the config it was saved with. No part of its state."""
+    """What is known about it: sites, model, the config it was saved with. No part of its state."""
 
     def __init__(self, activation_dim: int, dict_size: int, output_dim: int | None = None):
         super().__init__()
@@ -156,7 +157,7 @@ class Dictionary(nn.Module, ABC):
     def from_pretrained(
         cls: type[D], path: "str | os.PathLike[str]", device: torch.device | str | None = None, **options: Any
     ) -> D:
-        """Loads a dictionary of this class from files of any format; arguments as of `load_dictionary`.
+        """Loads a dictionary of this class from files of any format (see `load_dictionary`).
 
         Raises:
             CheckpointError: There is no dictionary, or one of another class.

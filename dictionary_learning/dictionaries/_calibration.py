@@ -60,10 +60,8 @@ def calibrate(
         dictionary: One with TopK, BatchTopK, GroupMax, ReLU, JumpReLU, or another masked rectifier
             (`Nonlinearity.is_masked_relu`); it is not changed.
         activations: Batches (batch, activation_dim), scaled as the dictionary expects them.
-        n_tokens: Number of tokens to use.
         target_l0: For "l0"; by default the dictionary's k. For a cross-layer transcoder or heads it
             is that of all coders together, in equal shares.
-        match: The statistic that is preserved.
 
     Raises:
         ConfigError: A threshold cannot stand for the nonlinearity, or target_l0 is missing or

@@ -51,16 +51,12 @@ class Coder(Trainable):
     transpose where both have the same width.
 
     Args:
-        activation_dim: Width of the inputs.
-        dict_size: Number of latents.
         nonlinearity: The nonlinearity, or its name and options as `{"name": "top_k", "k": 32}`.
-        output_dim: Width of the outputs; by default `activation_dim`.
         apply_b_dec_to_input: Whether b_dec is subtracted before encoding; needs equal widths.
         skip: Whether the output has an affine part W_skip x, initially zero.
         rank_by_norm: Whether latents are ranked, and compared with the threshold, by value times
             decoder norm, where a set number is kept.
         site_dims: Widths of the sites that are written, whose norms are added; by default one site.
-        has_output_bias: Whether there is a b_dec.
         generator: Draws the initial directions; None for the global generator.
 
     Raises:

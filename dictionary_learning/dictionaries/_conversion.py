@@ -37,7 +37,6 @@ def expand_or_convert(
     learned. Without one, `calibrate` estimates thresholds on data.
 
     Args:
-        dictionary: A trained dictionary, which is not changed.
         expansion: Factor of the number of latents, at least 1.
         nonlinearity: Another nonlinearity, or its name and options: `{"name": "top_k", "k": 32}`.
         generator: Draws the directions of new latents; None for the global generator.

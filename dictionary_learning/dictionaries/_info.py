@@ -33,7 +33,7 @@ class DictionaryInfo:
     def from_config(
         cls, config: Mapping[str, Any], source: str | None = None, format: str | None = None
     ) -> "DictionaryInfo":
-        """Returns what the sections of `config.json` say, or what a reader of another format found."""
+        """Returns what the sections of `config.json` say, or what another format's reader found."""
         return cls(
             sites=site_names(config.get("site")),
             target_sites=site_names(config.get("target_site")),

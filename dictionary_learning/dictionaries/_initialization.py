@@ -33,12 +33,8 @@ def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: f
 
     The floor eps, a millionth of the mean distance, keeps steps finite at a point. Of more than
     32,768 points an even subset is used. Computed in float32, and returned in the dtype of the
-    points. Weiszfeld 1937; smoothing as in Pillutla et al. 2022, https://arxiv.org/abs/1912.13445.
-
-    Args:
-        points: At least one point.
-        max_iter: Largest number of steps.
-        tol: Relative decrease of the sum of distances at which the steps end.
+    points. Steps end when the sum of distances decreases by less than `tol` of itself.
+    Weiszfeld 1937; smoothing as in Pillutla et al. 2022, https://arxiv.org/abs/1912.13445.
     """
     given = points.dtype
     if len(points) > _LARGEST_SAMPLE:

@@ -1,4 +1,4 @@
-"""Autoencoders by the names that people know: each is a nonlinearity, and the extras of its name."""
+"""Autoencoders by the names that people know: a nonlinearity each, and the extras of the name."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -43,7 +43,7 @@ class _Named(SparseAutoencoder):
         return own
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"], *older: bool, **flags: bool) -> Any:
-        """Returns the latents, dense, or what the flags of dictionary-learning ask for (`compat`)."""
+        """Returns the latents, dense; or what flags of dictionary-learning ask for (`compat`)."""
         if not older and not flags:
             return self.encode_dense(x)
         from dictionary_learning.compat._encode_flags import encode_with_flags

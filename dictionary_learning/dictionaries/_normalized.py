@@ -70,7 +70,7 @@ class Normalized(Dictionary):
 
     Args:
         dictionary: The dictionary inside, or its options and `"class"`, the name of its class.
-        normalization: Normalization of each token, a name of `PER_TOKEN`; None for the scales only.
+        normalization: Of each token, a name of `PER_TOKEN`; None for the scales only.
         site_dims: Width of each site that is read; by default one site.
         scales: Divisor of the activations of each site; by default 1.
 

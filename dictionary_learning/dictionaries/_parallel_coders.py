@@ -28,9 +28,7 @@ class ParallelCoders(Trainable):
 
     Args:
         parts: The coders, with equal numbers of latents.
-        reads: The inputs of each coder.
-        writes: The outputs of each coder.
-        output_dim: Width of the outputs.
+        reads: The slice of the inputs that each coder reads; `writes` is the same of the outputs.
         has_output_bias: Whether there is one b_dec for all coders, which have none then.
     """
 
@@ -170,9 +168,8 @@ class CrossLayerTranscoder(ParallelCoders):
     Args:
         site_dims: Width of the module input of each layer.
         dict_size: Number of latents of all layers together.
-        nonlinearity: Of each layer, or its name and options. k is per layer.
+        nonlinearity: As of `Coder`, for each layer: k is per layer.
         output_dims: Width of the module output of each layer; by default `site_dims`.
-        generator: As of `Coder`.
 
     Raises:
         ConfigError: dict_size is not a multiple of the layers, or inputs and outputs differ in

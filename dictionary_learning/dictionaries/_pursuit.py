@@ -49,8 +49,6 @@ def gradient_pursuit(
     team).
 
     Args:
-        x: Activations to reconstruct.
-        W_dec: A direction in each row.
         target_l0: Rounds, and so the largest number of latents of a token.
         candidates: Latents are chosen among this many with the largest correlations with x itself.
             A round then costs candidates * dim for each token, and misses directions that other

@@ -32,9 +32,10 @@ FORMAT_VERSION = 1
 def save_dictionary(
     dictionary: Dictionary, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes the dictionary into a folder, which it returns; each file is complete or absent at any moment.
+    """Writes the dictionary into a folder, and returns its path.
 
-    Sections of `config.json` that `config` does not have are taken from `dictionary.info`.
+    Each file is complete or absent at any moment. Sections of `config.json` that `config` does not
+    have are taken from `dictionary.info`.
 
     Raises:
         CheckpointError: A tensor holds values that are not finite.

@@ -15,8 +15,8 @@ from dictionary_learning.ops._straight_through import REACH, KernelName, jump, s
 class JumpReLU(Elementwise):
     """latents = pre * 1[pre > threshold], with a threshold for each latent.
 
-    Thresholds are learned by a straight-through estimator (`ops/_straight_through.py`), directly and
-    not by their logarithms, and stay float32: small updates would be lost in bfloat16.
+    Thresholds are learned by a straight-through estimator (`ops/_straight_through.py`), directly
+    and not by their logarithms, and stay float32: small updates would be lost in bfloat16.
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435; `gradient_to_input` is Anthropic's
     variant (January 2025 update).
 
@@ -24,7 +24,6 @@ class JumpReLU(Elementwise):
         initial_threshold: Initial value of all thresholds.
         bandwidth: Width of the estimator's kernel, in units of pre-activations; 0.001 is meant for
             activations of unit mean square.
-        kernel: Shape of the kernel.
         gradient_to_input: Whether pre-activations get the estimator's gradient too.
 
     Raises:

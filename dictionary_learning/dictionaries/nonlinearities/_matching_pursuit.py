@@ -80,7 +80,7 @@ def _chosen_in_order(
 class StoppedPursuit(Pursuit):
     """Matching pursuit that may choose a latent again, and may stop early.
 
-    r = x - b_dec;  i = argmax relu(<r, d_i>),  f_i <- f_i + relu(<r, d_i>),  r <- r - relu(<r, d_i>) d_i
+    r = x - b_dec;  i = argmax <r, d_i>,  v = relu(<r, d_i>),  f_i <- f_i + v,  r <- r - v d_i
 
     Decoder rows may have any norm, and each token stops by itself, as in SAELens.
 
