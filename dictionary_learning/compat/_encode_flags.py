@@ -50,7 +50,8 @@ def encode_with_flags(
         )
     if isinstance(ae, AutoEncoderTopK):
         if flags.get("use_threshold"):
-            return ae.by_threshold(x)
+            norms = ae.ranking_norms() if ae.rank_by_norm else 1.0
+            return ae.nonlinearity.above_threshold(ae.pre_activations(x) * norms) / norms
         return _top_k(ae, x) if flags.get("return_topk") else ae.encode_dense(x)
     if isinstance(ae, (BatchTopKSAE, MatryoshkaBatchTopKSAE)):
         if flags.get("use_threshold", True):
@@ -58,7 +59,7 @@ def encode_with_flags(
         else:
             flat, lead = pack([x], "* dim")
             (latents,) = unpack(to_dense(ae.encode_sparse(flat)), lead, "* latents")
-            latents = ae.in_use(latents)
+            latents = ae.in_use(latents) if isinstance(ae, MatryoshkaBatchTopKSAE) else latents
         if not flags.get("return_active"):
             return latents
         return latents, (latents > 0).reshape(-1, ae.dict_size).any(0), ae.pre_activations(x).relu()

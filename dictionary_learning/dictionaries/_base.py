@@ -1,5 +1,6 @@
 """The base of every dictionary."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -32,30 +33,24 @@ class Dictionary(nn.Module, ABC):
 
     Dim 0 of every per-latent tensor is the latent axis: W_enc is (dict_size, activation_dim), W_dec
     is (dict_size, output_dim), and row i of W_dec is the direction of latent i. Activations of
-    several sites are concatenated in the last dimension.
-
-    Args:
-        activation_dim: Width of the inputs.
-        dict_size: Number of latents.
-        output_dim: Width of the outputs; by default `activation_dim`.
+    several sites are concatenated in the last dimension. `output_dim` is `activation_dim` by
+    default.
 
     Raises:
         ConfigError: A size is not a positive whole number.
     """
 
     info: DictionaryInfo = DictionaryInfo()
-    """What is known about the dictionary: sites, model, and the config it was saved with. No part of its state."""
+    """What is known about it: sites, model, the config it was saved with. No part of its state."""
 
     def __init__(self, activation_dim: int, dict_size: int, output_dim: int | None = None):
         super().__init__()
-        output_dim = activation_dim if output_dim is None else output_dim
-        sizes: dict[str, object] = {"activation_dim": activation_dim, "dict_size": dict_size, "output_dim": output_dim}
-        for name, size in sizes.items():
+        self.activation_dim, self.dict_size = activation_dim, dict_size
+        self.output_dim = activation_dim if output_dim is None else output_dim
+        for name in ("activation_dim", "dict_size", "output_dim"):
+            size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 raise ConfigError(f"{type(self).__name__} got {name}={size!r}; it must be a positive whole number.")
-        self.activation_dim = activation_dim
-        self.dict_size = dict_size
-        self.output_dim = output_dim
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
@@ -72,11 +67,9 @@ class Dictionary(nn.Module, ABC):
     def reconstruct_contexts(
         self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
     ) -> Reconstruction:
-        """Returns outputs and latents of the tokens of several contexts.
+        """Returns outputs and latents of the tokens of several contexts, one after another.
 
-        Args:
-            x: The tokens in order, one context after another.
-            lengths: Number of tokens of each context; may be 0.
+        `lengths` has the number of tokens of each; it may be 0.
         """
         return self.reconstruct(x)
 
@@ -93,9 +86,7 @@ class Dictionary(nn.Module, ABC):
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         """Converts a dictionary from x / inputs to y / outputs into one from x to y, in place.
 
-        Args:
-            inputs: Divisor of the inputs in training.
-            outputs: Divisor of the targets in training; by default `inputs`.
+        `inputs` and `outputs` (by default the same) divided inputs and targets in training.
         """
 
     @abstractmethod
@@ -121,11 +112,13 @@ class Dictionary(nn.Module, ABC):
         """
         for what, mine, theirs in zip(("reads", "writes"), self.site_widths, (widths, output_widths), strict=True):
             # activations of several sites may also come concatenated, as one site
-            if sum(mine) != sum(theirs) or (len(mine) > 1 and len(theirs) > 1 and tuple(mine) != tuple(theirs)):
-                many = len(mine) > 1 and len(theirs) > 1
+            if min(len(mine), len(theirs)) == 1:
+                mine, theirs = [sum(mine)], [sum(theirs)]
+            if list(mine) != list(theirs):
+                own, other = (", ".join(map(str, widths)) for widths in (mine, theirs))
                 raise ConfigError(
-                    f"The {type(self).__name__} {what} activations of width {_widths(mine, many)}; the site has width "
-                    f"{_widths(theirs, many)}. Give the model and the site that it was trained on."
+                    f"The {type(self).__name__} {what} activations of width {own}; the site has width {other}. "
+                    "Give the model and the site that it was trained on."
                 )
 
     @property
@@ -161,13 +154,10 @@ class Dictionary(nn.Module, ABC):
             )
 
     @classmethod
-    def from_pretrained(cls: type[D], path: Any, device: torch.device | str | None = None, **options: Any) -> D:
-        """Loads a dictionary of this class from files of any format.
-
-        Args:
-            path: A folder, a file of weights, or a repository of the hub.
-            device: Device of the dictionary; by default the CPU.
-            options: Further arguments of `load_dictionary`, such as `site` or `dtype`.
+    def from_pretrained(
+        cls: type[D], path: "str | os.PathLike[str]", device: torch.device | str | None = None, **options: Any
+    ) -> D:
+        """Loads a dictionary of this class from files of any format (see `load_dictionary`).
 
         Raises:
             CheckpointError: There is no dictionary, or one of another class.
@@ -185,7 +175,3 @@ class Dictionary(nn.Module, ABC):
 
 
 DICTIONARIES: Registry[type[Dictionary]] = Registry("dictionary class")
-
-
-def _widths(widths: Sequence[int], many: bool) -> str:
-    return ", ".join(map(str, widths)) if many else str(sum(widths))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -57,18 +57,16 @@ def calibrate(
     wiring as itself.
 
     Args:
-        dictionary: TopK, BatchTopK, GroupMax, ReLU, JumpReLU, or one whose nonlinearity is a masked
-            rectifier (`Nonlinearity.is_masked_relu`); it is not changed.
-        activations: batches (batch, activation_dim), scaled as the dictionary expects them.
-        n_tokens: number of tokens to use.
-        target_l0: for "l0"; by default the dictionary's k. For a cross-layer transcoder or heads it
+        dictionary: One with TopK, BatchTopK, GroupMax, ReLU, JumpReLU, or another masked rectifier
+            (`Nonlinearity.is_masked_relu`); it is not changed.
+        activations: Batches (batch, activation_dim), scaled as the dictionary expects them.
+        target_l0: For "l0"; by default the dictionary's k. For a cross-layer transcoder or heads it
             is that of all coders together, in equal shares.
-        match: the statistic that is preserved.
 
     Raises:
-        ConfigError: a threshold cannot stand for the nonlinearity, or target_l0 is missing or
+        ConfigError: A threshold cannot stand for the nonlinearity, or target_l0 is missing or
             impossible.
-        DataError: the activations end before n_tokens.
+        DataError: The activations end before n_tokens.
     """
     is_trainable = isinstance(dictionary, Trainable)  # pyright: ignore[reportUnnecessaryIsInstance]
     if not is_trainable or not (parts := list(dictionary.coders())):
@@ -95,7 +93,7 @@ def calibrate(
         got = n_tokens - n_left
         raise DataError(f"calibrate got {got} tokens and needs {n_tokens}. Give more activations, or lower n_tokens.")
     made = [calibration.export() for calibration in calibrations]
-    return dictionary.with_parts(made) if isinstance(dictionary, ParallelCoders) else made[0]  # pyright: ignore[reportReturnType]
+    return cast(D, dictionary.with_parts(made) if isinstance(dictionary, ParallelCoders) else made[0])
 
 
 def _target(coder: Coder, target_l0: float | None, match: str) -> float | None:

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from dictionary_learning.dictionaries._base import Reconstruction
 from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
 from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
-from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, Elementwise, Nonlinearity
-from dictionary_learning.dictionaries.nonlinearities._base import SparseSelection
+from dictionary_learning.dictionaries.nonlinearities import (
+    NONLINEARITIES,
+    Elementwise,
+    Nonlinearity,
+    SparseSelection,
+)
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, replace_values, to_dense
 from dictionary_learning.ops import Encoder, backend_for, take_rows
@@ -47,30 +51,23 @@ class Coder(Trainable):
     transpose where both have the same width.
 
     Args:
-        activation_dim: Width of the inputs.
-        dict_size: Number of latents.
         nonlinearity: The nonlinearity, or its name and options as `{"name": "top_k", "k": 32}`.
-        output_dim: Width of the outputs; by default `activation_dim`.
         apply_b_dec_to_input: Whether b_dec is subtracted before encoding; needs equal widths.
         skip: Whether the output has an affine part W_skip x, initially zero.
         rank_by_norm: Whether latents are ranked, and compared with the threshold, by value times
             decoder norm, where a set number is kept.
         site_dims: Widths of the sites that are written, whose norms are added; by default one site.
-        has_output_bias: Whether there is a b_dec.
         generator: Draws the initial directions; None for the global generator.
 
     Raises:
         ConfigError: The arguments contradict each other, or more latents would be kept than exist.
     """
 
-    option_names: ClassVar[tuple[str, ...]] = ()
+    option_names: ClassVar[tuple[str, ...]] = ("output_dim", "apply_b_dec_to_input", "has_output_bias")
     """Arguments beyond the sizes and the nonlinearity that are saved."""
-    subtracts_b_dec: ClassVar[bool] = True
-    """Default of `apply_b_dec_to_input`."""
-    has_skip: ClassVar[bool] = False
-    """Default of `skip`."""
-    ranks_by_norm: ClassVar[bool] = False
-    """Default of `rank_by_norm`."""
+    subtracts_b_dec: ClassVar[bool] = True  # default of apply_b_dec_to_input
+    has_skip: ClassVar[bool] = False  # default of skip
+    ranks_by_norm: ClassVar[bool] = False  # default of rank_by_norm
 
     W_enc: nn.Parameter
     b_enc: nn.Parameter | None
@@ -95,7 +92,9 @@ class Coder(Trainable):
         nonlinearity = build_nonlinearity(nonlinearity)
         self.is_tied = nonlinearity.is_tied
         self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
+        self.centered = self.apply_b_dec_to_input
         self.rank_by_norm = self.ranks_by_norm if rank_by_norm is None else rank_by_norm
+        self.skip, self.has_output_bias = self.has_skip if skip is None else skip, has_output_bias
         if (self.apply_b_dec_to_input or self.is_tied) and self.output_dim != activation_dim:
             name = type(nonlinearity).__name__
             raise ConfigError(
@@ -114,8 +113,7 @@ class Coder(Trainable):
         # gates have biases of their own, which replace b_enc
         self.b_enc = None if nonlinearity.has_bias else nn.Parameter(torch.zeros(dict_size))
         self.b_dec = nn.Parameter(torch.zeros(self.output_dim)) if has_output_bias else None
-        has_skip = self.has_skip if skip is None else skip
-        self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if has_skip else None
+        self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if self.skip else None
 
     def __getattr__(self, name: str) -> Any:
         if name == "W_enc" and self.is_tied:
@@ -151,12 +149,10 @@ class Coder(Trainable):
         return self.decode(latents, x), latents
 
     def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
-        nonlinearity = self.nonlinearity
-        if isinstance(nonlinearity, SparseSelection):
+        if not isinstance(self.nonlinearity, Elementwise):
             return self.encode_sparse(x), None
-        assert isinstance(nonlinearity, Elementwise)
-        encoder = Encoder(self.W_enc, self._bias(), self._center())
-        pre = encoder.backend.encode_where(self._checked(x), encoder, nonlinearity.support_mask)
+        encoder = self._encoder()
+        pre = encoder.backend.encode_where(self._checked(x), encoder, self.nonlinearity.support_mask)
         return self.pointwise("activate", pre), pre
 
     def pointwise(self, method: str, pre: Latents) -> Latents:
@@ -168,9 +164,8 @@ class Coder(Trainable):
         if not isinstance(nonlinearity, SparseSelection):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
         x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # k of a caller may be larger
-        encoder = Encoder(self.W_enc, self._bias(), self._center())
-        # rows of a tied matrix have unit norm already
-        if not self.rank_by_norm or self.is_tied:
+        encoder = self._encoder()
+        if not self.rank_by_norm or self.is_tied:  # rows of a tied matrix have unit norm already
             return nonlinearity.encode_sparse(x, encoder, n)
         norms = self.ranking_norms()
         # the encoder computes what is ranked, so that kernels need not know norms
@@ -183,22 +178,12 @@ class Coder(Trainable):
     ) -> Float[Tensor, "*batch output_dim"]:
         """Returns the reconstruction from dense latents, in float32 at least.
 
-        Args:
-            latents: The latents.
-            x: The activations that they encode; needed where the output has a part W_skip x.
-
         Raises:
-            ConfigError: x is needed and was not given.
+            ConfigError: The output has a part W_skip x, and x was not given.
         """
         dtype = torch.promote_types(self.dtype, torch.float32)
         out = latents.to(dtype) @ self.W_dec.to(dtype)
-        if self.b_dec is not None:
-            out = out + self.b_dec
-        if self.W_skip is None:
-            return out
-        if x is None:
-            raise ConfigError("The output has a part W_skip x; give x too: decode(latents, x).")
-        return out + nn.functional.linear(x.to(dtype), self.W_skip.to(dtype))
+        return self.with_affine_part(out, None if x is None else x.to(dtype))
 
     def decode_latents(
         self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
@@ -212,13 +197,15 @@ class Coder(Trainable):
         return self.with_affine_part(out, x, frozen=frozen)
 
     def with_affine_part(
-        self, out: Float[Tensor, "*batch output_dim"], x: Tensor, *, frozen: bool = False
+        self, out: Float[Tensor, "*batch output_dim"], x: Tensor | None, *, frozen: bool = False
     ) -> Float[Tensor, "*batch output_dim"]:
         """Adds b_dec and W_skip x to an output."""
         b_dec, W_skip = (p.detach() if frozen and p is not None else p for p in (self.b_dec, self.W_skip))
         if b_dec is not None:
             out = out + b_dec
         if W_skip is not None:
+            if x is None:
+                raise ConfigError("The output has a part W_skip x; give x too: decode(latents, x).")
             with no_autocast(x):
                 out = out + nn.functional.linear(upcast(x), upcast(W_skip))
         return out
@@ -226,9 +213,9 @@ class Coder(Trainable):
     def decode_among(
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
-        center = self._center()
-        W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (self.W_enc, self._bias(), self.W_dec))
-        encoder = Encoder(W_enc, b_enc, None if center is None else center.detach())
+        whole = self._encoder()
+        W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (whole.W, whole.b, self.W_dec))
+        encoder = Encoder(W_enc, b_enc, None if whole.center is None else whole.center.detach())
         x, n = self._checked(x), min(k, len(candidates))
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.is_signed:
             latents = encoder.backend.encode_where(x, encoder, lambda pre: pre.abs().topk(n).indices)
@@ -268,15 +255,10 @@ class Coder(Trainable):
         yield CoderSlice(self, slice(0, self.dict_size), slice(0, self.activation_dim), slice(0, self.output_dim))
 
     def encoders(self) -> list[Encoder]:
-        if self.b_enc is None or self.rank_by_norm:
-            return []
-        return [Encoder(self.W_enc, self.b_enc, self._center())]
+        return [] if self.b_enc is None or self.rank_by_norm else [self._encoder()]
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        if isinstance(self.nonlinearity, SparseSelection) and not self.nonlinearity.of_each_token:
-            latents, pre = self.encode(x), None
-        else:
-            latents, pre = self.encode_latents(x)
+        latents, pre = self.encode_latents(x) if self.nonlinearity.of_each_token else (self.encode(x), None)
         return Reconstruction(self.decode_latents(latents, self._checked(x)), latents, pre)
 
     @torch.no_grad()
@@ -285,8 +267,7 @@ class Coder(Trainable):
         if outputs != inputs and (self.apply_b_dec_to_input or self.is_tied):
             what = "that subtracts b_dec from inputs" if self.apply_b_dec_to_input else "with a tied matrix"
             raise ConfigError(f"A dictionary {what} has one scale; got inputs={inputs} and outputs={outputs}.")
-        # nonlinearities commute with positive factors: latents get the scale of the inputs, and the
-        # decoder the quotient
+        # nonlinearities commute with positive factors: latents get the inputs' scale, the decoder the quotient
         if self.b_enc is not None:
             self.b_enc.mul_(inputs)
         ranks = self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection)
@@ -299,11 +280,6 @@ class Coder(Trainable):
                 self.W_skip.mul_(outputs / inputs)
 
     @property
-    def centered(self) -> bool:
-        """The same as `apply_b_dec_to_input`."""
-        return self.apply_b_dec_to_input
-
-    @property
     def encoder(self) -> LinearView:
         """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`."""
         return LinearView(self.W_enc, self.b_enc)
@@ -314,35 +290,24 @@ class Coder(Trainable):
         return LinearView(self.W_dec.T, self.b_dec)
 
     def options(self) -> dict[str, Any]:
-        values = {
-            "output_dim": self.output_dim,
-            "apply_b_dec_to_input": self.apply_b_dec_to_input,
-            "skip": self.W_skip is not None,
-            "rank_by_norm": self.rank_by_norm,
-            "has_output_bias": self.b_dec is not None,
-        }
         sizes = {"activation_dim": self.activation_dim, "dict_size": self.dict_size}
-        further = {name: values[name] for name in self.option_names}
+        further = {name: getattr(self, name) for name in self.option_names}
         return {**sizes, "nonlinearity": self.nonlinearity_options(), **further}
-
-    @classmethod
-    def sizes_for(cls, shape: Any) -> dict[str, Any]:
-        """Returns the arguments for the sites of a `DictionaryShape`."""
-        return {"activation_dim": sum(shape.inputs)}
 
     def nonlinearity_options(self) -> dict[str, Any]:
         """Returns the nonlinearity as plain data."""
         return {"name": NONLINEARITIES.name_of(type(self.nonlinearity)), **self.nonlinearity.options()}
 
+    def encoder_biases(self) -> list[nn.Parameter]:
+        """Returns the biases that are added to W_enc x: b_enc, or those of the nonlinearity."""
+        return self.nonlinearity.biases() if self.b_enc is None else [self.b_enc]
+
+    def _encoder(self) -> Encoder:
+        bias = self.W_enc.new_zeros(self.dict_size) if self.b_enc is None else self.b_enc
+        return Encoder(self.W_enc, bias, self._center())
+
     def _center(self) -> Tensor | None:
         return self.b_dec if self.apply_b_dec_to_input else None
-
-    def encoder_biases(self) -> list[Tensor]:
-        """Returns the biases that are added to W_enc x: b_enc, or those of the nonlinearity."""
-        return [*([] if self.b_enc is None else [self.b_enc]), *self.nonlinearity.biases()]
-
-    def _bias(self) -> Tensor:
-        return self.b_enc if self.b_enc is not None else self.W_enc.new_zeros(self.dict_size)
 
     def _checked(self, x: Tensor) -> Tensor:
         self.check_width(x)

@@ -1,6 +1,6 @@
 """Trained dictionaries as the start of a run: with more latents, or with another nonlinearity."""
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -10,25 +10,8 @@ from dictionary_learning.dictionaries._coder import Coder, build_nonlinearity
 from dictionary_learning.dictionaries._named import MatryoshkaBatchTopKSAE, autoencoder_class
 from dictionary_learning.dictionaries._parallel_coders import ParallelCoders
 from dictionary_learning.dictionaries._wirings import SparseAutoencoder, Transcoder
-from dictionary_learning.dictionaries.nonlinearities import (
-    Gated,
-    GroupMax,
-    JumpReLU,
-    Nonlinearity,
-    ReLU,
-    ThresholdedTopK,
-)
+from dictionary_learning.dictionaries.nonlinearities import GroupMax, Nonlinearity, SparseSelection, ThresholdedTopK
 from dictionary_learning.errors import ConfigError
-
-
-class Encoding(NamedTuple):
-    """The latents of a dictionary as z 1[z > threshold] with z = W_enc x + b_enc."""
-
-    W_enc: Tensor
-    b_enc: Tensor
-    threshold: Tensor | None
-    """Threshold of each latent (dict_size,); None where it is not known."""
-
 
 D = TypeVar("D", bound=Dictionary)
 
@@ -54,7 +37,6 @@ def expand_or_convert(
     learned. Without one, `calibrate` estimates thresholds on data.
 
     Args:
-        dictionary: A trained dictionary, which is not changed.
         expansion: Factor of the number of latents, at least 1.
         nonlinearity: Another nonlinearity, or its name and options: `{"name": "top_k", "k": 32}`.
         generator: Draws the directions of new latents; None for the global generator.
@@ -72,9 +54,9 @@ def expand_or_convert(
             [_coder(part.coder, expansion, nonlinearity, generator) for part in dictionary.coders()]
         )
     else:
-        built = None if nonlinearity is None else _built(nonlinearity)
+        built = None if nonlinearity is None else _without_tensors(nonlinearity)
         made = dictionary.expanded(round(dictionary.dict_size * expansion), built, generator)
-    return made.requires_grad_(True)  # pyright: ignore[reportReturnType]
+    return cast(D, made.requires_grad_(True))
 
 
 def _coder(
@@ -84,23 +66,21 @@ def _coder(
     generator: torch.Generator | None,
 ) -> Coder:
     old, n_old = dictionary.nonlinearity, dictionary.dict_size
-    new = _built(old if nonlinearity is None else nonlinearity)
+    new = _without_tensors(old if nonlinearity is None else nonlinearity)
     dict_size = round(n_old * expansion)
-    if isinstance(new, GroupMax) and type(new) is type(old) and dict_size > n_old:
+    is_same = type(new) is type(old)
+    if isinstance(new, GroupMax) and is_same and dict_size > n_old:
         raise ConfigError(
             f"GroupMax keeps the largest latent of each of {new.k} groups, and {dict_size} latents form other groups "
             f"than {n_old}. Choose another nonlinearity, such as top_k, or expansion=1."
         )
     made = rebuild_like(dictionary, new, dict_size=dict_size, rank_by_norm=dictionary.rank_by_norm, generator=generator)
     made = made.float().to(dictionary.device)
-    encoding = None if type(new) is type(old) else _encoding(dictionary)
-    _copy_(made, dictionary, dictionary.W_enc if encoding is None else encoding.W_enc)
-    if encoding is None:
-        if made.b_enc is not None and dictionary.b_enc is not None:
-            _fill(made.b_enc, dictionary.b_enc)
-        _copy_state_(made.nonlinearity, old, n_old)
-    else:
-        _set_encoding_(made, encoding, dictionary)
+    made.W_dec[:n_old] = dictionary.W_dec.float()
+    for own, other in ((made.b_dec, dictionary.b_dec), (made.W_skip, dictionary.W_skip)):
+        if own is not None and other is not None:
+            own.copy_(other)
+    (_copy_encoder_ if is_same else _convert_encoder_)(made, dictionary)
     _shift_new_biases_(made, dictionary)
     return made
 
@@ -111,16 +91,11 @@ def rebuild_like(
     *,
     dict_size: int,
     rank_by_norm: bool,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None,
 ) -> Coder:
     """Returns a new dictionary of the same wiring, with the class known for the nonlinearity.
 
-    Args:
-        dictionary: A dictionary, which is not changed.
-        nonlinearity: A new nonlinearity, without tensors for latents yet.
-        dict_size: Number of latents.
-        rank_by_norm: Whether latents are ranked by value times decoder norm.
-        generator: Draws the weights; None for the global generator.
+    The nonlinearity is a new one, without tensors for latents yet.
     """
     options: dict[str, Any] = {"rank_by_norm": rank_by_norm, "generator": generator}
     if not isinstance(dictionary, SparseAutoencoder):
@@ -129,44 +104,64 @@ def rebuild_like(
     options["apply_b_dec_to_input"] = dictionary.apply_b_dec_to_input
     is_same = type(nonlinearity) is type(dictionary.nonlinearity)
     made_class = type(dictionary) if is_same else autoencoder_class(type(nonlinearity))
-    if made_class is SparseAutoencoder:
-        options["nonlinearity"] = nonlinearity
-    else:
-        options |= nonlinearity.options()
+    options |= {"nonlinearity": nonlinearity} if made_class is SparseAutoencoder else nonlinearity.options()
     if isinstance(dictionary, MatryoshkaBatchTopKSAE) and is_same:
         *inner, outer = dictionary.group_sizes
         options["group_sizes"] = [*inner, outer + dict_size - dictionary.dict_size]
     return made_class(dictionary.activation_dim, dict_size, **options)
 
 
-def _built(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:
+def _without_tensors(nonlinearity: Nonlinearity | dict[str, Any]) -> Nonlinearity:
     """Returns a new nonlinearity with the same options, without tensors for latents yet."""
     if isinstance(nonlinearity, Nonlinearity):
         return type(nonlinearity)(**nonlinearity.options())
     return build_nonlinearity(nonlinearity)
 
 
-def _copy_(made: Coder, dictionary: Coder, W_enc: Tensor) -> None:
-    """Copies the matrices, b_dec and W_skip."""
-    n_old = dictionary.dict_size
-    made.W_dec[:n_old] = dictionary.W_dec.float()
-    if not made.is_tied:
-        made.W_enc[n_old:] *= W_enc.float().norm(dim=1).mean()
-        made.W_enc[:n_old] = W_enc.float()
-    for own, other in ((made.b_dec, dictionary.b_dec), (made.W_skip, dictionary.W_skip)):
-        if own is not None and other is not None:
-            own.copy_(other)
-
-
-def _copy_state_(own: Nonlinearity, other: Nonlinearity, n_old: int) -> None:
-    given = other.state_dict()
-    if isinstance(own, ThresholdedTopK) and own.options() != other.options():
+def _copy_encoder_(made: Coder, dictionary: Coder) -> None:
+    """Copies the encoder and the state of the same nonlinearity."""
+    _set_W_enc_(made, dictionary.W_enc.float())
+    if made.b_enc is not None and dictionary.b_enc is not None:
+        _fill(made.b_enc, dictionary.b_enc)
+    own, old = made.nonlinearity, dictionary.nonlinearity
+    if isinstance(own, ThresholdedTopK) and own.options() != old.options():
         return  # another k needs another threshold
+    given = old.state_dict()
     for name, tensor in own.state_dict(keep_vars=True).items():
-        if tensor.ndim and len(given[name]) == n_old:
+        if tensor.ndim and len(given[name]) == dictionary.dict_size:
             _fill(tensor, given[name])
         else:
             tensor.copy_(given[name])
+
+
+def _convert_encoder_(made: Coder, dictionary: Coder) -> None:
+    """Sets encoder, biases and thresholds from those of another nonlinearity."""
+    own, old = made.nonlinearity, dictionary.nonlinearity
+    form, W = old.threshold_form(), dictionary.W_enc.float()
+    zeros = W.new_zeros(len(W))  # (dict_size,)
+    scale = (zeros + form.scale).unsqueeze(1)  # (dict_size, 1)
+    _set_W_enc_(made, W * scale)
+    bias = form.bias + (zeros if dictionary.b_enc is None else dictionary.b_enc.float())
+    if made.b_enc is not None:
+        _fill(made.b_enc, bias)
+    threshold = None if form.threshold is None else zeros + form.threshold
+    if threshold is not None and dictionary.rank_by_norm and isinstance(old, SparseSelection):
+        threshold = threshold / dictionary.ranking_norms()  # it is one of value times norm
+    for name, values in own.from_threshold_form(bias, threshold).items():
+        if values is None:
+            raise ConfigError(
+                f"{type(own).__name__} needs thresholds, and this {type(old).__name__} has learned none. Estimate them "
+                "on activations: expand_or_convert(calibrate(dictionary, activations, n_tokens))."
+            )
+        _fill(getattr(own, name), values)
+    if isinstance(own, ThresholdedTopK) and isinstance(old, ThresholdedTopK) and own.k == old.k:
+        own.threshold.copy_(old.threshold)
+
+
+def _set_W_enc_(made: Coder, W_enc: Tensor) -> None:
+    if not made.is_tied:
+        made.W_enc[len(W_enc) :] *= W_enc.norm(dim=1).mean()
+        made.W_enc[: len(W_enc)] = W_enc
 
 
 def _fill(tensor: Tensor, values: Tensor) -> None:
@@ -174,44 +169,6 @@ def _fill(tensor: Tensor, values: Tensor) -> None:
     values = values.float()
     tensor[: len(values)] = values
     tensor[len(values) :] = values.median()
-
-
-def _encoding(dictionary: Coder) -> Encoding:
-    nonlinearity, W = dictionary.nonlinearity, dictionary.W_enc.float()
-    b = W.new_zeros(len(W)) if dictionary.b_enc is None else dictionary.b_enc.float()
-    if isinstance(nonlinearity, Gated):
-        # the gate pre + gate_bias > 0 as a threshold of the magnitude exp(r) pre + mag_bias
-        gate, magnitude, slope = (
-            p.float() for p in (nonlinearity.gate_bias, nonlinearity.mag_bias, nonlinearity.r_mag.exp())
-        )
-        return Encoding(W * slope.unsqueeze(1), magnitude, (magnitude - slope * gate).clamp_min(0))
-    if isinstance(nonlinearity, JumpReLU):
-        return Encoding(W, b, nonlinearity.threshold.float())
-    if isinstance(nonlinearity, ReLU):
-        return Encoding(W, b, torch.zeros_like(b))
-    if isinstance(nonlinearity, ThresholdedTopK) and float(nonlinearity.threshold) >= 0:
-        threshold = nonlinearity.threshold.float().expand_as(b)
-        return Encoding(W, b, threshold / dictionary.ranking_norms() if dictionary.rank_by_norm else threshold)
-    return Encoding(W, b, None)
-
-
-def _set_encoding_(made: Coder, encoding: Encoding, dictionary: Coder) -> None:
-    """Sets biases and thresholds from those of another nonlinearity."""
-    own, old = made.nonlinearity, dictionary.nonlinearity
-    if made.b_enc is not None:
-        _fill(made.b_enc, encoding.b_enc)
-    if isinstance(own, JumpReLU):
-        if encoding.threshold is None:
-            raise ConfigError(
-                f"JumpReLU needs thresholds, and this {type(old).__name__} has learned none. Estimate them on "
-                "activations: expand_or_convert(calibrate(dictionary, activations, n_tokens))."
-            )
-        _fill(own.threshold, encoding.threshold)
-    elif isinstance(own, Gated):
-        _fill(own.mag_bias, encoding.b_enc)
-        _fill(own.gate_bias, encoding.b_enc - (0 if encoding.threshold is None else encoding.threshold))
-    elif isinstance(own, ThresholdedTopK) and isinstance(old, ThresholdedTopK) and own.k == old.k:
-        own.threshold.copy_(old.threshold)
 
 
 def _shift_new_biases_(made: Coder, dictionary: Coder) -> None:

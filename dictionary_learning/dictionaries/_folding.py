@@ -24,10 +24,11 @@ def fold_decoder_norm_(dictionary: Trainable) -> None:
         ConfigError: Other latents would be kept, since latents of unequal norms are compared by
             value; or the encoder is the decoder. Nothing is changed then.
     """
-    coders = [part.coder for part in dictionary.coders()]
-    factors = [_factors(coder) for coder in coders]
-    for coder, factor in zip(coders, factors, strict=True):
-        _fold_(coder, factor)
+    # all factors first: what is refused must leave every coder unchanged
+    found = [(part.coder, _factors(part.coder)) for part in dictionary.coders()]
+    for coder, factors in found:
+        if factors is not None:
+            _fold_(coder, factors)
 
 
 @torch.no_grad()
@@ -51,7 +52,7 @@ def _factors(coder: Coder) -> Tensor | None:
     tolerance = max(_EQUAL, torch.finfo(coder.dtype).eps)
     name = type(coder.nonlinearity).__name__
     if coder.is_tied:
-        if abs(least - 1) <= tolerance and abs(most - 1) <= tolerance:
+        if max(abs(least - 1), abs(most - 1)) <= tolerance:
             return None
         raise ConfigError(
             f"{name} has one matrix for both encoder and decoder, with rows of norm {least:.3g} to {most:.3g}; "
@@ -68,9 +69,7 @@ def _factors(coder: Coder) -> Tensor | None:
     return norms[written].mean().expand_as(norms)  # exactly the same factor for all changes no order
 
 
-def _fold_(coder: Coder, factors: Tensor | None) -> None:
-    if factors is None:
-        return
+def _fold_(coder: Coder, factors: Tensor) -> None:
     coder.W_dec.copy_(upcast(coder.W_dec) / factors.unsqueeze(1))
     coder.W_enc.copy_(upcast(coder.W_enc) * factors.unsqueeze(1))
     if coder.b_enc is not None:

@@ -33,13 +33,7 @@ class DictionaryInfo:
     def from_config(
         cls, config: Mapping[str, Any], source: str | None = None, format: str | None = None
     ) -> "DictionaryInfo":
-        """Returns what a config says.
-
-        Args:
-            config: the sections of `config.json`, or what a reader of another format found.
-            source: where the dictionary was loaded from.
-            format: the format of the files; by default the one that the config says.
-        """
+        """Returns what the sections of `config.json` say, or what another format's reader found."""
         return cls(
             sites=site_names(config.get("site")),
             target_sites=site_names(config.get("target_site")),
@@ -58,8 +52,9 @@ class DictionaryInfo:
 
     def _fields(self) -> dict[str, Any]:
         """Returns the fields by the names of their sections."""
-        sites, target_sites = as_config(self.sites), as_config(self.target_sites)
-        return {"name": self.name, "site": sites, "target_site": target_sites, "model": self.model}
+        # one site alone is a string in configs, several are a list
+        reads, writes = (names[0] if len(names) == 1 else list(names) for names in (self.sites, self.target_sites))
+        return {"name": self.name, "site": reads, "target_site": writes, "model": self.model}
 
 
 def own_sections(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,11 +71,6 @@ def site_names(given: Any) -> tuple[str, ...]:
     if isinstance(given, (str, Site)):
         return (str(given),)
     return tuple(map(str, given)) if isinstance(given, Sequence) else ()
-
-
-def as_config(names: Sequence[str]) -> str | list[str]:
-    """Returns site names as configs hold them: one alone as a string, several as a list."""
-    return names[0] if len(names) == 1 else list(names)
 
 
 def _model_name(config: Mapping[str, Any]) -> str | None:

@@ -33,12 +33,8 @@ def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: f
 
     The floor eps, a millionth of the mean distance, keeps steps finite at a point. Of more than
     32,768 points an even subset is used. Computed in float32, and returned in the dtype of the
-    points. Weiszfeld 1937; smoothing as in Pillutla et al. 2022, https://arxiv.org/abs/1912.13445.
-
-    Args:
-        points: At least one point.
-        max_iter: Largest number of steps.
-        tol: Relative decrease of the sum of distances at which the steps end.
+    points. Steps end when the sum of distances decreases by less than `tol` of itself.
+    Weiszfeld 1937; smoothing as in Pillutla et al. 2022, https://arxiv.org/abs/1912.13445.
     """
     given = points.dtype
     if len(points) > _LARGEST_SAMPLE:
@@ -76,7 +72,7 @@ def fitted_decoder(
     coder: "Coder",
     x: Float[Tensor, "n activation_dim"],
     y: Float[Tensor, "n output_dim"],
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None,
 ) -> Float[Tensor, "dict_size output_dim"]:
     """Returns rows s * sum_n f_i r / sum_n f_i^2 with r = y - b_dec: regressions on each latent.
 
@@ -119,26 +115,21 @@ CENTERS: dict[str, Callable[[Tensor], Tensor]] = {
 """Initial b_dec by name (`b_dec_init_method`)."""
 
 
+@torch.no_grad()
 def set_decoder_(
     W_dec: Tensor, W_enc: Tensor | None, *, norm: float, orthogonal: bool, generator: torch.Generator | None
 ) -> None:
     """Sets decoder rows to one norm, and the encoder to the decoder's transpose, in place.
 
-    Args:
-        W_dec: The decoder (dict_size, output_dim).
-        W_enc: The encoder (dict_size, activation_dim), set if it has the shape of W_dec; None to
-            leave it.
-        norm: Norm of the rows.
-        orthogonal: Whether to draw new rows, of which each block of output_dim is orthogonal.
-        generator: Draws orthogonal rows.
+    With `orthogonal`, new rows are drawn, of which each block of output_dim is orthogonal. An
+    encoder of another shape, or None, is left.
     """
-    with torch.no_grad():
-        if orthogonal:
-            width = W_dec.shape[1]
-            for rows in W_dec.split(width):
-                # the signs make Q uniform over rotations
-                q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
-                rows.copy_((q * r.diagonal().sign())[: len(rows)])
-        W_dec.mul_(norm / W_dec.norm(dim=1, keepdim=True))
-        if W_enc is not None and W_enc.shape == W_dec.shape:
-            W_enc.copy_(W_dec)
+    if orthogonal:
+        width = W_dec.shape[1]
+        for rows in W_dec.split(width):
+            # the signs make Q uniform over rotations
+            q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
+            rows.copy_((q * r.diagonal().sign())[: len(rows)])
+    W_dec.mul_(norm / W_dec.norm(dim=1, keepdim=True))
+    if W_enc is not None and W_enc.shape == W_dec.shape:
+        W_enc.copy_(W_dec)

@@ -1,9 +1,4 @@
-"""Autoencoders by the names that people know: each is a nonlinearity, and the extras of its name.
-
-`encode` returns the latents. The flags that change what it returns in dictionary-learning
-(`return_topk`, `return_active`, `return_gate`, `output_pre_jump`, `use_threshold`) are implemented
-in `compat.encode_flags`.
-"""
+"""Autoencoders by the names that people know: a nonlinearity each, and the extras of the name."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -28,12 +23,16 @@ from dictionary_learning.dictionaries.nonlinearities import (
     TopK,
 )
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.ops._straight_through import KernelName
 
 
 class _Named(SparseAutoencoder):
     """An autoencoder whose class determines its nonlinearity."""
 
     nonlinearity_class: ClassVar[type[Nonlinearity]]
+
+    def __init__(self, activation_dim: int, dict_size: int, *options: Any, **wiring: Any):
+        super().__init__(activation_dim, dict_size, self.nonlinearity_class(*options), **wiring)
 
     def options(self) -> dict[str, Any]:
         own = {"activation_dim": self.activation_dim, "dict_size": self.dict_size, **self.nonlinearity.options()}
@@ -44,7 +43,7 @@ class _Named(SparseAutoencoder):
         return own
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"], *older: bool, **flags: bool) -> Any:
-        """Returns the latents, dense. `older` and `flags` are those of dictionary-learning."""
+        """Returns the latents, dense; or what flags of dictionary-learning ask for (`compat`)."""
         if not older and not flags:
             return self.encode_dense(x)
         from dictionary_learning.compat._encode_flags import encode_with_flags
@@ -56,20 +55,15 @@ class _Named(SparseAutoencoder):
         return super().encode(x)
 
 
-class _WithoutOptions(_Named):
-    def __init__(self, activation_dim: int, dict_size: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, self.nonlinearity_class(), **wiring)
-
-
 @DICTIONARIES.register("AutoEncoder")
-class AutoEncoder(_WithoutOptions):
+class AutoEncoder(_Named):
     """An autoencoder with ReLU (Bricken et al. 2023, Towards Monosemanticity)."""
 
     nonlinearity_class = ReLU
 
 
 @DICTIONARIES.register("AutoEncoderNew")
-class AutoEncoderNew(_WithoutOptions):
+class AutoEncoderNew(_Named):
     """An autoencoder with ReLU that does not subtract b_dec, with decoder rows of any norm.
 
     Conerly et al. 2024, Anthropic's April update.
@@ -87,7 +81,7 @@ class AutoEncoderNew(_WithoutOptions):
 
 
 @DICTIONARIES.register("GatedAutoEncoder")
-class GatedAutoEncoder(_WithoutOptions):
+class GatedAutoEncoder(_Named):
     """An autoencoder with gates (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014)."""
 
     nonlinearity: Gated
@@ -100,14 +94,7 @@ class JumpReluAutoEncoder(_Named):
 
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
 
-    Args:
-        activation_dim: Width of the activations.
-        dict_size: Number of latents.
-        initial_threshold: See `JumpReLU`.
-        bandwidth: See `JumpReLU`.
-        kernel: See `JumpReLU`.
-        gradient_to_input: See `JumpReLU`.
-        wiring: Further arguments of `SparseAutoencoder`.
+    Args: those of `JumpReLU`, and in `wiring` further ones of `SparseAutoencoder`.
     """
 
     nonlinearity: JumpReLU
@@ -120,12 +107,12 @@ class JumpReluAutoEncoder(_Named):
         dict_size: int,
         initial_threshold: float = 0.001,
         bandwidth: float = 0.001,
-        kernel: Any = "rectangle",
+        kernel: KernelName = "rectangle",
         gradient_to_input: bool = False,
         **wiring: Any,
     ):
-        nonlinearity = JumpReLU(initial_threshold, bandwidth, kernel, gradient_to_input)
-        super().__init__(activation_dim, dict_size, nonlinearity, **wiring)
+        options = (initial_threshold, bandwidth, kernel, gradient_to_input)
+        super().__init__(activation_dim, dict_size, *options, **wiring)
 
     @property
     def threshold(self) -> nn.Parameter:
@@ -137,8 +124,7 @@ class _KeepsK(_Named):
     nonlinearity: SparseSelection
 
     def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        nonlinearity: Any = self.nonlinearity_class
-        super().__init__(activation_dim, dict_size, nonlinearity(k), **wiring)
+        super().__init__(activation_dim, dict_size, k, **wiring)
 
     @property
     def k(self) -> int:
@@ -154,18 +140,6 @@ class _HasThreshold(_KeepsK):
         """The threshold estimated for inference; -1 if there is none."""
         return self.nonlinearity.threshold
 
-    def by_threshold(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents above the estimated threshold, each on its own.
-
-        Raises:
-            ConfigError: There is no threshold.
-        """
-        pre = self.pre_activations(x)
-        if not self.rank_by_norm:
-            return self.nonlinearity.above_threshold(pre)
-        norms = self.ranking_norms()
-        return self.nonlinearity.above_threshold(pre * norms) / norms
-
 
 @DICTIONARIES.register("AutoEncoderTopK")
 class AutoEncoderTopK(_HasThreshold):
@@ -177,42 +151,29 @@ class AutoEncoderTopK(_HasThreshold):
     nonlinearity_class = TopK
 
 
-class _BatchTopK(_HasThreshold):
-    nonlinearity_class = BatchTopK
-
-    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        return self.in_use(self.by_threshold(x))
-
-    def in_use(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents with those that are not in use at zero."""
-        return latents
-
-
 @DICTIONARIES.register("BatchTopKSAE")
-class BatchTopKSAE(_BatchTopK):
+class BatchTopKSAE(_HasThreshold):
     """An autoencoder that keeps the k * batch largest latents of a batch in training.
 
     For inference, latents above the estimated threshold are kept, so that those of a token do not
     depend on its batch. Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
     """
 
+    nonlinearity_class = BatchTopK
+
 
 @DICTIONARIES.register("MatryoshkaBatchTopKSAE")
-class MatryoshkaBatchTopKSAE(_BatchTopK):
+class MatryoshkaBatchTopKSAE(_HasThreshold):
     """BatchTopK with groups of latents, each prefix of which is a dictionary.
 
-    Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
-
-    Args:
-        activation_dim: Width of the activations.
-        dict_size: Number of latents.
-        k: Latents per token, on average over a batch.
-        group_sizes: Number of latents of each group.
-        wiring: Further arguments of `SparseAutoencoder`.
+    Bussmann et al. 2025, https://arxiv.org/abs/2503.17547. `group_sizes` has the number of latents
+    of each group.
 
     Raises:
         ConfigError: The groups do not add up to dict_size.
     """
+
+    nonlinearity_class = BatchTopK
 
     def __init__(self, activation_dim: int, dict_size: int, k: int, group_sizes: Sequence[int], **wiring: Any):
         super().__init__(activation_dim, dict_size, k, **wiring)
@@ -230,7 +191,11 @@ class MatryoshkaBatchTopKSAE(_BatchTopK):
         """The first latent of each group, and dict_size."""
         return [0, *torch.tensor(self.group_sizes).cumsum(0).tolist()]
 
+    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
+        return self.in_use(super().encode_dense(x))
+
     def in_use(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        """Returns the latents with those of groups that are not in use at zero."""
         if self.active_groups == len(self.group_sizes):
             return latents
         return latents * (torch.arange(self.dict_size, device=latents.device) < self.group_indices[self.active_groups])
@@ -267,11 +232,7 @@ class MatchingPursuitSAE(_KeepsK):
 
 @DICTIONARIES.register("IdentityDict")
 class IdentityDict(Dictionary):
-    """Latents are the activations: the baseline that loses nothing.
-
-    Args:
-        activation_dim: Width of the activations.
-    """
+    """Latents are the activations: the baseline that loses nothing."""
 
     def __init__(self, activation_dim: int):
         super().__init__(activation_dim, activation_dim)
@@ -293,19 +254,9 @@ class IdentityDict(Dictionary):
         return {"activation_dim": self.activation_dim}
 
 
-_KNOWN = (
-    AutoEncoder,
-    GatedAutoEncoder,
-    JumpReluAutoEncoder,
-    AutoEncoderTopK,
-    BatchTopKSAE,
-    GroupMaxSAE,
-    AbsTopKSAE,
-    MatchingPursuitSAE,
-)
-
-
 def autoencoder_class(nonlinearity: type[Nonlinearity]) -> type[SparseAutoencoder]:
     """Returns the class known for autoencoders with a nonlinearity, or else `SparseAutoencoder`."""
-    found = (known for known in _KNOWN if known.nonlinearity_class is nonlinearity)
-    return next(found, SparseAutoencoder)
+    for _, known in DICTIONARIES.items():  # the first one, so that variants stand after the plain class
+        if issubclass(known, _Named) and known.nonlinearity_class is nonlinearity:
+            return known
+    return SparseAutoencoder

@@ -70,7 +70,7 @@ class Normalized(Dictionary):
 
     Args:
         dictionary: The dictionary inside, or its options and `"class"`, the name of its class.
-        normalization: Normalization of each token, a name of `PER_TOKEN`; None for the scales only.
+        normalization: Of each token, a name of `PER_TOKEN`; None for the scales only.
         site_dims: Width of each site that is read; by default one site.
         scales: Divisor of the activations of each site; by default 1.
 
@@ -108,14 +108,10 @@ class Normalized(Dictionary):
     def decode(
         self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
     ) -> Float[Tensor, "*batch output_dim"]:
-        """Returns the reconstruction from dense latents.
-
-        Args:
-            latents: The latents.
-            x: The activations that they encode, for their mean and deviation.
+        """Returns the reconstruction from dense latents, with mean and deviation of x.
 
         Raises:
-            ConfigError: x is needed and was not given.
+            ConfigError: Tokens are normalized one by one, and x was not given.
         """
         if x is None and self.normalization is not None:
             raise ConfigError(
@@ -146,9 +142,7 @@ class Normalized(Dictionary):
 
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         if outputs not in (None, inputs):
-            raise ConfigError(
-                f"A normalized dictionary has one scale for both; got inputs={inputs} and outputs={outputs}."
-            )
+            raise ConfigError(f"A normalized dictionary has one scale; got inputs={inputs} and outputs={outputs}.")
         self.scales = tuple(scale * inputs for scale in self.scales)
 
     def options(self) -> dict[str, Any]:
@@ -187,11 +181,7 @@ class Normalized(Dictionary):
 
 
 def check_reconstructs_inputs(dictionary: Dictionary) -> None:
-    """Checks that a dictionary reconstructs its inputs.
-
-    Raises:
-        ConfigError: It predicts other activations, whose statistics are not known from the inputs.
-    """
+    """Raises ConfigError if a dictionary predicts other activations than its inputs."""
     if isinstance(dictionary, (Transcoder, CrossLayerTranscoder)) or dictionary.output_dim != dictionary.activation_dim:
         raise ConfigError(
             f"A {type(dictionary).__name__} predicts other activations than it reads, whose mean and scale at a token "

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from einops import pack, unpack
@@ -24,14 +24,11 @@ B = TypeVar("B", bound="ParallelCoders")
 class ParallelCoders(Trainable):
     """Coders that each read a slice of the inputs and add to a slice of the outputs.
 
-    Latents of the coders are concatenated. Each nonlinearity selects among the latents of its
-    coder.
+    Latents are concatenated. Each nonlinearity selects among those of its coder.
 
     Args:
         parts: The coders, with equal numbers of latents.
-        reads: The inputs of each coder.
-        writes: The outputs of each coder.
-        output_dim: Width of the outputs.
+        reads: The slice of the inputs that each coder reads; `writes` is the same of the outputs.
         has_output_bias: Whether there is one b_dec for all coders, which have none then.
     """
 
@@ -69,29 +66,24 @@ class ParallelCoders(Trainable):
             "nonlinearity": parts[0].nonlinearity_options(),
             "generator": torch.Generator(),  # its random weights are replaced
         }
-        made = DICTIONARIES[DICTIONARIES.name_of(type(self))](**options)
-        assert isinstance(made, type(self))
+        made = cast(B, cast(Any, type(self))(**options))
         made.parts = nn.ModuleList(parts)
         if made.b_dec is not None and self.b_dec is not None:
             made.b_dec.data = self.b_dec.detach().to(parts[0].W_dec).clone()
         return made
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        self.check_width(x)
-        return torch.cat([part.coder.encode(x[..., part.reads]) for part in self.coders()], dim=-1)
+        return torch.cat([coder.encode(own) for coder, own in self._inputs(x)], dim=-1)
 
     def pre_activations(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         """Returns the inputs of the nonlinearities."""
-        self.check_width(x)
-        return torch.cat([part.coder.pre_activations(x[..., part.reads]) for part in self.coders()], dim=-1)
+        return torch.cat([coder.pre_activations(own) for coder, own in self._inputs(x)], dim=-1)
 
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
-        self.check_width(x)
-        return concat_latents([part.coder.encode_sparse(x[:, part.reads], k) for part in self.coders()])
+        return concat_latents([coder.encode_sparse(own, k) for coder, own in self._inputs(x)])
 
     def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
-        self.check_width(x)
-        found = [part.coder.encode_latents(x[:, part.reads]) for part in self.coders()]
+        found = [coder.encode_latents(own) for coder, own in self._inputs(x)]
         pre = [one for _, one in found if one is not None]
         return _joined([one for one, _ in found]), _joined(pre) if len(pre) == len(found) else None
 
@@ -135,17 +127,21 @@ class ParallelCoders(Trainable):
             part.coder.initialize_from_data(x[:, part.reads], y[:, part.writes], init)
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        self.check_width(x)
-        parts = [part.coder.reconstruct(x[:, part.reads]) for part in self.coders()]
+        parts = [coder.reconstruct(own) for coder, own in self._inputs(x)]
         return Reconstruction(self._write(part.outputs for part in parts), _joined([part.latents for part in parts]))
 
+    @torch.no_grad()
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         outputs = inputs if outputs is None else outputs
         for part in self.coders():
             part.coder.scale_(inputs, outputs)
         if self.b_dec is not None:
-            with torch.no_grad():
-                self.b_dec.mul_(outputs)
+            self.b_dec.mul_(outputs)
+
+    def _inputs(self, x: Tensor) -> list[tuple[Coder, Tensor]]:
+        """Returns each coder with what it reads: (..., dim)."""
+        self.check_width(x)
+        return [(part.coder, x[..., part.reads]) for part in self.coders()]
 
     def _write(self, outputs: Iterable[Tensor], *, frozen: bool = False) -> Tensor:
         total: Tensor | None = None
@@ -172,9 +168,8 @@ class CrossLayerTranscoder(ParallelCoders):
     Args:
         site_dims: Width of the module input of each layer.
         dict_size: Number of latents of all layers together.
-        nonlinearity: Nonlinearity of each layer, or its name and options. k is per layer.
+        nonlinearity: As of `Coder`, for each layer: k is per layer.
         output_dims: Width of the module output of each layer; by default `site_dims`.
-        generator: Draws the initial directions; None for the global generator.
 
     Raises:
         ConfigError: dict_size is not a multiple of the layers, or inputs and outputs differ in
@@ -193,35 +188,28 @@ class CrossLayerTranscoder(ParallelCoders):
         outputs = tuple(output_dims if output_dims is not None else site_dims)
         if len(outputs) != len(site_dims):
             raise ConfigError(
-                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; give one of both for "
-                "each layer."
+                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; "
+                "give one of both for each layer."
             )
-        reads, places = _places(site_dims), _places(outputs)
+        writes = [slice(place.start, sum(outputs)) for place in _places(outputs)]
         parts = [
-            _Block(
+            Coder(
                 dim,
                 _share(dict_size, len(site_dims)),
                 copy.deepcopy(nonlinearity),
                 output_dim=sum(outputs[layer:]),  # a layer writes to itself and to all later ones
                 apply_b_dec_to_input=False,
-                rank_by_norm=False,
                 has_output_bias=False,
                 generator=generator,
             )
             for layer, dim in enumerate(site_dims)
         ]
-        writes = [slice(place.start, sum(outputs)) for place in places]
-        super().__init__(parts, reads, writes, sum(outputs), has_output_bias=True)
+        super().__init__(parts, _places(site_dims), writes, sum(outputs), has_output_bias=True)
         self.site_dims, self.output_dims = tuple(site_dims), outputs
 
     @property
     def site_widths(self) -> tuple[Sequence[int], Sequence[int]]:
         return self.site_dims, self.output_dims
-
-    @classmethod
-    def sizes_for(cls, shape: Any) -> dict[str, Any]:
-        """Returns the arguments for the sites of a `DictionaryShape`."""
-        return {"site_dims": shape.inputs, "output_dims": shape.outputs}
 
     def options(self) -> dict[str, Any]:
         return {"site_dims": list(self.site_dims), **super().options(), "output_dims": list(self.output_dims)}
@@ -231,12 +219,7 @@ class CrossLayerTranscoder(ParallelCoders):
 class HeadAutoencoders(ParallelCoders):
     """An autoencoder for each attention head, on the input of the output projection.
 
-    Args:
-        activation_dim: Width of all heads together.
-        dict_size: Number of latents of all heads together.
-        nonlinearity: Nonlinearity of each head, or its name and options. k is per head.
-        n_heads: Number of heads.
-        generator: Draws the initial directions; None for the global generator.
+    Widths and numbers of latents are those of all heads together, but k is per head.
 
     Raises:
         ConfigError: activation_dim or dict_size is not a multiple of n_heads.
@@ -253,31 +236,19 @@ class HeadAutoencoders(ParallelCoders):
     ):
         if n_heads < 1 or activation_dim % n_heads:
             raise ConfigError(
-                f"Activations of width {activation_dim} cannot be split into {n_heads} heads. Give a site whose width is "
-                "a multiple of the number of heads, such as the input of the attention's output projection."
+                f"Activations of width {activation_dim} cannot be split into {n_heads} heads. Give a site whose width "
+                "is a multiple of the number of heads, such as the input of the attention's output projection."
             )
-        places = _places([activation_dim // n_heads] * n_heads)
+        dim = activation_dim // n_heads
+        places = _places([dim] * n_heads)
         parts = [
-            _Block(
-                activation_dim // n_heads, _share(dict_size, n_heads), copy.deepcopy(nonlinearity), generator=generator
-            )
+            Coder(dim, _share(dict_size, n_heads), copy.deepcopy(nonlinearity), generator=generator)
             for _ in range(n_heads)
         ]
         super().__init__(parts, places, places, activation_dim, has_output_bias=False)
 
-    @classmethod
-    def sizes_for(cls, shape: Any) -> dict[str, Any]:
-        """Returns the arguments for the sites of a `DictionaryShape`."""
-        return {"activation_dim": sum(shape.inputs), "n_heads": shape.n_heads or len(shape.inputs)}
-
     def options(self) -> dict[str, Any]:
         return {"activation_dim": self.activation_dim, **super().options(), "n_heads": len(self.parts)}
-
-
-class _Block(Coder):
-    """A coder inside `ParallelCoders`."""
-
-    option_names: ClassVar[tuple[str, ...]] = ("output_dim", "apply_b_dec_to_input", "has_output_bias")
 
 
 def _own(latents: Latents, part: CoderSlice) -> Latents:

@@ -35,7 +35,7 @@ def gradient_pursuit(
     *,
     candidates: int | None = None,
 ) -> SparseLatents:
-    """Returns at most `target_l0` non-negative latents of each token that decode to about x.
+    """Returns at most `target_l0` positive latents of each token that decode to about x; ragged.
 
     r = x;  target_l0 times: S = S + {argmax <d_i, r>},  g_i = <d_i, r> on S,
     f = relu(f + g |g|^2 / |W^T g|^2),  r = x - W^T f
@@ -49,17 +49,12 @@ def gradient_pursuit(
     team).
 
     Args:
-        x: activations to reconstruct.
-        W_dec: a direction in each row.
-        target_l0: rounds, and so the largest number of latents of a token.
-        candidates: latents are chosen among this many with the largest correlations with x itself.
+        target_l0: Rounds, and so the largest number of latents of a token.
+        candidates: Latents are chosen among this many with the largest correlations with x itself.
             A round then costs candidates * dim for each token, and misses directions that other
             latents hide. None chooses among all: a round costs a product with W_dec, or a sum of
             rows of the Gram matrix. On a CPU 8,192 latents cost as much as 256 candidates (dim 512,
             20 rounds), so candidates are worthwhile above that.
-
-    Returns:
-        Positive latents; ragged.
 
     Raises:
         ConfigError: target_l0 is not positive, there are fewer candidates, or x and W_dec do not
@@ -68,13 +63,13 @@ def gradient_pursuit(
     shapes = [list(getattr(tensor, "shape", ())) for tensor in (x, W_dec)]  # W_dec may be a dictionary by mistake
     if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
         raise ConfigError(
-            f"Gradient pursuit got x of shape {shapes[0]} and a {type(W_dec).__name__} of shape {shapes[1]} for W_dec; it "
-            "needs tensors (batch, dim) and (dict_size, dim), as `dictionary.W_dec`."
+            f"Gradient pursuit got x of shape {shapes[0]} and a {type(W_dec).__name__} of shape {shapes[1]} for W_dec; "
+            "it needs tensors (batch, dim) and (dict_size, dim), as `dictionary.W_dec`."
         )
     if target_l0 < 1 or (candidates is not None and candidates < target_l0):
         raise ConfigError(
-            f"Gradient pursuit got target_l0={target_l0} and candidates={candidates}; it needs at least one latent, and as many "
-            "candidates as latents or more."
+            f"Gradient pursuit got target_l0={target_l0} and candidates={candidates}; it needs at least one latent, "
+            "and as many candidates as latents or more."
         )
     dtype = torch.promote_types(upcast(x).dtype, upcast(W_dec).dtype)
     W, n_latents = W_dec.to(dtype), W_dec.shape[0]

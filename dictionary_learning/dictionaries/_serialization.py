@@ -6,7 +6,6 @@ The other sections are "name", "site", "target_site", "trainer", "normalization"
 and "versions".
 """
 
-import importlib
 import importlib.metadata
 import json
 import os
@@ -28,23 +27,19 @@ from dictionary_learning.errors import CheckpointError, did_you_mean
 WEIGHTS = "dictionary.safetensors"
 CONFIG = "config.json"
 FORMAT_VERSION = 1
-_LOADING = "dictionary_learning.interop._loading"
 
 
-def save_dictionary(dictionary: Dictionary, path: str | os.PathLike, config: Mapping[str, Any] | None = None) -> Path:
-    """Writes the dictionary into a folder; each file is complete or absent at any moment.
+def save_dictionary(
+    dictionary: Dictionary, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes the dictionary into a folder, and returns its path.
 
-    Args:
-        dictionary: the dictionary.
-        path: the folder, which is created if it does not exist.
-        config: sections of `config.json`; those not given are taken from `dictionary.info`.
-
-    Returns:
-        The folder.
+    Each file is complete or absent at any moment. Sections of `config.json` that `config` does not
+    have are taken from `dictionary.info`.
 
     Raises:
-        CheckpointError: a tensor holds values that are not finite.
-        ConfigError: the config holds an object that JSON cannot hold. Nothing has been written in
+        CheckpointError: A tensor holds values that are not finite.
+        ConfigError: The config holds an object that JSON cannot hold. Nothing has been written in
             either case.
     """
     check_finite(dictionary)
@@ -67,7 +62,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | None], metadata: di
 
 
 def load_dictionary(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     device: torch.device | str | None = None,
     *,
     site: str | None = None,
@@ -82,35 +77,31 @@ def load_dictionary(
     is read as float32, in which those packages compute.
 
     Args:
-        path: a folder, a file of weights, or a repository of the Hugging Face hub ("owner/name" or
+        path: A folder, a file of weights, or a repository of the Hugging Face hub ("owner/name" or
             "owner/name/folder").
-        device: the device of the dictionary; the CPU by default.
-        site: which of several dictionaries: a folder or file below the path, such as "layers.10".
-        format: the format, where the files alone do not tell.
-        dtype: the dtype of the weights, instead of the stored one.
-        revision: branch, tag or commit of the repository.
-        facts: facts that the format needs and the files do not hold, such as `k=50`.
+        device: The CPU by default.
+        site: Which of several dictionaries: a folder or file below the path, such as "layers.10".
+        format: The format, where the files alone do not tell.
+        dtype: Dtype of the weights, instead of the stored one.
+        revision: Branch, tag or commit of the repository.
+        facts: Facts that the format needs and the files do not hold, such as `k=50`.
 
     Raises:
-        CheckpointError: there is no dictionary, its files are damaged or inconsistent, or may be of
+        CheckpointError: There is no dictionary, its files are damaged or inconsistent, or may be of
             several formats.
     """
     # readers depend on dictionaries, so they are imported by name, as plug-ins are
-    loading = importlib.import_module(_LOADING)
+    loading = importlib.import_module("dictionary_learning.interop._loading")
     return loading.load_dictionary(path, device, site=site, format=format, dtype=dtype, revision=revision, **facts)
 
 
 def check_finite(dictionary: Dictionary) -> None:
-    """Checks that a dictionary can be written.
-
-    Raises:
-        CheckpointError: a tensor holds values that are not finite.
-    """
+    """Raises CheckpointError if a tensor of the dictionary holds values that are not finite."""
     bad = [name for name, tensor in dictionary.state_dict().items() if not bool(tensor.isfinite().all())]
     if bad:
         raise CheckpointError(
-            f"The {type(dictionary).__name__} holds values that are not finite in {', '.join(bad)}; its training has diverged. It is "
-            "not written. Train again with a lower learning rate, or save an earlier step."
+            f"The {type(dictionary).__name__} holds values that are not finite in {', '.join(bad)}; its training has "
+            "diverged. It is not written. Train again with a lower learning rate, or save an earlier step."
         )
 
 
@@ -129,13 +120,12 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     """Returns the contents of `config.json` in the folder of a saved dictionary.
 
     Raises:
-        CheckpointError: the folder or file does not exist, or was not written by this package.
+        CheckpointError: The folder or file does not exist, or was not written by this package.
     """
     if not folder.is_dir():
         siblings = sorted(p.name for p in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        raise CheckpointError(
-            f"There is no folder '{folder}'.{did_you_mean(folder.name, siblings)} Give the folder of a saved dictionary."
-        )
+        hint = did_you_mean(folder.name, siblings)
+        raise CheckpointError(f"There is no folder '{folder}'.{hint} Give the folder of a saved dictionary.")
     try:
         config = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
@@ -152,15 +142,16 @@ def check_config(config: Any, folder: Path) -> dict[str, Any]:
     """Returns the contents of `config.json` after checking that this package wrote them.
 
     Raises:
-        CheckpointError: another package, or a later version of this one, wrote them.
+        CheckpointError: Another package, or a later version of this one, wrote them.
     """
     section = config.get("dictionary") if isinstance(config, dict) else None
     if not isinstance(section, dict) or "class" not in section:
         raise CheckpointError(
             f"'{folder / CONFIG}' has no section 'dictionary' with a class, so it was not written by this package."
         )
-    if config.get("format_version") != FORMAT_VERSION:
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"'{folder}' is of format version {config.get('format_version')}; this package reads version {FORMAT_VERSION}. Upgrade it."
+            f"'{folder}' is of format version {version}; this package reads version {FORMAT_VERSION}. Upgrade it."
         )
     return config

@@ -54,9 +54,7 @@ class Trainable(Dictionary):
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
         """Returns the latents that are kept, as in training, in float32 at least.
 
-        Args:
-            x: Activations.
-            k: Latents per token instead of the nonlinearity's own number, as while k is annealed.
+        `k` replaces the nonlinearity's own number, as while k is annealed.
 
         Raises:
             ConfigError: The nonlinearity keeps no set number of latents.
@@ -70,12 +68,9 @@ class Trainable(Dictionary):
     def decode_latents(
         self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
     ) -> Float[Tensor, "batch output_dim"]:
-        """Returns the reconstruction from dense or sparse latents, in float32 at least.
+        """Returns the reconstruction from the latents of x, in float32 at least.
 
-        Args:
-            latents: The latents.
-            x: The activations that they encode.
-            frozen: Whether the decoder is constant, so that gradients reach the latents only.
+        With `frozen` the decoder is constant, so that gradients reach the latents only.
         """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Wirings: which sites a dictionary reads and writes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,8 +22,6 @@ class SparseAutoencoder(Coder):
 
     latents = nonlinearity(W_enc (x - b_dec) + b_enc)
     x_hat = W_dec^T latents + b_dec
-
-    Args: as of `Coder`. `apply_b_dec_to_input` says whether b_dec is subtracted before encoding.
     """
 
     option_names: ClassVar[tuple[str, ...]] = ("apply_b_dec_to_input", "rank_by_norm")
@@ -56,16 +54,10 @@ class Transcoder(Coder):
 
     Dunefsky et al. 2024, https://arxiv.org/abs/2406.11944; with the affine skip connection Paulo et
     al. 2025, https://arxiv.org/abs/2501.18823.
-
-    Args: as of `Coder`. `output_dim` is the width of the prediction, `skip` adds W_skip x.
     """
 
     option_names: ClassVar[tuple[str, ...]] = ("output_dim", "skip", "rank_by_norm")
     subtracts_b_dec: ClassVar[bool] = False
-
-    @classmethod
-    def sizes_for(cls, shape: "DictionaryShape") -> dict[str, Any]:
-        return {"activation_dim": sum(shape.inputs), "output_dim": sum(shape.outputs)}
 
 
 @DICTIONARIES.register("Crosscoder")
@@ -80,12 +72,6 @@ class Crosscoder(Coder):
     that none is preferred for a small decoder.
     Lindsey et al. 2024, "Sparse Crosscoders"; ranking: Minder et al. 2025,
     https://arxiv.org/abs/2504.02922.
-
-    Args:
-        site_dims: The width of each site.
-        dict_size: Number of latents.
-        nonlinearity: As of `Coder`.
-        options: As of `Coder`; `rank_by_norm` is True by default.
     """
 
     option_names: ClassVar[tuple[str, ...]] = ("rank_by_norm",)
@@ -106,11 +92,6 @@ class Crosscoder(Coder):
         """W_dec of each site; views."""
         return self.W_dec.split(self.site_dims, dim=1)
 
-    @property
-    def site_encoders(self) -> tuple[Float[Tensor, "dict_size dim"], ...]:
-        """W_enc of each site; views."""
-        return self.W_enc.split(self.site_dims, dim=1)
-
     def relative_norms(self, first: int = 0, second: int = 1) -> Float[Tensor, "dict_size"]:
         """Returns where between two sites each latent writes: 0 to the first only, 1 to the second.
 
@@ -124,10 +105,6 @@ class Crosscoder(Coder):
         options = super().options()
         options.pop("activation_dim")
         return {"site_dims": list(self.site_dims), **options}
-
-    @classmethod
-    def sizes_for(cls, shape: "DictionaryShape") -> dict[str, Any]:
-        return {"site_dims": shape.inputs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,15 +125,15 @@ class Wiring:
     """How a dictionary is connected to sites."""
 
     makes: type[Any]
-    """The class of the dictionary. `sizes_for(shape)` returns its arguments."""
+    """The class of the dictionary."""
+    arguments: Callable[[DictionaryShape], dict[str, Any]]
+    """The arguments of the class, apart from dict_size, nonlinearity and generator."""
     reads_several: bool = False
     """Whether several sites are read at once."""
     writes_others: bool = False
     """Whether outputs are other activations than inputs."""
-    unit_rows: bool = True
+    unit_rows: bool = False
     """Whether decoder rows have unit norm by default: where outputs have the inputs' scale."""
-    options: tuple[tuple[str, Any], ...] = ()
-    """Further arguments of the class."""
 
     @property
     def has_parallel_coders(self) -> bool:
@@ -166,20 +143,34 @@ class Wiring:
     def build(
         self, shape: DictionaryShape, nonlinearity: Nonlinearity, generator: torch.Generator | None, **options: Any
     ) -> Trainable:
-        """Returns a new dictionary of this wiring."""
-        arguments = {**self.makes.sizes_for(shape), **dict(self.options), **options}
-        return self.makes(dict_size=shape.dict_size, nonlinearity=nonlinearity, generator=generator, **arguments)
+        """Returns a new dictionary of this wiring; `options` are further arguments of its class."""
+        options = {**self.arguments(shape), **options}
+        return self.makes(dict_size=shape.dict_size, nonlinearity=nonlinearity, generator=generator, **options)
+
+
+def _two_widths(shape: DictionaryShape) -> dict[str, Any]:
+    return {"activation_dim": sum(shape.inputs), "output_dim": sum(shape.outputs)}
 
 
 WIRINGS: Registry[Wiring] = Registry("wiring")
-WIRINGS.register("autoencoder")(Wiring(SparseAutoencoder))
-WIRINGS.register("transcoder")(Wiring(Transcoder, writes_others=True, unit_rows=False))
-WIRINGS.register("skip_transcoder")(Wiring(Transcoder, writes_others=True, unit_rows=False, options=(("skip", True),)))
-WIRINGS.register("crosscoder")(Wiring(Crosscoder, reads_several=True, unit_rows=False))
-WIRINGS.register("cross_layer_transcoder")(
-    Wiring(CrossLayerTranscoder, reads_several=True, writes_others=True, unit_rows=False)
-)
-WIRINGS.register("heads")(Wiring(HeadAutoencoders))
+for _name, _wiring in {
+    "autoencoder": Wiring(SparseAutoencoder, lambda shape: {"activation_dim": sum(shape.inputs)}, unit_rows=True),
+    "transcoder": Wiring(Transcoder, _two_widths, writes_others=True),
+    "skip_transcoder": Wiring(Transcoder, lambda shape: {**_two_widths(shape), "skip": True}, writes_others=True),
+    "crosscoder": Wiring(Crosscoder, lambda shape: {"site_dims": shape.inputs}, reads_several=True),
+    "cross_layer_transcoder": Wiring(
+        CrossLayerTranscoder,
+        lambda shape: {"site_dims": shape.inputs, "output_dims": shape.outputs},
+        reads_several=True,
+        writes_others=True,
+    ),
+    "heads": Wiring(
+        HeadAutoencoders,
+        lambda shape: {"activation_dim": sum(shape.inputs), "n_heads": shape.n_heads or len(shape.inputs)},
+        unit_rows=True,
+    ),
+}.items():
+    WIRINGS.register(_name)(_wiring)
 
 
 def wiring_of(dictionary: Trainable) -> str:

@@ -79,11 +79,14 @@ def test_what_a_nonlinearity_says_of_itself_is_true(name):
             by_threshold = made.above_threshold(pre) if isinstance(made, ThresholdedTopK) else latents
             torch.testing.assert_close(z * (z > threshold), by_threshold)
         assert bool(made.biases()) == made.has_bias
-        if made.has_bias:
-            shift = torch.randn(40)
-            expected = made(pre + shift)
-            made.shift_(shift)
-            torch.testing.assert_close(made(pre), expected)
+        new, bias, threshold = build(name), torch.randn(40), torch.rand(40)
+        values = new.from_threshold_form(bias, threshold)
+        assert all(own is not None for own in values.values())
+        for own, value in values.items():
+            getattr(new, own).copy_(value)
+        if values:
+            z = pre + bias
+            torch.testing.assert_close(new(pre if new.has_bias else z), z * (z > threshold))
 
 
 REFUSALS = """

@@ -1,6 +1,5 @@
 """Nonlinearities by name. To add one: a file and a line here, or a class in your own file."""
 
-from dictionary_learning.dictionaries.nonlinearities._abs_top_k import AbsTopK
 from dictionary_learning.dictionaries.nonlinearities._base import (
     NONLINEARITIES,
     Elementwise,
@@ -9,13 +8,12 @@ from dictionary_learning.dictionaries.nonlinearities._base import (
     SparseSelection,
     ThresholdForm,
 )
-from dictionary_learning.dictionaries.nonlinearities._batch_top_k import BatchTopK
 from dictionary_learning.dictionaries.nonlinearities._gated import Gated
-from dictionary_learning.dictionaries.nonlinearities._group_max import GroupMax
 from dictionary_learning.dictionaries.nonlinearities._jump_relu import JumpReLU
 from dictionary_learning.dictionaries.nonlinearities._matching_pursuit import MatchingPursuit, StoppedPursuit
 from dictionary_learning.dictionaries.nonlinearities._relu import Identity, ReLU, TanhReLU
-from dictionary_learning.dictionaries.nonlinearities._top_k import ThresholdedTopK, TopK, TopKUnrectified
+from dictionary_learning.dictionaries.nonlinearities._rules import AbsTopK, GroupMax, TopKUnrectified
+from dictionary_learning.dictionaries.nonlinearities._top_k import BatchTopK, ThresholdedTopK, TopK
 
 __all__ = [
     "NONLINEARITIES",

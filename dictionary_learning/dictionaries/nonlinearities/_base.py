@@ -1,9 +1,6 @@
-"""The base classes of nonlinearities.
+"""The base classes of nonlinearities: `Elementwise`, `SparseSelection` and `RuleSelection`.
 
-A nonlinearity is a subclass of `Elementwise`, if each latent depends on its own pre-activation
-alone; of `SparseSelection`, if a set number of latents is kept; or of `RuleSelection`, if those are
-chosen by a function of the token's pre-activations. `@NONLINEARITIES.register("mine")` makes it
-available by name.
+`@NONLINEARITIES.register("mine")` makes a subclass available by name.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +18,10 @@ from dictionary_learning.ops import Encoder
 
 
 class ThresholdForm(NamedTuple):
-    """latents = z * 1[z > threshold], z = scale * pre + bias; tensors are scalars or (dict_size,)."""
+    """latents = z * 1[z > threshold], z = scale * pre + bias.
+
+    Tensors are float32, and scalars or (dict_size,).
+    """
 
     scale: Tensor | float = 1.0
     bias: Tensor | float = 0.0
@@ -38,6 +38,8 @@ class Nonlinearity(nn.Module, ABC):
     """Whether the encoder must be the decoder."""
     is_masked_relu: ClassVar[bool] = False
     """Whether each latent is relu(pre) or 0, so that `calibrate` can replace it by thresholds."""
+    of_each_token: ClassVar[bool] = True
+    """Whether a token's latents in training are independent of the other tokens."""
     in_float32: ClassVar[tuple[str, ...]] = ()
     """Tensors that stay float32 when the module is cast: bfloat16 would lose small updates."""
 
@@ -45,7 +47,7 @@ class Nonlinearity(nn.Module, ABC):
         """Creates the per-latent tensors; called once, by the dictionary.
 
         Raises:
-            ConfigError: the nonlinearity cannot be used with this number of latents.
+            ConfigError: It cannot be used with this number of latents.
         """
 
     @abstractmethod
@@ -64,8 +66,13 @@ class Nonlinearity(nn.Module, ABC):
         """Returns the latents as pre-activations above a threshold, if they have this form."""
         return ThresholdForm()
 
-    def shift_(self, shift: Float[Tensor, "dict_size"]) -> None:
-        """Changes its biases as if the shift was added to pre-activations, where `has_bias`."""
+    def from_threshold_form(self, bias: Tensor, threshold: Tensor | None) -> dict[str, Tensor | None]:
+        """Returns values of a new one's tensors with which latents are z * 1[z > threshold].
+
+        z is pre + bias; where `has_bias` is False, bias is b_enc. Bias and threshold are
+        (n_latents,). None is a value that needs the threshold.
+        """
+        return {}
 
     def scale_(self, factor: float) -> None:
         """Scales its tensors so that scaled pre-activations give scaled latents."""
@@ -74,8 +81,7 @@ class Nonlinearity(nn.Module, ABC):
         """The same with a positive factor for each latent.
 
         Raises:
-            ConfigError: latents are compared with each other, so that factors would change which
-                are kept.
+            ConfigError: Latents are compared with each other: factors would change which are kept.
         """
         raise ConfigError(f"{type(self).__name__} compares latents with each other; it cannot have a scale for each.")
 
@@ -92,7 +98,7 @@ class SparseSelection(Nonlinearity):
     """Keeps a set number of latents, of each token or of a batch; only those are decoded.
 
     Args:
-        k: latents of a token that may be non-zero; with a batch's together, on average.
+        k: Latents of a token that may be non-zero; with a batch's together, on average.
 
     Raises:
         ConfigError: k is not a positive whole number, or exceeds the number of latents.
@@ -100,8 +106,6 @@ class SparseSelection(Nonlinearity):
 
     is_signed: ClassVar[bool] = False
     """Whether latents may be negative."""
-    of_each_token: ClassVar[bool] = True
-    """Whether each token keeps k latents, independent of the other tokens."""
 
     def __init__(self, k: int):
         super().__init__()
@@ -117,7 +121,8 @@ class SparseSelection(Nonlinearity):
     def setup(self, dict_size: int) -> None:
         if self.k > dict_size:
             raise ConfigError(
-                f"{type(self).__name__} cannot keep k={self.k} of dict_size={dict_size} latents; lower k or raise dict_size."
+                f"{type(self).__name__} cannot keep k={self.k} of dict_size={dict_size} latents; "
+                "lower k or raise dict_size."
             )
 
     def options(self) -> dict[str, Any]:
@@ -125,12 +130,9 @@ class SparseSelection(Nonlinearity):
 
     @abstractmethod
     def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
-        """Returns the kept latents, in float32 at least.
+        """Returns the kept latents, in float32 at least, computed by `encoder.backend`.
 
-        Args:
-            x: activations.
-            encoder: the encoder, and with it the backend: `encoder.backend`.
-            k: latents to keep for each token, at most dict_size; usually the nonlinearity's own k.
+        k is at most dict_size, and usually the nonlinearity's own.
         """
 
 
@@ -163,8 +165,8 @@ class Elementwise(Nonlinearity):
         """Returns the latents of pre-activations.
 
         Args:
-            pre: dense (..., dict_size), or the pre-activations of some (token, latent) pairs.
-            latents: the latent of each pair, in the shape of `pre`; None if `pre` is dense.
+            pre: Dense (..., dict_size), or the pre-activations of some (token, latent) pairs.
+            latents: The latent of each pair, in the shape of `pre`; None if `pre` is dense.
         """
 
     @abstractmethod

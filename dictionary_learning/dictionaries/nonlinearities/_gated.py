@@ -45,20 +45,16 @@ class Gated(Elementwise):
 
     def threshold_form(self) -> ThresholdForm:
         # pre + gate_bias > 0 where scale * pre + mag_bias > mag_bias - scale * gate_bias
-        scale = self.r_mag.exp()
-        return ThresholdForm(scale, self.mag_bias, (self.mag_bias - scale * self.gate_bias).clamp_min(0))
+        gate, magnitude, scale = (p.float() for p in (self.gate_bias, self.mag_bias, self.r_mag.exp()))
+        return ThresholdForm(scale, magnitude, (magnitude - scale * gate).clamp_min(0))
+
+    def from_threshold_form(self, bias: Tensor, threshold: Tensor | None) -> dict[str, Tensor | None]:
+        return {"mag_bias": bias, "gate_bias": bias if threshold is None else bias - threshold}
 
     @torch.no_grad()
-    def shift_(self, shift: Float[Tensor, "dict_size"]) -> None:
-        self.gate_bias.add_(shift)
-        self.mag_bias.add_(shift * self.r_mag.exp())
-
-    @torch.no_grad()
-    def scale_(self, factor: float) -> None:
-        for bias in self.biases():
-            bias.mul_(factor)
-
-    @torch.no_grad()
-    def scale_latents_(self, factors: Float[Tensor, "dict_size"]) -> None:
+    def scale_latents_(self, factors: Float[Tensor, "dict_size"] | float) -> None:
         for bias in self.biases():
             bias.mul_(factors)
+
+    def scale_(self, factor: float) -> None:
+        self.scale_latents_(factor)

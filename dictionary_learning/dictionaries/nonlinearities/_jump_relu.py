@@ -15,20 +15,19 @@ from dictionary_learning.ops._straight_through import REACH, KernelName, jump, s
 class JumpReLU(Elementwise):
     """latents = pre * 1[pre > threshold], with a threshold for each latent.
 
-    Thresholds are learned by a straight-through estimator (`ops/_straight_through.py`), directly and
-    not by their logarithms, and stay float32: small updates would be lost in bfloat16.
+    Thresholds are learned by a straight-through estimator (`ops/_straight_through.py`), directly
+    and not by their logarithms, and stay float32: small updates would be lost in bfloat16.
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435; `gradient_to_input` is Anthropic's
     variant (January 2025 update).
 
     Args:
-        initial_threshold: initial value of all thresholds.
-        bandwidth: width of the estimator's kernel, in units of pre-activations; 0.001 is meant for
+        initial_threshold: Initial value of all thresholds.
+        bandwidth: Width of the estimator's kernel, in units of pre-activations; 0.001 is meant for
             activations of unit mean square.
-        kernel: rectangle, triangle, gaussian or epanechnikov.
-        gradient_to_input: whether pre-activations get the estimator's gradient too.
+        gradient_to_input: Whether pre-activations get the estimator's gradient too.
 
     Raises:
-        ConfigError: an argument cannot be used.
+        ConfigError: An argument cannot be used.
     """
 
     is_masked_relu = True
@@ -74,15 +73,14 @@ class JumpReLU(Elementwise):
         return pre > self.threshold.detach() - REACH[self.kernel] * self.bandwidth
 
     def threshold_form(self) -> ThresholdForm:
-        return ThresholdForm(threshold=self.threshold)
+        return ThresholdForm(threshold=self.threshold.float())
+
+    def from_threshold_form(self, bias: Tensor, threshold: Tensor | None) -> dict[str, Tensor | None]:
+        return {"threshold": threshold}
 
     def options(self) -> dict[str, Any]:
-        return {
-            "initial_threshold": self.initial_threshold,
-            "bandwidth": self.bandwidth,
-            "kernel": self.kernel,
-            "gradient_to_input": self.gradient_to_input,
-        }
+        names = ("initial_threshold", "bandwidth", "kernel", "gradient_to_input")
+        return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
     def scale_(self, factor: float) -> None:

@@ -36,9 +36,6 @@ class MatchingPursuit(Pursuit):
     No latent is chosen twice. The encoder is the decoder, with unit rows. Gradients flow through
     all rounds, for the chosen latents.
     Costa et al. 2025, https://arxiv.org/abs/2506.03093.
-
-    Args:
-        k: latents of a token that may be non-zero.
     """
 
     def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
@@ -46,8 +43,7 @@ class MatchingPursuit(Pursuit):
         with torch.no_grad(), no_autocast(residual):
             indices = _chosen_in_order(residual, upcast(W), k)  # (batch, k)
         values: list[Tensor] = []
-        # the same rounds once more for the gradient, with products of width dim instead of
-        # dict_size
+        # the same rounds once more for the gradient, with products of width dim, not dict_size
         for chosen in indices.unbind(1):
             rows = torch.nn.functional.embedding(chosen, W)  # (batch, dim)
             value = (residual * upcast(rows)).sum(1, keepdim=True).relu()  # (batch, 1)
@@ -84,17 +80,17 @@ def _chosen_in_order(
 class StoppedPursuit(Pursuit):
     """Matching pursuit that may choose a latent again, and may stop early.
 
-    r = x - b_dec;  i = argmax relu(<r, d_i>),  f_i <- f_i + relu(<r, d_i>),  r <- r - relu(<r, d_i>) d_i
+    r = x - b_dec;  i = argmax <r, d_i>,  v = relu(<r, d_i>),  f_i <- f_i + v,  r <- r - v d_i
 
     Decoder rows may have any norm, and each token stops by itself, as in SAELens.
 
     Args:
-        k: rounds of a token at most, and so latents that may be non-zero.
-        residual_threshold: a token stops when the norm of its residual is below; 0 for never.
-        stop_on_duplicate_support: whether a token stops when a round adds no new latent.
+        k: Rounds of a token at most, and so latents that may be non-zero.
+        residual_threshold: A token stops when the norm of its residual is below; 0 for never.
+        stop_on_duplicate_support: Whether a token stops when a round adds no new latent.
 
     Raises:
-        ConfigError: an argument cannot be used.
+        ConfigError: An argument cannot be used.
     """
 
     def __init__(self, k: int, residual_threshold: float = 0.0, stop_on_duplicate_support: bool = True):
@@ -108,11 +104,8 @@ class StoppedPursuit(Pursuit):
         self.residual_threshold *= factor
 
     def options(self) -> dict[str, Any]:
-        own = {
-            "residual_threshold": self.residual_threshold,
-            "stop_on_duplicate_support": self.stop_on_duplicate_support,
-        }
-        return {**super().options(), **own}
+        names = ("k", "residual_threshold", "stop_on_duplicate_support")
+        return {name: getattr(self, name) for name in names}
 
     def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
         with no_autocast(x):

@@ -61,9 +61,8 @@ class TanhReLU(Elementwise):
         return pre > 0
 
     @torch.no_grad()
-    def scale_(self, factor: float) -> None:
-        self.limit.mul_(factor)
-
-    @torch.no_grad()
-    def scale_latents_(self, factors: Float[Tensor, "dict_size"]) -> None:
+    def scale_latents_(self, factors: Float[Tensor, "dict_size"] | float) -> None:
         self.limit.mul_(factors)
+
+    def scale_(self, factor: float) -> None:
+        self.scale_latents_(factor)

@@ -1,17 +1,12 @@
-"""The k largest latents of each token."""
+"""The largest latents of each token, or of a batch."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries.nonlinearities._base import (
-    NONLINEARITIES,
-    RuleSelection,
-    SparseSelection,
-    ThresholdForm,
-)
+from dictionary_learning.dictionaries.nonlinearities._base import NONLINEARITIES, SparseSelection, ThresholdForm
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import SparseLatents
+from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops import Encoder
 
 
@@ -20,15 +15,11 @@ class ThresholdedTopK(SparseSelection):
 
     The threshold is learned by the trainer. With it, a latent fires if its pre-activation exceeds
     the threshold, independent of the other latents and the other tokens.
-
-    Args:
-        k: latents to keep for each token.
     """
 
     is_masked_relu = True
-    threshold: Tensor
-
     in_float32 = ("threshold",)
+    threshold: Tensor
 
     def __init__(self, k: int):
         super().__init__(k)
@@ -40,7 +31,7 @@ class ThresholdedTopK(SparseSelection):
     def has_threshold(self) -> bool:
         """Whether a threshold was learned; waits for the device only if the tensor has changed."""
         tensor = self.threshold
-        state = None if tensor.is_inference() else (id(tensor), tensor._version)  # pyright: ignore[reportPrivateUsage]
+        state = None if tensor.is_inference() else (id(tensor), tensor._version)
         if state is None or state != self._state:
             self._is_learned, self._state = float(tensor) >= 0, state
         return self._is_learned
@@ -49,7 +40,7 @@ class ThresholdedTopK(SparseSelection):
         """Returns the latents by the learned threshold: independent of each other, k on average.
 
         Raises:
-            ConfigError: no threshold was learned.
+            ConfigError: No threshold was learned.
         """
         if not self.has_threshold:
             raise ConfigError(
@@ -59,7 +50,7 @@ class ThresholdedTopK(SparseSelection):
         return pre.relu() * (pre > self.threshold)
 
     def threshold_form(self) -> ThresholdForm:
-        return ThresholdForm(threshold=self.threshold if self.has_threshold else None)
+        return ThresholdForm(threshold=self.threshold.float() if self.has_threshold else None)
 
     def scale_(self, factor: float) -> None:
         if self.has_threshold:
@@ -71,9 +62,6 @@ class TopK(ThresholdedTopK):
     """Keeps the k largest of relu(pre) of each token.
 
     Gao et al. 2024, https://arxiv.org/abs/2406.04093, section 2.3.
-
-    Args:
-        k: latents of a token that may be non-zero.
     """
 
     def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
@@ -84,17 +72,31 @@ class TopK(ThresholdedTopK):
         return encoder.backend.top_k(x, encoder, k)
 
 
-@NONLINEARITIES.register("top_k_unrectified")
-class TopKUnrectified(RuleSelection):
-    """Keeps the k largest pre-activations of each token, whatever their sign.
+@NONLINEARITIES.register("batch_top_k")
+class BatchTopK(ThresholdedTopK):
+    """Keeps the k * batch largest latents of a batch in training, else those above a threshold.
 
-    OpenAI's sparse_autoencoder has it as TopK followed by the identity.
+    latents = pre * (pre >= cut), cut = the (k * batch)-th largest of relu(pre)
 
-    Args:
-        k: latents of a token that may be non-zero.
+    A token that needs more latents gets more. Outside training the learned threshold replaces the
+    cut, so that a token's latents do not depend on its batch.
+    Bussmann et al. 2024, https://arxiv.org/abs/2412.06410
     """
 
-    is_signed = True
+    of_each_token = False
+    cut: Tensor | None = None
+    """The least kept value of a larger batch, if these tokens are a part of one."""
 
-    def choose(self, pre: Float[Tensor, "*batch dict_size"], k: int) -> Int[Tensor, "*batch k"]:
-        return pre.topk(k, dim=-1, sorted=False).indices
+    def forward(self, pre: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch dict_size"]:
+        return self.above_threshold(pre)
+
+    def encode_sparse(self, x: Float[Tensor, "batch dim"], encoder: Encoder, k: int) -> SparseLatents:
+        cut = self.cut
+        if cut is None:
+            return encoder.backend.batch_top_k(x, encoder, k)
+        found = encoder.backend.encode_where(x, encoder, lambda pre: pre >= cut)
+        if isinstance(found, SparseLatents):
+            return found
+        tokens, latents = (found.detach() >= cut).nonzero(as_tuple=True)  # (pairs,)
+        offsets = torch.searchsorted(tokens, torch.arange(len(x) + 1, device=x.device))
+        return SparseLatents(found[tokens, latents], Support(latents, len(encoder.W), offsets))
