@@ -20,8 +20,7 @@ from dictionary_learning.ops import Encoder
 from dictionary_learning.ops._finite import replace_nonfinite
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
-from dictionary_learning.trainers._batch import Batch, Loss, ModelLoss, StepPart
-from dictionary_learning.trainers._components import Component
+from dictionary_learning.trainers._batch import Batch, Component, Loss, ModelLoss, StepPart, component
 from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
 from dictionary_learning.trainers._optimizers import build_optimizer
 
@@ -33,13 +32,8 @@ class Trainer(ABC):
     `loss` is pure. Everything that changes (weights, counters, thresholds, the step) changes in
     `update`. Logging reads the last step, and computes and changes nothing else.
 
-    Args:
-        config: The settings that were asked for. Older scripts give settings and facts of the run
-            by position and by name instead.
-        run: Facts of the run.
-
-    Raises:
-        ConfigError: A setting or a fact is missing or cannot be used.
+    It is built from a config and the facts of a run. Older scripts give settings and facts by
+    position and by name instead. Raises ConfigError where one is missing or cannot be used.
     """
 
     Config: ClassVar[type[OptimizationConfig]] = OptimizationConfig
@@ -90,13 +84,16 @@ class Trainer(ABC):
         """Factor of errors: 1, or 1 over the variance of the targets, estimated once."""
         self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
         """Tokens that had a NaN or an infinity."""
-        self.components: dict[str, Component] = {}
-        """Parts with state of their own, in the order of their updates."""
         self._initialized = False
         self._n_batches = 0
         self._gathered: list[StepPart] = []
         self._last: list[StepPart] = []
-        self.setup()
+        # from the base to the method: its components and its loss see the dead latents of this step
+        own = [
+            name for c in reversed(type(self).__mro__) for name, value in vars(c).items() if type(value) is component
+        ]
+        self.components: dict[str, Component] = {name: getattr(self, name) for name in own}
+        """Parts with state of their own, in the order of their updates."""
 
     @abstractmethod
     def build_dictionary(self, trained: Dictionary | None) -> Dictionary:
@@ -126,9 +123,6 @@ class Trainer(ABC):
     def encoders(self) -> list[Encoder]:
         """Returns the encoders that `loss` applies, for one product with those of others."""
 
-    def setup(self) -> None:  # noqa: B027
-        """Adds the components of a method; called at the end of the construction."""
-
     def after_step(self, parts: Sequence[StepPart]) -> None:  # noqa: B027
         """Changes weights after the optimizer step, such as thresholds below 0."""
 
@@ -152,8 +146,8 @@ class Trainer(ABC):
             step: Ignored. The trainer counts its steps; older scripts pass theirs.
             x: Input of the dictionary.
             y: Target of the reconstruction; by default x.
-            model_loss_fn: The model's loss with a reconstruction of y spliced in.
-            lengths: Tokens of each context, where the batch is contexts one after another.
+            model_loss_fn: As in `Batch`, and so is `lengths`.
+            lengths: Tokens of each context.
 
         Returns:
             The loss, on the device.
@@ -198,18 +192,10 @@ class Trainer(ABC):
         lengths: Tensor | None = None,
         **older: Any,
     ) -> Any:
-        """Returns the loss of a batch. Changes nothing.
+        """Returns the `Loss` of a batch, given as in `update`. Changes nothing.
 
-        Args:
-            x: Input of the dictionary (batch, activation_dim).
-            y: Target of the reconstruction (batch, output_dim); by default x. A number is the step
-                of an older script, and ignored.
-            model_loss_fn: The model's loss with a reconstruction of y spliced in.
-            lengths: Tokens of each context (contexts,), where the batch is contexts.
-            older: Further arguments of older scripts, for which `compat` returns what they expect.
-
-        Returns:
-            A `Loss`.
+        Older scripts give a step in the place of y, which is ignored, and further arguments, for
+        which `compat` returns what they expect.
         """
         if older or not (y is None or isinstance(y, Tensor)):
             from dictionary_learning.compat._trainer_arguments import older_loss
@@ -220,13 +206,8 @@ class Trainer(ABC):
         batch = Batch(full_x, full_x if y is None or y is x else upcast(y), model_loss_fn, lengths)
         return self.with_auxiliary_losses(self.objective(batch), batch)
 
-    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Sets what depends on data, from a sample; only the first call has an effect.
-
-        Args:
-            x: Inputs of the dictionary (n, activation_dim).
-            y: Targets of the reconstruction (n, output_dim); by default x.
-        """
+    def initialize(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"] | None = None) -> None:
+        """Sets what depends on data, from a sample; only the first call has an effect."""
         if not self._initialized:
             self._initialize(self._finite(x, y), is_autoencoder=y is None)
 
@@ -245,11 +226,9 @@ class Trainer(ABC):
         figures["fvu"] = (outputs - y).pow(2).sum() / (y - y.mean(0)).pow(2).sum()
         figures["lr"] = torch.tensor(self.learning_rate(max(self.step - 1, 0)))
         figures["nonfinite_tokens"] = self.n_nonfinite_tokens
-        skipped = getattr(self.optimizer, "n_skipped", None)
-        if skipped is not None:
-            figures["skipped_steps"] = skipped
-        for component in self.components.values():
-            figures.update(component.figures())
+        figures["skipped_steps"] = self.optimizer.n_skipped
+        for part in self.components.values():
+            figures.update(part.figures())
         return figures
 
     def learning_rate(self, step: int) -> float:
@@ -326,8 +305,8 @@ class Trainer(ABC):
         self.loss_scale = state["loss_scale"].to(self.device)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        for name, component in self.components.items():
-            component.load_state_dict(state["components"][name])
+        for name, part in self.components.items():
+            part.load_state_dict(state["components"][name])
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         settings, factors, unit = self.settings, self.lr_factors(), self.unit_row_names()
@@ -357,8 +336,8 @@ class Trainer(ABC):
         n_tokens = sum(len(part.batch.x) for part in self._gathered)
         parts = [part._replace(share=len(part.batch.x) / max(n_tokens, 1)) for part in self._gathered]
         with torch.no_grad():
-            for component in self.components.values():
-                component.after_step(parts, self.step)
+            for part in self.components.values():
+                part.after_step(parts, self.step)
             self.after_step(parts)
             if self.average is not None:
                 self.average.update()
@@ -408,8 +387,3 @@ def _read_arguments(
     facts = {name: value for name, value in options.items() if name in FACTS}
     changes = {name: value for name, value in options.items() if name not in FACTS}
     return config.replace(**changes) if changes else config, RunInfo(**facts)
-
-
-def trainer_of(config: OptimizationConfig) -> type[Trainer]:
-    """Returns the trainer that a config builds."""
-    return config.trainer_class

@@ -32,11 +32,7 @@ def copy_trained(
     settings: OptimizationConfig,
     generator: torch.Generator,
 ) -> Dictionary:
-    """Returns a copy of a trained dictionary with another nonlinearity and number of latents.
-
-    Raises:
-        ConfigError: The number of latents is impossible for this kind of dictionary.
-    """
+    """Returns a copy of a trained dictionary with another nonlinearity and number of latents."""
     expansion = settings.dict_size / trained.dict_size
     dictionary = expand_or_convert(trained, expansion=expansion, nonlinearity=nonlinearity, generator=generator)
     if dictionary.dict_size != settings.dict_size:
@@ -50,11 +46,7 @@ def copy_trained(
 def new_dictionary(
     nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
-    """Returns a new dictionary to train.
-
-    Raises:
-        ConfigError: The settings do not fit each other or the sites.
-    """
+    """Returns a new dictionary to train, or raises ConfigError where settings or sites do not fit."""
     inputs = run.read_dims
     options: dict[str, Any] = {} if settings.rank_by_norm is None else {"rank_by_norm": settings.rank_by_norm}
     if settings.wiring == "autoencoder":
@@ -82,11 +74,7 @@ def new_dictionary(
 def trained_dictionary(
     trained: Dictionary, nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
-    """Returns a copy of a trained dictionary to train further.
-
-    Raises:
-        ConfigError: The settings do not fit the trained dictionary.
-    """
+    """Returns a copy of a trained dictionary, or raises ConfigError where the settings do not fit it."""
     own = wiring_of(trained) if isinstance(trained, Trainable) else None
     if not isinstance(trained, Trainable) or own is None or not have_same_parts(own, settings.wiring):
         raise ConfigError(

@@ -26,20 +26,13 @@ def auxk_loss(
     k_aux: int,
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Returns AuxK: the error with which dead latents predict the residual e.
+    """Returns AuxK: the error with which dead latents predict the residual e, which is constant.
 
     min(n_dead / k_aux, 1) * E|e - e_hat|^2 / scale
 
-    e_hat is decoded from the k_aux largest dead latents of each token.
-    Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where the scale is E|e|^2 of the batch.
-
-    Args:
-        dictionary: The dictionary.
-        x: Its inputs.
-        residual: e, as a constant.
-        dead: Indices of the dead latents.
-        k_aux: Dead latents per token.
-        scale: A constant of the step, so that parts of a batch add up to the whole.
+    e_hat is decoded from the k_aux largest dead latents of each token. The scale is a constant of
+    the step, so that parts of a batch add up to the whole.
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where it is E|e|^2 of the batch.
     """
     predicted = dictionary.decode_among(x, dead, k_aux)
     loss = squared_error(predicted, residual) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
@@ -57,15 +50,8 @@ def ghost_loss(
 
     L = |e - s g|^2,  g = W_dec^T exp(pre - threshold) over dead latents,  s = |e| / (2 |g|)
 
-    L is scaled to the size of the reconstruction error. s and that scale are constants.
+    L is scaled to the size of the reconstruction error. e, s and that scale are constants.
     Anthropic, January 2024 update ("ghost grads").
-
-    Args:
-        dictionary: The dictionary.
-        x: Its inputs.
-        residual: e, as a constant.
-        dead: Indices of the dead latents.
-        error: The reconstruction error.
     """
     total = torch.zeros_like(residual)
     for part in dictionary.coders():
@@ -74,8 +60,9 @@ def ghost_loss(
         ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
         # a coder may write a part of the output: (batch, own output_dim) -> (batch, output_dim)
         total = total + torch.nn.functional.pad(ghosts, (part.writes.start, total.shape[1] - part.writes.stop))
-    norm = total.detach().norm(dim=-1, keepdim=True)  # (batch, 1)
-    scaled = total * (residual.norm(dim=-1, keepdim=True) / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny))
+    norm: Tensor = total.detach().norm(dim=-1, keepdim=True)  # (batch, 1)
+    size: Tensor = residual.norm(dim=-1, keepdim=True)  # (batch, 1)
+    scaled = total * (size / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny))
     loss = squared_error(scaled, residual)
     return loss * (error.detach() / loss.detach().clamp_min(torch.finfo(loss.dtype).tiny))
 

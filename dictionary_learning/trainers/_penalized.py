@@ -1,16 +1,15 @@
 """Shared by the methods whose latents are made sparse by a penalty: settings, loss, coefficient."""
 
 import dataclasses
-from typing import Literal
+import inspect
+from typing import Any, ClassVar, Literal
 
-from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import Reconstruction, Trainable
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents
-from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue
 from dictionary_learning.trainers._config import TrainerConfig
 from dictionary_learning.trainers._losses import squared_error
 from dictionary_learning.trainers._penalties import PENALTIES, Penalty, Sparsity
@@ -18,19 +17,14 @@ from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import ramp
 
 _MIN_NORM = 1e-6
-_OPTIONS = {
-    "lp": ("p", "lp_norm"),
-    "lp_root": ("p", "lp_norm"),
-    "tanh": ("scale", "tanh_scale"),
-    "quadratic_l0": ("target_l0", "target_l0"),
-    "target_l0": ("target_l0", "target_l0"),
-}
-"""The option of each penalty, and the setting that it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PenaltyConfig(TrainerConfig):
     """Settings of the methods with a penalty."""
+
+    penalizes_gates: ClassVar[bool] = False
+    """Whether the penalty is on the gates of a gated dictionary, and not on its latents."""
 
     sparsity_penalty: float = setting(0.1, at_least=0)
     """Weight of the penalty. Its scale is that of the activations, so it differs between sites."""
@@ -55,8 +49,8 @@ class PenaltyConfig(TrainerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name = PENALTIES.canonical(self.sparsity_function)
-        if self.lp_norm != 1.0 and _OPTIONS.get(name, ("", ""))[1] != "lp_norm":
+        # the look-up refuses an unknown name
+        if "lp_norm" not in self._penalty_settings() and self.lp_norm != 1.0:
             raise ConfigError(
                 f"lp_norm={self.lp_norm} has no effect with sparsity_function={self.sparsity_function!r}. "
                 "Set sparsity_function='lp', or leave lp_norm out."
@@ -68,13 +62,20 @@ class PenaltyConfig(TrainerConfig):
 
     def penalty(self) -> Penalty:
         """Returns the penalty."""
-        name = PENALTIES.canonical(self.sparsity_function)
-        option, value = _OPTIONS.get(name, ("", ""))
-        return PENALTIES[name](**{option: getattr(self, value)} if option else {})
+        return PENALTIES[self.sparsity_function](**self._penalty_settings())
+
+    def _penalty_settings(self) -> dict[str, Any]:
+        """Returns the settings that are fields of the penalty."""
+        return {name: getattr(self, name) for name in inspect.signature(PENALTIES[self.sparsity_function]).parameters}
 
     def coefficient_at(self, step: int) -> float:
         """Returns the weight of the penalty at a step."""
         return self.sparsity_penalty * ramp(step, self.sparsity_warmup_steps)
+
+
+def scheduled_coefficient(trainer: Any) -> ScheduledValue[float]:
+    """Returns the weight of the penalty, as a component of a trainer with `PenaltyConfig`."""
+    return ScheduledValue("sparsity_coefficient", trainer.settings.coefficient_at)
 
 
 def penalized_loss(
@@ -82,30 +83,23 @@ def penalized_loss(
 ) -> Loss:
     """Returns |y - y_hat|^2 [normalized] + coefficient * penalty(latents)."""
     latents, pre = trainer.dictionary.encode_latents(batch.x)
-    assert pre is not None
-    outputs = trainer.dictionary.decode_latents(latents, batch.x)
+    outputs = trainer.dictionary.decode_latents(latents, batch.x)  # (batch, output_dim)
     error = squared_error(outputs, batch.y)
-    sparsity = penalty(sparsity_of(trainer.dictionary, settings, latents, pre))
-    weighted = settings.reconstruction_weight * normalized_error(settings, outputs, batch.y, error, trainer.loss_scale)
-    terms = {"mse_loss": error, "sparsity_loss": sparsity}
-    return Loss(weighted + coefficient * sparsity, error, terms, Reconstruction(outputs, latents, pre))
-
-
-def sparsity_of(dictionary: Trainable, settings: PenaltyConfig, latents: Latents, pre: Latents) -> Sparsity:
-    """Returns what penalties are computed from."""
-    by_norm = settings.scale_sparsity_penalty_by_decoder_norm
-    return Sparsity(dictionary, latents, pre, dictionary.decoder_norms() if by_norm else None)
-
-
-def normalized_error(
-    settings: PenaltyConfig,
-    outputs: Float[Tensor, "batch output_dim"],
-    y: Float[Tensor, "batch output_dim"],
-    error: Float[Tensor, ""],
-    scale: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
-    """Returns the error as it enters the loss (`mse_loss_normalization`)."""
+    reconstruction = Reconstruction(outputs, latents, pre)
+    sparsity = penalty(sparsity_of(trainer.dictionary, settings, reconstruction))
     if settings.mse_loss_normalization == "dense_batch":
-        distance = (y - y.mean(0)).norm(dim=-1) + _MIN_NORM  # (batch,)
-        return ((outputs - y).pow(2).sum(-1) / distance).mean()
-    return scale * error
+        distance: Tensor = (batch.y - batch.y.mean(0)).norm(dim=-1) + _MIN_NORM  # (batch,)
+        normalized = ((outputs - batch.y).pow(2).sum(-1) / distance).mean()
+    else:
+        normalized = trainer.loss_scale * error
+    total = settings.reconstruction_weight * normalized + coefficient * sparsity
+    return Loss(total, error, {"mse_loss": error, "sparsity_loss": sparsity}, reconstruction)
+
+
+def sparsity_of(dictionary: Trainable, settings: PenaltyConfig, reconstruction: Reconstruction) -> Sparsity:
+    """Returns what the penalty of a reconstruction is computed from."""
+    _, latents, pre = reconstruction
+    assert pre is not None
+    penalized = dictionary.pointwise("gate", pre) if settings.penalizes_gates else latents
+    by_norm = settings.scale_sparsity_penalty_by_decoder_norm
+    return Sparsity(dictionary, penalized, pre, dictionary.decoder_norms() if by_norm else None)

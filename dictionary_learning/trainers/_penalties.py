@@ -54,6 +54,7 @@ class Sparsity(NamedTuple):
 
 Penalty = Callable[[Sparsity], Tensor]
 PENALTIES: Registry[Callable[..., Penalty]] = Registry("sparsity penalty")
+"""Dataclasses whose fields are settings of `PenaltyConfig`."""
 
 
 @PENALTIES.register("l1")
@@ -70,10 +71,10 @@ class L1:
 class PowerSum:
     """sum_i (f_i n_i)^p. With p < 1, large latents shrink less than with L1."""
 
-    p: float = 1.0
+    lp_norm: float = 1.0
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(powers(sparsity.values(), self.p))
+        return mean_sum(powers(sparsity.values(), self.lp_norm))
 
 
 @PENALTIES.register("lp_root", "Lp")
@@ -81,12 +82,12 @@ class PowerSum:
 class PowerNorm:
     """(sum_i (f_i n_i)^p)^(1/p)."""
 
-    p: float = 1.0
+    lp_norm: float = 1.0
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
-        sums = per_token(powers(sparsity.values(), self.p))  # (batch,)
+        sums = per_token(powers(sparsity.values(), self.lp_norm))  # (batch,)
         # at 0, without latents, the slope of the root is infinite: the gradient is 0 there
-        return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / self.p), 0.0).mean()
+        return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / self.lp_norm), 0.0).mean()
 
 
 @PENALTIES.register("tanh")
@@ -94,10 +95,10 @@ class PowerNorm:
 class Tanh:
     """sum_i tanh(c f_i n_i), near L0 for large latents (Anthropic, January 2025 update: c = 4)."""
 
-    scale: float = 4.0
+    tanh_scale: float = 4.0
 
     def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(self.scale * f)))
+        return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(self.tanh_scale * f)))
 
 
 @PENALTIES.register("l0", "step")

@@ -3,7 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,10 @@ from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops import Encoder
 from dictionary_learning.trainers._base import Trainer
-from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._build import new_dictionary, trained_dictionary
 from dictionary_learning.trainers._config import TrainerConfig
-from dictionary_learning.trainers._dead_latents import DeadLatents
-from dictionary_learning.trainers._revival import Revival
+from dictionary_learning.trainers._dead_latents import DeadLatents, Revival
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +43,10 @@ class SAETrainer(Trainer):
     """Whether AuxK's share is of the error in the loss; False: of 1, as where errors are shares of
     the variance (TopK)."""
 
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.revival = Revival(self.settings, self.dictionary, self.optimizer, self.generator)
-        # first: other components and the loss see the dead latents of this step
-        self.components = {"revival": self.revival, **self.components}
+    @component
+    def revival(self) -> Revival:
+        """The dead latents."""
+        return Revival(self.settings, self.dictionary, self.optimizer, self.generator)
 
     @abstractmethod
     def nonlinearity(self) -> Nonlinearity:

@@ -14,10 +14,10 @@ from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import ThresholdedTopK
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
-from dictionary_learning.trainers._batch import Loss, StepPart
-from dictionary_learning.trainers._components import Component
+from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue, StepPart
 from dictionary_learning.trainers._config import TrainerConfig, decay_after
 from dictionary_learning.trainers._losses import squared_error
+from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import annealed_k
 
 DEFAULT_K = 32
@@ -141,44 +141,51 @@ def reconstruction_loss(
     return Loss(scale * total, error, errors, Reconstruction(outputs, latents))
 
 
-class InferenceThreshold(Component):
-    """Estimates a threshold that keeps as many latents as training does, one token at a time.
+def scheduled_k(trainer: Any) -> ScheduledValue[int]:
+    """Returns k at each step, as a component of a trainer with `TopKFamilyConfig`."""
+    return ScheduledValue("effective_l0", trainer.settings.k_at)
+
+
+def top_k_loss(trainer: SAETrainer, batch: Batch, k: int) -> Loss:
+    """Returns the loss of a dictionary that keeps k latents per token."""
+    latents = trainer.dictionary.encode_sparse(batch.x, k)
+    outputs = trainer.dictionary.decode_latents(latents, batch.x)  # (batch, output_dim)
+    return reconstruction_loss(batch.y, latents, outputs, trainer.error_scale)
+
+
+def update_thresholds_(
+    trainer: SAETrainer,
+    settings: TopKFamilyConfig,
+    parts: Sequence[StepPart],
+    smallest: Callable[[Sequence[SparseLatents]], Float[Tensor, ""]],
+) -> None:
+    """Moves thresholds after a step, to keep as many latents as training does, token by token.
 
     threshold <- beta * threshold + (1 - beta) * smallest kept value
 
     The average starts at `threshold_start_step`; before, the threshold is that of the last batch.
-
-    The threshold is a buffer of the nonlinearity, which is saved with the dictionary.
+    It is a buffer of the nonlinearity, which is saved with the dictionary.
 
     Args:
-        dictionary: The dictionary in training.
+        trainer: Its dictionary has the thresholds; those of other nonlinearities are none.
         settings: Decay and start of the average.
+        parts: The batches of the step.
         smallest: Returns the smallest kept value of a step, given the latents of its parts;
             infinite where no latent is positive.
     """
-
-    def __init__(
-        self,
-        dictionary: Trainable,
-        settings: TopKFamilyConfig,
-        smallest: Callable[[Sequence[SparseLatents]], Float[Tensor, ""]],
-    ):
-        self._dictionary, self._settings, self._smallest = dictionary, settings, smallest
-
-    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        coders = list(self._dictionary.coders())
-        since = step - self._settings.threshold_start_step
-        # the weight of a plain average over the steps so far, until the decay limits it: no bias
-        weight = max(1 - self._settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
-        for part in coders:
-            nonlinearity = part.coder.nonlinearity
-            if not isinstance(nonlinearity, ThresholdedTopK):
-                continue
-            latents = [step_part.loss.reconstruction.latents for step_part in parts]
-            own = [_ranked(each, part, whole=len(coders) == 1) for each in latents if isinstance(each, SparseLatents)]
-            smallest, threshold = self._smallest(own), nonlinearity.threshold
-            moved = torch.lerp(threshold, smallest.to(threshold.dtype), weight)
-            threshold.copy_(torch.where(smallest.isfinite(), moved, threshold))
+    coders = list(trainer.dictionary.coders())
+    since = trainer.step - settings.threshold_start_step
+    # the weight of a plain average over the steps so far, until the decay limits it: no bias
+    weight = max(1 - settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
+    for part in coders:
+        nonlinearity = part.coder.nonlinearity
+        if not isinstance(nonlinearity, ThresholdedTopK):
+            continue
+        latents = [step_part.loss.reconstruction.latents for step_part in parts]
+        own = [_ranked(each, part, whole=len(coders) == 1) for each in latents if isinstance(each, SparseLatents)]
+        kept, threshold = smallest(own), nonlinearity.threshold
+        moved = torch.lerp(threshold, kept.to(threshold.dtype), weight)
+        threshold.copy_(torch.where(kept.isfinite(), moved, threshold))
 
 
 def smallest_of_batch(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:

@@ -9,9 +9,8 @@ from dictionary_learning.dictionaries import JumpReluAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity
 from dictionary_learning.ops._straight_through import KernelName
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, StepPart
-from dictionary_learning.trainers._components import ScheduledValue
-from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
+from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 
@@ -57,14 +56,11 @@ class JumpReluTrainer(SAETrainer):
         """Gradients are scaled down to this common norm; None for no limit."""
 
     settings: Config
+    coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:
         settings = self.settings
         return JumpReLU(settings.initial_threshold, settings.bandwidth, settings.kernel, settings.jumprelu_ste_to_input)
-
-    def setup(self) -> None:
-        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
-        self.components["coefficient"] = self.coefficient
 
     def objective(self, batch: Batch) -> Loss:
         return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)

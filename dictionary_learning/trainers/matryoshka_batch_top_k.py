@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,15 +16,15 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, grouped
 from dictionary_learning.ops import backend_for
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
-    InferenceThreshold,
     ReconstructionTerm,
     TopKFamilyConfig,
     reconstruction_loss,
+    scheduled_k,
     smallest_of_batch,
+    update_thresholds_,
 )
 from dictionary_learning.trainers.batch_top_k import batch_cut
 
@@ -99,6 +100,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
     settings: Config
     auxk_is_share_of_error = False
+    annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
         return BatchTopK(self.settings.k)
@@ -114,12 +116,10 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         made.load_state_dict(built.state_dict())
         return made.to(built.device)
 
-    def setup(self) -> None:
-        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
-        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_of_batch)
-        self.components |= {"k": self.annealed_k, "threshold": threshold}
-        # on the device once, not at each step
-        self.group_ends = torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
+    @functools.cached_property
+    def group_ends(self) -> Tensor:
+        """The number of latents in each prefix, on the device once, not at each step."""
+        return torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
 
     def objective(self, batch: Batch) -> Loss:
         assert isinstance(self.dictionary, Coder)
@@ -135,6 +135,9 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         return batch_cut(self.dictionary, parts, self.annealed_k.now)
+
+    def after_step(self, parts: Sequence[StepPart]) -> None:
+        update_thresholds_(self, self.settings, parts, smallest_of_batch)
 
     def decode_prefixes(self, latents: SparseLatents) -> tuple[Tensor, ...]:
         """Returns what each prefix decodes to, without biases, from the smallest to the whole."""

@@ -7,10 +7,9 @@ from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import AutoEncoderNew
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._config import decay_after
-from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss
+from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 
@@ -24,18 +23,14 @@ class TrainerStandard(SAETrainer):
     resampling on.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(PenaltyConfig):
         """Settings of L1."""
 
     settings: Config
+    coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
-
-    def setup(self) -> None:
-        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
-        self.components["coefficient"] = self.coefficient
 
     def objective(self, batch: Batch) -> Loss:
         return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)
@@ -76,13 +71,10 @@ class StandardTrainerAprilUpdate(SAETrainer):
         """The step at which the learning rate starts to decay; by default after 80% of the run."""
 
     settings: Config
+    coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
-
-    def setup(self) -> None:
-        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
-        self.components["coefficient"] = self.coefficient
 
     def objective(self, batch: Batch) -> Loss:
         return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)

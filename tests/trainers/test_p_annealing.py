@@ -5,6 +5,7 @@ import torch
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import TRAINERS
+from dictionary_learning.trainers._penalized import sparsity_of
 from dictionary_learning.trainers._penalties import PowerNorm, PowerSum
 from tests.tiny import Planted
 
@@ -43,7 +44,7 @@ def test_penalty_keeps_its_size_when_the_power_changes(name, function, by_norm):
     @torch.no_grad()
     def size(p: float) -> float:
         loss = t.loss(x)
-        return float(kind(p)(t._penalized(loss)) * t.annealed.weight)
+        return float(kind(p)(sparsity_of(t.dictionary, t.settings, loss.reconstruction)) * t.annealed.weight)
 
     before, p = size(t.settings.power_at(0)), t.settings.power_at(0)
     while t.settings.power_at(t.step) == p:

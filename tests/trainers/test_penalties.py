@@ -13,7 +13,7 @@ from dictionary_learning.trainers._penalties import PENALTIES, Sparsity, powers
 
 DENSE = torch.tensor([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.5, 0.0]], dtype=torch.float64)
 NORMS = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
-ON_VALUES = {"l1": {}, "lp": {"p": 0.5}, "lp_root": {"p": 0.5}, "tanh": {"scale": 0.7}, "entropy": {}}
+ON_VALUES = {"l1": {}, "lp": {"lp_norm": 0.5}, "lp_root": {"lp_norm": 0.5}, "tanh": {"tanh_scale": 0.7}, "entropy": {}}
 ON_NUMBERS = {"l0": {}, "quadratic_l0": {"target_l0": 3.0}, "target_l0": {"target_l0": 3.0}}
 FORMS = ["dense", "even", "ragged"]
 
@@ -96,7 +96,7 @@ def test_gradients_are_finite_differences(name, form):
 def test_gradients_are_finite_at_zero_and_at_any_size(name, size, form, p):
     if name == "lp_root" and size == 1e30 and p < 1:
         size = 1e8  # a sum to the power 1 / p is beyond float32
-    options = {"p": p} if name.startswith("lp") else ON_VALUES[name]
+    options = {"lp_norm": p} if name.startswith("lp") else ON_VALUES[name]
     values = (DENSE.float() * size).requires_grad_()
     loss = PENALTIES[name](**options)(Sparsity(dictionary(), formed(values, form), values, None))
     loss.backward()
