@@ -17,12 +17,11 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import l0
 from dictionary_learning.ops import Encoder
-from dictionary_learning.ops._finite import replace_nonfinite
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
-from dictionary_learning.trainers._batch import Batch, Component, Loss, ModelLoss, StepPart, component
+from dictionary_learning.trainers._batch import Batch, Component, Loss, ModelLoss, StepPart, component, finite_batch
 from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
-from dictionary_learning.trainers._optimizers import build_optimizer
+from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
 
 
 class Trainer(ABC):
@@ -153,10 +152,11 @@ class Trainer(ABC):
             The loss, on the device.
         """
         settings, n_tokens = self.settings, max(len(x), 1)
-        batch = self._finite(x, y)._replace(model_loss_fn=model_loss_fn, lengths=lengths)
-        parts = _split(batch, settings.micro_acc_steps)
+        batch, n_replaced = finite_batch(x, y, self.device)
+        self.n_nonfinite_tokens += n_replaced
+        parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
         if not self._initialized:
-            self._initialize(parts[0], is_autoencoder=y is None)
+            self._initialize(parts[0])
         total = torch.zeros((), device=self.device)
         with self.sharing(parts):
             for part in parts:
@@ -175,13 +175,12 @@ class Trainer(ABC):
     def finish(self) -> None:
         """Makes a last step if fewer than `grad_acc_steps` batches were accumulated."""
         n_left = self._n_batches % self.settings.grad_acc_steps
-        if not n_left:
-            return
-        for parameter in self.dictionary.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(self.settings.grad_acc_steps / n_left)
-        self._optimizer_step()
-        self._n_batches = self.step * self.settings.grad_acc_steps
+        if n_left:
+            for parameter in self.dictionary.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.settings.grad_acc_steps / n_left)
+            self._optimizer_step()
+            self._n_batches = self.step * self.settings.grad_acc_steps
 
     def loss(
         self,
@@ -209,7 +208,9 @@ class Trainer(ABC):
     def initialize(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"] | None = None) -> None:
         """Sets what depends on data, from a sample; only the first call has an effect."""
         if not self._initialized:
-            self._initialize(self._finite(x, y), is_autoencoder=y is None)
+            batch, n_replaced = finite_batch(x, y, self.device)
+            self.n_nonfinite_tokens += n_replaced
+            self._initialize(batch)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Float[Tensor, ""]]:
@@ -308,7 +309,7 @@ class Trainer(ABC):
         for name, part in self.components.items():
             part.load_state_dict(state["components"][name])
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
+    def _build_optimizer(self) -> ProjectingOptimizer:
         settings, factors, unit = self.settings, self.lr_factors(), self.unit_row_names()
         groups = [
             {"params": [p], "lr_factor": factors.get(name.rpartition(".")[2], 1.0), "unit_rows": name in unit}
@@ -317,11 +318,11 @@ class Trainer(ABC):
         rates: dict[str, Any] = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
         return build_optimizer(settings.optimizer, groups, **rates, max_grad_norm=settings.max_grad_norm)
 
-    def _initialize(self, batch: Batch, *, is_autoencoder: bool) -> None:
+    def _initialize(self, batch: Batch) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             dtype = torch.promote_types(self.dictionary.dtype, torch.float32)
             x = batch.x.to(dtype)
-            self.initialize_dictionary(x, x if is_autoencoder else batch.y.to(dtype))
+            self.initialize_dictionary(x, x if batch.y is batch.x else batch.y.to(dtype))
         self._initialized = True
 
     def _optimizer_step(self) -> None:
@@ -344,31 +345,11 @@ class Trainer(ABC):
         self._last, self._gathered = parts, []
         self.step += 1
 
-    def _finite(self, x: Tensor, y: Tensor | None) -> Batch:
-        """Returns the batch on the device, with tokens that are not finite replaced and counted."""
-        x = x.to(self.device)
-        if y is None:
-            x, n_replaced = replace_nonfinite(x)
-            self.n_nonfinite_tokens += n_replaced
-            return Batch(x, x)
-        # a token is replaced on both sides, or the target would be predicted from another input
-        both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
-        self.n_nonfinite_tokens += n_replaced
-        x, y = both.split([x.shape[1], y.shape[1]], dim=1)
-        return Batch(x.contiguous(), y.contiguous())
-
 
 TRAINERS: Registry[type[Trainer]] = Registry("trainer")
 
 
-def _split(batch: Batch, n: int) -> list[Batch]:
-    if n == 1:
-        return [batch]
-    pairs = zip(batch.x.chunk(n), batch.y.chunk(n), strict=True)
-    return [batch._replace(x=x, y=x if batch.y is batch.x else y, lengths=None) for x, y in pairs]
-
-
-def _origin(finetune: Any) -> str:
+def _origin(finetune: "Dictionary | str | os.PathLike[str]") -> str:
     """Returns where a dictionary was loaded from, or else its class."""
     if isinstance(finetune, (str, os.PathLike)):
         return str(finetune)

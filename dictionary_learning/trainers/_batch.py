@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
+from dictionary_learning.ops._finite import replace_nonfinite
 
 C = TypeVar("C", bound="Component")
 Number = TypeVar("Number", int, float)
@@ -28,6 +29,25 @@ class Batch(NamedTuple):
     """The model's loss with a reconstruction spliced in, where the data can tell."""
     lengths: Int[Tensor, "contexts"] | None = None
     """Tokens of each context, where the batch is contexts one after another."""
+
+    def split(self, n: int) -> "list[Batch]":
+        """Returns the batch in n parts, or fewer if it has fewer tokens."""
+        if n == 1:
+            return [self]
+        pairs = zip(self.x.chunk(n), self.y.chunk(n), strict=True)
+        return [self._replace(x=x, y=x if self.y is self.x else y, lengths=None) for x, y in pairs]
+
+
+def finite_batch(x: Tensor, y: Tensor | None, device: torch.device) -> tuple[Batch, Int[Tensor, ""]]:
+    """Returns a batch on a device whose tokens that are not finite are replaced, and their number."""
+    x = x.to(device)
+    if y is None:
+        x, n_replaced = replace_nonfinite(x)
+        return Batch(x, x), n_replaced
+    # a token is replaced on both sides, or the target would be predicted from another input
+    both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
+    width = x.shape[1]
+    return Batch(both[:, :width].contiguous(), both[:, width:].contiguous()), n_replaced
 
 
 class Loss(NamedTuple):

@@ -11,7 +11,7 @@ from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.latents import firing_counts
 from dictionary_learning.trainers._batch import Batch, Component, Loss, StepPart
 from dictionary_learning.trainers._config import TrainerConfig
-from dictionary_learning.trainers._losses import auxk_loss, ghost_loss, pre_activation_loss
+from dictionary_learning.trainers._losses import auxk_loss, ghost_loss, norms, pre_activation_loss
 from dictionary_learning.trainers._optimizer_rows import take_rows
 
 _LOOK_EVERY = 100
@@ -234,13 +234,12 @@ def resample_(
         if coder.b_dec is not None:  # the latent adds to b_dec
             outputs = outputs - coder.b_dec
             inputs = inputs - coder.b_dec if coder.apply_b_dec_to_input else inputs
-        norms: Tensor = coder.W_dec.norm(dim=1)  # (dict_size,)
         alive = torch.ones(coder.dict_size, dtype=torch.bool, device=own.device).index_fill_(0, own, False)
-        usual = norms[alive].mean() if bool(alive.any()) else norms.new_ones(())
+        usual = norms(coder.W_dec)[alive].mean() if bool(alive.any()) else 1.0
         rows = {id(coder.W_dec): torch.nn.functional.normalize(outputs, dim=1) * usual}
         if not coder.is_tied:
-            encoder = coder.W_enc[alive].float().norm(dim=1).mean() if bool(alive.any()) else 1.0
-            rows[id(coder.W_enc)] = torch.nn.functional.normalize(inputs, dim=1) * (_ENCODER_SHARE * encoder)
+            length = norms(coder.W_enc[alive].float()).mean() if bool(alive.any()) else 1.0
+            rows[id(coder.W_enc)] = torch.nn.functional.normalize(inputs, dim=1) * (_ENCODER_SHARE * length)
         threshold = float(getattr(coder.nonlinearity, "initial_threshold", 0.0))
         for name, p in coder.named_parameters():
             # a width may equal dict_size: only the name tells tensors without rows for latents

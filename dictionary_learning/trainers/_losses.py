@@ -1,5 +1,7 @@
 """Terms that losses are made of."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +18,11 @@ _LARGEST_EXPONENT = 10.0
 def squared_error(x_hat: Float[Tensor, "batch dim"], x: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     """Returns the mean over tokens of |x - x_hat|^2."""
     return (x_hat - x).pow(2).sum(-1).mean()
+
+
+def norms(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows"]:
+    """Returns the norm of each row."""
+    return cast(Tensor, x.norm(dim=-1))  # torch leaves the type of `norm` open
 
 
 def auxk_loss(
@@ -60,9 +67,9 @@ def ghost_loss(
         ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
         # a coder may write a part of the output: (batch, own output_dim) -> (batch, output_dim)
         total = total + torch.nn.functional.pad(ghosts, (part.writes.start, total.shape[1] - part.writes.stop))
-    norm: Tensor = total.detach().norm(dim=-1, keepdim=True)  # (batch, 1)
-    size: Tensor = residual.norm(dim=-1, keepdim=True)  # (batch, 1)
-    scaled = total * (size / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny))
+    norm = norms(total.detach())  # (batch,)
+    scale = norms(residual) / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny)
+    scaled = total * scale.unsqueeze(1)
     loss = squared_error(scaled, residual)
     return loss * (error.detach() / loss.detach().clamp_min(torch.finfo(loss.dtype).tiny))
 
@@ -74,12 +81,12 @@ def pre_activation_loss(
 
     |d| is the decoder norm of a latent. Anthropic, January 2025 update.
     """
-    norms = dictionary.decoder_norms()  # (dict_size,)
+    decoder_norms = dictionary.decoder_norms()  # (dict_size,)
     total = x.new_zeros(())
     for part in dictionary.coders():
         own = part.own(dead)
         short = (-_margin(part, x, own)).relu()  # (batch, own dead)
-        total = total + (short * norms[part.latents][own]).sum(-1).mean()
+        total = total + (short * decoder_norms[part.latents][own]).sum(-1).mean()
     return total
 
 

@@ -1,5 +1,7 @@
 """Shared by the optimizers: checks, clipping, and rows that were written from outside."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,11 @@ def check_numbers(lr: float | Tensor, betas: tuple[float, float], eps: float, ma
 def clip_divisor(norm: Tensor, max_grad_norm: float | None) -> Tensor:
     """Returns the divisor of gradients with this common norm; 1 where it is small enough."""
     return torch.ones_like(norm) if max_grad_norm is None else ((norm + _TINY) / max_grad_norm).clamp_min_(1.0)
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """Returns the sum of the squares, by way of the norm, which does not overflow as early."""
+    return cast(Tensor, torch.linalg.vector_norm(gradient)).square()
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Optimizers by name or from a user, with projection, clipping, skipping and unit rows."""
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from dictionary_learning.trainers._schedule_free import ScheduleFree
 from dictionary_learning.trainers._unit_norm_optimizer import UnitNormOptimizer
 
 Groups = list[dict[str, Any]]
+ProjectingOptimizer = RowAdam | UnitNormOptimizer
 
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer")
 """Functions `(groups, *, betas, eps)` to an optimizer. Each group has a learning rate."""
@@ -33,7 +35,7 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     max_grad_norm: float | None = None,
-) -> RowAdam | UnitNormOptimizer:
+) -> ProjectingOptimizer:
     """Returns an optimizer of groups, with projection, clipping, skipping and unit rows.
 
     Args:
@@ -67,7 +69,7 @@ def adam_8bit(groups: Groups, *, betas: tuple[float, float], eps: float) -> torc
     Dettmers et al. 2021, https://arxiv.org/abs/2110.02861.
     """
     try:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
+        bitsandbytes: Any = importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise MissingDependencyError("bitsandbytes", "The optimizer 'adam_8bit'") from error
     return bitsandbytes.optim.Adam8bit(groups, betas=betas, eps=eps)

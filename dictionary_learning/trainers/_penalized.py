@@ -1,17 +1,16 @@
 """Shared by the methods whose latents are made sparse by a penalty: settings, loss, coefficient."""
 
 import dataclasses
+import functools
 import inspect
 from typing import Any, ClassVar, Literal
-
-from torch import Tensor
 
 from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import Reconstruction, Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue
 from dictionary_learning.trainers._config import TrainerConfig
-from dictionary_learning.trainers._losses import squared_error
+from dictionary_learning.trainers._losses import norms, squared_error
 from dictionary_learning.trainers._penalties import PENALTIES, Penalty, Sparsity
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import ramp
@@ -62,11 +61,11 @@ class PenaltyConfig(TrainerConfig):
 
     def penalty(self) -> Penalty:
         """Returns the penalty."""
-        return PENALTIES[self.sparsity_function](**self._penalty_settings())
+        return functools.partial(PENALTIES[self.sparsity_function], **self._penalty_settings())
 
     def _penalty_settings(self) -> dict[str, Any]:
-        """Returns the settings that are fields of the penalty."""
-        return {name: getattr(self, name) for name in inspect.signature(PENALTIES[self.sparsity_function]).parameters}
+        _, *names = inspect.signature(PENALTIES[self.sparsity_function]).parameters
+        return {name: getattr(self, name) for name in names}
 
     def coefficient_at(self, step: int) -> float:
         """Returns the weight of the penalty at a step."""
@@ -88,7 +87,7 @@ def penalized_loss(
     reconstruction = Reconstruction(outputs, latents, pre)
     sparsity = penalty(sparsity_of(trainer.dictionary, settings, reconstruction))
     if settings.mse_loss_normalization == "dense_batch":
-        distance: Tensor = (batch.y - batch.y.mean(0)).norm(dim=-1) + _MIN_NORM  # (batch,)
+        distance = norms(batch.y - batch.y.mean(0)) + _MIN_NORM  # (batch,)
         normalized = ((outputs - batch.y).pow(2).sum(-1) / distance).mean()
     else:
         normalized = trainer.loss_scale * error

@@ -4,7 +4,6 @@ In the formulas, f are the latents of a token, and n_i is the decoder norm of la
 norms do not count. All penalties are means over tokens.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,99 +52,68 @@ class Sparsity(NamedTuple):
 
 
 Penalty = Callable[[Sparsity], Tensor]
-PENALTIES: Registry[Callable[..., Penalty]] = Registry("sparsity penalty")
-"""Dataclasses whose fields are settings of `PenaltyConfig`."""
+PENALTIES: Registry[Callable[..., Tensor]] = Registry("sparsity penalty")
+"""Functions of a `Sparsity`, and of settings of `PenaltyConfig` by name."""
 
 
 @PENALTIES.register("l1")
-@dataclasses.dataclass(frozen=True)
-class L1:
-    """sum_i f_i n_i."""
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(sparsity.values())
+def l1(sparsity: Sparsity) -> Tensor:
+    """Returns sum_i f_i n_i."""
+    return mean_sum(sparsity.values())
 
 
 @PENALTIES.register("lp", "Lp^p")
-@dataclasses.dataclass(frozen=True)
-class PowerSum:
-    """sum_i (f_i n_i)^p. With p < 1, large latents shrink less than with L1."""
-
-    lp_norm: float = 1.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(powers(sparsity.values(), self.lp_norm))
+def power_sum(sparsity: Sparsity, *, lp_norm: float = 1.0) -> Tensor:
+    """Returns sum_i (f_i n_i)^p. With p < 1, large latents shrink less than with L1."""
+    return mean_sum(powers(sparsity.values(), lp_norm))
 
 
 @PENALTIES.register("lp_root", "Lp")
-@dataclasses.dataclass(frozen=True)
-class PowerNorm:
-    """(sum_i (f_i n_i)^p)^(1/p)."""
-
-    lp_norm: float = 1.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        sums = per_token(powers(sparsity.values(), self.lp_norm))  # (batch,)
-        # at 0, without latents, the slope of the root is infinite: the gradient is 0 there
-        return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / self.lp_norm), 0.0).mean()
+def power_norm(sparsity: Sparsity, *, lp_norm: float = 1.0) -> Tensor:
+    """Returns (sum_i (f_i n_i)^p)^(1/p)."""
+    sums = per_token(powers(sparsity.values(), lp_norm))  # (batch,)
+    # at 0, without latents, the slope of the root is infinite: the gradient is 0 there
+    return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / lp_norm), 0.0).mean()
 
 
 @PENALTIES.register("tanh")
-@dataclasses.dataclass(frozen=True)
-class Tanh:
-    """sum_i tanh(c f_i n_i), near L0 for large latents (Anthropic, January 2025 update: c = 4)."""
+def tanh(sparsity: Sparsity, *, tanh_scale: float = 4.0) -> Tensor:
+    """Returns sum_i tanh(c f_i n_i), near L0 for large latents.
 
-    tanh_scale: float = 4.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(self.tanh_scale * f)))
+    Anthropic, January 2025 update, where c = 4.
+    """
+    return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(tanh_scale * f)))
 
 
 @PENALTIES.register("l0", "step")
-@dataclasses.dataclass(frozen=True)
-class L0:
-    """L0: the number of latents that fire (https://arxiv.org/abs/2407.14435)."""
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(sparsity.fires())
+def l0(sparsity: Sparsity) -> Tensor:
+    """Returns L0: the number of latents that fire (https://arxiv.org/abs/2407.14435)."""
+    return mean_sum(sparsity.fires())
 
 
 @PENALTIES.register("quadratic_l0", "quadratic")
-@dataclasses.dataclass(frozen=True)
-class QuadraticL0:
-    """(2 / L0*) (L0 - L0*)^2 with the L0 of each token (Gemma Scope 2)."""
-
-    target_l0: float = 20.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return (per_token(sparsity.fires()) - self.target_l0).square().mean() * (2 / self.target_l0)
+def quadratic_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
+    """Returns (2 / L0*) (L0 - L0*)^2 with the L0 of each token (Gemma Scope 2)."""
+    return (per_token(sparsity.fires()) - target_l0).square().mean() * (2 / target_l0)
 
 
 @PENALTIES.register("target_l0")
-@dataclasses.dataclass(frozen=True)
-class TargetL0:
-    """(L0 / L0* - 1)^2 with the mean L0 of the batch, as in dictionary-learning."""
-
-    target_l0: float = 20.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return (mean_sum(sparsity.fires()) / self.target_l0 - 1).square()
+def relative_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
+    """Returns (L0 / L0* - 1)^2 with the mean L0 of the batch, as in dictionary-learning."""
+    return (mean_sum(sparsity.fires()) / target_l0 - 1).square()
 
 
 @PENALTIES.register("entropy")
-@dataclasses.dataclass(frozen=True)
-class Entropy:
-    """-sum_i p_i log p_i with p_i = f_i n_i / sum_j f_j n_j, which does not depend on the scale."""
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        values = sparsity.values()
-        totals = per_token(values)  # (batch,)
-        # -sum p log p = log S - sum f log f / S, where S = sum f
-        products = per_token(_mapped(values, lambda f: torch.where(f > 0, f * f.clamp_min(_LEAST).log(), 0.0)))
-        some = totals > _LEAST
-        # inside `where` too: the gradient of the branch that is not taken would be NaN
-        safe = torch.where(some, totals, 1.0)
-        return torch.where(some, safe.log() - products / safe, 0.0).mean()
+def entropy(sparsity: Sparsity) -> Tensor:
+    """Returns -sum_i p_i log p_i with p_i = f_i n_i / sum_j f_j n_j, which does not depend on scale."""
+    values = sparsity.values()
+    totals = per_token(values)  # (batch,)
+    # -sum p log p = log S - sum f log f / S, where S = sum f
+    products = per_token(_mapped(values, lambda f: torch.where(f > 0, f * f.clamp_min(_LEAST).log(), 0.0)))
+    some = totals > _LEAST
+    # inside `where` too: the gradient of the branch that is not taken would be NaN
+    safe = torch.where(some, totals, 1.0)
+    return torch.where(some, safe.log() - products / safe, 0.0).mean()
 
 
 def powers(values: Latents, p: float) -> Latents:

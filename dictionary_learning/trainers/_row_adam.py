@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_, row_kernels
-from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, check_numbers, clip_divisor
+from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, check_numbers, clip_divisor, squared_norm
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -100,7 +100,7 @@ class _Moving:
             self.gradient = self.gradient.float()
         if self.unit_rows:
             remove_parallel_part_(self.gradient, self.weight)
-        return torch.linalg.vector_norm(self.gradient).square()
+        return squared_norm(self.gradient)
 
     def step(self, divisor: Tensor, skip: Tensor) -> None:
         """Updates the parameter and the state in place."""
@@ -117,7 +117,7 @@ class _Moving:
             )
             return
         beta1, beta2 = group["betas"]
-        averages = ([state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]])
+        averages: tuple[list[Tensor], ...] = ([state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]])
         rates: dict[str, Any] = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
         fused: dict[str, Any] = {"fused": True, "grad_scale": divisor, "found_inf": skip, "weight_decay": 0.0}
         adam([self.weight], [self.gradient], *averages, amsgrad=False, maximize=False, **rates, **fused)

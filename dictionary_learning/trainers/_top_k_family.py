@@ -129,7 +129,7 @@ def reconstruction_loss(
         y: Targets.
         latents: The latents of the dictionary.
         outputs: Its reconstruction y_hat.
-        scale: Factor of the errors, as 1 over the variance of the targets.
+        scale: Factor of the errors, as 1 over the variance of the targets (`SAETrainer.error_scale`).
         further: Other reconstructions whose errors are part of the loss.
         weight: Weight of the dictionary's own error.
     """
@@ -166,12 +166,8 @@ def update_thresholds_(
     The average starts at `threshold_start_step`; before, the threshold is that of the last batch.
     It is a buffer of the nonlinearity, which is saved with the dictionary.
 
-    Args:
-        trainer: Its dictionary has the thresholds; those of other nonlinearities are none.
-        settings: Decay and start of the average.
-        parts: The batches of the step.
-        smallest: Returns the smallest kept value of a step, given the latents of its parts;
-            infinite where no latent is positive.
+    `smallest` returns the smallest kept value of a step, given the latents of its parts; infinite
+    where no latent is positive.
     """
     coders = list(trainer.dictionary.coders())
     since = trainer.step - settings.threshold_start_step

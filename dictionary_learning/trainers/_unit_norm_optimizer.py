@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
-from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, clip_divisor, take_rows
+from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, clip_divisor, squared_norm, take_rows
 
 
 class UnitNormOptimizer(torch.optim.Optimizer):
@@ -50,7 +50,7 @@ class UnitNormOptimizer(torch.optim.Optimizer):
         gradients = [g for twin in self._twins.values() if (g := twin.take_gradient()) is not None]
         if not gradients:
             return loss
-        norm = torch.stack([torch.linalg.vector_norm(g).square() for g in gradients]).sum().sqrt()
+        norm = torch.stack([squared_norm(g) for g in gradients]).sum().sqrt()
         # other optimizers cannot skip a step on the device, so the host has to wait for the norm
         if not norm.isfinite():
             self.n_skipped += 1

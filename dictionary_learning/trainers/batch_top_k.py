@@ -1,7 +1,7 @@
 """BatchTopK: k latents of each token, on average over a batch."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -54,7 +54,7 @@ class BatchTopKTrainer(SAETrainer):
 
 
 @contextlib.contextmanager
-def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Iterator[None]:
+def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Generator[None, None, None]:
     """Makes the parts of a batch keep what the whole batch keeps, inside the `with` block.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from dictionary_learning.config import auto
@@ -67,15 +68,13 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            shares = self.group_fractions
-            if shares is not None and (abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0):
+            shares, weights = self.group_fractions, self.group_weights
+            if self.is_set("group_fractions") and (abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0):
                 raise ConfigError(
                     f"group_fractions={shares} add up to {sum(shares):g}; positive shares with the sum 1 are needed."
                 )
-            if shares is not None and self.group_weights is not None and len(self.group_weights) != len(shares):
-                raise ConfigError(
-                    f"Got {len(self.group_weights)} group_weights for {len(shares)} groups; give as many."
-                )
+            if self.is_set("group_fractions") and weights is not None and len(weights) != len(shares):
+                raise ConfigError(f"Got {len(weights)} group_weights for {len(shares)} groups; give as many.")
             if self.wiring in ("heads", "cross_layer_transcoder"):
                 raise ConfigError(
                     f"Matryoshka groups are not defined for wiring={self.wiring!r}, whose latents belong to parts. "
@@ -110,7 +109,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         if not isinstance(built, SparseAutoencoder) or getattr(built, "group_sizes", ()) == tuple(sizes):
             return built
         # a dictionary to start from without these groups gets them
-        options = {**built.options(), "k": self.settings.k, "group_sizes": sizes}
+        options: dict[str, Any] = {**built.options(), "k": self.settings.k, "group_sizes": sizes}
         options.pop("nonlinearity", None)
         made = MatryoshkaBatchTopKSAE(**options, generator=torch.Generator())  # its random weights are overwritten
         made.load_state_dict(built.state_dict())
@@ -144,8 +143,8 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         assert isinstance(self.dictionary, Coder)
         W_dec = self.dictionary.W_dec
         by_group = backend_for(W_dec).decode(grouped(latents, self.group_ends), W_dec)
-        by_group = by_group.unflatten(0, (-1, len(self.group_ends)))  # (batch, groups, dim)
-        return by_group.cumsum(1).unbind(1)
+        n_groups = len(self.group_ends)
+        return rearrange(by_group, "(batch groups) dim -> batch groups dim", groups=n_groups).cumsum(1).unbind(1)
 
 
 __all__ = ["MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer"]

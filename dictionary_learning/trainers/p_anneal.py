@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Component, Loss, StepPart, component
 from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss, sparsity_of
-from dictionary_learning.trainers._penalties import Penalty, PowerNorm, PowerSum
+from dictionary_learning.trainers._penalties import PENALTIES, Penalty
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 _MIN_P = 0.05
@@ -49,7 +50,7 @@ class PAnnealConfig(PenaltyConfig):
             raise ConfigError(f"P-annealing got lp_norm={self.lp_norm}; its power goes from p_start to p_end.")
         if self.p_end > self.p_start:
             raise ConfigError(f"Got p_start={self.p_start} and p_end={self.p_end}; p_end <= p_start is needed.")
-        if None not in (self.anneal_start, self.anneal_end) and self.anneal_start >= max(self.anneal_end, 1):
+        if self.is_set("anneal_start", "anneal_end") and self.anneal_start >= max(self.anneal_end, 1):
             raise ConfigError(
                 f"Got anneal_start={self.anneal_start} and anneal_end={self.anneal_end}; the start must come before "
                 "the end. Leave both out for fractions of the run."
@@ -82,7 +83,7 @@ class AnnealedPenalty(Component):
 
     def of_power(self, p: float) -> Penalty:
         """Returns the penalty with some power."""
-        return PowerSum(p) if self.settings.sparsity_function == "Lp^p" else PowerNorm(p)
+        return functools.partial(PENALTIES[self.settings.sparsity_function], lp_norm=p)
 
     @property
     def penalty(self) -> Penalty:
