@@ -3,7 +3,6 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,9 +38,6 @@ class SAETrainer(Trainer):
 
     settings: TrainerConfig
     dictionary: Trainable
-    auxk_is_share_of_error: ClassVar[bool] = True
-    """Whether AuxK's share is of the error in the loss; False: of 1, as where errors are shares of
-    the variance (TopK)."""
 
     @component
     def revival(self) -> Revival:
@@ -85,7 +81,7 @@ class SAETrainer(Trainer):
                 )
             losses = batch.model_loss_fn(loss.reconstruction.outputs)
             loss = loss._replace(total=loss.total + losses[settings.loss_fn], terms={**loss.terms, **losses})
-        auxk_scale = self.loss_scale * self.revival.mean_error if self.auxk_is_share_of_error else 1.0
+        auxk_scale = self.loss_scale * self.revival.mean_error if self.settings.auxk_is_share_of_error else 1.0
         return self.revival.added(loss, batch, loss_scale=self.loss_scale, auxk_scale=auxk_scale)
 
     def unit_row_names(self) -> set[str]:

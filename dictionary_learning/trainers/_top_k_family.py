@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -58,17 +58,17 @@ def _lr_law(c: Any) -> float:
 class TopKFamilyConfig(TrainerConfig):
     """Settings of the methods that keep a set number of latents."""
 
+    auxk_is_share_of_error: ClassVar[bool] = False
+
     k: int = auto(_default_k, at_least=1)
     """Latents per token; by default 32, or those of the dictionary to start from."""
     lr: float = auto(_lr_law, at_least=0)
     """Learning rate; by default 4.5e-3 / sqrt(dict_size / 2^14): the paper's law in the width, with
     a factor measured for these settings (docs/defaults.md), and at most that of 512 latents."""
     encoder_lr_factor: float = setting(0.5, at_least=0)
-    """Factor of the learning rate for W_enc."""
     decoder_lr_factor: float = setting(2.0, at_least=0)
     """Factor of the learning rate for W_dec, whose rows turn without growing."""
     beta1: float = setting(0.8, at_least=0, below=1)
-    """Adam's decay of the mean gradient."""
     beta2: float = setting(0.95, at_least=0, below=1)
     """Adam's decay of the mean squared gradient. A low value keeps a latent that fires again after
     long from a large step."""
@@ -81,7 +81,6 @@ class TopKFamilyConfig(TrainerConfig):
     """Gradients are scaled down to this common norm, where the loss is a share of the variance. The
     value is so low that all gradients get this length. None for no limit."""
     auxk_alpha: float = setting(1 / 32, at_least=0)
-    """Weight of the auxiliary loss of dead latents (AuxK)."""
     k_anneal_steps: int | None = setting(None, at_least=1)
     """Steps over which k decays from `k_anneal_start` to its value; None for a constant k."""
     k_anneal_start: int = auto(lambda c: max(c.run.activation_dim, c.k), at_least=1)

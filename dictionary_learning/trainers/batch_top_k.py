@@ -37,7 +37,6 @@ class BatchTopKTrainer(SAETrainer):
         """Settings of BatchTopK."""
 
     settings: Config
-    auxk_is_share_of_error = False
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:

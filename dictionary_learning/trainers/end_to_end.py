@@ -37,7 +37,6 @@ class EndToEndTrainer(SAETrainer):
         """Training objective: the model's cross-entropy, the KL divergence, or the error only."""
 
     settings: Config
-    auxk_is_share_of_error = False
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:

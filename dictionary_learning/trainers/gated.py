@@ -10,8 +10,7 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._losses import squared_error
-from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss, scheduled_coefficient
-from dictionary_learning.trainers._penalties import Penalty
+from dictionary_learning.trainers._penalties import Penalty, PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 _OF_THRESHOLDS = ("l0", "step", "target_l0", "quadratic_l0", "quadratic")
@@ -35,7 +34,6 @@ class GatedSAETrainer(SAETrainer):
         penalizes_gates: ClassVar[bool] = True
 
         beta1: float = setting(0.0, at_least=0, below=1)
-        """Adam's decay of the mean gradient."""
 
         def __post_init__(self) -> None:
             super().__post_init__()

@@ -18,7 +18,6 @@ class GroupMaxTrainer(SAETrainer):
         """Settings of GroupMax."""
 
     settings: Config
-    auxk_is_share_of_error = False
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:

@@ -10,7 +10,7 @@ from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlineari
 from dictionary_learning.ops._straight_through import KernelName
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
-from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss, scheduled_coefficient
+from dictionary_learning.trainers._penalties import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 
@@ -51,9 +51,7 @@ class JumpReluTrainer(SAETrainer):
         """Normalization of the activations. The bandwidth and the weight of the penalty are made for
         unit mean square."""
         beta1: float = setting(0.0, at_least=0, below=1)
-        """Adam's decay of the mean gradient."""
         max_grad_norm: float | None = setting(1.0, above=0)
-        """Gradients are scaled down to this common norm; None for no limit."""
 
     settings: Config
     coefficient = component(scheduled_coefficient)

@@ -25,7 +25,6 @@ class MatchingPursuitTrainer(SAETrainer):
         """Factor of the learning rate for the one matrix that encodes and decodes."""
 
     settings: Config
-    auxk_is_share_of_error = False
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:

@@ -98,7 +98,6 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
             return {"group_sizes": self.group_sizes}
 
     settings: Config
-    auxk_is_share_of_error = False
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:

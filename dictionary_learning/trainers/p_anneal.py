@@ -15,8 +15,7 @@ from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Component, Loss, StepPart, component
-from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss, sparsity_of
-from dictionary_learning.trainers._penalties import PENALTIES, Penalty
+from dictionary_learning.trainers._penalties import PENALTIES, Penalty, PenaltyConfig, penalized_loss, sparsity_of
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 _MIN_P = 0.05

@@ -9,7 +9,7 @@ from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._config import decay_after
-from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss, scheduled_coefficient
+from dictionary_learning.trainers._penalties import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 
@@ -66,7 +66,6 @@ class StandardTrainerAprilUpdate(SAETrainer):
         decoder_init_norm: float | None = setting(0.1, above=0)
         """Initial norm of the decoder rows."""
         max_grad_norm: float | None = setting(1.0, above=0)
-        """Gradients are scaled down to this common norm; None for no limit."""
         decay_start: int = auto(decay_after(4 / 5), at_least=0)
         """The step at which the learning rate starts to decay; by default after 80% of the run."""
 

@@ -43,7 +43,6 @@ class TrainerTopK(SAETrainer):
         """Whether the 4k largest latents are decoded too, with weight 1/8 (Multi-TopK)."""
 
     settings: Config
-    auxk_is_share_of_error = False
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:

@@ -5,8 +5,7 @@ import torch
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import TRAINERS
-from dictionary_learning.trainers._penalized import sparsity_of
-from dictionary_learning.trainers._penalties import PENALTIES
+from dictionary_learning.trainers._penalties import PENALTIES, sparsity_of
 from tests.tiny import Planted
 
 NAMES = ["p_anneal", "gated_anneal"]
