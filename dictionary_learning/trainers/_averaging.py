@@ -47,7 +47,7 @@ class WeightAverage:
         # with this share of the newest weights, the stored average is corrected for bias already
         share = (1 - self.decay) / (1 - self.decay**self.n_updates)
         for name, p in self.module.named_parameters():
-            average = self._averages[name]
+            average = self._averages[name]  # float32 at least: the share is lost in bfloat16
             average.lerp_(p.detach().to(average.dtype), share)
 
     @torch.no_grad()

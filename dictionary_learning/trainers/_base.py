@@ -158,7 +158,7 @@ class Trainer(ABC):
         if not self._initialized:
             self._initialize(parts[0])
         total = torch.zeros((), device=self.device)
-        with self.sharing(parts):
+        with self.sharing(parts):  # BatchTopK selects over the whole batch
             for part in parts:
                 share = len(part.x) / n_tokens
                 loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
@@ -334,6 +334,7 @@ class Trainer(ABC):
                 group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        # shares of a batch become shares of the step
         n_tokens = sum(len(part.batch.x) for part in self._gathered)
         parts = [part._replace(share=len(part.batch.x) / max(n_tokens, 1)) for part in self._gathered]
         with torch.no_grad():

@@ -37,8 +37,8 @@ def copy_trained(
     dictionary = expand_or_convert(trained, expansion=expansion, nonlinearity=nonlinearity, generator=generator)
     if dictionary.dict_size != settings.dict_size:
         raise ConfigError(
-            f"Got dict_size={settings.dict_size} for a {type(trained).__name__} of {trained.dict_size} latents in equal "
-            f"parts. Give a multiple of {trained.dict_size} near it, such as {dictionary.dict_size}."
+            f"Got dict_size={settings.dict_size} for a {type(trained).__name__} of {trained.dict_size} latents in "
+            f"equal parts. Give a multiple of {trained.dict_size} near it, such as {dictionary.dict_size}."
         )
     return dictionary
 
@@ -47,7 +47,7 @@ def new_dictionary(
     nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
     """Returns a new dictionary to train, or raises ConfigError where settings or sites do not fit."""
-    inputs = run.read_dims
+    inputs = run.read_dims  # one width for each site
     options: dict[str, Any] = {} if settings.rank_by_norm is None else {"rank_by_norm": settings.rank_by_norm}
     if settings.wiring == "autoencoder":
         cls = settings.dict_class or settings.autoencoder_class or autoencoder_class(type(nonlinearity))
@@ -78,8 +78,8 @@ def trained_dictionary(
     own = wiring_of(trained) if isinstance(trained, Trainable) else None
     if not isinstance(trained, Trainable) or own is None or not have_same_parts(own, settings.wiring):
         raise ConfigError(
-            f"finetune got a {type(trained).__name__} with wiring={settings.wiring!r}, which builds another kind. Leave "
-            "wiring out, or use the trainer of this dictionary."
+            f"finetune got a {type(trained).__name__} with wiring={settings.wiring!r}, which builds another kind. "
+            "Leave wiring out, or use the trainer of this dictionary."
         )
     # without `trainSAE` only the inputs are known; the dictionary knows the width of its outputs
     other = (trained.output_dim,) if WIRINGS[settings.wiring].writes_others else run.read_dims

@@ -57,7 +57,7 @@ class Revival(Component):
         settings, dictionary, x = self.settings, self.dictionary, batch.x
         total, terms = loss.total, dict(loss.terms)
         if settings.auxk_alpha:
-            some = slice(None, None, settings.auxk_every)
+            some = slice(None, None, settings.auxk_every)  # of the tokens of the batch
             residual = (batch.y[some].float() - loss.reconstruction.outputs[some]).detach()
             terms["auxk_loss"] = auxk_loss(dictionary, x[some], residual, dead, settings.k_aux, self.mean_error)
             total = total + settings.auxk_alpha * terms["auxk_loss"] * auxk_scale
@@ -73,11 +73,12 @@ class Revival(Component):
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
         firings = torch.stack([firing_counts(part.loss.reconstruction.latents) for part in parts]).sum(0)
         self.dead.observe(firings, sum(len(part.batch.x) for part in parts))
+        # of the whole step, for AuxK of the next one
         error = torch.stack([part.loss.error.detach() * part.share for part in parts]).sum()
         self.mean_error = torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error)
         every = self.settings.resample_steps
         if every is not None and (step + 1) % every == 0 and self.dead.indices is not None:
-            batch, loss, _ = parts[-1]
+            batch, loss, _ = parts[-1]  # tokens are drawn from the last part only
             errors = (loss.reconstruction.outputs - batch.y.float()).pow(2).sum(-1)  # (batch,)
             revived = resample_(self.dictionary, self._optimizer, batch, errors, self.dead.indices, self._generator)
             self.dead.revive(revived)
@@ -131,6 +132,7 @@ class DeadLatents:
     def observe(self, firings: Int[Tensor, "dict_size"], n_tokens: int) -> None:
         """Adds a step, given the number of its tokens on which each latent fired."""
         self.n_tokens += n_tokens
+        # the order matters: a latent that fires in this step is 0 tokens old
         self.tokens_since_fired.add_(n_tokens).masked_fill_(firings > 0, 0)
         if self.min_frequency is not None:
             self._counts += firings
@@ -148,7 +150,7 @@ class DeadLatents:
 
     def revive(self, latents: Int[Tensor, "n"]) -> None:
         """Marks latents as alive, such as those that were resampled."""
-        self.tokens_since_fired[latents] = 0
+        self.tokens_since_fired[latents] = 0  # they get as long as a new latent
         self._rare[latents] = False
         self._indices = self.mask.nonzero().squeeze(1)
 

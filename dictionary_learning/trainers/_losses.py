@@ -41,7 +41,8 @@ def auxk_loss(
     the step, so that parts of a batch add up to the whole.
     Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where it is E|e|^2 of the batch.
     """
-    predicted = dictionary.decode_among(x, dead, k_aux)
+    # without b_dec, which is in the residual already
+    predicted = dictionary.decode_among(x, dead, k_aux)  # (batch, output_dim)
     loss = squared_error(predicted, residual) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
     return loss.nan_to_num(0.0) * min(len(dead) / k_aux, 1.0)
 
@@ -60,9 +61,9 @@ def ghost_loss(
     L is scaled to the size of the reconstruction error. e, s and that scale are constants.
     Anthropic, January 2024 update ("ghost grads").
     """
-    total = torch.zeros_like(residual)
+    total = torch.zeros_like(residual)  # g, without its scale
     for part in dictionary.coders():
-        own = part.own(dead)
+        own = part.own(dead)  # numbers within the coder
         pre = _margin(part, x, own)  # (batch, own dead)
         ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
         # a coder may write a part of the output: (batch, own output_dim) -> (batch, output_dim)

@@ -1,5 +1,6 @@
 """Shared by the optimizers: checks, clipping, and rows that were written from outside."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
 
+Closure = Callable[[], float] | None
+"""Computes the loss and its gradients, as in PyTorch's `step(closure)`."""
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 """Types of weights that get a float32 copy: small steps would be rounded away."""
 _TINY = 1e-6

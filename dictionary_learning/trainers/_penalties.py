@@ -28,6 +28,7 @@ from dictionary_learning.trainers._schedules import ramp
 _LEAST = 1e-6
 """Floor of values before a power: for p < 1 the slope of f^p has no bound at 0."""
 _MIN_NORM = 1e-6
+"""Added to the distance that errors are divided by, which is 0 for equal tokens."""
 
 
 class Sparsity(NamedTuple):
@@ -96,7 +97,7 @@ def tanh(sparsity: Sparsity, *, tanh_scale: float = 4.0) -> Tensor:
 @PENALTIES.register("l0", "step")
 def l0(sparsity: Sparsity) -> Tensor:
     """Returns L0: the number of latents that fire (https://arxiv.org/abs/2407.14435)."""
-    return mean_sum(sparsity.fires())
+    return mean_sum(sparsity.fires())  # a sum over latents, a mean over tokens
 
 
 @PENALTIES.register("quadratic_l0", "quadratic")
@@ -186,6 +187,7 @@ class PenaltyConfig(TrainerConfig):
         return self.sparsity_penalty * ramp(step, self.sparsity_warmup_steps)
 
 
+# `Any`: the settings of a method are narrower than those of `SAETrainer`
 def scheduled_coefficient(trainer: Any) -> ScheduledValue[float]:
     """Returns the weight of the penalty, as a component of a trainer with `PenaltyConfig`."""
     return ScheduledValue("sparsity_coefficient", trainer.settings.coefficient_at)
@@ -199,6 +201,7 @@ def penalized_loss(
     outputs = trainer.dictionary.decode_latents(latents, batch.x)  # (batch, output_dim)
     error = squared_error(outputs, batch.y)
     reconstruction = Reconstruction(outputs, latents, pre)
+    # before the error is normalized: the order of these lines is that in which gradients are summed
     sparsity = penalty(sparsity_of(trainer.dictionary, settings, reconstruction))
     if settings.mse_loss_normalization == "dense_batch":
         distance = norms(batch.y - batch.y.mean(0)) + _MIN_NORM  # (batch,)
@@ -211,7 +214,7 @@ def penalized_loss(
 
 def sparsity_of(dictionary: Trainable, settings: PenaltyConfig, reconstruction: Reconstruction) -> Sparsity:
     """Returns what the penalty of a reconstruction is computed from."""
-    _, latents, pre = reconstruction
+    _, latents, pre = reconstruction  # each (batch, dict_size), dense or sparse
     assert pre is not None
     penalized = dictionary.pointwise("gate", pre) if settings.penalizes_gates else latents
     by_norm = settings.scale_sparsity_penalty_by_decoder_norm

@@ -1,6 +1,6 @@
 """Adam for dictionaries."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +8,13 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_, row_kernels
-from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, check_numbers, clip_divisor, squared_norm
+from dictionary_learning.trainers._optimizer_rows import (
+    LOW_PRECISION,
+    Closure,
+    check_numbers,
+    clip_divisor,
+    squared_norm,
+)
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -38,7 +44,7 @@ class RowAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_rows": False})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Makes one step with the current gradients; a closure computes them first."""
         loss = torch.enable_grad()(closure)() if closure else None
         moving = [
@@ -105,7 +111,7 @@ class _Moving:
     def step(self, divisor: Tensor, skip: Tensor) -> None:
         """Updates the parameter and the state in place."""
         state, group = self.state, self.group
-        state["n_skipped"] += skip
+        state["n_skipped"] += skip  # of the parameter: a step has no state of its own
         if self.kernels is not None:
             state["step"] += 1 - skip
             lr = group["lr"] if isinstance(group["lr"], Tensor) else torch.full_like(divisor, group["lr"])

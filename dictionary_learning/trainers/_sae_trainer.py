@@ -81,6 +81,7 @@ class SAETrainer(Trainer):
                 )
             losses = batch.model_loss_fn(loss.reconstruction.outputs)
             loss = loss._replace(total=loss.total + losses[settings.loss_fn], terms={**loss.terms, **losses})
+        # AuxK is a share of the error, so its weight follows the size of that
         auxk_scale = self.loss_scale * self.revival.mean_error if self.settings.auxk_is_share_of_error else 1.0
         return self.revival.added(loss, batch, loss_scale=self.loss_scale, auxk_scale=auxk_scale)
 

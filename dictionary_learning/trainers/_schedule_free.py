@@ -53,13 +53,14 @@ class ScheduleFree(torch.optim.Optimizer):
         for i, p, _ in moving:
             if i not in self._points:
                 self._points[i] = {"z": p.detach().clone(), "x": p.detach().clone(), "weight_sum": 0.0}
-            p.copy_(self._points[i]["z"])
+            p.copy_(self._points[i]["z"])  # what the base moves
         self.base.step()
         for i, p, group in moving:
             points, weight = self._points[i], float(group["lr"]) ** 2
             points["z"].copy_(p)
             if group.get("unit_rows", False):
                 normalize_rows_(points["z"].flatten(1))
+            # a rate of 0, as in the first step of some warm-ups, has no weight, but needs an average
             points["weight_sum"] += weight
             points["x"].lerp_(points["z"], weight / points["weight_sum"] if points["weight_sum"] else 1.0)
         self._write(training=True)

@@ -109,7 +109,7 @@ class Rewarm:
             )
 
     def __call__(self, step: int) -> float:
-        start = step - step % self.every
+        start = step - step % self.every  # 0 before the first event, where the schedule has its own warm-up
         return self.schedule(step) * (_warmup_factor(step - start, self.warmup) if start else 1.0)
 
 
@@ -120,8 +120,10 @@ def ramp(step: int, steps: int) -> float:
 
 def annealed_k(k: int, start: int, step: int, over: int | None) -> int:
     """Returns the k of a step that decays linearly from `start` to `k` over a number of steps."""
+    # not below k after the last step of the annealing
     return k if over is None else k + round((start - k) * max(0.0, 1 - step / over))
 
 
 def _warmup_factor(step: int, warmup: int) -> float:
+    # step + 1: the first step of a run moves weights
     return min((step + 1) / warmup, 1.0) if warmup else 1.0

@@ -94,7 +94,8 @@ class TopKFamilyConfig(TrainerConfig):
         super().__post_init__()
         if self.is_set("k", "dict_size") and self.k > self.dict_size:
             raise ConfigError(
-                f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise dict_size."
+                f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise "
+                "dict_size."
             )
 
     @property
@@ -134,12 +135,13 @@ def reconstruction_loss(
     """
     error = squared_error(outputs, y)
     errors = {"l2_loss": error} | {term.name: squared_error(term.outputs, y) for term in further}
-    total = weight * error
+    total = weight * error  # then the others in their order: sums in another one differ in bits
     for term in further:
         total = total + term.weight * errors[term.name]
     return Loss(scale * total, error, errors, Reconstruction(outputs, latents))
 
 
+# `Any`: the settings of a method are narrower than those of `SAETrainer`
 def scheduled_k(trainer: Any) -> ScheduledValue[int]:
     """Returns k at each step, as a component of a trainer with `TopKFamilyConfig`."""
     return ScheduledValue("effective_l0", trainer.settings.k_at)
@@ -185,13 +187,15 @@ def update_thresholds_(
 
 def smallest_of_batch(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
     """Returns the smallest positive value of all tokens; infinite if there is none."""
-    values = torch.cat([latents.values.detach().flatten() for latents in parts])
+    values = torch.cat([latents.values.detach().flatten() for latents in parts])  # (pairs of all parts,)
+    # `amin` of nothing is an error, as with a batch of no tokens
     nothing = values.new_full((1,), torch.inf)
     return torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin()
 
 
 def smallest_per_token(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
     """Returns the mean over tokens of the smallest positive value; infinite if there is none."""
+    # tokens of a ragged support keep unequal numbers of latents: there is no (batch, k)
     if any(latents.support.is_ragged for latents in parts):
         return smallest_of_batch(parts)
     values = torch.cat([latents.values.detach() for latents in parts])  # (batch, k)
@@ -207,5 +211,6 @@ def ranked_values(latents: SparseLatents, part: CoderSlice) -> Tensor:
 
 
 def _ranked(latents: SparseLatents, part: CoderSlice, *, whole: bool) -> SparseLatents:
+    # a coder numbers its latents from 0
     own = latents if whole else slice_latents(latents, part.latents.start, part.latents.stop)
     return SparseLatents(ranked_values(own, part), own.support)

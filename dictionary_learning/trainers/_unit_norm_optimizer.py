@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
-from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, clip_divisor, squared_norm, take_rows
+from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, Closure, clip_divisor, squared_norm, take_rows
 
 
 class UnitNormOptimizer(torch.optim.Optimizer):
@@ -39,12 +39,12 @@ class UnitNormOptimizer(torch.optim.Optimizer):
         }
         inner = [{**group, "params": [self._twins[p].weight for p in group["params"]]} for group in self.param_groups]
         self.inner = _checked(build(inner), [twin.weight for twin in self._twins.values()])
-        self.param_groups = self.inner.param_groups
+        self.param_groups = self.inner.param_groups  # one list: a rate set here is used there
         self.n_skipped = torch.zeros((), device=next(iter(self._twins)).device)
         """Number of steps that were skipped because a gradient was not finite, on the device."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Makes one step with the current gradients; a closure computes them first."""
         loss = torch.enable_grad()(closure)() if closure else None
         gradients = [g for twin in self._twins.values() if (g := twin.take_gradient()) is not None]

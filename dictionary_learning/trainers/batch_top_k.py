@@ -61,6 +61,7 @@ def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Generato
         parts: The parts of the batch.
         k: Latents per token, on average over the batch.
     """
+    # a batch in one part finds its own cut
     coders = list(dictionary.coders()) if len(parts) > 1 else []
     chosen = [(p, p.coder.nonlinearity) for p in coders if isinstance(p.coder.nonlinearity, BatchTopK)]
     for part, nonlinearity in chosen:
@@ -81,7 +82,7 @@ def _smallest_kept(part: CoderSlice, parts: Sequence[Tensor], k: int) -> Float[T
         # all that is kept could be in one part
         most = min(-(-n_kept // max(len(x), 1)), part.coder.dict_size)
         values.append(ranked_values(part.coder.encode_sparse(upcast(x[:, part.reads]), most), part).flatten())
-    found = torch.cat(values)
+    found = torch.cat(values)  # (candidates of all parts,)
     if not len(found):
         return torch.full((), torch.inf, device=found.device)
     return found.topk(min(n_kept, len(found))).values.amin()

@@ -37,6 +37,7 @@ _ROUNDING = 1e-6
 def _default_fractions(c: Any) -> tuple[float, ...]:
     if not isinstance(c.trained, MatryoshkaBatchTopKSAE):
         return _FRACTIONS
+    # the last group takes what `dict_size` adds
     *inner, _ = (n / c.dict_size for n in c.trained.group_sizes)
     return (*inner, 1 - sum(inner))
 
@@ -124,6 +125,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
         prefixes = self.decode_prefixes(latents)
         weights = self.settings.group_weights or [1 / len(prefixes)] * len(prefixes)
+        # largest last: it is the reconstruction of the dictionary
         *smaller, outputs = [self.dictionary.with_affine_part(prefix, batch.x) for prefix in prefixes]
         terms = [
             ReconstructionTerm(f"prefix_{n}_loss", weight, prefix)

@@ -109,7 +109,7 @@ class AnnealedPenalty(Component):
             sparsity = sparsity_of(self.dictionary, settings, part.loss.reconstruction)
             sums.append(torch.stack([self.of_power(p)(sparsity).detach() for p in (old, upcoming)]) * part.share)
         self._sums.append(torch.stack(sums).sum(0))  # (2,)
-        if new != old:
+        if new != old:  # penalties of a new power begin to be averaged anew
             means = torch.stack(list(self._sums)).mean(0)
             tiny = torch.finfo(means.dtype).tiny
             self.weight = self.weight * torch.where(means[1] > 0, means[0] / means[1].clamp_min(tiny), 1.0)

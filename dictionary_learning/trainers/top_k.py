@@ -55,7 +55,7 @@ class TrainerTopK(SAETrainer):
         if self.settings.multi_topk:
             outputs = dictionary.decode_latents(latents, batch.x)
             further = [ReconstructionTerm("multi_topk_loss", _WIDE_WEIGHT, outputs)]
-            latents = top_k_of(latents, k)
+            latents = top_k_of(latents, k)  # (batch, k) of (batch, 4k): one selection for both
         outputs = dictionary.decode_latents(latents, batch.x)
         return reconstruction_loss(batch.y, latents, outputs, self.error_scale, further)
 
