@@ -22,7 +22,8 @@ def squared_error(x_hat: Float[Tensor, "batch dim"], x: Float[Tensor, "batch dim
 
 def norms(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows"]:
     """Returns the norm of each row."""
-    return cast(Tensor, x.norm(dim=-1))  # torch leaves the type of `norm` open
+    # torch's stubs leave the type of `norm` open
+    return cast(Tensor, x.norm(dim=-1))  # pyright: ignore[reportUnknownMemberType]
 
 
 def auxk_loss(

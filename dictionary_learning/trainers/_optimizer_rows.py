@@ -33,8 +33,9 @@ def clip_divisor(norm: Tensor, max_grad_norm: float | None) -> Tensor:
 
 
 def squared_norm(gradient: Tensor) -> Tensor:
-    """Returns the sum of the squares, by way of the norm, which does not overflow as early."""
-    return cast(Tensor, torch.linalg.vector_norm(gradient)).square()
+    """Returns the sum of the squares."""
+    # torch's stubs leave the type of `vector_norm` open
+    return cast(Tensor, torch.linalg.vector_norm(gradient)).square()  # pyright: ignore[reportUnknownMemberType]
 
 
 @torch.no_grad()
