@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -58,9 +57,7 @@ class Trainer(ABC):
             raise ConfigError(
                 f"{type(self).__name__} got a {type(config).__qualname__}; give a {self.Config.__qualname__}."
             )
-        trained = config.trained()
-        if trained is not None:  # what is saved names the dictionary, and does not hold it
-            config = config.replace(finetune=_origin(config.finetune))
+        config, trained = config.with_trained()
         self.run = run
         self.settings = config.resolved(run, trained)
         self.steps = run.optimizer_steps(config.grad_acc_steps)
@@ -348,13 +345,6 @@ class Trainer(ABC):
 
 
 TRAINERS: Registry[type[Trainer]] = Registry("trainer")
-
-
-def _origin(finetune: "Dictionary | str | os.PathLike[str]") -> str:
-    """Returns where a dictionary was loaded from, or else its class."""
-    if isinstance(finetune, (str, os.PathLike)):
-        return str(finetune)
-    return finetune.info.source or type(finetune).__name__
 
 
 def _read_arguments(

@@ -169,10 +169,17 @@ class OptimizationConfig(BaseConfig):
             )
         return resolve(self, run=run, trained=trained, steps=steps)
 
-    def trained(self) -> Dictionary | None:
-        """Returns the dictionary to start from, which must not be changed, if there is one."""
+    def with_trained(self: C) -> tuple[C, Dictionary | None]:
+        """Returns the config with the dictionary to start from by name, and that dictionary, if any.
+
+        It must not be changed. The name, as it is saved, is where it was loaded from, or its class.
+        """
         given = self.finetune
-        return given if given is None or isinstance(given, Dictionary) else load_dictionary(given)
+        if given is None:
+            return self, None
+        if isinstance(given, Dictionary):
+            return self.replace(finetune=given.info.source or type(given).__name__), given
+        return self.replace(finetune=str(given)), load_dictionary(given)
 
     def learning_rate_schedule(self, steps: int) -> Schedule:
         """Returns the factor of the learning rate at each step of resolved settings."""
