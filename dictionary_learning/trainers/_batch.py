@@ -1,4 +1,4 @@
-"""What a step works on: the batch and its loss; and components, the parts of a trainer with state."""
+"""What a step works on: a batch, its loss, and components, the parts of a trainer with state."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def finite_batch(x: Tensor, y: Tensor | None, device: torch.device) -> tuple[Batch, Int[Tensor, ""]]:
-    """Returns a batch on a device whose tokens that are not finite are replaced, and their number."""
+    """Returns a batch on a device, with tokens that are not finite replaced, and their number."""
     x = x.to(device)
     if y is None:
         x, n_replaced = replace_nonfinite(x)
@@ -72,7 +72,7 @@ class StepPart(NamedTuple):
 
 
 class Component(ABC):
-    """A part of a trainer with state of its own, such as a penalty's weight, or the dead latents."""
+    """A part of a trainer with state of its own, such as an annealed k, or the dead latents."""
 
     @abstractmethod
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:

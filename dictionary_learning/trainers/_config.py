@@ -170,7 +170,7 @@ class OptimizationConfig(BaseConfig):
         return resolve(self, run=run, trained=trained, steps=steps)
 
     def with_trained(self: C) -> tuple[C, Dictionary | None]:
-        """Returns the config with the dictionary to start from by name, and that dictionary, if any.
+        """Returns the config with the dictionary to start from by name, and that dictionary.
 
         It must not be changed. The name, as it is saved, is where it was loaded from, or its class.
         """

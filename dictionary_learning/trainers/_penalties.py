@@ -114,7 +114,7 @@ def relative_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
 
 @PENALTIES.register("entropy")
 def entropy(sparsity: Sparsity) -> Tensor:
-    """Returns -sum_i p_i log p_i with p_i = f_i n_i / sum_j f_j n_j, which does not depend on scale."""
+    """Returns the entropy of p_i = f_i n_i / sum_j f_j n_j, which does not depend on the scale."""
     values = sparsity.values()
     totals = per_token(values)  # (batch,)
     # -sum p log p = log S - sum f log f / S, where S = sum f
@@ -155,10 +155,11 @@ class PenaltyConfig(TrainerConfig):
     """Whether latents are weighted by their decoder norm, so that small latents with long rows do
     not pay less."""
     sparsity_warmup_steps: int = auto(lambda c: min(2000, c.steps // 5), at_least=0)
-    """Steps over which the penalty increases from 0; by default a fifth of the run, at most 2,000."""
+    """Steps over which the penalty increases from 0; by default a fifth of the run, at most
+    2,000."""
     mse_loss_normalization: Literal["variance", "dense_batch"] | None = None
     """variance: errors are divided by the variance, estimated once. dense_batch: each token's error
-    is divided by its distance from the batch's mean (SAELens up to version 5). None: squared errors."""
+    is divided by its distance from the batch's mean (SAELens up to version 5). None: they stay."""
     scale_encoder: bool = False
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ from dictionary_learning.trainers._dead_latents import DeadLatents, Revival
 logger = logging.getLogger(__name__)
 
 _LARGE_MEAN = 1.0
-"""Squared norm of the mean, in units of the variance, from which on it matters for a b_dec of zeros."""
+"""Squared norm of the mean, in units of the variance, that is too large for a b_dec of zeros."""
 
 
 class SAETrainer(Trainer):
@@ -153,7 +153,7 @@ def copy_trained(
 def _new_dictionary(
     nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
-    """Returns a new dictionary to train, or raises ConfigError where settings or sites do not fit."""
+    """Returns a new dictionary; raises ConfigError where settings or sites do not fit."""
     inputs = run.read_dims  # one width for each site
     options: dict[str, Any] = {} if settings.rank_by_norm is None else {"rank_by_norm": settings.rank_by_norm}
     if settings.wiring == "autoencoder":
@@ -181,7 +181,7 @@ def _new_dictionary(
 def _trained_dictionary(
     trained: Dictionary, nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
-    """Returns a copy of a trained dictionary, or raises ConfigError where the settings do not fit it."""
+    """Returns a copy of a trained dictionary; raises ConfigError where settings do not fit it."""
     own = wiring_of(trained) if isinstance(trained, Trainable) else None
     if not isinstance(trained, Trainable) or own is None or not have_same_parts(own, settings.wiring):
         raise ConfigError(

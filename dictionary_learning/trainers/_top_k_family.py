@@ -129,7 +129,7 @@ def reconstruction_loss(
         y: Targets.
         latents: The latents of the dictionary.
         outputs: Its reconstruction y_hat.
-        scale: Factor of the errors, as 1 over the variance of the targets (`SAETrainer.error_scale`).
+        scale: Factor of the errors, such as `SAETrainer.error_scale`.
         further: Other reconstructions whose errors are part of the loss.
         weight: Weight of the dictionary's own error.
     """

@@ -19,8 +19,8 @@ class UnitNormOptimizer(torch.optim.Optimizer):
     axes is replaced by a matrix with the same rows. `param_groups` are those of the inner
     optimizer, so that a learning rate set here is used there.
 
-    Groups may have `unit_rows=True`. Raises ConfigError where a vector has, or where `build` returns
-    no optimizer of the given parameters.
+    Groups may have `unit_rows=True`. Raises ConfigError where a vector has, or where `build`
+    returns no optimizer of the given parameters.
     """
 
     inner: torch.optim.Optimizer

@@ -23,9 +23,9 @@ class EndToEndTrainer(SAETrainer):
 
     loss = KL(p | q)
 
-    Here p is the model's prediction of each next token, and q the one with the reconstruction spliced
-    in. Gradients flow through the model to the dictionary only. Every other trainer does the same with
-    `loss_fn`. Needs contexts: `trainSAE(ContextStream(text, model, site), ...)`.
+    Here p is the model's prediction of each next token, and q the one with the reconstruction
+    spliced in. Gradients flow through the model to the dictionary only. Every other trainer does
+    the same with `loss_fn`. Needs contexts: `trainSAE(ContextStream(text, model, site), ...)`.
     Braun et al. 2024, https://arxiv.org/abs/2405.12241.
     """
 

@@ -22,7 +22,8 @@ class GatedSAETrainer(SAETrainer):
 
     loss = |y - y_hat|^2 + sparsity_penalty * sum_i relu(gate_i) + |y - (W_dec^T relu(gate) + b_dec)|^2
 
-    W_dec and b_dec are constant in the last term. Adam keeps no mean of the gradient, as in the paper.
+    W_dec and b_dec are constant in the last term. Adam keeps no mean of the gradient, as in the
+    paper.
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equation 8.
     """
 
@@ -55,7 +56,7 @@ class GatedSAETrainer(SAETrainer):
 def gated_loss(
     trainer: SAETrainer, settings: PenaltyConfig, batch: Batch, penalty: Penalty, coefficient: float
 ) -> Loss:
-    """Returns the loss of a gated dictionary: its penalty is on the gates, which reconstruct as well."""
+    """Returns the loss of a gated dictionary, whose gates are penalized and reconstruct as well."""
     loss = penalized_loss(trainer, settings, batch, penalty, coefficient)
     dictionary, pre = trainer.dictionary, loss.reconstruction.pre_activations
     assert pre is not None

@@ -20,8 +20,8 @@ class JumpReluTrainer(SAETrainer):
 
     loss = |y - y_hat|^2 + sparsity_penalty * penalty,  by default the penalty (L0 / target_l0 - 1)^2
 
-    The gradient of L0 is taken on pre-activations, on both sides of the threshold. Thresholds do not
-    fall below 0. The bandwidth is that of the paper, for runs of many steps: with a small one,
+    The gradient of L0 is taken on pre-activations, on both sides of the threshold. Thresholds do
+    not fall below 0. The bandwidth is that of the paper, for runs of many steps: with a small one,
     thresholds learn from few pre-activations at a time.
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
     """
@@ -44,12 +44,12 @@ class JumpReluTrainer(SAETrainer):
         initial_threshold: float = setting(0.001, at_least=0)
         """Initial value of the thresholds."""
         jumprelu_ste_to_input: bool = False
-        """Whether pre-activations get the estimator's gradient too (Anthropic, January 2025 update)."""
+        """Whether pre-activations get the estimator's gradient too (Anthropic, January 2025)."""
         threshold_lr_factor: float = setting(1.0, at_least=0)
         """Factor of the learning rate for thresholds."""
         normalize: str | None = "unit_mean_square"
-        """Normalization of the activations. The bandwidth and the weight of the penalty are made for
-        unit mean square."""
+        """Normalization of the activations. The bandwidth and the weight of the penalty are for unit
+        mean square."""
         beta1: float = setting(0.0, at_least=0, below=1)
         max_grad_norm: float | None = setting(1.0, above=0)
 

@@ -48,9 +48,9 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
     loss = sum over prefixes m of w_m |y - y_hat_m|^2 / E|y - mean|^2 + AuxK on the whole dictionary
 
-    Here y_hat_m is decoded from the latents kept in the first m groups. One sparse decode computes all
-    of them: its sums over groups are accumulated from prefix to prefix, so that the gradient of a
-    latent is the sum over the prefixes that contain it.
+    Here y_hat_m is decoded from the latents kept in the first m groups. One sparse decode computes
+    all of them: its sums over groups are accumulated from prefix to prefix, so that the gradient of
+    a latent is the sum over the prefixes that contain it.
     Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
     """
 
@@ -61,7 +61,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         autoencoder_class: ClassVar[type | None] = MatryoshkaBatchTopKSAE
 
         group_fractions: tuple[float, ...] = auto(_default_fractions)
-        """Share of the latents in each group, with the sum 1. By default 1/32, 1/16, 1/8, 1/4 and the
+        """Share of the latents in each group; their sum is 1. By default 1/32, 1/16, 1/8, 1/4 and the
         rest; or the groups of `finetune`, of which the last gets the latents that are added."""
         group_weights: tuple[float, ...] | None = None
         """Weight w_m of each prefix in the loss; by default 1 over their number.

@@ -68,8 +68,8 @@ class PAnnealConfig(PenaltyConfig):
 class AnnealedPenalty(Component):
     """The penalty sum_i f_i^p, or its root, with a decaying p.
 
-    With each change of p the penalty's weight is multiplied by the mean penalty of the last steps with
-    the old p over that with the new one, so that the penalty keeps its size.
+    With each change of p the penalty's weight is multiplied by the mean penalty of the last steps
+    with the old p over that with the new one, so that the penalty keeps its size.
     Karvonen et al. 2024, https://arxiv.org/abs/2408.00113, section 3.
     """
 

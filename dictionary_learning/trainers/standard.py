@@ -46,9 +46,9 @@ class StandardTrainerAprilUpdate(SAETrainer):
 
     loss = |y - y_hat|^2 + sparsity_penalty * sum_i f_i |d_i|
 
-    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate decays
-    to zero over the last fifth of the run. Made for activations of mean norm sqrt(activation_dim)
-    (`normalize="sqrt_dim"`), there with a penalty of 5.
+    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate
+    decays to zero over the last fifth of the run. Made for activations of mean norm
+    sqrt(activation_dim) (`normalize="sqrt_dim"`), there with a penalty of 5.
     Conerly et al. 2024, "Update on how we train SAEs", Transformer Circuits, April update.
     """
 
