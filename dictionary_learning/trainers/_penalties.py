@@ -159,7 +159,8 @@ class PenaltyConfig(TrainerConfig):
     2,000."""
     mse_loss_normalization: Literal["variance", "dense_batch"] | None = None
     """variance: errors are divided by the variance, estimated once. dense_batch: each token's error
-    is divided by its distance from the batch's mean (SAELens up to version 5). None: they stay."""
+    is divided by its distance from the batch's mean (SAELens up to version 5). None: squared
+    errors."""
     scale_encoder: bool = False
 
     def __post_init__(self) -> None:

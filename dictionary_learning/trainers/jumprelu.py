@@ -48,8 +48,8 @@ class JumpReluTrainer(SAETrainer):
         threshold_lr_factor: float = setting(1.0, at_least=0)
         """Factor of the learning rate for thresholds."""
         normalize: str | None = "unit_mean_square"
-        """Normalization of the activations. The bandwidth and the weight of the penalty are for unit
-        mean square."""
+        """Normalization of the activations. The bandwidth and the weight of the penalty are made
+        for unit mean square."""
         beta1: float = setting(0.0, at_least=0, below=1)
         max_grad_norm: float | None = setting(1.0, above=0)
 

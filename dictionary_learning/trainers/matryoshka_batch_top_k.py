@@ -61,8 +61,8 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         autoencoder_class: ClassVar[type | None] = MatryoshkaBatchTopKSAE
 
         group_fractions: tuple[float, ...] = auto(_default_fractions)
-        """Share of the latents in each group; their sum is 1. By default 1/32, 1/16, 1/8, 1/4 and the
-        rest; or the groups of `finetune`, of which the last gets the latents that are added."""
+        """Share of the latents in each group, with the sum 1. By default 1/32, 1/16, 1/8, 1/4 and
+        the rest; or the groups of `finetune`, of which the last gets the latents that are added."""
         group_weights: tuple[float, ...] | None = None
         """Weight w_m of each prefix in the loss; by default 1 over their number.
         dictionary-learning divides by that number once more, SAELens does not divide."""
