@@ -121,6 +121,20 @@ def test_nonlinearity_of_the_page_is_saved_and_loaded(tmp_path):
         NONLINEARITIES._entries.pop("capped_relu", None)
 
 
+def test_method_of_a_family_is_top_k():
+    names: dict[str, Any] = {}
+    data = [torch.randn(64, 8, generator=torch.Generator().manual_seed(i)) for i in range(10)]
+    config = {"k": 2, "dict_size": 32, "k_anneal_steps": 5, "activation_dim": 8, "steps": 10, "device": "cpu"}
+    try:
+        exec(compile(python("docs/add_a_method.md")[3], "add_a_method.md", "exec"), names)
+        ours, theirs = (TRAINERS[name](**config, auxk_alpha=0.0) for name in ("my_top_k", "top_k"))
+        for x in data:
+            assert torch.equal(ours.update(0, x), theirs.update(0, x))
+        assert list(ours.components) == ["revival", "annealed_k"] and ours.metrics()["effective_l0"] == 2
+    finally:
+        TRAINERS._entries.pop("my_top_k", None)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if python(page)])
 def test_python_of_a_page_defines_what_it_uses(page):
     """A name is defined above its use, or the page says what it stands for."""

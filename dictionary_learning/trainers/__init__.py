@@ -5,13 +5,13 @@ from dictionary_learning import experimental  # noqa: F401  # pyright: ignore[re
 from dictionary_learning.dictionaries._initialization import geometric_median
 from dictionary_learning.dictionaries._named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers._base import TRAINERS, Trainer
-from dictionary_learning.trainers._batch import Batch, Loss, StepPart
-from dictionary_learning.trainers._components import Component
+from dictionary_learning.trainers._batch import Batch, Component, Loss, ScheduledValue, StepPart, component
 from dictionary_learning.trainers._config import OptimizationConfig, RunInfo, TrainerConfig
 from dictionary_learning.trainers._optimizers import OPTIMIZERS
-from dictionary_learning.trainers._penalties import PENALTIES
+from dictionary_learning.trainers._penalties import PENALTIES, PenaltyConfig
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import SCHEDULES
+from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, reconstruction_loss
 from dictionary_learning.trainers.abs_top_k import AbsTopKTrainer
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.end_to_end import EndToEndTrainer
@@ -47,15 +47,20 @@ __all__ = [
     "MatryoshkaBatchTopKTrainer",
     "OptimizationConfig",
     "PAnnealTrainer",
+    "PenaltyConfig",
     "RunInfo",
     "SAETrainer",
+    "ScheduledValue",
     "StandardTrainer",
     "StandardTrainerAprilUpdate",
     "StepPart",
+    "TopKFamilyConfig",
     "TopKTrainer",
     "Trainer",
     "TrainerConfig",
     "TrainerStandard",
     "TrainerTopK",
+    "component",
     "geometric_median",
+    "reconstruction_loss",
 ]

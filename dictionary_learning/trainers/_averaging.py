@@ -18,16 +18,9 @@ class WeightAverage:
     average = sum_t decay^(n - t) w_t / sum_t decay^(n - t),  t = 1 ... n
 
     The division corrects the bias toward 0. Averages are in float32 at least. Buffers, such as a
-    threshold, are not averaged. Gao et al. 2024, https://arxiv.org/abs/2406.04093, section A.1.
-
-    Args:
-        module: Its parameters are read by `update`, and changed only inside `averaged`.
-        decay: Factor of a step's weight with each later step.
-        unit_rows: Names of parameters whose averaged rows are normalized when they are read.
-
-    Raises:
-        ConfigError: The decay is not in [0, 1).
-        UnknownNameError: A name in `unit_rows` is not a parameter of the module.
+    threshold, are not averaged. Rows of the parameters named in `unit_rows` are normalized when
+    averages are read. Raises ConfigError where the decay is not in [0, 1), and UnknownNameError for
+    a name that is no parameter. Gao et al. 2024, https://arxiv.org/abs/2406.04093, section A.1.
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.999, *, unit_rows: Collection[str] = ()):
@@ -54,13 +47,13 @@ class WeightAverage:
         # with this share of the newest weights, the stored average is corrected for bias already
         share = (1 - self.decay) / (1 - self.decay**self.n_updates)
         for name, p in self.module.named_parameters():
-            average = self._averages[name]
+            average = self._averages[name]  # float32 at least: the share is lost in bfloat16
             average.lerp_(p.detach().to(average.dtype), share)
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """Returns the averages in the dtype of each parameter; before an update, the weights."""
-        averages = {}
+        averages: dict[str, Tensor] = {}
         for name, p in self.module.named_parameters():
             if not self.n_updates:
                 averages[name] = p.detach().clone()

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,13 +16,11 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import l0
 from dictionary_learning.ops import Encoder
-from dictionary_learning.ops._finite import replace_nonfinite
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
-from dictionary_learning.trainers._batch import Batch, Loss, ModelLoss, StepPart
-from dictionary_learning.trainers._components import Component
+from dictionary_learning.trainers._batch import Batch, Component, Loss, ModelLoss, StepPart, component, finite_batch
 from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
-from dictionary_learning.trainers._optimizers import build_optimizer
+from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
 
 
 class Trainer(ABC):
@@ -33,13 +30,8 @@ class Trainer(ABC):
     `loss` is pure. Everything that changes (weights, counters, thresholds, the step) changes in
     `update`. Logging reads the last step, and computes and changes nothing else.
 
-    Args:
-        config: The settings that were asked for. Older scripts give settings and facts of the run
-            by position and by name instead.
-        run: Facts of the run.
-
-    Raises:
-        ConfigError: A setting or a fact is missing or cannot be used.
+    It is built from a config and the facts of a run. Older scripts give settings and facts by
+    position and by name instead. Raises ConfigError where one is missing or cannot be used.
     """
 
     Config: ClassVar[type[OptimizationConfig]] = OptimizationConfig
@@ -65,9 +57,7 @@ class Trainer(ABC):
             raise ConfigError(
                 f"{type(self).__name__} got a {type(config).__qualname__}; give a {self.Config.__qualname__}."
             )
-        trained = config.trained()
-        if trained is not None:  # what is saved names the dictionary, and does not hold it
-            config = config.replace(finetune=_origin(config.finetune))
+        config, trained = config.with_trained()
         self.run = run
         self.settings = config.resolved(run, trained)
         self.steps = run.optimizer_steps(config.grad_acc_steps)
@@ -90,13 +80,16 @@ class Trainer(ABC):
         """Factor of errors: 1, or 1 over the variance of the targets, estimated once."""
         self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
         """Tokens that had a NaN or an infinity."""
-        self.components: dict[str, Component] = {}
-        """Parts with state of their own, in the order of their updates."""
         self._initialized = False
         self._n_batches = 0
         self._gathered: list[StepPart] = []
         self._last: list[StepPart] = []
-        self.setup()
+        # from the base to the method: its components and its loss see the dead latents of this step
+        own = [
+            name for c in reversed(type(self).__mro__) for name, value in vars(c).items() if type(value) is component
+        ]
+        self.components: dict[str, Component] = {name: getattr(self, name) for name in own}
+        """Parts with state of their own, in the order of their updates."""
 
     @abstractmethod
     def build_dictionary(self, trained: Dictionary | None) -> Dictionary:
@@ -126,9 +119,6 @@ class Trainer(ABC):
     def encoders(self) -> list[Encoder]:
         """Returns the encoders that `loss` applies, for one product with those of others."""
 
-    def setup(self) -> None:  # noqa: B027
-        """Adds the components of a method; called at the end of the construction."""
-
     def after_step(self, parts: Sequence[StepPart]) -> None:  # noqa: B027
         """Changes weights after the optimizer step, such as thresholds below 0."""
 
@@ -152,19 +142,20 @@ class Trainer(ABC):
             step: Ignored. The trainer counts its steps; older scripts pass theirs.
             x: Input of the dictionary.
             y: Target of the reconstruction; by default x.
-            model_loss_fn: The model's loss with a reconstruction of y spliced in.
-            lengths: Tokens of each context, where the batch is contexts one after another.
+            model_loss_fn: As in `Batch`, and so is `lengths`.
+            lengths: Tokens of each context.
 
         Returns:
             The loss, on the device.
         """
         settings, n_tokens = self.settings, max(len(x), 1)
-        batch = self._finite(x, y)._replace(model_loss_fn=model_loss_fn, lengths=lengths)
-        parts = _split(batch, settings.micro_acc_steps)
+        batch, n_replaced = finite_batch(x, y, self.device)
+        self.n_nonfinite_tokens += n_replaced
+        parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
         if not self._initialized:
-            self._initialize(parts[0], is_autoencoder=y is None)
+            self._initialize(parts[0])
         total = torch.zeros((), device=self.device)
-        with self.sharing(parts):
+        with self.sharing(parts):  # BatchTopK selects over the whole batch
             for part in parts:
                 share = len(part.x) / n_tokens
                 loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
@@ -181,13 +172,12 @@ class Trainer(ABC):
     def finish(self) -> None:
         """Makes a last step if fewer than `grad_acc_steps` batches were accumulated."""
         n_left = self._n_batches % self.settings.grad_acc_steps
-        if not n_left:
-            return
-        for parameter in self.dictionary.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(self.settings.grad_acc_steps / n_left)
-        self._optimizer_step()
-        self._n_batches = self.step * self.settings.grad_acc_steps
+        if n_left:
+            for parameter in self.dictionary.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.settings.grad_acc_steps / n_left)
+            self._optimizer_step()
+            self._n_batches = self.step * self.settings.grad_acc_steps
 
     def loss(
         self,
@@ -198,18 +188,10 @@ class Trainer(ABC):
         lengths: Tensor | None = None,
         **older: Any,
     ) -> Any:
-        """Returns the loss of a batch. Changes nothing.
+        """Returns the `Loss` of a batch, given as in `update`. Changes nothing.
 
-        Args:
-            x: Input of the dictionary (batch, activation_dim).
-            y: Target of the reconstruction (batch, output_dim); by default x. A number is the step
-                of an older script, and ignored.
-            model_loss_fn: The model's loss with a reconstruction of y spliced in.
-            lengths: Tokens of each context (contexts,), where the batch is contexts.
-            older: Further arguments of older scripts, for which `compat` returns what they expect.
-
-        Returns:
-            A `Loss`.
+        Older scripts give a step in the place of y, which is ignored, and further arguments, for
+        which `compat` returns what they expect.
         """
         if older or not (y is None or isinstance(y, Tensor)):
             from dictionary_learning.compat._trainer_arguments import older_loss
@@ -220,15 +202,12 @@ class Trainer(ABC):
         batch = Batch(full_x, full_x if y is None or y is x else upcast(y), model_loss_fn, lengths)
         return self.with_auxiliary_losses(self.objective(batch), batch)
 
-    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Sets what depends on data, from a sample; only the first call has an effect.
-
-        Args:
-            x: Inputs of the dictionary (n, activation_dim).
-            y: Targets of the reconstruction (n, output_dim); by default x.
-        """
+    def initialize(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"] | None = None) -> None:
+        """Sets what depends on data, from a sample; only the first call has an effect."""
         if not self._initialized:
-            self._initialize(self._finite(x, y), is_autoencoder=y is None)
+            batch, n_replaced = finite_batch(x, y, self.device)
+            self.n_nonfinite_tokens += n_replaced
+            self._initialize(batch)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Float[Tensor, ""]]:
@@ -245,11 +224,9 @@ class Trainer(ABC):
         figures["fvu"] = (outputs - y).pow(2).sum() / (y - y.mean(0)).pow(2).sum()
         figures["lr"] = torch.tensor(self.learning_rate(max(self.step - 1, 0)))
         figures["nonfinite_tokens"] = self.n_nonfinite_tokens
-        skipped = getattr(self.optimizer, "n_skipped", None)
-        if skipped is not None:
-            figures["skipped_steps"] = skipped
-        for component in self.components.values():
-            figures.update(component.figures())
+        figures["skipped_steps"] = self.optimizer.n_skipped
+        for part in self.components.values():
+            figures.update(part.figures())
         return figures
 
     def learning_rate(self, step: int) -> float:
@@ -326,10 +303,10 @@ class Trainer(ABC):
         self.loss_scale = state["loss_scale"].to(self.device)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        for name, component in self.components.items():
-            component.load_state_dict(state["components"][name])
+        for name, part in self.components.items():
+            part.load_state_dict(state["components"][name])
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
+    def _build_optimizer(self) -> ProjectingOptimizer:
         settings, factors, unit = self.settings, self.lr_factors(), self.unit_row_names()
         groups = [
             {"params": [p], "lr_factor": factors.get(name.rpartition(".")[2], 1.0), "unit_rows": name in unit}
@@ -338,11 +315,11 @@ class Trainer(ABC):
         rates: dict[str, Any] = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
         return build_optimizer(settings.optimizer, groups, **rates, max_grad_norm=settings.max_grad_norm)
 
-    def _initialize(self, batch: Batch, *, is_autoencoder: bool) -> None:
+    def _initialize(self, batch: Batch) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             dtype = torch.promote_types(self.dictionary.dtype, torch.float32)
             x = batch.x.to(dtype)
-            self.initialize_dictionary(x, x if is_autoencoder else batch.y.to(dtype))
+            self.initialize_dictionary(x, x if batch.y is batch.x else batch.y.to(dtype))
         self._initialized = True
 
     def _optimizer_step(self) -> None:
@@ -354,46 +331,20 @@ class Trainer(ABC):
                 group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        # shares of a batch become shares of the step
         n_tokens = sum(len(part.batch.x) for part in self._gathered)
         parts = [part._replace(share=len(part.batch.x) / max(n_tokens, 1)) for part in self._gathered]
         with torch.no_grad():
-            for component in self.components.values():
-                component.after_step(parts, self.step)
+            for part in self.components.values():
+                part.after_step(parts, self.step)
             self.after_step(parts)
             if self.average is not None:
                 self.average.update()
         self._last, self._gathered = parts, []
         self.step += 1
 
-    def _finite(self, x: Tensor, y: Tensor | None) -> Batch:
-        """Returns the batch on the device, with tokens that are not finite replaced and counted."""
-        x = x.to(self.device)
-        if y is None:
-            x, n_replaced = replace_nonfinite(x)
-            self.n_nonfinite_tokens += n_replaced
-            return Batch(x, x)
-        # a token is replaced on both sides, or the target would be predicted from another input
-        both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
-        self.n_nonfinite_tokens += n_replaced
-        x, y = both.split([x.shape[1], y.shape[1]], dim=1)
-        return Batch(x.contiguous(), y.contiguous())
-
 
 TRAINERS: Registry[type[Trainer]] = Registry("trainer")
-
-
-def _split(batch: Batch, n: int) -> list[Batch]:
-    if n == 1:
-        return [batch]
-    pairs = zip(batch.x.chunk(n), batch.y.chunk(n), strict=True)
-    return [batch._replace(x=x, y=x if batch.y is batch.x else y, lengths=None) for x, y in pairs]
-
-
-def _origin(finetune: Any) -> str:
-    """Returns where a dictionary was loaded from, or else its class."""
-    if isinstance(finetune, (str, os.PathLike)):
-        return str(finetune)
-    return finetune.info.source or type(finetune).__name__
 
 
 def _read_arguments(
@@ -408,8 +359,3 @@ def _read_arguments(
     facts = {name: value for name, value in options.items() if name in FACTS}
     changes = {name: value for name, value in options.items() if name not in FACTS}
     return config.replace(**changes) if changes else config, RunInfo(**facts)
-
-
-def trainer_of(config: OptimizationConfig) -> type[Trainer]:
-    """Returns the trainer that a config builds."""
-    return config.trainer_class

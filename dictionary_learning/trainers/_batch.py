@@ -1,13 +1,19 @@
-"""The batch of a step, and its loss."""
+"""What a step works on: a batch, its loss, and components, the parts of a trainer with state."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
+from dictionary_learning.ops._finite import replace_nonfinite
 
+C = TypeVar("C", bound="Component")
+Number = TypeVar("Number", int, float)
 ModelLoss = Callable[[Tensor], Mapping[str, Tensor]]
 """Returns the losses "ce" and "kl" of the model with reconstructions (batch, output_dim)."""
 
@@ -23,6 +29,25 @@ class Batch(NamedTuple):
     """The model's loss with a reconstruction spliced in, where the data can tell."""
     lengths: Int[Tensor, "contexts"] | None = None
     """Tokens of each context, where the batch is contexts one after another."""
+
+    def split(self, n: int) -> "list[Batch]":
+        """Returns the batch in n parts, or fewer if it has fewer tokens."""
+        if n == 1:
+            return [self]
+        pairs = zip(self.x.chunk(n), self.y.chunk(n), strict=True)
+        return [self._replace(x=x, y=x if self.y is self.x else y, lengths=None) for x, y in pairs]
+
+
+def finite_batch(x: Tensor, y: Tensor | None, device: torch.device) -> tuple[Batch, Int[Tensor, ""]]:
+    """Returns a batch on a device, with tokens that are not finite replaced, and their number."""
+    x = x.to(device)
+    if y is None:
+        x, n_replaced = replace_nonfinite(x)
+        return Batch(x, x), n_replaced
+    # a token is replaced on both sides, or the target would be predicted from another input
+    both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
+    width = x.shape[1]
+    return Batch(both[:, :width].contiguous(), both[:, width:].contiguous()), n_replaced
 
 
 class Loss(NamedTuple):
@@ -44,3 +69,59 @@ class StepPart(NamedTuple):
     loss: Loss
     share: float
     """The batch's share of the tokens of the step."""
+
+
+class Component(ABC):
+    """A part of a trainer with state of its own, such as an annealed k, or the dead latents."""
+
+    @abstractmethod
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        """Updates the state after the optimizer step with this number, counted from 0."""
+
+    @abstractmethod
+    def figures(self) -> Mapping[str, Tensor]:
+        """Returns values for the log, on the device."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything the next steps depend on."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved state."""
+
+
+class component(functools.cached_property[C]):
+    """Marks a method of a trainer that returns a `Component`, which is made once, and is its value.
+
+    Components are updated, logged, saved and resumed in the order of their definition.
+    """
+
+
+class ScheduledValue(Component, Generic[Number]):
+    """A number that depends on the step only, such as k while it is annealed.
+
+    Args:
+        figure: Its name in the log.
+        at: Returns the value at a step.
+    """
+
+    def __init__(self, figure: str, at: Callable[[int], Number]):
+        self._figure, self._at, self._step = figure, at, 0
+
+    @property
+    def now(self) -> Number:
+        """The value at the current step."""
+        return self._at(self._step)
+
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        self._step = step + 1
+
+    def figures(self) -> dict[str, Tensor]:
+        return {self._figure: torch.tensor(self.now)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]

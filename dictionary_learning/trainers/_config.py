@@ -64,12 +64,7 @@ class RunInfo(BaseConfig):
 FACTS = frozenset(field.name for field in dataclasses.fields(RunInfo))
 
 
-def _warmup(c: Any) -> int:
-    return min(default_warmup(c.steps), c.decay_start)
-
-
-def default_warmup(steps: int) -> int:
-    """Returns a tenth of the run, at most 1,000 steps."""
+def _default_warmup(steps: int) -> int:
     return min(1000, steps // 10)
 
 
@@ -80,7 +75,7 @@ def decay_after(fraction: float) -> Callable[[Any], int]:
         if c.schedule != "linear":
             return c.steps
         asked = c.asked.warmup_steps
-        warmup = default_warmup(c.steps) if asked is None else asked
+        warmup = _default_warmup(c.steps) if asked is None else asked
         return max(int(c.steps * fraction), min(warmup, c.steps))
 
     return rule
@@ -133,7 +128,7 @@ class OptimizationConfig(BaseConfig):
     """Gradients are scaled down to this common norm; None for no limit."""
     schedule: str | Callable[[int], float] = "linear"
     """Learning-rate schedule: a name of `SCHEDULES`, or a function from the step to a factor."""
-    warmup_steps: int = auto(_warmup, at_least=0)
+    warmup_steps: int = auto(lambda c: min(_default_warmup(c.steps), c.decay_start), at_least=0)
     """Warm-up of the learning rate; by default a tenth of the run, at most 1,000 steps."""
     decay_start: int = auto(lambda c: c.steps, at_least=0)
     """Step at which the schedule `linear` starts to decay to 0; by default there is no decay."""
@@ -165,15 +160,7 @@ class OptimizationConfig(BaseConfig):
         return self.trainer_class(self, run or RunInfo(**facts))
 
     def resolved(self: C, run: RunInfo, trained: Dictionary | None) -> C:
-        """Returns the settings that are used: every field that was left out is filled in.
-
-        Args:
-            run: Facts of the run.
-            trained: The dictionary to start from, if there is one.
-
-        Raises:
-            ConfigError: Two settings contradict each other.
-        """
+        """Returns the settings that are used: every field that was left out is filled in."""
         steps = run.optimizer_steps(self.grad_acc_steps)
         if self.schedule != "linear" and self.decay_start not in (None, steps):
             raise ConfigError(
@@ -182,10 +169,17 @@ class OptimizationConfig(BaseConfig):
             )
         return resolve(self, run=run, trained=trained, steps=steps)
 
-    def trained(self) -> Dictionary | None:
-        """Returns the dictionary to start from, which must not be changed, if there is one."""
+    def with_trained(self: C) -> tuple[C, Dictionary | None]:
+        """Returns the config with the dictionary to start from by name, and that dictionary.
+
+        It must not be changed. The name, as it is saved, is where it was loaded from, or its class.
+        """
         given = self.finetune
-        return given if given is None or isinstance(given, Dictionary) else load_dictionary(given)
+        if given is None:
+            return self, None
+        if isinstance(given, Dictionary):
+            return self.replace(finetune=given.info.source or type(given).__name__), given
+        return self.replace(finetune=str(given)), load_dictionary(given)
 
     def learning_rate_schedule(self, steps: int) -> Schedule:
         """Returns the factor of the learning rate at each step of resolved settings."""
@@ -229,6 +223,9 @@ class TrainerConfig(OptimizationConfig):
     """Whether the method's autoencoder subtracts b_dec before encoding."""
     autoencoder_class: ClassVar[type | None] = None
     """Class of the method's autoencoder; None for the one known for the nonlinearity."""
+    auxk_is_share_of_error: ClassVar[bool] = True
+    """Whether AuxK's share is of the error in the loss; False: of 1, as where errors are shares of
+    the variance (TopK)."""
 
     wiring: str = auto(_default_wiring)
     """What is read and written: autoencoder, transcoder, skip_transcoder, crosscoder,

@@ -1,13 +1,97 @@
-"""Which latents are dead."""
+"""Dead latents: which they are, and how losses and resampling revive them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from dictionary_learning.dictionaries import Trainable
+from dictionary_learning.latents import firing_counts
+from dictionary_learning.trainers._batch import Batch, Component, Loss, StepPart
+from dictionary_learning.trainers._config import TrainerConfig
+from dictionary_learning.trainers._losses import auxk_loss, ghost_loss, norms, pre_activation_loss
+from dictionary_learning.trainers._optimizer_rows import take_rows
 
 _LOOK_EVERY = 100
 """Steps between two copies of the dead latents from an accelerator to the host."""
+_ENCODER_SHARE = 0.2
+"""Norm of a new encoder row, as a share of the living rows' mean norm (Bricken et al. 2023)."""
+
+
+class Revival(Component):
+    """Tracks which latents are dead, and revives them by losses and by resampling."""
+
+    def __init__(
+        self,
+        settings: TrainerConfig,
+        dictionary: Trainable,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ):
+        self.settings, self.dictionary = settings, dictionary
+        self._optimizer, self._generator = optimizer, generator
+        self.dead = DeadLatents(
+            dictionary.dict_size,
+            settings.dead_after_tokens,
+            dictionary.device,
+            min_frequency=settings.min_frequency,
+            window=settings.feature_sampling_window,
+        )
+        self.mean_error = torch.ones((), device=dictionary.device)
+        """E|y - y_hat|^2 of the last step, the same for all parts of a batch."""
+
+    def added(self, loss: Loss, batch: Batch, *, loss_scale: Tensor, auxk_scale: Tensor | float) -> Loss:
+        """Returns the loss with the terms that revive dead latents added, if any latent is dead.
+
+        Args:
+            loss: The method's loss of the batch.
+            batch: The batch.
+            loss_scale: Factor of errors in the method's loss.
+            auxk_scale: Value of the whole error in the method's loss, of which AuxK is a share.
+        """
+        dead = self.dead.indices
+        if dead is None:
+            return loss
+        settings, dictionary, x = self.settings, self.dictionary, batch.x
+        total, terms = loss.total, dict(loss.terms)
+        if settings.auxk_alpha:
+            some = slice(None, None, settings.auxk_every)  # of the tokens of the batch
+            residual = (batch.y[some].float() - loss.reconstruction.outputs[some]).detach()
+            terms["auxk_loss"] = auxk_loss(dictionary, x[some], residual, dead, settings.k_aux, self.mean_error)
+            total = total + settings.auxk_alpha * terms["auxk_loss"] * auxk_scale
+        if settings.use_ghost_grads:
+            residual = (batch.y.float() - loss.reconstruction.outputs).detach()
+            terms["ghost_loss"] = ghost_loss(dictionary, x, residual, dead, loss.error)
+            total = total + loss_scale * terms["ghost_loss"]
+        if settings.pre_act_loss_coefficient:
+            terms["pre_act_loss"] = pre_activation_loss(dictionary, x, dead)
+            total = total + settings.pre_act_loss_coefficient * terms["pre_act_loss"]
+        return loss._replace(total=total, terms=terms)
+
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        firings = torch.stack([firing_counts(part.loss.reconstruction.latents) for part in parts]).sum(0)
+        self.dead.observe(firings, sum(len(part.batch.x) for part in parts))
+        # of the whole step, for AuxK of the next one
+        error = torch.stack([part.loss.error.detach() * part.share for part in parts]).sum()
+        self.mean_error = torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error)
+        every = self.settings.resample_steps
+        if every is not None and (step + 1) % every == 0 and self.dead.indices is not None:
+            batch, loss, _ = parts[-1]  # tokens are drawn from the last part only
+            errors = (loss.reconstruction.outputs - batch.y.float()).pow(2).sum(-1)  # (batch,)
+            revived = resample_(self.dictionary, self._optimizer, batch, errors, self.dead.indices, self._generator)
+            self.dead.revive(revived)
+
+    def figures(self) -> dict[str, Tensor]:
+        return {"dead_features": self.dead.mask.sum()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"dead": self.dead.state_dict(), "mean_error": self.mean_error}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dead.load_state_dict(state["dead"])
+        self.mean_error = state["mean_error"].to(self.mean_error.device)
 
 
 class DeadLatents:
@@ -18,9 +102,7 @@ class DeadLatents:
     arrived.
 
     Args:
-        dict_size: Number of latents.
         after_tokens: Tokens without firing after which a latent is dead.
-        device: Device of the latents.
         min_frequency: Share of the tokens of the last complete window below which a latent is dead.
         window: Tokens of a window.
     """
@@ -38,8 +120,7 @@ class DeadLatents:
         self.min_frequency, self.window = min_frequency, window
         self._counts = torch.zeros(dict_size, dtype=torch.long, device=device)
         self._rare = torch.zeros(dict_size, dtype=torch.bool, device=device)
-        self._window_tokens = 0
-        self._n_windows = 0
+        self._window_tokens, self._n_windows = 0, 0
         self.tokens_since_fired = torch.zeros(dict_size, dtype=torch.long, device=device)
         self.n_tokens = 0
         """Tokens so far, on the host: nothing is computed while no latent can be dead."""
@@ -51,6 +132,7 @@ class DeadLatents:
     def observe(self, firings: Int[Tensor, "dict_size"], n_tokens: int) -> None:
         """Adds a step, given the number of its tokens on which each latent fired."""
         self.n_tokens += n_tokens
+        # the order matters: a latent that fires in this step is 0 tokens old
         self.tokens_since_fired.add_(n_tokens).masked_fill_(firings > 0, 0)
         if self.min_frequency is not None:
             self._counts += firings
@@ -68,7 +150,7 @@ class DeadLatents:
 
     def revive(self, latents: Int[Tensor, "n"]) -> None:
         """Marks latents as alive, such as those that were resampled."""
-        self.tokens_since_fired[latents] = 0
+        self.tokens_since_fired[latents] = 0  # they get as long as a new latent
         self._rare[latents] = False
         self._indices = self.mask.nonzero().squeeze(1)
 
@@ -112,3 +194,60 @@ class DeadLatents:
         if device.type == "cuda":
             self._arrived = torch.cuda.Event()
             self._arrived.record()
+
+
+@torch.no_grad()
+def resample_(
+    dictionary: Trainable,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    errors: Float[Tensor, "batch"],
+    dead: Int[Tensor, "n_dead"],
+    generator: torch.Generator,
+) -> Int[Tensor, "n_revived"]:
+    """Points dead latents at tokens that are reconstructed badly, in place.
+
+    Tokens are drawn without repetition, with a probability proportional to |y - y_hat|^4. The
+    decoder row becomes the direction of the token's target, with the mean norm of the living rows.
+    The encoder row becomes the direction of its input, with a fifth of their mean norm. Biases
+    become 0, and thresholds their initial value. The optimizer forgets its means of the new rows.
+    Bricken et al. 2023, "Towards Monosemanticity", Neuron Resampling.
+
+    Args:
+        errors: |y - y_hat|^2 of each token.
+
+    Returns:
+        Indices of the resampled latents: at most as many as there are tokens with an error.
+    """
+    # in float64, and relative to the largest: squares of large errors would overflow
+    weights = (errors.double() / errors.double().amax().clamp_min(torch.finfo(torch.float64).tiny)).square().cpu()
+    n = min(len(dead), int((weights > 0).sum()))
+    if n == 0:
+        return dead[:0]
+    dead = dead[torch.randperm(len(dead), generator=generator)[:n].to(dead.device)]
+    tokens = torch.multinomial(weights, n, generator=generator).to(batch.x.device)
+    for part in dictionary.coders():
+        own = part.own(dead)
+        mine = tokens[(dead >= part.latents.start) & (dead < part.latents.stop)]  # (own,)
+        if not len(own):
+            continue
+        coder = part.coder
+        inputs, outputs = batch.x[mine, part.reads].float(), batch.y[mine, part.writes].float()
+        if coder.b_dec is not None:  # the latent adds to b_dec
+            outputs = outputs - coder.b_dec
+            inputs = inputs - coder.b_dec if coder.apply_b_dec_to_input else inputs
+        alive = torch.ones(coder.dict_size, dtype=torch.bool, device=own.device).index_fill_(0, own, False)
+        usual = norms(coder.W_dec)[alive].mean() if bool(alive.any()) else 1.0
+        rows = {id(coder.W_dec): torch.nn.functional.normalize(outputs, dim=1) * usual}
+        if not coder.is_tied:
+            length = norms(coder.W_enc[alive].float()).mean() if bool(alive.any()) else 1.0
+            rows[id(coder.W_enc)] = torch.nn.functional.normalize(inputs, dim=1) * (_ENCODER_SHARE * length)
+        threshold = float(getattr(coder.nonlinearity, "initial_threshold", 0.0))
+        for name, p in coder.named_parameters():
+            # a width may equal dict_size: only the name tells tensors without rows for latents
+            if p.shape[:1] != (coder.dict_size,) or name in ("b_dec", "W_skip"):
+                continue
+            filled = torch.full_like(p[own], threshold if name.endswith("threshold") else 0.0, dtype=torch.float32)
+            p[own] = rows.get(id(p), filled).to(p.dtype)
+            take_rows(optimizer, p, own)
+    return dead

@@ -1,5 +1,7 @@
 """Terms that losses are made of."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,6 +20,12 @@ def squared_error(x_hat: Float[Tensor, "batch dim"], x: Float[Tensor, "batch dim
     return (x_hat - x).pow(2).sum(-1).mean()
 
 
+def norms(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows"]:
+    """Returns the norm of each row."""
+    # torch's stubs leave the type of `norm` open
+    return cast(Tensor, x.norm(dim=-1))  # pyright: ignore[reportUnknownMemberType]
+
+
 def auxk_loss(
     dictionary: Trainable,
     x: Float[Tensor, "batch activation_dim"],
@@ -26,22 +34,16 @@ def auxk_loss(
     k_aux: int,
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Returns AuxK: the error with which dead latents predict the residual e.
+    """Returns AuxK: the error with which dead latents predict the residual e, which is constant.
 
     min(n_dead / k_aux, 1) * E|e - e_hat|^2 / scale
 
-    e_hat is decoded from the k_aux largest dead latents of each token.
-    Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where the scale is E|e|^2 of the batch.
-
-    Args:
-        dictionary: The dictionary.
-        x: Its inputs.
-        residual: e, as a constant.
-        dead: Indices of the dead latents.
-        k_aux: Dead latents per token.
-        scale: A constant of the step, so that parts of a batch add up to the whole.
+    e_hat is decoded from the k_aux largest dead latents of each token. The scale is a constant of
+    the step, so that parts of a batch add up to the whole.
+    Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where it is E|e|^2 of the batch.
     """
-    predicted = dictionary.decode_among(x, dead, k_aux)
+    # without b_dec, which is in the residual already
+    predicted = dictionary.decode_among(x, dead, k_aux)  # (batch, output_dim)
     loss = squared_error(predicted, residual) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
     return loss.nan_to_num(0.0) * min(len(dead) / k_aux, 1.0)
 
@@ -57,25 +59,19 @@ def ghost_loss(
 
     L = |e - s g|^2,  g = W_dec^T exp(pre - threshold) over dead latents,  s = |e| / (2 |g|)
 
-    L is scaled to the size of the reconstruction error. s and that scale are constants.
+    L is scaled to the size of the reconstruction error. e, s and that scale are constants.
     Anthropic, January 2024 update ("ghost grads").
-
-    Args:
-        dictionary: The dictionary.
-        x: Its inputs.
-        residual: e, as a constant.
-        dead: Indices of the dead latents.
-        error: The reconstruction error.
     """
-    total = torch.zeros_like(residual)
+    total = torch.zeros_like(residual)  # g, without its scale
     for part in dictionary.coders():
-        own = part.own(dead)
+        own = part.own(dead)  # numbers within the coder
         pre = _margin(part, x, own)  # (batch, own dead)
         ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
         # a coder may write a part of the output: (batch, own output_dim) -> (batch, output_dim)
         total = total + torch.nn.functional.pad(ghosts, (part.writes.start, total.shape[1] - part.writes.stop))
-    norm = total.detach().norm(dim=-1, keepdim=True)  # (batch, 1)
-    scaled = total * (residual.norm(dim=-1, keepdim=True) / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny))
+    norm = norms(total.detach())  # (batch,)
+    scale = norms(residual) / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny)
+    scaled = total * scale.unsqueeze(1)
     loss = squared_error(scaled, residual)
     return loss * (error.detach() / loss.detach().clamp_min(torch.finfo(loss.dtype).tiny))
 
@@ -87,12 +83,12 @@ def pre_activation_loss(
 
     |d| is the decoder norm of a latent. Anthropic, January 2025 update.
     """
-    norms = dictionary.decoder_norms()  # (dict_size,)
+    decoder_norms = dictionary.decoder_norms()  # (dict_size,)
     total = x.new_zeros(())
     for part in dictionary.coders():
         own = part.own(dead)
         short = (-_margin(part, x, own)).relu()  # (batch, own dead)
-        total = total + (short * norms[part.latents][own]).sum(-1).mean()
+        total = total + (short * decoder_norms[part.latents][own]).sum(-1).mean()
     return total
 
 

@@ -1,6 +1,7 @@
-"""Shared by the optimizers: checks, closures, clipping, and rows that were written from outside."""
+"""Shared by the optimizers: checks, clipping, and rows that were written from outside."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,43 +10,32 @@ from dictionary_learning.errors import ConfigError
 
 Closure = Callable[[], float] | None
 """Computes the loss and its gradients, as in PyTorch's `step(closure)`."""
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+"""Types of weights that get a float32 copy: small steps would be rounded away."""
 _TINY = 1e-6
 """Added to the norm of the gradients before clipping, as in `torch.nn.utils.clip_grad_norm_`."""
 
 
-def check_rates(name: str, lr: float | Tensor, betas: tuple[float, float], eps: float) -> None:
-    """Checks the numbers of an Adam.
-
-    Raises:
-        ConfigError: One of them is out of range.
-    """
+def check_numbers(lr: float | Tensor, betas: tuple[float, float], eps: float, max_grad_norm: float | None) -> None:
+    """Raises ConfigError if a number of an optimizer is out of range."""
     if not (lr >= 0 and eps >= 0 and all(0 <= beta < 1 for beta in betas)):
         raise ConfigError(
-            f"{name} got lr={lr}, betas={betas}, eps={eps}; lr and eps of at least 0 and betas in [0, 1) are needed."
+            f"The optimizer got lr={lr}, betas={betas}, eps={eps}; lr and eps of at least 0 and betas in [0, 1) are "
+            "needed."
         )
-
-
-def check_max_grad_norm(max_grad_norm: float | None) -> None:
-    """Checks the largest norm of the gradients.
-
-    Raises:
-        ConfigError: It is not positive.
-    """
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ConfigError(f"Got max_grad_norm={max_grad_norm}; give a positive norm, or None for no limit.")
 
 
-def closure_loss(closure: Closure) -> float | None:
-    """Runs the closure of `step` with gradients, and returns its loss; None without a closure."""
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def clip_divisor(norm: Tensor, max_grad_norm: float) -> Tensor:
+def clip_divisor(norm: Tensor, max_grad_norm: float | None) -> Tensor:
     """Returns the divisor of gradients with this common norm; 1 where it is small enough."""
-    return ((norm + _TINY) / max_grad_norm).clamp_min_(1.0)
+    return torch.ones_like(norm) if max_grad_norm is None else ((norm + _TINY) / max_grad_norm).clamp_min_(1.0)
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """Returns the sum of the squares."""
+    # torch's stubs leave the type of `vector_norm` open
+    return cast(Tensor, torch.linalg.vector_norm(gradient)).square()  # pyright: ignore[reportUnknownMemberType]
 
 
 @torch.no_grad()
@@ -53,12 +43,8 @@ def take_rows(optimizer: torch.optim.Optimizer, parameter: Tensor, rows: Tensor)
     """Makes an optimizer forget rows of a parameter that were written by others, as in resampling.
 
     Mean gradients of the rows become 0, and copies of the weights in the state get the new rows.
-    Means in 8 bits stay, since their codes have no plain zero; they decay.
-
-    Args:
-        optimizer: Any optimizer. If it has a method `take_rows`, that is called instead.
-        parameter: The parameter, with the rows already written.
-        rows: Indices of the rows, or a mask.
+    Means in 8 bits stay, since their codes have no plain zero; they decay. An optimizer with a
+    method `take_rows` does that instead. `rows` are indices or a mask.
     """
     own = getattr(optimizer, "take_rows", None)
     if own is not None:

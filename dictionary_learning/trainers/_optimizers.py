@@ -1,6 +1,7 @@
 """Optimizers by name or from a user, with projection, clipping, skipping and unit rows."""
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,12 +10,13 @@ from torch import Tensor
 
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError, MissingDependencyError
-from dictionary_learning.trainers._optimizer_rows import Closure, check_rates, closure_loss, take_rows
+from dictionary_learning.trainers._optimizer_rows import check_numbers, take_rows
 from dictionary_learning.trainers._row_adam import RowAdam
 from dictionary_learning.trainers._schedule_free import ScheduleFree
 from dictionary_learning.trainers._unit_norm_optimizer import UnitNormOptimizer
 
 Groups = list[dict[str, Any]]
+ProjectingOptimizer = RowAdam | UnitNormOptimizer
 
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer")
 """Functions `(groups, *, betas, eps)` to an optimizer. Each group has a learning rate."""
@@ -33,7 +35,7 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     max_grad_norm: float | None = None,
-) -> torch.optim.Optimizer:
+) -> ProjectingOptimizer:
     """Returns an optimizer of groups, with projection, clipping, skipping and unit rows.
 
     Args:
@@ -50,7 +52,7 @@ def build_optimizer(
         ConfigError: A number is out of range, or the optimizer is unknown here or to this PyTorch.
         MissingDependencyError: The optimizer is in a package that is not installed.
     """
-    check_rates("The optimizer", lr, betas, eps)
+    check_numbers(lr, betas, eps, max_grad_norm)
     groups = [{"lr": lr, **group} for group in groups]
     build = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     if build is RowAdam:
@@ -65,12 +67,9 @@ def adam_8bit(groups: Groups, *, betas: tuple[float, float], eps: float) -> torc
     """Returns Adam with means in 8 bits, from bitsandbytes.
 
     Dettmers et al. 2021, https://arxiv.org/abs/2110.02861.
-
-    Raises:
-        MissingDependencyError: bitsandbytes is not installed.
     """
     try:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
+        bitsandbytes: Any = importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise MissingDependencyError("bitsandbytes", "The optimizer 'adam_8bit'") from error
     return bitsandbytes.optim.Adam8bit(groups, betas=betas, eps=eps)
@@ -100,9 +99,6 @@ def muon(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.opt
 
     Without weight decay. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon;
     Liu et al. 2025, https://arxiv.org/abs/2502.16982, section 2.2.
-
-    Raises:
-        ConfigError: This PyTorch has no Muon.
     """
     build = getattr(torch.optim, "Muon", None)
     if build is None:
@@ -110,20 +106,16 @@ def muon(groups: Groups, *, betas: tuple[float, float], eps: float) -> torch.opt
             f"The optimizer 'muon' is not in PyTorch {torch.__version__}; 2.9 or later is needed. Upgrade with: "
             "pip install 'torch>=2.9'"
         )
-    matrices, others = (
-        _where(groups, lambda p, is_matrix=is_matrix: (p.ndim == 2) is is_matrix) for is_matrix in (True, False)
-    )
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
+    if matrices := _groups_where(groups, is_matrix=True):
         optimizers.append(build(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
-    if others:
+    if others := _groups_where(groups, is_matrix=False):
         optimizers.append(torch.optim.Adam(others, betas=betas, eps=eps))
     return MultiOptimizer(optimizers)
 
 
-def _where(groups: Groups, condition: Callable[[torch.Tensor], bool]) -> Groups:
-    """Returns the groups with only the parameters that fulfil a condition, without empty groups."""
-    chosen = [{**group, "params": [p for p in group["params"] if condition(p)]} for group in groups]
+def _groups_where(groups: Groups, *, is_matrix: bool) -> Groups:
+    chosen = [{**group, "params": [p for p in group["params"] if (p.ndim == 2) is is_matrix]} for group in groups]
     return [group for group in chosen if group["params"]]
 
 
@@ -135,14 +127,8 @@ class Signum(torch.optim.Optimizer):
     With momentum, a weight moves on after its gradient has become 0: latents that do not fire move.
     Bernstein et al. 2018, https://arxiv.org/abs/1802.04434.
 
-    Args:
-        params: Parameters, or groups of them.
-        lr: Learning rate.
-        momentum: Decay of the mean gradient; 0 for the sign of the gradient itself, without a
-            state.
-
-    Raises:
-        ConfigError: A number is out of range.
+    With momentum 0 it takes the sign of the gradient itself, and has no state. Raises ConfigError
+    where a number is out of range.
     """
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3, *, momentum: float = 0.95):
@@ -154,9 +140,8 @@ class Signum(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Makes one step with the current gradients."""
-        loss = closure_loss(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -168,16 +153,12 @@ class Signum(torch.optim.Optimizer):
                         state["exp_avg"] = torch.zeros_like(p)
                     mean = state["exp_avg"].lerp_(p.grad, 1 - group["momentum"])
                 p.sub_(mean.sign().mul_(group["lr"]))
-        return loss
 
 
 class MultiOptimizer(torch.optim.Optimizer):
-    """Makes the steps of several optimizers, each of its own parameters.
+    """Makes the steps of several optimizers, each of its own parameters and with its own state.
 
-    `param_groups` are the groups of all, concatenated. Each optimizer has its own state.
-
-    Args:
-        optimizers: At least one. No parameter is in two of them.
+    `param_groups` are the groups of all, concatenated.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
@@ -185,12 +166,10 @@ class MultiOptimizer(torch.optim.Optimizer):
         super().__init__([{**group} for optimizer in self.optimizers for group in optimizer.param_groups], {})
         self._link()
 
-    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Makes one step with the current gradients."""
-        loss = closure_loss(closure)
         for optimizer in self.optimizers:
             optimizer.step()
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of each."""

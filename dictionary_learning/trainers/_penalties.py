@@ -1,26 +1,34 @@
-"""Penalties on the values or on the number of latents, where a nonlinearity does not limit it.
+"""Penalties on latents, where a nonlinearity does not limit their number; and the loss with one.
 
 In the formulas, f are the latents of a token, and n_i is the decoder norm of latent i, or 1 where
 norms do not count. All penalties are means over tokens.
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.config import Registry
-from dictionary_learning.dictionaries import Trainable
+from dictionary_learning.config import Registry, auto, setting
+from dictionary_learning.dictionaries import Reconstruction, Trainable
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, replace_values
-from dictionary_learning.trainers._losses import mean_sum, per_token, weighted
+from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue
+from dictionary_learning.trainers._config import TrainerConfig
+from dictionary_learning.trainers._losses import mean_sum, norms, per_token, squared_error, weighted
+from dictionary_learning.trainers._sae_trainer import SAETrainer
+from dictionary_learning.trainers._schedules import ramp
 
 _LEAST = 1e-6
 """Floor of values before a power: for p < 1 the slope of f^p has no bound at 0."""
+_MIN_NORM = 1e-6
+"""Added to the distance that errors are divided by, which is 0 for equal tokens."""
 
 
 class Sparsity(NamedTuple):
@@ -53,98 +61,68 @@ class Sparsity(NamedTuple):
 
 
 Penalty = Callable[[Sparsity], Tensor]
-PENALTIES: Registry[Callable[..., Penalty]] = Registry("sparsity penalty")
+PENALTIES: Registry[Callable[..., Tensor]] = Registry("sparsity penalty")
+"""Functions of a `Sparsity`, and of settings of `PenaltyConfig` by name."""
 
 
 @PENALTIES.register("l1")
-@dataclasses.dataclass(frozen=True)
-class L1:
-    """sum_i f_i n_i."""
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(sparsity.values())
+def l1(sparsity: Sparsity) -> Tensor:
+    """Returns sum_i f_i n_i."""
+    return mean_sum(sparsity.values())
 
 
 @PENALTIES.register("lp", "Lp^p")
-@dataclasses.dataclass(frozen=True)
-class PowerSum:
-    """sum_i (f_i n_i)^p. With p < 1, large latents shrink less than with L1."""
-
-    p: float = 1.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(powers(sparsity.values(), self.p))
+def power_sum(sparsity: Sparsity, *, lp_norm: float = 1.0) -> Tensor:
+    """Returns sum_i (f_i n_i)^p. With p < 1, large latents shrink less than with L1."""
+    return mean_sum(powers(sparsity.values(), lp_norm))
 
 
 @PENALTIES.register("lp_root", "Lp")
-@dataclasses.dataclass(frozen=True)
-class PowerNorm:
-    """(sum_i (f_i n_i)^p)^(1/p)."""
-
-    p: float = 1.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        sums = per_token(powers(sparsity.values(), self.p))  # (batch,)
-        # at 0, without latents, the slope of the root is infinite: the gradient is 0 there
-        return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / self.p), 0.0).mean()
+def power_norm(sparsity: Sparsity, *, lp_norm: float = 1.0) -> Tensor:
+    """Returns (sum_i (f_i n_i)^p)^(1/p)."""
+    sums = per_token(powers(sparsity.values(), lp_norm))  # (batch,)
+    # at 0, without latents, the slope of the root is infinite: the gradient is 0 there
+    return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / lp_norm), 0.0).mean()
 
 
 @PENALTIES.register("tanh")
-@dataclasses.dataclass(frozen=True)
-class Tanh:
-    """sum_i tanh(c f_i n_i), near L0 for large latents (Anthropic, January 2025 update: c = 4)."""
+def tanh(sparsity: Sparsity, *, tanh_scale: float = 4.0) -> Tensor:
+    """Returns sum_i tanh(c f_i n_i), near L0 for large latents.
 
-    scale: float = 4.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(self.scale * f)))
+    Anthropic, January 2025 update, where c = 4.
+    """
+    return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(tanh_scale * f)))
 
 
 @PENALTIES.register("l0", "step")
-@dataclasses.dataclass(frozen=True)
-class L0:
-    """L0: the number of latents that fire (https://arxiv.org/abs/2407.14435)."""
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return mean_sum(sparsity.fires())
+def l0(sparsity: Sparsity) -> Tensor:
+    """Returns L0: the number of latents that fire (https://arxiv.org/abs/2407.14435)."""
+    return mean_sum(sparsity.fires())  # a sum over latents, a mean over tokens
 
 
 @PENALTIES.register("quadratic_l0", "quadratic")
-@dataclasses.dataclass(frozen=True)
-class QuadraticL0:
-    """(2 / L0*) (L0 - L0*)^2 with the L0 of each token (Gemma Scope 2)."""
-
-    target_l0: float = 20.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return (per_token(sparsity.fires()) - self.target_l0).square().mean() * (2 / self.target_l0)
+def quadratic_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
+    """Returns (2 / L0*) (L0 - L0*)^2 with the L0 of each token (Gemma Scope 2)."""
+    return (per_token(sparsity.fires()) - target_l0).square().mean() * (2 / target_l0)
 
 
 @PENALTIES.register("target_l0")
-@dataclasses.dataclass(frozen=True)
-class TargetL0:
-    """(L0 / L0* - 1)^2 with the mean L0 of the batch, as in dictionary-learning."""
-
-    target_l0: float = 20.0
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        return (mean_sum(sparsity.fires()) / self.target_l0 - 1).square()
+def relative_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
+    """Returns (L0 / L0* - 1)^2 with the mean L0 of the batch, as in dictionary-learning."""
+    return (mean_sum(sparsity.fires()) / target_l0 - 1).square()
 
 
 @PENALTIES.register("entropy")
-@dataclasses.dataclass(frozen=True)
-class Entropy:
-    """-sum_i p_i log p_i with p_i = f_i n_i / sum_j f_j n_j, which does not depend on the scale."""
-
-    def __call__(self, sparsity: Sparsity) -> Tensor:
-        values = sparsity.values()
-        totals = per_token(values)  # (batch,)
-        # -sum p log p = log S - sum f log f / S, where S = sum f
-        products = per_token(_mapped(values, lambda f: torch.where(f > 0, f * f.clamp_min(_LEAST).log(), 0.0)))
-        some = totals > _LEAST
-        # inside `where` too: the gradient of the branch that is not taken would be NaN
-        safe = torch.where(some, totals, 1.0)
-        return torch.where(some, safe.log() - products / safe, 0.0).mean()
+def entropy(sparsity: Sparsity) -> Tensor:
+    """Returns the entropy of p_i = f_i n_i / sum_j f_j n_j, which does not depend on the scale."""
+    values = sparsity.values()
+    totals = per_token(values)  # (batch,)
+    # -sum p log p = log S - sum f log f / S, where S = sum f
+    products = per_token(_mapped(values, lambda f: torch.where(f > 0, f * f.clamp_min(_LEAST).log(), 0.0)))
+    some = totals > _LEAST
+    # inside `where` too: the gradient of the branch that is not taken would be NaN
+    safe = torch.where(some, totals, 1.0)
+    return torch.where(some, safe.log() - products / safe, 0.0).mean()
 
 
 def powers(values: Latents, p: float) -> Latents:
@@ -154,3 +132,92 @@ def powers(values: Latents, p: float) -> Latents:
 
 def _mapped(latents: Latents, function: Callable[[Tensor], Tensor]) -> Latents:
     return replace_values(latents, function(latents if isinstance(latents, Tensor) else latents.values))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PenaltyConfig(TrainerConfig):
+    """Settings of the methods with a penalty."""
+
+    penalizes_gates: ClassVar[bool] = False
+    """Whether the penalty is on the gates of a gated dictionary, and not on its latents."""
+
+    sparsity_penalty: float = setting(0.1, at_least=0)
+    """Weight of the penalty. Its scale is that of the activations, so it differs between sites."""
+    sparsity_function: str = "l1"
+    """The penalty: a name of `PENALTIES`."""
+    lp_norm: float = setting(1.0, above=0)
+    """The power p of the penalties lp and lp_root."""
+    tanh_scale: float = setting(4.0, above=0)
+    """The slope c of the penalty tanh."""
+    target_l0: float = setting(20.0, above=0)
+    """Target number of latents per token of the penalties target_l0 and quadratic_l0."""
+    scale_sparsity_penalty_by_decoder_norm: bool = False
+    """Whether latents are weighted by their decoder norm, so that small latents with long rows do
+    not pay less."""
+    sparsity_warmup_steps: int = auto(lambda c: min(2000, c.steps // 5), at_least=0)
+    """Steps over which the penalty increases from 0; by default a fifth of the run, at most
+    2,000."""
+    mse_loss_normalization: Literal["variance", "dense_batch"] | None = None
+    """variance: errors are divided by the variance, estimated once. dense_batch: each token's error
+    is divided by its distance from the batch's mean (SAELens up to version 5). None: squared
+    errors."""
+    scale_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # the look-up refuses an unknown name
+        if "lp_norm" not in self._penalty_settings() and self.lp_norm != 1.0:
+            raise ConfigError(
+                f"lp_norm={self.lp_norm} has no effect with sparsity_function={self.sparsity_function!r}. "
+                "Set sparsity_function='lp', or leave lp_norm out."
+            )
+
+    @property
+    def divides_by_variance(self) -> bool:
+        return self.mse_loss_normalization == "variance"
+
+    def penalty(self) -> Penalty:
+        """Returns the penalty."""
+        return functools.partial(PENALTIES[self.sparsity_function], **self._penalty_settings())
+
+    def _penalty_settings(self) -> dict[str, Any]:
+        _, *names = inspect.signature(PENALTIES[self.sparsity_function]).parameters
+        return {name: getattr(self, name) for name in names}
+
+    def coefficient_at(self, step: int) -> float:
+        """Returns the weight of the penalty at a step."""
+        return self.sparsity_penalty * ramp(step, self.sparsity_warmup_steps)
+
+
+# `Any`: the settings of a method are narrower than those of `SAETrainer`
+def scheduled_coefficient(trainer: Any) -> ScheduledValue[float]:
+    """Returns the weight of the penalty, as a component of a trainer with `PenaltyConfig`."""
+    return ScheduledValue("sparsity_coefficient", trainer.settings.coefficient_at)
+
+
+def penalized_loss(
+    trainer: SAETrainer, settings: PenaltyConfig, batch: Batch, penalty: Penalty, coefficient: float
+) -> Loss:
+    """Returns |y - y_hat|^2 [normalized] + coefficient * penalty(latents)."""
+    latents, pre = trainer.dictionary.encode_latents(batch.x)
+    outputs = trainer.dictionary.decode_latents(latents, batch.x)  # (batch, output_dim)
+    error = squared_error(outputs, batch.y)
+    reconstruction = Reconstruction(outputs, latents, pre)
+    # before the error is normalized: the order of these lines is that in which gradients are summed
+    sparsity = penalty(sparsity_of(trainer.dictionary, settings, reconstruction))
+    if settings.mse_loss_normalization == "dense_batch":
+        distance = norms(batch.y - batch.y.mean(0)) + _MIN_NORM  # (batch,)
+        normalized = ((outputs - batch.y).pow(2).sum(-1) / distance).mean()
+    else:
+        normalized = trainer.loss_scale * error
+    total = settings.reconstruction_weight * normalized + coefficient * sparsity
+    return Loss(total, error, {"mse_loss": error, "sparsity_loss": sparsity}, reconstruction)
+
+
+def sparsity_of(dictionary: Trainable, settings: PenaltyConfig, reconstruction: Reconstruction) -> Sparsity:
+    """Returns what the penalty of a reconstruction is computed from."""
+    _, latents, pre = reconstruction  # each (batch, dict_size), dense or sparse
+    assert pre is not None
+    penalized = dictionary.pointwise("gate", pre) if settings.penalizes_gates else latents
+    by_norm = settings.scale_sparsity_penalty_by_decoder_norm
+    return Sparsity(dictionary, penalized, pre, dictionary.decoder_norms() if by_norm else None)

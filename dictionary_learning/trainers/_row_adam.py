@@ -9,15 +9,12 @@ from torch.optim.adam import adam
 
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_, row_kernels
 from dictionary_learning.trainers._optimizer_rows import (
+    LOW_PRECISION,
     Closure,
-    check_max_grad_norm,
-    check_rates,
+    check_numbers,
     clip_divisor,
-    closure_loss,
+    squared_norm,
 )
-
-_LOW = (torch.bfloat16, torch.float16)
-"""Types of weights that get a float32 copy: small steps would be rounded away."""
 
 
 class RowAdam(torch.optim.Optimizer):
@@ -29,16 +26,8 @@ class RowAdam(torch.optim.Optimizer):
     no step, counted in `n_skipped`. Weights in bfloat16 or float16 have a float32 copy in the
     state, which is rounded into them after each step.
 
-    Args:
-        params: Parameters, or groups with `unit_rows=True`, `lr`, `betas` and `eps` of their own.
-        lr: Learning rate.
-        betas: Decays of the mean gradient and of the mean squared gradient.
-        eps: Added to the root of the mean squared gradient.
-        max_grad_norm: Largest common norm of the gradients; None for no limit.
-        unit_rows: Whether rows of the weights have unit norm.
-
-    Raises:
-        ConfigError: A number is out of range.
+    Groups may have `unit_rows=True`, `lr`, `betas` and `eps` of their own. Raises ConfigError where
+    a number is out of range.
     """
 
     def __init__(
@@ -49,17 +38,15 @@ class RowAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         *,
         max_grad_norm: float | None = None,
-        unit_rows: bool = False,
     ):
-        check_rates("Adam", lr, betas, eps)
-        check_max_grad_norm(max_grad_norm)
+        check_numbers(lr, betas, eps, max_grad_norm)
         self.max_grad_norm = max_grad_norm
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_rows": unit_rows})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_rows": False})
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Makes one step with the current gradients."""
-        loss = closure_loss(closure)
+        """Makes one step with the current gradients; a closure computes them first."""
+        loss = torch.enable_grad()(closure)() if closure else None
         moving = [
             _Moving(p, self.state[p], group)
             for group in self.param_groups
@@ -71,7 +58,7 @@ class RowAdam(torch.optim.Optimizer):
         norm = torch.stack([m.squared_norm() for m in moving]).sum().sqrt()
         # Adam's kernel divides gradients by the one, and does nothing where the other is 1: clipping
         # and skipping need no pass over the gradients, and no wait of the host
-        divisor = clip_divisor(norm, self.max_grad_norm) if self.max_grad_norm else torch.ones_like(norm)
+        divisor = clip_divisor(norm, self.max_grad_norm)
         skip = (~norm.isfinite()).to(norm.dtype)
         for m in moving:
             m.step(divisor, skip)
@@ -84,7 +71,7 @@ class RowAdam(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         for index, values in state_dict["state"].items():
             p = parameters[index]
-            if p.dtype in _LOW:
+            if p.dtype in LOW_PRECISION:
                 self.state[p] = {name: value.to(p.device, copy=True) for name, value in values.items()}
 
     @property
@@ -102,7 +89,7 @@ class _Moving:
         self.p, self.state, self.group, self.unit_rows = p, state, group, group["unit_rows"]
         if not state:
             weight = p.detach()
-            if p.dtype in _LOW:
+            if p.dtype in LOW_PRECISION:
                 weight = state["master"] = weight.float()
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
@@ -115,16 +102,16 @@ class _Moving:
         """Projects the gradient, and returns its squared norm."""
         if self.kernels is not None:
             return self.kernels.squared_norm(self.gradient, self.weight, self.unit_rows)
-        if self.p.dtype in _LOW:
+        if self.p.dtype in LOW_PRECISION:
             self.gradient = self.gradient.float()
         if self.unit_rows:
             remove_parallel_part_(self.gradient, self.weight)
-        return torch.linalg.vector_norm(self.gradient).square()
+        return squared_norm(self.gradient)
 
     def step(self, divisor: Tensor, skip: Tensor) -> None:
         """Updates the parameter and the state in place."""
         state, group = self.state, self.group
-        state["n_skipped"] += skip
+        state["n_skipped"] += skip  # of the parameter: a step has no state of its own
         if self.kernels is not None:
             state["step"] += 1 - skip
             lr = group["lr"] if isinstance(group["lr"], Tensor) else torch.full_like(divisor, group["lr"])
@@ -136,7 +123,7 @@ class _Moving:
             )
             return
         beta1, beta2 = group["betas"]
-        averages = ([state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]])
+        averages: tuple[list[Tensor], ...] = ([state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]])
         rates: dict[str, Any] = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
         fused: dict[str, Any] = {"fused": True, "grad_scale": divisor, "found_inf": skip, "weight_decay": 0.0}
         adam([self.weight], [self.gradient], *averages, amsgrad=False, maximize=False, **rates, **fused)

@@ -1,28 +1,40 @@
 """The base of every method that trains an encoder and a decoder around a nonlinearity."""
 
+import copy
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dictionary_learning.dictionaries import WIRINGS, Dictionary, InitConfig, Trainable
+from dictionary_learning.dictionaries import (
+    WIRINGS,
+    Dictionary,
+    DictionaryShape,
+    InitConfig,
+    SparseAutoencoder,
+    Trainable,
+    autoencoder_class,
+    expand_or_convert,
+    have_same_parts,
+    wiring_of,
+)
+from dictionary_learning.dictionaries._folding import fold_decoder_norm_
+from dictionary_learning.dictionaries._initialization import set_decoder_
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops import Encoder
 from dictionary_learning.trainers._base import Trainer
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._build import new_dictionary, trained_dictionary
-from dictionary_learning.trainers._config import TrainerConfig
-from dictionary_learning.trainers._dead_latents import DeadLatents
-from dictionary_learning.trainers._revival import Revival
+from dictionary_learning.trainers._batch import Batch, Loss, component
+from dictionary_learning.trainers._config import OptimizationConfig, RunInfo, TrainerConfig
+from dictionary_learning.trainers._dead_latents import DeadLatents, Revival
 
 logger = logging.getLogger(__name__)
 
 _LARGE_MEAN = 1.0
-"""Squared norm of the mean, in units of the variance, from which on it matters for a b_dec of zeros."""
+"""Squared norm of the mean, in units of the variance, that is too large for a b_dec of zeros."""
 
 
 class SAETrainer(Trainer):
@@ -40,15 +52,11 @@ class SAETrainer(Trainer):
 
     settings: TrainerConfig
     dictionary: Trainable
-    auxk_is_share_of_error: ClassVar[bool] = True
-    """Whether AuxK's share is of the error in the loss; False: of 1, as where errors are shares of
-    the variance (TopK)."""
 
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.revival = Revival(self.settings, self.dictionary, self.optimizer, self.generator)
-        # first: other components and the loss see the dead latents of this step
-        self.components = {"revival": self.revival, **self.components}
+    @component
+    def revival(self) -> Revival:
+        """The dead latents."""
+        return Revival(self.settings, self.dictionary, self.optimizer, self.generator)
 
     @abstractmethod
     def nonlinearity(self) -> Nonlinearity:
@@ -56,7 +64,7 @@ class SAETrainer(Trainer):
 
     def build_dictionary(self, trained: Dictionary | None) -> Trainable:
         facts = (self.nonlinearity(), self.settings, self.run, self.generator)
-        dictionary = new_dictionary(*facts) if trained is None else trained_dictionary(trained, *facts)
+        dictionary = _new_dictionary(*facts) if trained is None else _trained_dictionary(trained, *facts)
         return dictionary.to(self.device)
 
     def initialize_dictionary(self, x: Tensor, y: Tensor) -> None:
@@ -87,7 +95,8 @@ class SAETrainer(Trainer):
                 )
             losses = batch.model_loss_fn(loss.reconstruction.outputs)
             loss = loss._replace(total=loss.total + losses[settings.loss_fn], terms={**loss.terms, **losses})
-        auxk_scale = self.loss_scale * self.revival.mean_error if self.auxk_is_share_of_error else 1.0
+        # AuxK is a share of the error, so its weight follows the size of that
+        auxk_scale = self.loss_scale * self.revival.mean_error if self.settings.auxk_is_share_of_error else 1.0
         return self.revival.added(loss, batch, loss_scale=self.loss_scale, auxk_scale=auxk_scale)
 
     def unit_row_names(self) -> set[str]:
@@ -122,3 +131,71 @@ def _warn_of_mean(y: Tensor) -> None:
             "runs will not explain it. Use 'geometric_median' or 'mean'.",
             float((mean / variance).sqrt()),
         )
+
+
+def copy_trained(
+    trained: Dictionary,
+    nonlinearity: Nonlinearity | dict[str, object],
+    settings: OptimizationConfig,
+    generator: torch.Generator,
+) -> Dictionary:
+    """Returns a copy of a trained dictionary with another nonlinearity and number of latents."""
+    expansion = settings.dict_size / trained.dict_size
+    dictionary = expand_or_convert(trained, expansion=expansion, nonlinearity=nonlinearity, generator=generator)
+    if dictionary.dict_size != settings.dict_size:
+        raise ConfigError(
+            f"Got dict_size={settings.dict_size} for a {type(trained).__name__} of {trained.dict_size} latents in "
+            f"equal parts. Give a multiple of {trained.dict_size} near it, such as {dictionary.dict_size}."
+        )
+    return dictionary
+
+
+def _new_dictionary(
+    nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
+) -> Trainable:
+    """Returns a new dictionary; raises ConfigError where settings or sites do not fit."""
+    inputs = run.read_dims  # one width for each site
+    options: dict[str, Any] = {} if settings.rank_by_norm is None else {"rank_by_norm": settings.rank_by_norm}
+    if settings.wiring == "autoencoder":
+        cls = settings.dict_class or settings.autoencoder_class or autoencoder_class(type(nonlinearity))
+        if cls is SparseAutoencoder:  # a nonlinearity without a class of its own
+            options["nonlinearity"] = nonlinearity
+        else:
+            options |= {**nonlinearity.options(), **settings.autoencoder_options()}
+        options["apply_b_dec_to_input"] = settings.apply_b_dec_to_input
+        dictionary = cls(run.activation_dim, settings.dict_size, generator=generator, **options)
+    else:
+        if settings.rank_by_norm is not None and WIRINGS[settings.wiring].has_parallel_coders:
+            raise ConfigError(f"rank_by_norm has no meaning for wiring={settings.wiring!r}. Leave it out.")
+        shape = DictionaryShape(inputs, run.output_dims or inputs, settings.dict_size, settings.n_heads)
+        dictionary = WIRINGS[settings.wiring].build(shape, nonlinearity, generator, **options)
+    # where another site is written, the decoder is fitted to data later
+    norm = 1.0 if settings.decoder_init_norm is None else settings.decoder_init_norm
+    for part in dictionary.coders():
+        coder = part.coder
+        W_enc = coder.W_enc if settings.init_encoder_as_decoder_transpose and not coder.is_tied else None
+        set_decoder_(coder.W_dec, W_enc, norm=norm, orthogonal=settings.orthogonal_init, generator=generator)
+    return dictionary
+
+
+def _trained_dictionary(
+    trained: Dictionary, nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
+) -> Trainable:
+    """Returns a copy of a trained dictionary; raises ConfigError where settings do not fit it."""
+    own = wiring_of(trained) if isinstance(trained, Trainable) else None
+    if not isinstance(trained, Trainable) or own is None or not have_same_parts(own, settings.wiring):
+        raise ConfigError(
+            f"finetune got a {type(trained).__name__} with wiring={settings.wiring!r}, which builds another kind. "
+            "Leave wiring out, or use the trainer of this dictionary."
+        )
+    # without `trainSAE` only the inputs are known; the dictionary knows the width of its outputs
+    other = (trained.output_dim,) if WIRINGS[settings.wiring].writes_others else run.read_dims
+    trained.check_sites(run.read_dims, run.output_dims or other)
+    if settings.unit_norm_decoder and not any(part.coder.is_tied for part in trained.coders()):
+        trained = copy.deepcopy(trained).float()
+        fold_decoder_norm_(trained)
+    elif WIRINGS[settings.wiring].unit_rows and not settings.unit_norm_decoder:
+        logger.info("Decoder rows of unequal norm decide which latents are kept, and are not normalized.")
+    dictionary = copy_trained(trained, nonlinearity, settings, generator)
+    assert isinstance(dictionary, Trainable)
+    return dictionary

@@ -24,13 +24,8 @@ class WarmupDecay:
 
     At step t: min((t + 1) / warmup, 1, (steps - t) / (steps - decay_start)).
 
-    Args:
-        steps: Length of the run.
-        warmup: Steps of the warm-up; 0 for none.
-        decay_start: The step at which the decay starts; `steps` for none.
-
-    Raises:
-        ConfigError: The warm-up or the decay does not fit into the run.
+    There is no decay where `decay_start` is `steps`. Raises ConfigError where the warm-up or the
+    decay does not fit into the run.
     """
 
     steps: int
@@ -49,45 +44,14 @@ class WarmupDecay:
         return max(min(_warmup_factor(step, self.warmup), decay), 0.0)
 
 
-@SCHEDULES.register("constant")
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """Linear warm-up, then constant.
-
-    Args:
-        steps: Length of the run.
-        warmup: Steps of the warm-up; 0 for none.
-
-    Raises:
-        ConfigError: The warm-up does not fit into the run.
-    """
-
-    steps: int
-    warmup: int = 0
-
-    def __post_init__(self) -> None:
-        _check_warmup(self.steps, self.warmup)
-
-    def __call__(self, step: int) -> float:
-        return _warmup_factor(step, self.warmup)
-
-
 @SCHEDULES.register("cosine")
 @dataclasses.dataclass(frozen=True)
 class Cosine:
     """Linear warm-up, then cosine decay from 1 to `final`, `n_cycles` times.
 
+    Each cycle restarts at 1, and after the run the factor is `final`. Raises ConfigError where the
+    warm-up and the cycles do not fit into the run, or `final` is not in [0, 1].
     Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983, with cycles of one length.
-
-    Args:
-        steps: Length of the run. After it the factor is `final`.
-        warmup: Steps of the warm-up; 0 for none.
-        n_cycles: Number of cycles. Each restarts at 1.
-        final: The factor at the end of a cycle.
-
-    Raises:
-        ConfigError: The warm-up and the cycles do not fit into the run, or `final` is not in [0,
-            1].
     """
 
     steps: int
@@ -96,7 +60,7 @@ class Cosine:
     final: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_warmup(self.steps, self.warmup)
+        constant(self.steps, self.warmup)  # refuses a warm-up that does not fit
         if not 0 <= self.final <= 1 or not 1 <= self.n_cycles <= max(self.steps - self.warmup, 1):
             raise ConfigError(
                 f"Got n_cycles={self.n_cycles} and final={self.final} for {self.steps - self.warmup} steps after the "
@@ -114,6 +78,12 @@ class Cosine:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
+@SCHEDULES.register("constant")
+def constant(steps: int, warmup: int = 0) -> WarmupDecay:
+    """Returns a linear warm-up, then a constant factor of 1."""
+    return WarmupDecay(steps, warmup, decay_start=steps)
+
+
 @SCHEDULES.register("cosine_restarts")
 def cosine_restarts(steps: int, warmup: int = 0) -> Cosine:
     """Returns `Cosine` with four cycles, or as many as there are steps."""
@@ -122,15 +92,9 @@ def cosine_restarts(steps: int, warmup: int = 0) -> Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class Rewarm:
-    """Another schedule with a new warm-up after each multiple of `every` steps, as for resampling.
+    """Another schedule, with a new warm-up after each multiple of `every` steps, as for resampling.
 
-    Args:
-        schedule: The schedule that is multiplied.
-        every: Steps between two warm-ups.
-        warmup: Steps of each warm-up; 0 for none.
-
-    Raises:
-        ConfigError: A warm-up would not end before the next one starts.
+    Raises ConfigError where a warm-up would not end before the next one starts.
     """
 
     schedule: Schedule
@@ -145,7 +109,7 @@ class Rewarm:
             )
 
     def __call__(self, step: int) -> float:
-        start = step - step % self.every
+        start = step - step % self.every  # 0 before the first event, where the schedule has its own warm-up
         return self.schedule(step) * (_warmup_factor(step - start, self.warmup) if start else 1.0)
 
 
@@ -156,16 +120,10 @@ def ramp(step: int, steps: int) -> float:
 
 def annealed_k(k: int, start: int, step: int, over: int | None) -> int:
     """Returns the k of a step that decays linearly from `start` to `k` over a number of steps."""
+    # not below k after the last step of the annealing
     return k if over is None else k + round((start - k) * max(0.0, 1 - step / over))
 
 
-def _check_warmup(steps: int, warmup: int) -> None:
-    if not 0 <= warmup <= steps:
-        raise ConfigError(
-            f"Got warmup_steps={warmup} and steps={steps}; 0 <= warmup_steps <= steps is needed. "
-            "Lower warmup_steps or make the run longer."
-        )
-
-
 def _warmup_factor(step: int, warmup: int) -> float:
+    # step + 1: the first step of a run moves weights
     return min((step + 1) / warmup, 1.0) if warmup else 1.0

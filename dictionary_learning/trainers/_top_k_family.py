@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,10 +14,10 @@ from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import ThresholdedTopK
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
-from dictionary_learning.trainers._batch import Loss, StepPart
-from dictionary_learning.trainers._components import Component
+from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue, StepPart
 from dictionary_learning.trainers._config import TrainerConfig, decay_after
 from dictionary_learning.trainers._losses import squared_error
+from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import annealed_k
 
 DEFAULT_K = 32
@@ -58,17 +58,17 @@ def _lr_law(c: Any) -> float:
 class TopKFamilyConfig(TrainerConfig):
     """Settings of the methods that keep a set number of latents."""
 
+    auxk_is_share_of_error: ClassVar[bool] = False
+
     k: int = auto(_default_k, at_least=1)
     """Latents per token; by default 32, or those of the dictionary to start from."""
     lr: float = auto(_lr_law, at_least=0)
     """Learning rate; by default 4.5e-3 / sqrt(dict_size / 2^14): the paper's law in the width, with
     a factor measured for these settings (docs/defaults.md), and at most that of 512 latents."""
     encoder_lr_factor: float = setting(0.5, at_least=0)
-    """Factor of the learning rate for W_enc."""
     decoder_lr_factor: float = setting(2.0, at_least=0)
     """Factor of the learning rate for W_dec, whose rows turn without growing."""
     beta1: float = setting(0.8, at_least=0, below=1)
-    """Adam's decay of the mean gradient."""
     beta2: float = setting(0.95, at_least=0, below=1)
     """Adam's decay of the mean squared gradient. A low value keeps a latent that fires again after
     long from a large step."""
@@ -81,7 +81,6 @@ class TopKFamilyConfig(TrainerConfig):
     """Gradients are scaled down to this common norm, where the loss is a share of the variance. The
     value is so low that all gradients get this length. None for no limit."""
     auxk_alpha: float = setting(1 / 32, at_least=0)
-    """Weight of the auxiliary loss of dead latents (AuxK)."""
     k_anneal_steps: int | None = setting(None, at_least=1)
     """Steps over which k decays from `k_anneal_start` to its value; None for a constant k."""
     k_anneal_start: int = auto(lambda c: max(c.run.activation_dim, c.k), at_least=1)
@@ -95,7 +94,8 @@ class TopKFamilyConfig(TrainerConfig):
         super().__post_init__()
         if self.is_set("k", "dict_size") and self.k > self.dict_size:
             raise ConfigError(
-                f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise dict_size."
+                f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise "
+                "dict_size."
             )
 
     @property
@@ -129,67 +129,73 @@ def reconstruction_loss(
         y: Targets.
         latents: The latents of the dictionary.
         outputs: Its reconstruction y_hat.
-        scale: Factor of the errors, as 1 over the variance of the targets.
+        scale: Factor of the errors, such as `SAETrainer.error_scale`.
         further: Other reconstructions whose errors are part of the loss.
         weight: Weight of the dictionary's own error.
     """
     error = squared_error(outputs, y)
     errors = {"l2_loss": error} | {term.name: squared_error(term.outputs, y) for term in further}
-    total = weight * error
+    total = weight * error  # then the others in their order: sums in another one differ in bits
     for term in further:
         total = total + term.weight * errors[term.name]
     return Loss(scale * total, error, errors, Reconstruction(outputs, latents))
 
 
-class InferenceThreshold(Component):
-    """Estimates a threshold that keeps as many latents as training does, one token at a time.
+# `Any`: the settings of a method are narrower than those of `SAETrainer`
+def scheduled_k(trainer: Any) -> ScheduledValue[int]:
+    """Returns k at each step, as a component of a trainer with `TopKFamilyConfig`."""
+    return ScheduledValue("effective_l0", trainer.settings.k_at)
+
+
+def top_k_loss(trainer: SAETrainer, batch: Batch, k: int) -> Loss:
+    """Returns the loss of a dictionary that keeps k latents per token."""
+    latents = trainer.dictionary.encode_sparse(batch.x, k)
+    outputs = trainer.dictionary.decode_latents(latents, batch.x)  # (batch, output_dim)
+    return reconstruction_loss(batch.y, latents, outputs, trainer.error_scale)
+
+
+def update_thresholds_(
+    trainer: SAETrainer,
+    settings: TopKFamilyConfig,
+    parts: Sequence[StepPart],
+    smallest: Callable[[Sequence[SparseLatents]], Float[Tensor, ""]],
+) -> None:
+    """Moves thresholds after a step, to keep as many latents as training does, token by token.
 
     threshold <- beta * threshold + (1 - beta) * smallest kept value
 
     The average starts at `threshold_start_step`; before, the threshold is that of the last batch.
+    It is a buffer of the nonlinearity, which is saved with the dictionary.
 
-    The threshold is a buffer of the nonlinearity, which is saved with the dictionary.
-
-    Args:
-        dictionary: The dictionary in training.
-        settings: Decay and start of the average.
-        smallest: Returns the smallest kept value of a step, given the latents of its parts;
-            infinite where no latent is positive.
+    `smallest` returns the smallest kept value of a step, given the latents of its parts; infinite
+    where no latent is positive.
     """
-
-    def __init__(
-        self,
-        dictionary: Trainable,
-        settings: TopKFamilyConfig,
-        smallest: Callable[[Sequence[SparseLatents]], Float[Tensor, ""]],
-    ):
-        self._dictionary, self._settings, self._smallest = dictionary, settings, smallest
-
-    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        coders = list(self._dictionary.coders())
-        since = step - self._settings.threshold_start_step
-        # the weight of a plain average over the steps so far, until the decay limits it: no bias
-        weight = max(1 - self._settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
-        for part in coders:
-            nonlinearity = part.coder.nonlinearity
-            if not isinstance(nonlinearity, ThresholdedTopK):
-                continue
-            latents = [step_part.loss.reconstruction.latents for step_part in parts]
-            own = [_ranked(each, part, whole=len(coders) == 1) for each in latents if isinstance(each, SparseLatents)]
-            smallest, threshold = self._smallest(own), nonlinearity.threshold
-            moved = torch.lerp(threshold, smallest.to(threshold.dtype), weight)
-            threshold.copy_(torch.where(smallest.isfinite(), moved, threshold))
+    coders = list(trainer.dictionary.coders())
+    since = trainer.step - settings.threshold_start_step
+    # the weight of a plain average over the steps so far, until the decay limits it: no bias
+    weight = max(1 - settings.threshold_beta, 1 / (since + 1)) if since >= 0 else 1.0
+    for part in coders:
+        nonlinearity = part.coder.nonlinearity
+        if not isinstance(nonlinearity, ThresholdedTopK):
+            continue
+        latents = [step_part.loss.reconstruction.latents for step_part in parts]
+        own = [_ranked(each, part, whole=len(coders) == 1) for each in latents if isinstance(each, SparseLatents)]
+        kept, threshold = smallest(own), nonlinearity.threshold
+        moved = torch.lerp(threshold, kept.to(threshold.dtype), weight)
+        threshold.copy_(torch.where(kept.isfinite(), moved, threshold))
 
 
 def smallest_of_batch(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
     """Returns the smallest positive value of all tokens; infinite if there is none."""
-    values = torch.cat([latents.values.detach().flatten() for latents in parts])
+    values = torch.cat([latents.values.detach().flatten() for latents in parts])  # (pairs of all parts,)
+    # `amin` of nothing is an error, as with a batch of no tokens
     nothing = values.new_full((1,), torch.inf)
     return torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin()
 
 
 def smallest_per_token(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
     """Returns the mean over tokens of the smallest positive value; infinite if there is none."""
+    # tokens of a ragged support keep unequal numbers of latents: there is no (batch, k)
     if any(latents.support.is_ragged for latents in parts):
         return smallest_of_batch(parts)
     values = torch.cat([latents.values.detach() for latents in parts])  # (batch, k)
@@ -205,5 +211,6 @@ def ranked_values(latents: SparseLatents, part: CoderSlice) -> Tensor:
 
 
 def _ranked(latents: SparseLatents, part: CoderSlice, *, whole: bool) -> SparseLatents:
+    # a coder numbers its latents from 0
     own = latents if whole else slice_latents(latents, part.latents.start, part.latents.stop)
     return SparseLatents(ranked_values(own, part), own.support)

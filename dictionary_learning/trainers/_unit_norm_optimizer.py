@@ -8,32 +8,19 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
-from dictionary_learning.trainers._optimizer_rows import (
-    Closure,
-    check_max_grad_norm,
-    clip_divisor,
-    closure_loss,
-    take_rows,
-)
+from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, Closure, clip_divisor, squared_norm, take_rows
 
 
 class UnitNormOptimizer(torch.optim.Optimizer):
-    """Adds to any PyTorch optimizer what `RowAdam` does: projection, clipping, skipping, unit rows.
+    """Adds what `RowAdam` does to any optimizer: projection, clipping, skipping, unit rows.
 
     The inner optimizer sees float32 matrices and vectors only. A weight of lower precision is
     replaced by a float32 copy, which is rounded into the weight after each step; a weight with more
     axes is replaced by a matrix with the same rows. `param_groups` are those of the inner
     optimizer, so that a learning rate set here is used there.
 
-    Args:
-        groups: Groups of parameters, with `unit_rows`, `lr_factor` and options of the inner
-            optimizer.
-        build: Returns the inner optimizer of some groups.
-        max_grad_norm: Largest common norm of the gradients; None for no limit.
-
-    Raises:
-        ConfigError: `max_grad_norm` is not positive, a vector has `unit_rows`, or `build` returns
-            no optimizer of the given parameters.
+    Groups may have `unit_rows=True`. Raises ConfigError where a vector has, or where `build`
+    returns no optimizer of the given parameters.
     """
 
     inner: torch.optim.Optimizer
@@ -45,7 +32,6 @@ class UnitNormOptimizer(torch.optim.Optimizer):
         *,
         max_grad_norm: float | None = None,
     ):
-        check_max_grad_norm(max_grad_norm)
         self.max_grad_norm = max_grad_norm
         super().__init__([{**group} for group in groups], {})
         self._twins = {
@@ -53,18 +39,18 @@ class UnitNormOptimizer(torch.optim.Optimizer):
         }
         inner = [{**group, "params": [self._twins[p].weight for p in group["params"]]} for group in self.param_groups]
         self.inner = _checked(build(inner), [twin.weight for twin in self._twins.values()])
-        self.param_groups = self.inner.param_groups
+        self.param_groups = self.inner.param_groups  # one list: a rate set here is used there
         self.n_skipped = torch.zeros((), device=next(iter(self._twins)).device)
         """Number of steps that were skipped because a gradient was not finite, on the device."""
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Makes one step with the current gradients."""
-        loss = closure_loss(closure)
+        """Makes one step with the current gradients; a closure computes them first."""
+        loss = torch.enable_grad()(closure)() if closure else None
         gradients = [g for twin in self._twins.values() if (g := twin.take_gradient()) is not None]
         if not gradients:
             return loss
-        norm = torch.stack([torch.linalg.vector_norm(g).square() for g in gradients]).sum().sqrt()
+        norm = torch.stack([squared_norm(g) for g in gradients]).sum().sqrt()
         # other optimizers cannot skip a step on the device, so the host has to wait for the norm
         if not norm.isfinite():
             self.n_skipped += 1
@@ -92,11 +78,11 @@ class UnitNormOptimizer(torch.optim.Optimizer):
                 p.grad = torch.zeros_like(p)
 
     def train(self) -> None:
-        """Calls `train` of the inner optimizer, if it has one (`ScheduleFree`)."""
+        """Sets the weights to where gradients are taken, if the inner optimizer averages them."""
         self._pass_on("train")
 
     def eval(self) -> None:
-        """Calls `eval` of the inner optimizer, if it has one (`ScheduleFree`)."""
+        """Sets the weights to their average, if the inner optimizer has one (`ScheduleFree`)."""
         self._pass_on("eval")
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,7 +128,7 @@ class _MasterWeight:
                 "unit_rows out of its group."
             )
         self.parameter, self.unit_rows, self.weight = parameter, unit_rows, parameter
-        if parameter.ndim > 2 or parameter.dtype in (torch.bfloat16, torch.float16):
+        if parameter.ndim > 2 or parameter.dtype in LOW_PRECISION:
             weight = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
             self.weight = nn.Parameter(weight.flatten(1) if weight.ndim > 2 else weight)
         self.is_copy = self.weight.data_ptr() != parameter.data_ptr()

@@ -1,13 +1,10 @@
 """AbsTopK: the k latents of largest absolute value."""
 
-import dataclasses
-
 from dictionary_learning.dictionaries.nonlinearities import AbsTopK, Nonlinearity
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
-from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, reconstruction_loss
+from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, scheduled_k, top_k_loss
 
 
 @TRAINERS.register("abs_top_k")
@@ -17,21 +14,14 @@ class AbsTopKTrainer(SAETrainer):
     The loss is TopK's (`TrainerTopK`). https://arxiv.org/abs/2510.00404.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TopKFamilyConfig):
         """Settings of AbsTopK."""
 
     settings: Config
-    auxk_is_share_of_error = False
+    annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
         return AbsTopK(self.settings.k)
 
-    def setup(self) -> None:
-        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
-        self.components["k"] = self.annealed_k
-
     def objective(self, batch: Batch) -> Loss:
-        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
-        outputs = self.dictionary.decode_latents(latents, batch.x)
-        return reconstruction_loss(batch.y, latents, outputs, self.error_scale)
+        return top_k_loss(self, batch, self.annealed_k.now)

@@ -1,8 +1,7 @@
 """BatchTopK: k latents of each token, on average over a batch."""
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,15 +12,15 @@ from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
-    InferenceThreshold,
     TopKFamilyConfig,
     ranked_values,
-    reconstruction_loss,
+    scheduled_k,
     smallest_of_batch,
+    top_k_loss,
+    update_thresholds_,
 )
 
 
@@ -34,32 +33,27 @@ class BatchTopKTrainer(SAETrainer):
     Bussmann et al. 2024, https://arxiv.org/abs/2412.06410.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(TopKFamilyConfig):
         """Settings of BatchTopK."""
 
     settings: Config
-    auxk_is_share_of_error = False
+    annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
         return BatchTopK(self.settings.k)
 
-    def setup(self) -> None:
-        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
-        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_of_batch)
-        self.components |= {"k": self.annealed_k, "threshold": threshold}
-
     def objective(self, batch: Batch) -> Loss:
-        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
-        outputs = self.dictionary.decode_latents(latents, batch.x)
-        return reconstruction_loss(batch.y, latents, outputs, self.error_scale)
+        return top_k_loss(self, batch, self.annealed_k.now)
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         return batch_cut(self.dictionary, parts, self.annealed_k.now)
 
+    def after_step(self, parts: Sequence[StepPart]) -> None:
+        update_thresholds_(self, self.settings, parts, smallest_of_batch)
+
 
 @contextlib.contextmanager
-def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Iterator[None]:
+def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Generator[None, None, None]:
     """Makes the parts of a batch keep what the whole batch keeps, inside the `with` block.
 
     Args:
@@ -67,6 +61,7 @@ def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Iterator
         parts: The parts of the batch.
         k: Latents per token, on average over the batch.
     """
+    # a batch in one part finds its own cut
     coders = list(dictionary.coders()) if len(parts) > 1 else []
     chosen = [(p, p.coder.nonlinearity) for p in coders if isinstance(p.coder.nonlinearity, BatchTopK)]
     for part, nonlinearity in chosen:
@@ -87,7 +82,7 @@ def _smallest_kept(part: CoderSlice, parts: Sequence[Tensor], k: int) -> Float[T
         # all that is kept could be in one part
         most = min(-(-n_kept // max(len(x), 1)), part.coder.dict_size)
         values.append(ranked_values(part.coder.encode_sparse(upcast(x[:, part.reads]), most), part).flatten())
-    found = torch.cat(values)
+    found = torch.cat(values)  # (candidates of all parts,)
     if not len(found):
         return torch.full((), torch.inf, device=found.device)
     return found.topk(min(n_kept, len(found))).values.amin()

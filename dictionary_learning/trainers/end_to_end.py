@@ -1,18 +1,19 @@
 """End to end: a TopK dictionary that is trained on the loss of the model."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
-    InferenceThreshold,
     TopKFamilyConfig,
-    reconstruction_loss,
+    scheduled_k,
     smallest_per_token,
+    top_k_loss,
+    update_thresholds_,
 )
 
 
@@ -22,9 +23,9 @@ class EndToEndTrainer(SAETrainer):
 
     loss = KL(p | q)
 
-    Here p is the model's prediction of each next token, and q the one with the reconstruction spliced
-    in. Gradients flow through the model to the dictionary only. Every other trainer does the same with
-    `loss_fn`. Needs contexts: `trainSAE(ContextStream(text, model, site), ...)`.
+    Here p is the model's prediction of each next token, and q the one with the reconstruction
+    spliced in. Gradients flow through the model to the dictionary only. Every other trainer does
+    the same with `loss_fn`. Needs contexts: `trainSAE(ContextStream(text, model, site), ...)`.
     Braun et al. 2024, https://arxiv.org/abs/2405.12241.
     """
 
@@ -36,17 +37,13 @@ class EndToEndTrainer(SAETrainer):
         """Training objective: the model's cross-entropy, the KL divergence, or the error only."""
 
     settings: Config
-    auxk_is_share_of_error = False
+    annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
         return TopK(self.settings.k)
 
-    def setup(self) -> None:
-        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
-        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_per_token)
-        self.components |= {"k": self.annealed_k, "threshold": threshold}
-
     def objective(self, batch: Batch) -> Loss:
-        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
-        outputs = self.dictionary.decode_latents(latents, batch.x)
-        return reconstruction_loss(batch.y, latents, outputs, self.error_scale)
+        return top_k_loss(self, batch, self.annealed_k.now)
+
+    def after_step(self, parts: Sequence[StepPart]) -> None:
+        update_thresholds_(self, self.settings, parts, smallest_per_token)

@@ -4,19 +4,13 @@ import dataclasses
 from typing import ClassVar
 
 from dictionary_learning.config import setting
-from dictionary_learning.dictionaries import GatedAutoEncoder, Reconstruction
+from dictionary_learning.dictionaries import GatedAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import Gated, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._losses import squared_error
-from dictionary_learning.trainers._penalized import (
-    PenaltyConfig,
-    normalized_error,
-    sparsity_of,
-)
-from dictionary_learning.trainers._penalties import Penalty
+from dictionary_learning.trainers._penalties import Penalty, PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 _OF_THRESHOLDS = ("l0", "step", "target_l0", "quadratic_l0", "quadratic")
@@ -28,7 +22,8 @@ class GatedSAETrainer(SAETrainer):
 
     loss = |y - y_hat|^2 + sparsity_penalty * sum_i relu(gate_i) + |y - (W_dec^T relu(gate) + b_dec)|^2
 
-    W_dec and b_dec are constant in the last term. Adam keeps no mean of the gradient, as in the paper.
+    W_dec and b_dec are constant in the last term. Adam keeps no mean of the gradient, as in the
+    paper.
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014, equation 8.
     """
 
@@ -37,9 +32,9 @@ class GatedSAETrainer(SAETrainer):
         """Settings of gated dictionaries."""
 
         default_lr: ClassVar[float] = 5e-5
+        penalizes_gates: ClassVar[bool] = True
 
         beta1: float = setting(0.0, at_least=0, below=1)
-        """Adam's decay of the mean gradient."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -49,13 +44,10 @@ class GatedSAETrainer(SAETrainer):
                 )
 
     settings: Config
+    coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:
         return Gated()
-
-    def setup(self) -> None:
-        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
-        self.components["coefficient"] = self.coefficient
 
     def objective(self, batch: Batch) -> Loss:
         return gated_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)
@@ -64,20 +56,14 @@ class GatedSAETrainer(SAETrainer):
 def gated_loss(
     trainer: SAETrainer, settings: PenaltyConfig, batch: Batch, penalty: Penalty, coefficient: float
 ) -> Loss:
-    """Returns the loss of a gated dictionary: its penalty is on the gates, which reconstruct as well."""
-    dictionary = trainer.dictionary
-    latents, pre = dictionary.encode_latents(batch.x)
+    """Returns the loss of a gated dictionary, whose gates are penalized and reconstruct as well."""
+    loss = penalized_loss(trainer, settings, batch, penalty, coefficient)
+    dictionary, pre = trainer.dictionary, loss.reconstruction.pre_activations
     assert pre is not None
-    outputs = dictionary.decode_latents(latents, batch.x)
-    error = squared_error(outputs, batch.y)
-    # magnitudes get no gradient from the penalty and the last term, which see the gates only
-    sparsity = penalty(sparsity_of(dictionary, settings, dictionary.pointwise("gate", pre), pre))
-    weighted = settings.reconstruction_weight * normalized_error(settings, outputs, batch.y, error, trainer.loss_scale)
+    # magnitudes get no gradient from the penalty and from this term, which see the gates only
     frozen = dictionary.decode_latents(dictionary.pointwise("gate", pre), batch.x, frozen=True)
     gate_error = squared_error(frozen, batch.y)
-    terms = {"mse_loss": error, "sparsity_loss": sparsity, "gate_loss": gate_error}
-    total = weighted + coefficient * sparsity + gate_error
-    return Loss(total, error, terms, Reconstruction(outputs, latents, pre))
+    return loss._replace(total=loss.total + gate_error, terms={**loss.terms, "gate_loss": gate_error})
 
 
 __all__ = ["GatedAutoEncoder", "GatedSAETrainer"]

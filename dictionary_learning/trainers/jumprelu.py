@@ -9,9 +9,8 @@ from dictionary_learning.dictionaries import JumpReluAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity
 from dictionary_learning.ops._straight_through import KernelName
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, StepPart
-from dictionary_learning.trainers._components import ScheduledValue
-from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
+from dictionary_learning.trainers._penalties import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 
@@ -21,8 +20,8 @@ class JumpReluTrainer(SAETrainer):
 
     loss = |y - y_hat|^2 + sparsity_penalty * penalty,  by default the penalty (L0 / target_l0 - 1)^2
 
-    The gradient of L0 is taken on pre-activations, on both sides of the threshold. Thresholds do not
-    fall below 0. The bandwidth is that of the paper, for runs of many steps: with a small one,
+    The gradient of L0 is taken on pre-activations, on both sides of the threshold. Thresholds do
+    not fall below 0. The bandwidth is that of the paper, for runs of many steps: with a small one,
     thresholds learn from few pre-activations at a time.
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
     """
@@ -45,26 +44,21 @@ class JumpReluTrainer(SAETrainer):
         initial_threshold: float = setting(0.001, at_least=0)
         """Initial value of the thresholds."""
         jumprelu_ste_to_input: bool = False
-        """Whether pre-activations get the estimator's gradient too (Anthropic, January 2025 update)."""
+        """Whether pre-activations get the estimator's gradient too (Anthropic, January 2025)."""
         threshold_lr_factor: float = setting(1.0, at_least=0)
         """Factor of the learning rate for thresholds."""
         normalize: str | None = "unit_mean_square"
-        """Normalization of the activations. The bandwidth and the weight of the penalty are made for
-        unit mean square."""
+        """Normalization of the activations. The bandwidth and the weight of the penalty are made
+        for unit mean square."""
         beta1: float = setting(0.0, at_least=0, below=1)
-        """Adam's decay of the mean gradient."""
         max_grad_norm: float | None = setting(1.0, above=0)
-        """Gradients are scaled down to this common norm; None for no limit."""
 
     settings: Config
+    coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:
         settings = self.settings
         return JumpReLU(settings.initial_threshold, settings.bandwidth, settings.kernel, settings.jumprelu_ste_to_input)
-
-    def setup(self) -> None:
-        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
-        self.components["coefficient"] = self.coefficient
 
     def objective(self, batch: Batch) -> Loss:
         return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)

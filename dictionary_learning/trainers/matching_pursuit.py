@@ -5,10 +5,9 @@ import dataclasses
 from dictionary_learning.config import setting
 from dictionary_learning.dictionaries.nonlinearities import MatchingPursuit, Nonlinearity
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
-from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, reconstruction_loss
+from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, scheduled_k, top_k_loss
 
 
 @TRAINERS.register("matching_pursuit")
@@ -26,16 +25,10 @@ class MatchingPursuitTrainer(SAETrainer):
         """Factor of the learning rate for the one matrix that encodes and decodes."""
 
     settings: Config
-    auxk_is_share_of_error = False
+    annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
         return MatchingPursuit(self.settings.k)
 
-    def setup(self) -> None:
-        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
-        self.components["k"] = self.annealed_k
-
     def objective(self, batch: Batch) -> Loss:
-        latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
-        outputs = self.dictionary.decode_latents(latents, batch.x)
-        return reconstruction_loss(batch.y, latents, outputs, self.error_scale)
+        return top_k_loss(self, batch, self.annealed_k.now)

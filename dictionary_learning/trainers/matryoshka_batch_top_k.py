@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from dictionary_learning.config import auto
@@ -15,15 +17,15 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, grouped
 from dictionary_learning.ops import backend_for
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
-    InferenceThreshold,
     ReconstructionTerm,
     TopKFamilyConfig,
     reconstruction_loss,
+    scheduled_k,
     smallest_of_batch,
+    update_thresholds_,
 )
 from dictionary_learning.trainers.batch_top_k import batch_cut
 
@@ -35,6 +37,7 @@ _ROUNDING = 1e-6
 def _default_fractions(c: Any) -> tuple[float, ...]:
     if not isinstance(c.trained, MatryoshkaBatchTopKSAE):
         return _FRACTIONS
+    # the last group takes what `dict_size` adds
     *inner, _ = (n / c.dict_size for n in c.trained.group_sizes)
     return (*inner, 1 - sum(inner))
 
@@ -45,9 +48,9 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
     loss = sum over prefixes m of w_m |y - y_hat_m|^2 / E|y - mean|^2 + AuxK on the whole dictionary
 
-    Here y_hat_m is decoded from the latents kept in the first m groups. One sparse decode computes all
-    of them: its sums over groups are accumulated from prefix to prefix, so that the gradient of a
-    latent is the sum over the prefixes that contain it.
+    Here y_hat_m is decoded from the latents kept in the first m groups. One sparse decode computes
+    all of them: its sums over groups are accumulated from prefix to prefix, so that the gradient of
+    a latent is the sum over the prefixes that contain it.
     Bussmann et al. 2025, https://arxiv.org/abs/2503.17547.
     """
 
@@ -58,23 +61,21 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         autoencoder_class: ClassVar[type | None] = MatryoshkaBatchTopKSAE
 
         group_fractions: tuple[float, ...] = auto(_default_fractions)
-        """Share of the latents in each group, with the sum 1. By default 1/32, 1/16, 1/8, 1/4 and the
-        rest; or the groups of `finetune`, of which the last gets the latents that are added."""
+        """Share of the latents in each group, with the sum 1. By default 1/32, 1/16, 1/8, 1/4 and
+        the rest; or the groups of `finetune`, of which the last gets the latents that are added."""
         group_weights: tuple[float, ...] | None = None
         """Weight w_m of each prefix in the loss; by default 1 over their number.
         dictionary-learning divides by that number once more, SAELens does not divide."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            shares = self.group_fractions
-            if shares is not None and (abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0):
+            shares, weights = self.group_fractions, self.group_weights
+            if self.is_set("group_fractions") and (abs(sum(shares) - 1) > 1e-6 or min(shares, default=0) <= 0):
                 raise ConfigError(
                     f"group_fractions={shares} add up to {sum(shares):g}; positive shares with the sum 1 are needed."
                 )
-            if shares is not None and self.group_weights is not None and len(self.group_weights) != len(shares):
-                raise ConfigError(
-                    f"Got {len(self.group_weights)} group_weights for {len(shares)} groups; give as many."
-                )
+            if self.is_set("group_fractions") and weights is not None and len(weights) != len(shares):
+                raise ConfigError(f"Got {len(weights)} group_weights for {len(shares)} groups; give as many.")
             if self.wiring in ("heads", "cross_layer_transcoder"):
                 raise ConfigError(
                     f"Matryoshka groups are not defined for wiring={self.wiring!r}, whose latents belong to parts. "
@@ -98,7 +99,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
             return {"group_sizes": self.group_sizes}
 
     settings: Config
-    auxk_is_share_of_error = False
+    annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
         return BatchTopK(self.settings.k)
@@ -108,24 +109,23 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         if not isinstance(built, SparseAutoencoder) or getattr(built, "group_sizes", ()) == tuple(sizes):
             return built
         # a dictionary to start from without these groups gets them
-        options = {**built.options(), "k": self.settings.k, "group_sizes": sizes}
+        options: dict[str, Any] = {**built.options(), "k": self.settings.k, "group_sizes": sizes}
         options.pop("nonlinearity", None)
         made = MatryoshkaBatchTopKSAE(**options, generator=torch.Generator())  # its random weights are overwritten
         made.load_state_dict(built.state_dict())
         return made.to(built.device)
 
-    def setup(self) -> None:
-        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
-        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_of_batch)
-        self.components |= {"k": self.annealed_k, "threshold": threshold}
-        # on the device once, not at each step
-        self.group_ends = torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
+    @functools.cached_property
+    def group_ends(self) -> Tensor:
+        """The number of latents in each prefix, on the device once, not at each step."""
+        return torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
 
     def objective(self, batch: Batch) -> Loss:
         assert isinstance(self.dictionary, Coder)
         latents = self.dictionary.encode_sparse(batch.x, self.annealed_k.now)
         prefixes = self.decode_prefixes(latents)
         weights = self.settings.group_weights or [1 / len(prefixes)] * len(prefixes)
+        # largest last: it is the reconstruction of the dictionary
         *smaller, outputs = [self.dictionary.with_affine_part(prefix, batch.x) for prefix in prefixes]
         terms = [
             ReconstructionTerm(f"prefix_{n}_loss", weight, prefix)
@@ -136,13 +136,16 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         return batch_cut(self.dictionary, parts, self.annealed_k.now)
 
+    def after_step(self, parts: Sequence[StepPart]) -> None:
+        update_thresholds_(self, self.settings, parts, smallest_of_batch)
+
     def decode_prefixes(self, latents: SparseLatents) -> tuple[Tensor, ...]:
         """Returns what each prefix decodes to, without biases, from the smallest to the whole."""
         assert isinstance(self.dictionary, Coder)
         W_dec = self.dictionary.W_dec
         by_group = backend_for(W_dec).decode(grouped(latents, self.group_ends), W_dec)
-        by_group = by_group.unflatten(0, (-1, len(self.group_ends)))  # (batch, groups, dim)
-        return by_group.cumsum(1).unbind(1)
+        n_groups = len(self.group_ends)
+        return rearrange(by_group, "(batch groups) dim -> batch groups dim", groups=n_groups).cumsum(1).unbind(1)
 
 
 __all__ = ["MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer"]

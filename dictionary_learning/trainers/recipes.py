@@ -99,7 +99,7 @@ def anthropic_2025(**changes: Any) -> JumpReluTrainer.Config:
         tanh_scale=4.0,
         scale_sparsity_penalty_by_decoder_norm=True,
         pre_act_loss_coefficient=3e-6,
-        bandwidth=2.0,
+        bandwidth=2.0,  # in units of activations of mean norm sqrt(dim)
         initial_threshold=0.1,
         jumprelu_ste_to_input=True,
         beta1=0.9,
@@ -143,6 +143,7 @@ def saebench(**changes: Any) -> TrainerTopK.Config:
 @RECIPES.register("sparsify")
 def sparsify(**changes: Any) -> TrainerTopK.Config:
     """TopK as in EleutherAI's sparsify: schedule-free Signum, and no AuxK."""
+    # the law of sparsify, for the width that is asked for
     lr = 5e-3 / ((changes.get("dict_size") or _WIDTH) / _WIDTH) ** 0.5
     optimizer = {"optimizer": "signum_schedule_free", "lr": lr, "schedule": "constant"}
     return _config(TrainerTopK.Config, changes, **_PLAIN_ADAM, **optimizer, b_dec_init_method="mean", auxk_alpha=0.0)

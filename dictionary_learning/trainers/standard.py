@@ -7,10 +7,9 @@ from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import AutoEncoderNew
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._config import decay_after
-from dictionary_learning.trainers._penalized import PenaltyConfig, penalized_loss
+from dictionary_learning.trainers._penalties import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
 
@@ -24,18 +23,14 @@ class TrainerStandard(SAETrainer):
     resampling on.
     """
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
     class Config(PenaltyConfig):
         """Settings of L1."""
 
     settings: Config
+    coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
-
-    def setup(self) -> None:
-        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
-        self.components["coefficient"] = self.coefficient
 
     def objective(self, batch: Batch) -> Loss:
         return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)
@@ -51,9 +46,9 @@ class StandardTrainerAprilUpdate(SAETrainer):
 
     loss = |y - y_hat|^2 + sparsity_penalty * sum_i f_i |d_i|
 
-    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate decays
-    to zero over the last fifth of the run. Made for activations of mean norm sqrt(activation_dim)
-    (`normalize="sqrt_dim"`), there with a penalty of 5.
+    Rows are free, b_dec is not subtracted, gradients have norm 1 at most, and the learning rate
+    decays to zero over the last fifth of the run. Made for activations of mean norm
+    sqrt(activation_dim) (`normalize="sqrt_dim"`), there with a penalty of 5.
     Conerly et al. 2024, "Update on how we train SAEs", Transformer Circuits, April update.
     """
 
@@ -71,18 +66,14 @@ class StandardTrainerAprilUpdate(SAETrainer):
         decoder_init_norm: float | None = setting(0.1, above=0)
         """Initial norm of the decoder rows."""
         max_grad_norm: float | None = setting(1.0, above=0)
-        """Gradients are scaled down to this common norm; None for no limit."""
         decay_start: int = auto(decay_after(4 / 5), at_least=0)
         """The step at which the learning rate starts to decay; by default after 80% of the run."""
 
     settings: Config
+    coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()
-
-    def setup(self) -> None:
-        self.coefficient = ScheduledValue("sparsity_coefficient", self.settings.coefficient_at)
-        self.components["coefficient"] = self.coefficient
 
     def objective(self, batch: Batch) -> Loss:
         return penalized_loss(self, self.settings, batch, self.settings.penalty(), self.coefficient.now)

@@ -1,20 +1,21 @@
 """TopK: the k largest latents of each token."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from dictionary_learning.dictionaries import AutoEncoderTopK, geometric_median
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.latents import top_k_of
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._components import ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
-    InferenceThreshold,
     ReconstructionTerm,
     TopKFamilyConfig,
     reconstruction_loss,
+    scheduled_k,
     smallest_per_token,
+    update_thresholds_,
 )
 
 _WIDE = 4
@@ -42,15 +43,10 @@ class TrainerTopK(SAETrainer):
         """Whether the 4k largest latents are decoded too, with weight 1/8 (Multi-TopK)."""
 
     settings: Config
-    auxk_is_share_of_error = False
+    annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
         return TopK(self.settings.k)
-
-    def setup(self) -> None:
-        self.annealed_k = ScheduledValue("effective_l0", self.settings.k_at)
-        threshold = InferenceThreshold(self.dictionary, self.settings, smallest_per_token)
-        self.components |= {"k": self.annealed_k, "threshold": threshold}
 
     def objective(self, batch: Batch) -> Loss:
         k, dictionary, further = self.annealed_k.now, self.dictionary, []
@@ -59,9 +55,12 @@ class TrainerTopK(SAETrainer):
         if self.settings.multi_topk:
             outputs = dictionary.decode_latents(latents, batch.x)
             further = [ReconstructionTerm("multi_topk_loss", _WIDE_WEIGHT, outputs)]
-            latents = top_k_of(latents, k)
+            latents = top_k_of(latents, k)  # (batch, k) of (batch, 4k): one selection for both
         outputs = dictionary.decode_latents(latents, batch.x)
         return reconstruction_loss(batch.y, latents, outputs, self.error_scale, further)
+
+    def after_step(self, parts: Sequence[StepPart]) -> None:
+        update_thresholds_(self, self.settings, parts, smallest_per_token)
 
 
 TopKTrainer = TrainerTopK

@@ -14,7 +14,7 @@ from dictionary_learning.trainers._schedules import Rewarm, WarmupDecay, ramp
 
 
 class ConstrainedAdam(RowAdam):
-    """`RowAdam`, with unit rows (dict_size, activation_dim) for some parameters; rows, not columns."""
+    """`RowAdam`, where some parameters have unit rows (dict_size, activation_dim), not columns."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ import torch
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import TRAINERS
-from dictionary_learning.trainers._penalties import PowerNorm, PowerSum
+from dictionary_learning.trainers._penalties import PENALTIES, sparsity_of
 from tests.tiny import Planted
 
 NAMES = ["p_anneal", "gated_anneal"]
@@ -38,12 +38,11 @@ def test_penalty_keeps_its_size_when_the_power_changes(name, function, by_norm):
     if by_norm:
         with torch.no_grad():
             t.dictionary.W_dec.mul_(torch.linspace(0.5, 3, 96).unsqueeze(1))
-    kind = PowerSum if function == "Lp^p" else PowerNorm
 
     @torch.no_grad()
     def size(p: float) -> float:
-        loss = t.loss(x)
-        return float(kind(p)(t._penalized(loss)) * t.annealed.weight)
+        sparsity = sparsity_of(t.dictionary, t.settings, t.loss(x).reconstruction)
+        return float(PENALTIES[function](sparsity, lp_norm=p) * t.annealed.weight)
 
     before, p = size(t.settings.power_at(0)), t.settings.power_at(0)
     while t.settings.power_at(t.step) == p:

@@ -1,5 +1,6 @@
 """Penalties: their values by hand, in dense and sparse form alike, and their gradients."""
 
+import functools
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from dictionary_learning.trainers._penalties import PENALTIES, Sparsity, powers
 
 DENSE = torch.tensor([[0.0, 2.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.5, 0.0]], dtype=torch.float64)
 NORMS = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
-ON_VALUES = {"l1": {}, "lp": {"p": 0.5}, "lp_root": {"p": 0.5}, "tanh": {"scale": 0.7}, "entropy": {}}
+ON_VALUES = {"l1": {}, "lp": {"lp_norm": 0.5}, "lp_root": {"lp_norm": 0.5}, "tanh": {"tanh_scale": 0.7}, "entropy": {}}
 ON_NUMBERS = {"l0": {}, "quadratic_l0": {"target_l0": 3.0}, "target_l0": {"target_l0": 3.0}}
 FORMS = ["dense", "even", "ragged"]
 
@@ -58,7 +59,7 @@ def dictionary() -> JumpReluAutoEncoder:
 
 
 def penalty(name: str, latents: Latents, norms: Tensor | None = None) -> Tensor:
-    return PENALTIES[name](**ON_VALUES.get(name, ON_NUMBERS.get(name)))(Sparsity(dictionary(), latents, latents, norms))
+    return PENALTIES[name](Sparsity(dictionary(), latents, latents, norms), **ON_VALUES.get(name, ON_NUMBERS.get(name)))
 
 
 def test_every_penalty_is_tested():
@@ -96,9 +97,9 @@ def test_gradients_are_finite_differences(name, form):
 def test_gradients_are_finite_at_zero_and_at_any_size(name, size, form, p):
     if name == "lp_root" and size == 1e30 and p < 1:
         size = 1e8  # a sum to the power 1 / p is beyond float32
-    options = {"p": p} if name.startswith("lp") else ON_VALUES[name]
+    options = {"lp_norm": p} if name.startswith("lp") else ON_VALUES[name]
     values = (DENSE.float() * size).requires_grad_()
-    loss = PENALTIES[name](**options)(Sparsity(dictionary(), formed(values, form), values, None))
+    loss = PENALTIES[name](Sparsity(dictionary(), formed(values, form), values, None), **options)
     loss.backward()
     assert loss.isfinite() and loss >= 0
     assert values.grad.isfinite().all() and not values.grad[1].isnan().any()
@@ -110,7 +111,7 @@ def test_thresholds_learn_from_pre_activations_near_them(name, form):
     """With L0 a token's sum of 1[pre > t], d L0 / d t = -K((pre - t) / bandwidth) / bandwidth: 2 where |pre - t| < 1/4."""
     built = dictionary()
     pre = DENSE.float()  # only 0.5, of latent 2, is near its threshold of 0.4
-    penalty_of = PENALTIES[name](**ON_NUMBERS[name])
+    penalty_of = functools.partial(PENALTIES[name], **ON_NUMBERS[name])
     penalty_of(Sparsity(built, pre, formed(pre, form), None)).backward()
     outer = {"l0": 1 / 3, "quadratic_l0": 2 / 3 / 3 * 2 * (2 - 3), "target_l0": 2 * (4 / 9 - 1) / 3 / 3}[name]
     torch.testing.assert_close(built.threshold.grad, torch.tensor([0, 0, -2.0 * outer, 0]))
@@ -120,14 +121,14 @@ def test_numbers_of_latents_need_thresholds_that_learn():
     sparsity = Sparsity(AutoEncoder(6, 4), DENSE, DENSE, None)
     for name, options in ON_NUMBERS.items():
         with pytest.raises(ConfigError, match="no gradient through ReLU"):
-            PENALTIES[name](**options)(sparsity)
+            PENALTIES[name](sparsity, **options)
 
 
 def test_numbers_of_latents_of_several_parts_are_added():
     built = HeadAutoencoders(6, 20, {"name": "jump_relu", "initial_threshold": 0.3, "bandwidth": 0.1}, n_heads=2)
     x = torch.randn(7, 6)
     latents, pre = built.encode_latents(x)
-    found = PENALTIES["l0"]()(Sparsity(built, latents, pre, None))
+    found = PENALTIES["l0"](Sparsity(built, latents, pre, None))
     assert found.item() == pytest.approx(float((to_dense(latents) > 0).sum(1).float().mean()))
 
 

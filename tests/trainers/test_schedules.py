@@ -7,10 +7,10 @@ import pytest
 from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.trainers._schedules import (
     SCHEDULES,
-    Constant,
     Cosine,
     Rewarm,
     WarmupDecay,
+    constant,
     ramp,
 )
 
@@ -48,7 +48,7 @@ def test_names_are_known():
 def test_linear_is_as_it_was():
     schedule = WarmupDecay(10, 2, 8)
     assert [schedule(t) for t in range(11)] == [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.5, 0]
-    assert Constant(10, 2)(1000) == 1
+    assert constant(10, 2)(1000) == 1
 
 
 def test_cosine_is_halfway_in_the_middle_and_ends_at_its_last_factor():
@@ -81,7 +81,7 @@ def test_ramp_increases_to_one_and_stays():
 
 
 def test_rewarming_rises_after_each_event():
-    schedule = Rewarm(Constant(100), every=10, warmup=4)
+    schedule = Rewarm(constant(100), every=10, warmup=4)
     rise = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1]
     assert [schedule(t) for t in range(100)] == [1] * 10 + rise * 9
 
@@ -97,4 +97,4 @@ def test_rewarming_multiplies_and_keeps_the_first_warm_up():
 def test_rewarming_that_cannot_be_is_refused():
     for every, warmup in ((0, 0), (3, 4), (3, -1)):
         with pytest.raises(ConfigError, match=f"every {every} steps"):
-            Rewarm(Constant(10), every=every, warmup=warmup)
+            Rewarm(constant(10), every=every, warmup=warmup)

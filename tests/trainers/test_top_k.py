@@ -185,7 +185,7 @@ class TestThreshold:
         assert smallest_per_token([nothing]) == smallest_of_batch([nothing]) == torch.inf
         loss = t.loss(Planted().batch(5))
         loss = loss._replace(reconstruction=loss.reconstruction._replace(latents=nothing))
-        t.components["threshold"].after_step([StepPart(Batch(torch.zeros(5, 32), torch.zeros(5, 32)), loss, 1.0)], 1)
+        t.after_step([StepPart(Batch(torch.zeros(5, 32), torch.zeros(5, 32)), loss, 1.0)])
         assert torch.equal(before, t.dictionary.threshold)
 
 

@@ -18,9 +18,9 @@ from dictionary_learning.experimental.temporal._dictionary import TemporalAutoen
 from dictionary_learning.ops import Encoder
 from dictionary_learning.trainers._base import TRAINERS, Trainer
 from dictionary_learning.trainers._batch import Batch, Loss
-from dictionary_learning.trainers._build import copy_trained
 from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._losses import mean_sum, squared_error
+from dictionary_learning.trainers._sae_trainer import copy_trained
 from dictionary_learning.trainers._top_k_family import DEFAULT_K
 
 _SAMPLE = 2048
