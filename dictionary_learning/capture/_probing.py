@@ -83,8 +83,9 @@ class Probe:
         def record(site: Site) -> _See:
             return lambda x, call: shapes.update({site._replace(call=call): None if x is None else x.shape})
 
+        inputs = self.builder.probe()  # with values, which are checked
         with hooked(self.module, {site: record(site) for site in sites}), _without_values(self.module):
-            self.run(self.builder.probe())
+            self.run(inputs)
         return shapes
 
     def in_order(self, calls: Collection[Site]) -> list[Site]:
