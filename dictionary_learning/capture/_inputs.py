@@ -155,8 +155,6 @@ class InputBuilder:
     def probe(self, n_tokens: int = PROBE_TOKENS, n_texts: int = 1) -> ModelInputs:
         """Returns arguments to probe the model with: one example, or texts of a few tokens.
 
-        Several texts have different tokens; one text repeats a token that every vocabulary has.
-
         Raises:
             ModelError: the model takes no token ids, and there is no example.
         """
@@ -165,7 +163,7 @@ class InputBuilder:
             n = made.n_examples
             made = made.map(lambda x: x[:1] if x.ndim and x.shape[0] == n else x)._replace(n_examples=1)
         elif self._reads_text:
-            made = self.build(self._ids(n_tokens) if n_texts == 1 else self._texts(n_texts, n_tokens))
+            made = self.build(self._ids(n_tokens, n_texts))
             if self._is_elsewhere:  # without values, a model cannot look for padding itself
                 made.kwargs.setdefault("attention_mask", torch.ones(n_texts, n_tokens, dtype=torch.long))
         else:
@@ -184,22 +182,17 @@ class InputBuilder:
     def _pad_token(self) -> int | None:
         return getattr(getattr(self.module, "config", None), "pad_token_id", None)
 
-    def _ids(self, n_tokens: int) -> Tensor:
-        """Returns a text (1, n_tokens) of one token that is not padding."""
-        return torch.full((1, n_tokens), 1 if self._pad_token == 0 else 0)
-
-    def _texts(self, n_texts: int, n_tokens: int) -> Tensor:
+    def _ids(self, n_tokens: int, n_texts: int = 1) -> Tensor:
+        """Returns texts (n_texts, n_tokens) without padding; one repeats a token, several have different ones."""
+        token = 1 if self._pad_token == 0 else 0  # every vocabulary has these two
+        if n_texts == 1:
+            return torch.full((1, n_tokens), token)
         ids = torch.arange(1, 1 + n_texts * n_tokens) % (self.vocabulary_size or 2)
-        ids[ids == self._pad_token] = int(self._ids(1))
+        ids[ids == self._pad_token] = token
         return ids.view(n_texts, n_tokens)
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
-        """Returns token ids that the model has embeddings for.
-
-        Raises:
-            ModelError: they are no ids, no batch, outside the vocabulary, or more than the model has a
-                table of positions for.
-        """
+        """Returns token ids, if the model has embeddings of them and of their positions."""
         if not _is_ids(ids) or not ids.numel():
             raise ModelError(
                 f"Got token ids of shape {tuple(ids.shape)} and {ids.dtype} for {self.name}; it needs integers of shape "
@@ -222,18 +215,14 @@ class InputBuilder:
                     "or less."
                 )
             if not self._warned_of_length:
-                self._warned_of_length = True
                 logger.warning(
                     "%s was made for contexts of at most %s tokens; these have %d.", self.name, longest, ctx_len
                 )
+            self._warned_of_length = True
         return ids
 
     def _checked_mask(self, mask: Tensor | None, ids: Tensor) -> Bool[Tensor, "batch ctx"] | None:
-        """Returns the mask as booleans; None if it leaves nothing out.
-
-        Raises:
-            ModelError: it is no mask of these ids.
-        """
+        """Returns the mask as booleans, if it is one of these ids; None if it leaves nothing out."""
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.shape != ids.shape:
@@ -273,7 +262,7 @@ class InputBuilder:
         return self._arguments((), kwargs)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelInputs:
-        first = next(_tensors((*args, *kwargs.values())), None)
+        first = next(_tensors((*args, *kwargs.values())), None)  # (batch, ...)
         if first is None or not first.ndim:
             raise ModelError(
                 f"{self.name} got no tensor with a batch of examples. Give token ids, a tensor, a tuple of positional "
@@ -298,9 +287,8 @@ class InputBuilder:
         if self._is_elsewhere:
             return True  # there are no weights to ask
         alone = self.build(self._ids(PROBE_TOKENS))
-        told = alone._replace(
-            kwargs={**alone.kwargs, "position_ids": torch.arange(PROBE_TOKENS, device=self.device)[None]}
-        )
+        numbers = torch.arange(PROBE_TOKENS, device=self.device)[None]  # (1, ctx)
+        told = alone._replace(kwargs={**alone.kwargs, "position_ids": numbers})
         x, y = self._prediction(alone), self._prediction(told)
         return x is None or y is None or _is_close(x, y)
 
@@ -311,8 +299,7 @@ class InputBuilder:
     def _check_padding(self, mask: Bool[Tensor, "batch ctx"]) -> None:
         """Checks, once for each side, that padding there changes nothing for the tokens beside it.
 
-        Raises:
-            ModelError: padding on the left does, as where learnt positions cannot be told.
+        On the left it does where learnt positions are counted from the first column.
         """
         side = "left" if bool((~mask[:, 0]).any()) else "right"
         if side in self._padded or self._is_elsewhere:
@@ -326,7 +313,7 @@ class InputBuilder:
         ids[:, span], keep[:, span] = text, True
         alone, padded = self._prediction(self.build(text)), self._prediction(self.build(ids, keep))
         if alone is None or padded is None or alone.ndim != 3 or padded.shape[1] != 5:
-            return
+            return  # the prediction is not of each token
         if _is_close(alone, padded[:, span]):
             return
         if side == "right":

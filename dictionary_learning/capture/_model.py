@@ -4,6 +4,7 @@ What is traced is a skeleton of the caller's model (`_skeleton.py`), which is bu
 model has changed. The order, number and width of the sites is found by a probe (`_probing.py`).
 """
 
+import itertools
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,9 +85,6 @@ class TracedModel:
         """Holds the model for one thread, and follows what has changed in it.
 
         Inputs become the example if there is none, and are forgotten if they lead to an error.
-
-        Raises:
-            ModelError: an edit uses the model that it edits.
         """
         with self._lock:
             if self._is_busy:
@@ -134,15 +132,11 @@ class TracedModel:
         mine = self.describe()
         differs = [model.get(key) and mine[key] and model[key] != mine[key] for key in ("name", "revision")]
         if any(differs):
-            theirs, own = (
-                f"'{m.get('name')}'" + (f" at revision {m['revision']}" if m.get("revision") else "")
-                for m in (model, mine)
-            )
+            revisions = [f" at revision {m['revision']}" if m.get("revision") else "" for m in (model, mine)]
             logger.warning(
-                "What was trained on %s is used with %s: its figures will be of another model. Load that one, if this "
-                "was not meant.",
-                theirs,
-                own,
+                "What was trained on '%s'%s is used with '%s'%s: its figures will be of another model. Load that one, if "
+                "this was not meant.",
+                *(model.get("name"), revisions[0], mine["name"], revisions[1]),
             )
         return not any(differs)
 
@@ -229,10 +223,7 @@ class TracedModel:
         return next(iter(found.values()))
 
     def capture(
-        self,
-        inputs: InputsLike,
-        attention_mask: MaskLike | None = None,
-        sites: SitesLike | None = None,
+        self, inputs: InputsLike, attention_mask: MaskLike | None = None, sites: SitesLike | None = None
     ) -> SiteDict[Float[Tensor, "batch positions dim"]]:
         """Returns the activations at the sites from one forward pass, which stops after the last of them.
 
@@ -294,15 +285,18 @@ class TracedModel:
             made = self._builder.build(inputs, attention_mask)
             of_calls = self._edits_of_calls(edits or {})
             ordered = self._probe.in_order(of_calls)
-            self._warn_of_unread(ordered)
+            for site in dict.fromkeys(call._replace(call=None) for call in ordered):
+                if site not in self._tried and not self._probe.changes_output(site):
+                    logger.warning(
+                        "Replacing the activations at '%s' of %s does not change what the model predicts: nothing reads "
+                        "them.",
+                        *(site, self.name),
+                    )
+                self._tried.add(site)
             return self._tracer.run([(call, of_calls[call]) for call in ordered], made)
 
     def _edits_of_calls(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
-        """Returns the edit of each call of a module.
-
-        Raises:
-            SiteError: two edits are of one call, or something is no function.
-        """
+        """Returns the edit of each call of a module."""
         found: dict[Site, Edit] = {}
         self._resolve(list(edits))  # one probe for all
         for key, edit in edits.items():
@@ -310,7 +304,7 @@ class TracedModel:
                 raise SiteError(
                     f"Got a {type(edit).__name__} as the edit at '{key}'; give a function of the activations."
                 )
-            for call in [call for place in self._resolve(key).values() for call in self._probe.calls(place)]:
+            for call in itertools.chain.from_iterable(map(self._probe.calls, self._resolve(key).values())):
                 if call in found:
                     raise SiteError(
                         f"Got edits at {', '.join(map(str, edits))}, of which two are the same place by different names. "
@@ -358,14 +352,3 @@ class TracedModel:
                 place = heads_site(self._probe, place.path)._replace(call=place.call)
             self._places[site] = place
         return self._places[site]
-
-    def _warn_of_unread(self, calls: Sequence[Site]) -> None:
-        """Warns, once for each, of sites whose activations can be replaced without any change of the prediction."""
-        for site in dict.fromkeys(call._replace(call=None) for call in calls):
-            if site not in self._tried and not self._probe.changes_output(site):
-                logger.warning(
-                    "Replacing the activations at '%s' of %s does not change what the model predicts: nothing reads them.",
-                    site,
-                    self.name,
-                )
-            self._tried.add(site)
