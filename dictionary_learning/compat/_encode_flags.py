@@ -46,7 +46,8 @@ def encode_with_flags(
     if unknown or len(positional) > len(names):
         known = ", ".join(names) or "none"
         raise ConfigError(
-            f"{type(ae).__name__}.encode got {', '.join(unknown) or f'{len(positional)} flags'}; its flags are: {known}."
+            f"{type(ae).__name__}.encode got {', '.join(unknown) or f'{len(positional)} flags'}; its flags are: "
+            f"{known}."
         )
     if isinstance(ae, AutoEncoderTopK):
         if flags.get("use_threshold"):

@@ -10,7 +10,6 @@ from dictionary_learning.config import UnknownNameError
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import to_dense
 from dictionary_learning.trainers._base import Trainer
-from dictionary_learning.trainers._batch import Loss
 from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
 
 ALIASES = {
@@ -105,10 +104,7 @@ def older_loss(
     With `logging`, returns `LossLog(x, x_hat, f, losses)` with dense latents and plain numbers.
     """
     loss = trainer.loss(x, y if isinstance(y, Tensor) else None, lengths=lengths)
-    return loss_log(x, loss) if logging else loss
-
-
-def loss_log(x: Tensor, loss: Loss) -> LossLog:
-    """Returns a loss in dictionary-learning's form."""
+    if not logging:
+        return loss
     losses = {name: float(term.detach()) for name, term in {**loss.terms, "loss": loss.total}.items()}
     return LossLog(x, loss.reconstruction.outputs, to_dense(loss.reconstruction.latents), losses)

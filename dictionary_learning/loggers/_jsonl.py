@@ -18,12 +18,9 @@ class JSONLLogger:
 
     A value that is not finite becomes null. The file is opened at the first call of `log`: an older one of the same
     path stays as it is until then.
-
-    Args:
-        path: the file.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self._file: TextIO | None = None
         self._start = time.monotonic()
@@ -48,7 +45,7 @@ class JSONLLogger:
             self._file.close()
 
 
-def read_history(path: str | os.PathLike, name: str) -> list[dict[str, Any]]:
+def read_history(path: str | os.PathLike[str], name: str) -> list[dict[str, Any]]:
     """Returns the metrics of one dictionary over a run: `{"step", "tokens", metric: value, ...}` for each line.
 
     Lines that are no complete JSON, as the last one of a run that was killed, are skipped with a warning.

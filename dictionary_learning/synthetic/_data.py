@@ -37,9 +37,8 @@ class SyntheticActivations:
         self.device = torch.device(device)
         self.widths = {site: config.activation_dim}
         fixed = torch.Generator().manual_seed(config.seed)
-        features = unit_features(
-            config.n_features, config.activation_dim, steps=config.separation_steps, generator=fixed
-        )
+        sizes = (config.n_features, config.activation_dim)
+        features = unit_features(*sizes, steps=config.separation_steps, generator=fixed)
         bias = config.bias_norm * normalize(torch.randn(config.activation_dim, generator=fixed), dim=0)
         shared = loadings(config, fixed)  # (n_features, rank)
         own = (1 - shared.square().sum(dim=1)).sqrt()  # (n_features,): each Gaussian has unit variance
@@ -90,15 +89,11 @@ class SyntheticActivations:
         drawn = self._means[columns] + config.magnitude_std * randn(len(rows))
         coefficients = torch.zeros_like(noise)  # (batch, n_features)
         coefficients[rows, columns] = drawn.abs()
-        self._scale_children(coefficients)
-        return KnownBatch(torch.addmm(self.bias, coefficients, self.features), coefficients)
-
-    def _scale_children(self, coefficients: Float[Tensor, "batch n_features"]) -> None:
-        tree = levels(self.config)
         # from the leaves up: each child is scaled once, by its parent's own magnitude
-        for above, below in reversed(list(pairwise(tree))):
-            parents = coefficients[:, above.start : above.stop] / self._means[above.start : above.stop]
-            coefficients[:, below.start : below.stop] *= parents.repeat_interleave(self.config.branching, dim=1)
+        for above, below in reversed(list(pairwise(levels(config)))):
+            parents = coefficients[:, above] / self._means[above]
+            coefficients[:, below] *= parents.repeat_interleave(config.branching, dim=1)
+        return KnownBatch(torch.addmm(self.bias, coefficients, self.features), coefficients)
 
 
 def unit_features(

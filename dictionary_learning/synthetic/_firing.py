@@ -6,7 +6,7 @@ but one of several siblings.
 """
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,23 +34,19 @@ def drawn_probabilities(config: SyntheticConfig) -> Float[Tensor, "n_features"]:
     """
     drawn = asked = zipf_probabilities(config)
     if config.compensate:
-        drawn, tree = asked.clone(), levels(config)
-        for above, below in pairwise(tree):
+        drawn = asked.clone()
+        for above, below in pairwise(levels(config)):
             # (parents, branching): probability given the parent
-            given = asked[below.start : below.stop].reshape(len(above), -1) / asked[above.start : above.stop, None]
+            given = asked[below].unflatten(0, (-1, config.branching)) / asked[above, None]
             others = given.sum(dim=1, keepdim=True) - given
-            drawn[below.start : below.stop] = (given * (1 + others)).clamp_max(1).flatten()
+            drawn[below] = (given * (1 + others)).clamp_max(1).flatten()
     return drawn
 
 
-def levels(config: SyntheticConfig) -> list[range]:
+def levels(config: SyntheticConfig) -> list[slice]:
     """Returns the ranks of the features on each level, roots first; siblings are adjacent."""
-    found: list[range] = []
-    start = 0
-    for level in range(config.depth + 1 if config.n_roots else 0):
-        found.append(range(start, start + config.n_roots * config.branching**level))
-        start = found[-1].stop
-    return found
+    sizes = [config.n_roots * config.branching**level for level in range(config.depth + 1 if config.n_roots else 0)]
+    return [slice(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def effective_probabilities(config: SyntheticConfig) -> Float[Tensor, "n_features"]:
@@ -62,12 +58,12 @@ def effective_probabilities(config: SyntheticConfig) -> Float[Tensor, "n_feature
     drawn = drawn_probabilities(config)
     result = drawn.clone()
     for above, below in pairwise(levels(config)):
-        own = drawn[below.start : below.stop].reshape(len(above), config.branching)
+        own = drawn[below].unflatten(0, (-1, config.branching))  # (parents, branching)
         # the mean over midpoints of a fine grid, since the integrand is a polynomial of low degree
         points = (torch.arange(_GRID, dtype=torch.float64) + 0.5) / _GRID
         terms = 1 - own[..., None] + own[..., None] * points  # (parents, branching, points)
         wins = (terms.prod(dim=1, keepdim=True) / terms).mean(dim=-1)  # (parents, branching)
-        result[below.start : below.stop] = (result[above.start : above.stop, None] * own * wins).flatten()
+        result[below] = (result[above, None] * own * wins).flatten()
     return result
 
 
@@ -81,10 +77,8 @@ def loadings(config: SyntheticConfig, generator: torch.Generator) -> Float[Tenso
 def prune(fired: Bool[Tensor, "batch n_features"], config: SyntheticConfig, generator: torch.Generator) -> None:
     """Silences, in place, children of silent parents, and all but a random one of siblings."""
     for above, below in pairwise(levels(config)):
-        # (batch, parents, branching)
-        children = fired[:, below.start : below.stop].unflatten(1, (len(above), config.branching))
+        children = fired[:, below].unflatten(1, (-1, config.branching))  # (batch, parents, branching)
         scores = torch.rand(children.shape, device=fired.device, generator=generator)
         chosen = scores.masked_fill(~children, -1).argmax(dim=-1, keepdim=True)
         winner = torch.zeros_like(children).scatter_(-1, chosen, True)
-        parents = fired[:, above.start : above.stop, None]
-        fired[:, below.start : below.stop] = (children & winner & parents).flatten(1)
+        fired[:, below] = (children & winner & fired[:, above, None]).flatten(1)
