@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dictionary_learning._module_io import device_of, hidden_or_none, inputs_in_order, with_input
+from dictionary_learning._module_io import hidden_or_none, inputs_in_order, with_input
 from dictionary_learning.capture._inputs import input_embedding
 from dictionary_learning.capture._probing import Probe, hooked
 from dictionary_learning.errors import SiteError
@@ -62,7 +62,7 @@ def layer_paths(module: nn.Module, name: str, layers: Sequence[int] | None = Non
     paths = [f"{longest}.{n}" for n in range(len(lists[longest]))]
     if not layers:
         return paths[::layer_stride]
-    if any(not isinstance(n, int) or not -len(paths) <= n < len(paths) for n in layers):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if any(not isinstance(n, int) or not -len(paths) <= n < len(paths) for n in layers):
         raise SiteError(
             f"Got layers={list(layers)}; the model has {len(paths)} layers, 0 to {len(paths) - 1}. Choose among those."
         )
@@ -127,7 +127,7 @@ def heads_site(probe: Probe, path: str) -> Site:
         SiteError: the module has no attention, or none with an output projection that is a module; or
             the model's weights are not here.
     """
-    if device_of(probe.module).type == "meta":
+    if probe.builder.is_elsewhere:
         raise SiteError(
             f"Site '{path}:heads' is found by running the model, which is not here. Find it with a small model of the "
             "same kind, and name it, as 'model.layers.10.self_attn.o_proj:in'."
@@ -144,8 +144,8 @@ def heads_site(probe: Probe, path: str) -> Site:
             break  # the first to mix tokens is no attention, but a convolution or a recurrence
     raise SiteError(
         f"No output projection of attention was found in '{path}' of {probe.name}: of its modules with a matrix, the "
-        f"first whose input mixes tokens is not {' or '.join(map(str, widths))} wide ({n_heads} heads), or there is none. "
-        "Name the module that reads the heads' outputs, with ':in', if there is one."
+        f"first whose input mixes tokens is not {' or '.join(map(str, widths))} wide ({n_heads} heads), or there is "
+        "none. Name the module that reads the heads' outputs, with ':in', if there is one."
     )
 
 

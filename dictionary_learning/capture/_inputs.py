@@ -79,7 +79,6 @@ class InputBuilder:
     Args:
         module: the model.
         name: the model's name in errors.
-        device: where its inputs are put.
         example: inputs of a model that takes no token ids.
         reads_text: whether it takes token ids under another name than `input_ids`.
         channels: where its maps have their channels.
@@ -89,14 +88,16 @@ class InputBuilder:
         self,
         module: nn.Module,
         name: str,
-        device: torch.device,
         example: InputsLike | None = None,
         *,
         reads_text: bool = False,
         channels: Channels | None = None,
     ):
-        self.module, self.name, self.device = module, name, device
+        self.module, self.name = module, name
         self.channels: Channels | None = channels
+        self._config: Any = getattr(module, "config", None)
+        self._pad_token: int | None = getattr(self._config, "pad_token_id", None)
+        self.device = torch.device("cpu") if self.is_elsewhere else device_of(module)
         parameters = inspect.signature(type(module).forward).parameters
         self._names = set(parameters)
         open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -109,12 +110,10 @@ class InputBuilder:
     @functools.cached_property
     def longest_context(self) -> int | None:
         """The most tokens in a context, if the model's config tells."""
-        longest = getattr(getattr(self.module, "config", None), "max_position_embeddings", None)
+        longest = getattr(self._config, "max_position_embeddings", None)
         if not isinstance(longest, int) or longest < 1:
             return None
-        # RoBERTa's kind numbers its positions from behind the id of padding on
-        padded = [table for table in self._position_tables() if getattr(table, "padding_idx", None) is not None]
-        return min([longest, *(len(table.weight) - table.padding_idx - 1 for table in padded)])  # type: ignore[union-attr]
+        return min([longest, *self._position_tables(longest)])
 
     @functools.cached_property
     def vocabulary_size(self) -> int | None:
@@ -164,23 +163,19 @@ class InputBuilder:
             made = made.map(lambda x: x[:1] if x.ndim and x.shape[0] == n else x)._replace(n_examples=1)
         elif self._reads_text:
             made = self.build(self._ids(n_tokens, n_texts))
-            if self._is_elsewhere:  # without values, a model cannot look for padding itself
+            if self.is_elsewhere:  # without values, a model cannot look for padding itself
                 made.kwargs.setdefault("attention_mask", torch.ones(n_texts, n_tokens, dtype=torch.long))
         else:
             raise ModelError(
                 f"{self.name} takes no input_ids, so it cannot be probed with tokens. Give one of its inputs, as "
                 "load_model(model, example=images[:1])."
             )
-        return made.map(lambda x: x.to(device_of(self.module)))
+        return made.map(lambda x: x.to("meta")) if self.is_elsewhere else made
 
     @property
-    def _is_elsewhere(self) -> bool:
+    def is_elsewhere(self) -> bool:
         """Whether the model runs on a server, so that its weights are not here."""
         return device_of(self.module).type == "meta"
-
-    @property
-    def _pad_token(self) -> int | None:
-        return getattr(getattr(self.module, "config", None), "pad_token_id", None)
 
     def _ids(self, n_tokens: int, n_texts: int = 1) -> Tensor:
         """Returns texts (n_texts, n_tokens) without padding; one repeats a token, several have different ones."""
@@ -195,24 +190,24 @@ class InputBuilder:
         """Returns token ids, if the model has embeddings of them and of their positions."""
         if not _is_ids(ids) or not ids.numel():
             raise ModelError(
-                f"Got token ids of shape {tuple(ids.shape)} and {ids.dtype} for {self.name}; it needs integers of shape "
-                "(batch, ctx), at least one. For one text, give ids[None]."
+                f"Got token ids of shape {tuple(ids.shape)} and {ids.dtype} for {self.name}; it needs integers of "
+                "shape (batch, ctx), at least one. For one text, give ids[None]."
             )
         size = self.vocabulary_size
         if size is not None and not ids.is_meta:
             low, high = torch.stack(torch.aminmax(ids)).tolist()  # one transfer, if they are on a GPU
             if low < 0 or high >= size:
                 raise ModelError(
-                    f"Got token ids from {low} to {high}, and the input embedding of {self.name} has {size} rows, for ids "
-                    f"0 to {size - 1}. Use the model's own tokenizer. If a token was added, as for padding, call "
+                    f"Got token ids from {low} to {high}, and the input embedding of {self.name} has {size} rows, for "
+                    f"ids 0 to {size - 1}. Use the model's own tokenizer. If a token was added, as for padding, call "
                     "resize_token_embeddings on the model, or pad with a token that it has."
                 )
         longest, ctx_len = self.longest_context, ids.shape[1]
         if longest and ctx_len > longest:
-            if any(True for _ in self._position_tables()):  # with a row for each position there is
+            if any(self._position_tables(self._config.max_position_embeddings)):
                 raise ModelError(
-                    f"{self.name} knows {longest} positions, and a context has {ctx_len} tokens. Set ctx_len to {longest} "
-                    "or less."
+                    f"{self.name} knows {longest} positions, and a context has {ctx_len} tokens. Set ctx_len to "
+                    f"{longest} or less."
                 )
             if not self._warned_of_length:
                 logger.warning(
@@ -237,18 +232,19 @@ class InputBuilder:
         self._check_padding(mask)
         return mask
 
-    def _position_tables(self) -> Iterator[nn.Embedding | Tensor]:
-        """Yields the tables with a row for each position: learnt ones, and fixed ones as in CTRL and GPT-J."""
-        config: Any = getattr(self.module, "config", None)
-        longest, vocabulary = config.max_position_embeddings, getattr(config, "vocab_size", None)
+    def _position_tables(self, longest: int) -> Iterator[int]:
+        """Yields how many positions the model's tables of them have: learnt ones, and fixed ones as in GPT-J."""
+        vocabulary = getattr(self._config, "vocab_size", None)
         for part in self.module.modules():
             if hasattr(part, "make_weights"):
                 continue  # XGLM's and M2M-100's tables grow
             fixed = [value for value in (*part._buffers.values(), *vars(part).values()) if isinstance(value, Tensor)]
-            for table in [part] if isinstance(part, nn.Embedding) else fixed:
-                shape = table.weight.shape if isinstance(table, nn.Embedding) else table.shape
-                if len(shape) == 2 and shape[0] != vocabulary and longest <= shape[0] <= longest + _MAX_OFFSET:
-                    yield table
+            for table in [part.weight] if isinstance(part, nn.Embedding) else fixed:
+                n_rows = len(table) if table.ndim == 2 else 0
+                if n_rows != vocabulary and longest <= n_rows <= longest + _MAX_OFFSET:
+                    # RoBERTa's kind numbers its positions from behind the id of padding on
+                    padding = part.padding_idx if isinstance(part, nn.Embedding) else None
+                    yield n_rows if padding is None else n_rows - padding - 1
 
     def _text(self, kwargs: dict[str, Any], mask: Tensor | None) -> ModelInputs:
         ids = kwargs["input_ids"]
@@ -274,7 +270,7 @@ class InputBuilder:
 
     def _shifted(self, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Returns a decoder's inputs for the text of its encoder: the same text, one token later."""
-        start = getattr(getattr(self.module, "config", None), "decoder_start_token_id", None)
+        start = getattr(self._config, "decoder_start_token_id", None)
         shifted = torch.roll(ids, 1, dims=1)
         mask = torch.ones_like(ids) if mask is None else mask.to(torch.long)
         is_start = mask.cumsum(-1) <= 1  # the first token, and padding before it
@@ -284,7 +280,7 @@ class InputBuilder:
     @functools.cached_property
     def _counts_from_zero(self) -> bool:
         """Whether the model's `position_ids` start from 0; RoBERTa's start behind the padding id."""
-        if self._is_elsewhere:
+        if self.is_elsewhere:
             return True  # there are no weights to ask
         alone = self.build(self._ids(PROBE_TOKENS))
         numbers = torch.arange(PROBE_TOKENS, device=self.device)[None]  # (1, ctx)
@@ -302,7 +298,7 @@ class InputBuilder:
         On the left it does where learnt positions are counted from the first column.
         """
         side = "left" if bool((~mask[:, 0]).any()) else "right"
-        if side in self._padded or self._is_elsewhere:
+        if side in self._padded or self.is_elsewhere:
             return
         self._padded.add(side)
         text, pad = self._ids(3), self._pad_token
@@ -318,8 +314,8 @@ class InputBuilder:
             return
         if side == "right":
             logger.warning(
-                "%s computes other activations for a text that is padded on the right than for the text alone. Pack the "
-                "text.",
+                "%s computes other activations for a text that is padded on the right than for the text alone. Pack "
+                "the text.",
                 self.name,
             )
             return

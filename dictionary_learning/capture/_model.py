@@ -36,7 +36,6 @@ class TracedModel:
         module: the model; it is not changed. What the caller changes in it later is followed.
         tokenizer: its tokenizer, or a processor that holds one; None if no text will be read.
         name: the name stored with what is trained on it; by default that of the hub or the class.
-        revision: the revision that it was loaded at.
         example: inputs of a model that takes no token ids: a tuple of positional arguments, a mapping
             of keyword arguments, as `{"pixel_values": images}`, or the only one. By default the first
             batch that is captured.
@@ -74,7 +73,7 @@ class TracedModel:
         self._tracer: Tracer | RemoteTracer = self._remote or Tracer(self.module)
         self._snapshot = None if self._remote else Snapshot(self._original)
         self._builder = InputBuilder(
-            self.module, self.name, self.device, example, reads_text=self.tokenizer is not None, channels=self.channels
+            self.module, self.name, example, reads_text=self.tokenizer is not None, channels=self.channels
         )
         self._probe = Probe(self._builder)
         self._paths = dict.fromkeys(path for path, _ in self._original.named_modules())
@@ -89,8 +88,8 @@ class TracedModel:
         with self._lock:
             if self._is_busy:
                 raise ModelError(
-                    f"An edit used {self.name} while it ran. Capture what the edit needs before the run, or use another "
-                    "model."
+                    f"An edit used {self.name} while it ran. Capture what the edit needs before the run, or use "
+                    "another model."
                 )
             if self._snapshot and not self._snapshot.is_current():
                 logger.info(
@@ -111,7 +110,7 @@ class TracedModel:
     @property
     def device(self) -> torch.device:
         """The device of inputs: that of the first parameter; the CPU if the model runs on a server."""
-        device = device_of(self._original)
+        device = device_of(self._original)  # which the caller may have moved
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
@@ -124,18 +123,14 @@ class TracedModel:
         return {"name": self.name, "revision": self.revision, "dtype": str(self.dtype).removeprefix("torch.")}
 
     def check_trained_on(self, model: Mapping[str, Any]) -> bool:
-        """Returns whether something was trained on this model; logs a warning if not.
-
-        Args:
-            model: the `describe()` of the model that it was trained on.
-        """
+        """Returns whether the `describe()` of another model may be this one's; logs a warning if not."""
         mine = self.describe()
         differs = [model.get(key) and mine[key] and model[key] != mine[key] for key in ("name", "revision")]
         if any(differs):
             revisions = [f" at revision {m['revision']}" if m.get("revision") else "" for m in (model, mine)]
             logger.warning(
-                "What was trained on '%s'%s is used with '%s'%s: its figures will be of another model. Load that one, if "
-                "this was not meant.",
+                "What was trained on '%s'%s is used with '%s'%s: its figures will be of another model. Load that one, "
+                "if this was not meant.",
                 *(model.get("name"), revisions[0], mine["name"], revisions[1]),
             )
         return not any(differs)
@@ -154,9 +149,9 @@ class TracedModel:
             SiteError: something is not in this model.
         """
         several = isinstance(submodules, Sequence) and not isinstance(submodules, (str, Site))
+        items: Any = submodules if several else [submodules]
         default: Side = "out" if side == "in_and_out" else side
         with self._exclusive():
-            items: Any = submodules if several else [submodules]
             wanted = [self._alias(self._site(item, default)) for item in items]
             found = [self._place(site) for site in expand(wanted, self._paths, model=type(self._original).__name__)]
         if side == "in_and_out":
@@ -193,8 +188,8 @@ class TracedModel:
             _, width = self._probe.size(place)
         if width % n_heads:
             raise SiteError(
-                f"Site '{site}' is {width} wide, which {n_heads} heads cannot share. Name ':heads' of a layer or of its "
-                "attention."
+                f"Site '{site}' is {width} wide, which {n_heads} heads cannot share. Name ':heads' of a layer or of "
+                "its attention."
             )
         return n_heads
 
@@ -288,8 +283,8 @@ class TracedModel:
             for site in dict.fromkeys(call._replace(call=None) for call in ordered):
                 if site not in self._tried and not self._probe.changes_output(site):
                     logger.warning(
-                        "Replacing the activations at '%s' of %s does not change what the model predicts: nothing reads "
-                        "them.",
+                        "Replacing the activations at '%s' of %s does not change what the model predicts: nothing "
+                        "reads them.",
                         *(site, self.name),
                     )
                 self._tried.add(site)
@@ -307,8 +302,8 @@ class TracedModel:
             for call in itertools.chain.from_iterable(map(self._probe.calls, self._resolve(key).values())):
                 if call in found:
                     raise SiteError(
-                        f"Got edits at {', '.join(map(str, edits))}, of which two are the same place by different names. "
-                        "Give one for each."
+                        f"Got edits at {', '.join(map(str, edits))}, of which two are the same place by different "
+                        "names. Give one for each."
                     )
                 self._probe.size(call)  # checks the shape
                 found[call] = edit

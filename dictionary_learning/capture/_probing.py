@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dictionary_learning._module_io import device_of, flat, hidden_or_none, input_or_none, with_hidden, with_input
+from dictionary_learning._module_io import flat, hidden_or_none, input_or_none, with_hidden, with_input
 from dictionary_learning.capture._inputs import InputBuilder, ModelInputs
 from dictionary_learning.capture._skeleton import is_spread
 from dictionary_learning.errors import DictionaryLearningError, ModelError, SiteError
@@ -64,9 +64,9 @@ class Probe:
             hooked = self.module.get_submodule(site.path)._forward_hooks
             if site.side == "out" and hooked and is_spread(self.module):
                 raise SiteError(
-                    f"Site '{site}' is in a model that accelerate has spread over devices, and its module has a forward "
-                    "hook, which changes the output after it is read. Remove the hook, or name the ':in' of the next "
-                    "module."
+                    f"Site '{site}' is in a model that accelerate has spread over devices, and its module has a "
+                    "forward hook, which changes the output after it is read. Remove the hook, or name the ':in' of "
+                    "the next module."
                 )
         self._shapes = {c if n_calls[s := c._replace(call=None)] > 1 else s: shape for c, shape in shapes.items()}
         self._calls = {site: [] for site in sites}
@@ -140,7 +140,7 @@ class Probe:
     @torch.no_grad()
     def changes_output(self, site: Site) -> bool:
         """Returns whether other activations at a site change the model's output, as far as can be seen here."""
-        if device_of(self.module).type == "meta":
+        if self.builder.is_elsewhere:
             return True
 
         def other(x: Tensor | None, call: int) -> Tensor | None:
@@ -169,8 +169,8 @@ class Probe:
         except Exception as error:
             tried = f"a text of {inputs.ctx_len} tokens" if inputs.ctx_len else "the example"
             raise ModelError(
-                f"{type(self.module).__name__} cannot be run on {tried} ({type(error).__name__}: {error}), as is needed "
-                "to find its sites. Give inputs that it can be run on: load_model(model, example=...)."
+                f"{type(self.module).__name__} cannot be run on {tried} ({type(error).__name__}: {error}), as is "
+                "needed to find its sites. Give inputs that it can be run on: load_model(model, example=...)."
             ) from error
 
     def _check_text(self, site: Site, shape: torch.Size | None, inputs: ModelInputs) -> torch.Size:
@@ -181,8 +181,8 @@ class Probe:
             return shape
         if shape is not None and len(shape) == 4 and tuple(shape[1:3]) == (1, n):
             raise SiteError(
-                f"Site '{site}' has {tuple(shape)} for one text of {n} tokens: {shape[0]} streams of activations, as in "
-                "Gemma 3n. Name a module that has one of them, such as the layer's '.self_attn:in' or '.mlp'."
+                f"Site '{site}' has {tuple(shape)} for one text of {n} tokens: {shape[0]} streams of activations, as "
+                "in Gemma 3n. Name a module that has one of them, such as the layer's '.self_attn:in' or '.mlp'."
             )
         needed = f"one text of {n} tokens; (1, {n}, dim) is needed, or rows (tokens, dim) in the order of the text"
         raise _no_activations(site, shape, needed)
@@ -195,8 +195,8 @@ class Probe:
         # only of a square map with another last dimension is it clear that its channels are last
         if len(shape) > 3 and inputs.channels is None and not shape[1] == shape[2] != shape[-1]:
             raise SiteError(
-                f"Site '{site}' has {tuple(shape)}, which may be a map with its channels first or last. Name where they "
-                "are: load_model(model, channels='first'), or channels='last'."
+                f"Site '{site}' has {tuple(shape)}, which may be a map with its channels first or last. Name where "
+                "they are: load_model(model, channels='first'), or channels='last'."
             )
         return shape
 

@@ -42,8 +42,8 @@ class RemoteTracer:
 
         if remote is True and not (CONFIG.API.APIKEY or os.environ.get("NDIF_API_KEY")):
             raise ModelError(
-                "Got remote=True, and no API key is set; NDIF's servers need one. Get it at https://login.ndif.us and set "
-                "the environment variable NDIF_API_KEY, or name another server by its URL."
+                "Got remote=True, and no API key is set; NDIF's servers need one. Get it at https://login.ndif.us and "
+                "set the environment variable NDIF_API_KEY, or name another server by its URL."
             )
         nnsight.register("dictionary_learning")  # edits may be functions of this package, which the server lacks
         self.remote = remote

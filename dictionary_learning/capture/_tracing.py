@@ -83,8 +83,8 @@ def envoy_of(root: Any, site: Site) -> Any:
 def _check_reached(sites: Sequence[Site], n_reached: int) -> None:
     if n_reached < len(sites):
         raise SiteError(
-            f"Site '{sites[n_reached]}' was not reached: the forward pass ran its module fewer times than when the model "
-            "was probed. Name a call that every input has."
+            f"Site '{sites[n_reached]}' was not reached: the forward pass ran its module fewer times than when the "
+            "model was probed. Name a call that every input has."
         )
 
 

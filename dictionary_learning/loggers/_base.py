@@ -29,7 +29,7 @@ class MetricLogger(Protocol):
 
 
 class LoggerGroup:
-    """Passes metrics to several loggers. A logger that raises costs one warning and is switched off; the run goes on."""
+    """Passes metrics to several loggers. One that raises costs a warning and is switched off; the run goes on."""
 
     def __init__(self, loggers: Sequence[MetricLogger]):
         self.loggers = list(loggers)

@@ -107,12 +107,11 @@ class TemporalTrainer(Trainer):
     dictionary: TemporalAutoencoder
 
     def build_dictionary(self, trained: Dictionary | None) -> TemporalAutoencoder:
-        settings, width = self.settings, self.run.activation_dim
+        settings, width, generator = self.settings, self.run.activation_dim, self.generator
         if trained is None:
             options = {name: getattr(settings, name) for name in ("n_heads", "n_layers", "bottleneck_factor", "tied")}
-            return TemporalAutoencoder(width, settings.dict_size, settings.k, **options, generator=self.generator).to(
-                self.device
-            )
+            made = TemporalAutoencoder(width, settings.dict_size, settings.k, **options, generator=generator)
+            return made.to(self.device)
         if not isinstance(trained, TemporalAutoencoder):
             raise ConfigError(
                 f"The temporal trainer got a {type(trained).__name__} to start from; it trains TemporalAutoencoder "
@@ -120,19 +119,19 @@ class TemporalTrainer(Trainer):
             )
         trained.check_sites((width,), (width,))
         nonlinearity = ReLU() if settings.k is None else TopK(settings.k)
-        dictionary = copy_trained(trained, nonlinearity, settings, self.generator)
+        dictionary = copy_trained(trained, nonlinearity, settings, generator)
         assert isinstance(dictionary, TemporalAutoencoder)
         return dictionary.to(self.device)
 
     def initialize_dictionary(self, x: Tensor, y: Tensor) -> None:
         variance = (y - y.mean(0)).pow(2).sum(-1).mean()
-        self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)
+        self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)  # constant targets have no variance
         if self.settings.finetune is None:
             self.dictionary.b_dec.copy_(CENTERS[self.settings.b_dec_init_method](y))
             self.dictionary.scale_decoder_(x[:_SAMPLE])
 
     def objective(self, batch: Batch) -> Loss:
-        lengths = torch.tensor([len(batch.x)]) if batch.lengths is None else batch.lengths
+        lengths = torch.tensor([len(batch.x)]) if batch.lengths is None else batch.lengths  # (contexts,)
         with torch.autocast(self.device.type, enabled=False):
             reconstruction = self.dictionary.reconstruct_contexts(batch.x, lengths)
         error = squared_error(reconstruction.outputs, batch.x)
@@ -146,13 +145,13 @@ class TemporalTrainer(Trainer):
         return loss
 
     def unit_row_names(self) -> set[str]:
-        return set()
+        return set()  # decoder rows have the norm that their scale needs
 
     def lr_factors(self) -> Mapping[str, float]:
         return {"weight": self.settings.attention_lr_factor, "bias": self.settings.attention_lr_factor}
 
     def encoders(self) -> list[Encoder]:
-        return []
+        return []  # a context's latents are no product of its rows alone
 
 
 @RECIPES.register("lubana_2025")
