@@ -16,11 +16,11 @@ from dictionary_learning.synthetic import (
     synth_sae_bench_16k,
     synth_sae_bench_small,
 )
-from dictionary_learning.synthetic._data import unit_features
-from dictionary_learning.synthetic._firing import (
+from dictionary_learning.synthetic._data import (
     drawn_probabilities,
     effective_probabilities,
     levels,
+    unit_features,
     zipf_probabilities,
 )
 
