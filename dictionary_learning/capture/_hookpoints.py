@@ -21,7 +21,7 @@ from dictionary_learning.sites import Site
 EMBEDDING = "embedding"
 """The path that stands for the input embedding in any model."""
 _ROUNDING = 1e-3
-"""Relative difference that may be rounding; other tokens, changed by their own size, weigh far more."""
+"""Relative difference that may be rounding; tokens changed by their own size weigh far more."""
 _TOKENS = 4
 """Enough for a token to attend to another, whatever a model does with the first and the last."""
 _TRIES = 4
@@ -42,8 +42,8 @@ def layer_paths(module: nn.Module, name: str, layers: Sequence[int] | None = Non
         layer_stride: chooses every n-th, beginning with the first.
 
     Raises:
-        SiteError: the model has no list of modules; a number is not that of a layer; or layers and a
-            stride are given.
+        SiteError: the model has no list of modules; a number is not that of a layer; or layers and
+            a stride are given.
     """
     if layer_stride < 1:
         raise SiteError(f"Got layer_stride={layer_stride}; it must be at least 1. Write 2 for every second layer.")
@@ -70,9 +70,10 @@ def layer_paths(module: nn.Module, name: str, layers: Sequence[int] | None = Non
 
 
 def embedding_path(probe: Probe) -> str:
-    """Returns the path of the module that embeds the input: the one the model names, or one with its weights.
+    """Returns the path of the module that embeds the input.
 
-    An encoder and decoder may name one that neither of them runs.
+    It is the one that the model names, or one with the same weights. An encoder and decoder may
+    name one that neither of them runs.
 
     Raises:
         SiteError: the model names none.
@@ -94,10 +95,10 @@ def embedding_path(probe: Probe) -> str:
 
 
 def head_shape(module: nn.Module, path: str, name: str) -> tuple[int, set[int]]:
-    """Returns the number of attention heads at a module and their possible widths, from the nearest config.
+    """Returns the number of attention heads at a module, and their possible widths, by its config.
 
     Raises:
-        SiteError: no config there has a number of attention heads.
+        SiteError: no config near it has a number of attention heads.
     """
     for config in _configs_near(module, path):
         n_heads = next((getattr(config, key, None) for key in ("num_attention_heads", "n_head", "n_heads")), None)
@@ -118,9 +119,9 @@ def head_shape(module: nn.Module, path: str, name: str) -> tuple[int, set[int]]:
 def heads_site(probe: Probe, path: str) -> Site:
     """Returns the site of the outputs of attention heads: the input of their output projection.
 
-    Attention is where one token learns of others. So the input of the module at `path` is changed at
-    all tokens but the last, and its submodules with a matrix are watched in order of execution: the
-    first whose input at the last token changes too is the projection, if it is as wide as all heads
+    Attention is where one token learns of others. So the input of the module at `path` is changed
+    at all tokens but the last, and its submodules with a matrix are watched as they run: the first
+    whose input at the last token changes too is the projection, if it is as wide as all heads
     together. Queries, keys and values come before it, and depend on their own token only.
 
     Raises:
@@ -151,7 +152,7 @@ def heads_site(probe: Probe, path: str) -> Site:
 
 @torch.no_grad()
 def _inputs_below(probe: Probe, path: str, seed: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the inputs of modules with a matrix, as they run, and the outermost module with each input.
+    """Returns the inputs of modules with a matrix, in order, and the outermost module with each input.
 
     With a seed, the input of the module at `path` is changed at all tokens but the last.
     """
@@ -168,7 +169,7 @@ def _inputs_below(probe: Probe, path: str, seed: int | None = None) -> tuple[dic
             outermost[name] = first_with.setdefault(id(x), name)
             alive.append(x)
             if _has_matrix(inside[name]):
-                seen[name] = x.clone()
+                seen[name] = x.clone()  # (1, ctx, dim), before anything changes it in place
 
     with ExitStack() as hooks:
         if seed is not None:
@@ -204,7 +205,7 @@ def _has_matrix(module: nn.Module) -> bool:
 
 
 def _text_model(module: nn.Module) -> str:
-    """Returns the path of the part that reads text, in a model of text and images; "" if there is none."""
+    """Returns the path of the part that reads text, in a model of text and images; "" if none does."""
     if getattr(getattr(module, "config", None), "text_config", None) is None:
         return ""
     decoder = module.get_decoder() if hasattr(module, "get_decoder") else None  # type: ignore[operator]

@@ -178,7 +178,7 @@ class InputBuilder:
         return device_of(self.module).type == "meta"
 
     def _ids(self, n_tokens: int, n_texts: int = 1) -> Tensor:
-        """Returns texts (n_texts, n_tokens) without padding; one repeats a token, several have different ones."""
+        """Returns texts (n_texts, n_tokens) without padding; several have different tokens."""
         token = 1 if self._pad_token == 0 else 0  # every vocabulary has these two
         if n_texts == 1:
             return torch.full((1, n_tokens), token)
@@ -233,7 +233,7 @@ class InputBuilder:
         return mask
 
     def _position_tables(self, longest: int) -> Iterator[int]:
-        """Yields how many positions the model's tables of them have: learnt ones, and fixed ones as in GPT-J."""
+        """Yields the positions in each table that has a row for each, learnt or fixed as in GPT-J."""
         vocabulary = getattr(self._config, "vocab_size", None)
         for part in self.module.modules():
             if hasattr(part, "make_weights"):
@@ -250,7 +250,7 @@ class InputBuilder:
         ids = kwargs["input_ids"]
         if mask is not None:
             kwargs["attention_mask"] = mask.to(torch.long)
-            # learnt positions are counted from the first column, unless the model is told; padding may be there
+            # learnt positions are counted from the first column, where padding may be
             if "position_ids" in self._names and self._counts_from_zero:
                 kwargs.setdefault("position_ids", (kwargs["attention_mask"].cumsum(-1) - 1).clamp_min(0))
         if "decoder_input_ids" in self._names and "decoder_input_ids" not in kwargs:
@@ -330,7 +330,7 @@ def _is_close(x: Tensor, y: Tensor) -> bool:
     """Returns whether two outputs differ by rounding alone."""
     tolerance = 1e-3 if x.dtype in (torch.float32, torch.float64) else 3e-2
     x, y = x.float(), y.float()
-    # equal infinities are equal, as the logits of a masked vocabulary; their difference is not a number
+    # a masked vocabulary has logits of -inf, whose difference is not a number
     difference = (x - y).masked_fill(x == y, 0)
     return bool(difference.abs().mean() <= tolerance * x.where(x.isfinite(), 0).abs().mean())
 

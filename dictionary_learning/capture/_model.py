@@ -205,7 +205,7 @@ class TracedModel:
             return SiteDict({site: self._probe.size(place)[1] for site, place in self._resolve(sites).items()})
 
     def positions(self, sites: SitesLike) -> int:
-        """Returns how many positions one example has at the sites: patches of an image, tokens of the probe.
+        """Returns the positions of one example at the sites: patches of an image, tokens of the probe.
 
         Raises:
             SiteError: the sites have different numbers, or no activations (see `widths`).

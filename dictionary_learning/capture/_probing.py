@@ -1,4 +1,4 @@
-"""What a run of the model on a few tokens shows of its sites: order, widths, and whether they matter.
+"""What a run of the model on a few tokens shows of its sites: order, size, and whether they matter.
 
 Everything is seen by PyTorch's own hooks, on one text of two tokens or on one example.
 """
@@ -19,11 +19,11 @@ from dictionary_learning.errors import DictionaryLearningError, ModelError, Site
 from dictionary_learning.sites import Site
 
 _ROUNDING = 0.05
-"""Relative difference that may be rounding, even in bfloat16; other tokens differ by more than 1."""
+"""Relative difference that may be rounding, even in bfloat16; other tokens differ by over 1."""
 _ROW_TOKENS = 8
 """Tokens of each text with which the order of rows is checked: few stay in place by chance."""
 _See = Callable[[Tensor | None, int], Tensor | None]
-"""Gets the activations at a site and the number of the call; a tensor that it returns replaces them."""
+"""Gets the activations at a site and the number of the call; may return others."""
 
 
 class Probe:
@@ -139,7 +139,7 @@ class Probe:
 
     @torch.no_grad()
     def changes_output(self, site: Site) -> bool:
-        """Returns whether other activations at a site change the model's output, as far as can be seen here."""
+        """Returns whether other activations at a site change the output, if the weights are here."""
         if self.builder.is_elsewhere:
             return True
 

@@ -1,8 +1,8 @@
 """Models that run on a server: NDIF's, or one of the same kind.
 
-The body of a trace is sent with everything that it refers to, and what the body saves comes back. So
-functions and edits are sent by value, with a dictionary's weights, and refer to torch alone. Here are
-only the model's modules, without weights; the probe runs on those.
+The body of a trace is sent with everything that it refers to, and what the body saves comes back.
+So functions and edits are sent by value, with a dictionary's weights, and refer to torch alone.
+Here are only the model's modules, without weights; the probe runs on those.
 """
 
 import inspect
@@ -66,7 +66,7 @@ class RemoteTracer:
         return _run(self._root, writes, dict(inputs.kwargs), self.remote, shape)
 
     def _target(self, site: Site) -> tuple[Any, ...]:
-        """Returns a site as plain data: its module's handle, side, index and call, and the order of keywords."""
+        """Returns a site as what can be sent, with its module's handle and names of parameters."""
         parameters = inspect.signature(type(self.module.get_submodule(site.path)).forward).parameters
         return envoy_of(self._root, site), site.side, site.index, site.call or 0, list(parameters)
 
@@ -128,5 +128,5 @@ def _edited(edit: Edit, x: Tensor) -> Tensor | None:
 
 
 def _in_order(kwargs: dict[str, Any], listed: list[str]) -> list[str]:
-    """Returns the names of keywords in the order of `forward`'s parameters; unknown ones keep their order."""
+    """Returns the names of keywords in the order of `forward`'s parameters, then the others."""
     return sorted(kwargs, key=lambda name: listed.index(name) if name in listed else len(listed))

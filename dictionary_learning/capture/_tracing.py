@@ -17,7 +17,7 @@ from dictionary_learning.errors import SiteError
 from dictionary_learning.sites import Site
 
 Edit = Callable[[Tensor], "Tensor | None"]
-"""Gets a copy of a site's activations (batch, ctx, dim); returns new ones, or None for no change."""
+"""Gets a copy of a site's activations (batch, ctx, dim); may return new ones."""
 
 
 class Tracer:
@@ -38,7 +38,7 @@ class Tracer:
         """Returns the activations (batch, positions, dim) at sites in order of execution."""
         from nnsight.intervention.interleaver import EarlyStopException
 
-        # the exception of `tracer.stop()` would keep the model's activations until the next garbage collection
+        # that of `tracer.stop()` would keep the model's activations until the next garbage collection
         done = EarlyStopException()
         values: list[Tensor] = []
         envoys = [envoy_of(self._root, site) for site in sites]

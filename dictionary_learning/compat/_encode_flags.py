@@ -57,7 +57,7 @@ def encode_with_flags(
         if flags.get("use_threshold", True):
             latents = ae.encode_dense(x)
         else:
-            flat, lead = pack([x], "* dim")
+            flat, lead = pack([x], "* dim")  # (batch, activation_dim)
             (latents,) = unpack(to_dense(ae.encode_sparse(flat)), lead, "* latents")
             latents = ae.in_use(latents)
         if not flags.get("return_active"):
@@ -70,7 +70,7 @@ def encode_with_flags(
 
 
 def _top_k(ae: AutoEncoderTopK, x: Tensor) -> tuple[Tensor, ...]:
-    flat, lead = pack([x], "* dim")
+    flat, lead = pack([x], "* dim")  # (batch, activation_dim)
     kept = ae.encode_sparse(flat)
     values, order = kept.values.sort(dim=-1, descending=True)
     sparse = (to_dense(kept), values, kept.indices.gather(-1, order))

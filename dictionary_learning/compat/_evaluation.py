@@ -40,7 +40,7 @@ def evaluate(
     device: torch.device | str | None = None,
     n_batches: int = 1,
 ) -> dict[str, float]:
-    """Returns the metrics of a dictionary on batches of activations and, with a buffer, the model's losses on its text.
+    """Returns a dictionary's metrics on activations and, with a buffer, the model's losses on its text.
 
     Args:
         dictionary: it is not moved.
@@ -92,7 +92,7 @@ def loss_recovered(
     io: str = "out",
     tracer_args: dict[str, Any] | None = None,
 ) -> tuple[float, float, float]:
-    """Returns the model's cross-entropy unchanged, with the dictionary spliced in, and with the site set to zero.
+    """Returns the model's cross-entropy as it is, with the dictionary spliced in, and with zeros there.
 
     Args:
         text: strings, or a `TokenBatch`.

@@ -63,12 +63,12 @@ def split_options(
 def read_arguments(
     trainer: type[Trainer], arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> tuple[OptimizationConfig, RunInfo]:
-    """Returns config and facts of `Trainer(steps, activation_dim, dict_size, [k,] layer, lm_name, ...)`.
+    """Returns config and facts of `Trainer(steps, activation_dim, dict_size, [k,] layer, ...)`.
 
     Raises:
         ConfigError: A fact is missing, or there are too many positional arguments.
     """
-    while arguments and arguments[-1] is None:
+    while arguments and arguments[-1] is None:  # those that were left out
         arguments = arguments[:-1]
     if arguments and isinstance(arguments[0], OptimizationConfig):
         raise ConfigError(f"{trainer.__name__} got a config and {arguments[1:]!r}; give the facts of the run by name.")

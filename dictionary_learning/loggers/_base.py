@@ -1,4 +1,4 @@
-"""The protocol of loggers, a group of them that outlives any that fails, and warnings of a run that goes wrong."""
+"""The protocol of loggers, a group that outlives any that fails, and warnings of anomalies."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ class MetricLogger(Protocol):
 
 
 class LoggerGroup:
-    """Passes metrics to several loggers. One that raises costs a warning and is switched off; the run goes on."""
+    """Passes metrics to several loggers. One that raises costs a warning and is switched off."""
 
     def __init__(self, loggers: Sequence[MetricLogger]):
         self.loggers = list(loggers)
@@ -61,7 +61,7 @@ class AnomalyLogger:
     def log(self, figures: Figures, step: int, tokens: int) -> None:
         """Compares the counts with those logged before."""
         for name, values in figures.items():
-            for figure, meaning in _ANOMALIES.items():
+            for figure, meaning in _ANOMALIES.items():  # counts over the whole run
                 count = values.get(figure, 0)
                 if count > self._seen.get((name, figure), 0):
                     logger.warning("Step %d, %s: so far %d %s", step, name, count, meaning)

@@ -1,4 +1,4 @@
-"""Metrics on the console: a progress bar and a line for each dictionary, or plain lines where there is no terminal."""
+"""Metrics on the console: a progress bar and a line for each dictionary; plain lines in a file."""
 
 import logging
 import sys

@@ -35,7 +35,7 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """Opens a run on Weights & Biases for each dictionary under its name; offline with WANDB_MODE=offline.
+    """Opens a run on Weights & Biases for each dictionary; works offline with WANDB_MODE=offline.
 
     Args:
         configs: the settings of each dictionary, by its name.

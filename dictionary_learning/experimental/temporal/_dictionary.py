@@ -44,7 +44,7 @@ class ContextAttention(nn.Module):
 
     @torch.no_grad()
     def copy_(self, old: "ContextAttention") -> None:
-        """Copies attention over fewer latents, whose heads are shorter, and reads nothing from the other latents."""
+        """Copies attention over fewer latents, with shorter heads; it ignores the other latents."""
         n_old = old.c_proj.out_features
         every = torch.arange(n_old)
         values = self._places(self.v_ctx, old.v_ctx)
@@ -242,7 +242,7 @@ class TemporalAutoencoder(Dictionary):
         rows have the mean norm of the existing rows.
 
         Raises:
-            ConfigError: The nonlinearity is neither top_k nor relu, or the latents do not fit the heads.
+            ConfigError: The nonlinearity is neither top_k nor relu, or heads cannot share the latents.
         """
         if type(nonlinearity) not in (type(None), TopK, ReLU):
             raise ConfigError(f"A temporal dictionary has top_k or relu; it cannot have {type(nonlinearity).__name__}.")
