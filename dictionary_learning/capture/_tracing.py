@@ -17,7 +17,7 @@ from dictionary_learning.errors import SiteError
 from dictionary_learning.sites import Site
 
 Edit = Callable[[Tensor], "Tensor | None"]
-"""Gets a copy of a site's activations (batch, ctx, dim); may return new ones."""
+"""Gets a copy of a site's activations (batch, ctx, dim); returns new ones, or None."""
 
 
 class Tracer:
