@@ -5,62 +5,63 @@ its embedding, and heads are found from what the config says of them and from ho
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dictionary_learning._module_io import hidden_or_none, input_or_none, inputs_in_order, with_input
+from dictionary_learning._module_io import hidden_or_none, inputs_in_order, with_input
+from dictionary_learning.capture._inputs import input_embedding
+from dictionary_learning.capture._probing import Probe, hooked
 from dictionary_learning.errors import SiteError
 from dictionary_learning.sites import Site
 
 EMBEDDING = "embedding"
 """The path that stands for the input embedding in any model."""
 _ROUNDING = 1e-3
-"""Relative difference that may be rounding; other tokens, changed by their own size, weigh far more."""
+"""Relative difference that may be rounding; tokens changed by their own size weigh far more."""
+_TOKENS = 4
+"""Enough for a token to attend to another, whatever a model does with the first and the last."""
 _TRIES = 4
 """Attention may look at one token only, and find it again in spite of a change."""
 
 
-def layer_paths(module: nn.Module, name: str) -> list[str]:
+def layer_paths(module: nn.Module, name: str, layers: Sequence[int] | None = None, layer_stride: int = 1) -> list[str]:
     """Returns the paths of the model's layers, in order.
 
     They are the longest list of modules that is in no other list: a mixture of experts has lists
     inside its layers. Of lists of one length it is the first, as the encoder's; of a model of text
     and images, that of the text.
 
+    Args:
+        module: the model.
+        name: its name in errors.
+        layers: the numbers of some, from 0, or from -1 backwards; all by default.
+        layer_stride: chooses every n-th, beginning with the first.
+
     Raises:
-        SiteError: the model has no list of modules.
+        SiteError: the model has no list of modules; a number is not that of a layer; or layers and
+            a stride are given.
     """
+    if layer_stride < 1:
+        raise SiteError(f"Got layer_stride={layer_stride}; it must be at least 1. Write 2 for every second layer.")
+    if layers and layer_stride != 1:
+        raise SiteError(f"Got layers={list(layers)} and layer_stride={layer_stride}; give one of the two.")
+    lists: dict[str, nn.ModuleList] = {}
     for prefix in (_text_model(module), ""):
-        lists: dict[str, nn.ModuleList] = {}
         for path, part in module.get_submodule(prefix).named_modules(prefix=prefix):
             if isinstance(part, nn.ModuleList) and not any(path.startswith(f"{outer}.") for outer in lists):
                 lists[path] = part
         if lists:
-            path = max(lists, key=lambda path: len(lists[path]))
-            return [f"{path}.{n}" for n in range(len(lists[path]))]
-    raise SiteError(f"{name} has no list of layers. Name its sites, or a pattern such as '**.conv*'.")
-
-
-def choose_layers(paths: Sequence[str], layers: Sequence[int] | None = None, layer_stride: int = 1) -> list[str]:
-    """Returns some of the layers.
-
-    Args:
-        paths: all of them.
-        layers: their numbers, from 0, or from -1 backwards; all by default.
-        layer_stride: chooses every n-th, beginning with the first.
-
-    Raises:
-        SiteError: a number is not that of a layer, or both are given.
-    """
-    if layer_stride < 1:
-        raise SiteError(f"Got layer_stride={layer_stride}; it must be at least 1. Write 2 for every second layer.")
+            break
+    if not lists:
+        raise SiteError(f"{name} has no list of layers. Name its sites, or a pattern such as '**.conv*'.")
+    longest = max(lists, key=lambda path: len(lists[path]))
+    paths = [f"{longest}.{n}" for n in range(len(lists[longest]))]
     if not layers:
-        return list(paths[::layer_stride])
-    if layer_stride != 1:
-        raise SiteError(f"Got layers={list(layers)} and layer_stride={layer_stride}; give one of the two.")
+        return paths[::layer_stride]
     if any(not isinstance(n, int) or not -len(paths) <= n < len(paths) for n in layers):
         raise SiteError(
             f"Got layers={list(layers)}; the model has {len(paths)} layers, 0 to {len(paths) - 1}. Choose among those."
@@ -68,122 +69,118 @@ def choose_layers(paths: Sequence[str], layers: Sequence[int] | None = None, lay
     return list(dict.fromkeys(paths[n] for n in layers))
 
 
-def embedding_paths(module: nn.Module, name: str) -> list[str]:
-    """Returns the modules that may embed the input: the one the model names, and those with its weights.
+def embedding_path(probe: Probe) -> str:
+    """Returns the path of the module that embeds the input.
 
-    An encoder and decoder may name one that neither of them runs.
+    It is the one that the model names, or one with the same weights. An encoder and decoder may
+    name one that neither of them runs.
 
     Raises:
         SiteError: the model names none.
     """
-    try:
-        embedding = module.get_input_embeddings()  # type: ignore[operator]  (transformers' models have it)
-    except (AttributeError, NotImplementedError):
-        embedding = None
-    weight = getattr(embedding, "weight", None)
-    found = [path for path, part in module.named_modules() if part is embedding]
-    if weight is not None:
-        found += [path for path, part in module.named_modules() if part is not embedding and _embeds_with(part, weight)]
+    embedding = input_embedding(probe.module)
+    modules = list(probe.module.named_modules())
+    found = [path for path, part in modules if part is embedding]
+    found += [
+        path
+        for path, part in modules
+        if isinstance(part, nn.Embedding)
+        and part is not embedding
+        and part.weight is getattr(embedding, "weight", None)
+    ]
     if not found:
-        raise SiteError(f"{name} does not name the module that embeds its input. Give that module's path.")
-    return found
+        raise SiteError(f"{probe.name} does not name the module that embeds its input. Give that module's path.")
+    ran = probe.shapes(map(Site, found)) if len(found) > 1 else {}
+    return next((site.path for site in ran), found[0])
 
 
 def head_shape(module: nn.Module, path: str, name: str) -> tuple[int, set[int]]:
-    """Returns the number of attention heads at a module and their possible widths, from the nearest config.
+    """Returns the number of attention heads at a module, and their possible widths, by its config.
 
     Raises:
-        SiteError: no config there has a number of attention heads.
+        SiteError: no config near it has a number of attention heads.
     """
     for config in _configs_near(module, path):
         n_heads = next((getattr(config, key, None) for key in ("num_attention_heads", "n_head", "n_heads")), None)
         if not isinstance(n_heads, int):
             continue
-        named = [config.to_dict()[key] for key in config.to_dict() if key.endswith(("head_dim", "d_kv"))]
+        named = {value for key, value in config.to_dict().items() if key.endswith(("head_dim", "d_kv"))}
         widths = {width for width in named if isinstance(width, int)}
         total = getattr(config, "hidden_size", None)
         if isinstance(total, int) and total % n_heads == 0:
             widths.add(total // n_heads)
         return n_heads, widths
     raise SiteError(
-        f"No config of {name} names a number of attention heads (num_attention_heads) at '{path}', which ':heads' needs. "
-        "Name the module that reads the heads' outputs, with ':in'."
+        f"No config of {name} names a number of attention heads (num_attention_heads) at '{path}', which ':heads' "
+        "needs. Name the module that reads the heads' outputs, with ':in'."
     )
 
 
-def heads_site(module: nn.Module, path: str, forward: Callable[[], Any], name: str) -> Site:
+def heads_site(probe: Probe, path: str) -> Site:
     """Returns the site of the outputs of attention heads: the input of their output projection.
 
-    Attention is where one token learns of others. So the module's input is changed at all tokens but
-    the last, and its submodules with a matrix are watched in order of execution: the first whose
-    input at the last token changes too is the projection, if it is as wide as all heads together.
-    Queries, keys and values come before it, and depend on their own token only.
-
-    Args:
-        module: the model.
-        path: a layer, or a module in it that holds the attention.
-        forward: runs the model on an input of several positions, the same each time.
-        name: the model's name in errors.
+    Attention is where one token learns of others. So the input of the module at `path` is changed
+    at all tokens but the last, and its submodules with a matrix are watched as they run: the first
+    whose input at the last token changes too is the projection, if it is as wide as all heads
+    together. Queries, keys and values come before it, and depend on their own token only.
 
     Raises:
-        SiteError: the module has no attention, or none with an output projection that is a module.
+        SiteError: the module has no attention, or none with an output projection that is a module; or
+            the model's weights are not here.
     """
-    n_heads, dims = head_shape(module, path, name)
+    if probe.builder.is_elsewhere:
+        raise SiteError(
+            f"Site '{path}:heads' is found by running the model, which is not here. Find it with a small model of the "
+            "same kind, and name it, as 'model.layers.10.self_attn.o_proj:in'."
+        )
+    n_heads, dims = head_shape(probe.module, path, probe.name)
     widths = sorted(n_heads * dim for dim in dims)
-    below = ((inner, part) for inner, part in module.get_submodule(path).named_modules() if inner)
-    inside = {f"{path}.{inner}" if path else inner: part for inner, part in below}
-    before, outermost = _inputs_of(module, inside, path, forward)
+    before, outermost = _inputs_below(probe, path)
     for seed in range(_TRIES):
-        after, _ = _inputs_of(module, inside, path, forward, seed)
-        mixing = (found for found in before if _has_matrix(inside[found]) and _mixes(before[found], after.get(found)))
-        first = next(mixing, None)
+        after, _ = _inputs_below(probe, path, seed)
+        first = next((found for found in before if _mixes(before[found], after.get(found))), None)
         if first is not None and before[first].shape[-1] in widths:
             return Site(outermost[first], "in")
         if first is not None:
             break  # the first to mix tokens is no attention, but a convolution or a recurrence
     raise SiteError(
-        f"No output projection of attention was found in '{path}' of {name}: of its modules with a matrix, the first whose "
-        f"input mixes tokens is not {' or '.join(map(str, widths))} wide ({n_heads} heads), or there is none. Name the module "
-        "that reads the heads' outputs, with ':in', if there is one."
+        f"No output projection of attention was found in '{path}' of {probe.name}: of its modules with a matrix, the "
+        f"first whose input mixes tokens is not {' or '.join(map(str, widths))} wide ({n_heads} heads), or there is "
+        "none. Name the module that reads the heads' outputs, with ':in', if there is one."
     )
 
 
 @torch.no_grad()
-def _inputs_of(
-    module: nn.Module, inside: Mapping[str, nn.Module], path: str, forward: Callable[[], Any], seed: int | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the inputs of modules in order of execution, and the outermost module with each input.
+def _inputs_below(probe: Probe, path: str, seed: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the inputs of modules with a matrix, in order, and the outermost module with each input.
 
     With a seed, the input of the module at `path` is changed at all tokens but the last.
     """
+    top = probe.module.get_submodule(path)
+    inside = {f"{path}.{inner}" if path else inner: part for inner, part in top.named_modules() if inner}
     seen: dict[str, Tensor] = {}
     outermost: dict[str, str] = {}
     first_with: dict[int, str] = {}  # by the id of the input
     alive: list[Tensor] = []  # so that no id is used twice
-    handles = []
-    if seed is not None:
-        change = functools.partial(_change_tokens, seed=seed)
-        handles.append(module.get_submodule(path).register_forward_pre_hook(change, with_kwargs=True))
-    for name, part in inside.items():
 
-        def look(part: nn.Module, args: tuple, kwargs: dict, name: str = name) -> None:
-            x = input_or_none(part, args, kwargs)
-            if name not in seen and x is not None and x.ndim == 3:
-                # an adapter hands its input on to the matrix that it wraps: the site is the adapter's
-                outermost[name] = first_with.setdefault(id(x), name)
-                seen[name] = x if x.is_meta else x.clone()
-                alive.append(x)
+    def look(name: str, x: Tensor | None, call: int) -> None:
+        if name not in outermost and x is not None and x.ndim == 3:
+            # an adapter hands its input on to the matrix that it wraps: the site is the adapter's
+            outermost[name] = first_with.setdefault(id(x), name)
+            alive.append(x)
+            if _has_matrix(inside[name]):
+                seen[name] = x.clone()  # (1, ctx, dim), before anything changes it in place
 
-        handles.append(part.register_forward_pre_hook(look, with_kwargs=True))
-    try:
-        forward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        if seed is not None:
+            change = functools.partial(_change_tokens, seed=seed)
+            hooks.enter_context(top.register_forward_pre_hook(change, with_kwargs=True))
+        hooks.enter_context(hooked(probe.module, {Site(name, "in"): functools.partial(look, name) for name in inside}))
+        probe.run(probe.builder.probe(_TOKENS))
     return seen, outermost
 
 
-def _change_tokens(module: nn.Module, args: tuple, kwargs: dict, seed: int) -> tuple[tuple, dict]:
+def _change_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> Any:
     """Changes the hidden states of all tokens but the last; a pre-hook."""
     for n, value in enumerate(inputs_in_order(module, args, kwargs).values()):
         x = hidden_or_none(value)
@@ -207,12 +204,8 @@ def _has_matrix(module: nn.Module) -> bool:
     return any(tensor.ndim >= 2 for tensor in own) and not isinstance(module, nn.Embedding)
 
 
-def _embeds_with(module: nn.Module, weight: Tensor) -> bool:
-    return isinstance(module, nn.Embedding) and module.weight is weight
-
-
 def _text_model(module: nn.Module) -> str:
-    """Returns the path of the part that reads text, in a model of text and images; "" if there is none."""
+    """Returns the path of the part that reads text, in a model of text and images; "" if none does."""
     if getattr(getattr(module, "config", None), "text_config", None) is None:
         return ""
     decoder = module.get_decoder() if hasattr(module, "get_decoder") else None  # type: ignore[operator]

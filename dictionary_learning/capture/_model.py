@@ -1,11 +1,10 @@
 """A model whose activations can be read and replaced at any `Site`.
 
-What is traced is a skeleton of the caller's model (see `skeleton.py`), which is built again when the
-model has changed. In which order the modules run, how often, and how wide each site is, is found by
-one forward pass over two tokens, or over one example, with ordinary hooks.
+What is traced is a skeleton of the caller's model (`_skeleton.py`), which is built again when the
+model has changed. The order, number and width of the sites is found by a probe (`_probing.py`).
 """
 
-import collections
+import itertools
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,30 +15,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dictionary_learning._module_io import Channels, device_of, flat
+from dictionary_learning._module_io import Channels, device_of
 from dictionary_learning._types import SitesLike, SubmodulesLike
-from dictionary_learning.capture._hookpoints import (
-    EMBEDDING,
-    choose_layers,
-    embedding_paths,
-    head_shape,
-    heads_site,
-    layer_paths,
-)
-from dictionary_learning.capture._inputs import PROBE_TOKENS, InputBuilder, InputsLike, MaskLike, ModelInputs
-from dictionary_learning.capture._probing import changes_output, checked_width, record_shapes, run
+from dictionary_learning.capture._hookpoints import EMBEDDING, embedding_path, head_shape, heads_site, layer_paths
+from dictionary_learning.capture._inputs import InputBuilder, InputsLike, MaskLike
+from dictionary_learning.capture._probing import Probe
 from dictionary_learning.capture._remote import RemoteTracer
-from dictionary_learning.capture._skeleton import Snapshot, is_spread, skeleton
+from dictionary_learning.capture._skeleton import Snapshot, skeleton
 from dictionary_learning.capture._tracing import Edit, Tracer
 from dictionary_learning.errors import ModelError, SiteError
 from dictionary_learning.sites import Side, Sides, Site, SiteDict, expand, parse_sites
 
 logger = logging.getLogger(__name__)
-
-_HEADS_TOKENS = 4
-"""Enough for a token to attend to another, whatever a model does with the first and the last."""
-_ROW_TOKENS = 8
-"""Tokens of each text with which the order of rows is checked: few stay in place by chance."""
 
 
 class TracedModel:
@@ -49,7 +36,6 @@ class TracedModel:
         module: the model; it is not changed. What the caller changes in it later is followed.
         tokenizer: its tokenizer, or a processor that holds one; None if no text will be read.
         name: the name stored with what is trained on it; by default that of the hub or the class.
-        revision: the revision that it was loaded at.
         example: inputs of a model that takes no token ids: a tuple of positional arguments, a mapping
             of keyword arguments, as `{"pixel_values": images}`, or the only one. By default the first
             batch that is captured.
@@ -77,7 +63,7 @@ class TracedModel:
         self._original = module
         self._remote = tracer
         self._tried: set[Site] = set()  # sites that are known to change the prediction, or not to
-        self._is_tracing = False
+        self._is_busy = False
         self._lock = threading.RLock()  # one module cannot be traced from two threads at once
         self._prepare(getattr(example, "inputs", example))
 
@@ -87,50 +73,44 @@ class TracedModel:
         self._tracer: Tracer | RemoteTracer = self._remote or Tracer(self.module)
         self._snapshot = None if self._remote else Snapshot(self._original)
         self._builder = InputBuilder(
-            self.module, self.name, self.device, example, reads_text=self.tokenizer is not None, channels=self.channels
+            self.module, self.name, example, reads_text=self.tokenizer is not None, channels=self.channels
         )
-        self._paths = {path: None for path, _ in self._original.named_modules()}
-        self._shapes: dict[Site, torch.Size | None] = {}  # of each call, in order of execution
-        self._calls: dict[Site, list[Site]] = {}  # of each site, with the number of the call
-        self._widths: dict[Site, int] = {}  # of each call
-        self._places: dict[Site, Site] = {}  # of aliases
+        self._probe = Probe(self._builder)
+        self._paths = dict.fromkeys(path for path, _ in self._original.named_modules())
+        self._places: dict[Site, Site] = {}  # of sites, some of which are aliases
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _exclusive(self, inputs: InputsLike | None = None) -> Iterator[None]:
         """Holds the model for one thread, and follows what has changed in it.
 
-        Raises:
-            ModelError: an edit uses the model that it edits.
+        Inputs become the example if there is none, and are forgotten if they lead to an error.
         """
         with self._lock:
-            if self._is_tracing:
+            if self._is_busy:
                 raise ModelError(
-                    f"An edit used {self.name} while it ran. Capture what the edit needs before the run, or use another model."
+                    f"An edit used {self.name} while it ran. Capture what the edit needs before the run, or use "
+                    "another model."
                 )
             if self._snapshot and not self._snapshot.is_current():
                 logger.info(
                     "%s has changed since it was last used; what is captured now is of the changed model.", self.name
                 )
                 self._prepare(self._builder.example)
-            yield
-
-    @contextmanager
-    def _tracing(self, inputs: InputsLike) -> Iterator[None]:
-        """Uses inputs as the example if there is none, and forgets them if they lead to an error."""
-        example = self._builder.example
-        try:
-            self._builder.remember(inputs)
-            yield
-        except Exception:
-            self._builder.example = example
-            raise
-        finally:
-            self._is_tracing = False
+            example, self._is_busy = self._builder.example, True
+            try:
+                if inputs is not None:
+                    self._builder.remember(inputs)
+                yield
+            except Exception:
+                self._builder.example = example
+                raise
+            finally:
+                self._is_busy = False
 
     @property
     def device(self) -> torch.device:
         """The device of inputs: that of the first parameter; the CPU if the model runs on a server."""
-        device = device_of(self._original)
+        device = device_of(self._original)  # which the caller may have moved
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
@@ -143,21 +123,17 @@ class TracedModel:
         return {"name": self.name, "revision": self.revision, "dtype": str(self.dtype).removeprefix("torch.")}
 
     def check_trained_on(self, model: Mapping[str, Any]) -> bool:
-        """Returns whether something was trained on this model; logs a warning if not.
-
-        Args:
-            model: the `describe()` of the model that it was trained on.
-        """
+        """Returns whether the `describe()` of another model may be this one's; logs a warning if not."""
         mine = self.describe()
-        other = [key for key in ("name", "revision") if model.get(key) and mine[key] and model[key] != mine[key]]
-        if other:
+        differs = [model.get(key) and mine[key] and model[key] != mine[key] for key in ("name", "revision")]
+        if any(differs):
+            revisions = [f" at revision {m['revision']}" if m.get("revision") else "" for m in (model, mine)]
             logger.warning(
-                "What was trained on %s is used with %s: its figures will be of another model. Load that one, if this was "
-                "not meant.",
-                _full_name(model),
-                _full_name(mine),
+                "What was trained on '%s'%s is used with '%s'%s: its figures will be of another model. Load that one, "
+                "if this was not meant.",
+                *(model.get("name"), revisions[0], mine["name"], revisions[1]),
             )
-        return not other
+        return not any(differs)
 
     def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
         """Returns sites by strings and patterns, modules of the model, or a list of these.
@@ -173,9 +149,9 @@ class TracedModel:
             SiteError: something is not in this model.
         """
         several = isinstance(submodules, Sequence) and not isinstance(submodules, (str, Site))
+        items: Any = submodules if several else [submodules]
         default: Side = "out" if side == "in_and_out" else side
         with self._exclusive():
-            items: Any = submodules if several else [submodules]
             wanted = [self._alias(self._site(item, default)) for item in items]
             found = [self._place(site) for site in expand(wanted, self._paths, model=type(self._original).__name__)]
         if side == "in_and_out":
@@ -193,7 +169,7 @@ class TracedModel:
         Raises:
             SiteError: the model has no list of modules, or fewer.
         """
-        return self.sites(choose_layers(layer_paths(self._original, self.name), layers, layer_stride), side)
+        return self.sites(layer_paths(self._original, self.name, layers, layer_stride), side)
 
     @property
     def longest_context(self) -> int | None:
@@ -207,12 +183,13 @@ class TracedModel:
             SiteError: the model's config has none there, or the width is no multiple of their number.
         """
         with self._exclusive():
-            place = self._place(Site.parse(site))
+            (place,) = self._resolve(site).values()
             n_heads, _ = head_shape(self.module, place.path, self.name)
-            width = self._width(place)
+            _, width = self._probe.size(place)
         if width % n_heads:
             raise SiteError(
-                f"Site '{site}' is {width} wide, which {n_heads} heads cannot share. Name ':heads' of a layer or of its attention."
+                f"Site '{site}' is {width} wide, which {n_heads} heads cannot share. Name ':heads' of a layer or of "
+                "its attention."
             )
         return n_heads
 
@@ -225,30 +202,23 @@ class TracedModel:
             ModelError: the model takes no token ids, and there is no example yet.
         """
         with self._exclusive():
-            places = self._resolve(sites)
-            return SiteDict({site: self._width(place) for site, place in places.items()})
+            return SiteDict({site: self._probe.size(place)[1] for site, place in self._resolve(sites).items()})
 
     def positions(self, sites: SitesLike) -> int:
-        """Returns how many positions one example has at the sites: patches of an image, tokens of the probe.
+        """Returns the positions of one example at the sites: patches of an image, tokens of the probe.
 
         Raises:
-            SiteError: the sites have different numbers.
+            SiteError: the sites have different numbers, or no activations (see `widths`).
         """
         with self._exclusive():
-            places = self._resolve(sites)
-            calls, ctx_len = {s: self._single_call(place) for s, place in places.items()}, self._probe_inputs().ctx_len
-            shapes = {site: torch.empty(self._shapes[call] or (1, 1), device="meta") for site, call in calls.items()}
-            found = {site: flat(x, self.channels, ctx_len).shape[1] for site, x in shapes.items()}
+            found = {site: self._probe.size(place)[0] for site, place in self._resolve(sites).items()}
         if len(set(found.values())) != 1:
             listed = ", ".join(f"{site}: {n}" for site, n in found.items())
             raise SiteError(f"The sites have different numbers of positions ({listed}). Read them one at a time.")
         return next(iter(found.values()))
 
     def capture(
-        self,
-        inputs: InputsLike,
-        attention_mask: MaskLike | None = None,
-        sites: SitesLike | None = None,
+        self, inputs: InputsLike, attention_mask: MaskLike | None = None, sites: SitesLike | None = None
     ) -> SiteDict[Float[Tensor, "batch positions dim"]]:
         """Returns the activations at the sites from one forward pass, which stops after the last of them.
 
@@ -265,15 +235,13 @@ class TracedModel:
                 the call, or its activations have another shape than when the model was probed.
             ModelError: the inputs do not fit the model.
         """
-        with self._exclusive(), torch.no_grad():
+        with self._exclusive(inputs), torch.no_grad():
             made = self._builder.build(inputs, attention_mask)
-            with self._tracing(inputs):
-                places = self._resolve(layer_paths(self.module, self.name) if sites is None else sites)
-                calls = {site: self._single_call(place) for site, place in places.items()}
-                widths = {call: self._width(call) for call in calls.values()}
-                ordered = [call for call in self._shapes if call in widths]
-                self._is_tracing = True
-                found = dict(zip(ordered, self._tracer.collect(ordered, made), strict=True))
+            places = self._resolve(layer_paths(self.module, self.name) if sites is None else sites)
+            calls = {site: self._probe.single_call(place) for site, place in places.items()}
+            widths = {call: self._probe.size(call)[1] for call in calls.values()}
+            ordered = self._probe.in_order(widths)
+            found = dict(zip(ordered, self._tracer.collect(ordered, made), strict=True))
         for site, x in found.items():
             made.check(site, x)
             if x.shape[-1] != widths[site]:
@@ -308,21 +276,22 @@ class TracedModel:
             if edits is not None:
                 raise ModelError("Got edits twice. Write run(inputs, attention_mask, edits) or run(inputs, edits).")
             attention_mask, edits = None, attention_mask
-        with self._exclusive():
+        with self._exclusive(inputs):
             made = self._builder.build(inputs, attention_mask)
-            with self._tracing(inputs):
-                of_calls = self._edits_of_calls(edits or {})
-                ordered = [(call, of_calls[call]) for call in self._shapes if call in of_calls]
-                self._warn_of_unread([call for call, _ in ordered])
-                self._is_tracing = True
-                return self._tracer.run(ordered, made)
+            of_calls = self._edits_of_calls(edits or {})
+            ordered = self._probe.in_order(of_calls)
+            for site in dict.fromkeys(call._replace(call=None) for call in ordered):
+                if site not in self._tried and not self._probe.changes_output(site):
+                    logger.warning(
+                        "Replacing the activations at '%s' of %s does not change what the model predicts: nothing "
+                        "reads them.",
+                        *(site, self.name),
+                    )
+                self._tried.add(site)
+            return self._tracer.run([(call, of_calls[call]) for call in ordered], made)
 
     def _edits_of_calls(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
-        """Returns the edit of each call of a module.
-
-        Raises:
-            SiteError: two edits are of one call, or something is no function.
-        """
+        """Returns the edit of each call of a module."""
         found: dict[Site, Edit] = {}
         self._resolve(list(edits))  # one probe for all
         for key, edit in edits.items():
@@ -330,16 +299,14 @@ class TracedModel:
                 raise SiteError(
                     f"Got a {type(edit).__name__} as the edit at '{key}'; give a function of the activations."
                 )
-            for place in self._resolve(key).values():
-                calls = self._calls_at(place)
-                if any(call in found for call in calls):
+            for call in itertools.chain.from_iterable(map(self._probe.calls, self._resolve(key).values())):
+                if call in found:
                     raise SiteError(
-                        f"Got edits at {', '.join(map(str, edits))}, of which two are the same place by different names. Give "
-                        "one for each."
+                        f"Got edits at {', '.join(map(str, edits))}, of which two are the same place by different "
+                        "names. Give one for each."
                     )
-                for call in calls:
-                    self._width(call)  # checks the shape
-                    found[call] = edit
+                self._probe.size(call)  # checks the shape
+                found[call] = edit
         return found
 
     def _site(self, item: Any, side: Side) -> Site:
@@ -360,125 +327,23 @@ class TracedModel:
         """Returns the sites, with patterns replaced by their matches, each with its place in the model."""
         places: dict[Site, Site] = {}
         for site in parse_sites(sites):
-            if site in self._places or site.path in self._paths or self._alias(site) is not site:
-                places[site] = self._place(site)
-            else:
-                matches = expand(site, self._paths, model=type(self._original).__name__)
-                places.update((match, self._place(match)) for match in matches)
-        bases = dict.fromkeys(place._replace(call=None) for place in places.values())
-        if any(base not in self._calls for base in bases):
-            self._probe([base for base in bases if base not in self._calls])
+            known = site in self._places or self._alias(site) is not site
+            matches = [site] if known else expand(site, self._paths, model=type(self._original).__name__)
+            places.update((match, self._place(match)) for match in matches)
+        self._probe.add(places.values())
         return places
 
     def _alias(self, site: Site) -> Site:
         """Returns the site of the embedding, if that is asked for by its name in any model."""
         if site.path != EMBEDDING or any(path.split(".")[-1] == EMBEDDING for path in self._paths):
             return site
-        sites = [Site(path) for path in embedding_paths(self.module, self.name)]
-        ran = record_shapes(self.module, sites, self._probe_inputs()) if len(sites) > 1 else sites
-        return site._replace(path=next(iter(ran or sites)).path)
+        return site._replace(path=embedding_path(self._probe))
 
     def _place(self, site: Site) -> Site:
         """Returns where a site is: itself, or what an alias stands for."""
         if site not in self._places:
             place = self._alias(site)
-            if place.path not in self._paths:
-                (place,) = expand(place, self._paths, model=type(self._original).__name__)
             if place.side == "heads":
-                if device_of(self.module).type == "meta":
-                    raise SiteError(
-                        f"Site '{site}' is found by running the model, which is not here. Find it with a small model of the same "
-                        "kind, and name it, as 'model.layers.10.self_attn.o_proj:in'."
-                    )
-                inputs = self._probe_inputs(_HEADS_TOKENS)
-                found = heads_site(self.module, place.path, lambda: run(self.module, inputs), self.name)
-                place = found._replace(call=place.call)
+                place = heads_site(self._probe, place.path)._replace(call=place.call)
             self._places[site] = place
         return self._places[site]
-
-    def _calls_at(self, place: Site) -> list[Site]:
-        """Returns the calls of a place's module that a site without or with a number of the call means.
-
-        Raises:
-            SiteError: the forward pass does not run the module, or not as often.
-        """
-        if place not in self._calls:
-            base = place._replace(call=None)
-            if base not in self._calls:
-                self._probe([base])
-            if place.call is not None:
-                n = len(self._calls[base])
-                if place.call >= n:
-                    raise SiteError(
-                        f"Site '{place}' is in {self.name}, but its module runs {n} times. Name '@0' to '@{n - 1}'."
-                    )
-                return [self._calls[base][place.call]]
-        return self._calls[place]
-
-    def _probe(self, places: Sequence[Site]) -> None:
-        """Finds the calls of places' modules, and the order of execution of all known places.
-
-        Raises:
-            SiteError: the forward pass does not run a module; or a hook of the caller's changes its output
-                after nnsight has read it. (In a skeleton the hooks are a part of `forward`.)
-        """
-        sites = [*(site for site in self._calls if site.call is None), *places]
-        shapes = record_shapes(self.module, sites, self._probe_inputs())
-        n_calls = collections.Counter(call._replace(call=None) for call in shapes)
-        for place in places:
-            if not n_calls[place]:
-                raise SiteError(
-                    f"Site '{place}' is in {self.name}, but its forward pass does not run that module. Choose one that runs."
-                )
-            if place.side == "out" and self.module.get_submodule(place.path)._forward_hooks and is_spread(self.module):
-                raise SiteError(
-                    f"Site '{place}' is in a model that accelerate has spread over devices, and its module has a forward hook, "
-                    "which changes the output after it is read. Remove the hook, or name the ':in' of the next module."
-                )
-        # the only call of a module has no number
-        self._shapes = {c if n_calls[s := c._replace(call=None)] > 1 else s: shape for c, shape in shapes.items()}
-        self._calls = {site: [] for site in sites}
-        for call in self._shapes:
-            self._calls[call._replace(call=None)].append(call)
-
-    def _single_call(self, place: Site) -> Site:
-        """Returns the call of a place's module that is read.
-
-        Raises:
-            SiteError: there are several, and the site does not name one.
-        """
-        calls = self._calls_at(place)
-        if len(calls) > 1:
-            raise SiteError(
-                f"Site '{place}' has {len(calls)} values in a forward pass of {self.name}, which runs that module as often. Name "
-                f"the call to read: '{calls[0]}' is the first, '{calls[-1]}' the last."
-            )
-        return calls[0]
-
-    def _width(self, place: Site) -> int:
-        call = self._single_call(place)
-        if call not in self._widths:
-            self._widths[call] = checked_width(
-                self.module, call, self._shapes[call], self._probe_inputs(), lambda: self._probe_inputs(_ROW_TOKENS, 2)
-            )
-        return self._widths[call]
-
-    def _probe_inputs(self, n_tokens: int = PROBE_TOKENS, n_texts: int = 1) -> ModelInputs:
-        return self._builder.probe(n_tokens, n_texts).to(device_of(self.module))
-
-    def _warn_of_unread(self, calls: Sequence[Site]) -> None:
-        """Warns, once for each, of sites whose activations can be replaced without any change of the prediction."""
-        for site in dict.fromkeys(call._replace(call=None) for call in calls):
-            if site not in self._tried and device_of(self.module).type != "meta":
-                self._tried.add(site)
-                if not changes_output(self.module, site, self._probe_inputs()):
-                    logger.warning(
-                        "Replacing the activations at '%s' of %s does not change what the model predicts: nothing reads them.",
-                        site,
-                        self.name,
-                    )
-
-
-def _full_name(model: Mapping[str, Any]) -> str:
-    revision = model.get("revision")
-    return f"'{model.get('name')}'" + (f" at revision {revision}" if revision else "")

@@ -1,8 +1,8 @@
 """Models that run on a server: NDIF's, or one of the same kind.
 
-The body of a trace is sent with everything that it refers to, and what the body saves comes back. So
-the bodies here use torch alone, and edits are sent by value, with a dictionary's weights. Here are
-only the model's modules, without weights; the probe runs on those.
+The body of a trace is sent with everything that it refers to, and what the body saves comes back.
+So functions and edits are sent by value, with a dictionary's weights, and refer to torch alone.
+Here are only the model's modules, without weights; the probe runs on those.
 """
 
 import inspect
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dictionary_learning._module_io import flat
+from dictionary_learning._module_io import flat, hidden, with_hidden
 from dictionary_learning.capture._inputs import ModelInputs
-from dictionary_learning.capture._tracing import Edit, place
+from dictionary_learning.capture._tracing import Edit, envoy_of
 from dictionary_learning.errors import ModelError
 from dictionary_learning.sites import Site
 
@@ -42,8 +42,8 @@ class RemoteTracer:
 
         if remote is True and not (CONFIG.API.APIKEY or os.environ.get("NDIF_API_KEY")):
             raise ModelError(
-                "Got remote=True, and no API key is set; NDIF's servers need one. Get it at https://login.ndif.us and set the "
-                "environment variable NDIF_API_KEY, or name another server by its URL."
+                "Got remote=True, and no API key is set; NDIF's servers need one. Get it at https://login.ndif.us and "
+                "set the environment variable NDIF_API_KEY, or name another server by its URL."
             )
         nnsight.register("dictionary_learning")  # edits may be functions of this package, which the server lacks
         self.remote = remote
@@ -65,74 +65,68 @@ class RemoteTracer:
         writes = [(*self._target(site), edit) for site, edit in edits]
         return _run(self._root, writes, dict(inputs.kwargs), self.remote, shape)
 
-    def _target(self, site: Site) -> tuple[Any, Site, list[str]]:
-        """Returns the handle of a site's module, the site, and the order of keywords (see `inputs_in_order`)."""
+    def _target(self, site: Site) -> tuple[Any, ...]:
+        """Returns a site as what can be sent, with its module's handle and names of parameters."""
         parameters = inspect.signature(type(self.module.get_submodule(site.path)).forward).parameters
-        return place(self._root, site).envoy, site, list(parameters)
+        return envoy_of(self._root, site), site.side, site.index, site.call or 0, list(parameters)
 
 
-def _collect(root: Any, reads: list[tuple], inputs: dict[str, Any], remote: bool | str) -> list[Tensor]:
+def _collect(root: Any, reads: Sequence[tuple[Any, ...]], inputs: dict[str, Any], remote: bool | str) -> list[Tensor]:
     import nnsight
 
-    reads = [(envoy, site.side, site.index, site.call or 0, listed) for envoy, site, listed in reads]
-    value: Any
     with torch.no_grad(), root.trace(**inputs, remote=remote) as tracer:
         found = nnsight.save([])
         for envoy, side, index, call, listed in reads:
             for _ in tracer.iter[[call]]:
-                if side == "out":
-                    value = envoy.output
-                else:
-                    args, kwargs = envoy.inputs
-                    names = [
-                        *(name for name in listed if name in kwargs),
-                        *(name for name in kwargs if name not in listed),
-                    ]
-                    value = [*args, *(kwargs[name] for name in names)]
-                at = index
-                while not isinstance(value, torch.Tensor):
-                    value = (list(value.values()) if hasattr(value, "values") else value)[at]
-                    at = 0
-                found.append(value.detach().clone().cpu())
+                found.append(hidden(_values(envoy, side, listed), index).detach().clone().cpu())
         tracer.stop()
     return list(found)
 
 
-def _run(root: Any, writes: list[tuple], inputs: dict[str, Any], remote: bool | str, tokens: tuple[int, int]) -> Tensor:
+def _run(
+    root: Any, writes: Sequence[tuple[Any, ...]], inputs: dict[str, Any], remote: bool | str, tokens: tuple[int, int]
+) -> Tensor:
     import nnsight
 
-    writes = [(envoy, site.side, site.index, site.call or 0, listed, edit) for envoy, site, listed, edit in writes]
     with torch.no_grad(), root.trace(**inputs, remote=remote) as tracer:
         for envoy, side, index, call, listed, edit in writes:
             for _ in tracer.iter[[call]]:
-                if side == "out":
-                    value, names, n_args = envoy.output, [], 0
-                else:
-                    args, kwargs = envoy.inputs
-                    names = [
-                        *(name for name in listed if name in kwargs),
-                        *(name for name in kwargs if name not in listed),
-                    ]
-                    value, n_args = (*args, *(kwargs[name] for name in names)), len(args)
-                old = value if isinstance(value, torch.Tensor) else value[index]
-                x = old.reshape(*tokens, old.shape[-1]).clone()  # a mixture of experts has (batch * ctx, dim)
-                version = x._version
-                new = edit(x)
-                if new is None and x._version != version:
-                    raise ValueError(
-                        "The edit changed its argument in place and returned nothing. Return the changed tensor."
-                    )
+                values = _values(envoy, side, listed)
+                old = hidden(values, index)
+                # a mixture of experts has (batch * ctx, dim)
+                new = _edited(edit, old.reshape(*tokens, old.shape[-1]).clone())
                 if new is not None:
-                    if not isinstance(new, torch.Tensor) or new.shape != x.shape:
-                        got = tuple(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
-                        raise ValueError(f"The edit returned {got} for {tuple(x.shape)}; return the same shape.")
-                    new = new.to(old.device, old.dtype).reshape(old.shape)
-                    if not isinstance(value, torch.Tensor):
-                        new = (*value[:index], new, *value[index + 1 :])
+                    values = with_hidden(values, new.to(old.device).reshape(old.shape), index)
                     if side == "out":
-                        envoy.output = new
+                        envoy.output = values
                     else:
-                        envoy.inputs = (new[:n_args], dict(zip(names, new[n_args:], strict=True)))
+                        n_args, names = len(envoy.inputs[0]), _in_order(envoy.inputs[1], listed)
+                        envoy.inputs = (values[:n_args], dict(zip(names, values[n_args:], strict=True)))
         output = root.output
         logits = nnsight.save((output.logits if hasattr(output, "logits") else output[0]).detach().cpu())
     return logits  # noqa: RET504  (what is saved in a trace is known by its name)
+
+
+def _values(envoy: Any, side: str, listed: list[str]) -> Any:
+    """Returns a module's output, or a tuple of its inputs, as `inputs_in_order` has them."""
+    if side == "out":
+        return envoy.output
+    args, kwargs = envoy.inputs
+    return (*args, *(kwargs[name] for name in _in_order(kwargs, listed)))
+
+
+def _edited(edit: Edit, x: Tensor) -> Tensor | None:
+    """Returns what an edit makes of activations, as `apply_edit`, whose `Site` cannot be sent."""
+    version = x._version
+    new = edit(x)
+    if new is None and x._version != version:
+        raise ValueError("The edit changed its argument in place and returned nothing. Return the changed tensor.")
+    if new is not None and (not isinstance(new, torch.Tensor) or new.shape != x.shape):
+        got = tuple(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
+        raise ValueError(f"The edit returned {got} for {tuple(x.shape)}; return the same shape.")
+    return new
+
+
+def _in_order(kwargs: dict[str, Any], listed: list[str]) -> list[str]:
+    """Returns the names of keywords in the order of `forward`'s parameters, then the others."""
+    return sorted(kwargs, key=lambda name: listed.index(name) if name in listed else len(listed))

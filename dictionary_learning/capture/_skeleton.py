@@ -57,7 +57,7 @@ class Snapshot:
 
 
 def is_spread(module: nn.Module) -> bool:
-    """Returns whether accelerate has spread a model over devices; its hooks are bound to the modules."""
+    """Returns whether accelerate has spread a model over devices, with hooks bound to the modules."""
     return any(hasattr(part, "_hf_hook") for part in module.modules())
 
 
@@ -119,7 +119,7 @@ def _fold_hooks(part: nn.Module) -> None:
         return output
 
     part._forward_hooks.clear()
-    # a method, not a closure over the module: nnsight keeps its function alone, and no cycle holds the module
+    # a method, not a closure over the module: nnsight keeps the function alone, and no cycle forms
     part.forward = types.MethodType(forward, part)
 
 

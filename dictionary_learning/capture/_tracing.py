@@ -1,13 +1,12 @@
-"""Reads and writes activations in one forward pass; beside `remote.py` the only user of nnsight.
+"""Reads and writes activations in one forward pass; beside `_remote.py` the only user of nnsight.
 
 nnsight offers values in the order in which the modules run, so the sites come here in that order,
-each with the number of its module's call. Each function is one trace and small: a trace keeps the
-locals of its caller alive until the caller returns.
+each with the number of its module's call.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,100 +17,78 @@ from dictionary_learning.errors import SiteError
 from dictionary_learning.sites import Site
 
 Edit = Callable[[Tensor], "Tensor | None"]
-"""Gets a copy of a site's activations (batch, ctx, dim); returns new ones, or None for no change."""
+"""Gets a copy of a site's activations (batch, ctx, dim); returns new ones, or None."""
 
 
 class Tracer:
-    """Traces a model in this process.
+    """Traces a model in this process; each of its modules gets one of nnsight's controllers.
 
-    Args:
-        module: the model; each of its modules gets one of nnsight's controllers.
+    A trace keeps the locals of the function around it alive until that returns, so those are small.
     """
 
     def __init__(self, module: nn.Module):
-        self._root = wrap(module)
+        import nnsight
+
+        with warnings.catch_warnings():
+            # nnsight gives children that are called `output` and the like another name (see `envoy_of`)
+            warnings.filterwarnings("ignore", message=".*has a submodule named.*")
+            self._root: Any = nnsight.NNsight(module)
 
     def collect(self, sites: Sequence[Site], inputs: ModelInputs) -> list[Tensor]:
         """Returns the activations (batch, positions, dim) at sites in order of execution."""
-        values = _collect(self._root, [place(self._root, site) for site in sites], inputs)
+        from nnsight.intervention.interleaver import EarlyStopException
+
+        # that of `tracer.stop()` would keep the model's activations until the next garbage collection
+        done = EarlyStopException()
+        values: list[Tensor] = []
+        envoys = [envoy_of(self._root, site) for site in sites]
+        with self._root.trace(*inputs.args, **inputs.kwargs) as tracer:
+            for site, envoy in zip(sites, envoys, strict=True):
+                # the first request in nnsight's loop waits for this call of the module
+                for _ in tracer.iter[[site.call or 0]]:
+                    values.append(_activations(_read(site, envoy), inputs))
+            raise done
+        done.__traceback__ = done.__context__ = None
+        done.__dict__.clear()
         _check_reached(sites, len(values))
         return values
 
     def run(self, edits: Sequence[tuple[Site, Edit]], inputs: ModelInputs) -> Tensor:
         """Returns the model's prediction after edits in order of execution."""
-        results = _run(self._root, [(place(self._root, site), edit) for site, edit in edits], inputs)
-        _check_reached([site for site, _ in edits], results["n_edits"])
-        return results["prediction"]
+        reached: list[Site] = []
+        predictions: list[Tensor] = []
+        envoys = [envoy_of(self._root, site) for site, _ in edits]
+        with self._root.trace(*inputs.args, **inputs.kwargs) as tracer:
+            for (site, edit), envoy in zip(edits, envoys, strict=True):
+                for _ in tracer.iter[[site.call or 0]]:
+                    _rewrite(site, envoy, edit, inputs)
+                    reached.append(site)
+            output = self._root.output
+            logits = getattr(output, "logits", None)
+            predictions.append(logits if isinstance(logits, torch.Tensor) else hidden(output))
+        _check_reached([site for site, _ in edits], len(reached))
+        return predictions[0]
 
 
-class Place(NamedTuple):
-    """A site, and nnsight's handle of its module."""
-
-    site: Site
-    envoy: Any
-
-
-def wrap(module: nn.Module) -> Any:
-    """Returns nnsight's root for a model."""
-    import nnsight
-
-    with warnings.catch_warnings():
-        # nnsight gives children that are called `output` and the like another name, which `place` knows
-        warnings.filterwarnings("ignore", message=".*has a submodule named.*")
-        return nnsight.NNsight(module)
-
-
-def place(root: Any, site: Site) -> Place:
-    """Returns a site with the handle of its module."""
+def envoy_of(root: Any, site: Site) -> Any:
+    """Returns nnsight's handle of a site's module."""
     envoy = root
     for part in site.path.split(".") if site.path else []:
         # a child's name may be taken by an attribute of the handle, as `output` in every BERT layer
         renamed = getattr(type(envoy), "OVERLOAD_PREFIX", "E_") + part
         envoy = envoy.__dict__[renamed] if renamed in envoy.__dict__ else getattr(envoy, part)
-    return Place(site, envoy)
-
-
-def _collect(root: Any, places: Sequence[Place], inputs: ModelInputs) -> list[Tensor]:
-    """Reads activations, and stops the forward pass after the last."""
-    from nnsight.intervention.interleaver import EarlyStopException
-
-    # the exception of `tracer.stop()` would keep the model's activations until the next garbage collection
-    done = EarlyStopException()
-    values: list[Tensor] = []
-    with root.trace(*inputs.args, **inputs.kwargs) as tracer:
-        for target in places:
-            # the first request in nnsight's loop waits for this call of the module
-            for _ in tracer.iter[[target.site.call or 0]]:
-                values.append(_activations(_read(target), inputs))
-        raise done
-    done.__traceback__ = done.__context__ = None
-    done.__dict__.clear()
-    return values
-
-
-def _run(root: Any, edits: Sequence[tuple[Place, Edit]], inputs: ModelInputs) -> dict[str, Any]:
-    results: dict[str, Any] = {"n_edits": 0}
-    with root.trace(*inputs.args, **inputs.kwargs) as tracer:
-        for target, edit in edits:
-            for _ in tracer.iter[[target.site.call or 0]]:
-                _rewrite(target, edit, inputs)
-                results["n_edits"] += 1
-        output = root.output
-        logits = getattr(output, "logits", None)
-        results["prediction"] = logits if isinstance(logits, torch.Tensor) else hidden(output)
-    return results
+    return envoy
 
 
 def _check_reached(sites: Sequence[Site], n_reached: int) -> None:
     if n_reached < len(sites):
         raise SiteError(
-            f"Site '{sites[n_reached]}' was not reached: the forward pass ran its module fewer times than when the model was "
-            "probed. Name a call that every input has."
+            f"Site '{sites[n_reached]}' was not reached: the forward pass ran its module fewer times than when the "
+            "model was probed. Name a call that every input has."
         )
 
 
-def _read(target: Place) -> Tensor:
-    site, envoy = target
+def _read(site: Site, envoy: Any) -> Tensor:
     if site.side == "out":
         return hidden(envoy.output, site.index)
     args, kwargs = envoy.inputs
@@ -120,9 +97,8 @@ def _read(target: Place) -> Tensor:
     return x
 
 
-def _rewrite(target: Place, edit: Edit, inputs: ModelInputs) -> None:
-    site, envoy = target
-    old = _read(target)
+def _rewrite(site: Site, envoy: Any, edit: Edit, inputs: ModelInputs) -> None:
+    old = _read(site, envoy)
     x = _activations(old, inputs)
     inputs.check(site, x)
     new = apply_edit(edit, x, site)

@@ -46,7 +46,8 @@ def encode_with_flags(
     if unknown or len(positional) > len(names):
         known = ", ".join(names) or "none"
         raise ConfigError(
-            f"{type(ae).__name__}.encode got {', '.join(unknown) or f'{len(positional)} flags'}; its flags are: {known}."
+            f"{type(ae).__name__}.encode got {', '.join(unknown) or f'{len(positional)} flags'}; its flags are: "
+            f"{known}."
         )
     if isinstance(ae, AutoEncoderTopK):
         if flags.get("use_threshold"):
@@ -57,7 +58,7 @@ def encode_with_flags(
         if flags.get("use_threshold", True):
             latents = ae.encode_dense(x)
         else:
-            flat, lead = pack([x], "* dim")
+            flat, lead = pack([x], "* dim")  # (batch, activation_dim)
             (latents,) = unpack(to_dense(ae.encode_sparse(flat)), lead, "* latents")
             latents = ae.in_use(latents) if isinstance(ae, MatryoshkaBatchTopKSAE) else latents
         if not flags.get("return_active"):
@@ -70,7 +71,7 @@ def encode_with_flags(
 
 
 def _top_k(ae: AutoEncoderTopK, x: Tensor) -> tuple[Tensor, ...]:
-    flat, lead = pack([x], "* dim")
+    flat, lead = pack([x], "* dim")  # (batch, activation_dim)
     kept = ae.encode_sparse(flat)
     values, order = kept.values.sort(dim=-1, descending=True)
     sparse = (to_dense(kept), values, kept.indices.gather(-1, order))

@@ -1,10 +1,11 @@
 """dictionary-learning 0.1's functions of evaluation: its arguments by position, its keys and units.
 
-New code measures a dictionary on a model and text by `evaluate_dictionaries`, and on activations alone by `evaluate_activations`.
+New code measures a dictionary on a model and text by `evaluate_dictionaries`, and on activations
+alone by `evaluate_activations`.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from dictionary_learning.interventions import ablate, graft
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.sites import Site
 
-_Splice = Callable[[Dictionary, Tensor], Edit]
-"""Returns the edit that replaces the tokens in a mask by a dictionary's reconstruction."""
+_CONTEXTS = 8
+"""Contexts of which the logits are in memory at a time."""
 
 
 @torch.no_grad()
@@ -39,23 +40,21 @@ def evaluate(
     device: torch.device | str | None = None,
     n_batches: int = 1,
 ) -> dict[str, float]:
-    """Returns the metrics of a dictionary on batches of activations and, with a buffer, the model's losses on its text.
+    """Returns a dictionary's metrics on activations and, with a buffer, the model's losses on its text.
 
     Args:
-        dictionary: the dictionary; it is not moved.
-        activations: tensors (batch, activation_dim), or an `ActivationBuffer` over one site. A buffer also provides
-            text that was not read yet, on which the losses are measured.
+        dictionary: it is not moved.
+        activations: tensors (batch, activation_dim), or an `ActivationBuffer` over one site. A buffer
+            also provides text that was not read yet, on which the losses are measured.
         max_len: the longest context for the losses.
         batch_size: contexts for the losses.
-        io: ignored: a buffer knows its side.
+        io: ignored, as `tracer_args`: a buffer knows its side.
         normalize_batch: as in `evaluate_activations`.
-        tracer_args: ignored.
         device: where to evaluate; by default where the dictionary is.
-        n_batches: how many batches.
 
     Returns:
-        The metrics of `evaluate_activations`; with a buffer also `loss_original`, `loss_reconstructed`, `loss_zero`,
-        `frac_recovered` and `kl`.
+        The metrics of `evaluate_activations`; with a buffer also `loss_original`,
+        `loss_reconstructed`, `loss_zero`, `frac_recovered` and `kl`.
 
     Raises:
         DataError: there are no activations, or they are of several sites.
@@ -71,9 +70,11 @@ def evaluate(
     metrics = evaluate_activations(dictionary, activations, n_batches=n_batches, normalize_batch=normalize_batch)
     if isinstance(activations, ActivationBuffer) and len(activations.sites) == 1:
         tokens = activations.tokenized_batch(batch_size)
-        parts = _split(TokenBatch(tokens.input_ids[:, :max_len], tokens.attention_mask[:, :max_len]))
-        model, site, token_filter = activations.model, activations.sites[0], activations.filter
-        clean, spliced, zero = _losses(model, site, dictionary, parts, token_filter, _splice(normalize_batch))
+        ids, mask = (part[:, :max_len].split(_CONTEXTS) for part in tokens)
+        parts = map(TokenBatch, ids, mask)
+        clean, spliced, zero = _losses(
+            activations.model, activations.sites[0], dictionary, parts, activations.filter, normalize_batch
+        )
         metrics["loss_original"], metrics["loss_reconstructed"], metrics["loss_zero"] = clean.ce, spliced.ce, zero.ce
         metrics["frac_recovered"] = recovered(clean.ce, spliced.ce, zero.ce)
         metrics["kl"] = spliced.kl
@@ -91,14 +92,12 @@ def loss_recovered(
     io: str = "out",
     tracer_args: dict[str, Any] | None = None,
 ) -> tuple[float, float, float]:
-    """Returns the model's cross-entropy without a change, with the dictionary spliced in, and with the site set to zero.
+    """Returns the model's cross-entropy as it is, with the dictionary spliced in, and with zeros there.
 
     Args:
         text: strings, or a `TokenBatch`.
-        model: the language model.
         submodule: the module or site of the dictionary.
-        dictionary: the dictionary.
-        max_len: the longest context.
+        max_len: the longest context; 128 by default.
         normalize_batch: as in `evaluate_activations`.
         io: the side of a submodule that names none.
         tracer_args: ignored.
@@ -111,9 +110,9 @@ def loss_recovered(
     else:
         texts = [text] if isinstance(text, str) else text
         stream = as_token_stream(texts, traced.tokenizer, ctx_len=max_len or 128, model=traced, pack=False)
-        special_ids, batches = stream.special_ids, stream.batches(8)
+        special_ids, batches = stream.special_ids, stream.batches(_CONTEXTS)
     token_filter = TokenFilter(exclude_ids=special_ids, exclude_first=True)
-    clean, spliced, zero = _losses(traced, site, dictionary, batches, token_filter, _splice(normalize_batch))
+    clean, spliced, zero = _losses(traced, site, dictionary, batches, token_filter, normalize_batch)
     return clean.ce, spliced.ce, zero.ce
 
 
@@ -123,36 +122,32 @@ def _losses(
     dictionary: Dictionary,
     batches: Iterable[TokenBatch],
     token_filter: TokenFilter,
-    splice: _Splice,
+    normalize_batch: bool,
 ) -> tuple[FidelityMetric, FidelityMetric, FidelityMetric]:
     clean, spliced, zero = FidelityMetric(), FidelityMetric(), FidelityMetric()
     for tokens in batches:
         keep = token_filter.token_mask(tokens)  # (batch, ctx)
         predictions = Predictions(model.run(*tokens), tokens, keep)
         clean.update(predictions)
-        spliced.update(predictions, model.run(*tokens, {site: splice(dictionary, keep)}))
+        spliced.update(predictions, model.run(*tokens, {site: _splice(dictionary, keep, normalize_batch)}))
         zero.update(predictions, model.run(*tokens, {site: ablate(0.0, keep)}))
     return clean, spliced, zero
 
 
-def _split(tokens: TokenBatch, contexts: int = 8) -> Iterator[TokenBatch]:
-    """Splits a batch, so that only the logits of one part are in memory at a time."""
-    for ids, mask in zip(tokens.input_ids.split(contexts), tokens.attention_mask.split(contexts), strict=True):
-        yield TokenBatch(ids, mask)
+def _splice(dictionary: Dictionary, keep: Tensor, normalize_batch: bool) -> Edit:
+    """Replaces the tokens that are kept by their reconstruction.
 
-
-def _splice(normalize_batch: bool) -> _Splice:
-    return _splice_normalized if normalize_batch else graft
-
-
-def _splice_normalized(dictionary: Dictionary, keep: Tensor) -> Edit:
-    """Splices in a dictionary of activations whose mean norm is sqrt(activation_dim) in each batch."""
+    With `normalize_batch` the dictionary is one of activations whose mean norm is
+    sqrt(activation_dim) in each batch.
+    """
+    if not normalize_batch:
+        return graft(dictionary, keep)
 
     def edit(x: Tensor) -> Tensor:
         inside, kept = x.to(dictionary.device, dictionary.dtype), keep.to(dictionary.device)
         scale = scale_of_batch(inside[kept])  # of the tokens that count, as in `evaluate_activations`
         y = graft(dictionary, kept)(inside * scale)
-        assert y is not None
+        assert y is not None, "a graft returns new activations"
         return torch.where(keep.to(x.device).unsqueeze(-1), (y / scale).to(x.device, x.dtype), x)
 
     return edit

@@ -12,14 +12,8 @@ pretrained = list_pretrained
 
 
 def load_dictionary(
-    path: str | os.PathLike, device: torch.device | str | None = None, **options: Any
+    path: str | os.PathLike[str], device: torch.device | str | None = None, **options: Any
 ) -> tuple[Dictionary, dict[str, Any]]:
-    """Returns a dictionary and its config, which is `dictionary.info.config`.
-
-    Args:
-        path: a folder, a file of weights, or a repository of the hub.
-        device: the device of the dictionary; the CPU by default.
-        options: further arguments of `dictionary_learning.load_dictionary`.
-    """
+    """Returns `dictionary_learning.load_dictionary(...)` and the dictionary's `info.config`."""
     dictionary = _load_dictionary(path, device, **options)
     return dictionary, dict(dictionary.info.config)

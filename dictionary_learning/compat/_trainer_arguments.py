@@ -10,7 +10,6 @@ from dictionary_learning.config import UnknownNameError
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import to_dense
 from dictionary_learning.trainers._base import Trainer
-from dictionary_learning.trainers._batch import Loss
 from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
 
 ALIASES = {
@@ -64,12 +63,12 @@ def split_options(
 def read_arguments(
     trainer: type[Trainer], arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> tuple[OptimizationConfig, RunInfo]:
-    """Returns config and facts of `Trainer(steps, activation_dim, dict_size, [k,] layer, lm_name, ...)`.
+    """Returns config and facts of `Trainer(steps, activation_dim, dict_size, [k,] layer, ...)`.
 
     Raises:
         ConfigError: A fact is missing, or there are too many positional arguments.
     """
-    while arguments and arguments[-1] is None:
+    while arguments and arguments[-1] is None:  # those that were left out
         arguments = arguments[:-1]
     if arguments and isinstance(arguments[0], OptimizationConfig):
         raise ConfigError(f"{trainer.__name__} got a config and {arguments[1:]!r}; give the facts of the run by name.")
@@ -105,10 +104,7 @@ def older_loss(
     With `logging`, returns `LossLog(x, x_hat, f, losses)` with dense latents and plain numbers.
     """
     loss = trainer.loss(x, y if isinstance(y, Tensor) else None, lengths=lengths)
-    return loss_log(x, loss) if logging else loss
-
-
-def loss_log(x: Tensor, loss: Loss) -> LossLog:
-    """Returns a loss in dictionary-learning's form."""
+    if not logging:
+        return loss
     losses = {name: float(term.detach()) for name, term in {**loss.terms, "loss": loss.total}.items()}
     return LossLog(x, loss.reconstruction.outputs, to_dense(loss.reconstruction.latents), losses)

@@ -1,7 +1,4 @@
-"""Methods that are slow or not settled. Importing this package registers them.
-
-Nothing else in the package knows them by name.
-"""
+"""Methods that are slow or not settled; importing this package registers them."""
 
 from dictionary_learning.experimental import temporal
 

@@ -1,11 +1,9 @@
 """Loggers of a run's metrics; each imports its package where it is used."""
 
-from dictionary_learning.loggers._anomaly import AnomalyLogger
-from dictionary_learning.loggers._base import Figures, LoggerGroup, MetricLogger
+from dictionary_learning.loggers._base import AnomalyLogger, Figures, LoggerGroup, MetricLogger
 from dictionary_learning.loggers._console import ConsoleLogger
 from dictionary_learning.loggers._jsonl import JSONLLogger, read_history
-from dictionary_learning.loggers._tensorboard import TensorBoardLogger
-from dictionary_learning.loggers._wandb import WandbLogger
+from dictionary_learning.loggers._services import TensorBoardLogger, WandbLogger
 
 __all__ = [
     "AnomalyLogger",

@@ -1,13 +1,20 @@
-"""The protocol of loggers, and a group of them that outlives any that fails."""
+"""The protocol of loggers, a group that outlives any that fails, and warnings of anomalies."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 logger = logging.getLogger(__name__)
 
 Figures = Mapping[str, Mapping[str, float]]
 """Metrics of each dictionary, by the dictionary's name."""
+_ANOMALIES = {
+    "nonfinite_tokens": "tokens had a NaN or an infinity in their activations and were replaced by other tokens. "
+    "Look at the site, or run the model in float32 or bfloat16 instead of float16.",
+    "skipped_steps": "steps were skipped because a gradient was not finite. Lower the learning rate, or look for "
+    "activations of enormous norm (TokenFilter's max_norm_multiple excludes them).",
+}
+"""Metrics that count what should not happen, and what to do about it."""
 
 
 @runtime_checkable
@@ -22,38 +29,43 @@ class MetricLogger(Protocol):
 
 
 class LoggerGroup:
-    """Passes metrics to several loggers. A logger that raises costs one warning and is switched off; the run goes on.
-
-    Args:
-        loggers: the loggers.
-    """
+    """Passes metrics to several loggers. One that raises costs a warning and is switched off."""
 
     def __init__(self, loggers: Sequence[MetricLogger]):
         self.loggers = list(loggers)
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
         """Passes the metrics to each logger that is still on."""
-        for sink in list(self.loggers):
-            try:
-                sink.log(figures, step, tokens)
-            except Exception as error:  # noqa: BLE001  (a run must not die of its log)
-                self.loggers.remove(sink)
-                _warn(sink, f"failed at step {step} and is switched off", error)
+        self._each(f"failed at step {step} and is switched off", lambda sink: sink.log(figures, step, tokens))
 
     def close(self) -> None:
         """Closes each logger that is still on."""
-        for sink in self.loggers:
-            try:
-                sink.close()
-            except Exception as error:  # noqa: BLE001
-                _warn(sink, "could not be closed", error)
+        self._each("could not be closed", lambda sink: sink.close())
         self.loggers = []
 
+    def _each(self, failure: str, call: Callable[[MetricLogger], None]) -> None:
+        for sink in list(self.loggers):
+            try:
+                call(sink)
+            except Exception as error:  # noqa: BLE001  (a run must not die of its log)
+                self.loggers.remove(sink)
+                logger.warning("The logger %s %s (%s: %s).", type(sink).__name__, failure, type(error).__name__, error)
 
-def flat(figures: Figures) -> dict[str, float]:
-    """Returns the metrics under one key each: "name/metric"."""
-    return {f"{name}/{key}": value for name, values in figures.items() for key, value in values.items()}
 
+class AnomalyLogger:
+    """Warns through `logging` each time a count of what should not happen has risen."""
 
-def _warn(sink: MetricLogger, what: str, error: Exception) -> None:
-    logger.warning("The logger %s %s (%s: %s).", type(sink).__name__, what, type(error).__name__, error)
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], float] = {}
+
+    def log(self, figures: Figures, step: int, tokens: int) -> None:
+        """Compares the counts with those logged before."""
+        for name, values in figures.items():
+            for figure, meaning in _ANOMALIES.items():  # counts over the whole run
+                count = values.get(figure, 0)
+                if count > self._seen.get((name, figure), 0):
+                    logger.warning("Step %d, %s: so far %d %s", step, name, count, meaning)
+                    self._seen[name, figure] = count
+
+    def close(self) -> None:
+        """Does nothing."""

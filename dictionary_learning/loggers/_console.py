@@ -1,9 +1,10 @@
-"""Metrics on the console: a progress bar and a line for each dictionary, or plain lines where there is no terminal."""
+"""Metrics on the console: a progress bar and a line for each dictionary; plain lines in a file."""
 
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -16,18 +17,13 @@ _SHOWN = (("FVU", "fvu", ".4f"), ("L0", "l0", ".1f"))
 
 
 class ConsoleLogger:
-    """Shows progress, tokens per second, and each dictionary's FVU and L0.
-
-    Args:
-        steps: length of the run.
-        names: the names of the dictionaries.
-    """
+    """Shows progress, tokens per second, and each dictionary's FVU and L0."""
 
     def __init__(self, steps: int, names: Sequence[str]):
         self.steps = steps
         self._start = time.monotonic()
         self._last_line = -_SECONDS_BETWEEN_LINES
-        self._bars: list[tqdm] = []
+        self._bars: list[Any] = []
         if sys.stderr.isatty():  # in a file, a bar would be thousands of lines
             self._bars = [tqdm(total=steps, unit="step", dynamic_ncols=True, desc="training")]
             self._bars += [tqdm(position=i, bar_format="  {desc}", desc=name) for i, name in enumerate(names, 1)]

@@ -14,16 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 class JSONLLogger:
-    """Writes a line `{"step", "tokens", "seconds", "dictionaries": {name: metrics}}` for each call of `log`.
+    """Writes `{"step", "tokens", "seconds", "dictionaries": {name: metrics}}`, a line for each `log`.
 
-    A value that is not finite becomes null. The file is opened at the first call of `log`: an older one of the same
-    path stays as it is until then.
-
-    Args:
-        path: the file.
+    A value that is not finite becomes null. The file is opened at the first call of `log`: an older
+    one of the same path stays as it is until then.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self._file: TextIO | None = None
         self._start = time.monotonic()
@@ -40,7 +37,7 @@ class JSONLLogger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
         self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._file.flush()  # a run that is killed keeps its metrics
 
     def close(self) -> None:
         """Closes the file."""
@@ -48,10 +45,11 @@ class JSONLLogger:
             self._file.close()
 
 
-def read_history(path: str | os.PathLike, name: str) -> list[dict[str, Any]]:
-    """Returns the metrics of one dictionary over a run: `{"step", "tokens", metric: value, ...}` for each line.
+def read_history(path: str | os.PathLike[str], name: str) -> list[dict[str, Any]]:
+    """Returns the metrics of one dictionary over a run: `{"step", "tokens", metric: value, ...}` each.
 
-    Lines that are no complete JSON, as the last one of a run that was killed, are skipped with a warning.
+    Lines that are no complete JSON, as the last one of a run that was killed, are skipped with a
+    warning.
     """
     history: list[dict[str, Any]] = []
     n_broken = 0

@@ -122,3 +122,31 @@ def test_contexts_longer_than_a_model_was_made_for_are_warned_of_once(caplog):
     for _ in range(2):
         model.capture(torch.zeros(1, tiny.POSITIONS + 1, dtype=torch.long), None, model.layers()[:1])
     assert sum("was made for contexts of at most 64 tokens" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("counts_from_padding", [False, True])
+def test_padding_is_judged_by_the_logits_that_are_finite(counts_from_padding):
+    """A masked vocabulary has logits of -inf, which are the same with and without padding."""
+
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.positions = torch.nn.Embedding(97, 4), torch.nn.Embedding(64, 4)
+            self.head = torch.nn.Linear(4, 97)
+
+        def forward(self, input_ids, attention_mask=None):
+            x = self.embed(input_ids)
+            if counts_from_padding:
+                x = x + self.positions(torch.arange(input_ids.shape[1]))
+            return self.head(x).index_fill(-1, torch.arange(5), -torch.inf)
+
+    torch.manual_seed(0)
+    model = load_model(Masked())
+    ids, mask, span = padded("left")
+    if counts_from_padding:
+        with pytest.raises(ModelError, match="Pad on the right"):
+            model.capture(ids, mask, "embed")
+    else:
+        assert torch.equal(
+            model.capture(ids, mask, "embed")["embed"][:, span], model.capture(IDS, None, "embed")["embed"]
+        )

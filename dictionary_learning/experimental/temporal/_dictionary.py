@@ -1,5 +1,6 @@
 """Dictionaries of what a token adds to the prediction from the tokens before it."""
 
+import inspect
 import math
 from typing import Any
 
@@ -28,23 +29,46 @@ class ContextAttention(nn.Module):
         generator: Draws the initial weights; None for the global generator.
     """
 
-    def __init__(self, dict_size: int, n_heads: int, bottleneck_factor: int, generator: torch.Generator | None = None):
+    def __init__(self, dict_size: int, n_heads: int, bottleneck_factor: int, generator: torch.Generator | None):
         super().__init__()
         self.n_heads = n_heads
         narrow = dict_size // bottleneck_factor
         self.k_ctx, self.q_target = nn.Linear(dict_size, narrow), nn.Linear(dict_size, narrow)
         self.v_ctx, self.c_proj = nn.Linear(dict_size, dict_size), nn.Linear(dict_size, dict_size)
-        self.draw_(generator)
+        # rows of one norm, for outputs in the scale of latents; as in the published code
+        sizes = {self.k_ctx: narrow // n_heads, self.q_target: narrow // n_heads, self.v_ctx: dict_size // n_heads}
+        for layer, size in {**sizes, self.c_proj: dict_size}.items():
+            rows = torch.randn(layer.weight.shape, generator=generator)
+            layer.weight.data.copy_(nn.functional.normalize(rows, dim=1) / math.sqrt(size))
+            layer.bias.data.zero_()
 
     @torch.no_grad()
-    def draw_(self, generator: torch.Generator | None = None) -> None:
-        """Draws new weights: rows of one norm, for outputs in the scale of latents; biases of 0."""
-        narrow, wide = self.k_ctx.out_features // self.n_heads, self.v_ctx.out_features
-        sizes = ((self.k_ctx, narrow), (self.q_target, narrow), (self.v_ctx, wide // self.n_heads), (self.c_proj, wide))
-        for layer, size in sizes:
-            rows = torch.randn(layer.weight.shape, generator=generator)
-            layer.weight.copy_(nn.functional.normalize(rows, dim=1) / math.sqrt(size))
-            layer.bias.zero_()
+    def copy_(self, old: "ContextAttention") -> None:
+        """Copies attention over fewer latents, with shorter heads; it ignores the other latents."""
+        n_old = old.c_proj.out_features
+        every = torch.arange(n_old)
+        values = self._places(self.v_ctx, old.v_ctx)
+        scores = self._places(self.k_ctx, old.k_ctx)
+        # attention divides scores by the root of the key length, which is larger now
+        longer = math.sqrt(self.k_ctx.out_features / old.k_ctx.out_features)
+        self.v_ctx.weight[:, n_old:] = 0
+        for layer in (self.k_ctx, self.q_target):
+            layer.weight.zero_()
+        self.c_proj.weight[:n_old] = 0
+        for own, theirs, rows, columns, factor in (
+            (self.v_ctx, old.v_ctx, values, every, 1.0),
+            (self.k_ctx, old.k_ctx, scores, every, 1.0),
+            (self.q_target, old.q_target, scores, every, longer),
+            (self.c_proj, old.c_proj, every, values, 1.0),
+        ):
+            own.weight[rows.unsqueeze(1), columns] = theirs.weight.float() * factor
+            own.bias.zero_()
+            own.bias[rows] = theirs.bias.float() * factor
+
+    def _places(self, own: nn.Linear, old: nn.Linear) -> Int[Tensor, "n_old"]:
+        """Returns the indices of the entries of shorter heads among those of longer heads."""
+        per_head = torch.arange(own.out_features).view(self.n_heads, -1)  # (heads, dim)
+        return per_head[:, : old.out_features // self.n_heads].flatten()
 
     def forward(self, latents: Float[Tensor, "batch ctx dict_size"]) -> Float[Tensor, "batch ctx dict_size"]:
         """Returns the prediction at each token before ReLU; the first is predicted from zeros."""
@@ -73,8 +97,6 @@ class TemporalAutoencoder(Dictionary):
     https://arxiv.org/abs/2511.01836; attention is initialized as in the published code.
 
     Args:
-        activation_dim: Width of the activations.
-        dict_size: Number of latents.
         k: Novel latents per token; None for ReLU.
         n_heads: Heads of each attention layer.
         n_layers: Attention layers.
@@ -108,7 +130,8 @@ class TemporalAutoencoder(Dictionary):
         if min(n_heads, bottleneck_factor) < 1 or n_layers < 0 or dict_size % (n_heads * bottleneck_factor):
             raise ConfigError(
                 f"TemporalAutoencoder got n_layers={n_layers}, n_heads={n_heads} and bottleneck_factor="
-                f"{bottleneck_factor} for dict_size={dict_size}, which must be a multiple of n_heads * bottleneck_factor."
+                f"{bottleneck_factor} for dict_size={dict_size}, which must be a multiple of n_heads * "
+                "bottleneck_factor."
             )
         if k is not None and not 1 <= k <= dict_size:
             raise ConfigError(f"TemporalAutoencoder cannot keep k={k} of dict_size={dict_size} latents; lower k.")
@@ -140,7 +163,12 @@ class TemporalAutoencoder(Dictionary):
         self, x: Float[Tensor, "*batch activation_dim"]
     ) -> tuple[Float[Tensor, "*batch dict_size"], Float[Tensor, "*batch dict_size"]]:
         """Returns the novel and the predicted latents of each token."""
-        rest = self._contexts(x) / self.scale
+        if x.ndim < 2 or x.shape[-1] != self.activation_dim:
+            raise ConfigError(
+                f"Got activations of shape {tuple(x.shape)}; a TemporalAutoencoder takes whole contexts, "
+                f"(..., ctx, {self.activation_dim}). Give the tokens of each context in order."
+            )
+        rest = upcast(x.to(self.dtype)).reshape(-1, *x.shape[-2:]) / self.scale  # (contexts, ctx, dim)
         if self.subtracts_b_dec:
             rest = rest - self.b_dec
         predicted = rest.new_zeros(*rest.shape[:-1], self.dict_size)
@@ -167,8 +195,8 @@ class TemporalAutoencoder(Dictionary):
         total = latents if x is None else latents + self.encode_with_predictions(x)[1]
         return self._written(total)
 
-    def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
-        """Returns outputs and latents of one context."""
+    def reconstruct(self, x: Float[Tensor, "*batch activation_dim"]) -> Reconstruction:
+        """Returns outputs and latents of one context, or of several in a batch."""
         novel, predicted = self.encode_with_predictions(x)
         return Reconstruction(self._written(novel + predicted), novel)
 
@@ -196,46 +224,45 @@ class TemporalAutoencoder(Dictionary):
         return Reconstruction(self._written(novel + predicted), novel)
 
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
-        novel, predicted = self.encode_with_predictions(x)
-        x_hat = self._written(novel + predicted)
-        return (x_hat, novel) if output_features else x_hat
+        made = self.reconstruct(x)
+        return (made.outputs, made.latents) if output_features else made.outputs
 
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         if outputs not in (None, inputs):
             raise ConfigError(f"An autoencoder has one scale; got inputs={inputs} and outputs={outputs}.")
         self.scale *= inputs
 
+    @torch.no_grad()
     def expanded(
         self, dict_size: int, nonlinearity: Nonlinearity | None, generator: torch.Generator | None
     ) -> "TemporalAutoencoder":
-        """Returns a copy with more latents. Attention reads nothing from new latents at first.
+        """Returns a float32 copy with more latents after the existing ones.
+
+        Attention predicts the existing latents as before, and reads nothing from the new ones, whose
+        rows have the mean norm of the existing rows.
 
         Raises:
-            ConfigError: The nonlinearity is neither top_k nor relu.
+            ConfigError: The nonlinearity is neither top_k nor relu, or heads cannot share the latents.
         """
-        from dictionary_learning.experimental.temporal._widening import widened
-
-        if nonlinearity is None:
-            k = self.k
-        elif type(nonlinearity) in (TopK, ReLU):
-            k = getattr(nonlinearity, "k", None)
-        else:
+        if type(nonlinearity) not in (type(None), TopK, ReLU):
             raise ConfigError(f"A temporal dictionary has top_k or relu; it cannot have {type(nonlinearity).__name__}.")
-        return widened(self, dict_size, k, generator)
+        k = self.k if nonlinearity is None else getattr(nonlinearity, "k", None)
+        options: dict[str, Any] = {**self.options(), "dict_size": dict_size, "k": k}
+        made = TemporalAutoencoder(**options, generator=generator).to(self.device)
+        n_old = self.dict_size
+        directions = unit_rows(dict_size - n_old, self.activation_dim, generator).to(self.device)
+        for name in ("W_dec",) if self.tied else ("W_dec", "W_enc"):
+            own, old = getattr(made, name), getattr(self, name).float()
+            own[:n_old], own[n_old:] = old, directions * old.norm(dim=1).mean()
+        made.b_dec.copy_(self.b_dec)
+        for own, old in zip(made.attn_layers, self.attn_layers, strict=True):
+            assert isinstance(own, ContextAttention) and isinstance(old, ContextAttention)
+            own.copy_(old)
+        return made
 
     def options(self) -> dict[str, Any]:
-        return {
-            "activation_dim": self.activation_dim,
-            "dict_size": self.dict_size,
-            "k": self.k,
-            "n_heads": self.n_heads,
-            "n_layers": self.n_layers,
-            "bottleneck_factor": self.bottleneck_factor,
-            "tied": self.tied,
-            "subtracts_b_dec": self.subtracts_b_dec,
-            "has_output_bias": self.has_output_bias,
-            "scale": self.scale,
-        }
+        names = [name for name in inspect.signature(TemporalAutoencoder).parameters if name != "generator"]
+        return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
     def scale_decoder_(self, x: Float[Tensor, "n activation_dim"]) -> None:
@@ -260,14 +287,6 @@ class TemporalAutoencoder(Dictionary):
     def _written(self, latents: Tensor) -> Tensor:
         out = upcast(latents) @ upcast(self.W_dec)
         return (out + self.b_dec if self.has_output_bias else out) * self.scale
-
-    def _contexts(self, x: Tensor) -> Tensor:
-        if x.ndim < 2 or x.shape[-1] != self.activation_dim:
-            raise ConfigError(
-                f"Got activations of shape {tuple(x.shape)}; a TemporalAutoencoder takes whole contexts, "
-                f"(..., ctx, {self.activation_dim}). Give the tokens of each context in order."
-            )
-        return upcast(x.to(self.dtype)).reshape(-1, *x.shape[-2:])
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

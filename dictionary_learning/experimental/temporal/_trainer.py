@@ -1,4 +1,4 @@
-"""Training of temporal dictionaries."""
+"""Training of temporal dictionaries, and the published settings."""
 
 import dataclasses
 import math
@@ -22,6 +22,7 @@ from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._losses import mean_sum, squared_error
 from dictionary_learning.trainers._sae_trainer import copy_trained
 from dictionary_learning.trainers._top_k_family import DEFAULT_K
+from dictionary_learning.trainers.recipes import RECIPES
 
 _SAMPLE = 2048
 """Tokens that the scale of the decoder is estimated on."""
@@ -32,7 +33,8 @@ def _default_k(c: Any) -> int | None:
         return None  # a rectifier, which the penalty makes sparse
     if isinstance(c.trained, TemporalAutoencoder) and c.trained.k is None:
         raise ConfigError(
-            "The dictionary to start from has a rectifier, which nothing would make sparse. Give sparsity_penalty, or k."
+            "The dictionary to start from has a rectifier, which nothing would make sparse. Give sparsity_penalty, or "
+            "k."
         )
     return getattr(c.trained, "k", None) or DEFAULT_K
 
@@ -105,43 +107,31 @@ class TemporalTrainer(Trainer):
     dictionary: TemporalAutoencoder
 
     def build_dictionary(self, trained: Dictionary | None) -> TemporalAutoencoder:
-        settings = self.settings
-        if trained is not None:
-            return self._from_trained(trained)
-        dictionary = TemporalAutoencoder(
-            self.run.activation_dim,
-            settings.dict_size,
-            settings.k,
-            n_heads=settings.n_heads,
-            n_layers=settings.n_layers,
-            bottleneck_factor=settings.bottleneck_factor,
-            tied=settings.tied,
-            generator=self.generator,
-        )
-        return dictionary.to(self.device)
-
-    def _from_trained(self, trained: Dictionary) -> TemporalAutoencoder:
-        settings, width = self.settings, (self.run.activation_dim,)
+        settings, width, generator = self.settings, self.run.activation_dim, self.generator
+        if trained is None:
+            options = {name: getattr(settings, name) for name in ("n_heads", "n_layers", "bottleneck_factor", "tied")}
+            made = TemporalAutoencoder(width, settings.dict_size, settings.k, **options, generator=generator)
+            return made.to(self.device)
         if not isinstance(trained, TemporalAutoencoder):
             raise ConfigError(
                 f"The temporal trainer got a {type(trained).__name__} to start from; it trains TemporalAutoencoder "
                 "only. Use the trainer of its nonlinearity."
             )
-        trained.check_sites(width, width)
+        trained.check_sites((width,), (width,))
         nonlinearity = ReLU() if settings.k is None else TopK(settings.k)
-        dictionary = copy_trained(trained, nonlinearity, settings, self.generator)
+        dictionary = copy_trained(trained, nonlinearity, settings, generator)
         assert isinstance(dictionary, TemporalAutoencoder)
         return dictionary.to(self.device)
 
     def initialize_dictionary(self, x: Tensor, y: Tensor) -> None:
         variance = (y - y.mean(0)).pow(2).sum(-1).mean()
-        self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)
+        self.loss_scale = torch.where(variance > 0, 1 / variance, 1.0)  # constant targets have no variance
         if self.settings.finetune is None:
             self.dictionary.b_dec.copy_(CENTERS[self.settings.b_dec_init_method](y))
             self.dictionary.scale_decoder_(x[:_SAMPLE])
 
     def objective(self, batch: Batch) -> Loss:
-        lengths = torch.tensor([len(batch.x)]) if batch.lengths is None else batch.lengths
+        lengths = torch.tensor([len(batch.x)]) if batch.lengths is None else batch.lengths  # (contexts,)
         with torch.autocast(self.device.type, enabled=False):
             reconstruction = self.dictionary.reconstruct_contexts(batch.x, lengths)
         error = squared_error(reconstruction.outputs, batch.x)
@@ -155,10 +145,21 @@ class TemporalTrainer(Trainer):
         return loss
 
     def unit_row_names(self) -> set[str]:
-        return set()
+        return set()  # decoder rows have the norm that their scale needs
 
     def lr_factors(self) -> Mapping[str, float]:
         return {"weight": self.settings.attention_lr_factor, "bias": self.settings.attention_lr_factor}
 
     def encoders(self) -> list[Encoder]:
-        return []
+        return []  # a context's latents are no product of its rows alone
+
+
+@RECIPES.register("lubana_2025")
+def lubana_2025(**changes: Any) -> TemporalTrainer.Config:
+    """Returns the settings of the published code, except warm-up and weight decay.
+
+    Lubana et al. 2025, https://arxiv.org/abs/2511.01836. The k is that for Gemma 2 2B.
+    """
+    settings = {"expansion_factor": 4, "k": 192, "bottleneck_factor": 1, "normalize": "unit_mean_square"}
+    optimizer = {"lr": 1e-3, "attention_lr_factor": 1.0, "schedule": "constant"}
+    return TemporalTrainer.Config.from_dict({**settings, **optimizer, **changes})
