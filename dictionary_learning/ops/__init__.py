@@ -11,7 +11,7 @@ from dictionary_learning.ops._backend import (
 )
 from dictionary_learning.ops._reference import REFERENCE, ReferenceBackend
 from dictionary_learning.ops._row_updates import take_rows
-from dictionary_learning.ops._torch_backend import TorchBackend
+from dictionary_learning.ops._sparse import TorchBackend
 from dictionary_learning.ops._triton import IS_INSTALLED, TRITON
 
 __all__ = [

@@ -17,7 +17,7 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import l0
 from dictionary_learning.ops import Encoder
-from dictionary_learning.ops._finite import replace_nonfinite
+from dictionary_learning.ops._joint import replace_nonfinite
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
 from dictionary_learning.trainers._batch import Batch, Loss, ModelLoss, StepPart

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dictionary_learning.ops._finite import replace_nonfinite
+from dictionary_learning.ops._joint import replace_nonfinite
 
 
 def test_finite_batch_is_returned_as_it_is():

@@ -6,7 +6,7 @@ import torch
 from dictionary_learning import ops
 from dictionary_learning.errors import UnknownNameError
 from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
-from dictionary_learning.ops import _finite as finite, _joint as joint, _pairs as pairs, _scan as scan
+from dictionary_learning.ops import _joint as joint, _pairs as pairs, _scan as scan
 
 BACKENDS = [name for name in ops.available() if name not in ("reference", "triton")]
 """Triton has tests of its own, with shapes that are small enough for its interpreter."""
@@ -343,12 +343,12 @@ def test_a_shared_product_is_used_for_its_own_activations_and_weights_only(monke
     encoders = [ops.Encoder(torch.randn(f, 12), torch.randn(f), torch.randn(12)) for f in (30, 40)]
     W = encoders[1].W
     with joint.shared_product(x, encoders):
-        given, n_replaced = finite.replace_nonfinite(x)
-        assert n_replaced == 1 and finite.replace_nonfinite(x)[0] is given
+        given, n_replaced = joint.replace_nonfinite(x)
+        assert n_replaced == 1 and joint.replace_nonfinite(x)[0] is given
         expected = encoders[1].centered(given) @ W.T + encoders[1].b
         product = joint.product_for(given, W)
         torch.testing.assert_close(product.float(), expected, rtol=0.05, atol=0.1)
-        others = (x, given.clone(), given.view(9, 12), finite.replace_nonfinite(x.clone())[0], given[:4])
+        others = (x, given.clone(), given.view(9, 12), joint.replace_nonfinite(x.clone())[0], given[:4])
         assert all(joint.product_for(other, W) is None for other in others)
         assert joint.product_for(given, W.detach()) is None
     assert joint.product_for(given, W) is None

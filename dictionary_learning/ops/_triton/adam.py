@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportOperatorIssue=false, reportMissingParameterType=false
-# (the language of kernels looks like Python, but has types of its own)
 """Adam in one pass over the rows of a weight, with gradient projection, clipping and unit rows.
 
 One program has one row in registers: it reads weight, gradient and both means once, and writes
@@ -37,7 +34,7 @@ def squared_norm(gradient: Tensor, weight: Tensor, unit_rows: bool) -> Tensor:
     with torch.cuda.device_of(weight):  # Triton launches on the current device, wherever the tensors are
         _norm_kernel[(n_rows,)](
             gradient.contiguous(), weight.contiguous(), out,
-            dim, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+            dim, width, num_warps=_warps(width),
         )  # fmt: skip
     return out.sum()
 
@@ -84,7 +81,7 @@ def step_(
         _adam_kernel[(n_rows,)](
             weight, gradient.contiguous(), exp_avg, exp_avg_sq, copy, step, lr, divisor, skip,
             1 - betas[0], 1 - betas[1], _log2(betas[0]), _log2(betas[1]), eps, weight.numel(), dim, unit_rows, rounded is not None, width,
-            num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+            num_warps=_warps(width),
         )  # fmt: skip
 
 

@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportOperatorIssue=false, reportMissingParameterType=false
-# (the language of kernels looks like Python, but has types of its own)
 """Kernels that find the few large pre-activations of each token in one read of all.
 
 A chunk has a few hundred tokens, each with a program of its own, so the time is that of a program's
@@ -72,7 +69,7 @@ def bounded(maxima: Tensor, slack: Tensor, k: int, rounding: float, bound: Tenso
     listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
     _bound_kernel[(n_tokens,)](
         maxima, slack, bound, listed.groups, listed.counts,
-        n_groups, k, rounding, NOTHING, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+        n_groups, k, rounding, NOTHING, width, num_warps=_warps(width),
     )  # fmt: skip
     return listed
 
@@ -83,7 +80,7 @@ def reaching(maxima: Tensor, bound: Tensor) -> Listed:
     listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
     _list_kernel[(n_tokens,)](
         maxima, bound, listed.groups, listed.counts,
-        n_groups, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+        n_groups, width, num_warps=_warps(width),
     )  # fmt: skip
     return listed
 

@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportOperatorIssue=false, reportMissingParameterType=false
-# (the language of kernels looks like Python, but has types of its own)
 """Sums and dot products over (token, latent) pairs.
 
 Every offset into a table is a 64-bit product: rows * D can exceed 2^31.
