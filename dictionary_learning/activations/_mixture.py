@@ -90,11 +90,7 @@ class ActivationMixture:
             source.close()
 
     def _fill(self, number: int, share: int) -> None:
-        """Reads from a source until `share` of its rows are held.
-
-        Raises:
-            StopIteration: the source has ended.
-        """
+        """Reads from a source until `share` of its rows are held."""
         while not self._held[number] or len(self._held[number][self.sites[0]]) < share:
             batch = next(self.sources[number])
             rows = {self.sites[0]: batch} if isinstance(batch, Tensor) else dict(batch)

@@ -12,8 +12,7 @@ import torch
 from dictionary_learning.activations._reader import RowReader, Rows, RowSource, whole_number
 from dictionary_learning.errors import ConfigError
 
-_POLL = 0.2
-"""Seconds after which a waiting thread checks whether it should stop."""
+_POLL = 0.2  # seconds after which a waiting thread checks whether it should stop
 
 
 class _Item(NamedTuple):
@@ -22,8 +21,7 @@ class _Item(NamedTuple):
     rows: Rows | None
     state: dict[str, Any] | None
     error: BaseException | None
-    ready: Any = None
-    """CUDA event that is recorded when the rows are computed."""
+    ready: Any = None  # CUDA event that is recorded when the rows are computed
 
 
 class _Exchange:
@@ -40,9 +38,6 @@ class Prefetcher(RowSource):
     At most `depth` batches of rows are ahead, waiting or being read. An error in the thread is raised
     by the next `read`. State and counts belong to the rows that were returned: rows ahead are read
     again after the state is loaded.
-
-    Raises:
-        ConfigError: `depth` is below 1.
     """
 
     def __init__(self, reader: RowSource, n_contexts: int, depth: int = 1):
@@ -51,11 +46,7 @@ class Prefetcher(RowSource):
         self._reset()
 
     def read(self, n_contexts: int) -> Rows | None:
-        """Returns the next rows, or None at the end of the data.
-
-        Raises:
-            ConfigError: the thread reads another number of contexts, or runs in another process.
-        """
+        """Returns the next rows, or None at the end of the data."""
         if n_contexts != self._n_contexts:
             raise ConfigError(f"{self._n_contexts} contexts are read ahead at once; {n_contexts} were asked for.")
         if self._process not in (None, os.getpid()):

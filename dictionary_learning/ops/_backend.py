@@ -1,10 +1,7 @@
 """Backends: implementations of encoding and decoding, one for each device and dtype.
 
 `reference` is plain PyTorch and defines the results. `sparse` and `triton` are faster where few
-latents are kept. `use_backend`, or the environment variable DICTIONARY_LEARNING_BACKEND, forces one
-of them by name.
-
-Letters: B tokens, F latents, D activation, K kept.
+latents are kept. Letters: B tokens, F latents, D activation, K kept.
 """
 
 import contextlib
@@ -31,12 +28,9 @@ Choose = Callable[[Tensor], Tensor]
 class Encoder(NamedTuple):
     """The tensors of the pre-activations W (x - center) + b."""
 
-    W: Tensor
-    """(F, D)"""
-    b: Tensor
-    """(F,)"""
-    center: Tensor | None = None
-    """(D,); None for zero."""
+    W: Tensor  # (F, D)
+    b: Tensor  # (F,)
+    center: Tensor | None = None  # (D,); None for zero
 
     @property
     def backend(self) -> "Backend":
@@ -89,14 +83,9 @@ class Backend(ABC):
     def encode_where(self, x: Float[Tensor, "batch dim"], encoder: Encoder, choose: Choose) -> Latents:
         """Returns the pre-activations W (x - center) + b that a rule chooses, not rectified.
 
-        Gradients reach all chosen values. For a mask the result may be all pre-activations, dense,
-        where that is faster: the caller must map the values that were not chosen to zero.
-
-        Args:
-            x: activations.
-            encoder: the encoder.
-            choose: called with pre-activations of some of the tokens. Returns as many indices for
-                each token, or a mask.
+        `choose` is called with pre-activations of some of the tokens. Gradients reach all chosen
+        values. For a mask the result may be all pre-activations, dense, where that is faster: the
+        caller must map the values that were not chosen to zero.
         """
 
     @abstractmethod
@@ -126,11 +115,7 @@ def _choose_backend(device_type: str, dtype: torch.dtype, forced: str | None) ->
 
 
 def forced_backend() -> str | None:
-    """Returns the name that `use_backend` or the environment variable forces, or None.
-
-    Raises:
-        UnknownNameError: there is no backend of that name.
-    """
+    """Returns the name that `use_backend` or the environment variable forces, or None."""
     return _checked(_forced.get() or os.environ.get(VARIABLE) or None)
 
 

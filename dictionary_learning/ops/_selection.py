@@ -21,13 +21,10 @@ from dictionary_learning.ops._backend import Choose
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.ops._scan import Pairs, Scan, Table
 
-_MOST_CANDIDATES = 4
-"""A token with more candidates than this for each kept latent is computed in whole."""
-SURPLUS = 1.1
-"""Candidates of a batch for each kept pair: the estimated bound is then seldom too high."""
+_MOST_CANDIDATES = 4  # a token with more candidates than this for each kept latent is computed in whole
+SURPLUS = 1.1  # candidates of a batch for each kept pair: the estimated bound is then seldom too high
 _FEW = 32
-_WHOLE_BYTES = 1 << 24
-"""Pre-activations held at once where all are computed in full precision."""
+_WHOLE_BYTES = 1 << 24  # pre-activations held at once where all are computed in full precision
 _CHUNK_ELEMENTS = 1 << 21
 """Pre-activations computed at once for a rule: 8 MiB, which stay in the cache until it has chosen."""
 _DENSE_FROM = 1 / 24

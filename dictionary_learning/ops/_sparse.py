@@ -36,8 +36,7 @@ class SparseBackend(Backend):
     """For each device type, the share of kept latents from which on dense products are as fast."""
     batch_on: ClassVar[Collection[str]]
     """Device types on which `batch_top_k` is implemented; elsewhere it uses the reference."""
-    where_on: ClassVar[Collection[str]]
-    """The same for `encode_where`."""
+    where_on: ClassVar[Collection[str]]  # the same for `encode_where`
 
     @abstractmethod
     def select(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:

@@ -35,12 +35,8 @@ def kernel(u: Tensor, name: KernelName) -> Tensor:
 def jump(z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool = False) -> Tensor:
     """Returns z where it exceeds the threshold, else 0.
 
-    Args:
-        z: pre-activations.
-        threshold: in a shape that broadcasts to that of z.
-        bandwidth: of the kernel, in units of z.
-        name: the kernel.
-        to_input: whether z gets the estimator's gradient too, beside that of its own value.
+    The threshold may be broadcast; the kernel's bandwidth is in units of z. With `to_input`, z gets
+    the estimator's gradient too, beside that of its own value.
     """
     return cast(Tensor, _Threshold.apply(z, threshold.expand_as(z), bandwidth, name, to_input, True))
 

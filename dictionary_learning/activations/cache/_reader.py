@@ -14,8 +14,7 @@ from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import Rows, whole_number
 from dictionary_learning.activations._storage import storage_dtype
 from dictionary_learning.activations._stream import ActivationBatch, check_width
-from dictionary_learning.activations.cache._fingerprint import model_fingerprint
-from dictionary_learning.activations.cache._index import Index, load_index
+from dictionary_learning.activations.cache._index import Index, load_index, model_fingerprint
 from dictionary_learning.activations.cache._shards import OpenShard, checksum, generator_of
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.activations.cache._writer import write_cache
@@ -79,7 +78,7 @@ class ActivationCache:
         check_width(d_submodule, self.widths)
         self._check_model(model)
         self._checked: set[int] = set()  # shards whose checksum was compared
-        self._worker = (0, 1)  # number of this worker, and of all
+        self._worker: tuple[int, int] = (0, 1)  # number of this worker, and of all
         self._start_epoch(0)
         if not self.index.is_complete:
             logger.warning("'%s' is not complete: it has %s rows so far.", self.store.path, f"{self.n_rows:,}")
@@ -117,8 +116,8 @@ class ActivationCache:
         while needed and not self._at_end():
             self._open_shards()
             share = -(-needed // len(self._open))  # rows from each open shard, rounded up
-            for number in list(self._open):
-                start, n_rows = self._open[number], self.index.shards[number].n_rows
+            for number, start in list(self._open.items()):
+                n_rows = self.index.shards[number].n_rows
                 stop = min(start + min(share, needed), n_rows)
                 shard = self._shards[number]
                 parts.append((shard.read(start, stop), shard.origin(start, stop)))
@@ -174,17 +173,11 @@ class ActivationCache:
     def config(self) -> dict[str, Any]:
         """Everything that determines the rows and their order, to be stored with dictionaries."""
         written = {name: value for name, value in self.index.settings.items() if name not in ("sites", "rule", "seed")}
+        own = {name: getattr(self, name) for name in ("out_batch_size", "end_of_data", "seed", "window")}
+        sites, index = [str(site) for site in self.sites], self.index
         return {
-            **written,
-            "cache": self.store.path,
-            "sites": [str(site) for site in self.sites],
-            "out_batch_size": self.out_batch_size,
-            "end_of_data": self.end_of_data,
-            "seed": self.seed,
-            "window": self.window,
-            "filter": self.index.filter,
-            "dropped": self.index.dropped,
-        }
+            **written, "cache": self.store.path, "sites": sites, **own, "filter": index.filter, "dropped": index.dropped,
+        }  # fmt: skip
 
     def verify(self) -> None:
         """Reads all shards and compares their SHA-256 with the index.
@@ -192,11 +185,10 @@ class ActivationCache:
         Raises:
             DataError: some differ; the message names them.
         """
-        damaged = [
-            shard.file
-            for shard in self.index.shards
-            if not self.store.exists(shard.file) or checksum(self.store, shard.file) != shard.sha256
-        ]
+        damaged: list[str] = []
+        for shard in self.index.shards:
+            if not self.store.exists(shard.file) or checksum(self.store, shard.file) != shard.sha256:
+                damaged.append(shard.file)
         if damaged:
             raise DataError(
                 f"{len(damaged)} of {len(self.index.shards)} shards in '{self.store.path}' are not what was written: "

@@ -15,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 _LONGEST_ROW = 16_384
-_BLOCK = 1024
-"""Entries of one program where rows are not normalized."""
+_BLOCK = 1024  # entries of one program where rows are not normalized
 
 
 def fits(weight: Tensor, unit_rows: bool) -> bool:

@@ -14,25 +14,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NOTHING = 1e-30
-"""The bound in place of zero: a latent of value zero need not be found."""
-_BLOCK = 16
-"""Groups of a program at once."""
-_FILL = 256
-"""Latents that a program reads at once when it has too few candidates."""
+NOTHING = 1e-30  # the bound in place of zero: a latent of value zero need not be found
+_BLOCK = 16  # groups of a program at once
+_FILL = 256  # latents that a program reads at once when it has too few candidates
 
 
 class Listed(NamedTuple):
     """The groups of each token that reach its bound, in order."""
 
-    groups: Tensor
-    """(B, G); entries beyond the count are undefined."""
-    counts: Tensor
-    """(B,)"""
+    groups: Tensor  # (B, G); entries beyond the count are undefined
+    counts: Tensor  # (B,)
 
     @classmethod
     def for_tokens_of(cls, maxima: Tensor) -> "Listed":
-        """Returns uninitialized memory for a list."""
         return cls(torch.empty_like(maxima, dtype=torch.int32), maxima.new_empty(len(maxima), dtype=torch.int32))
 
 
@@ -45,7 +39,6 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, n: int, device: torch.device) -> "Places":
-        """Returns n unused places."""
         tokens = torch.zeros(n, dtype=torch.int32, device=device)
         return cls(tokens, torch.full_like(tokens, -1), torch.full((n,), -torch.inf, device=device))
 
@@ -98,17 +91,9 @@ def count(pre: Tensor, listed: Listed, bound: Tensor, group: int, keys: Tensor |
 
 
 def collect(
-    pre: Tensor,
-    listed: Listed,
-    bound: Tensor,
-    group: int,
-    *,
-    first: int,
-    starts: Tensor,
-    ends: Tensor,
-    least: Tensor,
-    places: Places,
-) -> Tensor:
+    pre: Tensor, listed: Listed, bound: Tensor, group: int, *,
+    first: int, starts: Tensor, ends: Tensor, least: Tensor, places: Places,
+) -> Tensor:  # fmt: skip
     """Writes the latents of each token that reach its bound, in order; returns their number (B,).
 
     Args:
@@ -120,7 +105,7 @@ def collect(
         starts: the first place of each token (B,).
         ends: the end of each token's places (B,): latents beyond it are left out.
         least: latents to write at least (B,): if fewer reach the bound, others follow that do not.
-        places: the memory, for all tokens.
+        places: for all tokens.
     """
     n_tokens, n_latents = pre.shape
     found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
