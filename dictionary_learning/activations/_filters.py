@@ -121,7 +121,8 @@ def within_limits(
 
 def row_norms(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
     """Returns the norm of each token in float32."""
-    return torch.linalg.vector_norm(x.float(), dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(x.float(), dim=-1)
+    return norms
 
 
 def at_all_sites(masks: Sequence[Bool[Tensor, "*batch"]]) -> Bool[Tensor, "*batch"]:

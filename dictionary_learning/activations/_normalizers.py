@@ -106,7 +106,7 @@ class SqrtDim(Scalar):
         _root_mean_square_norm(sample)  # refuses samples without a scale
         finite = _squared_norms(sample).isfinite()  # (n,)
         rows = sample if bool(finite.all()) else sample[finite]
-        norms = torch.linalg.vector_norm(upcast(rows), dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(upcast(rows), dim=-1)
         return cls(sample.shape[1], float(float64(norms).mean()) / math.sqrt(sample.shape[1]))
 
 

@@ -1,7 +1,7 @@
 """Streams of activations: what trainers read, and a look ahead that consumes nothing."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -88,17 +88,17 @@ class ActivationStream:
         return self._ahead
 
     def _read(self) -> ActivationBatch:
-        batch: Any = next(self._batches)
-        if isinstance(batch, Tensor):
-            batch = self._by_site(batch)
+        given: Any = next(self._batches)
+        batch: Any = self._by_site(given) if isinstance(given, Tensor) else given
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(
-                f"The data gave a {type(batch).__name__}; a tensor (batch, dim), or a mapping from sites to such, is needed."
+                f"The data gave a {type(given).__name__}; a tensor (batch, dim), or a mapping from sites to such, is needed."
             )
-        if not all(isinstance(site, Site) for site in batch):
-            batch = {Site.parse(site): x for site, x in batch.items()}
-        self._check(batch)
-        return batch
+        by_site = cast(Mapping[Any, Any], batch)
+        if not all(isinstance(site, Site) for site in by_site):
+            by_site = {Site.parse(site): x for site, x in by_site.items()}
+        self._check(by_site)
+        return by_site
 
     def _check(self, batch: Mapping[Site, Any]) -> None:
         for site, x in batch.items():

@@ -77,8 +77,9 @@ def _weighted_sums(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor
     # each row is read so often that it is worth having the table in the nearer cache, a few columns
     # at a time
     out = table.new_empty(len(offsets) - 1, table.shape[1])
-    for place, columns in zip(out.split(_COLUMNS, dim=1), table.split(_COLUMNS, dim=1), strict=True):
-        place.copy_(sums(columns))
+    for start in range(0, table.shape[1], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        out[:, columns] = sums(table[:, columns])
     return out
 
 
@@ -87,7 +88,8 @@ def sampled_product(rows: Tensor, columns: Tensor, offsets: Tensor, indices: Ten
     _silence_notice_of_sparse_layout()
     size, zeros = (len(rows), len(columns)), torch.zeros(len(indices), dtype=rows.dtype)
     sampled = torch.sparse_csr_tensor(offsets, indices, zeros, size=size, check_invariants=False)
-    return torch.sparse.sampled_addmm(sampled, rows, columns.T, beta=0.0, out=sampled).values()
+    products: Tensor = torch.sparse.sampled_addmm(sampled, rows, columns.T, beta=0.0, out=sampled).values()
+    return products
 
 
 @functools.cache

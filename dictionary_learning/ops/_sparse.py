@@ -112,8 +112,8 @@ class SparseBackend(Backend):
         """Returns the kept values with gradients to x and the encoder."""
         W, b, center = encoder
         with no_autocast(x):
-            values = _EncodeAt.apply(x, center, W, b, centered, kept, self, is_rectified)
-        return SparseLatents(cast(Tensor, values), kept.support)
+            values = cast(Tensor, _EncodeAt.apply(x, center, W, b, centered, kept, self, is_rectified))
+        return SparseLatents(values, kept.support)
 
 
 class TorchBackend(SparseBackend):
@@ -127,12 +127,12 @@ class TorchBackend(SparseBackend):
     batch_on = where_on = ("cpu",)
 
     # static functions implement the methods, so that no call lies between the two
-    select = staticmethod(selection.top_k)
-    select_batch = staticmethod(selection.batch_top_k)
-    pair_dots = staticmethod(pairs.pair_dots)
-    sum_over_kept = staticmethod(pairs.sum_over_kept)
-    sum_over_tokens = staticmethod(pairs.sum_over_tokens)
-    totals = staticmethod(pairs.totals)
+    select = staticmethod(selection.top_k)  # pyright: ignore[reportAssignmentType]
+    select_batch = staticmethod(selection.batch_top_k)  # pyright: ignore[reportAssignmentType]
+    pair_dots = staticmethod(pairs.pair_dots)  # pyright: ignore[reportAssignmentType]
+    sum_over_kept = staticmethod(pairs.sum_over_kept)  # pyright: ignore[reportAssignmentType]
+    sum_over_tokens = staticmethod(pairs.sum_over_tokens)  # pyright: ignore[reportAssignmentType]
+    totals = staticmethod(pairs.totals)  # pyright: ignore[reportAssignmentType]
 
     def supports(self, device_type: str, dtype: torch.dtype) -> bool:
         return device_type in self.dense_from

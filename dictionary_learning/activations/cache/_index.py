@@ -177,15 +177,14 @@ def _values(parameter: Tensor) -> list[float]:
     if parameter.device.type == "meta" or not parameter.numel():
         return []  # a model on a server has no values here
     places = [tuple(int((n - 1) * share) for n in parameter.shape) for share in (0, 0.5, 1)]
-    return torch.stack([parameter[place] for place in places]).cpu().double().tolist()
+    values: list[float] = torch.stack([parameter[place] for place in places]).cpu().double().tolist()
+    return values
 
 
 def _tensors(inputs: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(inputs, Tensor):
         yield name, inputs
-    elif isinstance(inputs, Mapping):
-        for key, value in inputs.items():
+    elif isinstance(inputs, (Mapping, list, tuple)):
+        parts: Any = inputs
+        for key, value in parts.items() if isinstance(inputs, Mapping) else enumerate(parts):
             yield from _tensors(value, f"{name}.{key}")
-    elif isinstance(inputs, (list, tuple)):
-        for number, value in enumerate(inputs):
-            yield from _tensors(value, f"{name}.{number}")

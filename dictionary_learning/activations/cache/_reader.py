@@ -214,10 +214,10 @@ class ActivationCache:
         self._epoch, self._next = epoch, 0  # `_next` is the place in the order of the shard to open next
         self._open: dict[int, int] = {}  # open shards, with their next rows
         self._shards: dict[int, OpenShard] = {}
-        order = list(range(len(self.index.shards)))
+        order: list[int] = list(range(len(self.index.shards)))
         if self.seed is not None:
-            order = torch.randperm(len(order), generator=generator_of(self.seed, epoch)).tolist()
-        self._order: list[int] = order[number::n_workers]
+            order[:] = torch.randperm(len(order), generator=generator_of(self.seed, epoch)).tolist()
+        self._order = order[number::n_workers]
 
     def _share_among_workers(self) -> None:
         """Leaves to this worker of a DataLoader its part of the shards that are not served yet."""

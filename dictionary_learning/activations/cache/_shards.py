@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 import zstandard
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, load_file, save, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from dictionary_learning.activations._reader import Rows
