@@ -19,10 +19,9 @@ from torch.autograd.function import once_differentiable
 from dictionary_learning._hardware import bfloat16_is_fast
 from dictionary_learning.latents import Latents, SparseLatents, Support
 from dictionary_learning.ops import _pairs as pairs, _selection as selection
-from dictionary_learning.ops._backend import Backend, Choose, Encoder
+from dictionary_learning.ops._backend import REFERENCE, Backend, Choose, Encoder
 from dictionary_learning.ops._joint import product_for
 from dictionary_learning.ops._precision import no_autocast, upcast
-from dictionary_learning.ops._reference import REFERENCE
 
 
 class SparseBackend(Backend):

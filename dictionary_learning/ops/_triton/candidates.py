@@ -53,27 +53,18 @@ def group_maxima(pre: Tensor, group: int) -> Tensor:
     return out
 
 
-def bounded(maxima: Tensor, slack: Tensor, k: int, rounding: float, bound: Tensor) -> Listed:
-    """Writes each token's bound, its K-th largest maximum lowered; returns the groups above.
+def reaching(maxima: Tensor, bound: Tensor, slack: Tensor | None = None, k: int = 0, rounding: float = 0.0) -> Listed:
+    """Returns the groups whose maximum reaches the bound (B,).
 
-    A token whose slack is not finite gets the bound NaN, which nothing reaches.
+    With slack, the bound is written first: each token's K-th largest maximum, lowered. A token whose
+    slack is not finite gets the bound NaN, which nothing reaches.
     """
     n_tokens, n_groups = maxima.shape
     listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
-    _bound_kernel[(n_tokens,)](
-        maxima, slack, bound, listed.groups, listed.counts,
-        n_groups, k, rounding, NOTHING, width, num_warps=_warps(width),
-    )  # fmt: skip
-    return listed
-
-
-def reaching(maxima: Tensor, bound: Tensor) -> Listed:
-    """Returns the groups whose maximum reaches the bound (B,)."""
-    n_tokens, n_groups = maxima.shape
-    listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
+    finds_bound = slack is not None
     _list_kernel[(n_tokens,)](
-        maxima, bound, listed.groups, listed.counts,
-        n_groups, width, num_warps=_warps(width),
+        maxima, slack if finds_bound else bound, bound, *listed,
+        n_groups, k, rounding, NOTHING, finds_bound, width, num_warps=_warps(width),
     )  # fmt: skip
     return listed
 
@@ -132,33 +123,28 @@ def _maxima_kernel(pre, out, STRIDE, F, G, BLOCK: tl.constexpr, GROUP: tl.conste
 
 
 @triton.jit
-def _bound_kernel(maxima, slack, bound, groups, counts, G, K, rounding, nothing, WIDTH: tl.constexpr):
+def _list_kernel(
+    maxima, slack, bound, groups, counts, G, K, rounding, nothing, FINDS_BOUND: tl.constexpr, WIDTH: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, WIDTH)
     value = tl.load(maxima + row * G + group, mask=group < G, other=float("-inf"))
-    # the bits of positive numbers are in their order; the upper 16 of them will do
-    key = tl.where(value > 0, value, 0.0).to(tl.int32, bitcast=True) >> 16
-    best = 0
-    for step in tl.static_range(15):
-        candidate = best | (1 << (14 - step))
-        enough = tl.sum((key >= candidate).to(tl.int32), axis=0) >= K
-        best = tl.where(enough, candidate, best)
-    kth = (best << 16).to(tl.float32, bitcast=True)
-    least = kth - tl.load(slack + row) - 2 * rounding * kth
-    least = tl.where(least == 0, nothing, least)
-    least = tl.where(least - least == 0, least, float("nan"))  # the difference is NaN for what is not finite
-    tl.store(bound + row, least)
+    if FINDS_BOUND:
+        # the bits of positive numbers are in their order; the upper 16 of them will do
+        key = tl.where(value > 0, value, 0.0).to(tl.int32, bitcast=True) >> 16
+        best = 0
+        for step in tl.static_range(15):
+            candidate = best | (1 << (14 - step))
+            enough = tl.sum((key >= candidate).to(tl.int32), axis=0) >= K
+            best = tl.where(enough, candidate, best)
+        kth = (best << 16).to(tl.float32, bitcast=True)
+        least = kth - tl.load(slack + row) - 2 * rounding * kth
+        least = tl.where(least == 0, nothing, least)
+        least = tl.where(least - least == 0, least, float("nan"))  # the difference is NaN for what is not finite
+        tl.store(bound + row, least)
+    else:
+        least = tl.load(bound + row)
     number = (value >= least).to(tl.int32)
-    tl.store(groups + row * G + tl.cumsum(number, axis=0) - 1, group, mask=number > 0)
-    tl.store(counts + row, tl.sum(number, axis=0))
-
-
-@triton.jit
-def _list_kernel(maxima, bound, groups, counts, G, WIDTH: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.arange(0, WIDTH)
-    value = tl.load(maxima + row * G + group, mask=group < G, other=float("-inf"))
-    number = (value >= tl.load(bound + row)).to(tl.int32)
     tl.store(groups + row * G + tl.cumsum(number, axis=0) - 1, group, mask=number > 0)
     tl.store(counts + row, tl.sum(number, axis=0))
 

@@ -54,7 +54,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
     ends, least = starts + n_places, torch.full_like(starts, k)
     found, bound = torch.empty(n_tokens, dtype=torch.int32, device=x.device), torch.empty(n_tokens, device=x.device)
     for rows, pre, maxima in scan.chunks():
-        listed = candidates.bounded(maxima, scan.slack[rows], k, scan.rounding, bound[rows])
+        listed = candidates.reaching(maxima, bound[rows], scan.slack[rows], k, scan.rounding)
         found[rows] = candidates.collect(
             pre, listed, bound[rows], group,
             first=rows.start, starts=starts[rows], ends=ends[rows], least=least[rows], places=places,
