@@ -28,10 +28,8 @@ def export(
 ) -> Dictionary:
     """Returns a dictionary for the model's own activations; the given one is changed, or wrapped.
 
-    Args:
-        dictionary: a dictionary of normalized activations.
-        inputs: the normalizer of each site that it reads, in order.
-        outputs: the same for what it writes; by default it reconstructs its inputs.
+    It has a normalizer for each site that it reads and writes, in order; by default it reconstructs
+    its inputs.
     """
     check_normalizers(dictionary, inputs, outputs)
     if not _is_wrapped(dictionary, inputs, outputs):

@@ -30,11 +30,10 @@ logger = logging.getLogger(__name__)
 class Rows(NamedTuple):
     """Activations of tokens that count."""
 
-    activations: dict[Site, Float[Tensor, "n dim"]]  # by site; row i is the same token at every site
-    token: Int[Tensor, "n"]  # token ids; -1 where the model reads no tokens
-    document: Int[Tensor, "n"]  # number of the token's document in the source; -1 where it is not known
-    position: Int[Tensor, "n"]
-    """Position of the token in its document; -1 where it is not known and for inserted tokens."""
+    activations: dict[Site, Float[Tensor, "n dim"]]  # row i is the same token at every site
+    token: Int[Tensor, "n"]  # its id; -1 where the model reads no tokens
+    document: Int[Tensor, "n"]  # number of its document in the source; -1 where it is not known
+    position: Int[Tensor, "n"]  # in its document; -1 where it is not known, and for inserted tokens
 
     @property
     def n(self) -> int:
@@ -67,11 +66,11 @@ class ReadingConfig(BaseConfig):
 class RowSource(ABC):
     """Serves rows of activations and counts the tokens that it excludes."""
 
-    sites: list[Site]  # sites of the activations
-    name: str  # name of the data
-    norm_limits: dict[Site, float] | None = None  # the largest norm that is included at each site
-    n_tokens_read: int = 0  # number of tokens that the model has read, without padding
-    dropped: collections.Counter[str]  # number of them that each rule has excluded
+    sites: list[Site]
+    name: str  # of the data
+    norm_limits: dict[Site, float] | None = None  # the largest norm that is included
+    n_tokens_read: int = 0  # without padding
+    dropped: collections.Counter[str]  # how many of them each rule has excluded
 
     @abstractmethod
     def read(self, n_contexts: int) -> Rows | None:

@@ -36,9 +36,6 @@ class ActivationStream:
         data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from sites
             to such tensors. Tensors (batch, 2, dim) are the input and the output of one module.
         split_by_head: whether tensors (batch, heads, dim) hold the attention heads of one site.
-
-    Raises:
-        DataError: the data is empty or not iterable, or a batch is no tensor or mapping to tensors.
     """
 
     def __init__(self, data: Any, *, split_by_head: bool = False):

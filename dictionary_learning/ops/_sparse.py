@@ -41,12 +41,8 @@ class SparseBackend(Backend):
     def select(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
         """Returns the k largest of relu(x W^T + b) of each token, in no order.
 
-        Args:
-            x: (B, D), contiguous, float32 at least.
-            W: (F, D)
-            b: (F,)
-            k: latents to keep for each token.
-            product: x W^T + b (B, F) in low precision, where `shared_product` computed it.
+        x (B, D) is contiguous, in float32 at least. `product` is x W^T + b (B, F) in low precision,
+        where `shared_product` computed it.
         """
 
     @abstractmethod

@@ -53,21 +53,12 @@ def step_(
     unit_rows: bool,
     rounded: Tensor | None = None,
 ) -> None:
-    """Does one step of Adam in place.
+    """Does one step of Adam in place, on a weight in float32.
 
-    Args:
-        weight: in float32.
-        gradient: of any precision; it is not changed.
-        exp_avg: mean gradient.
-        exp_avg_sq: mean squared gradient.
-        step: number of this step, from 1; on the device, as all tensors without dimensions here.
-        lr: learning rate.
-        betas: decays of the means.
-        eps: added to the root of the mean squared gradient.
-        divisor: gradients are divided by it.
-        skip: 1 to change nothing, else 0.
-        unit_rows: removes each gradient's part along its row, and normalizes the rows afterwards.
-        rounded: the same weight in lower precision, which is written as well.
+    Gradients may have any precision; they are not changed, but divided by `divisor`. `step` is the
+    number of this step, from 1. Nothing changes where `skip` is 1. With `unit_rows`, gradients lose
+    their parts along the rows, which are normalized afterwards. `rounded` is the same weight in
+    lower precision, which is written as well. Tensors without dimensions are on the device.
     """
     copy = weight if rounded is None else rounded
     if unit_rows:

@@ -87,16 +87,9 @@ def collect(
 ) -> Tensor:  # fmt: skip
     """Writes the latents of each token that reach its bound, in order; returns their number (B,).
 
-    Args:
-        pre: (B, F); rows may be strided.
-        listed: the groups that reach the bound.
-        bound: (B,)
-        group: latents in a group.
-        first: index of the first token.
-        starts: the first place of each token (B,).
-        ends: the end of each token's places (B,): latents beyond it are left out.
-        least: latents to write at least (B,): if fewer reach the bound, others follow that do not.
-        places: for all tokens.
+    Token n has the places from starts[n] up to ends[n]; latents beyond are left out. Where fewer than
+    least[n] reach the bound, others follow that do not. Rows of `pre` (B, F) may be strided; `first`
+    is the index of the first token.
     """
     n_tokens, n_latents = pre.shape
     found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
