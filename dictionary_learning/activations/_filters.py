@@ -116,13 +116,7 @@ def within_limits(
 ) -> Bool[Tensor, "*batch"]:
     """Returns which tokens have a norm within the limits, by site or by its name, at every site."""
     by_site = {Site.parse(site): limit for site, limit in limits.items()}
-    return at_all_sites([row_norms(x) <= by_site[site] for site, x in activations.items()])
-
-
-def row_norms(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
-    """Returns the norm of each token in float32."""
-    norms: Tensor = torch.linalg.vector_norm(x.float(), dim=-1)
-    return norms
+    return at_all_sites([x.float().norm(dim=-1) <= by_site[site] for site, x in activations.items()])
 
 
 def at_all_sites(masks: Sequence[Bool[Tensor, "*batch"]]) -> Bool[Tensor, "*batch"]:

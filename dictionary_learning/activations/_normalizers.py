@@ -5,7 +5,6 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -106,7 +105,7 @@ class SqrtDim(Scalar):
         _root_mean_square_norm(sample)  # refuses samples without a scale
         finite = _squared_norms(sample).isfinite()  # (n,)
         rows = sample if bool(finite.all()) else sample[finite]
-        norms: Tensor = torch.linalg.vector_norm(upcast(rows), dim=-1)
+        norms = upcast(rows).norm(dim=-1)
         return cls(sample.shape[1], float(float64(norms).mean()) / math.sqrt(sample.shape[1]))
 
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning.activations._filters import TokenFilter, at_all_sites, norm_limit, row_norms
+from dictionary_learning.activations._filters import TokenFilter, at_all_sites, norm_limit
 from dictionary_learning.config import BaseConfig, coerce
 from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source
 from dictionary_learning.errors import ConfigError, DataError
@@ -172,7 +172,7 @@ class RowReader(RowSource):
 
     def _within_limits(self, activations: dict[Site, Tensor], origin: list[Tensor]) -> Rows:
         """Excludes rows whose norm is not finite or above the limits, which the first call finds."""
-        norms = {site: row_norms(x) for site, x in activations.items()}  # (n,) each
+        norms = {site: x.float().norm(dim=-1) for site, x in activations.items()}  # (n,) each
         finite = at_all_sites([norm.isfinite() for norm in norms.values()])  # (n,)
         inside, multiple = finite, self.filter.max_norm_multiple
         if multiple is not None and len(finite):

@@ -98,5 +98,4 @@ def _multiply(x: Tensor, encoders: Sequence[Encoder]) -> Sequence[Tensor]:
         dtype = torch.bfloat16 if bfloat16_is_fast(x.device.type) else torch.float32
         W = torch.cat([e.W.to(dtype) for e in encoders])  # (sum of F, D)
         product = torch.addmm(torch.cat(biases).to(dtype), (upcast(x) - center).to(dtype), W.T)
-        products: Sequence[Tensor] = product.split([len(e.W) for e in encoders], dim=1)
-        return products
+        return product.split([len(e.W) for e in encoders], dim=1)

@@ -88,8 +88,7 @@ def sampled_product(rows: Tensor, columns: Tensor, offsets: Tensor, indices: Ten
     _silence_notice_of_sparse_layout()
     size, zeros = (len(rows), len(columns)), torch.zeros(len(indices), dtype=rows.dtype)
     sampled = torch.sparse_csr_tensor(offsets, indices, zeros, size=size, check_invariants=False)
-    products: Tensor = torch.sparse.sampled_addmm(sampled, rows, columns.T, beta=0.0, out=sampled).values()
-    return products
+    return torch.sparse.sampled_addmm(sampled, rows, columns.T, beta=0.0, out=sampled).values()
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 Those of an optimizer's step are in place, without a temporary of the weight's size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, cast
 
@@ -35,8 +35,7 @@ def remove_parallel_part_(gradient: Tensor, weight: Tensor) -> None:
 def normalize_rows_(weight: Tensor) -> None:
     """Scales each row to unit norm; a row of zeros stays."""
     for (w,) in _blocks(weight):
-        norms: Tensor = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-        w.div_(norms.clamp_min_(torch.finfo(w.dtype).tiny))
+        w.div_(torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min_(torch.finfo(w.dtype).tiny))
 
 
 def take_rows(weight: Float[Tensor, "rows *dim"], indices: Int[Tensor, "n"]) -> Float[Tensor, "n *dim"]:
@@ -61,5 +60,4 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     row_bytes = tensors[0][0].numel() * tensors[0].itemsize if len(tensors[0]) else 1
     on_cpu = tensors[0].device.type == "cpu"
     n_rows = max(1, _BLOCK_BYTES // max(row_bytes, 1)) if on_cpu else max(len(tensors[0]), 1)
-    blocks: list[Sequence[Tensor]] = [tensor.split(n_rows) for tensor in tensors]
-    return zip(*blocks, strict=True)
+    return zip(*(tensor.split(n_rows) for tensor in tensors), strict=True)

@@ -13,8 +13,6 @@ Letters: B tokens, F latents, D activation, K kept, G groups of a token, C candi
     pairs.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -90,8 +88,7 @@ def chosen_pairs(x: Tensor, W: Tensor, b: Tensor, choose: Choose) -> SparseLaten
     values: list[Tensor] = []
     latents: list[Tensor] = []
     counts: list[Tensor] = []
-    parts: Sequence[Tensor] = x.split(n_rows) if len(x) else [x]
-    for rows in parts:
+    for rows in x.split(n_rows) if len(x) else [x]:
         pre = torch.addmm(b, rows, W.T)  # (rows, F)
         kept = choose(pre)
         if kept.dtype != torch.bool:
@@ -141,8 +138,8 @@ def _whole(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows = max(1, _WHOLE_BYTES // (len(W) * x.itemsize)) if on_cpu else max(1, len(x))
     # for a few rows, the product whose long side comes first is several times faster on a CPU
     few = on_cpu and len(x) <= _FEW
-    parts: Sequence[Tensor] = x.split(rows)
-    best: list[torch.return_types.topk] = [
-        ((W @ part.T).T + b if few else torch.addmm(b, part, W.T)).topk(k, dim=-1, sorted=False) for part in parts
+    best = [
+        ((W @ part.T).T + b if few else torch.addmm(b, part, W.T)).topk(k, dim=-1, sorted=False)
+        for part in x.split(rows)
     ]
     return torch.cat([part.values for part in best]), torch.cat([part.indices for part in best])

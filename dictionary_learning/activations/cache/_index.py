@@ -177,8 +177,7 @@ def _values(parameter: Tensor) -> list[float]:
     if parameter.device.type == "meta" or not parameter.numel():
         return []  # a model on a server has no values here
     places = [tuple(int((n - 1) * share) for n in parameter.shape) for share in (0, 0.5, 1)]
-    values: list[float] = torch.stack([parameter[place] for place in places]).cpu().double().tolist()
-    return values
+    return torch.stack([parameter[place] for place in places]).cpu().double().tolist()
 
 
 def _tensors(inputs: Any, name: str) -> Iterator[tuple[str, Tensor]]:

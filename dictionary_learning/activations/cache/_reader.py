@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import Rows, whole_number
 from dictionary_learning.activations._storage import storage_dtype
@@ -54,7 +55,7 @@ class ActivationCache:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        submodule: Any = None,
+        submodule: SitesLike | None = None,
         *,
         out_batch_size: int = 8192,
         seed: int | None = 0,
@@ -63,7 +64,7 @@ class ActivationCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         d_submodule: int | None = None,
-        model: Any = None,
+        model: ModelLike | None = None,
     ):
         check_end_of_data(end_of_data)
         self.store = Store(path)
@@ -85,7 +86,7 @@ class ActivationCache:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], data: Any, model: Any, submodule: Any, **options: Any
+        cls, path: str | os.PathLike[str], data: TextLike, model: ModelLike, submodule: SubmodulesLike, **options: Any
     ) -> "ActivationCache":
         """Writes a cache, or the rest of one, and opens it (see `write_cache`)."""
         write_cache(path, data, model, submodule, **options)
@@ -256,7 +257,7 @@ class ActivationCache:
         logger.info("'%s' has ended after %s rows and restarts.", self.store.path, f"{self.n_rows:,}")
         self._start_epoch(self._epoch + 1)
 
-    def _chosen(self, submodule: Any) -> dict[Site, int]:
+    def _chosen(self, submodule: SitesLike | None) -> dict[Site, int]:
         widths = self.index.widths
         if submodule is None:
             return widths
@@ -270,7 +271,7 @@ class ActivationCache:
             )
         return {site: widths[site] for site in chosen}
 
-    def _check_model(self, model: Any) -> None:
+    def _check_model(self, model: ModelLike | None) -> None:
         if model is None:
             return
         settings, written = self.index.settings, self.index.settings["model"]

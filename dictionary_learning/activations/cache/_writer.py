@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import (
     ReadingConfig,
@@ -49,9 +50,9 @@ _ROOM = 1.02  # free space needed for each byte of rows: headers and the index c
 
 def write_cache(
     path: str | os.PathLike[str],
-    data: Any,
-    model: Any,
-    submodule: Any,
+    data: TextLike,
+    model: ModelLike,
+    submodule: SubmodulesLike,
     *,
     n_tokens: int | None = None,
     refresh_batch_size: int = 16,
