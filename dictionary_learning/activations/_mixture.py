@@ -43,7 +43,8 @@ class ActivationMixture:
         shares[0] += out_batch_size - sum(shares)
         if min(shares) < 1:
             raise ConfigError(
-                f"A batch of {out_batch_size} rows has none for a source with the weights {weights}. Raise out_batch_size."
+                f"A batch of {out_batch_size} rows has none for a source with the weights {weights}. "
+                "Raise out_batch_size."
             )
         self.shares = shares
         self._held: list[dict[Site, Tensor]] = [{} for _ in sources]  # rows that are not served yet

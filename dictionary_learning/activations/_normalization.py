@@ -1,7 +1,7 @@
 """Export of dictionaries that were trained on normalized activations.
 
-A scale for each site is folded into the weights. Where they cannot absorb it, as that of each token,
-the dictionary is wrapped in a `Normalized`.
+A scale for each site is folded into the weights. Where they cannot absorb it, as that of each
+token, the dictionary is wrapped in a `Normalized`.
 """
 
 import math
@@ -62,10 +62,10 @@ def check_normalizers(
 def fold_(dictionary: Dictionary, inputs: Sequence[Normalizer], outputs: Sequence[Normalizer] | None = None) -> None:
     """Folds scales into the weights, in place.
 
-    Afterwards outputs for x equal the former outputs for normalized x, in the model's units. Latents
-    carry the scale of the inputs: of several sites, the root of their mean square. If latents are
-    ranked by decoder norms and the output sites differ in scale, each latent is multiplied by its
-    norm and ranked by value from then on. Arguments are those of `export`.
+    Afterwards outputs for x equal the former outputs for normalized x, in the model's units.
+    Latents carry the scale of the inputs: of several sites, the root of their mean square. If
+    latents are ranked by decoder norms and the output sites differ in scale, each latent is
+    multiplied by its norm and ranked by value from then on. Arguments are those of `export`.
     """
     reads, writes = _scales(inputs), _scales(inputs if outputs is None else outputs)
     _check_folding(dictionary, reads, writes)

@@ -38,7 +38,7 @@ class Normalizer(ABC):
 
     @abstractmethod
     def undo(self, y: Float[Tensor, "*batch dim"], x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Returns y, such as a reconstruction, in the model's units; x are the same tokens there."""
+        """Returns y, such as a reconstruction, in the model's units; x are its tokens."""
 
     def describe(self) -> dict[str, Any]:
         """Returns the normalization as plain data, to be saved with a dictionary."""
@@ -157,7 +157,7 @@ def _root_mean_square_norm(x: Tensor) -> float:
     scale = float(float64(squares[squares.isfinite()]).mean().sqrt())
     if not 0 < scale < math.inf:
         raise DataError(
-            f"The {len(squares)} activations have a root mean squared norm of {scale} where it is finite; they cannot be "
-            "normalized. Check the site and the model's dtype."
+            f"The {len(squares)} activations have a root mean squared norm of {scale} where it is finite; they cannot "
+            "be normalized. Check the site and the model's dtype."
         )
     return scale

@@ -35,9 +35,9 @@ class _Exchange:
 class Prefetcher(RowSource):
     """Reads the next rows before they are requested; nothing else may use the reader.
 
-    At most `depth` batches of rows are ahead, waiting or being read. An error in the thread is raised
-    by the next `read`. State and counts belong to the rows that were returned: rows ahead are read
-    again after the state is loaded.
+    At most `depth` batches of rows are ahead, waiting or being read. An error in the thread is
+    raised by the next `read`. State and counts belong to the rows that were returned: rows ahead are
+    read again after the state is loaded.
     """
 
     def __init__(self, reader: RowSource, n_contexts: int, depth: int = 1):
@@ -51,8 +51,8 @@ class Prefetcher(RowSource):
             raise ConfigError(f"{self._n_contexts} contexts are read ahead at once; {n_contexts} were asked for.")
         if self._process not in (None, os.getpid()):
             raise ConfigError(
-                f"{self.name} is read ahead by a thread of another process, which a fork does not copy. Set prefetch=0, "
-                "or build the buffer in the process that reads it."
+                f"{self.name} is read ahead by a thread of another process, which a fork does not copy. Set prefetch=0"
+                ", or build the buffer in the process that reads it."
             )
         shared = self._exchange
         while not shared.items:

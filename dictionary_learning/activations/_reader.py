@@ -107,8 +107,8 @@ class RowSource(ABC):
 class RowReader(RowSource):
     """Reads the activations of a `TracedModel` or `ModelSet` over a stream of contexts.
 
-    The norm limits of the filter are computed from the first contexts and then fixed. With `repeat`,
-    the stream restarts at its end.
+    The norm limits of the filter are computed from the first contexts and then fixed. With
+    `repeat`, the stream restarts at its end.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class RowReader(RowSource):
         return batch
 
     def _within_limits(self, activations: dict[Site, Tensor], origin: list[Tensor]) -> Rows:
-        """Excludes rows whose norm is not finite or above the limits, which the first call finds."""
+        """Excludes rows whose norm is not finite or is above the limits; the first call finds them."""
         norms = {site: x.float().norm(dim=-1) for site, x in activations.items()}  # (n,) each
         finite = at_all_sites([norm.isfinite() for norm in norms.values()])  # (n,)
         inside, multiple = finite, self.filter.max_norm_multiple
@@ -186,8 +186,8 @@ class RowReader(RowSource):
             self.dropped["norm"] += n_finite - n_inside
         if n > n_finite and self.n_tokens_dropped == self.n_tokens_read:
             raise DataError(
-                f"{self.name} has no finite activation that counts so far: {self.describe_dropped()}. Check the site and "
-                "the model's dtype: float16 overflows in many models."
+                f"{self.name} has no finite activation that counts so far: {self.describe_dropped()}. Check the site "
+                "and the model's dtype: float16 overflows in many models."
             )
         if n_inside < n:
             activations = {site: x[inside.to(x.device)] for site, x in activations.items()}

@@ -33,8 +33,8 @@ class ActivationStream:
     """Converts any iterable of activations to a stream of `ActivationBatch`.
 
     Args:
-        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from sites
-            to such tensors. Tensors (batch, 2, dim) are the input and the output of one module.
+        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from
+            sites to such tensors. Tensors (batch, 2, dim) are the input and the output of one module.
         split_by_head: whether tensors (batch, heads, dim) hold the attention heads of one site.
     """
 
@@ -89,7 +89,8 @@ class ActivationStream:
         batch: Any = self._by_site(given) if isinstance(given, Tensor) else given
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(
-                f"The data gave a {type(given).__name__}; a tensor (batch, dim), or a mapping from sites to such, is needed."
+                f"The data gave a {type(given).__name__}; a tensor (batch, dim), or a mapping from sites to such, "
+                "is needed."
             )
         by_site = cast(Mapping[Any, Any], batch)
         if not all(isinstance(site, Site) for site in by_site):

@@ -94,7 +94,7 @@ class Backend(ABC):
 
 
 class ReferenceBackend(Backend):
-    """Dense products and `torch.topk`, on any device and in any dtype: the definition of the results."""
+    """Dense products and `torch.topk`, on any device and in any dtype: they define the results."""
 
     def supports(self, device_type: str, dtype: torch.dtype) -> bool:
         return True

@@ -26,7 +26,7 @@ SURPLUS = 1.1  # candidates of a batch for each kept pair: the estimated bound i
 _FEW = 32
 _WHOLE_BYTES = 1 << 24  # pre-activations held at once where all are computed in full precision
 _CHUNK_ELEMENTS = 1 << 21
-"""Pre-activations computed at once for a rule: 8 MiB, which stay in the cache until it has chosen."""
+"""Pre-activations computed at once for a rule: 8 MiB stay in the cache until it has chosen."""
 _DENSE_FROM = 1 / 24
 """The share of chosen pairs from which on dense products are faster: a step at (576, 4,608, 2,048)
 on a CPU takes 0.6 of the time of the dense one with 1/32 of the pairs, and 1.3 with 1/16."""

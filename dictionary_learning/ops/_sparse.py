@@ -165,7 +165,7 @@ class _EncodeAt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         centered, W, values = ctx.saved_tensors
         support, backend = ctx.support, ctx.backend
         need_x, need_center, need_W, need_b = ctx.needs_input_grad[:4]
@@ -196,7 +196,7 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, W = ctx.saved_tensors
         support, backend = ctx.support, ctx.backend
         grad = grad.contiguous()

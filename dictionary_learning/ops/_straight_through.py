@@ -58,7 +58,7 @@ class _Threshold(torch.autograd.Function):
         return z * (z > threshold) if has_value else (z > threshold).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         z, threshold = ctx.saved_tensors
         bandwidth, name, to_input, has_value = ctx.options
         near = grad * kernel((z - threshold) / bandwidth, name)

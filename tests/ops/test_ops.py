@@ -19,7 +19,7 @@ SHAPES = [
     (300, 64, 2000, 8),
     (200, 40, 1001, 100),
 ]
-"""Tokens, width, latents, kept: widths that are no multiple of 8, k = 1, k = all, no token at all, many and few groups."""
+"""Tokens, width, latents, kept: no multiple of 8, k = 1, k = all, no token at all, many and few groups."""
 ENCODERS = ["top_k", "batch_top_k"]
 
 
@@ -56,7 +56,7 @@ def run(backend: str, operation: str, dtype: torch.dtype, given: dict[str, torch
 
 
 def compare(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Compares each with a tolerance relative to its largest value: sums of terms of that size may cancel to anything."""
+    """Compares each with a tolerance relative to its largest value: such terms may cancel to anything."""
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         scale = value.abs().max().item() if value.numel() else 1.0

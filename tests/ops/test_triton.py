@@ -1,4 +1,4 @@
-"""Triton's kernels: their values by its interpreter, on the CPU, and that they compile for GPUs, for which none is needed."""
+"""Triton's kernels: their values by its interpreter, on the CPU, and that they compile for GPUs."""
 
 import os
 import subprocess

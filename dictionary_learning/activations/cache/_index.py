@@ -1,4 +1,4 @@
-"""The index of a cache, `index.json`, and the fingerprints by which it knows its text and its model."""
+"""The index of a cache, `index.json`, and the fingerprints of its text and its model."""
 
 import dataclasses
 import hashlib
@@ -102,7 +102,8 @@ def load_index(store: Store) -> Index:
     """Returns the index of a cache."""
     if not store.exists(INDEX):
         raise DataError(
-            f"'{store.path}' has no {INDEX}, so it is no cache of activations. Write one with `dictionary-learning cache`."
+            f"'{store.path}' has no {INDEX}, so it is no cache of activations. Write one with "
+            "`dictionary-learning cache`."
         )
     try:
         document: dict[str, Any] = json.loads(store.read(INDEX))
@@ -132,7 +133,7 @@ def load_index(store: Store) -> Index:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Returns in words how a writer's settings differ from a cache's; notes under "run" may differ."""
+    """Returns in words how a writer's settings differ from a cache's; those under "run" may."""
     found: list[str] = []
     for name in sorted((ours.keys() | theirs.keys()) - {"run", *FINGERPRINTS}):
         mine, other = ours.get(name), theirs.get(name)
@@ -156,9 +157,9 @@ def inputs_fingerprint(inputs: Any) -> str:
 
 
 def model_fingerprint(model: Any) -> str:
-    """Returns a hash of a `TracedModel` or `ModelSet`: of config, parameter shapes, and three values of each.
+    """Returns a hash of the config, parameter shapes and some values of a `TracedModel` or `ModelSet`.
 
-    The first, middle and last value are cheap to read, and any training changes them.
+    A parameter's first, middle and last value are cheap to read, and any training changes them.
     """
     digest = hashlib.sha256()
     for traced in getattr(model, "models", {"": model}).values():

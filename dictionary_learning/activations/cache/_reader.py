@@ -40,7 +40,7 @@ class ActivationCache:
         out_batch_size: rows in a batch.
         seed: seed of the order of shards; None for the order in which they were written.
         window: number of shards that are read side by side; 1 without a seed.
-        end_of_data: `stop` ends the iteration after the last row, `repeat` restarts, `error` raises.
+        end_of_data: `stop` ends after the last row, `repeat` restarts, `error` raises.
         device: device of the batches; by default the CPU.
         dtype: type of the batches; by default the type of the cache, and float32 for int8.
         d_submodule: the width of the sites, to be checked.
@@ -150,7 +150,8 @@ class ActivationCache:
         found = self.index.settings.get("n_heads", {}).get(str(site))
         if found is None:
             raise SiteError(
-                f"The cache '{self.store.path}' knows of no attention heads at '{site}'. Set n_heads, or write the site as ':heads'."
+                f"The cache '{self.store.path}' knows of no attention heads at '{site}'. Set n_heads, or write the "
+                "site as ':heads'."
             )
         return found
 
@@ -177,7 +178,8 @@ class ActivationCache:
         own = {name: getattr(self, name) for name in ("out_batch_size", "end_of_data", "seed", "window")}
         sites, index = [str(site) for site in self.sites], self.index
         return {
-            **written, "cache": self.store.path, "sites": sites, **own, "filter": index.filter, "dropped": index.dropped,
+            **written, "cache": self.store.path, "sites": sites, **own,
+            "filter": index.filter, "dropped": index.dropped,
         }  # fmt: skip
 
     def verify(self) -> None:
@@ -249,7 +251,8 @@ class ActivationCache:
         """Starts the next epoch, if there is one."""
         if self.end_of_data == "error" or not self.index.shards:
             raise DataExhaustedError(
-                f"'{self.store.path}' ended after {self.n_rows:,} rows. Lower the number of steps, or set end_of_data to 'repeat'."
+                f"'{self.store.path}' ended after {self.n_rows:,} rows. Lower the number of steps, or set end_of_data "
+                "to 'repeat'."
             )
         more_workers_than_shards = self._worker[0] >= len(self.index.shards)
         if self.end_of_data == "stop" or more_workers_than_shards:
@@ -287,5 +290,6 @@ class ActivationCache:
                 )
         if wanted["name"] != written.get("name"):
             raise DataError(
-                f"The cache '{self.store.path}' is of the model {written.get('name')!r}, not {wanted['name']!r}. Use another cache."
+                f"The cache '{self.store.path}' is of the model {written.get('name')!r}, not {wanted['name']!r}. "
+                "Use another cache."
             )

@@ -241,7 +241,8 @@ def _check_same(store: Store, index: Index, settings: dict[str, Any]) -> None:
     """Checks that a cache was started with these settings, and that its shards are there."""
     if differ := differences(settings, index.settings):
         raise DataError(
-            f"'{store.path}' holds a cache with other settings ({'; '.join(differ)}). Use another folder, or those settings."
+            f"'{store.path}' holds a cache with other settings ({'; '.join(differ)}). Use another folder, or those "
+            "settings."
         )
     for shard in index.shards:
         check_file(store, shard)
@@ -255,6 +256,6 @@ def _check_disk(store: Store, index: Index, dtype: torch.dtype) -> None:
     needed = (wanted - index.n_rows) * bytes_of_a_row(index.settings, dtype)
     if needed * _ROOM > free:
         raise DataError(
-            f"{wanted - index.n_rows:,} rows take {needed / 1e9:.1f} GB, and '{store.path}' has {free / 1e9:.1f} GB left. "
-            "Write fewer tokens, store them as int8, compress them, or write elsewhere."
+            f"{wanted - index.n_rows:,} rows take {needed / 1e9:.1f} GB, and '{store.path}' has {free / 1e9:.1f} GB "
+            "left. Write fewer tokens, store them as int8, compress them, or write elsewhere."
         )

@@ -70,7 +70,8 @@ def step_(
     with torch.cuda.device_of(weight):
         _adam_kernel[(n_rows,)](
             weight, gradient.contiguous(), exp_avg, exp_avg_sq, copy, step, lr, divisor, skip,
-            1 - betas[0], 1 - betas[1], _log2(betas[0]), _log2(betas[1]), eps, weight.numel(), dim, unit_rows, rounded is not None, width,
+            1 - betas[0], 1 - betas[1], _log2(betas[0]), _log2(betas[1]), eps, weight.numel(), dim,
+            unit_rows, rounded is not None, width,
             num_warps=_warps(width),
         )  # fmt: skip
 

@@ -56,8 +56,8 @@ def group_maxima(pre: Tensor, group: int) -> Tensor:
 def reaching(maxima: Tensor, bound: Tensor, slack: Tensor | None = None, k: int = 0, rounding: float = 0.0) -> Listed:
     """Returns the groups whose maximum reaches the bound (B,).
 
-    With slack, the bound is written first: each token's K-th largest maximum, lowered. A token whose
-    slack is not finite gets the bound NaN, which nothing reaches.
+    With slack, the bound is written first: each token's K-th largest maximum, lowered. A token
+    whose slack is not finite gets the bound NaN, which nothing reaches.
     """
     n_tokens, n_groups = maxima.shape
     listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
@@ -87,9 +87,9 @@ def collect(
 ) -> Tensor:  # fmt: skip
     """Writes the latents of each token that reach its bound, in order; returns their number (B,).
 
-    Token n has the places from starts[n] up to ends[n]; latents beyond are left out. Where fewer than
-    least[n] reach the bound, others follow that do not. Rows of `pre` (B, F) may be strided; `first`
-    is the index of the first token.
+    Token n has the places from starts[n] up to ends[n]; latents beyond are left out. Where fewer
+    than least[n] reach the bound, others follow that do not. Rows of `pre` (B, F) may be strided;
+    `first` is the index of the first token.
     """
     n_tokens, n_latents = pre.shape
     found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)

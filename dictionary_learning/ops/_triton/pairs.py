@@ -45,8 +45,8 @@ def sums_of_any_segments(values: Tensor, rows: Tensor, keys: Tensor, offsets: Te
     """Returns the same where segments may be long, as that of a latent which fires on every token.
 
     Each program handles 64 pairs, whatever segments (`keys`, ascending) they belong to, and writes
-    the segments that it completes. A segment of several programs leaves partial sums, which a second
-    pass adds up in order: no atomics, the same bits every time.
+    the segments that it completes. A segment of several programs leaves partial sums, which a
+    second pass adds up in order: no atomics, the same bits every time.
     """
     dim, n_pairs = table.shape[1], len(values)
     out = torch.zeros(len(offsets) - 1, dim, device=table.device)
