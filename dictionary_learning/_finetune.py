@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from dictionary_learning.activations._normalization import NORMALIZATIONS
+from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.dictionaries import Dictionary, ParallelCoders, Trainable, load_dictionary, wiring_of
 from dictionary_learning.dictionaries._info import site_names
 from dictionary_learning.dictionaries._normalized import Normalized

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._finetune import expand_finetune, unwrap_normalized
-from dictionary_learning.activations._normalization import NORMALIZATIONS, Normalizer, check_normalizers, export, fold_
-from dictionary_learning.activations._normalizers import Scalar
+from dictionary_learning.activations._normalization import check_normalizers, export, fold_
+from dictionary_learning.activations._normalizers import NORMALIZATIONS, Normalizer, Scalar
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.errors import ConfigError, DataError

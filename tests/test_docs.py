@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dictionary_learning
-from dictionary_learning.activations._normalization import NORMALIZATIONS
+from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.dictionaries import WIRINGS, DictionaryShape
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.trainers import OPTIMIZERS, PENALTIES, SCHEDULES, TRAINERS, RunInfo

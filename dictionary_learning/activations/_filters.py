@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,11 +51,7 @@ class TokenFilter(BaseConfig):
             )
 
     def check_context(self, ctx_len: int) -> None:
-        """Checks that the filter leaves something of a full context.
-
-        Raises:
-            ConfigError: it leaves nothing.
-        """
+        """Checks that the filter leaves something of a full context."""
         left = real_position_mask(torch.ones(1, ctx_len, dtype=torch.bool), self.seqpos_slice)[0]  # (ctx,)
         left[0] &= not self.exclude_first
         if not left.any():
@@ -105,11 +101,7 @@ class TokenFilter(BaseConfig):
 
 
 def norm_limit(norms: Float[Tensor, "n"], multiple: float, site: Site) -> float:
-    """Returns a multiple of the median of the finite norms at a site.
-
-    Raises:
-        DataError: no norm is finite.
-    """
+    """Returns a multiple of the median of the finite norms at a site."""
     finite = norms[norms.isfinite()]
     if not len(finite):
         raise DataError(
@@ -124,5 +116,9 @@ def within_limits(
 ) -> Bool[Tensor, "*batch"]:
     """Returns which tokens have a norm within the limits, by site or by its name, at every site."""
     by_site = {Site.parse(site): limit for site, limit in limits.items()}
-    inside = [x.float().norm(dim=-1) <= by_site[site] for site, x in activations.items()]
-    return torch.stack([i.to(inside[0].device) for i in inside]).all(0)
+    return at_all_sites([x.float().norm(dim=-1) <= by_site[site] for site, x in activations.items()])
+
+
+def at_all_sites(masks: Sequence[Bool[Tensor, "*batch"]]) -> Bool[Tensor, "*batch"]:
+    """Returns which tokens are in the masks of all sites, which may lie on several devices."""
+    return torch.stack([mask.to(masks[0].device) for mask in masks]).all(0)

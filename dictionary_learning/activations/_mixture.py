@@ -43,7 +43,8 @@ class ActivationMixture:
         shares[0] += out_batch_size - sum(shares)
         if min(shares) < 1:
             raise ConfigError(
-                f"A batch of {out_batch_size} rows has none for a source with the weights {weights}. Raise out_batch_size."
+                f"A batch of {out_batch_size} rows has none for a source with the weights {weights}. "
+                "Raise out_batch_size."
             )
         self.shares = shares
         self._held: list[dict[Site, Tensor]] = [{} for _ in sources]  # rows that are not served yet
@@ -90,11 +91,7 @@ class ActivationMixture:
             source.close()
 
     def _fill(self, number: int, share: int) -> None:
-        """Reads from a source until `share` of its rows are held.
-
-        Raises:
-            StopIteration: the source has ended.
-        """
+        """Reads from a source until `share` of its rows are held."""
         while not self._held[number] or len(self._held[number][self.sites[0]]) < share:
             batch = next(self.sources[number])
             rows = {self.sites[0]: batch} if isinstance(batch, Tensor) else dict(batch)

@@ -1,7 +1,7 @@
 """Export of dictionaries that were trained on normalized activations.
 
-A scale for each site is folded into the weights. A per-token normalization cannot be folded, so
-the dictionary is wrapped in a `Normalized`.
+A scale for each site is folded into the weights. Where they cannot absorb it, as that of each
+token, the dictionary is wrapped in a `Normalized`.
 """
 
 import math
@@ -19,8 +19,6 @@ from dictionary_learning.dictionaries.nonlinearities import SparseSelection
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._precision import upcast
 
-__all__ = ["NORMALIZATIONS", "Normalizer", "check_normalizers", "export", "fold_"]
-
 SiteScales = list[tuple[int, float]]
 """Width and scale of each site, or of the part of it that a coder reads or writes, in order."""
 
@@ -30,13 +28,8 @@ def export(
 ) -> Dictionary:
     """Returns a dictionary for the model's own activations; the given one is changed, or wrapped.
 
-    Args:
-        dictionary: a dictionary of normalized activations.
-        inputs: the normalizer of each site that it reads, in order.
-        outputs: the normalizer of each site that it writes; by default it reconstructs its inputs.
-
-    Raises:
-        ConfigError: the normalizers do not go with this dictionary, which is left unchanged.
+    It has a normalizer for each site that it reads and writes, in order; by default it reconstructs
+    its inputs.
     """
     check_normalizers(dictionary, inputs, outputs)
     if not _is_wrapped(dictionary, inputs, outputs):
@@ -50,11 +43,7 @@ def export(
 def check_normalizers(
     dictionary: Dictionary, inputs: Sequence[Normalizer], outputs: Sequence[Normalizer] | None = None
 ) -> None:
-    """Fails early, before training, if a dictionary cannot be exported with these normalizers.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Fails early, before training, if a dictionary cannot be exported with these normalizers."""
     dictionary.check_sites([n.dim for n in inputs], [n.dim for n in (inputs if outputs is None else outputs)])
     if not _is_wrapped(dictionary, inputs, outputs):
         _check_folding(dictionary, _scales(inputs), _scales(inputs if outputs is None else outputs))
@@ -73,13 +62,10 @@ def check_normalizers(
 def fold_(dictionary: Dictionary, inputs: Sequence[Normalizer], outputs: Sequence[Normalizer] | None = None) -> None:
     """Folds scales into the weights, in place.
 
-    Afterwards outputs for x equal the former outputs for normalized x, in the model's units. Latents
-    carry the scale of the inputs: of several sites, the root of their mean square. If latents are
-    ranked by decoder norms and the output sites differ in scale, each latent is multiplied by its
-    norm and ranked by value from then on. Arguments are those of `export`.
-
-    Raises:
-        ConfigError: the weights cannot absorb the normalization; nothing is changed.
+    Afterwards outputs for x equal the former outputs for normalized x, in the model's units.
+    Latents carry the scale of the inputs: of several sites, the root of their mean square. If
+    latents are ranked by decoder norms and the output sites differ in scale, each latent is
+    multiplied by its norm and ranked by value from then on. Arguments are those of `export`.
     """
     reads, writes = _scales(inputs), _scales(inputs if outputs is None else outputs)
     _check_folding(dictionary, reads, writes)

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._hardware import float64
-from dictionary_learning.activations._stream import finite_rows, root_mean_square_norm
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries._normalized import PER_TOKEN
 from dictionary_learning.errors import ConfigError, DataError
@@ -31,13 +30,7 @@ class Normalizer(ABC):
     @classmethod
     @abstractmethod
     def fit(cls: type[N], sample: Float[Tensor, "n dim"]) -> N:
-        """Returns the normalizer for activations with the statistics of a sample.
-
-        Rows that are not finite are ignored.
-
-        Raises:
-            DataError: the activations are all zero or none of them is finite.
-        """
+        """Returns the normalizer for activations with the statistics of a sample's finite rows."""
 
     @abstractmethod
     def apply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -45,12 +38,7 @@ class Normalizer(ABC):
 
     @abstractmethod
     def undo(self, y: Float[Tensor, "*batch dim"], x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Returns normalized activations in the model's units.
-
-        Args:
-            y: normalized activations, such as a reconstruction.
-            x: the model's activations of the same tokens.
-        """
+        """Returns y, such as a reconstruction, in the model's units; x are its tokens."""
 
     def describe(self) -> dict[str, Any]:
         """Returns the normalization as plain data, to be saved with a dictionary."""
@@ -105,7 +93,7 @@ class UnitMeanSquare(Scalar):
 
     @classmethod
     def fit(cls, sample: Float[Tensor, "n dim"]) -> "UnitMeanSquare":
-        return cls(sample.shape[1], root_mean_square_norm(sample))
+        return cls(sample.shape[1], _root_mean_square_norm(sample))
 
 
 @NORMALIZATIONS.register("sqrt_dim", "expected_average_only_in")
@@ -114,8 +102,10 @@ class SqrtDim(Scalar):
 
     @classmethod
     def fit(cls, sample: Float[Tensor, "n dim"]) -> "SqrtDim":
-        root_mean_square_norm(sample)  # refuses samples without a scale
-        norms = upcast(finite_rows(sample)).norm(dim=-1)  # (n,)
+        _root_mean_square_norm(sample)  # refuses samples without a scale
+        finite = _squared_norms(sample).isfinite()  # (n,)
+        rows = sample if bool(finite.all()) else sample[finite]
+        norms = upcast(rows).norm(dim=-1)
         return cls(sample.shape[1], float(float64(norms).mean()) / math.sqrt(sample.shape[1]))
 
 
@@ -132,7 +122,7 @@ class PerToken(Normalizer, ABC):
                 f"Got tokens of width {dim}; {NORMALIZATIONS.name_of(cls)} needs at least 2, or only a sign is left. "
                 "Check the site, or choose unit_mean_square."
             )
-        root_mean_square_norm(sample)  # refuses samples without a scale
+        _root_mean_square_norm(sample)  # refuses samples without a scale
         return cls(dim)
 
     def apply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -155,3 +145,19 @@ class LayerNorm(PerToken):
 @NORMALIZATIONS.register("constant_norm_rescale")
 class ConstantNormRescale(PerToken):
     """x sqrt(dim) / |x|: every token has the norm sqrt(dim)."""
+
+
+def _squared_norms(x: Tensor) -> Tensor:
+    return x.float().pow(2).sum(-1)  # (n,)
+
+
+def _root_mean_square_norm(x: Tensor) -> float:
+    """Returns sqrt(E|x|^2) over finite rows: x divided by it has a mean squared norm of 1."""
+    squares = _squared_norms(x)
+    scale = float(float64(squares[squares.isfinite()]).mean().sqrt())
+    if not 0 < scale < math.inf:
+        raise DataError(
+            f"The {len(squares)} activations have a root mean squared norm of {scale} where it is finite; they cannot "
+            "be normalized. Check the site and the model's dtype."
+        )
+    return scale

@@ -12,8 +12,7 @@ import torch
 from dictionary_learning.activations._reader import RowReader, Rows, RowSource, whole_number
 from dictionary_learning.errors import ConfigError
 
-_POLL = 0.2
-"""Seconds after which a waiting thread checks whether it should stop."""
+_POLL = 0.2  # seconds after which a waiting thread checks whether it should stop
 
 
 class _Item(NamedTuple):
@@ -22,8 +21,7 @@ class _Item(NamedTuple):
     rows: Rows | None
     state: dict[str, Any] | None
     error: BaseException | None
-    ready: Any = None
-    """CUDA event that is recorded when the rows are computed."""
+    ready: Any = None  # CUDA event that is recorded when the rows are computed
 
 
 class _Exchange:
@@ -37,12 +35,9 @@ class _Exchange:
 class Prefetcher(RowSource):
     """Reads the next rows before they are requested; nothing else may use the reader.
 
-    At most `depth` batches of rows are ahead, waiting or being read. An error in the thread is raised
-    by the next `read`. State and counts belong to the rows that were returned: rows ahead are read
-    again after the state is loaded.
-
-    Raises:
-        ConfigError: `depth` is below 1.
+    At most `depth` batches of rows are ahead, waiting or being read. An error in the thread is
+    raised by the next `read`. State and counts belong to the rows that were returned: rows ahead are
+    read again after the state is loaded.
     """
 
     def __init__(self, reader: RowSource, n_contexts: int, depth: int = 1):
@@ -51,17 +46,13 @@ class Prefetcher(RowSource):
         self._reset()
 
     def read(self, n_contexts: int) -> Rows | None:
-        """Returns the next rows, or None at the end of the data.
-
-        Raises:
-            ConfigError: the thread reads another number of contexts, or runs in another process.
-        """
+        """Returns the next rows, or None at the end of the data."""
         if n_contexts != self._n_contexts:
             raise ConfigError(f"{self._n_contexts} contexts are read ahead at once; {n_contexts} were asked for.")
         if self._process not in (None, os.getpid()):
             raise ConfigError(
-                f"{self.name} is read ahead by a thread of another process, which a fork does not copy. Set prefetch=0, "
-                "or build the buffer in the process that reads it."
+                f"{self.name} is read ahead by a thread of another process, which a fork does not copy. Set prefetch=0"
+                ", or build the buffer in the process that reads it."
             )
         shared = self._exchange
         while not shared.items:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning.activations._filters import TokenFilter, norm_limit
+from dictionary_learning.activations._filters import TokenFilter, at_all_sites, norm_limit
 from dictionary_learning.config import BaseConfig, coerce
 from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source
 from dictionary_learning.errors import ConfigError, DataError
@@ -30,14 +30,10 @@ logger = logging.getLogger(__name__)
 class Rows(NamedTuple):
     """Activations of tokens that count."""
 
-    activations: dict[Site, Float[Tensor, "n dim"]]
-    """By site; row i is the same token at every site."""
-    token: Int[Tensor, "n"]
-    """Token ids; -1 where the model reads no tokens."""
-    document: Int[Tensor, "n"]
-    """Number of the token's document in the source; -1 where it is not known."""
-    position: Int[Tensor, "n"]
-    """Position of the token in its document; -1 where it is not known and for inserted tokens."""
+    activations: dict[Site, Float[Tensor, "n dim"]]  # row i is the same token at every site
+    token: Int[Tensor, "n"]  # its id; -1 where the model reads no tokens
+    document: Int[Tensor, "n"]  # number of its document in the source; -1 where it is not known
+    position: Int[Tensor, "n"]  # in its document; -1 where it is not known, and for inserted tokens
 
     @property
     def n(self) -> int:
@@ -71,15 +67,10 @@ class RowSource(ABC):
     """Serves rows of activations and counts the tokens that it excludes."""
 
     sites: list[Site]
-    """Sites of the activations."""
-    name: str
-    """Name of the data."""
-    norm_limits: dict[Site, float] | None = None
-    """The largest norm that is included at each site."""
-    n_tokens_read: int = 0
-    """Number of tokens that the model has read, without padding."""
-    dropped: collections.Counter[str]
-    """Number of them that each rule has excluded."""
+    name: str  # of the data
+    norm_limits: dict[Site, float] | None = None  # the largest norm that is included
+    n_tokens_read: int = 0  # without padding
+    dropped: collections.Counter[str]  # how many of them each rule has excluded
 
     @abstractmethod
     def read(self, n_contexts: int) -> Rows | None:
@@ -116,8 +107,8 @@ class RowSource(ABC):
 class RowReader(RowSource):
     """Reads the activations of a `TracedModel` or `ModelSet` over a stream of contexts.
 
-    The norm limits of the filter are computed from the first contexts and then fixed. With `repeat`,
-    the stream restarts at its end.
+    The norm limits of the filter are computed from the first contexts and then fixed. With
+    `repeat`, the stream restarts at its end.
     """
 
     def __init__(
@@ -129,11 +120,7 @@ class RowReader(RowSource):
         self._peeked: tuple[Any, dict[str, Any]] | None = None  # a batch and the stream's state before it
 
     def read(self, n_contexts: int) -> Rows | None:
-        """Returns the rows of the next contexts, or None at the end of the data.
-
-        Raises:
-            DataError: the data holds no text, no token that counts, or no finite activation.
-        """
+        """Returns the rows of the next contexts, or None at the end of the data."""
         batch = self._take(n_contexts)
         if batch is None:
             self._check_not_empty()
@@ -184,25 +171,23 @@ class RowReader(RowSource):
         return batch
 
     def _within_limits(self, activations: dict[Site, Tensor], origin: list[Tensor]) -> Rows:
-        """Excludes rows whose norm is not finite or above the limits, which the first call finds."""
+        """Excludes rows whose norm is not finite or is above the limits; the first call finds them."""
         norms = {site: x.float().norm(dim=-1) for site, x in activations.items()}  # (n,) each
-        device = next(iter(norms.values())).device
-        finite = torch.stack([norm.isfinite().to(device) for norm in norms.values()]).all(0)  # (n,)
+        finite = at_all_sites([norm.isfinite() for norm in norms.values()])  # (n,)
         inside, multiple = finite, self.filter.max_norm_multiple
         if multiple is not None and len(finite):
             if self.norm_limits is None:
                 self.norm_limits = {site: norm_limit(norm, multiple, site) for site, norm in norms.items()}
-            small = [(norm <= self.norm_limits[site]).to(device) for site, norm in norms.items()]
-            inside = finite & torch.stack(small).all(0)
+            inside = finite & at_all_sites([norm <= self.norm_limits[site] for site, norm in norms.items()])
         n = len(finite)
-        n_finite, n_inside = torch.stack([finite, inside]).sum(1).tolist()  # one transfer from the device
+        n_finite, n_inside = map(int, torch.stack([finite, inside]).sum(1).cpu())  # one transfer from the device
         self.dropped.update({"not finite": n - n_finite} if n > n_finite else {})
         if multiple is not None:
             self.dropped["norm"] += n_finite - n_inside
         if n > n_finite and self.n_tokens_dropped == self.n_tokens_read:
             raise DataError(
-                f"{self.name} has no finite activation that counts so far: {self.describe_dropped()}. Check the site and "
-                "the model's dtype: float16 overflows in many models."
+                f"{self.name} has no finite activation that counts so far: {self.describe_dropped()}. Check the site "
+                "and the model's dtype: float16 overflows in many models."
             )
         if n_inside < n:
             activations = {site: x[inside.to(x.device)] for site, x in activations.items()}
@@ -227,12 +212,7 @@ class RowReader(RowSource):
 
 
 def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, repeat: bool = False) -> RowReader:
-    """Returns a reader of a model's activations; arguments are those of `ActivationBuffer`.
-
-    Raises:
-        ConfigError: a setting cannot be used.
-        SiteError: a submodule is not in the model.
-    """
+    """Returns a reader of a model's activations; arguments are those of `ActivationBuffer`."""
     traced = load_model(model)
     options = {name: getattr(config, name) for name in ("ctx_len", "pack", "add_special_tokens", "text_column")}
     end_of_data = "repeat" if repeat else "stop"
@@ -254,11 +234,7 @@ def by_name(limits: Mapping[Site, float] | None) -> dict[str, float]:
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """Returns a setting as an integer.
-
-    Raises:
-        ConfigError: it is not a whole number, or too small.
-    """
+    """Returns a setting as an integer."""
     try:
         # integers of NumPy have an index, and floats such as 3e4 may be whole
         has_index = hasattr(value, "__index__") and not isinstance(value, bool)

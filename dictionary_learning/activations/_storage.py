@@ -8,19 +8,14 @@ from torch import Tensor
 
 from dictionary_learning.errors import ConfigError, DataError
 
-_LARGEST = 127
-"""The largest int8 whose negative is an int8 too."""
+_LARGEST = 127  # the largest int8 whose negative is an int8 too
 
 KINDS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """Types that rows can be stored in, by name."""
 
 
 def storage_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Returns the type with that name.
-
-    Raises:
-        ConfigError: rows cannot be stored in that type.
-    """
+    """Returns the type with that name."""
     found: Any = KINDS.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not (found.is_floating_point or found is torch.int8):
         raise ConfigError(f"Activations cannot be stored as {dtype}. Choose one of: {', '.join(KINDS)}.")
@@ -28,11 +23,7 @@ def storage_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def as_dtype(rows: Float[Tensor, "*batch"], dtype: torch.dtype) -> Float[Tensor, "*batch"]:
-    """Returns activations in another floating-point type.
-
-    Raises:
-        DataError: float16, which ends at 65,504, cannot hold them.
-    """
+    """Returns activations in another floating-point type."""
     converted = rows.to(dtype)
     if dtype is torch.float16 and rows.dtype is not torch.float16:
         overflowed = converted.isinf() & rows.isfinite()
@@ -50,32 +41,19 @@ class RowStorage:
     In int8, a row is divided by its largest absolute value / 127 and rounded. That takes half the
     memory of 16 bits, with an error of at most 1/254 of the largest value in each coordinate.
 
-    Args:
-        size: number of rows.
-        width: dimensions of a row.
-        dtype: type in which rows are stored.
-        device: device of the rows.
-        served: type in which int8 rows are returned; other rows are returned as they are stored.
+    int8 rows are returned in the type `served`, others as they are stored.
     """
 
     def __init__(
-        self,
-        size: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
+        self, size: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu",
         served: torch.dtype = torch.float32,
-    ):
+    ):  # fmt: skip
         self.rows = torch.empty(size, width, dtype=dtype, device=device)
         self.scales = torch.empty(size, device=device) if dtype is torch.int8 else None
         self._served = served
 
     def write(self, slots: Int[Tensor, "n"], rows: Float[Tensor, "n width"]) -> None:
-        """Writes rows into slots.
-
-        Raises:
-            DataError: rows overflow in float16.
-        """
+        """Writes rows into slots."""
         rows = rows.to(self.rows.device)
         if self.scales is None:
             self.rows.index_copy_(0, slots, as_dtype(rows, self.rows.dtype))
@@ -96,11 +74,7 @@ class RowStorage:
         return {name: tensor.index_select(0, slots) for name, tensor in self._tensors().items()}
 
     def load(self, stored: dict[str, Tensor]) -> None:
-        """Writes the rows of a snapshot into the first slots.
-
-        Raises:
-            ConfigError: they have another width or type, or do not fit.
-        """
+        """Writes the rows of a snapshot into the first slots."""
         own = self._tensors()
         ours, theirs = ({k: (tuple(t.shape[1:]), t.dtype) for k, t in held.items()} for held in (own, stored))
         n = len(stored["rows"])

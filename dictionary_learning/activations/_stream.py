@@ -1,21 +1,19 @@
 """Streams of activations: what trainers read, and a look ahead that consumes nothing."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning._hardware import float64
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
 
 ActivationBatch = Mapping[Site, Float[Tensor, "batch dim"]]
 """Activations by site; row i is the same token at every site."""
 
-PLAIN = Site("activations")
-"""The site of activations that are plain tensors without a known origin."""
+PLAIN = Site("activations")  # the site of activations that are plain tensors without a known origin
 
 
 @runtime_checkable
@@ -35,18 +33,14 @@ class ActivationStream:
     """Converts any iterable of activations to a stream of `ActivationBatch`.
 
     Args:
-        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from sites
-            to such tensors. Tensors (batch, 2, dim) are the input and the output of one module.
+        data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from
+            sites to such tensors. Tensors (batch, 2, dim) are the input and the output of one module.
         split_by_head: whether tensors (batch, heads, dim) hold the attention heads of one site.
-
-    Raises:
-        DataError: the data is empty or not iterable, or a batch is no tensor or mapping to tensors.
     """
 
     def __init__(self, data: Any, *, split_by_head: bool = False):
         self.data = data
-        self.n_heads: int | None = None
-        """Number of attention heads, where tensors hold them separately."""
+        self.n_heads: int | None = None  # number of attention heads, where tensors hold them separately
         self._split_by_head = split_by_head
         if not hasattr(data, "__iter__"):
             raise DataError(f"Got a {type(data).__name__} as data; an iterable of activations is needed.")
@@ -91,17 +85,18 @@ class ActivationStream:
         return self._ahead
 
     def _read(self) -> ActivationBatch:
-        batch: Any = next(self._batches)
-        if isinstance(batch, Tensor):
-            batch = self._by_site(batch)
+        given: Any = next(self._batches)
+        batch: Any = self._by_site(given) if isinstance(given, Tensor) else given
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(
-                f"The data gave a {type(batch).__name__}; a tensor (batch, dim), or a mapping from sites to such, is needed."
+                f"The data gave a {type(given).__name__}; a tensor (batch, dim), or a mapping from sites to such, "
+                "is needed."
             )
-        if not all(isinstance(site, Site) for site in batch):
-            batch = {Site.parse(site): x for site, x in batch.items()}
-        self._check(batch)
-        return batch
+        by_site = cast(Mapping[Any, Any], batch)
+        if not all(isinstance(site, Site) for site in by_site):
+            by_site = {Site.parse(site): x for site, x in by_site.items()}
+        self._check(by_site)
+        return by_site
 
     def _check(self, batch: Mapping[Site, Any]) -> None:
         for site, x in batch.items():
@@ -126,34 +121,8 @@ class ActivationStream:
         return {self._sites[0] if len(self._sites) == 1 else PLAIN: batch}
 
 
-def finite_rows(x: Float[Tensor, "n dim"]) -> Float[Tensor, "m dim"]:
-    """Returns the rows whose squared norm is finite in float32."""
-    finite = x.float().pow(2).sum(-1).isfinite()  # (n,)
-    return x if bool(finite.all()) else x[finite]
-
-
-def root_mean_square_norm(x: Float[Tensor, "n dim"]) -> float:
-    """Returns sqrt(E|x|^2) over finite rows: x divided by it has a mean squared norm of 1.
-
-    Raises:
-        DataError: the activations are all zero, or none of them is finite.
-    """
-    squares = x.float().pow(2).sum(-1)  # (n,)
-    scale = float(float64(squares[squares.isfinite()]).mean().sqrt())
-    if not 0 < scale < float("inf"):
-        raise DataError(
-            f"The {len(squares)} activations have a root mean squared norm of {scale} where it is finite; they cannot be "
-            "normalized. Check the site and the model's dtype."
-        )
-    return scale
-
-
 def check_width(wanted: int | None, widths: Mapping[Site, int]) -> None:
-    """Checks that all sites have the width that a user expects, if any.
-
-    Raises:
-        ConfigError: a site has another width.
-    """
+    """Checks that all sites have the width that a user expects, if any."""
     if wanted is not None and set(widths.values()) != {wanted}:
         found = ", ".join(f"{site}: {width}" for site, width in widths.items())
         raise ConfigError(f"Got d_submodule={wanted}, but the widths are {found}. Leave d_submodule out: it is found.")

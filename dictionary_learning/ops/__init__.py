@@ -1,17 +1,18 @@
 """Encoding and decoding, on the backend that is fastest for a device and a dtype."""
 
 from dictionary_learning.ops._backend import (
+    REFERENCE,
     Backend,
     Encoder,
+    ReferenceBackend,
     available,
     backend_for,
     register_backend,
     status,
     use_backend,
 )
-from dictionary_learning.ops._reference import REFERENCE, ReferenceBackend
 from dictionary_learning.ops._row_updates import take_rows
-from dictionary_learning.ops._torch_backend import TorchBackend
+from dictionary_learning.ops._sparse import TorchBackend
 from dictionary_learning.ops._triton import IS_INSTALLED, TRITON
 
 __all__ = [

@@ -1,10 +1,7 @@
 """Backends: implementations of encoding and decoding, one for each device and dtype.
 
 `reference` is plain PyTorch and defines the results. `sparse` and `triton` are faster where few
-latents are kept. `use_backend`, or the environment variable DICTIONARY_LEARNING_BACKEND, forces one
-of them by name.
-
-Letters: B tokens, F latents, D activation, K kept.
+latents are kept. Letters: B tokens, F latents, D activation, K kept.
 """
 
 import contextlib
@@ -20,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.errors import UnknownNameError
-from dictionary_learning.latents import Latents, SparseLatents
-from dictionary_learning.ops._precision import upcast
+from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
+from dictionary_learning.ops._precision import no_autocast, upcast
 
 VARIABLE = "DICTIONARY_LEARNING_BACKEND"
 Choose = Callable[[Tensor], Tensor]
@@ -31,12 +28,9 @@ Choose = Callable[[Tensor], Tensor]
 class Encoder(NamedTuple):
     """The tensors of the pre-activations W (x - center) + b."""
 
-    W: Tensor
-    """(F, D)"""
-    b: Tensor
-    """(F,)"""
-    center: Tensor | None = None
-    """(D,); None for zero."""
+    W: Tensor  # (F, D)
+    b: Tensor  # (F,)
+    center: Tensor | None = None  # (D,); None for zero
 
     @property
     def backend(self) -> "Backend":
@@ -89,14 +83,9 @@ class Backend(ABC):
     def encode_where(self, x: Float[Tensor, "batch dim"], encoder: Encoder, choose: Choose) -> Latents:
         """Returns the pre-activations W (x - center) + b that a rule chooses, not rectified.
 
-        Gradients reach all chosen values. For a mask the result may be all pre-activations, dense,
-        where that is faster: the caller must map the values that were not chosen to zero.
-
-        Args:
-            x: activations.
-            encoder: the encoder.
-            choose: called with pre-activations of some of the tokens. Returns as many indices for
-                each token, or a mask.
+        `choose` is called with pre-activations of some of the tokens. Gradients reach all chosen
+        values. For a mask the result may be all pre-activations, dense, where that is faster: the
+        caller must map the values that were not chosen to zero.
         """
 
     @abstractmethod
@@ -104,6 +93,47 @@ class Backend(ABC):
         """Returns the sum over the latents of value * row of W_dec."""
 
 
+class ReferenceBackend(Backend):
+    """Dense products and `torch.topk`, on any device and in any dtype: they define the results."""
+
+    def supports(self, device_type: str, dtype: torch.dtype) -> bool:
+        return True
+
+    def describe(self, device_type: str) -> str:
+        return "dense products and torch.topk; other backends use it too where many latents are kept"
+
+    def top_k(self, x: Tensor, encoder: Encoder, k: int) -> SparseLatents:
+        values, indices = _pre_activations(x, encoder).relu().topk(k, dim=-1)  # (B, K)
+        return SparseLatents(values, Support(indices, len(encoder.W)))
+
+    def batch_top_k(self, x: Tensor, encoder: Encoder, k: int) -> SparseLatents:
+        pre, n_latents = _pre_activations(x, encoder).relu(), len(encoder.W)
+        with torch.no_grad():
+            flat = torch.where(pre.isfinite().all(-1, keepdim=True), pre, 0.0).flatten()  # (B * F,)
+            kept = flat.topk(min(k * len(x), flat.numel())).indices.sort().values
+            kept = kept[flat[kept] > 0]
+            tokens, latents = kept // n_latents, kept % n_latents
+            offsets = torch.searchsorted(tokens, torch.arange(len(x) + 1, device=x.device))
+        return SparseLatents(pre[tokens, latents], Support(latents, n_latents, offsets))
+
+    def encode_where(self, x: Tensor, encoder: Encoder, choose: Choose) -> Latents:
+        pre = _pre_activations(x, encoder)
+        kept = choose(pre.detach())
+        if kept.dtype == torch.bool:
+            return pre  # the caller maps what was not chosen to zero, in values and gradients
+        return SparseLatents(pre.gather(1, kept), Support(kept, len(encoder.W)))
+
+    def decode(self, latents: Latents, W_dec: Tensor) -> Tensor:
+        with no_autocast(W_dec):
+            return to_dense(latents).to(upcast(W_dec).dtype) @ upcast(W_dec)
+
+
+def _pre_activations(x: Tensor, encoder: Encoder) -> Tensor:
+    with no_autocast(x):
+        return torch.nn.functional.linear(encoder.centered(x), upcast(encoder.W), upcast(encoder.b))  # (B, F)
+
+
+REFERENCE = ReferenceBackend()
 _backends: dict[str, Backend] = {}
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
@@ -126,11 +156,7 @@ def _choose_backend(device_type: str, dtype: torch.dtype, forced: str | None) ->
 
 
 def forced_backend() -> str | None:
-    """Returns the name that `use_backend` or the environment variable forces, or None.
-
-    Raises:
-        UnknownNameError: there is no backend of that name.
-    """
+    """Returns the name that `use_backend` or the environment variable forces, or None."""
     return _checked(_forced.get() or os.environ.get(VARIABLE) or None)
 
 

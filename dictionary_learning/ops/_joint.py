@@ -1,4 +1,4 @@
-"""One encoder product for several dictionaries on the same activations.
+"""What several dictionaries share on the same activations: finite tokens, and one encoder product.
 
 W_i (x - c_i) + b_i = W_i (x - c) + (b_i - W_i (c_i - c)): with one center c for all, the encoders
 are one matrix. Selection looks up its part of the product; kept values are computed again exactly,
@@ -11,11 +11,11 @@ from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._hardware import bfloat16_is_fast
 from dictionary_learning.ops._backend import Encoder
-from dictionary_learning.ops._finite import replaced_once
 from dictionary_learning.ops._precision import no_autocast, upcast
 
 _MOST_LATENTS = 16_384
@@ -23,14 +23,38 @@ _MOST_LATENTS = 16_384
 latents is as fast, for each latent, as one of many (measured: docs/performance.md)."""
 
 
-class _Products(NamedTuple):
+class _Shared(NamedTuple):
     x: Tensor
+    finite: Tensor
+    n_replaced: Tensor
     encoders: Sequence[Encoder]
-    parts: Sequence[Tensor]
-    """(B, F) for each encoder."""
+    products: Sequence[Tensor]  # (B, F) for each encoder
 
 
-_shared: contextvars.ContextVar[_Products | None] = contextvars.ContextVar("shared_products", default=None)
+_shared: contextvars.ContextVar[_Shared | None] = contextvars.ContextVar("shared", default=None)
+
+
+def replace_nonfinite(x: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "batch dim"], Int[Tensor, ""]]:
+    """Replaces each token that has a NaN or an infinity by the last finite token before it.
+
+    The batch keeps its size, so the host does not wait for the device. If no token is finite,
+    nothing is replaced. Inside `shared_product(x, ...)` the same tensor is returned every time.
+
+    Returns:
+        The batch, and the number of tokens that were replaced.
+    """
+    shared = _shared.get()
+    if shared is not None and x is shared.x:
+        return shared.finite, shared.n_replaced
+    # a sum is finite only if all its terms are; tokens whose finite terms overflow are replaced too
+    finite = x.sum(-1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()  # (batch,)
+    n_replaced = (~finite).sum()
+    if x.device.type == "cpu" and not n_replaced:
+        return x, n_replaced
+    rows = torch.arange(len(x), device=x.device)
+    before = torch.where(finite, rows, -1).cummax(0).values  # the last finite token up to each; -1 if there is none
+    first = torch.where(finite, rows, len(x)).amin().clamp_max(len(x) - 1) if len(x) else rows
+    return x[torch.where(before >= 0, before, first)], n_replaced
 
 
 def is_worthwhile(x: Tensor, encoders: Sequence[Encoder]) -> bool:
@@ -39,34 +63,30 @@ def is_worthwhile(x: Tensor, encoders: Sequence[Encoder]) -> bool:
 
 
 @contextlib.contextmanager
-def shared_product(x: Tensor, encoders: Sequence[Encoder]) -> Generator[None, None, None]:
+def shared_product(x: Float[Tensor, "batch dim"], encoders: Sequence[Encoder]) -> Generator[None, None, None]:
     """Computes one product for all encoders, for operations in the block, if worthwhile.
 
     An operation uses it if it gets the tensor that `replace_nonfinite(x)` returns inside the block,
     and the weight of one of the encoders: the tensor objects themselves, not others at their
     address. A weight may change after its own operation, as in a trainer's step.
-
-    Args:
-        x: activations (B, D).
-        encoders: the encoders that will be applied to x inside the block.
     """
     if not is_worthwhile(x, encoders):
         yield
         return
-    with replaced_once(x) as finite:
-        token = _shared.set(_Products(finite, encoders, _multiply(finite, encoders)))
-        try:
-            yield
-        finally:
-            _shared.reset(token)
+    finite, n_replaced = replace_nonfinite(x)
+    token = _shared.set(_Shared(x, finite, n_replaced, encoders, _multiply(finite, encoders)))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
 
 
 def product_for(x: Tensor, W: Tensor) -> Tensor | None:
     """Returns the pre-activations (B, F) that `shared_product` computed for x and W, or None."""
     shared = _shared.get()
-    if shared is None or x is not shared.x:
+    if shared is None or x is not shared.finite:
         return None
-    return next((part for e, part in zip(shared.encoders, shared.parts, strict=True) if e.W is W), None)
+    return next((product for e, product in zip(shared.encoders, shared.products, strict=True) if e.W is W), None)
 
 
 @torch.no_grad()

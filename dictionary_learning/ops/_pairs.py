@@ -18,12 +18,9 @@ from torch import Tensor
 from dictionary_learning.latents import Segments, Support
 from dictionary_learning.ops._precision import upcast
 
-_REUSE = 128
-"""Pairs for each row of a table from which on sums are computed a few columns at a time."""
-READ_OFTEN = 64
-"""Pairs for each row of W from which on dot products are computed in order of token."""
-_COLUMNS = 96
-"""Columns at a time: a table of 2,048 rows is then 0.75 MiB."""
+_REUSE = 128  # pairs for each row of a table from which on sums are computed a few columns at a time
+READ_OFTEN = 64  # pairs for each row of W from which on dot products are computed in order of token
+_COLUMNS = 96  # columns at a time: a table of 2,048 rows is then 0.75 MiB
 
 
 def sum_over_kept(values: Tensor, support: Support, W: Tensor) -> Tensor:
@@ -80,8 +77,9 @@ def _weighted_sums(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor
     # each row is read so often that it is worth having the table in the nearer cache, a few columns
     # at a time
     out = table.new_empty(len(offsets) - 1, table.shape[1])
-    for place, columns in zip(out.split(_COLUMNS, dim=1), table.split(_COLUMNS, dim=1), strict=True):
-        place.copy_(sums(columns))
+    for start in range(0, table.shape[1], _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        out[:, columns] = sums(table[:, columns])
     return out
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from dictionary_learning.ops._backend import forced_backend
 from dictionary_learning.ops._triton import usable
 
-_BLOCK_BYTES = 1 << 22
-"""Rows handled at once on a CPU: they stay in the cache from one operation to the next."""
+_BLOCK_BYTES = 1 << 22  # rows handled at once on a CPU: they stay in the cache from one operation to the next
 
 
 def row_kernels(weight: Tensor, unit_rows: bool) -> ModuleType | None:

@@ -17,27 +17,18 @@ from dictionary_learning._hardware import bfloat16_is_fast
 from dictionary_learning.latents import Segments
 from dictionary_learning.ops._pairs import READ_OFTEN, dots, sampled_product
 
-_CHUNK_ELEMENTS = 6 << 20
-"""Pre-activations held at once: they stay in the cache."""
-_EFFICIENT_ROWS = 256
-"""Tokens of a chunk at least, even if it then exceeds the cache, or products are slow."""
-_MOST_BYTES = 1 << 26
-"""Memory of a chunk at most, even if it then has fewer tokens."""
-_GROUPS_FOR_EACH_KEPT = 4
-"""So many groups for each kept latent that few of the largest share one: a close bound."""
+_CHUNK_ELEMENTS = 6 << 20  # pre-activations held at once: they stay in the cache
+_EFFICIENT_ROWS = 256  # tokens of a chunk at least, even if it then exceeds the cache, or products are slow
+_MOST_BYTES = 1 << 26  # memory of a chunk at most, even if it then has fewer tokens
+_GROUPS_FOR_EACH_KEPT = 4  # so many groups for each kept latent that few of the largest share one: a close bound
 _SMALL_GROUPS_FOR_EACH_KEPT = 2
 """The same for groups below `_PART`, where the bound costs more than computing more candidates."""
-_PART = 16
-"""Larger groups are searched in parts of this size; smaller ones latent by latent."""
-ROUNDING = 2.0**-9
-"""The largest relative error of a number rounded to bfloat16."""
-SPREAD = 10.0
-"""Standard deviations of a product's error by which the bound is lowered."""
-SAFETY = 2.0
-"""How much larger the error of a latent that was not found may be than those seen."""
+_PART = 16  # larger groups are searched in parts of this size; smaller ones latent by latent
+ROUNDING = 2.0**-9  # the largest relative error of a number rounded to bfloat16
+SPREAD = 10.0  # standard deviations of a product's error by which the bound is lowered
+SAFETY = 2.0  # how much larger the error of a latent that was not found may be than those seen
 _MORE_THAN_ANY = 2**15 - 1
-SAMPLE = 512
-"""Latents from whose weights the size of the rounding errors is estimated."""
+SAMPLE = 512  # latents from whose weights the size of the rounding errors is estimated
 
 
 class Pairs(NamedTuple):
@@ -55,15 +46,12 @@ class Pairs(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Pre-activations of some tokens, as they are stored."""
+    """Pre-activations of some tokens, as they are stored, and the maxima of parts and of groups."""
 
     rows: slice
-    stored: Tensor
-    """(rows, F), padded to a multiple of the group size"""
-    parts: Tensor
-    """The maximum of each part of a group (rows, G * parts)."""
-    groups: Tensor
-    """The maximum of each group (rows, G)."""
+    stored: Tensor  # (rows, F), padded to a multiple of the group size
+    parts: Tensor  # (rows, G * parts)
+    groups: Tensor  # (rows, G)
 
 
 def chunk_rows(n_tokens: int, width: int, itemsize: int) -> int:
@@ -78,12 +66,6 @@ class Scan:
     A group is every (F / group)-th latent, so that maxima are elementwise over long rows. bfloat16
     is compared as int16, which is faster: positive numbers are in the same order, and negative ones
     below them.
-
-    Args:
-        x: (B, D)
-        W: (F, D)
-        b: (F,)
-        group: latents in a group.
     """
 
     def __init__(self, x: Tensor, W: Tensor, b: Tensor, group: int):
@@ -162,12 +144,7 @@ class Scan:
         return tokens * step + start, latents, members.view(-1)[hits]
 
     def exact(self, found: list[tuple[Tensor, Tensor, Tensor]], *, in_order: bool) -> Pairs:
-        """Returns the pairs found in all chunks, with their exact values.
-
-        Args:
-            found: the results of `reaching` for each chunk.
-            in_order: whether tokens are in order, that is, chunks were not strided.
-        """
+        """Returns what `reaching` found in all chunks, in order if they were not strided."""
         tokens, latents, stored = (torch.cat(parts) for parts in zip(*found, strict=True))
         seen = self.values(stored)
         if not self.is_coarse:
@@ -190,14 +167,10 @@ class Scan:
 class Table(NamedTuple):
     """Pairs with a row for each token; unused places hold -inf."""
 
-    latents: Tensor
-    """(B, places)"""
-    exact: Tensor
-    """(B, places)"""
-    errors: Tensor
-    """The largest of each token (B,)."""
-    overfull: Tensor
-    """Which tokens have more pairs than places (B,): some of theirs are left out."""
+    latents: Tensor  # (B, places)
+    exact: Tensor  # (B, places)
+    errors: Tensor  # the largest of each token (B,)
+    overfull: Tensor  # which tokens have more pairs than places (B,): some of theirs are left out
 
     @classmethod
     def of(cls, pairs: Pairs, n_tokens: int, least: int, most: int) -> "Table":

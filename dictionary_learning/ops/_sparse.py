@@ -1,5 +1,7 @@
 """Encoding and decoding at the cost of the encoder's product and of the pairs that are kept.
 
+`TorchBackend` does it in plain PyTorch: for a CPU, and for CUDA without Triton.
+
 Gradients are written by hand, once for all sparse backends: each is one of the backend's six
 computations. Where latents are kept because they are large, only the positive ones get a gradient.
 
@@ -8,18 +10,18 @@ Letters: B tokens, F latents, D activation, K kept, P (token, latent) pairs.
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dictionary_learning._hardware import bfloat16_is_fast
 from dictionary_learning.latents import Latents, SparseLatents, Support
-from dictionary_learning.ops._backend import Backend, Choose, Encoder
-from dictionary_learning.ops._chosen import chosen_pairs
+from dictionary_learning.ops import _pairs as pairs, _selection as selection
+from dictionary_learning.ops._backend import REFERENCE, Backend, Choose, Encoder
 from dictionary_learning.ops._joint import product_for
 from dictionary_learning.ops._precision import no_autocast, upcast
-from dictionary_learning.ops._reference import REFERENCE
 
 
 class SparseBackend(Backend):
@@ -27,29 +29,20 @@ class SparseBackend(Backend):
 
     The computations take tensors of any precision and sum in float32 at least. None is
     differentiated.
-
-    Args:
-        dense_from: for each device type, the share of kept latents from which on dense products are
-            as fast.
-        batch_on: device types on which `batch_top_k` is implemented; elsewhere it uses the
-            reference.
-        where_on: the same for `encode_where`.
     """
 
-    def __init__(self, dense_from: Mapping[str, float], *, batch_on: Collection[str], where_on: Collection[str]):
-        self.dense_from, self.batch_on, self.where_on = dense_from, batch_on, where_on
+    dense_from: ClassVar[Mapping[str, float]]
+    """For each device type, the share of kept latents from which on dense products are as fast."""
+    batch_on: ClassVar[Collection[str]]
+    """Device types on which `batch_top_k` is implemented; elsewhere it uses the reference."""
+    where_on: ClassVar[Collection[str]]  # the same for `encode_where`
 
     @abstractmethod
     def select(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
         """Returns the k largest of relu(x W^T + b) of each token, in no order.
 
-        Args:
-            x: (B, D), contiguous, float32 at least.
-            W: (F, D)
-            b: (F,)
-            k: latents to keep for each token.
-            product: x W^T + b (B, F) in low precision, where it was computed before
-                (`ops/_joint.py`).
+        x (B, D) is contiguous, in float32 at least. `product` is x W^T + b (B, F) in low precision,
+        where `shared_product` computed it.
         """
 
     @abstractmethod
@@ -94,7 +87,7 @@ class SparseBackend(Backend):
             return REFERENCE.encode_where(x, encoder, choose)
         with torch.no_grad(), no_autocast(x):
             centered = encoder.centered(x).contiguous()
-            kept = chosen_pairs(centered, upcast(encoder.W), upcast(encoder.b), choose)
+            kept = selection.chosen_pairs(centered, upcast(encoder.W), upcast(encoder.b), choose)
         if kept is None:  # so many are chosen that dense products are faster
             return REFERENCE.encode_where(x, encoder, choose)
         return self._differentiable(x, encoder, centered, kept, is_rectified=False)
@@ -114,8 +107,40 @@ class SparseBackend(Backend):
         """Returns the kept values with gradients to x and the encoder."""
         W, b, center = encoder
         with no_autocast(x):
-            values = _EncodeAt.apply(x, center, W, b, centered, kept, self, is_rectified)
-        return SparseLatents(cast(Tensor, values), kept.support)
+            values = cast(Tensor, _EncodeAt.apply(x, center, W, b, centered, kept, self, is_rectified))
+        return SparseLatents(values, kept.support)
+
+
+class TorchBackend(SparseBackend):
+    """The sparse backend in plain PyTorch.
+
+    `batch_top_k` and `encode_where` look at what they find, for which the host would have to wait
+    for an accelerator: they are for the CPU only.
+    """
+
+    dense_from: ClassVar = {"cpu": 1 / 8, "cuda": 1 / 128}  # CUDA: by cost model
+    batch_on = where_on = ("cpu",)
+
+    # static functions implement the methods, so that no call lies between the two
+    select = staticmethod(selection.top_k)  # pyright: ignore[reportAssignmentType]
+    select_batch = staticmethod(selection.batch_top_k)  # pyright: ignore[reportAssignmentType]
+    pair_dots = staticmethod(pairs.pair_dots)  # pyright: ignore[reportAssignmentType]
+    sum_over_kept = staticmethod(pairs.sum_over_kept)  # pyright: ignore[reportAssignmentType]
+    sum_over_tokens = staticmethod(pairs.sum_over_tokens)  # pyright: ignore[reportAssignmentType]
+    totals = staticmethod(pairs.totals)  # pyright: ignore[reportAssignmentType]
+
+    def supports(self, device_type: str, dtype: torch.dtype) -> bool:
+        return device_type in self.dense_from
+
+    def describe(self, device_type: str) -> str:
+        if device_type not in self.dense_from:
+            return f"made for {' and '.join(self.dense_from)}"
+        share = f"where at most 1/{round(1 / self.dense_from[device_type])} of the latents are kept"
+        if device_type != "cpu":
+            return f"{share}; selection by torch.topk in float32"
+        if bfloat16_is_fast("cpu"):
+            return f"{share}; selection in bfloat16, whose products are faster here, ranked again in float32"
+        return f"{share}; selection in float32: bfloat16 products are not faster on this CPU"
 
 
 class _EncodeAt(torch.autograd.Function):
@@ -140,7 +165,7 @@ class _EncodeAt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         centered, W, values = ctx.saved_tensors
         support, backend = ctx.support, ctx.backend
         need_x, need_center, need_W, need_b = ctx.needs_input_grad[:4]
@@ -171,7 +196,7 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, W = ctx.saved_tensors
         support, backend = ctx.support, ctx.backend
         grad = grad.contiguous()

@@ -35,12 +35,8 @@ def kernel(u: Tensor, name: KernelName) -> Tensor:
 def jump(z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool = False) -> Tensor:
     """Returns z where it exceeds the threshold, else 0.
 
-    Args:
-        z: pre-activations.
-        threshold: in a shape that broadcasts to that of z.
-        bandwidth: of the kernel, in units of z.
-        name: the kernel.
-        to_input: whether z gets the estimator's gradient too, beside that of its own value.
+    The threshold may be broadcast; the kernel's bandwidth is in units of z. With `to_input`, z gets
+    the estimator's gradient too, beside that of its own value.
     """
     return cast(Tensor, _Threshold.apply(z, threshold.expand_as(z), bandwidth, name, to_input, True))
 
@@ -62,7 +58,7 @@ class _Threshold(torch.autograd.Function):
         return z * (z > threshold) if has_value else (z > threshold).to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         z, threshold = ctx.saved_tensors
         bandwidth, name, to_input, has_value = ctx.options
         near = grad * kernel((z - threshold) / bandwidth, name)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
-from dictionary_learning.ops._finite import replace_nonfinite
+from dictionary_learning.ops._joint import replace_nonfinite
 
 C = TypeVar("C", bound="Component")
 Number = TypeVar("Number", int, float)

@@ -152,8 +152,8 @@ def test_norm_limits_are_kept_and_serve_evaluation(tmp_path):
 def test_a_mixture_holds_each_source_in_its_share(tmp_path):
     write(tmp_path / "cache")
     live = ActivationBuffer(
-        tiny.documents(60, seed=3), traced(seed=4), SITES, n_ctxs=32, ctx_len=16, refresh_batch_size=4, out_batch_size=25,
-        max_activation_norm_multiple=None,
+        tiny.documents(60, seed=3), traced(seed=4), SITES, n_ctxs=32, ctx_len=16, refresh_batch_size=4,
+        out_batch_size=25, max_activation_norm_multiple=None,
     )  # fmt: skip
 
     def mixed():

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from dictionary_learning.activations._normalization import NORMALIZATIONS, check_normalizers, export, fold_
+from dictionary_learning.activations._normalization import check_normalizers, export, fold_
+from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.dictionaries import (
     Crosscoder,
     CrossLayerTranscoder,

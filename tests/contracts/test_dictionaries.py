@@ -10,7 +10,7 @@ from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Trainable
 from dictionary_learning.dictionaries._serialization import load_dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, to_dense
-from dictionary_learning.ops import _chosen as chosen
+from dictionary_learning.ops import _selection as chosen
 from tests.contracts.dictionary_cases import (
     ANY,
     NAMED,

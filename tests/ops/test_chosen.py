@@ -5,7 +5,7 @@ import torch
 
 from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, to_dense
-from dictionary_learning.ops import _chosen as chosen
+from dictionary_learning.ops import _selection as chosen
 from tests.ops.test_ops import encode
 
 RULES = {

@@ -67,7 +67,7 @@ def test_gradients_are_the_formula_by_brute_force(name, to_input):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_estimates_are_the_slopes_of_the_means(name):
-    """Over many pre-activations d E[1[z > t]] / dt and d E[z 1[z > t]] / dt are minus the density at t, and t times that."""
+    """Over many z, d E[1[z > t]] / dt and d E[z 1[z > t]] / dt are minus the density at t, and t times that."""
     z = torch.linspace(-3, 3, 60_001, dtype=torch.float64)  # uniform: density 1/6
     threshold = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     for estimate, expected in ((step, -1 / 6), (jump, -0.8 / 6)):

@@ -1,4 +1,4 @@
-"""Triton's kernels: their values by its interpreter, on the CPU, and that they compile for GPUs, for which none is needed."""
+"""Triton's kernels: their values by its interpreter, on the CPU, and that they compile for GPUs."""
 
 import os
 import subprocess
@@ -282,8 +282,8 @@ compiles(pairs._segment_kernel, f"{F} {L} {L} {F} {F} i32", COLUMNS=1024)
 compiles(pairs._tile_kernel, f"{F} {L} {L} {F} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
 compiles(pairs._join_kernel, f"{L} {L} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
 compiles(candidates._maxima_kernel, f"{B} {F} i32 i32 i32", BLOCK=16, GROUP=64)
-compiles(candidates._bound_kernel, f"{F} {F} {F} {I} {I} i32 i32 fp32 fp32", WIDTH=2048)
-compiles(candidates._list_kernel, f"{F} {F} {I} {I} i32", WIDTH=2048)
+for finds_bound in (True, False):
+    compiles(candidates._list_kernel, f"{F} {F} {F} {I} {I} i32 i32 fp32 fp32", FINDS_BOUND=finds_bound, WIDTH=2048)
 for place, writes, keys in ((L, True, False), (I, False, False), (I, False, True)):
     compiles(candidates._visit_kernel, f"{B} {I} {I} {F} {place} {place} {place} {I} {I} {F} {I} i32 i64 i32 i32",
              WRITES=writes, COUNTS_KEYS=keys, BLOCK=16, GROUP=64, FILL=256)

@@ -1,8 +1,13 @@
-"""The index of a cache: `index.json`."""
+"""The index of a cache, `index.json`, and the fingerprints of its text and its model."""
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.config import BaseConfig
@@ -14,13 +19,13 @@ FORMAT = "dictionary_learning.activations"
 VERSION = 1
 _INDEX_FIELDS = ("format", "version", "complete", "n_rows", "filter", "dropped", "shards", "state")
 """Entries of the document that are not settings."""
-NEEDED = ("sites", "dtype", "compression", "model", "source", "ctx_len")
-"""Settings that every cache has."""
+NEEDED = ("sites", "dtype", "compression", "model", "source", "ctx_len")  # settings that every cache has
+# settings that caches of earlier versions lack, and what a difference means
 FINGERPRINTS = {
     "text_fingerprint": "the text is another one",
     "model_fingerprint": "the model has other weights",
 }
-"""Settings that caches of earlier versions lack, and what a difference means."""
+_FINGERPRINT_LENGTH = 16  # hexadecimal digits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +35,7 @@ class Shard(BaseConfig):
     file: str
     """Name within the cache."""
     n_rows: int
-    """Number of rows."""
     n_bytes: int
-    """Size of the file."""
     sha256: str
     """Checksum for `verify`, in hexadecimal digits."""
     crc32: int | None = None
@@ -41,15 +44,11 @@ class Shard(BaseConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Index:
-    """Everything that is known about a cache.
+    """Everything that is known about a cache."""
 
-    `settings` determine the rows and their order; `shards` are the complete ones; `state` is the
-    writer's position, or None if the cache is complete.
-    """
-
-    settings: dict[str, Any]
-    shards: tuple[Shard, ...] = ()
-    state: dict[str, Any] | None = None
+    settings: dict[str, Any]  # they determine the rows and their order
+    shards: tuple[Shard, ...] = ()  # the complete ones
+    state: dict[str, Any] | None = None  # the writer's position; None if the cache is complete
     filter: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     dropped: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
 
@@ -90,11 +89,7 @@ class Index:
 
 
 def check_file(store: Store, shard: Shard) -> None:
-    """Checks that a shard is there, with its size.
-
-    Raises:
-        DataError: it is missing or has another size.
-    """
+    """Checks that a shard is there, with its size."""
     size = store.size(shard.file) if store.exists(shard.file) else None
     if size != shard.n_bytes:
         got = "is not there" if size is None else f"has {size} bytes"
@@ -104,14 +99,11 @@ def check_file(store: Store, shard: Shard) -> None:
 
 
 def load_index(store: Store) -> Index:
-    """Returns the index of a cache.
-
-    Raises:
-        DataError: there is none, or it was not written by this package.
-    """
+    """Returns the index of a cache."""
     if not store.exists(INDEX):
         raise DataError(
-            f"'{store.path}' has no {INDEX}, so it is no cache of activations. Write one with `dictionary-learning cache`."
+            f"'{store.path}' has no {INDEX}, so it is no cache of activations. Write one with "
+            "`dictionary-learning cache`."
         )
     try:
         document: dict[str, Any] = json.loads(store.read(INDEX))
@@ -126,9 +118,7 @@ def load_index(store: Store) -> Index:
         index = Index(
             settings=settings,
             shards=tuple(Shard.from_dict(shard) for shard in document["shards"]),
-            state=document["state"],
-            filter=document["filter"],
-            dropped=document["dropped"],
+            **{name: document[name] for name in ("state", "filter", "dropped")},
         )
         widths: list[Any] = list(index.widths.values())
         if not widths or any(not isinstance(width, int) or width < 1 for width in widths):
@@ -143,15 +133,58 @@ def load_index(store: Store) -> Index:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Returns in words how a writer's settings differ from a cache's; notes under "run" may differ."""
-    names = sorted((ours.keys() | theirs.keys()) - {"run", *FINGERPRINTS})
-    found = [
-        f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
-        for name in names
-        if ours.get(name) != theirs.get(name)
-    ]
+    """Returns in words how a writer's settings differ from a cache's; those under "run" may."""
+    found: list[str] = []
+    for name in sorted((ours.keys() | theirs.keys()) - {"run", *FINGERPRINTS}):
+        mine, other = ours.get(name), theirs.get(name)
+        if mine != other:
+            found.append(f"{name}: {other!r} there, {mine!r} here")
     # other settings, such as ctx_len, change the first contexts too
     if found:
         return found
-    both = {name: (ours[name], theirs[name]) for name in FINGERPRINTS if name in ours and name in theirs}
-    return [FINGERPRINTS[name] for name, (mine, other) in both.items() if mine != other]
+    both = ours.keys() & theirs.keys()
+    return [meaning for name, meaning in FINGERPRINTS.items() if name in both and ours[name] != theirs[name]]
+
+
+def inputs_fingerprint(inputs: Any) -> str:
+    """Returns a hash of the inputs of a model: tensors, alone or in mappings and sequences."""
+    digest = hashlib.sha256()
+    for name, tensor in _tensors(inputs, ""):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(plain.shape)} {plain.dtype}".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:_FINGERPRINT_LENGTH]
+
+
+def model_fingerprint(model: Any) -> str:
+    """Returns a hash of the config, parameter shapes and some values of a `TracedModel` or `ModelSet`.
+
+    A parameter's first, middle and last value are cheap to read, and any training changes them.
+    """
+    digest = hashlib.sha256()
+    for traced in getattr(model, "models", {"": model}).values():
+        module: nn.Module = traced.module
+        # numbers only: names of classes and files change between versions and machines
+        config: Any = getattr(module, "config", None)
+        values: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}
+        numbers = {name: value for name, value in values.items() if type(value) in (int, float)}
+        digest.update(json.dumps(numbers, sort_keys=True).encode())
+        for name, parameter in module.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)} {_values(parameter.detach())}".encode())
+    return digest.hexdigest()[:_FINGERPRINT_LENGTH]
+
+
+def _values(parameter: Tensor) -> list[float]:
+    if parameter.device.type == "meta" or not parameter.numel():
+        return []  # a model on a server has no values here
+    places = [tuple(int((n - 1) * share) for n in parameter.shape) for share in (0, 0.5, 1)]
+    return torch.stack([parameter[place] for place in places]).cpu().double().tolist()
+
+
+def _tensors(inputs: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(inputs, Tensor):
+        yield name, inputs
+    elif isinstance(inputs, (Mapping, list, tuple)):
+        parts: Any = inputs
+        for key, value in parts.items() if isinstance(inputs, Mapping) else enumerate(parts):
+            yield from _tensors(value, f"{name}.{key}")

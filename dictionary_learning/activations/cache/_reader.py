@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import Rows, whole_number
 from dictionary_learning.activations._storage import storage_dtype
 from dictionary_learning.activations._stream import ActivationBatch, check_width
-from dictionary_learning.activations.cache._fingerprint import model_fingerprint
-from dictionary_learning.activations.cache._index import Index, load_index
+from dictionary_learning.activations.cache._index import Index, load_index, model_fingerprint
 from dictionary_learning.activations.cache._shards import OpenShard, checksum, generator_of
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.activations.cache._writer import write_cache
@@ -40,7 +40,7 @@ class ActivationCache:
         out_batch_size: rows in a batch.
         seed: seed of the order of shards; None for the order in which they were written.
         window: number of shards that are read side by side; 1 without a seed.
-        end_of_data: `stop` ends the iteration after the last row, `repeat` restarts, `error` raises.
+        end_of_data: `stop` ends after the last row, `repeat` restarts, `error` raises.
         device: device of the batches; by default the CPU.
         dtype: type of the batches; by default the type of the cache, and float32 for int8.
         d_submodule: the width of the sites, to be checked.
@@ -55,7 +55,7 @@ class ActivationCache:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        submodule: Any = None,
+        submodule: SitesLike | None = None,
         *,
         out_batch_size: int = 8192,
         seed: int | None = 0,
@@ -64,7 +64,7 @@ class ActivationCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         d_submodule: int | None = None,
-        model: Any = None,
+        model: ModelLike | None = None,
     ):
         check_end_of_data(end_of_data)
         self.store = Store(path)
@@ -79,14 +79,14 @@ class ActivationCache:
         check_width(d_submodule, self.widths)
         self._check_model(model)
         self._checked: set[int] = set()  # shards whose checksum was compared
-        self._worker = (0, 1)  # number of this worker, and of all
+        self._worker: tuple[int, int] = (0, 1)  # number of this worker, and of all
         self._start_epoch(0)
         if not self.index.is_complete:
             logger.warning("'%s' is not complete: it has %s rows so far.", self.store.path, f"{self.n_rows:,}")
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], data: Any, model: Any, submodule: Any, **options: Any
+        cls, path: str | os.PathLike[str], data: TextLike, model: ModelLike, submodule: SubmodulesLike, **options: Any
     ) -> "ActivationCache":
         """Writes a cache, or the rest of one, and opens it (see `write_cache`)."""
         write_cache(path, data, model, submodule, **options)
@@ -117,8 +117,8 @@ class ActivationCache:
         while needed and not self._at_end():
             self._open_shards()
             share = -(-needed // len(self._open))  # rows from each open shard, rounded up
-            for number in list(self._open):
-                start, n_rows = self._open[number], self.index.shards[number].n_rows
+            for number, start in list(self._open.items()):
+                n_rows = self.index.shards[number].n_rows
                 stop = min(start + min(share, needed), n_rows)
                 shard = self._shards[number]
                 parts.append((shard.read(start, stop), shard.origin(start, stop)))
@@ -150,7 +150,8 @@ class ActivationCache:
         found = self.index.settings.get("n_heads", {}).get(str(site))
         if found is None:
             raise SiteError(
-                f"The cache '{self.store.path}' knows of no attention heads at '{site}'. Set n_heads, or write the site as ':heads'."
+                f"The cache '{self.store.path}' knows of no attention heads at '{site}'. Set n_heads, or write the "
+                "site as ':heads'."
             )
         return found
 
@@ -174,17 +175,12 @@ class ActivationCache:
     def config(self) -> dict[str, Any]:
         """Everything that determines the rows and their order, to be stored with dictionaries."""
         written = {name: value for name, value in self.index.settings.items() if name not in ("sites", "rule", "seed")}
+        own = {name: getattr(self, name) for name in ("out_batch_size", "end_of_data", "seed", "window")}
+        sites, index = [str(site) for site in self.sites], self.index
         return {
-            **written,
-            "cache": self.store.path,
-            "sites": [str(site) for site in self.sites],
-            "out_batch_size": self.out_batch_size,
-            "end_of_data": self.end_of_data,
-            "seed": self.seed,
-            "window": self.window,
-            "filter": self.index.filter,
-            "dropped": self.index.dropped,
-        }
+            **written, "cache": self.store.path, "sites": sites, **own,
+            "filter": index.filter, "dropped": index.dropped,
+        }  # fmt: skip
 
     def verify(self) -> None:
         """Reads all shards and compares their SHA-256 with the index.
@@ -192,11 +188,10 @@ class ActivationCache:
         Raises:
             DataError: some differ; the message names them.
         """
-        damaged = [
-            shard.file
-            for shard in self.index.shards
-            if not self.store.exists(shard.file) or checksum(self.store, shard.file) != shard.sha256
-        ]
+        damaged: list[str] = []
+        for shard in self.index.shards:
+            if not self.store.exists(shard.file) or checksum(self.store, shard.file) != shard.sha256:
+                damaged.append(shard.file)
         if damaged:
             raise DataError(
                 f"{len(damaged)} of {len(self.index.shards)} shards in '{self.store.path}' are not what was written: "
@@ -222,10 +217,10 @@ class ActivationCache:
         self._epoch, self._next = epoch, 0  # `_next` is the place in the order of the shard to open next
         self._open: dict[int, int] = {}  # open shards, with their next rows
         self._shards: dict[int, OpenShard] = {}
-        order = list(range(len(self.index.shards)))
+        order: list[int] = list(range(len(self.index.shards)))
         if self.seed is not None:
-            order = torch.randperm(len(order), generator=generator_of(self.seed, epoch)).tolist()
-        self._order: list[int] = order[number::n_workers]
+            order[:] = torch.randperm(len(order), generator=generator_of(self.seed, epoch)).tolist()
+        self._order = order[number::n_workers]
 
     def _share_among_workers(self) -> None:
         """Leaves to this worker of a DataLoader its part of the shards that are not served yet."""
@@ -256,7 +251,8 @@ class ActivationCache:
         """Starts the next epoch, if there is one."""
         if self.end_of_data == "error" or not self.index.shards:
             raise DataExhaustedError(
-                f"'{self.store.path}' ended after {self.n_rows:,} rows. Lower the number of steps, or set end_of_data to 'repeat'."
+                f"'{self.store.path}' ended after {self.n_rows:,} rows. Lower the number of steps, or set end_of_data "
+                "to 'repeat'."
             )
         more_workers_than_shards = self._worker[0] >= len(self.index.shards)
         if self.end_of_data == "stop" or more_workers_than_shards:
@@ -264,7 +260,7 @@ class ActivationCache:
         logger.info("'%s' has ended after %s rows and restarts.", self.store.path, f"{self.n_rows:,}")
         self._start_epoch(self._epoch + 1)
 
-    def _chosen(self, submodule: Any) -> dict[Site, int]:
+    def _chosen(self, submodule: SitesLike | None) -> dict[Site, int]:
         widths = self.index.widths
         if submodule is None:
             return widths
@@ -278,7 +274,7 @@ class ActivationCache:
             )
         return {site: widths[site] for site in chosen}
 
-    def _check_model(self, model: Any) -> None:
+    def _check_model(self, model: ModelLike | None) -> None:
         if model is None:
             return
         settings, written = self.index.settings, self.index.settings["model"]
@@ -294,5 +290,6 @@ class ActivationCache:
                 )
         if wanted["name"] != written.get("name"):
             raise DataError(
-                f"The cache '{self.store.path}' is of the model {written.get('name')!r}, not {wanted['name']!r}. Use another cache."
+                f"The cache '{self.store.path}' is of the model {written.get('name')!r}, not {wanted['name']!r}. "
+                "Use another cache."
             )

@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Mapping
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save, save_file
+import zstandard
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from dictionary_learning.activations._reader import Rows
@@ -23,16 +24,11 @@ from dictionary_learning.sites import Site
 
 ORIGIN: tuple[str, ...] = ("token", "document", "position")
 _SCALE = " | scale"
-_LEVEL = 1
-"""Level of zstandard: activations are nearly noise, and higher levels compress them no better."""
+_LEVEL = 1  # level of zstandard: activations are nearly noise, and higher levels compress them no better
 
 
 def tensors_of(rows: Rows, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Returns rows in the form of a shard.
-
-    Raises:
-        DataError: an activation overflows in float16.
-    """
+    """Returns rows in the form of a shard."""
     tensors = dict(zip(ORIGIN, (p.to(torch.int32) for p in (rows.token, rows.document, rows.position)), strict=True))
     for site, x in rows.activations.items():
         if dtype is torch.int8:
@@ -51,8 +47,6 @@ def write_shard(store: Store, name: str, tensors: Mapping[str, Tensor], compress
     else:
         content = save(tensors)
         if compression == "zstd":
-            import zstandard
-
             content = zstandard.ZstdCompressor(level=_LEVEL).compress(content)
         store.write(name, content)
         sha256, crc32 = hashlib.sha256(content).hexdigest(), zlib.crc32(content)
@@ -72,36 +66,33 @@ class OpenShard:
 
     They are served in `dtype`, by default as they are stored. With `check`, the file's checksum is
     compared with the index.
-
-    Raises:
-        DataError: the file is missing, damaged, or differs from its entry in the index.
     """
 
     def __init__(
-        self,
-        store: Store,
-        shard: Shard,
-        widths: Mapping[Site, int],
-        dtype: torch.dtype | None = None,
-        *,
-        check: bool = True,
+        self, store: Store, shard: Shard, widths: Mapping[Site, int], dtype: torch.dtype | None, *, check: bool
     ):
-        self._shard, self._sites, self._dtype = shard, list(widths), dtype
-        self._where = f"{store.path}/{shard.file}"
+        self._sites, self._dtype = list(widths), dtype
+        where = f"{store.path}/{shard.file}"
         check_file(store, shard)
+        is_mapped = store.is_local and not shard.file.endswith(".zst")
         try:
-            if store.is_local and not shard.file.endswith(".zst"):
-                if check:
-                    self._compare(store.crc32(shard.file))
-                self._tensors = _mapped(store.file(shard.file))
+            content = None if is_mapped else store.read(shard.file)
+            if check and shard.crc32 is not None:  # None in caches of earlier versions
+                found = store.crc32(shard.file) if content is None else zlib.crc32(content)
+                if found != shard.crc32:
+                    raise ValueError("its checksum differs from the index, so the file is damaged")
+            if content is None:
+                self._tensors = load_file(store.file(shard.file))  # mapped: a page is read when one of its rows is
             else:
-                content = store.read(shard.file)
-                if check:
-                    self._compare(zlib.crc32(content))
-                self._tensors = load(_decompressed(content, shard.file))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise DataError(f"'{self._where}' cannot be read: {error}. Write the cache again.") from error
-        self._check(widths)
+                is_plain = not shard.file.endswith(".zst")
+                self._tensors = load(content if is_plain else zstandard.ZstdDecompressor().decompress(content))
+        except (SafetensorError, zstandard.ZstdError, OSError, ValueError) as error:
+            raise DataError(f"'{where}' cannot be read: {error}. Write the cache again.") from error
+        shapes = {str(site): (shard.n_rows, width) for site, width in widths.items()}
+        for name, shape in (shapes | dict.fromkeys(ORIGIN, (shard.n_rows,))).items():
+            got = tuple(self._tensors[name].shape) if name in self._tensors else "nothing"
+            if got != shape:
+                raise DataError(f"'{where}' holds {got} under '{name}'; the index says {shape}. Write the cache again.")
 
     def read(self, start: int, stop: int) -> dict[Site, Tensor]:
         """Returns a range of rows by site, (n, width) each; they may be views of the file."""
@@ -118,38 +109,7 @@ class OpenShard:
             return from_bytes(rows, self._tensors[f"{site}{_SCALE}"][span], self._dtype or torch.float32)
         return rows if self._dtype is None else as_dtype(rows, self._dtype)
 
-    def _compare(self, crc32: int) -> None:
-        if self._shard.crc32 not in (None, crc32):
-            raise ValueError("its checksum differs from the index, so the file is damaged")
-
-    def _check(self, widths: Mapping[Site, int]) -> None:
-        shapes = {str(site): (self._shard.n_rows, width) for site, width in widths.items()}
-        shapes |= dict.fromkeys(ORIGIN, (self._shard.n_rows,))
-        for name, shape in shapes.items():
-            got = tuple(self._tensors[name].shape) if name in self._tensors else "nothing"
-            if got != shape:
-                raise DataError(
-                    f"'{self._where}' holds {got} under '{name}'; the index says {shape}. Write the cache again."
-                )
-
 
 def generator_of(seed: int, number: int) -> torch.Generator:
     """Returns a generator with a seed of its own for each pair of numbers."""
     return torch.Generator().manual_seed((seed * 1_000_003 + number) & 0x7FFF_FFFF_FFFF_FFFF)
-
-
-def _mapped(path: str) -> dict[str, Tensor]:
-    """Returns tensors whose memory is the file: a page is read when one of its rows is."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-
-
-def _decompressed(content: bytes, name: str) -> bytes:
-    if not name.endswith(".zst"):
-        return content
-    import zstandard
-
-    try:
-        return zstandard.ZstdDecompressor().decompress(content)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error

@@ -8,35 +8,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
 from dictionary_learning._disk import remove_unfinished, write_atomically
 from dictionary_learning.errors import DataError, MissingDependencyError
 
-_CHUNK = 1 << 22
-"""Bytes that are read at a time for a checksum."""
+_CHUNK = 1 << 22  # bytes that are read at a time for a checksum
 
 
 class Store:
     """A folder whose files are complete or not there, even if a writer is killed.
 
-    Args:
-        path: a local path, or an address such as `s3://bucket/folder`, `hf://datasets/user/name` or
-            `memory://folder`.
-
-    Raises:
-        DataError: fsspec does not know such addresses.
-        MissingDependencyError: fsspec, or its package for such addresses, is not installed.
+    The path is local, or an address such as `s3://bucket/folder`, `hf://datasets/user/name` or
+    `memory://folder`.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = str(path)
-        self._remote: Any = None
-        if "://" not in self.path or self.path.startswith("file://"):
-            self._root = str(Path(self.path.removeprefix("file://")).expanduser())
+        self._root: str
+        self._files: Any
+        self.is_local = "://" not in self.path or self.path.startswith("file://")
+        """Whether files can be mapped into memory."""
+        if self.is_local:
+            self._root, self._files = str(Path(self.path.removeprefix("file://")).expanduser()), LocalFileSystem()
             return
         try:
-            import fsspec
-
-            self._remote, self._root = fsspec.core.url_to_fs(self.path)
+            self._files, self._root = fsspec.core.url_to_fs(self.path)
         except ImportError as error:
             named = re.search(r"[Ii]nstall (\w+)", str(error))  # "Install s3fs to access S3"
             raise MissingDependencyError(named[1] if named else "fsspec", f"Opening {self.path}") from error
@@ -45,17 +43,8 @@ class Store:
                 f"'{self.path}' cannot be opened: {error}. Give a local folder, or an address that fsspec knows."
             ) from error
 
-    @property
-    def is_local(self) -> bool:
-        """Whether files can be mapped into memory."""
-        return self._remote is None
-
     def file(self, name: str) -> str:
-        """Returns the address of a file.
-
-        Raises:
-            DataError: the name leads out of the folder.
-        """
+        """Returns the address of a file; refuses a name that leads out of the folder."""
         parts = name.split("/")
         if not name or name.startswith("/") or ".." in parts or "\\" in name or ":" in name:
             raise DataError(
@@ -65,25 +54,19 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Returns whether a file is there."""
-        address = self.file(name)
-        return os.path.isfile(address) if self.is_local else bool(self._remote.isfile(address))
+        return bool(self._files.isfile(self.file(name)))
 
     def size(self, name: str) -> int:
         """Returns the size of a file in bytes."""
-        address = self.file(name)
-        return os.path.getsize(address) if self.is_local else int(self._remote.size(address))
+        return int(self._files.size(self.file(name)))
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""
-        address = self.file(name)
-        return Path(address).read_bytes() if self.is_local else bytes(self._remote.cat_file(address))
+        return bytes(self._files.cat_file(self.file(name)))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Yields the content of a file in pieces."""
-        if not self.is_local:
-            yield self.read(name)
-            return
-        with open(self.file(name), "rb") as file:
+        with self._files.open(self.file(name), "rb") as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
 
@@ -99,8 +82,9 @@ class Store:
         if self.is_local:
             self.fill(name, lambda path: path.write_bytes(content))
         else:
-            self._remote.makedirs(os.path.dirname(self.file(name)), exist_ok=True)
-            self._remote.pipe_file(self.file(name), content)
+            address = self.file(name)
+            self._files.makedirs(address.rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(address, content)
 
     def fill(self, name: str, fill: Callable[[Path], object]) -> None:
         """Lets `fill` write a local file under a temporary name, then renames it."""

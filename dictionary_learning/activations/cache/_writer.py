@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import (
     ReadingConfig,
@@ -27,25 +28,31 @@ from dictionary_learning.activations._reader import (
     whole_number,
 )
 from dictionary_learning.activations._storage import storage_dtype
-from dictionary_learning.activations.cache._fingerprint import inputs_fingerprint, model_fingerprint
-from dictionary_learning.activations.cache._index import INDEX, Index, Shard, check_file, differences, load_index
+from dictionary_learning.activations.cache._index import (
+    INDEX,
+    Index,
+    Shard,
+    check_file,
+    differences,
+    inputs_fingerprint,
+    load_index,
+    model_fingerprint,
+)
 from dictionary_learning.activations.cache._shards import ORIGIN, generator_of, tensors_of, write_shard
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.errors import ConfigError, DataError, SiteError
 
 logger = logging.getLogger(__name__)
 
-_ORIGIN_BYTES = 4
-"""Bytes of a token, a document or a position."""
-_ROOM = 1.02
-"""Free space needed for each byte of rows: headers and the index come on top."""
+_ORIGIN_BYTES = 4  # bytes of a token, a document or a position
+_ROOM = 1.02  # free space needed for each byte of rows: headers and the index come on top
 
 
 def write_cache(
     path: str | os.PathLike[str],
-    data: Any,
-    model: Any,
-    submodule: Any,
+    data: TextLike,
+    model: ModelLike,
+    submodule: SubmodulesLike,
     *,
     n_tokens: int | None = None,
     refresh_batch_size: int = 16,
@@ -128,11 +135,8 @@ class _Writer:
     """Writes shards until the rows are enough, or the data ends."""
 
     def __init__(self, store: Store, index: Index, source: RowSource, dtype: torch.dtype):
-        self.store, self.index, self.source, self.dtype = store, index, source, dtype
-        self.settings = index.settings
-        self._started = time.monotonic()
-        self._n_before = index.n_rows
-        self._is_estimated = False
+        self.store, self.index, self.source, self.dtype, self.settings = store, index, source, dtype, index.settings
+        self._started, self._n_before, self._is_estimated = time.monotonic(), index.n_rows, False
 
     def run(self) -> Index:
         while not self.index.is_complete:
@@ -167,17 +171,21 @@ class _Writer:
     def _next_rows(self) -> tuple[dict[str, Tensor] | None, bool]:
         """Returns the rows of the next shard, in the order read, and whether the data has ended."""
         size, missing = self.settings["shard_size"], self._missing
+        wanted = size if missing is None else min(size, missing)
         parts: list[dict[str, Tensor]] = []
-        n = 0
-        while n < (size if missing is None else min(size, missing)):
+        n, has_ended = 0, False
+        while n < wanted and not has_ended:
             start = time.monotonic()
             rows = self.source.read(self.settings["refresh_batch_size"])
-            if rows is None:
-                return _concatenate(parts, missing), True
-            self._estimate(rows, time.monotonic() - start)
-            parts.append(tensors_of(rows, self.dtype))
-            n += rows.n
-        return _concatenate(parts, missing), False
+            has_ended = rows is None
+            if rows is not None:
+                self._estimate(rows, time.monotonic() - start)
+                parts.append(tensors_of(rows, self.dtype))
+                n += rows.n
+        if not n:
+            return None, has_ended
+        # the last shard may be cut within a forward pass
+        return {name: torch.cat([part[name] for part in parts])[:missing] for name in parts[0]}, has_ended
 
     def _write(self, rows: dict[str, Tensor]) -> Shard:
         """Shuffles rows and writes them as the next shard."""
@@ -230,15 +238,11 @@ def _reader_settings(reader: RowReader) -> dict[str, Any]:
 
 
 def _check_same(store: Store, index: Index, settings: dict[str, Any]) -> None:
-    """Checks that a cache was started with these settings, and that its shards are there.
-
-    Raises:
-        DataError: it was started with others, or a shard is missing.
-    """
-    differ = differences(settings, index.settings)
-    if differ:
+    """Checks that a cache was started with these settings, and that its shards are there."""
+    if differ := differences(settings, index.settings):
         raise DataError(
-            f"'{store.path}' holds a cache with other settings ({'; '.join(differ)}). Use another folder, or those settings."
+            f"'{store.path}' holds a cache with other settings ({'; '.join(differ)}). Use another folder, or those "
+            "settings."
         )
     for shard in index.shards:
         check_file(store, shard)
@@ -252,13 +256,6 @@ def _check_disk(store: Store, index: Index, dtype: torch.dtype) -> None:
     needed = (wanted - index.n_rows) * bytes_of_a_row(index.settings, dtype)
     if needed * _ROOM > free:
         raise DataError(
-            f"{wanted - index.n_rows:,} rows take {needed / 1e9:.1f} GB, and '{store.path}' has {free / 1e9:.1f} GB left. "
-            "Write fewer tokens, store them as int8, compress them, or write elsewhere."
+            f"{wanted - index.n_rows:,} rows take {needed / 1e9:.1f} GB, and '{store.path}' has {free / 1e9:.1f} GB "
+            "left. Write fewer tokens, store them as int8, compress them, or write elsewhere."
         )
-
-
-def _concatenate(parts: list[dict[str, Tensor]], most: int | None) -> dict[str, Tensor] | None:
-    """Returns the tensors of all parts, cut to `most` rows; None if there is no row."""
-    if not sum(len(part["token"]) for part in parts):
-        return None
-    return {name: torch.cat([part[name] for part in parts])[:most] for name in parts[0]}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +16,8 @@ from dictionary_learning.ops._sparse import SparseBackend
 __all__ = ["IS_INSTALLED", "TRITON", "TritonBackend", "usable"]
 
 IS_INSTALLED = importlib.util.find_spec("triton") is not None
+# by cost model: 1 / 184 where rows come from memory, 1 / 132 where they come from the cache
 _DENSE_FROM = 1 / 128
-"""The share of kept latents from which on dense products are as fast (cost model: 1 / 184 where
-rows come from memory, 1 / 132 where they come from the cache)."""
 _on_device_of = torch.cuda.device_of
 """Triton launches on the current device, wherever the tensors are. No effect on a CPU."""
 
@@ -29,9 +29,11 @@ class TritonBackend(SparseBackend):
     CUDA graph.
     """
 
+    dense_from: ClassVar = {"cuda": _DENSE_FROM, "cpu": _DENSE_FROM}  # a CPU with the interpreter
+    batch_on, where_on = ("cuda", "cpu"), ()
+    totals = staticmethod(torch_pairs.totals)
+
     def __init__(self) -> None:
-        shares = {"cuda": _DENSE_FROM, "cpu": _DENSE_FROM}  # a CPU with the interpreter
-        super().__init__(shares, batch_on=list(shares), where_on=[])
         self.uncertain: dict[torch.device, Tensor] = {}
         """For each device, the number of tokens whose latents were selected in bfloat16 and could
         not be shown to be those of float32."""
@@ -78,9 +80,6 @@ class TritonBackend(SparseBackend):
         by_latent = upcast(values).flatten()[segments.order]  # (P,)
         with _on_device_of(x):
             return sums_of_any_segments(by_latent, segments.tokens, segments.latents, segments.offsets, x)
-
-    def totals(self, values: Tensor, support: Support) -> Tensor:
-        return torch_pairs.totals(values, support)
 
     def _counted(self, kept: SparseLatents, uncertain: Tensor) -> SparseLatents:
         total = self.uncertain.setdefault(uncertain.device, torch.zeros_like(uncertain))

@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportOperatorIssue=false, reportMissingParameterType=false
-# (the language of kernels looks like Python, but has types of its own)
 """Adam in one pass over the rows of a weight, with gradient projection, clipping and unit rows.
 
 One program has one row in registers: it reads weight, gradient and both means once, and writes
@@ -18,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 _LONGEST_ROW = 16_384
-_BLOCK = 1024
-"""Entries of one program where rows are not normalized."""
+_BLOCK = 1024  # entries of one program where rows are not normalized
 
 
 def fits(weight: Tensor, unit_rows: bool) -> bool:
@@ -37,7 +33,7 @@ def squared_norm(gradient: Tensor, weight: Tensor, unit_rows: bool) -> Tensor:
     with torch.cuda.device_of(weight):  # Triton launches on the current device, wherever the tensors are
         _norm_kernel[(n_rows,)](
             gradient.contiguous(), weight.contiguous(), out,
-            dim, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+            dim, width, num_warps=_warps(width),
         )  # fmt: skip
     return out.sum()
 
@@ -57,21 +53,12 @@ def step_(
     unit_rows: bool,
     rounded: Tensor | None = None,
 ) -> None:
-    """Does one step of Adam in place.
+    """Does one step of Adam in place, on a weight in float32.
 
-    Args:
-        weight: in float32.
-        gradient: of any precision; it is not changed.
-        exp_avg: mean gradient.
-        exp_avg_sq: mean squared gradient.
-        step: number of this step, from 1; on the device, as all tensors without dimensions here.
-        lr: learning rate.
-        betas: decays of the means.
-        eps: added to the root of the mean squared gradient.
-        divisor: gradients are divided by it.
-        skip: 1 to change nothing, else 0.
-        unit_rows: removes each gradient's part along its row, and normalizes the rows afterwards.
-        rounded: the same weight in lower precision, which is written as well.
+    Gradients may have any precision; they are not changed, but divided by `divisor`. `step` is the
+    number of this step, from 1. Nothing changes where `skip` is 1. With `unit_rows`, gradients lose
+    their parts along the rows, which are normalized afterwards. `rounded` is the same weight in
+    lower precision, which is written as well. Tensors without dimensions are on the device.
     """
     copy = weight if rounded is None else rounded
     if unit_rows:
@@ -83,8 +70,9 @@ def step_(
     with torch.cuda.device_of(weight):
         _adam_kernel[(n_rows,)](
             weight, gradient.contiguous(), exp_avg, exp_avg_sq, copy, step, lr, divisor, skip,
-            1 - betas[0], 1 - betas[1], _log2(betas[0]), _log2(betas[1]), eps, weight.numel(), dim, unit_rows, rounded is not None, width,
-            num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+            1 - betas[0], 1 - betas[1], _log2(betas[0]), _log2(betas[1]), eps, weight.numel(), dim,
+            unit_rows, rounded is not None, width,
+            num_warps=_warps(width),
         )  # fmt: skip
 
 

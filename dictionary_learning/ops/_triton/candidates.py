@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportOperatorIssue=false, reportMissingParameterType=false
-# (the language of kernels looks like Python, but has types of its own)
 """Kernels that find the few large pre-activations of each token in one read of all.
 
 A chunk has a few hundred tokens, each with a program of its own, so the time is that of a program's
@@ -17,25 +14,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NOTHING = 1e-30
-"""The bound in place of zero: a latent of value zero need not be found."""
-_BLOCK = 16
-"""Groups of a program at once."""
-_FILL = 256
-"""Latents that a program reads at once when it has too few candidates."""
+NOTHING = 1e-30  # the bound in place of zero: a latent of value zero need not be found
+_BLOCK = 16  # groups of a program at once
+_FILL = 256  # latents that a program reads at once when it has too few candidates
 
 
 class Listed(NamedTuple):
     """The groups of each token that reach its bound, in order."""
 
-    groups: Tensor
-    """(B, G); entries beyond the count are undefined."""
-    counts: Tensor
-    """(B,)"""
+    groups: Tensor  # (B, G); entries beyond the count are undefined
+    counts: Tensor  # (B,)
 
     @classmethod
     def for_tokens_of(cls, maxima: Tensor) -> "Listed":
-        """Returns uninitialized memory for a list."""
         return cls(torch.empty_like(maxima, dtype=torch.int32), maxima.new_empty(len(maxima), dtype=torch.int32))
 
 
@@ -48,7 +39,6 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, n: int, device: torch.device) -> "Places":
-        """Returns n unused places."""
         tokens = torch.zeros(n, dtype=torch.int32, device=device)
         return cls(tokens, torch.full_like(tokens, -1), torch.full((n,), -torch.inf, device=device))
 
@@ -63,27 +53,18 @@ def group_maxima(pre: Tensor, group: int) -> Tensor:
     return out
 
 
-def bounded(maxima: Tensor, slack: Tensor, k: int, rounding: float, bound: Tensor) -> Listed:
-    """Writes each token's bound, its K-th largest maximum lowered; returns the groups above.
+def reaching(maxima: Tensor, bound: Tensor, slack: Tensor | None = None, k: int = 0, rounding: float = 0.0) -> Listed:
+    """Returns the groups whose maximum reaches the bound (B,).
 
-    A token whose slack is not finite gets the bound NaN, which nothing reaches.
+    With slack, the bound is written first: each token's K-th largest maximum, lowered. A token
+    whose slack is not finite gets the bound NaN, which nothing reaches.
     """
     n_tokens, n_groups = maxima.shape
     listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
-    _bound_kernel[(n_tokens,)](
-        maxima, slack, bound, listed.groups, listed.counts,
-        n_groups, k, rounding, NOTHING, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
-    )  # fmt: skip
-    return listed
-
-
-def reaching(maxima: Tensor, bound: Tensor) -> Listed:
-    """Returns the groups whose maximum reaches the bound (B,)."""
-    n_tokens, n_groups = maxima.shape
-    listed, width = Listed.for_tokens_of(maxima), triton.next_power_of_2(n_groups)
+    finds_bound = slack is not None
     _list_kernel[(n_tokens,)](
-        maxima, bound, listed.groups, listed.counts,
-        n_groups, width, num_warps=_warps(width),  # pyright: ignore[reportCallIssue]
+        maxima, slack if finds_bound else bound, bound, *listed,
+        n_groups, k, rounding, NOTHING, finds_bound, width, num_warps=_warps(width),
     )  # fmt: skip
     return listed
 
@@ -101,29 +82,14 @@ def count(pre: Tensor, listed: Listed, bound: Tensor, group: int, keys: Tensor |
 
 
 def collect(
-    pre: Tensor,
-    listed: Listed,
-    bound: Tensor,
-    group: int,
-    *,
-    first: int,
-    starts: Tensor,
-    ends: Tensor,
-    least: Tensor,
-    places: Places,
-) -> Tensor:
+    pre: Tensor, listed: Listed, bound: Tensor, group: int, *,
+    first: int, starts: Tensor, ends: Tensor, least: Tensor, places: Places,
+) -> Tensor:  # fmt: skip
     """Writes the latents of each token that reach its bound, in order; returns their number (B,).
 
-    Args:
-        pre: (B, F); rows may be strided.
-        listed: the groups that reach the bound.
-        bound: (B,)
-        group: latents in a group.
-        first: index of the first token.
-        starts: the first place of each token (B,).
-        ends: the end of each token's places (B,): latents beyond it are left out.
-        least: latents to write at least (B,): if fewer reach the bound, others follow that do not.
-        places: the memory, for all tokens.
+    Token n has the places from starts[n] up to ends[n]; latents beyond are left out. Where fewer
+    than least[n] reach the bound, others follow that do not. Rows of `pre` (B, F) may be strided;
+    `first` is the index of the first token.
     """
     n_tokens, n_latents = pre.shape
     found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
@@ -150,33 +116,28 @@ def _maxima_kernel(pre, out, STRIDE, F, G, BLOCK: tl.constexpr, GROUP: tl.conste
 
 
 @triton.jit
-def _bound_kernel(maxima, slack, bound, groups, counts, G, K, rounding, nothing, WIDTH: tl.constexpr):
+def _list_kernel(
+    maxima, slack, bound, groups, counts, G, K, rounding, nothing, FINDS_BOUND: tl.constexpr, WIDTH: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, WIDTH)
     value = tl.load(maxima + row * G + group, mask=group < G, other=float("-inf"))
-    # the bits of positive numbers are in their order; the upper 16 of them will do
-    key = tl.where(value > 0, value, 0.0).to(tl.int32, bitcast=True) >> 16
-    best = 0
-    for step in tl.static_range(15):
-        candidate = best | (1 << (14 - step))
-        enough = tl.sum((key >= candidate).to(tl.int32), axis=0) >= K
-        best = tl.where(enough, candidate, best)
-    kth = (best << 16).to(tl.float32, bitcast=True)
-    least = kth - tl.load(slack + row) - 2 * rounding * kth
-    least = tl.where(least == 0, nothing, least)
-    least = tl.where(least - least == 0, least, float("nan"))  # the difference is NaN for what is not finite
-    tl.store(bound + row, least)
+    if FINDS_BOUND:
+        # the bits of positive numbers are in their order; the upper 16 of them will do
+        key = tl.where(value > 0, value, 0.0).to(tl.int32, bitcast=True) >> 16
+        best = 0
+        for step in tl.static_range(15):
+            candidate = best | (1 << (14 - step))
+            enough = tl.sum((key >= candidate).to(tl.int32), axis=0) >= K
+            best = tl.where(enough, candidate, best)
+        kth = (best << 16).to(tl.float32, bitcast=True)
+        least = kth - tl.load(slack + row) - 2 * rounding * kth
+        least = tl.where(least == 0, nothing, least)
+        least = tl.where(least - least == 0, least, float("nan"))  # the difference is NaN for what is not finite
+        tl.store(bound + row, least)
+    else:
+        least = tl.load(bound + row)
     number = (value >= least).to(tl.int32)
-    tl.store(groups + row * G + tl.cumsum(number, axis=0) - 1, group, mask=number > 0)
-    tl.store(counts + row, tl.sum(number, axis=0))
-
-
-@triton.jit
-def _list_kernel(maxima, bound, groups, counts, G, WIDTH: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.arange(0, WIDTH)
-    value = tl.load(maxima + row * G + group, mask=group < G, other=float("-inf"))
-    number = (value >= tl.load(bound + row)).to(tl.int32)
     tl.store(groups + row * G + tl.cumsum(number, axis=0) - 1, group, mask=number > 0)
     tl.store(counts + row, tl.sum(number, axis=0))
 

@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# pyright: reportOperatorIssue=false, reportMissingParameterType=false
-# (the language of kernels looks like Python, but has types of its own)
 """Sums and dot products over (token, latent) pairs.
 
 Every offset into a table is a 64-bit product: rows * D can exceed 2^31.
@@ -14,10 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 64
-"""Pairs of one program, where segments may be long."""
-_DOTS = 32
-"""Dot products of one program."""
+_TILE = 64  # pairs of one program, where segments may be long
+_DOTS = 32  # dot products of one program
 
 
 def dots(x: Tensor, W: Tensor, tokens: Tensor, latents: Tensor) -> Tensor:
@@ -49,16 +44,9 @@ def sums_of_short_segments(values: Tensor, rows: Tensor, offsets: Tensor, table:
 def sums_of_any_segments(values: Tensor, rows: Tensor, keys: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
     """Returns the same where segments may be long, as that of a latent which fires on every token.
 
-    Each program handles 64 pairs, whatever segments they belong to, and writes the segments that it
-    completes. A segment of several programs leaves partial sums, which a second pass adds up in
-    order: no atomics, the same bits every time.
-
-    Args:
-        values: (P,)
-        rows: the row of the table of each pair (P,).
-        keys: the segment of each pair (P,), ascending.
-        offsets: the start of each segment, and P.
-        table: (rows, D)
+    Each program handles 64 pairs, whatever segments (`keys`, ascending) they belong to, and writes
+    the segments that it completes. A segment of several programs leaves partial sums, which a
+    second pass adds up in order: no atomics, the same bits every time.
     """
     dim, n_pairs = table.shape[1], len(values)
     out = torch.zeros(len(offsets) - 1, dim, device=table.device)

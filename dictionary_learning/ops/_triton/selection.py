@@ -34,11 +34,9 @@ from dictionary_learning.ops._triton.pairs import dots
 _CHUNK_BYTES = 1 << 26
 _GROUPS_FOR_EACH_KEPT = 4
 _LARGEST_GROUP, _SMALLEST_GROUP = 64, 8
-_MARGIN = 1.5
-"""Places for candidates, for each kept latent."""
+_MARGIN = 1.5  # places for candidates, for each kept latent
 _LEAST_MARGIN = 16
-_AGAIN = 128
-"""One token of this many may be computed again in whole."""
+_AGAIN = 128  # one token of this many may be computed again in whole
 
 
 def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> tuple[SparseLatents, Tensor]:
@@ -47,9 +45,8 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
     group = _group_size(n_latents, k)
     if not n_tokens or group < _SMALLEST_GROUP:
         values, indices = torch.addmm(upcast(b), x, upcast(W).T).topk(k, dim=-1, sorted=False)
-        return SparseLatents(values.relu_(), Support(indices, n_latents)), torch.zeros(
-            (), dtype=torch.long, device=x.device
-        )
+        certain = torch.zeros((), dtype=torch.long, device=x.device)
+        return SparseLatents(values.relu_(), Support(indices, n_latents)), certain
     scan = _Scan(x, W, b, group, product)
     n_places = triton.next_power_of_2(max(int(_MARGIN * k), k + _LEAST_MARGIN))
     places = Places.of(n_tokens * n_places, x.device)
@@ -57,7 +54,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
     ends, least = starts + n_places, torch.full_like(starts, k)
     found, bound = torch.empty(n_tokens, dtype=torch.int32, device=x.device), torch.empty(n_tokens, device=x.device)
     for rows, pre, maxima in scan.chunks():
-        listed = candidates.bounded(maxima, scan.slack[rows], k, scan.rounding, bound[rows])
+        listed = candidates.reaching(maxima, bound[rows], scan.slack[rows], k, scan.rounding)
         found[rows] = candidates.collect(
             pre, listed, bound[rows], group,
             first=rows.start, starts=starts[rows], ends=ends[rows], least=least[rows], places=places,
@@ -204,12 +201,8 @@ def _key(values: Tensor) -> Tensor:
 def _cut(counts: Tensor, wanted: int) -> Tensor:
     """Returns the largest number that `wanted` values reach, by counts of keys; 0 if fewer."""
     reached = counts.flip(0).cumsum(0).flip(0)
-    return _number(((reached >= wanted).sum() - 1).clamp_min(0))
-
-
-def _number(key: Tensor) -> Tensor:
-    """Returns the least number with these upper bits."""
-    return (key.to(torch.int32) << 16).view(torch.float32)
+    key = ((reached >= wanted).sum() - 1).clamp_min(0)
+    return (key.to(torch.int32) << 16).view(torch.float32)  # the least number with these upper bits
 
 
 def _group_size(n_latents: int, k: int) -> int:
