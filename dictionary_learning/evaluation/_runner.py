@@ -164,7 +164,7 @@ class _Evaluation:
     metrics: dict[str, Metric] = dataclasses.field(default_factory=lambda: {n: m() for n, m in METRICS.items()})
     spliced: FidelityMetric = dataclasses.field(default_factory=FidelityMetric)
 
-    def describe(self, losses: Mapping[str, float]) -> dict[str, Any]:
+    def describe(self, losses: dict[str, float]) -> dict[str, Any]:
         sparsity = self.metrics["sparsity"]
         assert isinstance(sparsity, SparsityMetric)
         return {

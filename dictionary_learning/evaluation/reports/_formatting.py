@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
+
+Entries: TypeAlias = Sequence[Mapping[str, Any]]
+"""The dictionaries of a report."""
 
 DASH = "\u2014"
 
 _SMALL = 5e-4  # four decimals would show no digit of such a value
 _LARGE = 1e3
-_SECONDS = {"h": 3600, "min": 60}
 
 
 def finite(value: Any) -> float | None:
@@ -18,32 +21,21 @@ def finite(value: Any) -> float | None:
     return None
 
 
+def _formatted(value: Any, form: str) -> str:
+    number = finite(value)
+    return DASH if number is None else f"{number:{form}}"
+
+
 def decimal(value: Any, sign: str = "") -> str:
     """Returns "0.1234", with fewer decimals for large numbers and an exponent for tiny ones."""
-    number = finite(value)
-    if number is not None and 0 < abs(number) < _SMALL:
-        return f"{number:{sign}.1e}"
-    return _formatted(value, f"{sign},.1f" if abs(number or 0) >= _LARGE else f"{sign}.4f")
+    size = abs(finite(value) or 0)
+    return _formatted(value, sign + (".1e" if 0 < size < _SMALL else ",.1f" if size >= _LARGE else ".4f"))
 
 
-def signed(value: Any) -> str:
-    """Returns "+0.1234"."""
-    return decimal(value, "+")
-
-
-def tenths(value: Any) -> str:
-    """Returns "32.0"."""
-    return _formatted(value, ",.1f")
-
-
-def percent(value: Any) -> str:
-    """Returns "98.21%" for 0.9821."""
-    return _formatted(value, ".2%")
-
-
-def count(value: Any) -> str:
-    """Returns "16,384"."""
-    return _formatted(value, ",.0f")
+signed = partial(decimal, sign="+")  # "+0.1234"
+tenths = partial(_formatted, form=",.1f")  # "32.0"
+percent = partial(_formatted, form=".2%")  # "98.21%" for 0.9821
+count = partial(_formatted, form=",.0f")  # "16,384"
 
 
 def duration(seconds: Any) -> str:
@@ -51,11 +43,11 @@ def duration(seconds: Any) -> str:
     number = finite(seconds)
     if number is None:
         return DASH
-    if number < _SECONDS["min"]:
-        return f"{number:.1f} s"
-    if number < _SECONDS["h"]:
-        return f"{number // _SECONDS['min']:.0f} min {number % _SECONDS['min']:.0f} s"
-    return f"{number // _SECONDS['h']:.0f} h {number % _SECONDS['h'] // _SECONDS['min']:.0f} min"
+    minutes, rest = divmod(number, 60)
+    hours, minutes_of_hour = divmod(minutes, 60)
+    if hours:
+        return f"{hours:.0f} h {minutes_of_hour:.0f} min"
+    return f"{minutes:.0f} min {rest:.0f} s" if minutes else f"{number:.1f} s"
 
 
 def anything(value: Any) -> str:
@@ -71,19 +63,14 @@ def anything(value: Any) -> str:
     return str(value)
 
 
-def plural(n: int, noun: str) -> str:
-    """Returns "1 site" or "2 sites", and "2 dictionaries"."""
-    if n == 1:
-        return f"1 {noun}"
-    return f"{n} {noun[:-1]}ies" if noun.endswith("y") else f"{n} {noun}s"
-
-
 def headline(report: Mapping[str, Any]) -> str:
     """Returns a sentence: what was evaluated, and on how many tokens."""
-    dictionaries, data = report.get("dictionaries") or [], report.get("data") or {}
-    text = f"{plural(len(dictionaries), 'dictionary')} at {plural(len(sites_of(dictionaries)), 'site')}"
-    if model := model_name(report):
-        text += f" of {model}"
+    dictionaries, data, model = (report.get(key) or {} for key in ("dictionaries", "data", "model"))
+    n, n_sites = len(dictionaries), len(sites_of(dictionaries))
+    text = f"{n} {'dictionary' if n == 1 else 'dictionaries'} at {n_sites} {'site' if n_sites == 1 else 'sites'}"
+    detail = ", ".join(str(model[key]) for key in ("revision", "dtype") if model.get(key))
+    if name := f"{model.get('name') or ''}{f' ({detail})' if detail else ''}".strip():
+        text += f" of {name}"
     if finite(data.get("n_tokens_scored")) is not None:
         text += f", evaluated on {count(data['n_tokens_scored'])} tokens"
         text += f" of {data['source']}" if data.get("source") else ""
@@ -98,35 +85,17 @@ def excluded(report: Mapping[str, Any]) -> str:
     """Returns a sentence: which tokens count in no metric; empty if the report does not tell."""
     data = report.get("data") or {}
     text = f"Excluded from training, splicing and metrics alike: {data['filter']}." if data.get("filter") else ""
-    n_nonfinite = finite(data.get("n_tokens_nonfinite"))
-    if n_nonfinite:
+    if n_nonfinite := finite(data.get("n_tokens_nonfinite")):
         text += f" Also excluded: {count(n_nonfinite)} tokens with a NaN or an infinity in their activations."
     return text.strip()
 
 
-def model_name(report: Mapping[str, Any]) -> str:
-    """Returns "name (revision, dtype)", or an empty string."""
-    model = report.get("model") or {}
-    detail = ", ".join(str(model[key]) for key in ("revision", "dtype") if model.get(key))
-    return f"{model.get('name') or ''}{f' ({detail})' if detail else ''}".strip()
-
-
-def sites_of(dictionaries: Sequence[Mapping[str, Any]]) -> list[str]:
+def sites_of(dictionaries: Entries) -> list[str]:
     """Returns the sites of the dictionaries, each once, in order."""
     return list(dict.fromkeys(str(d["site"]) for d in dictionaries))
-
-
-def names_of(dictionaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the name of each dictionary."""
-    return [str(d["name"]) for d in dictionaries]
 
 
 def shortened(name: Any, limit: int = 36) -> str:
     """Returns a name, without its middle if it is long."""
     text = " ".join(str(name).split())
     return text if len(text) <= limit else f"{text[: limit // 2 - 1]}\u2026{text[-limit // 2 :]}"
-
-
-def _formatted(value: Any, form: str) -> str:
-    number = finite(value)
-    return DASH if number is None else f"{number:{form}}"

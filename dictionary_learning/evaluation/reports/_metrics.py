@@ -1,9 +1,18 @@
 """The metrics of a report: what each means, its range, and which way is better."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from dictionary_learning.evaluation.reports._formatting import anything, count, decimal, finite, percent, signed, tenths
+from dictionary_learning.evaluation.reports._formatting import (
+    Entries,
+    anything,
+    count,
+    decimal,
+    finite,
+    percent,
+    signed,
+    tenths,
+)
 
 
 class Shown(NamedTuple):
@@ -11,35 +20,43 @@ class Shown(NamedTuple):
 
     key: str
     label: str
-    meaning: str
-    span: str
     better: Literal["lower", "higher", "near 1", "neither"]
+    span: str
+    meaning: str
     write: Callable[[Any], str] = decimal
 
 
 _CE_SPAN = "0 is the ablation, 1 the original model"
+# L0 is a choice, not a merit, so neither way is better
 TABLE = (
-    Shown("l0", "L0", "mean number of nonzero latents per token", "0 to width", "neither", tenths),
-    Shown("fvu", "FVU", "variance unexplained: sum |x - x_hat|^2 / sum |x - mean x|^2", "from 0; the mean scores 1", "lower"),
-    Shown("frac_variance_explained", "FVE", "variance explained: 1 - FVU", "up to 1", "higher"),
-    Shown("ce_reconstructed", "CE", "cross-entropy with x_hat spliced into the model, nats per token", "from 0", "lower"),
-    Shown("ce_increase", "CE increase", "CE minus that of the original model, nats per token", "about 0 and up", "lower", signed),
-    Shown("ce_recovered_zero", "recovered (zero)", "(zero-ablated CE - CE) / (zero-ablated CE - original CE)", _CE_SPAN, "higher"),
-    Shown("ce_recovered_mean", "recovered (mean)", "the same with mean ablation, usually the harder baseline", _CE_SPAN, "higher"),
-    Shown("kl", "KL", "KL divergence from the original model's predictions, nats per token", "from 0", "lower"),
-    Shown("frac_alive", "alive", "latents that fired on at least one token; grows with the tokens", "0% to 100%", "higher", percent),
+    Shown("l0", "L0", "neither", "0 to width", "mean number of nonzero latents per token", tenths),
+    Shown("fvu", "FVU", "lower", "from 0; the mean scores 1",
+          "variance unexplained: sum |x - x_hat|^2 / sum |x - mean x|^2"),
+    Shown("frac_variance_explained", "FVE", "higher", "up to 1", "variance explained: 1 - FVU"),
+    Shown("ce_reconstructed", "CE", "lower", "from 0",
+          "cross-entropy with x_hat spliced into the model, nats per token"),
+    Shown("ce_increase", "CE increase", "lower", "about 0 and up",
+          "CE minus that of the original model, nats per token", signed),
+    Shown("ce_recovered_zero", "recovered (zero)", "higher", _CE_SPAN,
+          "(zero-ablated CE - CE) / (zero-ablated CE - original CE)"),
+    Shown("ce_recovered_mean", "recovered (mean)", "higher", _CE_SPAN,
+          "the same with mean ablation, usually the harder baseline"),
+    Shown("kl", "KL", "lower", "from 0", "KL divergence from the original model's predictions, nats per token"),
+    Shown("frac_alive", "alive", "higher", "0% to 100%",
+          "latents that fired on at least one token; grows with the tokens", percent),
 )  # fmt: skip
-"""Columns of the table of dictionaries. L0 is a choice, not a merit, so neither way is better."""
+"""Columns of the table of dictionaries."""
 
 DETAILS = (
-    Shown("mse", "MSE", "squared norm of the error, mean per token", "from 0", "lower"),
-    Shown("l2_loss", "L2 loss", "norm of the error, mean per token", "from 0", "lower"),
-    Shown("l1_loss", "L1", "sum of the absolute latents, mean per token", "from 0", "neither"),
-    Shown("cossim", "cosine", "cosine of x and x_hat, mean per token", "-1 to 1", "higher"),
-    Shown("l2_ratio", "norm ratio", "|x_hat| / |x|, mean per token; below 1 is shrinkage", "from 0", "near 1"),
-    Shown("relative_reconstruction_bias", "bias", "sum |x_hat|^2 / sum <x, x_hat>; below 1 is shrinkage", "from 0", "near 1"),
-    Shown("n_alive", "latents alive", "number of latents that fired", "0 to width", "higher", count),
-    Shown("n_tokens", "tokens", "number of tokens in the metrics of activations", "from 1", "neither", count),
+    Shown("mse", "MSE", "lower", "from 0", "squared norm of the error, mean per token"),
+    Shown("l2_loss", "L2 loss", "lower", "from 0", "norm of the error, mean per token"),
+    Shown("l1_loss", "L1", "neither", "from 0", "sum of the absolute latents, mean per token"),
+    Shown("cossim", "cosine", "higher", "-1 to 1", "cosine of x and x_hat, mean per token"),
+    Shown("l2_ratio", "norm ratio", "near 1", "from 0", "|x_hat| / |x|, mean per token; below 1 is shrinkage"),
+    Shown("relative_reconstruction_bias", "bias", "near 1", "from 0",
+          "sum |x_hat|^2 / sum <x, x_hat>; below 1 is shrinkage"),
+    Shown("n_alive", "latents alive", "higher", "0 to width", "number of latents that fired", count),
+    Shown("n_tokens", "tokens", "neither", "from 1", "number of tokens in the metrics of activations", count),
 )  # fmt: skip
 """Metrics shown for each dictionary by itself."""
 
@@ -52,19 +69,19 @@ BASELINES = {
 """Columns of the table of ablations, after the cross-entropy of the original model."""
 
 
-def shown_columns(dictionaries: Sequence[Mapping[str, Any]]) -> list[Shown]:
+def shown_columns(dictionaries: Entries) -> list[Shown]:
     """Returns the columns of the table in which at least one dictionary has a value."""
     return [c for c in TABLE if any(finite(d["metrics"].get(c.key)) is not None for d in dictionaries)]
 
 
-def defined(dictionaries: Sequence[Mapping[str, Any]]) -> list[Shown]:
-    """Returns the metrics that a report explains: the columns, and the details that some dictionary has."""
+def defined(dictionaries: Entries) -> list[Shown]:
+    """Returns the metrics that a report explains: the columns, and the details that occur."""
     present = {key for d in dictionaries for key in d["metrics"]}
     return [*shown_columns(dictionaries), *(metric for metric in DETAILS if metric.key in present)]
 
 
 def baselines(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Returns the rows of the table of ablations: the site, then the original model's cross-entropy and `BASELINES`."""
+    """Returns the rows of the table of ablations: site, the original model's CE, `BASELINES`."""
     clean = decimal(report.get("ce_clean"))
     ablation = report.get("ablation") or {}
     return [(str(site), [clean, *(decimal(found.get(key)) for key in BASELINES)]) for site, found in ablation.items()]
@@ -79,7 +96,7 @@ def all_metrics(dictionary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs + [(key, decimal(v) if isinstance(v, float) else anything(v)) for key, v in others.items()]
 
 
-def best_values(dictionaries: Sequence[Mapping[str, Any]]) -> set[tuple[int, str]]:
+def best_values(dictionaries: Entries) -> set[tuple[int, str]]:
     """Returns (index of dictionary, metric) of the best values among the dictionaries of each site.
 
     A site with one value, or with equal values, has no best one.
@@ -89,9 +106,8 @@ def best_values(dictionaries: Sequence[Mapping[str, Any]]) -> set[tuple[int, str
         for metric in TABLE:
             values = {i: finite(d["metrics"].get(metric.key)) for i, d in enumerate(dictionaries) if d["site"] == site}
             present = {i: value for i, value in values.items() if value is not None}
-            if metric.better not in ("lower", "higher") or len(set(present.values())) < 2:
-                continue
-            # equal best values are all marked
-            top = min(present.values()) if metric.better == "lower" else max(present.values())
-            best |= {(i, metric.key) for i, value in present.items() if value == top}
+            if metric.better in ("lower", "higher") and len(set(present.values())) > 1:
+                # equal best values are all marked
+                top = min(present.values()) if metric.better == "lower" else max(present.values())
+                best |= {(i, metric.key) for i, value in present.items() if value == top}
     return best
