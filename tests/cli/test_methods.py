@@ -8,7 +8,6 @@ import pytest
 from dictionary_learning import load_model
 from dictionary_learning.cli import main
 from dictionary_learning.cli._options import CaptureArguments
-from dictionary_learning.cli._train import trainer_class_of
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers.recipes import RECIPES
 from tests import tiny
@@ -62,7 +61,7 @@ def test_every_trainer_trains(train, name):
 def test_every_recipe_trains(train, name):
     has_wiring = getattr(RECIPES[name](), "wiring", None) is not None  # others differ in no site, and one is faster
     configs = train("--recipe", name, *([] if has_wiring else ["--layers", "1"]))
-    expected = TRAINERS[OF_A_RECIPE[name]] if name in OF_A_RECIPE else trainer_class_of(RECIPES[name]())
+    expected = TRAINERS[OF_A_RECIPE[name]] if name in OF_A_RECIPE else RECIPES[name]().trainer_class
     found = {config["trainer"]["trainer_class"] for config in configs}
     assert found == {expected.__name__}
 

@@ -65,7 +65,8 @@ def anything(value: Any) -> str:
 
 def headline(report: Mapping[str, Any]) -> str:
     """Returns a sentence: what was evaluated, and on how many tokens."""
-    dictionaries, data, model = (report.get(key) or {} for key in ("dictionaries", "data", "model"))
+    dictionaries = report.get("dictionaries") or []
+    data, model = report.get("data") or {}, report.get("model") or {}
     n, n_sites = len(dictionaries), len(sites_of(dictionaries))
     text = f"{n} {'dictionary' if n == 1 else 'dictionaries'} at {n_sites} {'site' if n_sites == 1 else 'sites'}"
     detail = ", ".join(str(model[key]) for key in ("revision", "dtype") if model.get(key))
