@@ -71,7 +71,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def build_parser(command: str, options: Sequence[str]) -> Parser:
-    """Returns the parser of a command; that of `train` depends on the method which the options name."""
+    """Returns the parser of a command; that of `train` depends on the method that is named."""
     if command == "train":
         from dictionary_learning.cli import _train
 

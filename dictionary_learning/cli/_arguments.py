@@ -19,9 +19,11 @@ IMPORT = "--import"
 """The option that every command has: a module to import before the others are read."""
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _LEAST = {
-    "n_tokens": 1, "n_eval_tokens": 1, "n_fidelity_tokens": 0, "batch_size": 1, "ctx_len": 1, "n_ctxs": 1, "shard_size": 1,
-    "refresh_batch_size": 1, "layer_stride": 1, "held_out_every": 2, "max_examples": 1, "log_steps": 1, "save_steps": 1,
-}  # fmt: skip
+    **dict.fromkeys(("n_tokens", "n_eval_tokens", "batch_size", "ctx_len", "n_ctxs", "shard_size"), 1),
+    **dict.fromkeys(("refresh_batch_size", "layer_stride", "max_examples", "log_steps", "save_steps"), 1),
+    "n_fidelity_tokens": 0,
+    "held_out_every": 2,
+}
 """The least value of every count that a command takes."""
 
 
@@ -43,13 +45,17 @@ class CommandArguments(BaseConfig):
                 if least is not None and number is not None and number < least:
                     raise ConfigError(f"Got {option_of(field.name)} {number}; it must be at least {least}.")
 
-    def run(self) -> object:
+    def run(self) -> None:
         """Runs the command."""
         raise NotImplementedError
 
+    def options(self, *names: str) -> dict[str, Any]:
+        """Returns the values of some options, to pass on under their own names."""
+        return {name: getattr(self, name) for name in names}
+
 
 class Parser(argparse.ArgumentParser):
-    """Reads the options of one command by their whole names, with either kind of dash; errors are ours."""
+    """Reads the options of one command by their whole names, with either dash; errors are ours."""
 
     def __init__(self, command: str, description: str | None = None, **options: Any):
         about = (
@@ -182,7 +188,7 @@ def _reader(hint: Any) -> Callable[[str], Any]:
 
 
 def _value(word: str, hint: Any) -> Any:
-    """Returns the value of a type that a word stands for; raises ValueError if it stands for none."""
+    """Returns what a word stands for in a type; raises ValueError if it stands for nothing."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for option in arguments:

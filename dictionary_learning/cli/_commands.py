@@ -17,12 +17,12 @@ _SHOWN = 400
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheArguments(CaptureArguments):
-    """Writes activations into a folder, for train --cache; info --verify checks it. The same command
-    continues after a writer that was stopped at any point.
+    """Writes activations into a folder, for train --cache; info --verify checks it.
+
+    The same command continues after a writer that was stopped at any point.
     """
 
     positional: ClassVar = ("model", "data")
-
     model: str
     """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file."""
     data: str
@@ -52,24 +52,21 @@ class CacheArguments(CaptureArguments):
             text,
             model,
             self.sites_of(model),
-            n_tokens=self.n_tokens,
-            shard_size=self.shard_size,
             dtype=self.storage_dtype,
-            compression=self.compression,
-            seed=self.seed,
             run_cfg=self.to_dict(),
+            **self.options("n_tokens", "shard_size", "compression", "seed"),
             **self.reading,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretokenizeArguments(DataArguments):
-    """Writes the contexts of a text into a folder, which train and evaluate read as data, and which
-    can be put on the hub.
+    """Writes the contexts of a text into a folder, which train and evaluate read as data.
+
+    It can be put on the hub.
     """
 
     positional: ClassVar = ("data",)
-
     data: str
     """The data: a file (.txt, .jsonl, .parquet and others), a folder or pattern of files, or a data
     set on the hub."""
@@ -81,16 +78,13 @@ class PretokenizeArguments(DataArguments):
     ctx_len: int = 128
     """Tokens in a context."""
     pack: bool = True
-    """Whether documents are packed into full contexts; otherwise each is a context, cut at its
-    length."""
+    """Whether documents are packed into full contexts; otherwise each is one, cut at its length."""
     add_special_tokens: bool = True
     """Whether BOS and separators are added."""
     bos: Literal["document", "context", "both", "none"] | None = None
-    """What begins with BOS; by default both documents and contexts, where the tokenizer has a BOS
-    token."""
+    """What begins with BOS; by default both, where the tokenizer has a BOS token."""
     separator: str = "auto"
-    """What ends each document: eos, bos, a token or its id, or none; auto is EOS where no BOS begins
-    documents."""
+    """What ends each document: eos, bos, a token or its id, none, or auto: EOS where no BOS begins."""
     revision: str | None = None
     """The model's branch, tag or commit on the hub."""
     push: str | None = None
@@ -105,23 +99,20 @@ class PretokenizeArguments(DataArguments):
             self.source(self.data),
             load_tokenizer(self.model, self.revision),
             self.out,
-            ctx_len=self.ctx_len,
-            pack=self.pack,
-            add_special_tokens=self.add_special_tokens,
-            bos=self.bos,
             separator=None if word.lower() == "none" else int(word) if word.isdecimal() else word,
-            push=self.push,
+            **self.options("ctx_len", "pack", "add_special_tokens", "bos", "push"),
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertArguments(CommandArguments):
-    """Converts dictionaries. Reads every format that load_dictionary reads; an unknown --format lists
-    them. Prints the path of each folder that it writes.
+    """Converts dictionaries.
+
+    Reads every format that load_dictionary reads; an unknown --format lists them. Prints the path of
+    each folder that it writes.
     """
 
     positional: ClassVar = ("source", "destination")
-
     source: str
     """A folder, a file of weights, or a repository of the Hugging Face hub."""
     destination: str
@@ -135,12 +126,11 @@ class ConvertArguments(CommandArguments):
     revision: str | None = None
     """Branch, tag or commit of the repository."""
     hook_name: str | None = None
-    """TransformerLens' name of the site that is read, as blocks.5.hook_resid_post, for a format that
-    stores it."""
+    """TransformerLens' name of the site that is read, for sae_lens, as blocks.5.hook_resid_post."""
     hook_name_out: str | None = None
     """The same of the site that is written, for a transcoder."""
     model_name: str | None = None
-    """TransformerLens' name of the model, as gpt2-small, for a format that stores it."""
+    """TransformerLens' name of the model, for sae_lens, as gpt2-small."""
     k: int | None = None
     """The k of the dictionary, if the files do not tell."""
     scale: float | None = None
@@ -161,12 +151,9 @@ class ConvertArguments(CommandArguments):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoArguments(CommandArguments):
-    """Shows which implementation of each operation this machine will use, and why; or what saved
-    dictionaries are.
-    """
+    """Shows how this machine will compute each operation, and why; or what saved dictionaries are."""
 
     positional: ClassVar = ("paths",)
-
     paths: tuple[str, ...] = ()
     """Folders of dictionaries of any format, of runs, or of cached activations."""
     verify: bool = False
@@ -237,12 +224,9 @@ def _show_cache(path: str, verify: bool) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainedArguments(CommandArguments):
-    """Lists public releases of dictionaries that this package loads; with --sites also the sites of
-    each.
-    """
+    """Lists public releases of dictionaries that this package loads; with --sites their sites too."""
 
     positional: ClassVar = ("name",)
-
     name: str | None = None
     """A part of the release's name."""
     model: str | None = None

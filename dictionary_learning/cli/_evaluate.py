@@ -26,10 +26,9 @@ _REPORTS = "reports"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(DataArguments):
-    """Evaluates saved dictionaries on held-out text, writes a report, and prints the path of its page."""
+    """Evaluates saved dictionaries on held-out text, writes a report, and prints its page's path."""
 
     positional: ClassVar = ("dictionaries",)
-
     dictionaries: tuple[str, ...]
     """Folders of dictionaries, or of whole runs; of other packages too, and hub repositories."""
     model: str | None = None
@@ -37,13 +36,12 @@ class EvaluateArguments(DataArguments):
     data: str | None = None
     """The text; by default the documents that were held out of training."""
     sites: tuple[str, ...] = ()
-    """The site of each dictionary, or one for all; by default what its files say, or the name of its
-    folder."""
+    """The site of each dictionary, or one for all; by default as its files or its folder say."""
     target_sites: tuple[str, ...] = ()
     """The same for what is reconstructed, if that is something else."""
     save_dir: str | None = None
-    """The folder for the report; by default that of the run. What is not one run on its own model and
-    text gets a new folder in reports/."""
+    """The folder for the report; by default that of the run. What is not one run on its own model
+    and text gets a new folder in reports/."""
     n_tokens: int = 32_768
     """Tokens to evaluate on."""
     n_fidelity_tokens: int = 8_192
@@ -64,7 +62,7 @@ class EvaluateArguments(DataArguments):
         from dictionary_learning.models import load_model
 
         saved = load_saved(self.dictionaries)
-        # what the files of a dictionary do not tell decides nothing; what two of them tell differently must be asked for
+        # what a dictionary's files do not tell decides nothing; what two tell differently is asked for
         trained_on = None if self.model else _common(saved, "language models", _model_of, "Give --model.")
         wanted = _Model(self.model, None) if self.model else trained_on
         if wanted is None:
@@ -85,11 +83,9 @@ class EvaluateArguments(DataArguments):
             candidates_of(saved, model, self.sites, self.target_sites),
             _read_text(self, text),
             EvaluationConfig(
-                n_tokens=self.n_tokens,
-                n_fidelity_tokens=self.n_fidelity_tokens,
                 ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
-                batch_size=self.batch_size,
                 pack=True if pack is None else pack,
+                **self.options("n_tokens", "n_fidelity_tokens", "batch_size"),
             ),
             token_filter=TokenFilter.from_dict(rule) if rule else None,
             norm_limits=_norm_limits(saved),
@@ -182,7 +178,7 @@ def _buffer(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the settings of the run that read the text: of training, or of writing its cache."""
+    """Returns the settings of the run that read the text: of training, or of writing a cache."""
     own = config.get("run", {})  # a run on a cache read no text itself
     return own if own.get("data") else _buffer(config).get("run", own)
 
@@ -199,7 +195,7 @@ def _text_of(config: Mapping[str, Any]) -> _Text | None:
 
 
 def _held_out_of(config: Mapping[str, Any]) -> _Text | None:
-    """Returns what decides which documents are held out: not their order, nor how many were read."""
+    """Returns what decides which documents are held out: neither order nor number of those read."""
     text = _text_of(config)
     return text and text._replace(reading=text.reading.replace(shuffle_seed=None, max_examples=None))
 
@@ -210,7 +206,7 @@ def _filter_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
-    """Returns the norm limit of each site, as found in training; the lowest where several runs found one."""
+    """Returns the norm limit of each site, as found in training; the lowest of several runs."""
     limits: dict[str, float] = {}
     for one in saved:
         for site, limit in _buffer(one.config).get("filter", {}).get("norm_limits", {}).items():
@@ -221,7 +217,7 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
 
 
 def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
-    """Returns the text to evaluate on: what was held out in training, unless something else is asked for."""
+    """Returns what was held out in training, unless another text is asked for."""
     own = trained.data if trained else None
     data = arguments.data or own
     if data is None:

@@ -53,12 +53,9 @@ class DataArguments(CommandArguments):
 
         return as_source(
             data,
-            text_column=self.text_column,
-            split=self.split,
-            streaming=self.streaming,
             data_args=_named(self.data_args),
             dtype=self.token_dtype,
-            separator_id=self.separator_id,
+            **self.options("text_column", "split", "streaming", "separator_id"),
         )
 
     def _limited(self, source: "Source") -> "Source":
@@ -141,7 +138,7 @@ class CaptureArguments(DataArguments):
     def reading(self) -> dict[str, Any]:
         """The arguments that a shuffle buffer and the writer of a cache have in common."""
         names = ("ctx_len", "refresh_batch_size", "remove_bos", "max_activation_norm_multiple", "pack", "prefetch")
-        return {**{name: getattr(self, name) for name in names}, "seqpos_slice": self.seqpos_slice or None}
+        return {**self.options(*names), "seqpos_slice": self.seqpos_slice or None}
 
 
 def data_arguments(values: Mapping[str, Any]) -> DataArguments:

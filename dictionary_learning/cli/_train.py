@@ -40,19 +40,19 @@ _LATENTS_PER_K = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArguments(CaptureArguments):
-    """Trains dictionaries on a language model's activations, evaluates them on held-out text, writes a
-    report and prints the path of its page. Options of the trainer take several values each; a
-    dictionary is trained for every combination, on every site.
+    """Trains dictionaries on a language model's activations, and evaluates them on held-out text.
+
+    Writes a report and prints the path of its page. Options of the trainer take several values each;
+    a dictionary is trained for every combination, on every site.
     """
 
     positional: ClassVar = ("model", "data")
-
     model: str | None = None
-    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file. With --cache
-    it is loaded after training, to evaluate, and may be omitted."""
+    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file. With
+    --cache it is loaded after training, to evaluate, and may be omitted."""
     data: str | None = None
-    """The data: a file (.txt, .jsonl, .parquet, .npy and others), a folder or pattern of files, or a
-    data set on the hub."""
+    """The data: a file (.txt, .jsonl, .parquet, .npy and others), a folder or pattern of files, or
+    a data set on the hub."""
     cache: str | None = None
     """Trains on a cache that `dictionary-learning cache` wrote, without a language model."""
     save_dir: str | None = None
@@ -177,14 +177,12 @@ def _train(
         configs,
         steps,
         save_dir=save_dir,
-        save_steps=arguments.save_steps,
-        log_steps=arguments.log_steps,
         run_cfg=arguments.to_dict(),
-        normalize_activations=arguments.normalize_activations,
         use_wandb=arguments.wandb_project is not None,
         wandb_project=arguments.wandb_project or "",
         device=arguments.device or getattr(model, "device", None),
         loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
+        **arguments.options("save_steps", "log_steps", "normalize_activations"),
     )
     source.close()  # returns the memory of the rows before the evaluation needs it
     if save_dir.parent == Path(_RUNS):
@@ -245,48 +243,31 @@ def _source(
     text: "Source | None",
     configs: "Sequence[OptimizationConfig]",
 ) -> "Activations":
-    """Returns the activations: a cache, a buffer over the model, or whole contexts where a method needs them."""
+    """Returns a cache, a buffer over the model, or whole contexts where a method needs them."""
     from dictionary_learning.activations.cache import ActivationCache
     from dictionary_learning.buffer import ActivationBuffer
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.dictionaries import WIRINGS
 
+    size = arguments.batch_size
     if arguments.cache is not None:
-        return ActivationCache(
-            arguments.cache,
-            list(arguments.sites) or None,
-            out_batch_size=arguments.batch_size,
-            end_of_data=arguments.end_of_data,
-            model=arguments.model,
-        )
+        options = arguments.options("end_of_data", "model")
+        return ActivationCache(arguments.cache, list(arguments.sites) or None, out_batch_size=size, **options)
     assert model is not None and text is not None
     wirings = {getattr(config, "wiring", None) or "autoencoder" for config in configs}
     sites = arguments.sites_of(model, predicts=any(WIRINGS[name].writes_others for name in wirings))
     if any(config.needs_contexts for config in configs):
-        logger.info(
-            "Contexts stay whole: options of the shuffle buffer, of token norms and of positions have no effect."
-        )
+        logger.info("Contexts stay whole: options of the shuffle buffer, token norms and positions have no effect.")
         return ContextStream(
             text,
             model,
             sites,
-            ctx_len=arguments.ctx_len,
-            batch_size=arguments.batch_size // arguments.ctx_len,
-            remove_bos=arguments.remove_bos,
-            pack=arguments.pack,
+            batch_size=size // arguments.ctx_len,
             predict=any(config.needs_predictions for config in configs),
-            end_of_data=arguments.end_of_data,
+            **arguments.options("ctx_len", "remove_bos", "pack", "end_of_data"),
         )
-    return ActivationBuffer(
-        text,
-        model,
-        sites,
-        n_ctxs=arguments.n_ctxs,
-        out_batch_size=arguments.batch_size,
-        end_of_data=arguments.end_of_data,
-        dtype=arguments.storage_dtype,
-        **arguments.reading,
-    )
+    options = arguments.options("n_ctxs", "end_of_data") | arguments.reading
+    return ActivationBuffer(text, model, sites, out_batch_size=size, dtype=arguments.storage_dtype, **options)
 
 
 def _adapted(config: Any, widths: "Mapping[Site, int]", given: Collection[str]) -> Any:

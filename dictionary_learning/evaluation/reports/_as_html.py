@@ -7,26 +7,24 @@ import jinja2
 from markupsafe import Markup
 
 from dictionary_learning.evaluation.reports import _plots as plots
-from dictionary_learning.evaluation.reports._formatting import (
+from dictionary_learning.evaluation.reports._contents import (
+    BASELINES,
+    Shown,
+    all_metrics,
     anything,
+    baselines,
+    best_values,
     count,
     decimal,
+    defined,
     duration,
     excluded,
     finite,
     headline,
     percent,
+    shown_columns,
     signed,
     sites_of,
-)
-from dictionary_learning.evaluation.reports._metrics import (
-    BASELINES,
-    Shown,
-    all_metrics,
-    baselines,
-    best_values,
-    defined,
-    shown_columns,
 )
 from dictionary_learning.evaluation.reports._svg import Look, looks
 

@@ -3,8 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dictionary_learning.evaluation.reports._formatting import Entries, count, duration, excluded, headline
-from dictionary_learning.evaluation.reports._metrics import BASELINES, baselines, best_values, defined, shown_columns
+from dictionary_learning.evaluation.reports._contents import (
+    BASELINES,
+    Entries,
+    baselines,
+    best_values,
+    count,
+    defined,
+    duration,
+    excluded,
+    headline,
+    shown_columns,
+)
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from dictionary_learning.evaluation.reports._formatting import (
+from dictionary_learning.evaluation.reports._contents import (
     Entries,
     count,
     decimal,
@@ -118,7 +118,7 @@ def cross_entropy_plot(site: str, report: Mapping[str, Any], looks: Sequence[Loo
     rows = _rows(site, report, looks)
     if clean is None or not rows:
         return ""
-    sites = list(dict.fromkeys([*(report.get("ablation") or {}), *sites_of(report["dictionaries"])]))
+    sites: list[str] = list(dict.fromkeys([*(report.get("ablation") or {}), *sites_of(report["dictionaries"])]))
     above = [row.ce - clean for s in sites for row in _rows(s, report, looks) if row.ce > clean]
     high = max(above, default=1.0) * 1.5
     low = 10 ** math.floor(math.log10(max(min(above, default=0.1) * 0.8, high / 10**_DECADES)))

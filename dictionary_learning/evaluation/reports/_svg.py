@@ -15,7 +15,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dictionary_learning.evaluation.reports._formatting import Entries, sites_of
+from dictionary_learning.evaluation.reports._contents import Entries, sites_of
 
 INK, MUTED, RULE, CARD = "#1b1f24", "#5f6b7a", "#e3e5e8", "#fefefe"
 
