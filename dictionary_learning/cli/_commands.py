@@ -84,7 +84,7 @@ class PretokenizeArguments(DataArguments):
     bos: Literal["document", "context", "both", "none"] | None = None
     """What begins with BOS; by default both, where the tokenizer has a BOS token."""
     separator: str = "auto"
-    """What ends each document: eos, bos, a token or its id, none, or auto: EOS where no BOS begins."""
+    """What ends each document: eos, bos, a token or its id, or none; auto is EOS without a BOS."""
     revision: str | None = None
     """The model's branch, tag or commit on the hub."""
     push: str | None = None
@@ -108,8 +108,8 @@ class PretokenizeArguments(DataArguments):
 class ConvertArguments(CommandArguments):
     """Converts dictionaries.
 
-    Reads every format that load_dictionary reads; an unknown --format lists them. Prints the path of
-    each folder that it writes.
+    Reads every format that load_dictionary reads; an unknown --format lists them. Prints the path
+    of each folder that it writes.
     """
 
     positional: ClassVar = ("source", "destination")
@@ -151,7 +151,7 @@ class ConvertArguments(CommandArguments):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoArguments(CommandArguments):
-    """Shows how this machine will compute each operation, and why; or what saved dictionaries are."""
+    """Shows how this machine computes each operation, and why; or what saved dictionaries are."""
 
     positional: ClassVar = ("paths",)
     paths: tuple[str, ...] = ()
@@ -224,7 +224,7 @@ def _show_cache(path: str, verify: bool) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainedArguments(CommandArguments):
-    """Lists public releases of dictionaries that this package loads; with --sites their sites too."""
+    """Lists public releases that this package loads, and with --sites the sites of each."""
 
     positional: ClassVar = ("name",)
     name: str | None = None

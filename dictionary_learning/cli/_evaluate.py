@@ -26,7 +26,7 @@ _REPORTS = "reports"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(DataArguments):
-    """Evaluates saved dictionaries on held-out text, writes a report, and prints its page's path."""
+    """Evaluates saved dictionaries on held-out text, and prints the path of the report's page."""
 
     positional: ClassVar = ("dictionaries",)
     dictionaries: tuple[str, ...]
@@ -62,7 +62,7 @@ class EvaluateArguments(DataArguments):
         from dictionary_learning.models import load_model
 
         saved = load_saved(self.dictionaries)
-        # what a dictionary's files do not tell decides nothing; what two tell differently is asked for
+        # what files do not tell decides nothing; what two of them tell differently is asked for
         trained_on = None if self.model else _common(saved, "language models", _model_of, "Give --model.")
         wanted = _Model(self.model, None) if self.model else trained_on
         if wanted is None:

@@ -23,7 +23,7 @@ class DataArguments(CommandArguments):
     """How the data is read."""
 
     text_column: str = "text"
-    """The column or key that holds the text; data without it may have input_ids, tokens or messages."""
+    """The column or key of the text; data without it may have input_ids, tokens or messages."""
     split: str = "train"
     """The split of a data set on the hub."""
     streaming: bool = True
@@ -44,7 +44,7 @@ class DataArguments(CommandArguments):
         return self._limited(self._read(data))
 
     def divided(self, data: str, held_out_every: int) -> "tuple[Source, Source]":
-        """Returns the documents to train on and those held out: every n-th, whatever order is asked for."""
+        """Returns the documents to train on, and every n-th of all, which are held out."""
         rest, held = self._read(data).hold_out(held_out_every)
         return self._limited(rest), held
 
@@ -70,15 +70,15 @@ class CaptureArguments(DataArguments):
 
     sites: tuple[str, ...] = ()
     """Sites or patterns, as model.layers.10:out, model.layers.[0-3].mlp, model.layers.5:heads or
-    embedding; by default the residual stream after each layer, or the MLPs for a wiring that predicts
-    a module's output from its input."""
+    embedding; by default the residual stream after each layer, or the MLPs for a wiring that
+    predicts a module's output from its input."""
     layers: tuple[int, ...] = ()
     """Numbers of layers, from 0, instead of sites."""
     layer_stride: int = 1
     """Every n-th layer, instead of sites."""
     io: Literal["in", "out", "in_and_out", "heads"] | None = None
-    """The side of layers, and of sites that name none: by default out, or in_and_out for a wiring that
-    predicts a module's output from its input; heads are the outputs of attention heads."""
+    """The side of layers, and of sites that name none: by default out, or in_and_out for a wiring
+    that predicts a module's output from its input; heads are the outputs of attention heads."""
     ctx_len: int = 128
     """Tokens in a context."""
     refresh_batch_size: int = 16
@@ -86,8 +86,7 @@ class CaptureArguments(DataArguments):
     remove_bos: bool = True
     """Whether BOS, separators and the first token of each context are excluded."""
     seqpos_slice: tuple[int, ...] = ()
-    """The positions of a context that count, as a stop, a start and a stop, or with a step; by default
-    all."""
+    """The positions that count, as a stop, a start and a stop, or with a step; by default all."""
     max_activation_norm_multiple: float | None = 10.0
     """Excludes tokens with a norm above this multiple of the median."""
     pack: bool = True

@@ -42,8 +42,8 @@ _LATENTS_PER_K = 8
 class TrainArguments(CaptureArguments):
     """Trains dictionaries on a language model's activations, and evaluates them on held-out text.
 
-    Writes a report and prints the path of its page. Options of the trainer take several values each;
-    a dictionary is trained for every combination, on every site.
+    Writes a report and prints the path of its page. Options of the trainer take several values
+    each; a dictionary is trained for every combination, on every site.
     """
 
     positional: ClassVar = ("model", "data")
@@ -156,7 +156,7 @@ def _train(
     configs: "Sequence[OptimizationConfig]",
     given: Collection[str],
 ) -> None:
-    """Trains, saves, evaluates and reports; a recipe adapts what was not given to the activations."""
+    """Trains, saves, evaluates and reports; a recipe adapts what was not given."""
     from dictionary_learning.cli._candidates import candidates_of, trained
     from dictionary_learning.cli._evaluate import report_on
     from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
@@ -273,9 +273,9 @@ def _source(
 def _adapted(config: Any, widths: "Mapping[Site, int]", given: Collection[str]) -> Any:
     """Returns a recipe's config with as many latents as these activations can carry, unless given.
 
-    The width of a dictionary that reads several sites is their sum, and its size would grow with the
-    square of their number. Here a crosscoder gets as many latents as an autoencoder of its widest
-    site, and a cross-layer transcoder at least one per dimension of each layer.
+    The width of a dictionary that reads several sites is their sum, and its size would grow with
+    the square of their number. Here a crosscoder gets as many latents as an autoencoder of its
+    widest site, and a cross-layer transcoder at least one per dimension of each layer.
     """
     from dictionary_learning.dictionaries import WIRINGS
 

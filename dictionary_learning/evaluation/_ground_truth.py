@@ -32,7 +32,7 @@ class GroundTruth:
     f1: float
     """Mean over latents of 2 both / (latent + feature firing), 0 if undefined; higher is better."""
     explained_variance: float
-    """1 - sum |x - x_hat|^2 / sum |x - mean x|^2; higher is better. 0 if activations do not vary."""
+    """1 - sum |x - x_hat|^2 / sum |x - mean x|^2, 0 if x does not vary; higher is better."""
     l0: float
     """Mean number of non-zero latents of a row; lower is sparser."""
     dead: float

@@ -20,7 +20,7 @@ _BINS_PER_DECADE = 4
 
 
 class EvaluationBatch(NamedTuple):
-    """The activations of a batch of tokens, and a dictionary's reconstruction and latents of them."""
+    """The activations of a batch of tokens, and a dictionary's reconstruction and latents."""
 
     x: Float[Tensor, "batch activation_dim"]
     x_hat: Float[Tensor, "batch activation_dim"]
@@ -67,7 +67,7 @@ METRICS: Registry[type[Metric]] = Registry("metric")
 
 @METRICS.register("reconstruction")
 class ReconstructionMetric(Metric):
-    """Metrics of x and x_hat over n tokens, with e = x - x_hat; sums run over tokens and dimensions.
+    """Metrics of x and x_hat over n tokens, e = x - x_hat; sums run over tokens and dimensions.
 
     * `fvu` = sum|e|^2 / sum|x - mean x|^2: fraction of variance unexplained, from 0, lower is
       better; the mean scores 1.

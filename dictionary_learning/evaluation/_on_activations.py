@@ -21,7 +21,7 @@ def evaluate_activations(
     n_batches: int | None = None,
     normalize_batch: bool = False,
 ) -> dict[str, float]:
-    """Returns the metrics of a dictionary on batches of activations, computed where the dictionary is.
+    """Returns a dictionary's metrics on batches of activations, computed where the dictionary is.
 
     Rows with a NaN or an infinity are excluded and counted.
 
@@ -74,7 +74,7 @@ def scale_of_batch(x: Float[Tensor, "batch activation_dim"]) -> float:
 
 
 def check_finite(dictionary: Dictionary, name: str) -> None:
-    """Checks that no tensor of a dictionary holds a NaN or an infinity, which would spoil every metric.
+    """Checks that no tensor holds a NaN or an infinity, which would spoil every metric.
 
     Raises:
         ConfigError: one does; the message names the first.

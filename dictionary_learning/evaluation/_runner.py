@@ -41,7 +41,7 @@ class EvaluationConfig(BaseConfig):
     n_tokens: int = 32_768
     """Tokens to read for the metrics of activations and latents; fewer if the text ends."""
     n_fidelity_tokens: int = 8_192
-    """Tokens to read for cross-entropy and KL, a whole forward pass for each dictionary; 0 for none."""
+    """Tokens to read for cross-entropy and KL, with a forward pass per dictionary; 0 for none."""
     ctx_len: int = 128
     """Tokens in a context."""
     batch_size: int = 8
@@ -78,7 +78,7 @@ class Report(Losses):
     data: dict[str, Any]
     """The text, how many tokens were read, scored and not finite, and the token filter in words."""
     dictionaries: list[dict[str, Any]]
-    """For each dictionary its name, site, class and sizes, its metrics, and its latents' density."""
+    """For each dictionary its name, site, class, sizes and metrics, and its latents' density."""
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def evaluate_dictionaries(
 
     Raises:
         DataError: the text has no token that counts.
-        ConfigError: a dictionary's width is not that of its site, or one of its tensors holds a NaN.
+        ConfigError: a dictionary's width is not that of its site, or a tensor holds a NaN.
         SiteError: a site is not in the model.
     """
     config = config or EvaluationConfig()
@@ -219,7 +219,7 @@ class _Run:
             reconstruction = e.dictionary.reconstruct_contexts(x, lengths)
             for metric in e.metrics.values():
                 metric.update(EvaluationBatch(y, reconstruction.outputs, reconstruction.latents))
-        # attention carries a NaN to the tokens after it, so no prediction of such a context is scored
+        # attention carries a NaN to later tokens, so no prediction of such a context is scored
         return keep & (finite | ~tokens.attention_mask).all(dim=-1, keepdim=True)
 
     def add_predictions(self, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]) -> None:
@@ -272,7 +272,7 @@ def _evaluations(model: TracedModel, candidates: Candidate | Iterable[Candidate]
     """Returns the candidates at the model's sites, each under a name of its own.
 
     Raises:
-        ConfigError: something is no candidate, or a dictionary does not fit its sites or holds a NaN.
+        ConfigError: one is no candidate, or its dictionary does not fit its sites or holds a NaN.
     """
     found: dict[str, _Evaluation] = {}
     for one in [candidates] if isinstance(candidates, Candidate) else candidates:

@@ -34,7 +34,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uf
 def write_report(
     report: Mapping[str, Any], folder: str | os.PathLike, formats: Sequence[str] = ("json", "markdown", "html")
 ) -> dict[str, Path]:
-    """Writes `report.json`, `report.md` and `report.html`; each is complete or absent at any moment.
+    """Writes `report.json`, `report.md` and `report.html`; each is complete or absent at any time.
 
     Args:
         report: what `evaluate_dictionaries` returns.

@@ -175,7 +175,7 @@ def baselines(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def all_metrics(dictionary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns (label, text) of every metric of a dictionary; unknown ones have their key as label."""
+    """Returns (label, text) of a dictionary's metrics; unknown ones have their key as label."""
     metrics = dictionary["metrics"]
     known = {metric.key: metric for metric in (*TABLE, *DETAILS)}
     pairs = [(metric.label, metric.write(metrics[key])) for key, metric in known.items() if key in metrics]

@@ -176,7 +176,7 @@ def _write_title(axes: Axes, text: str) -> None:
 
 
 def _label_points(axes: Axes, points: Mapping[int, tuple[float, float]], looks: Sequence[Look]) -> None:
-    """Writes a name beside each point where it covers nothing; what fits nowhere is in the legend."""
+    """Writes a name beside each point, unless it would cover something; the legend has all."""
     figure = axes.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # gives the axes their size

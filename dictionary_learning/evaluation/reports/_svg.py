@@ -112,7 +112,7 @@ def draw(name: str, title: str, height: float, looks: Sequence[Look], paint: Cal
 
 
 def _adapt(root: ElementTree.Element, name: str, looks: Sequence[Look]) -> None:
-    """Makes element names plain, ids unique in the page, and colors variables of the style sheet."""
+    """Makes element names plain, ids unique in the page, and colors variables of its style."""
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]  # inside HTML, SVG has no namespace prefix
         for child in list(element):
