@@ -9,7 +9,6 @@ from markupsafe import Markup
 from dictionary_learning.evaluation.reports import _plots as plots
 from dictionary_learning.evaluation.reports._contents import (
     BASELINES,
-    Shown,
     all_metrics,
     anything,
     baselines,
@@ -27,26 +26,6 @@ from dictionary_learning.evaluation.reports._contents import (
     sites_of,
 )
 from dictionary_learning.evaluation.reports._svg import Look, looks
-
-
-class Cell(NamedTuple):
-    """A cell of the table of dictionaries; the table is sorted by `order`."""
-
-    label: str
-    text: str
-    order: float | None
-    is_best: bool = False
-
-
-class Entry(NamedTuple):
-    """A dictionary as the page shows it."""
-
-    look: Look
-    kind: str
-    cells: list[Cell]
-    never_fired: str
-    metrics: list[tuple[str, str]]
-    settings: list[tuple[str, str]]
 
 
 class Plot(NamedTuple):
@@ -68,18 +47,21 @@ def render_page(report: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,  # a misspelt name in the template is an error, not an empty string
     )
     dictionaries = report.get("dictionaries") or []
-    columns, seen, best = shown_columns(dictionaries), looks(dictionaries), best_values(dictionaries)
-    entries = [_entry(d, look, columns, best) for d, look in zip(dictionaries, seen, strict=True)]
+    environment.globals.update(
+        count=count, finite=finite, kind=_kind, never_fired=_never_fired, settings=_settings, all_metrics=all_metrics
+    )
+    seen = looks(dictionaries)
+    entries = list(zip(dictionaries, seen, strict=True))
     seconds: Mapping[str, Any] = report.get("seconds") or {}
     return environment.get_template("template.html.j2").render(
         title=report.get("title") or "Evaluation",
         headline=headline(report),
         excluded=excluded(report),
         cards=_cards(report),
-        columns=columns,
-        groups=[(site, [e for e in entries if e.look.site == site]) for site in sites_of(dictionaries)],
+        columns=shown_columns(dictionaries),
+        groups=[(site, [e for e in entries if e[1].site == site]) for site in sites_of(dictionaries)],
         entries=entries,
-        has_best=bool(best),
+        best=best_values(dictionaries),
         plots=_plots(report, seen),
         baselines=baselines(report),
         baseline_labels=["CE original", *BASELINES.values()],
@@ -109,19 +91,21 @@ def _cards(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _entry(d: Mapping[str, Any], look: Look, columns: Sequence[Shown], best: set[tuple[int, str]]) -> Entry:
-    width, k, never = map(finite, (d.get("dict_size"), d.get("k"), (d.get("density") or {}).get("n_never_fired")))
-    cells = [Cell("width", count(width), width)]
-    for column in columns:
-        value = d["metrics"].get(column.key)
-        cells.append(Cell(column.label, column.write(value), finite(value), (look.number, column.key) in best))
-    kind = [str(d.get("class") or ""), "" if k is None else f"k {count(k)}"]
-    share = "" if never is None or not width else f" ({percent(never / width)})"
+def _kind(d: Mapping[str, Any]) -> str:
+    parts = [str(d.get("class") or ""), "" if finite(d.get("k")) is None else f"k {count(d['k'])}"]
+    return ", ".join(filter(None, parts))
+
+
+def _never_fired(d: Mapping[str, Any]) -> str:
+    width, never = finite(d.get("dict_size")), finite((d.get("density") or {}).get("n_never_fired"))
+    return count(never) + ("" if never is None or not width else f" ({percent(never / width)})")
+
+
+def _settings(d: Mapping[str, Any]) -> list[tuple[str, str]]:
     config = d.get("config") or {}
     built = ["site", "class", "activation_dim", *(["reads"] if "reads" in d else []), "dict_size", "k"]
-    settings = [(key, anything(d.get(key))) for key in built if key not in config]
-    settings += [(key, anything(value)) for key, value in config.items()]
-    return Entry(look, ", ".join(filter(None, kind)), cells, count(never) + share, all_metrics(d), settings)
+    pairs = [(key, d.get(key)) for key in built if key not in config] + list(config.items())
+    return [(key, anything(value)) for key, value in pairs]
 
 
 def _plots(report: Mapping[str, Any], seen: Sequence[Look]) -> list[Plot]:
