@@ -100,7 +100,7 @@ class Parser(argparse.ArgumentParser):
 def config_parser(command: str, config: type[CommandArguments], **options: Any) -> Parser:
     """Returns the parser of a command that takes the fields of one config."""
     parser = Parser(command, " ".join((config.__doc__ or "").split()), **options)
-    add_config(parser, config, positional=config.positional)
+    add_config(parser, config)
     parser.set_defaults(run=lambda namespace: read_config(namespace, config).run())
     return parser
 
@@ -109,7 +109,6 @@ def add_config(
     parser: Parser,
     config: type[BaseConfig],
     *,
-    positional: Collection[str] = (),
     exclude: Collection[str] = (),
     several: bool = False,
     defaults: BaseConfig | None = None,
@@ -119,7 +118,6 @@ def add_config(
     Args:
         parser: gets the options.
         config: the class of the config.
-        positional: fields that are given by position.
         exclude: fields that get no option.
         several: whether each option takes several values, of which every combination is meant.
         defaults: a config whose values replace the defaults of the fields.
@@ -127,6 +125,7 @@ def add_config(
     name = config.__qualname__.replace(".Config", "")
     group = parser.add_argument_group(f"{name} options" if several else "options of the run")
     docs, hints = field_docs(config), field_types(config)
+    positional = config.positional if issubclass(config, CommandArguments) else ()
     for field in dataclasses.fields(config):
         if field.name in exclude:
             continue
