@@ -15,6 +15,7 @@ import torch
 
 import dictionary_learning
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
+from dictionary_learning.cli import build_parser
 from dictionary_learning.dictionaries import WIRINGS, DictionaryShape
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.trainers import OPTIMIZERS, PENALTIES, SCHEDULES, TRAINERS, RunInfo
@@ -287,5 +288,4 @@ def test_commands_of_the_pages_are_read(line, my_method):
     if "--import" in options:
         at = options.index("--import")
         del options[at : at + 2]  # read before the others, by every command
-    parser = importlib.import_module(f"dictionary_learning.cli._{command}").build_parser(options)
-    parser.read(options)
+    build_parser(command, options).read(options)

@@ -1,7 +1,7 @@
 """The command line: `dictionary-learning COMMAND`.
 
-A command's module is imported when the command is used, and it imports torch and all that needs it when it runs, so that
-`--help` answers at once. Results go to standard output, messages to standard error.
+A command imports torch, and all that needs it, when it runs, so that `--help` answers at once.
+Results go to standard output, messages to standard error.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dictionary_learning.cli._arguments import IMPORT, Parser
+from dictionary_learning.cli._arguments import IMPORT, Parser, config_parser
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -25,11 +25,14 @@ COMMANDS = {
     "convert": "convert dictionaries between the formats of packages",
     "pretrained": "list public releases of dictionaries",
 }
-"""Each command, which is the name of its module, and what it does."""
+"""Each command, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 2 for an error that the user can correct, of which one line is logged."""
+    """Runs a command; returns the exit status.
+
+    It is 2 for an error that the user can correct, of which one line is logged.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
@@ -38,13 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run(arguments)
         sys.stdout.flush()  # a closed pipe is noticed here, not at exit
         return status
-    except DictionaryLearningError as error:
-        logger.error("%s: %s", type(error).__name__, error)
-        return 2
     except BrokenPipeError:  # the reader, as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
+    except (DictionaryLearningError, OSError) as error:
         logger.error("%s: %s", type(error).__name__, error)
         return 2
     except KeyboardInterrupt:
@@ -65,10 +65,20 @@ def _run(arguments: list[str]) -> int:
     command, *options = arguments
     if command not in COMMANDS:
         raise UnknownNameError("command", command, COMMANDS)
-    parser = importlib.import_module(f"{__name__}._{command}").build_parser(options)
-    namespace = parser.read(options)
+    namespace = build_parser(command, options).read(options)
     namespace.run(namespace)
     return 0
+
+
+def build_parser(command: str, options: Sequence[str]) -> Parser:
+    """Returns the parser of a command; that of `train` depends on the method that is named."""
+    if command == "train":
+        from dictionary_learning.cli import _train
+
+        return _train.build_parser(options)
+    from dictionary_learning.cli._commands import ARGUMENTS
+
+    return config_parser(command, ARGUMENTS[command])
 
 
 def _overview() -> argparse.ArgumentParser:
@@ -91,5 +101,6 @@ def _import(module: str) -> None:
         importlib.import_module(module.removesuffix(".py"))
     except ImportError as error:
         raise ConfigError(
-            f"{IMPORT} {module} failed: {error}. Give a module that Python can import from here, as my_method for my_method.py."
+            f"{IMPORT} {module} failed: {error}. Give a module that Python can import from here, as my_method for "
+            "my_method.py."
         ) from error

@@ -4,10 +4,10 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dictionary_learning._run_folder import new_folder
-from dictionary_learning.cli._arguments import Parser, config_parser, write_line
+from dictionary_learning.cli._arguments import write_line
 from dictionary_learning.cli._options import DataArguments, data_arguments
 from dictionary_learning.errors import ConfigError
 
@@ -26,21 +26,22 @@ _REPORTS = "reports"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(DataArguments):
-    """What to evaluate, and on what; by default as in training."""
+    """Evaluates saved dictionaries on held-out text, and prints the path of the report's page."""
 
+    positional: ClassVar = ("dictionaries",)
     dictionaries: tuple[str, ...]
-    """Folders of dictionaries, or of whole runs; of other packages too, and repositories of the hub."""
+    """Folders of dictionaries, or of whole runs; of other packages too, and hub repositories."""
     model: str | None = None
     """The language model; by default the one that they were trained on."""
     data: str | None = None
     """The text; by default the documents that were held out of training."""
     sites: tuple[str, ...] = ()
-    """The site of each dictionary, or one for all; by default what its files say, or the name of its folder."""
+    """The site of each dictionary, or one for all; by default as its files or its folder say."""
     target_sites: tuple[str, ...] = ()
     """The same for what is reconstructed, if that is something else."""
     save_dir: str | None = None
-    """The folder for the report; by default that of the run. What is not one run on its own model and text gets a new
-    folder in reports/."""
+    """The folder for the report; by default that of the run. What is not one run on its own model
+    and text gets a new folder in reports/."""
     n_tokens: int = 32_768
     """Tokens to evaluate on."""
     n_fidelity_tokens: int = 8_192
@@ -53,6 +54,43 @@ class EvaluateArguments(DataArguments):
     """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
     device: str | None = None
     """The device; the accelerator if there is one."""
+
+    def run(self) -> None:
+        from dictionary_learning.activations._filters import TokenFilter
+        from dictionary_learning.cli._candidates import candidates_of, load_saved
+        from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
+        from dictionary_learning.models import load_model
+
+        saved = load_saved(self.dictionaries)
+        # what files do not tell decides nothing; what two of them tell differently is asked for
+        trained_on = None if self.model else _common(saved, "language models", _model_of, "Give --model.")
+        wanted = _Model(self.model, None) if self.model else trained_on
+        if wanted is None:
+            raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
+        if not self.data:
+            _common(saved, "texts", _held_out_of, "Give --data.")
+        text = next((told for one in saved if (told := _text_of(one.config))), None)
+        ctx_len = self.ctx_len or _common(
+            saved, "context lengths", lambda c: _buffer(c).get("ctx_len"), "Give --ctx-len."
+        )
+        pack = _common(saved, "ways of packing documents", lambda c: _buffer(c).get("pack"))
+        rule = _common(saved, "token filters", _filter_of)
+        model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
+        for trained_model in {str(m): m for one in saved if (m := _buffer(one.config).get("model"))}.values():
+            model.check_trained_on(trained_model)
+        report = evaluate_dictionaries(
+            model,
+            candidates_of(saved, model, self.sites, self.target_sites),
+            _read_text(self, text),
+            EvaluationConfig(
+                ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
+                pack=True if pack is None else pack,
+                **self.options("n_tokens", "n_fidelity_tokens", "batch_size"),
+            ),
+            token_filter=TokenFilter.from_dict(rule) if rule else None,
+            norm_limits=_norm_limits(saved),
+        )
+        report_on(report, saved, _report_folder(self, saved), {})
 
 
 class _Text(NamedTuple):
@@ -79,55 +117,8 @@ class _Model(NamedTuple):
         return f"'{self.name}'" + (f" at {self.revision}" if self.revision else "")
 
 
-def build_parser(arguments: Sequence[str]) -> Parser:
-    """Returns the command's parser."""
-    about = "Evaluates saved dictionaries on held-out text, writes a report, and prints the path of its page."
-    return config_parser("evaluate", about, EvaluateArguments, run, positional=("dictionaries",))
-
-
-def run(arguments: EvaluateArguments) -> Path:
-    """Evaluates and reports; returns the path of the report's page."""
-    from dictionary_learning.activations._filters import TokenFilter
-    from dictionary_learning.cli._candidates import candidates_of, load_saved
-    from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
-    from dictionary_learning.models import load_model
-
-    saved = load_saved(arguments.dictionaries)
-    # what the files of a dictionary do not tell decides nothing; what two of them tell differently must be asked for
-    trained_on = None if arguments.model else _common(saved, "language models", _model_of, "Give --model.")
-    wanted = _Model(arguments.model, None) if arguments.model else trained_on
-    if wanted is None:
-        raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
-    if not arguments.data:
-        _common(saved, "texts", _held_out_of, "Give --data.")
-    text = next((told for one in saved if (told := _text_of(one.config))), None)
-    ctx_len = arguments.ctx_len or _common(
-        saved, "context lengths", lambda c: _buffer(c).get("ctx_len"), "Give --ctx-len."
-    )
-    pack = _common(saved, "ways of packing documents", lambda c: _buffer(c).get("pack"))
-    rule = _common(saved, "token filters", _filter_of)
-    model = load_model(wanted.name, device=arguments.device, dtype=arguments.dtype, revision=wanted.revision)
-    for trained_model in {str(m): m for one in saved if (m := _buffer(one.config).get("model"))}.values():
-        model.check_trained_on(trained_model)
-    report = evaluate_dictionaries(
-        model,
-        candidates_of(saved, model, arguments.sites, arguments.target_sites),
-        _read_text(arguments, text),
-        EvaluationConfig(
-            n_tokens=arguments.n_tokens,
-            n_fidelity_tokens=arguments.n_fidelity_tokens,
-            ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
-            batch_size=arguments.batch_size,
-            pack=True if pack is None else pack,
-        ),
-        token_filter=TokenFilter.from_dict(rule) if rule else None,
-        norm_limits=_norm_limits(saved),
-    )
-    return report_on(report, saved, _report_folder(arguments, saved), {})
-
-
 def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> Path:
-    """Adds settings and training history to a report, writes it, and prints the path of its page, which it returns."""
+    """Adds settings and training history to a report, writes it, and prints its page's path."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.loggers import read_history
@@ -150,7 +141,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
 
 
 def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Path:
-    """Returns where the report goes: into the run's folder only what is a report of the run on its own model and text."""
+    """Returns where the report goes: the run's folder holds only one on its own model and text."""
     if arguments.save_dir is not None:
         return Path(arguments.save_dir)
     from dictionary_learning._run_folder import resolve_latest
@@ -176,8 +167,8 @@ def _common(
         if value != told[0][1]:
             shown = f"{told[0][1]} and {value}"
             raise ConfigError(
-                f"'{told[0][0]}' and '{name}' were trained with different {what} ({shown}), so one evaluation would be wrong for "
-                f"one of them. Evaluate them apart. {advice}".rstrip()
+                f"'{told[0][0]}' and '{name}' were trained with different {what} ({shown}), so one evaluation would be "
+                f"wrong for one of them. Evaluate them apart. {advice}".rstrip()
             )
     return told[0][1] if told else None
 
@@ -187,7 +178,7 @@ def _buffer(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the settings of the run that read the text: of the training, or of the writing of its cache."""
+    """Returns the settings of the run that read the text: of training, or of writing a cache."""
     own = config.get("run", {})  # a run on a cache read no text itself
     return own if own.get("data") else _buffer(config).get("run", own)
 
@@ -204,7 +195,7 @@ def _text_of(config: Mapping[str, Any]) -> _Text | None:
 
 
 def _held_out_of(config: Mapping[str, Any]) -> _Text | None:
-    """Returns what decides which documents are held out: neither their order nor how many were trained on."""
+    """Returns what decides which documents are held out: neither order nor number of those read."""
     text = _text_of(config)
     return text and text._replace(reading=text.reading.replace(shuffle_seed=None, max_examples=None))
 
@@ -215,7 +206,7 @@ def _filter_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
-    """Returns the norm limit of each site, as found in training; the lowest where several runs found one."""
+    """Returns the norm limit of each site, as found in training; the lowest of several runs."""
     limits: dict[str, float] = {}
     for one in saved:
         for site, limit in _buffer(one.config).get("filter", {}).get("norm_limits", {}).items():
@@ -226,7 +217,7 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
 
 
 def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
-    """Returns the text to evaluate on: what was held out in training, unless something else is asked for."""
+    """Returns what was held out in training, unless another text is asked for."""
     own = trained.data if trained else None
     data = arguments.data or own
     if data is None:
@@ -238,6 +229,6 @@ def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
         if asked.split == trained.reading.split:
             logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
         return arguments.source(data)
-    # read in another way, other documents would be held out, and documents that were trained on would be among them
+    # read in another way, other documents would be held out, some of which were trained on
     every = trained.held_out_every
     return trained.reading.divided(data, every)[1] if every else trained.reading.source(data)

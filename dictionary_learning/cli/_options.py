@@ -1,11 +1,12 @@
-"""Options that several commands share: how data is read, and which activations of a model are captured."""
+"""Options that several commands share: how data is read, and which activations are captured."""
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments
+from dictionary_learning.cli._arguments import CommandArguments, read_config
 from dictionary_learning.errors import ConfigError, SiteError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class DataArguments(CommandArguments):
     """How the data is read."""
 
     text_column: str = "text"
-    """The column or key that holds the text; data without it may have input_ids, tokens or messages."""
+    """The column or key of the text; data without it may have input_ids, tokens or messages."""
     split: str = "train"
     """The split of a data set on the hub."""
     streaming: bool = True
@@ -45,7 +46,7 @@ class DataArguments(CommandArguments):
         return self._limited(self._read(data))
 
     def divided(self, data: str, held_out_every: int) -> "tuple[Source, Source]":
-        """Returns the documents to train on and those held out: every n-th of all, in whatever order and number."""
+        """Returns the documents to train on, and every n-th of all, which are held out."""
         rest, held = self._read(data).hold_out(held_out_every)
         return self._limited(rest), held
 
@@ -54,13 +55,9 @@ class DataArguments(CommandArguments):
 
         return as_source(
             data,
-            text_column=self.text_column,
-            split=self.split,
-            streaming=self.streaming,
             data_args=_named(self.data_args),
             dtype=self.token_dtype,
-            separator_id=self.separator_id,
-            on_bad_document=self.on_bad_document,
+            **self.options("text_column", "split", "streaming", "separator_id", "on_bad_document"),
         )
 
     def _limited(self, source: "Source") -> "Source":
@@ -74,15 +71,16 @@ class CaptureArguments(DataArguments):
     """Which activations are captured."""
 
     sites: tuple[str, ...] = ()
-    """Sites or patterns, as model.layers.10:out, model.layers.[0-3].mlp, model.layers.5:heads or embedding; by default the
-    residual stream after each layer, or the MLPs for a wiring that predicts a module's output from its input."""
+    """Sites or patterns, as model.layers.10:out, model.layers.[0-3].mlp, model.layers.5:heads or
+    embedding; by default the residual stream after each layer, or the MLPs for a wiring that
+    predicts a module's output from its input."""
     layers: tuple[int, ...] = ()
     """Numbers of layers, from 0, instead of sites."""
     layer_stride: int = 1
     """Every n-th layer, instead of sites."""
     io: Literal["in", "out", "in_and_out", "heads"] | None = None
-    """The side of layers, and of sites that name none: by default out, or in_and_out for a wiring that predicts a module's
-    output from its input; heads are the outputs of attention heads."""
+    """The side of layers, and of sites that name none: by default out, or in_and_out for a wiring
+    that predicts a module's output from its input; heads are the outputs of attention heads."""
     ctx_len: int = 128
     """Tokens in a context."""
     refresh_batch_size: int = 16
@@ -90,7 +88,7 @@ class CaptureArguments(DataArguments):
     remove_bos: bool = True
     """Whether BOS, separators and the first token of each context are excluded."""
     seqpos_slice: tuple[int, ...] = ()
-    """The positions of a context that count, as a stop, a start and a stop, or with a step; by default all."""
+    """The positions that count, as a stop, a start and a stop, or with a step; by default all."""
     max_activation_norm_multiple: float | None = 10.0
     """Excludes tokens with a norm above this multiple of the median."""
     pack: bool = True
@@ -117,7 +115,8 @@ class CaptureArguments(DataArguments):
 
         Args:
             model: the model.
-            predicts: whether the dictionaries predict a module's output from its input, which decides the default.
+            predicts: whether the dictionaries predict a module's output from its input, which
+                decides the default.
 
         Raises:
             ConfigError: sites and layers are both given.
@@ -125,8 +124,8 @@ class CaptureArguments(DataArguments):
         """
         if self.sites and (self.layers or self.layer_stride != 1):
             raise ConfigError(
-                "Got --sites together with --layers or --layer-stride, which name sites too. Give one of them; a pattern such as "
-                "'model.layers.[0-3].mlp' names sites in several layers."
+                "Got --sites together with --layers or --layer-stride, which name sites too. Give one of them; a "
+                "pattern such as 'model.layers.[0-3].mlp' names sites in several layers."
             )
         if self.sites:
             # who names a side means that side
@@ -140,13 +139,12 @@ class CaptureArguments(DataArguments):
     def reading(self) -> dict[str, Any]:
         """The arguments that a shuffle buffer and the writer of a cache have in common."""
         names = ("ctx_len", "refresh_batch_size", "remove_bos", "max_activation_norm_multiple", "pack", "prefetch")
-        return {**{name: getattr(self, name) for name in names}, "seqpos_slice": self.seqpos_slice or None}
+        return {**self.options(*names), "seqpos_slice": self.seqpos_slice or None}
 
 
 def data_arguments(values: Mapping[str, Any]) -> DataArguments:
     """Returns how data was read, from the settings of a run."""
-    names = [field.name for field in dataclasses.fields(DataArguments)]
-    return DataArguments.from_dict({name: value for name, value in values.items() if name in names})
+    return read_config(argparse.Namespace(**values), DataArguments)
 
 
 def _mlps(model: "TracedModel", layers: "list[Site]") -> "list[Site]":

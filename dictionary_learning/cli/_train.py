@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from dictionary_learning._run_folder import claim_run_folder, new_folder, point_latest_at
-from dictionary_learning.cli._arguments import Parser, add_config, read_config, read_configs
+from dictionary_learning.cli._arguments import Parser, add_config, config_parser, option_of, read_config, read_configs
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.errors import ConfigError
 
@@ -35,18 +35,24 @@ FILLED_IN = (
 _TRAINER = "top_k"
 _RUNS = "runs"
 _LATENTS_PER_K = 8
-"""A recipe's k is lowered to this share of the latents, where the activations are narrower than the paper's."""
+"""A recipe's k is lowered to this share of the latents, where activations are narrow."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainArguments(CaptureArguments):
-    """What to train on, for how long, and where the results are written."""
+    """Trains dictionaries on a language model's activations, and evaluates them on held-out text.
 
+    Writes a report and prints the path of its page. Options of the trainer take several values
+    each; a dictionary is trained for every combination, on every site.
+    """
+
+    positional: ClassVar = ("model", "data")
     model: str | None = None
-    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file. With --cache it is loaded after
-    training, to evaluate, and may be omitted."""
+    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file. With
+    --cache it is loaded after training, to evaluate, and may be omitted."""
     data: str | None = None
-    """The data: a file (.txt, .jsonl, .parquet, .npy and others), a folder or pattern of files, or a data set on the hub."""
+    """The data: a file (.txt, .jsonl, .parquet, .npy and others), a folder or pattern of files, or
+    a data set on the hub."""
     cache: str | None = None
     """Trains on a cache that `dictionary-learning cache` wrote, without a language model."""
     save_dir: str | None = None
@@ -89,34 +95,25 @@ class Method(NamedTuple):
 
 
 def build_parser(arguments: Sequence[str]) -> Parser:
-    """Returns the command's parser; the options of a trainer depend on which one the arguments name."""
+    """Returns the parser; its options depend on the trainer which the arguments name."""
     from dictionary_learning.trainers import TRAINERS
     from dictionary_learning.trainers.recipes import RECIPES
 
-    parser = Parser(
-        "train",
-        "Trains dictionaries on a language model's activations, evaluates them on held-out text, writes a report and prints the "
-        "path of its page. Options of the trainer take several values each; a dictionary is trained for every combination, on "
-        "every site.",
-    )
-    add_config(parser, TrainArguments, positional=("model", "data"))
-    parser.add_argument("--trainer", help=f"the method: {', '.join(TRAINERS)} (default: {_TRAINER})")
-    parser.add_argument("--recipe", help=f"a published recipe, which has a trainer: {', '.join(RECIPES)}")
-    chosen = Parser("train", add_help=False)
-    chosen.add_argument("--trainer")
-    chosen.add_argument("--recipe")
-    named = chosen.parse_known_args(arguments)[0]
-    method = method_of(named.trainer, named.recipe)
+    choice = Parser("train", add_help=False)
+    choice.add_argument("--trainer", help=f"the method: {', '.join(TRAINERS)} (default: {_TRAINER})")
+    choice.add_argument("--recipe", help=f"a published recipe, which has a trainer: {', '.join(RECIPES)}")
+    chosen = choice.parse_known_args(arguments)[0]
+    method = method_of(chosen.trainer, chosen.recipe)
+    parser = config_parser("train", TrainArguments, parents=[choice])
     add_config(parser, method.trainer.Config, exclude=FILLED_IN, several=True, defaults=method.defaults)
     trainers_of: dict[str, list[str]] = {}
     for name, trainer in TRAINERS.items():
         for field in dataclasses.fields(trainer.Config):
-            trainers_of.setdefault(f"--{field.name.replace('_', '-')}", []).append(name)
+            if field.name not in FILLED_IN:
+                trainers_of.setdefault(option_of(field.name), []).append(name)
+    own = TRAINERS.name_of(method.trainer)
     for option, trainers in trainers_of.items():
-        own = TRAINERS.name_of(method.trainer)
         parser.elsewhere[option] = f"The trainer {own} has no {option}, which is an option of {', '.join(trainers)}."
-    for name in FILLED_IN:
-        parser.elsewhere.pop(f"--{name.replace('_', '-')}", None)
     parser.set_defaults(run=lambda namespace: run(namespace, method))
     return parser
 
@@ -134,17 +131,12 @@ def method_of(trainer: str | None, recipe: str | None) -> Method:
         name = trainer or _TRAINER
         return Method(name, TRAINERS[name])
     config = RECIPES[recipe]()
-    own = trainer_class_of(config)
-    if trainer is not None and TRAINERS[trainer] is not own:
+    if trainer is not None and TRAINERS[trainer] is not config.trainer_class:
+        own = TRAINERS.name_of(config.trainer_class)
         raise ConfigError(
-            f"Got --trainer {trainer} with --recipe {recipe}, which is one of {TRAINERS.name_of(own)}. Give one of the two."
+            f"Got --trainer {trainer} with --recipe {recipe}, which is one of {own}. Give one of the two."
         )
-    return Method(recipe, own, config)
-
-
-def trainer_class_of(config: "OptimizationConfig") -> "type[Trainer]":
-    """Returns the trainer that a config is of."""
-    return config.trainer_class
+    return Method(recipe, config.trainer_class, config)
 
 
 def run(namespace: argparse.Namespace, method: Method) -> None:
@@ -154,28 +146,24 @@ def run(namespace: argparse.Namespace, method: Method) -> None:
     _check(arguments, configs, namespace.given)
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
     with claim_run_folder(folder, arguments.overwrite) as save_dir:
-        train(arguments.replace(save_dir=str(save_dir)), method, configs, namespace.given)
+        _train(arguments.replace(save_dir=str(save_dir)), save_dir, method, configs, namespace.given)
 
 
-def train(
-    arguments: TrainArguments, method: Method, configs: "Sequence[OptimizationConfig]", given: Collection[str] = ()
-) -> Path | None:
-    """Trains, saves, evaluates and reports; returns the path of the report's page, or None where nothing can be evaluated.
-
-    Args:
-        arguments: what to train on, and where the results are written.
-        method: what to train.
-        configs: its settings, of one dictionary each for every site.
-        given: the settings that were asked for; a recipe adapts the others to the activations.
-    """
+def _train(
+    arguments: TrainArguments,
+    save_dir: Path,
+    method: Method,
+    configs: "Sequence[OptimizationConfig]",
+    given: Collection[str],
+) -> None:
+    """Trains, saves, evaluates and reports; a recipe adapts what was not given."""
     from dictionary_learning.cli._candidates import candidates_of, trained
     from dictionary_learning.cli._evaluate import report_on
     from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
     from dictionary_learning.loggers import TensorBoardLogger
     from dictionary_learning.training import trainSAE
 
-    assert arguments.save_dir is not None
-    save_dir, start = Path(arguments.save_dir), time.monotonic()
+    start = time.monotonic()
     text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
     model = arguments.load(arguments.model) if arguments.model is not None and arguments.cache is None else None
     source = _source(arguments, model, text[0] if text else None, configs)
@@ -186,17 +174,15 @@ def train(
     logger.info("Training on %s: %d steps.", ", ".join(map(str, source.sites)), steps)
     dictionaries = trainSAE(
         source,
-        [_with_trainer(method.trainer, config) for config in configs],
+        configs,
         steps,
         save_dir=save_dir,
-        save_steps=arguments.save_steps,
-        log_steps=arguments.log_steps,
         run_cfg=arguments.to_dict(),
-        normalize_activations=arguments.normalize_activations,
         use_wandb=arguments.wandb_project is not None,
         wandb_project=arguments.wandb_project or "",
         device=arguments.device or getattr(model, "device", None),
         loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
+        **arguments.options("save_steps", "log_steps", "normalize_activations"),
     )
     source.close()  # returns the memory of the rows before the evaluation needs it
     if save_dir.parent == Path(_RUNS):
@@ -205,7 +191,7 @@ def train(
     if text is None or arguments.model is None:
         advice = "Trained in %.0f s. Evaluate with: dictionary-learning evaluate %s --model MODEL --data DATA"
         logger.info(advice, end - loaded, save_dir)
-        return None
+        return
     logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, text[1].name)
     saved = trained(save_dir, dictionaries)
     model = model or arguments.load(arguments.model)
@@ -223,7 +209,7 @@ def train(
         norm_limits=source.norm_limits,
     )
     seconds = {"load": loaded - start, "train": end - loaded, "evaluate": time.monotonic() - end}
-    return report_on(report, saved, save_dir, seconds)
+    report_on(report, saved, save_dir, seconds)
 
 
 def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
@@ -242,14 +228,12 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
     if arguments.cache is not None and (arguments.layers or arguments.layer_stride != 1):
         raise ConfigError("Got --layers or --layer-stride with --cache, which knows sites but no layers. Give --sites.")
     k = max((getattr(config, "k", None) or 1) if "k" in given else 1 for config in configs)
-    least, what = (
-        (k, f"k={k}") if arguments.cache is not None else max((arguments.ctx_len, "one context"), (k, f"k={k}"))
-    )
-    if arguments.batch_size < least:
+    least, what = max((1 if arguments.cache else arguments.ctx_len, "one context"), (k, f"k={k}"))
+    size = arguments.batch_size
+    if size < least:
         raise ConfigError(
-            f"Got --batch-size {arguments.batch_size}; a training step needs at least {least} tokens ({what}). The batch size "
-            f"counts tokens, not sequences as in sparsify: {arguments.batch_size} sequences are --batch-size "
-            f"{arguments.batch_size * arguments.ctx_len}."
+            f"Got --batch-size {size}; a training step needs at least {least} tokens ({what}). The batch size counts "
+            f"tokens, not sequences as in sparsify: {size} sequences are --batch-size {size * arguments.ctx_len}."
         )
 
 
@@ -259,56 +243,39 @@ def _source(
     text: "Source | None",
     configs: "Sequence[OptimizationConfig]",
 ) -> "Activations":
-    """Returns the activations: a cache, a buffer over the model, or whole contexts where a method needs them."""
+    """Returns a cache, a buffer over the model, or whole contexts where a method needs them."""
     from dictionary_learning.activations.cache import ActivationCache
     from dictionary_learning.buffer import ActivationBuffer
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.dictionaries import WIRINGS
 
+    size = arguments.batch_size
     if arguments.cache is not None:
-        return ActivationCache(
-            arguments.cache,
-            list(arguments.sites) or None,
-            out_batch_size=arguments.batch_size,
-            end_of_data=arguments.end_of_data,
-            model=arguments.model,
-        )
+        options = arguments.options("end_of_data", "model")
+        return ActivationCache(arguments.cache, list(arguments.sites) or None, out_batch_size=size, **options)
     assert model is not None and text is not None
     wirings = {getattr(config, "wiring", None) or "autoencoder" for config in configs}
     sites = arguments.sites_of(model, predicts=any(WIRINGS[name].writes_others for name in wirings))
     if any(config.needs_contexts for config in configs):
-        logger.info(
-            "Contexts stay whole: options of the shuffle buffer, of token norms and of positions have no effect."
-        )
+        logger.info("Contexts stay whole: options of the shuffle buffer, token norms and positions have no effect.")
         return ContextStream(
             text,
             model,
             sites,
-            ctx_len=arguments.ctx_len,
-            batch_size=arguments.batch_size // arguments.ctx_len,
-            remove_bos=arguments.remove_bos,
-            pack=arguments.pack,
+            batch_size=size // arguments.ctx_len,
             predict=any(config.needs_predictions for config in configs),
-            end_of_data=arguments.end_of_data,
+            **arguments.options("ctx_len", "remove_bos", "pack", "end_of_data"),
         )
-    return ActivationBuffer(
-        text,
-        model,
-        sites,
-        n_ctxs=arguments.n_ctxs,
-        out_batch_size=arguments.batch_size,
-        end_of_data=arguments.end_of_data,
-        dtype=arguments.storage_dtype,
-        **arguments.reading,
-    )
+    options = arguments.options("n_ctxs", "end_of_data") | arguments.reading
+    return ActivationBuffer(text, model, sites, out_batch_size=size, dtype=arguments.storage_dtype, **options)
 
 
 def _adapted(config: Any, widths: "Mapping[Site, int]", given: Collection[str]) -> Any:
-    """Returns a recipe's config with a number of latents that these activations can carry, unless it was asked for.
+    """Returns a recipe's config with as many latents as these activations can carry, unless given.
 
-    The width of a dictionary that reads several sites is their sum, and its size would grow with the square of their
-    number. Here a crosscoder gets as many latents as an autoencoder of its widest site, and a cross-layer transcoder
-    at least one per dimension of each layer.
+    The width of a dictionary that reads several sites is their sum, and its size would grow with
+    the square of their number. Here a crosscoder gets as many latents as an autoencoder of its
+    widest site, and a cross-layer transcoder at least one per dimension of each layer.
     """
     from dictionary_learning.dictionaries import WIRINGS
 
@@ -326,8 +293,3 @@ def _adapted(config: Any, widths: "Mapping[Site, int]", given: Collection[str]) 
         shown = ", ".join(f"{name}={value}" for name, value in changes.items())
         logger.info("The recipe is adapted to activations of width %d: %s.", max(reads), shown)
     return config.replace(**changes)
-
-
-def _with_trainer(trainer: "type[Trainer]", config: "OptimizationConfig") -> dict[str, Any]:
-    """Returns a config together with its trainer, as `trainSAE` reads it."""
-    return {"trainer": trainer, **{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}}

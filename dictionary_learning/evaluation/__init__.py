@@ -1,18 +1,22 @@
 """How good dictionaries are.
 
-* `evaluate_dictionaries(model, candidates, text)` measures several dictionaries on text, spliced into the model.
+* `evaluate_dictionaries(model, candidates, text)` measures several on text, spliced into the model.
 * `evaluate_activations(dictionary, activations)` measures one on activations alone.
-* `evaluate` and `loss_recovered` are dictionary-learning 0.1's functions (`dictionary_learning.compat._evaluation`).
+* `evaluate` and `loss_recovered` are functions of dictionary-learning 0.1 (`compat`).
 """
 
 from typing import TYPE_CHECKING
 
 from dictionary_learning._lazy import lazy_names
-from dictionary_learning.evaluation._base import METRICS, EvaluationBatch, Metric
+from dictionary_learning.evaluation._metrics import (
+    METRICS,
+    EvaluationBatch,
+    Metric,
+    ReconstructionMetric,
+    SparsityMetric,
+)
 from dictionary_learning.evaluation._on_activations import evaluate_activations
-from dictionary_learning.evaluation._reconstruction import ReconstructionMetric
 from dictionary_learning.evaluation._runner import Candidate, EvaluationConfig, Report, evaluate_dictionaries
-from dictionary_learning.evaluation._sparsity import SparsityMetric
 
 if TYPE_CHECKING:
     from dictionary_learning.compat._evaluation import evaluate, loss_recovered

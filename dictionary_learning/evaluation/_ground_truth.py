@@ -14,26 +14,29 @@ from dictionary_learning.synthetic import SyntheticActivations
 
 @dataclasses.dataclass(frozen=True)
 class GroundTruth:
-    """Metrics of a dictionary against known features; a latent's feature is the one of largest |cos| with its decoder row."""
+    """Metrics of a dictionary against known features.
+
+    A latent's feature is the one of largest |cos| with its decoder row. Shares are from 0 to 1.
+    """
 
     n_tokens: int
     """Held-out rows that were measured."""
     mcc: float
-    """Mean |cos| of decoder rows and features, matched one to one for the largest sum; 0 to 1, higher is better."""
+    """Mean |cos| of decoder rows and features, matched for the largest sum; higher is better."""
     uniqueness: float
-    """Number of distinct features of latents / number of latents; 0 to 1, higher is better."""
+    """Number of distinct features of latents / number of latents; higher is better."""
     precision: float
-    """Mean over latents of both firing / latent firing, 0 where it never fires; 0 to 1, higher is better."""
+    """Mean over latents of both firing / latent firing, 0 if it never fires; higher is better."""
     recall: float
-    """Mean over latents of both firing / feature firing, 0 where it never fires; 0 to 1, higher is better."""
+    """Mean over latents of both firing / feature firing, 0 if it never fires; higher is better."""
     f1: float
-    """Mean over latents of 2 both / (latent firing + feature firing), 0 if undefined; 0 to 1, higher is better."""
+    """Mean over latents of 2 both / (latent + feature firing), 0 if undefined; higher is better."""
     explained_variance: float
-    """1 - sum |x - x_hat|^2 / sum |x - mean x|^2; up to 1, higher is better. 0 if activations do not vary."""
+    """1 - sum |x - x_hat|^2 / sum |x - mean x|^2, 0 if x does not vary; higher is better."""
     l0: float
     """Mean number of non-zero latents of a row; lower is sparser."""
     dead: float
-    """Share of latents that fire on none of the rows; 0 to 1, lower is better."""
+    """Share of latents that fire on none of the rows; lower is better."""
     shrinkage: float
     """Mean |x_hat| / |x| over rows with x not 0; 1 is best, less is shrunk."""
 
@@ -42,12 +45,12 @@ class GroundTruth:
 def ground_truth(
     dictionary: Any, data: SyntheticActivations, *, n_tokens: int = 100_000, batch_size: int = 1024
 ) -> GroundTruth:
-    """Measures a dictionary, in eval mode, on held-out rows; the stream of training rows does not advance.
+    """Measures a dictionary, in eval mode, on held-out rows; training rows do not advance.
 
     Args:
         dictionary: has `encode`, `decode` and `W_dec` of shape (dict_size, activation_dim).
         data: the activations with known features.
-        n_tokens: how many rows.
+        n_tokens: rows in all.
         batch_size: rows at a time.
 
     Raises:
@@ -108,4 +111,5 @@ def matched_mean(similarities: Float[Tensor, "rows columns"]) -> float:
 
 
 def _mean_ratio(above: Float[Tensor, "dict_size"], below: Float[Tensor, "dict_size"]) -> float:
-    return float((above / below.clamp_min(1)).mean())  # the denominators are counts, and above is 0 where they are
+    # the denominators are counts, and above is 0 where they are
+    return float((above / below.clamp_min(1)).mean())

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import DataError
-from dictionary_learning.evaluation._base import METRICS, EvaluationBatch, check_finite
+from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.evaluation._metrics import METRICS, EvaluationBatch
 from dictionary_learning.sites import Site
 
 
@@ -21,16 +21,17 @@ def evaluate_activations(
     n_batches: int | None = None,
     normalize_batch: bool = False,
 ) -> dict[str, float]:
-    """Returns the metrics of a dictionary on batches of activations, computed where the dictionary is.
+    """Returns a dictionary's metrics on batches of activations, computed where the dictionary is.
 
     Rows with a NaN or an infinity are excluded and counted.
 
     Args:
         dictionary: the dictionary.
-        activations: tensors (batch, activation_dim); for a dictionary that reads contexts, one context each.
+        activations: tensors (batch, activation_dim); for a dictionary that reads contexts, one
+            context each.
         n_batches: how many batches to read; by default all.
-        normalize_batch: multiplies each batch so that its mean norm is sqrt(activation_dim). Metrics with a unit, such as
-            `l2_loss` and `mse`, are then those of the normalized activations.
+        normalize_batch: multiplies each batch so that its mean norm is sqrt(activation_dim).
+            Metrics with a unit, such as `l2_loss` and `mse`, are then of normalized activations.
 
     Returns:
         The metrics of `ReconstructionMetric` and `SparsityMetric`, and `n_tokens_nonfinite`.
@@ -70,3 +71,17 @@ def evaluate_activations(
 def scale_of_batch(x: Float[Tensor, "batch activation_dim"]) -> float:
     """Returns the factor that gives the rows a mean norm of sqrt(activation_dim)."""
     return float(x.shape[-1] ** 0.5 / x.norm(dim=-1).mean())
+
+
+def check_finite(dictionary: Dictionary, name: str) -> None:
+    """Checks that no tensor holds a NaN or an infinity, which would spoil every metric.
+
+    Raises:
+        ConfigError: one does; the message names the first.
+    """
+    for key, tensor in dictionary.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ConfigError(
+                f"{name} holds a NaN or an infinity in {key}, so no metric of it means anything. The run that trained "
+                "it diverged: train with a lower learning rate, or load an earlier checkpoint."
+            )

@@ -1,32 +1,37 @@
 """Evaluates several dictionaries on text, at several sites, in one pass over it."""
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from dictionary_learning._hardware import float64
 from dictionary_learning._predictions import Predictions
+from dictionary_learning._types import ModelLike, SitesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.evaluation._base import METRICS, EvaluationBatch, Metric, check_finite
-from dictionary_learning.evaluation._fidelity import FidelityMetric, recovered
-from dictionary_learning.evaluation._sparsity import SparsityMetric
+from dictionary_learning.evaluation._metrics import (
+    METRICS,
+    EvaluationBatch,
+    FidelityMetric,
+    Metric,
+    SparsityMetric,
+    recovered,
+)
+from dictionary_learning.evaluation._on_activations import check_finite
 from dictionary_learning.interventions import ablate, graft, graft_across, put
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.sites import Site
 
 logger = logging.getLogger(__name__)
-
-SitesLike: TypeAlias = str | Site | Sequence[str | Site]
-"""A site, a pattern such as "model.layers.[0-3].mlp", or several of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class EvaluationConfig(BaseConfig):
     n_tokens: int = 32_768
     """Tokens to read for the metrics of activations and latents; fewer if the text ends."""
     n_fidelity_tokens: int = 8_192
-    """Tokens to read for cross-entropy and KL, which need a whole forward pass for each dictionary; 0 for none."""
+    """Tokens to read for cross-entropy and KL, with a forward pass per dictionary; 0 for none."""
     ctx_len: int = 128
     """Tokens in a context."""
     batch_size: int = 8
@@ -71,16 +76,16 @@ class Report(Losses):
     model: dict[str, Any]
     """The model's name, revision and dtype."""
     data: dict[str, Any]
-    """The text, how many tokens were read, scored and excluded as not finite, and the token filter in words."""
+    """The text, how many tokens were read, scored and not finite, and the token filter in words."""
     dictionaries: list[dict[str, Any]]
-    """For each dictionary its name, site, class and sizes, its metrics, and the density of its latents."""
+    """For each dictionary its name, site, class, sizes and metrics, and its latents' density."""
 
 
 @torch.no_grad()
 def evaluate_dictionaries(
-    model: Any,
+    model: ModelLike,
     candidates: Candidate | Iterable[Candidate],
-    text: Any,
+    text: TextLike,
     config: EvaluationConfig | None = None,
     *,
     token_filter: TokenFilter | None = None,
@@ -88,23 +93,27 @@ def evaluate_dictionaries(
 ) -> Report:
     """Returns the metrics of dictionaries on the same text.
 
-    The text is read once. Each batch's activations update the metrics of reconstruction and sparsity and the mean
-    activation of each site. Then the model predicts the next tokens of the first batches: unchanged, with each dictionary
-    spliced in, and with each site ablated to zero and to its mean. Tokens that the filter excludes are never replaced
-    and count in no metric; tokens with a NaN or an infinity in their activations are excluded too, and counted. A
-    dictionary that writes several sites is spliced into each in turn, and its metrics are means over the sites.
+    The text is read once. Each batch's activations update the metrics of reconstruction and
+    sparsity and the mean activation of each site. Then the model predicts the next tokens of the
+    first batches: unchanged, with each dictionary spliced in, and with each site ablated to zero
+    and to its mean. Tokens that the filter excludes are never replaced and count in no metric;
+    tokens with a NaN or an infinity in their activations are excluded too, and counted. A
+    dictionary that writes several sites is spliced into each in turn, and its metrics are means
+    over the sites.
 
     Args:
         model: the language model, or its name.
-        candidates: a dictionary with its name and site, or several. Names that occur twice get a number.
+        candidates: a dictionary with its name and site, or several. Names that occur twice get a
+            number.
         text: text that was not used for training.
         config: how much text.
-        token_filter: which tokens count; by default all but padding, BOS and the first of each context.
+        token_filter: which tokens count; by default all but padding, BOS and the first of each
+            context.
         norm_limits: the largest norm that counts at each site, as found in training.
 
     Raises:
         DataError: the text has no token that counts.
-        ConfigError: a dictionary's width is not that of its site, or one of its tensors holds a NaN.
+        ConfigError: a dictionary's width is not that of its site, or a tensor holds a NaN.
         SiteError: a site is not in the model.
     """
     config = config or EvaluationConfig()
@@ -115,41 +124,33 @@ def evaluate_dictionaries(
     token_filter = token_filter or TokenFilter(exclude_ids=stream.special_ids, exclude_first=True)
     batches = _read(stream, config)
     limits = {site: limit for key, limit in (norm_limits or {}).items() for site in _sites(traced, key)}
-    activations = _ActivationPass(traced, evaluations, token_filter, limits)
-    keeps = [activations.update(tokens) for tokens in batches]
-    if activations.n_nonfinite:
+    run = _Run(traced, evaluations, token_filter, limits)
+    keeps = [run.add_activations(tokens) for tokens in batches]
+    if run.n_nonfinite:
         message = "%d tokens have a NaN or an infinity in their activations; they are excluded from every metric."
-        logger.warning(message, activations.n_nonfinite)
-    if not activations.n_kept:
+        logger.warning(message, run.n_nonfinite)
+    if not run.n_kept:
         raise DataError(
-            f"{stream.source.name} has no token that counts ({activations.n_nonfinite} have a NaN or an infinity in their "
+            f"{stream.source.name} has no token that counts ({run.n_nonfinite} have a NaN or an infinity in their "
             f"activations). Give more text, or exclude less than {token_filter.describe()}."
         )
-    report: Report = {
-        "model": traced.describe(),
-        "data": {
-            "source": stream.source.name,
-            "n_tokens_read": sum(int(tokens.attention_mask.sum()) for tokens in batches),
-            "n_tokens_scored": activations.n_kept,
-            "n_tokens_nonfinite": activations.n_nonfinite,
-            "ctx_len": config.ctx_len,
-            "filter": token_filter.describe(),
-        },
-        "dictionaries": [],
+    data: dict[str, Any] = {
+        "source": stream.source.name,
+        "n_tokens_read": sum(int(tokens.attention_mask.sum()) for tokens in batches),
+        "n_tokens_scored": run.n_kept,
+        "n_tokens_nonfinite": run.n_nonfinite,
+        "ctx_len": config.ctx_len,
+        "filter": token_filter.describe(),
     }
-    fidelity: _FidelityPass | None = None
+    losses: Losses = {}
     if config.n_fidelity_tokens:
-        fidelity = _FidelityPass(traced, evaluations, activations.means())
         n_batches = max(1, config.n_fidelity_tokens // (config.ctx_len * config.batch_size))
         for tokens, keep in list(zip(batches, keeps, strict=True))[:n_batches]:
-            fidelity.update(tokens, keep)
-        report["data"]["n_tokens_predicted"] = fidelity.clean.n
-        report["ce_clean"] = fidelity.clean.ce
-        report["ablation"] = fidelity.ablations()
-    for evaluation in evaluations:
-        metrics = {**evaluation.metrics(), **(fidelity.metrics(evaluation) if fidelity else {})}
-        report["dictionaries"].append(evaluation.describe(metrics))
-    return report
+            run.add_predictions(tokens, keep)
+        data["n_tokens_predicted"] = run.clean.n
+        losses = {"ce_clean": run.clean.ce, "ablation": run.ablations()}
+    entries = [e.describe(run.losses(e) if losses else {}) for e in evaluations]
+    return {"model": traced.describe(), "data": data, "dictionaries": entries, **losses}
 
 
 @dataclasses.dataclass
@@ -160,14 +161,11 @@ class _Evaluation:
     dictionary: Dictionary
     reads: tuple[Site, ...]
     writes: tuple[Site, ...]
-    accumulators: dict[str, Metric] = dataclasses.field(default_factory=lambda: {n: m() for n, m in METRICS.items()})
+    metrics: dict[str, Metric] = dataclasses.field(default_factory=lambda: {n: m() for n, m in METRICS.items()})
     spliced: FidelityMetric = dataclasses.field(default_factory=FidelityMetric)
 
-    def metrics(self) -> dict[str, float]:
-        return {key: value for metric in self.accumulators.values() for key, value in metric.compute().items()}
-
-    def describe(self, metrics: dict[str, float]) -> dict[str, Any]:
-        sparsity = self.accumulators["sparsity"]
+    def describe(self, losses: dict[str, float]) -> dict[str, Any]:
+        sparsity = self.metrics["sparsity"]
         assert isinstance(sparsity, SparsityMetric)
         return {
             "name": self.name,
@@ -177,13 +175,18 @@ class _Evaluation:
             "activation_dim": self.dictionary.activation_dim,
             "dict_size": self.dictionary.dict_size,
             "k": getattr(self.dictionary, "k", None),
-            "metrics": metrics,
+            "metrics": {k: v for metric in self.metrics.values() for k, v in metric.compute().items()} | losses,
             "density": sparsity.density(),
         }
 
+    def inputs(self, values: Mapping[Site, Tensor], sites: Sequence[Site]) -> Tensor:
+        """Returns the activations of several sites, concatenated in the last dimension."""
+        parts = [values[site].to(self.dictionary.device, self.dictionary.dtype) for site in sites]  # each (..., dim)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-class _ActivationPass:
-    """Updates the metrics of activations and latents, and the mean activation of each site."""
+
+class _Run:
+    """What all dictionaries share: the model, the token filter, and the sums of each site."""
 
     def __init__(
         self, model: TracedModel, evaluations: list[_Evaluation], token_filter: TokenFilter, limits: dict[Site, float]
@@ -192,10 +195,12 @@ class _ActivationPass:
         self.filter, self.limits = token_filter, limits
         self.sites = list(dict.fromkeys(site for e in evaluations for site in (*e.reads, *e.writes)))
         self.n_kept = self.n_nonfinite = 0
-        self._sums: dict[Site, Tensor] = {}
+        self.sums: dict[Site, Tensor] = {}  # each (dim,)
+        self.clean = FidelityMetric()
+        self.zero, self.mean = ({site: FidelityMetric() for site in self.sites} for _ in range(2))
 
-    def update(self, tokens: TokenBatch) -> Bool[Tensor, "batch ctx"]:
-        """Adds a batch; returns which of its tokens count in predictions."""
+    def add_activations(self, tokens: TokenBatch) -> Bool[Tensor, "batch ctx"]:
+        """Adds a batch to the metrics of activations; returns which tokens count in predictions."""
         values = self.model.capture(*tokens, self.sites)  # each (batch, ctx, dim)
         keep = self.filter.token_mask(tokens)  # (batch, ctx)
         finite = torch.stack([x.isfinite().all(dim=-1).cpu() for x in values.values()]).all(dim=0)  # (batch, ctx)
@@ -207,43 +212,30 @@ class _ActivationPass:
         rows = {site: x[keep.to(x.device)].float() for site, x in values.items()}  # each (n, dim)
         self.n_kept += int(keep.sum())
         for site, x in rows.items():
-            self._sums[site] = self._sums.get(site, 0) + float64(x).sum(0)
+            self.sums[site] = self.sums.get(site, 0) + float64(x).sum(0)
         lengths = keep.sum(-1)  # (batch,): a dictionary may read contexts, so rows stay grouped by context
         for e in self.evaluations if keep.any() else ():
-            x, y = (_concatenated(rows, sites, e.dictionary) for sites in (e.reads, e.writes))
+            x, y = e.inputs(rows, e.reads), e.inputs(rows, e.writes)
             reconstruction = e.dictionary.reconstruct_contexts(x, lengths)
-            for metric in e.accumulators.values():
+            for metric in e.metrics.values():
                 metric.update(EvaluationBatch(y, reconstruction.outputs, reconstruction.latents))
-        # attention carries a NaN to the tokens after it, so no prediction of such a context is scored
+        # attention carries a NaN to later tokens, so no prediction of such a context is scored
         return keep & (finite | ~tokens.attention_mask).all(dim=-1, keepdim=True)
 
-    def means(self) -> dict[Site, Float[Tensor, "dim"]]:
-        """Returns the mean activation of the tokens that count."""
-        return {site: total / self.n_kept for site, total in self._sums.items()}
-
-
-class _FidelityPass:
-    """Measures cross-entropy and KL of the model: unchanged, with each dictionary spliced in, and ablated."""
-
-    def __init__(self, model: TracedModel, evaluations: list[_Evaluation], means: Mapping[Site, Tensor]):
-        self.model, self.evaluations, self.means = model, evaluations, means
-        self.clean = FidelityMetric()
-        self.zero = {site: FidelityMetric() for site in means}
-        self.mean = {site: FidelityMetric() for site in means}
-
-    def update(self, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]) -> None:
+    def add_predictions(self, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]) -> None:
+        """Adds the losses of a batch: unchanged, with each dictionary spliced in, and ablated."""
         predictions = Predictions(self.model.run(*tokens), tokens, keep)
         self.clean.update(predictions)
         for e in self.evaluations:
             for edits in self._splices(e, tokens, keep):
                 e.spliced.update(predictions, self.model.run(*tokens, edits))
-        for site, mean in self.means.items():
-            for metric, value in ((self.zero[site], 0.0), (self.mean[site], mean)):
+        for site, total in self.sums.items():
+            for metric, value in ((self.zero[site], 0.0), (self.mean[site], total / self.n_kept)):
                 metric.update(predictions, self.model.run(*tokens, {site: ablate(value, keep)}))
 
     def _splices(
         self, e: _Evaluation, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]
-    ) -> Iterator[dict[Site, Edit]]:
+    ) -> Iterator[Mapping[Site, Edit]]:
         """Yields the edits of each forward pass that measures a dictionary."""
         if e.reads == e.writes and len(e.reads) == 1:
             yield {e.reads[0]: graft(e.dictionary, keep)}  # an autoencoder
@@ -251,8 +243,8 @@ class _FidelityPass:
             yield graft_across(e.dictionary, e.reads[0], e.writes[0], keep)  # a transcoder, in one pass
         else:
             # all sites are read from the original model, then each is replaced in a pass of its own
-            outputs = e.dictionary(_concatenated(self.model.capture(*tokens, e.reads), e.reads, e.dictionary))
-            widths = [self.means[site].shape[-1] for site in e.writes]
+            outputs = e.dictionary(e.inputs(self.model.capture(*tokens, e.reads), e.reads))
+            widths = [len(self.sums[site]) for site in e.writes]
             for site, value in zip(e.writes, outputs.split(widths, dim=-1), strict=True):
                 yield {site: put(value, keep)}
 
@@ -262,7 +254,7 @@ class _FidelityPass:
             for (site, zero), mean in zip(self.zero.items(), self.mean.values(), strict=True)
         }
 
-    def metrics(self, e: _Evaluation) -> dict[str, float]:
+    def losses(self, e: _Evaluation) -> dict[str, float]:
         zero, mean = FidelityMetric(), FidelityMetric()  # the baselines, over the sites that it writes
         for site in e.writes:
             zero.merge(self.zero[site])
@@ -280,39 +272,32 @@ def _evaluations(model: TracedModel, candidates: Candidate | Iterable[Candidate]
     """Returns the candidates at the model's sites, each under a name of its own.
 
     Raises:
-        ConfigError: something is no candidate, or a dictionary does not fit its sites or holds a NaN.
+        ConfigError: one is no candidate, or its dictionary does not fit its sites or holds a NaN.
     """
-    found: list[_Evaluation] = []
+    found: dict[str, _Evaluation] = {}
     for one in [candidates] if isinstance(candidates, Candidate) else candidates:
         if not isinstance(one, Candidate) or not isinstance(one.dictionary, Dictionary):
             got = type(one.dictionary if isinstance(one, Candidate) else one).__name__
             raise ConfigError(
-                f"Got a {got} to evaluate; give Candidate(name, dictionary, site). A trainer's dictionary is trainer.export()."
+                f"Got a {got} to evaluate; give Candidate(name, dictionary, site). "
+                "A trainer's dictionary is trainer.export()."
             )
-        name = unique_name(one.name, [e.name for e in found])
+        # a second "a" is "a #2"
+        names = itertools.chain([one.name], (f"{one.name} #{n}" for n in itertools.count(2)))
+        name = next(name for name in names if name not in found)
         check_finite(one.dictionary, f"Dictionary '{name}'")
         reads = _sites(model, one.site)
         writes = reads if one.target is None else _sites(model, one.target)
+        widths = model.widths(list(dict.fromkeys((*reads, *writes))))
         try:
-            one.dictionary.check_sites(
-                [model.widths([site])[site] for site in reads], [model.widths([site])[site] for site in writes]
-            )
+            one.dictionary.check_sites([widths[site] for site in reads], [widths[site] for site in writes])
         except ConfigError as error:
-            sites = ", ".join(f"'{site}'" for site in dict.fromkeys((*reads, *writes)))
+            sites = ", ".join(f"'{site}'" for site in widths)
             raise ConfigError(f"Dictionary '{name}' does not fit {sites} in {model.name}: {error}") from error
-        found.append(_Evaluation(name, one.dictionary, reads, writes))
+        found[name] = _Evaluation(name, one.dictionary, reads, writes)
     if not found:
         raise ConfigError("Got no dictionary to evaluate. Give at least one Candidate(name, dictionary, site).")
-    return found
-
-
-def unique_name(name: str, taken: Iterable[str]) -> str:
-    """Returns the name, or with a number behind it where it is taken: "a", "a #2", "a #3"."""
-    taken, number, unique = set(taken), 1, name
-    while unique in taken:
-        number += 1
-        unique = f"{name} #{number}"
-    return unique
+    return list(found.values())
 
 
 def _sites(model: TracedModel, given: SitesLike) -> tuple[Site, ...]:
@@ -332,9 +317,3 @@ def _read(stream: TokenStream, config: EvaluationConfig) -> list[TokenBatch]:
         batches.append(tokens)
         n_tokens += int(tokens.attention_mask.sum())
     return batches
-
-
-def _concatenated(rows: Mapping[Site, Tensor], sites: Sequence[Site], dictionary: Dictionary) -> Tensor:
-    """Returns the activations of a dictionary's sites, concatenated in the last dimension."""
-    parts = [rows[site].to(dictionary.device, dictionary.dtype) for site in sites]  # each (..., dim)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -9,7 +9,6 @@ import torch
 from dictionary_learning import ActivationBuffer, ContextStream, load_dictionary, load_model, trainSAE
 from dictionary_learning.cli import main
 from dictionary_learning.cli._options import CaptureArguments
-from dictionary_learning.cli._train import trainer_class_of
 from dictionary_learning.data import as_source
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig
 from dictionary_learning.trainers.recipes import RECIPES
@@ -82,7 +81,7 @@ def test_every_trainer_trains_the_same_bits_as_in_python(train, name, traced, tm
 def test_every_recipe_trains(train, name):
     has_wiring = getattr(RECIPES[name](), "wiring", None) is not None  # others differ in no site, and one is faster
     configs = train("--recipe", name, *([] if has_wiring else ["--layers", "1"]))
-    expected = TRAINERS[OF_A_RECIPE[name]] if name in OF_A_RECIPE else trainer_class_of(RECIPES[name]())
+    expected = TRAINERS[OF_A_RECIPE[name]] if name in OF_A_RECIPE else RECIPES[name]().trainer_class
     found = {config["trainer"]["trainer_class"] for config in configs}
     assert found == {expected.__name__}
 

@@ -35,7 +35,7 @@ def test_sites_and_layers_together_are_refused():
 
 def test_options_are_read_with_either_kind_of_dash():
     parser = Parser("train")
-    add_config(parser, TrainArguments, positional=("model", "data"))
+    add_config(parser, TrainArguments)
     for written in (["--layer-stride", "2"], ["--layer_stride", "2"], ["--layer_stride=2"]):
         read = read_config(parser.read(["m", "d", *written]), TrainArguments)
         assert read.layer_stride == 2 and read.layers == ()

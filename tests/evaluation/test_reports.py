@@ -12,7 +12,7 @@ import pytest
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.evaluation.reports import RENDERERS, write_report
-from dictionary_learning.evaluation.reports._metrics import best_values
+from dictionary_learning.evaluation.reports._contents import best_values
 from dictionary_learning.evaluation.reports._svg import COLORS, looks
 
 SITE, OTHER_SITE = "model.layers.3:out", "model.layers.3.mlp:out"

@@ -173,6 +173,13 @@ def test_command_converts_all_of_a_run(tmp_path, capsys):
     assert loaded.info.sites == ("blocks.2.hook_resid_post",)
 
 
+def test_command_takes_names_of_transformer_lens(tmp_path):
+    named = ["--hook-name", "blocks.5.hook_mlp_out", "--model-name", "gpt2-small"]
+    assert main(["convert", str(golden.folder("sparsify/topk")), str(tmp_path), "--to", "sae_lens", *named]) == 0
+    assert load_dictionary(tmp_path).info.sites == ("blocks.5.hook_mlp_out",)
+    assert json.loads((tmp_path / "cfg.json").read_text())["metadata"]["model_name"] == "gpt2-small"
+
+
 def test_command_says_why_not(tmp_path, caplog):
     assert main(["convert", str(golden.folder("sparsify/groupmax")), str(tmp_path / "d"), "--to", "sae_lens"]) == 2
     assert "SAELens has no autoencoder with GroupMax" in caplog.text

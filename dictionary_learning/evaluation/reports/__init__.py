@@ -1,7 +1,7 @@
 """Reports of an evaluation: files to read, and files to compute with.
 
-A renderer turns a report, plain data as `evaluate_dictionaries` returns it, into the text of one file. It omits what the
-report lacks, and shows a dash for a value that is missing or not finite.
+A renderer turns a report, plain data as `evaluate_dictionaries` returns it, into the text of one
+file. It omits what the report lacks, and shows a dash for what is missing or not finite.
 """
 
 import json
@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from dictionary_learning.config import Registry
 from dictionary_learning._disk import write_atomically
+from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation.reports._as_markdown import render_markdown
 
@@ -34,10 +34,10 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uf
 def write_report(
     report: Mapping[str, Any], folder: str | os.PathLike, formats: Sequence[str] = ("json", "markdown", "html")
 ) -> dict[str, Path]:
-    """Writes `report.json`, `report.md` and `report.html`; each file is complete or absent at any moment.
+    """Writes `report.json`, `report.md` and `report.html`; each is complete or absent at any time.
 
     Args:
-        report: the report.
+        report: what `evaluate_dictionaries` returns.
         folder: the folder to write into; it is created if needed.
         formats: names in `RENDERERS`.
 
@@ -64,7 +64,8 @@ def write_report(
 @RENDERERS.register("html")
 def render_html(report: Mapping[str, Any]) -> str:
     """Returns a page that needs no network and no other file."""
-    from dictionary_learning.evaluation.reports._as_html import render_page  # imports jinja2 and matplotlib
+    # imports jinja2 and matplotlib
+    from dictionary_learning.evaluation.reports._as_html import render_page
 
     return render_page(report)
 

@@ -1,10 +1,20 @@
 """The report as a text that reads well in a terminal and on GitHub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from dictionary_learning.evaluation.reports._formatting import count, duration, excluded, headline
-from dictionary_learning.evaluation.reports._metrics import BASELINES, baselines, best_values, defined, shown_columns
+from dictionary_learning.evaluation.reports._contents import (
+    BASELINES,
+    Entries,
+    baselines,
+    best_values,
+    count,
+    defined,
+    duration,
+    excluded,
+    headline,
+    shown_columns,
+)
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
@@ -27,7 +37,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _dictionaries(dictionaries: Sequence[Mapping[str, Any]]) -> str:
+def _dictionaries(dictionaries: Entries) -> str:
     columns, best = shown_columns(dictionaries), best_values(dictionaries)
     rows = []
     for i, d in enumerate(dictionaries):
@@ -39,7 +49,7 @@ def _dictionaries(dictionaries: Sequence[Mapping[str, Any]]) -> str:
     return _table(["site", "name", "width", *(column.label for column in columns)], rows, n_left=2)
 
 
-def _definitions(dictionaries: Sequence[Mapping[str, Any]]) -> str:
+def _definitions(dictionaries: Entries) -> str:
     lines = []
     for metric in defined(dictionaries):
         better = "" if metric.better == "neither" else f"; {metric.better} is better"

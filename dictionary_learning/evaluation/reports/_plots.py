@@ -7,20 +7,19 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
-from dictionary_learning.evaluation.reports._formatting import (
+from dictionary_learning.evaluation.reports._contents import (
+    Entries,
     count,
     decimal,
     finite,
-    names_of,
     shortened,
     signed,
     sites_of,
 )
-from dictionary_learning.evaluation.reports._svg import CARD, INK, MUTED, RULE, Look, draw, title_of_axis
-
-Dictionaries = Sequence[Mapping[str, Any]]
+from dictionary_learning.evaluation.reports._svg import CARD, INK, MUTED, RULE, Look, draw
 
 _HEIGHT = 3.7  # inches
 _DECADES = 4.0  # an increase too small for this many is drawn at the left end
@@ -29,9 +28,10 @@ _LABEL = 24  # letters of a name beside a point
 _MAX_FILLED = 4  # histograms; more would only make gray
 _MAX_POINTS = 400  # of a curve; more are not seen at this width
 _WIDE_RANGE = 4.0  # a ratio of largest to smallest from which a logarithmic axis is the clearer one
+_POINT: dict[str, Any] = {"markeredgecolor": CARD, "clip_on": False}
 
 
-def training_plot(dictionaries: Dictionaries, looks: Sequence[Look], key: str, label: str) -> str:
+def training_plot(dictionaries: Entries, looks: Sequence[Look], key: str, label: str) -> str:
     """Draws one metric of the training history over tokens."""
     curves = {i: _curve(d.get("history") or [], key) for i, d in enumerate(dictionaries)}
     curves = {i: points for i, points in curves.items() if points}
@@ -41,22 +41,22 @@ def training_plot(dictionaries: Dictionaries, looks: Sequence[Look], key: str, l
     def paint(axes: Axes) -> None:
         for i, points in curves.items():
             tokens, values = zip(*points, strict=True)
-            marker = looks[i].marker if len(points) == 1 else None
-            axes.plot(tokens, values, color=looks[i].color, linestyle=looks[i].line, marker=marker, gid=looks[i].gid)
+            look, marker = looks[i], looks[i].marker if len(points) == 1 else None
+            axes.plot(tokens, values, color=look.color, linestyle=look.line, marker=marker, gid=look.gid)
         _choose_scale(axes.yaxis, [value for points in curves.values() for _, value in points])
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("training tokens")
         axes.margins(x=0.01)
 
-    return draw(f"training-{key}", f"{label} over training tokens", _HEIGHT, names_of(dictionaries), paint)
+    return draw(f"training-{key}", f"{label} over training tokens", _HEIGHT, looks, paint)
 
 
-def scatter_plot(dictionaries: Dictionaries, looks: Sequence[Look]) -> str:
+def scatter_plot(dictionaries: Entries, looks: Sequence[Look]) -> str:
     """Draws FVU against L0, a point for each dictionary with its site's shape."""
     points: dict[int, tuple[float, float]] = {}
     for i, d in enumerate(dictionaries):
-        x, y = finite(d["metrics"].get("l0")), finite(d["metrics"].get("fvu"))
+        x, y = (finite(d["metrics"].get(key)) for key in ("l0", "fvu"))
         if x is not None and y is not None:
             points[i] = (x, y)
     if len(points) < 2:  # the table shows as much of one point
@@ -65,25 +65,24 @@ def scatter_plot(dictionaries: Dictionaries, looks: Sequence[Look]) -> str:
     def paint(axes: Axes) -> None:
         for i, (x, y) in points.items():
             look = looks[i]
-            marker = {"markersize": 10, "markeredgecolor": CARD, "clip_on": False}
-            axes.plot([x], [y], look.marker, color=look.color, gid=look.gid, **marker)
+            axes.plot([x], [y], look.marker, markersize=10, color=look.color, gid=look.gid, **_POINT)
         xs, ys = zip(*points.values(), strict=True)
         if min(xs) > 0 and max(xs) / min(xs) > 1:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(LogLocator(base=2))
             axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.4g}"))
+        axes.xaxis.set_major_formatter("{x:,.4g}")
         axes.margins(x=0.18, y=0.16)  # room for names beside the points
         _choose_scale(axes.yaxis, list(ys))
         axes.grid(axis="x")
         axes.set_xlabel("L0, latents that fire per token")
-        title_of_axis(axes, "FVU, variance unexplained")
-        _label_points(axes, points, looks, names_of(dictionaries))
+        _write_title(axes, "FVU, variance unexplained")
+        _label_points(axes, points, looks)
 
-    return draw("fvu-l0", "FVU against L0", _HEIGHT, names_of(dictionaries), paint)
+    return draw("fvu-l0", "FVU against L0", _HEIGHT, looks, paint)
 
 
-def density_plot(dictionaries: Dictionaries, looks: Sequence[Look]) -> str:
+def density_plot(dictionaries: Entries, looks: Sequence[Look]) -> str:
     """Draws a histogram of how often latents fire, as shares of each dictionary's latents."""
     shown = {i: d["density"] for i, d in enumerate(dictionaries) if (d.get("density") or {}).get("counts")}
     if not shown:
@@ -101,19 +100,19 @@ def density_plot(dictionaries: Dictionaries, looks: Sequence[Look]) -> str:
         axes.set_ylim(0, top * 1.12)  # room above the bars for the label
         _mark_resolution(axes, dictionaries)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * 10**x:g}%"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}" if y == 0 else f"{100 * y:.3g}%"))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{100 * 10**x:g}%")
+        axes.yaxis.set_major_formatter(lambda y, _: "0" if y == 0 else f"{100 * y:.3g}%")
         axes.set_xlabel("share of tokens on which a latent fires")
-        title_of_axis(axes, "share of latents")
+        _write_title(axes, "share of latents")
 
-    return draw("density", "Histogram of how often latents fire", _HEIGHT, names_of(dictionaries), paint)
+    return draw("density", "Histogram of how often latents fire", _HEIGHT, looks, paint)
 
 
 def cross_entropy_plot(site: str, report: Mapping[str, Any], looks: Sequence[Look]) -> str:
-    """Draws the cross-entropies at a site, as differences from the original model's, on a logarithmic axis.
+    """Draws the cross-entropies at a site above the original model's, on a logarithmic axis.
 
-    Ablation costs a hundred times as much as a good dictionary, so no linear axis shows both. All sites of a report have
-    the same axis.
+    Ablation costs a hundred times as much as a good dictionary, so no linear axis shows both. All
+    sites of a report have the same axis.
     """
     clean = finite(report.get("ce_clean"))
     rows = _rows(site, report, looks)
@@ -134,17 +133,16 @@ def cross_entropy_plot(site: str, report: Mapping[str, Any], looks: Sequence[Loo
             color, gid = (row.look.color, row.look.gid) if row.look else (MUTED, None)
             at = max(row.ce - clean, low)  # a dictionary may even lower the cross-entropy
             axes.plot([low, at], [y, y], color=color, linewidth=6, solid_capstyle="butt", alpha=0.85, gid=gid)
-            marker = {"markersize": 9, "markeredgecolor": CARD, "clip_on": False}
-            axes.plot([at], [y], row.look.marker if row.look else "o", color=color, gid=gid, **marker)
+            axes.plot([at], [y], row.look.marker if row.look else "o", markersize=9, color=color, gid=gid, **_POINT)
             _write_row(axes, y, row.label, f"{decimal(row.ce)}  ({signed(row.ce - clean)})", gid)
         axes.grid(False, axis="y")
         axes.grid(axis="x")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"+{x:g}"))
+        axes.xaxis.set_major_formatter("+{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("nats per token above the original model, logarithmic")
 
-    name = f"ce-{sites.index(site)}"
-    return draw(name, f"Cross-entropy at {site}", 0.8 + _ROW * (len(rows) + 1), names_of(report["dictionaries"]), paint)
+    height = 0.8 + _ROW * (len(rows) + 1)
+    return draw(f"ce-{sites.index(site)}", f"Cross-entropy at {site}", height, looks, paint)
 
 
 class _Row(NamedTuple):
@@ -169,65 +167,56 @@ def _choose_scale(axis: Axis, values: list[float]) -> None:
         wide = high / low > 1e3
         axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_major_formatter("{x:,.6g}")
 
 
-def _label_points(
-    axes: Axes, points: Mapping[int, tuple[float, float]], looks: Sequence[Look], names: Sequence[str]
-) -> None:
-    """Writes a name beside each point where it covers nothing; a name that fits nowhere is only in the legend."""
+def _write_title(axes: Axes, text: str) -> None:
+    """Writes the title of the vertical axis above it, horizontally."""
+    axes.set_title(text, loc="left", color=MUTED, fontsize="medium", pad=10)
+
+
+def _label_points(axes: Axes, points: Mapping[int, tuple[float, float]], looks: Sequence[Look]) -> None:
+    """Writes a name beside each point, unless it would cover something; the legend has all."""
     figure = axes.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # gives the axes their size
     frame = axes.get_window_extent()
     centers = {i: axes.transData.transform(point).tolist() for i, point in points.items()}
     scale = figure.dpi / 72  # pixels per point
-    taken = [(x - 8 * scale, y - 8 * scale, x + 8 * scale, y + 8 * scale) for x, y in centers.values()]
+    taken = [Bbox.from_bounds(x - 8 * scale, y - 8 * scale, 16 * scale, 16 * scale) for x, y in centers.values()]
     for i, (x, y) in centers.items():
-        text = shortened(names[i], limit=_LABEL)
+        text = shortened(looks[i].name, limit=_LABEL)
         width, height = 6.4 * len(text) * scale, 13 * scale  # of a text of that many letters, about
         for dx, dy, align in ((11, 0, "left"), (-11, 0, "right"), (0, 15, "center"), (0, -15, "center")):
             left = x + dx * scale - {"left": 0, "right": width, "center": width / 2}[align]
-            box = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
-            inside = box[0] >= frame.x0 and box[2] <= frame.x1 and box[1] >= frame.y0 and box[3] <= frame.y1
-            if inside and not any(_overlap(box, other) for other in taken):
+            box = Bbox.from_bounds(left, y + dy * scale - height / 2, width, height)
+            is_inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
+            if is_inside and not any(map(box.fully_overlaps, taken)):
                 taken.append(box)
-                axes.annotate(
-                    text, points[i], (dx, dy), textcoords="offset points", ha=align, va="center", gid=looks[i].gid
-                )
+                place = (points[i], (dx, dy))
+                axes.annotate(text, *place, textcoords="offset points", ha=align, va="center", gid=looks[i].gid)
                 break
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    # boxes are (left, bottom, right, top)
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _mark_resolution(axes: Axes, dictionaries: Dictionaries) -> None:
+def _mark_resolution(axes: Axes, dictionaries: Entries) -> None:
     """Marks 1/n: on n tokens, a latent that fires less often cannot be seen to fire."""
     numbers = {finite(d["metrics"].get("n_tokens")) for d in dictionaries} - {None, 0.0}
-    if len(numbers) != 1:
+    n = numbers.pop() if len(numbers) == 1 else None
+    if n is None:
         return
-    n = numbers.pop()
-    assert n is not None
-    at = -math.log10(n)
-    axes.axvline(at, color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
-    axes.annotate(
-        f"one token in {count(n)}", (at, axes.get_ylim()[1]), (6, -3), textcoords="offset points", va="top", color=MUTED
-    )
+    axes.axvline(-math.log10(n), color=MUTED, linestyle=(0, (2, 2)), linewidth=1.2)
+    at = (-math.log10(n), axes.get_ylim()[1])
+    axes.annotate(f"one token in {count(n)}", at, (6, -3), textcoords="offset points", va="top", color=MUTED)
 
 
 def _rows(site: str, report: Mapping[str, Any], looks: Sequence[Look]) -> list[_Row]:
     """Returns the rows of a site: each dictionary, then its mean and its zero ablation."""
-    rows = []
-    for d, look in zip(report["dictionaries"], looks, strict=True):
-        ce = finite(d["metrics"].get("ce_reconstructed"))
-        if str(d["site"]) == site and ce is not None:
-            rows.append(_Row(shortened(d["name"]), ce, look))
+    ces = [finite(d["metrics"].get("ce_reconstructed")) for d in report["dictionaries"]]
+    known = [(look, ce) for look, ce in zip(looks, ces, strict=True) if look.site == site and ce is not None]
+    rows = [_Row(shortened(look.name), ce, look) for look, ce in known]
     ablation = (report.get("ablation") or {}).get(site, {})
     for key, label in (("ce_mean", "mean ablation"), ("ce_zero", "zero ablation")):
-        ce = finite(ablation.get(key))
-        if ce is not None:
+        if (ce := finite(ablation.get(key))) is not None:
             rows.append(_Row(label, ce, None))
     return rows
 

@@ -1,0 +1,263 @@
+"""The commands that need one config and few lines: to write, convert and list."""
+
+import dataclasses
+import json
+import logging
+from typing import ClassVar, Literal
+
+from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._evaluate import EvaluateArguments
+from dictionary_learning.cli._options import CaptureArguments, DataArguments
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 400
+"""The most sites of a release that are listed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheArguments(CaptureArguments):
+    """Writes activations into a folder, for train --cache; info --verify checks it.
+
+    The same command continues after a writer that was stopped at any point.
+    """
+
+    positional: ClassVar = ("model", "data")
+    model: str
+    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file."""
+    data: str
+    """The data: a file (.txt, .jsonl, .parquet, .npy and others), a folder or pattern of files, or
+    a data set on the hub."""
+    out: str
+    """The folder for the cache, or an address such as s3://bucket/folder. An unfinished cache there
+    is continued."""
+    n_tokens: int | None = None
+    """Tokens to write; by default all."""
+    shard_size: int = 65_536
+    """Rows in a file; they are in memory together, and shuffled."""
+    storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
+    """The type of the stored rows; by default the model's dtype."""
+    compression: Literal["zstd"] | None = None
+    """Compresses the files, which then cannot be mapped into memory."""
+    seed: int = 0
+    """Seed of the shuffle."""
+
+    def run(self) -> None:
+        from dictionary_learning.activations.cache import write_cache
+
+        text = self.divided(self.data, self.held_out_every)[0]
+        model = self.load(self.model)
+        write_cache(
+            self.out,
+            text,
+            model,
+            self.sites_of(model),
+            dtype=self.storage_dtype,
+            run_cfg=self.to_dict(),
+            **self.options("n_tokens", "shard_size", "compression", "seed"),
+            **self.reading,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretokenizeArguments(DataArguments):
+    """Writes the contexts of a text into a folder, which train and evaluate read as data.
+
+    It can be put on the hub.
+    """
+
+    positional: ClassVar = ("data",)
+    data: str
+    """The data: a file (.txt, .jsonl, .parquet and others), a folder or pattern of files, or a data
+    set on the hub."""
+    model: str
+    """The language model whose tokenizer is used: a name on the Hugging Face hub, a local folder,
+    or a GGUF file."""
+    out: str
+    """The folder for the contexts; it must not exist."""
+    ctx_len: int = 128
+    """Tokens in a context."""
+    pack: bool = True
+    """Whether documents are packed into full contexts; otherwise each is one, cut at its length."""
+    add_special_tokens: bool = True
+    """Whether BOS and separators are added."""
+    bos: Literal["document", "context", "both", "none"] | None = None
+    """What begins with BOS; by default both, where the tokenizer has a BOS token."""
+    separator: str = "auto"
+    """What ends each document: eos, bos, a token or its id, or none; auto is EOS without a BOS."""
+    revision: str | None = None
+    """The model's branch, tag or commit on the hub."""
+    push: str | None = None
+    """A data set on the hub, as user/name, to upload the contexts to."""
+
+    def run(self) -> None:
+        from dictionary_learning._hf_models import load_tokenizer
+        from dictionary_learning.data import pretokenize
+
+        word = self.separator
+        pretokenize(
+            self.source(self.data),
+            load_tokenizer(self.model, self.revision),
+            self.out,
+            separator=None if word.lower() == "none" else int(word) if word.isdecimal() else word,
+            **self.options("ctx_len", "pack", "add_special_tokens", "bos", "push"),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertArguments(CommandArguments):
+    """Converts dictionaries.
+
+    Reads every format that load_dictionary reads; an unknown --format lists them. Prints the path
+    of each folder that it writes.
+    """
+
+    positional: ClassVar = ("source", "destination")
+    source: str
+    """A folder, a file of weights, or a repository of the Hugging Face hub."""
+    destination: str
+    """The folder to write; each of several dictionaries gets a folder in it."""
+    to: str = "own"
+    """The format to write: own, dictionary_learning, sparsify or sae_lens."""
+    site: str | None = None
+    """One of several dictionaries: a folder or file in the source, as layers.10; by default all."""
+    format: str | None = None
+    """The format of the source, if its files do not tell."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository."""
+    hook_name: str | None = None
+    """TransformerLens' name of the site that is read, for sae_lens, as blocks.5.hook_resid_post."""
+    hook_name_out: str | None = None
+    """The same of the site that is written, for a transcoder."""
+    model_name: str | None = None
+    """TransformerLens' name of the model, for sae_lens, as gpt2-small."""
+    k: int | None = None
+    """The k of the dictionary, if the files do not tell."""
+    scale: float | None = None
+    """The factor on activations before encoding, if the files do not tell."""
+    dict_class: str | None = None
+    """The class of dictionary_learning, if there is no config."""
+
+    def run(self) -> None:
+        from dictionary_learning._run_folder import resolve_latest
+        from dictionary_learning.interop import convert
+
+        # a fact that is not given must not stand in for what the files tell
+        given = {name: value for name, value in self.to_dict().items() if value is not None}
+        source, destination = given.pop("source"), given.pop("destination")
+        for folder in convert(resolve_latest(source), destination, **given):
+            write_line(str(folder))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfoArguments(CommandArguments):
+    """Shows how this machine computes each operation, and why; or what saved dictionaries are."""
+
+    positional: ClassVar = ("paths",)
+    paths: tuple[str, ...] = ()
+    """Folders of dictionaries of any format, of runs, or of cached activations."""
+    verify: bool = False
+    """Whether the files of a cache are compared with their checksums."""
+
+    def run(self) -> None:
+        from dictionary_learning.activations.cache._index import INDEX
+        from dictionary_learning.activations.cache._store import Store
+        from dictionary_learning.cli._candidates import configs_at
+
+        for path in self.paths:
+            if Store(path).exists(INDEX):
+                _show_cache(path, self.verify)
+                continue
+            for name, config in configs_at(path).items():
+                write_line(f"{name}\n{json.dumps(config, indent=2, default=str)}")
+        if not self.paths:
+            _show_machine()
+
+
+def _show_machine() -> None:
+    from dictionary_learning import ops
+    from dictionary_learning._hardware import default_device, fast_dtype
+    from dictionary_learning.dictionaries import DICTIONARIES
+    from dictionary_learning.dictionaries._serialization import versions
+    from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
+    from dictionary_learning.trainers import TRAINERS
+
+    device = default_device()
+    model_dtype = str(fast_dtype(device)).removeprefix("torch.")
+    sections = {
+        "versions": versions(),
+        "hardware": {"device": str(device), "dtype of language models": model_dtype},
+        "operations": ops.status(device),
+        "known": {
+            "trainers": ", ".join(name for name, _ in TRAINERS.items()),
+            "dictionaries": ", ".join(DICTIONARIES),
+            "nonlinearities": ", ".join(NONLINEARITIES),
+        },
+    }
+    for title, entries in sections.items():
+        width = max(map(len, entries))
+        write_line(title)
+        for name, value in entries.items():
+            write_line(f"  {name.ljust(width)}  {value}")
+
+
+def _show_cache(path: str, verify: bool) -> None:
+    """Shows what a cache holds.
+
+    Raises:
+        DataError: it is no cache, or it was to be verified and is damaged.
+    """
+    from dictionary_learning.activations.cache import ActivationCache
+
+    cache = ActivationCache(path)
+    index = cache.index
+    # how this reader would serve the rows is no property of the cache
+    config = {k: v for k, v in cache.config.items() if k not in ("out_batch_size", "end_of_data", "window")}
+    config["sites"] = index.settings["sites"]
+    write_line(f"{path}\n{json.dumps(config, indent=2)}")
+    state = "complete" if index.is_complete else "incomplete: the same `dictionary-learning cache` continues it"
+    write_line(f"{index.n_rows:,} rows in {len(index.shards)} files, {index.n_bytes / 1e9:.2f} GB, {state}.")
+    if verify:
+        cache.verify()
+        write_line("All checksums are right.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainedArguments(CommandArguments):
+    """Lists public releases that this package loads, and with --sites the sites of each."""
+
+    positional: ClassVar = ("name",)
+    name: str | None = None
+    """A part of the release's name."""
+    model: str | None = None
+    """A part of the model's name."""
+    site: str | None = None
+    """A part of the path of one of its dictionaries, as resid_post or layer_12."""
+    sites: bool = False
+    """Whether the sites of each release are listed."""
+
+    def run(self) -> None:
+        from dictionary_learning.interop import list_pretrained
+
+        found = list_pretrained(self.model, self.site, self.name)
+        for release in found:
+            write_line(f"{release.name}  {release.model}  {release.format}  {release.repo}")
+            if self.sites:
+                sites = [site for site in release.sites if (self.site or "").lower() in site.lower()]
+                for site in sites[:_SHOWN]:
+                    write_line(f"    {site}")
+                if len(sites) > _SHOWN:
+                    write_line(f"    and {len(sites) - _SHOWN} more")
+        if not found:
+            logger.info("No known release fits. load_dictionary('owner/name') loads any repository by its name.")
+
+
+ARGUMENTS: dict[str, type[CommandArguments]] = {
+    "evaluate": EvaluateArguments,
+    "cache": CacheArguments,
+    "pretokenize": PretokenizeArguments,
+    "info": InfoArguments,
+    "convert": ConvertArguments,
+    "pretrained": PretrainedArguments,
+}
+"""The arguments of each command but `train`, whose options depend on the method."""

@@ -1,0 +1,200 @@
+"""What a report says in every form: numbers and sentences in words, and the tables of metrics."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+Entries: TypeAlias = Sequence[Mapping[str, Any]]
+"""The dictionaries of a report."""
+
+DASH = "\u2014"
+
+_SMALL = 5e-4  # four decimals would show no digit of such a value
+_LARGE = 1e3
+
+
+def finite(value: Any) -> float | None:
+    """Returns the number, or None if it is missing or not finite."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _formatted(value: Any, form: str) -> str:
+    number = finite(value)
+    return DASH if number is None else f"{number:{form}}"
+
+
+def decimal(value: Any, sign: str = "") -> str:
+    """Returns "0.1234", with fewer decimals for large numbers and an exponent for tiny ones."""
+    size = abs(finite(value) or 0)
+    return _formatted(value, sign + (".1e" if 0 < size < _SMALL else ",.1f" if size >= _LARGE else ".4f"))
+
+
+signed = partial(decimal, sign="+")  # "+0.1234"
+tenths = partial(_formatted, form=",.1f")  # "32.0"
+percent = partial(_formatted, form=".2%")  # "98.21%" for 0.9821
+count = partial(_formatted, form=",.0f")  # "16,384"
+
+
+def duration(seconds: Any) -> str:
+    """Returns "2 h 5 min", "3 min 20 s" or "12.3 s"."""
+    number = finite(seconds)
+    if number is None:
+        return DASH
+    minutes, rest = divmod(number, 60)
+    hours, minutes_of_hour = divmod(minutes, 60)
+    if hours:
+        return f"{hours:.0f} h {minutes_of_hour:.0f} min"
+    return f"{minutes:.0f} min {rest:.0f} s" if minutes else f"{number:.1f} s"
+
+
+def anything(value: Any) -> str:
+    """Returns a setting as text."""
+    if value is None:
+        return DASH
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {anything(item)}" for key, item in value.items()) or DASH
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(anything, value)) or DASH
+    return str(value)
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """Returns a sentence: what was evaluated, and on how many tokens."""
+    dictionaries = report.get("dictionaries") or []
+    data, model = report.get("data") or {}, report.get("model") or {}
+    n, n_sites = len(dictionaries), len(sites_of(dictionaries))
+    text = f"{n} {'dictionary' if n == 1 else 'dictionaries'} at {n_sites} {'site' if n_sites == 1 else 'sites'}"
+    detail = ", ".join(str(model[key]) for key in ("revision", "dtype") if model.get(key))
+    if name := f"{model.get('name') or ''}{f' ({detail})' if detail else ''}".strip():
+        text += f" of {name}"
+    if finite(data.get("n_tokens_scored")) is not None:
+        text += f", evaluated on {count(data['n_tokens_scored'])} tokens"
+        text += f" of {data['source']}" if data.get("source") else ""
+    if data.get("ctx_len"):
+        text += f", in contexts of {count(data['ctx_len'])}"
+    if finite(report.get("ce_clean")) is not None and finite(data.get("n_tokens_predicted")) is not None:
+        text += f"; cross-entropy over {count(data['n_tokens_predicted'])} predictions"
+    return text + "."
+
+
+def excluded(report: Mapping[str, Any]) -> str:
+    """Returns a sentence: which tokens count in no metric; empty if the report does not tell."""
+    data = report.get("data") or {}
+    text = f"Excluded from training, splicing and metrics alike: {data['filter']}." if data.get("filter") else ""
+    if n_nonfinite := finite(data.get("n_tokens_nonfinite")):
+        text += f" Also excluded: {count(n_nonfinite)} tokens with a NaN or an infinity in their activations."
+    return text.strip()
+
+
+def sites_of(dictionaries: Entries) -> list[str]:
+    """Returns the sites of the dictionaries, each once, in order."""
+    return list(dict.fromkeys(str(d["site"]) for d in dictionaries))
+
+
+def shortened(name: Any, limit: int = 36) -> str:
+    """Returns a name, without its middle if it is long."""
+    text = " ".join(str(name).split())
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}\u2026{text[-limit // 2 :]}"
+
+
+class Shown(NamedTuple):
+    """A metric as a report shows it."""
+
+    key: str
+    label: str
+    better: Literal["lower", "higher", "near 1", "neither"]
+    span: str
+    meaning: str
+    write: Callable[[Any], str] = decimal
+
+
+_CE_SPAN = "0 is the ablation, 1 the original model"
+# L0 is a choice, not a merit, so neither way is better
+TABLE = (
+    Shown("l0", "L0", "neither", "0 to width", "mean number of nonzero latents per token", tenths),
+    Shown("fvu", "FVU", "lower", "from 0; the mean scores 1",
+          "variance unexplained: sum |x - x_hat|^2 / sum |x - mean x|^2"),
+    Shown("frac_variance_explained", "FVE", "higher", "up to 1", "variance explained: 1 - FVU"),
+    Shown("ce_reconstructed", "CE", "lower", "from 0",
+          "cross-entropy with x_hat spliced into the model, nats per token"),
+    Shown("ce_increase", "CE increase", "lower", "about 0 and up",
+          "CE minus that of the original model, nats per token", signed),
+    Shown("ce_recovered_zero", "recovered (zero)", "higher", _CE_SPAN,
+          "(zero-ablated CE - CE) / (zero-ablated CE - original CE)"),
+    Shown("ce_recovered_mean", "recovered (mean)", "higher", _CE_SPAN,
+          "the same with mean ablation, usually the harder baseline"),
+    Shown("kl", "KL", "lower", "from 0", "KL divergence from the original model's predictions, nats per token"),
+    Shown("frac_alive", "alive", "higher", "0% to 100%",
+          "latents that fired on at least one token; grows with the tokens", percent),
+)  # fmt: skip
+"""Columns of the table of dictionaries."""
+
+DETAILS = (
+    Shown("mse", "MSE", "lower", "from 0", "squared norm of the error, mean per token"),
+    Shown("l2_loss", "L2 loss", "lower", "from 0", "norm of the error, mean per token"),
+    Shown("l1_loss", "L1", "neither", "from 0", "sum of the absolute latents, mean per token"),
+    Shown("cossim", "cosine", "higher", "-1 to 1", "cosine of x and x_hat, mean per token"),
+    Shown("l2_ratio", "norm ratio", "near 1", "from 0", "|x_hat| / |x|, mean per token; below 1 is shrinkage"),
+    Shown("relative_reconstruction_bias", "bias", "near 1", "from 0",
+          "sum |x_hat|^2 / sum <x, x_hat>; below 1 is shrinkage"),
+    Shown("n_alive", "latents alive", "higher", "0 to width", "number of latents that fired", count),
+    Shown("n_tokens", "tokens", "neither", "from 1", "number of tokens in the metrics of activations", count),
+)  # fmt: skip
+"""Metrics shown for each dictionary by itself."""
+
+BASELINES = {
+    "ce_mean": "CE mean-ablated",
+    "ce_zero": "CE zero-ablated",
+    "kl_mean": "KL mean-ablated",
+    "kl_zero": "KL zero-ablated",
+}
+"""Columns of the table of ablations, after the cross-entropy of the original model."""
+
+
+def shown_columns(dictionaries: Entries) -> list[Shown]:
+    """Returns the columns of the table in which at least one dictionary has a value."""
+    return [c for c in TABLE if any(finite(d["metrics"].get(c.key)) is not None for d in dictionaries)]
+
+
+def defined(dictionaries: Entries) -> list[Shown]:
+    """Returns the metrics that a report explains: the columns, and the details that occur."""
+    present = {key for d in dictionaries for key in d["metrics"]}
+    return [*shown_columns(dictionaries), *(metric for metric in DETAILS if metric.key in present)]
+
+
+def baselines(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Returns the rows of the table of ablations: site, the original model's CE, `BASELINES`."""
+    clean = decimal(report.get("ce_clean"))
+    ablation = report.get("ablation") or {}
+    return [(str(site), [clean, *(decimal(found.get(key)) for key in BASELINES)]) for site, found in ablation.items()]
+
+
+def all_metrics(dictionary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns (label, text) of a dictionary's metrics; unknown ones have their key as label."""
+    metrics = dictionary["metrics"]
+    known = {metric.key: metric for metric in (*TABLE, *DETAILS)}
+    pairs = [(metric.label, metric.write(metrics[key])) for key, metric in known.items() if key in metrics]
+    others = {key: value for key, value in metrics.items() if key not in known}
+    return pairs + [(key, decimal(v) if isinstance(v, float) else anything(v)) for key, v in others.items()]
+
+
+def best_values(dictionaries: Entries) -> set[tuple[int, str]]:
+    """Returns (index of dictionary, metric) of the best values among the dictionaries of each site.
+
+    A site with one value, or with equal values, has no best one.
+    """
+    best: set[tuple[int, str]] = set()
+    for site in {d["site"] for d in dictionaries}:
+        for metric in TABLE:
+            values = {i: finite(d["metrics"].get(metric.key)) for i, d in enumerate(dictionaries) if d["site"] == site}
+            present = {i: value for i, value in values.items() if value is not None}
+            if metric.better in ("lower", "higher") and len(set(present.values())) > 1:
+                # equal best values are all marked
+                top = min(present.values()) if metric.better == "lower" else max(present.values())
+                best |= {(i, metric.key) for i, value in present.items() if value == top}
+    return best
