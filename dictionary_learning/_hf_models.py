@@ -5,6 +5,8 @@ without the head for masked tokens, an encoder and decoder, an image model. Anot
 in random weights for those that the file lacks.
 """
 
+import importlib
+import importlib.util
 import inspect
 import os
 from pathlib import Path
@@ -15,6 +17,8 @@ from torch import nn
 
 from dictionary_learning._hardware import fast_dtype
 from dictionary_learning.errors import DictionaryLearningError, MissingDependencyError, ModelError, did_you_mean
+
+_DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 
 
 def load_pretrained(
@@ -31,7 +35,9 @@ def load_pretrained(
         MissingDependencyError: a GGUF file needs a package that is not installed.
     """
     if isinstance(dtype, str):
-        dtype = dtype_from_name(dtype)
+        if dtype not in _DTYPES:
+            raise ModelError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, _DTYPES)} Known: {', '.join(_DTYPES)}.")
+        dtype = _DTYPES[dtype]
     source, extra = _source(name)
     options = {**_quantization(extra), **extra, **options, "revision": revision or "main", "output_loading_info": True}
     try:
@@ -44,24 +50,19 @@ def load_pretrained(
     lacking = sorted(set(info["missing_keys"]) & {key for key, _ in module.named_parameters()})
     if lacking:
         raise ModelError(
-            f"The files of '{name}' lack {len(lacking)} of the weights of {type(module).__name__}, such as '{lacking[0]}', "
-            "which would be random. Check the files and config.json. To use it nevertheless, load it with transformers and "
-            "give the model object."
+            f"The files of '{name}' lack {len(lacking)} of the weights of {type(module).__name__}, such as "
+            f"'{lacking[0]}', which would be random. Check the files and config.json. To use it nevertheless, load it with "
+            "transformers and give the model object."
         )
     return module if "device_map" in options else module.to(device)
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """Returns the tokenizer of that name, or the one that comes with the model of that name.
-
-    Raises:
-        ModelError: there is none.
-    """
-    from transformers import AutoTokenizer
-
+    """Returns the tokenizer of that name, or that of the model of that name; raises ModelError if there is none."""
+    transformers: Any = importlib.import_module("transformers")
     source, extra = _source(name)
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision or "main", **extra)
+        return transformers.AutoTokenizer.from_pretrained(source, revision=revision or "main", **extra)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"No tokenizer could be loaded from '{name}': {_first_line(error)} Set tokenizer= to a name or an object."
@@ -75,18 +76,16 @@ def takes_text(module: nn.Module) -> bool:
 
 def _model_class(source: str, extra: dict[str, str], options: dict[str, Any]) -> Any:
     """Returns the class that a config names, or the first of transformers' automatic ones that knows it."""
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     if extra or Path(source, "adapter_config.json").is_file():
         return transformers.AutoModelForCausalLM  # a GGUF file, or an adapter, which names its model
     known = {key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options}
-    config: Any = options.get("config") or transformers.AutoConfig.from_pretrained(source, **known)
+    config = options.get("config") or transformers.AutoConfig.from_pretrained(source, **known)
     named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
     if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
         return named
-    automatic = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModel")
-    own = getattr(config, "auto_map", None) or {}  # code that comes with the model
-    for kind in automatic:
+    own: dict[str, str] = getattr(config, "auto_map", None) or {}  # code that comes with the model
+    for kind in ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModel"):
         if kind in own or type(config) in getattr(transformers, kind)._model_mapping:
             return getattr(transformers, kind)
     return transformers.AutoModelForCausalLM
@@ -102,11 +101,8 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             gguf = sorted(p.name for p in path.glob("*.gguf"))
-            hint = (
-                f"It holds {', '.join(gguf)}: name that file."
-                if gguf
-                else "Name the folder that save_pretrained wrote."
-            )
+            saved = "Name the folder that save_pretrained wrote."
+            hint = f"It holds {', '.join(gguf)}: name that file." if gguf else saved
             raise ModelError(f"The folder '{name}' has no config.json, and is no saved model. {hint}")
         return str(path), {}
     if path.is_absolute() or name.startswith(("./", "../", "~")):
@@ -118,30 +114,20 @@ def _quantization(extra: dict[str, str]) -> dict[str, Any]:
     """Returns the option that unpacks a GGUF file's weights, if this transformers leaves them packed."""
     if not extra:
         return {}
-    try:
-        import accelerate  # noqa: F401
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "gguf", "Reading a GGUF file", "gguf") from error
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
-
-
-def dtype_from_name(name: str) -> torch.dtype:
-    """Returns torch's type by name: "bfloat16", "float16", "float32" or "float64"."""
-    known = {n: getattr(torch, n) for n in ("bfloat16", "float16", "float32", "float64")}
-    if name not in known:
-        raise ModelError(f"Unknown dtype '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    return known[name]
+    for package in ("accelerate", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, "Reading a GGUF file", "gguf")
+    config = getattr(importlib.import_module("transformers"), "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def _missing_path(path: Path) -> str:
-    there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    inside = f" '{path.parent}' holds: {', '.join(there[:8]) or 'nothing'}." if path.parent.is_dir() else ""
-    return f"There is no model at '{path}'.{did_you_mean(path.name, there)}{inside} Give a folder, a .gguf file or a hub name."
+    message, advice = f"There is no model at '{path}'.", "Give a folder, a .gguf file or a hub name."
+    if not path.parent.is_dir():
+        return f"{message} {advice}"
+    there = sorted(p.name for p in path.parent.iterdir())
+    near, holds = did_you_mean(path.name, there), ", ".join(there[:8]) or "nothing"
+    return f"{message}{near} '{path.parent}' holds: {holds}. {advice}"
 
 
 def _not_loaded(name: str, error: Exception) -> str:

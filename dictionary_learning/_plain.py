@@ -61,7 +61,7 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
     if dataclasses.is_dataclass(kind):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
     elif issubclass(kind, argparse.Namespace):
-        value = vars(value)
+        value = cast(Any, vars(value))
     if isinstance(value, Mapping):
         return {
             str(to_plain(key, f"a key of {name}", depth + 1)): to_plain(part, f"{name}[{key!r}]", depth + 1)

@@ -52,16 +52,9 @@ class Support:
         self.indices, self.dict_size, self._offsets = indices, dict_size, offsets
         self._tokens: Tensor | None = None
         self._segments: Segments | None = None
-
-    @property
-    def is_ragged(self) -> bool:
+        self.is_ragged = offsets is not None
         """Whether the number of latents may differ between tokens."""
-        return self._offsets is not None
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens."""
-        return len(self.indices) if self._offsets is None else len(self._offsets) - 1
+        self.n_tokens = len(indices) if offsets is None else len(offsets) - 1
 
     @property
     def latents(self) -> Int[Tensor, "pairs"]:
@@ -178,14 +171,11 @@ def n_tokens_of(latents: Latents) -> int:
 
 
 def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLatents:
-    """Returns the same pairs in rows of groups: row n * groups + g has group g of token n.
+    """Returns the same pairs in rows of groups, ragged: row n * groups + g has group g of token n.
 
     Args:
         latents: latents of some tokens.
         bounds: the end of each group of latents; the last is dict_size.
-
-    Returns:
-        Latents of tokens * groups rows; ragged.
     """
     support = latents.support
     group = torch.searchsorted(bounds, support.latents, right=True)  # (pairs,)
@@ -200,9 +190,8 @@ def slice_latents(latents: SparseLatents, start: int, stop: int) -> SparseLatent
     support = latents.support
     inside = ((support.latents >= start) & (support.latents < stop)).nonzero().squeeze(1)
     offsets = torch.searchsorted(support.tokens[inside], torch.arange(support.n_tokens + 1, device=inside.device))
-    return SparseLatents(
-        latents.values.flatten()[inside], Support(support.latents[inside] - start, stop - start, offsets)
-    )
+    kept = Support(support.latents[inside] - start, stop - start, offsets)
+    return SparseLatents(latents.values.flatten()[inside], kept)
 
 
 def concat_latents(parts: list[SparseLatents]) -> SparseLatents:

@@ -1,11 +1,7 @@
 """Loads models by name or wraps model objects: a `TracedModel` reads and writes activations at any `Site`.
 
-* `capture` runs one forward pass for all sites, which stops after the last of them;
-* `run` goes on to the prediction, and passes each site's activations to a function that may replace
-  them.
-
-Both take what the model takes: token ids and a mask, or any other module's arguments. The caller's
-model object is never changed.
+Its `capture` stops after the last site; `run` goes on to the prediction, and lets functions replace
+activations. Both take what the model takes. The caller's model object is never changed.
 """
 
 import os
@@ -68,16 +64,17 @@ def load_model(
     """
     if isinstance(model, TracedModel) or hasattr(model, "capture"):  # a `ModelSet`
         return model  # pyright: ignore[reportReturnType]
+    if isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(tokenizer)
     if not isinstance(model, (str, os.PathLike)):
         if remote:
             raise ModelError(
-                f"Got a {type(model).__name__} with remote={remote!r}; a server knows models by name. Give the name on the hub."
+                f"Got a {type(model).__name__} with remote={remote!r}; a server knows models by name. Give the name on the "
+                "hub."
             )
         return _wrap(model, tokenizer, example, channels)
     name = str(model)
     known = Path(name).stem if name.endswith(".gguf") else name  # a GGUF file has the same name in every folder
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer)
     if remote:
         tokenizer = tokenizer or load_tokenizer(name, revision)
         tracer = RemoteTracer(name, tokenizer, revision=revision, remote=remote, options=options)
@@ -92,14 +89,12 @@ def _wrap(model: Any, tokenizer: Any, example: Any, channels: Channels | None) -
     module = model if isinstance(model, nn.Module) else getattr(model, "_module", None)
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"Got a {type(model).__name__} as the model; give a name, a folder, a GGUF file, a Hugging Face model, another "
-            "torch.nn.Module, or an nnsight LanguageModel, TransformersModel or NNsight."
+            f"Got a {type(model).__name__} as the model; give a name, a folder, a GGUF file, a Hugging Face model, "
+            "another torch.nn.Module, or an nnsight LanguageModel, TransformersModel or NNsight."
         )
     if not isinstance(model, nn.Module):
         if getattr(model, "dispatched", True) is False:
             model.dispatch()  # nnsight leaves parameters on `meta` until they are needed
             module = model._module
         tokenizer = model.__dict__.get("tokenizer") if tokenizer is None else tokenizer
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer)
     return TracedModel(module, tokenizer, example=example, channels=channels)
