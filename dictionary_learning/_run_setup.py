@@ -49,6 +49,10 @@ class TrainingJob(NamedTuple):
     trainer: Trainer
     normalizers: Mapping[Site, Normalizer]
 
+    def places(self, sites: tuple[Site, ...]) -> tuple[tuple[Site, Normalizer], ...]:
+        """Returns sites with their normalizers."""
+        return tuple((site, self.normalizers[site]) for site in sites)
+
     def export(self) -> Dictionary:
         """Returns a copy of the dictionary that takes activations as the model returns them."""
         sides = self.sites.both_sides(self.normalizers)

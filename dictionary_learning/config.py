@@ -26,7 +26,6 @@ C = TypeVar("C", bound="BaseConfig")
 T = TypeVar("T")
 Entry = TypeVar("Entry")
 
-
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "at_least": (operator.ge, "at least"),
     "above": (operator.gt, "above"),
@@ -41,12 +40,9 @@ def setting(default: T, **bounds: float) -> T:
 
 
 def auto(rule: Callable[[Any], Any], **bounds: float) -> Any:
-    """Returns a config field that may be left out, and is computed by `resolve` then.
+    """Returns a config field that may be left out, and is computed by `resolve` then; bounds as in `setting`.
 
-    Args:
-        rule: Computes the value. Its argument has the other fields and the facts of the run as
-            attributes. Fields that are empty themselves are computed first.
-        bounds: The range, as in `setting`.
+    The rule's argument has the other fields and the facts of the run as attributes.
     """
     return dataclasses.field(default=None, metadata={"rule": rule, "bounds": bounds})
 
@@ -79,17 +75,15 @@ class BaseConfig:
 
     @classmethod
     def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
-        """Builds the config from a mapping.
-
-        Raises:
-            UnknownNameError: A key is not a field of this config.
-        """
+        """Builds the config from a mapping; a key that is no field raises UnknownNameError."""
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
                 raise UnknownNameError(f"option of {cls.__qualname__}", key, known)
         rules = {f.name for f in dataclasses.fields(cls) if "rule" in f.metadata}
-        return cls(**{k: v for k, v in values.items() if not (v is None and k in rules)})
+        # JSON, TOML and the command line have lists where fields have tuples, and None where one is left out
+        given = {k: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**{k: v for k, v in given.items() if not (v is None and k in rules)})
 
     def replace(self: C, **changes: Any) -> C:
         """Returns a copy with some fields changed. The copy is checked again."""
@@ -97,19 +91,16 @@ class BaseConfig:
 
 
 class _Resolution:
-    """The fields of a config while empty ones are computed, and the facts they depend on.
-
-    A rule reads it as it reads a config; a field that the rule needs and that is empty is computed then.
-    """
+    """The fields of a config, where an empty one is computed when a rule reads it, and the facts of the run."""
 
     def __init__(self, config: BaseConfig, facts: Mapping[str, Any]):
         self.asked = config
-        self._facts, self._values = facts, {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        self._rules = {f.name: f.metadata["rule"] for f in dataclasses.fields(config) if "rule" in f.metadata}
+        # a fact comes before a field of the same name
+        fields = {field.name: field for field in dataclasses.fields(config) if field.name not in facts}
+        self._values = {**facts, **{name: getattr(config, name) for name in fields}}
+        self._rules = {name: f.metadata["rule"] for name, f in fields.items() if "rule" in f.metadata}
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._facts:
-            return self._facts[name]
         if name not in self._values:
             raise AttributeError(name)
         if self._values[name] is None and name in self._rules:
@@ -216,7 +207,6 @@ def coerce(value: Any, hint: Any) -> Any:
     if hint is float and _is_number(value):
         return float(value)
     if origin is tuple and isinstance(value, (list, tuple)):
-        # JSON, TOML and the command line have lists where fields have tuples
         return tuple(coerce(part, arguments[0] if arguments else Any) for part in cast("Iterable[Any]", value))
     if hint in (int, float) and isinstance(value, bool):
         raise TypeError(type_name(hint))

@@ -1,5 +1,6 @@
 """Sparse latents: values and indices of the few latents of each token that may be non-zero."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -33,8 +34,7 @@ class Segments(NamedTuple):
 class Support:
     """The (token, latent) pairs that may be non-zero, in order of token.
 
-    Every gradient that is summed by latent uses the same sort of the pairs, done when it is first
-    needed.
+    Every gradient that is summed by latent uses the same sort of the pairs, done when first needed.
 
     Args:
         indices: the latents of each token, no latent twice for the same token: (batch, k), or,
@@ -50,8 +50,6 @@ class Support:
         offsets: Int[Tensor, "token_starts"] | None = None,
     ):
         self.indices, self.dict_size, self._offsets = indices, dict_size, offsets
-        self._tokens: Tensor | None = None
-        self._segments: Segments | None = None
         self.is_ragged = offsets is not None
         """Whether the number of latents may differ between tokens."""
         self.n_tokens = len(indices) if offsets is None else len(offsets) - 1
@@ -69,25 +67,20 @@ class Support:
         n_tokens, k = self.indices.shape
         return torch.arange(n_tokens + 1, device=self.indices.device) * k
 
-    @property
+    @functools.cached_property
     def tokens(self) -> Int[Tensor, "pairs"]:
         """The token of each pair."""
-        if self._tokens is None:
-            n_pairs, device = self.indices.numel(), self.indices.device
-            if self._offsets is None:
-                self._tokens = torch.arange(n_pairs, device=device) // max(self.indices.shape[1], 1)
-            else:
-                tokens = torch.arange(self.n_tokens, device=device)
-                # with the output's size given, the host does not wait for the device
-                self._tokens = torch.repeat_interleave(tokens, self._offsets.diff(), output_size=n_pairs)
-        return self._tokens
+        n_pairs, device = self.indices.numel(), self.indices.device
+        if self._offsets is None:
+            return torch.arange(n_pairs, device=device) // max(self.indices.shape[1], 1)
+        tokens = torch.arange(self.n_tokens, device=device)
+        # with the output's size given, the host does not wait for the device
+        return torch.repeat_interleave(tokens, self._offsets.diff(), output_size=n_pairs)
 
-    @property
+    @functools.cached_property
     def segments(self) -> Segments:
         """The pairs sorted by latent, then by token, so that sums are deterministic."""
-        if self._segments is None:
-            self._segments = Segments.of(self.tokens, self.latents, self.dict_size)
-        return self._segments
+        return Segments.of(self.tokens, self.latents, self.dict_size)
 
 
 class SparseLatents(NamedTuple):

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +16,21 @@ from dictionary_learning._plain import to_plain
 from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning._types import ConfigLike
+from dictionary_learning.activations._normalization import Normalizer
 from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
 from dictionary_learning.dictionaries._info import as_config
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.loggers import AnomalyLogger, ConsoleLogger, JSONLLogger, LoggerGroup, MetricLogger, WandbLogger
+from dictionary_learning.loggers import (
+    AnomalyLogger,
+    ConsoleLogger,
+    JSONLLogger,
+    LoggerGroup,
+    MetricLogger,
+    WandbLogger,
+)
 from dictionary_learning.ops._joint import shared_product
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers._batch import ModelLoss
@@ -148,35 +157,31 @@ def train_step(
     jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device, autocast_dtype: torch.dtype
 ) -> int:
     """Makes one step of every dictionary; returns the number of tokens."""
-    normalized: dict[tuple[Site, int], Tensor] = {}
-    stacked: dict[tuple[tuple[Site, int], ...], Tensor] = {}
 
-    def activations(job: TrainingJob, sites: tuple[Site, ...]) -> Tensor:
-        """Returns the sites' normalized activations side by side; computed once for all dictionaries."""
-        keys = tuple((site, id(job.normalizers[site])) for site in sites)
-        for site, key in zip(sites, keys, strict=True):
-            if key not in normalized:
-                if site not in batch:
-                    raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
-                normalized[key] = job.normalizers[site].apply(batch[site].to(device, torch.float32))
-        if keys not in stacked:
-            parts = [normalized[key] for key in keys]
-            stacked[keys] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
-        return stacked[keys]
+    @functools.cache  # once for all dictionaries
+    def normalized(site: Site, normalizer: Normalizer) -> Tensor:
+        if site not in batch:
+            raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
+        return normalizer.apply(batch[site].to(device, torch.float32))
 
-    groups: dict[int, list[TrainingJob]] = {}
+    @functools.cache
+    def activations(*places: tuple[Site, Normalizer]) -> Tensor:
+        parts = [normalized(*place) for place in places]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
+
+    groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
     for job in jobs:
-        groups.setdefault(id(activations(job, job.sites.reads)), []).append(job)
-    for group in groups.values():
-        x = activations(group[0], group[0].sites.reads)
+        groups.setdefault(job.places(job.sites.reads), []).append(job)
+    for places, group in groups.items():
+        x = activations(*places)
         # dictionaries on the same activations share one product where that is faster
         with shared_product(x, [encoder for job in group for encoder in job.trainer.encoders()]):
             for job in group:
-                y = None if job.sites.is_autoencoder else activations(job, job.sites.writes)
+                y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
                 model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
                     job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
-    return len(next(iter(normalized.values())))
+    return len(next(iter(batch.values())))
 
 
 def _save_steps(given: Any, steps: int) -> frozenset[int]:
@@ -217,10 +222,9 @@ def _lengths(job: TrainingJob, batch: Mapping[Site, Tensor]) -> Tensor | None:
 
 def _figures(job: TrainingJob) -> dict[str, float]:
     figures = job.trainer.metrics()
-    if not figures:
-        return {}
     # one wait for the device for all figures of a dictionary
-    values = torch.stack([value.detach().float().to(job.trainer.device) for value in figures.values()])
+    values = [value.detach().float().to(job.trainer.device) for value in figures.values()]
+    values = torch.stack(values) if values else torch.empty(0)
     return dict(zip(figures, cast(list[float], values.tolist()), strict=True))  # pyright: ignore[reportUnknownMemberType]
 
 

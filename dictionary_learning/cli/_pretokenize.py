@@ -43,8 +43,8 @@ def build_parser(arguments: Sequence[str]) -> Parser:
 
 def run(arguments: PretokenizeArguments) -> int:
     """Runs the command; returns how many contexts were written."""
-    from dictionary_learning._hf_models import load_tokenizer
     from dictionary_learning.data import pretokenize
+    from dictionary_learning.models import load_tokenizer
 
     word = arguments.separator
     return pretokenize(

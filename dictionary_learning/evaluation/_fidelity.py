@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._hardware import float64
-from dictionary_learning._predictions import Predictions
+from dictionary_learning.contexts import Predictions
 from dictionary_learning.evaluation._base import ratio
 
 

@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from dictionary_learning import load_model
-from dictionary_learning._predictions import Predictions
 from dictionary_learning.activations._filters import TokenFilter, within_limits
 from dictionary_learning.activations._mixture import ActivationMixture
 from dictionary_learning.activations._prefetch import Prefetcher
@@ -21,7 +20,7 @@ from dictionary_learning.activations._storage import RowStorage, as_dtype
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.activations.cache import ActivationCache, _writer as writing, write_cache
 from dictionary_learning.buffer import ActivationBuffer
-from dictionary_learning.contexts import ContextStream
+from dictionary_learning.contexts import ContextStream, Predictions
 from dictionary_learning.data import TokenBatch, TokenStream, as_source
 from dictionary_learning.data._examples import ExampleStream
 from dictionary_learning.errors import ConfigError, DataError, DictionaryLearningError
