@@ -51,8 +51,7 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def bfloat16_is_fast(device_type: str) -> bool:
     """Returns whether matrix products in bfloat16 are clearly faster than in float32 on a kind of device.
 
-    A CPU is faster by a factor of 3 to 10 if it has instructions for it (AVX512_BF16, AMX, Arm
-    BF16), and slower without them.
+    A CPU is 3 to 10 times as fast with instructions for it (AVX512_BF16, AMX, Arm BF16), else slower.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -114,11 +113,7 @@ def free_memory(device: torch.device) -> int | None:
 def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> None:
     """Raises ConfigError if a device has too little memory, before anything is allocated.
 
-    Args:
-        n_bytes: the memory that is needed.
-        device: the device.
-        what: what needs it, as the subject of a sentence.
-        remedy: what to do, as a sentence.
+    The message has what needs the memory as the subject of a sentence, and the remedy as a sentence.
     """
     free = free_memory(device)
     if free is not None and n_bytes > free:

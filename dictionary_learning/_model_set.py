@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -101,8 +101,8 @@ class ModelSet:
         for name, vocabulary in vocabularies.items():
             if not vocabularies[smallest].items() <= vocabulary.items():
                 raise ModelError(
-                    f"'{name}' and '{smallest}' have different vocabularies, so their activations would be of different "
-                    "tokens. One may add tokens to the other, and nothing else. Choose models of one family."
+                    f"'{name}' and '{smallest}' have different vocabularies, so their activations would be of "
+                    "different tokens. One may add tokens to the other, and nothing else. Choose models of one family."
                 )
         if len({len(vocabulary) for vocabulary in vocabularies.values()}) > 1:
             logger.info("The tokenizer of '%s' is used for all models; the others only add tokens to it.", smallest)
@@ -114,7 +114,8 @@ class ModelSet:
             got = f"Got a {type(submodules).__name__} as a site of several models"
             raise SiteError(f"{got}; name it, as 'base/model.layers.10'.")
         meant: dict[Site, list[Site]] = {}
-        for site in parse_sites(submodules, "out" if side == "in_and_out" else side):  # pyright: ignore[reportArgumentType]
+        named = cast(SitesLike, submodules)
+        for site in parse_sites(named, "out" if side == "in_and_out" else side):
             owner, separator, path = site.path.partition(_SEPARATOR)
             if separator and owner not in self.models:
                 raise SiteError(f"Site '{site}' names the model '{owner}'; the set has {', '.join(self.models)}.")

@@ -54,8 +54,8 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
         size = value.numel() if issubclass(kind, torch.Tensor) else value.size
         if size > MAX_ELEMENTS:
             raise ConfigError(
-                f"{name} is a {kind.__name__} of {size} elements; a config holds at most {MAX_ELEMENTS}. Store the path "
-                "of a file instead."
+                f"{name} is a {kind.__name__} of {size} elements; a config holds at most {MAX_ELEMENTS}. Store the "
+                "path of a file instead."
             )
         return to_plain(value.tolist(), name, depth + 1)
     if dataclasses.is_dataclass(kind):

@@ -13,7 +13,7 @@ from dictionary_learning.activations._normalization import NORMALIZATIONS, Norma
 from dictionary_learning.activations._normalizers import Scalar
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
-from dictionary_learning.dictionaries._info import as_config
+from dictionary_learning.dictionaries._info import as_config, site_names
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site, natural_key
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
@@ -113,11 +113,7 @@ def training_jobs(
 
 
 def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list[SiteAssignment]:
-    """Returns the sites of each dictionary that a config asks for by wiring, site and target_site.
-
-    Raises:
-        ConfigError: A site is not in the data, or no site fits the wiring.
-    """
+    """Returns the sites of each dictionary that a config asks for by wiring, site and target_site."""
     name = getattr(config, "wiring", None) or "autoencoder"
     wiring = WIRINGS[name]
     if config.target_site and not wiring.writes_others:
@@ -167,10 +163,8 @@ class _Samples:
         parts = [normalizers[site].apply(sample[site][:_SAMPLE].to(self.device, torch.float32)) for site in sites]
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if not bool(rows.isfinite().all(1).any()):
-            raise DataError(
-                f"None of the first {len(rows)} activations at {_joined(sites)} is finite. Check the site and the "
-                "model's dtype."
-            )
+            none = f"None of the first {len(rows)} activations at {_joined(sites)} is finite"
+            raise DataError(f"{none}. Check the site and the model's dtype.")
         return rows
 
     def _sample(self, n: int) -> dict[Site, Tensor]:
@@ -217,11 +211,9 @@ def _with_heads(config: OptimizationConfig, stream: ActivationStream) -> Optimiz
         return config.replace(n_heads=stream.n_heads)
     model: Any = stream.data if hasattr(stream.data, "n_heads") else getattr(stream.data, "model", None)
     if not hasattr(model, "n_heads"):
-        raise ConfigError(
-            "The number of attention heads is not known from the data. Set n_heads, or give (batch, heads, dim)."
-        )
-    sites = [site for assignment in assign_sites(config, stream.widths) for site in assignment.reads]
-    found = {site: model.n_heads(site) for site in sites}
+        unknown = "The number of attention heads is not known from the data"
+        raise ConfigError(f"{unknown}. Set n_heads, or give (batch, heads, dim).")
+    found = {site: model.n_heads(site) for sites in assign_sites(config, stream.widths) for site in sites.reads}
     if len(set(found.values())) > 1:
         numbers = ", ".join(f"{site}: {n}" for site, n in found.items())
         raise ConfigError(f"The sites have different numbers of heads ({numbers}). Give a config for each site.")
@@ -262,11 +254,7 @@ def _run_info(
 
 
 def _unfold_scales(dictionary: Dictionary, sites: SiteAssignment, normalizers: Mapping[Site, Normalizer]) -> None:
-    """Turns a trained dictionary of the model's activations into one of normalized activations.
-
-    Raises:
-        ConfigError: The normalization is more than a factor for each site.
-    """
+    """Turns a trained dictionary of the model's activations into one of normalized activations."""
     inverse: dict[Site, Normalizer] = {}
     for site, normalizer in normalizers.items():
         if not isinstance(normalizer, Scalar):
@@ -295,7 +283,7 @@ def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
 
 
 def _named(named: str | Sequence[str] | None, widths: Mapping[Site, int]) -> list[Site]:
-    sites = [Site.parse(site) for site in ([named] if isinstance(named, (str, Site)) else named or [])]
+    sites = [Site.parse(site) for site in site_names(named)]
     for site in sites:
         if site not in widths:
             raise ConfigError(f"A config names the site '{site}'; the data has {_joined(widths)}.")

@@ -36,8 +36,6 @@ class ActivationBuffer:
     `io="in_and_out"` over one submodule whose sides are equally wide, tensors are
     (out_batch_size, 2, activation_dim).
 
-    `ReadingConfig` documents the settings of what is read.
-
     Args:
         data: the text: strings, a file, a data set or its name (see `as_source`); or a stream of
             contexts, which has its own `ctx_len`, `pack` and special tokens.
@@ -51,14 +49,17 @@ class ActivationBuffer:
         out_batch_size: tokens in a batch.
         device: device of the rows; by default the model's.
         remove_bos: excludes BOS, the separators of documents and the first token of each context.
+        add_special_tokens: inserts BOS, or EOS if there is no BOS, between documents.
         max_activation_norm_multiple: excludes tokens whose norm at any site is above this multiple
             of the median over the first forward pass; None excludes none.
+        pack: joins documents into full contexts; else each is one context, cut and padded.
         end_of_data: `stop` ends after the last row, `repeat` restarts the text, `error` raises.
         seed: seed of the shuffle.
         dtype: type of the stored rows, by default the model's; see `RowStorage` for "int8".
         seqpos_slice: positions of a context to include, as (stop,), (start, stop) or
             (start, stop, step); the model reads all.
         prefetch: forward passes that a thread makes ahead; by default 1 on a GPU, else 0.
+        text_column: column that holds the text, if the data is a data set or JSON.
 
     Raises:
         SiteError: a submodule is not in the model.
@@ -165,8 +166,7 @@ class ActivationBuffer:
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
-            "An ActivationBuffer cannot be pickled: it runs a language model. Build it where it is read, or write a "
-            "cache."
+            "An ActivationBuffer runs a model, so it cannot be pickled. Build it where it is read, or write a cache."
         )
 
     @property
@@ -232,11 +232,7 @@ class ActivationBuffer:
         return self._read(self._order[self._cursor : self._cursor + n])
 
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
-        """Returns the next contexts of the text, which the buffer then does not serve.
-
-        Raises:
-            DataExhaustedError: the text has ended.
-        """
+        """Returns the next contexts of the text, which the buffer then does not serve, or raises DataExhaustedError."""
         self.reader.close()  # a thread that reads ahead must not read the same text at the same time
         batch = self.tokens.take(batch_size or self.refresh_batch_size)
         if batch is None:
@@ -286,11 +282,7 @@ class ActivationBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from the state of a buffer with the same arguments.
-
-        Raises:
-            ConfigError: the state has other sites or another size.
-        """
+        """Continues from the state of a buffer with the same arguments; ConfigError for other sites or sizes."""
         rows, size, sites = state["rows"], state.get("size"), [str(site) for site in self.sites]
         if (rows and list(rows) != sites) or size != self.activation_buffer_size:
             raise ConfigError(
@@ -341,6 +333,7 @@ def expected_partners(document: Int[Tensor, "n"], batch_size: int) -> float:
     n = len(known)
     if n < 2:
         return 0.0
-    # (documents,); not bincount, since numbers of documents may be large
-    counts = cast(Tensor, torch.unique(known, return_counts=True)[1]).double()  # pyright: ignore[reportUnknownMemberType]
+    # not bincount: numbers of documents may be large
+    counts = cast(Tensor, torch.unique(known, return_counts=True)[1])  # pyright: ignore[reportUnknownMemberType]
+    counts = counts.double()  # (documents,)
     return (batch_size - 1) * float((counts * (counts - 1)).sum()) / (n * (n - 1))

@@ -133,11 +133,7 @@ class ContextStream:
         return self._batch(tokens, self.predict)
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
-        """Returns up to n rows that will be served later.
-
-        Raises:
-            DataError: the text holds no token that counts.
-        """
+        """Returns up to n rows that will be served later, or raises DataError: no token of the text counts."""
         parts: list[ContextBatch] = []
         while sum(len(part[self.sites[0]]) for part in parts) < n:
             if len(parts) == len(self._ahead):
@@ -212,13 +208,8 @@ class TokenLosses(NamedTuple):
 class Predictions:
     """Predictions of the untouched model at the scored positions of a batch.
 
-    A position is scored if its own token and the next one, which it predicts, are both included:
-    neither padding nor a special token is.
-
-    Args:
-        logits: output of the model.
-        tokens: the batch.
-        keep: the included tokens, whose activations a graft replaces.
+    A position is scored if its own token and the next one, which it predicts, are both in `keep`:
+    neither padding nor a special token is. These are the tokens whose activations a graft replaces.
     """
 
     def __init__(self, logits: Float[Tensor, "batch ctx vocab"], tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]):

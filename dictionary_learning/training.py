@@ -125,8 +125,7 @@ def trainSAE(
     if verbose:
         sinks.append(_LogRecords())
     console = ConsoleLogger(steps, [job.name for job in jobs]) if progress else None
-    if console is not None:
-        sinks.append(console)
+    sinks += [] if console is None else [console]
     n_tokens = 0
     with folder, contextlib.closing(LoggerGroup(sinks)) as sink:
         for step in range(1, steps + 1):
@@ -223,9 +222,9 @@ def _lengths(job: TrainingJob, batch: Mapping[Site, Tensor]) -> Tensor | None:
 def _figures(job: TrainingJob) -> dict[str, float]:
     figures = job.trainer.metrics()
     # one wait for the device for all figures of a dictionary
-    values = [value.detach().float().to(job.trainer.device) for value in figures.values()]
-    values = torch.stack(values) if values else torch.empty(0)
-    return dict(zip(figures, cast(list[float], values.tolist()), strict=True))  # pyright: ignore[reportUnknownMemberType]
+    parts = [value.detach().float().to(job.trainer.device) for value in figures.values()]
+    values: Any = torch.stack(parts) if parts else torch.empty(0)
+    return dict(zip(figures, values.tolist(), strict=True))
 
 
 def _export(
