@@ -38,6 +38,7 @@ def expand_finetune(config: C, widths: Mapping[Site, int]) -> list[C]:
     if len(found) == 1:
         ((name, dictionary),) = found.items()
         own = dictionary.info.sites
+        # a site that the user named is meant
         if own and config.site is None and match_sites(dictionary.info, widths, name=name) is None:
             moved = "The dictionary to start from was trained at %s; the data has %s."
             logger.warning(moved, ", ".join(own), ", ".join(map(str, widths)))
@@ -85,6 +86,7 @@ def unwrap_normalized(config: C) -> tuple[C, InnerNormalization | None]:
             f"A dictionary that scales sites by {trained.scales} and normalizes tokens cannot be trained further. Give "
             "the one inside (its attribute `dictionary`), and activations that are scaled so."
         )
+    # a name and its alias, as sqrt_dim and expected_average_only_in, mean the same
     if config.normalize is not None and NORMALIZATIONS.canonical(config.normalize) != inside.normalize:
         raise ConfigError(
             f"Got normalize={config.normalize!r} for a dictionary that was trained with {inside.normalize!r}. Leave "
@@ -113,6 +115,7 @@ def _found(given: Any, widths: Mapping[Site, int]) -> dict[str, Dictionary]:
 
 def _filled(config: C, dictionary: Dictionary, name: str, widths: Mapping[Site, int]) -> C:
     filled: dict[str, Any] = {"finetune": dictionary}
+    # wiring and heads are those of what trains on: the dictionary inside one that normalizes
     inside = dictionary.dictionary if isinstance(dictionary, Normalized) else dictionary
     wiring = getattr(config, "wiring", None)
     if isinstance(inside, Trainable) and wiring is None and hasattr(config, "wiring"):

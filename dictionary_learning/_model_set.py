@@ -77,6 +77,7 @@ class ModelSet:
         owners = self._owners(self.layers() if sites is None else sites)
         found: dict[Site, Tensor] = {}
         for model in self.models.values():
+            # one forward pass for all sites of a model
             mine = {site: inner for site, (owner, inner) in owners.items() if owner is model}
             if mine:
                 values = model.capture(input_ids, attention_mask, list(mine.values()))
@@ -114,7 +115,7 @@ class ModelSet:
             got = f"Got a {type(submodules).__name__} as a site of several models"
             raise SiteError(f"{got}; name it, as 'base/model.layers.10'.")
         meant: dict[Site, list[Site]] = {}
-        named = cast(SitesLike, submodules)
+        named = cast(SitesLike, submodules)  # a module has no name that says its model
         for site in parse_sites(named, "out" if side == "in_and_out" else side):
             owner, separator, path = site.path.partition(_SEPARATOR)
             if separator and owner not in self.models:

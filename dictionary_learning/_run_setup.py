@@ -95,6 +95,7 @@ def training_jobs(
                 if not sites.is_autoencoder:
                     placed["target_site"] = _in_config(sites.writes)
                 trainer = config.replace(**placed).build(run)
+                # shared by all dictionaries of a site, so that each batch is normalized once
                 normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
                 if inside is not None and inside.scales is not None:
                     scaled = zip(sites.reads, inside.scales, strict=True)

@@ -16,7 +16,7 @@ class UnknownNameError(ConfigError):
     """A name is not among those known; the message lists the near ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
-        known = sorted(known)
+        known = sorted(known)  # also a generator: it is read twice
         super().__init__(f"Unknown {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}.")
 
 

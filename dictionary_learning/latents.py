@@ -5,7 +5,7 @@ import itertools
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -139,11 +139,6 @@ def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
     fired = (latents.values != 0).flatten()
     counts = torch.zeros(latents.dict_size, dtype=torch.long, device=fired.device)
     return counts.index_add_(0, latents.support.latents, fired.long())
-
-
-def fired(latents: Latents) -> Bool[Tensor, "dict_size"]:
-    """Returns which latents are non-zero on at least one token."""
-    return firing_counts(latents) > 0
 
 
 def replace_values(like: Latents, values: Tensor) -> Latents:

@@ -125,7 +125,8 @@ def trainSAE(
     if verbose:
         sinks.append(_LogRecords())
     console = ConsoleLogger(steps, [job.name for job in jobs]) if progress else None
-    sinks += [] if console is None else [console]
+    if console is not None:
+        sinks.append(console)
     n_tokens = 0
     with folder, contextlib.closing(LoggerGroup(sinks)) as sink:
         for step in range(1, steps + 1):
