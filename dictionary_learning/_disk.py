@@ -31,8 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Writes a JSON file, complete or not at all."""
-    text = json.dumps(document, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(document, indent=2) + "\n"))
 
 
 def remove_unfinished(folder: Path) -> None:

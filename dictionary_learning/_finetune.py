@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.dictionaries import Dictionary, ParallelCoders, Trainable, load_dictionary, wiring_of
@@ -18,12 +18,8 @@ from dictionary_learning.trainers import OptimizationConfig
 logger = logging.getLogger(__name__)
 C = TypeVar("C", bound=OptimizationConfig)
 
-_TRAINED_AS = {
-    "layer_norm": "layer_norm",
-    "layer_norm_eps_in": "layer_norm",
-    "constant_norm_rescale": "constant_norm_rescale",
-}
-"""The normalization of an exported dictionary, by its name in training."""
+_TRAINED_AS = {"layer_norm_eps_in": "layer_norm"}
+"""The normalization of an exported dictionary, by its name in training, where the two differ."""
 
 
 def expand_finetune(config: C, widths: Mapping[Site, int]) -> list[C]:
@@ -31,10 +27,6 @@ def expand_finetune(config: C, widths: Mapping[Site, int]) -> list[C]:
 
     What the dictionary knows is filled in where the config leaves it out: wiring, heads, and the sites
     as far as the data has them.
-
-    Args:
-        config: Its `finetune` is a dictionary, several by site, or a place where there are some.
-        widths: The sites of the data.
 
     Raises:
         ConfigError: Several dictionaries are given and none belongs to the sites.
@@ -45,11 +37,15 @@ def expand_finetune(config: C, widths: Mapping[Site, int]) -> list[C]:
     found = _found(given, widths)
     if len(found) == 1:
         ((name, dictionary),) = found.items()
-        _warn_of_another_site(dictionary, name, config, widths)
+        own = dictionary.info.sites
+        # a site that the user named is meant
+        if own and config.site is None and match_sites(dictionary.info, widths, name=name) is None:
+            moved = "The dictionary to start from was trained at %s; the data has %s."
+            logger.warning(moved, ", ".join(own), ", ".join(map(str, widths)))
         return [_filled(config, dictionary, name, widths)]
     asked = site_names(config.site)
     wanted = tuple(Site.parse(site) for site in asked)
-    configs = []
+    configs: list[C] = []
     for name, dictionary in found.items():
         sites = match_sites(dictionary.info, widths, name=name)
         if sites is not None and (not wanted or sites == wanted):
@@ -83,12 +79,14 @@ def unwrap_normalized(config: C) -> tuple[C, InnerNormalization | None]:
     if trained.normalization is None:
         inside = InnerNormalization("unit_mean_square", trained.scales)
     elif set(trained.scales) == {1.0}:
-        inside = InnerNormalization(NORMALIZATIONS.canonical(_TRAINED_AS[trained.normalization]), None)
+        name = trained.normalization
+        inside = InnerNormalization(NORMALIZATIONS.canonical(_TRAINED_AS.get(name, name)), None)
     else:
         raise ConfigError(
             f"A dictionary that scales sites by {trained.scales} and normalizes tokens cannot be trained further. Give "
             "the one inside (its attribute `dictionary`), and activations that are scaled so."
         )
+    # a name and its alias, as sqrt_dim and expected_average_only_in, mean the same
     if config.normalize is not None and NORMALIZATIONS.canonical(config.normalize) != inside.normalize:
         raise ConfigError(
             f"Got normalize={config.normalize!r} for a dictionary that was trained with {inside.normalize!r}. Leave "
@@ -102,31 +100,22 @@ def _found(given: Any, widths: Mapping[Site, int]) -> dict[str, Dictionary]:
     if isinstance(given, Dictionary):
         return {"": given}
     if isinstance(given, Mapping):
-        return {str(site): dictionary for site, dictionary in given.items()}
+        return {str(site): dictionary for site, dictionary in cast(Mapping[Any, Dictionary], given).items()}
     if not isinstance(given, (str, os.PathLike)):
         raise ConfigError(
-            f"Got finetune={given!r}; give a dictionary, a mapping from sites to dictionaries, or where they are stored."
+            f"Got finetune={given!r}; give a dictionary, a mapping from sites to dictionaries, or where they are "
+            "stored."
         )
-    if os.path.exists(given):
-        return load_many(str(given), wanted=lambda name: match_site(name, widths) is not None)
+    place = os.fspath(cast("str | os.PathLike[str]", given))
+    if os.path.exists(place):
+        return load_many(place, wanted=lambda name: match_site(name, widths) is not None)
     # of a repository not all are downloaded for the sake of some: the user names one
-    return {"": load_dictionary(given)}
-
-
-def _warn_of_another_site(
-    dictionary: Dictionary, name: str, config: OptimizationConfig, widths: Mapping[Site, int]
-) -> None:
-    own = dictionary.info.sites
-    if own and config.site is None and match_sites(dictionary.info, widths, name=name) is None:
-        logger.warning(
-            "The dictionary to start from was trained at %s; the data has %s.",
-            ", ".join(own),
-            ", ".join(map(str, widths)),
-        )
+    return {"": load_dictionary(place)}
 
 
 def _filled(config: C, dictionary: Dictionary, name: str, widths: Mapping[Site, int]) -> C:
     filled: dict[str, Any] = {"finetune": dictionary}
+    # wiring and heads are those of what trains on: the dictionary inside one that normalizes
     inside = dictionary.dictionary if isinstance(dictionary, Normalized) else dictionary
     wiring = getattr(config, "wiring", None)
     if isinstance(inside, Trainable) and wiring is None and hasattr(config, "wiring"):

@@ -32,11 +32,7 @@ def default_device() -> torch.device:
 
 
 def as_device(device: torch.device | str | None) -> torch.device:
-    """Returns a device of this machine; the default one for None.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
+    """Returns a device of this machine, or raises ConfigError; the default one for None."""
     if device is None:
         return default_device()
     try:
@@ -45,7 +41,8 @@ def as_device(device: torch.device | str | None) -> torch.device:
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"Got device={device!r}, which cannot be used here ({reason}). Write 'cpu', or leave it out for {default_device()}."
+            f"Got device={device!r}, which cannot be used here ({reason}). Write 'cpu', or leave it out for "
+            f"{default_device()}."
         ) from error
     return found
 
@@ -54,14 +51,14 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def bfloat16_is_fast(device_type: str) -> bool:
     """Returns whether matrix products in bfloat16 are clearly faster than in float32 on a kind of device.
 
-    A CPU is faster by a factor of 3 to 10 if it has instructions for it (AVX512_BF16, AMX, Arm
-    BF16), and slower without them.
+    A CPU is 3 to 10 times as fast with instructions for it (AVX512_BF16, AMX, Arm BF16), else slower.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type != "cpu":
         return False
     try:
+        # flags of x86, Features of Arm
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return any(_BFLOAT16_FLAGS & set(line.split()) for line in lines if line.startswith(("flags", "Features")))
     except OSError:  # no Linux: PyTorch knows of x86 CPUs
@@ -90,7 +87,7 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or os.environ.get(KEEP_MEMORY) == "0":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    kept = all(mallopt(name, value) for name, value in _SETTINGS)
+    kept = all(mallopt(name, value) for name, value in _SETTINGS)  # 1 for success
     logger.debug("Freed memory is kept by the process: %s", "yes" if kept else "the C library refused")
     return kept
 
@@ -114,16 +111,9 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> None:
-    """Checks that a device has enough memory, before anything is allocated.
+    """Raises ConfigError if a device has too little memory, before anything is allocated.
 
-    Args:
-        n_bytes: the memory that is needed.
-        device: the device.
-        what: what needs it, as the subject of a sentence.
-        remedy: what to do, as a sentence.
-
-    Raises:
-        ConfigError: the device has less.
+    The message has what needs the memory as the subject of a sentence, and the remedy as a sentence.
     """
     free = free_memory(device)
     if free is not None and n_bytes > free:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -37,9 +37,8 @@ class ModelSet:
 
     def __init__(self, **models: ModelLike):
         if len(models) < 2:
-            raise ModelError(
-                f"A set of models got {len(models)}; give at least two by name: ModelSet(base=..., chat=...)."
-            )
+            got = f"A set of models got {len(models)}"
+            raise ModelError(f"{got}; give at least two by name: ModelSet(base=..., chat=...).")
         self.models: dict[str, TracedModel] = {name: load_model(model) for name, model in models.items()}
         first = next(iter(self.models.values()))
         self.tokenizer = self._common_tokenizer()
@@ -51,20 +50,13 @@ class ModelSet:
         return {"name": self.name, "models": {name: model.describe() for name, model in self.models.items()}}
 
     def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
-        """Returns the sites that strings and patterns name, each with its model's name.
-
-        Raises:
-            SiteError: a site names no model of the set, or is not in its model.
-        """
+        """Returns the sites that strings and patterns name, each with its model's name, or raises SiteError."""
         return list(dict.fromkeys(site for sites in self._asked(submodules, side).values() for site in sites))
 
     def layers(self, layers: Sequence[int] | None = None, layer_stride: int = 1, *, side: Sides = "out") -> list[Site]:
         """Returns the sites of the layers of each model (see `TracedModel.layers`)."""
-        return [
-            self._owned(name, site)
-            for name, model in self.models.items()
-            for site in model.layers(layers, layer_stride, side=side)
-        ]
+        found = {name: model.layers(layers, layer_stride, side=side) for name, model in self.models.items()}
+        return [_owned(name, site) for name, sites in found.items() for site in sites]
 
     def n_heads(self, site: Site | str) -> int:
         """Returns the number of attention heads at a site (see `TracedModel.n_heads`)."""
@@ -85,6 +77,7 @@ class ModelSet:
         owners = self._owners(self.layers() if sites is None else sites)
         found: dict[Site, Tensor] = {}
         for model in self.models.values():
+            # one forward pass for all sites of a model
             mine = {site: inner for site, (owner, inner) in owners.items() if owner is model}
             if mine:
                 values = model.capture(input_ids, attention_mask, list(mine.values()))
@@ -92,22 +85,16 @@ class ModelSet:
         return SiteDict({site: found[site] for site in owners})
 
     def run(self, inputs: Tensor, attention_mask: Any = None, edits: Mapping[Any, Any] | None = None) -> Tensor:
-        """Raises an error: several models have no common prediction.
-
-        Raises:
-            ModelError: always.
-        """
+        """Raises ModelError: several models have no common prediction."""
         raise ModelError(
-            "A set of models has no common prediction to measure losses on. Evaluate with n_fidelity_tokens=0, or one model at a time."
+            "A set of models has no common prediction to measure losses on. Evaluate with n_fidelity_tokens=0, or one "
+            "model at a time."
         )
 
     def _common_tokenizer(self) -> Any:
-        """Returns the tokenizer whose tokens all models know, or None if no model has one.
-
-        Raises:
-            ModelError: two tokenizers give one id to different tokens, or one token different ids.
-        """
+        """Returns the tokenizer whose tokens all models know, or None if no model has one."""
         named = {name: m.tokenizer for name, m in self.models.items() if hasattr(m.tokenizer, "get_vocab")}
+        # a vocabulary maps tokens to ids: one that is part of another gives the same ids to the same tokens
         vocabularies = {name: tokenizer.get_vocab() for name, tokenizer in named.items()}
         if not vocabularies:
             return next(iter(self.models.values())).tokenizer
@@ -115,8 +102,8 @@ class ModelSet:
         for name, vocabulary in vocabularies.items():
             if not vocabularies[smallest].items() <= vocabulary.items():
                 raise ModelError(
-                    f"'{name}' and '{smallest}' have different vocabularies, so their activations would be of different tokens. "
-                    "One may add tokens to the other, and nothing else. Choose models of one family."
+                    f"'{name}' and '{smallest}' have different vocabularies, so their activations would be of "
+                    "different tokens. One may add tokens to the other, and nothing else. Choose models of one family."
                 )
         if len({len(vocabulary) for vocabulary in vocabularies.values()}) > 1:
             logger.info("The tokenizer of '%s' is used for all models; the others only add tokens to it.", smallest)
@@ -125,17 +112,17 @@ class ModelSet:
     def _asked(self, submodules: SubmodulesLike, side: Sides = "out") -> dict[Site, list[Site]]:
         """Returns each site that was asked for with the sites that it means, with the names of their models."""
         if isinstance(submodules, nn.Module) or not isinstance(submodules, (str, Site, Sequence)):
-            raise SiteError(
-                f"Got a {type(submodules).__name__} as a site of several models; name it, as 'base/model.layers.10'."
-            )
+            got = f"Got a {type(submodules).__name__} as a site of several models"
+            raise SiteError(f"{got}; name it, as 'base/model.layers.10'.")
         meant: dict[Site, list[Site]] = {}
-        for site in parse_sites(submodules, "out" if side == "in_and_out" else side):  # pyright: ignore[reportArgumentType]
+        named = cast(SitesLike, submodules)  # a module has no name that says its model
+        for site in parse_sites(named, "out" if side == "in_and_out" else side):
             owner, separator, path = site.path.partition(_SEPARATOR)
             if separator and owner not in self.models:
                 raise SiteError(f"Site '{site}' names the model '{owner}'; the set has {', '.join(self.models)}.")
             inner = site._replace(path=path) if separator else site
             names = [owner] if separator else list(self.models)
-            meant[site] = [self._owned(name, match) for name in names for match in self.models[name].sites(inner, side)]
+            meant[site] = [_owned(name, match) for name in names for match in self.models[name].sites(inner, side)]
         return meant
 
     def _owners(self, sites: SitesLike) -> dict[Site, tuple[TracedModel, Site]]:
@@ -149,5 +136,6 @@ class ModelSet:
                 owners[full] = (self.models[owner], full._replace(path=path))
         return owners
 
-    def _owned(self, name: str, site: Site) -> Site:
-        return site._replace(path=f"{name}{_SEPARATOR}{site.path}")
+
+def _owned(name: str, site: Site) -> Site:
+    return site._replace(path=f"{name}{_SEPARATOR}{site.path}")

@@ -13,7 +13,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ def hidden_or_none(value: Any, index: int = 0) -> Tensor | None:
     """Returns the tensor itself, or the first tensor in the n-th part of a tuple or model output."""
     if isinstance(value, Tensor):
         return value if index == 0 else None
-    parts = list(value.values()) if isinstance(value, Mapping) else value
-    if isinstance(parts, (tuple, list)) and index < len(parts):
+    parts: Any = [*cast(Mapping[Any, Any], value).values()] if isinstance(value, Mapping) else value
+    if isinstance(parts, (tuple, list)) and index < len(cast(Sequence[Any], parts)):
         return hidden_or_none(parts[index])
     return None
 
@@ -48,10 +48,12 @@ def with_hidden(value: Any, new: Tensor, index: int = 0) -> Any:
         return new.to(value.dtype)
     # a bare tensor in place of a tuple would be unpacked along the batch by the next module, silently
     if isinstance(value, (tuple, list)):
-        parts = [*value[:index], with_hidden(value[index], new), *value[index + 1 :]]
+        parts: list[Any] = list(cast(Sequence[Any], value))
+        parts[index] = with_hidden(parts[index], new)
         if isinstance(value, list):
             return parts
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        kind = cast(Any, type(value))  # pyright: ignore[reportUnknownArgumentType]
+        return kind(*parts) if hasattr(kind, "_fields") else tuple(parts)
     copied = copy.copy(value)
     key = list(copied)[index]
     copied[key] = with_hidden(copied[key], new)
@@ -83,16 +85,10 @@ def with_input(
 
 
 def flat(x: Tensor, channels: Channels | None = None, ctx_len: int | None = None) -> Tensor:
-    """Returns activations as (batch, positions, dim).
-
-    Args:
-        x: the activations in a module's own form.
-        channels: where maps have their channels.
-        ctx_len: tokens in a context, if the model reads text.
-    """
+    """Returns activations in a module's own form as (batch, positions, dim); text has contexts of `ctx_len`."""
     if x.ndim == 2:
         if ctx_len and x.shape[0] % ctx_len == 0:
-            return x.unflatten(0, (-1, ctx_len))  # (batch * ctx, dim), as in a mixture of experts
+            return torch.unflatten(x, 0, (-1, ctx_len))  # (batch * ctx, dim), as in a mixture of experts
         return x.unsqueeze(1)  # (batch, dim)
     if x.ndim > 3 and channels == "first":
         return x.flatten(2).transpose(1, 2)
@@ -107,49 +103,35 @@ def unflat(x: Tensor, like: Tensor, channels: Channels | None = None) -> Tensor:
 
 
 def apply_edit(edit: Callable[[Tensor], Any], x: Tensor, site: Site) -> Tensor | None:
-    """Returns what an edit makes of activations; None if it leaves them unchanged.
-
-    Args:
-        edit: the edit.
-        x: a copy of the activations, which the edit may change in place.
-        site: where the activations are.
+    """Returns what an edit makes of a copy of activations; None if it leaves them unchanged.
 
     Raises:
         SiteError: the edit did not return a tensor of the same shape, or None with `x` unchanged.
     """
-    version = _version(x)
+    version = None if x.is_inference() else x._version
     new = edit(x)
-    if new is None:
-        if _version(x) != version:
-            raise SiteError(
-                f"The edit at '{site}' changed its argument in place and returned nothing, so the model would not see "
-                "the change. Return the changed tensor."
-            )
-        return None
-    if not isinstance(new, Tensor):
+    if new is None and version is not None and x._version != version:
         raise SiteError(
-            f"The edit at '{site}' returned a {type(new).__name__}; return a tensor of shape {tuple(x.shape)}, or None "
-            "to leave the activations unchanged."
+            f"The edit at '{site}' changed its argument in place and returned nothing, so the model would not see "
+            "the change. Return the changed tensor."
         )
-    if new.shape != x.shape:
+    if new is not None and not (isinstance(new, Tensor) and new.shape == x.shape):
+        got = tuple(new.shape) if isinstance(new, Tensor) else f"a {type(new).__name__}"
         raise SiteError(
-            f"The edit at '{site}' returned {tuple(new.shape)} for {tuple(x.shape)}; return the same shape."
+            f"The edit at '{site}' returned {got} for {tuple(x.shape)}; return the same shape, or None to leave the "
+            "activations unchanged."
         )
     return new
 
 
 def device_of(module: nn.Module) -> torch.device:
     """Returns the device of a model's inputs: of its first parameter, or where accelerate runs it."""
-    places = getattr(module, "hf_device_map", None) or {}
+    places: dict[str, Any] = getattr(module, "hf_device_map", None) or {}
     for place in places.values():
         if place not in ("cpu", "disk", "meta"):
             return torch.device(place)
     first = next((p.device for p in module.parameters()), torch.device("cpu"))
     return torch.device("cpu") if places else first
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 @functools.cache

@@ -5,8 +5,8 @@ import dataclasses
 import datetime
 import enum
 import os
-from collections.abc import Mapping, Set
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ _MAX_DEPTH = 30
 """Levels of nesting; a config that is deeper contains itself."""
 
 
-def to_plain(value: Any, name: str = "config") -> Any:
+def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
     """Returns a value as plain data that JSON can hold.
 
     Paths, dtypes, devices, sites, enum members and classes become strings. NumPy numbers, arrays
@@ -29,58 +29,52 @@ def to_plain(value: Any, name: str = "config") -> Any:
     Args:
         value: the value.
         name: how an error refers to the value.
+        depth: how many levels of a config the value is inside.
 
     Raises:
         ConfigError: a part of the value has no plain form; the message names the part.
     """
-    return _convert(value, name, 0)
-
-
-def _convert(value: Any, name: str, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise ConfigError(f"{name} is nested deeper than {_MAX_DEPTH} levels. Store a flat mapping of settings.")
-    if isinstance(value, enum.Enum):
+    kind = cast("type[Any]", type(value))  # so that `value` stays Any for the type checker
+    if issubclass(kind, enum.Enum):
         return value.name  # before numbers: an IntEnum is an int, too
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return _number_or_text(value)
-    if isinstance(value, os.PathLike):
+    if value is None:
+        return None
+    for plain in (bool, int, float, str):
+        if issubclass(kind, plain):
+            return plain(value)  # np.float64 is a float, and some writers refuse it
+    if hasattr(kind, "__fspath__"):
         return os.fsdecode(value)
-    if isinstance(value, (torch.dtype, torch.device, np.dtype, datetime.date)):
+    if issubclass(kind, (torch.dtype, torch.device, np.dtype, datetime.date)):
         return str(value).removeprefix("torch.")
-    if isinstance(value, type):
+    if issubclass(kind, type):
         return value.__name__
-    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
-        size = value.numel() if isinstance(value, torch.Tensor) else value.size
+    if issubclass(kind, (torch.Tensor, np.ndarray, np.generic)):
+        size = value.numel() if issubclass(kind, torch.Tensor) else value.size
         if size > MAX_ELEMENTS:
             raise ConfigError(
-                f"{name} is a {type(value).__name__} of {size} elements; a config holds at most {MAX_ELEMENTS}. Store the path of a "
-                "file instead."
+                f"{name} is a {kind.__name__} of {size} elements; a config holds at most {MAX_ELEMENTS}. Store the "
+                "path of a file instead."
             )
-        return _convert(value.tolist(), name, depth + 1)
-    if dataclasses.is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif isinstance(value, argparse.Namespace):
-        value = vars(value)
+        return to_plain(value.tolist(), name, depth + 1)
+    if dataclasses.is_dataclass(kind):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+    elif issubclass(kind, argparse.Namespace):
+        value = cast(Any, vars(value))
     if isinstance(value, Mapping):
         return {
-            str(_convert(key, f"a key of {name}", depth + 1)): _convert(part, f"{name}[{key!r}]", depth + 1)
-            for key, part in value.items()
+            str(to_plain(key, f"a key of {name}", depth + 1)): to_plain(part, f"{name}[{key!r}]", depth + 1)
+            for key, part in cast(Mapping[Any, Any], value).items()
         }
-    if isinstance(value, Set):
-        value = sorted(value, key=str)  # equal configs must give equal files
-    if isinstance(value, tuple) and type(value).__str__ is not object.__str__:
+    has_text = kind.__str__ is not object.__str__
+    if has_text and issubclass(kind, tuple):
         return str(value)  # a named tuple with a text form, such as Site
-    if isinstance(value, (list, tuple)):
-        return [_convert(part, f"{name}[{n}]", depth + 1) for n, part in enumerate(value)]
+    if issubclass(kind, Set):
+        value = sorted(cast("Set[Any]", value), key=str)  # equal configs must give equal files
+    if issubclass(kind, (list, tuple, Set)):
+        return [to_plain(part, f"{name}[{n}]", depth + 1) for n, part in enumerate(cast("Sequence[Any]", value))]
     raise ConfigError(
-        f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which JSON cannot hold. A config holds numbers, "
-        "strings, paths, lists, mappings and dataclasses of these. Convert the value, or leave it out."
+        f"{name} is a {kind.__module__}.{kind.__qualname__}, which JSON cannot hold. A config holds numbers, strings, "
+        "paths, lists, mappings and dataclasses of these. Convert the value, or leave it out."
     )
-
-
-def _number_or_text(value: Any) -> Any:
-    """Returns the value in the built-in type: np.float64 is a float, and some writers refuse it."""
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return None

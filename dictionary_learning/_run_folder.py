@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,22 @@ LOCK = ".run.lock"
 """The file that names the process which writes into a folder."""
 LATEST = "latest"
 """The name of the link to the newest run."""
-_WRITTEN = ("trainer_*", "metrics.jsonl", "report.json", "report.md", "report.html", "tensorboard")
-"""What a run writes into its folder, and all that `overwrite` removes."""
 _HOLDS_A_RUN = ("trainer_*", "metrics.jsonl")
+_WRITTEN = (*_HOLDS_A_RUN, "report.json", "report.md", "report.html", "tensorboard")
+"""What a run writes into its folder, and all that `overwrite` removes."""
 
 
 @contextlib.contextmanager
-def claim_run_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def claim_run_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Generator[Path, None, None]:
     """Reserves a folder for a run of this process, until the context ends.
 
-    A claim within another claim of the same process does nothing. The lock of a process that was killed is taken over.
-
-    Args:
-        path: the folder; it is created if needed.
-        overwrite: removes the run that the folder holds: its dictionaries, metrics and reports, no other files.
+    A claim within another claim of the same process does nothing. The lock of a process that was
+    killed is taken over. `overwrite` removes the run that the folder holds: its dictionaries, metrics
+    and reports, no other files.
 
     Raises:
-        ConfigError: the folder holds a run and `overwrite` is false, or another process writes into it, or it cannot
-            be written.
+        ConfigError: the folder holds a run and `overwrite` is false, or another process writes into
+            it, or it cannot be written.
     """
     folder = Path(path)
     lock = folder / LOCK
@@ -61,7 +59,7 @@ def claim_run_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterat
                 folder.rmdir()  # fails unless the run ended before it wrote anything
 
 
-def new_folder(root: str | os.PathLike, *words: str) -> Path:
+def new_folder(root: str | os.PathLike[str], *words: str) -> Path:
     """Returns the path of a folder that does not exist: `root/<date>-<time>-<words>`."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = "-".join([stamp, *(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in words)])
@@ -70,7 +68,7 @@ def new_folder(root: str | os.PathLike, *words: str) -> Path:
 
 
 def point_latest_at(folder: Path) -> None:
-    """Makes `latest`, beside a run's folder, a link to it; a text file with its name where links are impossible."""
+    """Makes `latest`, beside a run's folder, a link to it, or a text file with its name where there are no links."""
     latest, temporary = folder.parent / LATEST, folder.parent / f".{LATEST}.{os.getpid()}"
     if folder.name == LATEST:
         return
@@ -93,15 +91,13 @@ def resolve_latest(place: str) -> str:
 
 
 def _clear(folder: Path, overwrite: bool) -> None:
-    found = sorted(path for pattern in _HOLDS_A_RUN for path in folder.glob(pattern))
-    if not overwrite:
-        if found:
-            raise ConfigError(
-                f"'{folder}' holds another run ({found[0].name} and others). Give another folder, or remove that run with "
-                "overwrite=True (--overwrite on the command line)."
-            )
-        return
-    for path in [path for pattern in _WRITTEN for path in folder.glob(pattern)]:
+    found = sorted(path for pattern in (_WRITTEN if overwrite else _HOLDS_A_RUN) for path in folder.glob(pattern))
+    if found and not overwrite:
+        raise ConfigError(
+            f"'{folder}' holds another run ({found[0].name} and others). Give another folder, or remove that run with "
+            "overwrite=True (--overwrite on the command line)."
+        )
+    for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -109,11 +105,7 @@ def _clear(folder: Path, overwrite: bool) -> None:
 
 
 def _lock(lock: Path) -> None:
-    """Creates the lock.
-
-    Raises:
-        ConfigError: another process that runs holds it.
-    """
+    """Creates the lock, or raises ConfigError: another process that runs holds it."""
     for _ in range(100):
         with contextlib.suppress(FileExistsError):
             # O_EXCL: of several processes, one creates the file
@@ -126,8 +118,8 @@ def _lock(lock: Path) -> None:
             time.sleep(0.01)  # it was removed, or is being written
         elif _is_running(holder):
             raise ConfigError(
-                f"Process {holder['pid']} on {holder['host']} writes into '{lock.parent}'. Wait until it ends, or give another "
-                f"folder. If no such process runs, remove '{lock}'."
+                f"Process {holder['pid']} on {holder['host']} writes into '{lock.parent}'. Wait until it ends, or give "
+                f"another folder. If no such process runs, remove '{lock}'."
             )
         else:
             # of several processes that find a stale lock, one renames it; the others find nothing to rename
@@ -138,9 +130,8 @@ def _lock(lock: Path) -> None:
                     os.rename(stale, lock)
                     continue
                 stale.unlink()
-                logger.info(
-                    "Process %s, which wrote into '%s', has ended; its lock is removed.", holder["pid"], lock.parent
-                )
+                removed = "Process %s, which wrote into '%s', has ended; its lock is removed."
+                logger.info(removed, holder["pid"], lock.parent)
     raise ConfigError(f"'{lock}' cannot be read. If no process writes into '{lock.parent}', remove it.")
 
 
@@ -166,7 +157,7 @@ def _is_running(holder: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Returns when a process started, as the system tells it: "" where it does not tell, None if there is no such process."""
+    """Returns when a process started: "" where the system does not tell, None if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[19]  # field 22, in ticks since boot; a name may hold spaces

@@ -2,16 +2,18 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from dictionary_learning._finetune import expand_finetune, unwrap_normalized
+from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalization import check_normalizers, export, fold_
 from dictionary_learning.activations._normalizers import NORMALIZATIONS, Normalizer, Scalar
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
+from dictionary_learning.dictionaries._info import as_config, site_names
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site, natural_key
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
@@ -33,6 +35,11 @@ class SiteAssignment(NamedTuple):
         """Whether the dictionary reconstructs what it reads."""
         return self.reads == self.writes
 
+    def both_sides(self, normalizers: Mapping[Site, Normalizer]) -> tuple[list[Normalizer], list[Normalizer] | None]:
+        """Returns the normalizers of the sites that are read, and of others that are written."""
+        writes = None if self.is_autoencoder else [normalizers[site] for site in self.writes]
+        return [normalizers[site] for site in self.reads], writes
+
 
 class TrainingJob(NamedTuple):
     """A dictionary in training, with its sites and the normalization of each."""
@@ -42,25 +49,18 @@ class TrainingJob(NamedTuple):
     trainer: Trainer
     normalizers: Mapping[Site, Normalizer]
 
+    def places(self, sites: tuple[Site, ...]) -> tuple[tuple[Site, Normalizer], ...]:
+        """Returns sites with their normalizers."""
+        return tuple((site, self.normalizers[site]) for site in sites)
+
     def export(self) -> Dictionary:
         """Returns a copy of the dictionary that takes activations as the model returns them."""
-        return export(self.trainer.export(), *self._both_sides()).requires_grad_(False).eval()
-
-    def check(self) -> None:
-        """Fails early if the normalization cannot be folded into this dictionary.
-
-        Raises:
-            ConfigError: The normalization does not fit the dictionary.
-        """
-        check_normalizers(self.trainer.dictionary, *self._both_sides())
-
-    def _both_sides(self) -> tuple[list[Normalizer], list[Normalizer] | None]:
-        reads = [self.normalizers[site] for site in self.sites.reads]
-        return reads, None if self.sites.is_autoencoder else [self.normalizers[site] for site in self.sites.writes]
+        sides = self.sites.both_sides(self.normalizers)
+        return export(self.trainer.export(), *sides).requires_grad_(False).eval()
 
 
 def training_jobs(
-    trainer_configs: Any,
+    trainer_configs: ConfigLike | Iterable[ConfigLike],
     stream: ActivationStream,
     steps: int,
     device: torch.device,
@@ -82,17 +82,20 @@ def training_jobs(
     """
     samples = _Samples(stream, device)
     jobs: list[TrainingJob] = []
-    for asked, facts in map(_read_config, _listed(trainer_configs)):
-        for config in expand_finetune(_with_wiring(asked, default_wiring), stream.widths):
-            config = _with_heads(config, stream)
-            config, inside = unwrap_normalized(config)
+    for asked, facts in _read_configs(trainer_configs):
+        # a method without wirings, as one of contexts, has no such field
+        if default_wiring is not None and getattr(asked, "wiring", default_wiring) is None:
+            asked = asked.replace(wiring=default_wiring)
+        for config in expand_finetune(asked, stream.widths):
+            config, inside = unwrap_normalized(_with_heads(config, stream))
             kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)
             for sites in assign_sites(config, stream.widths):
                 run = _run_info(facts, sites, stream, steps, device)
-                placed = {"site": site_names(sites.reads), "normalize": kind}
+                placed: dict[str, Any] = {"site": _in_config(sites.reads), "normalize": kind}
                 if not sites.is_autoencoder:
-                    placed["target_site"] = site_names(sites.writes)
+                    placed["target_site"] = _in_config(sites.writes)
                 trainer = config.replace(**placed).build(run)
+                # shared by all dictionaries of a site, so that each batch is normalized once
                 normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
                 if inside is not None and inside.scales is not None:
                     scaled = zip(sites.reads, inside.scales, strict=True)
@@ -101,22 +104,17 @@ def training_jobs(
                     _unfold_scales(trainer.dictionary, sites, normalizers)
                 x = samples.rows(sites.reads, normalizers)
                 trainer.initialize(x, None if sites.is_autoencoder else samples.rows(sites.writes, normalizers))
-                name = _unique(_name(trainer, sites, len(stream.widths) > 1), {job.name for job in jobs})
+                name, taken = _name(trainer, sites, len(stream.widths) > 1), {job.name for job in jobs}
+                names = (name, *(f"{name} #{n}" for n in range(2, len(taken) + 2)))
+                name = next(name for name in names if name not in taken)
+                # fails now, and not at the export after the training
+                check_normalizers(trainer.dictionary, *sites.both_sides(normalizers))
                 jobs.append(TrainingJob(name, sites, trainer, normalizers))
-                jobs[-1].check()
     return jobs
 
 
 def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list[SiteAssignment]:
-    """Returns the sites of each dictionary that a config asks for.
-
-    Args:
-        config: Its wiring, site and target_site count.
-        widths: The sites of the data.
-
-    Raises:
-        ConfigError: A site is not in the data, or no site fits the wiring.
-    """
+    """Returns the sites of each dictionary that a config asks for by wiring, site and target_site."""
     name = getattr(config, "wiring", None) or "autoencoder"
     wiring = WIRINGS[name]
     if config.target_site and not wiring.writes_others:
@@ -144,17 +142,12 @@ def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list
     return [SiteAssignment((read,), (write,)) for read, write in zip(reads, targets, strict=True)]
 
 
-def site_names(sites: Sequence[Site]) -> str | tuple[str, ...]:
-    """Returns sites as they are written in configs: one name, or several."""
-    return str(sites[0]) if len(sites) == 1 else tuple(map(str, sites))
-
-
 class _Samples:
     """Rows of the data for estimates, and the normalizers estimated from them."""
 
     def __init__(self, stream: ActivationStream, device: torch.device):
         self.stream, self.device = stream, device
-        self._rows: dict[Site, Tensor] | None = None
+        self._rows: dict[Site, Tensor] = {}
         self._normalizers: dict[tuple[Site, str], Normalizer] = {}
 
     def normalizer(self, site: Site, kind: str) -> Normalizer:
@@ -166,64 +159,49 @@ class _Samples:
         return self._normalizers[site, kind]
 
     def rows(self, sites: Sequence[Site], normalizers: Mapping[Site, Normalizer]) -> Tensor:
-        """Returns normalized rows for initialization: (n, sum of widths).
-
-        Raises:
-            DataError: No row is finite.
-        """
+        """Returns normalized rows for initialization: (n, sum of widths)."""
         sample = self._sample(_SAMPLE)
         parts = [normalizers[site].apply(sample[site][:_SAMPLE].to(self.device, torch.float32)) for site in sites]
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if not bool(rows.isfinite().all(1).any()):
-            raise DataError(
-                f"None of the first {len(rows)} activations at {_joined(sites)} is finite. Check the site and the "
-                "model's dtype."
-            )
+            none = f"None of the first {len(rows)} activations at {_joined(sites)} is finite"
+            raise DataError(f"{none}. Check the site and the model's dtype.")
         return rows
 
     def _sample(self, n: int) -> dict[Site, Tensor]:
-        if self._rows is None or (n > _SAMPLE >= len(next(iter(self._rows.values())))):
+        # a second, larger sample may come after one for initialization alone
+        if not self._rows or n > _SAMPLE >= len(next(iter(self._rows.values()))):
             self._rows = self.stream.sample(n)
         return self._rows
 
 
-def _listed(given: Any) -> Iterable[Any]:
-    if isinstance(given, (Mapping, OptimizationConfig)):
-        return [given]
-    if not isinstance(given, Iterable) or isinstance(given, str):
+def _read_configs(given: Any) -> list[tuple[OptimizationConfig, dict[str, Any]]]:
+    """Returns the typed config, and facts of the run, of each config."""
+    single = isinstance(given, (Mapping, OptimizationConfig))
+    if not single and (not isinstance(given, Iterable) or isinstance(given, str)):
         raise ConfigError(f"Got {given!r} for trainer_configs; give a config or a list of them.")
-    configs = list(given)
+    configs = [_read_config(config) for config in cast(Iterable[Any], [given] if single else given)]
     if not configs:
         raise ConfigError("Got no trainer config. Give at least one, such as TrainerTopK.Config(k=32).")
     return configs
 
 
 def _read_config(given: Any) -> tuple[OptimizationConfig, dict[str, Any]]:
-    """Returns the typed config, and facts of the run, of a typed config or a dictionary."""
     if isinstance(given, OptimizationConfig):
         return given, {}
-    if not isinstance(given, Mapping) or given.get("trainer") is None:
+    options: dict[str, Any] = dict(cast(Mapping[str, Any], given)) if isinstance(given, Mapping) else {}
+    trainer = options.pop("trainer", None)
+    if isinstance(trainer, str):
+        trainer = TRAINERS[trainer]
+    if not (isinstance(trainer, type) and issubclass(trainer, Trainer)):
         raise ConfigError(
             f"Got the trainer config {given!r}; give a typed one, such as TrainerTopK.Config(k=32), or a dictionary "
             "with the key 'trainer': a trainer's class or name, such as TrainerTopK or 'top_k'."
         )
-    options = dict(given)
-    trainer = options.pop("trainer")
-    if isinstance(trainer, str):
-        trainer = TRAINERS[trainer]
-    if not (isinstance(trainer, type) and issubclass(trainer, Trainer)):
-        raise ConfigError(f"Got trainer={trainer!r}; give a trainer's class or name, such as TrainerTopK or 'top_k'.")
     from dictionary_learning.compat._trainer_arguments import split_options
 
     settings, facts = split_options(trainer.Config, options)
     return trainer.Config.from_dict(settings), facts
-
-
-def _with_wiring(config: OptimizationConfig, default: str | None) -> OptimizationConfig:
-    # a method without wirings, as one of contexts, has no such field
-    if default is None or getattr(config, "wiring", default) is not None:
-        return config
-    return config.replace(wiring=default)
 
 
 def _with_heads(config: OptimizationConfig, stream: ActivationStream) -> OptimizationConfig:
@@ -234,11 +212,9 @@ def _with_heads(config: OptimizationConfig, stream: ActivationStream) -> Optimiz
         return config.replace(n_heads=stream.n_heads)
     model: Any = stream.data if hasattr(stream.data, "n_heads") else getattr(stream.data, "model", None)
     if not hasattr(model, "n_heads"):
-        raise ConfigError(
-            "The number of attention heads is not known from the data. Set n_heads, or give (batch, heads, dim)."
-        )
-    sites = [site for assignment in assign_sites(config, stream.widths) for site in assignment.reads]
-    found = {site: model.n_heads(site) for site in sites}
+        unknown = "The number of attention heads is not known from the data"
+        raise ConfigError(f"{unknown}. Set n_heads, or give (batch, heads, dim).")
+    found = {site: model.n_heads(site) for sites in assign_sites(config, stream.widths) for site in sites.reads}
     if len(set(found.values())) > 1:
         numbers = ", ".join(f"{site}: {n}" for site, n in found.items())
         raise ConfigError(f"The sites have different numbers of heads ({numbers}). Give a config for each site.")
@@ -268,35 +244,27 @@ def _run_info(
     found: dict[str, Any] = {
         "activation_dim": width,
         "steps": steps,
-        "device": str(device),
+        "device": device,
         "lm_name": getattr(model, "name", None),
         "submodule_name": sites.reads[0].path if model is not None else None,
         "site_dims": inputs if len(inputs) > 1 else None,
         "output_dims": None if sites.is_autoencoder else tuple(stream.widths[site] for site in sites.writes),
     }
-    given_facts = {name: value for name, value in facts.items() if value is not None}
-    if "device" in given_facts:
-        given_facts["device"] = str(given_facts["device"])
-    return RunInfo.from_dict({**found, **given_facts})
+    found |= {name: value for name, value in facts.items() if value is not None}
+    return RunInfo.from_dict({**found, "device": str(found["device"])})
 
 
 def _unfold_scales(dictionary: Dictionary, sites: SiteAssignment, normalizers: Mapping[Site, Normalizer]) -> None:
-    """Turns a trained dictionary of the model's activations into one of normalized activations.
-
-    Raises:
-        ConfigError: The normalization is more than a factor for each site.
-    """
+    """Turns a trained dictionary of the model's activations into one of normalized activations."""
     inverse: dict[Site, Normalizer] = {}
-    for site in (*sites.reads, *sites.writes):
-        normalizer = normalizers[site]
+    for site, normalizer in normalizers.items():
         if not isinstance(normalizer, Scalar):
             raise ConfigError(
                 f"A dictionary cannot be trained further with the normalization {normalizer.describe()['name']}: its "
                 "weights are for activations as they are. Set normalize='none', or unit_mean_square."
             )
         inverse[site] = dataclasses.replace(normalizer, scale=1 / normalizer.scale)
-    writes = None if sites.is_autoencoder else [inverse[site] for site in sites.writes]
-    fold_(dictionary, [inverse[site] for site in sites.reads], writes)
+    fold_(dictionary, *sites.both_sides(inverse))
 
 
 def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
@@ -315,17 +283,16 @@ def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
     return f"{own} @ {places[0]}{':in' if sites.reads[0].side == 'in' and sites.is_autoencoder else ''}"
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    candidates = (name if n == 1 else f"{name} #{n}" for n in range(1, len(taken) + 2))
-    return next(candidate for candidate in candidates if candidate not in taken)
-
-
 def _named(named: str | Sequence[str] | None, widths: Mapping[Site, int]) -> list[Site]:
-    sites = [Site.parse(site) for site in ([named] if isinstance(named, (str, Site)) else named or [])]
+    sites = [Site.parse(site) for site in site_names(named)]
     for site in sites:
         if site not in widths:
             raise ConfigError(f"A config names the site '{site}'; the data has {_joined(widths)}.")
     return sites
+
+
+def _in_config(sites: Sequence[Site]) -> str | list[str]:
+    return as_config([str(site) for site in sites])
 
 
 def _joined(sites: Iterable[Site]) -> str:

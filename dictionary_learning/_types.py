@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union, runtime_checkable
 
 if TYPE_CHECKING:  # for annotations: nothing of the package is imported at run time
-    import datasets
+    import datasets  # pyright: ignore[reportMissingTypeStubs]
     import numpy as np
     from torch import Tensor, nn
 

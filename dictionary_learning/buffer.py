@@ -9,7 +9,7 @@ order, so row i of a batch is the same token at each of them. A batch costs one 
 import copy
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dictionary_learning._hardware import check_memory
+from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
-from dictionary_learning.activations._reader import ReadingConfig, Rows, by_name, row_reader, whole_number
+from dictionary_learning.activations._reader import ReadingConfig, by_name, row_reader, whole_number
 from dictionary_learning.activations._storage import RowStorage, storage_dtype
 from dictionary_learning.activations._stream import ActivationBatch, check_width
-from dictionary_learning.data import TokenBatch, check_end_of_data
+from dictionary_learning.data import EndOfData, TokenBatch, check_end_of_data
 from dictionary_learning.errors import ConfigError, DataExhaustedError
 from dictionary_learning.sites import Sides, Site
 
@@ -44,7 +45,6 @@ class ActivationBuffer:
         d_submodule: the width of the sites, to be checked; it is found by tracing.
         io: side of submodules that name none: `in`, `out`, `in_and_out` for both, or `heads`.
         n_ctxs: number of contexts in the buffer.
-        ctx_len: tokens in a context.
         refresh_batch_size: contexts in one forward pass of the model; at most half the buffer.
         out_batch_size: tokens in a batch.
         device: device of the rows; by default the model's.
@@ -70,9 +70,9 @@ class ActivationBuffer:
 
     def __init__(
         self,
-        data: Any,
-        model: Any,
-        submodule: Any,
+        data: TextLike,
+        model: ModelLike,
+        submodule: SubmodulesLike,
         d_submodule: int | None = None,
         io: Sides = "out",
         n_ctxs: int | float = 30_000,
@@ -85,7 +85,7 @@ class ActivationBuffer:
         max_activation_norm_multiple: float | None = 10.0,
         *,
         pack: bool = True,
-        end_of_data: Literal["stop", "repeat", "error"] = "stop",
+        end_of_data: EndOfData = "stop",
         seed: int = 0,
         dtype: torch.dtype | str | None = None,
         seqpos_slice: tuple[int | None, ...] | None = None,
@@ -123,12 +123,8 @@ class ActivationBuffer:
         self._pair = io == "in_and_out" and len(self.sites) == 2 and len(set(self.widths.values())) == 1
         self.device = torch.device(device) if device is not None else self.model.device
         self.dtype = storage_dtype(dtype or self.model.dtype)
-        check_memory(
-            self.n_bytes,
-            self.device,
-            f"A buffer of n_ctxs={self.n_ctxs} contexts",
-            "Lower n_ctxs, or set dtype='int8'.",
-        )
+        what = f"A buffer of n_ctxs={self.n_ctxs} contexts"
+        check_memory(self.n_bytes, self.device, what, "Lower n_ctxs, or set dtype='int8'.")
         self.reader = ahead(rows, self.refresh_batch_size, prefetch)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._document = torch.full((self.activation_buffer_size,), -1)  # document of each slot's row
@@ -141,8 +137,8 @@ class ActivationBuffer:
     def __next__(self) -> Tensor | ActivationBatch:
         if (worker := get_worker_info()) is not None and worker.num_workers > 1:
             raise ConfigError(
-                f"Each of {worker.num_workers} workers would serve the same rows of an ActivationBuffer. Set num_workers=0 "
-                "and prefetch=1, or write an ActivationCache, which workers share."
+                f"Each of {worker.num_workers} workers would serve the same rows of an ActivationBuffer. Set "
+                "num_workers=0 and prefetch=1, or write an ActivationCache, which workers share."
             )
         parts: list[dict[Site, Tensor]] = []
         needed = self.out_batch_size
@@ -158,8 +154,8 @@ class ActivationBuffer:
         if not parts:
             if self.end_of_data == "error":
                 raise DataExhaustedError(
-                    f"{self.reader.name} ended after {self.n_tokens_read} tokens. Give more text, lower the number of steps, "
-                    "or set end_of_data to 'stop' or 'repeat'."
+                    f"{self.reader.name} ended after {self.n_tokens_read} tokens. Give more text, lower the number of "
+                    "steps, or set end_of_data to 'stop' or 'repeat'."
                 )
             raise StopIteration
         # only a batch larger than half the buffer has several parts
@@ -170,7 +166,7 @@ class ActivationBuffer:
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
-            "An ActivationBuffer cannot be pickled: it runs a language model. Build it where it is read, or write a cache."
+            "An ActivationBuffer runs a model, so it cannot be pickled. Build it where it is read, or write a cache."
         )
 
     @property
@@ -201,8 +197,7 @@ class ActivationBuffer:
     def refresh(self) -> None:
         """Runs the model over more text until the free slots are full, and draws a new order."""
         is_first = self._storage is None
-        if self._storage is None:
-            self._storage = self._allocate()
+        self._storage = self._storage or self._allocate()
         free = torch.cat([self._order[: self._cursor], self._spare])
         n_filled = 0
         try:
@@ -211,7 +206,10 @@ class ActivationBuffer:
                 if rows is None:
                     self._ended = True
                     break
-                self._write(rows, free[n_filled : n_filled + rows.n])
+                slots = free[n_filled : n_filled + rows.n]
+                for site, storage in self._storage.items():
+                    storage.write(slots, rows.activations[site])
+                self._document[slots.cpu()] = rows.document
                 n_filled += rows.n
         finally:
             # also after an interrupt, which must not lose the rows that were read before it
@@ -219,12 +217,8 @@ class ActivationBuffer:
             self._order = held[torch.randperm(len(held), generator=self._generator).to(self.device)]
             self._spare, self._cursor = free[n_filled:], 0
         if is_first:
-            logger.info(
-                "%s. A row meets %.1f others of its document in a batch of %d, on average.",
-                self.reader.describe_dropped(),
-                self.same_document_partners(),
-                self.out_batch_size,
-            )
+            met = "%s. A row meets %.1f others of its document in a batch of %d, on average."
+            logger.info(met, self.reader.describe_dropped(), self.same_document_partners(), self.out_batch_size)
 
     def same_document_partners(self) -> float:
         """Returns how many rows of its own document a row meets in a batch, on average."""
@@ -238,11 +232,7 @@ class ActivationBuffer:
         return self._read(self._order[self._cursor : self._cursor + n])
 
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
-        """Returns the next contexts of the text, which the buffer then does not serve.
-
-        Raises:
-            DataExhaustedError: the text has ended.
-        """
+        """Returns the next contexts of the text, which the buffer then does not serve, or raises DataExhaustedError."""
         self.reader.close()  # a thread that reads ahead must not read the same text at the same time
         batch = self.tokens.take(batch_size or self.refresh_batch_size)
         if batch is None:
@@ -280,10 +270,7 @@ class ActivationBuffer:
         self._clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns a snapshot of all that determines the next batches.
-
-        It holds the rows that are not served yet, the shuffle, and the position in the text.
-        """
+        """Returns what determines the next batches: rows not served yet, shuffle, and position in the text."""
         slots = self._order[self._cursor :]
         return {
             "size": self.activation_buffer_size,
@@ -295,11 +282,7 @@ class ActivationBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from the state of a buffer with the same arguments.
-
-        Raises:
-            ConfigError: the state has other sites or another size.
-        """
+        """Continues from the state of a buffer with the same arguments; ConfigError for other sites or sizes."""
         rows, size, sites = state["rows"], state.get("size"), [str(site) for site in self.sites]
         if (rows and list(rows) != sites) or size != self.activation_buffer_size:
             raise ConfigError(
@@ -328,18 +311,13 @@ class ActivationBuffer:
         assert self._storage is not None
         return {site: storage.read(slots) for site, storage in self._storage.items()}
 
-    def _write(self, rows: Rows, slots: Tensor) -> None:
-        assert self._storage is not None
-        for site, storage in self._storage.items():
-            storage.write(slots, rows.activations[site])
-        self._document[slots.cpu()] = rows.document
-
     def _allocate(self) -> dict[Site, RowStorage]:
         """Logs the buffer's memory, before the first forward pass, and allocates it."""
         size, width = self.activation_buffer_size, sum(self.widths.values())
         in_flight = self.refresh_batch_size * self.ctx_len * width * self.model.dtype.itemsize
         logger.info(
-            "The buffer takes %.2f GB on %s: %d rows at %d sites, %s. A forward pass adds %.2f GB of activations on %s.",
+            "The buffer takes %.2f GB on %s: %d rows at %d sites, %s. "
+            "A forward pass adds %.2f GB of activations on %s.",
             self.n_bytes / 1e9, self.device, size, len(self.sites), self.dtype, in_flight / 1e9, self.model.device,
         )  # fmt: skip
         return {site: RowStorage(size, w, self.dtype, self.device, self.model.dtype) for site, w in self.widths.items()}
@@ -355,5 +333,7 @@ def expected_partners(document: Int[Tensor, "n"], batch_size: int) -> float:
     n = len(known)
     if n < 2:
         return 0.0
-    counts = torch.unique(known, return_counts=True)[1].double()  # (documents,)
+    # not bincount: numbers of documents may be large
+    counts = cast(Tensor, torch.unique(known, return_counts=True)[1])  # pyright: ignore[reportUnknownMemberType]
+    counts = counts.double()  # (documents,)
     return (batch_size - 1) * float((counts * (counts - 1)).sum()) / (n * (n - 1))

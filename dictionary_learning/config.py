@@ -17,7 +17,7 @@ import operator
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
@@ -25,7 +25,6 @@ from dictionary_learning.errors import ConfigError, UnknownNameError
 C = TypeVar("C", bound="BaseConfig")
 T = TypeVar("T")
 Entry = TypeVar("Entry")
-
 
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "at_least": (operator.ge, "at least"),
@@ -37,28 +36,20 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 def setting(default: T, **bounds: float) -> T:
     """Returns a config field with a range: `at_least`, `above`, `at_most` or `below` a number."""
-    return cast(T, dataclasses.field(default=default, metadata={"bounds": bounds}))
+    return dataclasses.field(default=default, metadata={"bounds": bounds})
 
 
 def auto(rule: Callable[[Any], Any], **bounds: float) -> Any:
-    """Returns a config field that may be left out, and is computed by `resolve` then.
+    """Returns a config field that may be left out, and is computed by `resolve` then; bounds as in `setting`.
 
-    Args:
-        rule: Computes the value. Its argument has the other fields and the facts of the run as
-            attributes. Fields that are empty themselves are computed first.
-        bounds: The range, as in `setting`.
+    The rule's argument has the other fields and the facts of the run as attributes.
     """
     return dataclasses.field(default=None, metadata={"rule": rule, "bounds": bounds})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """Base of every config. Unknown names, wrong types and values out of range are refused.
-
-    Raises:
-        ConfigError: A value cannot be used. The message names the field, the value and what is
-            needed.
-    """
+    """Base of every config. Unknown names, wrong types and values out of range raise ConfigError."""
 
     def __post_init__(self) -> None:
         hints = field_types(type(self))
@@ -84,18 +75,14 @@ class BaseConfig:
 
     @classmethod
     def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
-        """Builds the config from a mapping.
-
-        Raises:
-            UnknownNameError: A key is not a field of this config.
-        """
+        """Builds the config from a mapping; a key that is no field raises UnknownNameError."""
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
                 raise UnknownNameError(f"option of {cls.__qualname__}", key, known)
         rules = {f.name for f in dataclasses.fields(cls) if "rule" in f.metadata}
-        # JSON, TOML and the command line have lists where fields have tuples
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        # JSON, TOML and the command line have lists where fields have tuples, and None where one is left out
+        given = {k: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**{k: v for k, v in given.items() if not (v is None and k in rules)})
 
     def replace(self: C, **changes: Any) -> C:
@@ -104,16 +91,16 @@ class BaseConfig:
 
 
 class _Resolution:
-    """The fields of a config while empty ones are computed, and the facts they depend on."""
+    """The fields of a config, where an empty one is computed when a rule reads it, and the facts of the run."""
 
     def __init__(self, config: BaseConfig, facts: Mapping[str, Any]):
         self.asked = config
-        self._facts, self._values = facts, {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-        self._rules = {f.name: f.metadata["rule"] for f in dataclasses.fields(config) if "rule" in f.metadata}
+        # a fact comes before a field of the same name
+        fields = {field.name: field for field in dataclasses.fields(config) if field.name not in facts}
+        self._values = {**facts, **{name: getattr(config, name) for name in fields}}
+        self._rules = {name: f.metadata["rule"] for name, f in fields.items() if "rule" in f.metadata}
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._facts:
-            return self._facts[name]
         if name not in self._values:
             raise AttributeError(name)
         if self._values[name] is None and name in self._rules:
@@ -122,22 +109,13 @@ class _Resolution:
 
 
 def resolve(config: C, **facts: Any) -> C:
-    """Returns the config with every empty field filled in by its rule.
-
-    Args:
-        config: What was asked for. Rules find it as `asked`.
-        facts: What else the rules depend on, by the name they use.
-    """
+    """Returns the config with every empty field filled in by its rule; rules find the facts, and it as `asked`."""
     values = _Resolution(config, facts)
     return config.replace(**{f.name: getattr(values, f.name) for f in dataclasses.fields(config)})
 
 
 class Registry(Generic[T]):
-    """Classes or functions by name; a function that takes a name also takes the object.
-
-    Args:
-        kind: what is registered, as it stands in error messages ("trainer").
-    """
+    """Classes or functions by name; `kind` says in errors what is registered, as "trainer"."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -160,18 +138,12 @@ class Registry(Generic[T]):
         except KeyError:
             raise UnknownNameError(self.kind, name, self._entries) from None
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def items(self) -> list[tuple[str, T]]:
         """Returns (name, entry) pairs, each entry once, under its canonical name."""
-        seen: dict[int, tuple[str, T]] = {}
-        for name, entry in self._entries.items():
-            seen.setdefault(id(entry), (name, entry))
-        return list(seen.values())
+        return [(name, entry) for name, entry in self._entries.items() if name == self.name_of(entry)]
 
     def canonical(self, name: str) -> str:
         """Returns the first of the names that an entry is registered under."""
@@ -235,8 +207,7 @@ def coerce(value: Any, hint: Any) -> Any:
     if hint is float and _is_number(value):
         return float(value)
     if origin is tuple and isinstance(value, (list, tuple)):
-        item = arguments[0] if arguments else Any
-        return tuple(coerce(v, item) for v in value)
+        return tuple(coerce(part, arguments[0] if arguments else Any) for part in cast("Iterable[Any]", value))
     if hint in (int, float) and isinstance(value, bool):
         raise TypeError(type_name(hint))
     expected = type(None) if hint is None else (origin or hint)
@@ -246,7 +217,8 @@ def coerce(value: Any, hint: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # True is an int for Python; a tensor of one number is no Real
+    return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
 def _check_range(value: Any, bounds: Mapping[str, float]) -> None:
@@ -255,9 +227,8 @@ def _check_range(value: Any, bounds: Mapping[str, float]) -> None:
         return
     if not math.isfinite(value):
         raise ValueError("a finite number")
-    needed = " and ".join(f"{_BOUNDS[kind][1]} {bound:g}" for kind, bound in bounds.items())
     if not all(_BOUNDS[kind][0](value, bound) for kind, bound in bounds.items()):
-        raise ValueError(needed)
+        raise ValueError(" and ".join(f"{_BOUNDS[kind][1]} {bound:g}" for kind, bound in bounds.items()))
 
 
 def type_name(hint: Any) -> str:
@@ -280,9 +251,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseConfig):
         return value.to_dict()
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_plain(part) for part in cast("Iterable[Any]", value)]
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(key): _plain(part) for key, part in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, type) or inspect.isroutine(value):
         return value.__name__
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -5,19 +5,20 @@ read contexts. Its batches hold contexts and their activations, in order. A trai
 end-to-end loss asks the batch for the model's loss.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dictionary_learning._predictions import Predictions
+from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import whole_number
-from dictionary_learning.data import TokenBatch, as_token_stream
+from dictionary_learning.data import EndOfData, TokenBatch, as_token_stream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
-from dictionary_learning.models import Edit, TracedModel, load_model
+from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Sides, Site
 
 
@@ -44,16 +45,17 @@ class ContextBatch(dict[Site, Tensor]):
         self._untouched: Predictions | None = None
         values: dict[Site, Tensor] = {}
 
-        def capture(site: Site) -> Edit:
-            return lambda x: values.update({site: x.detach().clone()})
+        def select(site: Site, x: Tensor) -> None:
+            values[site] = x[keep.to(x.device)].detach()  # (n, dim)
 
         with torch.no_grad():
             if predict:
-                logits = model.run(*tokens, {site: capture(site) for site in sites})
+                logits = model.run(*tokens, {site: functools.partial(select, site) for site in sites})
                 self._untouched = Predictions(logits, tokens, keep)
             else:
-                values.update(model.capture(*tokens, sites))
-        self.update({site: values[site][keep.to(values[site].device)] for site in sites})
+                for site, x in model.capture(*tokens, sites).items():
+                    select(site, x)
+        self.update({site: values[site] for site in sites})  # in their order, and not the model's
 
     def model_loss_fn(self, replaced: Mapping[Site, Float[Tensor, "n dim"]]) -> dict[str, Float[Tensor, ""]]:
         """Returns the model's loss with other activations; only these get gradients.
@@ -71,31 +73,25 @@ class ContextBatch(dict[Site, Tensor]):
         if self._untouched is None:
             raise ConfigError("The model did not predict, so its loss is unknown. Set predict=True in ContextStream.")
 
-        def put(rows: Tensor) -> Edit:
-            def edit(x: Tensor) -> Tensor:
-                return x.masked_scatter(self.keep.to(x.device).unsqueeze(-1), rows.to(x.device, x.dtype))
+        def put(rows: Tensor, x: Tensor) -> Tensor:
+            return x.masked_scatter(self.keep.to(x.device).unsqueeze(-1), rows.to(x.device, x.dtype))
 
-            return edit
-
-        logits = self.model.run(*self.tokens, {site: put(rows) for site, rows in replaced.items()})
-        losses = self._untouched.lost(logits)
+        edits = {site: functools.partial(put, rows) for site, rows in replaced.items()}
+        losses = self._untouched.lost(self.model.run(*self.tokens, edits))
         return {"ce": losses.ce.mean(), "kl": losses.kl.mean()}
 
 
 class ContextStream:
     """Serves `ContextBatch`es of a model at one or several sites.
 
+    Arguments that `ActivationBuffer` has too mean the same.
+
     Args:
         data: the text (see `as_source`), or a `TokenStream` with its own `ctx_len` and `pack`.
         model: the language model, or its name (see `load_model`).
-        submodule: a submodule, a site, a pattern, or a list (see `ActivationBuffer`).
-        io: side of submodules that name none; `in_and_out` for both.
-        ctx_len: tokens in a context.
         batch_size: contexts in a batch.
-        remove_bos: excludes BOS, the separators of documents and the first token of each context.
         pack: joins documents into full contexts; else each is one context, cut and padded.
         predict: whether the model predicts, for end-to-end training; else it stops early.
-        end_of_data: `stop` ends after the last context, `repeat` restarts the text, `error` raises.
 
     Raises:
         SiteError: a submodule is not in the model.
@@ -105,9 +101,9 @@ class ContextStream:
 
     def __init__(
         self,
-        data: Any,
-        model: Any,
-        submodule: Any,
+        data: TextLike,
+        model: ModelLike,
+        submodule: SubmodulesLike,
         *,
         io: Sides = "out",
         ctx_len: int = 128,
@@ -115,7 +111,7 @@ class ContextStream:
         remove_bos: bool = True,
         pack: bool = True,
         predict: bool = True,
-        end_of_data: Literal["stop", "repeat", "error"] = "stop",
+        end_of_data: EndOfData = "stop",
     ):
         self.model, self.end_of_data = load_model(model), end_of_data
         self.sites = self.model.sites(submodule, io)
@@ -134,26 +130,17 @@ class ContextStream:
         tokens = self._ahead.pop(0) if self._ahead else self._take()
         if tokens is None:
             raise StopIteration
-        return ContextBatch(self.model, tokens, self.filter.token_mask(tokens), self.sites, predict=self.predict)
+        return self._batch(tokens, self.predict)
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
-        """Returns up to n rows that will be served later.
-
-        Raises:
-            DataError: the text holds no token that counts.
-        """
-        parts: list[dict[Site, Tensor]] = []
-        n_rows, ahead = 0, iter(list(self._ahead))
-        while n_rows < n:
-            tokens = next(ahead, None)
-            if tokens is None:
-                tokens = self._take()
-                if tokens is None:
+        """Returns up to n rows that will be served later, or raises DataError: no token of the text counts."""
+        parts: list[ContextBatch] = []
+        while sum(len(part[self.sites[0]]) for part in parts) < n:
+            if len(parts) == len(self._ahead):
+                if (tokens := self._take()) is None:
                     break
                 self._ahead.append(tokens)
-            keep = self.filter.token_mask(tokens)  # (contexts, ctx)
-            parts.append({site: x[keep.to(x.device)] for site, x in self.model.capture(*tokens, self.sites).items()})
-            n_rows += int(keep.sum())
+            parts.append(self._batch(self._ahead[len(parts)], predict=False))
         if not parts:
             raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
@@ -189,10 +176,12 @@ class ContextStream:
     def close(self) -> None:
         """Does nothing; a buffer has threads to stop here."""
 
+    def _batch(self, tokens: TokenBatch, predict: bool) -> ContextBatch:
+        return ContextBatch(self.model, tokens, self.filter.token_mask(tokens), self.sites, predict=predict)
+
     def _take(self) -> TokenBatch | None:
         """Returns the next contexts that hold a scored token."""
-        n_ends = 0
-        while n_ends < 2:  # two ends enclose a whole pass
+        for _ in range(2):  # two ends enclose a whole pass
             while (tokens := self.tokens.take(self.batch_size)) is not None:
                 keep = self.filter.token_mask(tokens)
                 if (keep[:, :-1] & keep[:, 1:]).any():
@@ -204,5 +193,41 @@ class ContextStream:
             if self.end_of_data == "stop":
                 return None
             self.tokens.restart()
-            n_ends += 1
         raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
+
+
+class TokenLosses(NamedTuple):
+    """Losses at each scored position, in nats."""
+
+    ce: Float[Tensor, "n"]
+    """-log q(next token)."""
+    kl: Float[Tensor, "n"]
+    """sum p (log p - log q), where p is the untouched model."""
+
+
+class Predictions:
+    """Predictions of the untouched model at the scored positions of a batch.
+
+    A position is scored if its own token and the next one, which it predicts, are both in `keep`:
+    neither padding nor a special token is. These are the tokens whose activations a graft replaces.
+    """
+
+    def __init__(self, logits: Float[Tensor, "batch ctx vocab"], tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]):
+        self.scored = (keep[:, :-1] & keep[:, 1:]).to(logits.device)  # (batch, ctx - 1)
+        self.targets: Int[Tensor, "n"] = tokens.input_ids[:, 1:].to(logits.device)[self.scored]
+        self.log_p = self.log_probabilities(logits)
+
+    def log_probabilities(self, logits: Float[Tensor, "batch ctx vocab"]) -> Float[Tensor, "n vocab"]:
+        """Returns log-probabilities at the scored positions, in float32."""
+        return logits[:, :-1][self.scored].float().log_softmax(-1)
+
+    def lost(self, logits: Float[Tensor, "batch ctx vocab"] | None = None) -> TokenLosses:
+        """Returns the losses of a model q with these logits; by default of the untouched model."""
+        log_q = self.log_p if logits is None else self.log_probabilities(logits)  # (n, vocab)
+        ce = -log_q.gather(1, self.targets.unsqueeze(1)).squeeze(1)
+        if logits is None:
+            return TokenLosses(ce, ce.new_zeros(ce.shape))
+        p = self.log_p.exp()
+        # 0 log 0 is 0: a masked token has log p = -inf, and its log q may be -inf too
+        terms = torch.where(p > 0, p * (self.log_p - log_q), 0)
+        return TokenLosses(ce, terms.sum(-1))

@@ -1,17 +1,4 @@
-"""Every exception of the package.
-
-* DictionaryLearningError
-  + ConfigError           a setting that cannot be used          (also a ValueError)
-    - UnknownNameError    a name that is in no registry or config
-  + SiteError             a site that is not in the model        (also a ValueError)
-  + ModelError            a model that cannot be loaded or traced
-  + DataError             text or activations that cannot be used
-    - DataExhaustedError  the data ended before the run did
-  + CheckpointError       a saved dictionary that cannot be read or written
-  + MissingDependencyError  an optional package is not installed (also an ImportError)
-
-A message has three parts: what was got, what is needed, what to do.
-"""
+"""Every exception of the package. A message has three parts: what was got, what is needed, what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -29,7 +16,7 @@ class UnknownNameError(ConfigError):
     """A name is not among those known; the message lists the near ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
-        known = sorted(known)
+        known = sorted(known)  # also a generator: it is read twice
         super().__init__(f"Unknown {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}.")
 
 
@@ -50,7 +37,7 @@ class DataExhaustedError(DataError):
 
 
 class CheckpointError(DictionaryLearningError):
-    """A saved dictionary is missing, damaged or from another format."""
+    """A saved dictionary is missing, damaged or from another format, or cannot be written."""
 
 
 class MissingDependencyError(DictionaryLearningError, ImportError):

@@ -16,12 +16,5 @@ def grad_pursuit(
     target_l0: int = 20,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "batch dict_size"]:
-    """Returns dense latents of `gradient_pursuit`, for a dictionary of directions in columns.
-
-    Args:
-        signal: activations to reconstruct.
-        dictionary: a direction in each column.
-        target_l0: rounds, and so the largest number of latents of a token.
-        device: device of the computation and of the result.
-    """
+    """Returns dense latents of `gradient_pursuit`, at most `target_l0` of a token; directions are columns here."""
     return to_dense(gradient_pursuit(signal.to(device), dictionary.to(device).T.contiguous(), target_l0))

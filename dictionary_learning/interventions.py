@@ -1,7 +1,7 @@
 """Changes to a model's activations: plain functions from a site's activations to new ones.
 
 Each function here returns an `Edit` for `TracedModel.run`, which also works in the body of an
-nnsight trace.
+nnsight trace. Its `keep` is a mask of the tokens whose activations change, by default all.
 """
 
 from typing import TypeAlias
@@ -20,17 +20,8 @@ TokenMask: TypeAlias = Bool[Tensor, "..."] | Int[Tensor, "..."]
 
 
 def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
-    """Replaces the activations with the dictionary's reconstruction.
-
-    Args:
-        dictionary: the dictionary; it works in its own dtype, and the result is cast back.
-        keep: the tokens whose activations are replaced; by default all.
-    """
-
-    def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        return _with_reconstructions(dictionary, x, x, keep)
-
-    return edit
+    """Replaces the activations with the dictionary's reconstruction, computed in its own dtype."""
+    return lambda x: _with_reconstructions(dictionary, x, x, keep)
 
 
 def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMask | None = None) -> dict[Site, Edit]:
@@ -40,7 +31,7 @@ def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMas
         dictionary: the transcoder.
         read: the site that it reads.
         write: the site that it predicts, which the model reaches later.
-        keep: the tokens whose activations are replaced; by default all.
+        keep: the tokens whose activations change.
 
     Returns:
         The edits of one forward pass.
@@ -50,84 +41,48 @@ def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMas
     def remember(x: Float[Tensor, "batch ctx dim"]) -> None:
         seen[:] = [x]
 
-    def replace(y: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        (x,) = seen
-        return _with_reconstructions(dictionary, x, y, keep)
-
-    return {read: remember, write: replace}
+    return {read: remember, write: lambda y: _with_reconstructions(dictionary, seen[0], y, keep)}
 
 
 def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) -> Edit:
-    """Replaces the activations with given values.
-
-    Args:
-        value: the new activations.
-        keep: the tokens whose activations are replaced; by default all.
-    """
-
-    def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        return _where(keep, value.to(x.device, x.dtype), x)
-
-    return edit
+    """Replaces the activations with given values."""
+    return lambda x: _where(keep, value.to(x.device, x.dtype), x)
 
 
 def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = None) -> Edit:
-    """Replaces the activations of each token with one value: zero, or their mean over a data set.
-
-    Args:
-        value: the value.
-        keep: the tokens that are ablated; by default all.
-    """
-
-    def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        return _where(keep, torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x), x)
-
-    return edit
+    """Replaces the activations of each token with one value: zero, or their mean over a data set."""
+    return lambda x: _where(keep, torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x), x)
 
 
 def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: TokenMask | None = None) -> Edit:
-    """Adds a multiple of a direction, as a row of W_dec, to the activations of each token.
-
-    Args:
-        direction: the direction.
-        scale: the multiple.
-        keep: the tokens that are steered; by default all.
-    """
-
-    def edit(x: Float[Tensor, "batch ctx dim"]) -> Float[Tensor, "batch ctx dim"]:
-        return _where(keep, x + scale * direction.to(x.device, x.dtype), x)
-
-    return edit
+    """Adds a multiple of a direction, as a row of W_dec, to the activations of each token."""
+    return lambda x: _where(keep, x + scale * direction.to(x.device, x.dtype), x)
 
 
 def _where(keep: Tensor | None, new: Tensor, x: Tensor) -> Tensor:
-    """Returns new activations for the tokens that are kept, and x for the others."""
     return new if keep is None else torch.where(_token_mask(keep, x).unsqueeze(-1), new, x)
 
 
 def _token_mask(keep: Tensor, x: Tensor) -> Bool[Tensor, "batch ctx"]:
-    """Returns the mask of tokens for activations (batch, ctx, dim); a mask of one row is for every row.
-
-    Raises:
-        DataError: the mask has other tokens, or is neither of booleans nor of integers.
-    """
-    if not isinstance(keep, Tensor) or keep.is_floating_point():
+    """Returns the mask of tokens for activations (batch, ctx, dim); a mask of one row is for every row."""
+    if not isinstance(keep, Tensor) or keep.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(f"Got keep={keep!r}; give a tensor (batch, ctx) of booleans, or of 1 and 0.")
     try:
         return keep.to(x.device).bool().expand(x.shape[:-1])
     except RuntimeError as error:
         raise DataError(
-            f"The mask of tokens has shape {tuple(keep.shape)}, and the activations are {tuple(x.shape)}; (batch, ctx) is "
-            "needed. While a model generates, it reads its prompt first and then one token at a time: make the edit with a "
-            "mask for each step, or without one."
+            f"The mask of tokens has shape {tuple(keep.shape)}, and the activations are {tuple(x.shape)}; (batch, ctx) "
+            "is needed. While a model generates, it reads its prompt first and then one token at a time: make the edit "
+            "with a mask for each step, or without one."
         ) from error
 
 
 def _with_reconstructions(dictionary: Dictionary, x: Tensor, y: Tensor, keep: Tensor | None) -> Tensor:
-    """Returns y with the dictionary's outputs for x at the tokens that are kept; it sees no other tokens."""
+    """Returns y with the dictionary's outputs for x at the tokens of the mask."""
     inside = x.to(dictionary.device, dictionary.dtype)
     if keep is None:
         return dictionary(inside).to(y.device, y.dtype)
     mask = _token_mask(keep, inside)
-    outputs = dictionary.reconstruct_contexts(inside[mask], mask.sum(-1)).outputs
+    # the dictionary sees no other tokens, which may be padding
+    outputs = dictionary.reconstruct_contexts(inside[mask], mask.sum(-1)).outputs  # (n, output_dim)
     return y.masked_scatter(mask.to(y.device).unsqueeze(-1), outputs.to(y.device, y.dtype))

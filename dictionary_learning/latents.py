@@ -1,10 +1,11 @@
 """Sparse latents: values and indices of the few latents of each token that may be non-zero."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -33,8 +34,7 @@ class Segments(NamedTuple):
 class Support:
     """The (token, latent) pairs that may be non-zero, in order of token.
 
-    Every gradient that is summed by latent uses the same sort of the pairs, done when it is first
-    needed.
+    Every gradient that is summed by latent uses the same sort of the pairs, done when first needed.
 
     Args:
         indices: the latents of each token, no latent twice for the same token: (batch, k), or,
@@ -50,18 +50,9 @@ class Support:
         offsets: Int[Tensor, "token_starts"] | None = None,
     ):
         self.indices, self.dict_size, self._offsets = indices, dict_size, offsets
-        self._tokens: Tensor | None = None
-        self._segments: Segments | None = None
-
-    @property
-    def is_ragged(self) -> bool:
+        self.is_ragged = offsets is not None
         """Whether the number of latents may differ between tokens."""
-        return self._offsets is not None
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens."""
-        return len(self.indices) if self._offsets is None else len(self._offsets) - 1
+        self.n_tokens = len(indices) if offsets is None else len(offsets) - 1
 
     @property
     def latents(self) -> Int[Tensor, "pairs"]:
@@ -76,25 +67,20 @@ class Support:
         n_tokens, k = self.indices.shape
         return torch.arange(n_tokens + 1, device=self.indices.device) * k
 
-    @property
+    @functools.cached_property
     def tokens(self) -> Int[Tensor, "pairs"]:
         """The token of each pair."""
-        if self._tokens is None:
-            n_pairs, device = self.indices.numel(), self.indices.device
-            if self._offsets is None:
-                self._tokens = torch.arange(n_pairs, device=device) // max(self.indices.shape[1], 1)
-            else:
-                tokens = torch.arange(self.n_tokens, device=device)
-                # with the output's size given, the host does not wait for the device
-                self._tokens = torch.repeat_interleave(tokens, self._offsets.diff(), output_size=n_pairs)
-        return self._tokens
+        n_pairs, device = self.indices.numel(), self.indices.device
+        if self._offsets is None:
+            return torch.arange(n_pairs, device=device) // max(self.indices.shape[1], 1)
+        tokens = torch.arange(self.n_tokens, device=device)
+        # with the output's size given, the host does not wait for the device
+        return torch.repeat_interleave(tokens, self._offsets.diff(), output_size=n_pairs)
 
-    @property
+    @functools.cached_property
     def segments(self) -> Segments:
         """The pairs sorted by latent, then by token, so that sums are deterministic."""
-        if self._segments is None:
-            self._segments = Segments.of(self.tokens, self.latents, self.dict_size)
-        return self._segments
+        return Segments.of(self.tokens, self.latents, self.dict_size)
 
 
 class SparseLatents(NamedTuple):
@@ -155,11 +141,6 @@ def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
     return counts.index_add_(0, latents.support.latents, fired.long())
 
 
-def fired(latents: Latents) -> Bool[Tensor, "dict_size"]:
-    """Returns which latents are non-zero on at least one token."""
-    return firing_counts(latents) > 0
-
-
 def replace_values(like: Latents, values: Tensor) -> Latents:
     """Returns latents with other values at the same places."""
     return values if isinstance(like, Tensor) else SparseLatents(values, like.support)
@@ -178,14 +159,11 @@ def n_tokens_of(latents: Latents) -> int:
 
 
 def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLatents:
-    """Returns the same pairs in rows of groups: row n * groups + g has group g of token n.
+    """Returns the same pairs in rows of groups, ragged: row n * groups + g has group g of token n.
 
     Args:
         latents: latents of some tokens.
         bounds: the end of each group of latents; the last is dict_size.
-
-    Returns:
-        Latents of tokens * groups rows; ragged.
     """
     support = latents.support
     group = torch.searchsorted(bounds, support.latents, right=True)  # (pairs,)
@@ -200,9 +178,8 @@ def slice_latents(latents: SparseLatents, start: int, stop: int) -> SparseLatent
     support = latents.support
     inside = ((support.latents >= start) & (support.latents < stop)).nonzero().squeeze(1)
     offsets = torch.searchsorted(support.tokens[inside], torch.arange(support.n_tokens + 1, device=inside.device))
-    return SparseLatents(
-        latents.values.flatten()[inside], Support(support.latents[inside] - start, stop - start, offsets)
-    )
+    kept = Support(support.latents[inside] - start, stop - start, offsets)
+    return SparseLatents(latents.values.flatten()[inside], kept)
 
 
 def concat_latents(parts: list[SparseLatents]) -> SparseLatents:

@@ -1,13 +1,12 @@
 """Loads models by name or wraps model objects: a `TracedModel` reads and writes activations at any `Site`.
 
-* `capture` runs one forward pass for all sites, which stops after the last of them;
-* `run` goes on to the prediction, and passes each site's activations to a function that may replace
-  them.
-
-Both take what the model takes: token ids and a mask, or any other module's arguments. The caller's
-model object is never changed.
+Its `capture` stops after the last site; `run` goes on to the prediction, and lets functions replace
+activations. Both take what the model takes. The caller's model object is never changed.
 """
 
+import importlib
+import importlib.util
+import inspect
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dictionary_learning._hardware import as_device
-from dictionary_learning._hf_models import load_pretrained, load_tokenizer, takes_text
+from dictionary_learning._hardware import as_device, fast_dtype
 from dictionary_learning._module_io import Channels
 from dictionary_learning._types import ModelLike
 from dictionary_learning.capture import Edit, InputsLike, TracedModel
 from dictionary_learning.capture._remote import RemoteTracer
-from dictionary_learning.errors import ModelError
+from dictionary_learning.errors import DictionaryLearningError, MissingDependencyError, ModelError, did_you_mean
 
 __all__ = ["Edit", "InputsLike", "TracedModel", "load_model"]
+
+_DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 
 if TYPE_CHECKING:
     _Model = TracedModel
@@ -68,16 +68,15 @@ def load_model(
     """
     if isinstance(model, TracedModel) or hasattr(model, "capture"):  # a `ModelSet`
         return model  # pyright: ignore[reportReturnType]
+    if isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(tokenizer)
     if not isinstance(model, (str, os.PathLike)):
         if remote:
-            raise ModelError(
-                f"Got a {type(model).__name__} with remote={remote!r}; a server knows models by name. Give the name on the hub."
-            )
+            got = f"Got a {type(model).__name__} with remote={remote!r}"
+            raise ModelError(f"{got}; a server knows models by name. Give the name on the hub.")
         return _wrap(model, tokenizer, example, channels)
     name = str(model)
     known = Path(name).stem if name.endswith(".gguf") else name  # a GGUF file has the same name in every folder
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer)
     if remote:
         tokenizer = tokenizer or load_tokenizer(name, revision)
         tracer = RemoteTracer(name, tokenizer, revision=revision, remote=remote, options=options)
@@ -92,14 +91,137 @@ def _wrap(model: Any, tokenizer: Any, example: Any, channels: Channels | None) -
     module = model if isinstance(model, nn.Module) else getattr(model, "_module", None)
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"Got a {type(model).__name__} as the model; give a name, a folder, a GGUF file, a Hugging Face model, another "
-            "torch.nn.Module, or an nnsight LanguageModel, TransformersModel or NNsight."
+            f"Got a {type(model).__name__} as the model; give a name, a folder, a GGUF file, a Hugging Face model, "
+            "another torch.nn.Module, or an nnsight LanguageModel, TransformersModel or NNsight."
         )
     if not isinstance(model, nn.Module):
         if getattr(model, "dispatched", True) is False:
             model.dispatch()  # nnsight leaves parameters on `meta` until they are needed
             module = model._module
         tokenizer = model.__dict__.get("tokenizer") if tokenizer is None else tokenizer
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer)
     return TracedModel(module, tokenizer, example=example, channels=channels)
+
+
+def load_pretrained(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype | str | None,
+    revision: str | None,
+    options: dict[str, Any],
+) -> nn.Module:
+    """Returns the model of that name; the arguments are those of `load_model`.
+
+    Raises:
+        ModelError: there is no such model, it cannot be reached, or its files lack weights.
+        MissingDependencyError: a GGUF file needs a package that is not installed.
+    """
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise ModelError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, _DTYPES)} Known: {', '.join(_DTYPES)}.")
+        dtype = _DTYPES[dtype]
+    source, extra = _source(name)
+    options = {**_quantization(extra), **extra, **options, "revision": revision or "main", "output_loading_info": True}
+    try:
+        kind = _model_class(source, extra, options)
+        module, info = kind.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
+    except (DictionaryLearningError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(_not_loaded(name, error)) from error
+    lacking = sorted(set(info["missing_keys"]) & {key for key, _ in module.named_parameters()})
+    if lacking:
+        raise ModelError(
+            f"The files of '{name}' lack {len(lacking)} of the weights of {type(module).__name__}, such as "
+            f"'{lacking[0]}', which would be random. Check the files and config.json. To use it nevertheless, load it "
+            "with transformers and give the model object."
+        )
+    return module if "device_map" in options else module.to(device)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """Returns the tokenizer of that name, or that of the model of that name; raises ModelError if there is none."""
+    transformers: Any = importlib.import_module("transformers")
+    source, extra = _source(name)
+    try:
+        return transformers.AutoTokenizer.from_pretrained(source, revision=revision or "main", **extra)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"No tokenizer could be loaded from '{name}': {_first_line(error)} Set tokenizer= to a name or an object."
+        ) from error
+
+
+def takes_text(module: nn.Module) -> bool:
+    """Returns whether a model takes token ids."""
+    return "input_ids" in inspect.signature(type(module).forward).parameters
+
+
+def _model_class(source: str, extra: dict[str, str], options: dict[str, Any]) -> Any:
+    """Returns the class that a config names, or the first of transformers' automatic ones that knows it."""
+    transformers: Any = importlib.import_module("transformers")
+    if extra or Path(source, "adapter_config.json").is_file():
+        return transformers.AutoModelForCausalLM  # a GGUF file, or an adapter, which names its model
+    known = {key: options[key] for key in ("revision", "trust_remote_code", "token", "cache_dir") if key in options}
+    config = options.get("config") or transformers.AutoConfig.from_pretrained(source, **known)
+    named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+    if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+        return named
+    own: dict[str, str] = getattr(config, "auto_map", None) or {}  # code that comes with the model
+    for kind in ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModel"):
+        if kind in own or type(config) in getattr(transformers, kind)._model_mapping:
+            return getattr(transformers, kind)
+    return transformers.AutoModelForCausalLM
+
+
+def _source(name: str) -> tuple[str, dict[str, str]]:
+    """Returns the arguments of `from_pretrained` for a hub name, a folder, or a GGUF file."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            gguf = sorted(p.name for p in path.glob("*.gguf"))
+            saved = "Name the folder that save_pretrained wrote."
+            hint = f"It holds {', '.join(gguf)}: name that file." if gguf else saved
+            raise ModelError(f"The folder '{name}' has no config.json, and is no saved model. {hint}")
+        return str(path), {}
+    if path.suffix == ".gguf" or path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise ModelError(_missing_path(path))
+    return name, {}
+
+
+def _quantization(extra: dict[str, str]) -> dict[str, Any]:
+    """Returns the option that unpacks a GGUF file's weights, if this transformers leaves them packed."""
+    if not extra:
+        return {}
+    for package in ("accelerate", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, "Reading a GGUF file", "gguf")
+    config = getattr(importlib.import_module("transformers"), "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _missing_path(path: Path) -> str:
+    message, advice = f"There is no model at '{path}'.", "Give a folder, a .gguf file or a hub name."
+    if not path.parent.is_dir():
+        return f"{message} {advice}"
+    there = sorted(p.name for p in path.parent.iterdir())
+    near, holds = did_you_mean(path.name, there), ", ".join(there[:8]) or "nothing"
+    return f"{message}{near} '{path.parent}' holds: {holds}. {advice}"
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    if Path(name).expanduser().exists():
+        where = "its files cannot be used"
+    elif os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
+        where = "the hub is switched off by HF_HUB_OFFLINE"
+    else:
+        where = "it is no local folder, and the hub did not serve it"
+    return (
+        f"The model '{name}' could not be loaded ({where}): {type(error).__name__}: {_first_line(error)} "
+        "Check the name and the options, or give a local folder or a .gguf file."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return line if line.endswith((".", "!", "?")) else line + "."

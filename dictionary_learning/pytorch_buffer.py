@@ -1,5 +1,3 @@
 """An old address: one `ActivationBuffer` takes plain PyTorch models too."""
 
-from dictionary_learning.buffer import ActivationBuffer
-
-__all__ = ["ActivationBuffer"]
+from dictionary_learning.buffer import ActivationBuffer as ActivationBuffer

@@ -16,7 +16,7 @@ A pattern names several modules. Each part between dots is matched like a file n
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from dictionary_learning._types import SitesLike
 from dictionary_learning.errors import SiteError, did_you_mean
@@ -40,17 +40,14 @@ class _SiteFields(NamedTuple):
 
 
 class Site(_SiteFields):
-    """A place in a model: a module's path, a side of it, and which value there.
-
-    Raises:
-        SiteError: a field has a value that it cannot have.
-    """
+    """A place in a model: a module's path, a side of it, and which value there. Other values raise SiteError."""
 
     __slots__ = ()
 
     def __new__(cls, path: str, side: Side = "out", index: int = 0, call: int | None = None) -> "Site":
-        counts_right = all(isinstance(n, int) and n >= 0 for n in (index, call or 0))
-        if not isinstance(path, str) or side not in get_args(Side) or not counts_right or (side == "heads" and index):
+        given: tuple[Any, ...] = (path, index, call or 0)  # plain data from files may be anything
+        right = isinstance(given[0], str) and all(isinstance(n, int) and n >= 0 for n in given[1:])
+        if not right or side not in get_args(Side) or (side == "heads" and index):
             raise SiteError(
                 f"Got Site({path!r}, {side!r}, {index!r}, {call!r}). It needs the path of a module, a side ('in', "
                 "'out' or 'heads'), and from 0 on the index in a tuple (not with 'heads') and the call."
@@ -70,7 +67,7 @@ class Site(_SiteFields):
         """
         if isinstance(text, Site):
             return text
-        if not isinstance(text, str):
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SiteError(f"Got {text!r} as a site. Write a string such as 'model.layers.10:out', or a Site.")
         path, colon, side = text.partition(":")
         _refuse_hidden_states(path)
@@ -96,7 +93,7 @@ class SiteDict(dict[Site, V]):
         if not isinstance(key, str):
             return key
         site = Site.parse(key)
-        if dict.__contains__(self, site):
+        if super().__contains__(site):
             return site
         near = [s for s in self if s[1:] == site[1:] and _matches(site.path, [s.path])]
         return near[0] if len(near) == 1 else site
@@ -105,9 +102,8 @@ class SiteDict(dict[Site, V]):
         try:
             return super().__getitem__(self._key(key))
         except KeyError:
-            raise KeyError(
-                f"'{key}' is not among the sites {', '.join(map(str, self)) or '(there are none)'}."
-            ) from None
+            known = ", ".join(map(str, self)) or "(there are none)"
+            raise KeyError(f"'{key}' is not among the sites {known}.") from None
 
     def __contains__(self, key: object) -> bool:
         return super().__contains__(self._key(key))
@@ -118,14 +114,9 @@ class SiteDict(dict[Site, V]):
 
 
 def parse_sites(sites: SitesLike, default: Side = "out") -> list[Site]:
-    """Returns the sites, or patterns of sites, as a list.
-
-    Raises:
-        SiteError: something is neither a site nor a string.
-    """
-    several = isinstance(sites, Iterable) and not isinstance(sites, (str, Site))
-    items: Iterable[str | Site] = sites if several else [sites]  # pyright: ignore[reportAssignmentType]
-    return [Site.parse(site, default) for site in items]
+    """Returns the sites, or patterns of sites, as a list; what is neither a site nor a string raises SiteError."""
+    single = isinstance(sites, (str, Site)) or not hasattr(sites, "__iter__")  # a Site is a tuple, too
+    return [Site.parse(site, default) for site in cast("Iterable[str | Site]", [sites] if single else sites)]
 
 
 def expand(patterns: SitesLike, paths: Iterable[str], *, model: str = "the model", default: Side = "out") -> list[Site]:
@@ -197,8 +188,7 @@ def _not_found(site: Site, paths: list[str], model: str) -> str:
         count = sum(s.isdigit() for s in siblings)
         if count and number[2] not in siblings:
             return f"{message}: '{number[1][:-1]}' has {count} entries, 0 to {count - 1}. Choose one of those."
-    near = did_you_mean(site.path, [p for p in paths if p]) or did_you_mean(
-        site.path, {p.split(".", 1)[-1] for p in paths}
-    )
+    without_prefix = {p.split(".", 1)[-1] for p in paths}
+    near = did_you_mean(site.path, [p for p in paths if p]) or did_you_mean(site.path, without_prefix)
     tops = ", ".join(sorted((p for p in paths if p and p.count(".") <= 1), key=natural_key)[:8])
     return f"{message}.{near or f' Its modules begin with: {tops}. A pattern such as **.mlp finds modules anywhere.'}"

@@ -1,22 +1,27 @@
 """The training loop."""
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from dictionary_learning._hardware import default_device, keep_freed_memory
+from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
 from dictionary_learning._run_folder import claim_run_folder
-from dictionary_learning._run_setup import TrainingJob, site_names, training_jobs
+from dictionary_learning._run_setup import TrainingJob, training_jobs
+from dictionary_learning._types import ConfigLike
+from dictionary_learning.activations._normalization import Normalizer
+from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
-from dictionary_learning.config import BaseConfig, coerce
+from dictionary_learning.config import BaseConfig
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
+from dictionary_learning.dictionaries._info import as_config
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.loggers import (
     AnomalyLogger,
@@ -38,7 +43,7 @@ _PROGRESS_EVERY = 10
 
 def trainSAE(
     data: Any,
-    trainer_configs: Any,
+    trainer_configs: ConfigLike | Iterable[ConfigLike],
     steps: int,
     use_wandb: bool = False,
     wandb_entity: str = "",
@@ -72,9 +77,8 @@ def trainSAE(
             from sites to such tensors.
         trainer_configs: A config or several. They are not changed.
         steps: Batches to train on. Data that ends earlier ends the run, with a warning.
-        use_wandb: Whether to log to Weights & Biases, with a run for each dictionary.
-        wandb_entity: The user or team there.
-        wandb_project: The project there.
+        use_wandb: Whether to log to Weights & Biases, with a run for each dictionary, in the project
+            `wandb_project` of the user or team `wandb_entity`.
         save_steps: Steps after which the dictionaries are also saved, under `checkpoints/step_N`.
         save_dir: Where to save the dictionaries, as `trainer_0`, `trainer_1`, ..., and `metrics.jsonl`.
         log_steps: Steps between two logs; by default 100 logs per run. Logging changes no result.
@@ -89,7 +93,6 @@ def trainSAE(
         device: Where to train; the accelerator if there is one.
         autocast_dtype: Type of products under autocast; float32 for no autocast.
         backup_steps: Steps between two writes of `checkpoints/latest`.
-        loggers: Further loggers.
         progress: Whether the console shows the run.
         overwrite: Whether a run that `save_dir` holds is removed first; it is refused otherwise.
 
@@ -100,12 +103,12 @@ def trainSAE(
         ConfigError: A config or an argument cannot be used, or does not fit the data.
         DataError: The data holds no finite activations, or training diverged.
     """
-    steps = _count("steps", steps)
-    log_every = max(1, steps // 100) if log_steps is None else _count("log_steps", log_steps)
-    backup_every = None if backup_steps is None else _count("backup_steps", backup_steps)
+    steps = whole_number("steps", steps)
+    log_every = max(1, steps // 100) if log_steps is None else whole_number("log_steps", log_steps)
+    backup_every = None if backup_steps is None else whole_number("backup_steps", backup_steps)
     save_at = _save_steps(save_steps, steps)
-    device = _device(device)
-    if not isinstance(autocast_dtype, torch.dtype):
+    device = as_device(device)
+    if not isinstance(autocast_dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"Got autocast_dtype={autocast_dtype!r}; give a dtype, such as torch.bfloat16.")
     if device.type == "cpu":
         keep_freed_memory()
@@ -129,9 +132,8 @@ def trainSAE(
         for step in range(1, steps + 1):
             batch = next(stream, None)
             if batch is None:
-                logger.warning(
-                    "The data ended after %d of %d steps; the learning rate had not decayed.", step - 1, steps
-                )
+                ended = "The data ended after %d of %d steps; the learning rate had not decayed."
+                logger.warning(ended, step - 1, steps)
                 break
             n_tokens += train_step(jobs, batch, device, autocast_dtype)
             if step % log_every == 0 or step == steps:
@@ -139,15 +141,13 @@ def trainSAE(
             if console is not None and (step % _PROGRESS_EVERY == 0 or step == steps):
                 console.advance(step, n_tokens)
             if save_dir is not None and step in save_at:
-                _save(jobs, data, run_cfg, save_dir, f"checkpoints/step_{step}")
+                _export(jobs, data, run_cfg, save_dir, f"checkpoints/step_{step}")
             if save_dir is not None and backup_every and step % backup_every == 0:
-                _save(jobs, data, run_cfg, save_dir, "checkpoints/latest")
+                _export(jobs, data, run_cfg, save_dir, "checkpoints/latest")
         for job in jobs:
             job.trainer.finish()
-        dictionaries = [_exported(job, data, run_cfg) for job in jobs]
         # before the loggers close: their failures must not cost the weights
-        if save_dir is not None:
-            _save(jobs, data, run_cfg, save_dir)
+        dictionaries = _export(jobs, data, run_cfg, save_dir)
     _check_finite(jobs, dictionaries)
     _warn_of_divergence(jobs)
     return dictionaries
@@ -157,67 +157,40 @@ def train_step(
     jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device, autocast_dtype: torch.dtype
 ) -> int:
     """Makes one step of every dictionary; returns the number of tokens."""
-    normalized: dict[tuple[Site, int], Tensor] = {}
-    stacked: dict[tuple[tuple[Site, int], ...], Tensor] = {}
 
-    def activations(job: TrainingJob, sites: tuple[Site, ...]) -> Tensor:
-        """Returns the sites' normalized activations side by side; computed once for all dictionaries."""
-        keys = tuple((site, id(job.normalizers[site])) for site in sites)
-        for site, key in zip(sites, keys, strict=True):
-            if key not in normalized:
-                if site not in batch:
-                    raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
-                normalized[key] = job.normalizers[site].apply(batch[site].to(device, torch.float32))
-        if keys not in stacked:
-            parts = [normalized[key] for key in keys]
-            stacked[keys] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
-        return stacked[keys]
+    @functools.cache  # once for all dictionaries
+    def normalized(site: Site, normalizer: Normalizer) -> Tensor:
+        if site not in batch:
+            raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
+        return normalizer.apply(batch[site].to(device, torch.float32))
 
-    groups: dict[int, list[TrainingJob]] = {}
+    @functools.cache
+    def activations(*places: tuple[Site, Normalizer]) -> Tensor:
+        parts = [normalized(*place) for place in places]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
+
+    groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
     for job in jobs:
-        groups.setdefault(id(activations(job, job.sites.reads)), []).append(job)
-    for group in groups.values():
-        x = activations(group[0], group[0].sites.reads)
+        groups.setdefault(job.places(job.sites.reads), []).append(job)
+    for places, group in groups.items():
+        x = activations(*places)
         # dictionaries on the same activations share one product where that is faster
         with shared_product(x, [encoder for job in group for encoder in job.trainer.encoders()]):
             for job in group:
-                y = None if job.sites.is_autoencoder else activations(job, job.sites.writes)
+                y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
                 model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
                     job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
-    return len(next(iter(normalized.values())))
-
-
-def _count(name: str, value: Any) -> int:
-    try:
-        count = coerce(value, int)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ConfigError(f"Got {name}={value!r}; give a whole number of steps, at least 1.")
-    return count
+    return len(next(iter(batch.values())))
 
 
 def _save_steps(given: Any, steps: int) -> frozenset[int]:
-    if given is None:
-        return frozenset()
-    if not isinstance(given, Iterable) or isinstance(given, str):
+    if given is not None and (not isinstance(given, Iterable) or isinstance(given, str)):
         raise ConfigError(f"Got save_steps={given!r}; give a list of steps, such as [1000, 2000].")
-    chosen = frozenset(_count("save_steps", step) for step in given)
+    chosen = frozenset(whole_number("save_steps", step) for step in cast(Iterable[Any], () if given is None else given))
     if chosen and max(chosen) > steps:
         raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
     return chosen
-
-
-def _device(given: torch.device | str | None) -> torch.device:
-    if given is None:
-        return default_device()
-    try:
-        device = torch.device(given)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        raise ConfigError(f"Got device={given!r}, which this machine does not have ({error}). Leave it out.") from error
-    return device
 
 
 def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:
@@ -225,14 +198,12 @@ def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | N
     raw_loss = getattr(batch, "model_loss_fn", None)
     if raw_loss is None:
         return None
-    sites = job.sites.writes
 
     def model_loss_fn(outputs: Tensor) -> Mapping[str, Tensor]:
-        parts = outputs.split([batch[site].shape[1] for site in sites], dim=1)
-        raw = {
-            site: job.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
-            for site, part in zip(sites, parts, strict=True)
-        }
+        raw: dict[Site, Tensor] = {}
+        parts = torch.split(outputs, [batch[site].shape[1] for site in job.sites.writes], dim=1)
+        for site, part in zip(job.sites.writes, parts, strict=True):
+            raw[site] = job.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
         return raw_loss(raw)
 
     return model_loss_fn
@@ -251,49 +222,46 @@ def _lengths(job: TrainingJob, batch: Mapping[Site, Tensor]) -> Tensor | None:
 
 def _figures(job: TrainingJob) -> dict[str, float]:
     figures = job.trainer.metrics()
-    if not figures:
-        return {}
     # one wait for the device for all figures of a dictionary
-    values = torch.stack([value.detach().float().to(job.trainer.device) for value in figures.values()]).tolist()
-    return dict(zip(figures, values, strict=True))
+    parts = [value.detach().float().to(job.trainer.device) for value in figures.values()]
+    values: Any = torch.stack(parts) if parts else torch.empty(0)
+    return dict(zip(figures, values.tolist(), strict=True))
 
 
-def _exported(job: TrainingJob, data: Any, run_cfg: Mapping[str, Any] | None) -> Dictionary:
-    """Returns the dictionary for use, which knows its site, model and settings."""
-    dictionary = job.export()
-    dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
-    return dictionary
+def _export(
+    jobs: Sequence[TrainingJob],
+    data: Any,
+    run_cfg: Mapping[str, Any] | None,
+    save_dir: str | os.PathLike[str] | None,
+    part: str = "",
+) -> list[Dictionary]:
+    """Returns the dictionaries, which know their sites, model and settings; saves them if there is a folder."""
+    dictionaries: list[Dictionary] = []
+    for number, job in enumerate(jobs):
+        dictionary = job.export()
+        dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
+        dictionaries.append(dictionary)
+        if save_dir is not None and not _nonfinite_names(dictionary):  # a dictionary with NaN is never written
+            save_dictionary(dictionary, Path(save_dir) / f"trainer_{number}" / part)
+    return dictionaries
 
 
 def _sections(job: TrainingJob, data: Any, run_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns what is saved beside the dictionary."""
     sections: dict[str, Any] = {
         "name": job.name,
-        "site": site_names(job.sites.reads),
+        "site": as_config([str(site) for site in job.sites.reads]),
         "trainer": job.trainer.config,
         "normalization": {str(site): normalizer.describe() for site, normalizer in job.normalizers.items()},
         "trained": {"step": job.trainer.step, "steps": job.trainer.steps},
     }
     if not job.sites.is_autoencoder:
-        sections["target_site"] = site_names(job.sites.writes)
+        sections["target_site"] = as_config([str(site) for site in job.sites.writes])
     if run_cfg:
         sections["run"] = dict(run_cfg)
     if hasattr(data, "config"):
         sections["buffer"] = data.config.to_dict() if isinstance(data.config, BaseConfig) else data.config
     return sections
-
-
-def _save(
-    jobs: Sequence[TrainingJob],
-    data: Any,
-    run_cfg: Mapping[str, Any] | None,
-    save_dir: str | os.PathLike[str],
-    part: str = "",
-) -> None:
-    for number, job in enumerate(jobs):
-        dictionary = _exported(job, data, run_cfg)
-        if not _nonfinite_names(dictionary):  # a dictionary with NaN is never written
-            save_dictionary(dictionary, Path(save_dir) / f"trainer_{number}" / part)
 
 
 def _nonfinite_names(dictionary: Dictionary) -> list[str]:
@@ -312,16 +280,11 @@ def _check_finite(jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary
 
 def _warn_of_divergence(jobs: Sequence[TrainingJob]) -> None:
     for job in jobs:
-        fvu = _figures(job).get("fvu", 0.0)
+        fvu, settings = _figures(job).get("fvu", 0.0), job.trainer.settings
         # with the model's loss as objective, the reconstruction may leave the activations
-        if fvu > 1 and not job.trainer.settings.needs_predictions:
-            logger.warning(
-                "'%s' ended with FVU %.2f, worse than the mean of the activations. Lower its learning rate (%.2g), or "
-                "train longer.",
-                job.name,
-                fvu,
-                job.trainer.settings.lr,
-            )
+        if fvu > 1 and not settings.needs_predictions:
+            worse = "'%s' ended with FVU %.2f, worse than the mean of the activations. "
+            logger.warning(f"{worse}Lower its learning rate (%.2g), or train longer.", job.name, fvu, settings.lr)
 
 
 class _LogRecords:

@@ -5,7 +5,6 @@ from dictionary_learning.latents import (
     SparseLatents,
     Support,
     concat_latents,
-    fired,
     firing_counts,
     gather_per_latent,
     grouped,
@@ -34,7 +33,7 @@ def test_both_forms_have_the_same_counts():
 
 
 def test_a_latent_kept_at_zero_did_not_fire():
-    assert not fired(example())[0]
+    assert firing_counts(example())[0] == 0
 
 
 def test_segments_hold_each_pair_under_its_latent():

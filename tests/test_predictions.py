@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dictionary_learning._predictions import Predictions
+from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch
 
 

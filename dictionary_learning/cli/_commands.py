@@ -91,8 +91,8 @@ class PretokenizeArguments(DataArguments):
     """A data set on the hub, as user/name, to upload the contexts to."""
 
     def run(self) -> None:
-        from dictionary_learning._hf_models import load_tokenizer
         from dictionary_learning.data import pretokenize
+        from dictionary_learning.models import load_tokenizer
 
         word = self.separator
         pretokenize(

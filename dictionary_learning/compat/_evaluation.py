@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictionary_learning._predictions import Predictions
 from dictionary_learning._types import TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
+from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, as_token_stream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError

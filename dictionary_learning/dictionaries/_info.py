@@ -52,9 +52,8 @@ class DictionaryInfo:
 
     def _fields(self) -> dict[str, Any]:
         """Returns the fields by the names of their sections."""
-        # one site alone is a string in configs, several are a list
-        reads, writes = (names[0] if len(names) == 1 else list(names) for names in (self.sites, self.target_sites))
-        return {"name": self.name, "site": reads, "target_site": writes, "model": self.model}
+        sites, target_sites = as_config(self.sites), as_config(self.target_sites)
+        return {"name": self.name, "site": sites, "target_site": target_sites, "model": self.model}
 
 
 def own_sections(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,6 +70,11 @@ def site_names(given: Any) -> tuple[str, ...]:
     if isinstance(given, (str, Site)):
         return (str(given),)
     return tuple(map(str, given)) if isinstance(given, Sequence) else ()
+
+
+def as_config(names: Sequence[str]) -> str | list[str]:
+    """Returns site names as configs hold them: one alone as a string, several as a list."""
+    return names[0] if len(names) == 1 else list(names)
 
 
 def _model_name(config: Mapping[str, Any]) -> str | None:

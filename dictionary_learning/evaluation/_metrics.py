@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._hardware import float64
-from dictionary_learning._predictions import Predictions
 from dictionary_learning.config import Registry
+from dictionary_learning.contexts import Predictions
 from dictionary_learning.latents import Latents, firing_counts, nonzeros
 
 M = TypeVar("M", bound="Metric")

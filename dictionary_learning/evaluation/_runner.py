@@ -11,10 +11,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dictionary_learning._hardware import float64
-from dictionary_learning._predictions import Predictions
 from dictionary_learning._types import ModelLike, SitesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
 from dictionary_learning.config import BaseConfig
+from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError

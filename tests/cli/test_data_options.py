@@ -69,7 +69,7 @@ def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(path, as
 
 @pytest.mark.parametrize("options", [[], ["--on-bad-document", "skip"]])
 def test_bad_record_is_an_error_or_skipped_as_the_shell_asks(options, tmp_path, monkeypatch):
-    monkeypatch.setattr("dictionary_learning._hf_models.load_tokenizer", lambda *_: tiny.tokenizer())
+    monkeypatch.setattr("dictionary_learning.models.load_tokenizer", lambda *_: tiny.tokenizer())
     (tmp_path / "a.jsonl").write_text('{"text": "w1"}\n{"text": null}\n{"text": "w2"}\n')
     out = tmp_path / "out"
     status = main(["pretokenize", str(tmp_path / "a.jsonl"), "--model", "m", "--out", str(out), *options])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictionary_learning import AutoEncoderTopK
-from dictionary_learning._predictions import Predictions
+from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.evaluation import METRICS, EvaluationBatch, ReconstructionMetric, SparsityMetric
 from dictionary_learning.evaluation._metrics import FidelityMetric, recovered

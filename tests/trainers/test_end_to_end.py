@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from dictionary_learning import trainSAE
-from dictionary_learning._predictions import Predictions
-from dictionary_learning.contexts import ContextStream
+from dictionary_learning.contexts import ContextStream, Predictions
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.evaluation._metrics import FidelityMetric
 from dictionary_learning.interventions import graft
