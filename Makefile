@@ -38,6 +38,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/pyright -p pyright_strict.json
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
