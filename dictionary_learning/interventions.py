@@ -1,7 +1,7 @@
 """Changes to a model's activations: plain functions from a site's activations to new ones.
 
 Each function here returns an `Edit` for `TracedModel.run`, which also works in the body of an
-nnsight trace. Its `keep` is a mask of the tokens whose activations change, by default all.
+nnsight trace. Edits are named functions, not lambdas, which nnsight could not send to a server. Its `keep` is a mask of the tokens whose activations change, by default all.
 """
 
 from typing import TypeAlias
@@ -21,7 +21,11 @@ TokenMask: TypeAlias = Bool[Tensor, "..."] | Int[Tensor, "..."]
 
 def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
     """Replaces the activations with the dictionary's reconstruction, computed in its own dtype."""
-    return lambda x: _with_reconstructions(dictionary, x, x, keep)
+
+    def edit(x: Tensor) -> Tensor:
+        return _with_reconstructions(dictionary, x, x, keep)
+
+    return edit
 
 
 def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMask | None = None) -> dict[Site, Edit]:
@@ -41,22 +45,37 @@ def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMas
     def remember(x: Float[Tensor, "batch ctx dim"]) -> None:
         seen[:] = [x]
 
-    return {read: remember, write: lambda y: _with_reconstructions(dictionary, seen[0], y, keep)}
+    def replace(y: Float[Tensor, "batch ctx dim"]) -> Tensor:
+        return _with_reconstructions(dictionary, seen[0], y, keep)
+
+    return {read: remember, write: replace}
 
 
 def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) -> Edit:
     """Replaces the activations with given values."""
-    return lambda x: _where(keep, value.to(x.device, x.dtype), x)
+
+    def edit(x: Tensor) -> Tensor:
+        return _where(keep, value.to(x.device, x.dtype), x)
+
+    return edit
 
 
 def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = None) -> Edit:
     """Replaces the activations of each token with one value: zero, or their mean over a data set."""
-    return lambda x: _where(keep, torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x), x)
+
+    def edit(x: Tensor) -> Tensor:
+        return _where(keep, torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x), x)
+
+    return edit
 
 
 def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: TokenMask | None = None) -> Edit:
     """Adds a multiple of a direction, as a row of W_dec, to the activations of each token."""
-    return lambda x: _where(keep, x + scale * direction.to(x.device, x.dtype), x)
+
+    def edit(x: Tensor) -> Tensor:
+        return _where(keep, x + scale * direction.to(x.device, x.dtype), x)
+
+    return edit
 
 
 def _where(keep: Tensor | None, new: Tensor, x: Tensor) -> Tensor:

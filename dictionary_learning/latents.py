@@ -1,6 +1,5 @@
 """Sparse latents: values and indices of the few latents of each token that may be non-zero."""
 
-import functools
 import itertools
 from typing import NamedTuple
 
@@ -53,6 +52,8 @@ class Support:
         self.is_ragged = offsets is not None
         """Whether the number of latents may differ between tokens."""
         self.n_tokens = len(indices) if offsets is None else len(offsets) - 1
+        self._tokens: Tensor | None = None
+        self._segments: Segments | None = None
 
     @property
     def latents(self) -> Int[Tensor, "pairs"]:
@@ -67,20 +68,27 @@ class Support:
         n_tokens, k = self.indices.shape
         return torch.arange(n_tokens + 1, device=self.indices.device) * k
 
-    @functools.cached_property
+    # kept by hand: before Python 3.12 functools.cached_property holds a lock, and edits that are sent
+    # to a server carry this class with them
+    @property
     def tokens(self) -> Int[Tensor, "pairs"]:
         """The token of each pair."""
-        n_pairs, device = self.indices.numel(), self.indices.device
-        if self._offsets is None:
-            return torch.arange(n_pairs, device=device) // max(self.indices.shape[1], 1)
-        tokens = torch.arange(self.n_tokens, device=device)
-        # with the output's size given, the host does not wait for the device
-        return torch.repeat_interleave(tokens, self._offsets.diff(), output_size=n_pairs)
+        if self._tokens is None:
+            n_pairs, device = self.indices.numel(), self.indices.device
+            if self._offsets is None:
+                self._tokens = torch.arange(n_pairs, device=device) // max(self.indices.shape[1], 1)
+            else:
+                tokens = torch.arange(self.n_tokens, device=device)
+                # with the output's size given, the host does not wait for the device
+                self._tokens = torch.repeat_interleave(tokens, self._offsets.diff(), output_size=n_pairs)
+        return self._tokens
 
-    @functools.cached_property
+    @property
     def segments(self) -> Segments:
         """The pairs sorted by latent, then by token, so that sums are deterministic."""
-        return Segments.of(self.tokens, self.latents, self.dict_size)
+        if self._segments is None:
+            self._segments = Segments.of(self.tokens, self.latents, self.dict_size)
+        return self._segments
 
 
 class SparseLatents(NamedTuple):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,10 @@ def test_python_of_the_formats_page_runs(tmp_path, monkeypatch, capsys):
     dictionary_learning.save_dictionary(dictionary_learning.AutoEncoder(16, 64), "runs/mine/trainer_0")
     (tmp_path / "runs" / "mine" / "report.json").write_text(json.dumps({"dictionaries": []}))
     uploaded = []
-    monkeypatch.setattr(
-        "dictionary_learning.interop._hub._upload", lambda *given: uploaded.append(given[2]) or "address"
-    )
+    commit = types.SimpleNamespace(commit_url="address")
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda api, repository, **_: uploaded.append(repository))
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda api, **_: commit)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_file", lambda api, **_: commit)
     x = torch.randn(32, 16)
     names = {"activations": x, "data": [x] * 3}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "formats.md").read_text(), re.S):
