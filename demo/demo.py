@@ -1,9 +1,10 @@
 """Trains four dictionaries at once on two sites of a real language model, and reports on them.
 
-About 4 minutes on 2 cores without a GPU, after the download of the model (93 MB). To expect, on held-out text:
-see the table in docs/demo.md.
+About 4 minutes on 2 cores without a GPU, after the download of the model (93 MB). To expect, on
+held-out text: see the table in docs/demo.md.
 
-    python demo/demo.py [--model NAME] [--data NAME] [--save-dir FOLDER] [options of dictionary-learning train]
+    python demo/demo.py [--model NAME] [--data NAME] [--save-dir FOLDER] [options of
+    dictionary-learning train]
 """
 
 import argparse

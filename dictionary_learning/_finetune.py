@@ -25,8 +25,8 @@ _TRAINED_AS = {"layer_norm_eps_in": "layer_norm"}
 def expand_finetune(config: C, widths: Mapping[Site, int]) -> list[C]:
     """Returns a config for each dictionary that `finetune` names, or the config itself without one.
 
-    What the dictionary knows is filled in where the config leaves it out: wiring, heads, and the sites
-    as far as the data has them.
+    What the dictionary knows is filled in where the config leaves it out: wiring, heads, and the
+    sites as far as the data has them.
 
     Raises:
         ConfigError: Several dictionaries are given and none belongs to the sites.
@@ -71,7 +71,8 @@ def unwrap_normalized(config: C) -> tuple[C, InnerNormalization | None]:
     """Returns the config with the dictionary inside one that normalizes, and its normalization.
 
     Raises:
-        ConfigError: It both scales sites and normalizes tokens, or another normalization is asked for.
+        ConfigError: It both scales sites and normalizes tokens, or another normalization is asked
+            for.
     """
     trained = config.finetune
     if not isinstance(trained, Normalized):

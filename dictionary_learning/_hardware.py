@@ -51,7 +51,8 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def bfloat16_is_fast(device_type: str) -> bool:
     """Returns whether matrix products in bfloat16 are clearly faster than in float32 on a kind of device.
 
-    A CPU is 3 to 10 times as fast with instructions for it (AVX512_BF16, AMX, Arm BF16), else slower.
+    A CPU is 3 to 10 times as fast with instructions for it (AVX512_BF16, AMX, Arm BF16), else
+    slower.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -79,10 +80,10 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def keep_freed_memory() -> bool:
     """Makes the C library keep freed memory for the rest of the process; returns whether it does.
 
-    By default glibc returns each large block to the kernel and requests it again at the next step, and
-    the kernel fills every page with zeros: a third of the time of a training step on a CPU. With this
-    the process stays at its largest size. It does nothing without glibc, or where the environment
-    variable DICTIONARY_LEARNING_KEEP_MEMORY is 0.
+    By default glibc returns each large block to the kernel and requests it again at the next step,
+    and the kernel fills every page with zeros: a third of the time of a training step on a CPU.
+    With this the process stays at its largest size. It does nothing without glibc, or where the
+    environment variable DICTIONARY_LEARNING_KEEP_MEMORY is 0.
     """
     if platform.libc_ver()[0] != "glibc" or os.environ.get(KEEP_MEMORY) == "0":
         return False
@@ -95,7 +96,8 @@ def keep_freed_memory() -> bool:
 def free_memory(device: torch.device) -> int | None:
     """Returns how many bytes can still be allocated on a device, at most; None if that is unknown.
 
-    Memory of this process counts as free: PyTorch and the C library keep freed memory and use it again.
+    Memory of this process counts as free: PyTorch and the C library keep freed memory and use it
+    again.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -113,7 +115,8 @@ def free_memory(device: torch.device) -> int | None:
 def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> None:
     """Raises ConfigError if a device has too little memory, before anything is allocated.
 
-    The message has what needs the memory as the subject of a sentence, and the remedy as a sentence.
+    The message has what needs the memory as the subject of a sentence, and the remedy as a
+    sentence.
     """
     free = free_memory(device)
     if free is not None and n_bytes > free:

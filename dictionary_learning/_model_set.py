@@ -24,9 +24,9 @@ class ModelSet:
     An `ActivationBuffer` takes it in place of a model. A site names its model:
     `"chat/model.layers.10:out"`; without a name it means the site in each of them, in their order.
 
-    The models may have tokenizers of which one only adds tokens to another, as those of a base model
-    and its fine-tuned one; the smaller one is used. A model without a tokenizer shares that of the
-    others.
+    The models may have tokenizers of which one only adds tokens to another, as those of a base
+    model and its fine-tuned one; the smaller one is used. A model without a tokenizer shares that
+    of the others.
 
     Args:
         models: the models by name, each as for `load_model`.
@@ -94,7 +94,8 @@ class ModelSet:
     def _common_tokenizer(self) -> Any:
         """Returns the tokenizer whose tokens all models know, or None if no model has one."""
         named = {name: m.tokenizer for name, m in self.models.items() if hasattr(m.tokenizer, "get_vocab")}
-        # a vocabulary maps tokens to ids: one that is part of another gives the same ids to the same tokens
+        # a vocabulary maps tokens to ids: one that is part of another gives the same ids to the
+        # same tokens
         vocabularies = {name: tokenizer.get_vocab() for name, tokenizer in named.items()}
         if not vocabularies:
             return next(iter(self.models.values())).tokenizer

@@ -46,7 +46,8 @@ def with_hidden(value: Any, new: Tensor, index: int = 0) -> Any:
     """Returns a module's value with its activations replaced, in the same structure and dtype."""
     if isinstance(value, Tensor):
         return new.to(value.dtype)
-    # a bare tensor in place of a tuple would be unpacked along the batch by the next module, silently
+    # a bare tensor in place of a tuple would be unpacked along the batch by the next module,
+    # silently
     if isinstance(value, (tuple, list)):
         parts: list[Any] = list(cast(Sequence[Any], value))
         parts[index] = with_hidden(parts[index], new)
@@ -63,7 +64,8 @@ def with_hidden(value: Any, new: Tensor, index: int = 0) -> Any:
 def inputs_in_order(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[int | str, Any]:
     """Returns a module's arguments: by position, then by name in the order of `forward`'s parameters."""
     listed = _parameters(type(module))
-    # callers order keywords freely, as (cos, sin) before the hidden states; unknown ones keep their order
+    # callers order keywords freely, as (cos, sin) before the hidden states; unknown ones keep their
+    # order
     known = sorted(kwargs, key=lambda name: listed.get(name, len(listed)))
     return {**dict(enumerate(args)), **{name: kwargs[name] for name in known}}
 

@@ -31,8 +31,8 @@ def claim_run_folder(path: str | os.PathLike[str], overwrite: bool = False) -> G
     """Reserves a folder for a run of this process, until the context ends.
 
     A claim within another claim of the same process does nothing. The lock of a process that was
-    killed is taken over. `overwrite` removes the run that the folder holds: its dictionaries, metrics
-    and reports, no other files.
+    killed is taken over. `overwrite` removes the run that the folder holds: its dictionaries,
+    metrics and reports, no other files.
 
     Raises:
         ConfigError: the folder holds a run and `overwrite` is false, or another process writes into
@@ -122,7 +122,8 @@ def _lock(lock: Path) -> None:
                 f"another folder. If no such process runs, remove '{lock}'."
             )
         else:
-            # of several processes that find a stale lock, one renames it; the others find nothing to rename
+            # of several processes that find a stale lock, one renames it; the others find nothing
+            # to rename
             stale = lock.with_name(f"{LOCK}.{os.getpid()}")
             with contextlib.suppress(FileNotFoundError):
                 os.rename(lock, stale)

@@ -3,8 +3,8 @@
 A config is a frozen dataclass. A string under each field documents it. The same class checks the
 values, reads and writes plain data, and defines the options of the command line.
 
-A field made by `setting` has a range. A field made by `auto` may be left out: `resolve` computes its
-value from a rule that stands at the field, so that a resolved config has no empty fields.
+A field made by `setting` has a range. A field made by `auto` may be left out: `resolve` computes
+its value from a rule that stands at the field, so that a resolved config has no empty fields.
 """
 
 import ast
@@ -81,7 +81,8 @@ class BaseConfig:
             if key not in known:
                 raise UnknownNameError(f"option of {cls.__qualname__}", key, known)
         rules = {f.name for f in dataclasses.fields(cls) if "rule" in f.metadata}
-        # JSON, TOML and the command line have lists where fields have tuples, and None where one is left out
+        # JSON, TOML and the command line have lists where fields have tuples, and None where one is
+        # left out
         given = {k: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**{k: v for k, v in given.items() if not (v is None and k in rules)})
 
@@ -185,8 +186,8 @@ def field_docs(cls: type) -> dict[str, str]:
 def coerce(value: Any, hint: Any) -> Any:
     """Returns the value in the annotated type, or raises TypeError saying what is needed.
 
-    Only lossless changes are made: a whole float such as 3e4 to an int, an int to a float, a list to
-    a tuple, a number of numpy to one of Python.
+    Only lossless changes are made: a whole float such as 3e4 to an int, an int to a float, a list
+    to a tuple, a number of numpy to one of Python.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or isinstance(hint, TypeVar):

@@ -64,8 +64,9 @@ class ContextBatch(dict[Site, Tensor]):
             replaced: the replacement of each site's activations, in the order of its rows here.
 
         Returns:
-            `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in nats,
-            where p is the untouched model. Means are over tokens that count before one that counts.
+            `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in
+            nats, where p is the untouched model. Means are over tokens that count before one that
+            counts.
 
         Raises:
             ConfigError: the model did not predict.

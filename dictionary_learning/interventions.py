@@ -1,7 +1,8 @@
 """Changes to a model's activations: plain functions from a site's activations to new ones.
 
 Each function here returns an `Edit` for `TracedModel.run`, which also works in the body of an
-nnsight trace. Edits are named functions, not lambdas, which nnsight could not send to a server. Its `keep` is a mask of the tokens whose activations change, by default all.
+nnsight trace. Edits are named functions, not lambdas, which nnsight could not send to a server. Its
+`keep` is a mask of the tokens whose activations change, by default all.
 """
 
 from typing import TypeAlias

@@ -68,8 +68,8 @@ class Support:
         n_tokens, k = self.indices.shape
         return torch.arange(n_tokens + 1, device=self.indices.device) * k
 
-    # kept by hand: before Python 3.12 functools.cached_property holds a lock, and edits that are sent
-    # to a server carry this class with them
+    # kept by hand: before Python 3.12 functools.cached_property holds a lock, and edits that are
+    # sent to a server carry this class with them
     @property
     def tokens(self) -> Int[Tensor, "pairs"]:
         """The token of each pair."""

@@ -46,9 +46,9 @@ def load_model(
     """Loads a model by name, or wraps one that is loaded already.
 
     Args:
-        model: a name on the Hugging Face hub, a local folder, a GGUF file, nnsight's `LanguageModel`,
-            `TransformersModel` or `NNsight`, a Hugging Face model, any `torch.nn.Module`, or a
-            `TracedModel` or `ModelSet`, which is returned as it is.
+        model: a name on the Hugging Face hub, a local folder, a GGUF file, nnsight's
+            `LanguageModel`, `TransformersModel` or `NNsight`, a Hugging Face model, any
+            `torch.nn.Module`, or a `TracedModel` or `ModelSet`, which is returned as it is.
         tokenizer: the tokenizer, a processor that holds one, or its name; required for text with a
             model object that has none.
         device: of a model loaded by name; by default the accelerator if there is one. Objects stay
@@ -58,8 +58,8 @@ def load_model(
         revision: branch, tag or commit on the hub.
         example: inputs of a model that takes no token ids (see `TracedModel`).
         channels: where the model's maps have their channels (see `TracedModel`).
-        remote: runs a model on NDIF's servers (True) or another (its URL), without its weights here;
-            "local" does everything that a remote run does, in this process.
+        remote: runs a model on NDIF's servers (True) or another (its URL), without its weights
+            here; "local" does everything that a remote run does, in this process.
         options: passed on to `from_pretrained`, as `device_map` or `quantization_config`.
 
     Raises:

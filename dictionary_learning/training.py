@@ -66,29 +66,31 @@ def trainSAE(
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
-    A config is typed (`TrainerTopK.Config(k=32)`) or a dictionary (`{"trainer": TrainerTopK, "k": 32}`,
-    where the trainer may also be named: "top_k"). Width, steps and device are filled in. With several
-    sites in the data, a config that names no site is trained on each of them; with a wiring that
-    predicts one site from another, on each module whose input and output are there; and with a wiring
-    that reads several sites, on all of them together.
+    A config is typed (`TrainerTopK.Config(k=32)`) or a dictionary (`{"trainer": TrainerTopK, "k":
+    32}`, where the trainer may also be named: "top_k"). Width, steps and device are filled in. With
+    several sites in the data, a config that names no site is trained on each of them; with a wiring
+    that predicts one site from another, on each module whose input and output are there; and with a
+    wiring that reads several sites, on all of them together.
 
     Args:
-        data: An `ActivationBuffer`, or any iterable of tensors (batch, activation_dim) or of mappings
-            from sites to such tensors.
+        data: An `ActivationBuffer`, or any iterable of tensors (batch, activation_dim) or of
+            mappings from sites to such tensors.
         trainer_configs: A config or several. They are not changed.
         steps: Batches to train on. Data that ends earlier ends the run, with a warning.
-        use_wandb: Whether to log to Weights & Biases, with a run for each dictionary, in the project
-            `wandb_project` of the user or team `wandb_entity`.
+        use_wandb: Whether to log to Weights & Biases, with a run for each dictionary, in the
+            project `wandb_project` of the user or team `wandb_entity`.
         save_steps: Steps after which the dictionaries are also saved, under `checkpoints/step_N`.
-        save_dir: Where to save the dictionaries, as `trainer_0`, `trainer_1`, ..., and `metrics.jsonl`.
+        save_dir: Where to save the dictionaries, as `trainer_0`, `trainer_1`, ..., and
+            `metrics.jsonl`.
         log_steps: Steps between two logs; by default 100 logs per run. Logging changes no result.
-        activations_split_by_head: Whether each attention head gets latents of its own (wiring heads):
-            for data (batch, heads, dim), or a site as wide as all heads together.
+        activations_split_by_head: Whether each attention head gets latents of its own (wiring
+            heads): for data (batch, heads, dim), or a site as wide as all heads together.
         transcoder: Whether configs that name no wiring are transcoders, from inputs to outputs.
         run_cfg: What else to store in the saved configs, under "run".
-        normalize_activations: Normalization for configs that choose none: a name of `NORMALIZATIONS`,
-            or True for unit mean square. False leaves autoencoders as they are, and normalizes where
-            sites of different scale meet. Exported dictionaries take the model's activations.
+        normalize_activations: Normalization for configs that choose none: a name of
+            `NORMALIZATIONS`, or True for unit mean square. False leaves autoencoders as they are,
+            and normalizes where sites of different scale meet. Exported dictionaries take the
+            model's activations.
         verbose: Whether to log through `logging` too.
         device: Where to train; the accelerator if there is one.
         autocast_dtype: Type of products under autocast; float32 for no autocast.

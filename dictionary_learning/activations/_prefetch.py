@@ -36,8 +36,8 @@ class Prefetcher(RowSource):
     """Reads the next rows before they are requested; nothing else may use the reader.
 
     At most `depth` batches of rows are ahead, waiting or being read. An error in the thread is
-    raised by the next `read`. State and counts belong to the rows that were returned: rows ahead are
-    read again after the state is loaded.
+    raised by the next `read`. State and counts belong to the rows that were returned: rows ahead
+    are read again after the state is loaded.
     """
 
     def __init__(self, reader: RowSource, n_contexts: int, depth: int = 1):

@@ -34,7 +34,8 @@ class ActivationStream:
 
     Args:
         data: an `ActivationBuffer`, or any iterable of tensors (batch, dim) or of mappings from
-            sites to such tensors. Tensors (batch, 2, dim) are the input and the output of one module.
+            sites to such tensors. Tensors (batch, 2, dim) are the input and the output of one
+            module.
         split_by_head: whether tensors (batch, heads, dim) hold the attention heads of one site.
     """
 

@@ -125,8 +125,8 @@ def heads_site(probe: Probe, path: str) -> Site:
     together. Queries, keys and values come before it, and depend on their own token only.
 
     Raises:
-        SiteError: the module has no attention, or none with an output projection that is a module; or
-            the model's weights are not here.
+        SiteError: the module has no attention, or none with an output projection that is a module;
+            or the model's weights are not here.
     """
     if probe.builder.is_elsewhere:
         raise SiteError(

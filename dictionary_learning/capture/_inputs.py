@@ -126,7 +126,8 @@ class InputBuilder:
 
         Args:
             inputs: token ids (batch, ctx), or keyword arguments, positional ones, or the only one.
-            attention_mask: True for tokens, False for padding, or 1 and 0; None if nothing is padding.
+            attention_mask: True for tokens, False for padding, or 1 and 0; None if nothing is
+                padding.
 
         Raises:
             ModelError: the inputs or the mask do not fit the model.

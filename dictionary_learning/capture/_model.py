@@ -36,12 +36,12 @@ class TracedModel:
         module: the model; it is not changed. What the caller changes in it later is followed.
         tokenizer: its tokenizer, or a processor that holds one; None if no text will be read.
         name: the name stored with what is trained on it; by default that of the hub or the class.
-        example: inputs of a model that takes no token ids: a tuple of positional arguments, a mapping
-            of keyword arguments, as `{"pixel_values": images}`, or the only one. By default the first
-            batch that is captured.
+        example: inputs of a model that takes no token ids: a tuple of positional arguments, a
+            mapping of keyword arguments, as `{"pixel_values": images}`, or the only one. By default
+            the first batch that is captured.
         channels: where maps of four dimensions have their channels: "last" (batch, height, width,
-            dim) or "first" (batch, dim, height, width), as in convolutional nets. Required where the
-            shape leaves it open.
+            dim) or "first" (batch, dim, height, width), as in convolutional nets. Required where
+            the shape leaves it open.
         tracer: what traces the model, if it is not traced here.
     """
 
@@ -142,8 +142,8 @@ class TracedModel:
             submodules: `"model.layers.[0-3].mlp:in"`, `"model.layers.0.self_attn:out[1]"`,
                 `"model.layers.10:heads"`, `"embedding"`, a `Site`, a `torch.nn.Module`, an nnsight
                 envoy, or several.
-            side: the side of those that name none; `in_and_out` for the input and the output of each,
-                one after the other, whichever side they name.
+            side: the side of those that name none; `in_and_out` for the input and the output of
+                each, one after the other, whichever side they name.
 
         Raises:
             SiteError: something is not in this model.
@@ -180,7 +180,8 @@ class TracedModel:
         """Returns the number of attention heads at a site whose width is that of all heads together.
 
         Raises:
-            SiteError: the model's config has none there, or the width is no multiple of their number.
+            SiteError: the model's config has none there, or the width is no multiple of their
+                number.
         """
         with self._exclusive():
             (place,) = self._resolve(site).values()
@@ -225,14 +226,15 @@ class TracedModel:
         The tensors are copies: the model cannot change them later. No gradients are recorded.
 
         Args:
-            inputs: token ids (batch, ctx), or a model's keyword arguments, its positional ones, or the
-                only one.
-            attention_mask: True or 1 for tokens, False or 0 for padding; None if nothing is padding.
+            inputs: token ids (batch, ctx), or a model's keyword arguments, its positional ones, or
+                the only one.
+            attention_mask: True or 1 for tokens, False or 0 for padding; None if nothing is
+                padding.
             sites: where to read; by default the output of every layer.
 
         Raises:
-            SiteError: a site is not in the model, its module runs several times and it does not name
-                the call, or its activations have another shape than when the model was probed.
+            SiteError: a site is not in the model, its module runs several times and it does not
+                name the call, or its activations have another shape than when the model was probed.
             ModelError: the inputs do not fit the model.
         """
         with self._exclusive(inputs), torch.no_grad():
@@ -268,8 +270,8 @@ class TracedModel:
                 without `@` edits every call.
 
         Raises:
-            SiteError: an edit returns another shape, or changes its argument and returns nothing; or
-                two edits are of one place.
+            SiteError: an edit returns another shape, or changes its argument and returns nothing;
+                or two edits are of one place.
             ModelError: the inputs do not fit the model, or an edit uses this model.
         """
         if isinstance(attention_mask, Mapping):

@@ -45,8 +45,8 @@ class Probe:
         """Finds the calls of places' modules, and the order of execution of all known places.
 
         Raises:
-            SiteError: the forward pass does not run a module; or a hook of the caller's changes its output
-                after nnsight has read it. (In a skeleton the hooks are a part of `forward`.)
+            SiteError: the forward pass does not run a module; or a hook of the caller's changes its
+                output after nnsight has read it. (In a skeleton the hooks are a part of `forward`.)
         """
         bases = dict.fromkeys(place._replace(call=None) for place in places)
         new = [base for base in bases if base not in self._calls]
@@ -203,8 +203,9 @@ class Probe:
     def _rows_are_tokens(self, site: Site) -> bool:
         """Returns whether a site has a row for each token, in the order of the texts.
 
-        An expert sees some of the tokens, and what runs inside several experts may see them sorted by
-        expert. So two texts are run together and each alone: every row must come again in its place.
+        An expert sees some of the tokens, and what runs inside several experts may see them sorted
+        by expert. So two texts are run together and each alone: every row must come again in its
+        place.
         """
         if any(p.is_meta for p in self.module.parameters()):
             return True  # there are no values to compare

@@ -23,12 +23,13 @@ _NO_PART_OF_FORWARD = ("_backward_", "_is_full_backward_", "_state_dict_", "_loa
 class Snapshot:
     """The structure of a model at one moment: modules, attributes, hooks and places of parameters.
 
-    Values inside tensors are not part of it, since the skeleton shares them. Objects are compared by
-    identity, and kept, so that no other object can take the place of one in memory.
+    Values inside tensors are not part of it, since the skeleton shares them. Objects are compared
+    by identity, and kept, so that no other object can take the place of one in memory.
     """
 
     def __init__(self, module: nn.Module):
-        # accelerate loads offloaded tensors for each forward pass, and its models are traced themselves
+        # accelerate loads offloaded tensors for each forward pass, and its models are traced
+        # themselves
         self._ignored = {"training", *(("_parameters", "_buffers") if is_spread(module) else ())}
         self._attributes: list[tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = []
         self._containers: list[tuple[Collection[Any], tuple[Any, ...]]] = []

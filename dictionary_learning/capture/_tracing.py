@@ -30,7 +30,8 @@ class Tracer:
         import nnsight
 
         with warnings.catch_warnings():
-            # nnsight gives children that are called `output` and the like another name (see `envoy_of`)
+            # nnsight gives children that are called `output` and the like another name (see
+            # `envoy_of`)
             warnings.filterwarnings("ignore", message=".*has a submodule named.*")
             self._root: Any = nnsight.NNsight(module)
 
@@ -38,7 +39,8 @@ class Tracer:
         """Returns the activations (batch, positions, dim) at sites in order of execution."""
         from nnsight.intervention.interleaver import EarlyStopException
 
-        # that of `tracer.stop()` would keep the model's activations until the next garbage collection
+        # that of `tracer.stop()` would keep the model's activations until the next garbage
+        # collection
         done = EarlyStopException()
         values: list[Tensor] = []
         envoys = [envoy_of(self._root, site) for site in sites]

@@ -34,7 +34,8 @@ def encode_with_flags(
     return_topk: (latents, kept values, kept indices, relu of all pre-activations).
     return_active: (latents, which latents fire on any token, relu of all pre-activations).
     return_gate: (latents, relu of the gates). output_pre_jump: (latents, relu of pre-activations).
-    use_threshold: latents above the estimated threshold; for BatchTopK the default, and False for the
+    use_threshold: latents above the estimated threshold; for BatchTopK the default, and False for
+        the
     k * batch largest.
 
     Raises:

@@ -44,8 +44,8 @@ def evaluate(
 
     Args:
         dictionary: it is not moved.
-        activations: tensors (batch, activation_dim), or an `ActivationBuffer` over one site. A buffer
-            also provides text that was not read yet, on which the losses are measured.
+        activations: tensors (batch, activation_dim), or an `ActivationBuffer` over one site. A
+            buffer also provides text that was not read yet, on which the losses are measured.
         max_len: the longest context for the losses.
         batch_size: contexts for the losses.
         io: ignored, as `tracer_args`: a buffer knows its side.
@@ -58,7 +58,8 @@ def evaluate(
 
     Raises:
         DataError: there are no activations, or they are of several sites.
-        ConfigError: the dictionary reads contexts and the activations come shuffled, or it holds a NaN.
+        ConfigError: the dictionary reads contexts and the activations come shuffled, or it holds a
+            NaN.
     """
     if dictionary.reads_contexts and hasattr(activations, "sites"):
         raise ConfigError(

@@ -3,7 +3,8 @@
 An `ExampleStream` replaces a `TokenStream`: its batches unpack into the arguments of
 `TracedModel.capture` and `run`. A function, such as an image processor, turns examples into inputs:
 
-    stream = ExampleStream(images, lambda images: processor(images, return_tensors="pt"), ctx_len=197)
+    stream = ExampleStream(images, lambda images: processor(images, return_tensors="pt"),
+    ctx_len=197)
 """
 
 import dataclasses

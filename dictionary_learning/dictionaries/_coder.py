@@ -267,7 +267,8 @@ class Coder(Trainable):
         if outputs != inputs and (self.apply_b_dec_to_input or self.is_tied):
             what = "that subtracts b_dec from inputs" if self.apply_b_dec_to_input else "with a tied matrix"
             raise ConfigError(f"A dictionary {what} has one scale; got inputs={inputs} and outputs={outputs}.")
-        # nonlinearities commute with positive factors: latents get the inputs' scale, the decoder the quotient
+        # nonlinearities commute with positive factors: latents get the inputs' scale, the decoder
+        # the quotient
         if self.b_enc is not None:
             self.b_enc.mul_(inputs)
         ranks = self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection)

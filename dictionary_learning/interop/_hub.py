@@ -72,7 +72,8 @@ def fetch(path: str, *, site: str | None = None, revision: str | None = None, ma
     try:
         listed = _listed(repository, revision)
         if listed is None:
-            # no pattern asks for no file: without one, the client refuses a snapshot that is incomplete
+            # no pattern asks for no file: without one, the client refuses a snapshot that is
+            # incomplete
             snapshot = hub.snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[])
         else:
             paths = wanted(listed, place, many)

@@ -56,8 +56,8 @@ class RowAdam(torch.optim.Optimizer):
         if not moving:
             return loss
         norm = torch.stack([m.squared_norm() for m in moving]).sum().sqrt()
-        # Adam's kernel divides gradients by the one, and does nothing where the other is 1: clipping
-        # and skipping need no pass over the gradients, and no wait of the host
+        # Adam's kernel divides gradients by the one, and does nothing where the other is 1:
+        # clipping and skipping need no pass over the gradients, and no wait of the host
         divisor = clip_divisor(norm, self.max_grad_norm)
         skip = (~norm.isfinite()).to(norm.dtype)
         for m in moving:

@@ -60,7 +60,8 @@ class ScheduleFree(torch.optim.Optimizer):
             points["z"].copy_(p)
             if group.get("unit_rows", False):
                 normalize_rows_(points["z"].flatten(1))
-            # a rate of 0, as in the first step of some warm-ups, has no weight, but needs an average
+            # a rate of 0, as in the first step of some warm-ups, has no weight, but needs an
+            # average
             points["weight_sum"] += weight
             points["x"].lerp_(points["z"], weight / points["weight_sum"] if points["weight_sum"] else 1.0)
         self._write(training=True)

@@ -20,7 +20,8 @@ _OF_THRESHOLDS = ("l0", "step", "target_l0", "quadratic_l0", "quadratic")
 class GatedSAETrainer(SAETrainer):
     """Trains a gated dictionary.
 
-    loss = |y - y_hat|^2 + sparsity_penalty * sum_i relu(gate_i) + |y - (W_dec^T relu(gate) + b_dec)|^2
+    loss = |y - y_hat|^2 + sparsity_penalty * sum_i relu(gate_i) + |y - (W_dec^T relu(gate) +
+    b_dec)|^2
 
     W_dec and b_dec are constant in the last term. Adam keeps no mean of the gradient, as in the
     paper.

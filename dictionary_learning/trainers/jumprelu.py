@@ -18,7 +18,8 @@ from dictionary_learning.trainers._sae_trainer import SAETrainer
 class JumpReluTrainer(SAETrainer):
     """Trains a dictionary with a threshold for each latent, and a penalty on the number that fire.
 
-    loss = |y - y_hat|^2 + sparsity_penalty * penalty,  by default the penalty (L0 / target_l0 - 1)^2
+    loss = |y - y_hat|^2 + sparsity_penalty * penalty,  by default the penalty (L0 / target_l0 -
+    1)^2
 
     The gradient of L0 is taken on pre-activations, on both sides of the threshold. Thresholds do
     not fall below 0. The bandwidth is that of the paper, for runs of many steps: with a small one,

@@ -27,7 +27,8 @@ _WIDE_WEIGHT = 1 / 8
 class TrainerTopK(SAETrainer):
     """Trains a dictionary that keeps the k largest latents of each token.
 
-    loss = |y - y_hat|^2 / E|y - mean|^2 + auxk_alpha * min(n_dead / k_aux, 1) * |e - e_hat|^2 / E|e|^2
+    loss = |y - y_hat|^2 / E|y - mean|^2 + auxk_alpha * min(n_dead / k_aux, 1) * |e - e_hat|^2 /
+    E|e|^2
 
     Here e = y - y_hat is constant, and e_hat is decoded from the k_aux largest dead latents of each
     token (AuxK). E|e|^2 is that of the last step, so that parts of a batch add up to the whole.

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from dictionary_learning import Site, TracedModel, load_model
+from dictionary_learning.dictionaries import DICTIONARIES
 from dictionary_learning.errors import ModelError, SiteError
+from dictionary_learning.interventions import graft
 from tests import tiny
+from tests.contracts.dictionary_cases import NAMED, moved
 
 IDS = torch.arange(3, 21).view(2, 9)
 
@@ -73,3 +76,16 @@ def test_remote_without_a_key_is_refused(monkeypatch):
 def test_object_cannot_be_remote():
     with pytest.raises(ModelError, match="a server knows models by name"):
         load_model(tiny.model("llama"), remote=True)
+
+
+@pytest.mark.parametrize("name", [*NAMED, "IdentityDict"])
+def test_remote_grafts_of_any_dictionary_are_those_of_here(models, name):
+    """The dictionary is sent with its weights and the functions of this package that it calls."""
+    here, there, layer = models
+    torch.manual_seed(3)
+    cls = DICTIONARIES[name]
+    dictionary = moved(cls(tiny.DIM, 40, **NAMED[name])) if name in NAMED else cls(tiny.DIM)
+    for keep in (None, torch.arange(9).expand(2, 9) > 3):
+        with torch.no_grad():
+            expected, found = (model.run(IDS, None, {layer: graft(dictionary, keep)}) for model in (here, there))
+        assert torch.equal(found, expected)

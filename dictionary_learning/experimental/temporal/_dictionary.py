@@ -238,11 +238,12 @@ class TemporalAutoencoder(Dictionary):
     ) -> "TemporalAutoencoder":
         """Returns a float32 copy with more latents after the existing ones.
 
-        Attention predicts the existing latents as before, and reads nothing from the new ones, whose
-        rows have the mean norm of the existing rows.
+        Attention predicts the existing latents as before, and reads nothing from the new ones,
+        whose rows have the mean norm of the existing rows.
 
         Raises:
-            ConfigError: The nonlinearity is neither top_k nor relu, or heads cannot share the latents.
+            ConfigError: The nonlinearity is neither top_k nor relu, or heads cannot share the
+                latents.
         """
         if type(nonlinearity) not in (type(None), TopK, ReLU):
             raise ConfigError(f"A temporal dictionary has top_k or relu; it cannot have {type(nonlinearity).__name__}.")
