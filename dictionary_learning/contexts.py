@@ -134,14 +134,21 @@ class ContextStream:
         return self._batch(tokens, self.predict)
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
-        """Returns up to n rows that will be served later, or raises DataError: no token of the text counts."""
+        """Returns up to n rows that will be served later, at most those of one pass over the text.
+
+        Raises:
+            DataError: no token of the text counts.
+        """
         parts: list[ContextBatch] = []
+        this_pass = self.tokens.source.epoch
         while sum(len(part[self.sites[0]]) for part in parts) < n:
             if len(parts) == len(self._ahead):
                 if (tokens := self._take()) is None:
                     break
                 self._ahead.append(tokens)
             parts.append(self._batch(self._ahead[len(parts)], predict=False))
+            if self.tokens.source.epoch != this_pass:
+                break  # the text repeats, and a second pass would cost as much and add nothing
         if not parts:
             raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
