@@ -21,18 +21,20 @@ LOCK = ".run.lock"
 """The file that names the process which writes into a folder."""
 LATEST = "latest"
 """The name of the link to the newest run."""
-_HOLDS_A_RUN = ("trainer_*", "metrics.jsonl")
+_HOLDS_A_RUN = ("trainer_*", "metrics.jsonl", "checkpoints")
 _WRITTEN = (*_HOLDS_A_RUN, "report.json", "report.md", "report.html", "tensorboard")
 """What a run writes into its folder, and all that `overwrite` removes."""
 
 
 @contextlib.contextmanager
-def claim_run_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Generator[Path, None, None]:
+def claim_run_folder(
+    path: str | os.PathLike[str], overwrite: bool = False, resume: bool = False
+) -> Generator[Path, None, None]:
     """Reserves a folder for a run of this process, until the context ends.
 
     A claim within another claim of the same process does nothing. The lock of a process that was
     killed is taken over. `overwrite` removes the run that the folder holds: its dictionaries,
-    metrics and reports, no other files.
+    metrics, checkpoints and reports, no other files. `resume` lets it be.
 
     Raises:
         ConfigError: the folder holds a run and `overwrite` is false, or another process writes into
@@ -50,7 +52,8 @@ def claim_run_folder(path: str | os.PathLike[str], overwrite: bool = False) -> G
     except OSError as error:
         raise ConfigError(f"'{folder}' cannot be a run's folder ({error}). Give another as save_dir.") from error
     try:
-        _clear(folder, overwrite)
+        if overwrite or not resume:
+            _clear(folder, overwrite)
         yield folder
     finally:
         lock.unlink(missing_ok=True)

@@ -66,6 +66,7 @@ def training_jobs(
     device: torch.device,
     normalize: bool | str,
     default_wiring: str | None,
+    fitted: Mapping[tuple[Site, str], Normalizer] | None = None,
 ) -> list[TrainingJob]:
     """Returns a job for each config and each set of its sites, initialized from a sample of the data.
 
@@ -76,11 +77,13 @@ def training_jobs(
         device: Where to train.
         normalize: Normalization where neither the config nor its method has one.
         default_wiring: Wiring of configs that name none.
+        fitted: Normalizers by site and name, of a run that is resumed: nothing is fitted or
+            initialized then, and no data are read.
 
     Raises:
         ConfigError: A config cannot be used, or does not fit the data.
     """
-    samples = _Samples(stream, device)
+    samples = _Samples(stream, device, fitted or {})
     jobs: list[TrainingJob] = []
     for asked, facts in _read_configs(trainer_configs):
         # a method without wirings, as one of contexts, has no such field
@@ -102,8 +105,9 @@ def training_jobs(
                     normalizers = {site: dataclasses.replace(normalizers[site], scale=scale) for site, scale in scaled}
                 if config.finetune is not None and inside is None:
                     _unfold_scales(trainer.dictionary, sites, normalizers)
-                x = samples.rows(sites.reads, normalizers)
-                trainer.initialize(x, None if sites.is_autoencoder else samples.rows(sites.writes, normalizers))
+                if fitted is None:
+                    x = samples.rows(sites.reads, normalizers)
+                    trainer.initialize(x, None if sites.is_autoencoder else samples.rows(sites.writes, normalizers))
                 name, taken = _name(trainer, sites, len(stream.widths) > 1), {job.name for job in jobs}
                 names = (name, *(f"{name} #{n}" for n in range(2, len(taken) + 2)))
                 name = next(name for name in names if name not in taken)
@@ -145,10 +149,10 @@ def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list
 class _Samples:
     """Rows of the data for estimates, and the normalizers estimated from them."""
 
-    def __init__(self, stream: ActivationStream, device: torch.device):
+    def __init__(self, stream: ActivationStream, device: torch.device, fitted: Mapping[tuple[Site, str], Normalizer]):
         self.stream, self.device = stream, device
         self._rows: dict[Site, Tensor] = {}
-        self._normalizers: dict[tuple[Site, str], Normalizer] = {}
+        self._normalizers = dict(fitted)
 
     def normalizer(self, site: Site, kind: str) -> Normalizer:
         """Returns the normalizer of a site, which all dictionaries share."""

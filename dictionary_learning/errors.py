@@ -52,3 +52,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x' or 'y'?" for the nearest known names, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped a run, which has written a checkpoint and can be resumed."""

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
+from dictionary_learning._resume import RunCheckpoints, StopRequest
 from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning._types import ConfigLike
-from dictionary_learning.activations._normalization import Normalizer
+from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
 from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
 from dictionary_learning.dictionaries._info import as_config
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError, DataError, Interrupted
 from dictionary_learning.loggers import (
     AnomalyLogger,
     ConsoleLogger,
@@ -63,6 +64,10 @@ def trainSAE(
     loggers: Sequence[MetricLogger] = (),
     progress: bool = True,
     overwrite: bool = False,
+    checkpoint_steps: int | None = None,
+    keep_checkpoints: int = 2,
+    resume: str | os.PathLike[str] = "never",
+    allow_changed: Iterable[str] = (),
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
@@ -94,20 +99,33 @@ def trainSAE(
         verbose: Whether to log through `logging` too.
         device: Where to train; the accelerator if there is one.
         autocast_dtype: Type of products under autocast; float32 for no autocast.
-        backup_steps: Steps between two writes of `checkpoints/latest`.
+        backup_steps: Another name of `checkpoint_steps`, which writes `checkpoints/latest` of each
+            dictionary too.
         progress: Whether the console shows the run.
         overwrite: Whether a run that `save_dir` holds is removed first; it is refused otherwise.
+        checkpoint_steps: Steps between two checkpoints of the whole run, from which it can be
+            resumed to the same bits. One is also written when SIGTERM or Ctrl-C stops the run. With
+            `grad_acc_steps`, a checkpoint is written after the next whole step of every dictionary.
+        keep_checkpoints: Checkpoints that stay: the newest ones, and those of `save_steps`.
+        resume: "auto" goes on from the newest checkpoint in `save_dir`, or starts where there is
+            none; a path goes on from that run or checkpoint; "never" starts.
+        allow_changed: Settings that may differ from those of the checkpoint, such as "steps".
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.
 
     Raises:
-        ConfigError: A config or an argument cannot be used, or does not fit the data.
+        ConfigError: A config or an argument cannot be used, or does not fit the data or the run
+            that is resumed.
+        CheckpointError: No checkpoint can be read.
         DataError: The data holds no finite activations, or training diverged.
+        Interrupted: A signal stopped the run, which can be resumed.
     """
     steps = whole_number("steps", steps)
     log_every = max(1, steps // 100) if log_steps is None else whole_number("log_steps", log_steps)
     backup_every = None if backup_steps is None else whole_number("backup_steps", backup_steps)
+    given_every = None if checkpoint_steps is None else whole_number("checkpoint_steps", checkpoint_steps)
+    checkpoint_every = given_every or backup_every
     save_at = _save_steps(save_steps, steps)
     device = as_device(device)
     if not isinstance(autocast_dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -117,11 +135,27 @@ def trainSAE(
     run_cfg = None if run_cfg is None else to_plain(run_cfg, "run_cfg")
     stream = ActivationStream(data, split_by_head=activations_split_by_head)
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
-    jobs = training_jobs(trainer_configs, stream, steps, device, normalize_activations, wiring)
-    folder = contextlib.nullcontext() if save_dir is None else claim_run_folder(save_dir, overwrite)
+    checkpoints = None
+    if save_dir is not None:
+        checkpoints = RunCheckpoints(Path(save_dir), whole_number("keep_checkpoints", keep_checkpoints), save_at)
+    elif checkpoint_every or resume != "never":
+        raise ConfigError("Checkpoints need a folder: give save_dir.")
+    if overwrite and resume != "never":
+        raise ConfigError(
+            f"Got overwrite=True with resume={resume!r}: it would remove what is resumed. Give one of them."
+        )
+    resumed = None if checkpoints is None or resume == "never" else checkpoints.newest(resume)
+    fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
+    jobs = training_jobs(trainer_configs, stream, steps, device, normalize_activations, wiring, fitted)
+    run = {"steps": steps, "autocast_dtype": str(autocast_dtype)}
+    if resumed is not None:
+        resumed.check(jobs, stream, run, allow_changed)
+        resumed.load(jobs, stream)
+    start = 0 if resumed is None else resumed.step
+    folder = contextlib.nullcontext() if save_dir is None else claim_run_folder(save_dir, overwrite, resume != "never")
     sinks: list[MetricLogger] = [AnomalyLogger(), *loggers]
     if save_dir is not None:
-        sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl"))
+        sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl", start))
     if use_wandb:
         sinks.append(WandbLogger({job.name: job.trainer.config for job in jobs}, wandb_project, wandb_entity))
     if verbose:
@@ -129,9 +163,9 @@ def trainSAE(
     console = ConsoleLogger(steps, [job.name for job in jobs]) if progress else None
     if console is not None:
         sinks.append(console)
-    n_tokens = 0
-    with folder, contextlib.closing(LoggerGroup(sinks)) as sink:
-        for step in range(1, steps + 1):
+    n_tokens, is_due = 0 if resumed is None else resumed.n_tokens, False
+    with folder, contextlib.closing(LoggerGroup(sinks)) as sink, StopRequest(save_dir is not None) as stop:
+        for step in range(start + 1, steps + 1):
             batch = next(stream, None)
             if batch is None:
                 ended = "The data ended after %d of %d steps; the learning rate had not decayed."
@@ -146,6 +180,12 @@ def trainSAE(
                 _export(jobs, data, run_cfg, save_dir, f"checkpoints/step_{step}")
             if save_dir is not None and backup_every and step % backup_every == 0:
                 _export(jobs, data, run_cfg, save_dir, "checkpoints/latest")
+            # a stop comes as a checkpoint does, between two whole steps
+            is_due |= bool(checkpoint_every) and (step % checkpoint_every == 0 or step == steps or step in save_at)
+            if checkpoints is not None and (is_due or stop.signal) and all(j.trainer.is_between_steps for j in jobs):
+                is_due = not checkpoints.save(step, n_tokens, jobs, stream, run)
+                if stop.signal and step < steps:
+                    raise Interrupted(f"The run stopped after step {step} of {steps}. Go on with resume='auto'.")
         for job in jobs:
             job.trainer.finish()
         # before the loggers close: their failures must not cost the weights

@@ -20,6 +20,7 @@ LAYERS = [
     {"interop"},
     {"finetune"},
     {"run_setup"},
+    {"resume"},
     {"training", "evaluation", "interp"},
     {"compat"},
     {"cli"},

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries._normalized import PER_TOKEN
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.ops._precision import upcast
+from dictionary_learning.sites import Site
 
 N = TypeVar("N", bound="Normalizer")
 
@@ -145,6 +147,22 @@ class LayerNorm(PerToken):
 @NORMALIZATIONS.register("constant_norm_rescale")
 class ConstantNormRescale(PerToken):
     """x sqrt(dim) / |x|: every token has the norm sqrt(dim)."""
+
+
+def saved_normalizers(of_each: Iterable[Mapping[Site, Normalizer]]) -> list[dict[str, Any]]:
+    """Returns fitted normalizers as plain data, for `restored_normalizers`."""
+    found = {(site, id(n)): (site, n) for normalizers in of_each for site, n in normalizers.items()}
+    return [
+        {"site": str(site), "kind": NORMALIZATIONS.name_of(type(n)), "fields": dataclasses.asdict(n)}
+        for site, n in found.values()
+    ]
+
+
+def restored_normalizers(saved: Iterable[Mapping[str, Any]]) -> dict[tuple[Site, str], Normalizer]:
+    """Returns the normalizers by site and name."""
+    return {
+        (Site.parse(entry["site"]), entry["kind"]): NORMALIZATIONS[entry["kind"]](**entry["fields"]) for entry in saved
+    }
 
 
 def _squared_norms(x: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class ActivationStream:
         self._batches = iter(data)
         self._sites: tuple[Site, ...] = tuple(getattr(data, "sites", ()))
         self._ahead: list[ActivationBatch] = []
+        self._n_served = 0
         self.widths: dict[Site, int] = {}
         widths = getattr(data, "widths", None)
         if not widths or split_by_head:
@@ -61,7 +62,9 @@ class ActivationStream:
         return self
 
     def __next__(self) -> ActivationBatch:
-        return self._ahead.pop(0) if self._ahead else self._read()
+        batch = self._ahead.pop(0) if self._ahead else self._read()
+        self._n_served += 1
+        return batch
 
     def sample(self, n: int) -> dict[Site, Tensor]:
         """Returns about n rows of each site, or fewer at the end; the stream serves them later."""
@@ -70,6 +73,32 @@ class ActivationStream:
             return self._by_site(sample) if isinstance(sample, Tensor) else dict(sample)
         batches = self._look(n)
         return {site: torch.cat([batch[site] for batch in batches])[:n] for site in self.widths}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the data, where it has one, or else the number of batches served."""
+        if not (hasattr(self.data, "state_dict") and hasattr(self.data, "load_state_dict")):
+            return {"n_served": self._n_served}
+        ahead = [{str(site): x for site, x in batch.items()} for batch in self._ahead]
+        return {"n_served": self._n_served, "data": self.data.state_dict(), "ahead": ahead}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where another stream over the same data was; data without a state are read again up to there.
+
+        Raises:
+            DataError: The data end before.
+        """
+        if "data" in state:
+            self.data.load_state_dict(state["data"])
+            self._batches = iter(self.data)
+            self._ahead = [{Site.parse(site): x for site, x in batch.items()} for batch in state["ahead"]]
+            self._n_served = state["n_served"]
+            return
+        while self._n_served < state["n_served"]:
+            if next(self, None) is None:
+                raise DataError(
+                    f"The run had used {state['n_served']} batches, and the data end after {self._n_served}. Give the "
+                    "data from their start: they have no state_dict, so they are read again up to there."
+                )
 
     def _look(self, n_rows: int) -> list[ActivationBatch]:
         """Reads ahead until so many rows are held, and returns the batches."""

@@ -1,5 +1,6 @@
 """Metrics in a file of JSON lines."""
 
+import contextlib
 import json
 import logging
 import math
@@ -18,10 +19,14 @@ class JSONLLogger:
 
     A value that is not finite becomes null. The file is opened at the first call of `log`: an older
     one of the same path stays as it is until then.
+
+    Args:
+        path: the file.
+        after_step: the step after which a run is resumed: lines up to it stay, and others follow.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], after_step: int = 0):
+        self.path, self._after_step = Path(path), after_step
         self._file: TextIO | None = None
         self._start = time.monotonic()
 
@@ -35,7 +40,9 @@ class JSONLLogger:
         }
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = _lines_up_to(self.path, self._after_step)
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+            self._file.writelines(kept)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()  # a run that is killed keeps its metrics
 
@@ -43,6 +50,17 @@ class JSONLLogger:
         """Closes the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """Returns the complete lines of the steps up to one."""
+    kept: list[str] = []
+    if step and path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+    return kept
 
 
 def read_history(path: str | os.PathLike[str], name: str) -> list[dict[str, Any]]:

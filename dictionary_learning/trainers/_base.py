@@ -278,6 +278,11 @@ class Trainer(ABC):
         """Returns the figures of the last step as plain numbers."""
         return {name: float(value) for name, value in self.metrics().items()}
 
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether no gradients of a part of a step are held, so that `state_dict` is everything."""
+        return not self._gathered and self._n_batches % self.settings.grad_acc_steps == 0
+
     def state_dict(self) -> dict[str, Any]:
         """Returns everything the next steps depend on, except accumulated gradients."""
         return {

@@ -1,0 +1,213 @@
+"""Exact resume of a run: what a checkpoint holds, and how a run goes on from it.
+
+A checkpoint is written between two steps, when no dictionary holds gradients of a part of a step.
+It has the state of every trainer, of the data, of the random numbers and of the normalizers, so
+that a run goes on with the bits that it would have had.
+"""
+
+import logging
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from dictionary_learning._checkpoint import (
+    Checkpoint,
+    complete_checkpoints,
+    read_checkpoint,
+    read_manifest,
+    remove_checkpoints,
+    write_checkpoint,
+)
+from dictionary_learning._plain import to_plain
+from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning.activations._normalizers import saved_normalizers
+from dictionary_learning.activations._stream import ActivationStream
+from dictionary_learning.config import BaseConfig
+from dictionary_learning.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints, in the folder of the run."""
+_MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
+"""Fields of a config that do not change which run it is, at any depth."""
+
+
+class RunCheckpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: The folder of the run.
+        keep_last: The number of newest checkpoints that stay.
+        keep: Steps whose checkpoints stay too.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, keep: frozenset[int] = frozenset()):
+        self.root, self.keep_last, self.keep = folder / CHECKPOINTS, keep_last, keep
+
+    def save(self, step: int, n_tokens: int, jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any) -> bool:
+        """Writes the state after a step; returns whether it could. A failure costs a warning, and no older one."""
+        state = {
+            "n_tokens": n_tokens,
+            "trainers": [job.trainer.state_dict() for job in jobs],
+            "normalizers": saved_normalizers(job.normalizers for job in jobs),
+            "data": stream.state_dict(),
+            "random": _random_state(),
+        }
+        try:
+            write_checkpoint(self.root, step, state, describe_run(jobs, stream, run))
+            remove_checkpoints(self.root, self.keep_last, self.keep.__contains__)
+        except (OSError, CheckpointError) as error:
+            logger.warning("The checkpoint of step %d could not be written (%s). The run goes on.", step, error)
+            return False
+        return True
+
+    def newest(self, resume: str | os.PathLike[str]) -> "Resumed | None":
+        """Returns the state to go on from; None for "auto" without a checkpoint.
+
+        Args:
+            resume: "auto" for the newest checkpoint of this run; the folder of a run, or of one
+                checkpoint.
+
+        Raises:
+            CheckpointError: There is none that is complete and undamaged.
+        """
+        if resume == "auto":
+            found = complete_checkpoints(self.root)
+            if not found:
+                return None
+        else:
+            place = Path(resume)
+            found = complete_checkpoints(place / CHECKPOINTS) or complete_checkpoints(place)
+            found = found or [c for c in complete_checkpoints(place.parent) if c.path == place]
+        for checkpoint in reversed(found):
+            try:
+                return Resumed(checkpoint)
+            except CheckpointError as error:
+                logger.warning("%s The one before it is tried.", error)
+        raise CheckpointError(f"There is no complete checkpoint in '{resume if resume != 'auto' else self.root}'.")
+
+
+class Resumed:
+    """A checkpoint that was read.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.path, self.step = checkpoint
+        self._state = read_checkpoint(checkpoint.path)
+        self._run: dict[str, Any] = read_manifest(checkpoint.path)["facts"]
+        self.n_tokens: int = self._state["n_tokens"]
+        self.normalizers: list[Any] = self._state["normalizers"]
+
+    def check(self, jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any, allowed: Iterable[str]) -> None:
+        """Compares the run with the one of the checkpoint.
+
+        Args:
+            allowed: Names of fields that may differ.
+
+        Raises:
+            ConfigError: They differ.
+        """
+        now, names = to_plain(describe_run(jobs, stream, run), "run"), {*allowed, *_MAY_DIFFER}
+        changes = [
+            f"{place}: {old!r}, now {new!r}"
+            for place, old, new in _differences(self._run, now)
+            if not names & set(place.replace("[", ".").replace("]", "").split("."))
+        ]
+        if changes:
+            raise ConfigError(
+                f"The checkpoint '{self.path}' is of another run ({'; '.join(changes[:6])}). Use the settings it was "
+                "made with, name what may differ in allow_changed, or give another folder."
+            )
+
+    def load(self, jobs: Sequence[TrainingJob], stream: ActivationStream) -> None:
+        """Puts trainers, data and random numbers into the state of the checkpoint."""
+        for job, state in zip(jobs, self._state["trainers"], strict=True):
+            job.trainer.load_state_dict(state)
+        stream.load_state_dict(self._state["data"])
+        _set_random_state(self._state["random"])
+        logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
+
+
+def describe_run(jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any) -> dict[str, Any]:
+    """Returns what makes a run this one: its trainers with their settings, its data, and further settings."""
+    data = getattr(stream.data, "config", None)
+    return {
+        "trainers": {job.name: job.trainer.config for job in jobs},
+        "data": data.to_dict() if isinstance(data, BaseConfig) else data,
+        "widths": {str(site): width for site, width in stream.widths.items()},
+        **run,
+    }
+
+
+class StopRequest:
+    """Notices SIGTERM and Ctrl-C inside a `with` block, instead of ending at once; a second Ctrl-C does.
+
+    Signals reach the main thread alone: elsewhere this does nothing. `is_on` is false for runs that
+    have no folder for a checkpoint.
+    """
+
+    def __init__(self, is_on: bool) -> None:
+        self.signal: signal.Signals | None = None
+        self._is_on = is_on and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if self._is_on:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        logger.warning("Got %s: the run stops after this step, and writes a checkpoint.", self.signal.name)
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (a user's own method may draw from it)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    """Returns where two trees of JSON values differ: the path of keys, and both values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: list[tuple[str, Any, Any]] = []
+        for key in dict.fromkeys([*old, *new]):
+            inner = f"{place}.{key}" if place else str(key)
+            found += _differences(old.get(key), new.get(key), inner)
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [found for index, pair in pairs for found in _differences(*pair, f"{place}[{index}]")]
+    return [] if old == new else [(place, old, new)]

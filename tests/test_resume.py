@@ -1,0 +1,244 @@
+"""A run that is stopped and resumed, however often, ends in the bytes of one that never stopped."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from dictionary_learning import ActivationBuffer, ContextStream, load_model, trainSAE, write_cache
+from dictionary_learning.activations.cache import ActivationCache
+from dictionary_learning.errors import CheckpointError, ConfigError, DataError, Interrupted
+from dictionary_learning.trainers import TRAINERS
+from tests import tiny
+from tests.contracts.test_paths import METHODS, options_of
+from tests.contracts.test_wirings import SITES, batches
+from tests.tiny import Planted
+
+STEPS = 12
+
+
+class StopAfter:
+    """A logger that asks for the run's end at a step, as the user's Ctrl-C does."""
+
+    def __init__(self, step: int, number: signal.Signals = signal.SIGINT):
+        self.step, self.number = step, number
+
+    def log(self, figures, step, tokens) -> None:
+        if step == self.step:
+            signal.raise_signal(self.number)
+
+    def close(self) -> None:
+        pass
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Returns all that a run leaves but for its checkpoints and the times in its log."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.startswith("checkpoints/"):
+            content = path.read_bytes()
+            if path.name == "metrics.jsonl":
+                lines = [json.loads(line) for line in content.decode().splitlines()]
+                content = json.dumps([{**line, "seconds": 0} for line in lines]).encode()
+            found[name] = content
+    return found
+
+
+def check_resumes(make_data, configs, tmp_path, stops=(2, 5, 9), **options) -> None:
+    """Compares a run with one that is stopped after some steps, each time with new objects."""
+    common = {"progress": False, "device": "cpu", "log_steps": 1, **options}
+    trainSAE(make_data(), configs, STEPS, save_dir=tmp_path / "whole", **common)
+    for stop in stops:
+        with pytest.raises(Interrupted, match="stopped after step"):
+            trainSAE(
+                make_data(), configs, STEPS, save_dir=tmp_path / "parts", resume="auto", loggers=[StopAfter(stop)], **common
+            )  # fmt: skip
+    trainSAE(make_data(), configs, STEPS, save_dir=tmp_path / "parts", resume="auto", **common)
+    whole, parts = files(tmp_path / "whole"), files(tmp_path / "parts")
+    assert whole.keys() == parts.keys() and len(whole) >= 3
+    for name, content in whole.items():
+        assert parts[name] == content, name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_resumes(name, tmp_path):
+    config = TRAINERS[name].Config(**options_of(TRAINERS[name].Config), ema_decay=0.9)
+    check_resumes(lambda: list(Planted().batches(STEPS, 64)), config, tmp_path)
+
+
+@pytest.mark.parametrize("wiring", SITES)
+def test_every_wiring_resumes(wiring, tmp_path):
+    config = {"trainer": "batch_top_k", "k": 3, "dict_size": 96, "wiring": wiring}
+    if wiring == "heads":
+        config["n_heads"] = 2
+    check_resumes(lambda: batches(wiring, STEPS, 64), config, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(tiny.model(), tokenizer=tiny.tokenizer())
+
+
+TWO = ["model.layers.0", "model.layers.1"]
+BUFFER = {"n_ctxs": 8, "ctx_len": 16, "refresh_batch_size": 4, "out_batch_size": 32, "end_of_data": "repeat"}
+
+
+@pytest.mark.parametrize("options", [{}, {"prefetch": 2}, {"dtype": "int8", "pack": False}], ids=str)
+def test_live_activations_of_several_sites_and_methods_resume(model, tmp_path, options):
+    configs = [
+        {"trainer": "top_k", "k": 3, "dict_size": 48, "normalize": "unit_mean_square"},
+        {"trainer": "standard", "dict_size": 48, "grad_acc_steps": 3, "resample_steps": 4},
+        {"trainer": "jump_relu", "dict_size": 48, "normalize": "layer_norm", "grad_acc_steps": 2},
+        {"trainer": "batch_top_k", "k": 3, "wiring": "crosscoder", "dict_size": 48},
+    ]
+    # 3 and 2 batches a step: whole steps of both end together every sixth batch
+    check_resumes(
+        lambda: ActivationBuffer(tiny.documents(30), model, TWO, **BUFFER, **options), configs, tmp_path, stops=(2, 7)
+    )
+
+
+def test_a_cache_resumes(model, tmp_path):
+    write_cache(tiny.documents(40), model, TWO, tmp_path / "cache", ctx_len=16, refresh_batch_size=4)
+    config = {"trainer": "top_k", "k": 3, "dict_size": 48}
+    check_resumes(
+        lambda: ActivationCache(tmp_path / "cache", out_batch_size=32, end_of_data="repeat"), config, tmp_path
+    )
+
+
+@pytest.mark.parametrize("method", ["end_to_end", "temporal"])
+def test_contexts_resume(model, tmp_path, method):
+    config = TRAINERS[method].Config(**options_of(TRAINERS[method].Config))
+    check_resumes(
+        lambda: ContextStream(tiny.documents(30), model, TWO[0], ctx_len=16, batch_size=2, end_of_data="repeat"),
+        config, tmp_path, stops=(3,),
+    )  # fmt: skip
+
+
+def test_a_generator_is_read_again_up_to_where_it_was(tmp_path):
+    config = {"trainer": "top_k", "k": 3, "dict_size": 96}
+    check_resumes(lambda: (batch for batch in Planted().batches(STEPS, 64)), config, tmp_path)
+    shorter = list(Planted().batches(4, 64))
+    with pytest.raises(Interrupted):
+        trainSAE(
+            list(Planted().batches(STEPS, 64)), config, STEPS, save_dir=tmp_path / "short", loggers=[StopAfter(8)],
+            log_steps=1, progress=False,
+        )  # fmt: skip
+    with pytest.raises(DataError, match="had used 8 batches, and the data end after 4"):
+        trainSAE(shorter, config, STEPS, save_dir=tmp_path / "short", resume="auto", progress=False)
+
+
+CONFIG = {"trainer": "top_k", "k": 3, "dict_size": 96}
+
+
+def run(folder: Path, config=None, steps: int = STEPS, **options):
+    data = list(Planted().batches(STEPS, 64))
+    return trainSAE(data, config or CONFIG, steps, save_dir=folder, progress=False, device="cpu", **options)
+
+
+def stopped(folder: Path, at: int = 5, number: signal.Signals = signal.SIGTERM) -> Path:
+    with pytest.raises(Interrupted):
+        run(folder, loggers=[StopAfter(at, number)], log_steps=1)
+    return folder
+
+
+def test_what_differs_from_the_checkpoints_run_is_named(tmp_path):
+    folder = stopped(tmp_path)
+    with pytest.raises(ConfigError, match="k: 3, now 4"):
+        run(folder, {**CONFIG, "k": 4}, resume="auto")
+    with pytest.raises(ConfigError, match="steps: 12, now 20"):
+        run(folder, steps=20, resume="auto")
+    with pytest.raises(ConfigError, match="another run"):
+        run(folder, [CONFIG, CONFIG], resume="auto")
+    with pytest.raises(ConfigError, match="holds another run"):
+        run(folder)
+    with pytest.raises(ConfigError, match="overwrite=True with resume='auto'"):
+        run(folder, resume="auto", overwrite=True)
+    assert run(folder, steps=9, resume="auto", allow_changed=["steps", "decay_start", "warmup_steps"])
+
+
+def test_a_finished_run_that_is_resumed_is_returned_as_it_is(tmp_path):
+    (first,) = run(tmp_path, checkpoint_steps=5)
+    before = files(tmp_path)
+    (again,) = run(tmp_path, checkpoint_steps=5, resume="auto")
+    assert files(tmp_path) == before
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_the_newest_and_chosen_checkpoints_stay(tmp_path):
+    run(tmp_path, checkpoint_steps=2, save_steps=[3], keep_checkpoints=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_10", "step_12", "step_3"]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, checkpoint_steps=4, log_steps=1)
+    with pytest.raises(Interrupted):
+        run(parts, checkpoint_steps=4, log_steps=1, loggers=[StopAfter(10)])
+    tensors = parts / "checkpoints" / "step_10" / "state.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    run(parts, checkpoint_steps=4, log_steps=1, resume="auto")
+    assert "state.safetensors is missing, added or damaged" in caplog.text
+    assert files(whole) == files(parts)
+    for path in (parts / "checkpoints").glob("*/manifest.json"):
+        path.write_text("{}")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        run(parts, resume="auto")
+
+
+def test_a_path_resumes_into_another_folder(tmp_path):
+    run(tmp_path / "whole", log_steps=1)
+    folder = stopped(tmp_path / "first")
+    for number, place in enumerate((folder, folder / "checkpoints" / "step_5")):
+        run(tmp_path / f"second_{number}", log_steps=1, resume=place)
+        ours, whole = files(tmp_path / f"second_{number}"), files(tmp_path / "whole")
+        weights = "trainer_0/dictionary.safetensors"
+        assert ours[weights] == whole[weights] and ours.keys() == whole.keys()
+    with pytest.raises(CheckpointError, match="no complete checkpoint in"):
+        run(tmp_path / "third", resume=tmp_path / "nowhere")
+
+
+def test_a_disk_that_is_full_costs_a_warning_and_no_older_checkpoint(tmp_path, monkeypatch, caplog):
+    calls = []
+
+    def full(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return write(*given)
+
+    from dictionary_learning import _resume
+
+    write = _resume.write_checkpoint
+    monkeypatch.setattr(_resume, "write_checkpoint", full)
+    run(tmp_path, checkpoint_steps=4, keep_checkpoints=1)
+    assert "checkpoint of step 8 could not be written" in caplog.text and "No space left" in caplog.text
+    # it is tried again after the next step
+    assert [given[1] for given in calls] == [4, 8, 9, 12]
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_steps": 3}, {"resume": "auto"}], ids=str)
+def test_checkpoints_need_a_folder(options):
+    with pytest.raises(ConfigError, match="give save_dir"):
+        trainSAE(list(Planted().batches(2, 64)), CONFIG, 2, progress=False, **options)
+
+
+def test_signals_are_the_callers_again_after_a_run(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stopped(tmp_path)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    class Twice(StopAfter):
+        def log(self, figures, step, tokens):
+            super().log(figures, step, tokens)
+            super().log(figures, step, tokens)
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run(tmp_path, loggers=[Twice(3, signal.SIGINT)], log_steps=1)
+    assert not isinstance(raised.value, Interrupted)
