@@ -134,7 +134,7 @@ class ContextStream:
         return self._batch(tokens, self.predict)
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
-        """Returns up to n rows that will be served later, or raises DataError: no token of the text counts."""
+        """Returns up to n rows to be served later; raises DataError if no token counts."""
         parts: list[ContextBatch] = []
         while sum(len(part[self.sites[0]]) for part in parts) < n:
             if len(parts) == len(self._ahead):
