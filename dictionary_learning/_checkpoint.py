@@ -146,7 +146,7 @@ def complete_checkpoints(root: Path) -> list[Checkpoint]:
 
 
 def remove_checkpoints(root: Path, keep_last: int, keep: Callable[[int], bool]) -> None:
-    """Removes all but the newest checkpoints, those to be kept by their step, and what killed writers left."""
+    """Removes older checkpoints that `keep` does not want, and what killed writers left."""
     checkpoints = complete_checkpoints(root)
     for path, step in checkpoints[:-keep_last] if keep_last else checkpoints:
         if not keep(step):
@@ -159,7 +159,7 @@ def remove_checkpoints(root: Path, keep_last: int, keep: Callable[[int], bool]) 
 
 
 def _replace_folder(folder: Path, final: Path) -> None:
-    """Renames a folder over another, which cannot be done in one step: the old one is renamed first."""
+    """Renames a folder over another. One step cannot do this: the old one is renamed first."""
     if not final.exists():
         os.rename(folder, final)
         return
@@ -193,7 +193,7 @@ def _write_tree(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
-    """Returns a value as JSON: a list for a list, and an object with one key, which names the kind, for all else."""
+    """Returns a value as JSON: lists as lists, all else as objects whose one key names the kind."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -212,8 +212,8 @@ def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     raise CheckpointError(
-        f"The state holds a {type(value).__name__} at '{place}', which a checkpoint cannot store. Its `state_dict` should "
-        "return tensors and plain values."
+        f"The state holds a {type(value).__name__} at '{place}', which a checkpoint cannot store. Its `state_dict` "
+        "should return tensors and plain values."
     )
 
 

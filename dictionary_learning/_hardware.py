@@ -49,7 +49,7 @@ def as_device(device: torch.device | str | None) -> torch.device:
 
 @functools.cache
 def bfloat16_is_fast(device_type: str) -> bool:
-    """Returns whether matrix products in bfloat16 are clearly faster than in float32 on a kind of device.
+    """Returns whether matrix products on a device type are clearly faster in bfloat16 than float32.
 
     A CPU is 3 to 10 times as fast with instructions for it (AVX512_BF16, AMX, Arm BF16), else
     slower.

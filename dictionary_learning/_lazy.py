@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Returns the `__getattr__` and the `__dir__` of a package, from the module of each of its names.
+    """Returns a package's `__getattr__` and `__dir__`, from the module of each of its names.
 
     `dir` shows what `__all__` lists. Submodules are found as attributes, as after `import
     package.submodule`.

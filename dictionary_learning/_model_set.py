@@ -50,7 +50,7 @@ class ModelSet:
         return {"name": self.name, "models": {name: model.describe() for name, model in self.models.items()}}
 
     def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
-        """Returns the sites that strings and patterns name, each with its model's name, or raises SiteError."""
+        """Returns the sites of strings and patterns, with models' names, or raises SiteError."""
         return list(dict.fromkeys(site for sites in self._asked(submodules, side).values() for site in sites))
 
     def layers(self, layers: Sequence[int] | None = None, layer_stride: int = 1, *, side: Sides = "out") -> list[Site]:
@@ -73,7 +73,7 @@ class ModelSet:
         attention_mask: MaskLike | None = None,
         sites: SitesLike | None = None,
     ) -> SiteDict[Float[Tensor, "batch ctx dim"]]:
-        """Returns the activations at the sites, on the first model's device; each model reads the tokens once."""
+        """Returns the sites' activations, on the first model's device. Each model runs once."""
         owners = self._owners(self.layers() if sites is None else sites)
         found: dict[Site, Tensor] = {}
         for model in self.models.values():
@@ -111,7 +111,7 @@ class ModelSet:
         return named[smallest]
 
     def _asked(self, submodules: SubmodulesLike, side: Sides = "out") -> dict[Site, list[Site]]:
-        """Returns each site that was asked for with the sites that it means, with the names of their models."""
+        """Returns, by the site asked for, the sites that it means, with their models' names."""
         if isinstance(submodules, nn.Module) or not isinstance(submodules, (str, Site, Sequence)):
             got = f"Got a {type(submodules).__name__} as a site of several models"
             raise SiteError(f"{got}; name it, as 'base/model.layers.10'.")

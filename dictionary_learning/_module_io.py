@@ -26,7 +26,7 @@ Channels = Literal["first", "last"]
 
 
 def hidden_or_none(value: Any, index: int = 0) -> Tensor | None:
-    """Returns the tensor itself, or the first tensor in the n-th part of a tuple or model output."""
+    """Returns the tensor itself, or the first one in the n-th part of a tuple or model output."""
     if isinstance(value, Tensor):
         return value if index == 0 else None
     parts: Any = [*cast(Mapping[Any, Any], value).values()] if isinstance(value, Mapping) else value
@@ -62,7 +62,7 @@ def with_hidden(value: Any, new: Tensor, index: int = 0) -> Any:
 
 
 def inputs_in_order(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[int | str, Any]:
-    """Returns a module's arguments: by position, then by name in the order of `forward`'s parameters."""
+    """Returns a module's arguments: positional ones, then named ones in the order of `forward`."""
     listed = _parameters(type(module))
     # callers order keywords freely, as (cos, sin) before the hidden states; unknown ones keep their
     # order
@@ -87,7 +87,7 @@ def with_input(
 
 
 def flat(x: Tensor, channels: Channels | None = None, ctx_len: int | None = None) -> Tensor:
-    """Returns activations in a module's own form as (batch, positions, dim); text has contexts of `ctx_len`."""
+    """Returns a module's activations as (batch, positions, dim); text has contexts of `ctx_len`."""
     if x.ndim == 2:
         if ctx_len and x.shape[0] % ctx_len == 0:
             return torch.unflatten(x, 0, (-1, ctx_len))  # (batch * ctx, dim), as in a mixture of experts
@@ -127,7 +127,7 @@ def apply_edit(edit: Callable[[Tensor], Any], x: Tensor, site: Site) -> Tensor |
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Returns the device of a model's inputs: of its first parameter, or where accelerate runs it."""
+    """Returns a model's input device: that of its first parameter, or where accelerate runs it."""
     places: dict[str, Any] = getattr(module, "hf_device_map", None) or {}
     for place in places.values():
         if place not in ("cpu", "disk", "meta"):

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed by one process at a time, and never mixed with another run's files."""
+"""The folder of a run: claimed by one process at a time, never mixed with another run's files."""
 
 import contextlib
 import json
@@ -71,7 +71,7 @@ def new_folder(root: str | os.PathLike[str], *words: str) -> Path:
 
 
 def point_latest_at(folder: Path) -> None:
-    """Makes `latest`, beside a run's folder, a link to it, or a text file with its name where there are no links."""
+    """Makes `latest` a link to the run beside it, or a text file with its name if links fail."""
     latest, temporary = folder.parent / LATEST, folder.parent / f".{LATEST}.{os.getpid()}"
     if folder.name == LATEST:
         return
@@ -86,7 +86,7 @@ def point_latest_at(folder: Path) -> None:
 
 
 def resolve_latest(place: str) -> str:
-    """Returns a path, or the folder that it names where it is the text file of `point_latest_at`."""
+    """Returns a path, or the folder that it names if it is the text file of `point_latest_at`."""
     path = Path(place)
     if path.name != LATEST or not path.is_file():
         return place
@@ -161,7 +161,7 @@ def _is_running(holder: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Returns when a process started: "" where the system does not tell, None if there is no such process."""
+    """Returns when a process started; "" if the system does not tell, None if it does not run."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[19]  # field 22, in ticks since boot; a name may hold spaces

@@ -68,7 +68,7 @@ def training_jobs(
     default_wiring: str | None,
     fitted: Mapping[tuple[Site, str], Normalizer] | None = None,
 ) -> list[TrainingJob]:
-    """Returns a job for each config and each set of its sites, initialized from a sample of the data.
+    """Returns a job for each config and set of its sites, initialized from a sample of the data.
 
     Args:
         trainer_configs: A config or several, typed or as dictionaries.
@@ -118,7 +118,7 @@ def training_jobs(
 
 
 def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list[SiteAssignment]:
-    """Returns the sites of each dictionary that a config asks for by wiring, site and target_site."""
+    """Returns the sites of each dictionary that a config's wiring, site and target_site ask for."""
     name = getattr(config, "wiring", None) or "autoencoder"
     wiring = WIRINGS[name]
     if config.target_site and not wiring.writes_others:

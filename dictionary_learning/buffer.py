@@ -232,7 +232,7 @@ class ActivationBuffer:
         return self._read(self._order[self._cursor : self._cursor + n])
 
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
-        """Returns the next contexts of the text, which the buffer then does not serve, or raises DataExhaustedError."""
+        """Returns the next contexts, which are then not served, or raises DataExhaustedError."""
         self.reader.close()  # a thread that reads ahead must not read the same text at the same time
         batch = self.tokens.take(batch_size or self.refresh_batch_size)
         if batch is None:
@@ -270,7 +270,7 @@ class ActivationBuffer:
         self._clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what determines the next batches: rows not served yet, shuffle, and position in the text."""
+        """Returns what determines the next batches: unserved rows, shuffle, place in the text."""
         slots = self._order[self._cursor :]
         return {
             "size": self.activation_buffer_size,
@@ -282,7 +282,7 @@ class ActivationBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from the state of a buffer with the same arguments; ConfigError for other sites or sizes."""
+        """Continues from the state of an equal buffer; other sites or sizes raise ConfigError."""
         rows, size, sites = state["rows"], state.get("size"), [str(site) for site in self.sites]
         if (rows and list(rows) != sites) or size != self.activation_buffer_size:
             raise ConfigError(

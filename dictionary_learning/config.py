@@ -40,7 +40,7 @@ def setting(default: T, **bounds: float) -> T:
 
 
 def auto(rule: Callable[[Any], Any], **bounds: float) -> Any:
-    """Returns a config field that may be left out, and is computed by `resolve` then; bounds as in `setting`.
+    """Returns a config field that `resolve` computes if it is left out; bounds as in `setting`.
 
     The rule's argument has the other fields and the facts of the run as attributes.
     """
@@ -49,7 +49,7 @@ def auto(rule: Callable[[Any], Any], **bounds: float) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """Base of every config. Unknown names, wrong types and values out of range raise ConfigError."""
+    """Base of all configs. Unknown names, wrong types and values out of range raise ConfigError."""
 
     def __post_init__(self) -> None:
         hints = field_types(type(self))
@@ -92,7 +92,7 @@ class BaseConfig:
 
 
 class _Resolution:
-    """The fields of a config, where an empty one is computed when a rule reads it, and the facts of the run."""
+    """A config's fields and the run's facts. An empty field is computed when a rule reads it."""
 
     def __init__(self, config: BaseConfig, facts: Mapping[str, Any]):
         self.asked = config
@@ -110,7 +110,7 @@ class _Resolution:
 
 
 def resolve(config: C, **facts: Any) -> C:
-    """Returns the config with every empty field filled in by its rule; rules find the facts, and it as `asked`."""
+    """Returns the config with empty fields filled in; rules see the facts, and it as `asked`."""
     values = _Resolution(config, facts)
     return config.replace(**{f.name: getattr(values, f.name) for f in dataclasses.fields(config)})
 
@@ -123,7 +123,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[Entry], Entry]:
-        """Registers the decorated object under one or several names; the first is the canonical one."""
+        """Registers the decorated object under one or several names; the first is canonical."""
 
         # not T: a class must keep its own type, with what it adds to that of the registry
         def decorate(entry: Entry) -> Entry:

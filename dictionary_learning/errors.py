@@ -1,4 +1,4 @@
-"""Every exception of the package. A message has three parts: what was got, what is needed, what to do."""
+"""Every exception of the package. A message says what was got, what is needed, what to do."""
 
 import difflib
 from collections.abc import Iterable

@@ -16,5 +16,5 @@ def grad_pursuit(
     target_l0: int = 20,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "batch dict_size"]:
-    """Returns dense latents of `gradient_pursuit`, at most `target_l0` of a token; directions are columns here."""
+    """Returns dense `gradient_pursuit` latents, up to `target_l0` each; directions are columns."""
     return to_dense(gradient_pursuit(signal.to(device), dictionary.to(device).T.contiguous(), target_l0))

@@ -17,7 +17,7 @@ from dictionary_learning.models import Edit
 from dictionary_learning.sites import Site
 
 TokenMask: TypeAlias = Bool[Tensor, "..."] | Int[Tensor, "..."]
-"""Tokens (batch, ctx), True or 1 for those that count; (1, ctx) or (ctx,) for the same in every row."""
+"""Tokens (batch, ctx), True or 1 for those that count; (1, ctx) or (ctx,) if rows are alike."""
 
 
 def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
@@ -62,7 +62,7 @@ def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) ->
 
 
 def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = None) -> Edit:
-    """Replaces the activations of each token with one value: zero, or their mean over a data set."""
+    """Replaces the activations of each token with one value: zero, or the mean over a data set."""
 
     def edit(x: Tensor) -> Tensor:
         return _where(keep, torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x), x)
@@ -84,7 +84,7 @@ def _where(keep: Tensor | None, new: Tensor, x: Tensor) -> Tensor:
 
 
 def _token_mask(keep: Tensor, x: Tensor) -> Bool[Tensor, "batch ctx"]:
-    """Returns the mask of tokens for activations (batch, ctx, dim); a mask of one row is for every row."""
+    """Returns the mask of tokens for activations (batch, ctx, dim); one row is for every row."""
     if not isinstance(keep, Tensor) or keep.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(f"Got keep={keep!r}; give a tensor (batch, ctx) of booleans, or of 1 and 0.")
     try:

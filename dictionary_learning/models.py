@@ -1,4 +1,4 @@
-"""Loads models by name or wraps model objects: a `TracedModel` reads and writes activations at any `Site`.
+"""Loads models by name or wraps them: a `TracedModel` reads and writes activations at any `Site`.
 
 Its `capture` stops after the last site; `run` goes on to the prediction, and lets functions replace
 activations. Both take what the model takes. The caller's model object is never changed.
@@ -139,7 +139,7 @@ def load_pretrained(
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """Returns the tokenizer of that name, or that of the model of that name; raises ModelError if there is none."""
+    """Returns the tokenizer of that name, or of the model of that name, or raises ModelError."""
     transformers: Any = importlib.import_module("transformers")
     source, extra = _source(name)
     try:
@@ -156,7 +156,7 @@ def takes_text(module: nn.Module) -> bool:
 
 
 def _model_class(source: str, extra: dict[str, str], options: dict[str, Any]) -> Any:
-    """Returns the class that a config names, or the first of transformers' automatic ones that knows it."""
+    """Returns the class that a config names, or transformers' first automatic one that knows it."""
     transformers: Any = importlib.import_module("transformers")
     if extra or Path(source, "adapter_config.json").is_file():
         return transformers.AutoModelForCausalLM  # a GGUF file, or an adapter, which names its model
@@ -190,7 +190,7 @@ def _source(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _quantization(extra: dict[str, str]) -> dict[str, Any]:
-    """Returns the option that unpacks a GGUF file's weights, if this transformers leaves them packed."""
+    """Returns the option that unpacks a GGUF file's weights, if transformers leaves them packed."""
     if not extra:
         return {}
     for package in ("accelerate", "gguf"):

@@ -31,7 +31,7 @@ class _SiteFields(NamedTuple):
     path: str
     """The module's dotted path in the model, as in `named_modules()`; "" is the model itself."""
     side: Side = "out"
-    """`in`: the module's input; `out`: its output; `heads`: outputs of attention heads inside it."""
+    """`in`: the module's input; `out`: its output; `heads`: outputs of attention heads in it."""
     index: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
     """The n-th value of a tuple, or the n-th input (positional ones first, then keywords in the
     order of `forward`'s parameters)."""
@@ -40,7 +40,7 @@ class _SiteFields(NamedTuple):
 
 
 class Site(_SiteFields):
-    """A place in a model: a module's path, a side of it, and which value there. Other values raise SiteError."""
+    """A place in a model: a module's path, a side, and which value. Wrong ones raise SiteError."""
 
     __slots__ = ()
 
@@ -84,7 +84,7 @@ class Site(_SiteFields):
 
 
 class SiteDict(dict[Site, V]):
-    """Values by site. A string finds its site: `values["model.layers.3"]`, or `values["layers.3"]`."""
+    """Values by site. A string finds it: `values["model.layers.3"]`, or `values["layers.3"]`."""
 
     def __init__(self, values: Mapping[str, V] | Mapping[Site, V] | Iterable[tuple[Site | str, V]] = ()):
         super().__init__({Site.parse(site): value for site, value in dict(values).items()})
@@ -114,7 +114,7 @@ class SiteDict(dict[Site, V]):
 
 
 def parse_sites(sites: SitesLike, default: Side = "out") -> list[Site]:
-    """Returns the sites, or patterns of sites, as a list; what is neither a site nor a string raises SiteError."""
+    """Returns sites or patterns as a list; what is neither site nor string raises SiteError."""
     single = isinstance(sites, (str, Site)) or not hasattr(sites, "__iter__")  # a Site is a tuple, too
     return [Site.parse(site, default) for site in cast("Iterable[str | Site]", [sites] if single else sites)]
 

@@ -277,7 +277,7 @@ def _export(
     save_dir: str | os.PathLike[str] | None,
     part: str = "",
 ) -> list[Dictionary]:
-    """Returns the dictionaries, which know their sites, model and settings; saves them if there is a folder."""
+    """Returns dictionaries that know their sites, model and settings; saves them if told where."""
     dictionaries: list[Dictionary] = []
     for number, job in enumerate(jobs):
         dictionary = job.export()

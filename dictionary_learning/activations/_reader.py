@@ -171,7 +171,7 @@ class RowReader(RowSource):
         return batch
 
     def _within_limits(self, activations: dict[Site, Tensor], origin: list[Tensor]) -> Rows:
-        """Excludes rows whose norm is not finite or is above the limits; the first call finds them."""
+        """Excludes rows whose norm is not finite or above limits, which the first call finds."""
         norms = {site: x.float().norm(dim=-1) for site, x in activations.items()}  # (n,) each
         finite = at_all_sites([norm.isfinite() for norm in norms.values()])  # (n,)
         inside, multiple = finite, self.filter.max_norm_multiple

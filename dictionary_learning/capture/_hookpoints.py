@@ -152,7 +152,7 @@ def heads_site(probe: Probe, path: str) -> Site:
 
 @torch.no_grad()
 def _inputs_below(probe: Probe, path: str, seed: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the inputs of modules with a matrix, in order, and the outermost module with each input.
+    """Returns the inputs of modules with a matrix, in order, and each input's outermost module.
 
     With a seed, the input of the module at `path` is changed at all tokens but the last.
     """
@@ -205,7 +205,7 @@ def _has_matrix(module: nn.Module) -> bool:
 
 
 def _text_model(module: nn.Module) -> str:
-    """Returns the path of the part that reads text, in a model of text and images; "" if none does."""
+    """Returns the path of the part of a multimodal model that reads text; "" if none does."""
     if getattr(getattr(module, "config", None), "text_config", None) is None:
         return ""
     decoder = module.get_decoder() if hasattr(module, "get_decoder") else None  # type: ignore[operator]
@@ -213,7 +213,7 @@ def _text_model(module: nn.Module) -> str:
 
 
 def _configs_near(module: nn.Module, path: str) -> Iterator[Any]:
-    """Yields the configs of a module, its submodules and its parents, and the text configs in them."""
+    """Yields the configs of a module, its submodules and parents, and the text configs in them."""
     parts = path.split(".") if path else []
     owners = [*module.get_submodule(path).modules()]
     owners += [module.get_submodule(".".join(parts[:n])) for n in range(len(parts) - 1, -1, -1)]

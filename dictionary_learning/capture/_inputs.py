@@ -44,7 +44,7 @@ class ModelInputs(NamedTuple):
     """Where the model's maps have their channels."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "ModelInputs":
-        """Returns the arguments with each tensor changed, but for those inside of other arguments."""
+        """Returns the arguments with each tensor changed, except those inside other arguments."""
 
         def changed(value: Any) -> Any:
             return change(value) if isinstance(value, Tensor) else value
@@ -117,7 +117,7 @@ class InputBuilder:
 
     @functools.cached_property
     def vocabulary_size(self) -> int | None:
-        """The number of token ids that the model's input embedding has a vector for, if it names one."""
+        """The number of token ids with a vector in the model's input embedding, if it names one."""
         embedding = input_embedding(self.module)
         return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
@@ -147,7 +147,7 @@ class InputBuilder:
         return self._arguments(inputs if isinstance(inputs, tuple) else (inputs,), {})
 
     def remember(self, inputs: InputsLike) -> None:
-        """Uses a batch as the example if there is none, unless the model can be probed with token ids."""
+        """Uses a batch as the example, if there is none and token ids cannot probe the model."""
         only_text = isinstance(inputs, Tensor) or (isinstance(inputs, Mapping) and _TEXT_KEYS.issuperset(inputs))
         if self.example is None and not (self._reads_text and only_text):
             self.example = inputs
@@ -218,7 +218,7 @@ class InputBuilder:
         return ids
 
     def _checked_mask(self, mask: Tensor | None, ids: Tensor) -> Bool[Tensor, "batch ctx"] | None:
-        """Returns the mask as booleans, if it is one of these ids; None if it leaves nothing out."""
+        """Returns the mask as booleans, if it fits these ids; None if it leaves nothing out."""
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.shape != ids.shape:
@@ -234,7 +234,7 @@ class InputBuilder:
         return mask
 
     def _position_tables(self, longest: int) -> Iterator[int]:
-        """Yields the positions in each table that has a row for each, learnt or fixed as in GPT-J."""
+        """Yields the number of positions in each table of them, learned or fixed as in GPT-J."""
         vocabulary = getattr(self._config, "vocab_size", None)
         for part in self.module.modules():
             if hasattr(part, "make_weights"):
@@ -270,7 +270,7 @@ class InputBuilder:
         return ModelInputs(args, kwargs, first.shape[0], channels=self.channels).map(lambda x: x.to(self.device))
 
     def _shifted(self, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Returns a decoder's inputs for the text of its encoder: the same text, one token later."""
+        """Returns a decoder's inputs for its encoder's text: the same text, one token later."""
         start = getattr(self._config, "decoder_start_token_id", None)
         shifted = torch.roll(ids, 1, dims=1)
         mask = torch.ones_like(ids) if mask is None else mask.to(torch.long)
@@ -280,7 +280,7 @@ class InputBuilder:
 
     @functools.cached_property
     def _counts_from_zero(self) -> bool:
-        """Whether the model's `position_ids` start from 0; RoBERTa's start behind the padding id."""
+        """Whether the model's `position_ids` start from 0; RoBERTa's start after the padding id."""
         if self.is_elsewhere:
             return True  # there are no weights to ask
         alone = self.build(self._ids(PROBE_TOKENS))

@@ -109,7 +109,7 @@ class TracedModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of inputs: that of the first parameter; the CPU if the model runs on a server."""
+        """The device of inputs: the first parameter's; the CPU if the model runs on a server."""
         device = device_of(self._original)  # which the caller may have moved
         return torch.device("cpu") if device.type == "meta" else device
 
@@ -123,7 +123,7 @@ class TracedModel:
         return {"name": self.name, "revision": self.revision, "dtype": str(self.dtype).removeprefix("torch.")}
 
     def check_trained_on(self, model: Mapping[str, Any]) -> bool:
-        """Returns whether the `describe()` of another model may be this one's; logs a warning if not."""
+        """Returns whether another model's `describe()` may be this one's; logs a warning if not."""
         mine = self.describe()
         differs = [model.get(key) and mine[key] and model[key] != mine[key] for key in ("name", "revision")]
         if any(differs):
@@ -159,7 +159,7 @@ class TracedModel:
         return list(dict.fromkeys(found))
 
     def layers(self, layers: Sequence[int] | None = None, layer_stride: int = 1, *, side: Sides = "out") -> list[Site]:
-        """Returns the sites of the model's layers, in order: by default the residual stream after each.
+        """Returns the sites of the layers, in order: by default the residual stream after each.
 
         Args:
             layers: their numbers, from 0, or from -1 backwards; all by default.
@@ -177,7 +177,7 @@ class TracedModel:
         return self._builder.longest_context
 
     def n_heads(self, site: Site | str) -> int:
-        """Returns the number of attention heads at a site whose width is that of all heads together.
+        """Returns the number of attention heads at a site that is as wide as all heads together.
 
         Raises:
             SiteError: the model's config has none there, or the width is no multiple of their
@@ -195,7 +195,7 @@ class TracedModel:
         return n_heads
 
     def widths(self, sites: SitesLike) -> SiteDict[int]:
-        """Returns the width of each site, found by a forward pass over two tokens or over one example.
+        """Returns the width of each site, found by a forward pass over two tokens or one example.
 
         Raises:
             SiteError: the forward pass runs a module not at all, or several times and the site does
@@ -206,7 +206,7 @@ class TracedModel:
             return SiteDict({site: self._probe.size(place)[1] for site, place in self._resolve(sites).items()})
 
     def positions(self, sites: SitesLike) -> int:
-        """Returns the positions of one example at the sites: patches of an image, tokens of the probe.
+        """Returns the positions of one example at the sites: image patches, tokens of the probe.
 
         Raises:
             SiteError: the sites have different numbers, or no activations (see `widths`).
@@ -221,7 +221,7 @@ class TracedModel:
     def capture(
         self, inputs: InputsLike, attention_mask: MaskLike | None = None, sites: SitesLike | None = None
     ) -> SiteDict[Float[Tensor, "batch positions dim"]]:
-        """Returns the activations at the sites from one forward pass, which stops after the last of them.
+        """Returns the activations at the sites from one forward pass, which stops after the last.
 
         The tensors are copies: the model cannot change them later. No gradients are recorded.
 
@@ -326,7 +326,7 @@ class TracedModel:
         return Site.parse(item, side)
 
     def _resolve(self, sites: SitesLike) -> dict[Site, Site]:
-        """Returns the sites, with patterns replaced by their matches, each with its place in the model."""
+        """Returns the sites, and the matches of patterns, each with its place in the model."""
         places: dict[Site, Site] = {}
         for site in parse_sites(sites):
             known = site in self._places or self._alias(site) is not site

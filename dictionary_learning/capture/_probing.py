@@ -27,7 +27,7 @@ _See = Callable[[Tensor | None, int], Tensor | None]
 
 
 class Probe:
-    """The sites of a model, as a run shows them: which calls each has, in which order, of which size.
+    """A model's sites, as a run shows them: which calls each has, in which order, of which size.
 
     A call is a site with the number of the call of its module. The only call of a module has none.
 
@@ -74,7 +74,7 @@ class Probe:
             self._calls[call._replace(call=None)].append(call)
 
     def shapes(self, sites: Iterable[Site]) -> dict[Site, torch.Size | None]:
-        """Returns the shape of each site's activations at each call of its module, in order of execution.
+        """Returns the shape of each site's activations at each call, in order of execution.
 
         Every call has its number here; the shape is None if there is no tensor.
         """
@@ -93,7 +93,7 @@ class Probe:
         return [call for call in self._shapes if call in calls]
 
     def calls(self, place: Site) -> list[Site]:
-        """Returns the calls of a place's module that a site without or with a number of the call means.
+        """Returns the calls of a place's module that a site means, with or without a call's number.
 
         Raises:
             SiteError: the forward pass runs the module fewer times.
@@ -139,7 +139,7 @@ class Probe:
 
     @torch.no_grad()
     def changes_output(self, site: Site) -> bool:
-        """Returns whether other activations at a site change the output, if the weights are here."""
+        """Returns whether other activations at a site change the output, if weights are here."""
         if self.builder.is_elsewhere:
             return True
 

@@ -60,7 +60,7 @@ class RemoteTracer:
         return [flat(x, inputs.channels, inputs.ctx_len) for x in values]
 
     def run(self, edits: Sequence[tuple[Site, Edit]], inputs: ModelInputs) -> Tensor:
-        """Returns the model's prediction after edits in order of execution; no gradients come back."""
+        """Returns the prediction after edits in order of execution; no gradients come back."""
         shape = (inputs.n_examples, -1 if inputs.ctx_len is None else inputs.ctx_len)
         writes = [(*self._target(site), edit) for site, edit in edits]
         return _run(self._root, writes, dict(inputs.kwargs), self.remote, shape)

@@ -58,7 +58,7 @@ class Snapshot:
 
 
 def is_spread(module: nn.Module) -> bool:
-    """Returns whether accelerate has spread a model over devices, with hooks bound to the modules."""
+    """Returns whether accelerate spread a model over devices, with hooks bound to the modules."""
     return any(hasattr(part, "_hf_hook") for part in module.modules())
 
 

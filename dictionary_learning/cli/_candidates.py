@@ -1,4 +1,4 @@
-"""What the command line loads: saved dictionaries, as candidates at the sites that they belong to."""
+"""What the command line loads: saved dictionaries, as candidates at their own sites."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def trained(folder: Path, dictionaries: Sequence[Dictionary]) -> list[Saved]:
 
 
 def configs_at(place: str) -> dict[str, Mapping[str, Any]]:
-    """Returns the config of each dictionary at a place, by its folder or name; no weights of ours are read."""
+    """Returns each dictionary's config by its folder or name; no weights of ours are read."""
     place = resolve_latest(place)
     own: dict[str, Mapping[str, Any]] = {str(folder): read_config_file(folder) for folder in own_folders(place)}
     return own or {one.name: {"class": type(one.dictionary).__name__, **one.config} for one in saved_at(place)}

@@ -39,7 +39,7 @@ class DataArguments(CommandArguments):
     separator_id: int | None = None
     """The token id that ends each document of a .bin or .npy file."""
     on_bad_document: Literal["error", "skip"] = "error"
-    """What happens at a record without text: an error that names it, or it is skipped and counted."""
+    """What happens at a record without text: an error names it, or it is skipped and counted."""
 
     def source(self, data: str) -> "Source":
         """Returns the documents."""

@@ -40,7 +40,7 @@ def evaluate(
     device: torch.device | str | None = None,
     n_batches: int = 1,
 ) -> dict[str, float]:
-    """Returns a dictionary's metrics on activations and, with a buffer, the model's losses on its text.
+    """Returns a dictionary's metrics on activations and, with a buffer, the model's losses on text.
 
     Args:
         dictionary: it is not moved.
@@ -93,7 +93,7 @@ def loss_recovered(
     io: str = "out",
     tracer_args: dict[str, Any] | None = None,
 ) -> tuple[float, float, float]:
-    """Returns the model's cross-entropy as it is, with the dictionary spliced in, and with zeros there.
+    """Returns the model's cross-entropy as it is, with the dictionary spliced in, and with zeros.
 
     Args:
         text: strings, or a `TokenBatch`.

@@ -76,7 +76,7 @@ class Inert:
 
 
 class _TensorNote(Inert):
-    """A call of a function of torch._utils that was not made; a parameter holds the note of a tensor."""
+    """A call of torch._utils that was not made; a parameter holds the note of a tensor."""
 
 
 class _Mapping(dict):

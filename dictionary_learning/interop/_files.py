@@ -67,7 +67,7 @@ class Files:
 
     @property
     def entries(self) -> dict[str, bool]:
-        """Whether each name in the folder is that of a folder, in natural order; without hidden names."""
+        """Whether each name in the folder is a folder's, in natural order; without hidden names."""
         with os.scandir(self.folder) as entries:
             found = list(itertools.islice(entries, _MOST_NAMES + 1))
         if len(found) > _MOST_NAMES:
@@ -114,7 +114,7 @@ class Files:
         return Files(self.folder / name, self.root) if name else self
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Returns the settings in a file beside the weights, or above `checkpoints`; empty if there is none."""
+        """Returns settings from a file beside the weights or above `checkpoints`; empty if none."""
         above = [Files(self.folder.absolute().parent)] if self.folder.name == "checkpoints" else []
         read = read_yaml if name.endswith(".yaml") else read_json
         return next((read(place.path(name)) for place in (self, *above) if place.has(name)), {})
@@ -137,7 +137,7 @@ class Files:
 
 
 def sites_in(files: Files) -> dict[str, str]:
-    """Returns the path of each dictionary below the folder of a run ("" for itself), by site, in natural order.
+    """Returns each dictionary's path below a run ("" for itself), by site, in natural order.
 
     The site is that path without the ending of a file, and without a folder within one of the same
     name: `layers.3` for `layers.3/layers.3`.

@@ -1,4 +1,4 @@
-"""Dictionaries from folders, files and the hub, of any format, and into those that can be written."""
+"""Reads dictionaries of any format from folders, files and the hub, and writes some formats."""
 
 import logging
 import os
@@ -185,7 +185,7 @@ def convert(
 def find_files(
     path: str | os.PathLike, *, site: str | None = None, revision: str | None = None, many: bool = False
 ) -> Files:
-    """Returns the files at a path or in a repository of the hub, fetched as needed, or those of a site below."""
+    """Returns the files at a path or in a hub repository, fetched as needed, or of a site below."""
     if not os.path.exists(path) and isinstance(path, str) and _REPOSITORY.fullmatch(path):
         from dictionary_learning.interop._hub import fetch  # which loads dictionaries itself
 

@@ -36,7 +36,7 @@ _KINDS = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
-"""The autoencoder that each architecture is like. BatchTopK is in checkpoints only, and JumpReLU at the end."""
+"""The autoencoder that each is like. BatchTopK is in checkpoints only, and JumpReLU at the end."""
 NORMALIZATIONS = {
     "none": None,
     "layer_norm": "layer_norm_eps_in",

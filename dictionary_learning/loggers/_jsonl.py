@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class JSONLLogger:
-    """Writes `{"step", "tokens", "seconds", "dictionaries": {name: metrics}}`, a line for each `log`.
+    """Writes `{"step", "tokens", "seconds", "dictionaries": {name: metrics}}`, a line per `log`.
 
     A value that is not finite becomes null. The file is opened at the first call of `log`: an older
     one of the same path stays as it is until then.
@@ -64,7 +64,7 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
 
 
 def read_history(path: str | os.PathLike[str], name: str) -> list[dict[str, Any]]:
-    """Returns the metrics of one dictionary over a run: `{"step", "tokens", metric: value, ...}` each.
+    """Returns one dictionary's metrics over a run: `{"step", "tokens", metric: value, ...}` each.
 
     Lines that are no complete JSON, as the last one of a run that was killed, are skipped with a
     warning.

@@ -9,7 +9,7 @@ from dictionary_learning.loggers._base import Figures
 
 
 class TensorBoardLogger:
-    """Writes event files that `tensorboard --logdir FOLDER` shows; the horizontal axis counts steps.
+    """Writes event files that `tensorboard --logdir FOLDER` shows; the x-axis counts steps.
 
     Raises:
         MissingDependencyError: tensorboard is not installed.

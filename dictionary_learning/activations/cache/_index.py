@@ -157,7 +157,7 @@ def inputs_fingerprint(inputs: Any) -> str:
 
 
 def model_fingerprint(model: Any) -> str:
-    """Returns a hash of the config, parameter shapes and some values of a `TracedModel` or `ModelSet`.
+    """Returns a hash of a `TracedModel` or `ModelSet`: config, parameter shapes and some values.
 
     A parameter's first, middle and last value are cheap to read, and any training changes them.
     """
