@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints, in the folder of the run."""
+_LONGEST = 60
+"""Characters of a value in a message."""
 _MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
 """Fields of a config that do not change which run it is, at any depth."""
 
@@ -54,7 +56,7 @@ class RunCheckpoints:
         self.root, self.keep_last, self.keep = folder / CHECKPOINTS, keep_last, keep
 
     def save(self, step: int, n_tokens: int, jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any) -> bool:
-        """Writes the state after a step; returns whether it could. A failure costs a warning, and no older one."""
+        """Writes the state after a step; returns whether it could. A failure costs a warning."""
         state = {
             "n_tokens": n_tokens,
             "trainers": [job.trainer.state_dict() for job in jobs],
@@ -121,7 +123,7 @@ class Resumed:
         """
         now, names = to_plain(describe_run(jobs, stream, run), "run"), {*allowed, *_MAY_DIFFER}
         changes = [
-            f"{place}: {old!r}, now {new!r}"
+            f"{place}: {_short(old)}, now {_short(new)}"
             for place, old, new in _differences(self._run, now)
             if not names & set(place.replace("[", ".").replace("]", "").split("."))
         ]
@@ -141,10 +143,11 @@ class Resumed:
 
 
 def describe_run(jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any) -> dict[str, Any]:
-    """Returns what makes a run this one: its trainers with their settings, its data, and further settings."""
+    """Returns what makes a run this one: its trainers with their settings, and its data."""
     data = getattr(stream.data, "config", None)
     return {
-        "trainers": {job.name: job.trainer.config for job in jobs},
+        "names": [job.name for job in jobs],
+        "trainers": [job.trainer.config for job in jobs],
         "data": data.to_dict() if isinstance(data, BaseConfig) else data,
         "widths": {str(site): width for site, width in stream.widths.items()},
         **run,
@@ -152,7 +155,7 @@ def describe_run(jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any
 
 
 class StopRequest:
-    """Notices SIGTERM and Ctrl-C inside a `with` block, instead of ending at once; a second Ctrl-C does.
+    """Notices SIGTERM and Ctrl-C inside a `with` block; a second Ctrl-C ends the process at once.
 
     Signals reach the main thread alone: elsewhere this does nothing. `is_on` is false for runs that
     have no folder for a checkpoint.
@@ -197,6 +200,11 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:

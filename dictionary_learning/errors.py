@@ -55,4 +55,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped a run, which has written a checkpoint and can be resumed."""
+    """A signal stopped a run, which has written a checkpoint and can be resumed from its folder."""
+
+    def __init__(self, step: int, steps: int, folder: str):
+        super().__init__(f"The run stopped after step {step} of {steps}. It can go on with resume='auto'.")
+        self.folder = folder

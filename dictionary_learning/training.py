@@ -185,7 +185,7 @@ def trainSAE(
             if checkpoints is not None and (is_due or stop.signal) and all(j.trainer.is_between_steps for j in jobs):
                 is_due = not checkpoints.save(step, n_tokens, jobs, stream, run)
                 if stop.signal and step < steps:
-                    raise Interrupted(f"The run stopped after step {step} of {steps}. Go on with resume='auto'.")
+                    raise Interrupted(step, steps, str(save_dir))
         for job in jobs:
             job.trainer.finish()
         # before the loggers close: their failures must not cost the weights

@@ -1,7 +1,10 @@
 """A run that is stopped and resumed, however often, ends in the bytes of one that never stopped."""
 
 import json
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,10 @@ import torch
 
 from dictionary_learning import ActivationBuffer, ContextStream, load_model, trainSAE, write_cache
 from dictionary_learning.activations.cache import ActivationCache
+from dictionary_learning.cli import STOPPED, main
+from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.errors import CheckpointError, ConfigError, DataError, Interrupted
+from dictionary_learning.loggers import JSONLLogger
 from dictionary_learning.trainers import TRAINERS
 from tests import tiny
 from tests.contracts.test_paths import METHODS, options_of
@@ -101,7 +107,7 @@ def test_live_activations_of_several_sites_and_methods_resume(model, tmp_path, o
 
 
 def test_a_cache_resumes(model, tmp_path):
-    write_cache(tiny.documents(40), model, TWO, tmp_path / "cache", ctx_len=16, refresh_batch_size=4)
+    write_cache(tmp_path / "cache", tiny.documents(40), model, TWO, ctx_len=16, refresh_batch_size=4)
     config = {"trainer": "top_k", "k": 3, "dict_size": 48}
     check_resumes(
         lambda: ActivationCache(tmp_path / "cache", out_batch_size=32, end_of_data="repeat"), config, tmp_path
@@ -156,7 +162,8 @@ def test_what_differs_from_the_checkpoints_run_is_named(tmp_path):
         run(folder)
     with pytest.raises(ConfigError, match="overwrite=True with resume='auto'"):
         run(folder, resume="auto", overwrite=True)
-    assert run(folder, steps=9, resume="auto", allow_changed=["steps", "decay_start", "warmup_steps"])
+    (longer,) = run(folder, steps=9, resume="auto", allow_changed=["steps", "decay_start", "warmup_steps"])
+    assert longer.info.config["trained"] == {"step": 9, "steps": 9}
 
 
 def test_a_finished_run_that_is_resumed_is_returned_as_it_is(tmp_path):
@@ -242,3 +249,59 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt) as raised:
         run(tmp_path, loggers=[Twice(3, signal.SIGINT)], log_steps=1)
     assert not isinstance(raised.value, Interrupted)
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from dictionary_learning import trainSAE
+from tests.tiny import Planted
+trainSAE(list(Planted().batches(60, 64)), {"trainer": "top_k", "k": 3, "dict_size": 96}, 60, save_dir=sys.argv[1],
+         checkpoint_steps=1, resume="auto", log_steps=1, progress=False, device="cpu")
+"""
+
+
+def test_a_run_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path):
+    """`kill -9` at any moment, also while a checkpoint is written."""
+    command = [sys.executable, "-c", KILLED]
+    subprocess.run([*command, tmp_path / "whole"], check=True)
+    for n_checkpoints in (2, 9, 30):
+        process = subprocess.Popen([*command, tmp_path / "parts"])
+        newest = f"step_{n_checkpoints}"
+        while process.poll() is None and not list((tmp_path / "parts").glob(f"checkpoints/{newest}")):
+            pass
+        process.kill()
+        process.wait()
+    subprocess.run([*command, tmp_path / "parts"], check=True)
+    assert files(tmp_path / "whole") == files(tmp_path / "parts")
+
+
+def test_the_shell_stops_with_the_command_that_goes_on(model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(CaptureArguments, "load", lambda self, name: model)
+    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", lambda *_: Path())
+    (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(30)))
+    command = [
+        "train", "any", str(tmp_path / "text.jsonl"), "--sites", "model.layers.1", "--ctx-len", "16", "--batch-size", "32",
+        "--n-tokens", "256", "--n-ctxs", "8", "--refresh-batch-size", "4", "--n-eval-tokens", "32",
+        "--n-fidelity-tokens", "0", "--held-out-every", "5", "--device", "cpu", "--log-steps", "1", "--checkpoint-steps", "3",
+    ]  # fmt: skip
+    assert main([*command, "--save-dir", str(tmp_path / "whole")]) == 0
+    log, stop = JSONLLogger.log, StopAfter(5, signal.SIGTERM)
+
+    def log_and_stop(self, figures, step, tokens):
+        log(self, figures, step, tokens)
+        stop.log(figures, step, tokens)
+
+    monkeypatch.setattr(JSONLLogger, "log", log_and_stop)
+    parts = [*command, "--save-dir", str(tmp_path / "parts")]
+    caplog.set_level("INFO")
+    assert main(parts) == STOPPED
+    monkeypatch.setattr(JSONLLogger, "log", log)
+    shown = shlex.split(caplog.text.split("The command is:\n")[1].split("\n")[0])
+    assert shown == ["dictionary-learning", *parts, "--resume"]
+    assert main(shown[1:]) == 0
+    whole, ours = files(tmp_path / "whole"), files(tmp_path / "parts")
+    assert ours.keys() == whole.keys()
+    for name in ("metrics.jsonl", "trainer_0/dictionary.safetensors"):
+        assert ours[name] == whole[name]
+    assert main([*command, "--resume"]) == 2 and "give --save-dir" in caplog.text

@@ -82,7 +82,9 @@ class ActivationStream:
         return {"n_served": self._n_served, "data": self.data.state_dict(), "ahead": ahead}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where another stream over the same data was; data without a state are read again up to there.
+        """Continues where another stream over the same data was.
+
+        Data without a state are read again up to there.
 
         Raises:
             DataError: The data end before.

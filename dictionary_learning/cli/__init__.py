@@ -8,11 +8,12 @@ import argparse
 import importlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
 from dictionary_learning.cli._arguments import IMPORT, Parser, config_parser
-from dictionary_learning.errors import ConfigError, DictionaryLearningError, UnknownNameError
+from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,15 @@ COMMANDS = {
 """Each command, and what it does."""
 
 
+STOPPED = 75
+"""Exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    It is 2 for an error that the user can correct, of which one line is logged.
+    It is 2 for an error that the user can correct, of which one line is logged, and 75 for a run
+    that was stopped and can be resumed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -47,9 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DictionaryLearningError, OSError) as error:
         logger.error("%s: %s", type(error).__name__, error)
         return 2
+    except Interrupted as error:
+        logger.error("%s The command is:\n  %s", error, _resuming(arguments, error.folder))
+        return STOPPED
     except KeyboardInterrupt:
         logger.error("Interrupted.")
         return 130
+
+
+def _resuming(arguments: Sequence[str], folder: str) -> str:
+    """Returns the command that goes on with a run."""
+    further = ["--resume"] if "--save-dir" in arguments else ["--save-dir", folder, "--resume"]
+    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    return shlex.join(["dictionary-learning", *kept, *further])
 
 
 def _run(arguments: list[str]) -> int:

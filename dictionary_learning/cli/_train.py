@@ -32,6 +32,8 @@ FILLED_IN = (
     "submodule_name", "wandb_name", "dict_class",
 )  # fmt: skip
 """Settings of a trainer that the run decides."""
+_OF_TRAINING = ("save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations")
+_NOT_SAVED = ("resume", "overwrite")
 _TRAINER = "top_k"
 _RUNS = "runs"
 _LATENTS_PER_K = 8
@@ -60,6 +62,13 @@ class TrainArguments(CaptureArguments):
     runs/<date>-<time>-<model>-<method>, which runs/latest then links to."""
     overwrite: bool = False
     """Whether the run that the folder holds is removed first."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints of the whole run, from which it resumes to the same bits.
+    One is also written when Ctrl-C or SIGTERM stops the run."""
+    keep_checkpoints: int = 2
+    """The number of newest checkpoints that stay; those of --save-steps stay too."""
+    resume: bool = False
+    """Whether the run in --save-dir goes on from its newest checkpoint, with the same options."""
     n_tokens: int = 1_000_000
     """Tokens to train on."""
     batch_size: int = 2048
@@ -145,7 +154,7 @@ def run(namespace: argparse.Namespace, method: Method) -> None:
     configs = read_configs(namespace, method.trainer.Config, FILLED_IN)
     _check(arguments, configs, namespace.given)
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
-    with claim_run_folder(folder, arguments.overwrite) as save_dir:
+    with claim_run_folder(folder, arguments.overwrite, arguments.resume) as save_dir:
         _train(arguments.replace(save_dir=str(save_dir)), save_dir, method, configs, namespace.given)
 
 
@@ -177,12 +186,14 @@ def _train(
         configs,
         steps,
         save_dir=save_dir,
-        run_cfg=arguments.to_dict(),
+        # a run that was resumed leaves the same files as one that was not
+        run_cfg={name: value for name, value in arguments.to_dict().items() if name not in _NOT_SAVED},
+        resume="auto" if arguments.resume else "never",
         use_wandb=arguments.wandb_project is not None,
         wandb_project=arguments.wandb_project or "",
         device=arguments.device or getattr(model, "device", None),
         loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
-        **arguments.options("save_steps", "log_steps", "normalize_activations"),
+        **arguments.options(*_OF_TRAINING),
     )
     source.close()  # returns the memory of the rows before the evaluation needs it
     if save_dir.parent == Path(_RUNS):
@@ -219,6 +230,8 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
         ConfigError: there are no activations to train on, or batches are too small for the method.
     """
     needs_contexts = any(config.needs_contexts for config in configs)
+    if arguments.resume and (arguments.save_dir is None or arguments.overwrite):
+        raise ConfigError("--resume needs the folder of the run: give --save-dir, and no --overwrite.")
     if arguments.cache is None and (arguments.model is None or arguments.data is None):
         raise ConfigError(
             "Give a model and data to train on, as 'train MODEL DATA', or a cache, as 'train --cache FOLDER'."
