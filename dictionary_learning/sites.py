@@ -9,11 +9,13 @@ attention heads before the output projection, and `"embedding"` the input embedd
 are in the model.
 
 A pattern names several modules. Each part between dots is matched like a file name (`*`, `?`,
-`[0-3]`); `**` matches any number of parts. The first parts may be left out: `"h.*.attn"` finds
+`[ab]`), but that numbers are numbers: `[8-12]` is 8 to 12, and `[0,3,10-12]` those five. `**`
+matches any number of parts. The first parts may be left out: `"h.*.attn"` finds
 `"transformer.h.0.attn"`. Matches come in natural order: layer 2 before layer 10.
 """
 
 import fnmatch
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
@@ -21,6 +23,10 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from dictionary_learning._types import SitesLike
 from dictionary_learning.errors import SiteError, did_you_mean
 
+_NUMBERS = re.compile(r"\[((?=\d+[-,])\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\]")
+"""Brackets with a range or a list of numbers. "[12]" stays a file name's: 1 or 2."""
+_MOST = 9_999
+"""The largest number of a module in a list of modules that a range reaches."""
 Side = Literal["in", "out", "heads"]
 Sides = Literal["in", "out", "heads", "in_and_out"]
 """The side of modules that name none; `in_and_out` means two sites for each."""
@@ -177,7 +183,26 @@ def _match_parts(path: list[str], pattern: list[str]) -> bool:
         return not path
     if pattern[0] == "**":
         return any(_match_parts(path[n:], pattern[1:]) for n in range(len(path) + 1))
-    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _match_parts(path[1:], pattern[1:])
+    return bool(path) and bool(_part(pattern[0]).fullmatch(path[0])) and _match_parts(path[1:], pattern[1:])
+
+
+@functools.cache
+def _part(pattern: str) -> re.Pattern[str]:
+    """Returns the expression of one part of a pattern: a file name's, with ranges of numbers."""
+    pieces = _NUMBERS.split(pattern)  # plain pieces and the insides of brackets by turns
+    found = [fnmatch.translate(piece)[4:].rpartition(")")[0] for piece in pieces[::2]]  # of (?s:...)\Z
+    numbers = ["|".join(_listed(inside)) or "(?!)" for inside in pieces[1::2]]
+    return re.compile(
+        "".join(f"{piece}(?:{either})" for piece, either in zip(found[:-1], numbers, strict=True)) + found[-1],
+        re.DOTALL,
+    )
+
+
+def _listed(numbers: str) -> list[str]:
+    """Returns the numbers of "0,3,10-12"."""
+    # as a file name's class, [8-12] would be the characters 8 to 1, and 2: no layer or another one
+    ends = [part.partition("-")[::2] for part in numbers.split(",")]
+    return [str(n) for first, last in ends for n in range(int(first), min(int(last or first), _MOST) + 1)]
 
 
 def _not_found(site: Site, paths: list[str], model: str) -> str:

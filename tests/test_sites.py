@@ -34,6 +34,31 @@ def test_prefix_of_the_base_model_may_be_left_out():
     assert expand("h.[0-1].mlp:in", PATHS) == [Site("transformer.h.0.mlp", "in"), Site("transformer.h.1.mlp", "in")]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "found"),
+    [
+        ("[8-12]", [8, 9, 10, 11, 12]),
+        ("[10-15]", [10, 11, 12, 13, 14, 15]),
+        ("[0-1]", [0, 1]),
+        ("[0,3,10-12]", [0, 3, 10, 11, 12]),
+        ("[1-2][0-9]", list(range(10, 20))),
+        ("1[0-2]", [10, 11, 12]),
+        ("[12]", [1, 2]),
+        ("[!0-8]", [9]),
+        ("?", list(range(10))),
+    ],
+)
+def test_numbers_in_brackets_are_numbers(numbers, found):
+    """As characters, "[10-15]" would be 1, 0 to 1, and 5: other layers, without an error."""
+    paths = [f"layers.{n}" for n in range(20)]
+    assert expand(f"layers.{numbers}", paths) == [Site(f"layers.{n}") for n in found]
+
+
+def test_a_range_of_numbers_that_is_empty_finds_nothing():
+    with pytest.raises(SiteError, match="is not in"):
+        expand("layers.[5-2]", [f"layers.{n}" for n in range(20)])
+
+
 def test_several_patterns_give_each_site_once():
     assert expand(["h.1", "transformer.h.[1-2]"], PATHS) == [Site("transformer.h.1"), Site("transformer.h.2")]
 
