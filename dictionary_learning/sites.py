@@ -189,13 +189,13 @@ def _match_parts(path: list[str], pattern: list[str]) -> bool:
 @functools.cache
 def _part(pattern: str) -> re.Pattern[str]:
     """Returns the expression of one part of a pattern: a file name's, with ranges of numbers."""
-    pieces = _NUMBERS.split(pattern)  # plain pieces and the insides of brackets by turns
-    found = [fnmatch.translate(piece)[4:].rpartition(")")[0] for piece in pieces[::2]]  # of (?s:...)\Z
-    numbers = ["|".join(_listed(inside)) or "(?!)" for inside in pieces[1::2]]
-    return re.compile(
-        "".join(f"{piece}(?:{either})" for piece, either in zip(found[:-1], numbers, strict=True)) + found[-1],
-        re.DOTALL,
-    )
+    expression = ""
+    for number, piece in enumerate(_NUMBERS.split(pattern)):
+        if number % 2:  # the inside of brackets
+            expression += f"(?:{'|'.join(_listed(piece)) or '(?!)'})"
+        else:
+            expression += fnmatch.translate(piece)[4:].rpartition(")")[0]  # the inside of (?s:...)\Z
+    return re.compile(expression, re.DOTALL)
 
 
 def _listed(numbers: str) -> list[str]:
