@@ -143,12 +143,11 @@ def add_config(
             nargs = least if has_default else "+" if is_list else None
             parser.add_argument(field.name, nargs=nargs, **options)
             continue
-        if has_default:
+        if has_default and default is not None:  # what None means, the help says
             options["help"] += f" (default: {_show(default)})"
         if bool in (item, *typing.get_args(item)):
             parser.flags.add(option_of(field.name))
-        # as INT or FLOAT; that "none" is possible too, the help says where it matters
-        options["metavar"] = type_name(item).replace(" or None", "").upper().replace(" ", "")
+        options["metavar"] = _metavar(item)
         options["nargs"] = "+" if is_list or several else None
         group.add_argument(option_of(field.name), dest=field.name, required=not has_default, **options)
 
@@ -172,6 +171,13 @@ def write_line(text: str) -> None:
 def option_of(field: str) -> str:
     """Returns the option of a field."""
     return f"--{field.replace('_', '-')}"
+
+
+def _metavar(hint: Any) -> str:
+    """Returns INT or FLOAT; choices as they are written; NAME for what is more than that in Python."""
+    # that "none" is possible too, the help says where it matters
+    name = type_name(hint).replace(" or None", "").replace(" ", "")
+    return name if "|" in name else name.upper() if name in ("int", "float", "bool", "str") else "NAME"
 
 
 def _reader(hint: Any) -> Callable[[str], Any]:

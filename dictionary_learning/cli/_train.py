@@ -109,8 +109,11 @@ def build_parser(arguments: Sequence[str]) -> Parser:
     from dictionary_learning.trainers.recipes import RECIPES
 
     choice = Parser("train", add_help=False)
-    choice.add_argument("--trainer", help=f"the method: {', '.join(TRAINERS)} (default: {_TRAINER})")
-    choice.add_argument("--recipe", help=f"a published recipe, which has a trainer: {', '.join(RECIPES)}")
+    choice.add_argument(
+        "--trainer",
+        help=f"The method: {', '.join(sorted(TRAINERS))}; with --help, its options are shown. (default: {_TRAINER})",
+    )
+    choice.add_argument("--recipe", help=f"The settings of a paper, with its method: {', '.join(sorted(RECIPES))}.")
     chosen = choice.parse_known_args(arguments)[0]
     method = method_of(chosen.trainer, chosen.recipe)
     parser = config_parser("train", TrainArguments, parents=[choice])
