@@ -94,8 +94,8 @@ class RowSource(ABC):
 
     def describe_dropped(self) -> str:
         """Returns in words how many tokens were read, and how many each rule excluded."""
-        rules = ", ".join(f"{name} {n:,}" for name, n in self.dropped.items() if n) or "none"
-        return f"{self.n_tokens_read:,} tokens read, {self.n_tokens_dropped:,} left out ({rules})"
+        rules = ", ".join(f"{n:,} by {name}" for name, n in self.dropped.items() if n) or "none"
+        return f"{self.n_tokens_read:,} tokens read, {self.n_tokens_dropped:,} excluded ({rules})"
 
     def load_counts(self, state: Mapping[str, Any]) -> None:
         """Sets counts and norm limits to those of a state."""

@@ -174,7 +174,7 @@ def option_of(field: str) -> str:
 
 
 def _metavar(hint: Any) -> str:
-    """Returns INT or FLOAT, choices as they are written, or NAME for what is an object in Python."""
+    """Returns INT or FLOAT, choices as written, or NAME for what is an object in Python."""
     # that "none" is possible too, the help says where it matters
     name = type_name(hint).replace(" or None", "").replace(" ", "")
     return name if "|" in name else name.upper() if name in ("int", "float", "bool", "str") else "NAME"
