@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dictionary_learning._disk import UNFINISHED, flush_to_disk
+from dictionary_learning._disk import UNFINISHED, flush_to_disk, write_json
 from dictionary_learning.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -62,10 +62,10 @@ def write_checkpoint(
         for write in further:
             write(folder)
         files = {path.relative_to(folder).as_posix(): _describe(path) for path in _files(folder)}
-        manifest = {"format_version": _VERSION, "step": step, "facts": dict(facts), "files": files}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for path in [*_files(folder), *(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        for path in [*_files(folder), *(path for path in folder.rglob("*") if path.is_dir())]:
             flush_to_disk(path)
+        # the last one, and whole at any moment: a folder with a manifest is complete
+        write_json(folder / MANIFEST, {"format_version": _VERSION, "step": step, "facts": dict(facts), "files": files})
         _replace_folder(folder, final)
         flush_to_disk(root)
     finally:

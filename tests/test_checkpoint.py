@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from dictionary_learning import _checkpoint
+from dictionary_learning import _checkpoint, _disk
 from dictionary_learning._checkpoint import (
     MANIFEST,
     check_files,
@@ -110,7 +110,7 @@ def test_manifest_that_cannot_be_used_is_refused(tmp_path, manifest):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("n_calls", range(12))
+@pytest.mark.parametrize("n_calls", range(16))
 def test_a_writer_that_dies_anywhere_leaves_the_old_or_the_new_one(tmp_path, monkeypatch, n_calls):
     """Every rename, flush and removal is a place to die; death skips the writer's cleaning up too."""
     write_checkpoint(tmp_path, 4, {"value": "old"}, {})
@@ -130,10 +130,14 @@ def test_a_writer_that_dies_anywhere_leaves_the_old_or_the_new_one(tmp_path, mon
 
     monkeypatch.setattr(os, "rename", dying(os.rename))
     monkeypatch.setattr(_checkpoint, "flush_to_disk", dying(_checkpoint.flush_to_disk))
+    monkeypatch.setattr(_disk, "flush_to_disk", dying(_disk.flush_to_disk))
+    monkeypatch.setattr(os, "replace", dying(os.replace))
     monkeypatch.setattr(shutil, "rmtree", dying(shutil.rmtree))
     with contextlib.suppress(Death):
         write_checkpoint(tmp_path, 4, {"value": "new"}, {})
     monkeypatch.undo()
+    for path in tmp_path.rglob(MANIFEST):  # whole wherever it is
+        assert read_manifest(path.parent)["step"] == 4
     (found,) = complete_checkpoints(tmp_path)
     assert found.step == 4 and read_checkpoint(found.path)["value"] in ("old", "new")
     remove_checkpoints(tmp_path, 1, lambda step: False)
