@@ -13,7 +13,6 @@ from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._penalties import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 
-
 _LR, _LR_STEPS = 1e-3, 1500
 """The rate that was best in runs of that length, of those tried."""
 _LR_LEAST = 7e-5
