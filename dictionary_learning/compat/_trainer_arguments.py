@@ -105,11 +105,6 @@ def read_arguments(
     if twice:
         raise ConfigError(f"{trainer.__name__} got {', '.join(twice)} by position and by name. Give each once.")
     settings, facts = split_options(trainer.Config, {**placed, **options})
-    missing = [name for name in ("activation_dim", "steps") if facts.get(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{trainer.__name__} needs {' and '.join(missing)}. Give them, or train with trainSAE, which knows them."
-        )
     device = facts.get("device")
     facts["device"] = None if device is None else str(device)
     return trainer.Config.from_dict(settings), RunInfo.from_dict(facts)

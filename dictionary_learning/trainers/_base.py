@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -49,6 +50,14 @@ class Trainer(ABC):
             config = dataclasses.dataclass(frozen=True, kw_only=True)(config)
         config.trainer_class = cls
         cls.Config = config
+        for name, given in {"nonlinearity": (), "objective": ("batch",), "after_step": ("parts",)}.items():
+            method: Any = vars(cls).get(name)
+            try:
+                if inspect.isfunction(method):
+                    inspect.signature(method).bind("self", *given)
+            except TypeError as error:
+                called = f"{cls.__name__}.{name} is called as {name}({', '.join(given)})"
+                raise ConfigError(f"{called}; it cannot be: {error}.") from error
 
     def __init__(self, config: Any = None, run: Any = None, *older: Any, **options: Any):
         if not isinstance(config, OptimizationConfig) or not isinstance(run, RunInfo) or older or options:

@@ -184,9 +184,9 @@ class OptimizationConfig(BaseConfig):
         steps = run.optimizer_steps(self.grad_acc_steps)
         if self.schedule != "linear":
             self.refuse_idle("decay_start", f"with schedule={self.schedule!r}, only with 'linear'", steps)
-        if not takes_betas(self.optimizer):
-            for name in ("beta1", "beta2", "eps"):
-                self.refuse_idle(name, f"with optimizer={self.optimizer!r}, which is given none")
+        if not isinstance(self.optimizer, str) or self.optimizer.startswith("signum"):
+            for name, of_torch in (("beta1", 0.9), ("beta2", 0.999), ("eps", 1e-8)):
+                self.refuse_idle(name, f"with optimizer={self.optimizer!r}, which is given none", of_torch)
         settings = resolve(self, run=run, trained=trained, steps=steps)
         if settings.dict_size != settings.expansion_factor * run.activation_dim:
             beside = f"dict_size={settings.dict_size}" if self.is_set("dict_size") else "finetune, whose size is kept"
@@ -230,11 +230,6 @@ class OptimizationConfig(BaseConfig):
             return self.schedule
         options = {"decay_start": self.decay_start} if self.schedule == "linear" else {}
         return SCHEDULES[self.schedule](steps, self.warmup_steps, **options)
-
-
-def takes_betas(optimizer: Any) -> bool:
-    """Returns whether an optimizer gets Adam's betas and eps: a name, but none of Signum."""
-    return isinstance(optimizer, str) and not optimizer.startswith("signum")
 
 
 def _default_dict_size(c: Any) -> int:

@@ -73,11 +73,13 @@ class SAETrainer(Trainer):
         dictionary = _new_dictionary(*facts) if trained is None else _trained_dictionary(trained, *facts)
         # a method with options of its own makes its class of what was trained
         made = type(dictionary) if trained is None or not settings.autoencoder_options() else settings.autoencoder_class
-        if settings.dict_class not in (None, made) or type(_first(dictionary)) is not type(nonlinearity):
-            asked = made if settings.dict_class is None else settings.dict_class
+        first = next(dictionary.coders()).coder.nonlinearity
+        if settings.dict_class not in (None, made) or type(first) is not type(nonlinearity):
+            of = "" if trained is None else f" of a {type(trained).__name__}"
             raise ConfigError(
-                f"Got dict_class={asked.__name__ if asked else asked} for a {type(dictionary).__name__} with "
-                f"{type(nonlinearity).__name__}. Leave dict_class out, or use the trainer of its nonlinearity."
+                f"Got dict_class={(settings.dict_class or type(dictionary)).__name__}, which is not what "
+                f"{type(self).__name__} makes with {type(nonlinearity).__name__}{of}. Leave dict_class out, or use the "
+                "trainer of its nonlinearity."
             )
         return dictionary.to(self.device)
 
@@ -134,10 +136,6 @@ class SAETrainer(Trainer):
     def dead(self) -> DeadLatents:
         """Which latents are dead."""
         return self.revival.dead
-
-
-def _first(dictionary: Trainable) -> Nonlinearity:
-    return next(dictionary.coders()).coder.nonlinearity
 
 
 def _warn_of_mean(y: Tensor) -> None:
@@ -212,10 +210,10 @@ def _trained_dictionary(
     trained: Dictionary, nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
     """Returns a copy of a trained dictionary; raises ConfigError where settings do not fit it."""
-    own = wiring_of(trained) if isinstance(trained, Trainable) else None
+    own = wiring_of(trained) if isinstance(trained, Trainable) else ""
     # an affine part beside latents serves both kinds of sites; others would contradict the config
-    is_same = own == settings.wiring or (isinstance(trained, SkipAutoencoder) and have_same_parts(own, settings.wiring))
-    if not isinstance(trained, Trainable) or own is None or not is_same:
+    serves = own == settings.wiring or (isinstance(trained, SkipAutoencoder) and have_same_parts(own, settings.wiring))
+    if not isinstance(trained, Trainable) or not serves:
         raise ConfigError(
             f"finetune got a {type(trained).__name__} with wiring={settings.wiring!r}, which builds another kind. "
             "Leave wiring (and transcoder=True) out, or use the trainer of this dictionary."

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dictionary_learning.config import Registry
-from dictionary_learning.trainers._config import OptimizationConfig, takes_betas
+from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 from dictionary_learning.trainers.end_to_end import EndToEndTrainer
 from dictionary_learning.trainers.gated import GatedSAETrainer
@@ -204,8 +204,5 @@ def braun_2024(**changes: Any) -> EndToEndTrainer.Config:
 
 
 def _config(config: type[Any], changes: dict[str, Any], **settings: Any) -> Any:
-    """Returns the settings with changes, without those of Adam where another optimizer is used."""
-    merged = {**settings, **changes}
-    if not takes_betas(merged.get("optimizer", "adam")):
-        merged = {name: v for name, v in merged.items() if name in changes or name not in ("beta1", "beta2", "eps")}
-    return config.from_dict(merged)
+    """Returns the settings with changes."""
+    return config.from_dict({**settings, **changes})

@@ -44,6 +44,7 @@ def train(config, **options):
         ({**TOP_K, "expansion_factor": 8}, "expansion_factor=8"),
         ({**TOP_K, "optimizer": torch.optim.SGD, "beta1": 0.5}, "beta1=0.5"),
         ({**TOP_K, "optimizer": "signum", "beta2": 0.5}, "beta2=0.5"),
+        ({**STANDARD, "tanh_scale": 2.0}, "tanh_scale=2.0"),
         ({**TOP_K, "device": "foo"}, "device="),
         ({**TOP_K, "device": "meta"}, "device="),
         ({**TOP_K, "seed": 2**70}, "seed is"),
@@ -77,8 +78,8 @@ def test_equal_values_are_harmless(config):
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, "signum"])
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_takes_another_optimizer_and_size(name, optimizer):
-    config = RECIPES[name](optimizer=optimizer, dict_size=256)
-    config.resolved(RunInfo(**FACTS), None)
+    RECIPES[name](optimizer=optimizer, dict_size=256).resolved(RunInfo(**FACTS), None)
+    RECIPES[name]().replace(optimizer=optimizer).resolved(RunInfo(**FACTS), None)  # as in the shell
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,8 @@ def test_plug_ins_that_return_something_else_are_told():
         def objective(self, batch):
             return super().objective(batch).total
 
+    with pytest.raises(ConfigError, match=r"NoParts.after_step is called as after_step\(parts\)"):
+        type("NoParts", (TrainerTopK,), {"after_step": lambda self: None})
     with pytest.raises(ConfigError, match="NoNonlinearity.nonlinearity returned 'top_k'"):
         NoNonlinearity(**FACTS, k=4, dict_size=32)
     with pytest.raises(ConfigError, match="NoLoss.objective returned Tensor"):
