@@ -37,6 +37,8 @@ def as_device(device: torch.device | str | None) -> torch.device:
         return default_device()
     try:
         found = torch.device(device)
+        if found.type == "meta":
+            raise NotImplementedError("it holds no numbers")
         torch.empty(0, device=found)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -236,26 +236,34 @@ def _default_normalization(normalize: bool | str, config: OptimizationConfig) ->
 def _run_info(
     facts: Mapping[str, Any], sites: SiteAssignment, stream: ActivationStream, steps: int, device: torch.device
 ) -> RunInfo:
-    """Returns the facts of the run; those given in a dict config take precedence."""
+    """Returns the facts of the run; those in a dict config are notes, or must be what is found."""
     inputs = tuple(stream.widths[site] for site in sites.reads)
-    given, width = facts.get("activation_dim"), sum(inputs)
-    if given not in (None, width):
-        raise ConfigError(
-            f"A config has activation_dim={given}; the activations at {_joined(sites.reads)} have width {width}. "
-            "Leave it out: it is found."
-        )
+    outputs = tuple(stream.widths[site] for site in sites.writes)
+    at, written = f"the activations at {_joined(sites.reads)} have width", f"those at {_joined(sites.writes)} have"
+    known = {
+        "activation_dim": (sum(inputs), f"{at} {sum(inputs)}"),
+        "site_dims": (inputs, f"{at} {inputs}"),
+        "output_dims": (outputs, f"{written} {outputs}"),
+        "steps": (steps, f"the run has {steps}"),
+    }
+    for name, (value, what) in known.items():
+        given = facts.get(name)
+        if (tuple(given) if isinstance(given, list) else given) not in (None, value):
+            raise ConfigError(f"A config has {name}={given}; {what}. Leave it out: it is found.")
     model = getattr(stream.data, "model", None)
     found: dict[str, Any] = {
-        "activation_dim": width,
-        "steps": steps,
         "device": device,
         "lm_name": getattr(model, "name", None),
         "submodule_name": sites.reads[0].path if model is not None else None,
-        "site_dims": inputs if len(inputs) > 1 else None,
-        "output_dims": None if sites.is_autoencoder else tuple(stream.widths[site] for site in sites.writes),
     }
-    found |= {name: value for name, value in facts.items() if value is not None}
-    return RunInfo.from_dict({**found, "device": str(found["device"])})
+    found |= {name: value for name, value in facts.items() if value is not None and name not in known}
+    return RunInfo(
+        activation_dim=sum(inputs),
+        steps=steps,
+        site_dims=inputs if len(inputs) > 1 else None,
+        output_dims=None if sites.is_autoencoder else outputs,
+        **{**found, "device": str(found["device"])},
+    )
 
 
 def _unfold_scales(dictionary: Dictionary, sites: SiteAssignment, normalizers: Mapping[Site, Normalizer]) -> None:

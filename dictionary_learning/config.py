@@ -51,6 +51,34 @@ def auto(rule: Callable[[Any], Any], **bounds: float) -> Any:
 class BaseConfig:
     """Base of all configs. Unknown names, wrong types and values out of range raise ConfigError."""
 
+    def __new__(cls: type[C], *values: Any, **named: Any) -> C:
+        """Refuses what the generated `__init__` would raise a TypeError for."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        own = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
+        if own and "__dataclass_fields__" not in vars(cls):  # they would have no effect
+            fields = f"{cls.__qualname__} has the fields {', '.join(own)}"
+            raise ConfigError(f"{fields}; decorate it with @dataclasses.dataclass(frozen=True, kw_only=True).")
+        if values:
+            raise ConfigError(f"{cls.__qualname__} got {values!r} by position; give settings by name.")
+        for name in named:
+            if name not in known:
+                raise UnknownNameError(f"option of {cls.__qualname__}", name, known)
+        return object.__new__(cls)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Takes `k = 7` for a new default of a field of a base; its type and range stay."""
+        super().__init_subclass__(**options)
+        own = inspect.get_annotations(cls)
+        for base in cls.__mro__[1:]:
+            for field in dataclasses.fields(base) if "__dataclass_fields__" in vars(base) else ():
+                if field.name in vars(cls) and field.name not in own:
+                    value = vars(cls)[field.name]
+                    if not isinstance(value, dataclasses.Field):
+                        setattr(cls, field.name, dataclasses.field(default=value, metadata=field.metadata))
+                    own[field.name] = field_types(base)[field.name]
+        if own:
+            cls.__annotations__ = own
+
     def __post_init__(self) -> None:
         hints = field_types(type(self))
         for field in dataclasses.fields(self):
@@ -76,10 +104,6 @@ class BaseConfig:
     @classmethod
     def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
         """Builds the config from a mapping; a key that is no field raises UnknownNameError."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise UnknownNameError(f"option of {cls.__qualname__}", key, known)
         rules = {f.name for f in dataclasses.fields(cls) if "rule" in f.metadata}
         # JSON, TOML and the command line have lists where fields have tuples, and None where one is
         # left out
@@ -123,10 +147,20 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[Entry], Entry]:
-        """Registers the decorated object under one or several names; the first is canonical."""
+        """Registers the decorated object under one or several names; the first is canonical.
+
+        Raises:
+            ConfigError: A name belongs to something else. A module or a cell may run again.
+        """
 
         # not T: a class must keep its own type, with what it adds to that of the registry
         def decorate(entry: Entry) -> Entry:
+            for name in names:
+                if name in self._entries and not is_same_definition(self._entries[name], entry):
+                    raise ConfigError(
+                        f"The {self.kind} '{name}' is {self._entries[name]!r}, and {entry!r} cannot take its place. "
+                        "Register it under another name."
+                    )
             for name in names:
                 self._entries[name] = cast(T, entry)
             return entry
@@ -156,6 +190,13 @@ class Registry(Generic[T]):
             if known is entry:
                 return name
         raise UnknownNameError(self.kind, getattr(entry, "__name__", repr(entry)), self._entries)
+
+
+def is_same_definition(one: Any, other: Any) -> bool:
+    """Returns whether two objects come from one definition that ran again, as in a notebook."""
+    if not (hasattr(one, "__qualname__") and hasattr(other, "__qualname__")):  # instances, by their class and state
+        return one is other or (is_same_definition(type(one), type(other)) and vars(one) == vars(other))
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
 @functools.cache

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from dictionary_learning.config import BaseConfig, Registry, field_docs
+from dictionary_learning.config import BaseConfig, Registry, field_docs, setting
 from dictionary_learning.errors import ConfigError, UnknownNameError
 
 
@@ -35,6 +35,27 @@ def test_wrong_type_is_refused_with_the_field(wrong):
 def test_unknown_name_is_refused_with_a_near_one():
     with pytest.raises(UnknownNameError, match="Did you mean 'names'"):
         Example.from_dict({"name": ()})
+
+
+def test_default_without_an_annotation_is_a_default():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Other(Example):
+        k = 7
+        lr = setting(2.0, above=0)
+
+    assert (Other().k, Other().lr, Other(k=2).k) == (7, 2.0, 2) and Example().k == 3
+    assert field_docs(Other) == field_docs(Example)
+    for wrong in ({"k": "a"}, {"lr": 0}):
+        with pytest.raises(ConfigError):
+            Other(**wrong)
+
+
+def test_fields_without_the_decorator_are_refused():
+    class Undecorated(Example):
+        k = 7
+
+    with pytest.raises(ConfigError, match="Undecorated has the fields k; decorate it"):
+        Undecorated()
 
 
 def test_dictionary_round_trips():

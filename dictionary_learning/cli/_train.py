@@ -308,4 +308,6 @@ def _adapted(config: Any, widths: "Mapping[Site, int]", given: Collection[str]) 
     if changes:
         shown = ", ".join(f"{name}={value}" for name, value in changes.items())
         logger.info("The recipe is adapted to activations of width %d: %s.", max(reads), shown)
+    if {"dict_size", "finetune"} & set(given) and "expansion_factor" not in given:
+        changes["expansion_factor"] = type(config)().expansion_factor  # the recipe's would contradict the size
     return config.replace(**changes)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dictionary_learning.config import UnknownNameError
+from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, SparseAutoencoder
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import to_dense
 from dictionary_learning.trainers._base import Trainer
-from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
+from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo, TrainerConfig
 
 ALIASES = {
     "lr_scheduler_name": "schedule",
@@ -50,14 +51,34 @@ def split_options(
         UnknownNameError: A name is neither.
     """
     known = {field.name for field in fields(config)}
-    renamed = {
-        ALIASES[name] if name in ALIASES and name not in known else name: value for name, value in options.items()
-    }
+    renamed: dict[str, Any] = {}
+    for name, value in _without_class_names(config, options).items():
+        own = ALIASES[name] if name in ALIASES and name not in known else name
+        if own in renamed and value != renamed[own]:
+            raise ConfigError(f"Got two values of {own}, also as {name}: {renamed[own]!r} and {value!r}. Give one.")
+        renamed[own] = value
     for name in renamed:
         if name not in known and name not in FACTS:
             raise UnknownNameError(f"option of {config.__qualname__}", name, [*known, *FACTS])
     settings = {name: value for name, value in renamed.items() if name in known}
     return settings, {name: value for name, value in renamed.items() if name in FACTS}
+
+
+def _without_class_names(config: type[OptimizationConfig], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options of saved settings too, which name classes; `dict_class` becomes one."""
+    own = dict(options)
+    trainer, asked = own.pop("trainer_class", None), config.trainer_class
+    if trainer not in (None, asked, asked.__name__):
+        raise ConfigError(f"Got trainer_class={trainer!r} for {asked.__name__}. Leave it out, or name its trainer.")
+    if not isinstance(own.get("dict_class"), str):
+        return own
+    cls, wiring = DICTIONARIES[own.pop("dict_class")], own.get("wiring") or "autoencoder"
+    if issubclass(cls, SparseAutoencoder) and wiring == "autoencoder":
+        own["dict_class"] = cls
+    # other classes follow from the wiring, from what is trained further, or from the method
+    elif own.get("finetune") is None and issubclass(config, TrainerConfig) and cls is not WIRINGS[wiring].makes:
+        raise ConfigError(f"Got dict_class={cls.__name__!r} with wiring={wiring!r}. Leave one of them out.")
+    return own
 
 
 def read_arguments(
@@ -79,12 +100,11 @@ def read_arguments(
             f"{trainer.__name__} got {len(arguments)} positional arguments; it takes {', '.join(names)} in this order. "
             "Give the others by name."
         )
-    settings, facts = split_options(trainer.Config, {**dict(zip(names, arguments, strict=False)), **options})
-    missing = [name for name in ("activation_dim", "steps") if facts.get(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{trainer.__name__} needs {' and '.join(missing)}. Give them, or train with trainSAE, which knows them."
-        )
+    placed = dict(zip(names, arguments, strict=False))
+    twice = [name for name in placed if name in options]
+    if twice:
+        raise ConfigError(f"{trainer.__name__} got {', '.join(twice)} by position and by name. Give each once.")
+    settings, facts = split_options(trainer.Config, {**placed, **options})
     device = facts.get("device")
     facts["device"] = None if device is None else str(device)
     return trainer.Config.from_dict(settings), RunInfo.from_dict(facts)

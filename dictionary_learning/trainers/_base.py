@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning.config import Registry
+from dictionary_learning.config import Registry, is_same_definition
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import l0
@@ -41,19 +42,28 @@ class Trainer(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Gives every trainer its own Config, which builds this trainer and no other."""
         super().__init_subclass__(**options)
-        config = cls.__dict__.get("Config")
-        if config is None:
+        config: Any = cls.__dict__.get("Config")
+        if config is None or _is_of_others(config, cls):
             names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}
             config = type("Config", (cls.Config,), {**names, "__doc__": f"Settings of {cls.__name__}."})
         if "__dataclass_fields__" not in config.__dict__:
             config = dataclasses.dataclass(frozen=True, kw_only=True)(config)
         config.trainer_class = cls
         cls.Config = config
+        for name, given in {"nonlinearity": (), "objective": ("batch",), "after_step": ("parts",)}.items():
+            method: Any = vars(cls).get(name)
+            try:
+                if inspect.isfunction(method):
+                    inspect.signature(method).bind("self", *given)
+            except TypeError as error:
+                called = f"{cls.__name__}.{name} is called as {name}({', '.join(given)})"
+                raise ConfigError(f"{called}; it cannot be: {error}.") from error
 
     def __init__(self, config: Any = None, run: Any = None, *older: Any, **options: Any):
-        if not isinstance(config, OptimizationConfig) or not isinstance(run, RunInfo):
+        if not isinstance(config, OptimizationConfig) or not isinstance(run, RunInfo) or older or options:
             config, run = _read_arguments(type(self), (config, run, *older), options)
-        if not isinstance(config, self.Config):
+        # of a base or of a subclass it would have other defaults, or settings that nothing reads
+        if getattr(config, "trainer_class", None) is not type(self):
             raise ConfigError(
                 f"{type(self).__name__} got a {type(config).__qualname__}; give a {self.Config.__qualname__}."
             )
@@ -200,7 +210,10 @@ class Trainer(ABC):
         # errors are squared and summed: in half precision they would overflow or vanish
         full_x = upcast(x)
         batch = Batch(full_x, full_x if y is None or y is x else upcast(y), model_loss_fn, lengths)
-        return self.with_auxiliary_losses(self.objective(batch), batch)
+        loss = self.objective(batch)
+        if not isinstance(loss, Loss):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"{type(self).__name__}.objective returned {type(loss).__name__}; it returns a Loss.")
+        return self.with_auxiliary_losses(loss, batch)
 
     def initialize(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"] | None = None) -> None:
         """Sets what depends on data, from a sample; only the first call has an effect."""
@@ -352,6 +365,14 @@ class Trainer(ABC):
 TRAINERS: Registry[type[Trainer]] = Registry("trainer")
 
 
+def _is_of_others(config: Any, trainer: type[Trainer]) -> bool:
+    """Returns whether a config is that of another trainer, or a base of several of ours."""
+    owner = vars(config).get("trainer_class")
+    if owner is not None:
+        return not is_same_definition(owner, trainer)
+    return config.__module__ != trainer.__module__ and config.__module__.startswith("dictionary_learning.")
+
+
 def _read_arguments(
     trainer: type[Trainer], arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[OptimizationConfig, RunInfo]:
@@ -363,4 +384,4 @@ def _read_arguments(
         return read_arguments(trainer, arguments, options)
     facts = {name: value for name, value in options.items() if name in FACTS}
     changes = {name: value for name, value in options.items() if name not in FACTS}
-    return config.replace(**changes) if changes else config, RunInfo(**facts)
+    return config.replace(**changes) if changes else config, RunInfo.from_dict(facts)

@@ -5,15 +5,16 @@ and passes the result to the trainer as `settings`, which never change afterward
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 
-from dictionary_learning._hardware import default_device
+from dictionary_learning._hardware import as_device
 from dictionary_learning.config import BaseConfig, auto, resolve, setting
-from dictionary_learning.dictionaries import WIRINGS, Dictionary, Trainable, load_dictionary, wiring_of
+from dictionary_learning.dictionaries import WIRINGS, Dictionary, ParallelCoders, Trainable, load_dictionary, wiring_of
 from dictionary_learning.dictionaries._folding import can_fold_decoder_norm
 from dictionary_learning.dictionaries._trainable import CenterName
 from dictionary_learning.errors import ConfigError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dictionary_learning.trainers._base import Trainer
 
 C = TypeVar("C", bound="OptimizationConfig")
+T = TypeVar("T", bound="TrainerConfig")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,23 @@ class RunInfo(BaseConfig):
     submodule_name: str | None = None
     """The submodule, as a note."""
 
+    def __post_init__(self) -> None:
+        if not (self.activation_dim and self.steps):
+            raise ConfigError(
+                f"A trainer needs activation_dim and steps; got activation_dim={self.activation_dim} and "
+                f"steps={self.steps}. Give them, or train with trainSAE, which knows them."
+            )
+        super().__post_init__()
+        if sum(self.read_dims) != self.activation_dim:
+            raise ConfigError(
+                f"Got site_dims={self.site_dims}, which add up to {sum(self.read_dims)}, with activation_dim="
+                f"{self.activation_dim}. Leave site_dims out for one site."
+            )
+
     @property
     def torch_device(self) -> torch.device:
         """The device of the dictionary."""
-        return torch.device(self.device) if self.device else default_device()
+        return as_device(self.device)
 
     def optimizer_steps(self, grad_acc_steps: int) -> int:
         """Returns the number of optimizer steps. The last one may accumulate fewer batches."""
@@ -94,7 +109,7 @@ class OptimizationConfig(BaseConfig):
     """Number of latents; by default expansion_factor * activation_dim, or as in `finetune`."""
     expansion_factor: int = setting(16, at_least=1)
     """Latents per dimension of the activations, where dict_size is not given."""
-    seed: int | None = 0
+    seed: int | None = setting(0, at_least=-(2**63), at_most=2**64 - 1)
     """Seed of the initial weights; None for a random one."""
     site: str | tuple[str, ...] | None = None
     """The site to train on, or several for a wiring that reads several; by default every site of
@@ -157,17 +172,41 @@ class OptimizationConfig(BaseConfig):
         Raises:
             ConfigError: A fact is missing, or the settings cannot be used with it.
         """
-        return self.trainer_class(self, run or RunInfo(**facts))
+        trainer = getattr(self, "trainer_class", None)
+        if trainer is None or inspect.isabstract(trainer):
+            raise ConfigError(f"{type(self).__qualname__} is of no method; give one such as TrainerTopK.Config.")
+        if run is not None and facts:
+            raise ConfigError(f"build got {run!r} and {', '.join(facts)} by name; give the facts in one place.")
+        return trainer(self, run or RunInfo.from_dict(facts))
 
     def resolved(self: C, run: RunInfo, trained: Dictionary | None) -> C:
         """Returns the settings that are used: every field that was left out is filled in."""
         steps = run.optimizer_steps(self.grad_acc_steps)
-        if self.schedule != "linear" and self.decay_start not in (None, steps):
+        if self.schedule != "linear":
+            self.refuse_idle("decay_start", f"with schedule={self.schedule!r}, only with 'linear'", steps)
+        if not isinstance(self.optimizer, str) or self.optimizer.startswith("signum"):
+            for name, of_torch in (("beta1", 0.9), ("beta2", 0.999), ("eps", 1e-8)):
+                self.refuse_idle(name, f"with optimizer={self.optimizer!r}, which is given none", of_torch)
+        settings = resolve(self, run=run, trained=trained, steps=steps)
+        if settings.dict_size != settings.expansion_factor * run.activation_dim:
+            beside = f"dict_size={settings.dict_size}" if self.is_set("dict_size") else "finetune, whose size is kept"
+            settings.refuse_idle("expansion_factor", f"beside {beside}")
+        wiring = WIRINGS[getattr(settings, "wiring", "autoencoder")]
+        if not wiring.writes_others and run.output_dims not in (None, run.read_dims):
             raise ConfigError(
-                f"decay_start={self.decay_start} has no effect with schedule={self.schedule!r}, only with 'linear'. "
-                "Leave one of them out."
+                f"Got output_dims={run.output_dims} for a dictionary that reconstructs its inputs, of width "
+                f"{run.read_dims}. Leave output_dims out, or set wiring='transcoder'."
             )
-        return resolve(self, run=run, trained=trained, steps=steps)
+        return settings
+
+    def refuse_idle(self, name: str, reason: str, *harmless: Any) -> None:
+        """Raises ConfigError if a setting without an effect is not at its default.
+
+        `harmless` are values that would change nothing, as in saved settings.
+        """
+        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+        if value not in (None, default, *harmless):
+            raise ConfigError(f"{name}={value!r} has no effect {reason}. Leave one of them out.")
 
     def with_trained(self: C) -> tuple[C, Dictionary | None]:
         """Returns the config with the dictionary to start from by name, and that dictionary.
@@ -184,6 +223,10 @@ class OptimizationConfig(BaseConfig):
     def learning_rate_schedule(self, steps: int) -> Schedule:
         """Returns the factor of the learning rate at each step of resolved settings."""
         if not isinstance(self.schedule, str):
+            try:
+                float(self.schedule(0))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"schedule={self.schedule!r} maps no step to a number: {error}.") from error
             return self.schedule
         options = {"decay_start": self.decay_start} if self.schedule == "linear" else {}
         return SCHEDULES[self.schedule](steps, self.warmup_steps, **options)
@@ -319,6 +362,14 @@ class TrainerConfig(OptimizationConfig):
     def min_frequency(self) -> float | None:
         """The share of tokens below which a latent is dead, where the threshold is one."""
         return self.dead_feature_threshold if self.dead_feature_threshold < 1 else None
+
+    def resolved(self: T, run: RunInfo, trained: Dictionary | None) -> T:
+        settings = super().resolved(run, trained)
+        if settings.wiring != "heads":
+            settings.refuse_idle("n_heads", f"with wiring={settings.wiring!r}, only with 'heads'")
+        elif isinstance(trained, ParallelCoders):
+            settings.refuse_idle("n_heads", f"on a dictionary of {len(trained.parts)} heads", len(trained.parts))
+        return settings
 
     def autoencoder_options(self) -> dict[str, Any]:
         """Returns arguments of the autoencoder's class beyond those of its nonlinearity."""

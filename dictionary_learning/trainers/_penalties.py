@@ -165,12 +165,9 @@ class PenaltyConfig(TrainerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # the look-up refuses an unknown name
-        if "lp_norm" not in self._penalty_settings() and self.lp_norm != 1.0:
-            raise ConfigError(
-                f"lp_norm={self.lp_norm} has no effect with sparsity_function={self.sparsity_function!r}. "
-                "Set sparsity_function='lp', or leave lp_norm out."
-            )
+        # the look-up refuses an unknown name; a recipe's target_l0 may stand beside another penalty
+        for name in {"lp_norm", "tanh_scale"} - self._penalty_settings().keys():
+            self.refuse_idle(name, f"with sparsity_function={self.sparsity_function!r}")
 
     @property
     def divides_by_variance(self) -> bool:

@@ -14,6 +14,7 @@ from dictionary_learning.dictionaries import (
     Dictionary,
     DictionaryShape,
     InitConfig,
+    SkipAutoencoder,
     SparseAutoencoder,
     Trainable,
     autoencoder_class,
@@ -63,8 +64,23 @@ class SAETrainer(Trainer):
         """Returns a new nonlinearity of the method."""
 
     def build_dictionary(self, trained: Dictionary | None) -> Trainable:
-        facts = (self.nonlinearity(), self.settings, self.run, self.generator)
+        nonlinearity, settings = self.nonlinearity(), self.settings
+        if not isinstance(nonlinearity, Nonlinearity):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"{type(self).__name__}.nonlinearity returned {nonlinearity!r}; it returns a Nonlinearity, as TopK(k)."
+            )
+        facts = (nonlinearity, settings, self.run, self.generator)
         dictionary = _new_dictionary(*facts) if trained is None else _trained_dictionary(trained, *facts)
+        # a method with options of its own makes its class of what was trained
+        made = type(dictionary) if trained is None or not settings.autoencoder_options() else settings.autoencoder_class
+        first = next(dictionary.coders()).coder.nonlinearity
+        if settings.dict_class not in (None, made) or type(first) is not type(nonlinearity):
+            of = "" if trained is None else f" of a {type(trained).__name__}"
+            raise ConfigError(
+                f"Got dict_class={(settings.dict_class or type(dictionary)).__name__}, which is not what "
+                f"{type(self).__name__} makes with {type(nonlinearity).__name__}{of}. Leave dict_class out, or use the "
+                "trainer of its nonlinearity."
+            )
         return dictionary.to(self.device)
 
     def initialize_dictionary(self, x: Tensor, y: Tensor) -> None:
@@ -141,6 +157,11 @@ def copy_trained(
 ) -> Dictionary:
     """Returns a copy of a trained dictionary with another nonlinearity and number of latents."""
     expansion = settings.dict_size / trained.dict_size
+    if expansion < 1:
+        raise ConfigError(
+            f"Got dict_size={settings.dict_size} for a {type(trained).__name__} of {trained.dict_size} latents, of "
+            "which none are removed. Leave dict_size out, or give more."
+        )
     dictionary = expand_or_convert(trained, expansion=expansion, nonlinearity=nonlinearity, generator=generator)
     if dictionary.dict_size != settings.dict_size:
         raise ConfigError(
@@ -163,7 +184,14 @@ def _new_dictionary(
         else:
             options |= {**nonlinearity.options(), **settings.autoencoder_options()}
         options["apply_b_dec_to_input"] = settings.apply_b_dec_to_input
-        dictionary = cls(run.activation_dim, settings.dict_size, generator=generator, **options)
+        try:
+            dictionary = cls(run.activation_dim, settings.dict_size, generator=generator, **options)
+            assert isinstance(dictionary, SparseAutoencoder)
+        except (TypeError, AssertionError) as error:
+            raise ConfigError(
+                f"{cls.__name__} cannot be built as an autoencoder with {type(nonlinearity).__name__}: {error}. Leave "
+                "dict_class out, or use the trainer of its nonlinearity."
+            ) from error
     else:
         if settings.rank_by_norm is not None and WIRINGS[settings.wiring].has_parallel_coders:
             raise ConfigError(f"rank_by_norm has no meaning for wiring={settings.wiring!r}. Leave it out.")
@@ -182,11 +210,13 @@ def _trained_dictionary(
     trained: Dictionary, nonlinearity: Nonlinearity, settings: TrainerConfig, run: RunInfo, generator: torch.Generator
 ) -> Trainable:
     """Returns a copy of a trained dictionary; raises ConfigError where settings do not fit it."""
-    own = wiring_of(trained) if isinstance(trained, Trainable) else None
-    if not isinstance(trained, Trainable) or own is None or not have_same_parts(own, settings.wiring):
+    own = wiring_of(trained) if isinstance(trained, Trainable) else ""
+    # an affine part beside latents serves both kinds of sites; others would contradict the config
+    serves = own == settings.wiring or (isinstance(trained, SkipAutoencoder) and have_same_parts(own, settings.wiring))
+    if not isinstance(trained, Trainable) or not serves:
         raise ConfigError(
             f"finetune got a {type(trained).__name__} with wiring={settings.wiring!r}, which builds another kind. "
-            "Leave wiring out, or use the trainer of this dictionary."
+            "Leave wiring (and transcoder=True) out, or use the trainer of this dictionary."
         )
     # without `trainSAE` only the inputs are known; the dictionary knows the width of its outputs
     other = (trained.output_dim,) if WIRINGS[settings.wiring].writes_others else run.read_dims

@@ -2,23 +2,25 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.config import auto, setting
-from dictionary_learning.dictionaries import Reconstruction, Trainable
+from dictionary_learning.dictionaries import Dictionary, Reconstruction, Trainable
 from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import ThresholdedTopK
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
 from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue, StepPart
-from dictionary_learning.trainers._config import TrainerConfig, decay_after
+from dictionary_learning.trainers._config import RunInfo, TrainerConfig, decay_after
 from dictionary_learning.trainers._losses import squared_error
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import annealed_k
+
+C = TypeVar("C", bound="TopKFamilyConfig")
 
 DEFAULT_K = 32
 """Latents per token where nothing was asked for."""
@@ -97,6 +99,12 @@ class TopKFamilyConfig(TrainerConfig):
                 f"A dictionary cannot keep k={self.k} of dict_size={self.dict_size} latents; lower k or raise "
                 "dict_size."
             )
+
+    def resolved(self: C, run: RunInfo, trained: Dictionary | None) -> C:
+        settings = super().resolved(run, trained)
+        if settings.k_anneal_steps is None:
+            settings.refuse_idle("k_anneal_start", "without k_anneal_steps", max(run.activation_dim, settings.k))
+        return settings
 
     @property
     def divides_by_variance(self) -> bool:

@@ -12,8 +12,10 @@ import torch
 
 from dictionary_learning import load_dictionary, trainSAE
 from dictionary_learning._run_setup import training_jobs
-from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.trainers import TRAINERS, OptimizationConfig
+from dictionary_learning.dictionaries import WIRINGS, Dictionary
+from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.trainers import TRAINERS, OptimizationConfig, SAETrainer, TrainerConfig
 from dictionary_learning.trainers.recipes import RECIPES
 from tests.contracts.test_wirings import SITES, batches
 from tests.tiny import Planted
@@ -117,12 +119,66 @@ def test_a_plug_in_takes_every_path(tmp_path):
 
 def test_facts_of_the_run_are_accepted_in_dictionaries_and_checked():
     from dictionary_learning.activations._stream import ActivationStream
-    from dictionary_learning.errors import ConfigError
 
     stream = ActivationStream(list(Planted().batches(2, 64)))
-    facts = {"activation_dim": 32, "steps": 50, "layer": 3, "lm_name": "tiny", "device": torch.device("cpu")}
+    facts = {"activation_dim": 32, "steps": 2, "layer": 3, "lm_name": "tiny", "device": torch.device("cpu")}
     config = {"trainer": "top_k", "k": 3, "dict_size": 96, **facts}
     (job,) = training_jobs(config, stream, 2, torch.device("cpu"), False, None)
-    assert (job.trainer.steps, job.trainer.run.layer, job.trainer.run.lm_name) == (50, 3, "tiny")
-    with pytest.raises(ConfigError, match="have width 32"):
-        training_jobs({**config, "activation_dim": 31}, stream, 2, torch.device("cpu"), False, None)
+    assert (job.trainer.steps, job.trainer.run.layer, job.trainer.run.lm_name) == (2, 3, "tiny")
+    for other in ({"activation_dim": 31}, {"steps": 50}, {"site_dims": [8, 24]}, {"output_dims": [8]}):
+        with pytest.raises(ConfigError, match=f"{next(iter(other))}=.*Leave it out"):
+            training_jobs({**config, **other}, stream, 2, torch.device("cpu"), False, None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_settings_given_back_train_the_same(name, tmp_path):
+    cls = TRAINERS[name]
+    data = data_for(cls.Config())
+    first = train(cls.Config(**options_of(cls.Config)), data, tmp_path / "first")
+    check_same(first, train({"trainer": name, **first[1]["trainer"]}, data, tmp_path / "again"))
+    other = "standard" if name != "standard" else "gated"
+    with pytest.raises(ConfigError, match="trainer_class="):
+        train({"trainer": other, **first[1]["trainer"]}, data, tmp_path / "other")
+
+
+def test_a_plug_in_does_not_take_the_config_of_another_trainer(tmp_path):
+    for shared in (TrainerConfig, *(cls.Config for _, cls in TRAINERS.items())):
+
+        class Mine(shared.__dict__.get("trainer_class", SAETrainer)):
+            Config = shared
+
+        assert Mine.Config is not shared and issubclass(Mine.Config, shared) and Mine.Config.trainer_class is Mine
+        assert shared.__dict__.get("trainer_class") is not Mine
+    assert [cls.Config.trainer_class for _, cls in TRAINERS.items()] == [cls for _, cls in TRAINERS.items()]
+
+
+def test_a_config_of_a_subclass_or_a_base_is_refused():
+    class Mine(TRAINERS["top_k"]):
+        class Config(TRAINERS["top_k"].Config):
+            k = 7
+
+    facts = {"activation_dim": 32, "steps": 3, "device": "cpu"}
+    assert Mine.Config(dict_size=16).build(**facts).settings.k == 7
+    for trainer, config in ((TRAINERS["top_k"], Mine.Config()), (Mine, TRAINERS["top_k"].Config())):
+        with pytest.raises(ConfigError, match="give a"):
+            trainer(config, **facts)
+
+
+def test_a_registered_name_is_not_taken_over():
+    def same_cell():
+        class Mine(TRAINERS["top_k"]):
+            pass
+
+        return Mine
+
+    for registry in (TRAINERS, RECIPES, NONLINEARITIES, WIRINGS):
+        entries = dict(registry._entries)
+        for name, entry in entries.items():
+            registry.register(name)(entry)  # a module that runs again
+            with pytest.raises(ConfigError, match="Register it under another name"):
+                registry.register("new", name)(same_cell())
+        assert registry._entries == entries
+    TRAINERS.register("mine_of_the_test")(same_cell())
+    TRAINERS.register("mine_of_the_test")(again := same_cell())
+    assert TRAINERS["mine_of_the_test"] is again
+    TRAINERS._entries.pop("mine_of_the_test")

@@ -42,7 +42,9 @@ def batches(wiring: str, steps: int = STEPS, n: int = 128) -> list[dict[Site, to
 
 
 def config(trainer: str, wiring: str) -> dict:
-    options = {"k": 4, "dict_size": 96, "wiring": wiring, "n_heads": HEADS, **LEARNS.get(trainer, {})}
+    options = {"k": 4, "dict_size": 96, "wiring": wiring, **LEARNS.get(trainer, {})}
+    if wiring == "heads":
+        options["n_heads"] = HEADS
     if wiring in ("heads", "cross_layer_transcoder"):
         options["k"] = 2
     if wiring != "autoencoder" and trainer not in ("top_k", "batch_top_k"):

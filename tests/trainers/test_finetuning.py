@@ -95,10 +95,10 @@ class TestWiring:
     @pytest.mark.parametrize("normalize", ["none", "unit_mean_square"])
     @pytest.mark.parametrize("wiring", ["heads", "cross_layer_transcoder", "crosscoder", "skip_transcoder"])
     def test_every_wiring_goes_on_where_it_was_and_is_found(self, wiring, normalize, tmp_path):
-        data = batches(wiring, 31)
+        data, heads = batches(wiring, 31), {"n_heads": HEADS} if wiring == "heads" else {}
         trainSAE(
             data[:15],
-            {"trainer": "top_k", "k": 2, "dict_size": 96, "wiring": wiring, "n_heads": HEADS},
+            {"trainer": "top_k", "k": 2, "dict_size": 96, "wiring": wiring, **heads},
             15,
             save_dir=tmp_path / "first",
             progress=False,

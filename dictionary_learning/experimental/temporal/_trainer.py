@@ -160,6 +160,8 @@ def lubana_2025(**changes: Any) -> TemporalTrainer.Config:
 
     Lubana et al. 2025, https://arxiv.org/abs/2511.01836. The k is that for Gemma 2 2B.
     """
-    settings = {"expansion_factor": 4, "k": 192, "bottleneck_factor": 1, "normalize": "unit_mean_square"}
+    settings: dict[str, Any] = {"k": 192, "bottleneck_factor": 1, "normalize": "unit_mean_square"}
+    if not {"dict_size", "finetune"} & changes.keys():
+        settings["expansion_factor"] = 4
     optimizer = {"lr": 1e-3, "attention_lr_factor": 1.0, "schedule": "constant"}
     return TemporalTrainer.Config.from_dict({**settings, **optimizer, **changes})
