@@ -183,7 +183,7 @@ def test_cache_then_info_then_train_then_evaluate(folder, caplog, capsys):
     config = trained.info.config
     assert config["site"] == "transformer.h.1:out" and config["buffer"]["cache"] == str(folder / "cache")
     assert main(["train", "--cache", str(folder / "cache"), "--layers", "0", "--save-dir", run, *options]) == 2
-    assert "which knows sites but no layers" in caplog.text
+    assert "knows sites but no layers" in caplog.text
     asked = ["--n-tokens", "64", "--n-fidelity-tokens", "32", "--dtype", "float32"]
     assert main(["evaluate", run, *asked]) == 0
     report = json.loads((folder / "from-cache" / "report.json").read_text())
