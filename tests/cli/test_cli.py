@@ -6,6 +6,7 @@ import pytest
 
 from dictionary_learning import load_dictionary
 from dictionary_learning.cli import main
+from dictionary_learning.cli._arguments import without
 from dictionary_learning.cli._train import FILLED_IN, TrainArguments
 from dictionary_learning.config import field_docs
 from dictionary_learning.trainers import TRAINERS
@@ -35,7 +36,8 @@ def arguments(folder) -> list[str]:
 
 
 def train(folder, *options: str) -> int:
-    return main([*arguments(folder), *options])
+    instead = {word: word != "--overwrite" for word in options if word.startswith("--")}
+    return main([*without(arguments(folder), instead), *options])
 
 
 def test_train_then_evaluate_then_info(folder, capsys):
