@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.activations._normalizers import saved_normalizers
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.config import BaseConfig
-from dictionary_learning.errors import CheckpointError, ConfigError
+from dictionary_learning.errors import CheckpointError, ConfigError, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,17 @@ class RunCheckpoints:
             return False
         return True
 
+    def is_own(self, resume: Any) -> bool:
+        """Returns whether something is resumed, and it is this run and not one in another folder.
+
+        Raises:
+            ConfigError: The argument names nothing.
+        """
+        if not isinstance(resume, (str, os.PathLike)) or not os.fspath(cast(Any, resume)):
+            raise ConfigError(f"Got resume={resume!r}; give 'never', 'auto', or the path of a run or checkpoint.")
+        place, folder = Path(resume).resolve(), self.root.parent.resolve()
+        return resume == "auto" or (resume != "never" and folder in (place, *place.parents))
+
     def newest(self, resume: str | os.PathLike[str]) -> "Resumed | None":
         """Returns the state to go on from; None for "auto" without a checkpoint.
 
@@ -85,6 +96,12 @@ class RunCheckpoints:
         if resume == "auto":
             found = complete_checkpoints(self.root)
             if not found:
+                finished = sorted(self.root.parent.glob("trainer_*/config.json"))
+                if finished:
+                    raise ConfigError(
+                        f"'{finished[0].parent}' is finished, and its run has no checkpoint to go on from. Give "
+                        "another folder, or overwrite=True without resume."
+                    )
                 return None
         else:
             place = Path(resume)
@@ -122,6 +139,12 @@ class Resumed:
             ConfigError: They differ.
         """
         now, names = to_plain(describe_run(jobs, stream, run), "run"), {*allowed, *_MAY_DIFFER}
+        if isinstance(allowed, str):
+            raise ConfigError(f"Got allow_changed={allowed!r}; give a list of names, such as ['steps'].")
+        known = _keys(self._run) | _keys(now)
+        for name in names - {*_MAY_DIFFER}:
+            if name not in known:
+                raise UnknownNameError("setting in allow_changed", str(name), known)
         changes = [
             f"{place}: {_short(old)}, now {_short(new)}"
             for place, old, new in _differences(self._run, now)
@@ -205,6 +228,12 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _keys(tree: Any) -> set[str]:
+    """Returns every key of a tree of JSON values."""
+    inside = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
+    return (set(tree) if isinstance(tree, Mapping) else set()).union(*map(_keys, inside))
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:

@@ -9,9 +9,9 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dictionary_learning.errors import ConfigError
 
@@ -21,28 +21,32 @@ LOCK = ".run.lock"
 """The file that names the process which writes into a folder."""
 LATEST = "latest"
 """The name of the link to the newest run."""
-_HOLDS_A_RUN = ("trainer_*", "metrics.jsonl", "checkpoints")
-_WRITTEN = (*_HOLDS_A_RUN, "report.json", "report.md", "report.html", "tensorboard")
-"""What a run writes into its folder, and all that `overwrite` removes."""
+_RUN = re.compile(r"trainer_\d+|metrics\.jsonl|checkpoints/(step_\d+|\.step_\d+\..*\.unfinished)")
+_WRITTEN = re.compile(_RUN.pattern + r"|report\.(json|md|html)|tensorboard/events\.out\.tfevents\..*")
+"""What a run writes into its folder, and all that `overwrite` removes: files of the user's stay."""
+_SHARED = ("checkpoints", "tensorboard")
+"""Folders in which a run writes, and the user may keep files too."""
 
 
 @contextlib.contextmanager
 def claim_run_folder(
-    path: str | os.PathLike[str], overwrite: bool = False, resume: bool = False
+    path: str | os.PathLike[str], overwrite: bool = False, keep: bool = False
 ) -> Generator[Path, None, None]:
     """Reserves a folder for a run of this process, until the context ends.
 
-    A claim within another claim of the same process does nothing. The lock of a process that was
+    A claim within another claim of the same process only removes. The lock of a process that was
     killed is taken over. `overwrite` removes the run that the folder holds: its dictionaries,
-    metrics, checkpoints and reports, no other files. `resume` lets it be.
+    metrics, checkpoints and reports, no other files. `keep` lets it be.
 
     Raises:
         ConfigError: the folder holds a run and `overwrite` is false, or another process writes into
             it, or it cannot be written.
     """
-    folder = Path(path)
+    folder = as_folder(path)
     lock = folder / LOCK
     if _read_lock(lock) == _this_process():  # the outer claim removes the lock
+        if overwrite:
+            _clear(folder, overwrite)
         yield folder
         return
     is_new = not folder.exists()
@@ -52,7 +56,7 @@ def claim_run_folder(
     except OSError as error:
         raise ConfigError(f"'{folder}' cannot be a run's folder ({error}). Give another as save_dir.") from error
     try:
-        if overwrite or not resume:
+        if overwrite or not keep:
             _clear(folder, overwrite)
         yield folder
     finally:
@@ -60,6 +64,17 @@ def claim_run_folder(
         if is_new:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails unless the run ended before it wrote anything
+
+
+def as_folder(given: Any) -> Path:
+    """Returns the path of a run's folder.
+
+    Raises:
+        ConfigError: it names none; an empty path is no name of the current folder.
+    """
+    if not isinstance(given, (str, os.PathLike)) or not os.fspath(cast(Any, given)):
+        raise ConfigError(f"Got save_dir={given!r}; give the path of a folder ('.' for the current one).")
+    return Path(given)
 
 
 def new_folder(root: str | os.PathLike[str], *words: str) -> Path:
@@ -93,8 +108,28 @@ def resolve_latest(place: str) -> str:
     return str(path.parent / path.read_text(encoding="utf-8").strip())
 
 
+def check_outlives(folder: Path, sources: Iterable[str]) -> None:
+    """Refuses to overwrite what the new run starts from.
+
+    Raises:
+        ConfigError: a source is, or is in, or holds what would be removed from the folder.
+    """
+    removed = [path.resolve() for path in _files_of_a_run(folder, _WRITTEN)]
+    for source in sources:
+        place = Path(source).resolve()
+        if any(path in (place, *place.parents) or place in path.parents for path in removed):
+            raise ConfigError(
+                f"The run starts from '{source}', which overwriting '{folder}' would remove. Give another folder."
+            )
+
+
+def _files_of_a_run(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    found = [path for place in (".", *_SHARED) for path in (folder / place).glob("*")]
+    return sorted(path for path in found if names.fullmatch(path.relative_to(folder).as_posix()))
+
+
 def _clear(folder: Path, overwrite: bool) -> None:
-    found = sorted(path for pattern in (_WRITTEN if overwrite else _HOLDS_A_RUN) for path in folder.glob(pattern))
+    found = _files_of_a_run(folder, _WRITTEN if overwrite else _RUN)
     if found and not overwrite:
         raise ConfigError(
             f"'{folder}' holds another run ({found[0].name} and others). Give another folder, or remove that run with "
@@ -105,6 +140,9 @@ def _clear(folder: Path, overwrite: bool) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+    for name in _SHARED if found else ():
+        with contextlib.suppress(OSError):  # it is not there, or holds files of the user's
+            (folder / name).rmdir()
 
 
 def _lock(lock: Path) -> None:

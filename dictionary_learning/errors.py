@@ -1,7 +1,8 @@
 """Every exception of the package. A message says what was got, what is needed, what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class DictionaryLearningError(Exception):
@@ -34,6 +35,14 @@ class DataError(DictionaryLearningError):
 
 class DataExhaustedError(DataError):
     """The data ended, and `end_of_data="error"` asked to be told."""
+
+
+class DivergenceError(DataError):
+    """Training ended in weights that are not finite; `dictionaries` holds those that are finite."""
+
+    def __init__(self, message: str, dictionaries: Sequence[Any]):
+        super().__init__(message)
+        self.dictionaries = list(dictionaries)
 
 
 class CheckpointError(DictionaryLearningError):

@@ -14,16 +14,15 @@ from torch import Tensor
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
 from dictionary_learning._resume import RunCheckpoints, StopRequest
-from dictionary_learning._run_folder import claim_run_folder
+from dictionary_learning._run_folder import as_folder, check_outlives, claim_run_folder
 from dictionary_learning._run_setup import TrainingJob, training_jobs
+from dictionary_learning._saving import check_finite, exported, save_all
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
 from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
-from dictionary_learning.config import BaseConfig
-from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
-from dictionary_learning.dictionaries._info import as_config
-from dictionary_learning.errors import ConfigError, DataError, Interrupted
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import ConfigError, Interrupted
 from dictionary_learning.loggers import (
     AnomalyLogger,
     ConsoleLogger,
@@ -86,7 +85,8 @@ def trainSAE(
             project `wandb_project` of the user or team `wandb_entity`.
         save_steps: Steps after which the dictionaries are also saved, under `checkpoints/step_N`.
         save_dir: Where to save the dictionaries, as `trainer_0`, `trainer_1`, ..., and
-            `metrics.jsonl`.
+            `metrics.jsonl`. What cannot be written there at the end is saved beside it, or in the
+            system's temporary folder, with a warning.
         log_steps: Steps between two logs; by default 100 logs per run. Logging changes no result.
         activations_split_by_head: Whether each attention head gets latents of its own (wiring
             heads): for data (batch, heads, dim), or a site as wide as all heads together.
@@ -102,7 +102,8 @@ def trainSAE(
         backup_steps: Another name of `checkpoint_steps`, which writes `checkpoints/latest` of each
             dictionary too.
         progress: Whether the console shows the run.
-        overwrite: Whether a run that `save_dir` holds is removed first; it is refused otherwise.
+        overwrite: Whether a run that `save_dir` holds is removed when training starts; it is
+            refused otherwise.
         checkpoint_steps: Steps between two checkpoints of the whole run, from which it can be
             resumed to the same bits. One is also written when SIGTERM or Ctrl-C stops the run. With
             `grad_acc_steps`, a checkpoint is written after the next whole step of every dictionary.
@@ -118,7 +119,9 @@ def trainSAE(
         ConfigError: A config or an argument cannot be used, or does not fit the data or the run
             that is resumed.
         CheckpointError: No checkpoint can be read.
-        DataError: The data holds no finite activations, or training diverged.
+        DataError: The data holds no finite activations.
+        DivergenceError: Training diverged. Dictionaries that are finite are saved, and are in its
+            `dictionaries`.
         Interrupted: A signal stopped the run, which can be resumed.
     """
     steps = whole_number("steps", steps)
@@ -132,18 +135,26 @@ def trainSAE(
         raise ConfigError(f"Got autocast_dtype={autocast_dtype!r}; give a dtype, such as torch.bfloat16.")
     if device.type == "cpu":
         keep_freed_memory()
-    run_cfg = None if run_cfg is None else to_plain(run_cfg, "run_cfg")
-    stream = ActivationStream(data, split_by_head=activations_split_by_head)
+    run_cfg = _plain_run_cfg(run_cfg)
+    _check_loggers(loggers)
+    if activations_split_by_head and transcoder:
+        raise ConfigError("Got transcoder=True with activations_split_by_head=True, which are two wirings. Give one.")
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
-    checkpoints = None
+    checkpoints, keeps = None, False
     if save_dir is not None:
-        checkpoints = RunCheckpoints(Path(save_dir), whole_number("keep_checkpoints", keep_checkpoints), save_at)
-    elif checkpoint_every or resume != "never":
-        raise ConfigError("Checkpoints need a folder: give save_dir.")
+        keep_last = whole_number("keep_checkpoints", keep_checkpoints)
+        checkpoints = RunCheckpoints(as_folder(save_dir), keep_last, save_at)
+        keeps = checkpoints.is_own(resume)
+        # what cannot become the folder of this run is refused before anything is computed
+        with claim_run_folder(save_dir, keep=overwrite or keeps):
+            pass
+    elif save_at or checkpoint_every or resume != "never":
+        raise ConfigError("save_steps, checkpoint_steps, backup_steps and resume need a folder: give save_dir.")
     if overwrite and resume != "never":
         raise ConfigError(
             f"Got overwrite=True with resume={resume!r}: it would remove what is resumed. Give one of them."
         )
+    stream = ActivationStream(data, split_by_head=activations_split_by_head)
     resumed = None if checkpoints is None or resume == "never" else checkpoints.newest(resume)
     fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
     jobs = training_jobs(trainer_configs, stream, steps, device, normalize_activations, wiring, fitted)
@@ -152,7 +163,9 @@ def trainSAE(
         resumed.check(jobs, stream, run, allow_changed)
         resumed.load(jobs, stream)
     start = 0 if resumed is None else resumed.step
-    folder = contextlib.nullcontext() if save_dir is None else claim_run_folder(save_dir, overwrite, resume != "never")
+    folder = contextlib.nullcontext() if save_dir is None else claim_run_folder(save_dir, overwrite, keeps)
+    if save_dir is not None and overwrite:
+        check_outlives(Path(save_dir), [source for job in jobs if (source := job.trainer.config.get("finetune"))])
     sinks: list[MetricLogger] = [AnomalyLogger(), *loggers]
     if save_dir is not None:
         sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl", start))
@@ -177,9 +190,9 @@ def trainSAE(
             if console is not None and (step % _PROGRESS_EVERY == 0 or step == steps):
                 console.advance(step, n_tokens)
             if save_dir is not None and step in save_at:
-                _export(jobs, data, run_cfg, save_dir, f"checkpoints/step_{step}")
+                save_all(exported(jobs, data, run_cfg), Path(save_dir), f"checkpoints/step_{step}")
             if save_dir is not None and backup_every and step % backup_every == 0:
-                _export(jobs, data, run_cfg, save_dir, "checkpoints/latest")
+                save_all(exported(jobs, data, run_cfg), Path(save_dir), "checkpoints/latest")
             # a stop comes as a checkpoint does, between two whole steps
             is_due |= bool(checkpoint_every) and (step % checkpoint_every == 0 or step == steps or step in save_at)
             if checkpoints is not None and (is_due or stop.signal) and all(j.trainer.is_between_steps for j in jobs):
@@ -189,8 +202,10 @@ def trainSAE(
         for job in jobs:
             job.trainer.finish()
         # before the loggers close: their failures must not cost the weights
-        dictionaries = _export(jobs, data, run_cfg, save_dir)
-    _check_finite(jobs, dictionaries)
+        dictionaries = exported(jobs, data, run_cfg)
+        if save_dir is not None:
+            save_all(dictionaries, Path(save_dir))
+    check_finite(jobs, dictionaries)
     _warn_of_divergence(jobs)
     return dictionaries
 
@@ -224,6 +239,19 @@ def train_step(
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
                     job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
     return len(next(iter(batch.values())))
+
+
+def _plain_run_cfg(given: Any) -> dict[str, Any] | None:
+    plain = None if given is None else to_plain(given, "run_cfg")
+    if not isinstance(plain, dict | None):
+        raise ConfigError(f"Got run_cfg={given!r}; give a mapping of settings, such as {{'note': 'a first try'}}.")
+    return plain
+
+
+def _check_loggers(given: Any) -> None:
+    wrong = [each for each in given if not isinstance(each, MetricLogger)] if isinstance(given, Sequence) else given
+    if wrong or not isinstance(given, Sequence):
+        raise ConfigError(f"Got loggers={given!r}; give a list of objects that have `log` and `close`.")
 
 
 def _save_steps(given: Any, steps: int) -> frozenset[int]:
@@ -268,56 +296,6 @@ def _figures(job: TrainingJob) -> dict[str, float]:
     parts = [value.detach().float().to(job.trainer.device) for value in figures.values()]
     values: Any = torch.stack(parts) if parts else torch.empty(0)
     return dict(zip(figures, values.tolist(), strict=True))
-
-
-def _export(
-    jobs: Sequence[TrainingJob],
-    data: Any,
-    run_cfg: Mapping[str, Any] | None,
-    save_dir: str | os.PathLike[str] | None,
-    part: str = "",
-) -> list[Dictionary]:
-    """Returns dictionaries that know their sites, model and settings; saves them if told where."""
-    dictionaries: list[Dictionary] = []
-    for number, job in enumerate(jobs):
-        dictionary = job.export()
-        dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
-        dictionaries.append(dictionary)
-        if save_dir is not None and not _nonfinite_names(dictionary):  # a dictionary with NaN is never written
-            save_dictionary(dictionary, Path(save_dir) / f"trainer_{number}" / part)
-    return dictionaries
-
-
-def _sections(job: TrainingJob, data: Any, run_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns what is saved beside the dictionary."""
-    sections: dict[str, Any] = {
-        "name": job.name,
-        "site": as_config([str(site) for site in job.sites.reads]),
-        "trainer": job.trainer.config,
-        "normalization": {str(site): normalizer.describe() for site, normalizer in job.normalizers.items()},
-        "trained": {"step": job.trainer.step, "steps": job.trainer.steps},
-    }
-    if not job.sites.is_autoencoder:
-        sections["target_site"] = as_config([str(site) for site in job.sites.writes])
-    if run_cfg:
-        sections["run"] = dict(run_cfg)
-    if hasattr(data, "config"):
-        sections["buffer"] = data.config.to_dict() if isinstance(data.config, BaseConfig) else data.config
-    return sections
-
-
-def _nonfinite_names(dictionary: Dictionary) -> list[str]:
-    return [name for name, tensor in dictionary.state_dict().items() if not bool(tensor.isfinite().all())]
-
-
-def _check_finite(jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary]) -> None:
-    bad = {job.name: names for job, d in zip(jobs, dictionaries, strict=True) if (names := _nonfinite_names(d))}
-    if bad:
-        listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in bad.items())
-        raise DataError(
-            f"Training gave weights that are not finite ({listed}), which are not saved. Check the activations, and "
-            "lower the learning rate."
-        )
 
 
 def _warn_of_divergence(jobs: Sequence[TrainingJob]) -> None:

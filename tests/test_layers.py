@@ -20,7 +20,7 @@ LAYERS = [
     {"interop"},
     {"finetune"},
     {"run_setup"},
-    {"resume"},
+    {"resume", "saving"},
     {"training", "evaluation", "interp"},
     {"compat"},
     {"cli"},

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -305,3 +306,51 @@ def test_the_shell_stops_with_the_command_that_goes_on(model, tmp_path, monkeypa
     for name in ("metrics.jsonl", "trainer_0/dictionary.safetensors"):
         assert ours[name] == whole[name]
     assert main([*command, "--resume"]) == 2 and "give --save-dir" in caplog.text
+
+
+def run_of(folder, steps=STEPS, **options):
+    config = {"trainer": "top_k", "k": 3, "dict_size": 48}
+    common = {"progress": False, "device": "cpu", "save_dir": folder}
+    return trainSAE(list(Planted().batches(STEPS, 64)), config, steps, **common, **options)
+
+
+@pytest.fixture
+def unchecked():
+    """Leaves types unchecked, as they are for a user."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("resume", [True, None, "", 5])
+def test_resume_wants_a_word_or_a_path(unchecked, tmp_path, resume):
+    with pytest.raises(ConfigError, match="'never', 'auto', or the path"):
+        run_of(tmp_path / "run", resume=resume)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_resumes_another_mixes_with_no_third(tmp_path):
+    run_of(tmp_path / "a", checkpoint_steps=4)
+    run_of(tmp_path / "b")
+    for place in (tmp_path / "a", tmp_path / "a" / "checkpoints" / "step_8"):
+        with pytest.raises(ConfigError, match="holds another run"):
+            run_of(tmp_path / "b", resume=place)
+    run_of(tmp_path / "c", resume=tmp_path / "a" / "checkpoints" / "step_8")
+    run_of(tmp_path / "a", resume=tmp_path / "a" / "checkpoints" / "step_8")
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(tmp_path):
+    run_of(tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(ConfigError, match="is finished"):
+        run_of(tmp_path, resume="auto")
+    assert files(tmp_path) == before
+
+
+def test_what_may_change_must_be_known(tmp_path):
+    run_of(tmp_path, checkpoint_steps=4, steps=8)
+    with pytest.raises(ConfigError, match="Did you mean 'steps'"):
+        run_of(tmp_path, resume="auto", allow_changed=["stepz"])
+    with pytest.raises(ConfigError, match="give a list"):
+        run_of(tmp_path, resume="auto", allow_changed="steps")
+    run_of(tmp_path, resume="auto", allow_changed=iter(["steps", "decay_start", "warmup_steps"]))

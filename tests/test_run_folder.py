@@ -120,3 +120,34 @@ def test_a_real_folder_called_latest_stays(tmp_path, caplog):
     (tmp_path / "a").mkdir()
     point_latest_at(tmp_path / "a")
     assert not (tmp_path / "latest").is_symlink() and "folder of its own" in caplog.text
+
+
+def test_files_of_the_users_are_no_run_and_stay(tmp_path):
+    mine = ["trainer_notes.md", "trainer_best/x", "tensorboard/mine", "checkpoints/mine.pt", "metrics.jsonl.bak"]
+    runs = ["trainer_12/x", "checkpoints/step_3/x", "checkpoints/.step_4.ab.unfinished/x", "report.md",
+            "tensorboard/events.out.tfevents.1.host.2.0", "metrics.jsonl"]  # fmt: skip
+
+    def write(names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("x")
+
+    write(mine)
+    with claim_run_folder(tmp_path):  # is no run
+        pass
+    write(runs)
+    with pytest.raises(ConfigError, match="holds another run"), claim_run_folder(tmp_path):
+        pass
+    with claim_run_folder(tmp_path, overwrite=True):
+        pass
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(mine)
+
+
+def test_a_claim_within_a_claim_removes_when_it_is_to(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("x")
+    with claim_run_folder(tmp_path, keep=True):
+        assert (tmp_path / "metrics.jsonl").exists()
+        with claim_run_folder(tmp_path, overwrite=True):
+            assert not (tmp_path / "metrics.jsonl").exists()
+        assert (tmp_path / LOCK).exists()

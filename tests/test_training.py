@@ -1,6 +1,10 @@
 import json
 import logging
+import math
+import tempfile
+from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -13,7 +17,7 @@ from dictionary_learning import (
     load_model,
     trainSAE,
 )
-from dictionary_learning.errors import ConfigError, DataError, UnknownNameError
+from dictionary_learning.errors import ConfigError, DataError, DivergenceError, UnknownNameError
 from dictionary_learning.loggers import read_history
 from tests import tiny
 from tests.tiny import Planted
@@ -243,3 +247,124 @@ def test_normalization_is_the_config_s_then_the_method_s_then_the_run_s(tmp_path
     saved = load_dictionary(tmp_path / "trainer_0").info.config
     (described,) = saved["normalization"].values()
     assert described["name"] == expected == saved["trainer"]["normalize"]
+
+
+@pytest.fixture
+def unchecked():
+    """Leaves types unchecked, as they are for a user."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"run_cfg": "abc"}, "give a mapping"),
+        ({"run_cfg": [1, 2]}, "give a mapping"),
+        ({"run_cfg": 5}, "give a mapping"),
+        ({"loggers": 5}, "give a list"),
+        ({"loggers": [print]}, "`log` and `close`"),
+        ({"save_dir": ""}, "save_dir=''"),
+        ({"save_dir": 5}, "save_dir=5"),
+        ({"save_steps": [5]}, "give save_dir"),
+        ({"backup_steps": 5}, "give save_dir"),
+        ({"checkpoint_steps": 5}, "give save_dir"),
+        ({"transcoder": True, "activations_split_by_head": True}, "two wirings"),
+    ],
+    ids=str,
+)
+def test_bad_argument_is_refused_before_any_data_are_read(unchecked, options, said):
+    def data():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(ConfigError, match=said):
+        train(data=data(), **options)
+
+
+def test_a_single_logger_is_refused(unchecked):
+    with pytest.raises(ConfigError, match="give a list"):
+        train(loggers=Failing(None))
+
+
+class Breaking:
+    """A logger that puts files where the run will write folders."""
+
+    def __init__(self, *places: Path):
+        self.places = places
+
+    def log(self, figures, step, tokens):
+        for place in self.places:
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text("in the way")
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_what_cannot_be_saved_at_the_end_is_saved_elsewhere(tmp_path, monkeypatch, caplog, has_room):
+    run = tmp_path / "parent" / "run"
+    (tmp_path / "system").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    if not has_room:
+        make = tempfile.mkdtemp
+
+        def beside_is_full(prefix, dir):
+            if Path(dir) == run.parent:
+                raise OSError("No space left on device")
+            return make(prefix=prefix, dir=dir)
+
+        monkeypatch.setattr(tempfile, "mkdtemp", beside_is_full)
+    one, two = train([CONFIG, CONFIG], save_dir=run, loggers=[Breaking(run / "trainer_0")], log_steps=1)
+    assert same(load_dictionary(run / "trainer_1"), two)
+    (other,) = (run.parent if has_room else tmp_path / "system").glob("run-*")
+    assert same(load_dictionary(other / "trainer_0"), one)
+    assert str(other) in caplog.text
+
+
+def test_copies_that_cannot_be_written_cost_a_warning(tmp_path, caplog):
+    in_the_way = Breaking(tmp_path / "trainer_0" / "checkpoints")
+    (dictionary,) = train(save_dir=tmp_path, save_steps=[5], backup_steps=10, loggers=[in_the_way], log_steps=1)
+    assert same(load_dictionary(tmp_path / "trainer_0"), dictionary)
+    assert caplog.text.count("could not be written") == 1 + 3
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_divergence_of_one_dictionary_loses_no_other(tmp_path, saves):
+    bad = {"trainer": "top_k", "k": 3, "dict_size": 64, "schedule": lambda step: math.nan}
+    with pytest.raises(DivergenceError, match="not finite") as raised:
+        train([bad, CONFIG], save_dir=tmp_path / "run" if saves else None)
+    (good,) = raised.value.dictionaries
+    assert same(good, train()[0])
+    assert saves == (tmp_path / "run" / "trainer_1").exists() and not (tmp_path / "run" / "trainer_0").exists()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_a_run_starts_from_is_not_overwritten(tmp_path, normalize):
+    train(save_dir=tmp_path / "a", normalize_activations=normalize)
+    written = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    for source in (tmp_path / "a", tmp_path / "a" / "trainer_0", tmp_path / "a" / ".." / "a" / "trainer_0"):
+        with pytest.raises(ConfigError, match="Give another folder"):
+            train({"trainer": "top_k", "finetune": source}, save_dir=tmp_path / "a", overwrite=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == written
+    train({"trainer": "top_k", "finetune": tmp_path / "a"}, save_dir=tmp_path / "b", overwrite=True)
+
+
+def test_old_run_stays_until_training_starts(tmp_path):
+    train(save_dir=tmp_path)
+    for options in ({"data": []}, {"configs": {"trainer": "top_k", "finetune": tmp_path / "none"}}):
+        with pytest.raises((DataError, ConfigError, Exception)):
+            train(save_dir=tmp_path, overwrite=True, **options)
+        assert (tmp_path / "trainer_0").exists()
+    train(save_dir=tmp_path, overwrite=True)
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_any_data_are_read(tmp_path):
+    train(save_dir=tmp_path)
+    data = iter(list(Planted().batches(2, 64)))
+    with pytest.raises(ConfigError, match="holds another run"):
+        train(data=data, save_dir=tmp_path)
+    assert len(list(data)) == 2

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from dictionary_learning.cli._arguments import IMPORT, Parser, config_parser
+from dictionary_learning.cli._arguments import IMPORT, Parser, config_parser, without
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -63,9 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _resuming(arguments: Sequence[str], folder: str) -> str:
     """Returns the command that goes on with a run."""
-    further = ["--resume"] if "--save-dir" in arguments else ["--save-dir", folder, "--resume"]
-    kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
-    return shlex.join(["dictionary-learning", *kept, *further])
+    kept = without(arguments, {"--save-dir": True, "--overwrite": False, "--resume": False})
+    return shlex.join(["dictionary-learning", *kept, "--save-dir", folder, "--resume"])
 
 
 def _run(arguments: list[str]) -> int:
@@ -115,8 +114,9 @@ def _import(module: str) -> None:
         sys.path.insert(0, os.getcwd())  # an installed command does not look there
     try:
         importlib.import_module(module.removesuffix(".py"))
-    except ImportError as error:
+    except Exception as error:  # whatever the module does when it runs
+        said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
-            f"{IMPORT} {module} failed: {error}. Give a module that Python can import from here, as my_method for "
+            f"{IMPORT} {module} failed ({said}). Give a module that Python can import from here, as my_method for "
             "my_method.py."
         ) from error

@@ -7,7 +7,7 @@ import itertools
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 from dictionary_learning.config import BaseConfig, coerce, field_docs, field_types, type_name
@@ -29,7 +29,7 @@ _LEAST = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommandArguments(BaseConfig):
-    """The arguments of a command, each an option; a count below its least value is refused.
+    """The arguments of a command, each an option; empty words and too low counts are refused.
 
     The docstring of a command's class is what its --help says of it.
     """
@@ -42,6 +42,8 @@ class CommandArguments(BaseConfig):
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), _LEAST.get(field.name)
             for number in value if isinstance(value, tuple) else (value,):
+                if number == "":
+                    raise ConfigError(f"Got an empty {option_of(field.name)}. Give a value, or leave it out.")
                 if least is not None and number is not None and number < least:
                     raise ConfigError(f"Got {option_of(field.name)} {number}; it must be at least {least}.")
 
@@ -72,20 +74,24 @@ class Parser(argparse.ArgumentParser):
         """Returns the parsed arguments; `given` holds the names of the options among them.
 
         Raises:
-            ConfigError: an option is not known, or a value cannot be used.
+            ConfigError: an option is not known or is repeated, or a value cannot be used.
         """
         words: list[str] = []
         given: set[str] = set()
         for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
             option, equals, value = word.partition("=")
             if option.startswith("--") and option != "--":
-                option = option.replace("_", "-")  # as it is written in Python
+                option = _with_dashes(option)
                 if option not in self._option_string_actions:
                     near = did_you_mean(option, self._option_string_actions)
                     message = f"Unknown option {option}.{near} See: {self.prog} --help"
                     raise ConfigError(self.elsewhere.get(option, message))
-                # tells what was asked for from what is a default
-                given.add(option.removeprefix("--").replace("-", "_"))
+                name = option.removeprefix("--").replace("-", "_")
+                if name in given:
+                    several = self._option_string_actions[option].nargs == "+"
+                    advice = f"Give all values together: {option} A B" if several else "Give it once"
+                    raise ConfigError(f"Got {option} more than once, and only the last would count. {advice}.")
+                given.add(name)  # tells what was asked for from what is a default
                 word = f"{option}{equals}{value}"
             words.append(word)
             if word in self.flags and following.lower() not in (*_TRUE, *_FALSE, "none"):
@@ -157,10 +163,30 @@ def read_config(namespace: argparse.Namespace, config: type[C]) -> C:
     return config.from_dict({name: value for name, value in vars(namespace).items() if name in field_types(config)})
 
 
-def read_configs(namespace: argparse.Namespace, config: type[C], exclude: Collection[str] = ()) -> list[C]:
-    """Returns a config for each combination of the values of its options."""
-    values = {name: getattr(namespace, name) for name in field_types(config) if name not in exclude}
-    return [config.from_dict(dict(zip(values, chosen, strict=True))) for chosen in itertools.product(*values.values())]
+def read_configs(namespace: argparse.Namespace, config: type[C], build: Callable[..., C] | None = None) -> list[C]:
+    """Returns a config for each combination of the values of its options that were given.
+
+    Args:
+        namespace: the parsed options.
+        config: the class of the config.
+        build: a function of these options by name, which may derive others; by default the class.
+    """
+    values = {name: getattr(namespace, name) for name in field_types(config) if name in namespace.given}
+    chosen = [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
+    return [config.from_dict(each) if build is None else build(**each) for each in chosen]
+
+
+def without(words: Sequence[str], options: Mapping[str, bool]) -> list[str]:
+    """Returns a command's words without some options, which have a value or may have a truth."""
+    kept: list[str] = []
+    drops = False
+    for before, word in zip(("", *words), words, strict=False):
+        option, equals, _ = word.partition("=")
+        is_value = drops and (options[_with_dashes(before)] or word.lower() in (*_TRUE, *_FALSE))
+        drops = _with_dashes(option) in options and not equals and not is_value
+        if not is_value and _with_dashes(option) not in options:
+            kept.append(word)
+    return kept
 
 
 def write_line(text: str) -> None:
@@ -178,6 +204,11 @@ def _metavar(hint: Any) -> str:
     # that "none" is possible too, the help says where it matters
     name = type_name(hint).replace(" or None", "").replace(" ", "")
     return name if "|" in name else name.upper() if name in ("int", "float", "bool", "str") else "NAME"
+
+
+def _with_dashes(option: str) -> str:
+    """Returns an option that is written as in Python, as the parser knows it."""
+    return option.replace("_", "-")
 
 
 def _reader(hint: Any) -> Callable[[str], Any]:

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -32,7 +32,12 @@ FILLED_IN = (
     "submodule_name", "wandb_name", "dict_class",
 )  # fmt: skip
 """Settings of a trainer that the run decides."""
-_OF_TRAINING = ("save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations")
+_OF_TRAINING = ("save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite")
+_OF_A_CACHE = (
+    "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
+    "max_activation_norm_multiple", "pack", "prefetch", "n_ctxs", "storage_dtype", "max_examples", "shuffle_seed",
+)  # fmt: skip
+"""Options that were decided when a cache was written."""
 _NOT_SAVED = ("resume", "overwrite")
 _TRAINER = "top_k"
 _RUNS = "runs"
@@ -96,11 +101,11 @@ class TrainArguments(CaptureArguments):
 
 
 class Method(NamedTuple):
-    """What is trained: a trainer, and the defaults of a recipe if one was chosen."""
+    """What is trained: a trainer, and the recipe if one was chosen."""
 
     name: str
     trainer: "type[Trainer]"
-    defaults: "OptimizationConfig | None" = None
+    recipe: "Callable[..., OptimizationConfig] | None" = None
 
 
 def build_parser(arguments: Sequence[str]) -> Parser:
@@ -117,7 +122,8 @@ def build_parser(arguments: Sequence[str]) -> Parser:
     chosen = choice.parse_known_args(arguments)[0]
     method = method_of(chosen.trainer, chosen.recipe)
     parser = config_parser("train", TrainArguments, parents=[choice])
-    add_config(parser, method.trainer.Config, exclude=FILLED_IN, several=True, defaults=method.defaults)
+    defaults = None if method.recipe is None else method.recipe()
+    add_config(parser, method.trainer.Config, exclude=FILLED_IN, several=True, defaults=defaults)
     trainers_of: dict[str, list[str]] = {}
     for name, trainer in TRAINERS.items():
         for field in dataclasses.fields(trainer.Config):
@@ -148,16 +154,18 @@ def method_of(trainer: str | None, recipe: str | None) -> Method:
         raise ConfigError(
             f"Got --trainer {trainer} with --recipe {recipe}, which is one of {own}. Give one of the two."
         )
-    return Method(recipe, config.trainer_class, config)
+    return Method(recipe, config.trainer_class, RECIPES[recipe])
 
 
 def run(namespace: argparse.Namespace, method: Method) -> None:
     """Runs the command."""
     arguments = read_config(namespace, TrainArguments)
-    configs = read_configs(namespace, method.trainer.Config, FILLED_IN)
+    # the recipe gets the options, as in Python: it may derive others from them
+    configs = read_configs(namespace, method.trainer.Config, method.recipe)
     _check(arguments, configs, namespace.given)
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
-    with claim_run_folder(folder, arguments.overwrite, arguments.resume) as save_dir:
+    # a run that is overwritten stays until all is loaded and training starts
+    with claim_run_folder(folder, keep=arguments.overwrite or arguments.resume) as save_dir:
         _train(arguments.replace(save_dir=str(save_dir)), save_dir, method, configs, namespace.given)
 
 
@@ -179,7 +187,7 @@ def _train(
     text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
     model = arguments.load(arguments.model) if arguments.model is not None and arguments.cache is None else None
     source = _source(arguments, model, text[0] if text else None, configs)
-    if method.defaults is not None:
+    if method.recipe is not None:
         configs = [_adapted(config, source.widths, given) for config in configs]
     loaded = time.monotonic()
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one
@@ -241,8 +249,12 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
         )
     if arguments.cache is not None and needs_contexts:
         raise ConfigError("This method trains on whole contexts, with the model, and a cache has none. Omit --cache.")
-    if arguments.cache is not None and (arguments.layers or arguments.layer_stride != 1):
-        raise ConfigError("Got --layers or --layer-stride with --cache, which knows sites but no layers. Give --sites.")
+    decided = [option_of(name) for name in _OF_A_CACHE if name in given]
+    if arguments.cache is not None and decided:
+        raise ConfigError(
+            f"Got {', '.join(decided)} with --cache: the cache was written with settings of its own, and knows sites "
+            "but no layers. Leave them out, choose by --sites, or write another cache."
+        )
     k = max((getattr(config, "k", None) or 1) if "k" in given else 1 for config in configs)
     least, what = max((1 if arguments.cache else arguments.ctx_len, "one context"), (k, f"k={k}"))
     size = arguments.batch_size

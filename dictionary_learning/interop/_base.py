@@ -69,11 +69,14 @@ FORMATS: Registry[Format] = Registry("format")
 
 def writable_format(name: str) -> Format:
     """Returns a format that dictionaries can be written in."""
-    known = _format_named(name)
-    if not known.writes:
-        writable = ", ".join(other for other, entry in FORMATS.items() if entry.writes)
-        raise CheckpointError(f"Dictionaries are read as {name}, and not written. Choose one of: {writable}.")
-    return known
+    writable = [other for other, entry in FORMATS.items() if entry.writes]
+    if name not in FORMATS:
+        raise CheckpointError(str(UnknownNameError("format to write", name, writable)))
+    if not FORMATS[name].writes:
+        raise CheckpointError(
+            f"Dictionaries are read as {name}, and not written. Choose one of: {', '.join(writable)}."
+        )
+    return FORMATS[name]
 
 
 def format_of(files: Files, name: str | None = None) -> Format:

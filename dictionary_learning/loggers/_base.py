@@ -35,8 +35,13 @@ class LoggerGroup:
         self.loggers = list(loggers)
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
-        """Passes the metrics to each logger that is still on."""
-        self._each(f"failed at step {step} and is switched off", lambda sink: sink.log(figures, step, tokens))
+        """Passes a copy of the metrics to each logger that is still on."""
+
+        def log(sink: MetricLogger) -> None:
+            # a logger may change what it gets, and the next one must not see it
+            sink.log({name: dict(values) for name, values in figures.items()}, step, tokens)
+
+        self._each(f"failed at step {step} and is switched off", log)
 
     def close(self) -> None:
         """Closes each logger that is still on."""

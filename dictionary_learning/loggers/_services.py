@@ -1,7 +1,8 @@
 """Metrics for TensorBoard and Weights & Biases, whose packages are imported where they are used."""
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dictionary_learning.errors import MissingDependencyError
@@ -10,6 +11,8 @@ from dictionary_learning.loggers._base import Figures
 
 class TensorBoardLogger:
     """Writes event files that `tensorboard --logdir FOLDER` shows; the x-axis counts steps.
+
+    The file is opened at the first call of `log`, when an older run of the folder is gone.
 
     Raises:
         MissingDependencyError: tensorboard is not installed.
@@ -20,10 +23,12 @@ class TensorBoardLogger:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingDependencyError("tensorboard", "Writing for TensorBoard", "tensorboard") from error
-        self._writer = SummaryWriter(str(folder))
+        self._open: Callable[[], Any] = functools.partial(SummaryWriter, str(folder))
+        self._writer: Any = None
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
         """Writes the metrics, as "name/metric"."""
+        self._writer = self._writer or self._open()
         for name, values in figures.items():
             for key, value in values.items():
                 self._writer.add_scalar(f"{name}/{key}", value, step)
@@ -31,7 +36,8 @@ class TensorBoardLogger:
 
     def close(self) -> None:
         """Writes what is still in memory."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WandbLogger:

@@ -24,7 +24,6 @@ from dictionary_learning.trainers.top_k import TrainerTopK
 
 RECIPES: Registry[Callable[..., OptimizationConfig]] = Registry("recipe")
 
-_WIDTH = 2**14
 _PLAIN_ADAM: dict[str, Any] = {
     "beta1": 0.9,
     "beta2": 0.999,
@@ -143,9 +142,9 @@ def saebench(**changes: Any) -> TrainerTopK.Config:
 @RECIPES.register("sparsify")
 def sparsify(**changes: Any) -> TrainerTopK.Config:
     """TopK as in EleutherAI's sparsify: schedule-free Signum, and no AuxK."""
-    # the law of sparsify, for the width that is asked for
-    lr = 5e-3 / ((changes.get("dict_size") or _WIDTH) / _WIDTH) ** 0.5
-    optimizer = {"optimizer": "signum_schedule_free", "lr": lr, "schedule": "constant"}
+    # lr is left to the trainer, which knows the number of latents: sparsify's own law, at most the
+    # rate of 512
+    optimizer = {"optimizer": "signum_schedule_free", "schedule": "constant"}
     return _config(TrainerTopK.Config, changes, **_PLAIN_ADAM, **optimizer, b_dec_init_method="mean", auxk_alpha=0.0)
 
 

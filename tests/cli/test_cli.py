@@ -6,6 +6,7 @@ import pytest
 
 from dictionary_learning import load_dictionary
 from dictionary_learning.cli import main
+from dictionary_learning.cli._arguments import without
 from dictionary_learning.cli._train import FILLED_IN, TrainArguments
 from dictionary_learning.config import field_docs
 from dictionary_learning.trainers import TRAINERS
@@ -35,7 +36,8 @@ def arguments(folder) -> list[str]:
 
 
 def train(folder, *options: str) -> int:
-    return main([*arguments(folder), *options])
+    instead = {word: word != "--overwrite" for word in options if word.startswith("--")}
+    return main([*without(arguments(folder), instead), *options])
 
 
 def test_train_then_evaluate_then_info(folder, capsys):
@@ -183,7 +185,7 @@ def test_cache_then_info_then_train_then_evaluate(folder, caplog, capsys):
     config = trained.info.config
     assert config["site"] == "transformer.h.1:out" and config["buffer"]["cache"] == str(folder / "cache")
     assert main(["train", "--cache", str(folder / "cache"), "--layers", "0", "--save-dir", run, *options]) == 2
-    assert "which knows sites but no layers" in caplog.text
+    assert "knows sites but no layers" in caplog.text
     asked = ["--n-tokens", "64", "--n-fidelity-tokens", "32", "--dtype", "float32"]
     assert main(["evaluate", run, *asked]) == 0
     report = json.loads((folder / "from-cache" / "report.json").read_text())

@@ -1,5 +1,7 @@
 """Every trainer and recipe trains from the shell, without further options, and builds what its name says."""
 
+import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 
 from dictionary_learning import ActivationBuffer, ContextStream, load_dictionary, load_model, trainSAE
 from dictionary_learning.cli import main
+from dictionary_learning.cli._arguments import option_of
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.data import as_source
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig
@@ -51,6 +54,67 @@ def train(traced, tmp_path, monkeypatch):
         return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("run/trainer_*/config.json"))]
 
     return run
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_shell_gives_a_recipe_the_options_that_python_gives_it(name, monkeypatch):
+    recipe, found = RECIPES[name], []
+    monkeypatch.setattr("dictionary_learning.cli._train._train", lambda *arguments: found.extend(arguments[3]))
+    several = {"dict_size": [32, 2048], "seed": [3, 4]}
+    if hasattr(recipe(), "k"):
+        several["k"] = [4, 8]
+    words = [word for option, values in several.items() for word in (option_of(option), *map(str, values))]
+    assert main(["train", "m", "d", "--recipe", name, *words]) == 0
+    names = [field.name for field in dataclasses.fields(recipe()) if field.name in several]
+    expected = [
+        recipe(**dict(zip(names, each, strict=True))) for each in itertools.product(*(several[one] for one in names))
+    ]
+    assert found == expected and len(found) == 2 ** len(several)
+    for ours, python in zip(found, expected, strict=True):
+        run = {"activation_dim": 16, "steps": 10, "device": "cpu"}
+        if getattr(ours, "wiring", None) in (None, "autoencoder"):
+            assert ours.build(**run).settings == python.build(**run).settings
+
+
+def test_shell_gives_a_recipe_of_a_user_s_its_options(monkeypatch):
+    """A setting that the recipe derives from another."""
+    found = []
+    monkeypatch.setattr("dictionary_learning.cli._train._train", lambda *arguments: found.extend(arguments[3]))
+    monkeypatch.setitem(
+        RECIPES._entries, "mine", lambda k=2, **more: TRAINERS["top_k"].Config(k=k, lr=k / 1000, **more)
+    )
+    assert main(["train", "m", "d", "--recipe", "mine", "--k", "4", "8"]) == 0
+    assert [(config.k, config.lr) for config in found] == [(4, 0.004), (8, 0.008)]
+
+
+@pytest.mark.parametrize("size", [{"dict_size": 2048}, {"expansion_factor": 128}])
+def test_rate_of_sparsify_is_that_of_its_size(size):
+    settings = RECIPES["sparsify"](**size).build(activation_dim=16, steps=10, device="cpu").settings
+    assert settings.lr == pytest.approx(5e-3 * 8**0.5)
+
+
+@pytest.mark.parametrize("wrong", ["model", "data", "layer", "finetune"])
+def test_a_mistake_leaves_the_old_run(train, tmp_path, monkeypatch, wrong):
+    options = ["--save-dir", str(tmp_path / "run"), *OPTIONS, "--overwrite", "--expansion-factor", "4"]
+    train("--layers", "1", "--tensorboard")
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    more = {
+        "layer": ["--layers", "99"],
+        "finetune": ["--finetune", str(tmp_path / "run" / "trainer_0"), "--layers", "1"],
+    }
+    if wrong == "model":
+        monkeypatch.undo()  # loads what is named
+    place = tmp_path / ("text.jsonl" if wrong != "data" else "none.jsonl")
+    assert main(["train", "no/such-model", str(place), *options, *more.get(wrong, [])]) == 2
+    assert {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()} == before
+
+
+def test_a_run_that_is_overwritten_keeps_its_own_events(train, tmp_path):
+    train("--layers", "1", "--tensorboard", "--expansion-factor", "4")
+    old = set((tmp_path / "run" / "tensorboard").iterdir())
+    train("--layers", "1", "--tensorboard", "--expansion-factor", "4", "--overwrite")
+    new = set((tmp_path / "run" / "tensorboard").iterdir())
+    assert len(new) == 1 and new != old
 
 
 def train_in_python(config: OptimizationConfig, traced, folder: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dictionary_learning.cli import COMMANDS, main
+from dictionary_learning.cli import COMMANDS, _resuming, main
 from dictionary_learning.trainers import TRAINERS
 
 
@@ -41,6 +41,17 @@ def mistake(caplog, *arguments: str) -> str:
         (["train", "--cache", "c", "--batch-size", "8", "--k", "9"], "needs at least 9 tokens (k=9)"),
         (["train", "--cache", "c", "--trainer", "end_to_end"], "whole contexts"),
         (["train", "m"], "Give a model and data"),
+        (["train", "m", "d", "--k", "4", "--k", "8"], "Got --k more than once, and only the last would count. Give all values"),
+        (["train", "m", "d", "--dict-size", "32", "--dict_size=64"], "Got --dict-size more than once"),
+        (["train", "m", "d", "--trainer", "top_k", "--trainer", "batch_top_k"], "Got --trainer more than once"),
+        (["train", "m", "d", "--recipe", "sparsify", "--recipe", "gao_2024"], "Got --recipe more than once"),
+        (["train", "m", "d", "--overwrite", "--overwrite", "false"], "Got --overwrite more than once"),
+        (["evaluate", "r", "--model", "m", "--model", "n"], "Got --model more than once"),
+        (["cache", "m", "d", "--out", "a", "--out", "b"], "Got --out more than once"),
+        (["convert", "a", "b", "--to", "own", "--to", "sparsify"], "Got --to more than once"),
+        (["train", "m", "d", "--save-dir", ""], "Got an empty --save-dir"),
+        (["evaluate", "r", "--save-dir", ""], "Got an empty --save-dir"),
+        (["cache", "m", "d", "--out", ""], "Got an empty --out"),
     ],
 )  # fmt: skip
 def test_one_line_says_what_is_wrong(caplog, arguments, said):
@@ -66,6 +77,35 @@ def test_counts_have_a_least_value(caplog, command):
 def test_trainers_without_k_say_so(caplog, name):
     line = mistake(caplog, "train", "m", "d", "--trainer", name, "--k", "32")
     assert f"The trainer {name} has no --k, which is an option of " in line and "top_k" in line
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--ctx-len", "99"], ["--n-ctxs", "3"], ["--storage-dtype", "int8"], ["--seqpos-slice", "3"], ["--remove-bos", "false"],
+     ["--io", "in"], ["--pack", "false"], ["--prefetch", "2"], ["--max-examples", "5"], ["--layers", "0"]],
+)  # fmt: skip
+def test_what_a_cache_decides_is_refused(caplog, options):
+    assert f"Got {options[0]} with --cache" in mistake(caplog, "train", "--cache", "c", *options)
+
+
+def test_convert_lists_formats_that_it_writes(caplog):
+    line = mistake(caplog, "convert", "a", "b", "--to", "foo")
+    assert "Known: dictionary_learning, own, sae_lens, sparsify." in line
+
+
+@pytest.mark.parametrize("body", ["raise RuntimeError('two\\nlines')", "def (", "import no_such_module_anywhere"])
+def test_a_module_that_fails_is_named_in_one_line(caplog, tmp_path, monkeypatch, body):
+    name = f"failing_module_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert f"--import {name} failed (" in mistake(caplog, "--import", name, "info")
+
+
+def test_command_that_goes_on_has_each_option_once():
+    words = ["train", "--overwrite", "m", "--save_dir=a", "d", "--resume", "true", "--save-dir", "b", "--k", "4"]
+    expected = "dictionary-learning train m d --k 4 --save-dir c --resume"
+    assert _resuming(words, "c") == expected
 
 
 def test_flags_need_no_value(caplog):

@@ -171,3 +171,32 @@ def test_anomalies_are_warned_of_once_for_each_rise(caplog):
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert "Step 1, a: so far 2 tokens had a NaN" in messages[0] and "so far 5" in messages[1]
+
+
+def test_a_logger_that_changes_its_figures_changes_no_other_s():
+    class Clearing:
+        def log(self, figures, step, tokens):
+            for values in figures.values():
+                values.clear()
+            figures.clear()
+
+        def close(self):
+            pass
+
+    class Keeping(Clearing):
+        def log(self, figures, step, tokens):
+            self.figures = figures
+
+    last, figures = Keeping(), {"a": {"fvu": 0.5}}
+    LoggerGroup([Clearing(), Clearing(), last]).log(figures, 1, 10)
+    assert last.figures == figures == {"a": {"fvu": 0.5}}
+
+
+def test_tensorboard_opens_its_file_when_it_logs(tmp_path):
+    pytest.importorskip("tensorboard")
+    logger = TensorBoardLogger(tmp_path / "tb")
+    logger.close()
+    assert not (tmp_path / "tb").exists()
+    logger.log({"a": {"fvu": 0.5}}, 1, 10)
+    logger.close()
+    assert list((tmp_path / "tb").glob("events.out.tfevents.*"))

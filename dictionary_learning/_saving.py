@@ -1,0 +1,99 @@
+"""Trained dictionaries on disk: with all that is known about them, and elsewhere if need be."""
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning.config import BaseConfig
+from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
+from dictionary_learning.dictionaries._info import as_config
+from dictionary_learning.errors import DivergenceError
+
+logger = logging.getLogger(__name__)
+
+
+def exported(jobs: Sequence[TrainingJob], data: Any, run_cfg: Mapping[str, Any] | None) -> list[Dictionary]:
+    """Returns dictionaries that know their sites, model and settings."""
+    dictionaries: list[Dictionary] = []
+    for job in jobs:
+        dictionary = job.export()
+        dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
+        dictionaries.append(dictionary)
+    return dictionaries
+
+
+def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "") -> None:
+    """Saves the finite ones as `trainer_<number>/<part>`; a failure costs a warning, not the run.
+
+    Finished ones, which have no part, are then saved beside the folder, or else in the system's
+    temporary folder.
+    """
+    failed: list[int] = []
+    for number, dictionary in enumerate(dictionaries):
+        place = folder / f"trainer_{number}" / part
+        try:
+            if not _nonfinite_names(dictionary):  # a dictionary with NaN is never written
+                save_dictionary(dictionary, place)
+        except Exception as error:  # noqa: BLE001  (what was trained must not be lost with a disk)
+            logger.warning("'%s' could not be written (%s: %s).", place, type(error).__name__, error)
+            failed.append(number)
+    if failed and not part:
+        _save_elsewhere({f"trainer_{number}": dictionaries[number] for number in failed}, folder)
+
+
+def check_finite(jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary]) -> None:
+    """Refuses weights that are not finite.
+
+    Raises:
+        DivergenceError: there are some; it holds the other dictionaries.
+    """
+    bad = {job.name: names for job, d in zip(jobs, dictionaries, strict=True) if (names := _nonfinite_names(d))}
+    if bad:
+        listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in bad.items())
+        raise DivergenceError(
+            f"Training gave weights that are not finite ({listed}), which are not saved. Check the activations, and "
+            "lower the learning rate. The other dictionaries are in this error's `dictionaries`.",
+            [dictionary for dictionary in dictionaries if not _nonfinite_names(dictionary)],
+        )
+
+
+def _save_elsewhere(dictionaries: Mapping[str, Dictionary], folder: Path) -> None:
+    for root in (folder.resolve().parent, Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            other = Path(tempfile.mkdtemp(prefix=f"{folder.resolve().name}-", dir=root))
+            try:
+                for name, dictionary in dictionaries.items():
+                    save_dictionary(dictionary, other / name)
+            except Exception:  # noqa: BLE001  (the next place may do)
+                shutil.rmtree(other, ignore_errors=True)
+                continue
+            logger.warning("%s: saved in '%s' instead of '%s'.", ", ".join(dictionaries), other, folder)
+            return
+    logger.error("%s: saved nowhere, only returned.", ", ".join(dictionaries))
+
+
+def _sections(job: TrainingJob, data: Any, run_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what is saved beside the dictionary."""
+    sections: dict[str, Any] = {
+        "name": job.name,
+        "site": as_config([str(site) for site in job.sites.reads]),
+        "trainer": job.trainer.config,
+        "normalization": {str(site): normalizer.describe() for site, normalizer in job.normalizers.items()},
+        "trained": {"step": job.trainer.step, "steps": job.trainer.steps},
+    }
+    if not job.sites.is_autoencoder:
+        sections["target_site"] = as_config([str(site) for site in job.sites.writes])
+    if run_cfg:
+        sections["run"] = dict(run_cfg)
+    if hasattr(data, "config"):
+        sections["buffer"] = data.config.to_dict() if isinstance(data.config, BaseConfig) else data.config
+    return sections
+
+
+def _nonfinite_names(dictionary: Dictionary) -> list[str]:
+    return [name for name, tensor in dictionary.state_dict().items() if not bool(tensor.isfinite().all())]
