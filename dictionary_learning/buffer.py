@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from dictionary_learning._hardware import check_memory
+from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import ReadingConfig, by_name, row_reader, whole_number
@@ -121,7 +121,7 @@ class ActivationBuffer:
         self.widths: dict[Site, int] = self.model.widths(self.sites)
         check_width(d_submodule, self.widths)
         self._pair = io == "in_and_out" and len(self.sites) == 2 and len(set(self.widths.values())) == 1
-        self.device = torch.device(device) if device is not None else self.model.device
+        self.device = as_device(device) if device is not None else self.model.device
         self.dtype = storage_dtype(dtype or self.model.dtype)
         what = f"A buffer of n_ctxs={self.n_ctxs} contexts"
         check_memory(self.n_bytes, self.device, what, "Lower n_ctxs, or set dtype='int8'.")

@@ -122,6 +122,7 @@ class ContextStream:
             data, self.model.tokenizer, ctx_len=ctx_len, model=self.model, end_of_data=end_of_data, pack=pack
         )
         self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
+        self._has_served = False
         self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
 
     def __iter__(self) -> Iterator[ContextBatch]:
@@ -130,7 +131,10 @@ class ContextStream:
     def __next__(self) -> ContextBatch:
         tokens = self._ahead.pop(0) if self._ahead else self._take()
         if tokens is None:
+            if not self._has_served:
+                raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
             raise StopIteration
+        self._has_served = True
         return self._batch(tokens, self.predict)
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
@@ -161,6 +165,7 @@ class ContextStream:
         """Continues from the state of a stream with the same arguments."""
         self.tokens.load_state_dict(state["tokens"])
         self._ahead = [TokenBatch(*tokens) for tokens in state["ahead"]]
+        self._has_served = True  # or it was at the end of its data, which had tokens
 
     @property
     def config(self) -> dict[str, Any]:

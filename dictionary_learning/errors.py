@@ -1,7 +1,7 @@
 """Every exception of the package. A message says what was got, what is needed, what to do."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -55,6 +55,23 @@ class MissingDependencyError(DictionaryLearningError, ImportError):
     def __init__(self, package: str, purpose: str, extra: str | None = None):
         install = f"pip install 'dictionary-learning[{extra}]'" if extra else f"pip install {package}"
         super().__init__(f"{purpose} needs the package '{package}', which is not installed. Install it with: {install}")
+
+
+def check_own(what: str, settings: Mapping[str, tuple[Any, Any, Any]]) -> None:
+    """Checks that nobody asks for other settings than data or a model has already.
+
+    Args:
+        what: What has them, in errors.
+        settings: By name, the value that was given, the default, and what it has; a default counts
+            as not given.
+
+    Raises:
+        ConfigError: One differs, and would be ignored.
+    """
+    for name, (given, default, own) in settings.items():
+        if given != default and given != own:
+            has = "has settings of its own" if own is None else f"has {name}={own!r}"
+            raise ConfigError(f"Got {name}={given!r}, and {what} {has}. Leave {name} out, or set it there.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

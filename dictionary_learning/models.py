@@ -19,7 +19,13 @@ from dictionary_learning._module_io import Channels
 from dictionary_learning._types import ModelLike
 from dictionary_learning.capture import Edit, InputsLike, TracedModel
 from dictionary_learning.capture._remote import RemoteTracer
-from dictionary_learning.errors import DictionaryLearningError, MissingDependencyError, ModelError, did_you_mean
+from dictionary_learning.errors import (
+    ConfigError,
+    DictionaryLearningError,
+    MissingDependencyError,
+    ModelError,
+    did_you_mean,
+)
 
 __all__ = ["Edit", "InputsLike", "TracedModel", "load_model"]
 
@@ -52,7 +58,7 @@ def load_model(
         tokenizer: the tokenizer, a processor that holds one, or its name; required for text with a
             model object that has none.
         device: of a model loaded by name; by default the accelerator if there is one. Objects stay
-            where they are.
+            where they are, and an argument that says otherwise raises.
         dtype: of a model loaded by name; by default bfloat16 where the device is fast at it, else
             float32.
         revision: branch, tag or commit on the hub.
@@ -64,9 +70,13 @@ def load_model(
 
     Raises:
         ModelError: the model or tokenizer does not exist, or cannot be used.
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or a model that is loaded already has other settings.
     """
     if isinstance(model, TracedModel) or hasattr(model, "capture"):  # a `ModelSet`
+        _check_own(
+            model, tokenizer=tokenizer, device=device, dtype=dtype, revision=revision, channels=channels,
+            example=example, remote=remote or None, **options,
+        )  # fmt: skip
         return model  # pyright: ignore[reportReturnType]
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
@@ -74,7 +84,9 @@ def load_model(
         if remote:
             got = f"Got a {type(model).__name__} with remote={remote!r}"
             raise ModelError(f"{got}; a server knows models by name. Give the name on the hub.")
-        return _wrap(model, tokenizer, example, channels)
+        wrapped = _wrap(model, tokenizer, example, channels)
+        _check_own(wrapped, device=device, dtype=dtype, revision=revision, **options)
+        return wrapped
     name = str(model)
     known = Path(name).stem if name.endswith(".gguf") else name  # a GGUF file has the same name in every folder
     if remote:
@@ -85,6 +97,33 @@ def load_model(
     if tokenizer is None and takes_text(module):
         tokenizer = load_tokenizer(name, revision)
     return TracedModel(module, tokenizer, name=known, revision=revision, example=example, channels=channels)
+
+
+def _check_own(model: Any, **given: Any) -> None:
+    """Checks that a model that is loaded already is not asked to be another.
+
+    Raises:
+        ConfigError: an argument differs from what the model has.
+    """
+    own = {name: getattr(model, name, None) for name in given}
+    if given.get("dtype") is not None:
+        own["dtype"] = str(own["dtype"]).removeprefix("torch.")
+        given["dtype"] = str(given["dtype"]).removeprefix("torch.")
+    if given.get("device") is not None:
+        wanted = as_device(given["device"])
+        given["device"] = own["device"] if wanted.index is None and wanted.type == own["device"].type else wanted
+    if given.get("tokenizer") is not None:
+        tokenizer = getattr(given["tokenizer"], "tokenizer", given["tokenizer"])  # a processor holds one
+        is_own = tokenizer is own["tokenizer"] or tokenizer == getattr(own["tokenizer"], "name_or_path", None)
+        given["tokenizer"] = own["tokenizer"] if is_own else tokenizer
+    if given.get("example") is not None:
+        own["example"] = given["example"] if given["example"] is model._builder.example else "another one"
+    for name, value in given.items():
+        if value is not None and value is not own[name] and value != own[name]:
+            raise ConfigError(
+                f"Got {name}={value!r} with {getattr(model, 'name', 'a model')}, which is loaded already and has "
+                f"{name}={own[name]!r}. Leave {name} out, or load the model with it by name."
+            )
 
 
 def _wrap(model: Any, tokenizer: Any, example: Any, channels: Channels | None) -> TracedModel:

@@ -17,7 +17,7 @@ matches any number of parts. The first parts may be left out: `"h.*.attn"` finds
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from dictionary_learning._types import SitesLike
@@ -110,6 +110,38 @@ class SiteDict(dict[Site, V]):
         except KeyError:
             known = ", ".join(map(str, self)) or "(there are none)"
             raise KeyError(f"'{key}' is not among the sites {known}.") from None
+
+    def __setitem__(self, key: Site | str, value: V) -> None:
+        super().__setitem__(self._key(Site.parse(key) if isinstance(key, Site) else key), value)
+
+    def __delitem__(self, key: Site | str) -> None:
+        self[key]  # raises for a key that is not here
+        super().__delitem__(self._key(key))
+
+    def pop(self, key: Site | str, *default: Any) -> Any:
+        """Removes a site and returns its value, or the default."""
+        if default and key not in self:
+            return default[0]
+        value = self[key]
+        del self[key]
+        return value
+
+    # those of dict look keys up as they are
+    setdefault = MutableMapping.setdefault
+    update = MutableMapping.update
+
+    def __or__(self, other: Any) -> Any:
+        merged = SiteDict(self)
+        merged.update(other)
+        return merged
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
+    def copy(self) -> "SiteDict[V]":
+        """Returns a copy; the values are shared."""
+        return SiteDict(self)
 
     def __contains__(self, key: object) -> bool:
         return super().__contains__(self._key(key))
@@ -210,9 +242,11 @@ def _not_found(site: Site, paths: list[str], model: str) -> str:
     message = f"Site '{site}' is not in {model}"
     if number:
         siblings = {p.removeprefix(number[1]).split(".")[0] for p in paths if p.startswith(number[1])}
-        count = sum(s.isdigit() for s in siblings)
-        if count and number[2] not in siblings:
-            return f"{message}: '{number[1][:-1]}' has {count} entries, 0 to {count - 1}. Choose one of those."
+        # a module at two places has the path of the first, so numbers may be missing
+        numbers = sorted(map(int, filter(str.isdigit, siblings)))
+        if numbers and number[2] not in siblings:
+            listed = f", 0 to {numbers[-1]}" if len(numbers) == numbers[-1] + 1 else f": {', '.join(map(str, numbers))}"
+            return f"{message}: '{number[1][:-1]}' has {len(numbers)} entries{listed}. Choose one of those."
     without_prefix = {p.split(".", 1)[-1] for p in paths}
     near = did_you_mean(site.path, [p for p in paths if p]) or did_you_mean(site.path, without_prefix)
     tops = ", ".join(sorted((p for p in paths if p and p.count(".") <= 1), key=natural_key)[:8])

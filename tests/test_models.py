@@ -6,7 +6,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from dictionary_learning import IdentityDict, Site, load_model
-from dictionary_learning.errors import ModelError, SiteError
+from dictionary_learning.errors import ConfigError, ModelError, SiteError
 from dictionary_learning.interventions import ablate, graft
 from tests import tiny
 
@@ -247,3 +247,16 @@ def test_saved_folder_loads_with_its_tokenizer(tmp_path):
         torch.testing.assert_close(model.run(IDS, None), hf(IDS).logits)
     assert model.tokenizer.bos_token_id == 0
     assert model.describe() == {"name": str(tmp_path), "revision": None, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    "asked", [{"tokenizer": tiny.tokenizer()}, {"dtype": "float16"}, {"revision": "main"}, {"trust_remote_code": True}]
+)
+def test_a_loaded_model_is_not_asked_to_be_another(asked):
+    traced = load_model(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    with pytest.raises(ConfigError, match=f"Got {next(iter(asked))}=.*loaded already"):
+        load_model(traced, **asked)
+    if "tokenizer" not in asked:
+        with pytest.raises(ConfigError, match="loaded already"):
+            load_model(tiny.model("llama"), **asked)
+    assert load_model(traced, tokenizer=traced.tokenizer, dtype=torch.float32, device="cpu") is traced

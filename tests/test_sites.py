@@ -1,7 +1,7 @@
 import pytest
 
 from dictionary_learning.errors import SiteError
-from dictionary_learning.sites import Site, expand, natural_key
+from dictionary_learning.sites import Site, SiteDict, expand, natural_key
 
 PATHS = ["", "transformer", "transformer.h"] + [
     f"transformer.h.{i}{part}" for i in (0, 1, 10, 2) for part in ("", ".attn", ".mlp", ".mlp.act")
@@ -66,7 +66,7 @@ def test_several_patterns_give_each_site_once():
 @pytest.mark.parametrize(
     ("asked", "hint"),
     [
-        ("transformer.h.99", "4 entries, 0 to 3"),
+        ("transformer.h.99", "4 entries: 0, 1, 2, 10. Choose"),
         ("transformer.h.1.mpl", "Did you mean 'transformer.h.1.mlp'"),
         ("h.1.atn", "Did you mean 'h.1.attn'"),
         ("nothing.like.it", "Its modules begin with"),
@@ -102,3 +102,32 @@ def test_parse_refuses_another_position(text):
 
 def test_position_in_a_tuple_goes_with_each_match_of_a_pattern():
     assert expand("h.[0-1].attn:out[1]", PATHS) == [Site(f"transformer.h.{n}.attn", "out", 1) for n in (0, 1)]
+
+
+WRITES = {
+    "set": lambda d, key: d.__setitem__(key, 7),
+    "update": lambda d, key: d.update({key: 7}),
+    "|=": lambda d, key: d.__ior__({key: 7}),
+    "delete": lambda d, key: d.__delitem__(key),
+    "pop": lambda d, key: d.pop(key),
+}
+
+
+@pytest.mark.parametrize("key", ["model.layers.1", "layers.1", "model.layers.1:out", Site("model.layers.1")])
+@pytest.mark.parametrize("write", WRITES)
+def test_every_name_of_a_site_that_reads_it_writes_it(write, key):
+    values = SiteDict({"model.layers.1": 1, "model.layers.1:in": 2})
+    WRITES[write](values, key)
+    here = {Site("model.layers.1"): 7} if write in ("set", "update", "|=") else {}
+    assert dict(values) == {**here, Site("model.layers.1", "in"): 2}
+
+
+def test_site_dict_keeps_its_kind_and_its_errors():
+    values = SiteDict({"model.layers.1": 1})
+    assert values.setdefault("layers.1", 5) == 1
+    assert values.pop("layers.2", None) is None
+    assert (values | {"layers.1": 3})["model.layers.1"] == 3
+    assert values.copy()["layers.1"] == 1
+    for wrong in (lambda: values.pop("layers.2"), lambda: values.__delitem__("layers.2")):
+        with pytest.raises(KeyError, match="'layers.2' is not among the sites model.layers.1:out"):
+            wrong()

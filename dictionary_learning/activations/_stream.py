@@ -139,6 +139,12 @@ class ActivationStream:
         missing = [str(site) for site in self.widths if site not in batch]
         if missing:
             raise DataError(f"A batch lacks the sites {', '.join(missing)}, which earlier batches had.")
+        widths = {site: x.shape[-1] for site, x in batch.items() if self.widths.get(site, x.shape[-1]) != x.shape[-1]}
+        for site, width in widths.items():
+            raise DataError(
+                f"A batch for '{site}' is {width} wide, and the earlier ones are {self.widths[site]}. Give batches of "
+                "one width."
+            )
         lengths = {str(site): len(x) for site, x in batch.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"A batch has different numbers of rows at its sites: {lengths}. Row i must be one token.")

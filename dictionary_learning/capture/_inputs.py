@@ -227,6 +227,12 @@ class InputBuilder:
                 f"Got an attention mask of {got} for token ids of shape {tuple(ids.shape)}; give a tensor of the same "
                 "shape, True or 1 for tokens, or None. Sites and edits go by name: sites=[...], edits={...}."
             )
+        # a mask that is added to attention scores has 0 for tokens
+        if mask.is_floating_point() and not bool((((mask == 0) | (mask == 1)).all(-1) & mask.any(-1)).all()):
+            raise ModelError(
+                f"Got an attention mask of {mask.dtype} with values other than 0 and 1, or with no token in a row; 1 "
+                "for tokens and 0 for padding is needed. Of a mask that is added to attention scores, give mask == 0."
+            )
         mask = mask.bool()  # tokenizers return integers, of which ~ is no negation
         if bool(mask.all()):
             return None

@@ -33,6 +33,8 @@ class Snapshot:
         self._ignored = {"training", *(("_parameters", "_buffers") if is_spread(module) else ())}
         self._attributes: list[tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = []
         self._containers: list[tuple[Collection[Any], tuple[Any, ...]]] = []
+        self._classes = [(part, type(part)) for part in module.modules()]
+        self._forwards = {kind: _forward_of(kind) for _, kind in self._classes}
         for part in module.modules():
             values = self._values(part)
             self._attributes.append((part, _items(part.__dict__), values))
@@ -43,7 +45,9 @@ class Snapshot:
     def is_current(self) -> bool:
         """Returns whether the model still has this structure."""
         return (
-            all(
+            all(type(part) is kind for part, kind in self._classes)
+            and all(_forward_of(kind) is forward for kind, forward in self._forwards.items())
+            and all(
                 _same(whole, _items(part.__dict__)) or _same(values, self._values(part))
                 for part, whole, values in self._attributes
             )
@@ -84,6 +88,8 @@ def skeleton(module: nn.Module) -> nn.Module:
             "their tensors, so that the model itself is not changed; remove that attribute."
         ) from error
     for part in copied.modules():
+        if "forward" in part.__dict__:
+            part.forward = _rebound(part.__dict__["forward"], memo)
         if part._forward_hooks:
             _fold_hooks(part)
     return copied
@@ -100,6 +106,34 @@ def _shared(module: nn.Module) -> Iterator[Any]:
         for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
             if id(getattr(hook, "__self__", None)) not in modules:
                 yield hook  # a recorder of the caller's, not a method of a module that has a copy
+
+
+def _rebound(value: Any, memo: dict[int, Any]) -> Any:
+    """Returns a function that holds the copies of the modules and methods that it held.
+
+    `deepcopy` leaves functions as they are: a wrapper of `layer.forward` would run the caller's
+    modules. Whatever else it holds, as a counter, it shares with the caller's.
+    """
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if isinstance(value, types.MethodType):
+        parts = _rebound(value.__func__, memo), _rebound(value.__self__, memo)
+        return value if _same(parts, (value.__func__, value.__self__)) else types.MethodType(*parts)
+    if not isinstance(value, types.FunctionType) or id(value) in memo:
+        return memo.get(id(value), value)
+    memo[id(value)] = value  # a function may hold itself
+    cells, defaults = value.__closure__ or (), value.__defaults__ or ()
+    held = [cell.cell_contents for cell in cells]
+    moved = [_rebound(one, memo) for one in (*held, *defaults)]
+    if not _same(tuple(moved), (*held, *defaults)):
+        new_cells = [cell if a is b else types.CellType(b) for cell, a, b in zip(cells, held, moved, strict=False)]
+        made = types.FunctionType(
+            value.__code__, value.__globals__, value.__name__, tuple(moved[len(cells) :]), tuple(new_cells) or None
+        )
+        made.__kwdefaults__ = value.__kwdefaults__
+        made.__dict__.update(value.__dict__)
+        memo[id(value)] = made
+    return memo[id(value)]
 
 
 def _fold_hooks(part: nn.Module) -> None:
@@ -126,6 +160,11 @@ def _fold_hooks(part: nn.Module) -> None:
 
 def _items(container: Collection[Any]) -> tuple[Any, ...]:
     return tuple(container.values()) if isinstance(container, dict) else tuple(container)
+
+
+def _forward_of(kind: type) -> Any:
+    """Returns the `forward` that stands in a class or its nearest base, as it stands there."""
+    return next((vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)), None)
 
 
 def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:

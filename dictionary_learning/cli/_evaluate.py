@@ -76,8 +76,6 @@ class EvaluateArguments(DataArguments):
         pack = _common(saved, "ways of packing documents", lambda c: _buffer(c).get("pack"))
         rule = _common(saved, "token filters", _filter_of)
         model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
-        for trained_model in {str(m): m for one in saved if (m := _buffer(one.config).get("model"))}.values():
-            model.check_trained_on(trained_model)
         report = evaluate_dictionaries(
             model,
             candidates_of(saved, model, self.sites, self.target_sites),

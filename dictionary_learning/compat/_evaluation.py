@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._hardware import as_device
 from dictionary_learning._types import TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
@@ -66,7 +67,7 @@ def evaluate(
             f"A {type(dictionary).__name__} reads whole contexts, and a {type(activations).__name__} returns shuffled "
             "tokens. Use evaluate_dictionaries, or give contexts (ctx, activation_dim) one by one."
         )
-    if device is not None and torch.device(device) != dictionary.device:
+    if device is not None and as_device(device) != dictionary.device:
         dictionary = copy.deepcopy(dictionary).to(device)
     metrics = evaluate_activations(dictionary, activations, n_batches=n_batches, normalize_batch=normalize_batch)
     if isinstance(activations, ActivationBuffer) and len(activations.sites) == 1:
@@ -110,7 +111,9 @@ def loss_recovered(
         batches: Iterable[TokenBatch] = [text]
     else:
         texts = [text] if isinstance(text, str) else text
-        stream = as_token_stream(texts, traced.tokenizer, ctx_len=max_len or 128, model=traced, pack=False)
+        # a stream has made its contexts
+        own = {"ctx_len": max_len or getattr(text, "ctx_len", 128), "pack": getattr(text, "pack", False)}
+        stream = as_token_stream(texts, traced.tokenizer, model=traced, **own)
         special_ids, batches = stream.special_ids, stream.batches(_CONTEXTS)
     token_filter = TokenFilter(exclude_ids=special_ids, exclude_first=True)
     clean, spliced, zero = _losses(traced, site, dictionary, batches, token_filter, normalize_batch)

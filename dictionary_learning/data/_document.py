@@ -154,6 +154,9 @@ def as_document(value: Any, chat: Chat | None = None) -> Document | BadDocument:
     # pandas stores a missing text as NaN
     is_null = value is None or (isinstance(value, float) and math.isnan(value))
     found = "null" if is_null else f"a {type(value).__name__}"
+    if is_sequence:
+        odd = next(v for v in value if isinstance(v, bool) or not isinstance(v, (int, np.integer)))
+        return BadDocument(f"is {found} of {type(odd).__name__}; text or integers (token ids) are needed. Convert it")
     return BadDocument(f"is {found}; text is needed. Pass strings, or name the column that holds text")
 
 
@@ -218,6 +221,16 @@ def read_record(record: Any, column: str, chat: Chat | None) -> Document | BadDo
     if isinstance(document, TokenRow) and record.get(RUNS_COLUMN) is not None:
         return TokenRow(document.ids, runs=tuple(int(i) for i in record[RUNS_COLUMN]))
     return document
+
+
+def read_item(item: Any, wanted: str, chat: Chat | None) -> Document | BadDocument:
+    """Returns the document that an item of a list or an iterator is, or that it has in a column."""
+    if not isinstance(item, Mapping):
+        return as_document(item, chat)
+    column = choose_column(item, wanted)
+    # a conversation may come as a record of lists
+    is_talk = column is None and any(key in item for key in ("role", "from"))
+    return as_document(item, chat) if is_talk else read_record(item, column or wanted, chat)
 
 
 def infer_tokenized(reader: Reader) -> Tokenized | None:

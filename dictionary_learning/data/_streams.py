@@ -8,10 +8,14 @@ from dictionary_learning._types import TextLike
 from dictionary_learning.data._source import check_choice
 from dictionary_learning.data._text import as_source
 from dictionary_learning.data._tokens import TokenStream
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError, DataError, check_own
 
 EndOfData = Literal["stop", "repeat", "error"]
 """What happens at the end of the data: the iteration ends, the data is read again, or an error."""
+
+
+_DEFAULTS = {"ctx_len": 128, "pack": True, "add_special_tokens": True, "text_column": "text"}
+"""What the consumers of data give by default, which says nothing about a stream."""
 
 
 @runtime_checkable
@@ -56,7 +60,7 @@ def as_context_source(
 
     Args:
         data: Any data that `as_source` accepts; or a stream of contexts, which is returned as it
-            is, and whose own settings apply.
+            is, and whose own settings apply: to ask for others raises.
         ctx_len: Tokens in a context.
         model: The model that reads the contexts: ids without an embedding are refused.
         end_of_data: What the consumer does at the end of the data.
@@ -64,12 +68,17 @@ def as_context_source(
         options: Further options of `TokenStream`.
 
     Raises:
-        ConfigError: The data is to be repeated, and can be read only once.
+        ConfigError: The data is to be repeated, and can be read only once; or it is a stream with
+            other settings.
     """
     check_end_of_data(end_of_data)
     # `take` alone does not make a stream: data sets have it too
     if isinstance(data, ContextSource):
         stream: ContextSource = data
+        asked = {"ctx_len": ctx_len, "text_column": text_column, **options}
+        check_own(
+            f"the {type(data).__name__}", {n: (v, _DEFAULTS.get(n), getattr(data, n, None)) for n, v in asked.items()}
+        )
     else:
         source = as_source(data, text_column=text_column)
         # an iterator cannot be read again, so it continues

@@ -1,6 +1,7 @@
 """`as_source`: a `Source` from any object that holds text, conversations or token ids."""
 
 import glob
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +15,15 @@ from dictionary_learning.data._document import (
     Chat,
     ReadOptions,
     SourceParts,
-    as_document,
     infer_tokenized,
+    read_item,
     require_column,
 )
 from dictionary_learning.data._files import COMPRESSIONS, files_reader, kind_of
 from dictionary_learning.data._memory_map import array_reader
 from dictionary_learning.data._reading import MapReader, SequentialReader
 from dictionary_learning.data._source import OnBadDocument, Source
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError, DataError, check_own
 
 
 def as_source(
@@ -48,14 +49,15 @@ def as_source(
         data: One of
 
             - a list, array, pandas Series or iterator of strings, of token ids (lists, tensors or
-              arrays) or of conversations; a DataFrame;
+              arrays), of conversations, or of records (dicts) with a column of these; a DataFrame,
+              a dict of columns, or what a tokenizer returns;
             - a tensor or array of token ids: rows (2-D), or one long text (1-D);
             - a path to a `.txt` or `.jsonl` file (plain, `.zst` or `.gz`), a `.json`, `.parquet`,
               `.bin` or `.npy` file, or a folder or pattern of such files;
             - a folder written by `save_to_disk` or `pretokenize`, or the name of a data set on the
               Hugging Face hub;
             - a `datasets.Dataset`, `IterableDataset` or `DatasetDict`;
-            - a source, which is returned as it is.
+            - a source, which keeps its own settings.
         text_column: The column or key that holds the documents. By default `text`, else token ids
             (`input_ids`, `tokens`), else conversations (`messages`, `conversation(s)`).
         split: The split of a data set given by name.
@@ -77,6 +79,11 @@ def as_source(
         DataError: There is no such file or column, or the data holds no text.
     """
     if isinstance(data, Source):
+        given = {"text_column": text_column, "split": split, "streaming": streaming, "name": name, "dtype": dtype}
+        given |= {"data_args": data_args, "chat": chat, "row_len": row_len, "separator_id": separator_id}
+        defaults = inspect.signature(as_source).parameters
+        check_own(data.name, {key: (value, defaults[key].default, None) for key, value in given.items()})
+        check_own(data.name, {"on_bad_document": (on_bad_document, "error", data.on_bad_document)})
         source = data
     else:
         options = ReadOptions(text_column, split, streaming, data_args or {}, chat, dtype, row_len, separator_id)
@@ -109,6 +116,8 @@ def _read_object(data: Any, options: ReadOptions, name: str | None) -> SourcePar
 
         return dataset_reader(data, options, name or "the data set")
     name = name or f"the {type(data).__name__}"
+    if isinstance(data, Mapping):
+        data = _column(data, options, name)
     if isinstance(data, Tensor):
         data = data.detach().cpu().numpy()
     elif hasattr(data, "to_numpy"):  # of pandas or polars; a Series cannot be indexed by place
@@ -119,15 +128,30 @@ def _read_object(data: Any, options: ReadOptions, name: str | None) -> SourcePar
     if isinstance(data, np.ndarray) and data.dtype.kind in "uif":  # floats are refused there
         reader, tokenized = array_reader(data, name, options)
         return reader, name, tokenized
-    is_array = isinstance(data, np.ndarray) and data.ndim == 1
+    is_array, reading = isinstance(data, np.ndarray) and data.ndim == 1, (options.text_column, options.chat)
     if is_array or (isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray))):
-        reader = MapReader(lambda numbers: [as_document(data[n], options.chat) for n in numbers], range(len(data)))
+        reader = MapReader(lambda numbers: [read_item(data[n], *reading) for n in numbers], range(len(data)))
         return reader, name, infer_tokenized(reader)
     if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, np.ndarray)):
         repeatable = not isinstance(data, Iterator)  # an iterator returns itself, and ends once
-        documents = SequentialReader(lambda: (as_document(value, options.chat) for value in data), repeatable)
+        documents = SequentialReader(lambda: (read_item(value, *reading) for value in data), repeatable)
         return documents, name, None
     raise DataError(f"Got a {type(data).__name__} as data; pass strings, a file, a data set, or the name of one.")
+
+
+def _column(columns: Mapping[str, Any], options: ReadOptions, name: str) -> Any:
+    """Returns the documents of a mapping from names to columns, as what a tokenizer returns."""
+    column = require_column(list(columns), options.text_column, name)
+    found = columns[column]
+    lengths = {key: len(value) if hasattr(value, "__len__") else 0 for key, value in columns.items()}
+    if isinstance(found, (str, bytes)) or len(set(lengths.values())) > 1:
+        raise DataError(
+            f"{name} is read as columns, and '{column}' is a {type(found).__name__} (lengths: {lengths}). Give lists "
+            "of one length, with a document in each place."
+        )
+    if any(0 in row for row in columns.get("attention_mask", ())):
+        raise DataError(f"{name} holds padding (attention_mask). Call the tokenizer without padding=True.")
+    return found
 
 
 def _read_name(name: str, options: ReadOptions) -> SourceParts:

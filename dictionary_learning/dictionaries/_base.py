@@ -155,13 +155,26 @@ class Dictionary(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(
-        cls: type[D], path: "str | os.PathLike[str]", device: torch.device | str | None = None, **options: Any
+        cls: type[D],
+        path: "str | os.PathLike[str]",
+        device: torch.device | str | None = None,
+        *older: Any,
+        **options: Any,
     ) -> D:
         """Loads a dictionary of this class from files of any format (see `load_dictionary`).
 
+        The order (path, k, device) or (path, dtype, device) of dictionary-learning 0.1 works too.
+
         Raises:
             CheckpointError: There is no dictionary, or one of another class.
+            ConfigError: There are more arguments by position.
         """
+        if older:
+            first: Any = device
+            name = "dtype" if isinstance(first, torch.dtype) else "k"
+            if len(older) > 1 or not (first is None or isinstance(first, (int, torch.dtype))):
+                raise ConfigError(f"Got {(first, *older)} after the path; name the arguments: device=..., dtype=...")
+            device, options = older[0], {**({} if first is None else {name: first}), **options}
         from dictionary_learning.dictionaries._serialization import load_dictionary
 
         # where files fit several classes, the class that was called decides

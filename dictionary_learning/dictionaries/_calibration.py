@@ -82,6 +82,10 @@ def calibrate(
     calibrations = [_Calibration(part.coder, target, n_tokens) for part, target in zip(parts, targets, strict=True)]
     n_left = n_tokens
     for batch in activations:
+        if not isinstance(batch, Tensor) or batch.ndim != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+            got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            raise DataError(f"calibrate got a batch {got}; a tensor (batch, activation_dim) of one site is needed.")
+        dictionary.check_width(batch)
         batch = batch.to(dictionary.device)
         batch = batch[batch.sum(1, dtype=torch.float32).isfinite()][:n_left]
         for part, calibration in zip(parts, calibrations, strict=True):

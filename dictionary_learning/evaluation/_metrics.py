@@ -154,7 +154,7 @@ class SparsityMetric(Metric):
         """
         n, counts = self.total("n"), self.sums["firings"]
         # the lowest bin begins at or below 1/n, the smallest share that can be seen
-        lowest = math.floor(math.log10(1 / n) * _BINS_PER_DECADE) if n else -_BINS_PER_DECADE
+        lowest = math.floor(math.log10(1 / n) * _BINS_PER_DECADE) if n > 1 else -_BINS_PER_DECADE
         edges = torch.arange(lowest, 1, dtype=torch.float64) / _BINS_PER_DECADE
         shares = (counts[counts > 0] / n).log10().cpu().clamp(edges[0], edges[-1])
         return {

@@ -49,6 +49,12 @@ def evaluate_activations(
                 f"Got a batch of type {type(x).__name__}; a tensor (batch, activation_dim) of one site is needed. "
                 "Use evaluate_dictionaries for several sites."
             )
+        if x.ndim != 2:
+            raise DataError(
+                f"Got a batch of shape {tuple(x.shape)}; (batch, activation_dim) of one site is needed. Of both sides "
+                "of a module, as io='in_and_out' gives them, choose one: batch[:, 0] or batch[:, 1]. Measure a "
+                "transcoder by evaluate_dictionaries."
+            )
         x = x.to(dictionary.device, dictionary.dtype)
         finite = x.isfinite().all(dim=-1)  # (batch,)
         n_nonfinite += int((~finite).sum())

@@ -1,9 +1,11 @@
 """Evaluates several dictionaries on text, at several sites, in one pass over it."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -11,13 +13,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dictionary_learning._hardware import float64
-from dictionary_learning._types import ModelLike, SitesLike, TextLike
+from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
-from dictionary_learning.config import BaseConfig
+from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
-from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.dictionaries import WIRINGS, Dictionary, DictionaryInfo, Trainable, wiring_of
+from dictionary_learning.errors import ConfigError, DataError, SiteError
 from dictionary_learning.evaluation._metrics import (
     METRICS,
     EvaluationBatch,
@@ -38,16 +40,16 @@ logger = logging.getLogger(__name__)
 class EvaluationConfig(BaseConfig):
     """How much text dictionaries are evaluated on, and in which batches."""
 
-    n_tokens: int = 32_768
+    n_tokens: int = setting(32_768, at_least=1)
     """Tokens to read for the metrics of activations and latents; fewer if the text ends."""
-    n_fidelity_tokens: int = 8_192
+    n_fidelity_tokens: int = setting(8_192, at_least=0)
     """Tokens to read for cross-entropy and KL, with a forward pass per dictionary; 0 for none."""
-    ctx_len: int = 128
-    """Tokens in a context."""
-    batch_size: int = 8
+    ctx_len: int = setting(128, at_least=2)
+    """Tokens in a context; a stream of contexts has its own."""
+    batch_size: int = setting(8, at_least=1)
     """Contexts in a forward pass."""
     pack: bool = True
-    """Whether documents are packed into full contexts, as in training."""
+    """Whether documents are packed into full contexts, as in training; a stream has done it."""
 
 
 class Candidate(NamedTuple):
@@ -55,10 +57,11 @@ class Candidate(NamedTuple):
 
     name: str
     dictionary: Dictionary
-    site: SitesLike
+    site: SubmodulesLike
     """The site that it reads; several if it reads their activations concatenated."""
-    target: SitesLike | None = None
-    """The sites that it reconstructs, if they are not those that it reads."""
+    target: SubmodulesLike | None = None
+    """The sites that it reconstructs, if they are not those that it reads. Of a transcoder, by
+    default those that its `info` names, or the module's output where it reads the input."""
 
 
 class Losses(TypedDict, total=False):
@@ -119,10 +122,15 @@ def evaluate_dictionaries(
     config = config or EvaluationConfig()
     traced = load_model(model)
     evaluations = _evaluations(traced, candidates)
+    _warn_of_others(traced, evaluations)
     # fresh, so that the next evaluation reads the same text
-    stream = as_token_stream(text, traced.tokenizer, ctx_len=config.ctx_len, model=traced, fresh=True, pack=config.pack)
+    own = {"ctx_len": config.ctx_len, "pack": config.pack}
+    own = {name: getattr(text, name, value) for name, value in own.items()}  # a stream has made its contexts
+    stream = as_token_stream(text, traced.tokenizer, model=traced, fresh=True, **own)
     token_filter = token_filter or TokenFilter(exclude_ids=stream.special_ids, exclude_first=True)
     batches = _read(stream, config)
+    if not isinstance(norm_limits, (Mapping, NoneType)):
+        raise ConfigError(f"Got norm_limits={norm_limits!r}; a mapping is needed, as {{'model.layers.10': 100.0}}.")
     limits = {site: limit for key, limit in (norm_limits or {}).items() for site in _sites(traced, key)}
     run = _Run(traced, evaluations, token_filter, limits)
     keeps = [run.add_activations(tokens) for tokens in batches]
@@ -139,12 +147,12 @@ def evaluate_dictionaries(
         "n_tokens_read": sum(int(tokens.attention_mask.sum()) for tokens in batches),
         "n_tokens_scored": run.n_kept,
         "n_tokens_nonfinite": run.n_nonfinite,
-        "ctx_len": config.ctx_len,
+        "ctx_len": stream.ctx_len,
         "filter": token_filter.describe(),
     }
     losses: Losses = {}
     if config.n_fidelity_tokens:
-        n_batches = max(1, config.n_fidelity_tokens // (config.ctx_len * config.batch_size))
+        n_batches = max(1, config.n_fidelity_tokens // (stream.ctx_len * config.batch_size))
         for tokens, keep in list(zip(batches, keeps, strict=True))[:n_batches]:
             run.add_predictions(tokens, keep)
         data["n_tokens_predicted"] = run.clean.n
@@ -287,7 +295,7 @@ def _evaluations(model: TracedModel, candidates: Candidate | Iterable[Candidate]
         name = next(name for name in names if name not in found)
         check_finite(one.dictionary, f"Dictionary '{name}'")
         reads = _sites(model, one.site)
-        writes = reads if one.target is None else _sites(model, one.target)
+        writes = _targets(model, one, reads, name)
         widths = model.widths(list(dict.fromkeys((*reads, *writes))))
         try:
             one.dictionary.check_sites([widths[site] for site in reads], [widths[site] for site in writes])
@@ -300,10 +308,61 @@ def _evaluations(model: TracedModel, candidates: Candidate | Iterable[Candidate]
     return list(found.values())
 
 
-def _sites(model: TracedModel, given: SitesLike) -> tuple[Site, ...]:
+def _sites(model: TracedModel, given: Any) -> tuple[Site, ...]:
     """Returns sites as they were given, strings looked up in the model."""
-    listed = [given] if isinstance(given, (str, Site)) else given
-    return tuple(site for one in listed for site in ([one] if isinstance(one, Site) else model.sites(one)))
+    listed = given if isinstance(given, (list, tuple)) and not isinstance(given, Site) else [given]
+    # `widths` has each site under the name that was given, as "layers.1:heads"
+    return tuple(site for one in listed for site in (model.widths(one) if isinstance(one, Site) else model.sites(one)))
+
+
+def _targets(model: TracedModel, candidate: Candidate, reads: tuple[Site, ...], name: str) -> tuple[Site, ...]:
+    """Returns the sites that a candidate reconstructs.
+
+    Raises:
+        ConfigError: it is a transcoder, and they are not known.
+    """
+    if candidate.target is not None:
+        return _sites(model, candidate.target)
+    wiring = wiring_of(candidate.dictionary) if isinstance(candidate.dictionary, Trainable) else "autoencoder"
+    if not WIRINGS[wiring].writes_others:
+        return reads
+    if candidate.dictionary.info.target_sites:
+        return _sites(model, candidate.dictionary.info.target_sites)
+    if all(site.side == "in" for site in reads):
+        return tuple(Site(site.path, call=site.call) for site in reads)
+    raise ConfigError(
+        f"Dictionary '{name}' is a {type(candidate.dictionary).__name__}, which reads {', '.join(map(str, reads))} and "
+        "reconstructs something else. Give Candidate(name, dictionary, site, target)."
+    )
+
+
+def _warn_of_others(model: TracedModel, evaluations: Sequence[_Evaluation]) -> None:
+    """Warns of dictionaries that were trained on another model, or at another site."""
+    described = {str(m): m for e in evaluations if (m := _trained_on(e.dictionary.info, model))}
+    if sum(not model.check_trained_on(m) for m in described.values()):  # each gets its warning
+        return
+    for e in evaluations:
+        info = e.dictionary.info
+        for trained, used in ((info.sites, e.reads), (info.target_sites or info.sites, e.writes)):
+            with contextlib.suppress(SiteError):  # other packages have names of their own
+                if trained and model.sites(trained) != model.sites(used):
+                    logger.warning(
+                        "Dictionary '%s' was trained at %s, and is evaluated at %s: its figures will be of another "
+                        "site. Give the site that it was trained at, if this was not meant.",
+                        *(e.name, ", ".join(trained), ", ".join(map(str, used))),
+                    )
+                    break
+
+
+def _trained_on(info: DictionaryInfo, model: TracedModel) -> Mapping[str, Any]:
+    """Returns the model that a dictionary was trained on, as `TracedModel.describe` does."""
+    buffer = info.config.get("buffer")
+    described = buffer.get("model") if isinstance(buffer, Mapping) else None
+    if isinstance(described, Mapping):
+        return described
+    # other packages leave out the owner, or say "gpt2-small" of gpt2
+    mine, theirs = ((name or "").split("/")[-1].lower() for name in (model.name, info.model))
+    return {} if mine.startswith(theirs) or theirs.startswith(mine) else {"name": info.model}
 
 
 def _read(stream: TokenStream, config: EvaluationConfig) -> list[TokenBatch]:

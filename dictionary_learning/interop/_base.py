@@ -114,6 +114,14 @@ def choice(config: Mapping[str, Any], name: str, known: Collection[str], default
     return value
 
 
+def check_fact(facts: Facts, name: str, found: Any, where: object) -> None:
+    """Checks that a fact that a caller adds is not another than what files say."""
+    if name in facts and found is not None and facts[name] != found:
+        raise CheckpointError(
+            f"Got {name}={facts[name]!r}, and '{where}' says {name}={found!r}. Leave {name} out, or give another file."
+        )
+
+
 def latents_kept(settings: Mapping[str, Any], where: object, add: str = "Get the whole file.") -> int:
     """Returns the setting k, which there has to be; `add` says how to add a missing one."""
     k = settings.get("k")

@@ -29,7 +29,7 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.errors import CheckpointError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
-from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, latents_kept, positive, setting
+from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, check_fact, latents_kept, positive, setting
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._hook_names import hook_name, layer_of
 from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, stored_parts
@@ -87,7 +87,13 @@ class DictionaryLearning(Format):
             trainer = {**setting(held, "config", dict, {}, path), **trainer}
             scale = 1.0 if held.get("norm_factor") is None else positive(held["norm_factor"], "norm_factor", path)
             held = held["ae"]
-        dictionary = _dictionary(Tensors(held, path), {**trainer, **facts})
+        said = {key: value for key, value in trainer.items() if value is not None}
+        # a class that is not known here may be one of these by another name
+        said |= facts if said.get("dict_class") not in _NAMES else {}
+        dictionary = _dictionary(Tensors(held, path), {**facts, **said})
+        check_fact(facts, "k", getattr(dictionary, "k", "nothing"), path)
+        if "dict_class" in facts and _NAMES[facts["dict_class"]] is not type(dictionary):
+            check_fact(facts, "dict_class", type(dictionary).__name__, path)
         if scale != 1.0:
             dictionary.scale_(scale)
         plain = {name: value for name, value in trainer.items() if isinstance(value, (*PLAIN, list))}

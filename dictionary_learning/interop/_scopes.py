@@ -13,7 +13,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Coder
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import read_names
-from dictionary_learning.interop._base import Facts, Format, Loaded, choice, positive, setting
+from dictionary_learning.interop._base import Facts, Format, Loaded, check_fact, choice, positive, setting
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import read_json
 from dictionary_learning.interop._tensors import coder, jump_thresholds, read_tensors
@@ -47,6 +47,8 @@ class GemmaScope(Format):
         has_skip = "affine_skip_connection" in tensors
         by_name = any("transcoder" in name for name in folders)
         predicts = bool(facts.get("transcoder", hook_out not in (None, hook_in) or by_name or has_skip))
+        said = True if has_skip else None if hook_out is None else hook_out != hook_in
+        check_fact(facts, "transcoder", said, files)
         names = {**(_GEMMA_SKIP if has_skip else {}), **(_GEMMA if "W_enc" in tensors else _GEMMA_LOWER)}
         parts = tensors.parts(names, wide="output_dim" if predicts else "dim")
         thresholds = tensors.take("threshold", "dict_size")

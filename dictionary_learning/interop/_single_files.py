@@ -8,7 +8,7 @@ from typing import Any
 from dictionary_learning.dictionaries import AutoEncoderNew, Normalized
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import Inert, read_names, read_pt
-from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, choice, latents_kept, setting
+from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, check_fact, choice, latents_kept, setting
 from dictionary_learning.interop._files import ENDINGS, WHOLE, Files
 from dictionary_learning.interop._sae_lens import modernized, read_coder
 from dictionary_learning.interop._tensors import Tensors, coder, read_tensors, without_threshold
@@ -151,4 +151,5 @@ def _names_in(files: Files) -> frozenset[str]:
 def _k(files: Files, facts: Mapping[str, Any]) -> int:
     matches = [_L0.search(part) for part in reversed(files.folder.absolute().parts)]
     named = next((int(match[1]) for match in matches if match), None)
+    check_fact(facts, "k", named, files)
     return latents_kept({"k": named, **facts}, files, "The name of its repository does (…-L0_50). Give k=.")

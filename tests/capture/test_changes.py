@@ -1,11 +1,13 @@
 """A model that changes after it was loaded, hooks of the caller's, and modules that run several times."""
 
+import functools
 import types
 import warnings
 
 import pytest
 import torch
 from transformers import AlbertConfig, AlbertForMaskedLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dictionary_learning import Site, load_model
 from dictionary_learning.errors import ModelError, SiteError
@@ -47,7 +49,43 @@ def rebound(hf):
     mlp.forward = types.MethodType(lambda self, x: 3 * type(self).forward(self, x), mlp)
 
 
+class Doubled(LlamaMLP):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def wrapped(part):
+    """Wraps a module's forward as many tools do: in a closure over the bound method."""
+    own = part.forward
+
+    @functools.wraps(own)
+    def forward(*args, **kwargs):
+        output = own(*args, **kwargs)
+        return (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
+
+    part.forward = forward
+
+
+def with_default(part):
+    part.forward = lambda x, own=part.forward: 2 * own(x)
+
+
+def patched_class(hf):
+    kind = type(hf.model.layers[0].mlp)
+    copied = type(kind.__name__, (kind,), {"forward": kind.forward})
+    for layer in hf.model.layers:  # a class of its own, so that other tests keep theirs
+        layer.mlp.__class__ = copied
+    traced = load_model(hf)
+    traced.capture(IDS, sites="model.layers.0.mlp")
+    copied.forward = lambda self, x: 2 * kind.forward(self, x)
+    return traced
+
+
 CHANGES = {
+    "class": lambda hf: setattr(hf.model.layers[0].mlp, "__class__", Doubled),
+    "wrapped": lambda hf: wrapped(hf.model.layers[0]),
+    "wrapped twice": lambda hf: [wrapped(hf.model.layers[0].mlp) for _ in range(2)],
+    "default": lambda hf: with_default(hf.model.layers[0].mlp),
     "half": lambda hf: hf.half(),
     "float64": lambda hf: hf.to(torch.float64),
     "data": lambda hf: setattr(projection(hf).weight, "data", 2 * projection(hf).weight.data),
@@ -249,3 +287,27 @@ def test_trace_inside_an_edit_is_refused_and_another_models_is_not():
         seen = []
         model.run(IDS, {LAYER: lambda x: seen.append(other.run(IDS))})
         assert torch.equal(seen[0], other.run(IDS)) and model.run(IDS).shape == (2, 9, tiny.VOCAB)
+
+
+def test_patch_of_a_class_is_followed():
+    hf = tiny.model("llama").eval()
+    traced = patched_class(hf)
+    for path in ("model.layers.0.mlp", "model.layers.2"):
+        assert torch.equal(traced.capture(IDS, sites=path)[path], plain_values(hf, path, IDS)[2])
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.mlp", "model.layers.1.self_attn.o_proj", "model.layers.1"])
+def test_modules_inside_a_wrapped_forward_are_captured(path):
+    hf, calls = tiny.model("llama").eval(), []
+    layer = hf.model.layers[1]
+    own = layer.forward
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    expected = load_model(hf).capture(IDS, sites=path)[path]
+    layer.forward = counted
+    assert torch.equal(load_model(hf).capture(IDS, sites=path)[path], expected)
+    assert calls  # what the wrapper shares with its maker is still shared
+    assert layer.forward is counted

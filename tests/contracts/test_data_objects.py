@@ -21,7 +21,7 @@ from dictionary_learning import (
 from dictionary_learning.activations.cache import ActivationCache, write_cache
 from dictionary_learning.data import Chat, TokenStream, as_source, check_end_of_data, mix, pretokenize
 from dictionary_learning.dictionaries import AutoEncoderTopK
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation import EvaluationConfig, evaluate
 from tests import tiny
 from tests.data.kinds import array, lines, parquet
@@ -86,6 +86,13 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "DataFrame": lambda place: pd.DataFrame({"text": TEXTS, "id": range(len(TEXTS))}),
     "array of strings": lambda place: np.array(TEXTS),
     "array of objects": lambda place: np.array(TEXTS, dtype=object),
+    "records": lambda place: _records(),
+    "records of ids": lambda place: [{"input_ids": ids} for ids in IDS.tolist()],
+    "columns": lambda place: {"text": TEXTS, "id": list(range(len(TEXTS)))},
+    "tokenizer's ids": lambda place: tiny.tokenizer(bos=False)([f"{text} </s>" for text in TEXTS]),
+    "tokenizer's tensors": lambda place: tiny.tokenizer(bos=False)(
+        [f"{text} </s>" for text in TEXTS], return_tensors="pt"
+    ),
     "lists of ids": lambda place: IDS.tolist(),
     "list of tensors": lambda place: list(torch.from_numpy(IDS)),
     "list of arrays": lambda place: list(IDS),
@@ -208,3 +215,54 @@ def test_stream_that_can_be_read_once_is_not_repeated(model):
 def test_unknown_end_of_data_is_refused():
     with pytest.raises(ConfigError, match="Got end_of_data='again'; it is 'stop', 'repeat' or 'error'"):
         check_end_of_data("again")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"a": ["w1"]}, "has no column 'text'; it has: a"),
+        ({}, "has no column 'text'; it has: nothing"),
+        ({"text": "w1 w2"}, "'text' is a str"),
+        ({"text": ["w1"], "id": [1, 2]}, "Give lists of one length"),
+        ({"input_ids": [[3, 4], [3, 2]], "attention_mask": [[1, 1], [1, 0]]}, "holds padding"),
+    ],
+)
+def test_columns_that_hold_no_documents_are_refused(data, message):
+    with pytest.raises(DataError, match=message):
+        as_source(data)
+
+
+ASKED = [{"ctx_len": 32}, {"pack": False}, {"text_column": "body"}]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=str)
+@pytest.mark.parametrize("consume", [ActivationBuffer, ContextStream, write_cache])
+def test_a_stream_is_not_asked_for_other_contexts(consume, asked, model, tmp_path):
+    stream = TokenStream(as_source(TEXTS), model.tokenizer, ctx_len=16)
+    if consume is ContextStream and "text_column" in asked:
+        pytest.skip("has no such argument")
+    name = next(iter(asked))
+    arguments = (stream, model, "model.layers.1")
+    with pytest.raises(ConfigError, match=f"Got {name}=.*the TokenStream has"):
+        consume(*((tmp_path / "cache", *arguments) if consume is write_cache else arguments), **asked)
+    assert stream.source.position == 0
+
+
+def test_own_settings_of_a_stream_may_be_repeated(model):
+    stream = TokenStream(as_source(TEXTS), model.tokenizer, ctx_len=16, pack=False)
+    assert ContextStream(stream, model, "model.layers.1", ctx_len=16, pack=False).tokens is stream
+
+
+@pytest.mark.parametrize(
+    "asked", [{"on_bad_document": "skip"}, {"text_column": "b"}, {"name": "b"}, {"dtype": "uint8"}]
+)
+def test_a_source_is_not_asked_for_other_settings(asked):
+    with pytest.raises(ConfigError, match="Leave .* out, or set it there"):
+        as_source(as_source(TEXTS), **asked)
+    skipping = as_source(TEXTS, on_bad_document="skip")
+    assert as_source(skipping, on_bad_document="skip") is skipping
+
+
+def test_context_stream_without_text_says_so(model):
+    with pytest.raises(DataError, match="holds no token that counts"):
+        next(ContextStream([], model, "model.layers.1"))

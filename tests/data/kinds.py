@@ -73,7 +73,7 @@ def _by_library(kind: str, path: Path) -> Source:
 TEXT_KINDS: dict[str, Callable[[Path], Source]] = {
     "list": lambda place: as_source(TEXTS),
     "iterator": lambda place: as_source(iter(TEXTS)),
-    "iterable": lambda place: as_source(dict.fromkeys(TEXTS)),
+    "iterable": lambda place: as_source(dict.fromkeys(TEXTS).keys()),
     "txt": lambda place: as_source(lines(place / "a.txt", TEXTS)),
     "txt.zst": lambda place: as_source(lines(place / "a.txt.zst", TEXTS)),
     "txt.gz": lambda place: as_source(lines(place / "a.txt.gz", TEXTS)),

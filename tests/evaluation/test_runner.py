@@ -2,15 +2,18 @@ import math
 
 import pytest
 import torch
+from jaxtyping import config
 
 from dictionary_learning import (
     ActivationBuffer,
     AutoEncoderTopK,
     Candidate,
+    DictionaryInfo,
     EvaluationConfig,
     IdentityDict,
     Site,
     TokenFilter,
+    Transcoder,
     evaluate,
     evaluate_activations,
     evaluate_dictionaries,
@@ -18,7 +21,7 @@ from dictionary_learning import (
     loss_recovered,
 )
 from dictionary_learning.data import TokenStream, as_text_source
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError, DataError, SiteError
 from tests import tiny
 
 CONFIG = EvaluationConfig(n_tokens=400, n_fidelity_tokens=400, ctx_len=16, batch_size=4)
@@ -278,3 +281,101 @@ class TestSingle:
         )
         assert original == reconstructed
         assert zero != original
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return model()
+
+
+@pytest.fixture
+def transcoder():
+    torch.manual_seed(0)
+    return Transcoder(tiny.DIM, 32, {"name": "top_k", "k": 4})
+
+
+def test_a_transcoder_is_measured_on_the_output_of_its_module(llama, transcoder):
+    told = Candidate("t", transcoder, "model.layers.1.mlp:in", "model.layers.1.mlp")
+    expected = evaluate_dictionaries(llama, told, TEXT, CONFIG)["dictionaries"]
+    assert evaluate_dictionaries(llama, told._replace(target=None), TEXT, CONFIG)["dictionaries"] == expected
+    transcoder.info = DictionaryInfo(sites=("model.layers.1.mlp:in",), target_sites=("model.layers.2",))
+    entry = evaluate_dictionaries(llama, told._replace(target=None), TEXT, CONFIG)["dictionaries"][0]
+    assert (entry["reads"], entry["site"]) == ("model.layers.1.mlp:in", "model.layers.2:out")
+
+
+def test_a_transcoder_without_a_known_target_is_refused(llama, transcoder):
+    with pytest.raises(ConfigError, match=r"Give Candidate\(name, dictionary, site, target\)"):
+        evaluate_dictionaries(llama, Candidate("t", transcoder, SITE), TEXT, CONFIG)
+
+
+@pytest.mark.parametrize("given", [Site("layers.1"), Site("model.layers.[1]"), "layers.1", [Site("layers.1")]])
+def test_every_name_of_a_site_is_found(llama, given):
+    (entry,) = evaluate_dictionaries(llama, Candidate("a", IdentityDict(tiny.DIM), given), TEXT, CONFIG)["dictionaries"]
+    assert entry["site"] == "model.layers.1:out"
+
+
+def test_a_module_is_a_site_and_none_is_not(llama, request):
+    request.addfinalizer(lambda: config.update("jaxtyping_disable", False))
+    identity = IdentityDict(tiny.DIM)
+    module = llama.module.model.layers[1]
+    (entry,) = evaluate_dictionaries(llama, Candidate("a", identity, module), TEXT, CONFIG)["dictionaries"]
+    assert entry["site"] == "model.layers.1:out"
+    config.update("jaxtyping_disable", True)  # as for a user
+    with pytest.raises(SiteError, match="Got None as a site"):
+        evaluate_dictionaries(llama, Candidate("a", identity, None), TEXT, CONFIG)
+    with pytest.raises(ConfigError, match="Got norm_limits=3.0"):
+        evaluate_dictionaries(llama, Candidate("a", identity, SITE), TEXT, CONFIG, norm_limits=3.0)
+
+
+def test_a_report_has_the_context_length_of_the_stream(llama):
+    stream = TokenStream(as_text_source(TEXT), tiny.tokenizer(), ctx_len=16)
+    longer = CONFIG.replace(ctx_len=32, pack=False)
+    report = evaluate_dictionaries(llama, Candidate("a", IdentityDict(tiny.DIM), SITE), stream, longer)
+    assert report["data"]["ctx_len"] == 16
+
+
+def test_one_scored_token_has_a_report(llama):
+    report = evaluate_dictionaries(llama, Candidate("a", IdentityDict(tiny.DIM), SITE), ["w1 w2"], CONFIG)
+    density = report["dictionaries"][0]["density"]
+    assert sum(density["counts"]) + density["n_never_fired"] == tiny.DIM
+
+
+@pytest.mark.parametrize("wrong", [{"n_tokens": 0}, {"batch_size": -1}, {"n_fidelity_tokens": -1}, {"ctx_len": 1}])
+def test_amounts_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=f"EvaluationConfig.{next(iter(wrong))} is"):
+        EvaluationConfig(**wrong)
+
+
+def test_both_sides_of_a_module_are_not_mixed(llama):
+    sizes = {"n_ctxs": 8, "ctx_len": 16, "refresh_batch_size": 4, "out_batch_size": 20}
+    buffer = ActivationBuffer(TEXT, llama, "model.layers.1.mlp", io="in_and_out", **sizes)
+    with pytest.raises(DataError, match=r"shape \(20, 2, 16\); \(batch, activation_dim\) of one site"):
+        evaluate(AutoEncoderTopK(tiny.DIM, 32, 4), buffer)
+
+
+OTHERS = {
+    "model": (DictionaryInfo(sites=(str(SITE),), model="another/model"), "is used with"),
+    "described model": (
+        DictionaryInfo(sites=(str(SITE),), config={"buffer": {"model": {"name": "another/model"}}}),
+        "is used with",
+    ),
+    "site": (DictionaryInfo(sites=("model.layers.0",)), "was trained at model.layers.0, and is evaluated at"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_model_or_site_gives_a_warning(llama, other, caplog):
+    identity = IdentityDict(tiny.DIM)
+    identity.info, message = OTHERS[other]
+    evaluate_dictionaries(
+        llama, [Candidate(name, identity, SITE) for name in "ab"][: 1 + (other != "site")], TEXT, CONFIG
+    )
+    assert [message in record.getMessage() for record in caplog.records].count(True) == 1
+
+
+@pytest.mark.parametrize("name", ["layers.1", "model.layers.1:out", "blocks.1.hook_resid_post"])
+def test_the_own_site_gives_no_warning(llama, name, caplog):
+    identity = IdentityDict(tiny.DIM)
+    identity.info = DictionaryInfo(sites=(name,), model=llama.name)
+    evaluate_dictionaries(llama, Candidate("a", identity, SITE), TEXT, CONFIG)
+    assert not [record for record in caplog.records if "trained" in record.getMessage()]

@@ -12,6 +12,7 @@ from dictionary_learning.dictionaries import BatchTopKSAE, JumpReluAutoEncoder
 from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.interop._archives import Inert, read_pt
+from dictionary_learning.interop._loading import write_dictionary
 from dictionary_learning.sites import natural_key
 from tests import tiny
 from tests.interop import golden
@@ -209,3 +210,22 @@ def test_dictionary_that_normalizes_tokens_is_trained_further(name):
     torch.testing.assert_close(same(x), dictionary(x), atol=2e-3, rtol=2e-3)
     with pytest.raises(ConfigError, match="was trained with"):
         trainSAE([x], {**trainer, "finetune": str(place), "normalize": "sqrt_dim"}, 1, progress=False)
+
+
+def test_facts_that_the_file_contradicts_are_refused(tmp_path):
+    torch.manual_seed(0)
+    write_dictionary(AutoEncoderTopK(8, 16, 4), tmp_path, "dictionary_learning")
+    with pytest.raises(CheckpointError, match="Got k=2, and .* says k=4"):
+        AutoEncoderTopK.from_pretrained(tmp_path / "ae.pt", k=2)
+    with pytest.raises(CheckpointError, match="says dict_class='AutoEncoderTopK'"):
+        load_dictionary(tmp_path, dict_class="BatchTopKSAE")
+    assert AutoEncoderTopK.from_pretrained(tmp_path, k=4).k == 4
+
+
+def test_arguments_by_position_are_those_of_dictionary_learning(tmp_path):
+    write_dictionary(AutoEncoderTopK(8, 16, 4), tmp_path, "dictionary_learning")
+    assert AutoEncoderTopK.from_pretrained(tmp_path, None, "cpu").k == 4
+    assert AutoEncoderTopK.from_pretrained(tmp_path, 4, "cpu").k == 4
+    assert AutoEncoderTopK.from_pretrained(tmp_path, torch.float64, "cpu").dtype == torch.float64
+    with pytest.raises(ConfigError, match="name the arguments"):
+        AutoEncoderTopK.from_pretrained(tmp_path, "cpu", 4)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from dictionary_learning._hardware import as_device
 from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import Rows, whole_number
@@ -74,7 +75,7 @@ class ActivationCache:
         self.out_batch_size, self.end_of_data = whole_number("out_batch_size", out_batch_size), end_of_data
         self.seed = None if seed is None else whole_number("seed", seed, least=-(2**63))
         self.window = whole_number("window", window) if seed is not None else 1
-        self.device = torch.device(device) if device is not None else torch.device("cpu")
+        self.device = as_device(device or "cpu")
         self.dtype = storage_dtype(dtype) if dtype is not None else None
         check_width(d_submodule, self.widths)
         self._check_model(model)
