@@ -105,7 +105,7 @@ def _check_own(model: Any, **given: Any) -> None:
     Raises:
         ConfigError: an argument differs from what the model has.
     """
-    own = {name: getattr(model, name, None) for name in given}
+    own: dict[str, Any] = {name: getattr(model, name, None) for name in given}
     if given.get("dtype") is not None:
         own["dtype"] = str(own["dtype"]).removeprefix("torch.")
         given["dtype"] = str(given["dtype"]).removeprefix("torch.")

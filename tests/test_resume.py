@@ -54,16 +54,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def check_resumes(make_data, configs, tmp_path, stops=(2, 5, 9), **options) -> None:
+def check_resumes(make_data, configs, tmp_path, stops=(2, 5, 9), steps=STEPS, **options) -> None:
     """Compares a run with one that is stopped after some steps, each time with new objects."""
     common = {"progress": False, "device": "cpu", "log_steps": 1, **options}
-    trainSAE(make_data(), configs, STEPS, save_dir=tmp_path / "whole", **common)
+    trainSAE(make_data(), configs, steps, save_dir=tmp_path / "whole", **common)
     for stop in stops:
         with pytest.raises(Interrupted, match="stopped after step"):
             trainSAE(
-                make_data(), configs, STEPS, save_dir=tmp_path / "parts", resume="auto", loggers=[StopAfter(stop)], **common
+                make_data(), configs, steps, save_dir=tmp_path / "parts", resume="auto", loggers=[StopAfter(stop)], **common
             )  # fmt: skip
-    trainSAE(make_data(), configs, STEPS, save_dir=tmp_path / "parts", resume="auto", **common)
+    trainSAE(make_data(), configs, steps, save_dir=tmp_path / "parts", resume="auto", **common)
     whole, parts = files(tmp_path / "whole"), files(tmp_path / "parts")
     assert whole.keys() == parts.keys() and len(whole) >= 3
     for name, content in whole.items():
@@ -103,7 +103,11 @@ def test_live_activations_of_several_sites_and_methods_resume(model, tmp_path, o
     ]
     # 3 and 2 batches a step: whole steps of both end together every sixth batch
     check_resumes(
-        lambda: ActivationBuffer(tiny.documents(30), model, TWO, **BUFFER, **options), configs, tmp_path, stops=(2, 7)
+        lambda: ActivationBuffer(tiny.documents(30), model, TWO, **BUFFER, **options),
+        configs,
+        tmp_path,
+        stops=(2, 7),
+        steps=15,
     )
 
 

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -155,7 +155,7 @@ def as_document(value: Any, chat: Chat | None = None) -> Document | BadDocument:
     is_null = value is None or (isinstance(value, float) and math.isnan(value))
     found = "null" if is_null else f"a {type(value).__name__}"
     if is_sequence:
-        odd = next(v for v in value if isinstance(v, bool) or not isinstance(v, (int, np.integer)))
+        odd = next(v for v in cast(Sequence[Any], value) if isinstance(v, bool) or not isinstance(v, (int, np.integer)))
         return BadDocument(f"is {found} of {type(odd).__name__}; text or integers (token ids) are needed. Convert it")
     return BadDocument(f"is {found}; text is needed. Pass strings, or name the column that holds text")
 

@@ -174,7 +174,7 @@ class Dictionary(nn.Module, ABC):
             name = "dtype" if isinstance(first, torch.dtype) else "k"
             if len(older) > 1 or not (first is None or isinstance(first, (int, torch.dtype))):
                 raise ConfigError(f"Got {(first, *older)} after the path; name the arguments: device=..., dtype=...")
-            device, options = older[0], {**({} if first is None else {name: first}), **options}
+            device, options = next(iter(older)), {**({} if first is None else {name: first}), **options}
         from dictionary_learning.dictionaries._serialization import load_dictionary
 
         # where files fit several classes, the class that was called decides

@@ -51,7 +51,7 @@ def train(config, **options):
         ({**TOP_K, "schedule": lambda step: "a"}, "schedule="),
         ({"trainer": SAETrainer}, "no method"),
     ],
-    ids=str,
+    ids=lambda given: None if isinstance(given, str) else ", ".join(list(given)[-2:]),
 )  # fmt: skip
 def test_contradictions_and_settings_without_effect_are_refused(config, named):
     with pytest.raises(ConfigError, match=named):
@@ -68,7 +68,7 @@ def test_contradictions_and_settings_without_effect_are_refused(config, named):
         {"trainer": "top_k", "expansion_factor": 2, "finetune": AutoEncoderTopK(16, 32, 4)},
         {**TOP_K, "dict_class": "AutoEncoderTopK", "finetune": AutoEncoderTopK(16, 32, 4)},
     ],
-    ids=str,
+    ids=lambda given: None if isinstance(given, str) else ", ".join(list(given)[-2:]),
 )
 def test_equal_values_are_harmless(config):
     (dictionary,) = train(config)
