@@ -157,7 +157,7 @@ class Dictionary(nn.Module, ABC):
     def from_pretrained(
         cls: type[D],
         path: "str | os.PathLike[str]",
-        device: torch.device | str | None = None,
+        device: Any = None,
         *older: Any,
         **options: Any,
     ) -> D:
