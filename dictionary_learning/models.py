@@ -120,9 +120,11 @@ def _check_own(model: Any, **given: Any) -> None:
         own["example"] = given["example"] if given["example"] is model._builder.example else "another one"
     for name, value in given.items():
         if value is not None and value is not own[name] and value != own[name]:
+            # a tokenizer's repr fills a page
+            got, has = (repr(v) if isinstance(v, (str, int)) else type(v).__name__ for v in (value, own[name]))
             raise ConfigError(
-                f"Got {name}={value!r} with {getattr(model, 'name', 'a model')}, which is loaded already and has "
-                f"{name}={own[name]!r}. Leave {name} out, or load the model with it by name."
+                f"Got {name}={got} with {getattr(model, 'name', 'a model')}, which is loaded already and has "
+                f"{name}={has}. Leave {name} out, or load the model itself with it."
             )
 
 

@@ -157,7 +157,7 @@ class Dictionary(nn.Module, ABC):
     def from_pretrained(
         cls: type[D],
         path: "str | os.PathLike[str]",
-        device: torch.device | str | None = None,
+        device: Any = None,
         *older: Any,
         **options: Any,
     ) -> D:
@@ -170,7 +170,7 @@ class Dictionary(nn.Module, ABC):
             ConfigError: There are more arguments by position.
         """
         if older:
-            first: Any = device
+            first = device
             name = "dtype" if isinstance(first, torch.dtype) else "k"
             if len(older) > 1 or not (first is None or isinstance(first, (int, torch.dtype))):
                 raise ConfigError(f"Got {(first, *older)} after the path; name the arguments: device=..., dtype=...")
