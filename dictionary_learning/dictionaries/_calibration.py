@@ -83,7 +83,7 @@ def calibrate(
     n_left = n_tokens
     for batch in activations:
         if not isinstance(batch, Tensor) or batch.ndim != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
-            got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
             raise DataError(f"calibrate got a batch {got}; a tensor (batch, activation_dim) of one site is needed.")
         dictionary.check_width(batch)
         batch = batch.to(dictionary.device)
