@@ -60,6 +60,7 @@ class RunCheckpoints:
         state = {
             "n_tokens": n_tokens,
             "trainers": [job.trainer.state_dict() for job in jobs],
+            "figures": [job.trainer.metrics() for job in jobs],
             "normalizers": saved_normalizers(job.normalizers for job in jobs),
             "data": stream.state_dict(),
             "random": _random_state(),
@@ -160,6 +161,8 @@ class Resumed:
         """Puts trainers, data and random numbers into the state of the checkpoint."""
         for job, state in zip(jobs, self._state["trainers"], strict=True):
             job.trainer.load_state_dict(state)
+        for job, figures in zip(jobs, self._state["figures"], strict=True):
+            job.trainer.figures_before = figures
         stream.load_state_dict(self._state["data"])
         _set_random_state(self._state["random"])
         logger.info("Resumes after step %d, from '%s'.", self.step, self.path)

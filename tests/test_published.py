@@ -31,7 +31,7 @@ def test_settings_are_understood(name):
     arguments = [*entry.arguments, "--n-tokens", "1000"]
     namespace = train.build_parser(arguments).read(arguments)
     assert read_config(namespace, train.TrainArguments).n_tokens == 1000
-    trainer = train.method_of(namespace.trainer, namespace.recipe).trainer
-    (config,) = read_configs(namespace, trainer.Config, train.FILLED_IN)
+    method = train.method_of(namespace.trainer, namespace.recipe)
+    (config,) = read_configs(namespace, method.trainer.Config, method.recipe)
     assert config.dict_size in (4096, 16384, 32768, 131072)
     assert getattr(config, "lr", None) is None or config.lr < 1e-2

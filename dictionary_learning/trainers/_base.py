@@ -93,6 +93,8 @@ class Trainer(ABC):
         self._initialized = False
         self._n_batches = 0
         self._gathered: list[StepPart] = []
+        self.figures_before: Mapping[str, Tensor] = {}
+        """The figures of the last step before a run was resumed, which are logged until the next."""
         self._last: list[StepPart] = []
         # from the base to the method: its components and its loss see the dead latents of this step
         own = [
@@ -226,7 +228,7 @@ class Trainer(ABC):
     def metrics(self) -> dict[str, Float[Tensor, ""]]:
         """Returns figures of the last step, on the device: loss terms, fvu, l0, learning rate."""
         if not self._last:
-            return {}
+            return dict(self.figures_before)
         figures: dict[str, Tensor] = {}
         for _, loss, share in self._last:
             values = {"loss": loss.total, **loss.terms, "l0": l0(loss.reconstruction.latents)}
