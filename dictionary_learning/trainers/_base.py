@@ -94,7 +94,7 @@ class Trainer(ABC):
         self._n_batches = 0
         self._gathered: list[StepPart] = []
         self.figures_before: Mapping[str, Tensor] = {}
-        """Figures of the last step before a run was resumed, which are logged until the next one."""
+        """Figures of the last step before the run was resumed, logged until the next one."""
         self._last: list[StepPart] = []
         # from the base to the method: its components and its loss see the dead latents of this step
         own = [
