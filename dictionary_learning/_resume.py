@@ -55,7 +55,9 @@ class RunCheckpoints:
     def __init__(self, folder: Path, keep_last: int, keep: frozenset[int] = frozenset()):
         self.root, self.keep_last, self.keep = folder / CHECKPOINTS, keep_last, keep
 
-    def save(self, step: int, n_tokens: int, jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any) -> bool:
+    def save(
+        self, step: int, n_tokens: int, jobs: Sequence[TrainingJob], stream: ActivationStream, run: Mapping[str, Any]
+    ) -> bool:
         """Writes the state after a step; returns whether it could. A failure costs a warning."""
         state = {
             "n_tokens": n_tokens,
@@ -66,7 +68,7 @@ class RunCheckpoints:
             "random": _random_state(),
         }
         try:
-            write_checkpoint(self.root, step, state, describe_run(jobs, stream, run))
+            write_checkpoint(self.root, step, state, run)
             remove_checkpoints(self.root, self.keep_last, self.keep.__contains__)
         except (OSError, CheckpointError) as error:
             logger.warning("The checkpoint of step %d could not be written (%s). The run goes on.", step, error)
@@ -130,18 +132,19 @@ class Resumed:
         self.n_tokens: int = self._state["n_tokens"]
         self.normalizers: list[Any] = self._state["normalizers"]
 
-    def check(self, jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any, allowed: Iterable[str]) -> None:
-        """Compares the run with the one of the checkpoint.
+    def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
+        """Compares a run, as `describe_run` returns it, with the one of the checkpoint.
 
         Args:
+            now: The run.
             allowed: Names of fields that may differ.
 
         Raises:
             ConfigError: They differ.
         """
-        now, names = to_plain(describe_run(jobs, stream, run), "run"), {*allowed, *_MAY_DIFFER}
         if isinstance(allowed, str):
             raise ConfigError(f"Got allow_changed={allowed!r}; give a list of names, such as ['steps'].")
+        names = {*allowed, *_MAY_DIFFER}
         known = _keys(self._run) | _keys(now)
         for name in names - {*_MAY_DIFFER}:
             if name not in known:
@@ -168,16 +171,21 @@ class Resumed:
         logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
 
 
-def describe_run(jobs: Sequence[TrainingJob], stream: ActivationStream, run: Any) -> dict[str, Any]:
-    """Returns what makes a run this one: its trainers with their settings, and its data."""
+def describe_run(jobs: Sequence[TrainingJob], stream: ActivationStream, run: Mapping[str, Any]) -> Any:
+    """Returns what makes a run this one, as JSON values: trainers, settings, data.
+
+    Raises:
+        ConfigError: The data's `config` holds what JSON cannot hold, and could not be saved.
+    """
     data = getattr(stream.data, "config", None)
-    return {
+    found = {
         "names": [job.name for job in jobs],
         "trainers": [job.trainer.config for job in jobs],
         "data": data.to_dict() if isinstance(data, BaseConfig) else data,
         "widths": {str(site): width for site, width in stream.widths.items()},
         **run,
     }
+    return to_plain(found, "the run")
 
 
 class StopRequest:

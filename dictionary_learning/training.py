@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
-from dictionary_learning._resume import RunCheckpoints, StopRequest
+from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
 from dictionary_learning._run_folder import as_folder, check_outlives, claim_run_folder
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning._saving import check_finite, exported, save_all
@@ -158,9 +158,11 @@ def trainSAE(
     resumed = None if checkpoints is None or resume == "never" else checkpoints.newest(resume)
     fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
     jobs = training_jobs(trainer_configs, stream, steps, device, normalize_activations, wiring, fitted)
-    run = {"steps": steps, "autocast_dtype": str(autocast_dtype)}
+    facts = {"steps": steps, "autocast_dtype": str(autocast_dtype)}
+    # also without a checkpoint: what could not be saved at the end is refused now
+    run: Mapping[str, Any] = {} if save_dir is None else describe_run(jobs, stream, facts)
     if resumed is not None:
-        resumed.check(jobs, stream, run, allow_changed)
+        resumed.check(run, allow_changed)
         resumed.load(jobs, stream)
     start = 0 if resumed is None else resumed.step
     folder = contextlib.nullcontext() if save_dir is None else claim_run_folder(save_dir, overwrite, keeps)
@@ -196,8 +198,10 @@ def trainSAE(
             # a stop comes as a checkpoint does, between two whole steps
             is_due |= bool(checkpoint_every) and (step % checkpoint_every == 0 or step == steps or step in save_at)
             if checkpoints is not None and (is_due or stop.signal) and all(j.trainer.is_between_steps for j in jobs):
-                is_due = not checkpoints.save(step, n_tokens, jobs, stream, run)
-                if stop.signal and step < steps:
+                saved, is_due = checkpoints.save(step, n_tokens, jobs, stream, run), False
+                if stop.signal:
+                    if not saved:
+                        save_all(exported(jobs, data, run_cfg), checkpoints.root.parent)
                     raise Interrupted(step, steps, str(save_dir))
         for job in jobs:
             job.trainer.finish()

@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 import torch
 
-from dictionary_learning import ActivationBuffer, ContextStream, load_model, trainSAE, write_cache
+from dictionary_learning import ActivationBuffer, ContextStream, load_dictionary, load_model, trainSAE, write_cache
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import STOPPED, main
 from dictionary_learning.cli._options import CaptureArguments
@@ -229,8 +229,7 @@ def test_a_disk_that_is_full_costs_a_warning_and_no_older_checkpoint(tmp_path, m
     monkeypatch.setattr(_resume, "write_checkpoint", full)
     run(tmp_path, checkpoint_steps=4, keep_checkpoints=1)
     assert "checkpoint of step 8 could not be written" in caplog.text and "No space left" in caplog.text
-    # it is tried again after the next step
-    assert [given[1] for given in calls] == [4, 8, 9, 12]
+    assert [given[1] for given in calls] == [4, 8, 12]  # tried again at the next period
 
 
 @pytest.mark.parametrize("options", [{"checkpoint_steps": 3}, {"resume": "auto"}], ids=str)
@@ -358,3 +357,29 @@ def test_what_may_change_must_be_known(tmp_path):
     with pytest.raises(ConfigError, match="give a list"):
         run_of(tmp_path, resume="auto", allow_changed="steps")
     run_of(tmp_path, resume="auto", allow_changed=iter(["steps", "decay_start", "warmup_steps"]))
+
+
+def test_a_stop_without_room_for_a_checkpoint_saves_the_dictionaries(tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dictionary_learning._resume.write_checkpoint", full)
+    stopped(tmp_path, at=5)
+    assert load_dictionary(tmp_path / "trainer_0").info.config["trained"]["step"] == 5
+
+
+def test_a_stop_at_the_last_step_is_a_stop_too(tmp_path):
+    stopped(tmp_path / "parts", at=STEPS)
+    run(tmp_path / "parts", log_steps=1, resume="auto")
+    run(tmp_path / "whole", log_steps=1)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_data_whose_config_cannot_be_saved_is_refused_before_training(tmp_path):
+    class Data(list):
+        pass
+
+    data = Data(Planted().batches(3, 64))
+    data.config = {"callback": object()}
+    with pytest.raises(ConfigError, match="callback"):
+        trainSAE(data, CONFIG, 3, save_dir=tmp_path, progress=False, device="cpu")
