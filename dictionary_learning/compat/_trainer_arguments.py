@@ -11,7 +11,8 @@ from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, SparseAutoen
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import to_dense
 from dictionary_learning.trainers._base import Trainer
-from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo, TrainerConfig
+from dictionary_learning.trainers._config import OptimizationConfig, TrainerConfig
+from dictionary_learning.trainers._run_info import FACTS, RunInfo
 
 ALIASES = {
     "lr_scheduler_name": "schedule",

@@ -8,6 +8,7 @@
 from typing import TYPE_CHECKING
 
 from dictionary_learning._lazy import lazy_names
+from dictionary_learning.evaluation._candidates import Candidate
 from dictionary_learning.evaluation._metrics import (
     METRICS,
     EvaluationBatch,
@@ -16,7 +17,7 @@ from dictionary_learning.evaluation._metrics import (
     SparsityMetric,
 )
 from dictionary_learning.evaluation._on_activations import evaluate_activations
-from dictionary_learning.evaluation._runner import Candidate, EvaluationConfig, Report, evaluate_dictionaries
+from dictionary_learning.evaluation._runner import EvaluationConfig, Report, evaluate_dictionaries
 
 if TYPE_CHECKING:
     from dictionary_learning.compat._evaluation import evaluate, loss_recovered

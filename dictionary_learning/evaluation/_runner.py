@@ -1,25 +1,25 @@
 """Evaluates several dictionaries on text, at several sites, in one pass over it."""
 
-import contextlib
 import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from dictionary_learning._hardware import float64
-from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
+from dictionary_learning._types import ModelLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
 from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
-from dictionary_learning.dictionaries import WIRINGS, Dictionary, DictionaryInfo, Trainable, wiring_of
-from dictionary_learning.errors import ConfigError, DataError, SiteError
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.evaluation._candidates import Candidate, sites_of, targets_of, warn_of_others
 from dictionary_learning.evaluation._metrics import (
     METRICS,
     EvaluationBatch,
@@ -50,18 +50,6 @@ class EvaluationConfig(BaseConfig):
     """Contexts in a forward pass."""
     pack: bool = True
     """Whether documents are packed into full contexts, as in training; a stream has done it."""
-
-
-class Candidate(NamedTuple):
-    """A dictionary to evaluate."""
-
-    name: str
-    dictionary: Dictionary
-    site: SubmodulesLike
-    """The site that it reads; several if it reads their activations concatenated."""
-    target: SubmodulesLike | None = None
-    """The sites that it reconstructs, if they are not those that it reads. Of a transcoder, by
-    default those that its `info` names, or the module's output where it reads the input."""
 
 
 class Losses(TypedDict, total=False):
@@ -122,7 +110,7 @@ def evaluate_dictionaries(
     config = config or EvaluationConfig()
     traced = load_model(model)
     evaluations = _evaluations(traced, candidates)
-    _warn_of_others(traced, evaluations)
+    warn_of_others(traced, [(e.name, e.dictionary, e.reads, e.writes) for e in evaluations])
     # fresh, so that the next evaluation reads the same text
     own = {"ctx_len": config.ctx_len, "pack": config.pack}
     own = {name: getattr(text, name, value) for name, value in own.items()}  # a stream has made its contexts
@@ -131,7 +119,7 @@ def evaluate_dictionaries(
     batches = _read(stream, config)
     if not isinstance(norm_limits, (Mapping, NoneType)):
         raise ConfigError(f"Got norm_limits={norm_limits!r}; a mapping is needed, as {{'model.layers.10': 100.0}}.")
-    limits = {site: limit for key, limit in (norm_limits or {}).items() for site in _sites(traced, key)}
+    limits = {site: limit for key, limit in (norm_limits or {}).items() for site in sites_of(traced, key)}
     run = _Run(traced, evaluations, token_filter, limits)
     keeps = [run.add_activations(tokens) for tokens in batches]
     if run.n_nonfinite:
@@ -294,8 +282,8 @@ def _evaluations(model: TracedModel, candidates: Candidate | Iterable[Candidate]
         names = itertools.chain([one.name], (f"{one.name} #{n}" for n in itertools.count(2)))
         name = next(name for name in names if name not in found)
         check_finite(one.dictionary, f"Dictionary '{name}'")
-        reads = _sites(model, one.site)
-        writes = _targets(model, one, reads, name)
+        reads = sites_of(model, one.site)
+        writes = targets_of(model, one, reads, name)
         widths = model.widths(list(dict.fromkeys((*reads, *writes))))
         try:
             one.dictionary.check_sites([widths[site] for site in reads], [widths[site] for site in writes])
@@ -306,63 +294,6 @@ def _evaluations(model: TracedModel, candidates: Candidate | Iterable[Candidate]
     if not found:
         raise ConfigError("Got no dictionary to evaluate. Give at least one Candidate(name, dictionary, site).")
     return list(found.values())
-
-
-def _sites(model: TracedModel, given: Any) -> tuple[Site, ...]:
-    """Returns sites as they were given, strings looked up in the model."""
-    listed = given if isinstance(given, (list, tuple)) and not isinstance(given, Site) else [given]
-    # `widths` has each site under the name that was given, as "layers.1:heads"
-    return tuple(site for one in listed for site in (model.widths(one) if isinstance(one, Site) else model.sites(one)))
-
-
-def _targets(model: TracedModel, candidate: Candidate, reads: tuple[Site, ...], name: str) -> tuple[Site, ...]:
-    """Returns the sites that a candidate reconstructs.
-
-    Raises:
-        ConfigError: it is a transcoder, and they are not known.
-    """
-    if candidate.target is not None:
-        return _sites(model, candidate.target)
-    wiring = wiring_of(candidate.dictionary) if isinstance(candidate.dictionary, Trainable) else "autoencoder"
-    if not WIRINGS[wiring].writes_others:
-        return reads
-    if candidate.dictionary.info.target_sites:
-        return _sites(model, candidate.dictionary.info.target_sites)
-    if all(site.side == "in" for site in reads):
-        return tuple(Site(site.path, call=site.call) for site in reads)
-    raise ConfigError(
-        f"Dictionary '{name}' is a {type(candidate.dictionary).__name__}, which reads {', '.join(map(str, reads))} and "
-        "reconstructs something else. Give Candidate(name, dictionary, site, target)."
-    )
-
-
-def _warn_of_others(model: TracedModel, evaluations: Sequence[_Evaluation]) -> None:
-    """Warns of dictionaries that were trained on another model, or at another site."""
-    described = {str(m): m for e in evaluations if (m := _trained_on(e.dictionary.info, model))}
-    if sum(not model.check_trained_on(m) for m in described.values()):  # each gets its warning
-        return
-    for e in evaluations:
-        info = e.dictionary.info
-        for trained, used in ((info.sites, e.reads), (info.target_sites or info.sites, e.writes)):
-            with contextlib.suppress(SiteError):  # other packages have names of their own
-                if trained and model.sites(trained) != model.sites(used):
-                    logger.warning(
-                        "Dictionary '%s' was trained at %s, and is evaluated at %s: its figures will be of another "
-                        "site. Give the site that it was trained at, if this was not meant.",
-                        *(e.name, ", ".join(trained), ", ".join(map(str, used))),
-                    )
-                    break
-
-
-def _trained_on(info: DictionaryInfo, model: TracedModel) -> Mapping[str, Any]:
-    """Returns the model that a dictionary was trained on, as `TracedModel.describe` does."""
-    buffer = info.config.get("buffer")
-    described = buffer.get("model") if isinstance(buffer, Mapping) else None
-    if isinstance(described, Mapping):
-        return described
-    # other packages leave out the owner, or say "gpt2-small" of gpt2
-    mine, theirs = ((name or "").split("/")[-1].lower() for name in (model.name, info.model))
-    return {} if mine.startswith(theirs) or theirs.startswith(mine) else {"name": info.model}
 
 
 def _read(stream: TokenStream, config: EvaluationConfig) -> list[TokenBatch]:

@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -12,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning.config import Registry, is_same_definition
+from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import l0
@@ -20,8 +18,10 @@ from dictionary_learning.ops import Encoder
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
 from dictionary_learning.trainers._batch import Batch, Component, Loss, ModelLoss, StepPart, component, finite_batch
-from dictionary_learning.trainers._config import FACTS, OptimizationConfig, RunInfo
+from dictionary_learning.trainers._config import OptimizationConfig
+from dictionary_learning.trainers._definition import check_methods, own_config, read_arguments
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
+from dictionary_learning.trainers._run_info import RunInfo
 
 
 class Trainer(ABC):
@@ -42,26 +42,12 @@ class Trainer(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Gives every trainer its own Config, which builds this trainer and no other."""
         super().__init_subclass__(**options)
-        config: Any = cls.__dict__.get("Config")
-        if config is None or _is_of_others(config, cls):
-            names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}
-            config = type("Config", (cls.Config,), {**names, "__doc__": f"Settings of {cls.__name__}."})
-        if "__dataclass_fields__" not in config.__dict__:
-            config = dataclasses.dataclass(frozen=True, kw_only=True)(config)
-        config.trainer_class = cls
-        cls.Config = config
-        for name, given in {"nonlinearity": (), "objective": ("batch",), "after_step": ("parts",)}.items():
-            method: Any = vars(cls).get(name)
-            try:
-                if inspect.isfunction(method):
-                    inspect.signature(method).bind("self", *given)
-            except TypeError as error:
-                called = f"{cls.__name__}.{name} is called as {name}({', '.join(given)})"
-                raise ConfigError(f"{called}; it cannot be: {error}.") from error
+        cls.Config = own_config(cls)
+        check_methods(cls)
 
     def __init__(self, config: Any = None, run: Any = None, *older: Any, **options: Any):
         if not isinstance(config, OptimizationConfig) or not isinstance(run, RunInfo) or older or options:
-            config, run = _read_arguments(type(self), (config, run, *older), options)
+            config, run = read_arguments(type(self), (config, run, *older), options)
         # of a base or of a subclass it would have other defaults, or settings that nothing reads
         if getattr(config, "trainer_class", None) is not type(self):
             raise ConfigError(
@@ -365,25 +351,3 @@ class Trainer(ABC):
 
 
 TRAINERS: Registry[type[Trainer]] = Registry("trainer")
-
-
-def _is_of_others(config: Any, trainer: type[Trainer]) -> bool:
-    """Returns whether a config is that of another trainer, or a base of several of ours."""
-    owner = vars(config).get("trainer_class")
-    if owner is not None:
-        return not is_same_definition(owner, trainer)
-    return config.__module__ != trainer.__module__ and config.__module__.startswith("dictionary_learning.")
-
-
-def _read_arguments(
-    trainer: type[Trainer], arguments: tuple[Any, ...], options: dict[str, Any]
-) -> tuple[OptimizationConfig, RunInfo]:
-    """Returns config and facts, given as a config and facts by name, or as by an older script."""
-    config, *rest = arguments
-    if not isinstance(config, OptimizationConfig) or rest != [None]:
-        from dictionary_learning.compat._trainer_arguments import read_arguments
-
-        return read_arguments(trainer, arguments, options)
-    facts = {name: value for name, value in options.items() if name in FACTS}
-    changes = {name: value for name, value in options.items() if name not in FACTS}
-    return config.replace(**changes) if changes else config, RunInfo.from_dict(facts)

@@ -1,0 +1,91 @@
+"""Dictionaries to evaluate, and where they belong in a model."""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dictionary_learning._types import SubmodulesLike
+from dictionary_learning.dictionaries import WIRINGS, Dictionary, DictionaryInfo, Trainable, wiring_of
+from dictionary_learning.errors import ConfigError, SiteError
+from dictionary_learning.models import TracedModel
+from dictionary_learning.sites import Site
+
+logger = logging.getLogger(__name__)
+
+
+class Candidate(NamedTuple):
+    """A dictionary to evaluate."""
+
+    name: str
+    dictionary: Dictionary
+    site: SubmodulesLike
+    """The site that it reads; several if it reads their activations concatenated."""
+    target: SubmodulesLike | None = None
+    """The sites that it reconstructs, if they are not those that it reads. Of a transcoder, by
+    default those that its `info` names, or the module's output where it reads the input."""
+
+
+def sites_of(model: TracedModel, given: Any) -> tuple[Site, ...]:
+    """Returns sites as they were given, strings looked up in the model."""
+    listed = given if isinstance(given, (list, tuple)) and not isinstance(given, Site) else [given]
+    # `widths` has each site under the name that was given, as "layers.1:heads"
+    return tuple(site for one in listed for site in (model.widths(one) if isinstance(one, Site) else model.sites(one)))
+
+
+def targets_of(model: TracedModel, candidate: Candidate, reads: tuple[Site, ...], name: str) -> tuple[Site, ...]:
+    """Returns the sites that a candidate reconstructs.
+
+    Raises:
+        ConfigError: it is a transcoder, and they are not known.
+    """
+    if candidate.target is not None:
+        return sites_of(model, candidate.target)
+    wiring = wiring_of(candidate.dictionary) if isinstance(candidate.dictionary, Trainable) else "autoencoder"
+    if not WIRINGS[wiring].writes_others:
+        return reads
+    if candidate.dictionary.info.target_sites:
+        return sites_of(model, candidate.dictionary.info.target_sites)
+    if all(site.side == "in" for site in reads):
+        return tuple(Site(site.path, call=site.call) for site in reads)
+    raise ConfigError(
+        f"Dictionary '{name}' is a {type(candidate.dictionary).__name__}, which reads {', '.join(map(str, reads))} and "
+        "reconstructs something else. Give Candidate(name, dictionary, site, target)."
+    )
+
+
+def warn_of_others(
+    model: TracedModel, places: Sequence[tuple[str, Dictionary, tuple[Site, ...], tuple[Site, ...]]]
+) -> None:
+    """Warns of dictionaries that were trained on another model, or at another site.
+
+    Args:
+        model: the model that they are evaluated on.
+        places: the name of each, the dictionary, and the sites that it reads and writes.
+    """
+    infos = [dictionary.info for _, dictionary, _, _ in places]
+    described = {str(m): m for info in infos if (m := _trained_on(info, model))}
+    if sum(not model.check_trained_on(m) for m in described.values()):  # each gets its warning
+        return
+    for name, dictionary, reads, writes in places:
+        info = dictionary.info
+        for trained, used in ((info.sites, reads), (info.target_sites or info.sites, writes)):
+            with contextlib.suppress(SiteError):  # other packages have names of their own
+                if trained and model.sites(trained) != model.sites(used):
+                    logger.warning(
+                        "Dictionary '%s' was trained at %s, and is evaluated at %s: its figures will be of another "
+                        "site. Give the site that it was trained at, if this was not meant.",
+                        *(name, ", ".join(trained), ", ".join(map(str, used))),
+                    )
+                    break
+
+
+def _trained_on(info: DictionaryInfo, model: TracedModel) -> Mapping[str, Any]:
+    """Returns the model that a dictionary was trained on, as `TracedModel.describe` does."""
+    buffer = info.config.get("buffer")
+    described = buffer.get("model") if isinstance(buffer, Mapping) else None
+    if isinstance(described, Mapping):
+        return described
+    # other packages leave out the owner, or say "gpt2-small" of gpt2
+    mine, theirs = ((name or "").split("/")[-1].lower() for name in (model.name, info.model))
+    return {} if mine.startswith(theirs) or theirs.startswith(mine) else {"name": info.model}

@@ -1,0 +1,63 @@
+"""What the definition of a trainer's class does, and how its arguments are read."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+from dictionary_learning.config import is_same_definition
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.trainers._config import OptimizationConfig
+from dictionary_learning.trainers._run_info import FACTS, RunInfo
+
+_CALLED = {"nonlinearity": (), "objective": ("batch",), "after_step": ("parts",)}
+"""Methods that a plug-in writes, and the arguments that they are called with."""
+
+
+def own_config(trainer: type[Any]) -> type[OptimizationConfig]:
+    """Returns the Config of a trainer's own, which builds this trainer and no other."""
+    config: Any = vars(trainer).get("Config")
+    if config is None or _is_of_others(config, trainer):
+        names = {"__module__": trainer.__module__, "__qualname__": f"{trainer.__qualname__}.Config"}
+        config = type("Config", (trainer.Config,), {**names, "__doc__": f"Settings of {trainer.__name__}."})
+    if "__dataclass_fields__" not in vars(config):
+        config = dataclasses.dataclass(frozen=True, kw_only=True)(config)
+    config.trainer_class = trainer
+    return config
+
+
+def check_methods(trainer: type[Any]) -> None:
+    """Checks that the methods which a class defines can be called as they will be.
+
+    Raises:
+        ConfigError: one takes other arguments.
+    """
+    for name, given in _CALLED.items():
+        method: Any = vars(trainer).get(name)
+        try:
+            if inspect.isfunction(method):
+                inspect.signature(method).bind("self", *given)
+        except TypeError as error:
+            called = f"{trainer.__name__}.{name} is called as {name}({', '.join(given)})"
+            raise ConfigError(f"{called}; it cannot be: {error}.") from error
+
+
+def read_arguments(
+    trainer: type[Any], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[OptimizationConfig, RunInfo]:
+    """Returns config and facts, given as a config and facts by name, or as by an older script."""
+    config, *rest = arguments
+    if not isinstance(config, OptimizationConfig) or rest != [None]:
+        from dictionary_learning.compat._trainer_arguments import read_arguments as read_older
+
+        return read_older(trainer, arguments, options)
+    facts = {name: value for name, value in options.items() if name in FACTS}
+    changes = {name: value for name, value in options.items() if name not in FACTS}
+    return config.replace(**changes) if changes else config, RunInfo.from_dict(facts)
+
+
+def _is_of_others(config: Any, trainer: type[Any]) -> bool:
+    """Returns whether a config is that of another trainer, or a base of several of ours."""
+    owner = vars(config).get("trainer_class")
+    if owner is not None:
+        return not is_same_definition(owner, trainer)
+    return config.__module__ != trainer.__module__ and config.__module__.startswith("dictionary_learning.")
