@@ -53,7 +53,7 @@ class RunCheckpoints:
     """
 
     def __init__(self, folder: Path, keep_last: int, keep: frozenset[int] = frozenset()):
-        self.root, self.keep_last, self.keep = folder / CHECKPOINTS, keep_last, keep
+        self.folder, self.root, self.keep_last, self.keep = folder, folder / CHECKPOINTS, keep_last, keep
 
     def save(
         self, step: int, n_tokens: int, jobs: Sequence[TrainingJob], stream: ActivationStream, run: Mapping[str, Any]
@@ -83,7 +83,7 @@ class RunCheckpoints:
         """
         if not isinstance(resume, (str, os.PathLike)) or not os.fspath(cast(Any, resume)):
             raise ConfigError(f"Got resume={resume!r}; give 'never', 'auto', or the path of a run or checkpoint.")
-        place, folder = Path(resume).resolve(), self.root.parent.resolve()
+        place, folder = Path(resume).resolve(), self.folder.resolve()
         return resume == "auto" or (resume != "never" and folder in (place, *place.parents))
 
     def newest(self, resume: str | os.PathLike[str]) -> "Resumed | None":
@@ -99,7 +99,7 @@ class RunCheckpoints:
         if resume == "auto":
             found = complete_checkpoints(self.root)
             if not found:
-                finished = sorted(self.root.parent.glob("trainer_*/config.json"))
+                finished = sorted(self.folder.glob("trainer_*/config.json"))
                 if finished:
                     raise ConfigError(
                         f"'{finished[0].parent}' is finished, and its run has no checkpoint to go on from. Give "

@@ -29,24 +29,19 @@ _SHARED = ("checkpoints", "tensorboard")
 
 
 @contextlib.contextmanager
-def claim_run_folder(
-    path: str | os.PathLike[str], overwrite: bool = False, keep: bool = False
-) -> Generator[Path, None, None]:
+def claim_run_folder(path: str | os.PathLike[str], keep: bool = False) -> Generator[Path, None, None]:
     """Reserves a folder for a run of this process, until the context ends.
 
-    A claim within another claim of the same process only removes. The lock of a process that was
-    killed is taken over. `overwrite` removes the run that the folder holds: its dictionaries,
-    metrics, checkpoints and reports, no other files. `keep` lets it be.
+    A claim within another claim of the same process does nothing. The lock of a process that was
+    killed is taken over.
 
     Raises:
-        ConfigError: the folder holds a run and `overwrite` is false, or another process writes into
-            it, or it cannot be written.
+        ConfigError: the folder holds a run, unless `keep` lets it be; or another process writes
+            into it, or it cannot be written.
     """
     folder = as_folder(path)
     lock = folder / LOCK
     if _read_lock(lock) == _this_process():  # the outer claim removes the lock
-        if overwrite:
-            _clear(folder, overwrite)
         yield folder
         return
     is_new = not folder.exists()
@@ -56,8 +51,12 @@ def claim_run_folder(
     except OSError as error:
         raise ConfigError(f"'{folder}' cannot be a run's folder ({error}). Give another as save_dir.") from error
     try:
-        if overwrite or not keep:
-            _clear(folder, overwrite)
+        found = [] if keep else _files_of_a_run(folder, _RUN)
+        if found:
+            raise ConfigError(
+                f"'{folder}' holds another run ({found[0].name} and others). Give another folder, or remove that run "
+                "with overwrite=True (--overwrite on the command line)."
+            )
         yield folder
     finally:
         lock.unlink(missing_ok=True)
@@ -108,33 +107,24 @@ def resolve_latest(place: str) -> str:
     return str(path.parent / path.read_text(encoding="utf-8").strip())
 
 
-def check_outlives(folder: Path, sources: Iterable[str]) -> None:
-    """Refuses to overwrite what the new run starts from.
+def remove_run(folder: Path, sources: Iterable[str] = ()) -> None:
+    """Removes the run in a folder: dictionaries, metrics, checkpoints and reports, no other files.
+
+    Args:
+        folder: the folder.
+        sources: what the next run starts from.
 
     Raises:
-        ConfigError: a source is, or is in, or holds what would be removed from the folder.
+        ConfigError: a source is, or is in, or holds what would be removed.
     """
-    removed = [path.resolve() for path in _files_of_a_run(folder, _WRITTEN)]
+    found = _files_of_a_run(folder, _WRITTEN)
+    removed = [path.resolve() for path in found]
     for source in sources:
         place = Path(source).resolve()
         if any(path in (place, *place.parents) or place in path.parents for path in removed):
             raise ConfigError(
                 f"The run starts from '{source}', which overwriting '{folder}' would remove. Give another folder."
             )
-
-
-def _files_of_a_run(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    found = [path for place in (".", *_SHARED) for path in (folder / place).glob("*")]
-    return sorted(path for path in found if names.fullmatch(path.relative_to(folder).as_posix()))
-
-
-def _clear(folder: Path, overwrite: bool) -> None:
-    found = _files_of_a_run(folder, _WRITTEN if overwrite else _RUN)
-    if found and not overwrite:
-        raise ConfigError(
-            f"'{folder}' holds another run ({found[0].name} and others). Give another folder, or remove that run with "
-            "overwrite=True (--overwrite on the command line)."
-        )
     for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -143,6 +133,11 @@ def _clear(folder: Path, overwrite: bool) -> None:
     for name in _SHARED if found else ():
         with contextlib.suppress(OSError):  # it is not there, or holds files of the user's
             (folder / name).rmdir()
+
+
+def _files_of_a_run(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    found = [path for place in (".", *_SHARED) for path in (folder / place).glob("*")]
+    return sorted(path for path in found if names.fullmatch(path.relative_to(folder).as_posix()))
 
 
 def _lock(lock: Path) -> None:

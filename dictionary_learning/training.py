@@ -5,8 +5,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +13,16 @@ from torch import Tensor
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
 from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
-from dictionary_learning._run_folder import as_folder, check_outlives, claim_run_folder
+from dictionary_learning._run_folder import as_folder, claim_run_folder, remove_run
+from dictionary_learning._run_output import RunOutput, figures_of, plan_of
 from dictionary_learning._run_setup import TrainingJob, training_jobs
-from dictionary_learning._saving import check_finite, exported, save_all
+from dictionary_learning._saving import check_finite
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
 from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError, Interrupted
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.loggers import (
     AnomalyLogger,
     ConsoleLogger,
@@ -36,9 +36,6 @@ from dictionary_learning.sites import Site
 from dictionary_learning.trainers._batch import ModelLoss
 
 logger = logging.getLogger(__name__)
-
-_PROGRESS_EVERY = 10
-"""Steps between two updates of the progress bar."""
 
 
 def trainSAE(
@@ -124,12 +121,7 @@ def trainSAE(
             `dictionaries`.
         Interrupted: A signal stopped the run, which can be resumed.
     """
-    steps = whole_number("steps", steps)
-    log_every = max(1, steps // 100) if log_steps is None else whole_number("log_steps", log_steps)
-    backup_every = None if backup_steps is None else whole_number("backup_steps", backup_steps)
-    given_every = None if checkpoint_steps is None else whole_number("checkpoint_steps", checkpoint_steps)
-    checkpoint_every = given_every or backup_every
-    save_at = _save_steps(save_steps, steps)
+    plan = plan_of(steps, log_steps, checkpoint_steps, backup_steps, save_steps)
     device = as_device(device)
     if not isinstance(autocast_dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"Got autocast_dtype={autocast_dtype!r}; give a dtype, such as torch.bfloat16.")
@@ -140,75 +132,57 @@ def trainSAE(
     if activations_split_by_head and transcoder:
         raise ConfigError("Got transcoder=True with activations_split_by_head=True, which are two wirings. Give one.")
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
-    checkpoints, keeps = None, False
-    if save_dir is not None:
-        keep_last = whole_number("keep_checkpoints", keep_checkpoints)
-        checkpoints = RunCheckpoints(as_folder(save_dir), keep_last, save_at)
-        keeps = checkpoints.is_own(resume)
-        # what cannot become the folder of this run is refused before anything is computed
-        with claim_run_folder(save_dir, keep=overwrite or keeps):
-            pass
-    elif save_at or checkpoint_every or resume != "never":
-        raise ConfigError("save_steps, checkpoint_steps, backup_steps and resume need a folder: give save_dir.")
     if overwrite and resume != "never":
         raise ConfigError(
             f"Got overwrite=True with resume={resume!r}: it would remove what is resumed. Give one of them."
         )
-    stream = ActivationStream(data, split_by_head=activations_split_by_head)
-    resumed = None if checkpoints is None or resume == "never" else checkpoints.newest(resume)
-    fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
-    jobs = training_jobs(trainer_configs, stream, steps, device, normalize_activations, wiring, fitted)
-    facts = {"steps": steps, "autocast_dtype": str(autocast_dtype)}
-    # also without a checkpoint: what could not be saved at the end is refused now
-    run: Mapping[str, Any] = {} if save_dir is None else describe_run(jobs, stream, facts)
-    if resumed is not None:
-        resumed.check(run, allow_changed)
-        resumed.load(jobs, stream)
-    start = 0 if resumed is None else resumed.step
-    folder = contextlib.nullcontext() if save_dir is None else claim_run_folder(save_dir, overwrite, keeps)
-    if save_dir is not None and overwrite:
-        check_outlives(Path(save_dir), [source for job in jobs if (source := job.trainer.config.get("finetune"))])
-    sinks: list[MetricLogger] = [AnomalyLogger(), *loggers]
-    if save_dir is not None:
-        sinks.append(JSONLLogger(Path(save_dir) / "metrics.jsonl", start))
-    if use_wandb:
-        sinks.append(WandbLogger({job.name: job.trainer.config for job in jobs}, wandb_project, wandb_entity))
-    if verbose:
-        sinks.append(_LogRecords())
-    console = ConsoleLogger(steps, [job.name for job in jobs]) if progress else None
-    if console is not None:
-        sinks.append(console)
-    n_tokens, is_due = 0 if resumed is None else resumed.n_tokens, False
-    with folder, contextlib.closing(LoggerGroup(sinks)) as sink, StopRequest(save_dir is not None) as stop:
-        for step in range(start + 1, steps + 1):
+    if save_dir is None and (plan.saves or resume != "never"):
+        raise ConfigError("save_steps, checkpoint_steps, backup_steps and resume need a folder: give save_dir.")
+    with contextlib.ExitStack() as stack:
+        checkpoints = resumed = None
+        if save_dir is not None:
+            keep_last = whole_number("keep_checkpoints", keep_checkpoints)
+            checkpoints = RunCheckpoints(as_folder(save_dir), keep_last, plan.save_at)
+            # what cannot become the folder of this run is refused before anything is computed
+            stack.enter_context(claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume)))
+            resumed = None if resume == "never" else checkpoints.newest(resume)
+        stream = ActivationStream(data, split_by_head=activations_split_by_head)
+        fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
+        jobs = training_jobs(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted)
+        facts = {"steps": plan.steps, "autocast_dtype": str(autocast_dtype)}
+        # also without a checkpoint: what could not be saved at the end is refused now
+        run = {} if checkpoints is None else describe_run(jobs, stream, facts)
+        if resumed is not None:
+            resumed.check(run, allow_changed)
+            resumed.load(jobs, stream)
+        if checkpoints is not None and overwrite:
+            remove_run(checkpoints.folder, [s for job in jobs if (s := job.trainer.config.get("finetune"))])
+        start, n_tokens = (0, 0) if resumed is None else (resumed.step, resumed.n_tokens)
+        sinks: list[MetricLogger] = [AnomalyLogger(), *loggers]
+        if checkpoints is not None:
+            sinks.append(JSONLLogger(checkpoints.folder / "metrics.jsonl", start))
+        if use_wandb:
+            sinks.append(WandbLogger({job.name: job.trainer.config for job in jobs}, wandb_project, wandb_entity))
+        if verbose:
+            sinks.append(_LogRecords())
+        console = ConsoleLogger(plan.steps, [job.name for job in jobs]) if progress else None
+        if console is not None:
+            sinks.append(console)
+        sink = stack.enter_context(contextlib.closing(LoggerGroup(sinks)))
+        stop = stack.enter_context(StopRequest(checkpoints is not None))
+        output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop)
+        for step in range(start + 1, plan.steps + 1):
             batch = next(stream, None)
             if batch is None:
                 ended = "The data ended after %d of %d steps; the learning rate had not decayed."
-                logger.warning(ended, step - 1, steps)
+                logger.warning(ended, step - 1, plan.steps)
                 break
             n_tokens += train_step(jobs, batch, device, autocast_dtype)
-            if step % log_every == 0 or step == steps:
-                sink.log({job.name: _figures(job) for job in jobs}, step, n_tokens)
-            if console is not None and (step % _PROGRESS_EVERY == 0 or step == steps):
-                console.advance(step, n_tokens)
-            if save_dir is not None and step in save_at:
-                save_all(exported(jobs, data, run_cfg), Path(save_dir), f"checkpoints/step_{step}")
-            if save_dir is not None and backup_every and step % backup_every == 0:
-                save_all(exported(jobs, data, run_cfg), Path(save_dir), "checkpoints/latest")
-            # a stop comes as a checkpoint does, between two whole steps
-            is_due |= bool(checkpoint_every) and (step % checkpoint_every == 0 or step == steps or step in save_at)
-            if checkpoints is not None and (is_due or stop.signal) and all(j.trainer.is_between_steps for j in jobs):
-                saved, is_due = checkpoints.save(step, n_tokens, jobs, stream, run), False
-                if stop.signal:
-                    if not saved:
-                        save_all(exported(jobs, data, run_cfg), checkpoints.root.parent)
-                    raise Interrupted(step, steps, str(save_dir))
+            output.after_step(step, n_tokens)
         for job in jobs:
             job.trainer.finish()
         # before the loggers close: their failures must not cost the weights
-        dictionaries = exported(jobs, data, run_cfg)
-        if save_dir is not None:
-            save_all(dictionaries, Path(save_dir))
+        dictionaries = output.export()
     check_finite(jobs, dictionaries)
     _warn_of_divergence(jobs)
     return dictionaries
@@ -258,15 +232,6 @@ def _check_loggers(given: Any) -> None:
         raise ConfigError(f"Got loggers={given!r}; give a list of objects that have `log` and `close`.")
 
 
-def _save_steps(given: Any, steps: int) -> frozenset[int]:
-    if given is not None and (not isinstance(given, Iterable) or isinstance(given, str)):
-        raise ConfigError(f"Got save_steps={given!r}; give a list of steps, such as [1000, 2000].")
-    chosen = frozenset(whole_number("save_steps", step) for step in cast(Iterable[Any], () if given is None else given))
-    if chosen and max(chosen) > steps:
-        raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
-    return chosen
-
-
 def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:
     """Returns the model's loss as a function of reconstructions in the trainer's units."""
     raw_loss = getattr(batch, "model_loss_fn", None)
@@ -294,17 +259,9 @@ def _lengths(job: TrainingJob, batch: Mapping[Site, Tensor]) -> Tensor | None:
     return lengths
 
 
-def _figures(job: TrainingJob) -> dict[str, float]:
-    figures = job.trainer.metrics()
-    # one wait for the device for all figures of a dictionary
-    parts = [value.detach().float().to(job.trainer.device) for value in figures.values()]
-    values: Any = torch.stack(parts) if parts else torch.empty(0)
-    return dict(zip(figures, values.tolist(), strict=True))
-
-
 def _warn_of_divergence(jobs: Sequence[TrainingJob]) -> None:
     for job in jobs:
-        fvu, settings = _figures(job).get("fvu", 0.0), job.trainer.settings
+        fvu, settings = figures_of(job).get("fvu", 0.0), job.trainer.settings
         # with the model's loss as objective, the reconstruction may leave the activations
         if fvu > 1 and not settings.needs_predictions:
             worse = "'%s' ended with FVU %.2f, worse than the mean of the activations. "

@@ -21,6 +21,7 @@ LAYERS = [
     {"finetune"},
     {"run_setup"},
     {"resume", "saving"},
+    {"run_output"},
     {"training", "evaluation", "interp"},
     {"compat"},
     {"cli"},

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dictionary_learning._run_folder import LOCK, claim_run_folder, new_folder, point_latest_at, resolve_latest
+from dictionary_learning._run_folder import (
+    LOCK,
+    claim_run_folder,
+    new_folder,
+    point_latest_at,
+    remove_run,
+    resolve_latest,
+)
 from dictionary_learning.errors import ConfigError
 
 HOLD = """
@@ -64,7 +71,8 @@ def test_folder_with_a_run_is_refused_or_cleared(tmp_path, written):
     with pytest.raises(ConfigError, match="holds another run"), claim_run_folder(tmp_path):
         pass
     assert (tmp_path / written).exists() and not (tmp_path / LOCK).exists()
-    with claim_run_folder(tmp_path, overwrite=True):
+    with claim_run_folder(tmp_path, keep=True):
+        remove_run(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "notes.txt"]
 
 
@@ -138,16 +146,6 @@ def test_files_of_the_users_are_no_run_and_stay(tmp_path):
     write(runs)
     with pytest.raises(ConfigError, match="holds another run"), claim_run_folder(tmp_path):
         pass
-    with claim_run_folder(tmp_path, overwrite=True):
-        pass
+    remove_run(tmp_path)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert left == sorted(mine)
-
-
-def test_a_claim_within_a_claim_removes_when_it_is_to(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("x")
-    with claim_run_folder(tmp_path, keep=True):
-        assert (tmp_path / "metrics.jsonl").exists()
-        with claim_run_folder(tmp_path, overwrite=True):
-            assert not (tmp_path / "metrics.jsonl").exists()
-        assert (tmp_path / LOCK).exists()
