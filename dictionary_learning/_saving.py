@@ -12,6 +12,7 @@ from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
 from dictionary_learning.dictionaries._info import as_config
+from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import DivergenceError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "") -
     for number, dictionary in enumerate(dictionaries):
         place = folder / f"trainer_{number}" / part
         try:
-            if not _nonfinite_names(dictionary):  # a dictionary with NaN is never written
+            if not nonfinite_names(dictionary):  # a dictionary with NaN is never written
                 save_dictionary(dictionary, place)
         except Exception as error:  # noqa: BLE001  (what was trained must not be lost with a disk)
             logger.warning("'%s' could not be written (%s: %s).", place, type(error).__name__, error)
@@ -52,13 +53,13 @@ def check_finite(jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary]
     Raises:
         DivergenceError: there are some; it holds the other dictionaries.
     """
-    bad = {job.name: names for job, d in zip(jobs, dictionaries, strict=True) if (names := _nonfinite_names(d))}
+    bad = {job.name: names for job, d in zip(jobs, dictionaries, strict=True) if (names := nonfinite_names(d))}
     if bad:
         listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in bad.items())
         raise DivergenceError(
             f"Training gave weights that are not finite ({listed}), which are not saved. Check the activations, and "
             "lower the learning rate. The other dictionaries are in this error's `dictionaries`.",
-            [dictionary for dictionary in dictionaries if not _nonfinite_names(dictionary)],
+            [dictionary for dictionary in dictionaries if not nonfinite_names(dictionary)],
         )
 
 
@@ -93,7 +94,3 @@ def _sections(job: TrainingJob, data: Any, run_cfg: Mapping[str, Any] | None) ->
     if hasattr(data, "config"):
         sections["buffer"] = data.config.to_dict() if isinstance(data.config, BaseConfig) else data.config
     return sections
-
-
-def _nonfinite_names(dictionary: Dictionary) -> list[str]:
-    return [name for name, tensor in dictionary.state_dict().items() if not bool(tensor.isfinite().all())]

@@ -80,7 +80,8 @@ class TokenFilter(BaseConfig):
         """Returns the excluded tokens in words."""
         rules = ["padding"]
         if self.exclude_ids:
-            rules.append("the token ids " + ", ".join(map(str, self.exclude_ids)))
+            ids = ", ".join(map(str, self.exclude_ids))
+            rules.append(f"the token id {ids}" if len(self.exclude_ids) == 1 else f"the token ids {ids}")
         if self.exclude_first:
             rules.append("the first token of each context")
         if self.seqpos_slice is not None:

@@ -95,9 +95,14 @@ def load_dictionary(
     return loading.load_dictionary(path, device, site=site, format=format, dtype=dtype, revision=revision, **facts)
 
 
+def nonfinite_names(dictionary: Dictionary) -> list[str]:
+    """Returns the names of the tensors that hold a NaN or an infinity."""
+    return [name for name, tensor in dictionary.state_dict().items() if not bool(tensor.isfinite().all())]
+
+
 def check_finite(dictionary: Dictionary) -> None:
     """Raises CheckpointError if a tensor of the dictionary holds values that are not finite."""
-    bad = [name for name, tensor in dictionary.state_dict().items() if not bool(tensor.isfinite().all())]
+    bad = nonfinite_names(dictionary)
     if bad:
         raise CheckpointError(
             f"The {type(dictionary).__name__} holds values that are not finite in {', '.join(bad)}; its training has "

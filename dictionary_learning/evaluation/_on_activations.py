@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._metrics import METRICS, EvaluationBatch
 from dictionary_learning.sites import Site
@@ -85,9 +86,9 @@ def check_finite(dictionary: Dictionary, name: str) -> None:
     Raises:
         ConfigError: one does; the message names the first.
     """
-    for key, tensor in dictionary.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ConfigError(
-                f"{name} holds a NaN or an infinity in {key}, so no metric of it means anything. The run that trained "
-                "it diverged: train with a lower learning rate, or load an earlier checkpoint."
-            )
+    bad = nonfinite_names(dictionary)
+    if bad:
+        raise ConfigError(
+            f"{name} holds a NaN or an infinity in {bad[0]}, so no metric of it means anything. The run that trained "
+            "it diverged: train with a lower learning rate, or load an earlier checkpoint."
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
-from dictionary_learning.dictionaries._serialization import WEIGHTS, check_finite
+from dictionary_learning.dictionaries._serialization import WEIGHTS, check_finite, nonfinite_names
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
 from dictionary_learning.interop._base import Facts, format_of, writable_format
 from dictionary_learning.interop._files import WHOLE, Files, check_relative, shorten, sites_in
@@ -237,12 +237,12 @@ def read(
             f"'{files}' cannot be read as {known.name} ({error}); it is damaged, or of another format. Give format=."
         ) from error
     # readers check what they take; scales that are folded in may overflow afterwards
-    for name, tensor in dictionary.state_dict().items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(
-                f"'{files}' gives values that are not finite in {name}; it is damaged, or the run that wrote it had "
-                "diverged."
-            )
+    bad = nonfinite_names(dictionary)
+    if bad:
+        raise CheckpointError(
+            f"'{files}' gives values that are not finite in {bad[0]}; it is damaged, or the run that wrote it had "
+            "diverged."
+        )
     if dtype is None and known.name != "own" and dictionary.dtype in (torch.float16, torch.bfloat16):
         dtype = torch.float32  # in which other packages compute, whatever they store
     dictionary = dictionary if dtype is None else dictionary.to(dtype)

@@ -7,7 +7,7 @@ from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers.gated import gated_loss
-from dictionary_learning.trainers.p_anneal import AnnealedPenalty, PAnnealConfig
+from dictionary_learning.trainers.p_anneal import PAnnealConfig, annealed_penalty
 
 
 @TRAINERS.register("gated_anneal")
@@ -25,11 +25,7 @@ class GatedAnnealTrainer(SAETrainer):
         penalizes_gates: ClassVar[bool] = True
 
     settings: Config
-
-    @component
-    def annealed(self) -> AnnealedPenalty:
-        """The penalty of each step."""
-        return AnnealedPenalty(self.settings, self.dictionary)
+    annealed = component(annealed_penalty)
 
     def nonlinearity(self) -> Nonlinearity:
         return Gated()

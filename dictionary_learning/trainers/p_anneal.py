@@ -130,6 +130,12 @@ class AnnealedPenalty(Component):
         self._sums.extend(sums.to(device) for sums in state["sums"])
 
 
+# `Any`: the settings of a method are narrower than those of `SAETrainer`
+def annealed_penalty(trainer: Any) -> AnnealedPenalty:
+    """Returns the penalty of each step, as a component of a trainer with `PAnnealConfig`."""
+    return AnnealedPenalty(trainer.settings, trainer.dictionary)
+
+
 @TRAINERS.register("p_anneal")
 class PAnnealTrainer(SAETrainer):
     """Trains a dictionary with ReLU and a penalty whose power decays.
@@ -143,11 +149,7 @@ class PAnnealTrainer(SAETrainer):
         """Settings of p-annealing."""
 
     settings: Config
-
-    @component
-    def annealed(self) -> AnnealedPenalty:
-        """The penalty of each step."""
-        return AnnealedPenalty(self.settings, self.dictionary)
+    annealed = component(annealed_penalty)
 
     def nonlinearity(self) -> Nonlinearity:
         return ReLU()

@@ -58,7 +58,7 @@ def report() -> dict[str, Any]:
             "n_tokens_read": 1100,
             "n_tokens_scored": 1000,
             "ctx_len": 16,
-            "filter": "padding, the token ids 1",
+            "filter": "padding, the token id 1",
         },
         "ce_clean": 3.0,
         "ablation": {
@@ -134,7 +134,7 @@ def test_text_holds_each_dictionary_and_its_figures(report: dict[str, Any], name
 
 @pytest.mark.parametrize("name", ["markdown", "html"])
 def test_text_says_what_is_left_out(report: dict[str, Any], name: str) -> None:
-    assert "Excluded from training, splicing and metrics alike: padding, the token ids 1." in RENDERERS[name](report)
+    assert "Excluded from training, splicing and metrics alike: padding, the token id 1." in RENDERERS[name](report)
 
 
 def test_json_round_trips(report: dict[str, Any]) -> None:
