@@ -92,6 +92,7 @@ class RunOutput:
 
 
 def plan_of(steps: Any, log_steps: Any, checkpoint_steps: Any, backup_steps: Any, save_steps: Any) -> Plan:
+    """Returns the plan of a run, from the arguments of `trainSAE`."""
     steps = whole_number("steps", steps)
     log_every = max(1, steps // 100) if log_steps is None else whole_number("log_steps", log_steps)
     backup_every = None if backup_steps is None else whole_number("backup_steps", backup_steps)
@@ -109,6 +110,7 @@ def _save_steps(given: Any, steps: int) -> frozenset[int]:
 
 
 def figures_of(job: TrainingJob) -> dict[str, float]:
+    """Returns a trainer's figures of its last step as numbers."""
     figures = job.trainer.metrics()
     # one wait for the device for all figures of a dictionary
     parts = [value.detach().float().to(job.trainer.device) for value in figures.values()]

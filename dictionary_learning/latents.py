@@ -154,6 +154,11 @@ def replace_values(like: Latents, values: Tensor) -> Latents:
     return values if isinstance(like, Tensor) else SparseLatents(values, like.support)
 
 
+def detached(latents: Latents) -> Latents:
+    """Returns the same values without the graph that computed them."""
+    return latents.detach() if isinstance(latents, Tensor) else latents._replace(values=latents.values.detach())
+
+
 def gather_per_latent(weights: Float[Tensor, "dict_size"], latents: Latents) -> Tensor:
     """Returns the weight of each latent in a shape that broadcasts with the latents' values."""
     if isinstance(latents, Tensor):

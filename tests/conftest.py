@@ -4,7 +4,8 @@ import beartype  # noqa: F401  (nnsight puts an attribute on `object` that beart
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TEST_DEVICE", "cpu") == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.pop("DICTIONARY_LEARNING_BACKEND", None)
 
 from jaxtyping import install_import_hook

@@ -1,5 +1,6 @@
 """Small random models, a tokenizer, text and synthetic activations: everything a test needs, offline."""
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -46,6 +47,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")
+"""Where the tests of ops, and those of a GPU, run."""
 VOCAB, DIM, LAYERS, POSITIONS = 97, 16, 3, 64
 WORDS = [f"w{i}" for i in range(VOCAB - 3)]
 
@@ -146,15 +149,17 @@ class Planted:
 
     def __init__(self, dim: int = 32, n_features: int = 48, density: float = 0.06, seed: int = 0):
         self.generator = torch.Generator().manual_seed(seed)
-        self.features = torch.nn.functional.normalize(torch.randn(n_features, dim, generator=self.generator), dim=-1)
-        self.offset = torch.randn(dim, generator=self.generator)
+        options = {"generator": self.generator, "device": "cpu"}
+        self.features = torch.nn.functional.normalize(torch.randn(n_features, dim, **options), dim=-1)
+        self.offset = torch.randn(dim, **options)
         self.density = density
 
     def batch(self, n: int) -> Tensor:
         """Returns n activations."""
         shape = (n, len(self.features))
-        active = torch.rand(shape, generator=self.generator) < self.density
-        return (active * (1 + torch.rand(shape, generator=self.generator))) @ self.features + self.offset
+        options = {"generator": self.generator, "device": "cpu"}
+        active = torch.rand(shape, **options) < self.density
+        return (active * (1 + torch.rand(shape, **options))) @ self.features + self.offset
 
     def batches(self, steps: int, n: int = 256) -> Iterator[Tensor]:
         """Yields batches of activations."""

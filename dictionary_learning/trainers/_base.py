@@ -160,7 +160,8 @@ class Trainer(ABC):
                 # under autocast the products of the backward pass would lose precision
                 with torch.autocast(self.device.type, enabled=False):
                     (loss.total * (share / settings.grad_acc_steps)).backward()
-                self._gathered.append(StepPart(part, loss, share))
+                # a graph kept until the next step keeps memory, and cannot be captured on CUDA
+                self._gathered.append(StepPart(part, loss.detached(), share))
                 total = total + loss.total.detach() * share
         self._n_batches += 1
         if self._n_batches % settings.grad_acc_steps == 0:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Reconstruction
+from dictionary_learning.latents import detached
 from dictionary_learning.ops._joint import replace_nonfinite
 
 C = TypeVar("C", bound="Component")
@@ -60,6 +61,13 @@ class Loss(NamedTuple):
     terms: Mapping[str, Float[Tensor, ""]]
     """Every term by name, before weighting; for logs."""
     reconstruction: Reconstruction
+
+    def detached(self) -> "Loss":
+        """Returns the same values without the graph that computed them."""
+        terms = {name: term.detach() for name, term in self.terms.items()}
+        outputs, latents, pre = self.reconstruction
+        plain = Reconstruction(outputs.detach(), detached(latents), None if pre is None else detached(pre))
+        return Loss(self.total.detach(), self.error.detach(), terms, plain)
 
 
 class StepPart(NamedTuple):

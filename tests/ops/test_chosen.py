@@ -7,6 +7,7 @@ from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, to_dense
 from dictionary_learning.ops import _selection as chosen
 from tests.ops.test_ops import encode
+from tests.tiny import DEVICE
 
 RULES = {
     "few by mask": lambda pre: pre > 2.5,
@@ -85,7 +86,7 @@ def test_negative_values_pass_and_have_gradients(backend):
 def test_low_precision_and_autocast_change_nothing(rule, dtype):
     x, W, b = (torch.randn(*s).to(dtype) for s in ((24, 6), (40, 6), (40,)))
     expected = to_dense(encode("encode_where", x.float(), W.float(), b.float(), RULES[rule]))
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(DEVICE, dtype):
         got = to_dense(encode("encode_where", x, W, b, RULES[rule]))
     assert got.dtype == torch.float32 and torch.equal(got, expected)
 

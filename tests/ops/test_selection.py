@@ -7,12 +7,13 @@ from dictionary_learning import ops
 from dictionary_learning.latents import to_dense
 from dictionary_learning.ops import _scan as scan
 from tests.ops.test_ops import ENCODERS, encode, tensors
+from tests.tiny import DEVICE
 
 
 @pytest.mark.parametrize("kind", ["uneven", "one direction", "large mean", "bias"])
 def test_coarse_selection_equals_that_of_float64(kind, monkeypatch):
     """On activations as real ones can be, whatever this machine is fast at."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     x = torch.randn(512, 64, generator=generator)
     W = torch.nn.functional.normalize(torch.randn(2048, 64, generator=generator), dim=-1)
     b = 0.01 * torch.randn(2048, generator=generator)
@@ -39,7 +40,7 @@ def test_coarse_selection_equals_that_of_float64(kind, monkeypatch):
 def test_selection_in_bfloat16_survives_random_cases(operation, monkeypatch):
     """Scales, biases and numbers of latents at random: what is kept has the values that float64 keeps."""
     monkeypatch.setattr(scan, "bfloat16_is_fast", lambda _: True)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     for case in range(40):
         f, k, n = (
             int(torch.randint(low, high, (1,), generator=generator)) for low, high in ((70, 900), (1, 9), (1, 40))

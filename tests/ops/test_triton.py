@@ -16,7 +16,7 @@ from dictionary_learning.ops._triton import TRITON, adam, candidates, pairs, sel
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers._row_adam import RowAdam
 from tests.ops.test_ops import compare, encode, run, tensors
-from tests.tiny import Planted
+from tests.tiny import DEVICE, Planted
 
 SHAPES = [(6, 5, 300, 1), (17, 12, 643, 5), (9, 33, 2050, 16), (1, 1, 256, 2), (0, 8, 512, 3)]
 """Tokens, width, latents, kept: at most 1 latent of 128 is kept, as the kernels are made for."""
@@ -24,7 +24,7 @@ SHAPES = [(6, 5, 300, 1), (17, 12, 643, 5), (9, 33, 2050, 16), (1, 1, 256, 2), (
 
 @pytest.fixture(autouse=True)
 def interpreted():
-    assert os.environ["TRITON_INTERPRET"] == "1"
+    assert DEVICE != "cpu" or os.environ["TRITON_INTERPRET"] == "1"
     with ops.use_backend("triton"):
         yield
 
@@ -201,6 +201,7 @@ def test_float64_is_left_to_other_forms():
     assert latents.values.dtype == torch.float64
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="of a CPU")
 def test_interpreter_is_used_only_when_asked_for():
     assert usable("cpu")
     with ops.use_backend(None):
@@ -216,8 +217,8 @@ def test_a_run_has_the_reference_s_losses(method):
     def losses(backend: str) -> list[float]:
         with ops.use_backend(backend):
             options = {"dead_feature_threshold": 20, "k_aux": 1}
-            t = TRAINERS[method](activation_dim=12, dict_size=256, k=2, steps=20, device="cpu", **options)
-            return [t.update(t.step, x).item() for x in Planted(dim=12).batches(4, 8)]
+            t = TRAINERS[method](activation_dim=12, dict_size=256, k=2, steps=20, device=DEVICE, **options)
+            return [t.update(t.step, x.to(DEVICE)).item() for x in Planted(dim=12).batches(4, 8)]
 
     assert losses("triton") == pytest.approx(losses("reference"), rel=1e-4)
 
@@ -225,7 +226,7 @@ def test_a_run_has_the_reference_s_losses(method):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_row_adam_takes_the_same_steps(dtype):
     def weights(backend: str) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(DEVICE).manual_seed(0)
         unit = torch.nn.functional.normalize(torch.randn(7, 20, generator=generator), dim=1)
         params = [torch.nn.Parameter(t.to(dtype)) for t in (unit, torch.randn(1500, generator=generator))]
         groups = [{"params": params[:1], "unit_rows": True}, {"params": params[1:]}]
@@ -313,7 +314,7 @@ def test_trainers_that_share_a_product_learn_what_they_would_alone(monkeypatch):
     configs = [TrainerTopK.Config(k=k, dict_size=256, seed=k, optimizer=torch.optim.SGD, lr=100.0) for k in (1, 2)]
 
     def trained() -> list[torch.Tensor]:
-        dictionaries = trainSAE(data, configs, 2, device="cpu", progress=False)
+        dictionaries = trainSAE(data, configs, 2, device=DEVICE, progress=False)
         return [p.detach() for dictionary in dictionaries for p in dictionary.parameters()]
 
     apart = trained()
