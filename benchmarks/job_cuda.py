@@ -5,6 +5,7 @@ About 1 minute on an H100. Random weights of SmolLM2-135M's shape, since what th
 
 import argparse
 import time
+from typing import Any
 
 import torch
 from common import machine, table
@@ -26,9 +27,10 @@ SITE, CTX, CONTEXTS = "model.layers.10", 256, 64
 
 def random_model(device: str) -> TracedModel:
     """Returns a model of random weights, in bfloat16."""
-    shape = SHAPES[device]
+    shape: Any = SHAPES[device]
     config = LlamaConfig(vocab_size=49_152, num_key_value_heads=3, max_position_embeddings=2048, **shape)
-    return load_model(LlamaForCausalLM(config).to(device, torch.bfloat16), tokenizer=tokenizer(), device=device)
+    module: Any = LlamaForCausalLM(config)
+    return load_model(module.to(device, torch.bfloat16), tokenizer=tokenizer(), device=device)
 
 
 def wait() -> None:
@@ -41,6 +43,7 @@ def model_alone(model: TracedModel, texts: list[str], n_tokens: int) -> float:
     """Returns the tokens/s of the model, stopped after the site's layer, on token ids that are there."""
     stream = TokenStream(as_source(texts), model.tokenizer, ctx_len=CTX)
     batches = [stream.take(CONTEXTS) for _ in range(max(n_tokens // (CTX * CONTEXTS), 2))]
+    start = 0.0
     for _ in range(2):
         wait()
         start = time.perf_counter()
