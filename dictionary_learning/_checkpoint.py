@@ -37,15 +37,32 @@ class Checkpoint(NamedTuple):
     step: int
 
 
+class Packed(NamedTuple):
+    """A state as it is written: JSON values that name tensors, and copies of these tensors."""
+
+    tree: Any
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Packed":
+        """Copies nested dicts, lists, tuples, plain values and tensors; they may then change.
+
+        Raises:
+            CheckpointError: The state holds an object of another type.
+        """
+        tensors: dict[str, Tensor] = {}
+        return cls(_packed(state, tensors, ""), tensors)
+
+
 def write_checkpoint(
-    root: Path, step: int, state: Mapping[str, Any], facts: Mapping[str, Any], *further: Callable[[Path], Any]
+    root: Path, step: int, state: Packed | Mapping[str, Any], facts: Mapping[str, Any], *further: Callable[[Path], Any]
 ) -> Checkpoint:
     """Writes `root/step_<step>`, complete or not at all; one that is there is replaced.
 
     Args:
         root: The folder of a run's checkpoints.
         step: Steps made so far.
-        state: Nested dicts, lists, tuples, plain values and tensors.
+        state: What `Packed.of` takes, or returned.
         facts: JSON values that are stored in the manifest, and can be read without the state.
         further: Each writes files of its own into the folder that it is given.
 
@@ -58,7 +75,9 @@ def write_checkpoint(
     folder = root / f".{final.name}.{secrets.token_hex(8)}{UNFINISHED}"
     folder.mkdir()
     try:
-        _write_tree(folder, state)
+        tree, tensors = state if isinstance(state, Packed) else Packed.of(state)
+        (folder / _TREE).write_text(json.dumps(tree), encoding="utf-8")
+        save_file(tensors, folder / _TENSORS)
         for write in further:
             write(folder)
         files = {path.relative_to(folder).as_posix(): _describe(path) for path in _files(folder)}
@@ -183,13 +202,6 @@ def _describe(path: Path) -> dict[str, Any]:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _write_tree(folder: Path, state: Mapping[str, Any]) -> None:
-    tensors: dict[str, Tensor] = {}
-    tree = _packed(state, tensors, "")
-    (folder / _TREE).write_text(json.dumps(tree), encoding="utf-8")
-    save_file(tensors, folder / _TENSORS)
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:

@@ -20,6 +20,7 @@ import torch
 
 from dictionary_learning._checkpoint import (
     Checkpoint,
+    Packed,
     complete_checkpoints,
     read_checkpoint,
     read_manifest,
@@ -44,7 +45,9 @@ _MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
 
 
 class RunCheckpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, written by a thread while the run goes on.
+
+    Leaving its `with` block waits for the thread, unless a second Ctrl-C ends the run.
 
     Args:
         folder: The folder of the run.
@@ -54,13 +57,33 @@ class RunCheckpoints:
 
     def __init__(self, folder: Path, keep_last: int, keep: frozenset[int] = frozenset()):
         self.folder, self.root, self.keep_last, self.keep = folder, folder / CHECKPOINTS, keep_last, keep
+        self._writer: threading.Thread | None = None
+        self._is_written = False
+
+    def __enter__(self) -> "RunCheckpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not KeyboardInterrupt:
+            self.wait()
 
     def save(
-        self, step: int, n_tokens: int, jobs: Sequence[TrainingJob], stream: ActivationStream, run: Mapping[str, Any]
-    ) -> bool:
-        """Writes the state after a step; returns whether it could. A failure costs a warning."""
+        self,
+        step: int,
+        n_tokens: int,
+        jobs: Sequence[TrainingJob],
+        stream: ActivationStream,
+        run: Mapping[str, Any],
+        further: Mapping[str, Any],
+    ) -> None:
+        """Copies the state after a step, and starts to write it. A failure costs a warning.
+
+        `further` are the states of the patience and of the loggers.
+        """
+        self.wait()  # one at a time: no more than one copy is held
         state = {
             "n_tokens": n_tokens,
+            **further,
             "trainers": [job.trainer.state_dict() for job in jobs],
             "figures": [job.trainer.metrics() for job in jobs],
             "normalizers": saved_normalizers(job.normalizers for job in jobs),
@@ -68,12 +91,32 @@ class RunCheckpoints:
             "random": _random_state(),
         }
         try:
+            given = (step, Packed.of(state), run)
+        except CheckpointError as error:
+            self._warn(step, error)
+            return
+        # as a daemon it does not outlive a run that is to end at once
+        self._writer = threading.Thread(target=self._write, args=given, name="checkpoint", daemon=True)
+        self._writer.start()
+
+    def wait(self) -> bool:
+        """Waits for the writer; returns whether the last checkpoint was written."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        return self._is_written
+
+    def _write(self, step: int, state: Packed, run: Mapping[str, Any]) -> None:
+        try:
             write_checkpoint(self.root, step, state, run)
             remove_checkpoints(self.root, self.keep_last, self.keep.__contains__)
-        except (OSError, CheckpointError) as error:
-            logger.warning("The checkpoint of step %d could not be written (%s). The run goes on.", step, error)
-            return False
-        return True
+            self._is_written = True
+        except Exception as error:  # noqa: BLE001  (nobody else would see it)
+            self._warn(step, error)
+
+    def _warn(self, step: int, error: Exception) -> None:
+        self._is_written = False
+        logger.warning("The checkpoint of step %d could not be written (%s). The run goes on.", step, error)
 
     def is_own(self, resume: Any) -> bool:
         """Returns whether something is resumed, and it is this run and not one in another folder.
@@ -131,6 +174,8 @@ class Resumed:
         self._run: dict[str, Any] = read_manifest(checkpoint.path)["facts"]
         self.n_tokens: int = self._state["n_tokens"]
         self.normalizers: list[Any] = self._state["normalizers"]
+        self.patience: dict[str, Any] = self._state["patience"]
+        self.loggers: dict[str, Any] = self._state["loggers"]
 
     def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
         """Compares a run, as `describe_run` returns it, with the one of the checkpoint.
@@ -160,10 +205,14 @@ class Resumed:
                 "made with, name what may differ in allow_changed, or give another folder."
             )
 
-    def load(self, jobs: Sequence[TrainingJob], stream: ActivationStream) -> None:
-        """Puts trainers, data and random numbers into the state of the checkpoint."""
+    def load_trainers(self, jobs: Sequence[TrainingJob]) -> None:
+        """Puts the trainers into the state of the checkpoint, and nothing else."""
         for job, state in zip(jobs, self._state["trainers"], strict=True):
             job.trainer.load_state_dict(state)
+
+    def load(self, jobs: Sequence[TrainingJob], stream: ActivationStream) -> None:
+        """Puts trainers, data and random numbers into the state of the checkpoint."""
+        self.load_trainers(jobs)
         for job, figures in zip(jobs, self._state["figures"], strict=True):
             job.trainer.figures_before = figures
         stream.load_state_dict(self._state["data"])

@@ -1,21 +1,30 @@
 """What a run leaves, and when: its log, its checkpoints and its dictionaries."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 
 from dictionary_learning._resume import RunCheckpoints, StopRequest
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning._saving import exported, save_all
+from dictionary_learning._watch import ANSWERS, Answer, Patience, Watch
 from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError, Interrupted
+from dictionary_learning.dictionaries._serialization import nonfinite_names
+from dictionary_learning.errors import ConfigError, DivergenceError, Interrupted
 from dictionary_learning.loggers import ConsoleLogger, LoggerGroup
 
 _PROGRESS_EVERY = 10
 """Steps between two updates of the progress bar."""
+_MOST_ROLLBACKS = 3
+"""Rollbacks to one checkpoint, after which a run is given up."""
+
+logger = logging.getLogger(__name__)
 
 
 class Plan(NamedTuple):
@@ -26,6 +35,8 @@ class Plan(NamedTuple):
     checkpoint_every: int | None
     backup_every: int | None
     save_at: frozenset[int]
+    on_anomaly: Answer
+    patience: int | None
 
     @property
     def saves(self) -> bool:
@@ -55,17 +66,36 @@ class RunOutput:
     ):
         self.plan, self.jobs, self.stream, self.run_cfg = plan, jobs, stream, run_cfg
         self.checkpoints, self.run, self.sink, self.console, self.stop = checkpoints, run, sink, console, stop
+        self.watch, self.patience = Watch(jobs), Patience(plan.patience)
+        self.is_over = False
+        """Whether the run ends before its last step, since nothing improves."""
         self._is_due = False
+        self._rolled_back: Counter[int] = Counter()
 
-    def after_step(self, step: int, n_tokens: int) -> None:
-        """Logs and saves as planned.
+    def after_step(self, step: int, n_tokens: int) -> tuple[int, int]:
+        """Logs, saves and answers anomalies as planned.
+
+        Returns:
+            The step after which the run goes on, and its tokens: earlier ones after a rollback.
 
         Raises:
-            Interrupted: a signal stopped the run.
+            DivergenceError: An anomaly stops the run.
+            Interrupted: A signal stopped the run.
         """
         plan = self.plan
+        anomalies = self.watch.look(step, n_tokens)
+        if self.watch.is_hopeless(step) or (anomalies and plan.on_anomaly == "stop"):
+            self._give_up(step, anomalies or ["no step for long"])
+        if anomalies and plan.on_anomaly == "rollback" and (found := self._roll_back(step, anomalies)):
+            return found
         if step % plan.log_every == 0 or step == plan.steps:
-            self.sink.log({job.name: figures_of(job) for job in self.jobs}, step, n_tokens)
+            figures = {job.name: figures_of(job) for job in self.jobs}
+            self.sink.log(figures, step, n_tokens)
+            if self.patience.has_run_out(figures):
+                logger.warning(
+                    "No FVU improved in %d logs: the run ends after step %d of %d.", plan.patience, step, plan.steps
+                )
+                self.is_over = True
         if self.console is not None and (step % _PROGRESS_EVERY == 0 or step == plan.steps):
             self.console.advance(step, n_tokens)
         if step in plan.save_at:
@@ -76,12 +106,53 @@ class RunOutput:
         # a stop comes as a checkpoint does, between two whole steps
         if (self._is_due or self.stop.signal) and all(job.trainer.is_between_steps for job in self.jobs):
             assert self.checkpoints is not None
-            is_saved = self.checkpoints.save(step, n_tokens, self.jobs, self.stream, self.run)
+            further = {"patience": self.patience.state_dict(), "loggers": self.sink.state_dict()}
+            self.checkpoints.save(step, n_tokens, self.jobs, self.stream, self.run, further)
             self._is_due = False
             if self.stop.signal:
-                if not is_saved:
+                if not self.checkpoints.wait():
                     self.export()
                 raise Interrupted(step, plan.steps, str(self.checkpoints.folder))
+        return step, n_tokens
+
+    @contextlib.contextmanager
+    def kept_if_it_fails(self, step: int) -> Generator[None]:
+        """Saves the dictionaries where data or a step raise, before the error goes on."""
+        try:
+            yield
+        except Exception as error:
+            if self.checkpoints is not None and step:
+                self.export()
+                self.sink.close()
+                logger.error(
+                    "%s after step %d of %d; the dictionaries as they are were saved in '%s'.",
+                    type(error).__name__, step, self.plan.steps, self.checkpoints.folder,
+                )  # fmt: skip
+            raise
+
+    def _give_up(self, step: int, anomalies: Sequence[str]) -> NoReturn:
+        dictionaries = self.export()
+        raise DivergenceError(
+            f"The run stopped after step {step} of {self.plan.steps}: {'; '.join(anomalies)} Dictionaries that are "
+            "finite were saved, if there is a folder, and are in this error's `dictionaries`.",
+            [dictionary for dictionary in dictionaries if not nonfinite_names(dictionary)],
+        )
+
+    def _roll_back(self, step: int, anomalies: Sequence[str]) -> tuple[int, int] | None:
+        """Returns to the newest checkpoint, but not in the data; None if there is none yet."""
+        assert self.checkpoints is not None
+        self.checkpoints.wait()
+        resumed = self.checkpoints.newest("auto")
+        if resumed is None:
+            logger.warning("Step %d: there is no checkpoint yet to roll back to.", step)
+            return None
+        self._rolled_back[resumed.step] += 1
+        if self._rolled_back[resumed.step] > _MOST_ROLLBACKS:
+            self._give_up(step, [f"{_MOST_ROLLBACKS} rollbacks to step {resumed.step} did not help;", *anomalies])
+        resumed.load_trainers(self.jobs)
+        self.watch.forget()
+        logger.warning("Step %d: rolled back to the checkpoint of step %d; the data go on.", step, resumed.step)
+        return resumed.step, resumed.n_tokens
 
     def export(self, part: str = "") -> list[Dictionary]:
         """Returns the dictionaries, and saves them where there is a folder."""
@@ -91,13 +162,27 @@ class RunOutput:
         return dictionaries
 
 
-def plan_of(steps: Any, log_steps: Any, checkpoint_steps: Any, backup_steps: Any, save_steps: Any) -> Plan:
+def plan_of(
+    steps: Any,
+    log_steps: Any,
+    checkpoint_steps: Any,
+    backup_steps: Any,
+    save_steps: Any,
+    on_anomaly: Any,
+    patience: Any,
+) -> Plan:
     """Returns the plan of a run, from the arguments of `trainSAE`."""
     steps = whole_number("steps", steps)
     log_every = max(1, steps // 100) if log_steps is None else whole_number("log_steps", log_steps)
     backup_every = None if backup_steps is None else whole_number("backup_steps", backup_steps)
     every = None if checkpoint_steps is None else whole_number("checkpoint_steps", checkpoint_steps)
-    return Plan(steps, log_every, every or backup_every, backup_every, _save_steps(save_steps, steps))
+    patience = None if patience is None else whole_number("patience", patience)
+    if on_anomaly not in ANSWERS:
+        raise ConfigError(f"Got on_anomaly={on_anomaly!r}; give one of {', '.join(map(repr, ANSWERS))}.")
+    if on_anomaly == "rollback" and not (every or backup_every):
+        raise ConfigError("on_anomaly='rollback' returns to a checkpoint: give save_dir and checkpoint_steps.")
+    save_at = _save_steps(save_steps, steps)
+    return Plan(steps, log_every, every or backup_every, backup_every, save_at, on_anomaly, patience)
 
 
 def _save_steps(given: Any, steps: int) -> frozenset[int]:

@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.loggers import (
-    AnomalyLogger,
     ConsoleLogger,
     JSONLLogger,
     LoggerGroup,
@@ -64,6 +63,8 @@ def trainSAE(
     keep_checkpoints: int = 2,
     resume: str | os.PathLike[str] = "never",
     allow_changed: Iterable[str] = (),
+    on_anomaly: Literal["skip", "stop", "rollback"] = "skip",
+    patience: int | None = None,
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
@@ -108,6 +109,11 @@ def trainSAE(
         resume: "auto" goes on from the newest checkpoint in `save_dir`, or starts where there is
             none; a path goes on from that run or checkpoint; "never" starts.
         allow_changed: Settings that may differ from those of the checkpoint, such as "steps".
+        on_anomaly: What follows on tokens, gradients or losses that are not finite, and on a loss
+            above a config's `max_loss_ratio`. "skip" leaves out such tokens and steps, and warns;
+            "stop" also ends the run; "rollback" returns to the newest checkpoint and trains on the
+            data after it, three times at most.
+        patience: Logs without a better FVU (by 1 %) of any dictionary, after which the run ends.
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.
@@ -117,11 +123,11 @@ def trainSAE(
             that is resumed.
         CheckpointError: No checkpoint can be read.
         DataError: The data holds no finite activations.
-        DivergenceError: Training diverged. Dictionaries that are finite are saved, and are in its
-            `dictionaries`.
+        DivergenceError: Training diverged, no dictionary made a step for 100 steps, or `on_anomaly`
+            ended the run. Dictionaries that are finite are saved, and are in its `dictionaries`.
         Interrupted: A signal stopped the run, which can be resumed.
     """
-    plan = plan_of(steps, log_steps, checkpoint_steps, backup_steps, save_steps)
+    plan = plan_of(steps, log_steps, checkpoint_steps, backup_steps, save_steps, on_anomaly, patience)
     device = as_device(device)
     if not isinstance(autocast_dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"Got autocast_dtype={autocast_dtype!r}; give a dtype, such as torch.bfloat16.")
@@ -145,6 +151,7 @@ def trainSAE(
             checkpoints = RunCheckpoints(as_folder(save_dir), keep_last, plan.save_at)
             # what cannot become the folder of this run is refused before anything is computed
             stack.enter_context(claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume)))
+            stack.enter_context(checkpoints)
             resumed = None if resume == "never" else checkpoints.newest(resume)
         stream = ActivationStream(data, split_by_head=activations_split_by_head)
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
@@ -157,12 +164,14 @@ def trainSAE(
             resumed.load(jobs, stream)
         if checkpoints is not None and overwrite:
             remove_run(checkpoints.folder, [s for job in jobs if (s := job.trainer.config.get("finetune"))])
-        start, n_tokens = (0, 0) if resumed is None else (resumed.step, resumed.n_tokens)
-        sinks: list[MetricLogger] = [AnomalyLogger(), *loggers]
+        step, n_tokens = (0, 0) if resumed is None else (resumed.step, resumed.n_tokens)
+        sinks: list[MetricLogger] = list(loggers)
         if checkpoints is not None:
-            sinks.append(JSONLLogger(checkpoints.folder / "metrics.jsonl", start))
+            sinks.append(JSONLLogger(checkpoints.folder / "metrics.jsonl"))
         if use_wandb:
-            sinks.append(WandbLogger({job.name: job.trainer.config for job in jobs}, wandb_project, wandb_entity))
+            ids = None if resumed is None else resumed.loggers.get("WandbLogger 1", {}).get("ids")
+            configs = {job.name: job.trainer.config for job in jobs}
+            sinks.append(WandbLogger(configs, wandb_project, wandb_entity, ids))
         if verbose:
             sinks.append(_LogRecords())
         console = ConsoleLogger(plan.steps, [job.name for job in jobs]) if progress else None
@@ -171,14 +180,18 @@ def trainSAE(
         sink = stack.enter_context(contextlib.closing(LoggerGroup(sinks)))
         stop = stack.enter_context(StopRequest(checkpoints is not None))
         output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop)
-        for step in range(start + 1, plan.steps + 1):
-            batch = next(stream, None)
-            if batch is None:
-                ended = "The data ended after %d of %d steps; the learning rate had not decayed."
-                logger.warning(ended, step - 1, plan.steps)
-                break
-            n_tokens += train_step(jobs, batch, device, autocast_dtype)
-            output.after_step(step, n_tokens)
+        if resumed is not None:
+            output.patience.load_state_dict(resumed.patience)
+            sink.resume(step, resumed.loggers)
+        while step < plan.steps and not output.is_over:
+            with output.kept_if_it_fails(step):
+                batch = next(stream, None)
+                if batch is None:
+                    ended = "The data ended after %d of %d steps; the learning rate had not decayed."
+                    logger.warning(ended, step, plan.steps)
+                    break
+                n_tokens += train_step(jobs, batch, device, autocast_dtype)
+            step, n_tokens = output.after_step(step + 1, n_tokens)
         for job in jobs:
             job.trainer.finish()
         # before the loggers close: their failures must not cost the weights

@@ -32,7 +32,10 @@ FILLED_IN = (
     "submodule_name", "wandb_name", "dict_class",
 )  # fmt: skip
 """Settings of a trainer that the run decides."""
-_OF_TRAINING = ("save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite")
+_OF_TRAINING = (
+    "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
+    "on_anomaly", "patience",
+)  # fmt: skip
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
     "max_activation_norm_multiple", "pack", "prefetch", "n_ctxs", "storage_dtype", "max_examples", "shuffle_seed",
@@ -94,6 +97,11 @@ class TrainArguments(CaptureArguments):
     """Steps between two entries of the log; by default 100 entries."""
     save_steps: tuple[int, ...] = ()
     """Steps after which the dictionaries are saved too."""
+    on_anomaly: Literal["skip", "stop", "rollback"] = "skip"
+    """What follows on values that are not finite, and on a loss above --max-loss-ratio: such tokens
+    and steps are left out; the run stops; or it returns to its newest checkpoint."""
+    patience: int | None = None
+    """Entries of the log without a better FVU of any dictionary, after which the run ends."""
     wandb_project: str | None = None
     """Logs to this project on Weights & Biases."""
     tensorboard: bool = False

@@ -1,20 +1,14 @@
-"""The protocol of loggers, a group that outlives any that fails, and warnings of anomalies."""
+"""The protocol of loggers, and a group that outlives any that fails."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 logger = logging.getLogger(__name__)
 
 Figures = Mapping[str, Mapping[str, float]]
 """Metrics of each dictionary, by the dictionary's name."""
-_ANOMALIES = {
-    "nonfinite_tokens": "tokens had a NaN or an infinity in their activations and were replaced by other tokens. "
-    "Look at the site, or run the model in float32 or bfloat16 instead of float16.",
-    "skipped_steps": "steps were skipped because a gradient was not finite. Lower the learning rate, or look for "
-    "activations of enormous norm (TokenFilter's max_norm_multiple excludes them).",
-}
-"""Metrics that count what should not happen, and what to do about it."""
 
 
 @runtime_checkable
@@ -26,6 +20,18 @@ class MetricLogger(Protocol):
 
     def close(self) -> None:
         """Finishes; called once, also when the run fails."""
+
+
+@runtime_checkable
+class ResumableLogger(Protocol):
+    """A logger that goes on with its run, where the run is resumed. Others start anew."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns plain values by which the run's log is found again."""
+        ...
+
+    def resume(self, step: int, state: Mapping[str, Any]) -> None:
+        """Goes on after a step; called before `log`. What was logged of later steps gives way."""
 
 
 class LoggerGroup:
@@ -43,6 +49,23 @@ class LoggerGroup:
 
         self._each(f"failed at step {step} and is switched off", log)
 
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Returns the states of those loggers that can be resumed, by their classes' names."""
+        return {name: sink.state_dict() for name, sink in self._resumable()}
+
+    def resume(self, step: int, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Lets those loggers go on after a step."""
+        for name, sink in self._resumable():
+            sink.resume(step, states.get(name, {}))
+
+    def _resumable(self) -> Iterator[tuple[str, ResumableLogger]]:
+        count: Counter[str] = Counter()
+        for sink in self.loggers:
+            if isinstance(sink, ResumableLogger):
+                name = type(sink).__name__
+                count[name] += 1
+                yield f"{name} {count[name]}", sink
+
     def close(self) -> None:
         """Closes each logger that is still on."""
         self._each("could not be closed", lambda sink: sink.close())
@@ -55,22 +78,3 @@ class LoggerGroup:
             except Exception as error:  # noqa: BLE001  (a run must not die of its log)
                 self.loggers.remove(sink)
                 logger.warning("The logger %s %s (%s: %s).", type(sink).__name__, failure, type(error).__name__, error)
-
-
-class AnomalyLogger:
-    """Warns through `logging` each time a count of what should not happen has risen."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[str, str], float] = {}
-
-    def log(self, figures: Figures, step: int, tokens: int) -> None:
-        """Compares the counts with those logged before."""
-        for name, values in figures.items():
-            for figure, meaning in _ANOMALIES.items():  # counts over the whole run
-                count = values.get(figure, 0)
-                if count > self._seen.get((name, figure), 0):
-                    logger.warning("Step %d, %s: so far %d %s", step, name, count, meaning)
-                    self._seen[name, figure] = count
-
-    def close(self) -> None:
-        """Does nothing."""

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,13 +23,20 @@ class JSONLLogger:
 
     Args:
         path: the file.
-        after_step: the step after which a run is resumed: lines up to it stay, and others follow.
     """
 
-    def __init__(self, path: str | os.PathLike[str], after_step: int = 0):
-        self.path, self._after_step = Path(path), after_step
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path, self._after_step = Path(path), 0
         self._file: TextIO | None = None
         self._start = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns nothing: the file is found by its path."""
+        return {}
+
+    def resume(self, step: int, state: Mapping[str, Any]) -> None:
+        """Keeps the lines up to a step, and writes others after them."""
+        self._after_step = step
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
         """Writes a line, which is in the file when this returns."""

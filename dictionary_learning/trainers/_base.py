@@ -12,16 +12,27 @@ from torch import Tensor
 
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.dictionaries._serialization import nonfinite_names
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.latents import l0
 from dictionary_learning.ops import Encoder
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.trainers._averaging import WeightAverage
-from dictionary_learning.trainers._batch import Batch, Component, Loss, ModelLoss, StepPart, component, finite_batch
+from dictionary_learning.trainers._batch import (
+    Batch,
+    Component,
+    Loss,
+    ModelLoss,
+    StepPart,
+    component,
+    finite_batch,
+    usual_rows,
+)
 from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._definition import check_methods, own_config, read_arguments
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
 from dictionary_learning.trainers._run_info import RunInfo
+from dictionary_learning.trainers._spikes import LossGuard
 
 
 class Trainer(ABC):
@@ -72,6 +83,8 @@ class Trainer(ABC):
         self.average: WeightAverage | None = None
         if config.ema_decay is not None:
             self.average = WeightAverage(self.dictionary, config.ema_decay, unit_rows=self.unit_row_names())
+        ratio = config.max_loss_ratio
+        self.loss_guard = None if ratio is None else LossGuard(ratio, self.device)
         self.loss_scale = torch.ones((), device=self.device)
         """Factor of errors: 1, or 1 over the variance of the targets, estimated once."""
         self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
@@ -86,7 +99,8 @@ class Trainer(ABC):
         own = [
             name for c in reversed(type(self).__mro__) for name, value in vars(c).items() if type(value) is component
         ]
-        self.components: dict[str, Component] = {name: getattr(self, name) for name in own}
+        guards = {} if self.loss_guard is None else {"loss_guard": self.loss_guard}
+        self.components: dict[str, Component] = {**{name: getattr(self, name) for name in own}, **guards}
         """Parts with state of their own, in the order of their updates."""
 
     @abstractmethod
@@ -159,7 +173,8 @@ class Trainer(ABC):
                 loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
                 # under autocast the products of the backward pass would lose precision
                 with torch.autocast(self.device.type, enabled=False):
-                    (loss.total * (share / settings.grad_acc_steps)).backward()
+                    guarded = loss.total if self.loss_guard is None else loss.total * self.loss_guard.factor(loss.total)
+                    (guarded * (share / settings.grad_acc_steps)).backward()
                 # a graph kept until the next step keeps memory, and cannot be captured on CUDA
                 self._gathered.append(StepPart(part, loss.detached(), share))
                 total = total + loss.total.detach() * share
@@ -207,9 +222,8 @@ class Trainer(ABC):
     def initialize(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"] | None = None) -> None:
         """Sets what depends on data, from a sample; only the first call has an effect."""
         if not self._initialized:
-            batch, n_replaced = finite_batch(x, y, self.device)
-            self.n_nonfinite_tokens += n_replaced
-            self._initialize(batch)
+            # of a sample, whose tokens are trained on later: they are not counted here
+            self._initialize(finite_batch(x, y, self.device)[0])
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Float[Tensor, ""]]:
@@ -325,8 +339,13 @@ class Trainer(ABC):
     def _initialize(self, batch: Batch) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             dtype = torch.promote_types(self.dictionary.dtype, torch.float32)
-            x = batch.x.to(dtype)
-            self.initialize_dictionary(x, x if batch.y is batch.x else batch.y.to(dtype))
+            x, y = usual_rows(batch.x.to(dtype), None if batch.y is batch.x else batch.y.to(dtype))
+            self.initialize_dictionary(x, y)
+        if bad := nonfinite_names(self.dictionary):
+            raise DataError(
+                f"The activations are so large (up to {batch.x.abs().max():.1e}) that the initial {', '.join(bad)} are "
+                "not finite. Choose a normalization, such as normalize='unit_mean_square', or look at the site."
+            )
         self._initialized = True
 
     def _optimizer_step(self) -> None:

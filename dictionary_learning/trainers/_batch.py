@@ -15,6 +15,8 @@ from dictionary_learning.ops._joint import replace_nonfinite
 
 C = TypeVar("C", bound="Component")
 Number = TypeVar("Number", int, float)
+_ABSURD = 1e4
+"""Multiple of the median norm, from which on a row is left out of a sample."""
 ModelLoss = Callable[[Tensor], Mapping[str, Tensor]]
 """Returns the losses "ce" and "kl" of the model with reconstructions (batch, output_dim)."""
 
@@ -49,6 +51,20 @@ def finite_batch(x: Tensor, y: Tensor | None, device: torch.device) -> tuple[Bat
     both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
     width = x.shape[1]
     return Batch(both[:, :width].contiguous(), both[:, width:].contiguous()), n_replaced
+
+
+def usual_rows(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns rows of a sample (y is x if None) without those of absurd norm, which would set all.
+
+    Massive activations of language models are up to some thousand times the others.
+    """
+    usual = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for side in (x,) if y is None else (x, y):
+        norms = torch.linalg.vector_norm(side, dim=1, dtype=torch.float64)  # squares of float32 overflow
+        usual &= (norms <= _ABSURD * norms.median()) | (norms.median() == 0)
+    if usual.all():
+        return x, x if y is None else y
+    return x[usual], (x if y is None else y)[usual]
 
 
 class Loss(NamedTuple):

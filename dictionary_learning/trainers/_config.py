@@ -86,6 +86,8 @@ class OptimizationConfig(BaseConfig):
     """Adam's epsilon."""
     max_grad_norm: float | None = setting(None, above=0)
     """Gradients are scaled down to this common norm; None for no limit."""
+    max_loss_ratio: float | None = setting(None, above=1)
+    """A step whose loss is above this multiple of its moving average is skipped; None for none."""
     schedule: str | Callable[[int], float] = "linear"
     """Learning-rate schedule: a name of `SCHEDULES`, or a function from the step to a factor."""
     warmup_steps: int = auto(lambda c: min(_default_warmup(c.steps), c.decay_start), at_least=0)

@@ -5,7 +5,6 @@ import pytest
 
 from dictionary_learning import trainSAE
 from dictionary_learning.loggers import (
-    AnomalyLogger,
     ConsoleLogger,
     JSONLLogger,
     LoggerGroup,
@@ -123,8 +122,22 @@ def test_tensorboard_writes_what_was_logged(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("a/fvu")] == [(10, 0.5)]
 
 
-def test_wandb_opens_a_run_for_each_dictionary(monkeypatch):
-    """Against a stand-in with wandb's names: the real one is tried by hand, offline."""
+def test_tensorboard_hides_what_was_logged_after_the_step_of_a_resume(tmp_path):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for steps, resumed in (([1, 2, 3], None), ([3, 4], 2)):
+        logger = TensorBoardLogger(tmp_path)
+        if resumed:
+            logger.resume(resumed, logger.state_dict())
+        for step in steps:
+            logger.log({"a": {"fvu": step / 10}}, step, 0)
+        logger.close()
+    events = tensorboard.EventAccumulator(str(tmp_path)).Reload()
+    assert [e.step for e in events.Scalars("a/fvu")] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch):
+    """A stand-in with wandb's names: the real one is tried by hand, offline."""
     import sys
     import types
 
@@ -133,6 +146,7 @@ def test_wandb_opens_a_run_for_each_dictionary(monkeypatch):
     class Run:
         def __init__(self, **options):
             self.options, self.lines, self.export = options, [], False
+            self.id = options.get("id") or f"id of {options['name']}"
             runs[options["name"]] = self
 
         def log(self, values, step):
@@ -144,6 +158,26 @@ def test_wandb_opens_a_run_for_each_dictionary(monkeypatch):
     stand_in = types.ModuleType("wandb")
     stand_in.init = lambda **options: Run(**options)
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    return runs
+
+
+def test_wandb_goes_on_with_the_run_of_a_resumed_dictionary(wandb_runs, tmp_path):
+    from dictionary_learning import trainSAE
+    from tests.tiny import Planted
+
+    config = {"trainer": "top_k", "k": 3, "dict_size": 96}
+    for steps in (4, 8):
+        trainSAE(
+            list(Planted().batches(8, 64)), config, steps, save_dir=tmp_path, checkpoint_steps=4, log_steps=1,
+            use_wandb=True, resume="auto", progress=False, device="cpu", allow_changed=["steps", "warmup_steps", "decay_start"],
+        )  # fmt: skip
+    (run,) = wandb_runs.values()
+    assert run.options["id"] == f"id of {run.options['name']}" and run.options["resume"] == "allow"
+    assert [step for step, _ in run.lines] == [5, 6, 7, 8]
+
+
+def test_wandb_opens_a_run_for_each_dictionary(wandb_runs):
+    runs = wandb_runs
     logger = WandbLogger({"a": {"k": 3}, "b": {"k": 4}}, project="p")
     logger.log(FIGURES, 10, 100)
     logger.close()
@@ -162,15 +196,6 @@ def test_missing_package_says_how_to_install_it(monkeypatch, module, build):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'dictionary-learning\["):
         build()
-
-
-def test_anomalies_are_warned_of_once_for_each_rise(caplog):
-    logger = AnomalyLogger()
-    for step, count in enumerate([0.0, 2.0, 2.0, 5.0]):
-        logger.log({"a": {"nonfinite_tokens": count, "loss": 1.0}, "b": {"loss": 1.0}}, step, 0)
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
-    assert "Step 1, a: so far 2 tokens had a NaN" in messages[0] and "so far 5" in messages[1]
 
 
 def test_a_logger_that_changes_its_figures_changes_no_other_s():

@@ -1,0 +1,49 @@
+"""A guard against steps whose loss is far above the usual one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dictionary_learning.trainers._batch import Component, StepPart
+
+_DECAY = 0.98
+_FIRST = 20
+"""Steps from which on the average is trusted."""
+
+
+class LossGuard(Component):
+    """Turns a step whose loss is above a multiple of its moving average into no step.
+
+    The loss of such a step is made NaN, as that of a gradient that is not finite, which every
+    optimizer skips: without a wait for the device. The average takes no more than the multiple from
+    one step, so that it follows where the loss stays high.
+    """
+
+    def __init__(self, ratio: float, device: torch.device):
+        self.ratio = ratio
+        self.mean = torch.zeros((), device=device)
+        self._n = 0
+
+    def factor(self, loss: Tensor) -> Tensor:
+        """Returns 1 for a usual loss, else NaN."""
+        is_spike = (loss.detach() > self.ratio * self.mean) & (self._n >= _FIRST)
+        return torch.where(is_spike, torch.nan, 1.0)
+
+    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
+        loss = torch.stack([part.loss.total.float() * part.share for part in parts]).sum()
+        loss = torch.where(loss.isfinite(), loss, self.mean)
+        if self._n >= _FIRST:
+            loss = loss.minimum(self.ratio * self.mean)
+        self.mean = self.mean.lerp(loss, max(1 - _DECAY, 1 / (self._n + 1)))
+        self._n += 1
+
+    def figures(self) -> Mapping[str, Tensor]:
+        return {"usual_loss": self.mean}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "n": self._n}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean, self._n = state["mean"].to(self.mean.device), state["n"]
