@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
+from dictionary_learning.activations._origins import Origins, read_again
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import ReadingConfig, by_name, row_reader, whole_number
 from dictionary_learning.activations._storage import RowStorage, storage_dtype
@@ -59,6 +60,8 @@ class ActivationBuffer:
         seqpos_slice: positions of a context to include, as (stop,), (start, stop) or
             (start, stop, step); the model reads all.
         prefetch: forward passes that a thread makes ahead; by default 1 on a GPU, else 0.
+        retrace: whether a checkpoint names the rows that wait in the buffer instead of holding
+            them. It is small then, and the model reads their contexts again when a run resumes.
         text_column: column that holds the text, if the data is a data set or JSON.
 
     Raises:
@@ -91,6 +94,7 @@ class ActivationBuffer:
         seqpos_slice: tuple[int | None, ...] | None = None,
         prefetch: int | None = None,
         text_column: str = "text",
+        retrace: bool = False,
     ):
         check_end_of_data(end_of_data)
         config = ReadingConfig(
@@ -128,6 +132,7 @@ class ActivationBuffer:
         self.reader = ahead(rows, self.refresh_batch_size, prefetch)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._document = torch.full((self.activation_buffer_size,), -1)  # document of each slot's row
+        self._origins = Origins(self.activation_buffer_size) if retrace else None
         self._ended = False
         self._clear()
 
@@ -202,6 +207,7 @@ class ActivationBuffer:
         n_filled = 0
         try:
             while len(free) - n_filled >= self.refresh_batch_size * self.ctx_len:
+                before = copy.deepcopy(self.reader.state_dict()) if self._origins else {}
                 rows = self.reader.read(self.refresh_batch_size)
                 if rows is None:
                     self._ended = True
@@ -210,6 +216,8 @@ class ActivationBuffer:
                 for site, storage in self._storage.items():
                     storage.write(slots, rows.activations[site])
                 self._document[slots.cpu()] = rows.document
+                if self._origins:
+                    self._origins.add(slots.cpu(), before, rows)
                 n_filled += rows.n
         finally:
             # also after an interrupt, which must not lose the rows that were read before it
@@ -271,10 +279,11 @@ class ActivationBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what determines the next batches: unserved rows, shuffle, place in the text."""
-        slots = self._order[self._cursor :]
+        slots, held = self._order[self._cursor :], self._storage or {}
         return {
             "size": self.activation_buffer_size,
-            "rows": {str(site): storage.snapshot(slots) for site, storage in (self._storage or {}).items()},
+            "rows": {} if self._origins else {str(site): storage.snapshot(slots) for site, storage in held.items()},
+            "origins": self._origins.state_dict(slots.cpu()) if self._origins and held else None,
             "document": self._document[slots.cpu()],
             "ended": self._ended,
             "generator": self._generator.get_state(),
@@ -290,8 +299,15 @@ class ActivationBuffer:
                 f"{self.activation_buffer_size} at {', '.join(sites)}. Build it with the same arguments."
             )
         self._clear()
-        self._storage = self._allocate() if rows else None
-        for site, storage in (self._storage or {}).items():
+        origins = state["origins"]
+        if rows and self._origins:
+            raise ConfigError("The state holds its rows, and retrace=True wants to read them again. Set retrace=False.")
+        self._storage = self._allocate() if rows or origins else None
+        if self._storage and origins:
+            read_again(self.reader, self.refresh_batch_size, origins, self._storage)
+            if self._origins:
+                self._origins.load_state_dict(origins)
+        for site, storage in self._storage.items() if self._storage and rows else ():
             storage.load(rows[str(site)])
         # the rows fill the first slots, in the order in which they are served
         n = len(state["document"])

@@ -93,7 +93,11 @@ TWO = ["model.layers.0", "model.layers.1"]
 BUFFER = {"n_ctxs": 8, "ctx_len": 16, "refresh_batch_size": 4, "out_batch_size": 32, "end_of_data": "repeat"}
 
 
-@pytest.mark.parametrize("options", [{}, {"prefetch": 2}, {"dtype": "int8", "pack": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"prefetch": 2}, {"dtype": "int8", "pack": False}, {"retrace": True}, {"retrace": True, "prefetch": 1}],
+    ids=str,
+)
 def test_live_activations_of_several_sites_and_methods_resume(model, tmp_path, options):
     configs = [
         {"trainer": "top_k", "k": 3, "dict_size": 48, "normalize": "unit_mean_square"},
@@ -109,6 +113,27 @@ def test_live_activations_of_several_sites_and_methods_resume(model, tmp_path, o
         stops=(2, 7),
         steps=15,
     )
+
+
+def test_rows_that_are_read_again_take_no_room_and_want_the_same_text(model, tmp_path):
+    def state(documents, **options):
+        buffer = ActivationBuffer(documents, model, TWO, **BUFFER, **options)
+        for _ in range(9):
+            next(buffer)
+        return buffer, buffer.state_dict()
+
+    texts = tiny.documents(30)
+    (buffer, named), (_, held) = state(texts, retrace=True), state(texts)
+    assert not named["rows"] and held["rows"]
+    again = ActivationBuffer(texts, model, TWO, **BUFFER)  # it need not write what it reads
+    again.load_state_dict(named)
+    for _ in range(20):
+        a, b = next(buffer), next(again)
+        assert all(torch.equal(a[site], b[site]) for site in a)
+    with pytest.raises((CheckpointError, DataError, ConfigError)):
+        ActivationBuffer(["w1 w2"] * 30, model, TWO, **BUFFER).load_state_dict(named)
+    with pytest.raises(ConfigError, match="retrace=False"):
+        ActivationBuffer(texts, model, TWO, **BUFFER, retrace=True).load_state_dict(held)
 
 
 def test_a_cache_resumes(model, tmp_path):

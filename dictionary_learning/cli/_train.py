@@ -38,7 +38,8 @@ _OF_TRAINING = (
 )  # fmt: skip
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
-    "max_activation_norm_multiple", "pack", "prefetch", "n_ctxs", "storage_dtype", "max_examples", "shuffle_seed",
+    "max_activation_norm_multiple", "pack", "prefetch", "retrace", "n_ctxs", "storage_dtype", "max_examples",
+    "shuffle_seed",
 )  # fmt: skip
 """Options that were decided when a cache was written."""
 _NOT_SAVED = ("resume", "overwrite")
@@ -87,6 +88,9 @@ class TrainArguments(CaptureArguments):
     """The type of the rows in the shuffle buffer; by default the model's dtype."""
     end_of_data: Literal["stop", "repeat", "error"] = "repeat"
     """What happens when the data ends."""
+    retrace: bool = False
+    """Whether a checkpoint names the rows in the buffer instead of holding them: it is small, and
+    the model reads their contexts again when the run resumes."""
     normalize_activations: bool = False
     """Whether activations are scaled to unit mean squared norm in training."""
     n_eval_tokens: int = 32_768
@@ -302,7 +306,7 @@ def _source(
             predict=any(config.needs_predictions for config in configs),
             **arguments.options("ctx_len", "remove_bos", "pack", "end_of_data"),
         )
-    options = arguments.options("n_ctxs", "end_of_data") | arguments.reading
+    options = arguments.options("n_ctxs", "end_of_data", "retrace") | arguments.reading
     return ActivationBuffer(text, model, sites, out_batch_size=size, dtype=arguments.storage_dtype, **options)
 
 
