@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,11 +164,19 @@ def complete_checkpoints(root: Path) -> list[Checkpoint]:
     return [found[step] for step in sorted(found)]
 
 
-def remove_checkpoints(root: Path, keep_last: int, keep: Callable[[int], bool]) -> None:
-    """Removes older checkpoints that `keep` does not want, and what killed writers left."""
+def remove_checkpoints(root: Path, keep_last: int, chosen: Collection[int] = ()) -> None:
+    """Removes older checkpoints, and what killed writers left.
+
+    Args:
+        root: The folder of a run's checkpoints.
+        keep_last: The number of newest ones that stay.
+        chosen: Steps whose checkpoints stay: for each the first one at it or after it, since some
+            have none, in the midst of an accumulated step.
+    """
     checkpoints = complete_checkpoints(root)
+    kept_steps = {next((c.step for c in checkpoints if c.step >= step), None) for step in chosen}
     for path, step in checkpoints[:-keep_last] if keep_last else checkpoints:
-        if not keep(step):
+        if step not in kept_steps:
             (path / MANIFEST).unlink(missing_ok=True)  # without it, the rest counts as no checkpoint at any moment
             shutil.rmtree(path, ignore_errors=True)
     kept = {checkpoint.path for checkpoint in complete_checkpoints(root)}

@@ -109,7 +109,7 @@ class RunCheckpoints:
     def _write(self, step: int, state: Packed, run: Mapping[str, Any]) -> None:
         try:
             write_checkpoint(self.root, step, state, run)
-            remove_checkpoints(self.root, self.keep_last, self.keep.__contains__)
+            remove_checkpoints(self.root, self.keep_last, self.keep)
             self._is_written = True
         except Exception as error:  # noqa: BLE001  (nobody else would see it)
             self._warn(step, error)

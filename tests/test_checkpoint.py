@@ -140,7 +140,7 @@ def test_a_writer_that_dies_anywhere_leaves_the_old_or_the_new_one(tmp_path, mon
         assert read_manifest(path.parent)["step"] == 4
     (found,) = complete_checkpoints(tmp_path)
     assert found.step == 4 and read_checkpoint(found.path)["value"] in ("old", "new")
-    remove_checkpoints(tmp_path, 1, lambda step: False)
+    remove_checkpoints(tmp_path, 1)
     assert complete_checkpoints(tmp_path) == [found]
 
 
@@ -150,7 +150,7 @@ def test_the_newest_and_the_chosen_ones_are_kept(tmp_path):
     (tmp_path / ".step_7.abc.unfinished").mkdir()
     (tmp_path / "step_8").mkdir()  # without a manifest: it is not complete
     assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [9, 10, 20, 100]
-    remove_checkpoints(tmp_path, 2, lambda step: step == 9)
+    remove_checkpoints(tmp_path, 2, (7,))
     assert [checkpoint.step for checkpoint in complete_checkpoints(tmp_path)] == [9, 20, 100]
     assert not (tmp_path / ".step_7.abc.unfinished").exists()
 

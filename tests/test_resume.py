@@ -209,6 +209,11 @@ def test_the_newest_and_chosen_checkpoints_stay(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_10", "step_12", "step_3"]
 
 
+def test_a_chosen_step_in_the_midst_of_an_accumulated_one_keeps_the_next(tmp_path):
+    run(tmp_path, {**CONFIG, "grad_acc_steps": 2}, checkpoint_steps=4, save_steps=[3, 5], keep_checkpoints=1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_12", "step_4", "step_6"]
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, checkpoint_steps=4, log_steps=1)
