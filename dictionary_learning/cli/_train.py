@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dictionary_learning.buffer import ActivationBuffer
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.data import Source
+    from dictionary_learning.dictionaries import Dictionary
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
     from dictionary_learning.trainers import OptimizationConfig, Trainer
@@ -189,9 +190,6 @@ def _train(
     given: Collection[str],
 ) -> None:
     """Trains, saves, evaluates and reports; a recipe adapts what was not given."""
-    from dictionary_learning.cli._candidates import candidates_of, trained
-    from dictionary_learning.cli._evaluate import report_on
-    from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
     from dictionary_learning.loggers import TensorBoardLogger
     from dictionary_learning.training import trainSAE
 
@@ -227,12 +225,36 @@ def _train(
         logger.info(advice, end - loaded, save_dir)
         return
     logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, text[1].name)
+    seconds = {"load": loaded - start, "train": end - loaded}
+    try:
+        _evaluate(arguments, model or arguments.load(arguments.model), dictionaries, text[1], source, save_dir, seconds)
+    except Exception as error:  # noqa: BLE001  (what was trained is saved, and no failure of a run)
+        logger.warning(
+            "The evaluation failed (%s: %s). The dictionaries are in '%s'. Try again with: dictionary-learning "
+            "evaluate %s", type(error).__name__, error, save_dir, save_dir,
+        )  # fmt: skip
+
+
+def _evaluate(
+    arguments: TrainArguments,
+    model: "TracedModel",
+    dictionaries: "Sequence[Dictionary]",
+    text: "Source",
+    source: "Activations",
+    save_dir: Path,
+    seconds: Mapping[str, float],
+) -> None:
+    """Evaluates what was trained on the text that was held out, and writes the report."""
+    from dictionary_learning.cli._candidates import candidates_of, trained
+    from dictionary_learning.cli._evaluate import report_on
+    from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
+
+    start = time.monotonic()
     saved = trained(save_dir, dictionaries)
-    model = model or arguments.load(arguments.model)
     report = evaluate_dictionaries(
         model,
         candidates_of(saved, model),
-        text[1],
+        text,
         EvaluationConfig(
             n_tokens=arguments.n_eval_tokens,
             n_fidelity_tokens=arguments.n_fidelity_tokens,
@@ -242,8 +264,7 @@ def _train(
         token_filter=source.filter,
         norm_limits=source.norm_limits,
     )
-    seconds = {"load": loaded - start, "train": end - loaded, "evaluate": time.monotonic() - end}
-    report_on(report, saved, save_dir, seconds)
+    report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start})
 
 
 def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:

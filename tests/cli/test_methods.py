@@ -172,3 +172,13 @@ def test_what_is_asked_for_is_not_adapted(train):
     assert config["trainer"]["k"] == 5
     assert config["trainer"]["dict_size"] == 2 * 3 * tiny.DIM
     assert train("--recipe", "lubana_2025", "--layers", "1", "--overwrite")[0]["trainer"]["k"] == 4 * tiny.DIM // 8
+
+
+def test_an_evaluation_that_fails_costs_a_warning_and_not_the_run(train, monkeypatch, caplog, tmp_path):
+    def failing(*_):
+        raise RuntimeError("no room for a plot")
+
+    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", failing)
+    assert len(train("--trainer", "top_k")) >= 1
+    assert "The evaluation failed (RuntimeError: no room for a plot)" in caplog.text
+    assert f"dictionary-learning evaluate {tmp_path / 'run'}" in caplog.text
