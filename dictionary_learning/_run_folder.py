@@ -59,9 +59,11 @@ def claim_run_folder(path: str | os.PathLike[str], keep: bool = False) -> Genera
             )
         yield folder
     finally:
-        lock.unlink(missing_ok=True)
-        if is_new:
-            with contextlib.suppress(OSError):
+        # the folder may be gone, or another's by now: what was trained must not be lost with it
+        with contextlib.suppress(OSError):
+            if _read_lock(lock) == _this_process():
+                lock.unlink()
+            if is_new:
                 folder.rmdir()  # fails unless the run ended before it wrote anything
 
 

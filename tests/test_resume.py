@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -413,3 +414,46 @@ def test_data_whose_config_cannot_be_saved_is_refused_before_training(tmp_path):
     data.config = {"callback": object()}
     with pytest.raises(ConfigError, match="callback"):
         trainSAE(data, CONFIG, 3, save_dir=tmp_path, progress=False, device="cpu")
+
+
+class DoAfter(StopAfter):
+    """A logger that does something to the run's folder at a step."""
+
+    def __init__(self, step: int, do):
+        self.step, self.do = step, do
+
+    def log(self, figures, step, tokens):
+        if step == self.step:
+            self.do()
+
+
+def replaced_by_a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+def moved_away(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.mkdir()
+
+
+@pytest.mark.parametrize("harm", ["removed", "replaced", "moved", "checkpoints replaced", "dictionary replaced"])
+def test_whatever_happens_to_the_folder_the_run_goes_on_and_is_saved(harm, tmp_path, caplog):
+    folder = tmp_path / "run"
+    do = {
+        "removed": lambda: shutil.rmtree(folder),
+        "replaced": lambda: replaced_by_a_file(folder),
+        "moved": lambda: moved_away(folder),
+        "checkpoints replaced": lambda: replaced_by_a_file(folder / "checkpoints"),
+        "dictionary replaced": lambda: (folder / "trainer_0").write_text("x"),
+    }[harm]
+    (trained,) = run_of(folder, checkpoint_steps=2, log_steps=1, loggers=[DoAfter(5, do)])
+    ((saved, loaded),) = [(path, load_dictionary(path.parent)) for path in tmp_path.glob("run*/trainer_0/config.json")]
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), loaded.parameters(), strict=True))
+    # where the folder can be written again, nothing else is lost
+    if harm in ("removed", "moved"):
+        assert saved.parent.parent == folder
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == STEPS
+        assert [path.name for path in sorted(folder.glob("checkpoints/step_*"))] == ["step_10", "step_12"]
+    else:
+        assert "could not be written" in caplog.text

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,17 +47,33 @@ class JSONLLogger:
             "dictionaries": {n: {k: v if math.isfinite(v) else None for k, v in f.items()} for n, f in figures.items()},
         }
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            kept = _lines_up_to(self.path, self._after_step)
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
-            self._file.writelines(kept)
+            self._file = self._opened(_lines_up_to(self.path, self._after_step))
+        elif not _is_at(self._file, self.path):
+            logger.warning("'%s' was removed or replaced; it is written again.", self.path)
+            self._file.seek(0)
+            with self._file as lost:  # what was written can still be read
+                self._file = self._opened(lost.readlines())
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()  # a run that is killed keeps its metrics
+
+    def _opened(self, lines: Iterable[str]) -> TextIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "w+", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+        file.writelines(lines)
+        return file
 
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Returns whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
