@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -427,28 +426,34 @@ class DoAfter(StopAfter):
             self.do()
 
 
+def gone(path: Path) -> None:
+    path.rename(path.parent.parent / "gone")  # at once, also while a checkpoint is written
+
+
 def replaced_by_a_file(path: Path) -> None:
-    shutil.rmtree(path)
+    gone(path)
     path.write_text("x")
 
 
 def moved_away(path: Path) -> None:
-    path.rename(path.with_name("moved"))
+    gone(path)
     path.mkdir()
 
 
 @pytest.mark.parametrize("harm", ["removed", "replaced", "moved", "checkpoints replaced", "dictionary replaced"])
 def test_whatever_happens_to_the_folder_the_run_goes_on_and_is_saved(harm, tmp_path, caplog):
-    folder = tmp_path / "run"
+    folder = tmp_path / "runs" / "run"
     do = {
-        "removed": lambda: shutil.rmtree(folder),
+        "removed": lambda: gone(folder),
         "replaced": lambda: replaced_by_a_file(folder),
         "moved": lambda: moved_away(folder),
         "checkpoints replaced": lambda: replaced_by_a_file(folder / "checkpoints"),
         "dictionary replaced": lambda: (folder / "trainer_0").write_text("x"),
     }[harm]
     (trained,) = run_of(folder, checkpoint_steps=2, log_steps=1, loggers=[DoAfter(5, do)])
-    ((saved, loaded),) = [(path, load_dictionary(path.parent)) for path in tmp_path.glob("run*/trainer_0/config.json")]
+    ((saved, loaded),) = [
+        (path, load_dictionary(path.parent)) for path in tmp_path.glob("runs/run*/trainer_0/config.json")
+    ]
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), loaded.parameters(), strict=True))
     # where the folder can be written again, nothing else is lost
     if harm in ("removed", "moved"):
