@@ -149,6 +149,20 @@ def firing_counts(latents: Latents) -> Int[Tensor, "dict_size"]:
     return counts.index_add_(0, latents.support.latents, fired.long())
 
 
+def columns_of(latents: Latents, columns: Int[Tensor, "m"]) -> Float[Tensor, "batch m"]:
+    """Returns the values of some latents on every token."""
+    if isinstance(latents, Tensor):
+        return latents[:, columns]
+    if not len(columns):
+        return latents.values.new_zeros(latents.support.n_tokens, 0)
+    values, found, tokens = latents.values.flatten(), latents.support.latents, latents.support.tokens
+    out = values.new_zeros(latents.support.n_tokens, len(columns))
+    for number, column in enumerate(columns):
+        there = found == column
+        out[:, number] = out[:, number].index_add(0, tokens[there], values[there])
+    return out
+
+
 def replace_values(like: Latents, values: Tensor) -> Latents:
     """Returns latents with other values at the same places."""
     return values if isinstance(like, Tensor) else SparseLatents(values, like.support)

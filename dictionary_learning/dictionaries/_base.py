@@ -73,6 +73,13 @@ class Dictionary(nn.Module, ABC):
         """
         return self.reconstruct(x)
 
+    def decode_change(
+        self, latents: Int[Tensor, "m"], change: Float[Tensor, "n m"], x: Float[Tensor, "n activation_dim"]
+    ) -> Float[Tensor, "n output_dim"]:
+        """Returns what a change of some latents of x adds to its reconstruction."""
+        nothing = change.new_zeros(len(change), self.dict_size)
+        return self.decode(nothing.index_copy(1, latents, change)) - self.decode(nothing)
+
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
         """Returns x_hat, or (x_hat, latents) with `output_features`."""
         if output_features:

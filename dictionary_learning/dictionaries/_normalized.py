@@ -130,6 +130,12 @@ class Normalized(Dictionary):
     ) -> Reconstruction:
         return self._around(x, lambda z: self.dictionary.reconstruct_contexts(z, lengths))
 
+    def decode_change(
+        self, latents: Int[Tensor, "m"], change: Float[Tensor, "n m"], x: Float[Tensor, "n activation_dim"]
+    ) -> Float[Tensor, "n output_dim"]:
+        x, token = self._measured(x)
+        return self.dictionary.decode_change(latents, change, (x - token.mean) / token.scale) * token.restored
+
     @property
     def reads_contexts(self) -> bool:
         return self.dictionary.reads_contexts

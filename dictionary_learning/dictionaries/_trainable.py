@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries._base import Dictionary
-from dictionary_learning.latents import Latents, SparseLatents
+from dictionary_learning.latents import Latents, SparseLatents, Support
 from dictionary_learning.ops import Encoder
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ class Trainable(Dictionary):
 
         With `frozen` the decoder is constant, so that gradients reach the latents only.
         """
+
+    def decode_change(
+        self, latents: Int[Tensor, "m"], change: Float[Tensor, "n m"], x: Float[Tensor, "n activation_dim"]
+    ) -> Float[Tensor, "n output_dim"]:
+        support = Support(latents.expand(len(change), -1), self.dict_size)
+        changed, nothing = (SparseLatents(values, support) for values in (change, torch.zeros_like(change)))
+        return self.decode_latents(changed, x) - self.decode_latents(nothing, x)
 
     @abstractmethod
     def decode_among(

@@ -1,18 +1,13 @@
-"""Changes to a model's activations: plain functions from a site's activations to new ones.
+"""Changes to activations. `keep` is a mask of the tokens that change, by default all."""
 
-Each function here returns an `Edit` for `TracedModel.run`, which also works in the body of an
-nnsight trace. Edits are named functions, not lambdas, which nnsight could not send to a server. Its
-`keep` is a mask of the tokens whose activations change, by default all.
-"""
-
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import DataError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.models import Edit
 from dictionary_learning.sites import Site
 
@@ -70,20 +65,47 @@ def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = N
     return edit
 
 
-def steer(direction: Float[Tensor, "dim"], scale: float = 1.0, keep: TokenMask | None = None) -> Edit:
-    """Adds a multiple of a direction, as a row of W_dec, to the activations of each token."""
+def steer(
+    direction: Float[Tensor, "dim"],
+    scale: float = 1.0,
+    keep: TokenMask | None = None,
+    *,
+    unit: Literal["raw", "norm", "max_activation"] = "raw",
+    max_activation: float | None = None,
+) -> Edit:
+    """Adds a multiple of a direction, as a row of W_dec, to the activations of each token.
+
+    Args:
+        direction: the direction, which is not normalized.
+        scale: the strength.
+        keep: the tokens whose activations change.
+        unit: of the strength. "raw": x + scale * direction. "norm": a share of the token's norm, x
+            + scale * |x| * direction / |direction|. "max_activation": x + scale * max_activation *
+            direction, as in AxBench.
+        max_activation: the largest activation of the latent on text.
+
+    Raises:
+        ConfigError: the unit is unknown, or max_activation is missing or has no effect.
+    """
+    if unit not in ("raw", "norm", "max_activation"):
+        raise ConfigError(f"Got unit={unit!r}; give 'raw', 'norm' or 'max_activation'.")
+    if (unit == "max_activation") != (max_activation is not None):
+        raise ConfigError(f"Got unit={unit!r} and max_activation={max_activation}; give both or neither.")
 
     def edit(x: Tensor) -> Tensor:
-        return _where(keep, x + scale * direction.to(x.device, x.dtype), x)
+        d = direction.to(x.device, x.dtype)
+        if unit == "norm":
+            d = x.norm(dim=-1, keepdim=True) * (d / d.norm())
+        return _where(keep, x + scale * (1.0 if max_activation is None else max_activation) * d, x)
 
     return edit
 
 
 def _where(keep: Tensor | None, new: Tensor, x: Tensor) -> Tensor:
-    return new if keep is None else torch.where(_token_mask(keep, x).unsqueeze(-1), new, x)
+    return new if keep is None else torch.where(token_mask(keep, x).unsqueeze(-1), new, x)
 
 
-def _token_mask(keep: Tensor, x: Tensor) -> Bool[Tensor, "batch ctx"]:
+def token_mask(keep: Tensor, x: Tensor) -> Bool[Tensor, "batch ctx"]:
     """Returns the mask of tokens for activations (batch, ctx, dim); one row is for every row."""
     if not isinstance(keep, Tensor) or keep.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(f"Got keep={keep!r}; give a tensor (batch, ctx) of booleans, or of 1 and 0.")
@@ -102,7 +124,7 @@ def _with_reconstructions(dictionary: Dictionary, x: Tensor, y: Tensor, keep: Te
     inside = x.to(dictionary.device, dictionary.dtype)
     if keep is None:
         return dictionary(inside).to(y.device, y.dtype)
-    mask = _token_mask(keep, inside)
+    mask = token_mask(keep, inside)
     # the dictionary sees no other tokens, which may be padding
     outputs = dictionary.reconstruct_contexts(inside[mask], mask.sum(-1)).outputs  # (n, output_dim)
     return y.masked_scatter(mask.to(y.device).unsqueeze(-1), outputs.to(y.device, y.dtype))

@@ -1,0 +1,52 @@
+"""Texts as token ids, and which tokens an intervention may touch."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dictionary_learning.data import TokenBatch
+from dictionary_learning.errors import DataError
+from dictionary_learning.models import TracedModel
+
+
+def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -> TokenBatch:
+    """Returns the tokens of a text, of several, or of ids (ctx,) or (batch, ctx).
+
+    Raises:
+        DataError: There is no text, or it has no token.
+    """
+    if isinstance(inputs, Tensor):
+        ids = inputs.unsqueeze(0) if inputs.ndim == 1 else inputs
+        return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+    texts: Any = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in cast(Any, texts)):
+        raise DataError(f"Got {inputs!r} as text; give a string, a list of strings, or token ids (batch, ctx).")
+    found: list[list[int]] = [model.tokenizer(text)["input_ids"] for text in cast(Any, texts)]
+    longest = max(map(len, found))
+    if not min(map(len, found)):
+        raise DataError("A text has no token. Give texts that are not empty.")
+    # any id will do for padding, which the mask hides
+    pad = getattr(model.tokenizer, "pad_token_id", None) or 0
+    ids, mask = torch.full((len(found), longest), pad), torch.zeros(len(found), longest, dtype=torch.bool)
+    for row, one in enumerate(found):
+        place = slice(longest - len(one), None) if padding_side == "left" else slice(len(one))
+        ids[row, place], mask[row, place] = torch.tensor(one), True
+    return TokenBatch(ids, mask)
+
+
+def special_ids(model: TracedModel) -> tuple[int, ...]:
+    """Returns the ids of BOS, EOS and padding, by the tokenizer or else the model's config."""
+    known: Any = getattr(model.module, "config", None) if model.tokenizer is None else model.tokenizer
+    found = [getattr(known, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+    several = [one for each in found for one in (cast(Any, each) if isinstance(each, (list, tuple)) else [each])]
+    return tuple(one for one in several if isinstance(one, int))
+
+
+def ordinary(
+    ids: Int[Tensor, "batch ctx"], mask: Bool[Tensor, "batch ctx"], special: tuple[int, ...]
+) -> Bool[Tensor, "batch ctx"]:
+    """Returns which tokens are neither padding nor special."""
+    return mask & ~torch.isin(ids, torch.tensor(special, dtype=ids.dtype, device=ids.device))

@@ -1,0 +1,96 @@
+"""The latents of a text."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from dictionary_learning._types import ModelLike, SubmodulesLike
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.interop._saved import sites_in_model
+from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.latents import Latents, to_dense
+from dictionary_learning.models import load_model
+from dictionary_learning.sites import Site
+
+
+class LatentReading(NamedTuple):
+    """Latents of the tokens of a text, one row for each token that is read."""
+
+    input_ids: Int[Tensor, "batch ctx"]
+    mask: Bool[Tensor, "batch ctx"]
+    """The tokens that are read: neither padding nor special."""
+    tokens: list[list[str]]
+    """Every token as text, padding left out."""
+    latents: Latents
+    """Of the tokens that are read, row by row (n, dict_size)."""
+
+    @property
+    def row(self) -> Int[Tensor, "n"]:
+        """The row of the batch of each token that is read."""
+        return self.mask.nonzero()[:, 0]
+
+    @property
+    def position(self) -> Int[Tensor, "n"]:
+        """The position in the row of each token that is read."""
+        return self.mask.nonzero()[:, 1]
+
+    def dense(self) -> Tensor:
+        """Returns the latents (batch, ctx, dict_size); 0 for tokens that are not read."""
+        rows = to_dense(self.latents)
+        out = rows.new_zeros(*self.mask.shape, rows.shape[1])
+        out[self.mask.to(out.device)] = rows
+        return out
+
+
+@torch.no_grad()
+def read_latents(
+    model: ModelLike,
+    dictionary: Dictionary,
+    inputs: Any,
+    *,
+    site: SubmodulesLike | None = None,
+    special_tokens: bool = False,
+) -> LatentReading:
+    """Returns the latents of a text.
+
+    Args:
+        model: The language model.
+        dictionary: The dictionary.
+        inputs: A text, several, or token ids (ctx,) or (batch, ctx).
+        site: The site that it reads; by default the one that its `info` names, also by the name of
+            a TransformerLens hook.
+        special_tokens: Whether BOS, EOS and padding ids are read too.
+
+    Raises:
+        ConfigError: The dictionary knows no site, and none was given, or does not fit it.
+        SiteError: The site is not in the model.
+        DataError: There is no text.
+    """
+    traced = load_model(model)
+    sites = sites_read(traced, dictionary, site)
+    batch = as_tokens(traced, inputs)
+    mask = ordinary(batch.input_ids, batch.attention_mask, () if special_tokens else special_ids(traced))
+    captured = traced.capture(batch.input_ids, batch.attention_mask, sites)
+    parts = [captured[each] for each in sites]
+    x = torch.cat([part[mask.to(part.device)].to(dictionary.device) for part in parts], dim=-1)  # (n, dim)
+    dictionary.check_sites([part.shape[-1] for part in parts], dictionary.site_widths[1])
+    made = dictionary.reconstruct_contexts(x.to(dictionary.dtype), mask.sum(-1).to(dictionary.device))
+    decode = traced.tokenizer.convert_ids_to_tokens if traced.tokenizer is not None else lambda ids: list(map(str, ids))
+    kept = zip(batch.input_ids, batch.attention_mask, strict=True)
+    return LatentReading(batch.input_ids, mask, [decode(ids[real].tolist()) for ids, real in kept], made.latents)
+
+
+def sites_read(model: Any, dictionary: Dictionary, site: SubmodulesLike | None) -> list[Site]:
+    """Returns the sites of the model that a dictionary reads.
+
+    Raises:
+        ConfigError: It knows none, and none was given.
+    """
+    if site is not None:
+        return model.sites(site)
+    if not dictionary.info.sites:
+        raise ConfigError(f"This {type(dictionary).__name__} does not know its site; give site='model.layers.10'.")
+    return model.sites([str(each) for each in sites_in_model(dictionary.info, model)])
