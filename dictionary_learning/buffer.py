@@ -129,6 +129,7 @@ class ActivationBuffer:
         self._generator = torch.Generator().manual_seed(self.seed)
         self._document = torch.full((self.activation_buffer_size,), -1)  # document of each slot's row
         self._ended = False
+        self._reached: dict[str, Any] | None = None  # during a refill: the reader's state after the last rows written
         self._clear()
 
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
@@ -140,17 +141,16 @@ class ActivationBuffer:
                 f"Each of {worker.num_workers} workers would serve the same rows of an ActivationBuffer. Set "
                 "num_workers=0 and prefetch=1, or write an ActivationCache, which workers share."
             )
-        parts: list[dict[Site, Tensor]] = []
-        needed = self.out_batch_size
-        while needed:
+        self._finish_refill()
+        while needed := self.out_batch_size - sum(len(part[self.sites[0]]) for part in self._parts):
             if self.n_rows < max(self.activation_buffer_size // 2, needed) and not self._ended:
                 self.refresh()
             if not self.n_rows:
                 break
             slots = self._order[self._cursor : self._cursor + needed]
-            parts.append(self._read(slots))
-            self._cursor += len(slots)
-            needed -= len(slots)
+            part, cursor = self._read(slots), self._cursor + len(slots)
+            self._parts, self._cursor = [*self._parts, part], cursor  # together: see `refresh`
+        parts = self._parts
         if not parts:
             if self.end_of_data == "error":
                 raise DataExhaustedError(
@@ -160,9 +160,11 @@ class ActivationBuffer:
             raise StopIteration
         # only a batch larger than half the buffer has several parts
         batch = parts[0] if len(parts) == 1 else {s: torch.cat([part[s] for part in parts]) for s in self.sites}
+        served: Any = batch[self.sites[0]] if len(self.sites) == 1 else batch
         if self._pair:
-            return torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
-        return batch[self.sites[0]] if len(self.sites) == 1 else batch
+            served = torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
+        self._parts = []
+        return served
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
@@ -195,27 +197,37 @@ class ActivationBuffer:
         return self.reader.norm_limits
 
     def refresh(self) -> None:
-        """Runs the model over more text until the free slots are full, and draws a new order."""
+        """Runs the model over more text until the free slots are full, and draws a new order.
+
+        What was interrupted goes on where the last rows were written. So values that belong
+        together are assigned in one statement without a call, in which Python raises no interrupt.
+        """
         is_first = self._storage is None
         self._storage = self._storage or self._allocate()
-        free = torch.cat([self._order[: self._cursor], self._spare])
-        n_filled = 0
-        try:
-            while len(free) - n_filled >= self.refresh_batch_size * self.ctx_len:
-                rows = self.reader.read(self.refresh_batch_size)
-                if rows is None:
-                    self._ended = True
-                    break
-                slots = free[n_filled : n_filled + rows.n]
-                for site, storage in self._storage.items():
-                    storage.write(slots, rows.activations[site])
-                self._document[slots.cpu()] = rows.document
-                n_filled += rows.n
-        finally:
-            # also after an interrupt, which must not lose the rows that were read before it
-            held = torch.cat([self._order[self._cursor :], free[:n_filled]])
-            self._order = held[torch.randperm(len(held), generator=self._generator).to(self.device)]
-            self._spare, self._cursor = free[n_filled:], 0
+        if self._reached is None:
+            order, free = self._order[self._cursor :], torch.cat([self._order[: self._cursor], self._spare])
+            reached = self.reader.state_dict()
+            self._order, self._cursor, self._spare, self._reached = order, 0, free, reached
+        else:
+            self.reader.load_state_dict(self._reached)
+        ended = False
+        while len(self._spare) - self._n_filled >= self.refresh_batch_size * self.ctx_len and not ended:
+            rows = self.reader.read(self.refresh_batch_size)
+            if rows is None:
+                ended = True
+                continue
+            slots = self._spare[self._n_filled : self._n_filled + rows.n]
+            for site, storage in self._storage.items():
+                storage.write(slots, rows.activations[site])
+            self._document[slots.cpu()] = rows.document
+            n_filled, reached = self._n_filled + rows.n, self.reader.state_dict()
+            self._n_filled, self._reached = n_filled, reached
+        held = torch.cat([self._order, self._spare[: self._n_filled]])
+        generator = torch.Generator()
+        generator.set_state(self._generator.get_state())
+        order = held[torch.randperm(len(held), generator=generator).to(self.device)]
+        done = (order, self._spare[self._n_filled :], generator, ended, 0, None)
+        self._order, self._spare, self._generator, self._ended, self._n_filled, self._reached = done
         if is_first:
             met = "%s. A row meets %.1f others of its document in a batch of %d, on average."
             logger.info(met, self.reader.describe_dropped(), self.same_document_partners(), self.out_batch_size)
@@ -233,6 +245,7 @@ class ActivationBuffer:
 
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
         """Returns the next contexts, which are then not served, or raises DataExhaustedError."""
+        self._finish_refill()
         self.reader.close()  # a thread that reads ahead must not read the same text at the same time
         batch = self.tokens.take(batch_size or self.refresh_batch_size)
         if batch is None:
@@ -271,9 +284,11 @@ class ActivationBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what determines the next batches: unserved rows, shuffle, place in the text."""
+        self._finish_refill()
         slots = self._order[self._cursor :]
         return {
             "size": self.activation_buffer_size,
+            "parts": [{str(site): x for site, x in part.items()} for part in self._parts],
             "rows": {str(site): storage.snapshot(slots) for site, storage in (self._storage or {}).items()},
             "document": self._document[slots.cpu()],
             "ended": self._ended,
@@ -297,7 +312,8 @@ class ActivationBuffer:
         n = len(state["document"])
         self._order, self._spare = self._spare[:n], self._spare[n:]
         self._document[:n] = state["document"]
-        self._ended = state["ended"]
+        self._parts = [{Site.parse(site): x for site, x in part.items()} for part in state.get("parts", ())]
+        self._ended, self._reached = state["ended"], None
         self._generator.set_state(state["generator"].cpu())
         self.reader.load_state_dict(copy.deepcopy(state["reader"]))
 
@@ -306,6 +322,13 @@ class ActivationBuffer:
         self._spare = torch.arange(self.activation_buffer_size, device=self.device)  # slots without a row
         self._order = self._spare[:0]  # slots with a row, in the order in which they are served
         self._cursor = 0  # slots of the order that were served
+        self._n_filled = 0  # during a refill: slots of `_spare` whose rows are not in the order yet
+        self._parts: list[dict[Site, Tensor]] = []  # of a batch that is not complete
+
+    def _finish_refill(self) -> None:
+        """Fills the buffer, if an interrupt or an error has ended a refill."""
+        if self._reached is not None:
+            self.refresh()
 
     def _read(self, slots: Tensor) -> dict[Site, Tensor]:
         assert self._storage is not None

@@ -52,6 +52,7 @@ class Source:
         """Bad documents that were skipped, in all passes."""
         self._mark: Mark = None
         self._documents: Iterator[tuple[Any, Mark]] | None = None
+        self._is_broken = False
 
     @property
     def repeatable(self) -> bool:
@@ -62,6 +63,11 @@ class Source:
         return self
 
     def __next__(self) -> Any:  # a Document, or an item of an `ExampleStream`
+        if self._is_broken:
+            raise DataError(
+                f"{self.name} was interrupted while it was read, and can be read only once. Pass a list, a file or a "
+                "data set."
+            )
         while True:
             if self._documents is None:
                 self._documents = self.reader.read(self._mark, self.epoch)
@@ -69,8 +75,11 @@ class Source:
                 document, mark = next(self._documents)
                 if isinstance(document, BadDocument):
                     self._skip_or_raise(document)
-            except DataError:
-                # the next call must fail at this document again, and not report the end
+            except StopIteration:
+                raise
+            except BaseException as error:
+                # the next call must go on at this document, and not report the end
+                self._is_broken = not (self.repeatable or isinstance(error, DataError))
                 self._documents = None if self.repeatable else self._documents
                 raise
             self._mark = mark
