@@ -97,7 +97,7 @@ class ActivationMixture:
         while not self._held[number] or len(self._held[number][self.sites[0]]) < share:
             if self._arrived[number] is None:
                 # unlike `next`, a loop stores the batch before Python raises an interrupt
-                for self._arrived[number] in self.sources[number]:
+                for self._arrived[number] in self.sources[number]:  # noqa: B020
                     break
                 else:
                     raise StopIteration

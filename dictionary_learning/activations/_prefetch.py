@@ -25,7 +25,7 @@ class _Item(NamedTuple):
 
 
 class _Bell:
-    """Wakes another thread. An `Event` holds a lock meanwhile, which an interrupt may leave held."""
+    """Wakes another thread; an `Event` has a lock that an interrupt may leave held."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
+from dictionary_learning.data._retrying import wait_or_raise
 from dictionary_learning.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Source:
                 f"{self.name} was interrupted while it was read, and can be read only once. Pass a list, a file or a "
                 "data set."
             )
+        n_failed = 0
         while True:
             if self._documents is None:
                 self._documents = self.reader.read(self._mark, self.epoch)
@@ -81,7 +83,11 @@ class Source:
                 # the next call must go on at this document, and not report the end
                 self._is_broken = not (self.repeatable or isinstance(error, DataError))
                 self._documents = None if self.repeatable else self._documents
-                raise
+                if not self.repeatable or not isinstance(error, Exception):
+                    raise
+                n_failed += 1
+                wait_or_raise(error, n_failed, f"Document {self.position} of {self.name}")
+                continue
             self._mark = mark
             self.position += 1
             if not isinstance(document, BadDocument):

@@ -23,7 +23,6 @@ from dictionary_learning.data import as_source
 from dictionary_learning.errors import ConfigError, DataError
 from tests.activations.cache_files import DOCUMENTS, FIRST, buffer, reader, traced, write
 
-
 IDS = torch.arange(3, 21).view(2, 9)
 INTERRUPTED = {
     "buffer": lambda folder: buffer(),
@@ -184,14 +183,13 @@ class TestInterrupts:
     def test_interrupts_at_any_line_change_no_batch(self, tmp_path, kind, seed):
         write(tmp_path / "cache", shard_size=40)
         expected, chances = list(INTERRUPTED[kind](tmp_path)), random.Random(seed)
-        served, found, n = INTERRUPTED[kind](tmp_path), [], 0
-        for _ in range(25):
+        served, found = INTERRUPTED[kind](tmp_path), []
+        for n in range(25):
             with contextlib.suppress(KeyboardInterrupt), interrupt_after(chances.randrange(400)):
                 # a loop keeps each batch before Python raises an interrupt, as `next` does not
                 for batch in served:
-                    found.append(batch)  # noqa: PERF402
-            n += 1
-            if hasattr(served, "state_dict") and n % 10 == 0:
+                    found.append(batch)
+            if n % 10 == 9:
                 copied = INTERRUPTED[kind](tmp_path)
                 copied.load_state_dict(served.state_dict())
                 served.close()
