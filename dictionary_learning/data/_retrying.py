@@ -60,6 +60,6 @@ def retried(call: Callable[[], T], what: str) -> T:
     for n_failed in itertools.count(1):
         try:
             return call()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (what lasts is raised again)
             wait_or_raise(error, n_failed, what)
     raise AssertionError

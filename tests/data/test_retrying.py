@@ -54,8 +54,8 @@ class Failing:
     def __init__(self, documents, error, share=0.3, seed=0):
         self.documents, self.error, self.chances, self.share = documents, error, random.Random(seed), share
 
-    def __len__(self):
-        return len(self.documents)
+    def __deepcopy__(self, memo):
+        return self  # the chances go on, as those of a network
 
     def __iter__(self):
         return (self._given(text) for text in self.documents)
