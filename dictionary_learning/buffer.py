@@ -8,13 +8,14 @@ order, so row i of a batch is the same token at each of them. A batch costs one 
 
 import copy
 import logging
+import pickle
 from collections.abc import Iterator
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
@@ -29,7 +30,7 @@ from dictionary_learning.sites import Sides, Site
 logger = logging.getLogger(__name__)
 
 
-class ActivationBuffer:
+class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
     """Serves the activations of a model at one or several sites, shuffled; each token exactly once.
 
     One site yields tensors (out_batch_size, activation_dim), several an `ActivationBatch`. With
@@ -166,10 +167,19 @@ class ActivationBuffer:
         self._parts = []
         return served
 
-    def __reduce__(self) -> NoReturn:
-        raise ConfigError(
-            "An ActivationBuffer runs a model, so it cannot be pickled. Build it where it is read, or write a cache."
-        )
+    def __reduce__(self) -> Any:
+        import cloudpickle  # as nnsight does: readers of text hold functions
+
+        self._finish_refill()
+        try:
+            # unpickled, it goes on with the next row, beside this one
+            content = cloudpickle.dumps({**self.__dict__, "_generator": self._generator.get_state()})
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise ConfigError(
+                f"A part of the ActivationBuffer over {self.reader.name} cannot be pickled ({error}). Build the buffer "
+                "where it is read, or write a cache."
+            ) from error
+        return _unpickled, (content,)
 
     @property
     def n_bytes(self) -> int:
@@ -344,6 +354,13 @@ class ActivationBuffer:
             self.n_bytes / 1e9, self.device, size, len(self.sites), self.dtype, in_flight / 1e9, self.model.device,
         )  # fmt: skip
         return {site: RowStorage(size, w, self.dtype, self.device, self.model.dtype) for site, w in self.widths.items()}
+
+
+def _unpickled(content: bytes) -> ActivationBuffer:
+    buffer = object.__new__(ActivationBuffer)
+    buffer.__dict__.update(pickle.loads(content))
+    buffer._generator = torch.Generator().set_state(buffer.__dict__["_generator"])
+    return buffer
 
 
 def expected_partners(document: Int[Tensor, "n"], batch_size: int) -> float:

@@ -108,6 +108,11 @@ class Prefetcher(RowSource):
             self._thread.join()
         self._thread = self._process = None
 
+    def __reduce__(self) -> Any:
+        # the thread stays, and a copy of its reader goes back to the rows that were returned
+        self.close()
+        return _prefetcher, (self._reader, self._n_contexts, self._depth, self._state)
+
     def _reset(self) -> None:
         self._exchange = _Exchange()
         self._thread: threading.Thread | None = None
@@ -125,6 +130,11 @@ class Prefetcher(RowSource):
         work = (weakref.ref(self), self._reader, self._n_contexts, self._depth, self._exchange)
         self._thread = threading.Thread(target=_work, args=work, name="prefetch", daemon=True)
         self._thread.start()
+
+
+def _prefetcher(reader: RowSource, n_contexts: int, depth: int, state: dict[str, Any]) -> Prefetcher:
+    reader.load_state_dict(state)
+    return Prefetcher(reader, n_contexts, depth)
 
 
 def ahead(reader: RowReader, n_contexts: int, prefetch: int | None) -> RowSource:

@@ -115,6 +115,10 @@ class TracedModel:
             finally:
                 self._is_busy = False
 
+    def __reduce__(self) -> Any:
+        own = (self._original, self.tokenizer, self.name, self.revision, self._builder.example, self.channels)
+        return _unpickled, (*own, self._remote)
+
     @property
     def device(self) -> torch.device:
         """The device of inputs: the first parameter's; the CPU if the model runs on a server."""
@@ -357,3 +361,11 @@ class TracedModel:
                 place = heads_site(self._probe, place.path)._replace(call=place.call)
             self._places[site] = place
         return self._places[site]
+
+
+def _unpickled(
+    module: nn.Module, tokenizer: Any, name: str, revision: str | None, example: Any, channels: Any, tracer: Any
+) -> TracedModel:
+    return TracedModel(
+        module, tokenizer, name=name, revision=revision, example=example, channels=channels, tracer=tracer
+    )

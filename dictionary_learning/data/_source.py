@@ -93,6 +93,9 @@ class Source:
             if not isinstance(document, BadDocument):
                 return document
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_documents": None}  # a copy reads on from the mark
+
     def restart(self) -> None:
         """Returns to the first document; a shuffled source gets a new order."""
         self._require_repeatable("restarted")

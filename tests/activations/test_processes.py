@@ -121,20 +121,41 @@ class TestOtherProcesses:
         copied = pickle.loads(content)
         assert all(torch.equal(next(cache)[FIRST], next(copied)[FIRST]) for _ in range(5))
 
-    def test_a_buffer_is_not_copied(self):
+    @pytest.mark.parametrize("prefetch", [0, 1])
+    @pytest.mark.parametrize("n", [0, 7])
+    def test_a_copy_of_a_buffer_goes_on_with_the_same_rows(self, prefetch, n, tmp_path):
+        (tmp_path / "a.txt").write_text("\n".join(DOCUMENTS))
+        for data in (DOCUMENTS, str(tmp_path / "a.txt"), as_source(DOCUMENTS, shuffle_seed=1).hold_out(5)[0]):
+            held = buffer(data, prefetch=prefetch)
+            for _ in range(n):
+                next(held)
+            copied = pickle.loads(pickle.dumps(held))
+            expected, found = list(held), list(copied)
+            assert len(found) == len(expected) > 5
+            assert all(map(torch.equal, found, expected))
+            held.close()
+            copied.close()
+
+    def test_a_buffer_over_an_iterator_is_not_copied(self):
         with pytest.raises(ConfigError, match="cannot be pickled"):
-            pickle.dumps(buffer())
+            pickle.dumps(buffer(text for text in DOCUMENTS))
+
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+    def test_one_worker_reads_a_buffer(self, method):
+        expected = list(buffer())
+        loader = DataLoader(buffer(), None, num_workers=1, multiprocessing_context=method)
+        assert all(map(torch.equal, list(loader), expected))
 
     def test_a_buffer_is_not_read_by_several_workers(self):
-        class Batches(IterableDataset):
-            def __init__(self, held):
-                self.held = held
-
-            def __iter__(self):
-                yield from self.held
-
         with pytest.raises(ConfigError, match="num_workers=0"):
-            list(DataLoader(Batches(buffer()), None, num_workers=2))
+            list(DataLoader(buffer(), None, num_workers=2))
+
+    def test_workers_read_a_cache_itself(self, tmp_path):
+        write(tmp_path / "cache")
+        rows = torch.cat(list(DataLoader(ActivationCache(tmp_path / "cache", FIRST), None, num_workers=2)))
+        expected = torch.cat(list(ActivationCache(tmp_path / "cache", FIRST)))
+        assert torch.equal(rows[rows[:, 0].argsort()], expected[expected[:, 0].argsort()])
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

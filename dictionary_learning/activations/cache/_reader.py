@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from dictionary_learning._hardware import as_device
 from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike, TextLike
@@ -28,7 +28,7 @@ from dictionary_learning.sites import Site, expand
 logger = logging.getLogger(__name__)
 
 
-class ActivationCache:
+class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
     """Serves the rows of a cache in batches, every row once; it can replace an `ActivationBuffer`.
 
     The writer shuffled the rows within each shard. Batches take rows from several shards side by
