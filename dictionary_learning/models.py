@@ -275,4 +275,5 @@ def _not_loaded(name: str, error: Exception) -> str:
 
 def _first_line(error: BaseException) -> str:
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line if line.endswith((".", "!", "?")) else line + "."
+    line = line if line.endswith((".", "!", "?")) else line + "."
+    return f"{line} It runs with load_model(..., trust_remote_code=True) only." if "custom code" in line else line

@@ -219,6 +219,8 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
 
 def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
+    from dictionary_learning._plain import to_plain
+
     own = trained.data if trained else None
     data = arguments.data or own
     if data is None:
@@ -230,10 +232,12 @@ def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
         check_named("text", "--data", data)
     if not asked.data_args:
         check_data_args(trained.reading.data_args)
-    if asked not in (DataArguments(), trained.reading, DataArguments(data_args=trained.reading.data_args)):
+    reading = trained.reading.replace(data_args=asked.data_args or trained.reading.data_args)
+    as_stored = asked.replace(data_args=tuple(to_plain(asked.data_args)))  # without tokens
+    if as_stored not in (DataArguments(), trained.reading, DataArguments(data_args=trained.reading.data_args)):
         if asked.split == trained.reading.split:
             logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
         return arguments.source(data)
     # read in another way, other documents would be held out, some of which were trained on
     every = trained.held_out_every
-    return trained.reading.divided(data, every)[1] if every else trained.reading.source(data)
+    return reading.divided(data, every)[1] if every else reading.source(data)

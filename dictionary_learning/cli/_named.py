@@ -5,6 +5,7 @@ hub, or lie in the current folder.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def check_named(what: str, option: str, name: Any) -> None:
     if not is_here or not is_known or "://" in str(name) or "::" in str(name):
         raise ConfigError(
             f"The dictionary's files name the {what} {name!r}, which is neither on the hub nor in this folder, and may "
-            f"be a stranger's choice. Give {option} to say that you mean it."
+            f"be a stranger's choice. Give {option} {shlex.quote(str(name))} if you mean it."
         )
 
 
@@ -46,5 +47,5 @@ def check_data_args(pairs: Sequence[str]) -> None:
     if odd:
         raise ConfigError(
             f"The dictionary's files ask to read the text with {', '.join(odd)}, which may be a stranger's choice. "
-            f"Give --data-args {' '.join(odd)} to say that you mean it."
+            f"Give --data-args {' '.join(odd)} if you mean it."
         )
