@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -32,7 +32,7 @@ GROWTH = 1.01
 """How much larger resident memory may become: the allocator keeps a little."""
 
 
-class Figures(NamedTuple):
+class Held(NamedTuple):
     """What a process holds."""
 
     resident: int
@@ -41,13 +41,11 @@ class Figures(NamedTuple):
     files: int
 
 
-def figures() -> Figures:
+def held() -> Held:
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     tensors = sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
-    return Figures(
-        pages * os.sysconf("SC_PAGE_SIZE"), tensors, threading.active_count(), len(os.listdir("/proc/self/fd"))
-    )
+    return Held(pages * os.sysconf("SC_PAGE_SIZE"), tensors, threading.active_count(), len(os.listdir("/proc/self/fd")))
 
 
 def language_model() -> TracedModel:
@@ -65,15 +63,15 @@ class Watch:
 
     def __init__(self, model: TracedModel, text: list[str], folder: Path, every: int):
         self.model, self.text, self.folder, self.every = model, text, folder, every
-        self.found: list[Figures] = []
+        self.found: list[Held] = []
 
-    def log(self, figures_of_step: object, step: int, tokens: int) -> None:
+    def log(self, figures: Any, step: int, tokens: int) -> None:
         if step % self.every:
             return
         dictionary = load_dictionary(self.folder / "trainer_0" / "checkpoints" / "latest")
         settings = EvaluationConfig(n_tokens=256, n_fidelity_tokens=128, ctx_len=16, batch_size=4)
         evaluate_dictionaries(self.model, [Candidate("latest", dictionary, f"{SITE}:out")], self.text, settings)
-        self.found.append(figures())
+        self.found.append(held())
         now = self.found[-1]
         print(
             f"step {step:6}: {now.resident / 1e6:6.1f} MB, {now.tensors} tensors, {now.threads} threads, {now.files} files"
@@ -104,7 +102,7 @@ def main() -> None:
         )  # fmt: skip
         data.close()
     warm, late = watch.found[5:10], watch.found[10:]
-    before, after = (Figures(*map(max, zip(*part, strict=True))) for part in (warm, late))
+    before, after = (Held(*map(max, zip(*part, strict=True))) for part in (warm, late))
     print(f"second quarter at most {before}\nlast half at most      {after}")
     grows = after.resident > GROWTH * before.resident or after[1:] > before[1:]
     print("GROWS" if grows else "nothing grows")
