@@ -10,10 +10,10 @@ import copy
 import logging
 import pickle
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -22,7 +22,7 @@ from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import ReadingConfig, by_name, row_reader, whole_number
 from dictionary_learning.activations._storage import RowStorage, storage_dtype
-from dictionary_learning.activations._stream import ActivationBatch, check_width
+from dictionary_learning.activations._stream import ActivationBatch, check_width, expected_partners
 from dictionary_learning.data import EndOfData, TokenBatch, check_end_of_data
 from dictionary_learning.errors import ConfigError, DataExhaustedError
 from dictionary_learning.sites import Sides, Site
@@ -361,19 +361,3 @@ def _unpickled(content: bytes) -> ActivationBuffer:
     buffer.__dict__.update(pickle.loads(content))
     buffer._generator = torch.Generator().set_state(buffer.__dict__["_generator"])
     return buffer
-
-
-def expected_partners(document: Int[Tensor, "n"], batch_size: int) -> float:
-    """Returns how many rows of its document a row meets in a batch, on average; lower is better.
-
-    (batch_size - 1) * sum_d n_d (n_d - 1) / (n (n - 1)), where document d has n_d of the n rows
-    that batches are drawn from. Rows of unknown documents (-1) are ignored.
-    """
-    known = document[document >= 0]
-    n = len(known)
-    if n < 2:
-        return 0.0
-    # not bincount: numbers of documents may be large
-    counts = cast(Tensor, torch.unique(known, return_counts=True)[1])  # pyright: ignore[reportUnknownMemberType]
-    counts = counts.double()  # (documents,)
-    return (batch_size - 1) * float((counts * (counts - 1)).sum()) / (n * (n - 1))

@@ -43,10 +43,10 @@ class Watch:
 def test_a_long_run_does_not_grow(tmp_path):
     model = traced()
     watch = Watch(model, tmp_path)
-    data = buffer(model=model, prefetch=1, end_of_data="repeat")
+    data = buffer(model=model, prefetch=1, end_of_data="repeat", out_batch_size=4)
     trainSAE(
         data, {"trainer": "top_k", "k": 3, "dict_size": 32}, STEPS, save_dir=tmp_path, device="cpu",
-        log_steps=20, backup_steps=STEPS // SAMPLES, loggers=[watch], progress=False,
+        log_steps=50, backup_steps=STEPS // SAMPLES, loggers=[watch], progress=False,
     )  # fmt: skip
     data.close()
     assert len(watch.found) == SAMPLES

@@ -4,6 +4,7 @@ What is traced is a skeleton of the caller's model (`_skeleton.py`), which is bu
 model has changed. The order, number and width of the sites is found by a probe (`_probing.py`).
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -116,8 +117,8 @@ class TracedModel:
                 self._is_busy = False
 
     def __reduce__(self) -> Any:
-        own = (self._original, self.tokenizer, self.name, self.revision, self._builder.example, self.channels)
-        return _unpickled, (*own, self._remote)
+        own = {"name": self.name, "revision": self.revision, "channels": self.channels, "tracer": self._remote}
+        return functools.partial(TracedModel, example=self._builder.example, **own), (self._original, self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -361,11 +362,3 @@ class TracedModel:
                 place = heads_site(self._probe, place.path)._replace(call=place.call)
             self._places[site] = place
         return self._places[site]
-
-
-def _unpickled(
-    module: nn.Module, tokenizer: Any, name: str, revision: str | None, example: Any, channels: Any, tracer: Any
-) -> TracedModel:
-    return TracedModel(
-        module, tokenizer, name=name, revision=revision, example=example, channels=channels, tracer=tracer
-    )

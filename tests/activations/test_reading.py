@@ -11,7 +11,8 @@ from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._prefetch import Prefetcher
 from dictionary_learning.activations._reader import ReadingConfig, RowReader, row_reader
 from dictionary_learning.activations._storage import RowStorage, from_bytes, storage_dtype, to_bytes
-from dictionary_learning.buffer import ActivationBuffer, expected_partners
+from dictionary_learning.activations._stream import expected_partners
+from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, DataError
 from tests import tiny
