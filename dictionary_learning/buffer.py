@@ -144,7 +144,9 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             )
         self._finish_refill()
         while needed := self.out_batch_size - sum(len(part[self.sites[0]]) for part in self._parts):
-            if self.n_rows < max(self.activation_buffer_size // 2, needed) and not self._ended:
+            # without room there is nothing to refill: so a refill that was interrupted is made once
+            has_room = self._cursor + len(self._spare) >= self.refresh_batch_size * self.ctx_len
+            if self.n_rows < max(self.activation_buffer_size // 2, needed) and has_room and not self._ended:
                 self.refresh()
             if not self.n_rows:
                 break
