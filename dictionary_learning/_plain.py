@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import enum
 import os
+import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
@@ -15,6 +16,9 @@ from dictionary_learning.errors import ConfigError
 
 MAX_ELEMENTS = 4096
 """Elements of a tensor or array that a config may hold; a larger one is data and not a setting."""
+SECRET = re.compile(r"(use_auth_|hf_|auth_|access_)?token|(.*_)?(api_key|password|secret)", re.IGNORECASE)
+"""Names of settings whose values are not stored."""
+HIDDEN = "(not stored)"
 _MAX_DEPTH = 30
 """Levels of nesting; a config that is deeper contains itself."""
 
@@ -24,7 +28,7 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
 
     Paths, dtypes, devices, sites, enum members and classes become strings. NumPy numbers, arrays
     and tensors become numbers and lists, tuples and sets become lists, dataclasses and namespaces
-    become mappings.
+    become mappings. Passwords and tokens are not stored, neither by name nor as `token=...`.
 
     Args:
         value: the value.
@@ -41,6 +45,10 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
         return value.name  # before numbers: an IntEnum is an int, too
     if value is None:
         return None
+    if issubclass(kind, str):
+        key, separator, _ = value.partition("=")
+        if (separator and SECRET.fullmatch(key)) or re.match(r"hf_\w{30}", value):
+            return f"{key}={HIDDEN}" if separator else HIDDEN
     for plain in (bool, int, float, str):
         if issubclass(kind, plain):
             return plain(value)  # np.float64 is a float, and some writers refuse it
@@ -63,9 +71,12 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
     elif issubclass(kind, argparse.Namespace):
         value = cast(Any, vars(value))
     if isinstance(value, Mapping):
+        parts = {str(to_plain(k, f"a key of {name}", depth + 1)): v for k, v in cast(Mapping[Any, Any], value).items()}
         return {
-            str(to_plain(key, f"a key of {name}", depth + 1)): to_plain(part, f"{name}[{key!r}]", depth + 1)
-            for key, part in cast(Mapping[Any, Any], value).items()
+            key: HIDDEN
+            if isinstance(part, str) and SECRET.fullmatch(key)
+            else to_plain(part, f"{name}[{key!r}]", depth + 1)
+            for key, part in parts.items()
         }
     has_text = kind.__str__ is not object.__str__
     if has_text and issubclass(kind, tuple):

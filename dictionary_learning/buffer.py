@@ -8,13 +8,14 @@ order, so row i of a batch is the same token at each of them. A batch costs one 
 
 import copy
 import logging
+import pickle
 from collections.abc import Iterator
-from typing import Any, NoReturn, cast
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
@@ -22,7 +23,7 @@ from dictionary_learning.activations._origins import Origins, read_again
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import ReadingConfig, by_name, row_reader, whole_number
 from dictionary_learning.activations._storage import RowStorage, storage_dtype
-from dictionary_learning.activations._stream import ActivationBatch, check_width
+from dictionary_learning.activations._stream import ActivationBatch, check_width, expected_partners
 from dictionary_learning.data import EndOfData, TokenBatch, check_end_of_data
 from dictionary_learning.errors import ConfigError, DataExhaustedError
 from dictionary_learning.sites import Sides, Site
@@ -30,7 +31,7 @@ from dictionary_learning.sites import Sides, Site
 logger = logging.getLogger(__name__)
 
 
-class ActivationBuffer:
+class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
     """Serves the activations of a model at one or several sites, shuffled; each token exactly once.
 
     One site yields tensors (out_batch_size, activation_dim), several an `ActivationBatch`. With
@@ -134,6 +135,7 @@ class ActivationBuffer:
         self._document = torch.full((self.activation_buffer_size,), -1)  # document of each slot's row
         self._origins = Origins(self.activation_buffer_size) if retrace else None
         self._ended = False
+        self._reached: dict[str, Any] | None = None  # during a refill: the reader's state after the last rows written
         self._clear()
 
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
@@ -145,17 +147,18 @@ class ActivationBuffer:
                 f"Each of {worker.num_workers} workers would serve the same rows of an ActivationBuffer. Set "
                 "num_workers=0 and prefetch=1, or write an ActivationCache, which workers share."
             )
-        parts: list[dict[Site, Tensor]] = []
-        needed = self.out_batch_size
-        while needed:
-            if self.n_rows < max(self.activation_buffer_size // 2, needed) and not self._ended:
+        self._finish_refill()
+        while needed := self.out_batch_size - sum(len(part[self.sites[0]]) for part in self._parts):
+            # without room there is nothing to refill: so a refill that was interrupted is made once
+            has_room = self._cursor + len(self._spare) >= self.refresh_batch_size * self.ctx_len
+            if self.n_rows < max(self.activation_buffer_size // 2, needed) and has_room and not self._ended:
                 self.refresh()
             if not self.n_rows:
                 break
             slots = self._order[self._cursor : self._cursor + needed]
-            parts.append(self._read(slots))
-            self._cursor += len(slots)
-            needed -= len(slots)
+            part, cursor = self._read(slots), self._cursor + len(slots)
+            self._parts, self._cursor = [*self._parts, part], cursor  # together: see `refresh`
+        parts = self._parts
         if not parts:
             if self.end_of_data == "error":
                 raise DataExhaustedError(
@@ -165,14 +168,25 @@ class ActivationBuffer:
             raise StopIteration
         # only a batch larger than half the buffer has several parts
         batch = parts[0] if len(parts) == 1 else {s: torch.cat([part[s] for part in parts]) for s in self.sites}
+        served: Any = batch[self.sites[0]] if len(self.sites) == 1 else batch
         if self._pair:
-            return torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
-        return batch[self.sites[0]] if len(self.sites) == 1 else batch
+            served = torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
+        self._parts = []
+        return served
 
-    def __reduce__(self) -> NoReturn:
-        raise ConfigError(
-            "An ActivationBuffer runs a model, so it cannot be pickled. Build it where it is read, or write a cache."
-        )
+    def __reduce__(self) -> Any:
+        import cloudpickle  # as nnsight does: readers of text hold functions
+
+        self._finish_refill()
+        try:
+            # unpickled, it goes on with the next row, beside this one
+            content = cloudpickle.dumps({**self.__dict__, "_generator": self._generator.get_state()})
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise ConfigError(
+                f"A part of the ActivationBuffer over {self.reader.name} cannot be pickled ({error}). Build the buffer "
+                "where it is read, or write a cache."
+            ) from error
+        return _unpickled, (content,)
 
     @property
     def n_bytes(self) -> int:
@@ -200,30 +214,39 @@ class ActivationBuffer:
         return self.reader.norm_limits
 
     def refresh(self) -> None:
-        """Runs the model over more text until the free slots are full, and draws a new order."""
+        """Runs the model over more text until the free slots are full, and draws a new order.
+
+        What was interrupted goes on where the last rows were written. So values that belong
+        together are assigned in one statement without a call, in which Python raises no interrupt.
+        """
         is_first = self._storage is None
         self._storage = self._storage or self._allocate()
-        free = torch.cat([self._order[: self._cursor], self._spare])
-        n_filled = 0
-        try:
-            while len(free) - n_filled >= self.refresh_batch_size * self.ctx_len:
-                before = copy.deepcopy(self.reader.state_dict()) if self._origins else {}
-                rows = self.reader.read(self.refresh_batch_size)
-                if rows is None:
-                    self._ended = True
-                    break
-                slots = free[n_filled : n_filled + rows.n]
-                for site, storage in self._storage.items():
-                    storage.write(slots, rows.activations[site])
-                self._document[slots.cpu()] = rows.document
-                if self._origins:
-                    self._origins.add(slots.cpu(), before, rows)
-                n_filled += rows.n
-        finally:
-            # also after an interrupt, which must not lose the rows that were read before it
-            held = torch.cat([self._order[self._cursor :], free[:n_filled]])
-            self._order = held[torch.randperm(len(held), generator=self._generator).to(self.device)]
-            self._spare, self._cursor = free[n_filled:], 0
+        if self._reached is None:
+            order, free = self._order[self._cursor :], torch.cat([self._order[: self._cursor], self._spare])
+            reached = self.reader.state_dict()
+            self._order, self._cursor, self._spare, self._reached = order, 0, free, reached
+        else:
+            self.reader.load_state_dict(self._reached)
+        ended = False
+        while len(self._spare) - self._n_filled >= self.refresh_batch_size * self.ctx_len and not ended:
+            rows = self.reader.read(self.refresh_batch_size)
+            if rows is None:
+                ended = True
+                continue
+            slots = self._spare[self._n_filled : self._n_filled + rows.n]
+            for site, storage in self._storage.items():
+                storage.write(slots, rows.activations[site])
+            self._document[slots.cpu()] = rows.document
+            if self._origins:
+                self._origins.add(slots.cpu(), self._reached or {}, rows)
+            n_filled, reached = self._n_filled + rows.n, self.reader.state_dict()
+            self._n_filled, self._reached = n_filled, reached
+        held = torch.cat([self._order, self._spare[: self._n_filled]])
+        generator = torch.Generator()
+        generator.set_state(self._generator.get_state())
+        order = held[torch.randperm(len(held), generator=generator).to(self.device)]
+        done = (order, self._spare[self._n_filled :], generator, ended, 0, None)
+        self._order, self._spare, self._generator, self._ended, self._n_filled, self._reached = done
         if is_first:
             met = "%s. A row meets %.1f others of its document in a batch of %d, on average."
             logger.info(met, self.reader.describe_dropped(), self.same_document_partners(), self.out_batch_size)
@@ -241,6 +264,7 @@ class ActivationBuffer:
 
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
         """Returns the next contexts, which are then not served, or raises DataExhaustedError."""
+        self._finish_refill()
         self.reader.close()  # a thread that reads ahead must not read the same text at the same time
         batch = self.tokens.take(batch_size or self.refresh_batch_size)
         if batch is None:
@@ -279,9 +303,11 @@ class ActivationBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what determines the next batches: unserved rows, shuffle, place in the text."""
+        self._finish_refill()
         slots, held = self._order[self._cursor :], self._storage or {}
         return {
             "size": self.activation_buffer_size,
+            "parts": [{str(site): x for site, x in part.items()} for part in self._parts],
             "rows": {} if self._origins else {str(site): storage.snapshot(slots) for site, storage in held.items()},
             "origins": self._origins.state_dict(slots.cpu()) if self._origins and held else None,
             "document": self._document[slots.cpu()],
@@ -313,7 +339,8 @@ class ActivationBuffer:
         n = len(state["document"])
         self._order, self._spare = self._spare[:n], self._spare[n:]
         self._document[:n] = state["document"]
-        self._ended = state["ended"]
+        self._parts = [{Site.parse(site): x for site, x in part.items()} for part in state.get("parts", ())]
+        self._ended, self._reached = state["ended"], None
         self._generator.set_state(state["generator"].cpu())
         self.reader.load_state_dict(copy.deepcopy(state["reader"]))
 
@@ -322,6 +349,13 @@ class ActivationBuffer:
         self._spare = torch.arange(self.activation_buffer_size, device=self.device)  # slots without a row
         self._order = self._spare[:0]  # slots with a row, in the order in which they are served
         self._cursor = 0  # slots of the order that were served
+        self._n_filled = 0  # during a refill: slots of `_spare` whose rows are not in the order yet
+        self._parts: list[dict[Site, Tensor]] = []  # of a batch that is not complete
+
+    def _finish_refill(self) -> None:
+        """Fills the buffer, if an interrupt or an error has ended a refill."""
+        if self._reached is not None:
+            self.refresh()
 
     def _read(self, slots: Tensor) -> dict[Site, Tensor]:
         assert self._storage is not None
@@ -339,17 +373,8 @@ class ActivationBuffer:
         return {site: RowStorage(size, w, self.dtype, self.device, self.model.dtype) for site, w in self.widths.items()}
 
 
-def expected_partners(document: Int[Tensor, "n"], batch_size: int) -> float:
-    """Returns how many rows of its document a row meets in a batch, on average; lower is better.
-
-    (batch_size - 1) * sum_d n_d (n_d - 1) / (n (n - 1)), where document d has n_d of the n rows
-    that batches are drawn from. Rows of unknown documents (-1) are ignored.
-    """
-    known = document[document >= 0]
-    n = len(known)
-    if n < 2:
-        return 0.0
-    # not bincount: numbers of documents may be large
-    counts = cast(Tensor, torch.unique(known, return_counts=True)[1])  # pyright: ignore[reportUnknownMemberType]
-    counts = counts.double()  # (documents,)
-    return (batch_size - 1) * float((counts * (counts - 1)).sum()) / (n * (n - 1))
+def _unpickled(content: bytes) -> ActivationBuffer:
+    buffer = object.__new__(ActivationBuffer)
+    buffer.__dict__.update(pickle.loads(content))
+    buffer._generator = torch.Generator().set_state(buffer.__dict__["_generator"])
+    return buffer

@@ -129,13 +129,13 @@ class ContextStream:
         return self
 
     def __next__(self) -> ContextBatch:
-        tokens = self._ahead.pop(0) if self._ahead else self._take()
-        if tokens is None:
+        if not self._read_ahead():
             if not self._has_served:
                 raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
             raise StopIteration
-        self._has_served = True
-        return self._batch(tokens, self.predict)
+        batch, left = self._batch(self._ahead[0], self.predict), self._ahead[1:]
+        self._ahead, self._has_served = left, True  # last, so that an interrupt loses no context
+        return batch
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later, at most those of one pass over the text.
@@ -191,6 +191,12 @@ class ContextStream:
 
     def _batch(self, tokens: TokenBatch, predict: bool) -> ContextBatch:
         return ContextBatch(self.model, tokens, self.filter.token_mask(tokens), self.sites, predict=predict)
+
+    def _read_ahead(self) -> bool:
+        """Returns whether there are contexts to serve, which it reads if need be."""
+        if not self._ahead and (tokens := self._take()) is not None:
+            self._ahead = [tokens]
+        return bool(self._ahead)
 
     def _take(self) -> TokenBatch | None:
         """Returns the next contexts that hold a scored token."""

@@ -66,7 +66,8 @@ def load_model(
         channels: where the model's maps have their channels (see `TracedModel`).
         remote: runs a model on NDIF's servers (True) or another (its URL), without its weights
             here; "local" does everything that a remote run does, in this process.
-        options: passed on to `from_pretrained`, as `device_map` or `quantization_config`.
+        options: passed on to `from_pretrained`, as `device_map` or `quantization_config`. Code that
+            comes with a model runs with `trust_remote_code=True` only.
 
     Raises:
         ModelError: the model or tokenizer does not exist, or cannot be used.
@@ -95,7 +96,7 @@ def load_model(
         return TracedModel(tracer.module, tokenizer, name=known, revision=revision, tracer=tracer)
     module = load_pretrained(name, as_device(device), dtype, revision, options)
     if tokenizer is None and takes_text(module):
-        tokenizer = load_tokenizer(name, revision)
+        tokenizer = load_tokenizer(name, revision, options.get("trust_remote_code", False))
     return TracedModel(module, tokenizer, name=known, revision=revision, example=example, channels=channels)
 
 
@@ -161,7 +162,15 @@ def load_pretrained(
             raise ModelError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, _DTYPES)} Known: {', '.join(_DTYPES)}.")
         dtype = _DTYPES[dtype]
     source, extra = _source(name)
-    options = {**_quantization(extra), **extra, **options, "revision": revision or "main", "output_loading_info": True}
+    # left out, transformers would ask standard input
+    options = {
+        "trust_remote_code": False,
+        **_quantization(extra),
+        **extra,
+        **options,
+        "revision": revision or "main",
+        "output_loading_info": True,
+    }
     try:
         kind = _model_class(source, extra, options)
         module, info = kind.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
@@ -179,12 +188,13 @@ def load_pretrained(
     return module if "device_map" in options else module.to(device)
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """Returns the tokenizer of that name, or of the model of that name, or raises ModelError."""
     transformers: Any = importlib.import_module("transformers")
     source, extra = _source(name)
     try:
-        return transformers.AutoTokenizer.from_pretrained(source, revision=revision or "main", **extra)
+        extra |= {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+        return transformers.AutoTokenizer.from_pretrained(source, **extra)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"No tokenizer could be loaded from '{name}': {_first_line(error)} Set tokenizer= to a name or an object."
@@ -213,7 +223,7 @@ def _model_class(source: str, extra: dict[str, str], options: dict[str, Any]) ->
     return transformers.AutoModelForCausalLM
 
 
-def _source(name: str) -> tuple[str, dict[str, str]]:
+def _source(name: str) -> tuple[str, dict[str, Any]]:
     """Returns the arguments of `from_pretrained` for a hub name, a folder, or a GGUF file."""
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
@@ -265,4 +275,5 @@ def _not_loaded(name: str, error: Exception) -> str:
 
 def _first_line(error: BaseException) -> str:
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line if line.endswith((".", "!", "?")) else line + "."
+    line = line if line.endswith((".", "!", "?")) else line + "."
+    return f"{line} It runs with load_model(..., trust_remote_code=True) only." if "custom code" in line else line

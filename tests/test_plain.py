@@ -26,6 +26,20 @@ class Settings:
     sizes: tuple[int, ...] = (1, 2)
 
 
+def test_tokens_and_passwords_are_not_stored():
+    token = "hf_" + "a" * 34
+    run = {
+        "token": "t",
+        "args": [f"token={token}", "revision=main"],
+        "HF_TOKEN": "t",
+        "wandb_api_key": "k",
+        "note": token,
+    }
+    found = json.dumps(to_plain({"run": run, "n_tokens": 3, "pad_token": "<pad>"}))
+    assert token not in found and '"t"' not in found and '"k"' not in found
+    assert "revision=main" in found and '"n_tokens": 3' in found and "<pad>" in found
+
+
 @pytest.mark.parametrize(
     ("value", "plain"),
     [

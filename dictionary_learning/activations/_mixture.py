@@ -48,6 +48,7 @@ class ActivationMixture:
             )
         self.shares = shares
         self._held: list[dict[Site, Tensor]] = [{} for _ in sources]  # rows that are not served yet
+        self._arrived: list[Any] = [None for _ in sources]  # a batch that is not among them yet
 
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
         return self
@@ -55,12 +56,13 @@ class ActivationMixture:
     def __next__(self) -> Tensor | ActivationBatch:
         for number, share in enumerate(self.shares):
             self._fill(number, share)
-        parts: list[dict[Site, Tensor]] = []
-        for number, share in enumerate(self.shares):
-            parts.append({site: x[:share] for site, x in self._held[number].items()})
-            self._held[number] = {site: x[share:] for site, x in self._held[number].items()}
+        shared = list(zip(self._held, self.shares, strict=True))
+        parts = [{site: x[:share] for site, x in held.items()} for held, share in shared]
+        left = [{site: x[share:] for site, x in held.items()} for held, share in shared]
         batch = {site: torch.cat([part[site].to(parts[0][site]) for part in parts]) for site in self.sites}
-        return batch[self.sites[0]] if len(self.sites) == 1 else batch
+        served = batch[self.sites[0]] if len(self.sites) == 1 else batch
+        self._held = left  # last, so that an interrupt loses no rows
+        return served
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns about n rows that will be served later, in the shares of the mixture."""
@@ -93,7 +95,13 @@ class ActivationMixture:
     def _fill(self, number: int, share: int) -> None:
         """Reads from a source until `share` of its rows are held."""
         while not self._held[number] or len(self._held[number][self.sites[0]]) < share:
-            batch = next(self.sources[number])
+            if self._arrived[number] is None:
+                # unlike `next`, a loop stores the batch before Python raises an interrupt
+                for self._arrived[number] in self.sources[number]:  # noqa: B020
+                    break
+                else:
+                    raise StopIteration
+            batch, held = self._arrived[number], self._held[number]
             rows = {self.sites[0]: batch} if isinstance(batch, Tensor) else dict(batch)
-            held = self._held[number]
-            self._held[number] = {site: torch.cat([held[site], x]) if held else x for site, x in rows.items()}
+            merged = {site: torch.cat([held[site], x]) if held else x for site, x in rows.items()}
+            self._held[number], self._arrived[number] = merged, None

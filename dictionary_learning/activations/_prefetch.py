@@ -24,12 +24,29 @@ class _Item(NamedTuple):
     ready: Any = None  # CUDA event that is recorded when the rows are computed
 
 
+class _Bell:
+    """Wakes another thread; an `Event` has a lock that an interrupt may leave held."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it has rung already
+            self._lock.release()
+
+    def wait(self) -> None:
+        self._lock.acquire(timeout=_POLL)
+
+
 class _Exchange:
     """What thread and owner share. It has no permits that an interrupt could lose."""
 
     def __init__(self) -> None:
         self.items: collections.deque[_Item] = collections.deque()
-        self.added, self.taken, self.stop = threading.Event(), threading.Event(), threading.Event()
+        self.added, self.taken = _Bell(), _Bell()
+        self.working = threading.Lock()  # held by the one thread that reads
+        self.must_stop = False
 
 
 class Prefetcher(RowSource):
@@ -56,10 +73,8 @@ class Prefetcher(RowSource):
             )
         shared = self._exchange
         while not shared.items:
-            shared.added.clear()
             self._run()
-            if not shared.items:
-                shared.added.wait(_POLL)
+            shared.added.wait()
         item = shared.items[0]
         if item.error is not None:
             raise item.error
@@ -72,7 +87,7 @@ class Prefetcher(RowSource):
             torch.cuda.current_stream().wait_event(item.ready)
         # the item leaves the queue at the end, so that an interrupt before loses no rows
         shared.items.popleft()
-        shared.taken.set()
+        shared.taken.ring()
         return item.rows
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,11 +100,18 @@ class Prefetcher(RowSource):
 
     def close(self) -> None:
         """Stops the thread. Rows that it has read are returned by the next calls of `read`."""
-        self._exchange.stop.set()
-        self._exchange.taken.set()
-        if self._thread is not None:
+        self._exchange.must_stop = True
+        self._exchange.taken.ring()
+        while self._process == os.getpid() and self._exchange.working.locked():
+            self._exchange.added.wait()
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join()
         self._thread = self._process = None
+
+    def __reduce__(self) -> Any:
+        # the thread stays, and a copy of its reader goes back to the rows that were returned
+        self.close()
+        return _prefetcher, (self._reader, self._n_contexts, self._depth, self._state)
 
     def _reset(self) -> None:
         self._exchange = _Exchange()
@@ -102,12 +124,17 @@ class Prefetcher(RowSource):
         """Starts a thread if none is running."""
         if self._thread is not None and self._thread.is_alive():
             return
-        self._exchange.stop.clear()
+        self._exchange.must_stop = False
         self._process = os.getpid()
         # a weak reference: the thread ends when its owner is forgotten
         work = (weakref.ref(self), self._reader, self._n_contexts, self._depth, self._exchange)
         self._thread = threading.Thread(target=_work, args=work, name="prefetch", daemon=True)
         self._thread.start()
+
+
+def _prefetcher(reader: RowSource, n_contexts: int, depth: int, state: dict[str, Any]) -> Prefetcher:
+    reader.load_state_dict(state)
+    return Prefetcher(reader, n_contexts, depth)
 
 
 def ahead(reader: RowReader, n_contexts: int, prefetch: int | None) -> RowSource:
@@ -117,12 +144,24 @@ def ahead(reader: RowReader, n_contexts: int, prefetch: int | None) -> RowSource
 
 
 def _work(owner: "weakref.ref[Prefetcher]", reader: RowSource, n_contexts: int, depth: int, shared: _Exchange) -> None:
+    """Reads, unless another thread does: one whose start was interrupted may begin late."""
+    if not shared.working.acquire(blocking=False):
+        return
+    try:
+        _read_ahead(owner, reader, n_contexts, depth, shared)
+    finally:
+        shared.working.release()
+        shared.added.ring()
+
+
+def _read_ahead(
+    owner: "weakref.ref[Prefetcher]", reader: RowSource, n_contexts: int, depth: int, shared: _Exchange
+) -> None:
     """Reads until the data ends, an error occurs, or the owner is gone."""
     stream = torch.cuda.Stream() if torch.cuda.is_available() else None
-    while not shared.stop.is_set() and owner() is not None:
+    while not shared.must_stop and owner() is not None:
         if len(shared.items) >= depth:
-            shared.taken.wait(_POLL)
-            shared.taken.clear()
+            shared.taken.wait()
             continue
         try:
             with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
@@ -132,6 +171,6 @@ def _work(owner: "weakref.ref[Prefetcher]", reader: RowSource, n_contexts: int, 
         except BaseException as error:  # noqa: BLE001  (raised again by the thread that asks for rows)
             item = _Item(None, None, error)
         shared.items.append(item)
-        shared.added.set()
+        shared.added.ring()
         if item.rows is None:
             return

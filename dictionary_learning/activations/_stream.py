@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.errors import ConfigError, DataError
@@ -164,3 +164,19 @@ def check_width(wanted: int | None, widths: Mapping[Site, int]) -> None:
     if wanted is not None and set(widths.values()) != {wanted}:
         found = ", ".join(f"{site}: {width}" for site, width in widths.items())
         raise ConfigError(f"Got d_submodule={wanted}, but the widths are {found}. Leave d_submodule out: it is found.")
+
+
+def expected_partners(document: Int[Tensor, "n"], batch_size: int) -> float:
+    """Returns how many rows of its document a row meets in a batch, on average; lower is better.
+
+    (batch_size - 1) * sum_d n_d (n_d - 1) / (n (n - 1)), where document d has n_d of the n rows
+    that batches are drawn from. Rows of unknown documents (-1) are ignored.
+    """
+    known = document[document >= 0]
+    n = len(known)
+    if n < 2:
+        return 0.0
+    # not bincount: numbers of documents may be large
+    counts = cast(Tensor, torch.unique(known, return_counts=True)[1])  # pyright: ignore[reportUnknownMemberType]
+    counts = counts.double()  # (documents,)
+    return (batch_size - 1) * float((counts * (counts - 1)).sum()) / (n * (n - 1))

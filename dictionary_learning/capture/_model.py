@@ -4,8 +4,10 @@ What is traced is a skeleton of the caller's model (`_skeleton.py`), which is bu
 model has changed. The order, number and width of the sites is found by a probe (`_probing.py`).
 """
 
+import functools
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,7 +66,8 @@ class TracedModel:
         self._remote = tracer
         self._tried: set[Site] = set()  # sites that are known to change the prediction, or not to
         self._is_busy = False
-        self._lock = threading.RLock()  # one module cannot be traced from two threads at once
+        self._is_torn = False  # whether an interrupt may have left the tracer in the middle of a run
+        self._lock, self._process = threading.RLock(), os.getpid()  # one module is traced by one thread at once
         self._prepare(getattr(example, "inputs", example))
 
     def _prepare(self, example: InputsLike | None) -> None:
@@ -85,12 +88,18 @@ class TracedModel:
 
         Inputs become the example if there is none, and are forgotten if they lead to an error.
         """
+        if self._process != os.getpid():  # a fork copies the lock, which another thread may have held
+            self._lock, self._process = threading.RLock(), os.getpid()
+            self._is_busy, self._is_torn = False, True
         with self._lock:
             if self._is_busy:
                 raise ModelError(
                     f"An edit used {self.name} while it ran. Capture what the edit needs before the run, or use "
                     "another model."
                 )
+            if self._is_torn:
+                self._prepare(self._builder.example)
+                self._is_torn = False
             if self._snapshot and not self._snapshot.is_current():
                 logger.info(
                     "%s has changed since it was last used; what is captured now is of the changed model.", self.name
@@ -101,11 +110,15 @@ class TracedModel:
                 if inputs is not None:
                     self._builder.remember(inputs)
                 yield
-            except Exception:
-                self._builder.example = example
+            except BaseException as error:
+                self._builder.example, self._is_torn = example, not isinstance(error, Exception)
                 raise
             finally:
                 self._is_busy = False
+
+    def __reduce__(self) -> Any:
+        own = {"name": self.name, "revision": self.revision, "channels": self.channels, "tracer": self._remote}
+        return functools.partial(TracedModel, example=self._builder.example, **own), (self._original, self.tokenizer)
 
     @property
     def device(self) -> torch.device:

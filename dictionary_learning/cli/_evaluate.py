@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning.cli._arguments import write_line
+from dictionary_learning.cli._named import check_data_args, check_named
 from dictionary_learning.cli._options import DataArguments, data_arguments
 from dictionary_learning.errors import ConfigError
 
@@ -64,6 +65,8 @@ class EvaluateArguments(DataArguments):
         saved = load_saved(self.dictionaries)
         # what files do not tell decides nothing; what two of them tell differently is asked for
         trained_on = None if self.model else _common(saved, "language models", _model_of, "Give --model.")
+        if trained_on is not None:
+            check_named("model", "--model", trained_on.name)
         wanted = _Model(self.model, None) if self.model else trained_on
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
@@ -216,6 +219,8 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
 
 def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
+    from dictionary_learning._plain import to_plain
+
     own = trained.data if trained else None
     data = arguments.data or own
     if data is None:
@@ -223,10 +228,16 @@ def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
     if trained is None or data != own:
         return arguments.source(data)
     asked = data_arguments(arguments.to_dict())
-    if asked not in (DataArguments(), trained.reading):
+    if not arguments.data:
+        check_named("text", "--data", data)
+    if not asked.data_args:
+        check_data_args(trained.reading.data_args)
+    reading = trained.reading.replace(data_args=asked.data_args or trained.reading.data_args)
+    as_stored = asked.replace(data_args=tuple(to_plain(asked.data_args)))  # without tokens
+    if as_stored not in (DataArguments(), trained.reading, DataArguments(data_args=trained.reading.data_args)):
         if asked.split == trained.reading.split:
             logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
         return arguments.source(data)
     # read in another way, other documents would be held out, some of which were trained on
     every = trained.held_out_every
-    return trained.reading.divided(data, every)[1] if every else trained.reading.source(data)
+    return reading.divided(data, every)[1] if every else reading.source(data)

@@ -160,8 +160,10 @@ def _mlps(model: "TracedModel", layers: "list[Site]") -> "list[Site]":
 
 
 def _named(pairs: tuple[str, ...]) -> dict[str, Any]:
+    from dictionary_learning._plain import HIDDEN
+
     found: dict[str, Any] = {}
-    for pair in pairs:
+    for pair in (pair for pair in pairs if not pair.endswith(HIDDEN)):  # a token of the run that was not stored
         name, separator, value = pair.partition("=")
         if not separator:
             raise ConfigError(f"Got data_args={pair!r}; give name=value, as --data-args revision=main.")

@@ -32,6 +32,7 @@ from dictionary_learning.data._document import (
 )
 from dictionary_learning.data._memory_map import token_file_reader
 from dictionary_learning.data._reading import ConcatReader, MapReader, Mark, Reader
+from dictionary_learning.data._retrying import is_transient
 from dictionary_learning.errors import DataError, did_you_mean
 
 COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
@@ -150,6 +151,8 @@ def _naming_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # pyarrow raises both
+        if is_transient(error):
+            raise
         raise DataError(
             f"'{path}' is damaged or was cut off ({str(error).splitlines()[0]}). Download or write it again."
         ) from error

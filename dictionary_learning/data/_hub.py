@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -92,7 +93,9 @@ def hub_reader(name: str, options: ReadOptions) -> SourceParts:
                 raise DataError(f"The folder holds one data set, and no split '{split}'. Do not pass a split.")
         else:
             path, _, configuration = name.partition(":")
-            arguments = {"split": split, "streaming": options.streaming, **options.data_args}
+            arguments: dict[str, Any] = {"split": split, "streaming": options.streaming, **options.data_args}
+            if "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters:
+                arguments.setdefault("trust_remote_code", False)  # left out, it would ask standard input
             loaded = datasets.load_dataset(path, *filter(None, [configuration]), **arguments)
     except (OSError, ValueError, KeyError, TypeError, DatasetNotFoundError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]

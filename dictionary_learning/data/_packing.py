@@ -52,7 +52,7 @@ class PackedContexts:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the tokens that are in no context yet."""
-        pieces = [[list(ids), document, start] for ids, document, start in self._pieces]
+        pieces = [[ids, document, start] for ids, document, start in self._pieces]
         return {"pieces": pieces, "used": self._used, "open": self._open, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
+from dictionary_learning.data._retrying import wait_or_raise
 from dictionary_learning.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Source:
         """Bad documents that were skipped, in all passes."""
         self._mark: Mark = None
         self._documents: Iterator[tuple[Any, Mark]] | None = None
+        self._is_broken = False
 
     @property
     def repeatable(self) -> bool:
@@ -62,6 +64,12 @@ class Source:
         return self
 
     def __next__(self) -> Any:  # a Document, or an item of an `ExampleStream`
+        if self._is_broken:
+            raise DataError(
+                f"{self.name} was interrupted while it was read, and can be read only once. Pass a list, a file or a "
+                "data set."
+            )
+        n_failed = 0
         while True:
             if self._documents is None:
                 self._documents = self.reader.read(self._mark, self.epoch)
@@ -69,14 +77,24 @@ class Source:
                 document, mark = next(self._documents)
                 if isinstance(document, BadDocument):
                     self._skip_or_raise(document)
-            except DataError:
-                # the next call must fail at this document again, and not report the end
-                self._documents = None if self.repeatable else self._documents
+            except StopIteration:
                 raise
+            except BaseException as error:
+                # the next call must go on at this document, and not report the end
+                self._is_broken = not (self.repeatable or isinstance(error, DataError))
+                self._documents = None if self.repeatable else self._documents
+                if not self.repeatable or not isinstance(error, Exception):
+                    raise
+                n_failed += 1
+                wait_or_raise(error, n_failed, f"Document {self.position} of {self.name}")
+                continue
             self._mark = mark
             self.position += 1
             if not isinstance(document, BadDocument):
                 return document
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_documents": None}  # a copy reads on from the mark
 
     def restart(self) -> None:
         """Returns to the first document; a shuffled source gets a new order."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from dictionary_learning._plain import to_plain
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import (
     Chat,
@@ -80,7 +81,12 @@ def as_source(
     """
     if isinstance(data, Source):
         given = {"text_column": text_column, "split": split, "streaming": streaming, "name": name, "dtype": dtype}
-        given |= {"data_args": data_args, "chat": chat, "row_len": row_len, "separator_id": separator_id}
+        given |= {
+            "data_args": data_args and to_plain(data_args),
+            "chat": chat,
+            "row_len": row_len,
+            "separator_id": separator_id,
+        }
         defaults = inspect.signature(as_source).parameters
         check_own(data.name, {key: (value, defaults[key].default, None) for key, value in given.items()})
         check_own(data.name, {"on_bad_document": (on_bad_document, "error", data.on_bad_document)})
@@ -162,8 +168,8 @@ def _read_name(name: str, options: ReadOptions) -> SourceParts:
     if kind_of(path) or path.is_file() or glob.has_magic(name) or path.suffix in COMPRESSIONS or holds_files:
         if options.data_args or options.split != "train":
             raise ConfigError(
-                f"Got split={options.split!r} and data_args={dict(options.data_args)} for '{name}', which is read as "
-                "files. Both belong to data sets on the hub; do not pass them."
+                f"Got split={options.split!r} and data_args={to_plain(options.data_args)} for '{name}', which is read "
+                "as files. Both belong to data sets on the hub; do not pass them."
             )
         return files_reader(name, options)
     from dictionary_learning.data._hub import hub_reader

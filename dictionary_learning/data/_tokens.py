@@ -95,6 +95,7 @@ class TokenStream:
         self.n_embeddings, self._vocab_size = n_embeddings, vocab_size
         self._documents = EpochReader(source, epochs, lambda: self.vocab_size)
         self._contexts = self._context_maker(rows)
+        self._before: dict[str, Any] | None = None  # the state before a call that has not returned
 
     @cached_property  # reads the whole vocabulary
     def vocab_size(self) -> int | None:
@@ -154,7 +155,12 @@ class TokenStream:
 
     def take_rows(self, n: int) -> list[Row]:
         """Returns the next n contexts without padding; fewer at the end of the data."""
-        return self._contexts.take(n)
+        if self._before is not None:  # an interrupt or an error ended the last call
+            self.load_state_dict(self._before)
+        self._before = self.state_dict()
+        rows = self._contexts.take(n)
+        self._before = None
+        return rows
 
     def batches(self, n: int) -> Iterator[TokenBatch]:
         """Yields the rest of the data, n contexts at a time."""
@@ -165,9 +171,12 @@ class TokenStream:
         """Returns to the first document."""
         self._documents.restart()
         self._contexts.clear()
+        self._before = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position, and the tokens that are in no context yet, as plain data."""
+        if self._before is not None:
+            return self._before
         return {**self._documents.state_dict(), "contexts": self._contexts.state_dict(), "rule": self._rule()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -183,6 +192,7 @@ class TokenStream:
             )
         self._documents.load_state_dict(state)
         self._contexts.load_state_dict(state["contexts"])
+        self._before = None
 
     def _rule(self) -> dict[str, Any]:
         return {"ctx_len": self.ctx_len, "as they are": isinstance(self._contexts, ReadyContexts), **self.packing}

@@ -1,24 +1,78 @@
 """Buffers and caches in several processes and threads, and what an interrupt leaves of them."""
 
+import contextlib
 import itertools
+import linecache
 import os
 import pickle
+import random
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from dictionary_learning import buffer as buffer_module
 from dictionary_learning.activations._mixture import ActivationMixture
 from dictionary_learning.activations._prefetch import Prefetcher
 from dictionary_learning.activations.cache import ActivationCache
-from dictionary_learning.errors import ConfigError
-from tests.activations.cache_files import (
-    FIRST,
-    buffer,
-    reader,
-    write,
-)
+from dictionary_learning.contexts import ContextStream
+from dictionary_learning.data import as_source
+from dictionary_learning.errors import ConfigError, DataError
+from tests.activations.cache_files import DOCUMENTS, FIRST, buffer, reader, traced, write
+
+IDS = torch.arange(3, 21).view(2, 9)
+INTERRUPTED = {
+    "buffer": lambda folder: buffer(),
+    "buffer with prefetch": lambda folder: buffer(prefetch=1),
+    "buffer of large batches": lambda folder: buffer(out_batch_size=250),
+    "contexts": lambda folder: ContextStream(DOCUMENTS, traced(), "model.layers.0", ctx_len=16, batch_size=4),
+    "cache": lambda folder: ActivationCache(folder / "cache", FIRST, out_batch_size=30, window=3),
+    "mixture": lambda folder: ActivationMixture([buffer(), buffer(seed=3)], [1, 3], out_batch_size=30),
+}
+_PACKAGE = str(Path(buffer_module.__file__).parent)
+_WATCHED = ("buffer.py", "contexts.py", *(f"{name}/" for name in ("activations", "data", "capture")))
+
+
+@contextlib.contextmanager
+def interrupt_after(n: int):
+    """Raises an interrupt before a later line of ours, where Python may; it does not before `return`."""
+    left = [n]
+
+    def at_line(frame, event, argument):
+        if event == "line" and not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(
+            "return"
+        ):
+            left[0] -= 1
+            if left[0] == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return at_line
+
+    def at_call(frame, event, argument):
+        name = frame.f_code.co_filename
+        if name.startswith(_PACKAGE) and name[len(_PACKAGE) + 1 :].startswith(_WATCHED):
+            return at_line
+        return None
+
+    sys.settrace(at_call)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    return list(a) == list(b) and all(torch.equal(a[site], b[site]) for site in a)
+
+
+def failing(error):
+    raise error
+    yield
 
 
 class Wrapped(IterableDataset):
@@ -67,20 +121,41 @@ class TestOtherProcesses:
         copied = pickle.loads(content)
         assert all(torch.equal(next(cache)[FIRST], next(copied)[FIRST]) for _ in range(5))
 
-    def test_a_buffer_is_not_copied(self):
+    @pytest.mark.parametrize("prefetch", [0, 1])
+    @pytest.mark.parametrize("n", [0, 7])
+    def test_a_copy_of_a_buffer_goes_on_with_the_same_rows(self, prefetch, n, tmp_path):
+        (tmp_path / "a.txt").write_text("\n".join(DOCUMENTS))
+        for data in (DOCUMENTS, str(tmp_path / "a.txt"), as_source(DOCUMENTS, shuffle_seed=1).hold_out(5)[0]):
+            held = buffer(data, prefetch=prefetch)
+            for _ in range(n):
+                next(held)
+            copied = pickle.loads(pickle.dumps(held))
+            expected, found = list(held), list(copied)
+            assert len(found) == len(expected) > 5
+            assert all(map(torch.equal, found, expected))
+            held.close()
+            copied.close()
+
+    def test_a_buffer_over_an_iterator_is_not_copied(self):
         with pytest.raises(ConfigError, match="cannot be pickled"):
-            pickle.dumps(buffer())
+            pickle.dumps(buffer(text for text in DOCUMENTS))
+
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+    def test_one_worker_reads_a_buffer(self, method):
+        expected = list(buffer())
+        loader = DataLoader(buffer(), None, num_workers=1, multiprocessing_context=method)
+        assert all(map(torch.equal, list(loader), expected))
 
     def test_a_buffer_is_not_read_by_several_workers(self):
-        class Batches(IterableDataset):
-            def __init__(self, held):
-                self.held = held
-
-            def __iter__(self):
-                yield from self.held
-
         with pytest.raises(ConfigError, match="num_workers=0"):
-            list(DataLoader(Batches(buffer()), None, num_workers=2))
+            list(DataLoader(buffer(), None, num_workers=2))
+
+    def test_workers_read_a_cache_itself(self, tmp_path):
+        write(tmp_path / "cache")
+        rows = torch.cat(list(DataLoader(ActivationCache(tmp_path / "cache", FIRST), None, num_workers=2)))
+        expected = torch.cat(list(ActivationCache(tmp_path / "cache", FIRST)))
+        assert torch.equal(rows[rows[:, 0].argsort()], expected[expected[:, 0].argsort()])
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -124,29 +199,47 @@ class TestInterrupts:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         ahead.close()
 
-    @pytest.mark.parametrize("prefetch", [0, 1])
-    def test_an_interrupted_refill_serves_what_was_read(self, monkeypatch, prefetch):
-        expected = torch.cat(list(buffer()))
-        held, calls = buffer(prefetch=prefetch), itertools.count()
-        read = type(held.reader).read
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("kind", INTERRUPTED)
+    def test_interrupts_at_any_line_change_no_batch(self, tmp_path, kind, seed):
+        write(tmp_path / "cache", shard_size=40)
+        expected, chances = list(INTERRUPTED[kind](tmp_path)), random.Random(seed)
+        served, found = INTERRUPTED[kind](tmp_path), []
+        for n in range(25):
+            with contextlib.suppress(KeyboardInterrupt), interrupt_after(chances.randrange(400)):
+                # a loop keeps each batch before Python raises an interrupt, as `next` does not
+                for batch in served:
+                    found.append(batch)
+            if n % 10 == 9:
+                copied = INTERRUPTED[kind](tmp_path)
+                copied.load_state_dict(served.state_dict())
+                served.close()
+                served = copied
+        found += list(served)
+        assert len(found) == len(expected) > 3
+        assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+        served.close()
 
-        def interrupted(self, n):
-            if self is held.reader and next(calls) % 3 == 2:
-                raise KeyboardInterrupt
-            return read(self, n)
+    def test_an_interrupted_iterator_is_an_error_and_not_the_end(self):
+        source = as_source(itertools.chain(DOCUMENTS, [None]), name="those")
+        source._documents = failing(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            next(source)
+        with pytest.raises(DataError, match="those was interrupted"):
+            next(source)
 
-        monkeypatch.setattr(type(held.reader), "read", interrupted)
-        batches = []
-        while True:
-            try:
-                batches.append(next(held))
-            except KeyboardInterrupt:
-                continue
-            except StopIteration:
-                break
-        rows = torch.cat(batches)
-        assert torch.equal(rows[rows[:, 0].argsort()], expected[expected[:, 0].argsort()])
-        held.close()
+    def test_an_interrupted_model_is_as_before(self, monkeypatch):
+        model = traced()
+        expected, forward = model.capture(IDS, sites="model.layers.1"), torch.nn.functional.silu
+
+        def interrupted(x, inplace=False):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(torch.nn.functional, "silu", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.capture(IDS, sites="model.layers.1")
+        monkeypatch.setattr(torch.nn.functional, "silu", forward)
+        assert same(model.capture(IDS, sites="model.layers.1"), expected)
 
 
 def test_mixtures_of_buffers_end_without_threads():

@@ -11,9 +11,10 @@ from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._prefetch import Prefetcher
 from dictionary_learning.activations._reader import ReadingConfig, RowReader, row_reader
 from dictionary_learning.activations._storage import RowStorage, from_bytes, storage_dtype, to_bytes
-from dictionary_learning.buffer import ActivationBuffer, expected_partners
+from dictionary_learning.activations._stream import expected_partners
+from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.data import TokenBatch
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError
 from tests import tiny
 
 DOCUMENTS = tiny.documents(60)
@@ -107,7 +108,7 @@ class TestPrefetcher:
         held = buffer(documents(), prefetch=1)
         with pytest.raises(RuntimeError, match="the disk is gone"):
             list(held)
-        with pytest.raises(RuntimeError, match="the disk is gone"):
+        with pytest.raises(DataError, match="can be read only once"):
             held.refresh()
 
     def test_no_thread_is_left_behind(self):

@@ -40,7 +40,8 @@ def train(folder, *options: str) -> int:
     return main([*without(arguments(folder), instead), *options])
 
 
-def test_train_then_evaluate_then_info(folder, capsys):
+def test_train_then_evaluate_then_info(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)  # evaluate reads what files name only here
     sites = ["transformer.h.1", "h.1.mlp"]
     assert train(folder, "--sites", *sites, "--k", "2", "4", "--lr", "1e-3", "--dtype", "float32") == 0
     run = folder / "run"
@@ -173,7 +174,8 @@ def cache(folder, *options: str) -> int:
     )  # fmt: skip
 
 
-def test_cache_then_info_then_train_then_evaluate(folder, caplog, capsys):
+def test_cache_then_info_then_train_then_evaluate(folder, caplog, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
     assert cache(folder, "--n-tokens", "500", "--dtype", "float32", "--storage-dtype", "bfloat16") == 0
     assert main(["info", str(folder / "cache"), "--verify"]) == 0
     shown = capsys.readouterr().out

@@ -60,7 +60,10 @@ def test_arguments_of_the_library_are_read(monkeypatch):
         ({"max_examples": 3}, TEXTS[:3], True),
     ],
 )
-def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(path, asked, expected, warned, caplog):
+def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(
+    path, asked, expected, warned, caplog, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     trained = {**DataArguments(shuffle_seed=2).to_dict(), "data": path, "held_out_every": 10}
     arguments = EvaluateArguments(dictionaries=("any",), **asked)
     assert list(_read_text(arguments, _text_of({"run": trained}))) == expected

@@ -118,6 +118,51 @@ def test_only_a_report_on_its_own_model_and_text_replaces_that_of_a_run(place, c
     assert ((place / "a" / "report.html").read_text() == "old") != is_own
 
 
+STRANGE = {
+    "pickle": ({"data": "pandas", "data_args": ["data_files=evil.pkl"]}, "--data-args"),
+    "json of the user's": ({"data": "json", "data_args": ["data_files=/etc/passwd"]}, "--data-args"),
+    "code of the data": ({"data": "user/name", "data_args": ["trust_remote_code=true"]}, "--data-args"),
+    "file elsewhere": ({"data": "/etc/hostname.txt"}, "--data"),
+    "file above": ({"data": "../two.jsonl"}, "--data"),
+    "file of the home": ({"data": "~/notes.txt"}, "--data"),
+    "pattern elsewhere": ({"data": "/etc/*.txt"}, "--data"),
+    "link": ({"data": "linked/two.jsonl"}, "--data"),
+    "address": ({"data": "https://example.org/a.txt"}, "--data"),
+    "chained address": ({"data": "zip::a.txt"}, "--data"),
+    "bucket": ({"data": "s3://bucket/a.txt"}, "--data"),
+    "NUL": ({"data": "a\0.txt"}, "--data"),
+    "list": ({"data": ["one.jsonl"]}, "--data"),
+    "model elsewhere": ({"model": "/etc"}, "--model"),
+    "model above": ({"model": "../model"}, "--model"),
+    "model by address": ({"model": "https://example.org/model"}, "--model"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_files_of_a_stranger_decide_nothing(place, caplog, monkeypatch, case):
+    here = place / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (here / "linked").symlink_to("..")
+    run, option = STRANGE[case]
+    save(here / "a", **run)
+    opened = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: opened.append(a))
+    monkeypatch.setattr("dictionary_learning.data._text.files_reader", lambda *a: opened.append(a))
+    assert evaluate("a") == 2
+    assert f"Give {option}" in caplog.text and "stranger" in caplog.text
+    assert not opened
+
+
+def test_what_files_name_is_read_when_it_is_meant(place):
+    save(place / "a", data=str(place / "one.jsonl"), model=str(place))
+    assert evaluate("a") == 0  # below the current folder
+    os.makedirs(place / "b")
+    os.chdir(place / "b")
+    assert evaluate("../a") == 2
+    assert evaluate("../a", "--data", str(place / "one.jsonl"), "--model", str(place)) == 0
+
+
 @pytest.mark.parametrize("is_link", [True, False])
 def test_latest_is_found(place, capsys, is_link):
     save(place / "runs" / "a")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from dictionary_learning._hardware import as_device
 from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike, TextLike
@@ -28,7 +28,7 @@ from dictionary_learning.sites import Site, expand
 logger = logging.getLogger(__name__)
 
 
-class ActivationCache:
+class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
     """Serves the rows of a cache in batches, every row once; it can replace an `ActivationBuffer`.
 
     The writer shuffled the rows within each shard. Batches take rows from several shards side by
@@ -114,21 +114,25 @@ class ActivationCache:
         if self._at_end():
             self._end_epoch()
         parts: list[tuple[dict[Site, Tensor], tuple[Tensor, ...]]] = []
-        needed = self.out_batch_size
-        while needed and not self._at_end():
-            self._open_shards()
-            share = -(-needed // len(self._open))  # rows from each open shard, rounded up
-            for number, start in list(self._open.items()):
+        needed, following, places = self.out_batch_size, self._next, dict(self._open)
+        while needed and (places or following < len(self._order)):
+            while len(places) < self.window and following < len(self._order):
+                places[self._order[following]] = 0
+                following += 1
+            share = -(-needed // len(places))  # rows from each open shard, rounded up
+            for number, start in list(places.items()):
                 n_rows = self.index.shards[number].n_rows
                 stop = min(start + min(share, needed), n_rows)
-                shard = self._shards[number]
+                shard = self._shard(number)
                 parts.append((shard.read(start, stop), shard.origin(start, stop)))
                 needed -= stop - start
-                self._open[number] = stop
+                places[number] = stop
                 if stop == n_rows:
-                    del self._open[number], self._shards[number]
+                    del places[number], self._shards[number]
         activations = {site: torch.cat([x[site] for x, _ in parts]).to(self.device) for site in self.sites}
-        return Rows(activations, *(torch.cat(origin) for origin in zip(*(o for _, o in parts), strict=True)))
+        rows = Rows(activations, *(torch.cat(origin) for origin in zip(*(o for _, o in parts), strict=True)))
+        self._open, self._next = places, following  # last, so that an interrupt loses no rows
+        return rows
 
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later."""
@@ -215,13 +219,13 @@ class ActivationCache:
 
     def _start_epoch(self, epoch: int) -> None:
         number, n_workers = self._worker
-        self._epoch, self._next = epoch, 0  # `_next` is the place in the order of the shard to open next
         self._open: dict[int, int] = {}  # open shards, with their next rows
         self._shards: dict[int, OpenShard] = {}
         order: list[int] = list(range(len(self.index.shards)))
         if self.seed is not None:
             order[:] = torch.randperm(len(order), generator=generator_of(self.seed, epoch)).tolist()
-        self._order = order[number::n_workers]
+        # `_next` is the place in the order of the shard to open next
+        self._order, self._epoch, self._next = order[number::n_workers], epoch, 0
 
     def _share_among_workers(self) -> None:
         """Leaves to this worker of a DataLoader its part of the shards that are not served yet."""
@@ -234,16 +238,13 @@ class ActivationCache:
         self._open = dict(list(self._open.items())[number::n_workers])
         self._order, self._next = self._order[self._next :][number::n_workers], 0
 
-    def _open_shards(self) -> None:
-        """Opens shards until as many are open as are read side by side."""
-        while len(self._open) < self.window and self._next < len(self._order):
-            self._open[self._order[self._next]] = 0
-            self._next += 1
-        for number in self._open:
-            if number not in self._shards:
-                shard, check = self.index.shards[number], number not in self._checked
-                self._shards[number] = OpenShard(self.store, shard, self.widths, self.dtype, check=check)
-                self._checked.add(number)
+    def _shard(self, number: int) -> OpenShard:
+        """Returns an open shard; its checksum is compared once."""
+        if number not in self._shards:
+            shard, check = self.index.shards[number], number not in self._checked
+            self._shards[number] = OpenShard(self.store, shard, self.widths, self.dtype, check=check)
+            self._checked.add(number)
+        return self._shards[number]
 
     def _at_end(self) -> bool:
         return not self._open and self._next >= len(self._order)

@@ -12,6 +12,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dictionary_learning._disk import remove_unfinished, write_atomically
+from dictionary_learning.data._retrying import retried
 from dictionary_learning.errors import DataError, MissingDependencyError
 
 _CHUNK = 1 << 22  # bytes that are read at a time for a checksum
@@ -62,7 +63,7 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""
-        return bytes(self._files.cat_file(self.file(name)))
+        return bytes(retried(lambda: self._files.cat_file(self.file(name)), f"'{self.file(name)}'"))
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Yields the content of a file in pieces."""

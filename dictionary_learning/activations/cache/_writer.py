@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._plain import to_plain
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import (
@@ -106,7 +107,7 @@ def write_cache(
         "shard_size": whole_number("shard_size", shard_size),
     }
     if run_cfg:
-        settings["run"] = dict(run_cfg)
+        settings["run"] = to_plain(run_cfg, "run_cfg")
     store = Store(path)
     index = Index(settings=settings, state={})
     exists = store.exists(INDEX)

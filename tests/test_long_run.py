@@ -1,0 +1,59 @@
+"""Many steps with logs, saves and evaluations: no growth. `benchmarks/long_run.py` makes 20,000."""
+
+import gc
+import os
+import sys
+import threading
+
+import pytest
+import torch
+
+from dictionary_learning import load_dictionary, trainSAE
+from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate_dictionaries
+from tests import tiny
+from tests.activations.cache_files import DOCUMENTS, buffer, traced
+
+STEPS, SAMPLES = 2000, 10
+SITE = "model.layers.0"
+
+
+class Watch:
+    """Evaluates what was saved, and notes what the process holds."""
+
+    def __init__(self, model, folder):
+        self.model, self.folder, self.found = model, folder, []
+
+    def log(self, figures, step, tokens):
+        if step % (STEPS // SAMPLES):
+            return
+        if step > STEPS // SAMPLES:
+            dictionary = load_dictionary(self.folder / "trainer_0" / "checkpoints" / "latest")
+            settings = EvaluationConfig(n_tokens=64, n_fidelity_tokens=32, ctx_len=16, batch_size=2)
+            evaluate_dictionaries(self.model, Candidate("latest", dictionary, f"{SITE}:out"), DOCUMENTS, settings)
+        gc.collect()
+        tensors = sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+        files = len(os.listdir("/proc/self/fd"))
+        self.found.append((tensors, files, threading.active_count(), sys.getallocatedblocks()))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="no /proc")
+def test_a_long_run_does_not_grow(tmp_path):
+    model = traced()
+    watch = Watch(model, tmp_path)
+    data = buffer(model=model, prefetch=1, end_of_data="repeat", out_batch_size=4)
+    trainSAE(
+        data, {"trainer": "top_k", "k": 3, "dict_size": 32}, STEPS, save_dir=tmp_path, device="cpu",
+        log_steps=50, backup_steps=STEPS // SAMPLES, loggers=[watch], progress=False,
+    )  # fmt: skip
+    data.close()
+    assert len(watch.found) == SAMPLES
+    half = SAMPLES // 2
+    warm, late = (
+        [max(values) for values in zip(*part, strict=True)] for part in (watch.found[2:half], watch.found[half:])
+    )
+    assert all(a <= b for a, b in zip(late[:3], warm[:3], strict=True)), (warm, late)
+    assert late[3] < warm[3] + STEPS // 2, f"{late[3] - warm[3]} blocks of memory more"  # one for each step of a half
+    assert model.widths(SITE)[SITE] == tiny.DIM
