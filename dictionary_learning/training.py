@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
+from dictionary_learning._provenance import RunRecord
 from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
 from dictionary_learning._run_folder import as_folder, claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, figures_of, plan_of
@@ -64,6 +66,7 @@ def trainSAE(
     keep_checkpoints: int = 2,
     resume: str | os.PathLike[str] = "never",
     allow_changed: Iterable[str] = (),
+    seed: int | None = None,
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
@@ -108,6 +111,8 @@ def trainSAE(
         resume: "auto" goes on from the newest checkpoint in `save_dir`, or starts where there is
             none; a path goes on from that run or checkpoint; "never" starts.
         allow_changed: Settings that may differ from those of the checkpoint, such as "steps".
+        seed: Seed of everything random: of the configs that have the default one, and of the order
+            of an `ActivationBuffer` or `ActivationCache`, of which nothing was read yet.
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.
@@ -146,15 +151,19 @@ def trainSAE(
             # what cannot become the folder of this run is refused before anything is computed
             stack.enter_context(claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume)))
             resumed = None if resume == "never" else checkpoints.newest(resume)
+        if seed is not None and hasattr(data, "reseed"):
+            data.reseed(seed)
         stream = ActivationStream(data, split_by_head=activations_split_by_head)
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
-        jobs = training_jobs(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted)
+        jobs = training_jobs(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed)
         facts = {"steps": plan.steps, "autocast_dtype": str(autocast_dtype)}
         # also without a checkpoint: what could not be saved at the end is refused now
         run = {} if checkpoints is None else describe_run(jobs, stream, facts)
         if resumed is not None:
             resumed.check(run, allow_changed)
             resumed.load(jobs, stream)
+        if checkpoints is not None:
+            check_room(estimate_run(plan, jobs, data, checkpoints.keep_last), checkpoints.folder)
         if checkpoints is not None and overwrite:
             remove_run(checkpoints.folder, [s for job in jobs if (s := job.trainer.config.get("finetune"))])
         start, n_tokens = (0, 0) if resumed is None else (resumed.step, resumed.n_tokens)
@@ -170,6 +179,10 @@ def trainSAE(
             sinks.append(console)
         sink = stack.enter_context(contextlib.closing(LoggerGroup(sinks)))
         stop = stack.enter_context(StopRequest(checkpoints is not None))
+        describe = functools.partial(describe_run, jobs, stream, facts)
+        asked = {**plan._asdict(), "keep_checkpoints": keep_checkpoints, "run_cfg": run_cfg}
+        folder = None if checkpoints is None else checkpoints.folder
+        record = stack.enter_context(RunRecord(folder, describe, data, device, start, asked))
         output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop)
         for step in range(start + 1, plan.steps + 1):
             batch = next(stream, None)
@@ -178,6 +191,7 @@ def trainSAE(
                 logger.warning(ended, step - 1, plan.steps)
                 break
             n_tokens += train_step(jobs, batch, device, autocast_dtype)
+            record.step, record.n_tokens = step, n_tokens
             output.after_step(step, n_tokens)
         for job in jobs:
             job.trainer.finish()
