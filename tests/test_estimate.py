@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from dictionary_learning import ActivationBuffer, load_model, trainSAE
-from dictionary_learning import _estimate as module
+from dictionary_learning import ActivationBuffer, _estimate as module, load_model, trainSAE
 from dictionary_learning._disk import size_on_disk
 from dictionary_learning._estimate import estimate_run, tensor_bytes
 from dictionary_learning._run_output import plan_of

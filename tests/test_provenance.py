@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from dictionary_learning import ActivationBuffer, load_dictionary, load_model, trainSAE, write_cache
+from dictionary_learning import ActivationBuffer, load_dictionary, load_model, training, trainSAE, write_cache
 from dictionary_learning._provenance import REMOVED, read_run, without_secrets
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.errors import ConfigError, DataError, Interrupted
@@ -58,7 +58,9 @@ def test_equal_runs_differ_in_one_section(text, model, tmp_path, prefetch):
     assert first["dictionaries"] == {"trainer_0": hashlib.sha256(weights).hexdigest()}
     (session,) = first["volatile"]["sessions"]
     assert (session["first_step"], session["last_step"], session["outcome"]) == (1, 6, "finished")
-    assert {"torch", "nnsight", "transformers", "datasets", "numpy", "python"} <= first["environment"]["versions"].keys()
+    assert {"torch", "nnsight", "transformers", "datasets", "numpy", "python"} <= first["environment"][
+        "versions"
+    ].keys()
     hardware = first["environment"]["hardware"]
     assert hardware["cpu"] and hardware["threads"] == 1 and hardware["cores"] and hardware["platform"]
 
@@ -85,17 +87,18 @@ def test_how_a_run_ended_is_recorded_and_its_sessions_are_listed(tmp_path):
     assert (first["last_step"], second["first_step"], second["last_step"]) == (4, 5, 12)
 
 
-def test_a_run_that_fails_says_so(tmp_path):
-    class Fails:
-        def log(self, figures, step, tokens):
-            if step == 3:
-                raise DataError("broken")
+def test_a_run_that_fails_says_so(tmp_path, monkeypatch):
+    steps = iter(range(3))
 
-        def close(self):
-            pass
+    def step_or_fail(*given):
+        if next(steps, None) is None:
+            raise DataError("broken")
+        return step(*given)
 
-    with pytest.raises(DataError):
-        train(tmp_path, loggers=[Fails()], log_steps=1)
+    step = training.train_step
+    monkeypatch.setattr(training, "train_step", step_or_fail)
+    with pytest.raises(DataError, match="broken"):
+        train(tmp_path)
     (session,) = read_run(tmp_path)["volatile"]["sessions"]
     assert (session["outcome"], session["last_step"]) == ("DataError", 3)
 
@@ -137,7 +140,9 @@ def test_secrets_are_removed_and_nothing_else():
     ]  # fmt: skip
     kept = {"n_tokens": 3, "bos_token": 0, "names": ["token", "x"], "lr": 1e-3}
     assert without_secrets(kept) == kept
-    assert without_secrets({"storage": {"password": "abc", "secret": None}}) == {"storage": {"password": REMOVED, "secret": None}}
+    assert without_secrets({"storage": {"password": "abc", "secret": None}}) == {
+        "storage": {"password": REMOVED, "secret": None}
+    }
 
 
 def test_what_is_saved_beside_dictionaries_is_as_it_was(tmp_path):
