@@ -21,12 +21,15 @@ import torch
 from dictionary_learning import ops
 from dictionary_learning._disk import sha256_of, write_json
 from dictionary_learning._hardware import describe_hardware
+from dictionary_learning._model_set import ModelSet
 from dictionary_learning._plain import to_plain
 from dictionary_learning._run_folder import COMMAND
 from dictionary_learning.activations.cache._index import model_fingerprint
+from dictionary_learning.data import Source
 from dictionary_learning.data._reading import files_of
 from dictionary_learning.dictionaries._serialization import WEIGHTS, versions
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.models import TracedModel
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class RunRecord:
         data: The data of the run.
         device: Where it trains.
         step: Steps made before: a run that is resumed adds a session to those in the file.
+        n_tokens: Tokens that those steps trained on.
         arguments: The arguments that change no dictionary, but what is saved.
 
     Raises:
@@ -68,10 +72,11 @@ class RunRecord:
         data: Any,
         device: torch.device,
         step: int,
+        n_tokens: int,
         arguments: Mapping[str, Any],
     ):
         self.folder, self._describe, self._data, self._device = folder, describe, data, device
-        self.step, self.n_tokens = step, 0
+        self.step, self.n_tokens = step, n_tokens
         self._arguments, self._session = arguments, {"start": _now(), "first_step": step + 1}
         self._document: dict[str, Any] = {}
 
@@ -93,9 +98,9 @@ class RunRecord:
             "run": run,
             "seeds": _seeds(run),
             "data": {
-                "files": [_file(path) for path in files_of(_source_reader(self._data))],
+                "files": [_file(path) for path in files_of(getattr(_source(self._data), "reader", None))],
                 "rows": _rows_fingerprint(self._data),
-                "model": model_fingerprint(model) if hasattr(model, "capture") else None,
+                "model": model_fingerprint(model) if isinstance(model, (TracedModel, ModelSet)) else None,
             },
             "environment": environment,
             "dictionaries": {},
@@ -195,16 +200,19 @@ def _git() -> dict[str, Any] | None:
         return None
 
 
-def _source_reader(data: Any) -> Any:
-    return getattr(getattr(getattr(data, "tokens", None), "source", None), "reader", None)
+def _source(data: Any) -> Source | None:
+    source = getattr(getattr(data, "tokens", None), "source", None)
+    return source if isinstance(source, Source) else None
 
 
 def _place(data: Any) -> dict[str, Any]:
     """Returns the documents read in this pass, and the passes before, where documents are read."""
-    tokens, reader = getattr(data, "tokens", None), getattr(data, "reader", None)
-    state = {} if tokens is None else tokens.state_dict() if reader is None else reader.state_dict()["stream"]
+    if _source(data) is None:
+        return {}
+    # what a thread has read ahead does not count
+    state = data.reader.state_dict()["stream"] if hasattr(data, "reader") else data.tokens.state_dict()
     source = state.get("source", state)
-    return {"documents": source["position"], "epoch": source["epoch"]} if source else {}
+    return {"documents": source["position"], "epoch": source["epoch"]}
 
 
 def _file(path: Path) -> dict[str, Any]:

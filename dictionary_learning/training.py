@@ -182,7 +182,7 @@ def trainSAE(
         describe = functools.partial(describe_run, jobs, stream, facts)
         asked = {**plan._asdict(), "keep_checkpoints": keep_checkpoints, "run_cfg": run_cfg}
         folder = None if checkpoints is None else checkpoints.folder
-        record = stack.enter_context(RunRecord(folder, describe, data, device, start, asked))
+        record = stack.enter_context(RunRecord(folder, describe, data, device, start, n_tokens, asked))
         output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop)
         for step in range(start + 1, plan.steps + 1):
             batch = next(stream, None)
