@@ -5,7 +5,6 @@ the tensors. Nothing is pickled. `manifest.json` is written last, with size and 
 file, into a folder beside the final one, which is then renamed.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -20,14 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dictionary_learning._disk import UNFINISHED, flush_to_disk, write_json
+from dictionary_learning._disk import UNFINISHED, flush_to_disk, sha256_of, write_json
 from dictionary_learning.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 _TREE, _TENSORS = "state.json", "state.safetensors"
 _VERSION = 1
 _FOLDER = re.compile(r"step_(\d+)|\.step_(\d+)\..*" + re.escape(UNFINISHED))
-_CHUNK = 1 << 22
 
 
 class Checkpoint(NamedTuple):
@@ -205,11 +203,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:

@@ -1,15 +1,18 @@
 """Files that are complete or absent, whatever happens while they are written."""
 
+import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished"
 """The ending of a file's name while the file is written."""
+_CHUNK = 1 << 22
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -38,6 +41,26 @@ def remove_unfinished(folder: Path) -> None:
     """Removes the files of a writer that was killed."""
     for path in folder.glob(f".*{UNFINISHED}") if folder.is_dir() else ():
         path.unlink(missing_ok=True)
+
+
+def free_disk(path: Path) -> int:
+    """Returns the bytes left on the disk that holds a path, which need not exist yet."""
+    return shutil.disk_usage(next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())).free
+
+
+def size_on_disk(paths: Iterable[Path]) -> int:
+    """Returns the bytes of files, and of all files in folders."""
+    inside = (file for path in paths for file in ([path] if path.is_file() else path.rglob("*")))
+    return sum(file.stat().st_size for file in inside if file.is_file())
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the checksum of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

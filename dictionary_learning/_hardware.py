@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,8 @@ from dictionary_learning.errors import ConfigError
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Instructions for products of bfloat16 in /proc/cpuinfo: x86 with AVX-512 or AMX, Arm."""
+_NOTABLE_FLAGS = _BFLOAT16_FLAGS | {"avx2", "fma", "avx512f", "avx512_vnni", "asimd", "sve"}
+"""Instructions that decide which kernels run, and so the last bits of sums."""
 KEEP_MEMORY = "DICTIONARY_LEARNING_KEEP_MEMORY"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 """Names of glibc's malloc.h."""
@@ -60,13 +63,42 @@ def bfloat16_is_fast(device_type: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type != "cpu":
         return False
+    if cpu := _cpu():
+        return bool(_BFLOAT16_FLAGS & set(_flags(cpu)))
+    # no Linux: PyTorch knows of x86 CPUs
+    ask = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, function, bool)() for function in ask)
+
+
+def describe_hardware(device: torch.device) -> dict[str, Any]:
+    """Returns what speed and the last bits of results depend on, as JSON values."""
+    cpu = _cpu()
+    found: dict[str, Any] = {
+        "platform": platform.platform(),
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": sorted(_NOTABLE_FLAGS & set(_flags(cpu))),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": getattr(torch.version, "cuda", None)}
+    return found
+
+
+def _cpu() -> dict[str, str]:
+    """Returns the first value of each entry of /proc/cpuinfo; nothing where there is none."""
     try:
-        # flags of x86, Features of Arm
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return any(_BFLOAT16_FLAGS & set(line.split()) for line in lines if line.startswith(("flags", "Features")))
-    except OSError:  # no Linux: PyTorch knows of x86 CPUs
-        ask = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, function, bool)() for function in ask)
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in reversed(lines))
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _flags(cpu: dict[str, str]) -> list[str]:
+    return (cpu.get("flags") or cpu.get("Features") or "").split()  # of x86, and of Arm
 
 
 @functools.cache

@@ -89,3 +89,17 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
         f"{name} is a {kind.__module__}.{kind.__qualname__}, which JSON cannot hold. A config holds numbers, strings, "
         "paths, lists, mappings and dataclasses of these. Convert the value, or leave it out."
     )
+
+
+def differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    """Returns where two trees of JSON values differ: the path of keys, and both values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: list[tuple[str, Any, Any]] = []
+        for key in dict.fromkeys([*old, *new]):
+            inner = f"{place}.{key}" if place else str(key)
+            found += differences(old.get(key), new.get(key), inner)
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [found for index, pair in pairs for found in differences(*pair, f"{place}[{index}]")]
+    return [] if old == new else [(place, old, new)]

@@ -27,7 +27,7 @@ from dictionary_learning._checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from dictionary_learning._plain import to_plain
+from dictionary_learning._plain import differences, to_plain
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.activations._normalizers import saved_normalizers
 from dictionary_learning.activations._stream import ActivationStream
@@ -196,7 +196,7 @@ class Resumed:
                 raise UnknownNameError("setting in allow_changed", str(name), known)
         changes = [
             f"{place}: {_short(old)}, now {_short(new)}"
-            for place, old, new in _differences(self._run, now)
+            for place, old, new in differences(self._run, now)
             if not names & set(place.replace("[", ".").replace("]", "").split("."))
         ]
         if changes:
@@ -294,17 +294,3 @@ def _keys(tree: Any) -> set[str]:
     """Returns every key of a tree of JSON values."""
     inside = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
     return (set(tree) if isinstance(tree, Mapping) else set()).union(*map(_keys, inside))
-
-
-def _differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
-    """Returns where two trees of JSON values differ: the path of keys, and both values."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found: list[tuple[str, Any, Any]] = []
-        for key in dict.fromkeys([*old, *new]):
-            inner = f"{place}.{key}" if place else str(key)
-            found += _differences(old.get(key), new.get(key), inner)
-        return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [found for index, pair in pairs for found in _differences(*pair, f"{place}[{index}]")]
-    return [] if old == new else [(place, old, new)]

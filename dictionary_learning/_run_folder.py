@@ -1,6 +1,7 @@
 """The folder of a run: claimed by one process at a time, never mixed with another run's files."""
 
 import contextlib
+import contextvars
 import json
 import logging
 import os
@@ -21,8 +22,10 @@ LOCK = ".run.lock"
 """The file that names the process which writes into a folder."""
 LATEST = "latest"
 """The name of the link to the newest run."""
+COMMAND: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar("command", default=None)
+"""The words of the shell's command that runs, without its folder, `--resume` and `--overwrite`."""
 _RUN = re.compile(r"trainer_\d+|metrics\.jsonl|checkpoints/(step_\d+|\.step_\d+\..*\.unfinished)")
-_WRITTEN = re.compile(_RUN.pattern + r"|report\.(json|md|html)|tensorboard/events\.out\.tfevents\..*")
+_WRITTEN = re.compile(_RUN.pattern + r"|run\.json|report\.(json|md|html)|tensorboard/events\.out\.tfevents\..*")
 """What a run writes into its folder, and all that `overwrite` removes: files of the user's stay."""
 _SHARED = ("checkpoints", "tensorboard")
 """Folders in which a run writes, and the user may keep files too."""
@@ -119,7 +122,7 @@ def remove_run(folder: Path, sources: Iterable[str] = ()) -> None:
     Raises:
         ConfigError: a source is, or is in, or holds what would be removed.
     """
-    found = _files_of_a_run(folder, _WRITTEN)
+    found = files_of_run(folder)
     removed = [path.resolve() for path in found]
     for source in sources:
         place = Path(source).resolve()
@@ -135,6 +138,11 @@ def remove_run(folder: Path, sources: Iterable[str] = ()) -> None:
     for name in _SHARED if found else ():
         with contextlib.suppress(OSError):  # it is not there, or holds files of the user's
             (folder / name).rmdir()
+
+
+def files_of_run(folder: Path) -> list[Path]:
+    """Returns the files and folders of the run in a folder."""
+    return _files_of_a_run(folder, _WRITTEN)
 
 
 def _files_of_a_run(folder: Path, names: re.Pattern[str]) -> list[Path]:

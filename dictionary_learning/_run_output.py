@@ -168,8 +168,8 @@ def plan_of(
     checkpoint_steps: Any,
     backup_steps: Any,
     save_steps: Any,
-    on_anomaly: Any,
-    patience: Any,
+    on_anomaly: Any = "skip",
+    patience: Any = None,
 ) -> Plan:
     """Returns the plan of a run, from the arguments of `trainSAE`."""
     steps = whole_number("steps", steps)

@@ -67,6 +67,7 @@ def training_jobs(
     normalize: bool | str,
     default_wiring: str | None,
     fitted: Mapping[tuple[Site, str], Normalizer] | None = None,
+    seed: int | None = None,
 ) -> list[TrainingJob]:
     """Returns a job for each config and set of its sites, initialized from a sample of the data.
 
@@ -79,6 +80,7 @@ def training_jobs(
         default_wiring: Wiring of configs that name none.
         fitted: Normalizers by site and name, of a run that is resumed: nothing is fitted or
             initialized then, and no data are read.
+        seed: Seed of configs that have the default one.
 
     Raises:
         ConfigError: A config cannot be used, or does not fit the data.
@@ -89,6 +91,8 @@ def training_jobs(
         # a method without wirings, as one of contexts, has no such field
         if default_wiring is not None and getattr(asked, "wiring", default_wiring) is None:
             asked = asked.replace(wiring=default_wiring)
+        if seed is not None and asked.seed == type(asked).seed:
+            asked = asked.replace(seed=seed)
         for config in expand_finetune(asked, stream.widths):
             config, inside = unwrap_normalized(_with_heads(config, stream))
             kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)

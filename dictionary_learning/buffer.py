@@ -213,6 +213,14 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         """The largest norm that is included at each site; None before the first forward pass."""
         return self.reader.norm_limits
 
+    def reseed(self, seed: int) -> None:
+        """Sets the seed of the shuffle; raises ConfigError if rows were read with another one."""
+        if seed != self.seed and self._storage is not None:
+            raise ConfigError(f"Got seed={seed}, and rows were read with seed={self.seed}. Build the buffer with it.")
+        if self._storage is None:
+            self.seed = whole_number("seed", seed, least=-(2**63))
+            self._generator.manual_seed(self.seed)
+
     def refresh(self) -> None:
         """Runs the model over more text until the free slots are full, and draws a new order.
 

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
+from dictionary_learning._provenance import RunRecord
 from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
 from dictionary_learning._run_folder import as_folder, claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, figures_of, plan_of
@@ -65,6 +67,7 @@ def trainSAE(
     allow_changed: Iterable[str] = (),
     on_anomaly: Literal["skip", "stop", "rollback"] = "skip",
     patience: int | None = None,
+    seed: int | None = None,
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
@@ -114,6 +117,8 @@ def trainSAE(
             "stop" also ends the run; "rollback" returns to the newest checkpoint and trains on the
             data after it, three times at most.
         patience: Logs without a better FVU (by 1 %) of any dictionary, after which the run ends.
+        seed: Seed of everything random: of the configs that have the default one, and of the order
+            of an `ActivationBuffer` or `ActivationCache`, of which nothing was read yet.
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.
@@ -153,15 +158,20 @@ def trainSAE(
             stack.enter_context(claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume)))
             stack.enter_context(checkpoints)
             resumed = None if resume == "never" else checkpoints.newest(resume)
+        if seed is not None and hasattr(data, "reseed"):
+            data.reseed(seed)
         stream = ActivationStream(data, split_by_head=activations_split_by_head)
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
-        jobs = training_jobs(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted)
+        jobs = training_jobs(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed)
         facts = {"steps": plan.steps, "autocast_dtype": str(autocast_dtype)}
+        facts |= {"on_anomaly": plan.on_anomaly, "patience": plan.patience}
         # also without a checkpoint: what could not be saved at the end is refused now
         run = {} if checkpoints is None else describe_run(jobs, stream, facts)
         if resumed is not None:
             resumed.check(run, allow_changed)
             resumed.load(jobs, stream)
+        if checkpoints is not None:
+            check_room(estimate_run(plan, jobs, data, checkpoints.keep_last), checkpoints.folder)
         if checkpoints is not None and overwrite:
             remove_run(checkpoints.folder, [s for job in jobs if (s := job.trainer.config.get("finetune"))])
         step, n_tokens = (0, 0) if resumed is None else (resumed.step, resumed.n_tokens)
@@ -179,6 +189,10 @@ def trainSAE(
             sinks.append(console)
         sink = stack.enter_context(contextlib.closing(LoggerGroup(sinks)))
         stop = stack.enter_context(StopRequest(checkpoints is not None))
+        describe = functools.partial(describe_run, jobs, stream, facts)
+        asked = {**plan._asdict(), "keep_checkpoints": keep_checkpoints, "run_cfg": run_cfg}
+        folder = None if checkpoints is None else checkpoints.folder
+        record = stack.enter_context(RunRecord(folder, describe, data, device, step, n_tokens, asked))
         output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop)
         if resumed is not None:
             output.patience.load_state_dict(resumed.patience)
@@ -191,6 +205,7 @@ def trainSAE(
                     logger.warning(ended, step, plan.steps)
                     break
                 n_tokens += train_step(jobs, batch, device, autocast_dtype)
+            record.step, record.n_tokens = step + 1, n_tokens
             step, n_tokens = output.after_step(step + 1, n_tokens)
         for job in jobs:
             job.trainer.finish()

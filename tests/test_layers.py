@@ -22,6 +22,7 @@ LAYERS = [
     {"run_setup"},
     {"resume", "saving", "watch"},
     {"run_output"},
+    {"estimate", "provenance"},
     {"training", "evaluation", "interp"},
     {"compat"},
     {"cli"},

@@ -41,7 +41,7 @@ class StopAfter:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Returns all that a run leaves but for its checkpoints and the times in its log."""
+    """Returns all that a run leaves but for its checkpoints and the times of its log."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -50,6 +50,8 @@ def files(folder: Path) -> dict[str, bytes]:
             if path.name == "metrics.jsonl":
                 lines = [json.loads(line) for line in content.decode().splitlines()]
                 content = json.dumps([{**line, "seconds": 0} for line in lines]).encode()
+            if path.name == "run.json":
+                content = json.dumps({**json.loads(content), "volatile": None}).encode()
             found[name] = content
     return found
 

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from dictionary_learning._run_folder import COMMAND
 from dictionary_learning.cli._arguments import IMPORT, Parser, config_parser, without
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, UnknownNameError
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
     "evaluate": "evaluate saved dictionaries",
+    "reproduce": "repeat a run, and compare its dictionaries",
     "cache": "write activations to disk",
     "pretokenize": "tokenize a text once, and store the contexts",
     "info": "show what this machine will use, or what is saved at a path",
@@ -29,6 +31,8 @@ COMMANDS = {
 """Each command, and what it does."""
 
 
+_OF_THE_START = {"--save-dir": True, "--overwrite": False, "--resume": False}
+"""Options that say where a run is and how it starts, and not which run it is."""
 STOPPED = 75
 """Exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
@@ -43,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    token = COMMAND.set(tuple(without(arguments, _OF_THE_START)))
     try:
         status = _run(arguments)
         sys.stdout.flush()  # a closed pipe is noticed here, not at exit
@@ -59,11 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.error("Interrupted.")
         return 130
+    finally:
+        COMMAND.reset(token)
 
 
 def _resuming(arguments: Sequence[str], folder: str) -> str:
     """Returns the command that goes on with a run."""
-    kept = without(arguments, {"--save-dir": True, "--overwrite": False, "--resume": False})
+    kept = without(arguments, _OF_THE_START)
     return shlex.join(["dictionary-learning", *kept, "--save-dir", folder, "--resume"])
 
 
@@ -81,8 +88,7 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise UnknownNameError("command", command, COMMANDS)
     namespace = build_parser(command, options).read(options)
-    namespace.run(namespace)
-    return 0
+    return namespace.run(namespace) or 0
 
 
 def build_parser(command: str, options: Sequence[str]) -> Parser:

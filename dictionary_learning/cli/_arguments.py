@@ -47,8 +47,8 @@ class CommandArguments(BaseConfig):
                 if least is not None and number is not None and number < least:
                     raise ConfigError(f"Got {option_of(field.name)} {number}; it must be at least {least}.")
 
-    def run(self) -> None:
-        """Runs the command."""
+    def run(self) -> int | None:
+        """Runs the command; returns its exit status, where that is not 0."""
         raise NotImplementedError
 
     def options(self, *names: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from dictionary_learning.cli._arguments import CommandArguments, write_line
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
+from dictionary_learning.cli._reproduce import ReproduceArguments
 
 logger = logging.getLogger(__name__)
 
@@ -259,5 +260,6 @@ ARGUMENTS: dict[str, type[CommandArguments]] = {
     "info": InfoArguments,
     "convert": ConvertArguments,
     "pretrained": PretrainedArguments,
+    "reproduce": ReproduceArguments,
 }
 """The arguments of each command but `train`, whose options depend on the method."""

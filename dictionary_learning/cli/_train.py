@@ -43,7 +43,7 @@ _OF_A_CACHE = (
     "shuffle_seed",
 )  # fmt: skip
 """Options that were decided when a cache was written."""
-_NOT_SAVED = ("resume", "overwrite")
+_NOT_SAVED = ("resume", "overwrite", "dry_run")
 _TRAINER = "top_k"
 _RUNS = "runs"
 _LATENTS_PER_K = 8
@@ -79,6 +79,9 @@ class TrainArguments(CaptureArguments):
     """The number of newest checkpoints that stay; those of --save-steps stay too."""
     resume: bool = False
     """Whether the run in --save-dir goes on from its newest checkpoint, with the same options."""
+    dry_run: bool = False
+    """Whether only the plan is shown: tokens, steps, memory, disk and time, of which a forward pass
+    and a few steps are measured. Nothing is written."""
     n_tokens: int = 1_000_000
     """Tokens to train on."""
     batch_size: int = 2048
@@ -177,6 +180,9 @@ def run(namespace: argparse.Namespace, method: Method) -> None:
     configs = read_configs(namespace, method.trainer.Config, method.recipe)
     _check(arguments, configs, namespace.given)
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
+    if arguments.dry_run:
+        _train(arguments, Path(folder), method, configs, namespace.given)
+        return
     # a run that is overwritten stays until all is loaded and training starts
     with claim_run_folder(folder, keep=arguments.overwrite or arguments.resume) as save_dir:
         _train(arguments.replace(save_dir=str(save_dir)), save_dir, method, configs, namespace.given)
@@ -189,7 +195,10 @@ def _train(
     configs: "Sequence[OptimizationConfig]",
     given: Collection[str],
 ) -> None:
-    """Trains, saves, evaluates and reports; a recipe adapts what was not given."""
+    """Trains, evaluates and reports, or shows the plan; a recipe adapts what was not given."""
+    from dictionary_learning._hardware import as_device
+    from dictionary_learning._run_output import plan_of
+    from dictionary_learning.cli._dry_run import show_plan
     from dictionary_learning.loggers import TensorBoardLogger
     from dictionary_learning.training import trainSAE
 
@@ -201,6 +210,12 @@ def _train(
         configs = [_adapted(config, source.widths, given) for config in configs]
     loaded = time.monotonic()
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one
+    device = arguments.device or getattr(model, "device", None)
+    if arguments.dry_run:
+        plan = plan_of(steps, arguments.log_steps, arguments.checkpoint_steps, None, arguments.save_steps)
+        options = arguments.options("normalize_activations", "keep_checkpoints")
+        show_plan(source, configs, plan, as_device(device), save_dir, **options)
+        return
     logger.info("Training on %s: %d steps.", ", ".join(map(str, source.sites)), steps)
     dictionaries = trainSAE(
         source,
@@ -212,7 +227,7 @@ def _train(
         resume="auto" if arguments.resume else "never",
         use_wandb=arguments.wandb_project is not None,
         wandb_project=arguments.wandb_project or "",
-        device=arguments.device or getattr(model, "device", None),
+        device=device,
         loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
         **arguments.options(*_OF_TRAINING),
     )
@@ -311,8 +326,10 @@ def _source(
     from dictionary_learning.dictionaries import WIRINGS
 
     size = arguments.batch_size
+    # the dictionaries share one order of the rows, which the first seed decides
+    seed = next((config.seed for config in configs if config.seed is not None), 0)
     if arguments.cache is not None:
-        options = arguments.options("end_of_data", "model")
+        options = {**arguments.options("end_of_data", "model"), "seed": seed}
         return ActivationCache(arguments.cache, list(arguments.sites) or None, out_batch_size=size, **options)
     assert model is not None and text is not None
     wirings = {getattr(config, "wiring", None) or "autoencoder" for config in configs}
@@ -327,7 +344,7 @@ def _source(
             predict=any(config.needs_predictions for config in configs),
             **arguments.options("ctx_len", "remove_bos", "pack", "end_of_data"),
         )
-    options = arguments.options("n_ctxs", "end_of_data", "retrace") | arguments.reading
+    options = {**arguments.options("n_ctxs", "end_of_data", "retrace"), **arguments.reading, "seed": seed}
     return ActivationBuffer(text, model, sites, out_batch_size=size, dtype=arguments.storage_dtype, **options)
 
 

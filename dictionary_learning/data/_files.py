@@ -222,7 +222,7 @@ def _json(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized | None]:
     def fetch(numbers: list[int]) -> list[Any]:
         return [_with_place(document(records[n]), "Record", n, path) for n in numbers]
 
-    reader = MapReader(fetch, range(len(records)))
+    reader = MapReader(fetch, range(len(records)), path=path)
     return reader, infer_tokenized(reader)
 
 

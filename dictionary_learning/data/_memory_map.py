@@ -23,6 +23,7 @@ class SeparatedReader(Reader):
 
     tokens: Any
     separator: int
+    path: Path | None = None
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         begin = mark or 0
@@ -37,16 +38,16 @@ class SeparatedReader(Reader):
 
 def token_file_reader(path: Path, options: ReadOptions) -> tuple[Reader, Tokenized]:
     """Returns a reader of a file of token ids, and what is known about them."""
-    if path.suffix != ".npy":
-        return array_reader(_map_bin(path, options.dtype), f"'{path}'", options)
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        is_array = path.suffix == ".npy"
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False) if is_array else _map_bin(path, options.dtype)
     except (ValueError, EOFError) as error:
         raise DataError(f"'{path}' is no NumPy array ({error}). Write it with numpy.save.") from error
-    return array_reader(tokens, f"'{path}'", options)
+    reader, tokenized = array_reader(tokens, f"'{path}'", options)
+    return dataclasses.replace(reader, path=path), tokenized
 
 
-def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[Reader, Tokenized]:
+def array_reader(tokens: Any, name: str, options: ReadOptions) -> tuple[SeparatedReader | MapReader, Tokenized]:
     """Returns a reader of an array of token ids, and what is known about them.
 
     A 2-D array holds rows. A 1-D array holds documents if there is a separator; else it is one long

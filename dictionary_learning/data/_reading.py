@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import singledispatch
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,12 +60,14 @@ class MapReader(Reader):
         numbers: The numbers to read, in order.
         seed: The seed of a random order; None keeps the order of `numbers`.
         order_id: The hash of an order that the data was in already (see `seal`).
+        path: The file that holds them, if it is one.
     """
 
     fetch: Callable[[list[int]], Iterable[Any]]
     numbers: Sequence[int] | np.ndarray
     seed: int | None = None
     order_id: str | None = None
+    path: Path | None = None
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         order = self.order(epoch)
@@ -176,6 +179,13 @@ def shuffle(reader: Reader, seed: int, window: int) -> Reader:
     if isinstance(reader, ConcatReader):
         reader = ConcatReader(reader.readers, seed)
     return WindowShuffleReader(reader, seed, window)
+
+
+def files_of(reader: Any) -> list[Path]:
+    """Returns the local files that a reader reads, in their order."""
+    own, inner = getattr(reader, "path", None), getattr(reader, "reader", None)
+    parts = [*getattr(reader, "readers", ()), *([] if inner is None else [inner])]
+    return [*([] if own is None else [own]), *(path for part in parts for path in files_of(part))]
 
 
 def seal(mark: Mark, order_id: str | None) -> Mark:

@@ -110,10 +110,10 @@ def check_finite(dictionary: Dictionary) -> None:
         )
 
 
-def versions() -> dict[str, str]:
+def versions(*further: str) -> dict[str, str]:
     """Returns the versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
-    for package in ("dictionary-learning", "torch", "nnsight", "transformers"):
+    for package in ("dictionary-learning", "torch", "nnsight", "transformers", *further):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

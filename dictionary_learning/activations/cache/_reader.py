@@ -21,7 +21,7 @@ from dictionary_learning.activations.cache._shards import OpenShard, checksum, g
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.activations.cache._writer import write_cache
 from dictionary_learning.data import check_end_of_data
-from dictionary_learning.errors import DataError, DataExhaustedError, SiteError
+from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError, SiteError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Site, expand
 
@@ -145,6 +145,19 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
             n_found += rows.n
         self.load_state_dict(state)
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
+
+    def reseed(self, seed: int) -> None:
+        """Sets the seed of the order of shards, where there is one.
+
+        Raises:
+            ConfigError: Rows were served already, in an order of another seed.
+        """
+        if self.seed in (None, seed):
+            return
+        if self._epoch or self._next:
+            raise ConfigError(f"Got seed={seed}, and rows were served with seed={self.seed}. Open the cache with it.")
+        self.seed = whole_number("seed", seed, least=-(2**63))
+        self._start_epoch(0)
 
     def n_heads(self, site: Site) -> int:
         """Returns the number of attention heads whose outputs are concatenated at a site.

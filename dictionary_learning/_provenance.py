@@ -1,0 +1,240 @@
+"""`run.json`: what a run was made of, so that it can be repeated and compared.
+
+It is written before the first step, and completed when the run ends, however it ends. All that two
+equal runs do not share, such as times and folders, is in its section "volatile".
+"""
+
+import datetime
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from dictionary_learning import ops
+from dictionary_learning._disk import sha256_of, write_json
+from dictionary_learning._hardware import describe_hardware
+from dictionary_learning._model_set import ModelSet
+from dictionary_learning._plain import to_plain
+from dictionary_learning._run_folder import COMMAND
+from dictionary_learning.activations.cache._index import model_fingerprint
+from dictionary_learning.data import Source
+from dictionary_learning.data._reading import files_of
+from dictionary_learning.dictionaries._serialization import WEIGHTS, versions
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.models import TracedModel
+
+logger = logging.getLogger(__name__)
+
+RUN = "run.json"
+"""The name of the file, in the folder of the run."""
+REMOVED = "***"
+"""What stands in place of a secret."""
+_VERSION = 1
+_MOST_HASHED = 1 << 30
+"""Bytes of a data file up to which its contents are hashed: about a second."""
+_GIT_SECONDS = 10
+_SECRET_NAME = re.compile(r"-*(\w+[_-])?(token|password|secret|api[_-]?key)", re.IGNORECASE)
+_SECRET_PARTS = (
+    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), REMOVED),
+    (re.compile(r"\bhf_\w{16,}"), REMOVED),
+)
+"""Names and passwords in addresses; tokens of the Hugging Face hub."""
+
+
+class RunRecord:
+    """Writes `run.json`, in a `with` block around the steps of a run.
+
+    Args:
+        folder: The folder of the run; None writes nothing.
+        describe: Returns what makes the run this one (see `describe_run`).
+        data: The data of the run.
+        device: Where it trains.
+        step: Steps made before: a run that is resumed adds a session to those in the file.
+        n_tokens: Tokens that those steps trained on.
+        arguments: The arguments that change no dictionary, but what is saved.
+
+    Raises:
+        ConfigError: The folder has a file of this name that no run wrote.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        describe: Callable[[], Any],
+        data: Any,
+        device: torch.device,
+        step: int,
+        n_tokens: int,
+        arguments: Mapping[str, Any],
+    ):
+        self.folder, self._describe, self._data, self._device = folder, describe, data, device
+        self.step, self.n_tokens = step, n_tokens
+        self._arguments, self._session = arguments, {"start": _now(), "first_step": step + 1}
+        self._document: dict[str, Any] = {}
+
+    def __enter__(self) -> "RunRecord":
+        if self.folder is None:
+            return self
+        before = read_run(self.folder) if (self.folder / RUN).exists() else None
+        command, model, run = COMMAND.get(), getattr(self._data, "model", None), self._describe()
+        arguments = to_plain(dict(self._arguments), "the run's arguments")
+        (arguments["run_cfg"] or {}).pop("save_dir", None)  # it is what equal runs differ in
+        environment = _environment(self._device)
+        sessions: list[Any] = before["volatile"]["sessions"] if before and self.step else []
+        if sessions and before and before["environment"] != environment:
+            sessions[-1]["environment"] = before["environment"]  # of a session on another machine
+        self._document = {
+            "format_version": _VERSION,
+            "command": command and list(command),
+            "arguments": arguments,
+            "run": run,
+            "seeds": _seeds(run),
+            "data": {
+                "files": [_file(path) for path in files_of(getattr(_source(self._data), "reader", None))],
+                "rows": _rows_fingerprint(self._data),
+                "model": model_fingerprint(model) if isinstance(model, (TracedModel, ModelSet)) else None,
+            },
+            "environment": environment,
+            "dictionaries": {},
+            "volatile": {
+                "folder": str(self.folder.resolve()),
+                "directory": os.getcwd(),
+                "program": sys.argv,
+                "sessions": [*sessions, self._session],
+            },
+        }
+        self._write()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self.folder is None:
+            return
+        end = {"end": _now(), "last_step": self.step, "outcome": "finished" if kind is None else kind.__name__}
+        self._session.update(end)
+        try:
+            self._document["run"] = self._describe()  # counts of what was read are final now
+            self._document["data"] |= {"n_tokens": self.n_tokens, **_place(self._data)}
+            weights = sorted(self.folder.glob(f"trainer_*/{WEIGHTS}"))
+            self._document["dictionaries"] = {path.parent.name: sha256_of(path) for path in weights}
+            self._write()
+        except Exception as failure:  # noqa: BLE001  (what was trained must not be lost with a record of it)
+            logger.warning("'%s' could not be completed (%s).", self.folder / RUN, failure)
+
+    def _write(self) -> None:
+        assert self.folder is not None
+        write_json(self.folder / RUN, without_secrets(self._document))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Returns the contents of a run's `run.json`.
+
+    Raises:
+        ConfigError: There is none, or this package did not write it.
+    """
+    try:
+        document = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        _ = document["environment"], document["run"], document["volatile"]["sessions"]
+    except FileNotFoundError:
+        raise ConfigError(f"'{folder}' has no {RUN}. Give the folder of a run that this version trained.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"'{folder / RUN}' is of no run ({error}). Move it, or give another folder.") from error
+    return document
+
+
+def without_secrets(value: Any) -> Any:
+    """Returns plain data in which tokens, passwords and keys are replaced by `REMOVED`."""
+    if isinstance(value, Mapping):
+        pairs = cast(Mapping[str, Any], value).items()
+        return {n: REMOVED if isinstance(item, str) and _is_secret(n) else without_secrets(item) for n, item in pairs}
+    if isinstance(value, (list, tuple)):
+        words = cast("list[Any]", value)
+        before = [None, *words]
+        # only an option has its value in the next word
+        hidden = [isinstance(name, str) and name.startswith("-") and _is_secret(name) for name in before]
+        return [REMOVED if is_hidden else without_secrets(word) for is_hidden, word in zip(hidden, words, strict=False)]
+    if not isinstance(value, str):
+        return value
+    name, equals, _ = value.partition("=")
+    if equals and _is_secret(name):
+        return f"{name}={REMOVED}"
+    for pattern, instead in _SECRET_PARTS:
+        value = pattern.sub(instead, value)
+    return value
+
+
+def _is_secret(name: Any) -> bool:
+    return isinstance(name, str) and _SECRET_NAME.fullmatch(name) is not None
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    names = sorted(name for name in os.environ if name.startswith("DICTIONARY_LEARNING_"))
+    return {
+        "versions": versions("datasets", "numpy", "safetensors", "triton"),
+        "git": _git(),
+        "hardware": describe_hardware(device),
+        "operations": ops.status(device),
+        "variables": {name: os.environ[name] for name in names},
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Returns the commit of the folder that the user is in; None outside of a repository."""
+
+    def answer(*words: str) -> str:
+        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": _GIT_SECONDS, "check": True}
+        return subprocess.run(["git", *words], **options).stdout.strip()
+
+    try:
+        # files that git does not know do not count: runs may be among them
+        changed = bool(answer("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": answer("rev-parse", "HEAD"), "has_changes": changed}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _source(data: Any) -> Source | None:
+    source = getattr(getattr(data, "tokens", None), "source", None)
+    return source if isinstance(source, Source) else None
+
+
+def _place(data: Any) -> dict[str, Any]:
+    """Returns the documents read in this pass, and the passes before, where documents are read."""
+    if _source(data) is None:
+        return {}
+    # what a thread has read ahead does not count
+    state = data.reader.state_dict()["stream"] if hasattr(data, "reader") else data.tokens.state_dict()
+    source = state.get("source", state)
+    return {"documents": source["position"], "epoch": source["epoch"]}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    return {"name": path.name, "size": size, "sha256": sha256_of(path) if size <= _MOST_HASHED else None}
+
+
+def _rows_fingerprint(data: Any) -> str | None:
+    """Returns a hash of the checksums of a cache's files."""
+    shards = getattr(getattr(data, "index", None), "shards", None)
+    return shards and hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+
+
+def _seeds(tree: Any, place: str = "") -> dict[str, Any]:
+    """Returns every seed in a tree of JSON values, by its place."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    found: dict[str, Any] = {}
+    for key, value in cast("list[tuple[Any, Any]]", items):
+        inside = f"{place}.{key}" if place else str(key)
+        found |= {inside: value} if str(key).endswith("seed") else _seeds(value, inside)
+    return found
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

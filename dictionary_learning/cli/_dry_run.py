@@ -1,0 +1,165 @@
+"""`dictionary-learning train --dry-run`: what a run would read, compute, hold and write."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run
+from dictionary_learning._hardware import free_memory
+from dictionary_learning._run_output import Plan
+from dictionary_learning._run_setup import TrainingJob, training_jobs
+from dictionary_learning.activations._normalizers import NORMALIZATIONS
+from dictionary_learning.activations._stream import ActivationStream
+from dictionary_learning.cli._arguments import write_line
+from dictionary_learning.sites import Site
+from dictionary_learning.training import train_step
+
+if TYPE_CHECKING:
+    from dictionary_learning.trainers import OptimizationConfig
+
+_LONG = 20.0
+"""Seconds after which a measurement is not repeated."""
+_N_STEPS = 3
+"""Steps that are made; the first ones allocate, the last one counts."""
+_N_ROWS = 64
+"""Random rows to fit normalizers to, which a plan needs as objects alone."""
+
+
+class _Reading(NamedTuple):
+    """Rows of activations, and what they cost."""
+
+    batch: Mapping[Site, Tensor]
+    n_rows: int
+    n_read: int
+    """Tokens that the model read for them; 0 where it is not known, or there is no model."""
+    seconds: float
+
+
+def show_plan(
+    source: Any,
+    configs: "Sequence[OptimizationConfig]",
+    plan: Plan,
+    device: torch.device,
+    folder: Path,
+    *,
+    normalize_activations: bool,
+    keep_checkpoints: int,
+) -> None:
+    """Prints tokens, steps, memory, disk and time of a run; writes nothing.
+
+    Two forward passes and a few steps are measured, the steps only where they fit into the memory.
+    """
+    stream, random = ActivationStream(source), torch.Generator().manual_seed(0)
+    rows = {site: torch.randn(_N_ROWS, width, generator=random) for site, width in stream.widths.items()}
+    fitted = {(site, kind): cls.fit(x) for site, x in rows.items() for kind, cls in NORMALIZATIONS.items()}
+    jobs = training_jobs(configs, stream, plan.steps, device, normalize_activations, None, fitted)
+    need = estimate_run(plan, jobs, source, keep_checkpoints)
+    room = {"memory": _whole_memory(device), "disk": room_for_run(folder)}
+    reading = _read(source, stream)
+    size = getattr(source, "out_batch_size", reading.n_rows)
+    fits = room["memory"] is None or need.memory <= room["memory"]
+    per_step = _seconds_per_step(jobs, _batch_of(reading, size), device) if fits else None
+    entries = {**_tokens(plan, jobs, source, reading, size), **_sizes(need, room)}
+    n_rows = plan.steps * size + getattr(source, "activation_buffer_size", 0)
+    seconds = {"activations": reading.seconds * n_rows / reading.n_rows}
+    if per_step is not None:
+        seconds["training"] = per_step * plan.steps
+        seconds["all, without loading and evaluation"] = sum(seconds.values())
+    entries |= {f"time: {name}": _duration(value) for name, value in seconds.items()}
+    width = max(map(len, entries))
+    for name, value in entries.items():
+        write_line(f"{name.ljust(width)}  {value}")
+
+
+def _tokens(plan: Plan, jobs: Sequence[TrainingJob], source: Any, reading: _Reading, size: int) -> dict[str, str]:
+    n_parameters = sum(p.numel() for job in jobs for p in job.trainer.dictionary.parameters())
+    entries = {"tokens to train on": f"{plan.steps * size:,}"}
+    if reading.n_read:
+        # the buffer is full in the end
+        n_rows = plan.steps * size + getattr(source, "activation_buffer_size", 0)
+        entries["tokens to read, at most"] = f"{n_rows * reading.n_read // reading.n_rows:,}"
+    entries["steps"] = f"{plan.steps:,} of {size:,} tokens"
+    return {**entries, "dictionaries": f"{len(jobs)} with {n_parameters:,} parameters"}
+
+
+def _sizes(need: RunEstimate, room: Mapping[str, int | None]) -> dict[str, str]:
+    parts = ("weights", "gradients", "optimizer", "rows", "model")
+    entries = {f"memory: {name}": _size(getattr(need, name)) for name in parts}
+    entries["memory: all, without what a step computes"] = _of(need.memory, room["memory"])
+    entries["disk: dictionaries"] = f"{need.n_dictionaries} x {_size(need.dictionaries)}"
+    entries["disk: checkpoints"] = f"{need.n_checkpoints} x {_size(need.checkpoint)}"
+    entries["disk: log"] = _size(need.log)
+    return {**entries, "disk: all": _of(need.disk, room["disk"])}
+
+
+def _read(source: Any, stream: ActivationStream) -> _Reading:
+    """Reads rows twice, since the first time may load and compile, and returns the second ones."""
+    found: _Reading | None = None
+    while found is None or found.seconds < _LONG:
+        before, start = getattr(source, "n_tokens_read", 0), time.perf_counter()
+        # a buffer would be filled first
+        reader = getattr(source, "reader", None)
+        rows: Any = None if reader is None else reader.read(source.refresh_batch_size)
+        batch: Mapping[Site, Tensor] | None = (
+            next(stream, None) if reader is None else getattr(rows, "activations", None)
+        )
+        if batch is None:
+            break
+        seconds, n_read = time.perf_counter() - start, getattr(source, "n_tokens_read", 0) - before
+        is_second, found = found is not None, _Reading(batch, len(next(iter(batch.values()))), n_read, seconds)
+        if is_second:
+            break
+    source.close()
+    assert found is not None  # a stream without rows raises DataError
+    return found
+
+
+def _batch_of(reading: _Reading, size: int) -> Mapping[Site, Tensor]:
+    """Returns as many rows as a step has, some of them again if need be."""
+    if size == reading.n_rows:
+        return reading.batch
+    index = torch.arange(size) % reading.n_rows
+    return {site: x[index.to(x.device)] for site, x in reading.batch.items()}
+
+
+def _seconds_per_step(jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device) -> float:
+    seconds = 0.0
+    for _ in range(_N_STEPS):
+        start = time.perf_counter()
+        train_step(jobs, batch, device, torch.float32)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        if seconds > _LONG:
+            break
+    return seconds
+
+
+def _whole_memory(device: torch.device) -> int | None:
+    """Returns the memory for a run, with that of what is loaded already."""
+    free = free_memory(device)
+    return free if free is None or device.type != "cuda" else free + torch.cuda.memory_allocated(device)
+
+
+def _of(need: int, room: int | None) -> str:
+    if room is None:
+        return _size(need)
+    return f"{_size(need)} of {_size(room)}" + (": too much" if need > room else "")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.2f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds > 7200
+        else f"{seconds / 60:.1f} min"
+        if seconds > 120
+        else f"{seconds:.1f} s"
+    )
