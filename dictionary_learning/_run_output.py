@@ -1,14 +1,14 @@
 """What a run leaves, and when: its log, its checkpoints and its dictionaries."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
+from dictionary_learning._border import check
 from dictionary_learning._resume import RunCheckpoints, StopRequest
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning._saving import exported, save_all
-from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, Interrupted
@@ -91,22 +91,19 @@ class RunOutput:
         return dictionaries
 
 
-def plan_of(steps: Any, log_steps: Any, checkpoint_steps: Any, backup_steps: Any, save_steps: Any) -> Plan:
+def plan_of(
+    steps: int,
+    log_steps: int | None,
+    checkpoint_steps: int | None,
+    backup_steps: int | None,
+    save_steps: Iterable[int] | None,
+) -> Plan:
     """Returns the plan of a run, from the arguments of `trainSAE`."""
-    steps = whole_number("steps", steps)
-    log_every = max(1, steps // 100) if log_steps is None else whole_number("log_steps", log_steps)
-    backup_every = None if backup_steps is None else whole_number("backup_steps", backup_steps)
-    every = None if checkpoint_steps is None else whole_number("checkpoint_steps", checkpoint_steps)
-    return Plan(steps, log_every, every or backup_every, backup_every, _save_steps(save_steps, steps))
-
-
-def _save_steps(given: Any, steps: int) -> frozenset[int]:
-    if given is not None and (not isinstance(given, Iterable) or isinstance(given, str)):
-        raise ConfigError(f"Got save_steps={given!r}; give a list of steps, such as [1000, 2000].")
-    chosen = frozenset(whole_number("save_steps", step) for step in cast(Iterable[Any], () if given is None else given))
+    chosen = frozenset(check("save_steps", step, int) for step in save_steps or ())
     if chosen and max(chosen) > steps:
         raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
-    return chosen
+    log_every = log_steps or max(1, steps // 100)
+    return Plan(steps, log_every, checkpoint_steps or backup_steps, backup_steps, chosen)
 
 
 def figures_of(job: TrainingJob) -> dict[str, float]:

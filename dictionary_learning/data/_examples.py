@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.data._reading import MapReader, Mark, Reader, SequentialReader
 from dictionary_learning.data._source import Source
 from dictionary_learning.errors import ConfigError, DataError
@@ -139,6 +140,7 @@ class ExampleStream:
         """Returns the position as plain data."""
         return self.source.state_dict()
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position; see `Source.load_state_dict`."""
         # states of older versions have no mark, which is the position anyway

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, get_args
 
+from dictionary_learning._border import checked, is_foreign, said
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
 from dictionary_learning.errors import ConfigError, DataError
@@ -69,10 +70,15 @@ class Source:
                 document, mark = next(self._documents)
                 if isinstance(document, BadDocument):
                     self._skip_or_raise(document)
-            except DataError:
+            except StopIteration:
+                raise
+            except Exception as error:
                 # the next call must fail at this document again, and not report the end
                 self._documents = None if self.repeatable else self._documents
-                raise
+                if not is_foreign(error):
+                    raise
+                what = f"Document {self.position} of {self.name} cannot be read"
+                raise DataError(f"{what}: {said(error)} Check the data, and what makes them.") from error
             self._mark = mark
             self.position += 1
             if not isinstance(document, BadDocument):
@@ -89,6 +95,7 @@ class Source:
         self._require_repeatable("read from its beginning")
         return self._derive(self.reader, self.name)
 
+    @checked()
     def hold_out(self, every: int) -> tuple["Source", "Source"]:
         """Returns the documents for training, and every n-th one, starting with the first.
 
@@ -109,6 +116,7 @@ class Source:
             self._derive(held, f"every {every}th document of {self.name}"),
         )
 
+    @checked()
     def shuffled(self, seed: int, window: int = 10_000) -> "Source":
         """Returns the documents in a random order, a new one in each pass.
 
@@ -122,6 +130,7 @@ class Source:
             raise ConfigError(f"Got a window of {window} documents to shuffle; it must be at least 1.")
         return self._derive(shuffle(self.reader, seed, window), f"{self.name}, shuffled by seed {seed}")
 
+    @checked()
     def first(self, n: int) -> "Source":
         """Returns the first n documents, bad ones included.
 
@@ -137,6 +146,7 @@ class Source:
         place = {"position": self.position, "epoch": self.epoch, "mark": self._mark}
         return {"name": self.name, **place, "skipped": self.n_skipped}
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position: the next document is the one that would have followed.
 

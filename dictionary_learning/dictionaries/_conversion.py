@@ -5,6 +5,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries._base import Dictionary
 from dictionary_learning.dictionaries._coder import Coder, build_nonlinearity
 from dictionary_learning.dictionaries._named import MatryoshkaBatchTopKSAE, autoencoder_class
@@ -16,6 +17,7 @@ from dictionary_learning.errors import ConfigError
 D = TypeVar("D", bound=Dictionary)
 
 
+@checked()
 @torch.no_grad()
 def expand_or_convert(
     dictionary: D,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import (
@@ -25,7 +26,6 @@ from dictionary_learning.activations._reader import (
     RowSource,
     by_name,
     row_reader,
-    whole_number,
 )
 from dictionary_learning.activations._storage import storage_dtype
 from dictionary_learning.activations.cache._index import (
@@ -48,6 +48,7 @@ _ORIGIN_BYTES = 4  # bytes of a token, a document or a position
 _ROOM = 1.02  # free space needed for each byte of rows: headers and the index come on top
 
 
+@checked(wraps=DataError)
 def write_cache(
     path: str | os.PathLike[str],
     data: TextLike,
@@ -93,17 +94,16 @@ def write_cache(
     """
     if compression not in (None, "zstd"):
         raise ConfigError(f"Got compression={compression!r}; it is 'zstd' or None.")
-    refresh_batch_size = whole_number("refresh_batch_size", refresh_batch_size)
     reader = row_reader(data, model, submodule, ReadingConfig.from_dict(reading))
     stored = storage_dtype(dtype or reader.model.dtype)
     settings: dict[str, Any] = {
         **_reader_settings(reader),
         "dtype": str(stored).removeprefix("torch."),
         "compression": compression,
-        "seed": whole_number("seed", seed, least=-(2**63)),
-        "n_tokens": None if n_tokens is None else whole_number("n_tokens", n_tokens),
+        "seed": seed,
+        "n_tokens": n_tokens,
         "refresh_batch_size": refresh_batch_size,
-        "shard_size": whole_number("shard_size", shard_size),
+        "shard_size": shard_size,
     }
     if run_cfg:
         settings["run"] = dict(run_cfg)
