@@ -83,8 +83,8 @@ def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
         found: Any = coerce(value, hint)
         for part in found if isinstance(found, (list, tuple)) else (found,):
             check_range(part, BOUNDS.get(name, {}))
-        if isinstance(found, (str, os.PathLike)) and _is_path(hint):
-            _check_path(os.fspath(found))
+        if _is_path(hint):
+            _check_path(found)
         if str(getattr(found, "layout", _DENSE)) != _DENSE:
             raise ValueError("a dense tensor: call its to_dense()")
         if "dtype" in name and not getattr(found, "is_floating_point", True) and str(found) != "torch.int8":
@@ -94,7 +94,7 @@ def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
     if name == "device" and found is not None:
         from dictionary_learning._hardware import as_device  # imports torch
 
-        as_device(found)
+        as_device(value)
     return found
 
 
@@ -158,8 +158,8 @@ def _is_path(hint: Any) -> bool:
     return any((typing.get_origin(option) or option) is os.PathLike for option in (hint, *typing.get_args(hint)))
 
 
-def _check_path(path: str | bytes) -> None:
-    if not path:
+def _check_path(path: Any) -> None:
+    if path is not None and not str(path):
         raise ValueError("a path ('.' for the current folder)")
     if "\0" in str(path):
         raise ValueError("a path without the character NUL")

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
 from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
-from dictionary_learning._run_folder import as_folder, claim_run_folder, remove_run
+from dictionary_learning._run_folder import claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, figures_of, plan_of
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning._saving import check_finite
@@ -141,7 +142,7 @@ def trainSAE(
     with contextlib.ExitStack() as stack:
         checkpoints = resumed = None
         if save_dir is not None:
-            checkpoints = RunCheckpoints(as_folder(save_dir), keep_checkpoints, plan.save_at)
+            checkpoints = RunCheckpoints(Path(save_dir), keep_checkpoints, plan.save_at)
             # what cannot become the folder of this run is refused before anything is computed
             stack.enter_context(claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume)))
             resumed = None if resume == "never" else checkpoints.newest(resume)

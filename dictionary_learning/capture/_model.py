@@ -58,6 +58,7 @@ class TracedModel:
         channels: Channels | None = None,
         tracer: RemoteTracer | None = None,
     ):
+        module = getattr(module, "_orig_mod", module)  # of torch.compile, whose prefix no other name would match
         self.tokenizer = as_tokenizer(tokenizer)
         self.name = name or getattr(module, "name_or_path", "") or type(module).__name__
         self.revision = revision or getattr(getattr(module, "config", None), "_commit_hash", None)

@@ -51,7 +51,7 @@ class CommandArguments(BaseConfig):
                 check(field.name, value, Any)
             if field.name in ("sites", "target_sites") and isinstance(value, tuple):
                 parse_sites(value)
-            if field.name in ("save_dir", "out", "destination") and value is not None and Path(value).is_file():
+            if field.name in ("save_dir", "out", "destination") and value and Path(str(value)).is_file():
                 raise ConfigError(f"Got {option_of(field.name)} {value}, which is a file. Give a folder.")
 
     def run(self) -> None:

@@ -126,8 +126,6 @@ class Source:
         Raises:
             ConfigError: The window is empty.
         """
-        if window < 1:
-            raise ConfigError(f"Got a window of {window} documents to shuffle; it must be at least 1.")
         return self._derive(shuffle(self.reader, seed, window), f"{self.name}, shuffled by seed {seed}")
 
     @checked()

@@ -47,8 +47,6 @@ def expand_or_convert(
         ConfigError: `expansion` is below 1, thresholds are needed and unknown, or groups would
             change.
     """
-    if not expansion >= 1:
-        raise ConfigError(f"expand_or_convert got expansion={expansion}; it only adds latents. Give at least 1.")
     if isinstance(dictionary, Coder):
         made: Dictionary = _coder(dictionary, expansion, nonlinearity, generator)
     elif isinstance(dictionary, ParallelCoders):

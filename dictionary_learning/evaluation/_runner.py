@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import NoneType
 from typing import Any, TypedDict
 
 import torch
@@ -119,8 +118,6 @@ def evaluate_dictionaries(
     stream = as_token_stream(text, traced.tokenizer, model=traced, fresh=True, **own)
     token_filter = token_filter or TokenFilter(exclude_ids=stream.special_ids, exclude_first=True)
     batches = _read(stream, config)
-    if not isinstance(norm_limits, (Mapping, NoneType)):
-        raise ConfigError(f"Got norm_limits={norm_limits!r}; a mapping is needed, as {{'model.layers.10': 100.0}}.")
     limits = {
         site: check(f"norm_limits[{key!r}]", limit, float)
         for key, limit in (norm_limits or {}).items()

@@ -194,6 +194,12 @@ def test_rows_in_another_order_than_the_tokens_are_refused():
         load_model(Sorted()).widths("expert:in")
 
 
+def test_a_compiled_model_has_the_sites_of_the_model():
+    model = load_model(torch.compile(tiny.model("llama")))
+    assert model.sites("_orig_mod.model.layers.1") == [Site(LAYER)] and model.layers()[1] == Site(LAYER)
+    assert torch.equal(model.capture(IDS)[LAYER], load_model(tiny.model("llama")).capture(IDS)[LAYER])
+
+
 def test_one_of_several_streams_is_named_by_its_index():
     """As in Gemma 3n, whose layers return (streams, batch, ctx, dim)."""
 

@@ -50,8 +50,6 @@ def write_report(
         ConfigError: the report is no mapping.
         UnknownNameError: a format is not known; nothing is written then.
     """
-    if not isinstance(report, Mapping):
-        raise ConfigError(f"Got a report of type {type(report).__name__}; give what evaluate_dictionaries returns.")
     cleaned = _mapped(report, lambda v: _UNPRINTABLE.sub("\ufffd", v) if isinstance(v, str) else v)
     texts = {name: RENDERERS[name](cleaned) for name in formats}
     target = Path(folder)
