@@ -104,20 +104,19 @@ class ActivationBuffer:
             seqpos_slice=seqpos_slice,
             text_column=text_column,
         )
-        rows = row_reader(data, model, submodule, config, repeat=end_of_data == "repeat")
-        self.model, self.tokens, self.sites, self.filter = rows.model, rows.stream, rows.sites, rows.filter
         self.io, self.end_of_data, self.seed, self.n_ctxs = io, end_of_data, seed, n_ctxs
-        self.ctx_len = self.tokens.ctx_len
+        self.ctx_len: int = getattr(data, "ctx_len", ctx_len)  # a stream has its own
         # at most half the buffer, so that a refill always has room for a forward pass
-        most = max(self.n_ctxs // 2, 1)
-        self.refresh_batch_size = min(refresh_batch_size, most)
-        self.out_batch_size = out_batch_size
-        self.activation_buffer_size = self.n_ctxs * self.ctx_len
-        if self.out_batch_size > self.activation_buffer_size:
+        self.refresh_batch_size = min(refresh_batch_size, max(n_ctxs // 2, 1))
+        self.out_batch_size, self.activation_buffer_size = out_batch_size, n_ctxs * self.ctx_len
+        if out_batch_size > self.activation_buffer_size:
             raise ConfigError(
                 f"A batch of out_batch_size={out_batch_size} tokens is larger than the whole buffer of n_ctxs={n_ctxs} "
                 f"contexts of ctx_len={self.ctx_len} tokens. Raise n_ctxs, or lower out_batch_size."
             )
+        dtype = None if dtype is None else storage_dtype(dtype)
+        rows = row_reader(data, model, submodule, config, repeat=end_of_data == "repeat")
+        self.model, self.tokens, self.sites, self.filter = rows.model, rows.stream, rows.sites, rows.filter
         self.widths: dict[Site, int] = self.model.widths(self.sites)
         check_width(d_submodule, self.widths)
         self._pair = io == "in_and_out" and len(self.sites) == 2 and len(set(self.widths.values())) == 1

@@ -6,6 +6,7 @@ end-to-end loss asks the batch for the model's loss.
 """
 
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
-from dictionary_learning.data import EndOfData, TokenBatch, as_token_stream
+from dictionary_learning.data import EndOfData, TokenBatch, as_source, as_token_stream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Sides, Site
@@ -115,6 +116,8 @@ class ContextStream:
         predict: bool = True,
         end_of_data: EndOfData = "stop",
     ):
+        if isinstance(data, (str, os.PathLike)):  # which may be missing: before the model is loaded
+            data = as_source(data)
         self.model, self.end_of_data = load_model(model), end_of_data
         self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)

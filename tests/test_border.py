@@ -1,6 +1,7 @@
 """Whatever is given wrongly, to a function or a command, is an error of ours that names it and says what to do."""
 
 import functools
+import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -8,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 
+from dictionary_learning import ActivationBuffer, ContextStream, trainSAE, write_cache
 from dictionary_learning._border import checked
 from dictionary_learning.cli import TRACEBACK, main
-from dictionary_learning.errors import CheckpointError, ConfigError, DictionaryLearningError, UnknownNameError
+from dictionary_learning.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DictionaryLearningError,
+    UnknownNameError,
+)
 from tests.border_cases import CALLS, SITE, Place, wrong_arguments
 from tests.border_commands import working, wrong_words
 from tests.border_faults import FAULTS
@@ -132,6 +141,26 @@ def test_fault_is_an_error_of_ours_that_says_what_to_do(place, fault):
     error = outcome(lambda: FAULTS[fault](place))
     assert isinstance(error, DictionaryLearningError), repr(error)
     assert re.search(r"[.;:,] ", str(error)), error
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"data": "nosuch.txt"}, {"dtype": "nosuch"}, {"n_ctxs": 0}, {"ctx_len": "x"}, {"out_batch_size": 10**9}],
+    ids=str,
+)
+def test_what_needs_no_model_is_checked_before_it_is_loaded(place, tmp_path, wrong):
+    given = {"data": place.texts, "model": "no/such_model", "submodule": SITE, **wrong}
+    for function in (ActivationBuffer, ContextStream, functools.partial(write_cache, tmp_path)):
+        if set(wrong) <= {*inspect.signature(function).parameters, "ctx_len"}:
+            error = outcome(functools.partial(function, **given))
+            assert isinstance(error, (ConfigError, DataError)), error
+
+
+def test_devices_and_numbers_of_numpy_may_stand_in_configs(place):
+    sizes = {"k": np.int32(4), "dict_size": np.int64(32), "lr": np.float32(1e-3), "scale_encoder": np.bool_(True)}
+    config = {"trainer": "top_k", "device": torch.device("cpu"), **sizes}
+    (made,) = trainSAE(place.activations, config, np.int64(2), device=torch.device("cpu"), progress=False)
+    assert (made.k, made.dict_size) == (4, 32)
 
 
 def test_what_an_edit_raises_is_the_callers(place):

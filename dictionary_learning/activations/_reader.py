@@ -8,6 +8,7 @@ import collections
 import copy
 import dataclasses
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dictionary_learning.activations._filters import TokenFilter, at_all_sites, norm_limit
 from dictionary_learning.config import BaseConfig
-from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source
+from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source, as_source
 from dictionary_learning.errors import DataError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Sides, Site
@@ -212,8 +213,10 @@ class RowReader(RowSource):
 
 def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, repeat: bool = False) -> RowReader:
     """Returns a reader of a model's activations; arguments are those of `ActivationBuffer`."""
-    traced = load_model(model)
     options = {name: getattr(config, name) for name in ("ctx_len", "pack", "add_special_tokens", "text_column")}
+    if isinstance(data, (str, os.PathLike)):  # which may be missing: before the model is loaded
+        data = as_source(data, text_column=options.pop("text_column"))
+    traced = load_model(model)
     end_of_data = "repeat" if repeat else "stop"
     stream = as_context_source(data, traced.tokenizer, model=traced, end_of_data=end_of_data, **options)
     rule = TokenFilter(

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from dictionary_learning.activations.cache._index import (
 )
 from dictionary_learning.activations.cache._shards import ORIGIN, generator_of, tensors_of, write_shard
 from dictionary_learning.activations.cache._store import Store
-from dictionary_learning.errors import ConfigError, DataError, SiteError
+from dictionary_learning.errors import DataError, SiteError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def write_cache(
     refresh_batch_size: int = 16,
     shard_size: int = 65_536,
     dtype: torch.dtype | str | None = None,
-    compression: str | None = None,
+    compression: Literal["zstd"] | None = None,
     seed: int = 0,
     prefetch: int | None = None,
     run_cfg: Mapping[str, Any] | None = None,
@@ -92,8 +92,7 @@ def write_cache(
         DataError: the disk is too small, no token counts, or another cache is there.
         ConfigError: an argument cannot be used.
     """
-    if compression not in (None, "zstd"):
-        raise ConfigError(f"Got compression={compression!r}; it is 'zstd' or None.")
+    dtype = None if dtype is None else storage_dtype(dtype)
     reader = row_reader(data, model, submodule, ReadingConfig.from_dict(reading))
     stored = storage_dtype(dtype or reader.model.dtype)
     settings: dict[str, Any] = {
