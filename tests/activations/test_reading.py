@@ -13,7 +13,7 @@ from dictionary_learning.activations._reader import ReadingConfig, RowReader, ro
 from dictionary_learning.activations._storage import RowStorage, from_bytes, storage_dtype, to_bytes
 from dictionary_learning.buffer import ActivationBuffer, expected_partners
 from dictionary_learning.data import TokenBatch
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError
 from tests import tiny
 
 DOCUMENTS = tiny.documents(60)
@@ -105,9 +105,9 @@ class TestPrefetcher:
             raise RuntimeError("the disk is gone")
 
         held = buffer(documents(), prefetch=1)
-        with pytest.raises(RuntimeError, match="the disk is gone"):
+        with pytest.raises(DataError, match="the disk is gone"):
             list(held)
-        with pytest.raises(RuntimeError, match="the disk is gone"):
+        with pytest.raises(DataError, match="the disk is gone"):
             held.refresh()
 
     def test_no_thread_is_left_behind(self):
