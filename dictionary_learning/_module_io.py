@@ -6,7 +6,8 @@ inputs are positional and keyword arguments. `hidden` finds the activations in a
 
 Activations have the batch first. `flat` brings them to (batch, positions, dim), and `unflat` back:
 a vector is one position, a map (batch, height, width, dim) has height * width of them, and the rows
-of a mixture of experts (batch * ctx, dim) are the tokens.
+of a mixture of experts (batch * ctx, dim) are the tokens. Of several streams (streams, batch, ctx,
+dim), as in Gemma 3n, the index chooses one, as in a tuple.
 """
 
 import copy
@@ -28,7 +29,8 @@ Channels = Literal["first", "last"]
 def hidden_or_none(value: Any, index: int = 0) -> Tensor | None:
     """Returns the tensor itself, or the first one in the n-th part of a tuple or model output."""
     if isinstance(value, Tensor):
-        return value if index == 0 else None
+        streams = value if value.ndim == 4 else ()  # (streams, batch, ctx, dim); see `flat` for the first
+        return value if index == 0 else streams[index] if index < len(streams) else None
     parts: Any = [*cast(Mapping[Any, Any], value).values()] if isinstance(value, Mapping) else value
     if isinstance(parts, (tuple, list)) and index < len(cast(Sequence[Any], parts)):
         return hidden_or_none(parts[index])
@@ -45,7 +47,9 @@ def hidden(value: Any, index: int = 0) -> Tensor:
 def with_hidden(value: Any, new: Tensor, index: int = 0) -> Any:
     """Returns a module's value with its activations replaced, in the same structure and dtype."""
     if isinstance(value, Tensor):
-        return new.to(value.dtype)
+        return (
+            torch.cat([value[:index], new[None].to(value.dtype), value[index + 1 :]]) if index else new.to(value.dtype)
+        )
     # a bare tensor in place of a tuple would be unpacked along the batch by the next module,
     # silently
     if isinstance(value, (tuple, list)):
@@ -92,6 +96,8 @@ def flat(x: Tensor, channels: Channels | None = None, ctx_len: int | None = None
         if ctx_len and x.shape[0] % ctx_len == 0:
             return torch.unflatten(x, 0, (-1, ctx_len))  # (batch * ctx, dim), as in a mixture of experts
         return x.unsqueeze(1)  # (batch, dim)
+    if ctx_len and x.ndim == 4:
+        return x[0]  # the first of several streams
     if x.ndim > 3 and channels == "first":
         return x.flatten(2).transpose(1, 2)
     return x.flatten(1, -2)
@@ -99,6 +105,8 @@ def flat(x: Tensor, channels: Channels | None = None, ctx_len: int | None = None
 
 def unflat(x: Tensor, like: Tensor, channels: Channels | None = None) -> Tensor:
     """Returns activations (batch, positions, dim) in the form of `like`: the inverse of `flat`."""
+    if like.ndim == 4 and like.shape[1:] == x.shape:
+        return torch.cat([x[None].to(like.dtype), like[1:]])
     if like.ndim > 3 and channels == "first":
         x = x.transpose(1, 2).contiguous()  # other strides mean other kernels, and other bits
     return x.reshape(like.shape)

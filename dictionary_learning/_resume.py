@@ -158,7 +158,10 @@ class RunCheckpoints:
                 return Resumed(checkpoint)
             except CheckpointError as error:
                 logger.warning("%s The one before it is tried.", error)
-        raise CheckpointError(f"There is no complete checkpoint in '{resume if resume != 'auto' else self.root}'.")
+        where = resume if resume != "auto" else self.root
+        raise CheckpointError(
+            f"There is no complete checkpoint in '{where}'. Give a run that has one, or resume='never'."
+        )
 
 
 class Resumed:

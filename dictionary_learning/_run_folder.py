@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dictionary_learning.errors import ConfigError
 
@@ -42,7 +42,7 @@ def claim_run_folder(path: str | os.PathLike[str], keep: bool = False) -> Genera
         ConfigError: the folder holds a run, unless `keep` lets it be; or another process writes
             into it, or it cannot be written.
     """
-    folder = as_folder(path)
+    folder = Path(path)
     lock = folder / LOCK
     if _read_lock(lock) == _this_process():  # the outer claim removes the lock
         yield folder
@@ -68,17 +68,6 @@ def claim_run_folder(path: str | os.PathLike[str], keep: bool = False) -> Genera
                 lock.unlink()
             if is_new:
                 folder.rmdir()  # fails unless the run ended before it wrote anything
-
-
-def as_folder(given: Any) -> Path:
-    """Returns the path of a run's folder.
-
-    Raises:
-        ConfigError: it names none; an empty path is no name of the current folder.
-    """
-    if not isinstance(given, (str, os.PathLike)) or not os.fspath(cast(Any, given)):
-        raise ConfigError(f"Got save_dir={given!r}; give the path of a folder ('.' for the current one).")
-    return Path(given)
 
 
 def new_folder(root: str | os.PathLike[str], *words: str) -> Path:

@@ -4,15 +4,15 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
+from dictionary_learning._border import check
 from dictionary_learning._resume import RunCheckpoints, StopRequest
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning._saving import exported, save_all
-from dictionary_learning._watch import ANSWERS, Answer, Patience, Watch
-from dictionary_learning.activations._reader import whole_number
+from dictionary_learning._watch import Answer, Patience, Watch
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import nonfinite_names
@@ -163,35 +163,23 @@ class RunOutput:
 
 
 def plan_of(
-    steps: Any,
-    log_steps: Any,
-    checkpoint_steps: Any,
-    backup_steps: Any,
-    save_steps: Any,
-    on_anomaly: Any = "skip",
-    patience: Any = None,
+    steps: int,
+    log_steps: int | None,
+    checkpoint_steps: int | None,
+    backup_steps: int | None,
+    save_steps: Iterable[int] | None,
+    on_anomaly: Answer = "skip",
+    patience: int | None = None,
 ) -> Plan:
     """Returns the plan of a run, from the arguments of `trainSAE`."""
-    steps = whole_number("steps", steps)
-    log_every = max(1, steps // 100) if log_steps is None else whole_number("log_steps", log_steps)
-    backup_every = None if backup_steps is None else whole_number("backup_steps", backup_steps)
-    every = None if checkpoint_steps is None else whole_number("checkpoint_steps", checkpoint_steps)
-    patience = None if patience is None else whole_number("patience", patience)
-    if on_anomaly not in ANSWERS:
-        raise ConfigError(f"Got on_anomaly={on_anomaly!r}; give one of {', '.join(map(repr, ANSWERS))}.")
-    if on_anomaly == "rollback" and not (every or backup_every):
+    if on_anomaly == "rollback" and not (checkpoint_steps or backup_steps):
         raise ConfigError("on_anomaly='rollback' returns to a checkpoint: give save_dir and checkpoint_steps.")
-    save_at = _save_steps(save_steps, steps)
-    return Plan(steps, log_every, every or backup_every, backup_every, save_at, on_anomaly, patience)
-
-
-def _save_steps(given: Any, steps: int) -> frozenset[int]:
-    if given is not None and (not isinstance(given, Iterable) or isinstance(given, str)):
-        raise ConfigError(f"Got save_steps={given!r}; give a list of steps, such as [1000, 2000].")
-    chosen = frozenset(whole_number("save_steps", step) for step in cast(Iterable[Any], () if given is None else given))
+    chosen = frozenset(check("save_steps", step, int) for step in save_steps or ())
     if chosen and max(chosen) > steps:
         raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
-    return chosen
+    log_every = log_steps or max(1, steps // 100)
+    every = checkpoint_steps or backup_steps
+    return Plan(steps, log_every, every, backup_steps, chosen, on_anomaly, patience)
 
 
 def figures_of(job: TrainingJob) -> dict[str, float]:

@@ -17,15 +17,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._origins import Origins, read_again
 from dictionary_learning.activations._prefetch import ahead
-from dictionary_learning.activations._reader import ReadingConfig, by_name, row_reader, whole_number
+from dictionary_learning.activations._reader import ReadingConfig, by_name, row_reader
 from dictionary_learning.activations._storage import RowStorage, storage_dtype
 from dictionary_learning.activations._stream import ActivationBatch, check_width, expected_partners
-from dictionary_learning.data import EndOfData, TokenBatch, check_end_of_data
-from dictionary_learning.errors import ConfigError, DataExhaustedError
+from dictionary_learning.data import EndOfData, TokenBatch
+from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.sites import Sides, Site
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         DataExhaustedError: the data ended, with `end_of_data="error"`.
     """
 
+    @checked()
     def __init__(
         self,
         data: TextLike,
@@ -79,7 +81,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         submodule: SubmodulesLike,
         d_submodule: int | None = None,
         io: Sides = "out",
-        n_ctxs: int | float = 30_000,
+        n_ctxs: int = 30_000,
         ctx_len: int = 128,
         refresh_batch_size: int = 512,
         out_batch_size: int = 8192,
@@ -97,10 +99,9 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         text_column: str = "text",
         retrace: bool = False,
     ):
-        check_end_of_data(end_of_data)
         config = ReadingConfig(
             io=io,
-            ctx_len=whole_number("ctx_len", ctx_len),
+            ctx_len=ctx_len,
             remove_bos=remove_bos,
             add_special_tokens=add_special_tokens,
             max_activation_norm_multiple=max_activation_norm_multiple,
@@ -108,21 +109,19 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             seqpos_slice=seqpos_slice,
             text_column=text_column,
         )
-        rows = row_reader(data, model, submodule, config, repeat=end_of_data == "repeat")
-        self.model, self.tokens, self.sites, self.filter = rows.model, rows.stream, rows.sites, rows.filter
-        self.io, self.end_of_data, self.seed = io, end_of_data, whole_number("seed", seed, least=-(2**63))
-        self.n_ctxs = whole_number("n_ctxs", n_ctxs)
-        self.ctx_len = self.tokens.ctx_len
+        self.io, self.end_of_data, self.seed, self.n_ctxs = io, end_of_data, seed, n_ctxs
+        self.ctx_len: int = getattr(data, "ctx_len", ctx_len)  # a stream has its own
         # at most half the buffer, so that a refill always has room for a forward pass
-        most = max(self.n_ctxs // 2, 1)
-        self.refresh_batch_size = min(whole_number("refresh_batch_size", refresh_batch_size), most)
-        self.out_batch_size = whole_number("out_batch_size", out_batch_size)
-        self.activation_buffer_size = self.n_ctxs * self.ctx_len
-        if self.out_batch_size > self.activation_buffer_size:
+        self.refresh_batch_size = min(refresh_batch_size, max(n_ctxs // 2, 1))
+        self.out_batch_size, self.activation_buffer_size = out_batch_size, n_ctxs * self.ctx_len
+        if out_batch_size > self.activation_buffer_size:
             raise ConfigError(
                 f"A batch of out_batch_size={out_batch_size} tokens is larger than the whole buffer of n_ctxs={n_ctxs} "
                 f"contexts of ctx_len={self.ctx_len} tokens. Raise n_ctxs, or lower out_batch_size."
             )
+        dtype = None if dtype is None else storage_dtype(dtype)
+        rows = row_reader(data, model, submodule, config, repeat=end_of_data == "repeat")
+        self.model, self.tokens, self.sites, self.filter = rows.model, rows.stream, rows.sites, rows.filter
         self.widths: dict[Site, int] = self.model.widths(self.sites)
         check_width(d_submodule, self.widths)
         self._pair = io == "in_and_out" and len(self.sites) == 2 and len(set(self.widths.values())) == 1
@@ -213,12 +212,13 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         """The largest norm that is included at each site; None before the first forward pass."""
         return self.reader.norm_limits
 
+    @checked()
     def reseed(self, seed: int) -> None:
         """Sets the seed of the shuffle; raises ConfigError if rows were read with another one."""
         if seed != self.seed and self._storage is not None:
             raise ConfigError(f"Got seed={seed}, and rows were read with seed={self.seed}. Build the buffer with it.")
         if self._storage is None:
-            self.seed = whole_number("seed", seed, least=-(2**63))
+            self.seed = seed
             self._generator.manual_seed(self.seed)
 
     def refresh(self) -> None:
@@ -264,12 +264,14 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         held = self._document[self._order[self._cursor :].cpu()]
         return expected_partners(held, min(self.out_batch_size, max(self.n_rows, 1)))
 
+    @checked()
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later, for estimates before training."""
         if self.n_rows < min(n, self.activation_buffer_size // 2) and not self._ended:
             self.refresh()
         return self._read(self._order[self._cursor : self._cursor + n])
 
+    @checked()
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
         """Returns the next contexts, which are then not served, or raises DataExhaustedError."""
         self._finish_refill()
@@ -324,6 +326,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             "reader": copy.deepcopy(self.reader.state_dict()),
         }
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of an equal buffer; other sites or sizes raise ConfigError."""
         rows, size, sites = state["rows"], state.get("size"), [str(site) for site in self.sites]

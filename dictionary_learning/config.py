@@ -14,10 +14,11 @@ import inspect
 import math
 import numbers
 import operator
+import os
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
@@ -32,6 +33,10 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "at_most": (operator.le, "at most"),
     "below": (operator.lt, "below"),
 }
+
+
+_WORDS: dict[Any, str] = {Mapping: "a mapping", Callable: "a function", os.PathLike: "a path"}
+_SEQUENCES = (Sequence, Iterable, Collection)
 
 
 def setting(default: T, **bounds: float) -> T:
@@ -87,7 +92,7 @@ class BaseConfig:
                 continue  # left to `resolve`
             try:
                 value = coerce(value, hints[field.name])
-                _check_range(value, field.metadata.get("bounds", {}))
+                check_range(value, field.metadata.get("bounds", {}))
             except (TypeError, ValueError) as error:
                 where = f"{type(self).__qualname__}.{field.name}"
                 raise ConfigError(f"{where} is {value!r}; it must be {error}.") from None
@@ -104,6 +109,8 @@ class BaseConfig:
     @classmethod
     def from_dict(cls: type[C], values: Mapping[str, Any]) -> C:
         """Builds the config from a mapping; a key that is no field raises UnknownNameError."""
+        if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"{cls.__qualname__} got {values!r}; give a mapping from its fields to values.")
         rules = {f.name for f in dataclasses.fields(cls) if "rule" in f.metadata}
         # JSON, TOML and the command line have lists where fields have tuples, and None where one is
         # left out
@@ -230,9 +237,13 @@ def coerce(value: Any, hint: Any) -> Any:
     Only lossless changes are made: a whole float such as 3e4 to an int, an int to a float, a list
     to a tuple, a number of numpy to one of Python.
     """
+    if isinstance(hint, TypeVar):
+        hint = hint.__bound__ or Any
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or isinstance(hint, TypeVar):
-        return value
+    if hint is Any or isinstance(hint, (str, typing.ForwardRef)):
+        return value  # what is named only, and imported nowhere, is checked where it is used
+    if hint in (int, float, bool, str) and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # of NumPy or torch
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
             try:
@@ -241,9 +252,14 @@ def coerce(value: Any, hint: Any) -> Any:
                 continue
         raise TypeError(type_name(hint))
     if origin is Literal:
-        if value in arguments:
+        if type(value) in map(type, arguments) and value in arguments:  # True is no 1, an array is equal to nothing
             return value
         raise TypeError("one of " + ", ".join(map(repr, arguments)))
+    if origin in _SEQUENCES:  # a word is no list of letters
+        if isinstance(value, (str, bytes)):
+            raise TypeError(type_name(hint))
+        if arguments[0] in (int, float) and type(value) in (list, tuple):
+            return type(value)(coerce(part, arguments[0]) for part in value)
     if hint is int and _is_number(value) and math.isfinite(value) and int(value) == value:
         return int(value)
     if hint is float and _is_number(value):
@@ -252,7 +268,7 @@ def coerce(value: Any, hint: Any) -> Any:
         return tuple(coerce(part, arguments[0] if arguments else Any) for part in cast("Iterable[Any]", value))
     if hint in (int, float) and isinstance(value, bool):
         raise TypeError(type_name(hint))
-    expected = type(None) if hint is None else (origin or hint)
+    expected = type(None) if hint is None else (origin or getattr(hint, "array_type", hint))  # of jaxtyping
     if isinstance(expected, type) and not isinstance(value, expected):
         raise TypeError(type_name(hint))
     return value
@@ -263,7 +279,7 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
-def _check_range(value: Any, bounds: Mapping[str, float]) -> None:
+def check_range(value: Any, bounds: Mapping[str, float]) -> None:
     """Raises ValueError for a number that is not finite or out of range, saying what is needed."""
     if not _is_number(value):
         return
@@ -282,11 +298,11 @@ def type_name(hint: Any) -> str:
         return " | ".join(map(str, arguments))
     if hint in (None, type(None)):
         return "None"
-    if origin is tuple:
+    if origin is tuple or origin in _SEQUENCES:
         return f"a list of {type_name(arguments[0])}" if arguments else "a list"
     if origin is type:
         return "a class"
-    return getattr(hint, "__name__", str(hint))
+    return _WORDS.get(origin or hint) or getattr(hint, "__name__", str(hint))
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ end-to-end loss asks the batch for the model's loss.
 """
 
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
-from dictionary_learning.activations._reader import whole_number
-from dictionary_learning.data import EndOfData, TokenBatch, as_token_stream
+from dictionary_learning.data import EndOfData, TokenBatch, as_source, as_token_stream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Sides, Site
@@ -100,6 +101,7 @@ class ContextStream:
         DataExhaustedError: the data ended, with `end_of_data="error"`.
     """
 
+    @checked()
     def __init__(
         self,
         data: TextLike,
@@ -114,10 +116,12 @@ class ContextStream:
         predict: bool = True,
         end_of_data: EndOfData = "stop",
     ):
+        if isinstance(data, (str, os.PathLike)):  # which may be missing: before the model is loaded
+            data = as_source(data)
         self.model, self.end_of_data = load_model(model), end_of_data
         self.sites = self.model.sites(submodule, io)
         self.widths = self.model.widths(self.sites)
-        self.batch_size, self.predict = whole_number("batch_size", batch_size), predict
+        self.batch_size, self.predict = batch_size, predict
         self.tokens = as_token_stream(
             data, self.model.tokenizer, ctx_len=ctx_len, model=self.model, end_of_data=end_of_data, pack=pack
         )
@@ -137,6 +141,7 @@ class ContextStream:
         self._ahead, self._has_served = left, True  # last, so that an interrupt loses no context
         return batch
 
+    @checked()
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later, at most those of one pass over the text.
 
@@ -161,6 +166,7 @@ class ContextStream:
         """Returns the position in the text, and the contexts that were read ahead for a sample."""
         return {"tokens": self.tokens.state_dict(), "ahead": [tuple(tokens) for tokens in self._ahead]}
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of a stream with the same arguments."""
         self.tokens.load_state_dict(state["tokens"])

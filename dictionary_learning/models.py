@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, fast_dtype
 from dictionary_learning._module_io import Channels
 from dictionary_learning._types import ModelLike
@@ -37,6 +38,7 @@ else:
     _Model = Any  # a `ModelSet` is returned as it is, and serves where only activations are needed
 
 
+@checked(wraps=ModelError)
 def load_model(
     model: ModelLike,
     *,
@@ -81,6 +83,8 @@ def load_model(
         return model  # pyright: ignore[reportReturnType]
     if isinstance(tokenizer, str):
         tokenizer = load_tokenizer(tokenizer)
+    if isinstance(remote, str) and remote != "local" and "://" not in remote:
+        raise ConfigError(f"Got remote={remote!r}; give True for NDIF, the URL of a server, or 'local'.")
     if not isinstance(model, (str, os.PathLike)):
         if remote:
             got = f"Got a {type(model).__name__} with remote={remote!r}"

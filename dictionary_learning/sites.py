@@ -75,7 +75,7 @@ class Site(_SiteFields):
             return text
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SiteError(f"Got {text!r} as a site. Write a string such as 'model.layers.10:out', or a Site.")
-        path, colon, side = text.partition(":")
+        path, colon, side = text.removeprefix("_orig_mod.").partition(":")  # of torch.compile
         _refuse_hidden_states(path)
         if not colon:
             return cls(path, default)

@@ -5,23 +5,24 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
 from dictionary_learning._provenance import RunRecord
 from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
-from dictionary_learning._run_folder import as_folder, claim_run_folder, remove_run
+from dictionary_learning._run_folder import claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, figures_of, plan_of
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning._saving import check_finite
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
-from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
@@ -39,6 +40,7 @@ from dictionary_learning.trainers._batch import ModelLoss
 logger = logging.getLogger(__name__)
 
 
+@checked()
 def trainSAE(
     data: Any,
     trainer_configs: ConfigLike | Iterable[ConfigLike],
@@ -134,12 +136,11 @@ def trainSAE(
     """
     plan = plan_of(steps, log_steps, checkpoint_steps, backup_steps, save_steps, on_anomaly, patience)
     device = as_device(device)
-    if not isinstance(autocast_dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"Got autocast_dtype={autocast_dtype!r}; give a dtype, such as torch.bfloat16.")
     if device.type == "cpu":
         keep_freed_memory()
-    run_cfg = _plain_run_cfg(run_cfg)
-    _check_loggers(loggers)
+    run_cfg = None if run_cfg is None else to_plain(run_cfg, "run_cfg")
+    if not all(isinstance(each, MetricLogger) for each in loggers):
+        raise ConfigError(f"Got loggers={loggers!r}; give a list of objects that have `log` and `close`.")
     if activations_split_by_head and transcoder:
         raise ConfigError("Got transcoder=True with activations_split_by_head=True, which are two wirings. Give one.")
     wiring = "heads" if activations_split_by_head else "transcoder" if transcoder else None
@@ -152,8 +153,7 @@ def trainSAE(
     with contextlib.ExitStack() as stack:
         checkpoints = resumed = None
         if save_dir is not None:
-            keep_last = whole_number("keep_checkpoints", keep_checkpoints)
-            checkpoints = RunCheckpoints(as_folder(save_dir), keep_last, plan.save_at)
+            checkpoints = RunCheckpoints(Path(save_dir), keep_checkpoints, plan.save_at)
             # what cannot become the folder of this run is refused before anything is computed
             stack.enter_context(claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume)))
             stack.enter_context(checkpoints)
@@ -245,19 +245,6 @@ def train_step(
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
                     job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
     return len(next(iter(batch.values())))
-
-
-def _plain_run_cfg(given: Any) -> dict[str, Any] | None:
-    plain = None if given is None else to_plain(given, "run_cfg")
-    if not isinstance(plain, dict | None):
-        raise ConfigError(f"Got run_cfg={given!r}; give a mapping of settings, such as {{'note': 'a first try'}}.")
-    return plain
-
-
-def _check_loggers(given: Any) -> None:
-    wrong = [each for each in given if not isinstance(each, MetricLogger)] if isinstance(given, Sequence) else given
-    if wrong or not isinstance(given, Sequence):
-        raise ConfigError(f"Got loggers={given!r}; give a list of objects that have `log` and `close`.")
 
 
 def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:

@@ -211,7 +211,8 @@ def test_calls_from_the_entry_to_the_product_are_those_of_the_page():
         if event == "c_call" and function.__name__ in ("linear", "matmul", "mm", "addmm", "baddbmm"):
             calls = []
             while frame is not None:
-                if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+                file = Path(frame.f_code.co_filename)
+                if file.is_relative_to(PACKAGE) and file.name != "_border.py":  # which calls a function once checked
                     calls.append((frame.f_code.co_name, Path(frame.f_code.co_filename).relative_to(PACKAGE).as_posix()))
                 frame = frame.f_back
             found.append(calls[::-1])

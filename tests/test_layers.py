@@ -10,6 +10,7 @@ LAYERS = [
     {"errors", "_lazy", "_types"},
     {"_plain"},
     {"config", "latents", "sites", "hardware", "disk", "_run_folder"},
+    {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},
     {"capture"},
     {"models"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dictionary_learning import load_dictionary, trainSAE
-from dictionary_learning.errors import ConfigError, DictionaryLearningError, DivergenceError
+from dictionary_learning.errors import ConfigError, DataError, DictionaryLearningError, DivergenceError
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers._spikes import LossGuard
 from tests.contracts.test_paths import METHODS, options_of
@@ -226,10 +226,10 @@ class Fails:
     "error", [ValueError("odd"), OSError("gone"), RuntimeError("CUDA out of memory"), MemoryError()]
 )
 def test_data_that_raise_cost_no_dictionary(error, tmp_path, caplog):
-    with pytest.raises(type(error)):
+    with pytest.raises(DataError) as raised:
         run(Fails(error), steps=50, save_dir=tmp_path)
     assert load_dictionary(tmp_path / "trainer_0").info.config["trained"] == {"step": 40, "steps": 50}
-    assert "the dictionaries as they are were saved" in caplog.text
+    assert raised.value.__cause__ is error and "the dictionaries as they are were saved" in caplog.text
 
 
 def test_a_step_that_raises_costs_no_dictionary(tmp_path, monkeypatch):

@@ -359,7 +359,7 @@ def unchecked():
 
 @pytest.mark.parametrize("resume", [True, None, "", 5])
 def test_resume_wants_a_word_or_a_path(unchecked, tmp_path, resume):
-    with pytest.raises(ConfigError, match="'never', 'auto', or the path"):
+    with pytest.raises(ConfigError, match="Got resume="):
         run_of(tmp_path / "run", resume=resume)
     assert not (tmp_path / "run").exists()
 
@@ -386,7 +386,7 @@ def test_what_may_change_must_be_known(tmp_path):
     run_of(tmp_path, checkpoint_steps=4, steps=8)
     with pytest.raises(ConfigError, match="Did you mean 'steps'"):
         run_of(tmp_path, resume="auto", allow_changed=["stepz"])
-    with pytest.raises(ConfigError, match="give a list"):
+    with pytest.raises(ConfigError, match="a list of str"):
         run_of(tmp_path, resume="auto", allow_changed="steps")
     run_of(tmp_path, resume="auto", allow_changed=iter(["steps", "decay_start", "warmup_steps"]))
 

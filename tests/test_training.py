@@ -260,10 +260,10 @@ def unchecked():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"run_cfg": "abc"}, "give a mapping"),
-        ({"run_cfg": [1, 2]}, "give a mapping"),
-        ({"run_cfg": 5}, "give a mapping"),
-        ({"loggers": 5}, "give a list"),
+        ({"run_cfg": "abc"}, "a mapping"),
+        ({"run_cfg": [1, 2]}, "a mapping"),
+        ({"run_cfg": 5}, "a mapping"),
+        ({"loggers": 5}, "a list"),
         ({"loggers": [print]}, "`log` and `close`"),
         ({"save_dir": ""}, "save_dir=''"),
         ({"save_dir": 5}, "save_dir=5"),
@@ -284,7 +284,7 @@ def test_bad_argument_is_refused_before_any_data_are_read(unchecked, options, sa
 
 
 def test_a_single_logger_is_refused(unchecked):
-    with pytest.raises(ConfigError, match="give a list"):
+    with pytest.raises(ConfigError, match="a list"):
         train(loggers=Failing(None))
 
 

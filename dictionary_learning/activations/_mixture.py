@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning._border import checked, short
 from dictionary_learning.activations._stream import ActivationBatch
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
 
 
@@ -25,9 +26,10 @@ class ActivationMixture:
         ConfigError: sites or widths differ, or a share has no row.
     """
 
+    @checked()
     def __init__(self, sources: Sequence[Any], weights: Sequence[float] | None = None, out_batch_size: int = 8192):
-        if not sources:
-            raise ConfigError("Got no sources to mix. Give two or more.")
+        if not sources or not all(hasattr(source, "widths") for source in sources):
+            raise ConfigError(f"Got sources={short(sources)}; give two or more buffers or caches to mix.")
         weights = [1.0] * len(sources) if weights is None else list(weights)
         if len(weights) != len(sources) or min(weights) <= 0:
             raise ConfigError(f"Got the weights {weights} for {len(sources)} sources; each needs one above 0.")
@@ -81,6 +83,7 @@ class ActivationMixture:
         held = [{str(site): x for site, x in rows.items()} for rows in self._held]
         return {"sources": [source.state_dict() for source in self.sources], "left": held}
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of a mixture with the same arguments."""
         for source, its_state in zip(self.sources, state["sources"], strict=True):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dictionary_learning.activations._reader import RowReader, Rows, RowSource, whole_number
+from dictionary_learning.activations._reader import RowReader, Rows, RowSource
 from dictionary_learning.errors import ConfigError
 
 _POLL = 0.2  # seconds after which a waiting thread checks whether it should stop
@@ -58,7 +58,7 @@ class Prefetcher(RowSource):
     """
 
     def __init__(self, reader: RowSource, n_contexts: int, depth: int = 1):
-        self._reader, self._n_contexts, self._depth = reader, n_contexts, whole_number("prefetch", depth)
+        self._reader, self._n_contexts, self._depth = reader, n_contexts, depth
         self.sites, self.name = reader.sites, reader.name
         self._reset()
 
@@ -139,7 +139,7 @@ def _prefetcher(reader: RowSource, n_contexts: int, depth: int, state: dict[str,
 
 def ahead(reader: RowReader, n_contexts: int, prefetch: int | None) -> RowSource:
     """Returns a reader that is `prefetch` forward passes ahead; by default 1 on a GPU, else 0."""
-    depth = int(reader.model.device.type == "cuda") if prefetch is None else whole_number("prefetch", prefetch, 0)
+    depth = int(reader.model.device.type == "cuda") if prefetch is None else prefetch
     return Prefetcher(reader, n_contexts, depth) if depth else reader
 
 

@@ -8,7 +8,7 @@ import collections
 import copy
 import dataclasses
 import logging
-import operator
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.activations._filters import TokenFilter, at_all_sites, norm_limit
-from dictionary_learning.config import BaseConfig, coerce
-from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.config import BaseConfig
+from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source, as_source
+from dictionary_learning.errors import DataError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Sides, Site
 
@@ -213,8 +213,10 @@ class RowReader(RowSource):
 
 def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, repeat: bool = False) -> RowReader:
     """Returns a reader of a model's activations; arguments are those of `ActivationBuffer`."""
-    traced = load_model(model)
     options = {name: getattr(config, name) for name in ("ctx_len", "pack", "add_special_tokens", "text_column")}
+    if isinstance(data, (str, os.PathLike)):  # which may be missing: before the model is loaded
+        data = as_source(data, text_column=options.pop("text_column"))
+    traced = load_model(model)
     end_of_data = "repeat" if repeat else "stop"
     stream = as_context_source(data, traced.tokenizer, model=traced, end_of_data=end_of_data, **options)
     rule = TokenFilter(
@@ -231,19 +233,6 @@ def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, 
 def by_name(limits: Mapping[Site, float] | None) -> dict[str, float]:
     """Returns values of sites with the sites' names as keys, for plain data."""
     return {str(site): limit for site, limit in (limits or {}).items()}
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """Returns a setting as an integer."""
-    try:
-        # integers of NumPy have an index, and floats such as 3e4 may be whole
-        has_index = hasattr(value, "__index__") and not isinstance(value, bool)
-        whole: int = operator.index(value) if has_index else coerce(value, int)
-    except TypeError:
-        raise ConfigError(f"Got {name}={value!r}; it must be a whole number.") from None
-    if whole < least:
-        raise ConfigError(f"Got {name}={value!r}; it must be at least {least}.")
-    return whole
 
 
 def _as_tokens(inputs: Any, attention_mask: Tensor | None, shape: torch.Size) -> TokenBatch:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._border import is_foreign, said
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
 
@@ -117,7 +118,13 @@ class ActivationStream:
         return self._ahead
 
     def _read(self) -> ActivationBatch:
-        given: Any = next(self._batches)
+        try:
+            given: Any = next(self._batches)
+        except Exception as error:
+            if not is_foreign(error):
+                raise
+            message = f"The data failed after {self._n_served + len(self._ahead)} batches: {said(error)}"
+            raise DataError(f"{message} Check what makes them.") from error
         batch: Any = self._by_site(given) if isinstance(given, Tensor) else given
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(
@@ -132,7 +139,7 @@ class ActivationStream:
 
     def _check(self, batch: Mapping[Site, Any]) -> None:
         for site, x in batch.items():
-            dense = isinstance(x, Tensor) and x.layout is torch.strided
+            dense = isinstance(x, Tensor) and x.layout is torch.strided and not x.is_meta
             if not dense or x.ndim != 2 or not x.is_floating_point():
                 got = f"{tuple(x.shape)} of {x.dtype}" if dense else f"a {getattr(x, 'layout', type(x).__name__)}"
                 raise DataError(f"The batch for '{site}' is {got}; a floating-point tensor (batch, dim) is needed.")

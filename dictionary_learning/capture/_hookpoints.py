@@ -45,8 +45,6 @@ def layer_paths(module: nn.Module, name: str, layers: Sequence[int] | None = Non
         SiteError: the model has no list of modules; a number is not that of a layer; or layers and
             a stride are given.
     """
-    if layer_stride < 1:
-        raise SiteError(f"Got layer_stride={layer_stride}; it must be at least 1. Write 2 for every second layer.")
     if layers and layer_stride != 1:
         raise SiteError(f"Got layers={list(layers)} and layer_stride={layer_stride}; give one of the two.")
     lists: dict[str, nn.ModuleList] = {}

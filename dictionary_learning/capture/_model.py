@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dictionary_learning._border import as_tokenizer, checked
 from dictionary_learning._module_io import Channels, device_of
 from dictionary_learning._types import SitesLike, SubmodulesLike
 from dictionary_learning.capture._hookpoints import EMBEDDING, embedding_path, head_shape, heads_site, layer_paths
@@ -47,6 +48,7 @@ class TracedModel:
         tracer: what traces the model, if it is not traced here.
     """
 
+    @checked()
     def __init__(
         self,
         module: nn.Module,
@@ -58,7 +60,8 @@ class TracedModel:
         channels: Channels | None = None,
         tracer: RemoteTracer | None = None,
     ):
-        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor holds a tokenizer
+        module = getattr(module, "_orig_mod", module)  # of torch.compile, whose prefix no other name would match
+        self.tokenizer = as_tokenizer(tokenizer)
         self.name = name or getattr(module, "name_or_path", "") or type(module).__name__
         self.revision = revision or getattr(getattr(module, "config", None), "_commit_hash", None)
         self.channels: Channels | None = channels
@@ -148,6 +151,7 @@ class TracedModel:
             )
         return not any(differs)
 
+    @checked()
     def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
         """Returns sites by strings and patterns, modules of the model, or a list of these.
 
@@ -171,6 +175,7 @@ class TracedModel:
             found = [Site(site.path, each, call=site.call) for site in found for each in ("in", "out")]
         return list(dict.fromkeys(found))
 
+    @checked()
     def layers(self, layers: Sequence[int] | None = None, layer_stride: int = 1, *, side: Sides = "out") -> list[Site]:
         """Returns the sites of the layers, in order: by default the residual stream after each.
 
@@ -189,6 +194,7 @@ class TracedModel:
         """The most tokens in a context, if the model's config tells."""
         return self._builder.longest_context
 
+    @checked()
     def n_heads(self, site: Site | str) -> int:
         """Returns the number of attention heads at a site that is as wide as all heads together.
 
@@ -207,6 +213,7 @@ class TracedModel:
             )
         return n_heads
 
+    @checked()
     def widths(self, sites: SitesLike) -> SiteDict[int]:
         """Returns the width of each site, found by a forward pass over two tokens or one example.
 
@@ -218,6 +225,7 @@ class TracedModel:
         with self._exclusive():
             return SiteDict({site: self._probe.size(place)[1] for site, place in self._resolve(sites).items()})
 
+    @checked()
     def positions(self, sites: SitesLike) -> int:
         """Returns the positions of one example at the sites: image patches, tokens of the probe.
 
@@ -231,6 +239,7 @@ class TracedModel:
             raise SiteError(f"The sites have different numbers of positions ({listed}). Read them one at a time.")
         return next(iter(found.values()))
 
+    @checked()
     def capture(
         self, inputs: InputsLike, attention_mask: MaskLike | None = None, sites: SitesLike | None = None
     ) -> SiteDict[Float[Tensor, "batch positions dim"]]:
@@ -265,6 +274,7 @@ class TracedModel:
                 )
         return SiteDict({site: found[call] for site, call in calls.items()})
 
+    @checked()
     def run(
         self,
         inputs: InputsLike,

@@ -179,11 +179,8 @@ class Probe:
         lead = None if shape is None else tuple(shape[:-1])
         if shape is not None and (lead == (1, n) or (lead == (n,) and self._rows_are_tokens(site))):
             return shape
-        if shape is not None and len(shape) == 4 and tuple(shape[1:3]) == (1, n):
-            raise SiteError(
-                f"Site '{site}' has {tuple(shape)} for one text of {n} tokens: {shape[0]} streams of activations, as "
-                "in Gemma 3n. Name a module that has one of them, such as the layer's '.self_attn:in' or '.mlp'."
-            )
+        if shape is not None and len(shape) == 4 and shape[0] > 1 and tuple(shape[1:3]) == (1, n):
+            return shape[1:]  # several streams, as in Gemma 3n, of which this is the first
         needed = f"one text of {n} tokens; (1, {n}, dim) is needed, or rows (tokens, dim) in the order of the text"
         raise _no_activations(site, shape, needed)
 

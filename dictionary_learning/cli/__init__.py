@@ -12,8 +12,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from dictionary_learning._border import said
 from dictionary_learning._run_folder import COMMAND
-from dictionary_learning.cli._arguments import IMPORT, Parser, config_parser, without
+from dictionary_learning.cli._arguments import IMPORT, TRACEBACK, Parser, config_parser, without
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,12 @@ STOPPED = 75
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    It is 2 for an error that the user can correct, of which one line is logged, and 75 for a run
+    It is 2 for an error, of which one line is logged, or with `--traceback` all; and 75 for a run
     that was stopped and can be resumed.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [word for word in given if word != TRACEBACK]
+    whole = len(arguments) < len(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -55,8 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (DictionaryLearningError, OSError) as error:
-        logger.error("%s: %s", type(error).__name__, error)
+    except DictionaryLearningError as error:
+        logger.error("%s: %s", type(error).__name__, " ".join(str(error).split()), exc_info=whole)
+        return 2
+    except Exception as error:  # of another package, or a fault of this one
+        failed = f"{' '.join(arguments[:1])} failed: {said(error)} {TRACEBACK} shows where."
+        logger.error(failed, exc_info=whole)
         return 2
     except Interrupted as error:
         logger.error("%s The command is:\n  %s", error, _resuming(arguments, error.folder))

@@ -3,33 +3,32 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
-from dictionary_learning.config import BaseConfig, coerce, field_docs, field_types, type_name
+from dictionary_learning._border import BOUNDS, check
+from dictionary_learning.config import BaseConfig, check_range, coerce, field_docs, field_types, type_name
 from dictionary_learning.errors import ConfigError, did_you_mean
+from dictionary_learning.sites import parse_sites
 
 C = TypeVar("C", bound=BaseConfig)
 
 IMPORT = "--import"
 """The option that every command has: a module to import before the others are read."""
+TRACEBACK = "--traceback"
+"""The option that every command has: shows where an error came from."""
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_LEAST = {
-    **dict.fromkeys(("n_tokens", "n_eval_tokens", "batch_size", "ctx_len", "n_ctxs", "shard_size"), 1),
-    **dict.fromkeys(("refresh_batch_size", "layer_stride", "max_examples", "log_steps", "save_steps"), 1),
-    "n_fidelity_tokens": 0,
-    "held_out_every": 2,
-}
-"""The least value of every count that a command takes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommandArguments(BaseConfig):
-    """The arguments of a command, each an option; empty words and too low counts are refused.
+    """The arguments of a command, each an option; empty words and numbers out of range are refused.
 
     The docstring of a command's class is what its --help says of it.
     """
@@ -40,12 +39,20 @@ class CommandArguments(BaseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), _LEAST.get(field.name)
+            value: Any = getattr(self, field.name)
             for number in value if isinstance(value, tuple) else (value,):
                 if number == "":
                     raise ConfigError(f"Got an empty {option_of(field.name)}. Give a value, or leave it out.")
-                if least is not None and number is not None and number < least:
-                    raise ConfigError(f"Got {option_of(field.name)} {number}; it must be at least {least}.")
+                try:
+                    check_range(number, BOUNDS.get(field.name, {}))
+                except ValueError as error:
+                    raise ConfigError(f"Got {option_of(field.name)} {number}; it must be {error}.") from None
+            if field.name == "device":
+                check(field.name, value, Any)
+            if field.name in ("sites", "target_sites") and isinstance(value, tuple):
+                parse_sites(value)
+            if field.name in ("save_dir", "out", "destination") and value and Path(str(value)).is_file():
+                raise ConfigError(f"Got {option_of(field.name)} {value}, which is a file. Give a folder.")
 
     def run(self) -> int | None:
         """Runs the command; returns its exit status, where that is not 0."""
@@ -61,7 +68,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str | None = None, **options: Any):
         about = (
-            f"{IMPORT} MODULE imports a module first: trainers and nonlinearities that it registers are known by name."
+            f"{IMPORT} MODULE imports a module first: trainers and nonlinearities that it registers are known by name. "
+            f"{TRACEBACK} shows where an error came from."
         )
         prog = f"dictionary-learning {command}".strip()
         super().__init__(prog=prog, description=description, epilog=about, allow_abbrev=False, **options)
@@ -141,7 +149,10 @@ def add_config(
         item = typing.get_args(hint)[0] if is_list else hint
         has_default = field.default is not dataclasses.MISSING
         default = field.default if defaults is None else getattr(defaults, field.name)
-        options: dict[str, Any] = {"type": _reader(item), "help": docs.get(field.name, "").replace("%", "%%")}
+        options: dict[str, Any] = {
+            "type": functools.partial(_read, item),
+            "help": docs.get(field.name, "").replace("%", "%%"),
+        }
         if has_default:
             options["default"] = [default] if several else default
         if field.name in positional:
@@ -211,16 +222,12 @@ def _with_dashes(option: str) -> str:
     return option.replace("_", "-")
 
 
-def _reader(hint: Any) -> Callable[[str], Any]:
-    """Returns a function that reads a value of a type from a word."""
-
-    def read(word: str) -> Any:
-        try:
-            return _value(word, hint)
-        except (TypeError, ValueError) as error:
-            raise argparse.ArgumentTypeError(f"{word!r} is not {type_name(hint)}") from error
-
-    return read
+def _read(hint: Any, word: str) -> Any:
+    """Returns what a word stands for in a type, for argparse."""
+    try:
+        return _value(word, hint)
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{word!r} is not {type_name(hint)}") from error
 
 
 def _value(word: str, hint: Any) -> Any:

@@ -34,7 +34,7 @@ class DataArguments(CommandArguments):
     """The most documents to read; by default all."""
     shuffle_seed: int | None = None
     """Seed of a random order of the documents; by default their own order."""
-    token_dtype: str = "uint16"
+    token_dtype: Literal["uint16", "uint32", "int32", "int64", "uint8"] = "uint16"
     """The type of the token ids in a .bin file."""
     separator_id: int | None = None
     """The token id that ends each document of a .bin or .npy file."""

@@ -162,7 +162,7 @@ def method_of(trainer: str | None, recipe: str | None) -> Method:
     from dictionary_learning.trainers.recipes import RECIPES
 
     if recipe is None:
-        name = trainer or _TRAINER
+        name = _TRAINER if trainer is None else trainer
         return Method(name, TRAINERS[name])
     config = RECIPES[recipe]()
     if trainer is not None and TRAINERS[trainer] is not config.trainer_class:

@@ -6,11 +6,12 @@ alone by `evaluate_activations`.
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dictionary_learning._border import checked, short
 from dictionary_learning._hardware import as_device
 from dictionary_learning._types import TextLike
 from dictionary_learning.activations._filters import TokenFilter
@@ -18,7 +19,7 @@ from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, as_token_stream
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._metrics import FidelityMetric, recovered
 from dictionary_learning.evaluation._on_activations import evaluate_activations, scale_of_batch
 from dictionary_learning.interventions import ablate, graft
@@ -29,13 +30,14 @@ _CONTEXTS = 8
 """Contexts of which the logits are in memory at a time."""
 
 
+@checked()
 @torch.no_grad()
 def evaluate(
     dictionary: Dictionary,
     activations: Iterable[Tensor | Mapping[Site, Tensor]],
     max_len: int = 128,
     batch_size: int = 128,
-    io: str = "out",
+    io: Literal["in", "out", "in_and_out"] = "out",
     normalize_batch: bool = False,
     tracer_args: dict[str, Any] | None = None,
     device: torch.device | str | None = None,
@@ -83,6 +85,7 @@ def evaluate(
     return metrics
 
 
+@checked()
 @torch.no_grad()
 def loss_recovered(
     text: TextLike | TokenBatch,
@@ -91,7 +94,7 @@ def loss_recovered(
     dictionary: Dictionary,
     max_len: int | None = None,
     normalize_batch: bool = False,
-    io: str = "out",
+    io: Literal["in", "out", "in_and_out"] = "out",
     tracer_args: dict[str, Any] | None = None,
 ) -> tuple[float, float, float]:
     """Returns the model's cross-entropy as it is, with the dictionary spliced in, and with zeros.
@@ -117,6 +120,8 @@ def loss_recovered(
         special_ids, batches = stream.special_ids, stream.batches(_CONTEXTS)
     token_filter = TokenFilter(exclude_ids=special_ids, exclude_first=True)
     clean, spliced, zero = _losses(traced, site, dictionary, batches, token_filter, normalize_batch)
+    if not clean.n:
+        raise DataError(f"Got text={short(text)}, in which no token is predicted from another. Give more text.")
     return clean.ce, spliced.ce, zero.ce
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.data._reading import Reader
 from dictionary_learning.errors import DataError, did_you_mean
 
@@ -23,15 +24,15 @@ _N_INSPECTED = 8  # documents that are inspected for a common length and a commo
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Chat:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chat(BaseConfig):
     """How a conversation is rendered; by default with the tokenizer's chat template."""
 
     template: str | None = None
     """A Jinja template that replaces the tokenizer's own."""
     system_prompt: str | None = None
     """Text that is removed from the rendered conversation."""
-    removal_frequency: float = 1.0
+    removal_frequency: float = setting(1.0, at_least=0, at_most=1)
     """The fraction of conversations from which `system_prompt` is removed."""
     seed: int = 0
     """The seed that selects these conversations."""

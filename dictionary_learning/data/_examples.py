@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from dictionary_learning._border import checked, is_foreign, said
 from dictionary_learning.data._reading import MapReader, Mark, Reader, SequentialReader
 from dictionary_learning.data._source import Source
 from dictionary_learning.errors import ConfigError, DataError
@@ -109,7 +110,13 @@ class ExampleStream:
         examples = list(itertools.islice(self.source, n))
         if not examples:
             return None
-        made = self.collate(examples)
+        try:
+            made = self.collate(examples)
+        except Exception as error:
+            if not is_foreign(error):
+                raise
+            message = f"`collate` failed on {len(examples)} examples of {self.source.name}: {said(error)}"
+            raise DataError(f"{message} Give examples of one size, such as images, or one in a batch.") from error
         inputs = (made,) if isinstance(made, Tensor) else dict(made) if isinstance(made, Mapping) else made
         values = list(inputs.values()) if isinstance(inputs, dict) else inputs
         is_several = isinstance(values, (list, tuple))
@@ -139,6 +146,7 @@ class ExampleStream:
         """Returns the position as plain data."""
         return self.source.state_dict()
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position; see `Source.load_state_dict`."""
         # states of older versions have no mark, which is the position anyway

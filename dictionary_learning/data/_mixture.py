@@ -3,12 +3,13 @@
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from dictionary_learning._border import checked
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import BadDocument, Tokenized
 from dictionary_learning.data._reading import Mark, Reader, hold_out
-from dictionary_learning.data._source import Source, check_choice
+from dictionary_learning.data._source import Source
 from dictionary_learning.data._text import as_source
 from dictionary_learning.errors import ConfigError, DataError
 
@@ -74,6 +75,7 @@ def _(reader: MixtureReader, every: int) -> tuple[Reader, Reader]:
     return rest, held
 
 
+@checked()
 def mix(
     sources: Sequence[TextLike],
     weights: Sequence[float] | None = None,
@@ -102,7 +104,6 @@ def mix(
             f"Got {len(parts)} sources with the weights {shares}; a mixture needs sources, and a weight above 0 for "
             "each."
         )
-    check_choice("exhausted", exhausted, get_args(Exhausted))
     once = [part.name for part in parts if not part.repeatable]
     if exhausted == "restart" and once:
         raise ConfigError(f"{once[0]} can be read only once, so it cannot be restarted. Set exhausted='continue'.")

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning._border import checked
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import RUNS_COLUMN
 from dictionary_learning.data._hub import save_with_metadata, write_rows
@@ -26,6 +27,7 @@ _ROWS_AT_ONCE = 256
 _VERSION = 1
 
 
+@checked(wraps=DataError)
 def pretokenize(
     data: TextLike,
     tokenizer: Any,

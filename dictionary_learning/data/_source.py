@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, get_args
 
+from dictionary_learning._border import checked, is_foreign, said
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
-from dictionary_learning.data._retrying import wait_or_raise
+from dictionary_learning.data._retrying import is_transient, wait_or_raise
 from dictionary_learning.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -83,11 +84,15 @@ class Source:
                 # the next call must go on at this document, and not report the end
                 self._is_broken = not (self.repeatable or isinstance(error, DataError))
                 self._documents = None if self.repeatable else self._documents
-                if not self.repeatable or not isinstance(error, Exception):
+                what = f"Document {self.position} of {self.name}"
+                if self.repeatable and isinstance(error, Exception) and is_transient(error):
+                    n_failed += 1
+                    wait_or_raise(error, n_failed, what)
+                    continue
+                if not isinstance(error, Exception) or not is_foreign(error):
                     raise
-                n_failed += 1
-                wait_or_raise(error, n_failed, f"Document {self.position} of {self.name}")
-                continue
+                message = f"{what} cannot be read: {said(error)} Check the data, and what makes them."
+                raise DataError(message) from error
             self._mark = mark
             self.position += 1
             if not isinstance(document, BadDocument):
@@ -107,6 +112,7 @@ class Source:
         self._require_repeatable("read from its beginning")
         return self._derive(self.reader, self.name)
 
+    @checked()
     def hold_out(self, every: int) -> tuple["Source", "Source"]:
         """Returns the documents for training, and every n-th one, starting with the first.
 
@@ -127,6 +133,7 @@ class Source:
             self._derive(held, f"every {every}th document of {self.name}"),
         )
 
+    @checked()
     def shuffled(self, seed: int, window: int = 10_000) -> "Source":
         """Returns the documents in a random order, a new one in each pass.
 
@@ -136,10 +143,9 @@ class Source:
         Raises:
             ConfigError: The window is empty.
         """
-        if window < 1:
-            raise ConfigError(f"Got a window of {window} documents to shuffle; it must be at least 1.")
         return self._derive(shuffle(self.reader, seed, window), f"{self.name}, shuffled by seed {seed}")
 
+    @checked()
     def first(self, n: int) -> "Source":
         """Returns the first n documents, bad ones included.
 
@@ -155,6 +161,7 @@ class Source:
         place = {"position": self.position, "epoch": self.epoch, "mark": self._mark}
         return {"name": self.name, **place, "skipped": self.n_skipped}
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position: the next document is the one that would have followed.
 

@@ -4,6 +4,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import nn
 
+from dictionary_learning._border import checked
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._source import check_choice
 from dictionary_learning.data._text import as_source
@@ -45,6 +46,7 @@ class ContextSource(Protocol):
         """Resumes from a saved state."""
 
 
+@checked()
 def as_context_source(
     data: TextLike,
     tokenizer: Any,
@@ -71,7 +73,6 @@ def as_context_source(
         ConfigError: The data is to be repeated, and can be read only once; or it is a stream with
             other settings.
     """
-    check_end_of_data(end_of_data)
     # `take` alone does not make a stream: data sets have it too
     if isinstance(data, ContextSource):
         stream: ContextSource = data
@@ -92,6 +93,7 @@ def as_context_source(
     return stream
 
 
+@checked()
 def as_token_stream(data: TextLike, tokenizer: Any, *, ctx_len: int, **options: Any) -> TokenStream:
     """Returns the contexts of text, conversations or token ids; see `as_context_source`.
 

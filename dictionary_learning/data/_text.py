@@ -5,11 +5,12 @@ import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning._plain import to_plain
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import (
@@ -27,6 +28,7 @@ from dictionary_learning.data._source import OnBadDocument, Source
 from dictionary_learning.errors import ConfigError, DataError, check_own
 
 
+@checked(wraps=DataError)
 def as_source(
     data: TextLike,
     *,
@@ -39,7 +41,7 @@ def as_source(
     shuffle_seed: int | None = None,
     shuffle_buffer: int = 10_000,
     chat: Chat | None = None,
-    dtype: str = "uint16",
+    dtype: Literal["uint16", "uint32", "int32", "int64", "uint8"] = "uint16",
     row_len: int = 2048,
     separator_id: int | None = None,
     on_bad_document: OnBadDocument = "error",
@@ -105,6 +107,7 @@ as_text_source = as_source
 """An older name of `as_source`."""
 
 
+@checked(wraps=DataError)
 def file_source(path: str | os.PathLike[str], text_column: str = "text") -> Source:
     """Returns the documents of a file; see `as_source`."""
     return Source(*files_reader(str(path), ReadOptions(text_column)))

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
+from dictionary_learning._border import as_tokenizer, checked
 from dictionary_learning.data._packing import PackedContexts
 from dictionary_learning.data._padding import Framing, PaddedContexts, ReadyContexts
-from dictionary_learning.data._source import EpochReader, Source, check_choice
+from dictionary_learning.data._source import EpochReader, Source
 from dictionary_learning.data._token_batch import Row, TokenBatch, collate
 from dictionary_learning.data._tokenizing import (
     NO_TOKENIZER,
@@ -58,6 +59,7 @@ class TokenStream:
             other.
     """
 
+    @checked()
     def __init__(
         self,
         source: Source,
@@ -75,15 +77,13 @@ class TokenStream:
         vocab_size: int | None = None,
         n_embeddings: int | None = None,
     ):
+        tokenizer = as_tokenizer(tokenizer)
         if tokenizer is None and source.tokenized is None:
             raise DataError(NO_TOKENIZER)
         if ctx_len < 2:
             raise ConfigError(f"Got ctx_len={ctx_len}; a context needs at least 2 tokens.")
         if not pack and separator not in ("auto", None):
             raise ConfigError(f"Got separator={separator!r} with pack=False; only packed documents are separated.")
-        check_choice("padding_side", padding_side, (None, "left", "right"))
-        check_choice("long_documents", long_documents, ("cut", "split"))
-        check_choice("rows", rows, ("auto", "contexts", "documents"))
         check_tokenizer(source, tokenizer)
         self.source, self.tokenizer, self.ctx_len, self.pack = source, tokenizer, ctx_len, pack
         self.add_special_tokens, self._bos_policy = add_special_tokens, bos
@@ -93,6 +93,8 @@ class TokenStream:
         )
         self.padding_side = padding_side or ("right" if pack or tokenizer is None else tokenizer.padding_side)
         self.n_embeddings, self._vocab_size = n_embeddings, vocab_size
+        if isinstance(separator, int) and self.vocab_size is not None and not 0 <= separator < self.vocab_size:
+            raise ConfigError(f"Got separator={separator}; the vocabulary has the ids 0 to {self.vocab_size - 1}.")
         self._documents = EpochReader(source, epochs, lambda: self.vocab_size)
         self._contexts = self._context_maker(rows)
         self._before: dict[str, Any] | None = None  # the state before a call that has not returned
@@ -179,6 +181,7 @@ class TokenStream:
             return self._before
         return {**self._documents.state_dict(), "contexts": self._contexts.state_dict(), "rule": self._rule()}
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position.
 

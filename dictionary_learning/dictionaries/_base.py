@@ -10,6 +10,7 @@ from einops import pack, unpack
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dictionary_learning._border import short
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries._info import DictionaryInfo
 from dictionary_learning.errors import CheckpointError, ConfigError
@@ -82,6 +83,7 @@ class Dictionary(nn.Module, ABC):
 
     def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
         """Returns x_hat, or (x_hat, latents) with `output_features`."""
+        self.check_width(x)
         if output_features:
             latents = self.encode(x)
             return self.decode(latents), latents
@@ -148,15 +150,18 @@ class Dictionary(nn.Module, ABC):
         """Dtype of the parameters."""
         return next(self.parameters()).dtype
 
-    def check_width(self, x: Tensor) -> None:
-        """Checks the width of the inputs.
+    def check_width(self, x: Any, width: int | None = None, what: str = "activations") -> None:
+        """Checks the width of the inputs, or of latents.
 
         Raises:
-            ConfigError: The activations have another width.
+            ConfigError: They have another width, or are no dense tensor.
         """
-        if x.shape[-1] != self.activation_dim:
+        width = self.activation_dim if width is None else width
+        if not isinstance(x, Tensor) or x.layout is not torch.strided or not x.ndim:
+            raise ConfigError(f"Got {short(x)} as {what}; give a dense tensor (..., {width}).")
+        if x.shape[-1] != width:
             raise ConfigError(
-                f"Got activations of width {x.shape[-1]}; this dictionary takes width {self.activation_dim}. "
+                f"Got {what} of width {x.shape[-1]}; this dictionary takes width {width}. "
                 "Check that they come from the site that it was trained on."
             )
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries._coder import Coder
 from dictionary_learning.dictionaries._conversion import rebuild_like
 from dictionary_learning.dictionaries._parallel_coders import ParallelCoders
@@ -30,6 +31,7 @@ _CLEAR = 1 + 2.0**-11
 """A latent that never fired gets a threshold 2^-12 above its largest pre-activation."""
 
 
+@checked()
 @torch.no_grad()
 def calibrate(
     dictionary: D,
@@ -68,15 +70,10 @@ def calibrate(
             impossible.
         DataError: The activations end before n_tokens.
     """
-    is_trainable = isinstance(dictionary, Trainable)  # pyright: ignore[reportUnnecessaryIsInstance]
-    if not is_trainable or not (parts := list(dictionary.coders())):
+    if not (parts := list(dictionary.coders())):
         raise ConfigError(f"calibrate takes a dictionary of encoders and decoders; got {type(dictionary).__name__}.")
-    if n_tokens < 1:
-        raise ConfigError(f"calibrate got n_tokens={n_tokens}; it needs at least one token.")
-    if match not in ("l0", "firing") or (match == "firing" and target_l0 is not None):
-        raise ConfigError(
-            f"calibrate got match={match!r} and target_l0={target_l0}; choose l0, or firing, which has no target."
-        )
+    if match == "firing" and target_l0 is not None:
+        raise ConfigError(f"Got target_l0={target_l0} with match='firing', which has no target. Leave one out.")
     share = None if target_l0 is None else target_l0 / len(parts)
     targets = [_target(part.coder, share, match) for part in parts]
     calibrations = [_Calibration(part.coder, target, n_tokens) for part, target in zip(parts, targets, strict=True)]

@@ -8,6 +8,8 @@ from einops import pack, unpack
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dictionary_learning._border import checked
+from dictionary_learning._hardware import check_memory
 from dictionary_learning.dictionaries._base import Reconstruction
 from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
 from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
@@ -31,7 +33,7 @@ def build_nonlinearity(given: Nonlinearity | dict[str, Any]) -> Nonlinearity:
     if isinstance(given, Nonlinearity):
         return given
     options = dict(given)
-    return NONLINEARITIES[options.pop("name", "")](**options)
+    return checked()(NONLINEARITIES[options.pop("name", "")])(**options)
 
 
 class LinearView(NamedTuple):
@@ -74,6 +76,7 @@ class Coder(Trainable):
     b_dec: nn.Parameter | None
     W_skip: nn.Parameter | None
 
+    @checked()
     def __init__(
         self,
         activation_dim: int,
@@ -89,6 +92,8 @@ class Coder(Trainable):
         generator: torch.Generator | None = None,
     ):
         super().__init__(activation_dim, dict_size, output_dim)
+        n_bytes = 4 * dict_size * (activation_dim + self.output_dim)
+        check_memory(n_bytes, torch.empty(0).device, f"A dictionary of dict_size={dict_size}", "Lower dict_size.")
         nonlinearity = build_nonlinearity(nonlinearity)
         self.is_tied = nonlinearity.is_tied
         self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
@@ -105,6 +110,10 @@ class Coder(Trainable):
         nonlinearity.setup(dict_size)
         self.nonlinearity = nonlinearity
         self.site_dims = tuple(site_dims) if site_dims is not None else (self.output_dim,)
+        if sum(self.site_dims) != self.output_dim:
+            raise ConfigError(
+                f"Got site_dims={self.site_dims}; their sum must be the output's width {self.output_dim}."
+            )
         self.W_dec = nn.Parameter(unit_rows(dict_size, self.output_dim, generator))
         if not self.is_tied:
             same = activation_dim == self.output_dim
@@ -133,6 +142,7 @@ class Coder(Trainable):
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.of_each_token:
+            self.check_width(x)
             flat, lead = pack([x], "* dim")  # (batch, activation_dim)
             (dense,) = unpack(to_dense(self.encode_sparse(flat)), lead, "* dict_size")
             return dense
@@ -173,6 +183,7 @@ class Coder(Trainable):
         kept = nonlinearity.encode_sparse(x, ranked, n)
         return SparseLatents(kept.values / gather_per_latent(norms, kept), kept.support)
 
+    @checked()
     def decode(
         self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
     ) -> Float[Tensor, "*batch output_dim"]:
@@ -181,6 +192,7 @@ class Coder(Trainable):
         Raises:
             ConfigError: The output has a part W_skip x, and x was not given.
         """
+        self.check_width(latents, self.dict_size, "latents")
         dtype = torch.promote_types(self.dtype, torch.float32)
         out = latents.to(dtype) @ self.W_dec.to(dtype)
         return self.with_affine_part(out, None if x is None else x.to(dtype))

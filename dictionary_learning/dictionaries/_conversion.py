@@ -5,6 +5,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries._base import Dictionary
 from dictionary_learning.dictionaries._coder import Coder, build_nonlinearity
 from dictionary_learning.dictionaries._named import MatryoshkaBatchTopKSAE, autoencoder_class
@@ -16,6 +17,7 @@ from dictionary_learning.errors import ConfigError
 D = TypeVar("D", bound=Dictionary)
 
 
+@checked()
 @torch.no_grad()
 def expand_or_convert(
     dictionary: D,
@@ -45,8 +47,6 @@ def expand_or_convert(
         ConfigError: `expansion` is below 1, thresholds are needed and unknown, or groups would
             change.
     """
-    if not expansion >= 1:
-        raise ConfigError(f"expand_or_convert got expansion={expansion}; it only adds latents. Give at least 1.")
     if isinstance(dictionary, Coder):
         made: Dictionary = _coder(dictionary, expansion, nonlinearity, generator)
     elif isinstance(dictionary, ParallelCoders):

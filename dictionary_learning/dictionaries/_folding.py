@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries._coder import Coder
 from dictionary_learning.dictionaries._trainable import Trainable
 from dictionary_learning.dictionaries.nonlinearities import SparseSelection
@@ -13,6 +14,7 @@ _EQUAL = 1e-5
 """Relative difference up to which norms are equal: rounding of unit rows in float32."""
 
 
+@checked()
 @torch.no_grad()
 def fold_decoder_norm_(dictionary: Trainable) -> None:
     """Normalizes decoder rows and multiplies latents by their norms, in place; outputs stay.

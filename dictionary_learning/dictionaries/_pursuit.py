@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops._precision import no_autocast, upcast
@@ -27,6 +28,7 @@ _DONE = 1e-6
 """A token is done if no correlation exceeds this share of its first: the rest is rounding."""
 
 
+@checked()
 @torch.no_grad()
 def gradient_pursuit(
     x: Float[Tensor, "batch dim"],
@@ -57,8 +59,8 @@ def gradient_pursuit(
             20 rounds), so candidates are worthwhile above that.
 
     Raises:
-        ConfigError: target_l0 is not positive, there are fewer candidates, or x and W_dec do not
-            fit each other.
+        ConfigError: there are fewer candidates than target_l0, or x and W_dec do not fit each
+            other.
     """
     shapes = [list(getattr(tensor, "shape", ())) for tensor in (x, W_dec)]  # W_dec may be a dictionary by mistake
     if [len(shape) for shape in shapes] != [2, 2] or shapes[0][1] != shapes[1][1]:
@@ -66,11 +68,8 @@ def gradient_pursuit(
             f"Gradient pursuit got x of shape {shapes[0]} and a {type(W_dec).__name__} of shape {shapes[1]} for W_dec; "
             "it needs tensors (batch, dim) and (dict_size, dim), as `dictionary.W_dec`."
         )
-    if target_l0 < 1 or (candidates is not None and candidates < target_l0):
-        raise ConfigError(
-            f"Gradient pursuit got target_l0={target_l0} and candidates={candidates}; it needs at least one latent, "
-            "and as many candidates as latents or more."
-        )
+    if candidates is not None and candidates < target_l0:
+        raise ConfigError(f"Got candidates={candidates} for target_l0={target_l0}; give as many or more.")
     dtype = torch.promote_types(upcast(x).dtype, upcast(W_dec).dtype)
     W, n_latents = W_dec.to(dtype), W_dec.shape[0]
     width = n_latents if candidates is None or candidates >= n_latents else candidates

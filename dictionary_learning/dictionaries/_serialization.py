@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning._disk import write_atomically, write_json
 from dictionary_learning._plain import to_plain
 from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary
@@ -29,6 +30,7 @@ CONFIG = "config.json"
 FORMAT_VERSION = 1
 
 
+@checked(wraps=CheckpointError)
 def save_dictionary(
     dictionary: Dictionary, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None
 ) -> Path:

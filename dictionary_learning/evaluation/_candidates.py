@@ -29,6 +29,8 @@ class Candidate(NamedTuple):
 def sites_of(model: TracedModel, given: Any) -> tuple[Site, ...]:
     """Returns sites as they were given, strings looked up in the model."""
     listed = given if isinstance(given, (list, tuple)) and not isinstance(given, Site) else [given]
+    if not listed:
+        raise SiteError("No site was named. Name a module of the model, such as 'model.layers.10:out'.")
     # `widths` has each site under the name that was given, as "layers.1:heads"
     return tuple(site for one in listed for site in (model.widths(one) if isinstance(one, Site) else model.sites(one)))
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import ConfigError, DataError
@@ -14,6 +15,7 @@ from dictionary_learning.evaluation._metrics import METRICS, EvaluationBatch
 from dictionary_learning.sites import Site
 
 
+@checked()
 @torch.no_grad()
 def evaluate_activations(
     dictionary: Dictionary,

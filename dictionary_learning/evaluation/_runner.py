@@ -4,13 +4,13 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import NoneType
 from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from dictionary_learning._border import check, checked
 from dictionary_learning._hardware import float64
 from dictionary_learning._types import ModelLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
@@ -72,6 +72,7 @@ class Report(Losses):
     """For each dictionary its name, site, class, sizes and metrics, and its latents' density."""
 
 
+@checked()
 @torch.no_grad()
 def evaluate_dictionaries(
     model: ModelLike,
@@ -117,9 +118,11 @@ def evaluate_dictionaries(
     stream = as_token_stream(text, traced.tokenizer, model=traced, fresh=True, **own)
     token_filter = token_filter or TokenFilter(exclude_ids=stream.special_ids, exclude_first=True)
     batches = _read(stream, config)
-    if not isinstance(norm_limits, (Mapping, NoneType)):
-        raise ConfigError(f"Got norm_limits={norm_limits!r}; a mapping is needed, as {{'model.layers.10': 100.0}}.")
-    limits = {site: limit for key, limit in (norm_limits or {}).items() for site in sites_of(traced, key)}
+    limits = {
+        site: check(f"norm_limits[{key!r}]", limit, float)
+        for key, limit in (norm_limits or {}).items()
+        for site in sites_of(traced, key)
+    }
     run = _Run(traced, evaluations, token_filter, limits)
     keeps = [run.add_activations(tokens) for tokens in batches]
     if run.n_nonfinite:
@@ -278,6 +281,7 @@ def _evaluations(model: TracedModel, candidates: Candidate | Iterable[Candidate]
                 f"Got a {got} to evaluate; give Candidate(name, dictionary, site). "
                 "A trainer's dictionary is trainer.export()."
             )
+        check("name", one.name, str, "a Candidate")
         # a second "a" is "a #2"
         names = itertools.chain([one.name], (f"{one.name} #{n}" for n in itertools.count(2)))
         name = next(name for name in names if name not in found)

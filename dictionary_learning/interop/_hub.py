@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._base import FORMATS
@@ -42,6 +43,7 @@ _FAILURES = {
 """What is said for each of the client's errors, and their subclasses."""
 
 
+@checked()
 def load_from_hub(
     name: str | os.PathLike, site: str | None = None, device: torch.device | str | None = None, **options: Any
 ) -> Dictionary:
@@ -108,6 +110,7 @@ def wanted(listed: list[str], place: str, many: bool) -> list[str]:
     return found
 
 
+@checked(wraps=CheckpointError)
 def push_to_hub(
     dictionary: Dictionary | str | os.PathLike,
     repository: str,

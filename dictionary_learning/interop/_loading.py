@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
 from dictionary_learning.dictionaries._serialization import WEIGHTS, check_finite, nonfinite_names
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
@@ -22,6 +23,7 @@ _REPOSITORY = re.compile(r"[^.~/:\\][^/:\\]*/[^\\]+")
 """owner/name, and what is below; no path of Windows."""
 
 
+@checked(wraps=CheckpointError)
 def load_dictionary(
     path: str | os.PathLike,
     device: torch.device | str | None = None,
@@ -43,6 +45,7 @@ def load_dictionary(
     return read(files, format, facts, dtype, source, expected_class).to(device or "cpu")
 
 
+@checked(wraps=CheckpointError)
 def load_many(
     path: str | os.PathLike,
     device: torch.device | str | None = None,
@@ -88,6 +91,7 @@ def load_many(
     }
 
 
+@checked(wraps=CheckpointError)
 def write_dictionary(
     dictionary: Dictionary,
     path: str | os.PathLike,
@@ -137,6 +141,7 @@ def write_dictionary(
     return folder
 
 
+@checked(wraps=CheckpointError)
 def convert(
     source: str | os.PathLike,
     destination: str | os.PathLike,

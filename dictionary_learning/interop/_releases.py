@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError, did_you_mean
 from dictionary_learning.interop._files import shorten
@@ -41,6 +42,7 @@ class Release:
         """The paths of the dictionaries; patterns with a * where only the repository lists them."""
         return [path for pattern in self.paths for path in _expanded(pattern)]
 
+    @checked()
     def load(self, site: str | None = None, device: torch.device | str | None = None, **options: Any) -> Dictionary:
         """Loads one of the dictionaries.
 
@@ -68,6 +70,7 @@ class Release:
         return dictionary
 
 
+@checked()
 def list_pretrained(model: str | None = None, site: str | None = None, name: str | None = None) -> list[Release]:
     """Returns the known public releases that fit, or all.
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Coder, Dictionary, DictionaryInfo, expand_or_convert, fold_decoder_norm_
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Gated
 from dictionary_learning.errors import ConfigError
@@ -109,6 +110,7 @@ class CustomSAE(nn.Module):
         return self
 
 
+@checked()
 def as_custom_sae(
     dictionary: Dictionary,
     config: Mapping[str, Any] | None = None,

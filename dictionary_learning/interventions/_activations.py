@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.models import Edit
@@ -15,6 +16,7 @@ TokenMask: TypeAlias = Bool[Tensor, "..."] | Int[Tensor, "..."]
 """Tokens (batch, ctx), True or 1 for those that count; (1, ctx) or (ctx,) if rows are alike."""
 
 
+@checked()
 def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
     """Replaces the activations with the dictionary's reconstruction, computed in its own dtype."""
 
@@ -24,6 +26,7 @@ def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
     return edit
 
 
+@checked()
 def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMask | None = None) -> dict[Site, Edit]:
     """Replaces the activations at a site with a transcoder's prediction from an earlier one.
 
@@ -47,6 +50,7 @@ def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMas
     return {read: remember, write: replace}
 
 
+@checked()
 def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) -> Edit:
     """Replaces the activations with given values."""
 
@@ -56,15 +60,17 @@ def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) ->
     return edit
 
 
+@checked()
 def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = None) -> Edit:
     """Replaces the activations of each token with one value: zero, or the mean over a data set."""
 
     def edit(x: Tensor) -> Tensor:
-        return _where(keep, torch.as_tensor(value, device=x.device).to(x.dtype).expand_as(x), x)
+        return _where(keep, _like(value, x), x)
 
     return edit
 
 
+@checked()
 def steer(
     direction: Float[Tensor, "dim"],
     scale: float = 1.0,
@@ -87,15 +93,13 @@ def steer(
     Raises:
         ConfigError: the unit is unknown, or max_activation is missing or has no effect.
     """
-    if unit not in ("raw", "norm", "max_activation"):
-        raise ConfigError(f"Got unit={unit!r}; give 'raw', 'norm' or 'max_activation'.")
     if (unit == "max_activation") != (max_activation is not None):
         raise ConfigError(f"Got unit={unit!r} and max_activation={max_activation}; give both or neither.")
 
     def edit(x: Tensor) -> Tensor:
-        d = direction.to(x.device, x.dtype)
+        d = _like(direction, x)
         if unit == "norm":
-            d = x.norm(dim=-1, keepdim=True) * (d / d.norm())
+            d = x.norm(dim=-1, keepdim=True) * torch.nn.functional.normalize(d, dim=-1)
         return _where(keep, x + scale * (1.0 if max_activation is None else max_activation) * d, x)
 
     return edit
@@ -105,9 +109,21 @@ def _where(keep: Tensor | None, new: Tensor, x: Tensor) -> Tensor:
     return new if keep is None else torch.where(token_mask(keep, x).unsqueeze(-1), new, x)
 
 
+def _like(value: Tensor | float, x: Tensor) -> Tensor:
+    """Returns values in the shape of the activations."""
+    given = torch.as_tensor(value, device=x.device).to(x.dtype)
+    try:
+        return given.expand_as(x)
+    except RuntimeError as error:
+        message = f"Got values of shape {tuple(given.shape)} for activations {tuple(x.shape)}; give"
+        raise DataError(
+            f"{message} one for each of the {x.shape[-1]} dimensions, or one for each activation."
+        ) from error
+
+
 def token_mask(keep: Tensor, x: Tensor) -> Bool[Tensor, "batch ctx"]:
     """Returns the mask of tokens for activations (batch, ctx, dim); one row is for every row."""
-    if not isinstance(keep, Tensor) or keep.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
+    if keep.is_floating_point():
         raise DataError(f"Got keep={keep!r}; give a tensor (batch, ctx) of booleans, or of 1 and 0.")
     try:
         return keep.to(x.device).bool().expand(x.shape[:-1])

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.errors import UnknownNameError
 from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
 from dictionary_learning.ops._precision import no_autocast, upcast
@@ -165,6 +166,7 @@ def available() -> list[str]:
     return sorted(_backends)
 
 
+@checked()
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Generator[None, None, None]:
     """Forces one backend inside the `with` block; None restores the automatic choice.

@@ -9,11 +9,15 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.config import BaseConfig, auto, resolve, setting
 from dictionary_learning.dictionaries import WIRINGS, Dictionary, ParallelCoders, Trainable, load_dictionary, wiring_of
 from dictionary_learning.dictionaries._folding import can_fold_decoder_norm
+from dictionary_learning.dictionaries._info import site_names
 from dictionary_learning.dictionaries._trainable import CenterName
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.sites import Site
+from dictionary_learning.trainers._optimizers import OPTIMIZERS
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._schedules import SCHEDULES, Rewarm, Schedule
 
@@ -98,6 +102,17 @@ class OptimizationConfig(BaseConfig):
     """Decay of a moving average of the weights, which is exported; None for no average."""
 
     default_lr: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "normalize": NORMALIZATIONS}.items():
+            chosen = getattr(self, name)
+            if isinstance(chosen, str):
+                known[chosen]  # raises for an unknown name
+            elif chosen is not None and not callable(chosen):
+                raise ConfigError(f"Got {name}={chosen!r}; give one of {', '.join(known)}, or a function.")
+        for site in (*site_names(self.site), *site_names(self.target_site)):
+            Site.parse(site)
 
     @property
     def needs_predictions(self) -> bool:

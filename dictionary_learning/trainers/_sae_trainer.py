@@ -188,7 +188,7 @@ def _new_dictionary(
         try:
             dictionary = cls(run.activation_dim, settings.dict_size, generator=generator, **options)
             assert isinstance(dictionary, SparseAutoencoder)
-        except (TypeError, AssertionError) as error:
+        except (ConfigError, TypeError, AssertionError) as error:
             raise ConfigError(
                 f"{cls.__name__} cannot be built as an autoencoder with {type(nonlinearity).__name__}: {error}. Leave "
                 "dict_class out, or use the trainer of its nonlinearity."

@@ -38,7 +38,11 @@ class UnitNormOptimizer(torch.optim.Optimizer):
             p: _MasterWeight(p, group.get("unit_rows", False)) for group in self.param_groups for p in group["params"]
         }
         inner = [{**group, "params": [self._twins[p].weight for p in group["params"]]} for group in self.param_groups]
-        self.inner = _checked(build(inner), [twin.weight for twin in self._twins.values()])
+        try:
+            built = build(inner)
+        except TypeError as error:
+            raise ConfigError(f"Got optimizer={build!r}, which takes no parameter groups: {error}.") from error
+        self.inner = _checked(built, [twin.weight for twin in self._twins.values()])
         self.param_groups = self.inner.param_groups  # one list: a rate set here is used there
         self.n_skipped = torch.zeros((), device=next(iter(self._twins)).device)
         """Number of steps that were skipped because a gradient was not finite, on the device."""

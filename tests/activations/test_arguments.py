@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from dictionary_learning._border import check
 from dictionary_learning.activations._filters import within_limits
-from dictionary_learning.activations._reader import whole_number
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.contexts import ContextStream
@@ -84,11 +84,11 @@ class TestArguments:
     @pytest.mark.parametrize("value", ["a", "3", None, 1.5, True, [1], 0, float("nan")])
     def test_numbers_that_are_not_whole_are_refused(self, value):
         with pytest.raises(ConfigError, match="Got n_ctxs="):
-            whole_number("n_ctxs", value)
+            check("n_ctxs", value, int)
 
     def test_harmless_ones_are_converted(self):
         for value in (16, 1.6e1, np.int64(16), torch.tensor(16)):
-            assert whole_number("n_ctxs", value) == 16
+            assert check("n_ctxs", value, int) == 16
 
     @pytest.mark.parametrize(
         ("data", "said"),

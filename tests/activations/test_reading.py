@@ -106,7 +106,7 @@ class TestPrefetcher:
             raise RuntimeError("the disk is gone")
 
         held = buffer(documents(), prefetch=1)
-        with pytest.raises(RuntimeError, match="the disk is gone"):
+        with pytest.raises(DataError, match="the disk is gone"):
             list(held)
         with pytest.raises(DataError, match="can be read only once"):
             held.refresh()

@@ -124,7 +124,7 @@ def test_masks_of_edits_are_booleans_or_integers_of_the_batch_or_of_one_row(name
     for mask in (keep, keep.long(), keep[0], keep.expand(2, 9).int()):
         assert torch.equal(EDITS[name](mask)(x), expected)
     for wrong in (keep.float(), torch.ones(2, 8, dtype=torch.bool), [True]):
-        with pytest.raises(DataError, match="mask of tokens has shape|give a tensor"):
+        with pytest.raises((ConfigError, DataError), match="mask of tokens has shape|give a tensor|Got keep="):
             EDITS[name](wrong)(x)
     with pytest.raises(DataError, match="While a model generates"):  # one token after the prompt
         EDITS[name](keep)(x[:, :1])
@@ -194,17 +194,32 @@ def test_rows_in_another_order_than_the_tokens_are_refused():
         load_model(Sorted()).widths("expert:in")
 
 
-def test_several_streams_are_refused_by_name():
+def test_a_compiled_model_has_the_sites_of_the_model():
+    model = load_model(torch.compile(tiny.model("llama")))
+    assert model.sites("_orig_mod.model.layers.1") == [Site(LAYER)] and model.layers()[1] == Site(LAYER)
+    assert torch.equal(model.capture(IDS)[LAYER], load_model(tiny.model("llama")).capture(IDS)[LAYER])
+
+
+def test_one_of_several_streams_is_named_by_its_index():
+    """As in Gemma 3n, whose layers return (streams, batch, ctx, dim)."""
+
     class Streams(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.embed, self.layer = torch.nn.Embedding(97, 4), torch.nn.Identity()
 
         def forward(self, input_ids):
-            return self.layer(self.embed(input_ids).expand(3, -1, -1, -1)).sum(0)
+            return self.layer(torch.stack([self.embed(input_ids) + n for n in range(3)])).sum(0)
 
-    with pytest.raises(SiteError, match="3 streams of activations"):
-        load_model(Streams()).widths("layer")
+    module = Streams()
+    model, clean = load_model(module), module(IDS)
+    for n, site in enumerate(["layer", "layer:out[1]", "layer:out[2]"]):
+        x = module.embed(IDS) + n
+        assert model.widths(site)[site] == 4 and torch.equal(model.capture(IDS, sites=site)[site], x)
+        assert torch.equal(model.run(IDS, {site: lambda x: x}), clean)
+        torch.testing.assert_close(model.run(IDS, {site: torch.zeros_like}), clean - x)
+    with pytest.raises(SiteError, match="no tensor"):
+        model.widths("layer:out[3]")
 
 
 POSITIONS = {

@@ -5,7 +5,7 @@ import torch
 
 from dictionary_learning import ActivationBuffer, Site, load_model, trainSAE
 from dictionary_learning.dictionaries import HeadAutoencoders
-from dictionary_learning.errors import SiteError
+from dictionary_learning.errors import ConfigError, SiteError
 from tests import tiny
 from tests.capture.plain import first_tensor, plain_inputs
 
@@ -240,7 +240,7 @@ def test_layers_are_chosen_by_number_and_stride():
         model.layers([0, 3])
     with pytest.raises(SiteError, match="give one of the two"):
         model.layers([0], 2)
-    with pytest.raises(SiteError, match="at least 1"):
+    with pytest.raises(ConfigError, match="at least 1"):
         model.layers(layer_stride=0)
 
 

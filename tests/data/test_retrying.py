@@ -90,9 +90,9 @@ def test_error_that_passes_loses_and_doubles_no_document(kind, error, waits, cap
 
 @pytest.mark.parametrize("error", LASTING)
 def test_error_that_lasts_is_raised_at_once(error, waits):
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(DataError) as caught:
         list(as_source(Failing(DOCUMENTS, LASTING[error], share=1)))
-    assert not waits and type(caught.value) is type(LASTING[error]())
+    assert not waits and type(caught.value.__cause__) is type(LASTING[error]())
 
 
 def test_tries_end_and_reading_goes_on_there_later(waits):
@@ -109,7 +109,7 @@ def test_tries_end_and_reading_goes_on_there_later(waits):
 
 def test_iterator_that_fails_is_not_taken_to_have_ended(waits):
     source = as_source(iter(Failing(DOCUMENTS, PASSING["timeout"], share=1)))
-    with pytest.raises(TimeoutError):
+    with pytest.raises(DataError, match="TimeoutError: timed out"):
         next(source)
     with pytest.raises(DataError, match="can be read only once"):
         next(source)

@@ -200,7 +200,7 @@ def test_settings_that_cannot_be_used_are_refused():
         calibrate(dictionary, [x], N, target_l0=3, match="firing")
     with pytest.raises(ConfigError, match="dict_size=40"):
         calibrate(dictionary, [x], N, target_l0=41)
-    with pytest.raises(ConfigError, match="at least one token"):
+    with pytest.raises(ConfigError, match="n_tokens=0 in calibrate; it must be at least 1"):
         calibrate(dictionary, [x], 0)
 
 

@@ -322,7 +322,7 @@ class TestDamagedFiles:
             raise OSError("disk full")
 
         monkeypatch.setattr("dictionary_learning.dictionaries._serialization.save_file", fail)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(CheckpointError, match="disk full"):
             save_dictionary(AutoEncoderTopK(12, 40, 3), folder)
         assert (folder / "dictionary.safetensors").read_bytes() == before
         assert sorted(p.name for p in folder.iterdir()) == ["config.json", "dictionary.safetensors"]

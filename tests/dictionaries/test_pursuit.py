@@ -101,7 +101,7 @@ def test_old_address_has_directions_in_columns():
 
 def test_settings_that_cannot_be_used_are_refused():
     W, x = rows(30, 8, torch.float32), torch.randn(9, 8)
-    with pytest.raises(ConfigError, match="at least one latent"):
+    with pytest.raises(ConfigError, match="target_l0=0 in gradient_pursuit; it must be at least 1"):
         gradient_pursuit(x, W, 0)
     with pytest.raises(ConfigError, match="candidates"):
         gradient_pursuit(x, W, 4, candidates=3)
@@ -124,4 +124,5 @@ def test_activations_and_decoders_that_do_not_fit_are_refused():
     """In a process without checked annotations, as a user's."""
     result = subprocess.run([sys.executable, "-c", REFUSALS], capture_output=True, text=True, check=True)
     lines = result.stdout.splitlines()
-    assert len(lines) == 5 and all("needs tensors (batch, dim) and (dict_size, dim)" in line for line in lines)
+    assert len(lines) == 5 and "it must be Float[Tensor, 'dict_size dim']" in lines[0]
+    assert all("needs tensors (batch, dim) and (dict_size, dim)" in line for line in lines[1:])

@@ -10,17 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device
 from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
-from dictionary_learning.activations._reader import Rows, whole_number
+from dictionary_learning.activations._reader import Rows
 from dictionary_learning.activations._storage import storage_dtype
 from dictionary_learning.activations._stream import ActivationBatch, check_width
 from dictionary_learning.activations.cache._index import Index, load_index, model_fingerprint
 from dictionary_learning.activations.cache._shards import OpenShard, checksum, generator_of
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.activations.cache._writer import write_cache
-from dictionary_learning.data import check_end_of_data
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError, SiteError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Site, expand
@@ -53,6 +53,7 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
         ConfigError: an argument cannot be used, or the width differs.
     """
 
+    @checked(wraps=DataError)
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -67,14 +68,12 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
         d_submodule: int | None = None,
         model: ModelLike | None = None,
     ):
-        check_end_of_data(end_of_data)
         self.store = Store(path)
         self.index: Index = load_index(self.store)
         self.widths = self._chosen(submodule)
         self.sites = list(self.widths)
-        self.out_batch_size, self.end_of_data = whole_number("out_batch_size", out_batch_size), end_of_data
-        self.seed = None if seed is None else whole_number("seed", seed, least=-(2**63))
-        self.window = whole_number("window", window) if seed is not None else 1
+        self.out_batch_size, self.end_of_data = out_batch_size, end_of_data
+        self.seed, self.window = seed, window if seed is not None else 1
         self.device = as_device(device or "cpu")
         self.dtype = storage_dtype(dtype) if dtype is not None else None
         check_width(d_submodule, self.widths)
@@ -146,6 +145,7 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
         self.load_state_dict(state)
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
 
+    @checked()
     def reseed(self, seed: int) -> None:
         """Sets the seed of the order of shards, where there is one.
 
@@ -156,7 +156,7 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
             return
         if self._epoch or self._next:
             raise ConfigError(f"Got seed={seed}, and rows were served with seed={self.seed}. Open the cache with it.")
-        self.seed = whole_number("seed", seed, least=-(2**63))
+        self.seed = seed
         self._start_epoch(0)
 
     def n_heads(self, site: Site) -> int:
@@ -224,6 +224,7 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
         """Returns the position, as plain data."""
         return {"epoch": self._epoch, "open": [list(pair) for pair in self._open.items()], "next": self._next}
 
+    @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position in the same cache, served with the same arguments."""
         self._start_epoch(state["epoch"])

@@ -11,11 +11,12 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning._plain import to_plain
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
@@ -26,7 +27,6 @@ from dictionary_learning.activations._reader import (
     RowSource,
     by_name,
     row_reader,
-    whole_number,
 )
 from dictionary_learning.activations._storage import storage_dtype
 from dictionary_learning.activations.cache._index import (
@@ -41,7 +41,7 @@ from dictionary_learning.activations.cache._index import (
 )
 from dictionary_learning.activations.cache._shards import ORIGIN, generator_of, tensors_of, write_shard
 from dictionary_learning.activations.cache._store import Store
-from dictionary_learning.errors import ConfigError, DataError, SiteError
+from dictionary_learning.errors import DataError, SiteError
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ _ORIGIN_BYTES = 4  # bytes of a token, a document or a position
 _ROOM = 1.02  # free space needed for each byte of rows: headers and the index come on top
 
 
+@checked(wraps=DataError)
 def write_cache(
     path: str | os.PathLike[str],
     data: TextLike,
@@ -59,7 +60,7 @@ def write_cache(
     refresh_batch_size: int = 16,
     shard_size: int = 65_536,
     dtype: torch.dtype | str | None = None,
-    compression: str | None = None,
+    compression: Literal["zstd"] | None = None,
     seed: int = 0,
     prefetch: int | None = None,
     run_cfg: Mapping[str, Any] | None = None,
@@ -92,19 +93,17 @@ def write_cache(
         DataError: the disk is too small, no token counts, or another cache is there.
         ConfigError: an argument cannot be used.
     """
-    if compression not in (None, "zstd"):
-        raise ConfigError(f"Got compression={compression!r}; it is 'zstd' or None.")
-    refresh_batch_size = whole_number("refresh_batch_size", refresh_batch_size)
+    dtype = None if dtype is None else storage_dtype(dtype)
     reader = row_reader(data, model, submodule, ReadingConfig.from_dict(reading))
     stored = storage_dtype(dtype or reader.model.dtype)
     settings: dict[str, Any] = {
         **_reader_settings(reader),
         "dtype": str(stored).removeprefix("torch."),
         "compression": compression,
-        "seed": whole_number("seed", seed, least=-(2**63)),
-        "n_tokens": None if n_tokens is None else whole_number("n_tokens", n_tokens),
+        "seed": seed,
+        "n_tokens": n_tokens,
         "refresh_batch_size": refresh_batch_size,
-        "shard_size": whole_number("shard_size", shard_size),
+        "shard_size": shard_size,
     }
     if run_cfg:
         settings["run"] = to_plain(run_cfg, "run_cfg")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dictionary_learning._border import checked
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError
@@ -31,6 +32,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uf
 """Characters that XML or UTF-8 cannot hold, or a terminal would obey."""
 
 
+@checked(wraps=ConfigError)
 def write_report(
     report: Mapping[str, Any], folder: str | os.PathLike, formats: Sequence[str] = ("json", "markdown", "html")
 ) -> dict[str, Path]:
@@ -48,8 +50,6 @@ def write_report(
         ConfigError: the report is no mapping.
         UnknownNameError: a format is not known; nothing is written then.
     """
-    if not isinstance(report, Mapping):
-        raise ConfigError(f"Got a report of type {type(report).__name__}; give what evaluate_dictionaries returns.")
     cleaned = _mapped(report, lambda v: _UNPRINTABLE.sub("\ufffd", v) if isinstance(v, str) else v)
     texts = {name: RENDERERS[name](cleaned) for name in formats}
     target = Path(folder)

@@ -1,0 +1,179 @@
+"""The border: what public functions accept, by the annotations and names of their parameters.
+
+A parameter means the same wherever it stands, so its range stands here once, for Python and for the
+command line. What a function of its own resolves (models, data, sites) is checked there. Nothing
+heavy is imported here, so that the command line answers at once.
+"""
+
+import functools
+import inspect
+import os
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from dictionary_learning.config import check_range, coerce
+from dictionary_learning.errors import ConfigError, DictionaryLearningError, UnknownNameError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_COUNTS = (
+    "patience n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
+    "refresh_batch_size shard_size window steps log_steps save_steps checkpoint_steps backup_steps "
+    "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
+    "target_l0 candidates d_submodule vocab_size n_embeddings"
+)
+_FROM_ZERO = "n_fidelity_tokens hook_layer prefetch index call"
+BOUNDS: Mapping[str, Mapping[str, float]] = {
+    **{name: {"at_least": 1} for name in _COUNTS.split()},
+    **{name: {"at_least": 0} for name in _FROM_ZERO.split()},
+    **{name: {"at_least": -(2**63), "at_most": 2**63 - 1} for name in ("seed", "shuffle_seed")},
+    **{name: {"above": 0} for name in ("max_activation_norm_multiple", "max_norm_multiple")},
+    "separator_id": {"at_least": 0, "at_most": 2**31 - 1},
+    "held_out_every": {"at_least": 2},
+    "expansion": {"at_least": 1},
+}
+"""The range of a number, by the name of the parameter."""
+_REMEDIES = {
+    "ModelError": "Check the name, the files and the options.",
+    "CheckpointError": "Check the path, the files and whether they may be read and written.",
+    "ConfigError": "Check the arguments, and whether files may be written.",
+    "DataError": "Check the data, and whether files are whole and may be read and written.",
+}
+_DENSE = "torch.strided"
+_LONGEST = 80
+"""Characters of a value in an error."""
+
+
+def checked(*, wraps: type[DictionaryLearningError] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Returns a decorator: wrong arguments of a public function are a ConfigError, at once.
+
+    Arguments are coerced without loss, as the fields of a config are.
+
+    Args:
+        wraps: An error of ours that takes the place of all others which the function raises; it
+            repeats the request. None lets others through.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = _bind(function, args, kwargs)
+            if wraps is None:
+                return function(*bound.args, **bound.kwargs)
+            try:
+                return function(*bound.args, **bound.kwargs)
+            except Exception as error:
+                if not is_foreign(error):
+                    raise
+                raise wraps(f"{_request(function, bound)} failed: {said(error)} {_REMEDIES[wraps.__name__]}") from error
+
+        return call
+
+    return decorate
+
+
+def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
+    """Returns an argument in its annotated type.
+
+    Raises:
+        ConfigError: It has another type, or is out of the range that its name has.
+    """
+    try:
+        found: Any = coerce(value, hint)
+        for part in found if isinstance(found, (list, tuple)) else (found,):
+            check_range(part, BOUNDS.get(name, {}))
+        if _is_path(hint):
+            _check_path(found)
+        if str(getattr(found, "layout", _DENSE)) != _DENSE:
+            raise ValueError("a dense tensor: call its to_dense()")
+        if "dtype" in name and not getattr(found, "is_floating_point", True) and str(found) != "torch.int8":
+            raise ValueError("a floating-point type, such as torch.float32")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Got {name}={short(value)}{where and f' in {where}'}; it must be {error}.") from None
+    if name == "device" and found is not None:
+        from dictionary_learning._hardware import as_device  # imports torch
+
+        as_device(value)
+    return found
+
+
+def as_tokenizer(given: Any) -> Any:
+    """Returns a tokenizer, of a processor the one that it holds, or None.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    found = getattr(given, "tokenizer", given)
+    if found is not None and not hasattr(found, "bos_token_id"):
+        raise ConfigError(f"Got tokenizer={short(given)}; give one of transformers, or a processor that holds one.")
+    return found
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Returns whether an error is none of ours, and none that callers react to."""
+    passed = (DictionaryLearningError, StopIteration)
+    return not isinstance(error, passed) and type(error).__name__ != "OutOfMemoryError"
+
+
+def said(error: BaseException) -> str:
+    """Returns what an exception of another package says, as one sentence."""
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def short(value: Any) -> str:
+    """Returns a value as an error shows it: in one line, and not at length."""
+    if type(value).__module__ in ("torch", "pandas", "numpy") and hasattr(value, "shape"):
+        return f"a {type(value).__name__} of shape {list(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def _bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+    signature, where = _signature(function), _name(function, args)
+    parameters = signature.parameters
+    own = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in kwargs:
+            if name not in own:
+                raise UnknownNameError(f"argument of {where}", name, [name for name in own if name != "self"])
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        takes = ", ".join(name for name in own if name != "self")
+        raise ConfigError(f"{where} cannot be called like this: {error}. It takes: {takes}.") from None
+    for name in own:
+        if name in bound.arguments and parameters[name].annotation is not inspect.Parameter.empty:
+            bound.arguments[name] = check(name, bound.arguments[name], parameters[name].annotation, where)
+    return bound
+
+
+def _is_path(hint: Any) -> bool:
+    return any((typing.get_origin(option) or option) is os.PathLike for option in (hint, *typing.get_args(hint)))
+
+
+def _check_path(path: Any) -> None:
+    if path is not None and not str(path):
+        raise ValueError("a path ('.' for the current folder)")
+    if "\0" in str(path):
+        raise ValueError("a path without the character NUL")
+
+
+def _request(function: Callable[..., Any], bound: inspect.BoundArguments) -> str:
+    """Returns a call as it was written, without long values."""
+    given = {name: value for name, value in bound.arguments.items() if name not in ("self", "cls")}
+    given |= given.pop("facts", {}) | given.pop("options", {})
+    simple = (str, os.PathLike, bool, int, float)
+    shown = [f"{n}={short(v) if isinstance(v, simple) else f'a {type(v).__name__}'}" for n, v in given.items()]
+    return f"{_name(function, bound.args)}({', '.join(shown)})"
+
+
+def _name(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    return type(args[0]).__qualname__ if function.__name__ == "__init__" and args else function.__qualname__

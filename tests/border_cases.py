@@ -1,0 +1,264 @@
+"""Public functions with arguments that work, and what may be given wrongly in place of each argument."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dictionary_learning as dl
+from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter
+from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
+from dictionary_learning.interventions import ablate, graft, graft_across, put, steer
+from dictionary_learning.ops import use_backend
+from dictionary_learning.trainers import TrainerTopK
+from tests import tiny
+
+SITE, CTX = "model.layers.1", 16
+READING = {"ctx_len": CTX, "refresh_batch_size": 2, "device": "cpu"}
+
+
+class Place:
+    """What calls need: a small model and dictionary, as objects and on disk, and damaged files."""
+
+    def __init__(self, root: Path):
+        self.root, self.n = root, 0
+        self.tokenizer = tiny.tokenizer()
+        self.module = tiny.model("llama")
+        self.model = dl.load_model(self.module, tokenizer=self.tokenizer)
+        self.texts = tiny.documents(12)
+        self.dictionary = dl.AutoEncoderTopK(tiny.DIM, 32, 4)
+        self.activations = [tiny.Planted(tiny.DIM).batch(64) for _ in range(2)]
+        self.ids = torch.arange(3, 21).view(2, 9)
+        self.module.save_pretrained(root / "model")
+        self.tokenizer.save_pretrained(root / "model")
+        dl.save_dictionary(self.dictionary, root / "dictionary")
+        dl.write_cache(root / "cache", self.texts, self.model, SITE, ctx_len=CTX, refresh_batch_size=2)
+        (root / "text.txt").write_text("\n".join(self.texts))
+        for name in ("junk.txt", "junk.parquet", "junk.jsonl", "junk.npy", "junk.json", "junk.safetensors", "junk.pt"):
+            (root / name).write_bytes(bytes(range(128, 256)) * 4)
+        (root / "empty").mkdir()
+        (root / "empty.txt").touch()
+        for name, source, file in (
+            ("model cut", "model", "model.safetensors"),
+            ("dictionary cut", "dictionary", "dictionary.safetensors"),
+            ("model without config", "model", "config.json"),
+        ):
+            (root / name).mkdir()
+            for path in (root / source).iterdir():
+                kept = path.read_bytes()
+                (root / name / path.name).write_bytes(kept[: len(kept) // 3] if path.name == file else kept)
+        other = json.loads((root / "model" / "config.json").read_text())
+        (root / "model of another shape").mkdir()
+        for path in (root / "model").iterdir():
+            (root / "model of another shape" / path.name).write_bytes(path.read_bytes())
+        (root / "model of another shape" / "config.json").write_text(json.dumps({**other, "hidden_size": 24}))
+
+    def new(self) -> Path:
+        """Returns a path that does not exist."""
+        self.n += 1
+        return self.root / "new" / str(self.n)
+
+
+def _used(function: Callable[..., Any], use: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Returns a function of the same arguments that also uses what comes out."""
+    return functools.wraps(function)(lambda *args, **given: use(function(*args, **given)))
+
+
+def _first(stream: Any) -> Any:
+    return next(iter(stream))
+
+
+CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] = {
+    "trainSAE": lambda p: (
+        dl.trainSAE,
+        {
+            "data": p.activations, "trainer_configs": [{"trainer": "top_k", "k": 4, "dict_size": 32}], "steps": 1,
+            "save_dir": p.new(), "progress": False, "device": "cpu",
+        },
+    ),
+    "ActivationBuffer": lambda p: (
+        dl.ActivationBuffer,
+        {"data": p.texts, "model": p.model, "submodule": SITE, "n_ctxs": 4, "out_batch_size": 8, **READING},
+    ),
+    "ContextStream": lambda p: (
+        dl.ContextStream, {"data": p.texts, "model": p.model, "submodule": SITE, "ctx_len": CTX, "batch_size": 2},
+    ),
+    "load_model": lambda p: (dl.load_model, {"model": p.root / "model", "device": "cpu", "dtype": "float32"}),
+    "load_dictionary": lambda p: (dl.load_dictionary, {"path": p.root / "dictionary"}),
+    "load_from_hub": lambda p: (dl.load_from_hub, {"name": p.root / "dictionary"}),
+    "load_many": lambda p: (dl.load_many, {"path": p.root / "dictionary"}),
+    "list_pretrained": lambda p: (dl.list_pretrained, {"name": "gemma"}),
+    "save_dictionary": lambda p: (dl.save_dictionary, {"dictionary": p.dictionary, "path": p.new()}),
+    "write_dictionary": lambda p: (dl.write_dictionary, {"dictionary": p.dictionary, "path": p.new()}),
+    "convert": lambda p: (dl.convert, {"source": p.root / "dictionary", "destination": p.new()}),
+    "push_to_hub": lambda p: (dl.push_to_hub, {"dictionary": p.dictionary, "repository": "nobody/nothing"}),
+    "as_custom_sae": lambda p: (dl.as_custom_sae, {"dictionary": p.dictionary, "model_name": "m", "hook_name": "blocks.1.hook_resid_post", "hook_layer": 1}),
+    "write_cache": lambda p: (
+        dl.write_cache,
+        {"path": p.new(), "data": p.texts, "model": p.model, "submodule": SITE, "ctx_len": CTX, "refresh_batch_size": 2},
+    ),
+    "ActivationCache": lambda p: (dl.ActivationCache, {"path": p.root / "cache", "out_batch_size": 8}),
+    "ActivationMixture": lambda p: (
+        dl.ActivationMixture, {"sources": [dl.ActivationCache(p.root / "cache") for _ in "ab"], "out_batch_size": 8},
+    ),
+    "evaluate_dictionaries": lambda p: (
+        dl.evaluate_dictionaries,
+        {
+            "model": p.model, "candidates": Candidate("a", p.dictionary, SITE), "text": p.texts,
+            "config": EvaluationConfig(n_tokens=32, n_fidelity_tokens=0, ctx_len=CTX, batch_size=2),
+        },
+    ),
+    "Candidate": lambda p: (
+        _used(
+            Candidate,
+            lambda one: dl.evaluate_dictionaries(p.model, one, p.texts, EvaluationConfig(n_tokens=32, n_fidelity_tokens=0)),
+        ),
+        {"name": "a", "dictionary": p.dictionary, "site": SITE},
+    ),
+    "evaluate_activations": lambda p: (
+        dl.evaluate_activations, {"dictionary": p.dictionary, "activations": p.activations},
+    ),
+    "evaluate": lambda p: (dl.evaluate, {"dictionary": p.dictionary, "activations": p.activations}),
+    "loss_recovered": lambda p: (
+        dl.loss_recovered,
+        {"text": p.texts[:2], "model": p.model, "submodule": SITE, "dictionary": p.dictionary, "max_len": 8},
+    ),
+    "write_report": lambda p: (dl.write_report, {"report": {"title": "a"}, "folder": p.new(), "formats": ["json"]}),
+    "calibrate": lambda p: (
+        dl.calibrate, {"dictionary": p.dictionary, "activations": p.activations, "n_tokens": 64},
+    ),
+    "expand_or_convert": lambda p: (dl.expand_or_convert, {"dictionary": p.dictionary, "expansion": 2}),
+    "fold_decoder_norm_": lambda p: (dl.fold_decoder_norm_, {"dictionary": dl.AutoEncoder(tiny.DIM, 32)}),
+    "gradient_pursuit": lambda p: (
+        dl.gradient_pursuit, {"x": p.activations[0][:4], "W_dec": p.dictionary.W_dec, "target_l0": 2},
+    ),
+    "Site": lambda p: (Site, {"path": SITE}),
+    "Site.parse": lambda p: (Site.parse, {"text": SITE}),
+    "TokenFilter": lambda p: (TokenFilter, {"exclude_ids": (0,)}),
+    "EvaluationConfig": lambda p: (EvaluationConfig, {"n_tokens": 32}),
+    "as_source": lambda p: (_used(as_source, _first), {"data": p.texts}),
+    "as_token_stream": lambda p: (
+        _used(as_token_stream, lambda stream: stream.take(1)), {"data": p.texts, "tokenizer": p.tokenizer, "ctx_len": CTX},
+    ),
+    "TokenStream": lambda p: (
+        _used(TokenStream, lambda stream: stream.take(1)),
+        {"source": as_source(p.texts), "tokenizer": p.tokenizer, "ctx_len": CTX},
+    ),
+    "mix": lambda p: (_used(mix, _first), {"sources": [p.texts, p.texts], "weights": [1.0, 2.0]}),
+    "pretokenize": lambda p: (
+        pretokenize, {"data": p.texts, "tokenizer": p.tokenizer, "out": p.new(), "ctx_len": CTX},
+    ),
+    "Chat": lambda p: (Chat, {"template": "{{ messages }}"}),
+    "capture": lambda p: (p.model.capture, {"inputs": p.ids, "sites": SITE}),
+    "run": lambda p: (p.model.run, {"inputs": p.ids, "edits": {SITE: ablate()}}),
+    "sites": lambda p: (p.model.sites, {"submodules": SITE}),
+    "layers": lambda p: (p.model.layers, {"layers": [0]}),
+    "widths": lambda p: (p.model.widths, {"sites": SITE}),
+    "graft": lambda p: (_used(graft, lambda edit: p.model.run(p.ids, {SITE: edit})), {"dictionary": p.dictionary}),
+    "graft_across": lambda p: (
+        _used(graft_across, lambda edits: p.model.run(p.ids, edits)),
+        {"dictionary": p.dictionary, "read": Site("model.layers.0"), "write": Site(SITE)},
+    ),
+    "put": lambda p: (_used(put, lambda edit: p.model.run(p.ids, {SITE: edit})), {"value": torch.zeros(2, 9, tiny.DIM)}),
+    "ablate": lambda p: (_used(ablate, lambda edit: p.model.run(p.ids, {SITE: edit})), {"value": 0.0}),
+    "steer": lambda p: (
+        _used(steer, lambda edit: p.model.run(p.ids, {SITE: edit})), {"direction": torch.ones(tiny.DIM), "scale": 2.0},
+    ),
+    "use_backend": lambda p: (_used(use_backend, lambda context: context.__enter__()), {"name": "reference"}),
+    "trainer": lambda p: (TrainerTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4, "steps": 3, "device": "cpu"}),
+    "AutoEncoderTopK": lambda p: (dl.AutoEncoderTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4}),
+    "SparseAutoencoder": lambda p: (
+        dl.SparseAutoencoder, {"activation_dim": tiny.DIM, "dict_size": 32, "nonlinearity": {"name": "top_k", "k": 4}},
+    ),
+    "encode": lambda p: (p.dictionary.encode, {"x": p.activations[0]}),
+    "decode": lambda p: (p.dictionary.decode, {"latents": torch.zeros(4, 32)}),
+    "config": lambda p: (TrainerTopK.Config, {"k": 4}),
+}  # fmt: skip
+"""Each public function, with arguments that work, by name; data are read as far as the first batch."""
+
+_NO_TYPE = [5, None, "nothing", [3]]
+_COUNT = [0, -1, 2.5, "x", float("nan"), float("inf"), None, [3], True]
+_FLAG = ["yes", None, 5, [True]]
+_NUMBER = ["x", float("nan"), float("inf"), None, [1.0]]
+_WORD = [5, ["x"], b"x"]
+_PATHS = [5, None, "", "a\0b", ["a"]]
+_SITES = [5, None, "", "nothing", [3], [], f"{SITE}:side", "model.layers.9", torch.nn.Linear(2, 2)]
+_TEXTS = [5, None, 2.5, "", [5], [None], [[-1, 3]], [[3, 5000]], [[2.5]], torch.rand(2, 9), b"text"]
+_MODELS = [5, None, "", ["model"], "a\0b"]
+_DEVICES = ["nosuch", "cuda:77", "meta", 5.5, [3]]
+_DTYPES = ["nosuch", torch.int32, 5, [3]]
+_MASKS = [5, "x", torch.ones(3, 3).bool(), torch.full((2, 9), 0.5), [True]]
+_TENSORS = [5, None, "x", torch.ones(3), torch.ones(4, 7), torch.ones(4, 16).to_sparse()]
+
+WRONG: dict[str, list[Any]] = {
+    **dict.fromkeys(("steps", "log_steps", "n_ctxs", "ctx_len", "refresh_batch_size", "out_batch_size"), _COUNT),
+    **dict.fromkeys(("batch_size", "n_tokens", "shard_size", "window", "n_batches", "target_l0", "candidates"), _COUNT),
+    **dict.fromkeys(("activation_dim", "dict_size", "k", "max_len", "checkpoint_steps", "backup_steps"), _COUNT),
+    **dict.fromkeys(("keep_checkpoints", "max_examples", "row_len", "shuffle_buffer", "layer_stride", "epochs"), _COUNT),
+    **dict.fromkeys(("d_submodule", "vocab_size", "n_embeddings", "hook_layer", "n_fidelity_tokens"), _COUNT),
+    **{n: [2.5, "x", float("nan"), [3], 2**70] for n in ("seed", "shuffle_seed", "separator_id", "index", "call")},
+    "prefetch": [-1, 2.5, "x", [3]],
+    "save_steps": [5, "x", [0], [-1], [2.5], ["x"], [99]],
+    **{n: [0.0, -1.0, *_NUMBER[:3], [1.0]] for n in ("max_activation_norm_multiple", "max_norm_multiple")},
+    **{n: [*_NUMBER, -1.0] for n in ("expansion", "scale", "lr", "auxk_alpha", "threshold_beta")},
+    "weights": [5, "x", [1.0], [0.0, 1.0], [-1.0, 1.0], [float("nan"), 1.0], ["x", "y"]],
+    **dict.fromkeys(("path", "source", "folder", "save_dir", "name", "out", "destination"), _PATHS),
+    "submodule": _SITES, "submodules": _SITES, "sites": _SITES, "site": _SITES, "target": _SITES[:1] + _SITES[2:],
+    "data": _TEXTS, "text": _TEXTS, "model": _MODELS, "dictionary": [*_NO_TYPE, TrainerTopK, torch.nn.Linear(2, 2)],
+    "device": _DEVICES, "dtype": _DTYPES, "autocast_dtype": ["bfloat16", 5, None], "use_wandb": _FLAG,
+    "trainer_configs": [5, None, [], [None], ["top_k"], {"k": 4}, [{"trainer": 5}], [{"trainer": "nosuch"}], {}],
+    "run_cfg": [5, "x", [3], {"a": object()}], "config": [5, "x", [3], {"a": {object()}}], "io": [5, "x", None, ["in"]],
+    "seqpos_slice": [5, "x", (5, 2), (1, 2, 3, 4), ("a",), (0,)], "end_of_data": [5, "x", None],
+    "resume": [5, None, "nosuch"], "loggers": [5, "x", [5]], "normalize_activations": [5, "nosuch", [3]],
+    "allow_changed": [5], "tokenizer": [5, "nosuch", ["x"]], "channels": [5, "x"], "format": [5, "nosuch", ["x"]],
+    "to": [5, None, "nosuch"], "report": [5, None, [3], "x"], "formats": [5, ["nosuch"], [5]],
+    "activations": [5, None, [], ["x"], [torch.ones(3)], [torch.ones(4, 7)], [torch.full((4, 16), float("nan"))]],
+    "nonlinearity": [5, "nosuch", {"name": "nosuch"}, {"name": "top_k", "k": 0}, {"name": "top_k", "n": 1}, {}],
+    "candidates": [5, None, [], "x", [3], TrainerTopK], "token_filter": [5, "x", {"a": 1}], "generator": [5, "x"],
+    "norm_limits": [5, "x", {"nothing": 1.0}, {SITE: "x"}, {SITE: float("nan")}], "match": [5, "nosuch", None],
+    "x": _TENSORS, "W_dec": _TENSORS, "latents": _TENSORS[:5], "value": ["x", [1.0], torch.ones(3)],
+    "direction": _TENSORS[:5], "keep": _MASKS, "attention_mask": _MASKS, "read": [5, "nothing", None],
+    "write": [5, "nothing", None], "inputs": [5, "w1", None, torch.tensor([3]), torch.tensor([[3, 999]]), torch.rand(2, 9)],
+    "edits": [5, "x", {SITE: 5}, {SITE: None}, {"nothing": ablate()}, {5: ablate()}, {SITE: lambda x: 5}],
+    "layers": [5, "1", ["1"], [99], [-99], [0.5]], "side": [5, "x", None], "sources": [5, None, [], [5]],
+    "parts": [5, None, [], [5, 5]], "chat": [5, "x"], "data_args": [5, "x"], "on_bad_document": [5, "x", None],
+    "exhausted": [5, "x"], "bos": [5, "x"], "separator": [5000, "nosuch", 2.5], "padding_side": [5, "x"],
+    "long_documents": [5, "x", None], "rows": [5, "x", None], "compression": [5, "x"], "options": [5],
+    "exclude_ids": [5, "x", [2.5], ["x"]], "template": [5, ["x"]], "expected_class": _WORD, "repository": [5, None, "", "a/b/c/d"],
+    "optimizer": [5, "nosuch"],
+}  # fmt: skip
+"""What may be given wrongly, by the parameter; what is not here, by its annotation."""
+
+
+MEANT = {
+    ("as_custom_sae", "hook_layer"): ("0",), ("as_custom_sae", "config"): ("5", "'x'"), ("calibrate", "target_l0"): ("2.5",),
+    ("EvaluationConfig", "n_fidelity_tokens"): ("0",), ("steer", "scale"): ("-1.0",), ("capture", "sites"): ("None",),
+    ("config", "max_grad_norm"): ("None",), ("gradient_pursuit", "candidates"): ("5",), ("Chat", "seed"): (str(2**70),),
+    ("trainer", "k"): ("None",), ("trainer", "dict_size"): ("None",), ("config", "k"): ("None",), ("use_backend", "name"): ("None",),
+    ("loss_recovered", "submodule"): ("''",), ("trainer", "config"): ("5", "'x'", "[3]"), ("push_to_hub", "site"): ("''", "'nothing'", "'model.layers.9'"),
+    ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
+}  # fmt: skip
+"""What is wrong elsewhere, and is meant here."""
+
+
+def _by_annotation(parameter: inspect.Parameter) -> list[Any]:
+    hint = str(parameter.annotation)
+    kinds = {"bool": _FLAG, "Literal": [5, "nosuch"], "float": _NUMBER, "int": [2.5, "x", [3]], "str": _WORD}
+    return next((values for kind, values in kinds.items() if kind in hint), [] if "Any" in hint else [object()])
+
+
+def wrong_arguments(place: Place, name: str) -> list[tuple[str, Any]]:
+    """Returns each parameter of a function with a value that cannot be meant."""
+    function, good = CALLS[name](place)
+    known = dict(inspect.signature(function).parameters)
+    known = {n: p for n, p in known.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    known = {n: inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in good} | known
+    found = [(n, value) for n, p in known.items() for value in WRONG.get(n) or _by_annotation(p)]
+    found = [(n, v) for n, v in found if not (v is None and known[n].default is None)]
+    # named tuples are called by Python itself
+    unknown = [] if name in ("Site", "Site.parse", "Candidate") else [("no_such_argument", 1)]
+    return [*((n, v) for n, v in found if repr(v) not in MEANT.get((name, n), ())), *unknown]

@@ -1,0 +1,219 @@
+"""Whatever is given wrongly, to a function or a command, is an error of ours that names it and says what to do."""
+
+import functools
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+from dictionary_learning import ActivationBuffer, ContextStream, trainSAE, write_cache
+from dictionary_learning._border import checked
+from dictionary_learning.cli import TRACEBACK, main
+from dictionary_learning.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DictionaryLearningError,
+    UnknownNameError,
+)
+from tests.border_cases import CALLS, SITE, Place, wrong_arguments
+from tests.border_commands import working, wrong_words
+from tests.border_faults import FAULTS
+
+LEAST = 400
+"""Inputs that the tables hold at least."""
+_WHOLE_MODEL = "the model itself is a module too, whose path is empty"
+_LABEL = "a label that is only shown"
+_LATER = "what it names is looked up later, and is refused there"
+HARMLESS = {
+    **{(name, part): (_WHOLE_MODEL, "''") for name in ("ActivationBuffer", "ContextStream", "write_cache")
+       for part in ("submodule",)},
+    ("sites", "submodules"): (_WHOLE_MODEL, "''"),
+    ("widths", "sites"): ("no site has no width", "''", "[]"),
+    ("capture", "sites"): ("no site has no activations", "''", "[]"),
+    ("Site", "path"): (_LATER, "''", r"'a\x00b'"),
+    ("Site", "index"): (_LATER, str(2**70)),
+    ("Site", "call"): (_LATER, str(2**70)),
+    ("Site.parse", "text"): (_WHOLE_MODEL, "''"),
+    ("config", "site"): (_LATER, "''", "'nothing'", "[]", "'model.layers.9'"),
+    ("config", "target_site"): (_LATER, "['x']"),
+    ("as_source", "data"): ("ids are compared with the vocabulary of a tokenizer or model", "[[-1, 3]]", "[[3, 5000]]"),
+    **{(name, "name"): (_LABEL, "''", r"'a\x00b'") for name in ("Candidate", "as_source", "mix")},
+    **{("list_pretrained", part): ("what is searched for, and not found", "''", r"'a\x00b'", "'nothing'",
+                                   f"'{SITE}:side'", "'model.layers.9'") for part in ("model", "site", "name")},
+    ("as_custom_sae", "config"): ("what other packages read of it is theirs", "{'a': {"),
+    ("decode", "x"): ("without a part W_skip x nothing reads it", "tensor("),
+}  # fmt: skip
+"""What is accepted: by function and argument, why, and how the values begin."""
+HARMLESS_WORDS = {
+    ("pretokenize", "--model"): "only the tokenizer is read, and the weights are not",
+    ("info", ""): "only the config is read",
+    ("pretrained", "--model"): "what is searched for, and not found",
+    ("pretrained", "--site"): "what is searched for, and not found",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Leaves types unchecked, as they are for a user."""
+    made = Place(tmp_path_factory.mktemp("place"))
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield made
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def outcome(call: Callable[[], Any]) -> BaseException | None:
+    """Returns what a call raises; data are read as far as the first batch."""
+    try:
+        made = call()
+        if hasattr(made, "__next__"):
+            next(made)
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is judged)
+        return error
+    return None
+
+
+def parts_of(value: Any) -> Iterator[Any]:
+    """Yields a value, and all that it holds."""
+    yield value
+    inside = (
+        [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else []
+    )
+    for part in inside:
+        yield from parts_of(part)
+
+
+def names(message: str, parameter: str, value: Any) -> bool:
+    """Returns whether a message names what was given: the argument, the value, its type or its shape."""
+    parts = list(parts_of(value))
+    said = [text[:20] for part in parts for text in (repr(part), str(part) or ":out", type(part).__name__)]
+    said += (
+        ["shape", "width", "ids", "mask", "(batch, "] if any(isinstance(part, torch.Tensor) for part in parts) else []
+    )
+    said += ["no ", "No "] if len(parts) == 1 and isinstance(value, (list, Mapping)) else []  # an empty one
+    return any(text in message for text in (parameter, *said))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore")
+def test_wrong_argument_is_an_error_of_ours_that_names_it(place, name):
+    function, good = CALLS[name](place)
+    assert name == "push_to_hub" or outcome(functools.partial(function, **good)) is None  # there is no hub here
+    for parameter, value in wrong_arguments(place, name):
+        function, good = CALLS[name](place)
+        error, given = outcome(functools.partial(function, **{**good, parameter: value})), f"{parameter}={value!r}"
+        if error is None:
+            _, *values = HARMLESS.get((name, parameter), ("",))
+            assert any(repr(value).startswith(start) for start in values), f"{name} accepts {given}"
+            continue
+        assert isinstance(error, DictionaryLearningError), f"{name}({given}) raises {error!r}"
+        assert names(str(error), parameter, value), f"{name}({given}) says: {error}"
+        assert re.search(r"[.;:,] ", str(error)), f"{name}({given}) says nothing to do: {error}"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wrong_word_of_a_command_ends_in_one_line_and_status_2(place, caplog, monkeypatch):
+    monkeypatch.chdir(place.root)
+    for command, words in working(place).items():
+        assert main([command, *words]) == (2 if command == "reproduce" else 0)  # there is no run
+    for words in wrong_words(place):
+        caplog.clear()
+        status = main(words)
+        option = words[-2] if words[-2:-1] and words[-2].startswith("--") else ""
+        if status == 0 and (words[0], option) in HARMLESS_WORDS:
+            continue
+        assert status == 2, words
+        line = caplog.records[-1].getMessage()
+        assert "\n" not in line and TRACEBACK not in line, line  # the latter would be no error of ours
+        assert caplog.records[-1].levelno == logging.ERROR and not caplog.records[-1].exc_info
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.filterwarnings("ignore")
+def test_fault_is_an_error_of_ours_that_says_what_to_do(place, fault):
+    error = outcome(lambda: FAULTS[fault](place))
+    assert isinstance(error, DictionaryLearningError), repr(error)
+    assert re.search(r"[.;:,] ", str(error)), error
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"data": "nosuch.txt"}, {"dtype": "nosuch"}, {"n_ctxs": 0}, {"ctx_len": "x"}, {"out_batch_size": 10**9}],
+    ids=str,
+)
+def test_what_needs_no_model_is_checked_before_it_is_loaded(place, tmp_path, wrong):
+    given = {"data": place.texts, "model": "no/such_model", "submodule": SITE, **wrong}
+    for function in (ActivationBuffer, ContextStream, functools.partial(write_cache, tmp_path)):
+        if set(wrong) <= {*inspect.signature(function).parameters, "ctx_len"}:
+            error = outcome(functools.partial(function, **given))
+            assert isinstance(error, (ConfigError, DataError)), error
+
+
+def test_devices_and_numbers_of_numpy_may_stand_in_configs(place):
+    sizes = {"k": np.int32(4), "dict_size": np.int64(32), "lr": np.float32(1e-3), "scale_encoder": np.bool_(True)}
+    config = {"trainer": "top_k", "device": torch.device("cpu"), **sizes}
+    (made,) = trainSAE(place.activations, config, np.int64(2), device=torch.device("cpu"), progress=False)
+    assert (made.k, made.dict_size) == (4, 32)
+
+
+def test_what_an_edit_raises_is_the_callers(place):
+    assert isinstance(outcome(lambda: place.model.run(place.ids, {SITE: lambda x: 1 / 0})), ZeroDivisionError)
+
+
+def test_tables_are_large(place):
+    n_words = sum(1 for _ in wrong_words(place))
+    n_arguments = sum(len(wrong_arguments(place, name)) for name in CALLS)
+    assert n_arguments > LEAST and n_words > LEAST
+
+
+def test_traceback_is_shown_when_asked_for(caplog):
+    assert main(["info", "nosuch", TRACEBACK]) == 2
+    assert caplog.records[-1].exc_info
+
+
+def test_an_error_of_another_package_is_one_line_too(caplog, monkeypatch):
+    monkeypatch.setattr("dictionary_learning.cli._run", lambda arguments: {}["two\nlines"])
+    assert main(["info"]) == 2
+    assert caplog.records[-1].getMessage() == f"info failed: KeyError: 'two\\nlines'. {TRACEBACK} shows where."
+
+
+def test_an_error_of_another_package_is_wrapped_with_the_request():
+    @checked(wraps=CheckpointError)
+    def load_it(path: str | Path, *, k: int = 3) -> None:
+        raise OSError("no such device\nat all")
+
+    with pytest.raises(
+        CheckpointError, match=r"load_it\(path='a', k=4\) failed: OSError: no such device. Check"
+    ) as found:
+        load_it("a", k=4.0)
+    assert isinstance(found.value.__cause__, OSError)
+
+
+def test_numbers_of_other_kinds_are_converted():
+    @checked()
+    def add(*, k: int, scale: float, is_on: bool = False, words: tuple[str, ...] = ()) -> tuple[Any, ...]:
+        return k, scale, is_on, words
+
+    tensor, three = torch.tensor(3), torch.tensor(3).numpy()[()]
+    for k in (3, 3.0, three, tensor):
+        for is_on in (True, torch.ones(1).bool().numpy()[0]):
+            made = add(k=k, scale=k, is_on=is_on, words=["a"])
+            assert made == (3, 3.0, True, ("a",)) and [type(part) for part in made] == [int, float, bool, tuple]
+
+
+def test_calls_that_no_signature_has_say_what_it_takes():
+    @checked()
+    def add(one: int, *, other: int = 1) -> int:
+        return one + other
+
+    with pytest.raises(UnknownNameError, match="Did you mean 'other'"):
+        add(1, othr=2)
+    with pytest.raises(ConfigError, match=r"missing a required argument: 'one'. It takes: one, other."):
+        add()
