@@ -142,7 +142,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads((folder / RUN).read_text(encoding="utf-8"))
         _ = document["environment"], document["run"], document["volatile"]["sessions"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"'{folder}' has no {RUN}. Give the folder of a run that this version trained.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"'{folder / RUN}' is of no run ({error}). Move it, or give another folder.") from error
