@@ -35,7 +35,7 @@ FILLED_IN = (
 """Settings of a trainer that the run decides."""
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
-    "on_anomaly", "patience",
+    "on_anomaly", "patience", "allow_changed",
 )  # fmt: skip
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
@@ -43,7 +43,7 @@ _OF_A_CACHE = (
     "shuffle_seed",
 )  # fmt: skip
 """Options that were decided when a cache was written."""
-_NOT_SAVED = ("resume", "overwrite", "dry_run")
+_NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed")
 _TRAINER = "top_k"
 _RUNS = "runs"
 _LATENTS_PER_K = 8
@@ -79,6 +79,9 @@ class TrainArguments(CaptureArguments):
     """The number of newest checkpoints that stay; those of --save-steps stay too."""
     resume: bool = False
     """Whether the run in --save-dir goes on from its newest checkpoint, with the same options."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings that may differ from those of the checkpoint: steps warmup_steps decay_start to
+    train longer."""
     dry_run: bool = False
     """Whether only the plan is shown: tokens, steps, memory, disk and time, of which a forward pass
     and a few steps are measured. Nothing is written."""
@@ -109,7 +112,8 @@ class TrainArguments(CaptureArguments):
     """What follows on values that are not finite, and on a loss above --max-loss-ratio: such tokens
     and steps are left out; the run stops; or it returns to its newest checkpoint."""
     patience: int | None = None
-    """Entries of the log without a better FVU of any dictionary, after which the run ends."""
+    """Entries of the log, one after another, in which no dictionary's FVU becomes 1 % better, after
+    which the run ends. There are 100 entries unless --log-steps says otherwise."""
     wandb_project: str | None = None
     """Logs to this project on Weights & Biases."""
     tensorboard: bool = False
