@@ -67,7 +67,7 @@ def estimate_run(plan: Plan, jobs: Sequence[TrainingJob], data: Any, keep_checkp
     held = rows + _DOCUMENT_BYTES * getattr(data, "activation_buffer_size", 0)
     if n_checkpoints and not rows and hasattr(data, "state_dict"):
         held = tensor_bytes(data.state_dict())
-    n_lines = plan.steps // plan.log_every + 1
+    n_lines = plan.steps // plan.log_steps + 1
     return RunEstimate(
         weights=weights,
         gradients=sum(p.nbytes for job in jobs for p in job.trainer.dictionary.parameters() if p.requires_grad),
@@ -75,7 +75,7 @@ def estimate_run(plan: Plan, jobs: Sequence[TrainingJob], data: Any, keep_checkp
         rows=rows,
         model=_model_bytes(getattr(data, "model", None)),
         dictionaries=weights,
-        n_dictionaries=1 + len(plan.save_at) + 2 * bool(plan.backup_every),
+        n_dictionaries=1 + len(plan.save_steps) + 2 * bool(plan.backup_steps),
         checkpoint=states + held + _RANDOM_BYTES,
         n_checkpoints=n_checkpoints,
         log=_LOG_BYTES * n_lines * len(jobs),
@@ -136,11 +136,11 @@ def _optimizer_bytes(parameter: Tensor, optimizer: Any) -> int:
 
 def _kept_checkpoints(plan: Plan, keep_last: int) -> int:
     """Returns how many checkpoints there are at most, while the last one is written."""
-    every = plan.checkpoint_every
+    every = plan.checkpoint_steps
     if every is None:
         return 0
-    due = {*range(every, plan.steps + 1, every), *plan.save_at, plan.steps}
-    kept = {*sorted(due)[-keep_last:], *plan.save_at}
+    due = {*range(every, plan.steps + 1, every), *plan.save_steps, plan.steps}
+    kept = {*sorted(due)[-keep_last:], *plan.save_steps}
     return min(len(due), len(kept) + 1)
 
 

@@ -19,8 +19,24 @@ MAX_ELEMENTS = 4096
 SECRET = re.compile(r"(use_auth_|hf_|auth_|access_)?token|(.*_)?(api_key|password|secret)", re.IGNORECASE)
 """Names of settings whose values are not stored."""
 HIDDEN = "(not stored)"
+_IN_TEXT = (
+    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), HIDDEN),  # name and password in an address
+    (re.compile(r"([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^&\s]+", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(r"\bhf_\w{16,}"), HIDDEN),
+)
+"""Secrets in a text, and what stands there instead."""
 _MAX_DEPTH = 30
 """Levels of nesting; a config that is deeper contains itself."""
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text without the passwords and tokens that can be told by their places."""
+    key, separator, _ = text.partition("=")
+    if separator and SECRET.fullmatch(key.lstrip("-").replace("-", "_")):
+        return f"{key}={HIDDEN}"
+    for pattern, instead in _IN_TEXT:
+        text = pattern.sub(instead, text)
+    return text
 
 
 def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
@@ -28,7 +44,7 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
 
     Paths, dtypes, devices, sites, enum members and classes become strings. NumPy numbers, arrays
     and tensors become numbers and lists, tuples and sets become lists, dataclasses and namespaces
-    become mappings. Passwords and tokens are not stored, neither by name nor as `token=...`.
+    become mappings. Passwords and tokens are not stored: by name, as `token=...` or in an address.
 
     Args:
         value: the value.
@@ -46,10 +62,8 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
     if value is None:
         return None
     if issubclass(kind, str):
-        key, separator, _ = value.partition("=")
-        if (separator and SECRET.fullmatch(key)) or re.match(r"hf_\w{30}", value):
-            return f"{key}={HIDDEN}" if separator else HIDDEN
-    for plain in (bool, int, float, str):
+        return without_secrets(str(value))
+    for plain in (bool, int, float):
         if issubclass(kind, plain):
             return plain(value)  # np.float64 is a float, and some writers refuse it
     if hasattr(kind, "__fspath__"):

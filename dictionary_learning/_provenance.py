@@ -9,10 +9,9 @@ import hashlib
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ from dictionary_learning import ops
 from dictionary_learning._disk import sha256_of, write_json
 from dictionary_learning._hardware import describe_hardware
 from dictionary_learning._model_set import ModelSet
-from dictionary_learning._plain import to_plain
+from dictionary_learning._plain import HIDDEN, SECRET, to_plain, without_secrets
 from dictionary_learning._run_folder import COMMAND
 from dictionary_learning.activations.cache._index import model_fingerprint
 from dictionary_learning.data import Source
@@ -35,18 +34,10 @@ logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 """The name of the file, in the folder of the run."""
-REMOVED = "***"
-"""What stands in place of a secret."""
 _VERSION = 1
 _MOST_HASHED = 1 << 30
 """Bytes of a data file up to which its contents are hashed: about a second."""
 _GIT_SECONDS = 10
-_SECRET_NAME = re.compile(r"-*(\w+[_-])?(token|password|secret|api[_-]?key)", re.IGNORECASE)
-_SECRET_PARTS = (
-    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), REMOVED),
-    (re.compile(r"\bhf_\w{16,}"), REMOVED),
-)
-"""Names and passwords in addresses; tokens of the Hugging Face hub."""
 
 
 class RunRecord:
@@ -93,7 +84,7 @@ class RunRecord:
             sessions[-1]["environment"] = before["environment"]  # of a session on another machine
         self._document = {
             "format_version": _VERSION,
-            "command": command and list(command),
+            "command": command and _shown(command),
             "arguments": arguments,
             "run": run,
             "seeds": _seeds(run),
@@ -107,7 +98,7 @@ class RunRecord:
             "volatile": {
                 "folder": str(self.folder.resolve()),
                 "directory": os.getcwd(),
-                "program": sys.argv,
+                "program": _shown(sys.argv),
                 "sessions": [*sessions, self._session],
             },
         }
@@ -130,7 +121,7 @@ class RunRecord:
 
     def _write(self) -> None:
         assert self.folder is not None
-        write_json(self.folder / RUN, without_secrets(self._document))
+        write_json(self.folder / RUN, self._document)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -149,29 +140,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     return document
 
 
-def without_secrets(value: Any) -> Any:
-    """Returns plain data in which tokens, passwords and keys are replaced by `REMOVED`."""
-    if isinstance(value, Mapping):
-        pairs = cast(Mapping[str, Any], value).items()
-        return {n: REMOVED if isinstance(item, str) and _is_secret(n) else without_secrets(item) for n, item in pairs}
-    if isinstance(value, (list, tuple)):
-        words = cast("list[Any]", value)
-        before = [None, *words]
-        # only an option has its value in the next word
-        hidden = [isinstance(name, str) and name.startswith("-") and _is_secret(name) for name in before]
-        return [REMOVED if is_hidden else without_secrets(word) for is_hidden, word in zip(hidden, words, strict=False)]
-    if not isinstance(value, str):
-        return value
-    name, equals, _ = value.partition("=")
-    if equals and _is_secret(name):
-        return f"{name}={REMOVED}"
-    for pattern, instead in _SECRET_PARTS:
-        value = pattern.sub(instead, value)
-    return value
+def _shown(words: Sequence[str]) -> list[str]:
+    """Returns the words of a command without secrets, also where an option names them."""
+    named = [False, *(word.startswith("--") and _is_secret(word) for word in words)]
+    return [HIDDEN if is_value else without_secrets(word) for is_value, word in zip(named, words, strict=False)]
 
 
-def _is_secret(name: Any) -> bool:
-    return isinstance(name, str) and _SECRET_NAME.fullmatch(name) is not None
+def _is_secret(option: str) -> bool:
+    return SECRET.fullmatch(option.lstrip("-").replace("-", "_")) is not None
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -31,22 +31,22 @@ class Plan(NamedTuple):
     """When a run logs and saves."""
 
     steps: int
-    log_every: int
-    checkpoint_every: int | None
-    backup_every: int | None
-    save_at: frozenset[int]
+    log_steps: int
+    checkpoint_steps: int | None
+    backup_steps: int | None
+    save_steps: frozenset[int]
     on_anomaly: Answer
     patience: int | None
 
     @property
     def saves(self) -> bool:
         """Whether anything is saved before the end."""
-        return bool(self.save_at or self.checkpoint_every)
+        return bool(self.save_steps or self.checkpoint_steps)
 
     def wants_checkpoint(self, step: int) -> bool:
         """Returns whether a checkpoint is due: at its period, chosen steps and the end."""
-        every = self.checkpoint_every
-        return every is not None and (step % every == 0 or step in (*self.save_at, self.steps))
+        every = self.checkpoint_steps
+        return every is not None and (step % every == 0 or step in (*self.save_steps, self.steps))
 
 
 class RunOutput:
@@ -88,7 +88,7 @@ class RunOutput:
             self._give_up(step, anomalies or ["no step for long"])
         if anomalies and plan.on_anomaly == "rollback" and (found := self._roll_back(step, anomalies)):
             return found
-        if step % plan.log_every == 0 or step == plan.steps:
+        if step % plan.log_steps == 0 or step == plan.steps:
             figures = {job.name: figures_of(job) for job in self.jobs}
             self.sink.log(figures, step, n_tokens)
             if self.patience.has_run_out(figures):
@@ -98,9 +98,9 @@ class RunOutput:
                 self.is_over = True
         if self.console is not None and (step % _PROGRESS_EVERY == 0 or step == plan.steps):
             self.console.advance(step, n_tokens)
-        if step in plan.save_at:
+        if step in plan.save_steps:
             self.export(f"checkpoints/step_{step}")
-        if plan.backup_every and step % plan.backup_every == 0:
+        if plan.backup_steps and step % plan.backup_steps == 0:
             self.export("checkpoints/latest")
         self._is_due |= plan.wants_checkpoint(step)
         # a stop comes as a checkpoint does, between two whole steps
@@ -177,9 +177,8 @@ def plan_of(
     chosen = frozenset(check("save_steps", step, int) for step in save_steps or ())
     if chosen and max(chosen) > steps:
         raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
-    log_every = log_steps or max(1, steps // 100)
     every = checkpoint_steps or backup_steps
-    return Plan(steps, log_every, every, backup_steps, chosen, on_anomaly, patience)
+    return Plan(steps, log_steps or max(1, steps // 100), every, backup_steps, chosen, on_anomaly, patience)
 
 
 def figures_of(job: TrainingJob) -> dict[str, float]:

@@ -84,5 +84,5 @@ class Interrupted(KeyboardInterrupt):
     """A signal stopped a run, which has written a checkpoint and can be resumed from its folder."""
 
     def __init__(self, step: int, steps: int, folder: str):
-        super().__init__(f"The run stopped after step {step} of {steps}. It can go on with resume='auto'.")
+        super().__init__(f"The run stopped after step {step} of {steps}. Resumed, it goes on from there.")
         self.folder = folder

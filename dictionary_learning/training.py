@@ -153,7 +153,7 @@ def trainSAE(
     with contextlib.ExitStack() as stack:
         checkpoints = resumed = None
         if save_dir is not None:
-            checkpoints = RunCheckpoints(Path(save_dir), keep_checkpoints, plan.save_at)
+            checkpoints = RunCheckpoints(Path(save_dir), keep_checkpoints, plan.save_steps)
             # what cannot become the folder of this run is refused before anything is computed
             stack.enter_context(claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume)))
             stack.enter_context(checkpoints)
@@ -181,7 +181,8 @@ def trainSAE(
         if use_wandb:
             ids = None if resumed is None else resumed.loggers.get("WandbLogger 1", {}).get("ids")
             configs = {job.name: job.trainer.config for job in jobs}
-            sinks.append(WandbLogger(configs, wandb_project, wandb_entity, ids))
+            # before those of the caller, among which may be another
+            sinks.insert(0, WandbLogger(configs, wandb_project, wandb_entity, ids))
         if verbose:
             sinks.append(_LogRecords())
         console = ConsoleLogger(plan.steps, [job.name for job in jobs]) if progress else None

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from dictionary_learning import ActivationBuffer, load_dictionary, load_model, training, trainSAE, write_cache
-from dictionary_learning._provenance import REMOVED, read_run, without_secrets
+from dictionary_learning._plain import HIDDEN, to_plain
+from dictionary_learning._provenance import _shown, read_run
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.errors import ConfigError, DataError, Interrupted
 from tests import tiny
@@ -53,7 +54,7 @@ def test_equal_runs_differ_in_one_section(text, model, tmp_path, prefetch):
     assert first["data"]["n_tokens"] == 6 * 32 and first["data"]["documents"] > 5 and first["data"]["model"]
     assert first["run"]["data"]["dropped"]["read"] >= 6 * 32  # final, and not of the start
     assert first["seeds"] == {"trainers.0.seed": 0, "data.seed": 0}
-    assert first["arguments"]["run_cfg"] == {"note": "a try"} and first["arguments"]["log_every"] == 2
+    assert first["arguments"]["run_cfg"] == {"note": "a try"} and first["arguments"]["log_steps"] == 2
     weights = (tmp_path / "a" / "trainer_0" / "dictionary.safetensors").read_bytes()
     assert first["dictionaries"] == {"trainer_0": hashlib.sha256(weights).hexdigest()}
     (session,) = first["volatile"]["sessions"]
@@ -133,16 +134,17 @@ def test_the_commit_is_that_of_the_users_folder(tmp_path, monkeypatch):
 
 def test_secrets_are_removed_and_nothing_else():
     words = ["train", "m", "--n-tokens", "10", "--token-dtype", "uint16", "--token", "abc", "--data-args", "token=abc",
-             "revision=main", "https://me:pw@host/x", "--api-key=abc", "hf_" + "a" * 20]  # fmt: skip
-    assert without_secrets(words) == [
-        "train", "m", "--n-tokens", "10", "--token-dtype", "uint16", "--token", REMOVED, "--data-args", f"token={REMOVED}",
-        "revision=main", f"https://{REMOVED}@host/x", f"--api-key={REMOVED}", REMOVED,
+             "revision=main", "https://me:pw@host/x", "--api-key=abc", "hf_" + "a" * 20,
+             "https://host/x?part=1&X-Signature=abc&n=2", "s3://key:pw@bucket/*.jsonl"]  # fmt: skip
+    assert _shown(words) == [
+        "train", "m", "--n-tokens", "10", "--token-dtype", "uint16", "--token", HIDDEN, "--data-args", f"token={HIDDEN}",
+        "revision=main", f"https://{HIDDEN}@host/x", f"--api-key={HIDDEN}", HIDDEN,
+        f"https://host/x?part=1&X-Signature={HIDDEN}&n=2", f"s3://{HIDDEN}@bucket/*.jsonl",
     ]  # fmt: skip
-    kept = {"n_tokens": 3, "bos_token": 0, "names": ["token", "x"], "lr": 1e-3}
-    assert without_secrets(kept) == kept
-    assert without_secrets({"storage": {"password": "abc", "secret": None}}) == {
-        "storage": {"password": REMOVED, "secret": None}
-    }
+    kept = {"n_tokens": 3, "bos_token": "<s>", "names": ["token", "x", "a@b", "model@v2"], "lr": 1e-3}
+    assert to_plain(kept) == kept
+    hidden = {"storage": {"password": HIDDEN, "secret": None}, "data": f"s3://{HIDDEN}@b/x"}
+    assert to_plain({"storage": {"password": "abc", "secret": None}, "data": "s3://me:pw@b/x"}) == hidden
 
 
 def test_what_is_saved_beside_dictionaries_is_as_it_was(tmp_path):

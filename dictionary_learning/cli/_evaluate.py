@@ -41,8 +41,8 @@ class EvaluateArguments(DataArguments):
     target_sites: tuple[str, ...] = ()
     """The same for what is reconstructed, if that is something else."""
     save_dir: str | None = None
-    """The folder for the report; by default that of the run. What is not one run on its own model
-    and text gets a new folder in reports/."""
+    """The folder for the report; by default that of the run, if it has none yet. What is not one
+    run on its own model and text gets a new folder in reports/, and so does a second report."""
     n_tokens: int = 32_768
     """Tokens to evaluate on."""
     n_fidelity_tokens: int = 8_192
@@ -152,6 +152,7 @@ def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Pa
     own_model, own_text = _model_of(config), _text_of(config)
     is_own &= arguments.model is None or (own_model is not None and arguments.model == own_model.name)
     is_own &= arguments.data is None or (own_text is not None and arguments.data == own_text.data)
+    is_own &= not (Path(place) / "report.json").exists()
     return Path(place) if is_own else new_folder(_REPORTS, *(Path(one).name for one in arguments.dictionaries[:3]))
 
 
@@ -225,7 +226,7 @@ def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
     data = arguments.data or own
     if data is None:
         raise ConfigError("The dictionaries do not say which text they were trained on. Give --data.")
-    if trained is None or data != own:
+    if trained is None or to_plain(data) != own:
         return arguments.source(data)
     asked = data_arguments(arguments.to_dict())
     if not arguments.data:

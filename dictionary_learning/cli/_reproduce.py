@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -31,7 +32,8 @@ class ReproduceArguments(CommandArguments):
     run_dir: str
     """The folder of the run."""
     save_dir: str | None = None
-    """The folder for the repetition; by default a new one beside the run."""
+    """The folder for the repetition; by default a new one beside the run, which is removed where
+    all bytes are the same."""
 
     def run(self) -> int:
         from dictionary_learning._plain import differences
@@ -51,6 +53,8 @@ class ReproduceArguments(CommandArguments):
         ours, theirs = ({key: run[key] for key in run if key not in _MAY_DIFFER} for run in (first, second))
         for place, before, now in differences(ours, theirs) if differing else ():
             write_line(f"{place}: {before!r}, now {now!r}")
+        if not differing and self.save_dir is None:
+            shutil.rmtree(again)
         return int(bool(differing))
 
 
@@ -60,7 +64,7 @@ def _command_of(run: Mapping[str, Any], folder: Path) -> list[str]:
     Raises:
         ConfigError: There is none, or the run has no dictionaries to compare with.
     """
-    from dictionary_learning._provenance import REMOVED
+    from dictionary_learning._plain import HIDDEN
 
     volatile = run["volatile"]
     if run["command"] is None:
@@ -74,7 +78,7 @@ def _command_of(run: Mapping[str, Any], folder: Path) -> list[str]:
             f"'{folder}' is not finished (step {last.get('last_step', 'unknown')}), so there is nothing to compare "
             "with. Finish it with --resume first."
         )
-    if any(REMOVED in word for word in run["command"]):
+    if any(HIDDEN in word for word in run["command"]):
         raise ConfigError(
             f"The command of '{folder}' had a password or token, which run.json does not keep. Write the command "
             "again with another --save-dir, and compare `dictionaries` of both run.json files."

@@ -139,7 +139,13 @@ def build_parser(arguments: Sequence[str]) -> Parser:
         help=f"The method: {', '.join(sorted(TRAINERS))}; with --help, its options are shown. (default: {_TRAINER})",
     )
     choice.add_argument("--recipe", help=f"The settings of a paper, with its method: {', '.join(sorted(RECIPES))}.")
-    chosen = choice.parse_known_args(arguments)[0]
+    chosen, others = choice.parse_known_args(arguments)
+    more = [word for word in others if word in TRAINERS and not Path(word).exists()]
+    if chosen.trainer is not None and more:
+        raise ConfigError(
+            f"Got --trainer {chosen.trainer} with {more[0]}. A command trains one method: give the others commands of "
+            "their own, with --seed and --save-dir, or train them together by trainSAE."
+        )
     method = method_of(chosen.trainer, chosen.recipe)
     parser = config_parser("train", TrainArguments, parents=[choice])
     defaults = None if method.recipe is None else method.recipe()

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 from dictionary_learning._border import checked, is_foreign, said
+from dictionary_learning._plain import without_secrets
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
 from dictionary_learning.data._retrying import is_transient, wait_or_raise
@@ -44,7 +45,7 @@ class Source:
         on_bad_document: OnBadDocument = "error",
     ):
         check_choice("on_bad_document", on_bad_document, get_args(OnBadDocument))
-        self.reader, self.name, self.tokenized = reader, name, tokenized
+        self.reader, self.name, self.tokenized = reader, without_secrets(name), tokenized
         self.on_bad_document: OnBadDocument = on_bad_document
         self.position = 0
         """Documents read in this pass, skipped ones included."""

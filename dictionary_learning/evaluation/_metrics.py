@@ -202,9 +202,11 @@ class FidelityMetric:
 def recovered(clean: float, reconstructed: float, ablated: float) -> float:
     """Returns (ablated - reconstructed) / (ablated - clean) of mean cross-entropies.
 
-    1 is best; 0 is no better than ablation.
+    1 is best; 0 is no better than ablation. NaN where ablation does not raise the cross-entropy,
+    so that there is nothing to recover.
     """
-    return ratio(ablated - reconstructed, ablated - clean)
+    gap = ablated - clean
+    return (ablated - reconstructed) / gap if gap > 0 else float("nan")
 
 
 def ratio(numerator: float, denominator: float) -> float:

@@ -59,7 +59,8 @@ class OptimizationConfig(BaseConfig):
     expansion_factor: int = setting(16, at_least=1)
     """Latents per dimension of the activations, where dict_size is not given."""
     seed: int | None = setting(0, at_least=-(2**63), at_most=2**64 - 1)
-    """Seed of the initial weights; None for a random one."""
+    """Seed of the initial weights; None for a random one. The command's first seed, and `seed` of
+    `trainSAE`, decide the order of the rows too."""
     site: str | tuple[str, ...] | None = None
     """The site to train on, or several for a wiring that reads several; by default every site of
     the data gets its own dictionary, or all are read together."""

@@ -50,7 +50,16 @@ class RunInfo(BaseConfig):
         return as_device(self.device)
 
     def optimizer_steps(self, grad_acc_steps: int) -> int:
-        """Returns the number of optimizer steps. The last one may accumulate fewer batches."""
+        """Returns the number of optimizer steps. The last one may accumulate fewer batches.
+
+        Raises:
+            ConfigError: The run is shorter than one step.
+        """
+        if grad_acc_steps > self.steps:
+            raise ConfigError(
+                f"Got grad_acc_steps={grad_acc_steps} in a run of {self.steps} batches, which would be less than one "
+                "step. Lower grad_acc_steps, or train longer."
+            )
         return math.ceil(self.steps / grad_acc_steps)
 
     @property

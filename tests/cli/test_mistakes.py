@@ -32,6 +32,7 @@ def mistake(caplog, *arguments: str) -> str:
         (["train", "m", "d", "more"], "unrecognized arguments: more"),
         (["train", "m", "d", "--trainer", "jump_rely"], "Did you mean 'jump_relu'"),
         (["train", "m", "d", "--trainer"], "expected one argument"),
+        (["train", "m", "d", "--trainer", "top_k", "jump_relu"], "Got --trainer top_k with jump_relu. A command trains one"),
         (["train", "m", "d", "--recipe", "gao_2025"], "Did you mean 'gao_2024'"),
         (["train", "m", "d", "--trainer", "jump_relu", "--recipe", "gao_2024"], "which is one of top_k"),
         (["train", "m", "d", "--overwrite", "perhaps"], "perhaps"),

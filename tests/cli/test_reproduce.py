@@ -39,6 +39,27 @@ def test_a_run_of_the_shell_is_repeated_to_the_same_bytes(run, capsys, tmp_path)
     assert first["seeds"] == {"trainers.0.seed": 3, "data.seed": 3}
 
 
+def test_a_repetition_beside_the_run_stays_only_where_it_differs(run, monkeypatch):
+    def repeat(command, again, document):
+        shutil.copytree(run, again)
+        return 0
+
+    monkeypatch.setattr(_reproduce, "_run_again", repeat)
+    before = set(run.parent.iterdir())
+    assert main(["reproduce", str(run)]) == 0 and set(run.parent.iterdir()) == before
+
+    def damaged(command, again, document):
+        repeat(command, again, document)
+        edit(again / "run.json", dictionaries=lambda d: d.update(trainer_0="0"))
+        return 0
+
+    monkeypatch.setattr(_reproduce, "_run_again", damaged)
+    assert main(["reproduce", str(run)]) == 1
+    (kept,) = set(run.parent.iterdir()) - before
+    assert "again" in kept.name
+    shutil.rmtree(kept)
+
+
 def test_what_differs_is_shown_relative_to_the_largest_value(run, capsys, tmp_path, monkeypatch):
     def repeat(command, again, document):
         shutil.copytree(run, again)
@@ -80,7 +101,7 @@ def test_what_cannot_be_repeated_says_why(run, caplog, tmp_path, monkeypatch):
         "not finished (step 7)": {
             "volatile": lambda v: v.update(sessions=[{"outcome": "Interrupted", "last_step": 7}])
         },
-        "had a password or token": {"command": lambda c: c.extend(["--data-args", "token=***"])},
+        "had a password or token": {"command": lambda c: c.extend(["--data-args", "token=(not stored)"])},
         "which is not here": {"volatile": lambda v: v.update(directory=str(tmp_path / "gone"))},
     }
     for number, (message, changes) in enumerate(cases.items()):

@@ -159,4 +159,4 @@ def test_divergence_is_finite_where_probabilities_underflow():
 def test_recovered_is_one_for_the_untouched_and_zero_for_the_ablated():
     assert recovered(3.0, 3.0, 10.0) == 1
     assert recovered(3.0, 10.0, 10.0) == 0
-    assert math.isnan(recovered(3.0, 3.0, 3.0))
+    assert math.isnan(recovered(3.0, 3.0, 3.0)) and math.isnan(recovered(3.0, 3.5, 2.9))

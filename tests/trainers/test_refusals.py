@@ -48,6 +48,7 @@ def train(config, **options):
         ({**TOP_K, "device": "foo"}, "device="),
         ({**TOP_K, "device": "meta"}, "device="),
         ({**TOP_K, "seed": 2**70}, "seed is"),
+        ({**TOP_K, "grad_acc_steps": 4}, "grad_acc_steps=4 in a run of 3 batches"),
         ({**TOP_K, "schedule": lambda step: "a"}, "schedule="),
         ({"trainer": SAETrainer}, "no method"),
     ],
