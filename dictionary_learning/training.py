@@ -34,6 +34,7 @@ from dictionary_learning.loggers import (
     WandbLogger,
 )
 from dictionary_learning.ops._joint import shared_product
+from dictionary_learning.parallel import refuse_several
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers._batch import ModelLoss
 
@@ -134,6 +135,7 @@ def trainSAE(
             ended the run. Dictionaries that are finite are saved, and are in its `dictionaries`.
         Interrupted: A signal stopped the run, which can be resumed.
     """
+    refuse_several("trainSAE", "Start it without torchrun, or with --nproc-per-node 1.")
     plan = plan_of(steps, log_steps, checkpoint_steps, backup_steps, save_steps, on_anomaly, patience)
     device = as_device(device)
     if device.type == "cpu":

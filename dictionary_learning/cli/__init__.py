@@ -95,6 +95,10 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise UnknownNameError("command", command, COMMANDS)
     namespace = build_parser(command, options).read(options)
+    if command != "train":
+        from dictionary_learning.parallel import refuse_several
+
+        refuse_several(f"dictionary-learning {command}", "Start it without torchrun.")
     return namespace.run(namespace) or 0
 
 

@@ -42,6 +42,7 @@ from dictionary_learning.activations.cache._index import (
 from dictionary_learning.activations.cache._shards import ORIGIN, generator_of, tensors_of, write_shard
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.errors import DataError, SiteError
+from dictionary_learning.parallel import refuse_several
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,9 @@ def write_cache(
 
     Raises:
         DataError: the disk is too small, no token counts, or another cache is there.
-        ConfigError: an argument cannot be used.
+        ConfigError: an argument cannot be used, or several processes write.
     """
+    refuse_several("write_cache", "Write the cache first, without torchrun; any number of processes reads it.")
     dtype = None if dtype is None else storage_dtype(dtype)
     reader = row_reader(data, model, submodule, ReadingConfig.from_dict(reading))
     stored = storage_dtype(dtype or reader.model.dtype)
