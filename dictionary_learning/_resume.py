@@ -3,6 +3,10 @@
 A checkpoint is written between two steps, when no dictionary holds gradients of a part of a step.
 It has the state of every trainer, of the data, of the random numbers and of the normalizers, so
 that a run goes on with the bits that it would have had.
+
+Several ranks write what is their own into checkpoints beside it: `share_<n>` for each share of the
+data, and `dictionary_<n>` where dictionaries are spread. A step counts if all of them are there.
+Ranks read what they need, so the run may go on with another number of them.
 """
 
 import logging
@@ -28,11 +32,12 @@ from dictionary_learning._checkpoint import (
     write_checkpoint,
 )
 from dictionary_learning._plain import differences, to_plain
-from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning._run_setup import Stream, TrainingJob
 from dictionary_learning.activations._normalizers import saved_normalizers
-from dictionary_learning.activations._stream import ActivationStream
+from dictionary_learning.activations._spread import SpreadStream
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.errors import CheckpointError, ConfigError, UnknownNameError
+from dictionary_learning.parallel import ALONE, SINGLE, Placement, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,14 @@ _MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
 """Fields of a config that do not change which run it is, at any depth."""
 
 
+def _share(number: int) -> str:
+    return f"share_{number}"
+
+
+def _dictionary(number: int) -> str:
+    return f"dictionary_{number}"
+
+
 class RunCheckpoints:
     """The checkpoints of one run, written by a thread while the run goes on.
 
@@ -53,9 +66,11 @@ class RunCheckpoints:
         folder: The folder of the run.
         keep_last: The number of newest checkpoints that stay.
         keep: Steps whose checkpoints stay too.
+        world: The ranks of the run.
     """
 
-    def __init__(self, folder: Path, keep_last: int, keep: frozenset[int] = frozenset()):
+    def __init__(self, folder: Path, keep_last: int, keep: frozenset[int] = frozenset(), world: Ranks = ALONE):
+        self.world = world
         self.folder, self.root, self.keep_last, self.keep = folder, folder / CHECKPOINTS, keep_last, keep
         self._writer: threading.Thread | None = None
         self._is_written = False
@@ -72,26 +87,41 @@ class RunCheckpoints:
         step: int,
         n_tokens: int,
         jobs: Sequence[TrainingJob],
-        stream: ActivationStream,
+        stream: Stream,
         run: Mapping[str, Any],
         further: Mapping[str, Any],
+        placement: Placement = SINGLE,
     ) -> None:
         """Copies the state after a step, and starts to write it. A failure costs a warning.
 
         `further` are the states of the patience and of the loggers.
         """
         self.wait()  # one at a time: no more than one copy is held
+        # figures are asked for on all ranks, which they wait for
+        trainers = [{"trainer": job.trainer.state_dict(), "figures": job.trainer.metrics()} for job in jobs]
+        normalizers = placement.dictionary.collect(saved_normalizers(job.normalizers for job in jobs))
+        spread = placement.dictionary.size > 1
         state = {
             "n_tokens": n_tokens,
             **further,
-            "trainers": [job.trainer.state_dict() for job in jobs],
-            "figures": [job.trainer.metrics() for job in jobs],
-            "normalizers": saved_normalizers(job.normalizers for job in jobs),
-            "data": stream.state_dict(),
+            "trainers": None if spread else [one["trainer"] for one in trainers],
+            "figures": None if spread else [one["figures"] for one in trainers],
+            "normalizers": [one for of_rank in normalizers for one in of_rank],
+            "data": None if isinstance(stream, SpreadStream) else stream.state_dict(),
             "random": _random_state(),
         }
+        parts: dict[str, Mapping[str, Any]] = {}
+        if isinstance(stream, SpreadStream):
+            names = [_share(n) for n in range(stream.n_shares)]
+            names += [_dictionary(n) for n in range(len(run["trainers"]))] if spread else []
+            state |= {"n_shares": stream.n_shares, "parts": names}
+            parts |= {_share(n): {"data": one} for n, one in stream.state_dicts().items()}
+        if spread:
+            parts |= {_dictionary(job.number): one for job, one in zip(jobs, trainers, strict=True)}
+        if self.world.is_first:
+            parts[""] = state  # last: it stands for the whole
         try:
-            given = (step, Packed.of(state), run)
+            given = (step, {name: Packed.of(part) for name, part in parts.items()}, run)
         except CheckpointError as error:
             self._warn(step, error)
             return
@@ -106,10 +136,13 @@ class RunCheckpoints:
             self._writer = None
         return self._is_written
 
-    def _write(self, step: int, state: Packed, run: Mapping[str, Any]) -> None:
+    def _write(self, step: int, parts: Mapping[str, Packed], run: Mapping[str, Any]) -> None:
         try:
-            write_checkpoint(self.root, step, state, run)
-            remove_checkpoints(self.root, self.keep_last, self.keep)
+            for name, state in parts.items():
+                write_checkpoint(self.root / name, step, state, run)
+            for name in parts:
+                # a part of one more: the whole may not be written yet
+                remove_checkpoints(self.root / name, self.keep_last + bool(name), self.keep)
             self._is_written = True
         except Exception as error:  # noqa: BLE001  (nobody else would see it)
             self._warn(step, error)
@@ -139,6 +172,24 @@ class RunCheckpoints:
         Raises:
             CheckpointError: There is none that is complete and undamaged.
         """
+        # of one rank's view of the disk, for all
+        found = self.world.share(self._found(resume) if self.world.is_first else [])
+        if resume == "auto" and not found:
+            return None
+        for checkpoint in reversed(found):
+            resumed = None
+            try:
+                resumed = Resumed(Checkpoint(*checkpoint), self.world)
+            except CheckpointError as error:
+                logger.warning("%s The one before it is tried.", error)
+            if not self.world.total(int(resumed is None)):  # all ranks can read it
+                return resumed
+        where = resume if resume != "auto" else self.root
+        raise CheckpointError(
+            f"There is no complete checkpoint in '{where}'. Give a run that has one, or resume='never'."
+        )
+
+    def _found(self, resume: str | os.PathLike[str]) -> list[Checkpoint]:
         if resume == "auto":
             found = complete_checkpoints(self.root)
             if not found:
@@ -148,20 +199,10 @@ class RunCheckpoints:
                         f"'{finished[0].parent}' is finished, and its run has no checkpoint to go on from. Give "
                         "another folder, or overwrite=True without resume."
                     )
-                return None
-        else:
-            place = Path(resume)
-            found = complete_checkpoints(place / CHECKPOINTS) or complete_checkpoints(place)
-            found = found or [c for c in complete_checkpoints(place.parent) if c.path == place]
-        for checkpoint in reversed(found):
-            try:
-                return Resumed(checkpoint)
-            except CheckpointError as error:
-                logger.warning("%s The one before it is tried.", error)
-        where = resume if resume != "auto" else self.root
-        raise CheckpointError(
-            f"There is no complete checkpoint in '{where}'. Give a run that has one, or resume='never'."
-        )
+            return found
+        place = Path(resume)
+        found = complete_checkpoints(place / CHECKPOINTS) or complete_checkpoints(place)
+        return found or [c for c in complete_checkpoints(place.parent) if c.path == place]
 
 
 class Resumed:
@@ -171,7 +212,7 @@ class Resumed:
         CheckpointError: It is damaged.
     """
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, world: Ranks = ALONE):
         self.path, self.step = checkpoint
         self._state = read_checkpoint(checkpoint.path)
         self._run: dict[str, Any] = read_manifest(checkpoint.path)["facts"]
@@ -179,6 +220,15 @@ class Resumed:
         self.normalizers: list[Any] = self._state["normalizers"]
         self.patience: dict[str, Any] = self._state["patience"]
         self.loggers: dict[str, Any] = self._state["loggers"]
+        self.n_shares: int = self._state.get("n_shares", 1)
+        """Shares of the data: the ranks of the run when it was started."""
+        for name in self._state.get("parts", ()):
+            read_manifest(self._part(name))
+        self._data: dict[int, Any] = {}
+        if self._state["data"] is None and self.n_shares % world.size == 0:  # refused later, if not
+            each = self.n_shares // world.size
+            own = range(world.rank * each, (world.rank + 1) * each)
+            self._data = {n: read_checkpoint(self._part(_share(n)))["data"] for n in own}
 
     def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
         """Compares a run, as `describe_run` returns it, with the one of the checkpoint.
@@ -210,29 +260,56 @@ class Resumed:
 
     def load_trainers(self, jobs: Sequence[TrainingJob]) -> None:
         """Puts the trainers into the state of the checkpoint, and nothing else."""
-        for job, state in zip(jobs, self._state["trainers"], strict=True):
-            job.trainer.load_state_dict(state)
+        for job in jobs:
+            trainer, figures = self._trainer(job.number)
+            job.trainer.load_state_dict(trainer)
+            job.trainer.figures_before = figures
 
-    def load(self, jobs: Sequence[TrainingJob], stream: ActivationStream) -> None:
+    def load(self, jobs: Sequence[TrainingJob], stream: Stream) -> None:
         """Puts trainers, data and random numbers into the state of the checkpoint."""
         self.load_trainers(jobs)
-        for job, figures in zip(jobs, self._state["figures"], strict=True):
-            job.trainer.figures_before = figures
-        stream.load_state_dict(self._state["data"])
+        if isinstance(stream, SpreadStream):
+            stream.load_state_dicts(self._data)
+        else:
+            stream.load_state_dict(self._state["data"])
         _set_random_state(self._state["random"])
         logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
 
 
-def describe_run(jobs: Sequence[TrainingJob], stream: ActivationStream, run: Mapping[str, Any]) -> Any:
+    def _part(self, name: str) -> Path:
+        return self.path.parent / name / f"step_{self.step}"
+
+    def _trainer(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the state of a trainer, and its last figures."""
+        if self._state["trainers"] is not None:
+            return self._state["trainers"][number], self._state["figures"][number]
+        part = read_checkpoint(self._part(_dictionary(number)))
+        return part["trainer"], part["figures"]
+
+
+def all_trainers(jobs: Sequence[TrainingJob], placement: Placement) -> tuple[list[str], list[dict[str, Any]]]:
+    """Returns names and settings of the dictionaries of all ranks, in their order."""
+    own = [(job.number, job.name, job.trainer.config) for job in jobs]
+    found = sorted((one for part in placement.dictionary.collect(own) for one in part), key=lambda one: one[0])
+    return [name for _, name, _ in found], [config for _, _, config in found]
+
+
+def describe_run(names: Sequence[str], trainers: Sequence[Any], stream: Stream, run: Mapping[str, Any]) -> Any:
     """Returns what makes a run this one, as JSON values: trainers, settings, data.
+
+    Args:
+        names: The dictionaries' names.
+        trainers: Their settings.
+        stream: The data.
+        run: Further facts.
 
     Raises:
         ConfigError: The data's `config` holds what JSON cannot hold, and could not be saved.
     """
     data = getattr(stream.data, "config", None)
     found = {
-        "names": [job.name for job in jobs],
-        "trainers": [job.trainer.config for job in jobs],
+        "names": list(names),
+        "trainers": list(trainers),
         "data": data.to_dict() if isinstance(data, BaseConfig) else data,
         "widths": {str(site): width for site, width in stream.widths.items()},
         **run,

@@ -24,7 +24,9 @@ LATEST = "latest"
 """The name of the link to the newest run."""
 COMMAND: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar("command", default=None)
 """The words of the shell's command that runs, without its folder, `--resume` and `--overwrite`."""
-_RUN = re.compile(r"trainer_\d+|metrics\.jsonl|checkpoints/(step_\d+|\.step_\d+\..*\.unfinished)")
+_RUN = re.compile(
+    r"trainer_\d+|metrics\.jsonl|checkpoints/(step_\d+|\.step_\d+\..*\.unfinished|share_\d+|dictionary_\d+)"
+)
 _WRITTEN = re.compile(_RUN.pattern + r"|run\.json|report\.(json|md|html)|tensorboard/events\.out\.tfevents\..*")
 """What a run writes into its folder, and all that `overwrite` removes: files of the user's stay."""
 _SHARED = ("checkpoints", "tensorboard")

@@ -10,14 +10,14 @@ import torch
 
 from dictionary_learning._border import check
 from dictionary_learning._resume import RunCheckpoints, StopRequest
-from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning._run_setup import Stream, TrainingJob
 from dictionary_learning._saving import exported, save_all
 from dictionary_learning._watch import Answer, Patience, Watch
-from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import ConfigError, DivergenceError, Interrupted
 from dictionary_learning.loggers import ConsoleLogger, LoggerGroup
+from dictionary_learning.parallel import SINGLE, Placement
 
 _PROGRESS_EVERY = 10
 """Steps between two updates of the progress bar."""
@@ -56,14 +56,16 @@ class RunOutput:
         self,
         plan: Plan,
         jobs: Sequence[TrainingJob],
-        stream: ActivationStream,
+        stream: Stream,
         run_cfg: Mapping[str, Any] | None,
         checkpoints: RunCheckpoints | None,
         run: Mapping[str, Any],
         sink: LoggerGroup,
         console: ConsoleLogger | None,
         stop: StopRequest,
+        placement: Placement = SINGLE,
     ):
+        self.placement = placement
         self.plan, self.jobs, self.stream, self.run_cfg = plan, jobs, stream, run_cfg
         self.checkpoints, self.run, self.sink, self.console, self.stop = checkpoints, run, sink, console, stop
         self.watch, self.patience = Watch(jobs), Patience(plan.patience)
@@ -83,13 +85,14 @@ class RunOutput:
             Interrupted: A signal stopped the run.
         """
         plan = self.plan
-        anomalies = self.watch.look(step, n_tokens)
-        if self.watch.is_hopeless(step) or (anomalies and plan.on_anomaly == "stop"):
+        anomalies, is_hopeless, stops = self._agreed(step, n_tokens)
+        if is_hopeless or (anomalies and plan.on_anomaly == "stop"):
             self._give_up(step, anomalies or ["no step for long"])
         if anomalies and plan.on_anomaly == "rollback" and (found := self._roll_back(step, anomalies)):
             return found
         if step % plan.log_steps == 0 or step == plan.steps:
-            figures = {job.name: figures_of(job) for job in self.jobs}
+            own = {job.name: figures_of(job) for job in self.jobs}
+            figures = {name: values for part in self.placement.dictionary.collect(own) for name, values in part.items()}
             self.sink.log(figures, step, n_tokens)
             if self.patience.has_run_out(figures):
                 logger.warning(
@@ -104,13 +107,13 @@ class RunOutput:
             self.export("checkpoints/latest")
         self._is_due |= plan.wants_checkpoint(step)
         # a stop comes as a checkpoint does, between two whole steps
-        if (self._is_due or self.stop.signal) and all(job.trainer.is_between_steps for job in self.jobs):
+        if (self._is_due or stops) and all(job.trainer.is_between_steps for job in self.jobs):
             assert self.checkpoints is not None
             further = {"patience": self.patience.state_dict(), "loggers": self.sink.state_dict()}
-            self.checkpoints.save(step, n_tokens, self.jobs, self.stream, self.run, further)
+            self.checkpoints.save(step, n_tokens, self.jobs, self.stream, self.run, further, self.placement)
             self._is_due = False
-            if self.stop.signal:
-                if not self.checkpoints.wait():
+            if stops:
+                if self.placement.world.total(int(not self.checkpoints.wait())):
                     self.export()
                 raise Interrupted(step, plan.steps, str(self.checkpoints.folder))
         return step, n_tokens
@@ -121,7 +124,8 @@ class RunOutput:
         try:
             yield
         except Exception as error:
-            if self.checkpoints is not None and step:
+            # of dictionaries on several ranks, none can be asked for now
+            if self.checkpoints is not None and step and self.placement.dictionary.size == 1:
                 self.export()
                 self.sink.close()
                 logger.error(
@@ -129,6 +133,18 @@ class RunOutput:
                     type(error).__name__, step, self.plan.steps, self.checkpoints.folder,
                 )  # fmt: skip
             raise
+
+    def _agreed(self, step: int, n_tokens: int) -> tuple[list[str], bool, bool]:
+        """Returns anomalies, whether nothing can help, and whether a signal stops the run.
+
+        On all ranks the same: what one has noticed is answered by all, after the same step.
+        """
+        anomalies, signal = self.watch.look(step, n_tokens), self.stop.signal
+        is_hopeless, world = self.watch.is_hopeless(step), self.placement.world
+        told = world.tell([len(anomalies), int(is_hopeless), int(signal is not None)])
+        if any(n for n, _, _ in told) and not anomalies:
+            anomalies = ["Another rank has found an anomaly."]
+        return anomalies, all(hopeless for _, hopeless, _ in told), any(stops for _, _, stops in told)
 
     def _give_up(self, step: int, anomalies: Sequence[str]) -> NoReturn:
         dictionaries = self.export()
@@ -156,8 +172,12 @@ class RunOutput:
 
     def export(self, part: str = "") -> list[Dictionary]:
         """Returns the dictionaries, and saves them where there is a folder."""
-        dictionaries = exported(self.jobs, self.stream.data, self.run_cfg)
-        if self.checkpoints is not None:
+        own = exported(self.jobs, self.stream.data, self.run_cfg)
+        # of all ranks, in the order of the dictionaries
+        numbered = list(zip((job.number for job in self.jobs), own, strict=True))
+        found = [one for part in self.placement.dictionary.collect(numbered) for one in part]
+        dictionaries = [dictionary for _, dictionary in sorted(found, key=lambda one: one[0])]
+        if self.checkpoints is not None and self.placement.world.is_first:
             save_all(dictionaries, self.checkpoints.folder, part)
         return dictionaries
 

@@ -1,7 +1,7 @@
 """From configs and data to dictionaries in training: sites, widths, normalization, names."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,10 +11,12 @@ from dictionary_learning._finetune import expand_finetune, unwrap_normalized
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalization import check_normalizers, export, fold_
 from dictionary_learning.activations._normalizers import NORMALIZATIONS, Normalizer, Scalar
+from dictionary_learning.activations._spread import SpreadStream
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.dictionaries._info import as_config, site_names
 from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.parallel import SINGLE, Placement, PlacementName, Ranks, place
 from dictionary_learning.sites import Site, natural_key
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
 
@@ -22,6 +24,10 @@ _SAMPLE = 32_768
 """Rows for initialization, as the geometric median (Gao et al. 2024, A.1)."""
 _SCALE_SAMPLE = 131_072
 """Rows for the scale of the activations. Heavy tails make the mean of fewer rows unstable."""
+
+
+Stream = ActivationStream | SpreadStream
+"""Where a run gets its activations."""
 
 
 class SiteAssignment(NamedTuple):
@@ -48,6 +54,8 @@ class TrainingJob(NamedTuple):
     sites: SiteAssignment
     trainer: Trainer
     normalizers: Mapping[Site, Normalizer]
+    number: int = 0
+    """Its place among all dictionaries of the run, of which a rank may have a part."""
 
     def places(self, sites: tuple[Site, ...]) -> tuple[tuple[Site, Normalizer], ...]:
         """Returns sites with their normalizers."""
@@ -61,13 +69,14 @@ class TrainingJob(NamedTuple):
 
 def training_jobs(
     trainer_configs: ConfigLike | Iterable[ConfigLike],
-    stream: ActivationStream,
+    stream: Stream,
     steps: int,
     device: torch.device,
     normalize: bool | str,
     default_wiring: str | None,
     fitted: Mapping[tuple[Site, str], Normalizer] | None = None,
     seed: int | None = None,
+    placement: Placement = SINGLE,
 ) -> list[TrainingJob]:
     """Returns a job for each config and set of its sites, initialized from a sample of the data.
 
@@ -81,12 +90,70 @@ def training_jobs(
         fitted: Normalizers by site and name, of a run that is resumed: nothing is fitted or
             initialized then, and no data are read.
         seed: Seed of configs that have the default one.
+        placement: Which dictionaries this rank has; only their jobs are returned.
 
     Raises:
         ConfigError: A config cannot be used, or does not fit the data.
     """
     samples = _Samples(stream, device, fitted or {})
     jobs: list[TrainingJob] = []
+    names: set[str] = set()
+    for number, (facts, config, inside, sites) in enumerate(
+        _dictionaries(trainer_configs, stream, default_wiring, seed)
+    ):
+        kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)
+        run = _run_info(facts, sites, stream, steps, device)
+        placed: dict[str, Any] = {"site": _in_config(sites.reads), "normalize": kind}
+        if not sites.is_autoencoder:
+            placed["target_site"] = _in_config(sites.writes)
+        if config.seed is None and placement.world.size > 1:  # the ranks of a dictionary draw the same
+            placed["seed"] = placement.world.share(torch.Generator().seed())
+        trainer = config.replace(**placed).build(run)
+        name = _name(trainer, sites, len(stream.widths) > 1)
+        name = next(one for one in (name, *(f"{name} #{n}" for n in range(2, len(names) + 2))) if one not in names)
+        names.add(name)
+        if fitted is not None and not placement.owns(number):
+            continue  # neither samples nor normalizers are asked for
+        # shared by all dictionaries of a site, so that each batch is normalized once
+        normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
+        if inside is not None and inside.scales is not None:
+            scaled = zip(sites.reads, inside.scales, strict=True)
+            normalizers = {site: dataclasses.replace(normalizers[site], scale=scale) for site, scale in scaled}
+        if config.finetune is not None and inside is None:
+            _unfold_scales(trainer.dictionary, sites, normalizers)
+        if fitted is None:
+            # all ranks ask for the sample, of which each has a part
+            x = samples.rows(sites.reads, normalizers)
+            y = None if sites.is_autoencoder else samples.rows(sites.writes, normalizers)
+            if not placement.owns(number):
+                continue
+            trainer.initialize(x, y)
+            placement.data.take_first_(trainer.dictionary.state_dict().values())
+        # fails now, and not at the export after the training
+        check_normalizers(trainer.dictionary, *sites.both_sides(normalizers))
+        trainer.join(placement.data)
+        jobs.append(TrainingJob(name, sites, trainer, normalizers, number))
+    return jobs
+
+
+def placement_of(
+    name: PlacementName, world: Ranks, trainer_configs: Any, stream: Stream, default_wiring: str | None
+) -> Placement:
+    """Returns what is spread over the ranks of a run.
+
+    Raises:
+        ConfigError: The placement cannot be used.
+    """
+    if world.size == 1:
+        return SINGLE
+    configs = [config for _, config, _, _ in _dictionaries(trainer_configs, stream, default_wiring, None)]
+    return place(name, world, len(configs), any(config.needs_contexts for config in configs))
+
+
+def _dictionaries(
+    trainer_configs: Any, stream: Stream, default_wiring: str | None, seed: int | None
+) -> Iterator[tuple[dict[str, Any], OptimizationConfig, Any, SiteAssignment]]:
+    """Yields for each dictionary the notes on it, its config, its inner scales, and its sites."""
     for asked, facts in _read_configs(trainer_configs):
         # a method without wirings, as one of contexts, has no such field
         if default_wiring is not None and getattr(asked, "wiring", default_wiring) is None:
@@ -95,30 +162,8 @@ def training_jobs(
             asked = asked.replace(seed=seed)
         for config in expand_finetune(asked, stream.widths):
             config, inside = unwrap_normalized(_with_heads(config, stream))
-            kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)
             for sites in assign_sites(config, stream.widths):
-                run = _run_info(facts, sites, stream, steps, device)
-                placed: dict[str, Any] = {"site": _in_config(sites.reads), "normalize": kind}
-                if not sites.is_autoencoder:
-                    placed["target_site"] = _in_config(sites.writes)
-                trainer = config.replace(**placed).build(run)
-                # shared by all dictionaries of a site, so that each batch is normalized once
-                normalizers = {site: samples.normalizer(site, kind) for site in (*sites.reads, *sites.writes)}
-                if inside is not None and inside.scales is not None:
-                    scaled = zip(sites.reads, inside.scales, strict=True)
-                    normalizers = {site: dataclasses.replace(normalizers[site], scale=scale) for site, scale in scaled}
-                if config.finetune is not None and inside is None:
-                    _unfold_scales(trainer.dictionary, sites, normalizers)
-                if fitted is None:
-                    x = samples.rows(sites.reads, normalizers)
-                    trainer.initialize(x, None if sites.is_autoencoder else samples.rows(sites.writes, normalizers))
-                name, taken = _name(trainer, sites, len(stream.widths) > 1), {job.name for job in jobs}
-                names = (name, *(f"{name} #{n}" for n in range(2, len(taken) + 2)))
-                name = next(name for name in names if name not in taken)
-                # fails now, and not at the export after the training
-                check_normalizers(trainer.dictionary, *sites.both_sides(normalizers))
-                jobs.append(TrainingJob(name, sites, trainer, normalizers))
-    return jobs
+                yield facts, config, inside, sites
 
 
 def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list[SiteAssignment]:
@@ -153,7 +198,7 @@ def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list
 class _Samples:
     """Rows of the data for estimates, and the normalizers estimated from them."""
 
-    def __init__(self, stream: ActivationStream, device: torch.device, fitted: Mapping[tuple[Site, str], Normalizer]):
+    def __init__(self, stream: Stream, device: torch.device, fitted: Mapping[tuple[Site, str], Normalizer]):
         self.stream, self.device = stream, device
         self._rows: dict[Site, Tensor] = {}
         self._normalizers = dict(fitted)
@@ -212,7 +257,7 @@ def _read_config(given: Any) -> tuple[OptimizationConfig, dict[str, Any]]:
     return trainer.Config.from_dict(settings), facts
 
 
-def _with_heads(config: OptimizationConfig, stream: ActivationStream) -> OptimizationConfig:
+def _with_heads(config: OptimizationConfig, stream: Stream) -> OptimizationConfig:
     """Returns the config with the number of attention heads, where each has latents of its own."""
     if getattr(config, "wiring", None) != "heads" or getattr(config, "n_heads", None) is not None:
         return config
@@ -238,7 +283,7 @@ def _default_normalization(normalize: bool | str, config: OptimizationConfig) ->
 
 
 def _run_info(
-    facts: Mapping[str, Any], sites: SiteAssignment, stream: ActivationStream, steps: int, device: torch.device
+    facts: Mapping[str, Any], sites: SiteAssignment, stream: Stream, steps: int, device: torch.device
 ) -> RunInfo:
     """Returns the facts of the run; those in a dict config are notes, or must be what is found."""
     inputs = tuple(stream.widths[site] for site in sites.reads)

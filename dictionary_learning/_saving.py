@@ -47,13 +47,13 @@ def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "") -
         _save_elsewhere({f"trainer_{number}": dictionaries[number] for number in failed}, folder)
 
 
-def check_finite(jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary]) -> None:
+def check_finite(job_names: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:
     """Refuses weights that are not finite.
 
     Raises:
         DivergenceError: there are some; it holds the other dictionaries.
     """
-    bad = {job.name: names for job, d in zip(jobs, dictionaries, strict=True) if (names := nonfinite_names(d))}
+    bad = {name: names for name, d in zip(job_names, dictionaries, strict=True) if (names := nonfinite_names(d))}
     if bad:
         listed = "; ".join(f"{name}: {', '.join(names)}" for name, names in bad.items())
         raise DivergenceError(

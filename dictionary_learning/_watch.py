@@ -79,6 +79,8 @@ class Watch:
 
     def _counts(self) -> Tensor:
         trainers = [job.trainer for job in self._jobs]
+        if not trainers:  # a rank that has no dictionary
+            return torch.zeros(0, 2)
         counts = [torch.stack([t.n_nonfinite_tokens.float(), t.optimizer.n_skipped.float()]) for t in trainers]
         return torch.stack([count.to(counts[0].device) for count in counts])
 

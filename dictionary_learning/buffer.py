@@ -22,7 +22,7 @@ from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._origins import Origins, read_again
 from dictionary_learning.activations._prefetch import ahead
-from dictionary_learning.activations._reader import ReadingConfig, by_name, row_reader
+from dictionary_learning.activations._reader import ReadingConfig, RowReader, by_name, row_reader
 from dictionary_learning.activations._storage import RowStorage, storage_dtype
 from dictionary_learning.activations._stream import ActivationBatch, check_width, expected_partners
 from dictionary_learning.data import EndOfData, TokenBatch
@@ -30,6 +30,9 @@ from dictionary_learning.errors import ConfigError, DataError, DataExhaustedErro
 from dictionary_learning.sites import Sides, Site
 
 logger = logging.getLogger(__name__)
+
+_SHARE_STRIDE = 1_000_003
+"""Distance of the seeds of shares: those of neighboring seeds of runs do not meet."""
 
 
 class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
@@ -129,6 +132,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self.dtype = storage_dtype(dtype or self.model.dtype)
         what = f"A buffer of n_ctxs={self.n_ctxs} contexts"
         check_memory(self.n_bytes, self.device, what, "Lower n_ctxs, or set dtype='int8'.")
+        self.prefetch, self._repeats = prefetch, end_of_data == "repeat"
         self.reader = ahead(rows, self.refresh_batch_size, prefetch)
         self._generator = torch.Generator().manual_seed(self.seed)
         self._document = torch.full((self.activation_buffer_size,), -1)  # document of each slot's row
@@ -186,6 +190,45 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
                 "where it is read, or write a cache."
             ) from error
         return _unpickled, (content,)
+
+    def share(self, number: int, of: int) -> "ActivationBuffer":
+        """Returns a buffer of the same size over one of `of` shares of the text.
+
+        Raises:
+            ConfigError: Contexts come from a stream that cannot be divided.
+            DataError: The text was read from already.
+        """
+        if not hasattr(self.tokens, "share"):
+            raise ConfigError(f"A {type(self.tokens).__name__} cannot be divided among ranks. Give text, or a cache.")
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part.tokens = self.tokens.share(number, of)
+        rows = RowReader(self.model, part.tokens, self.sites, self.filter, repeat=self._repeats)
+        part.reader = ahead(rows, self.refresh_batch_size, self.prefetch)
+        # orders of shares are independent
+        part._generator = torch.Generator().manual_seed((self.seed + _SHARE_STRIDE * number) % 2**63)
+        part._document = torch.full_like(self._document, -1)
+        part._origins = Origins(self.activation_buffer_size) if self._origins else None
+        part._ended, part._reached = False, None
+        part._clear()
+        return part
+
+    def find_norm_limits(self) -> dict[str, float] | None:
+        """Returns the norm limits that the first contexts give, by site; they are read again later.
+
+        None where the filter has no limit, or the text can be read only once.
+        """
+        if self.filter.max_norm_multiple is None or not getattr(self.tokens.source, "repeatable", True):
+            return None
+        state = copy.deepcopy(self.reader.state_dict())
+        self.reader.read(self.refresh_batch_size)
+        limits = by_name(self.reader.norm_limits)
+        self.reader.load_state_dict(state)
+        return limits or None
+
+    def set_norm_limits(self, limits: dict[str, float]) -> None:
+        """Sets the norm limits, before the first contexts are read."""
+        self.reader.load_state_dict({**copy.deepcopy(self.reader.state_dict()), "norm_limits": limits})
 
     @property
     def n_bytes(self) -> int:

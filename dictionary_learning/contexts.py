@@ -5,6 +5,7 @@ read contexts. Its batches hold contexts and their activations, in order. A trai
 end-to-end loss asks the batch for the model's loss.
 """
 
+import copy
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -191,6 +192,12 @@ class ContextStream:
     def norm_limits(self) -> dict[Site, float]:
         """No limits: tokens of a context stay together."""
         return {}
+
+    def share(self, number: int, of: int) -> "ContextStream":
+        """Returns a stream over one of `of` shares of the text."""
+        part = copy.copy(self)
+        part.tokens, part._ahead, part._has_served = self.tokens.share(number, of), [], False
+        return part
 
     def close(self) -> None:
         """Does nothing; a buffer has threads to stop here."""

@@ -49,6 +49,10 @@ class CheckpointError(DictionaryLearningError):
     """A saved dictionary is missing, damaged or from another format, or cannot be written."""
 
 
+class RankError(DictionaryLearningError):
+    """A process of a run on several has ended, does not answer, or has another idea of the run."""
+
+
 class MissingDependencyError(DictionaryLearningError, ImportError):
     """An optional package is needed for what was asked."""
 

@@ -16,13 +16,14 @@ from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
 from dictionary_learning._provenance import RunRecord
-from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
+from dictionary_learning._resume import RunCheckpoints, StopRequest, all_trainers, describe_run
 from dictionary_learning._run_folder import claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, figures_of, plan_of
-from dictionary_learning._run_setup import TrainingJob, training_jobs
+from dictionary_learning._run_setup import Stream, TrainingJob, placement_of, training_jobs
 from dictionary_learning._saving import check_finite
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
+from dictionary_learning.activations._spread import SpreadStream
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
@@ -34,7 +35,7 @@ from dictionary_learning.loggers import (
     WandbLogger,
 )
 from dictionary_learning.ops._joint import shared_product
-from dictionary_learning.parallel import refuse_several
+from dictionary_learning.parallel import PlacementName, Ranks, on_first, only_first_talks, start
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers._batch import ModelLoss
 
@@ -71,6 +72,7 @@ def trainSAE(
     on_anomaly: Literal["skip", "stop", "rollback"] = "skip",
     patience: int | None = None,
     seed: int | None = None,
+    placement: PlacementName = "auto",
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
@@ -122,6 +124,10 @@ def trainSAE(
         patience: Logs without a better FVU (by 1 %) of any dictionary, after which the run ends.
         seed: Seed of everything random: of the configs that have the default one, and of the order
             of an `ActivationBuffer` or `ActivationCache`, of which nothing was read yet.
+        placement: What is spread over the processes that `torchrun` has started. All get the same
+            arguments; text is divided among them, and a step has the tokens of all. "data": each
+            has every dictionary. "dictionary": each has some, and activations are exchanged.
+            "auto": dictionaries, if there is one for each process.
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.
@@ -134,8 +140,9 @@ def trainSAE(
         DivergenceError: Training diverged, no dictionary made a step for 100 steps, or `on_anomaly`
             ended the run. Dictionaries that are finite are saved, and are in its `dictionaries`.
         Interrupted: A signal stopped the run, which can be resumed.
+        RankError: Another process has ended, or does not answer.
     """
-    refuse_several("trainSAE", "Start it without torchrun, or with --nproc-per-node 1.")
+    world = start()
     plan = plan_of(steps, log_steps, checkpoint_steps, backup_steps, save_steps, on_anomaly, patience)
     device = as_device(device)
     if device.type == "cpu":
@@ -153,53 +160,65 @@ def trainSAE(
     if save_dir is None and (plan.saves or resume != "never"):
         raise ConfigError("save_steps, checkpoint_steps, backup_steps and resume need a folder: give save_dir.")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(only_first_talks(world))
         checkpoints = resumed = None
         if save_dir is not None:
-            checkpoints = RunCheckpoints(Path(save_dir), keep_checkpoints, plan.save_steps)
+            checkpoints = RunCheckpoints(Path(save_dir), keep_checkpoints, plan.save_steps, world)
             # what cannot become the folder of this run is refused before anything is computed
-            stack.enter_context(claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume)))
+            claim = claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume))
+            on_first(world, lambda: stack.enter_context(claim))
             stack.enter_context(checkpoints)
             resumed = None if resume == "never" else checkpoints.newest(resume)
         if seed is not None and hasattr(data, "reseed"):
             data.reseed(seed)
-        stream = ActivationStream(data, split_by_head=activations_split_by_head)
+        n_shares = world.size if resumed is None else resumed.n_shares
+        stream = _stream(data, world, n_shares, activations_split_by_head)
+        placed = placement_of(placement, world, trainer_configs, stream, wiring)
+        if isinstance(stream, SpreadStream):
+            stream.placement = placed
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
-        jobs = training_jobs(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed)
+        jobs = training_jobs(
+            trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed, placed
+        )
+        names, settings = all_trainers(jobs, placed)
         facts = {"steps": plan.steps, "autocast_dtype": str(autocast_dtype)}
         facts |= {"on_anomaly": plan.on_anomaly, "patience": plan.patience}
         # also without a checkpoint: what could not be saved at the end is refused now
-        run = {} if checkpoints is None else describe_run(jobs, stream, facts)
+        run = {} if checkpoints is None else describe_run(names, settings, stream, facts)
         if resumed is not None:
             resumed.check(run, allow_changed)
             resumed.load(jobs, stream)
-        if checkpoints is not None:
-            check_room(estimate_run(plan, jobs, data, checkpoints.keep_last), checkpoints.folder)
-        if checkpoints is not None and overwrite:
-            remove_run(checkpoints.folder, [s for job in jobs if (s := job.trainer.config.get("finetune"))])
+        folder = None if checkpoints is None else checkpoints.folder
+        if folder is not None:
+            check_room(estimate_run(plan, jobs, data, keep_checkpoints), folder)
+        if folder is not None and overwrite:
+            sources = [source for config in settings if (source := config.get("finetune"))]
+            on_first(world, lambda: remove_run(folder, sources))
         step, n_tokens = (0, 0) if resumed is None else (resumed.step, resumed.n_tokens)
-        sinks: list[MetricLogger] = list(loggers)
-        if checkpoints is not None:
-            sinks.append(JSONLLogger(checkpoints.folder / "metrics.jsonl"))
-        if use_wandb:
+        sinks: list[MetricLogger] = list(loggers) if world.is_first else []
+        if folder is not None and world.is_first:
+            sinks.append(JSONLLogger(folder / "metrics.jsonl"))
+        if use_wandb and world.is_first:
             ids = None if resumed is None else resumed.loggers.get("WandbLogger 1", {}).get("ids")
-            configs = {job.name: job.trainer.config for job in jobs}
+            configs = dict(zip(names, settings, strict=True))
             # before those of the caller, among which may be another
             sinks.insert(0, WandbLogger(configs, wandb_project, wandb_entity, ids))
         if verbose:
             sinks.append(_LogRecords())
-        console = ConsoleLogger(plan.steps, [job.name for job in jobs]) if progress else None
+        console = ConsoleLogger(plan.steps, names) if progress and world.is_first else None
         if console is not None:
             sinks.append(console)
         sink = stack.enter_context(contextlib.closing(LoggerGroup(sinks)))
         stop = stack.enter_context(StopRequest(checkpoints is not None))
-        describe = functools.partial(describe_run, jobs, stream, facts)
+        describe = functools.partial(describe_run, names, settings, stream, facts)
         asked = {**plan._asdict(), "keep_checkpoints": keep_checkpoints, "run_cfg": run_cfg}
-        folder = None if checkpoints is None else checkpoints.folder
-        record = stack.enter_context(RunRecord(folder, describe, data, device, step, n_tokens, asked))
-        output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop)
+        record_at = folder if world.is_first else None
+        record = stack.enter_context(RunRecord(record_at, describe, data, device, step, n_tokens, asked))
+        output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop, placed)
         if resumed is not None:
             output.patience.load_state_dict(resumed.patience)
-            sink.resume(step, resumed.loggers)
+            if world.is_first:
+                sink.resume(step, resumed.loggers)
         while step < plan.steps and not output.is_over:
             with output.kept_if_it_fails(step):
                 batch = next(stream, None)
@@ -207,16 +226,24 @@ def trainSAE(
                     ended = "The data ended after %d of %d steps; the learning rate had not decayed."
                     logger.warning(ended, step, plan.steps)
                     break
-                n_tokens += train_step(jobs, batch, device, autocast_dtype)
+                train_step(jobs, batch, device, autocast_dtype)
+                n_tokens += stream.n_tokens  # of all ranks
             record.step, record.n_tokens = step + 1, n_tokens
             step, n_tokens = output.after_step(step + 1, n_tokens)
         for job in jobs:
             job.trainer.finish()
         # before the loggers close: their failures must not cost the weights
         dictionaries = output.export()
-    check_finite(jobs, dictionaries)
-    _warn_of_divergence(jobs)
+    check_finite(names, dictionaries)
+    with only_first_talks(world):
+        _warn_of_divergence(jobs)
     return dictionaries
+
+
+def _stream(data: Any, world: Ranks, n_shares: int, split_by_head: bool) -> Stream:
+    if n_shares == world.size == 1:
+        return ActivationStream(data, split_by_head=split_by_head)
+    return SpreadStream(data, n_shares, world, split_by_head=split_by_head)
 
 
 def train_step(

@@ -50,6 +50,7 @@ class ActivationStream:
         self._sites: tuple[Site, ...] = tuple(getattr(data, "sites", ()))
         self._ahead: list[ActivationBatch] = []
         self._n_served = 0
+        self.n_tokens = 0  # rows of the last batch
         self.widths: dict[Site, int] = {}
         widths = getattr(data, "widths", None)
         if not widths or split_by_head:
@@ -65,6 +66,7 @@ class ActivationStream:
     def __next__(self) -> ActivationBatch:
         batch = self._ahead.pop(0) if self._ahead else self._read()
         self._n_served += 1
+        self.n_tokens = len(next(iter(batch.values())))
         return batch
 
     def sample(self, n: int) -> dict[Site, Tensor]:

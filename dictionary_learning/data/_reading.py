@@ -146,6 +146,27 @@ class SelectReader(WrappingReader):
                 yield document, [n + 1, following]  # counts all, not only the selected ones
 
 
+@dataclasses.dataclass(frozen=True)
+class ShareReader(WrappingReader):
+    """One of several shares of the documents: every n-th one, in each epoch's order."""
+
+    number: int
+    of: int
+
+    def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
+        n_read, inner = mark or (0, None)
+        for n, (document, following) in enumerate(self.reader.read(inner, epoch), n_read):
+            if n % self.of == self.number:
+                yield document, [n + 1, following]
+
+
+def share(reader: Reader, number: int, of: int) -> Reader:
+    """Returns a reader of one of `of` equal shares, which together are all documents."""
+    if isinstance(reader, MapReader):  # no document of another share is fetched
+        return dataclasses.replace(reader, numbers=reader.order(0)[number::of])
+    return ShareReader(reader, number, of)
+
+
 @singledispatch
 def hold_out(reader: Reader, every: int) -> tuple[Reader, Reader]:
     """Returns readers of all but every n-th document, and of every n-th; the same in each epoch."""

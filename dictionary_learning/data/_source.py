@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from dictionary_learning._border import checked, is_foreign, said
 from dictionary_learning._plain import without_secrets
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
-from dictionary_learning.data._reading import Mark, Reader, hold_out, shuffle, take
+from dictionary_learning.data._reading import Mark, Reader, hold_out, share, shuffle, take
 from dictionary_learning.data._retrying import is_transient, wait_or_raise
 from dictionary_learning.errors import ConfigError, DataError
 
@@ -145,6 +145,19 @@ class Source:
             ConfigError: The window is empty.
         """
         return self._derive(shuffle(self.reader, seed, window), f"{self.name}, shuffled by seed {seed}")
+
+    @checked()
+    def share(self, number: int, of: int) -> "Source":
+        """Returns one of `of` shares of the documents, which have no document in common.
+
+        Raises:
+            DataError: Documents were read already, or there is no share of that number.
+        """
+        if not 0 <= number < of:
+            raise DataError(f"Got share {number} of {of}; they are numbered from 0 to {of - 1}.")
+        if self.position:
+            raise DataError(f"{self.name} was read from already, so it cannot be divided. Build it anew.")
+        return self._derive(share(self.reader, number, of), f"share {number} of {of} of {self.name}")
 
     @checked()
     def first(self, n: int) -> "Source":

@@ -11,6 +11,7 @@ length already are served as they are; rows that `pretokenize` wrote for another
 split into their documents and packed again.
 """
 
+import copy
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
@@ -96,6 +97,7 @@ class TokenStream:
         if isinstance(separator, int) and self.vocab_size is not None and not 0 <= separator < self.vocab_size:
             raise ConfigError(f"Got separator={separator}; the vocabulary has the ids 0 to {self.vocab_size - 1}.")
         self._documents = EpochReader(source, epochs, lambda: self.vocab_size)
+        self._rows = rows
         self._contexts = self._context_maker(rows)
         self._before: dict[str, Any] | None = None  # the state before a call that has not returned
 
@@ -168,6 +170,14 @@ class TokenStream:
         """Yields the rest of the data, n contexts at a time."""
         while (batch := self.take(n)) is not None:
             yield batch
+
+    def share(self, number: int, of: int) -> "TokenStream":
+        """Returns the contexts of one of `of` shares of the documents (see `Source.share`)."""
+        part = copy.copy(self)
+        part.source = self.source.share(number, of)
+        part._documents = EpochReader(part.source, self._documents.epochs, lambda: part.vocab_size)
+        part._contexts, part._before = part._context_maker(self._rows), None
+        return part
 
     def restart(self) -> None:
         """Returns to the first document."""

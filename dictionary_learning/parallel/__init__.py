@@ -1,5 +1,40 @@
-"""Training in several processes, on one or more devices each."""
+"""Training in several processes, on one or more devices each.
+
+`torch.distributed` is imported here and nowhere else.
+"""
 
 from dictionary_learning.parallel._launch import local_rank, refuse_several, world_size
+from dictionary_learning.parallel._placement import SINGLE, Placement, PlacementName, place
+from dictionary_learning.parallel._ranks import ALONE, Ranks
+from dictionary_learning.parallel._together import on_first, only_first_talks
 
-__all__ = ["local_rank", "refuse_several", "world_size"]
+__all__ = [
+    "ALONE",
+    "SINGLE",
+    "Placement",
+    "PlacementName",
+    "Ranks",
+    "local_rank",
+    "on_first",
+    "only_first_talks",
+    "place",
+    "refuse_several",
+    "start",
+    "world_size",
+]
+
+
+def start() -> Ranks:
+    """Returns the processes of the job, and connects them where it has several.
+
+    Scripts call it before they load a model onto the device of their process; `trainSAE` and the
+    command do it themselves.
+
+    Raises:
+        ConfigError: The environment is incomplete, or the processes cannot reach each other.
+    """
+    if world_size() == 1:
+        return ALONE
+    from dictionary_learning.parallel import _start  # imports torch.distributed
+
+    return _start.start()

@@ -17,6 +17,7 @@ from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.latents import l0
 from dictionary_learning.ops import Encoder
 from dictionary_learning.ops._precision import upcast
+from dictionary_learning.parallel import ALONE, Ranks
 from dictionary_learning.trainers._averaging import WeightAverage
 from dictionary_learning.trainers._batch import (
     Batch,
@@ -72,6 +73,8 @@ class Trainer(ABC):
         self.step = 0
         """Optimizer steps made so far."""
         self.device = run.torch_device
+        self.ranks: Ranks = ALONE
+        """The processes that share the tokens of a step; see `join`."""
         self.generator = torch.Generator()
         if config.seed is None:
             self.generator.seed()
@@ -92,6 +95,7 @@ class Trainer(ABC):
         self._initialized = False
         self._n_batches = 0
         self._gathered: list[StepPart] = []
+        self._n_tokens = 0  # of all ranks, in what was gathered
         self.figures_before: Mapping[str, Tensor] = {}
         """Figures of the last step before the run was resumed, logged until the next one."""
         self._last: list[StepPart] = []
@@ -102,6 +106,16 @@ class Trainer(ABC):
         guards = {} if self.loss_guard is None else {"loss_guard": self.loss_guard}
         self.components: dict[str, Component] = {**{name: getattr(self, name) for name in own}, **guards}
         """Parts with state of their own, in the order of their updates."""
+
+    def join(self, ranks: Ranks) -> None:
+        """Makes this trainer one of several with the same weights, which see different tokens.
+
+        All call `update` together, each with its own tokens, and make the step that one process
+        would make with all of them. `update`, `loss` and `metrics` wait for the other ranks.
+        """
+        self.ranks = ranks
+        for part in self.components.values():
+            part.ranks = ranks
 
     @abstractmethod
     def build_dictionary(self, trained: Dictionary | None) -> Dictionary:
@@ -160,12 +174,13 @@ class Trainer(ABC):
         Returns:
             The loss, on the device.
         """
-        settings, n_tokens = self.settings, max(len(x), 1)
+        settings, n_tokens = self.settings, max(self.ranks.total(len(x)), 1)
         batch, n_replaced = finite_batch(x, y, self.device)
-        self.n_nonfinite_tokens += n_replaced
+        self.n_nonfinite_tokens += self.ranks.sum(n_replaced)
+        self._n_tokens += n_tokens
         parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
         if not self._initialized:
-            self._initialize(parts[0])
+            self._initialize(self._of_all_ranks(parts[0]))
         total = torch.zeros((), device=self.device)
         with self.sharing(parts):  # BatchTopK selects over the whole batch
             for part in parts:
@@ -173,7 +188,7 @@ class Trainer(ABC):
                 loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
                 # under autocast the products of the backward pass would lose precision
                 with torch.autocast(self.device.type, enabled=False):
-                    guarded = loss.total if self.loss_guard is None else loss.total * self.loss_guard.factor(loss.total)
+                    guarded = loss.total if self.loss_guard is None else loss.total * self._guard(loss.total, part)
                     (guarded * (share / settings.grad_acc_steps)).backward()
                 # a graph kept until the next step keeps memory, and cannot be captured on CUDA
                 self._gathered.append(StepPart(part, loss.detached(), share))
@@ -181,7 +196,7 @@ class Trainer(ABC):
         self._n_batches += 1
         if self._n_batches % settings.grad_acc_steps == 0:
             self._optimizer_step()
-        return total
+        return self.ranks.sum(total)
 
     def finish(self) -> None:
         """Makes a last step if fewer than `grad_acc_steps` batches were accumulated."""
@@ -235,9 +250,12 @@ class Trainer(ABC):
             values = {"loss": loss.total, **loss.terms, "l0": l0(loss.reconstruction.latents)}
             for name, value in values.items():
                 figures[name] = figures.get(name, torch.zeros(())) + share * value.detach()
+        figures = {name: self.ranks.sum(value) for name, value in figures.items()}
         y = torch.cat([part.batch.y for part in self._last]).float()
         outputs = torch.cat([part.loss.reconstruction.outputs for part in self._last]).float()
-        figures["fvu"] = (outputs - y).pow(2).sum() / (y - y.mean(0)).pow(2).sum()
+        center = self.ranks.mean(y.mean(0), len(y))
+        error, variance = (outputs - y).pow(2).sum(), (y - center).pow(2).sum()
+        figures["fvu"] = self.ranks.sum(error) / self.ranks.sum(variance)
         figures["lr"] = torch.tensor(self.learning_rate(max(self.step - 1, 0)))
         figures["nonfinite_tokens"] = self.n_nonfinite_tokens
         figures["skipped_steps"] = self.optimizer.n_skipped
@@ -319,7 +337,7 @@ class Trainer(ABC):
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self._initialized = state["step"], state["initialized"]
-        self._n_batches, self._gathered = self.step * self.settings.grad_acc_steps, []
+        self._n_batches, self._gathered, self._n_tokens = self.step * self.settings.grad_acc_steps, [], 0
         self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
         self.loss_scale = state["loss_scale"].to(self.device)
         if self.average is not None:
@@ -348,6 +366,14 @@ class Trainer(ABC):
             )
         self._initialized = True
 
+    def _guard(self, loss: Tensor, part: Batch) -> Tensor:
+        assert self.loss_guard is not None
+        return self.loss_guard.factor(self.ranks.mean(loss.detach(), len(part.x)))
+
+    def _of_all_ranks(self, batch: Batch) -> Batch:
+        x = self.ranks.gather(batch.x)
+        return batch._replace(x=x, y=x if batch.y is batch.x else self.ranks.gather(batch.y))
+
     def _optimizer_step(self) -> None:
         for group in self.optimizer.param_groups:
             rate = self.learning_rate(self.step) * group.get("lr_factor", 1.0)
@@ -355,18 +381,19 @@ class Trainer(ABC):
                 group["lr"].fill_(rate)  # a captured CUDA graph reads it there
             else:
                 group["lr"] = rate
+        # each rank's loss was weighted by its share of the tokens
+        self.ranks.sum_([p.grad for p in self.dictionary.parameters() if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         # shares of a batch become shares of the step
-        n_tokens = sum(len(part.batch.x) for part in self._gathered)
-        parts = [part._replace(share=len(part.batch.x) / max(n_tokens, 1)) for part in self._gathered]
+        parts = [part._replace(share=len(part.batch.x) / max(self._n_tokens, 1)) for part in self._gathered]
         with torch.no_grad():
             for part in self.components.values():
                 part.after_step(parts, self.step)
             self.after_step(parts)
             if self.average is not None:
                 self.average.update()
-        self._last, self._gathered = parts, []
+        self._last, self._gathered, self._n_tokens = parts, [], 0
         self.step += 1
 
 

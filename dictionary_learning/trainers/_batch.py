@@ -12,6 +12,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Reconstruction
 from dictionary_learning.latents import detached
 from dictionary_learning.ops._joint import replace_nonfinite
+from dictionary_learning.parallel import ALONE, Ranks
 
 C = TypeVar("C", bound="Component")
 Number = TypeVar("Number", int, float)
@@ -97,6 +98,9 @@ class StepPart(NamedTuple):
 
 class Component(ABC):
     """A part of a trainer with state of its own, such as an annealed k, or the dead latents."""
+
+    ranks: Ranks = ALONE
+    """The processes that share the tokens of a step, of which `after_step` gets those of this one."""
 
     @abstractmethod
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:

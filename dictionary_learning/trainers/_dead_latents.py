@@ -63,7 +63,7 @@ class Revival(Component):
             total = total + settings.auxk_alpha * terms["auxk_loss"] * auxk_scale
         if settings.use_ghost_grads:
             residual = (batch.y.float() - loss.reconstruction.outputs).detach()
-            terms["ghost_loss"] = ghost_loss(dictionary, x, residual, dead, loss.error)
+            terms["ghost_loss"] = ghost_loss(dictionary, x, residual, dead, loss.error, self.ranks)
             total = total + loss_scale * terms["ghost_loss"]
         if settings.pre_act_loss_coefficient:
             terms["pre_act_loss"] = pre_activation_loss(dictionary, x, dead)
@@ -72,14 +72,17 @@ class Revival(Component):
 
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
         firings = torch.stack([firing_counts(part.loss.reconstruction.latents) for part in parts]).sum(0)
-        self.dead.observe(firings, sum(len(part.batch.x) for part in parts))
+        self.dead.observe(self.ranks.sum(firings), self.ranks.total(sum(len(part.batch.x) for part in parts)))
         # of the whole step, for AuxK of the next one
-        error = torch.stack([part.loss.error.detach() * part.share for part in parts]).sum()
+        error = self.ranks.sum(torch.stack([part.loss.error.detach() * part.share for part in parts]).sum())
         self.mean_error = torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error)
         every = self.settings.resample_steps
         if every is not None and (step + 1) % every == 0 and self.dead.indices is not None:
             batch, loss, _ = parts[-1]  # tokens are drawn from the last part only
             errors = (loss.reconstruction.outputs - batch.y.float()).pow(2).sum(-1)  # (batch,)
+            # all ranks draw the same tokens of all of them
+            x, errors = self.ranks.gather(batch.x), self.ranks.gather(errors)
+            batch = Batch(x, x if batch.y is batch.x else self.ranks.gather(batch.y))
             revived = resample_(self.dictionary, self._optimizer, batch, errors, self.dead.indices, self._generator)
             self.dead.revive(revived)
 

@@ -10,6 +10,7 @@ from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import Elementwise
 from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, n_tokens_of
+from dictionary_learning.parallel import ALONE, Ranks
 
 _LARGEST_EXPONENT = 10.0
 """Pre-activations of ghosts are capped here, so that their exponential does not overflow."""
@@ -54,6 +55,7 @@ def ghost_loss(
     residual: Float[Tensor, "batch output_dim"],
     dead: Int[Tensor, "n_dead"],
     error: Float[Tensor, ""],
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """Returns the ghost loss: exp(pre-activations) of dead latents predict half of the residual e.
 
@@ -73,7 +75,8 @@ def ghost_loss(
     scale = norms(residual) / (2 * norm).clamp_min(torch.finfo(norm.dtype).tiny)
     scaled = total * scale.unsqueeze(1)
     loss = squared_error(scaled, residual)
-    return loss * (error.detach() / loss.detach().clamp_min(torch.finfo(loss.dtype).tiny))
+    error, size = ranks.mean(error.detach(), len(x)), ranks.mean(loss.detach(), len(x))
+    return loss * (error / size.clamp_min(torch.finfo(loss.dtype).tiny))
 
 
 def pre_activation_loss(

@@ -18,7 +18,8 @@ from dictionary_learning.config import Registry, auto, setting
 from dictionary_learning.dictionaries import Reconstruction, Trainable
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents, replace_values
+from dictionary_learning.latents import Latents, n_tokens_of, replace_values
+from dictionary_learning.parallel import ALONE, Ranks
 from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue
 from dictionary_learning.trainers._config import TrainerConfig
 from dictionary_learning.trainers._losses import mean_sum, norms, per_token, squared_error, weighted
@@ -40,6 +41,8 @@ class Sparsity(NamedTuple):
     """Pre-activations, dense or sparse as the latents are."""
     norms: Float[Tensor, "dict_size"] | None
     """Weight of each latent; None for equal weights."""
+    ranks: Ranks = ALONE
+    """The processes that have other tokens of the batch."""
 
     def values(self) -> Latents:
         """Returns f_i n_i."""
@@ -109,7 +112,8 @@ def quadratic_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
 @PENALTIES.register("target_l0")
 def relative_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
     """Returns (L0 / L0* - 1)^2 with the mean L0 of the batch, as in dictionary-learning."""
-    return (mean_sum(sparsity.fires()) / target_l0 - 1).square()
+    fires = sparsity.fires()
+    return (sparsity.ranks.mean(mean_sum(fires), n_tokens_of(fires)) / target_l0 - 1).square()
 
 
 @PENALTIES.register("entropy")
@@ -201,9 +205,10 @@ def penalized_loss(
     error = squared_error(outputs, batch.y)
     reconstruction = Reconstruction(outputs, latents, pre)
     # before the error is normalized: the order of these lines is that in which gradients are summed
-    sparsity = penalty(sparsity_of(trainer.dictionary, settings, reconstruction))
+    sparsity = penalty(sparsity_of(trainer.dictionary, settings, reconstruction, trainer.ranks))
     if settings.mse_loss_normalization == "dense_batch":
-        distance = norms(batch.y - batch.y.mean(0)) + _MIN_NORM  # (batch,)
+        center = trainer.ranks.mean(batch.y.mean(0), len(batch.y))
+        distance = norms(batch.y - center) + _MIN_NORM  # (batch,)
         normalized = ((outputs - batch.y).pow(2).sum(-1) / distance).mean()
     else:
         normalized = trainer.loss_scale * error
@@ -211,10 +216,12 @@ def penalized_loss(
     return Loss(total, error, {"mse_loss": error, "sparsity_loss": sparsity}, reconstruction)
 
 
-def sparsity_of(dictionary: Trainable, settings: PenaltyConfig, reconstruction: Reconstruction) -> Sparsity:
+def sparsity_of(
+    dictionary: Trainable, settings: PenaltyConfig, reconstruction: Reconstruction, ranks: Ranks = ALONE
+) -> Sparsity:
     """Returns what the penalty of a reconstruction is computed from."""
     _, latents, pre = reconstruction  # each (batch, dict_size), dense or sparse
     assert pre is not None
     penalized = dictionary.pointwise("gate", pre) if settings.penalizes_gates else latents
     by_norm = settings.scale_sparsity_penalty_by_decoder_norm
-    return Sparsity(dictionary, penalized, pre, dictionary.decoder_norms() if by_norm else None)
+    return Sparsity(dictionary, penalized, pre, dictionary.decoder_norms() if by_norm else None, ranks)

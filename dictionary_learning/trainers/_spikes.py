@@ -32,7 +32,7 @@ class LossGuard(Component):
         return torch.where(is_spike, torch.nan, 1.0)
 
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        loss = torch.stack([part.loss.total.float() * part.share for part in parts]).sum()
+        loss = self.ranks.sum(torch.stack([part.loss.total.float() * part.share for part in parts]).sum())
         loss = torch.where(loss.isfinite(), loss, self.mean)
         if self._n >= _FIRST:
             loss = loss.minimum(self.ratio * self.mean)

@@ -14,6 +14,7 @@ from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import ThresholdedTopK
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
+from dictionary_learning.parallel import ALONE, Ranks
 from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue, StepPart
 from dictionary_learning.trainers._config import TrainerConfig, decay_after
 from dictionary_learning.trainers._losses import squared_error
@@ -167,7 +168,7 @@ def update_thresholds_(
     trainer: SAETrainer,
     settings: TopKFamilyConfig,
     parts: Sequence[StepPart],
-    smallest: Callable[[Sequence[SparseLatents]], Float[Tensor, ""]],
+    smallest: Callable[[Sequence[SparseLatents], Ranks], Float[Tensor, ""]],
 ) -> None:
     """Moves thresholds after a step, to keep as many latents as training does, token by token.
 
@@ -176,8 +177,8 @@ def update_thresholds_(
     The average starts at `threshold_start_step`; before, the threshold is that of the last batch.
     It is a buffer of the nonlinearity, which is saved with the dictionary.
 
-    `smallest` returns the smallest kept value of a step, given the latents of its parts; infinite
-    where no latent is positive.
+    `smallest` returns the smallest kept value of a step, given the latents of its parts on this
+    rank; infinite where no latent is positive.
     """
     coders = list(trainer.dictionary.coders())
     since = trainer.step - settings.threshold_start_step
@@ -189,28 +190,29 @@ def update_thresholds_(
             continue
         latents = [step_part.loss.reconstruction.latents for step_part in parts]
         own = [_ranked(each, part, whole=len(coders) == 1) for each in latents if isinstance(each, SparseLatents)]
-        kept, threshold = smallest(own), nonlinearity.threshold
+        kept, threshold = smallest(own, trainer.ranks), nonlinearity.threshold
         moved = torch.lerp(threshold, kept.to(threshold.dtype), weight)
         threshold.copy_(torch.where(kept.isfinite(), moved, threshold))
 
 
-def smallest_of_batch(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
+def smallest_of_batch(parts: Sequence[SparseLatents], ranks: Ranks = ALONE) -> Float[Tensor, ""]:
     """Returns the smallest positive value of all tokens; infinite if there is none."""
     values = torch.cat([latents.values.detach().flatten() for latents in parts])  # (pairs of all parts,)
     # `amin` of nothing is an error, as with a batch of no tokens
     nothing = values.new_full((1,), torch.inf)
-    return torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin()
+    return ranks.minimum(torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin())
 
 
-def smallest_per_token(parts: Sequence[SparseLatents]) -> Float[Tensor, ""]:
+def smallest_per_token(parts: Sequence[SparseLatents], ranks: Ranks = ALONE) -> Float[Tensor, ""]:
     """Returns the mean over tokens of the smallest positive value; infinite if there is none."""
     # tokens of a ragged support keep unequal numbers of latents: there is no (batch, k)
     if any(latents.support.is_ragged for latents in parts):
-        return smallest_of_batch(parts)
+        return smallest_of_batch(parts, ranks)
     values = torch.cat([latents.values.detach() for latents in parts])  # (batch, k)
     smallest = torch.where(values > 0, values, torch.inf).amin(-1)  # (batch,)
     some = smallest.isfinite()
-    return torch.where(some.any(), torch.where(some, smallest, 0).sum() / some.sum(), torch.inf)
+    total, n = ranks.sum(torch.where(some, smallest, 0).sum()), ranks.sum(some.sum())
+    return torch.where(n > 0, total / n, torch.inf)
 
 
 def ranked_values(latents: SparseLatents, part: CoderSlice) -> Tensor:

@@ -11,6 +11,7 @@ from dictionary_learning.dictionaries import BatchTopKSAE, Trainable
 from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.ops._precision import upcast
+from dictionary_learning.parallel import ALONE, Ranks
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
@@ -22,6 +23,9 @@ from dictionary_learning.trainers._top_k_family import (
     top_k_loss,
     update_thresholds_,
 )
+
+_SURPLUS = 1.25
+"""Values of each rank that are looked at first, for each that it would keep by itself."""
 
 
 @TRAINERS.register("batch_top_k")
@@ -46,26 +50,29 @@ class BatchTopKTrainer(SAETrainer):
         return top_k_loss(self, batch, self.annealed_k.now)
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
-        return batch_cut(self.dictionary, parts, self.annealed_k.now)
+        return batch_cut(self.dictionary, parts, self.annealed_k.now, self.ranks)
 
     def after_step(self, parts: Sequence[StepPart]) -> None:
         update_thresholds_(self, self.settings, parts, smallest_of_batch)
 
 
 @contextlib.contextmanager
-def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Generator[None, None, None]:
+def batch_cut(
+    dictionary: Trainable, parts: Sequence[Batch], k: int, ranks: Ranks = ALONE
+) -> Generator[None, None, None]:
     """Makes the parts of a batch keep what the whole batch keeps, inside the `with` block.
 
     Args:
         dictionary: A dictionary with BatchTopK.
         parts: The parts of the batch.
         k: Latents per token, on average over the batch.
+        ranks: The processes that have further parts.
     """
     # a batch in one part finds its own cut
-    coders = list(dictionary.coders()) if len(parts) > 1 else []
+    coders = list(dictionary.coders()) if len(parts) > 1 or ranks.size > 1 else []
     chosen = [(p, p.coder.nonlinearity) for p in coders if isinstance(p.coder.nonlinearity, BatchTopK)]
     for part, nonlinearity in chosen:
-        nonlinearity.cut = _smallest_kept(part, [batch.x for batch in parts], k)
+        nonlinearity.cut = _smallest_kept(part, [batch.x for batch in parts], k, ranks)
     try:
         yield
     finally:
@@ -74,18 +81,29 @@ def batch_cut(dictionary: Trainable, parts: Sequence[Batch], k: int) -> Generato
 
 
 @torch.no_grad()
-def _smallest_kept(part: CoderSlice, parts: Sequence[Tensor], k: int) -> Float[Tensor, ""]:
+def _smallest_kept(part: CoderSlice, parts: Sequence[Tensor], k: int, ranks: Ranks) -> Float[Tensor, ""]:
     """Returns the (k * batch)-th largest value over all parts, by which latents are ranked."""
-    n_kept = k * sum(len(x) for x in parts)
-    values = [torch.zeros(0, device=part.coder.device)]
+    n_own = sum(len(x) for x in parts)
+    n_kept = k * ranks.total(n_own)
+    # all that is kept could be in one part; of ranks, whose tokens are as many and alike, each has
+    # about its share, and more is looked at only if that was too little
+    most = n_kept if ranks.size == 1 else int(_SURPLUS * k * n_own) + 1
+    while True:
+        found, is_all = _largest(part, parts, most)
+        cut = ranks.kth_largest(found, n_kept)
+        if ranks.size == 1 or not ranks.total(int(not is_all and bool((found > cut).all()))):
+            return cut
+        most *= 2
+
+
+def _largest(part: CoderSlice, parts: Sequence[Tensor], n: int) -> tuple[Tensor, bool]:
+    """Returns the n largest values of each part or more, and whether these are all."""
+    values, is_all = [torch.zeros(0, device=part.coder.device)], True
     for x in parts:
-        # all that is kept could be in one part
-        most = min(-(-n_kept // max(len(x), 1)), part.coder.dict_size)
+        most = min(-(-n // max(len(x), 1)), part.coder.dict_size)
+        is_all &= most == part.coder.dict_size
         values.append(ranked_values(part.coder.encode_sparse(upcast(x[:, part.reads]), most), part).flatten())
-    found = torch.cat(values)  # (candidates of all parts,)
-    if not len(found):
-        return torch.full((), torch.inf, device=found.device)
-    return found.topk(min(n_kept, len(found))).values.amin()
+    return torch.cat(values), is_all  # (candidates of all parts,)
 
 
 __all__ = ["BatchTopKSAE", "BatchTopKTrainer"]

@@ -134,7 +134,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         return reconstruction_loss(batch.y, latents, outputs, self.error_scale, terms[::-1], weights[-1])
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
-        return batch_cut(self.dictionary, parts, self.annealed_k.now)
+        return batch_cut(self.dictionary, parts, self.annealed_k.now, self.ranks)
 
     def after_step(self, parts: Sequence[StepPart]) -> None:
         update_thresholds_(self, self.settings, parts, smallest_of_batch)

@@ -108,7 +108,7 @@ class AnnealedPenalty(Component):
             # of the penalty itself: root and norms included, so that its size is what stays
             sparsity = sparsity_of(self.dictionary, settings, part.loss.reconstruction)
             sums.append(torch.stack([self.of_power(p)(sparsity).detach() for p in (old, upcoming)]) * part.share)
-        self._sums.append(torch.stack(sums).sum(0))  # (2,)
+        self._sums.append(self.ranks.sum(torch.stack(sums).sum(0)))  # (2,)
         if new != old:  # penalties of a new power begin to be averaged anew
             means = torch.stack(list(self._sums)).mean(0)
             tiny = torch.finfo(means.dtype).tiny

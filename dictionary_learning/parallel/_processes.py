@@ -1,0 +1,129 @@
+"""Ranks that are processes of `torch.distributed`.
+
+Tensors on a CPU go through gloo, those on CUDA through NCCL. Numbers and objects always are on the
+CPU, so that the host does not wait for an accelerator.
+"""
+
+import contextlib
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dictionary_learning.errors import RankError
+from dictionary_learning.parallel._ranks import Ranks
+
+_HALF_BITS, _N_BINS = 16, 1 << 16
+"""A float32 is looked up in two halves, each in one histogram."""
+
+
+class Processes(Ranks):
+    """The processes of a group; by default of the whole job.
+
+    Raises:
+        RankError: Another rank has ended, or has not answered within the group's timeout.
+    """
+
+    def __init__(self, group: Any = None):
+        self._group: Any = dist.group.WORLD if group is None else group
+        self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
+
+    def sum(self, x: Tensor) -> Tensor:
+        x = x.detach().clone()
+        with self._others():
+            dist.all_reduce(x, group=self._group)
+        return x
+
+    def mean(self, x: Tensor, n: int) -> Tensor:
+        weighted = torch.cat([x.detach().flatten() * n, x.new_full((1,), float(n))])
+        *_, total = summed = self.sum(weighted)
+        whole = (summed[:-1] / total).view_as(x)
+        return x + (whole - x.detach()) if x.requires_grad else whole
+
+    def minimum(self, x: Tensor) -> Tensor:
+        x = x.detach().clone()
+        with self._others():
+            dist.all_reduce(x, dist.ReduceOp.MIN, group=self._group)
+        return x
+
+    def gather(self, rows: Tensor) -> Tensor:
+        counts = [n for (n,) in self.tell([len(rows)])]
+        most = max(counts)
+        # as bytes: gloo does not know all types
+        own = rows.detach().reshape(len(rows), -1).contiguous().view(torch.uint8)
+        padded = own.new_zeros(most, *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in counts]
+        with self._others():
+            dist.all_gather(parts, padded, group=self._group)
+        whole = torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).view(rows.dtype)
+        return whole.reshape(-1, *rows.shape[1:])
+
+    def kth_largest(self, values: Tensor, k: int) -> Tensor:
+        # the bits of floats that are not negative have the order of the floats
+        bits = values.detach().float().view(torch.int32).long()
+        high, low = bits >> _HALF_BITS, bits & (_N_BINS - 1)
+        counts = self.sum(_histogram(high))
+        total = counts.sum()
+        rank = total.clamp_max(k)  # counted from the largest, from 1
+        top, above = _bin_of(counts, rank)
+        least, _ = _bin_of(self.sum(_histogram(low[high == top])), rank - above)
+        found = ((top << _HALF_BITS) | least).int().view(torch.float32)
+        return torch.where(total > 0, found, torch.inf).to(values.dtype)
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        with self._others():
+            for work in [dist.all_reduce(x, group=self._group, async_op=True) for x in tensors]:
+                assert work is not None
+                work.wait()
+
+    def take_first_(self, tensors: Iterable[Tensor]) -> None:
+        source = dist.get_global_rank(self._group, 0)
+        with self._others():
+            for x in tensors:
+                dist.broadcast(x, source, group=self._group)
+
+    def tell(self, numbers: Sequence[int]) -> list[list[int]]:
+        own = torch.tensor(numbers, dtype=torch.long)
+        told = [torch.empty_like(own) for _ in range(self.size)]
+        with self._others():
+            dist.all_gather(told, own, group=self._group)
+        return [part.tolist() for part in told]
+
+    def share(self, value: Any, source: int = 0) -> Any:
+        box = [value]
+        with self._others():
+            dist.broadcast_object_list(
+                box, dist.get_global_rank(self._group, source), group=self._group, device=torch.device("cpu")
+            )
+        return box[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        return [self.share(value, source) for source in range(self.size)]
+
+    @contextlib.contextmanager
+    def _others(self) -> Generator[None]:
+        """Turns what a lost rank causes here into an error that says so."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RankError(
+                f"Rank {dist.get_rank()} of {dist.get_world_size()} has lost another one, which has ended or not "
+                f"answered in time ({reason}). Look for its error above; a run with checkpoints goes on with resume."
+            ) from error
+
+
+def _histogram(halves: Tensor) -> Tensor:
+    # not bincount: on CUDA the host would wait for it
+    counts = torch.zeros(_N_BINS, dtype=torch.long, device=halves.device)
+    return counts.index_add_(0, halves, torch.ones_like(halves))
+
+
+def _bin_of(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the bin of the value with a rank counted from the largest, and how many are above."""
+    from_top = counts.flip(0).cumsum(0)
+    place = torch.searchsorted(from_top, rank.clamp_min(1)).clamp_max(len(counts) - 1)
+    return len(counts) - 1 - place, from_top[place] - counts.flip(0)[place]

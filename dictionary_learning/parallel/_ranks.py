@@ -1,0 +1,124 @@
+"""Ranks: the processes that share a step, and what they tell each other.
+
+A sum over the tokens of a step is a sum over this process's tokens, and then over ranks. Code that
+forms such a sum has a `Ranks` and asks it. `ALONE`, which it has by default, returns what it is
+given, so that one process computes what it would compute without.
+
+Every rank of a group must make the same calls in the same order: each waits for the others.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Ranks(ABC):
+    """The processes over which the tokens of a step, or the dictionaries of a run, are spread."""
+
+    rank: int
+    """The number of this process, from 0."""
+    size: int
+    """The number of processes."""
+
+    @abstractmethod
+    def sum(self, x: Tensor) -> Tensor:
+        """Returns the sum over ranks; not differentiated."""
+
+    @abstractmethod
+    def mean(self, x: Tensor, n: int) -> Tensor:
+        """Returns the mean over all tokens, given the mean over this rank's n tokens.
+
+        Its gradient is that of the given mean. So a loss that is weighted by the rank's share of
+        the tokens, as in `Trainer.update`, has the gradient of the whole.
+        """
+
+    @abstractmethod
+    def minimum(self, x: Tensor) -> Tensor:
+        """Returns the least value over ranks."""
+
+    @abstractmethod
+    def gather(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "all dim"]:
+        """Returns the rows of all ranks, one rank after another; their numbers may differ."""
+
+    @abstractmethod
+    def kth_largest(self, values: Float[Tensor, "n"], k: int) -> Float[Tensor, ""]:
+        """Returns the k-th largest of the values of all ranks, none of which is negative.
+
+        If there are fewer, it is the smallest one, and infinite if there are none.
+        """
+
+    @abstractmethod
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces tensors, such as gradients, by their sums over ranks."""
+
+    @abstractmethod
+    def take_first_(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces tensors by those of rank 0."""
+
+    @abstractmethod
+    def tell(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Returns a few whole numbers of each rank, without a wait for an accelerator."""
+
+    @abstractmethod
+    def share(self, value: T, source: int = 0) -> T:
+        """Returns the object of one rank."""
+
+    @abstractmethod
+    def collect(self, value: T) -> list[T]:
+        """Returns the object of each rank."""
+
+    def total(self, n: int) -> int:
+        """Returns the sum of a whole number over ranks."""
+        return sum(told for (told,) in self.tell([n]))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the one that writes."""
+        return self.rank == 0
+
+
+class Alone(Ranks):
+    """One process: everything is as it is given."""
+
+    rank, size = 0, 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        return x
+
+    def mean(self, x: Tensor, n: int) -> Tensor:
+        return x
+
+    def minimum(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def kth_largest(self, values: Tensor, k: int) -> Tensor:
+        if not len(values):
+            return values.new_full((), float("inf"))
+        return values.topk(min(k, len(values))).values.amin()
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        pass
+
+    def take_first_(self, tensors: Iterable[Tensor]) -> None:
+        pass
+
+    def tell(self, numbers: Sequence[int]) -> list[list[int]]:
+        return [list(numbers)]
+
+    def share(self, value: Any, source: int = 0) -> Any:
+        return value
+
+    def collect(self, value: Any) -> list[Any]:
+        return [value]
+
+
+ALONE = Alone()
+"""The ranks of a process that has no others."""

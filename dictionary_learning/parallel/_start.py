@@ -1,0 +1,57 @@
+"""The start of a job of several processes, as `torchrun` starts them."""
+
+import atexit
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.parallel._launch import local_rank, world_size
+from dictionary_learning.parallel._processes import Processes
+from dictionary_learning.parallel._ranks import ALONE, Ranks
+
+TIMEOUT = "DICTIONARY_LEARNING_RANK_TIMEOUT"
+"""Seconds after which a rank that waits for another one ends with an error."""
+_SECONDS = 600
+
+
+def start() -> Ranks:
+    """Returns the processes of the job, and connects them where it has several.
+
+    Connected already, by a script or by an earlier call, they stay as they are. On CUDA, each takes
+    the device of its number on the machine, which is then the default device.
+
+    Raises:
+        ConfigError: The environment is incomplete, or the processes cannot reach each other.
+    """
+    if not dist.is_available() or (world_size() == 1 and not dist.is_initialized()):
+        return ALONE
+    if not dist.is_initialized():
+        _connect()
+    return Processes() if dist.get_world_size() > 1 else ALONE
+
+
+def _connect() -> None:
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    seconds = os.environ.get(TIMEOUT, str(_SECONDS))
+    if not seconds.isdigit() or int(seconds) < 1:
+        raise ConfigError(f"Got {TIMEOUT}={seconds!r}; give a number of seconds.")
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=int(seconds)))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"The {world_size()} processes of the job cannot be connected ({reason}). Start them by torchrun, which "
+            "sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."
+        ) from error
+    atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
