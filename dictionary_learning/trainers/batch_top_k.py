@@ -90,9 +90,14 @@ def _smallest_kept(part: CoderSlice, parts: Sequence[Tensor], k: int, ranks: Ran
     most = n_kept if ranks.size == 1 else int(_SURPLUS * k * n_own) + 1
     while True:
         found, is_all = _largest(part, parts, most)
+        if ranks.size == 1:
+            return ranks.kth_largest(found, n_kept)
+        found = torch.cat([found, found.new_zeros(1)])  # what follows where no more values are positive
         cut = ranks.kth_largest(found, n_kept)
-        if ranks.size == 1 or not ranks.total(int(not is_all and bool((found > cut).all()))):
-            return cut
+        # midway to the next one: the values are computed again, and may round otherwise
+        following = ranks.kth_largest(found, n_kept + 1)
+        if not ranks.total(int(not is_all and bool((found > following).all()))):
+            return (cut + following) / 2
         most *= 2
 
 
