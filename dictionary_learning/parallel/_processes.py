@@ -52,7 +52,8 @@ class Processes(Ranks):
         counts = [n for (n,) in self.tell([len(rows)])]
         most = max(counts)
         # as bytes: gloo does not know all types
-        own = rows.detach().reshape(len(rows), -1).contiguous().view(torch.uint8)
+        flat = rows.detach().unsqueeze(-1) if rows.ndim == 1 else rows.detach().flatten(1)
+        own = flat.contiguous().view(torch.uint8)
         padded = own.new_zeros(most, *own.shape[1:])
         padded[: len(own)] = own
         parts = [torch.empty_like(padded) for _ in counts]
