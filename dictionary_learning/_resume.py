@@ -287,6 +287,12 @@ class Resumed:
         return part["trainer"], part["figures"]
 
 
+def shares_of(folder: Path) -> int | None:
+    """Returns the shares of the data of the run in a folder; None if it has no checkpoint."""
+    found = complete_checkpoints(folder / CHECKPOINTS)
+    return read_manifest(found[-1].path)["facts"].get("n_shares", 1) if found else None
+
+
 def all_trainers(jobs: Sequence[TrainingJob], placement: Placement) -> tuple[list[str], list[dict[str, Any]]]:
     """Returns names and settings of the dictionaries of all ranks, in their order."""
     own = [(job.number, job.name, job.trainer.config) for job in jobs]
@@ -311,6 +317,7 @@ def describe_run(names: Sequence[str], trainers: Sequence[Any], stream: Stream, 
         "names": list(names),
         "trainers": list(trainers),
         "data": data.to_dict() if isinstance(data, BaseConfig) else data,
+        **({"n_shares": stream.n_shares} if isinstance(stream, SpreadStream) else {}),
         "widths": {str(site): width for site, width in stream.widths.items()},
         **run,
     }

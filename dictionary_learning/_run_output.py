@@ -85,7 +85,7 @@ class RunOutput:
             Interrupted: A signal stopped the run.
         """
         plan = self.plan
-        anomalies, is_hopeless, stops = self._agreed(step, n_tokens)
+        anomalies, is_hopeless = self._anomalies(step, n_tokens)
         if is_hopeless or (anomalies and plan.on_anomaly == "stop"):
             self._give_up(step, anomalies or ["no step for long"])
         if anomalies and plan.on_anomaly == "rollback" and (found := self._roll_back(step, anomalies)):
@@ -106,7 +106,8 @@ class RunOutput:
         if plan.backup_steps and step % plan.backup_steps == 0:
             self.export("checkpoints/latest")
         self._is_due |= plan.wants_checkpoint(step)
-        # a stop comes as a checkpoint does, between two whole steps
+        # a stop comes as a checkpoint does, between two whole steps; of one rank, on all
+        stops = bool(self.placement.world.total(int(self.stop.signal is not None)))
         if (self._is_due or stops) and all(job.trainer.is_between_steps for job in self.jobs):
             assert self.checkpoints is not None
             further = {"patience": self.patience.state_dict(), "loggers": self.sink.state_dict()}
@@ -134,17 +135,13 @@ class RunOutput:
                 )  # fmt: skip
             raise
 
-    def _agreed(self, step: int, n_tokens: int) -> tuple[list[str], bool, bool]:
-        """Returns anomalies, whether nothing can help, and whether a signal stops the run.
-
-        On all ranks the same: what one has noticed is answered by all, after the same step.
-        """
-        anomalies, signal = self.watch.look(step, n_tokens), self.stop.signal
-        is_hopeless, world = self.watch.is_hopeless(step), self.placement.world
-        told = world.tell([len(anomalies), int(is_hopeless), int(signal is not None)])
-        if any(n for n, _, _ in told) and not anomalies:
+    def _anomalies(self, step: int, n_tokens: int) -> tuple[list[str], bool]:
+        """Returns anomalies, and whether nothing can help: what one rank noticed, on all."""
+        anomalies, is_hopeless = self.watch.look(step, n_tokens), self.watch.is_hopeless(step)
+        told = self.placement.world.tell([len(anomalies), int(is_hopeless)])
+        if any(n for n, _ in told) and not anomalies:
             anomalies = ["Another rank has found an anomaly."]
-        return anomalies, all(hopeless for _, hopeless, _ in told), any(stops for _, _, stops in told)
+        return anomalies, all(hopeless for _, hopeless in told)
 
     def _give_up(self, step: int, anomalies: Sequence[str]) -> NoReturn:
         dictionaries = self.export()

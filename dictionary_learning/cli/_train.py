@@ -1,6 +1,7 @@
 """`dictionary-learning train`: from text to several trained dictionaries and their report."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import math
@@ -35,7 +36,7 @@ FILLED_IN = (
 """Settings of a trainer that the run decides."""
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
-    "on_anomaly", "patience", "allow_changed",
+    "on_anomaly", "patience", "allow_changed", "placement",
 )  # fmt: skip
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
@@ -43,7 +44,7 @@ _OF_A_CACHE = (
     "shuffle_seed",
 )  # fmt: skip
 """Options that were decided when a cache was written."""
-_NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed")
+_NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement")
 _TRAINER = "top_k"
 _RUNS = "runs"
 _LATENTS_PER_K = 8
@@ -114,6 +115,10 @@ class TrainArguments(CaptureArguments):
     patience: int | None = None
     """Entries of the log, one after another, in which no dictionary's FVU becomes 1 % better, after
     which the run ends. There are 100 entries unless --log-steps says otherwise."""
+    placement: Literal["auto", "data", "dictionary"] = "auto"
+    """What is spread over the processes that torchrun has started: the tokens of each step, with
+    every dictionary on every process; or the dictionaries, of which each has some; by default the
+    dictionaries if there is one for each process."""
     wandb_project: str | None = None
     """Logs to this project on Weights & Biases."""
     tensorboard: bool = False
@@ -185,17 +190,26 @@ def method_of(trainer: str | None, recipe: str | None) -> Method:
 
 def run(namespace: argparse.Namespace, method: Method) -> None:
     """Runs the command."""
+    from dictionary_learning.parallel import on_first, only_first_talks, refuse_several, start
+
     arguments = read_config(namespace, TrainArguments)
     # the recipe gets the options, as in Python: it may derive others from them
     configs = read_configs(namespace, method.trainer.Config, method.recipe)
     _check(arguments, configs, namespace.given)
-    folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
     if arguments.dry_run:
-        _train(arguments, Path(folder), method, configs, namespace.given)
+        refuse_several("--dry-run", "Start it without torchrun; 'dictionary-learning plan' is for several.")
+    world = start()
+    folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
+    folder = Path(world.share(folder))  # a new one has the time in its name
+    if arguments.dry_run:
+        _train(arguments, folder, method, configs, namespace.given)
         return
-    # a run that is overwritten stays until all is loaded and training starts
-    with claim_run_folder(folder, keep=arguments.overwrite or arguments.resume) as save_dir:
-        _train(arguments.replace(save_dir=str(save_dir)), save_dir, method, configs, namespace.given)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_first_talks(world))
+        # a run that is overwritten stays until all is loaded and training starts
+        claim = claim_run_folder(folder, keep=arguments.overwrite or arguments.resume)
+        on_first(world, lambda: stack.enter_context(claim))
+        _train(arguments.replace(save_dir=str(folder)), folder, method, configs, namespace.given)
 
 
 def _train(
@@ -206,13 +220,14 @@ def _train(
     given: Collection[str],
 ) -> None:
     """Trains, evaluates and reports, or shows the plan; a recipe adapts what was not given."""
+    from dictionary_learning import parallel
     from dictionary_learning._hardware import as_device
     from dictionary_learning._run_output import plan_of
     from dictionary_learning.cli._dry_run import show_plan
     from dictionary_learning.loggers import TensorBoardLogger
     from dictionary_learning.training import trainSAE
 
-    start = time.monotonic()
+    world, start = parallel.start(), time.monotonic()
     text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
     model = arguments.load(arguments.model) if arguments.model is not None and arguments.cache is None else None
     source = _source(arguments, model, text[0] if text else None, configs)
@@ -238,9 +253,11 @@ def _train(
         use_wandb=arguments.wandb_project is not None,
         wandb_project=arguments.wandb_project or "",
         device=device,
-        loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
+        loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard and world.is_first else [],
         **arguments.options(*_OF_TRAINING),
     )
+    if not world.is_first:
+        return
     source.close()  # returns the memory of the rows before the evaluation needs it
     if save_dir.parent == Path(_RUNS):
         point_latest_at(save_dir)
@@ -335,7 +352,7 @@ def _source(
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.dictionaries import WIRINGS
 
-    size = arguments.batch_size
+    size = _tokens_of_a_share(arguments)
     # the dictionaries share one order of the rows, which the first seed decides
     seed = next((config.seed for config in configs if config.seed is not None), 0)
     if arguments.cache is not None:
@@ -356,6 +373,19 @@ def _source(
         )
     options = {**arguments.options("n_ctxs", "end_of_data", "retrace"), **arguments.reading, "seed": seed}
     return ActivationBuffer(text, model, sites, out_batch_size=size, dtype=arguments.storage_dtype, **options)
+
+
+def _tokens_of_a_share(arguments: TrainArguments) -> int:
+    """Returns what each share of the data gives to a step: as many shares as ranks at first."""
+    from dictionary_learning._resume import shares_of
+    from dictionary_learning.parallel import world_size
+
+    n = (shares_of(Path(arguments.save_dir or "")) if arguments.resume else None) or world_size()
+    if arguments.batch_size % n:
+        raise ConfigError(
+            f"Got --batch-size {arguments.batch_size}, which {n} processes cannot share evenly. Give a multiple of {n}."
+        )
+    return arguments.batch_size // n
 
 
 def _adapted(config: Any, widths: "Mapping[Site, int]", given: Collection[str]) -> Any:
