@@ -275,7 +275,6 @@ class Resumed:
         _set_random_state(self._state["random"])
         logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
 
-
     def _part(self, name: str) -> Path:
         return self.path.parent / name / f"step_{self.step}"
 

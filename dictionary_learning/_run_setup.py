@@ -16,12 +16,14 @@ from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.dictionaries._info import as_config, site_names
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.parallel import SINGLE, Placement, PlacementName, Ranks, place
+from dictionary_learning.parallel import SINGLE, Placement, PlacementName, Ranks, Sizes, place
 from dictionary_learning.sites import Site, natural_key
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
 
 _SAMPLE = 32_768
 """Rows for initialization, as the geometric median (Gao et al. 2024, A.1)."""
+_USUAL_BATCH, _USUAL_K, _ROW_BYTES = 2048, 32, 2
+"""For the choice of a placement: tokens of a rank's step, latents of a token, bytes of a value."""
 _SCALE_SAMPLE = 131_072
 """Rows for the scale of the activations. Heavy tails make the mean of fewer rows unstable."""
 
@@ -146,8 +148,23 @@ def placement_of(
     """
     if world.size == 1:
         return SINGLE
-    configs = [config for _, config, _, _ in _dictionaries(trainer_configs, stream, default_wiring, None)]
-    return place(name, world, len(configs), any(config.needs_contexts for config in configs))
+    found = [(config, sites) for _, config, _, sites in _dictionaries(trainer_configs, stream, default_wiring, None)]
+    sizes = [sizes_of(config, *([stream.widths[site] for site in side] for side in sites)) for config, sites in found]
+    return place(
+        name,
+        world,
+        sizes,
+        n_tokens=world.size * getattr(stream.data, "out_batch_size", _USUAL_BATCH),
+        row_bytes=sum(stream.widths.values()) * _ROW_BYTES,
+        needs_contexts=any(config.needs_contexts for config, _ in found),
+    )
+
+
+def sizes_of(config: OptimizationConfig, reads: Sequence[int], writes: Sequence[int]) -> Sizes:
+    """Returns the sizes of a config's dictionary, without building it."""
+    asked: Any = config  # fields that are filled in later are None
+    size = asked.dict_size or asked.expansion_factor * sum(reads)
+    return Sizes(sum(reads), sum(writes), size, getattr(asked, "k", None) or _USUAL_K)
 
 
 def _dictionaries(

@@ -198,11 +198,12 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             ConfigError: Contexts come from a stream that cannot be divided.
             DataError: The text was read from already.
         """
-        if not hasattr(self.tokens, "share"):
+        stream: Any = self.tokens
+        if not hasattr(stream, "share"):
             raise ConfigError(f"A {type(self.tokens).__name__} cannot be divided among ranks. Give text, or a cache.")
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
-        part.tokens = self.tokens.share(number, of)
+        part.tokens = stream.share(number, of)
         rows = RowReader(self.model, part.tokens, self.sites, self.filter, repeat=self._repeats)
         part.reader = ahead(rows, self.refresh_batch_size, self.prefetch)
         # orders of shares are independent

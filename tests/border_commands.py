@@ -15,6 +15,7 @@ _BY_NAME = {
     "target_sites": [f"{SITE}:side"],
     "layers": ["99", "x", "0.5"],
     "seqpos_slice": ["x", "0"],
+    "gpus": ["0"],
     "data_args": ["nothing", "=", "nosuch=1"],
     "separator": ["nosuch", "5000"],
     "format": ["nosuch"],
@@ -52,6 +53,7 @@ def working(place: Place) -> dict[str, list[str]]:
         "train": [model, data, *reading, *train, "--k", "4", "--dict-size", "32", "--save-dir", str(place.new())],
         "evaluate": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
                      "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
+        "plan": [model, "--layers", "1", "--dict-size", "1k", "--gpus", "2"],
         "cache": [model, data, "--out", str(place.new()), *reading, "--n-tokens", "32"],
         "pretokenize": [data, "--model", model, "--out", str(place.new()), "--ctx-len", str(CTX)],
         "info": [str(root / "cache")],
@@ -69,7 +71,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
                                             "model of another shape", "dictionary")]  # fmt: skip
     saved = [str(root / name) for name in ("nothing", "empty", "text.txt", "dictionary cut", "model")]
     places = {
-        "train": {0: models, 1: files}, "evaluate": {0: saved}, "cache": {0: models, 1: files},
+        "train": {0: models, 1: files}, "evaluate": {0: saved}, "plan": {0: models}, "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
         "reproduce": {0: saved},
     }  # fmt: skip

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
     "evaluate": "evaluate saved dictionaries",
     "reproduce": "repeat a run, and compare its dictionaries",
+    "plan": "show what training on several GPUs would need",
     "cache": "write activations to disk",
     "pretokenize": "tokenize a text once, and store the contexts",
     "info": "show what this machine will use, or what is saved at a path",

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from dictionary_learning.cli._arguments import CommandArguments, write_line
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
+from dictionary_learning.cli._plan import PlanArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
 
 logger = logging.getLogger(__name__)
@@ -255,6 +256,7 @@ class PretrainedArguments(CommandArguments):
 
 ARGUMENTS: dict[str, type[CommandArguments]] = {
     "evaluate": EvaluateArguments,
+    "plan": PlanArguments,
     "cache": CacheArguments,
     "pretokenize": PretokenizeArguments,
     "info": InfoArguments,

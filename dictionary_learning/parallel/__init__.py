@@ -3,6 +3,7 @@
 `torch.distributed` is imported here and nowhere else.
 """
 
+from dictionary_learning.parallel._costs import Cost, Sizes, costs
 from dictionary_learning.parallel._launch import local_rank, refuse_several, world_size
 from dictionary_learning.parallel._placement import SINGLE, Placement, PlacementName, place
 from dictionary_learning.parallel._ranks import ALONE, Ranks
@@ -11,9 +12,12 @@ from dictionary_learning.parallel._together import on_first, only_first_talks
 __all__ = [
     "ALONE",
     "SINGLE",
+    "Cost",
     "Placement",
     "PlacementName",
     "Ranks",
+    "Sizes",
+    "costs",
     "local_rank",
     "on_first",
     "only_first_talks",

@@ -1,9 +1,14 @@
 """Placements: what is spread over the processes of a run."""
 
+import logging
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.parallel._costs import Sizes, costs
 from dictionary_learning.parallel._ranks import ALONE, Ranks
+
+logger = logging.getLogger(__name__)
 
 PlacementName = Literal["auto", "data", "dictionary"]
 
@@ -40,14 +45,23 @@ SINGLE = Placement()
 """The placement of a run in one process."""
 
 
-def place(name: PlacementName, world: Ranks, n_dictionaries: int, needs_contexts: bool = False) -> Placement:
+def place(
+    name: PlacementName,
+    world: Ranks,
+    dictionaries: Sequence[Sizes],
+    *,
+    n_tokens: int,
+    row_bytes: int,
+    needs_contexts: bool = False,
+) -> Placement:
     """Returns the placement of a run.
 
     Args:
-        name: What is spread; "auto" for dictionaries if there is one for each rank, which moves
-            activations and no gradients, and else for the data.
+        name: What is spread; "auto" for what takes the least time by `costs`.
         world: All ranks.
-        n_dictionaries: Dictionaries that are trained.
+        dictionaries: What is trained.
+        n_tokens: Tokens of a step, of all ranks together.
+        row_bytes: Bytes of a token's activations at all sites.
         needs_contexts: Whether steps need whole contexts with their model, which cannot be moved.
 
     Raises:
@@ -60,6 +74,10 @@ def place(name: PlacementName, world: Ranks, n_dictionaries: int, needs_contexts
             "Got placement='dictionary' with contexts: the model's loss cannot be computed on another rank than that "
             "of the text. Use placement='data'."
         )
-    if name == "dictionary" or (name == "auto" and n_dictionaries >= world.size and not needs_contexts):
+    chosen = name
+    if name == "auto":
+        chosen = "data" if needs_contexts else costs(dictionaries, n_tokens, world.size, row_bytes)[0].placement
+        logger.info("Over %d processes, placement 'auto' spreads: %s.", world.size, chosen)
+    if chosen == "dictionary":
         return Placement(world, dictionary=world)
     return Placement(world, data=world)

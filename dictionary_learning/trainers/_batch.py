@@ -100,7 +100,7 @@ class Component(ABC):
     """A part of a trainer with state of its own, such as an annealed k, or the dead latents."""
 
     ranks: Ranks = ALONE
-    """The processes that share the tokens of a step, of which `after_step` gets those of this one."""
+    """The processes that share a step's tokens, of which `after_step` gets those of this one."""
 
     @abstractmethod
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:

@@ -40,7 +40,13 @@ def trained(name: str, parts: int, placement: str = "data"):
     """Returns tensors and figures of a run whose batches come in some parts."""
     trainer, wiring, options = CASES[name]
     # at its own rate BatchTopK goes up and down on these data, and rounding decides where it is
-    asked = {**config(trainer, wiring), **({"lr": 3e-3} if trainer == "batch_top_k" else {}), **EVENTFUL, "loss_fn": "reconstruction", **options}
+    asked = {
+        **config(trainer, wiring),
+        **({"lr": 3e-3} if trainer == "batch_top_k" else {}),
+        **EVENTFUL,
+        "loss_fn": "reconstruction",
+        **options,
+    }
     asked = {key: value for key, value in asked.items() if key == "trainer" or key in has(trainer)}
     data = [
         {site: x.chunk(parts)[part] for site, x in batch.items()}
@@ -80,7 +86,9 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(spread, name):
     for key, value in alone.items():
         assert float((first[key] - value).norm()) <= TOLERANCE * float(value.norm()) + 1e-6, key
     assert not silent
-    assert [tokens for tokens, _ in figures] == [tokens for tokens, _ in expected] == [N * n for n in range(1, STEPS + 1)]
+    assert (
+        [tokens for tokens, _ in figures] == [tokens for tokens, _ in expected] == [N * n for n in range(1, STEPS + 1)]
+    )
     for (_, found), (_, wanted) in zip(figures, expected, strict=True):
         ((_, found),), ((_, wanted),) = found.items(), wanted.items()
         assert found == pytest.approx(wanted, rel=5e-3, abs=1e-4)

@@ -1,0 +1,83 @@
+"""`dictionary-learning plan`: what training on several devices would need, before it is started."""
+
+import dataclasses
+import re
+from typing import ClassVar
+
+from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._options import CaptureArguments
+from dictionary_learning.errors import ConfigError
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20}
+_ROW_BYTES = 2
+"""Bytes of a value of the activations: language models run in bfloat16 on GPUs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanArguments(CommandArguments):
+    """Shows memory, traffic and time of a training step for each placement on several GPUs.
+
+    The numbers are of a model: sizes, and the speeds of an H200 with NVLink. They leave out the
+    language model. What auto would take is named first.
+    """
+
+    positional: ClassVar = ("model",)
+    model: str
+    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file."""
+    sites: tuple[str, ...] = ()
+    """Sites or patterns; by default the residual stream after each layer."""
+    layers: tuple[int, ...] = ()
+    """Numbers of layers, from 0, instead of sites."""
+    layer_stride: int = 1
+    """Every n-th layer, instead of sites."""
+    dict_size: tuple[str, ...] = ("16k",)
+    """Latents of a dictionary, as 65536, 64k or 1m; several train a dictionary of each size on each
+    site."""
+    k: int = 32
+    """Latents that a token keeps."""
+    batch_size: int = 32_768
+    """Tokens in a training step, of all GPUs together."""
+    gpus: tuple[int, ...] = (8,)
+    """Numbers of GPUs."""
+    revision: str | None = None
+    """The model's branch, tag or commit on the hub."""
+
+    def run(self) -> None:
+        from dictionary_learning.models import load_model
+        from dictionary_learning.parallel import Sizes, costs
+
+        counts = [_count(text) for text in self.dict_size]
+        if min(self.gpus, default=0) < 1:
+            raise ConfigError(f"Got --gpus {' '.join(map(str, self.gpus))}; give numbers of at least 1.")
+        model = load_model(self.model, device="cpu", revision=self.revision)
+        asked = CaptureArguments(sites=self.sites, layers=self.layers, layer_stride=self.layer_stride)
+        widths = list(model.widths(asked.sites_of(model)).values())
+        dictionaries = [Sizes(width, width, size, self.k) for size in counts for width in widths]
+        write_line(f"{len(dictionaries)} dictionaries at {len(widths)} sites, steps of {self.batch_size:,} tokens")
+        write_line(f"{'GPUs':>4}  {'placement':<10}  {'memory':>10}  {'sent':>10}  {'step':>9}  {'tokens/s':>10}")
+        for n in self.gpus:
+            for cost in costs(dictionaries, self.batch_size, n, sum(widths) * _ROW_BYTES):
+                name = "none" if n == 1 else cost.placement
+                speed = cost.tokens_per_second(self.batch_size)
+                write_line(
+                    f"{n:>4}  {name:<10}  {_size(cost.memory):>10}  {_size(cost.sent):>10}  "
+                    f"{cost.seconds * 1e3:>6.1f} ms  {speed:>10,.0f}"
+                )
+                if n == 1:
+                    break
+
+
+def _count(text: str) -> int:
+    """Returns a number of latents.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    found = re.fullmatch(r"(\d+)([km]?)", text.strip().lower())
+    if found is None or not int(found[1]):
+        raise ConfigError(f"Got --dict-size {text}; give a number of latents, as 65536, 64k or 1m.")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"
