@@ -187,7 +187,7 @@ class _DealtBatches:
         self._stream.load_state_dict(states[self._own[0]])
 
 
-def _joined(batches: list[ActivationBatch]) -> ActivationBatch | None:
+def _joined(batches: list[Any]) -> Any:  # batches of one share, to one of all of them
     if len(batches) < 2:
         return batches[0] if batches else None
     if any(map(_is_contexts, batches)):

@@ -42,7 +42,7 @@ class Ranks(ABC):
         """Returns the least value over ranks."""
 
     @abstractmethod
-    def gather(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "all dim"]:
+    def gather(self, rows: Float[Tensor, "n *dims"]) -> Float[Tensor, "all *dims"]:
         """Returns the rows of all ranks, one rank after another; their numbers may differ."""
 
     @abstractmethod

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def resumable(folder, placement, stops=None):
 
     class Stop(TRAINERS["top_k"]):
         def update(self, *given, **named):
-            if self.step == 2 and int(os.environ["RANK"]) == stops:
+            if self.step == 2 and os.environ.get("RANK") == str(stops):
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().update(*given, **named)
 
@@ -188,18 +189,20 @@ def whole_and_stopped(folder):
 
 
 def resumed(folder):
-    logging.disable(logging.WARNING)
     return {placement: resumable(folder / "stopped" / placement, placement) for placement in STOPS}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return results(4, whole_and_stopped, folder), results(2, resumed, folder), folder
+    before = results(4, whole_and_stopped, folder)
+    shutil.copytree(folder, folder / "copy")  # for one process
+    after = results(2, resumed, folder)
+    return before, [*after, resumed(folder / "copy")], folder
 
 
 @pytest.mark.parametrize("placement", STOPS)
-def test_a_run_on_four_ranks_stops_on_all_and_goes_on_on_two(runs, placement):
+def test_a_run_on_four_ranks_stops_on_all_and_goes_on_on_two_and_on_one(runs, placement):
     before, after, folder = runs
     assert {rank[placement, "stopped"] for rank in before} == {
         "The run stopped after step 3 of 8. Resumed, it goes on from there."
