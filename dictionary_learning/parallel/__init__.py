@@ -3,6 +3,9 @@
 `torch.distributed` is imported here and nowhere else.
 """
 
+import sys
+from typing import Any
+
 from dictionary_learning.parallel._costs import Cost, Sizes, costs
 from dictionary_learning.parallel._launch import local_rank, refuse_several, world_size
 from dictionary_learning.parallel._placement import SINGLE, Placement, PlacementName, place
@@ -37,7 +40,9 @@ def start() -> Ranks:
     Raises:
         ConfigError: The environment is incomplete, or the processes cannot reach each other.
     """
-    if world_size() == 1:
+    known: Any = sys.modules.get("torch.distributed")
+    is_connected = known is not None and known.is_available() and known.is_initialized()
+    if world_size() == 1 and not is_connected:
         return ALONE
     from dictionary_learning.parallel import _start  # imports torch.distributed
 

@@ -24,12 +24,17 @@ def start() -> Ranks:
     the device of its number on the machine, which is then the default device.
 
     Raises:
-        ConfigError: The environment is incomplete, or the processes cannot reach each other.
+        ConfigError: The environment is incomplete, the processes cannot reach each other, or a
+            script has connected them for CUDA alone.
     """
-    if not dist.is_available() or (world_size() == 1 and not dist.is_initialized()):
-        return ALONE
     if not dist.is_initialized():
         _connect()
+    # a script may have connected them: small numbers go through the CPU
+    if "cpu" not in dist.get_backend_config():
+        raise ConfigError(
+            f"The processes are connected by {dist.get_backend_config()}, which has nothing for a CPU. Connect them "
+            "by init_process_group('cpu:gloo,cuda:nccl'), or leave it to parallel.start()."
+        )
     return Processes() if dist.get_world_size() > 1 else ALONE
 
 

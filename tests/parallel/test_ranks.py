@@ -1,5 +1,7 @@
 """What ranks tell each other, against the same on all values at once; and what placements cost."""
 
+import os
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -36,6 +38,9 @@ def everything():
         told = f"{type(error).__name__}: {error}"
     tensors = [torch.full((2,), float(ranks.rank)), torch.full((3,), 1.0)]
     ranks.sum_(tensors)
+    size = os.environ.pop("WORLD_SIZE")  # as where a script has connected them
+    again = start().size
+    os.environ["WORLD_SIZE"] = size
     first = [torch.full((2,), float(ranks.rank + 5))]
     ranks.take_first_(first)
     return {
@@ -54,6 +59,7 @@ def everything():
         "told": told,
         "sum_": tensors,
         "first": first,
+        "again": again,
         "sent": sent(),
     }
 
@@ -98,6 +104,7 @@ def test_sums_and_rows_are_those_of_all(told):
         assert all(torch.equal(rows, whole.to(dtype)) for dtype, rows in one["gather"].items())
         assert torch.equal(one["column"], whole[:, 0])
         torch.testing.assert_close(one["mean"], whole.mean(0))
+        assert one["again"] == N_RANKS
         assert one["tell"] == [[0, 7], [1, 7], [2, 7]] and one["total"] == 3
         assert one["collect"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}] and one["share"] == "first"
 

@@ -44,7 +44,7 @@ def served(n_documents):
             return super().update(step, x, y, model_loss_fn, lengths)
 
     data = buffer(n_documents, max_activation_norm_multiple=None)
-    trainSAE(data, Seen.Config(k=3, dict_size=32), 1000, **OWN)
+    trainSAE(data, Seen.Config(k=3, dict_size=32), 1000, placement="data", **OWN)
     return rows
 
 
@@ -83,7 +83,7 @@ def broken(kind):
         def close(self):
             pass
 
-    (trained,) = trainSAE(data, CONFIGS[0], 6, loggers=[Figures()], log_steps=1, **OWN)
+    (trained,) = trainSAE(data, CONFIGS[0], 6, loggers=[Figures()], log_steps=1, placement="data", **OWN)
     return dict(trained.state_dict()), figures
 
 
@@ -221,7 +221,7 @@ def killed_in_a_step():
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().update(*given, **named)
 
-    trainSAE(planted(3), Dies.Config(k=4, dict_size=96), 6, **OWN)
+    trainSAE(planted(3), Dies.Config(k=4, dict_size=96), 6, placement="data", **OWN)
 
 
 def test_a_killed_rank_ends_the_others_with_an_error():
