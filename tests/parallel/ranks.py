@@ -1,5 +1,6 @@
 """Runs a function in several processes that are connected as by torchrun."""
 
+import faulthandler
 import os
 import socket
 import tempfile
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-TIMEOUT = 120
+TIMEOUT = 150
 
 
 def free_port() -> int:
@@ -29,6 +30,7 @@ def as_rank(rank: int, n: int, port: int) -> None:
 
 def _work(rank: int, n: int, port: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     as_rank(rank, n, port)
+    faulthandler.dump_traceback_later(TIMEOUT - 5)  # where a rank hangs
     try:
         found = ("result", function(*arguments))
     except BaseException as error:  # noqa: BLE001  (the parent looks at it)
