@@ -4,12 +4,24 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from dictionary_learning._run_folder import new_folder
+from dictionary_learning._trained_on import (
+    TextReading,
+    TrainedModel,
+    TrainedText,
+    buffer_of,
+    check_data_args,
+    check_named,
+    filter_of,
+    held_out_of,
+    model_of,
+    reading_of,
+    text_of,
+)
 from dictionary_learning.cli._arguments import write_line
-from dictionary_learning.cli._named import check_data_args, check_named
-from dictionary_learning.cli._options import DataArguments, data_arguments
+from dictionary_learning.cli._options import DataArguments
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,20 +76,20 @@ class EvaluateArguments(DataArguments):
 
         saved = load_saved(self.dictionaries)
         # what files do not tell decides nothing; what two of them tell differently is asked for
-        trained_on = None if self.model else _common(saved, "language models", _model_of, "Give --model.")
+        trained_on = None if self.model else _common(saved, "language models", model_of, "Give --model.")
         if trained_on is not None:
             check_named("model", "--model", trained_on.name)
-        wanted = _Model(self.model, None) if self.model else trained_on
+        wanted = TrainedModel(self.model, None) if self.model else trained_on
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
         if not self.data:
-            _common(saved, "texts", _held_out_of, "Give --data.")
-        text = next((told for one in saved if (told := _text_of(one.config))), None)
+            _common(saved, "texts", held_out_of, "Give --data.")
+        text = next((told for one in saved if (told := text_of(one.config))), None)
         ctx_len = self.ctx_len or _common(
-            saved, "context lengths", lambda c: _buffer(c).get("ctx_len"), "Give --ctx-len."
+            saved, "context lengths", lambda c: buffer_of(c).get("ctx_len"), "Give --ctx-len."
         )
-        pack = _common(saved, "ways of packing documents", lambda c: _buffer(c).get("pack"))
-        rule = _common(saved, "token filters", _filter_of)
+        pack = _common(saved, "ways of packing documents", lambda c: buffer_of(c).get("pack"))
+        rule = _common(saved, "token filters", filter_of)
         model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
         report = evaluate_dictionaries(
             model,
@@ -92,30 +104,6 @@ class EvaluateArguments(DataArguments):
             norm_limits=_norm_limits(saved),
         )
         report_on(report, saved, _report_folder(self, saved), {})
-
-
-class _Text(NamedTuple):
-    """The text that a run trained on, and how it was read."""
-
-    data: str | None
-    reading: DataArguments
-    held_out_every: int | None
-
-    def __str__(self) -> str:
-        default = DataArguments().to_dict()
-        settings = {**self.reading.to_dict(), "held_out_every": self.held_out_every}
-        changed = [f"{name}={value}" for name, value in settings.items() if value != default.get(name)]
-        return f"'{self.data}' with {', '.join(changed) or 'defaults'}"
-
-
-class _Model(NamedTuple):
-    """The language model that a run trained on."""
-
-    name: str
-    revision: str | None
-
-    def __str__(self) -> str:
-        return f"'{self.name}'" + (f" at {self.revision}" if self.revision else "")
 
 
 def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> Path:
@@ -149,7 +137,7 @@ def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Pa
 
     config, place = saved[0].config, resolve_latest(arguments.dictionaries[0])
     is_own = len(arguments.dictionaries) == 1 and saved[0].folder is not None and not arguments.sites
-    own_model, own_text = _model_of(config), _text_of(config)
+    own_model, own_text = model_of(config), text_of(config)
     is_own &= arguments.model is None or (own_model is not None and arguments.model == own_model.name)
     is_own &= arguments.data is None or (own_text is not None and arguments.data == own_text.data)
     is_own &= not (Path(place) / "report.json").exists()
@@ -175,50 +163,18 @@ def _common(
     return told[0][1] if told else None
 
 
-def _buffer(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return config.get("buffer", {})
-
-
-def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the settings of the run that read the text: of training, or of writing a cache."""
-    own = config.get("run", {})  # a run on a cache read no text itself
-    return own if own.get("data") else _buffer(config).get("run", own)
-
-
-def _model_of(config: Mapping[str, Any]) -> _Model | None:
-    run = _run_of(config)
-    name = run.get("model") or _buffer(config).get("model", {}).get("name")
-    return None if name is None else _Model(name, run.get("revision"))
-
-
-def _text_of(config: Mapping[str, Any]) -> _Text | None:
-    run = _run_of(config)
-    return _Text(run["data"], data_arguments(run), run.get("held_out_every")) if run.get("data") else None
-
-
-def _held_out_of(config: Mapping[str, Any]) -> _Text | None:
-    """Returns what decides which documents are held out: neither order nor number of those read."""
-    text = _text_of(config)
-    return text and text._replace(reading=text.reading.replace(shuffle_seed=None, max_examples=None))
-
-
-def _filter_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    rule = {name: value for name, value in _buffer(config).get("filter", {}).items() if name != "norm_limits"}
-    return rule or None
-
-
 def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     """Returns the norm limit of each site, as found in training; the lowest of several runs."""
     limits: dict[str, float] = {}
     for one in saved:
-        for site, limit in _buffer(one.config).get("filter", {}).get("norm_limits", {}).items():
+        for site, limit in buffer_of(one.config).get("filter", {}).get("norm_limits", {}).items():
             if limits.get(site, limit) != limit:
                 logger.warning("The runs found different norm limits at %s; the lower one counts for all.", site)
             limits[site] = min(limit, limits.get(site, limit))
     return limits
 
 
-def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
+def _read_text(arguments: EvaluateArguments, trained: TrainedText | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
     from dictionary_learning._plain import to_plain
 
@@ -228,14 +184,14 @@ def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
         raise ConfigError("The dictionaries do not say which text they were trained on. Give --data.")
     if trained is None or to_plain(data) != own:
         return arguments.source(data)
-    asked = data_arguments(arguments.to_dict())
+    asked = reading_of(arguments.to_dict())
     if not arguments.data:
         check_named("text", "--data", data)
     if not asked.data_args:
         check_data_args(trained.reading.data_args)
     reading = trained.reading.replace(data_args=asked.data_args or trained.reading.data_args)
     as_stored = asked.replace(data_args=tuple(to_plain(asked.data_args)))  # without tokens
-    if as_stored not in (DataArguments(), trained.reading, DataArguments(data_args=trained.reading.data_args)):
+    if as_stored not in (TextReading(), trained.reading, TextReading(data_args=trained.reading.data_args)):
         if asked.split == trained.reading.split:
             logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
         return arguments.source(data)
