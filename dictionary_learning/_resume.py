@@ -25,8 +25,10 @@ from dictionary_learning._checkpoint import (
     read_checkpoint,
     read_manifest,
     remove_checkpoints,
+    remove_incomplete,
     write_checkpoint,
 )
+from dictionary_learning._disk import remove_unfinished
 from dictionary_learning._plain import differences, to_plain
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.activations._normalizers import saved_normalizers
@@ -61,6 +63,10 @@ class RunCheckpoints:
         self._is_written = False
 
     def __enter__(self) -> "RunCheckpoints":
+        # what an earlier process of this run left when it was killed
+        for folder in (self.folder, *self.folder.glob("**/trainer_*")):
+            remove_unfinished(folder)
+        remove_incomplete(self.root)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -179,6 +185,7 @@ class Resumed:
         self.normalizers: list[Any] = self._state["normalizers"]
         self.patience: dict[str, Any] = self._state["patience"]
         self.loggers: dict[str, Any] = self._state["loggers"]
+        self._allowed: list[str] = []
 
     def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
         """Compares a run, as `describe_run` returns it, with the one of the checkpoint.
@@ -197,10 +204,12 @@ class Resumed:
         for name in names - {*_MAY_DIFFER}:
             if name not in known:
                 raise UnknownNameError("setting in allow_changed", str(name), known)
+        if (steps := now.get("steps")) is not None and steps < self.step:
+            raise ConfigError(f"'{self.path}' was written after step {self.step}, and the run has {steps} steps.")
+        found = differences(self._run, now)
+        self._allowed = sorted(set(allowed) & {part for place, *_ in found for part in _parts(place)})
         changes = [
-            f"{place}: {_short(old)}, now {_short(new)}"
-            for place, old, new in differences(self._run, now)
-            if not names & set(place.replace("[", ".").replace("]", "").split("."))
+            f"{place}: {_short(old)}, now {_short(new)}" for place, old, new in found if not names & _parts(place)
         ]
         if changes:
             raise ConfigError(
@@ -214,13 +223,31 @@ class Resumed:
             job.trainer.load_state_dict(state)
 
     def load(self, jobs: Sequence[TrainingJob], stream: ActivationStream) -> None:
-        """Puts trainers, data and random numbers into the state of the checkpoint."""
+        """Puts trainers, data and random numbers into the state of the checkpoint.
+
+        Raises:
+            ConfigError: What was changed needs another state than the checkpoint has.
+        """
+        try:
+            self._load(jobs, stream)
+        except Exception as error:
+            if not self._allowed:
+                raise
+            raise ConfigError(
+                f"The state of '{self.path}' does not fit what changed ({', '.join(self._allowed)}): {error}. Start "
+                "another run with these settings, from the trained dictionary by finetune=, or change less."
+            ) from error
+        logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
+
+    def _load(self, jobs: Sequence[TrainingJob], stream: ActivationStream) -> None:
+        for job, config in zip(jobs, self._run["trainers"], strict=True):
+            if job.trainer.settings.grad_acc_steps != config["grad_acc_steps"]:
+                raise ConfigError("its steps are of another number of batches")
         self.load_trainers(jobs)
         for job, figures in zip(jobs, self._state["figures"], strict=True):
             job.trainer.figures_before = figures
         stream.load_state_dict(self._state["data"])
         _set_random_state(self._state["random"])
-        logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
 
 
 def describe_run(jobs: Sequence[TrainingJob], stream: ActivationStream, run: Mapping[str, Any]) -> Any:
@@ -286,6 +313,11 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+def _parts(place: str) -> set[str]:
+    """Returns the names in a place such as `trainers[0].lr`."""
+    return set(place.replace("[", ".").replace("]", "").split("."))
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -179,6 +180,21 @@ def plan_of(
         raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
     every = checkpoint_steps or backup_steps
     return Plan(steps, log_steps or max(1, steps // 100), every, backup_steps, chosen, on_anomaly, patience)
+
+
+def check_accumulation(jobs: Sequence[TrainingJob], plan: Plan) -> None:
+    """Refuses a run in which no checkpoint would be due between whole steps of all dictionaries.
+
+    Raises:
+        ConfigError: Their accumulated steps end together after the run only.
+    """
+    periods = sorted({job.trainer.settings.grad_acc_steps for job in jobs})
+    if math.lcm(*periods) > plan.steps:
+        raise ConfigError(
+            f"Dictionaries with grad_acc_steps {', '.join(map(str, periods))} end a step together every "
+            f"{math.lcm(*periods)} batches, and a checkpoint is written only then: the run of {plan.steps} would have "
+            "none. Choose multiples of each other, or train them apart."
+        )
 
 
 def figures_of(job: TrainingJob) -> dict[str, float]:

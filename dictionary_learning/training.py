@@ -15,10 +15,10 @@ from dictionary_learning._border import checked
 from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory
 from dictionary_learning._plain import to_plain
-from dictionary_learning._provenance import RunRecord
+from dictionary_learning._provenance import RunRecord, contents_of
 from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
 from dictionary_learning._run_folder import claim_run_folder, remove_run
-from dictionary_learning._run_output import RunOutput, figures_of, plan_of
+from dictionary_learning._run_output import RunOutput, check_accumulation, figures_of, plan_of
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning._saving import check_finite
 from dictionary_learning._types import ConfigLike
@@ -165,8 +165,11 @@ def trainSAE(
         jobs = training_jobs(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed)
         facts = {"steps": plan.steps, "autocast_dtype": str(autocast_dtype)}
         facts |= {"on_anomaly": plan.on_anomaly, "patience": plan.patience}
+        facts["contents"] = {} if checkpoints is None else contents_of(data)
         # also without a checkpoint: what could not be saved at the end is refused now
         run = {} if checkpoints is None else describe_run(jobs, stream, facts)
+        if checkpoints is not None and plan.checkpoint_steps:
+            check_accumulation(jobs, plan)
         if resumed is not None:
             resumed.check(run, allow_changed)
             resumed.load(jobs, stream)

@@ -51,7 +51,7 @@ def test_equal_runs_differ_in_one_section(text, model, tmp_path, prefetch):
     content = text.read_bytes()
     (file,) = first["data"]["files"]
     assert file == {"name": text.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert first["data"]["n_tokens"] == 6 * 32 and first["data"]["documents"] > 5 and first["data"]["model"]
+    assert first["data"]["n_tokens"] == 6 * 32 and first["data"]["n_documents"] > 5 and first["data"]["model"]
     assert first["run"]["data"]["dropped"]["read"] >= 6 * 32  # final, and not of the start
     assert first["seeds"] == {"trainers.0.seed": 0, "data.seed": 0}
     assert first["arguments"]["run_cfg"] == {"note": "a try"} and first["arguments"]["log_steps"] == 2

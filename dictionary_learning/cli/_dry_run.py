@@ -77,7 +77,8 @@ def show_plan(
 
 def _tokens(plan: Plan, jobs: Sequence[TrainingJob], source: Any, reading: _Reading, size: int) -> dict[str, str]:
     n_parameters = sum(p.numel() for job in jobs for p in job.trainer.dictionary.parameters())
-    entries = {"tokens to train on": f"{plan.steps * size:,}"}
+    ends = "" if getattr(source, "end_of_data", "stop") == "repeat" else ", if the data has as many"
+    entries = {"tokens to train on": f"{plan.steps * size:,}{ends}"}
     if reading.n_read:
         # the buffer is full in the end
         n_rows = plan.steps * size + getattr(source, "activation_buffer_size", 0)
