@@ -35,6 +35,8 @@ BOUNDS: Mapping[str, Mapping[str, float]] = {
     "expansion": {"at_least": 1},
 }
 """The range of a number, by the name of the parameter."""
+_LOCAL = ("save_dir", "folder", "destination")
+"""Parameters that name a folder to write, which is no address."""
 _REMEDIES = {
     "ModelError": "Check the name, the files and the options.",
     "CheckpointError": "Check the path, the files and whether they may be read and written.",
@@ -86,6 +88,7 @@ def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
             check_range(part, BOUNDS.get(name, {}))
         if _is_path(hint):
             _check_path(found)
+        check_local(name, found)
         if str(getattr(found, "layout", _DENSE)) != _DENSE:
             raise ValueError("a dense tensor: call its to_dense()")
         if "dtype" in name and not getattr(found, "is_floating_point", True) and str(found) != "torch.int8":
@@ -97,6 +100,16 @@ def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
 
         as_device(value)
     return found
+
+
+def check_local(name: str, value: Any) -> None:
+    """Refuses an address where a folder of this machine is written.
+
+    Raises:
+        ConfigError: It is an address.
+    """
+    if name in _LOCAL and "://" in str(value):
+        raise ConfigError(f"Got {name}={short(value)}; give a folder of this machine, and copy it afterwards.")
 
 
 def as_tokenizer(given: Any) -> Any:

@@ -21,8 +21,9 @@ from dictionary_learning import ops
 from dictionary_learning._disk import sha256_of, write_json
 from dictionary_learning._hardware import describe_hardware
 from dictionary_learning._model_set import ModelSet
-from dictionary_learning._plain import HIDDEN, SECRET, to_plain, without_secrets
+from dictionary_learning._plain import to_plain
 from dictionary_learning._run_folder import COMMAND
+from dictionary_learning._secrets import HIDDEN, is_secret, without_secrets
 from dictionary_learning.activations.cache._index import model_fingerprint
 from dictionary_learning.data import Source
 from dictionary_learning.data._reading import files_of, samples_of
@@ -143,12 +144,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def _shown(words: Sequence[str]) -> list[str]:
     """Returns the words of a command without secrets, also where an option names them."""
-    named = [False, *(word.startswith("--") and _is_secret(word) for word in words)]
+    named = [False, *(word.startswith("--") and is_secret(word) for word in words)]
     return [HIDDEN if is_value else without_secrets(word) for is_value, word in zip(named, words, strict=False)]
-
-
-def _is_secret(option: str) -> bool:
-    return SECRET.fullmatch(option.lstrip("-").replace("-", "_")) is not None
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from dictionary_learning._plain import HIDDEN
+from dictionary_learning._secrets import HIDDEN
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.errors import ConfigError
 

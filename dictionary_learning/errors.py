@@ -4,9 +4,14 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dictionary_learning._secrets import without_secrets
+
 
 class DictionaryLearningError(Exception):
     """Any error raised on purpose by this package."""
+
+    def __init__(self, *parts: object):
+        super().__init__(*(without_secrets(part) if isinstance(part, str) else part for part in parts))
 
 
 class ConfigError(DictionaryLearningError, ValueError):

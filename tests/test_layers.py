@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
+    {"_secrets"},
     {"errors", "_lazy", "_types"},
     {"_plain"},
     {"config", "latents", "sites", "hardware", "disk", "_run_folder"},

@@ -64,6 +64,18 @@ class CaptureArguments(DataArguments):
 
         return load_model(model, device=self.device, dtype=self.dtype, revision=self.revision)
 
+    def check_sites(self) -> None:
+        """Checks that sites are named in one way.
+
+        Raises:
+            ConfigError: They are named in two ways.
+        """
+        if self.sites and (self.layers or self.layer_stride != 1):
+            raise ConfigError(
+                "Got --sites together with --layers or --layer-stride, which name sites too. Give one of them; a "
+                "pattern such as 'model.layers.[0-3].mlp' names sites in several layers."
+            )
+
     def sites_of(self, model: "TracedModel", predicts: bool = False) -> "list[Site]":
         """Returns the sites that are named: as such, by the numbers of layers, or all layers.
 
@@ -76,11 +88,7 @@ class CaptureArguments(DataArguments):
             ConfigError: sites and layers are both given.
             SiteError: something is not in the model.
         """
-        if self.sites and (self.layers or self.layer_stride != 1):
-            raise ConfigError(
-                "Got --sites together with --layers or --layer-stride, which name sites too. Give one of them; a "
-                "pattern such as 'model.layers.[0-3].mlp' names sites in several layers."
-            )
+        self.check_sites()
         if self.sites:
             # who names a side means that side
             both_sides = predicts and not any(":" in site for site in self.sites)

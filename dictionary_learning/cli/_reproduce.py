@@ -64,7 +64,7 @@ def _command_of(run: Mapping[str, Any], folder: Path) -> list[str]:
     Raises:
         ConfigError: There is none, or the run has no dictionaries to compare with.
     """
-    from dictionary_learning._plain import HIDDEN
+    from dictionary_learning._secrets import HIDDEN
 
     volatile = run["volatile"]
     if run["command"] is None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import logging
 import math
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 from dictionary_learning._run_folder import claim_run_folder, new_folder, point_latest_at
 from dictionary_learning.cli._arguments import Parser, add_config, config_parser, option_of, read_config, read_configs
 from dictionary_learning.cli._options import CaptureArguments
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
     from dictionary_learning.activations.cache import ActivationCache
@@ -298,6 +299,9 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
     Raises:
         ConfigError: there are no activations to train on, or batches are too small for the method.
     """
+    if arguments.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise MissingDependencyError("wandb", "--wandb-project", "wandb")
+    arguments.check_sites()
     needs_contexts = any(config.needs_contexts for config in configs)
     if arguments.resume and (arguments.save_dir is None or arguments.overwrite):
         raise ConfigError("--resume needs the folder of the run: give --save-dir, and no --overwrite.")
