@@ -133,19 +133,31 @@ class _Place:
             )
         self.read, self.write = reads[0], reads[0]
         if target is not None:
-            self.write = model.sites(target)[0]
+            self.write = _one(model, target)
         elif self.dictionary.info.target_sites:
             self.write = model.sites([str(s) for s in sites_in_model(self.dictionary.info, model, target=True)])[0]
         elif _predicts_others(self.dictionary):
             if self.read.side != "in":
                 raise ConfigError(f"The {name} writes another site than {self.read}. Give target='model.layers.0.mlp'.")
             self.write = Site(self.read.path, call=self.read.call)
+        widths = model.widths([self.read, self.write])
+        try:
+            self.dictionary.check_sites([widths[self.read]], [widths[self.write]])
+        except ConfigError as error:
+            raise ConfigError(f"The target '{self.write}' does not fit: {error}") from error
 
     def edits(self, latent: int, keep: Tensor) -> Mapping[Site, Edit]:
         """Returns the edits that set a latent to zero."""
         if self.read == self.write:
             return {self.read: edit_latents(self.dictionary, ablate=[latent], keep=keep)}
         return edit_latents_across(self.dictionary, self.read, self.write, ablate=[latent], keep=keep)
+
+
+def _one(model: TracedModel, target: SubmodulesLike) -> Site:
+    found = model.sites(target)
+    if len(found) != 1:
+        raise ConfigError(f"Got target={target!r}, which names {len(found)} sites. Give one.")
+    return found[0]
 
 
 def _predicts_others(dictionary: Any) -> bool:

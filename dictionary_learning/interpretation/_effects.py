@@ -94,6 +94,8 @@ def _linear_at(
     sites: list[Site] = []
     if given is not None:
         sites = model.sites(given)
+        if not sites:
+            raise ConfigError(f"Got site={given!r}, which names no site. Give one, or leave it out.")
     elif dictionary.info.sites:
         sites = list(sites_in_model(dictionary.info, model, target=bool(dictionary.info.target_sites)))
     if not sites:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from dictionary_learning._border import short
 from dictionary_learning._types import SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, norm_limit, within_limits
 from dictionary_learning.data import TokenBatch, as_token_stream
@@ -79,6 +80,9 @@ def members_of(
     Raises:
         ConfigError: There is no dictionary, or one knows no site, or does not fit it.
     """
+    if not isinstance(dictionaries, (Mapping, Dictionary, str, os.PathLike)):
+        got = f"Got dictionaries={short(dictionaries)}"
+        raise ConfigError(f"{got}; give a mapping of names to dictionaries or their folders, or one of them.")
     given: Mapping[Any, Any] = (
         dictionaries if isinstance(dictionaries, Mapping) else {_name_of(dictionaries): dictionaries}
     )
@@ -87,7 +91,9 @@ def members_of(
         raise ConfigError("Got no dictionary. Give a mapping of names to dictionaries or their folders.")
     for name in sites:
         if name not in given:
-            raise ConfigError(f"Got a site for '{name}', which is no dictionary here; there are {', '.join(given)}.")
+            raise ConfigError(
+                f"Got a site for '{name}', which is no dictionary here; there are {', '.join(map(str, given))}."
+            )
     default = TokenFilter(exclude_ids=special_ids, exclude_first=True)
     found: dict[str, Member] = {}
     for name, one in given.items():

@@ -1,6 +1,8 @@
 """A pass over text keeps what a search through all latents of all tokens finds."""
 
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -244,6 +246,25 @@ def test_killed_and_resumed_writes_the_same_bytes(model, tmp_path, monkeypatch, 
     collect_contexts(model, dictionaries, TEXTS, tmp_path / "killed", **options)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert len(calls) < 11 or n_before <= 3
+
+
+def test_signal_leaves_a_checkpoint(model, tmp_path, monkeypatch):
+    read, n = LatentPass._read, []
+
+    def stopped(self, tokens):
+        n.append(1)
+        if len(n) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentPass, "_read", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            collect_contexts(model, {"a": made("top_k")}, TEXTS, tmp_path, **SMALL)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_4"]
+    monkeypatch.setattr(LatentPass, "_read", lambda self, tokens: n.append(1) or read(self, tokens))
+    collect_contexts(model, {"a": made("top_k")}, TEXTS, tmp_path, **SMALL)
+    assert len(n) == 11 and not (tmp_path / "checkpoints").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_finished_folder_is_opened_again(model, tmp_path, monkeypatch):
