@@ -249,7 +249,7 @@ def test_killed_and_resumed_writes_the_same_bytes(model, tmp_path, monkeypatch, 
 
 
 def test_signal_leaves_a_checkpoint(model, tmp_path, monkeypatch):
-    read, n = LatentPass._read, []
+    read, n, dictionaries = LatentPass._read, [], {"a": made("top_k")}
 
     def stopped(self, tokens):
         n.append(1)
@@ -260,10 +260,10 @@ def test_signal_leaves_a_checkpoint(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(LatentPass, "_read", stopped)
         with pytest.raises(KeyboardInterrupt):
-            collect_contexts(model, {"a": made("top_k")}, TEXTS, tmp_path, **SMALL)
+            collect_contexts(model, dictionaries, TEXTS, tmp_path, **SMALL)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_4"]
     monkeypatch.setattr(LatentPass, "_read", lambda self, tokens: n.append(1) or read(self, tokens))
-    collect_contexts(model, {"a": made("top_k")}, TEXTS, tmp_path, **SMALL)
+    collect_contexts(model, dictionaries, TEXTS, tmp_path, **SMALL)
     assert len(n) == 11 and not (tmp_path / "checkpoints").exists() and not list(tmp_path.glob(".*"))
 
 
