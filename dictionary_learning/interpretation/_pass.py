@@ -99,13 +99,12 @@ def members_of(
     for name, one in given.items():
         if not isinstance(name, str) or not name:
             raise ConfigError(f"Got {name!r} as the name of a dictionary; give a word.")
-        dictionary = load_dictionary(one) if isinstance(one, (str, os.PathLike)) else one
+        dictionary = load_dictionary(one, model.device) if isinstance(one, (str, os.PathLike)) else one
         if not isinstance(dictionary, Dictionary):
             raise ConfigError(
                 f"Got a {type(one).__name__} as dictionary '{name}'; give a Dictionary or its folder. A trainer's "
                 "dictionary is trainer.export()."
             )
-        dictionary = dictionary.to(model.device)
         reads = tuple(_sites_of(model, dictionary, sites.get(name), name))
         rule, limits = (token_filter, None) if token_filter is not None else _saved_filter(dictionary, default)
         found[name] = Member(dictionary, reads, rule, _in_model(model, limits))

@@ -169,7 +169,6 @@ class DictionaryContexts:
     def _examples(self, tokens: Tensor, activations: Tensor | None) -> tuple[Example, ...]:
         numbers: list[int] = tokens.tolist()
         rows = [None] * len(numbers) if activations is None else list(activations)
-        # a copy each: a view would keep the file mapped
         return tuple(self.store.example(n, row) for n, row in zip(numbers, rows, strict=True) if n >= 0)
 
     def _shard(self, number: int) -> dict[str, Tensor]:
