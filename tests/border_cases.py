@@ -12,12 +12,23 @@ import torch
 import dictionary_learning as dl
 from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
+from dictionary_learning.interp import examine_dimension, feature_effect
+from dictionary_learning.interpretation import (
+    ContextStore,
+    ablation_effects,
+    coactivation,
+    collect_contexts,
+    latent_map,
+    logit_lens,
+    nearest_latents,
+)
 from dictionary_learning.interventions import ablate, graft, graft_across, put, steer
 from dictionary_learning.ops import use_backend
 from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
 
 SITE, CTX = "model.layers.1", 16
+_SHORT = {"n_tokens": 64, "ctx_len": CTX, "batch_size": 2}
 READING = {"ctx_len": CTX, "refresh_batch_size": 2, "device": "cpu"}
 
 
@@ -177,6 +188,34 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "encode": lambda p: (p.dictionary.encode, {"x": p.activations[0]}),
     "decode": lambda p: (p.dictionary.decode, {"latents": torch.zeros(4, 32)}),
     "config": lambda p: (TrainerTopK.Config, {"k": 4}),
+    "collect_contexts": lambda p: (
+        collect_contexts,
+        {
+            "model": p.model, "dictionaries": {"a": p.dictionary}, "data": p.texts, "save_dir": p.new(), "sites": {"a": SITE},
+            "n_tokens": 64, "ctx_len": CTX, "batch_size": 2, "window": (3, 2),
+        },
+    ),
+    "ContextStore.open": lambda p: (ContextStore.open, {"path": _store(p)}),
+    "logit_lens": lambda p: (logit_lens, {"model": p.model, "dictionary": p.dictionary, "n": 3, "site": SITE}),
+    "nearest_latents": lambda p: (nearest_latents, {"dictionary": p.dictionary, "n": 3}),
+    "latent_map": lambda p: (latent_map, {"dictionary": p.dictionary, "method": "pca"}),
+    "coactivation": lambda p: (
+        coactivation, {"model": p.model, "dictionary": p.dictionary, "data": p.texts, "latents": [1, 2], "site": SITE, **_SHORT},
+    ),
+    "ablation_effects": lambda p: (
+        ablation_effects,
+        {"model": p.model, "dictionary": p.dictionary, "data": p.texts, "latents": [1, 2], "n": 3, "site": SITE, **_SHORT},
+    ),
+    "feature_effect": lambda p: (
+        feature_effect, {"model": p.model, "submodule": SITE, "dictionary": p.dictionary, "feature": 1, "inputs": "w1 w2"},
+    ),
+    "examine_dimension": lambda p: (
+        examine_dimension,
+        {
+            "model": p.model, "submodule": SITE, "dictionary": p.dictionary, "n_inputs": 2, "dim_idx": 1, "k": 2,
+            "buffer": dl.ActivationBuffer(p.texts, p.model, SITE, n_ctxs=4, out_batch_size=8, **READING),
+        },
+    ),
 }  # fmt: skip
 """Each public function, with arguments that work, by name; data are read as far as the first batch."""
 
@@ -230,6 +269,10 @@ WRONG: dict[str, list[Any]] = {
     "long_documents": [5, "x", None], "rows": [5, "x", None], "compression": [5, "x"], "options": [5],
     "exclude_ids": [5, "x", [2.5], ["x"]], "template": [5, ["x"]], "expected_class": _WORD, "repository": [5, None, "", "a/b/c/d"],
     "optimizer": [5, "nosuch"],
+    **dict.fromkeys(("n_top", "n_quantiles", "per_quantile", "checkpoint_every", "n_contexts", "n_inputs", "n"), _COUNT),
+    "n_quiet": [-1, 2.5, "x", [3]], "dictionaries": [5, None, {}, {"a": 5}, {3: 5}, [5]], "buffer": [5, None, [3]],
+    "feature": [99, -1, 2.5, "x", [99]], "dim_idx": [99, -1, 2.5, "x"], "max_length": _COUNT,
+    "by": [5, None, "nosuch"], "method": [5, None, "nosuch"], "other": [5, "nothing"],
 }  # fmt: skip
 """What may be given wrongly, by the parameter; what is not here, by its annotation."""
 
@@ -239,10 +282,20 @@ MEANT = {
     ("EvaluationConfig", "n_fidelity_tokens"): ("0",), ("steer", "scale"): ("-1.0",), ("capture", "sites"): ("None",),
     ("config", "max_grad_norm"): ("None",), ("gradient_pursuit", "candidates"): ("5",), ("Chat", "seed"): (str(2**70),),
     ("trainer", "k"): ("None",), ("trainer", "dict_size"): ("None",), ("config", "k"): ("None",), ("use_backend", "name"): ("None",),
-    ("loss_recovered", "submodule"): ("''",), ("trainer", "config"): ("5", "'x'", "[3]"), ("push_to_hub", "site"): ("''", "'nothing'", "'model.layers.9'"),
+    **{(name, "submodule"): ("''",) for name in ("loss_recovered", "feature_effect", "examine_dimension")}, ("trainer", "config"): ("5", "'x'", "[3]"), ("push_to_hub", "site"): ("''", "'nothing'", "'model.layers.9'"),
+    **{(name, part): ("None",) for name in ("collect_contexts", "logit_lens", "coactivation", "ablation_effects")
+       for part in ("sites", "site", "token_filter", "target")},
+    ("coactivation", "latents"): ("None",), ("feature_effect", "inputs"): ("'w1'", "tensor([3])"), **{(name, "dictionary"): ("None",) for name in ("feature_effect", "examine_dimension")},
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""
+
+
+def _store(place: Place) -> Path:
+    """Returns the folder of contexts."""
+    made = place.root / "contexts"
+    collect_contexts(place.model, {"a": place.dictionary}, place.texts, made, sites={"a": SITE}, **_SHORT)
+    return made
 
 
 def _by_annotation(parameter: inspect.Parameter) -> list[Any]:

@@ -76,25 +76,25 @@ class EvaluateArguments(DataArguments):
 
         saved = load_saved(self.dictionaries)
         # what files do not tell decides nothing; what two of them tell differently is asked for
-        trained_on = None if self.model else _common(saved, "language models", model_of, "Give --model.")
+        trained_on = None if self.model else common(saved, "language models", model_of, "Give --model.")
         if trained_on is not None:
             check_named("model", "--model", trained_on.name)
         wanted = TrainedModel(self.model, None) if self.model else trained_on
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
         if not self.data:
-            _common(saved, "texts", held_out_of, "Give --data.")
+            common(saved, "texts", held_out_of, "Give --data.")
         text = next((told for one in saved if (told := text_of(one.config))), None)
-        ctx_len = self.ctx_len or _common(
+        ctx_len = self.ctx_len or common(
             saved, "context lengths", lambda c: buffer_of(c).get("ctx_len"), "Give --ctx-len."
         )
-        pack = _common(saved, "ways of packing documents", lambda c: buffer_of(c).get("pack"))
-        rule = _common(saved, "token filters", filter_of)
+        pack = common(saved, "ways of packing documents", lambda c: buffer_of(c).get("pack"))
+        rule = common(saved, "token filters", filter_of)
         model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
         report = evaluate_dictionaries(
             model,
             candidates_of(saved, model, self.sites, self.target_sites),
-            _read_text(self, text),
+            read_text(self, text),
             EvaluationConfig(
                 ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
                 pack=True if pack is None else pack,
@@ -144,7 +144,7 @@ def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Pa
     return Path(place) if is_own else new_folder(_REPORTS, *(Path(one).name for one in arguments.dictionaries[:3]))
 
 
-def _common(
+def common(
     saved: "Sequence[Saved]", what: str, read: Callable[[Mapping[str, Any]], T | None], advice: str = ""
 ) -> T | None:
     """Returns what all dictionaries that tell it agree on; None where none tells it.
@@ -174,7 +174,7 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     return limits
 
 
-def _read_text(arguments: EvaluateArguments, trained: TrainedText | None) -> "Source":
+def read_text(arguments: Any, trained: TrainedText | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
     from dictionary_learning._plain import to_plain
 

@@ -1,5 +1,10 @@
 """What latents mean: the contexts where they are active, their effects, their names."""
 
+from dictionary_learning.interpretation._ablations import AblationEffects, ablation_effects
+from dictionary_learning.interpretation._coactivation import Coactivation, coactivation
+from dictionary_learning.interpretation._collecting import collect_contexts
+from dictionary_learning.interpretation._effects import logit_lens
+from dictionary_learning.interpretation._neighbors import latent_map, nearest_latents
 from dictionary_learning.interpretation._records import (
     Example,
     Explanation,
@@ -8,5 +13,23 @@ from dictionary_learning.interpretation._records import (
     Neighbors,
     TokenEffects,
 )
+from dictionary_learning.interpretation._store import ContextStore, DictionaryContexts
 
-__all__ = ["Example", "Explanation", "LatentContexts", "LatentStatistics", "Neighbors", "TokenEffects"]
+__all__ = [
+    "AblationEffects",
+    "Coactivation",
+    "ContextStore",
+    "DictionaryContexts",
+    "Example",
+    "Explanation",
+    "LatentContexts",
+    "LatentStatistics",
+    "Neighbors",
+    "TokenEffects",
+    "ablation_effects",
+    "coactivation",
+    "collect_contexts",
+    "latent_map",
+    "logit_lens",
+    "nearest_latents",
+]
