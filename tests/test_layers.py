@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"errors", "_lazy", "_types"},
     {"_plain"},
-    {"config", "latents", "sites", "hardware", "disk", "_run_folder"},
+    {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http"},
     {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},
     {"capture"},
