@@ -30,7 +30,7 @@ class Window(NamedTuple):
     activations: tuple[float, ...]
 
     def scaled(self, maximum: float) -> Marked:
-        """Returns the text with activations as whole numbers, 10 for `maximum`; none is lost to 0."""
+        """Returns the text with activations as whole numbers up to 10, which is `maximum`."""
         # as Bills et al. 2023 show them, but rounded up: what is active is marked
         top = 10
         shares = (min(max(a, 0.0) / maximum, 1.0) if maximum > 0 else 0.0 for a in self.activations)
@@ -61,6 +61,7 @@ def divide(
     contexts: LatentContexts,
     text: Callable[[Tensor], Sequence[str]],
     chance: random.Random,
+    *,
     n_shown: int,
     n_scored: int,
 ) -> Division:
@@ -91,19 +92,18 @@ def divide(
     n = min(n_scored, sum(map(len, held)), len(calm))
     kept = _in_turn(held, n)
     chosen = {id(example) for example in kept}
-    windows = lambda examples: [_window(example, text) for example in examples]  # noqa: E731
     shown = sorted(shown, key=_peak, reverse=True)
     return Division(
-        windows(shown),
-        windows(contrast),
-        [windows([example for example in own if id(example) in chosen]) for own in held],
-        windows(calm[:n]),
+        _windows(shown, text),
+        _windows(contrast, text),
+        [_windows([example for example in own if id(example) in chosen], text) for own in held],
+        _windows(calm[:n], text),
         max(map(_peak, shown), default=0.0),
     )
 
 
-def _window(example: Example, text: Callable[[Tensor], Sequence[str]]) -> Window:
-    return Window(tuple(text(example.token_ids)), tuple(float(a) for a in example.activations.tolist()))
+def _windows(examples: Iterable[Example], text: Callable[[Tensor], Sequence[str]]) -> list[Window]:
+    return [Window(tuple(text(one.token_ids)), tuple(map(float, one.activations.tolist()))) for one in examples]
 
 
 def _peak(example: Example) -> float:

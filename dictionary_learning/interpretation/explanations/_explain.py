@@ -41,6 +41,11 @@ class ExplanationConfig(BaseConfig):
     seed: int = 0
     """Seed of the choice and the order of examples."""
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many examples are shown, and how many score."""
+        return {"n_shown": self.n_shown, "n_scored": self.n_scored}
+
 
 class Material(NamedTuple):
     """A latent and its examples."""
@@ -124,7 +129,7 @@ def materials(
         for latent in latents[start : start + _AT_ONCE]:
             chance = random.Random(f"{config.seed} {latent}")
             found = contexts.contexts(latent)
-            division = divide(found, contexts.token_text, chance, config.n_shown, config.n_scored)
+            division = divide(found, contexts.token_text, chance, **config.numbers)
             if division.shown:
                 part.append(Material(latent, division))
         if part:

@@ -16,7 +16,7 @@ from dictionary_learning.interpretation.explanations._parsing import parse_numbe
 from dictionary_learning.interpretation.explanations._prompts import Marked, Prompt
 
 _MARKED_FROM = 0.3
-"""Tokens with this share of the window's largest activation are marked, as in EleutherAI's delphi."""
+"""Tokens with this share of the window's largest activation are marked, as in delphi."""
 _LEAST_READ = 0.5
 """A share of answers; where fewer could be read, there is no score."""
 
@@ -107,9 +107,8 @@ class Fuzzing(_Telling):
         texts: list[tuple[Marked, float]] = []
         wrong = chance.random() < 0.5
         for window in (window for stratum in division.active for window in stratum):
-            right = [
-                n for n, a in enumerate(window.activations) if a > 0 and a >= _MARKED_FROM * max(window.activations)
-            ]
+            least = _MARKED_FROM * max(window.activations)
+            right = [n for n, a in enumerate(window.activations) if a > 0 and a >= least]
             others = [n for n, a in enumerate(window.activations) if a <= 0]
             if right and len(others) >= len(right):
                 places = chance.sample(others, len(right)) if wrong else right
