@@ -177,8 +177,9 @@ def _asked_wait(given: str | None) -> float:
     """Returns the seconds of a header Retry-After: a number, or a date."""
     if given is None:
         return 0.0
-    with contextlib.suppress(ValueError):
-        return max(float(given), 0.0) if given.strip()[:1].isdigit() else 0.0
+    if given.strip()[:1].isdigit():
+        with contextlib.suppress(ValueError):
+            return float(given)
     with contextlib.suppress(ValueError, TypeError):
         then = email.utils.parsedate_to_datetime(given)
         return max((then - datetime.datetime.now(datetime.timezone.utc)).total_seconds(), 0.0)

@@ -12,7 +12,6 @@ from dictionary_learning.interpretation.explanations._examples import ContextsOf
 from dictionary_learning.interpretation.explanations._explain import (
     ExplanationConfig,
     Material,
-    check_judge,
     check_scores,
     judges_of,
     materials,
@@ -85,8 +84,6 @@ def estimate_cost(
     """
     config, scorer = config or ExplanationConfig(), scorer or judge
     check_scores(scores)
-    for what, one in (("judge", judge), ("scorer", scorer)):
-        check_judge(what, one)
     answers = Answers(None if folder is None else Path(folder))
     judges = judges_of(scores, scorer, embedder)
     n_latents, prompt_tokens, answer_tokens = 0, 0, 0

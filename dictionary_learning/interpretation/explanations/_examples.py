@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -11,6 +11,7 @@ from dictionary_learning.interpretation._records import Example, LatentContexts
 from dictionary_learning.interpretation.explanations._prompts import Marked
 
 
+@runtime_checkable
 class ContextsOfLatents(Protocol):
     """Where latents are active, and what tokens are as text."""
 

@@ -6,10 +6,10 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dictionary_learning._border import checked, short
-from dictionary_learning.config import BaseConfig, coerce, setting
+from dictionary_learning._border import checked
+from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interpretation._records import Explanation
 from dictionary_learning.interpretation.explanations._answers import Answers
@@ -98,8 +98,6 @@ def explain(
     """
     config, scorer = config or ExplanationConfig(), scorer or judge
     check_scores(scores)
-    for what, one in (("judge", judge), ("scorer", scorer)):
-        check_judge(what, one)
     judges = judges_of(scores, scorer, embedder)
     answers = Answers(None if folder is None else Path(folder))
     asking = Asking(answers)
@@ -142,20 +140,6 @@ def check_scores(scores: Sequence[str]) -> None:
         SCORES[name]
     if len(set(scores)) < len(scores):
         raise ConfigError(f"Got scores={list(scores)!r}, where one is named twice. Name each once.")
-
-
-def check_judge(what: str, judge: Any) -> None:
-    """Raises ConfigError for what cannot answer questions."""
-    for name in ("batch_size", "n_parallel"):
-        try:
-            number = coerce(getattr(judge, name), int)
-        except (AttributeError, TypeError):
-            number = 0
-        if number < 1 or not isinstance(getattr(judge, "name", None), str) or not callable(judge.complete):
-            raise ConfigError(
-                f"Got {what}={short(judge)}; give a judge: an object with name, batch_size, n_parallel and "
-                "complete(prompts), such as Baseline()."
-            )
 
 
 def judges_of(scores: Sequence[str], scorer: Judge, embedder: Embedder | None) -> dict[str, Judge]:

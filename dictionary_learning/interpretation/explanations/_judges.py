@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor
 from dictionary_learning.interpretation.explanations._prompts import Prompt
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Whoever answers questions about latents.
 
@@ -29,6 +30,7 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """Whatever turns texts into vectors."""
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from dictionary_learning.config import Registry
 from dictionary_learning.interpretation.explanations._examples import Division, Window
@@ -28,6 +28,7 @@ class Answered(NamedTuple):
     numbers: list[float] | None
 
 
+@runtime_checkable
 class Score(Protocol):
     """A way to score an explanation."""
 
