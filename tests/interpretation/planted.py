@@ -22,8 +22,8 @@ class PlantedContexts:
     def __init__(self, n_quantiles: int = 4, per_quantile: int = 8, n_quiet: int = 40, seed: int = 0):
         self.shape, self.n_quiet, self.seed = (n_quantiles, per_quantile), n_quiet, seed
 
-    def token_text(self, token_ids: Tensor) -> Sequence[str]:
-        return [f" word{int(i)}" for i in token_ids]
+    def token_text(self, ids: Tensor) -> Sequence[str]:
+        return [f" word{int(i)}" for i in ids]
 
     def contexts(self, latent: int) -> LatentContexts:
         chance = random.Random(f"{self.seed} {latent}")

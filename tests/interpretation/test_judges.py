@@ -88,9 +88,12 @@ def test_every_form_of_retry_after(waits, given, wait):
 
 
 def test_server_that_stays_busy_is_an_error(waits):
-    with serving(lambda request, n: Reply({"error": {"message": "too many"}}, 429)) as stub:
-        with pytest.raises(ModelError, match=r"failed 3 times: status 429: too many\. Check"):
-            OpenAIJudge("m", stub.url, n_attempts=3).complete([PROMPT])
+    busy = Reply({"error": {"message": "too many"}}, 429)
+    with (
+        serving(lambda request, n: busy) as stub,
+        pytest.raises(ModelError, match=r"3 times: status 429: too many\. Check"),
+    ):
+        OpenAIJudge("m", stub.url, n_attempts=3).complete([PROMPT])
     assert len(stub.requests) == 3 and len(waits) == 2
 
 
@@ -112,9 +115,8 @@ def test_no_server_is_an_error():
 
 @pytest.mark.parametrize("body", [[], {}, {"choices": []}, {"choices": [{"message": None}]}, "x", None, 5])
 def test_answer_of_another_form_is_an_error(body):
-    with serving(lambda request, n: Reply(body)) as stub:
-        with pytest.raises(ModelError, match=r"choices\[0\]"):
-            OpenAIJudge("m", stub.url).complete([PROMPT])
+    with serving(lambda request, n: Reply(body)) as stub, pytest.raises(ModelError, match=r"choices\[0\]"):
+        OpenAIJudge("m", stub.url).complete([PROMPT])
 
 
 @pytest.mark.parametrize("content", [None, 5, [{"text": "x"}]])
@@ -125,11 +127,11 @@ def test_content_that_is_no_text_is_an_empty_answer(content):
 
 def test_wrong_key_is_an_error_that_does_not_show_it(waits):
     said = {"error": {"message": f"Incorrect API key provided: {SECRET}"}}
-    with serving(lambda request, n: Reply(said, 401)) as stub:
-        with pytest.raises(
-            ModelError, match=r"status 401: Incorrect API key provided: \(key\).*OPENAI_API_KEY"
-        ) as found:
-            OpenAIJudge("m", stub.url).complete([PROMPT])
+    with (
+        serving(lambda request, n: Reply(said, 401)) as stub,
+        pytest.raises(ModelError, match=r"status 401: Incorrect API key provided: \(key\).*OPENAI_API_KEY") as found,
+    ):
+        OpenAIJudge("m", stub.url).complete([PROMPT])
     assert len(stub.requests) == 1 and not waits and found.value.__cause__ is None
 
 
@@ -150,9 +152,8 @@ def test_key_is_in_no_file_log_or_repr(tmp_path, caplog):
 def test_redirection_is_not_followed():
     with serving(lambda request, n: chat("")) as other:
         where = {"Location": f"{other.url}/chat/completions"}
-        with serving(lambda request, n: Reply({}, 302, where)) as stub:
-            with pytest.raises(ModelError, match="302"):
-                OpenAIJudge("m", stub.url).complete([PROMPT])
+        with serving(lambda request, n: Reply({}, 302, where)) as stub, pytest.raises(ModelError, match="302"):
+            OpenAIJudge("m", stub.url).complete([PROMPT])
     assert other.requests == []
 
 
@@ -218,9 +219,8 @@ def test_embedder_keeps_the_order_of_texts():
 
 @pytest.mark.parametrize("body", [{}, {"data": []}, {"data": [{"index": 0, "embedding": ["x"]}]}, {"data": None}])
 def test_embedder_of_another_form_is_an_error(body):
-    with serving(lambda request, n: Reply(body)) as stub:
-        with pytest.raises(ModelError, match="embedding model"):
-            OpenAIEmbedder("e", stub.url).embed(["a"])
+    with serving(lambda request, n: Reply(body)) as stub, pytest.raises(ModelError, match="embedding model"):
+        OpenAIEmbedder("e", stub.url).embed(["a"])
 
 
 @pytest.mark.parametrize(

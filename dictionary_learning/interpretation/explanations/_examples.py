@@ -19,7 +19,7 @@ class ContextsOfLatents(Protocol):
         """Returns the examples of a latent."""
         ...
 
-    def token_text(self, token_ids: Int[Tensor, "n"]) -> Sequence[str]:
+    def token_text(self, ids: Int[Tensor, "n"]) -> Sequence[str]:
         """Returns the text of each token."""
         ...
 
