@@ -10,8 +10,17 @@ from typing import Any
 import torch
 
 import dictionary_learning as dl
-from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter
+from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter, Transcoder
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
+from dictionary_learning.exports import write_circuit_tracer
+from dictionary_learning.interpretation import ContextStore, Explanation
+from dictionary_learning.interpretation.explanations import (
+    Baseline,
+    estimate_cost,
+    explain,
+    load_explanations,
+    save_explanations,
+)
 from dictionary_learning.interventions import ablate, graft, graft_across, put, steer
 from dictionary_learning.ops import use_backend
 from dictionary_learning.trainers import TrainerTopK
@@ -37,6 +46,10 @@ class Place:
         self.tokenizer.save_pretrained(root / "model")
         dl.save_dictionary(self.dictionary, root / "dictionary")
         dl.write_cache(root / "cache", self.texts, self.model, SITE, ctx_len=CTX, refresh_batch_size=2)
+        dl.interpretation.collect_contexts(
+            self.model, {"a": self.dictionary}, self.texts, root / "store", sites={"a": SITE}, n_tokens=64, ctx_len=CTX
+        )
+        save_explanations(root / "explained", {3: Explanation("cats", "somebody", {})})
         (root / "text.txt").write_text("\n".join(self.texts))
         for name in ("junk.txt", "junk.parquet", "junk.jsonl", "junk.npy", "junk.json", "junk.safetensors", "junk.pt"):
             (root / name).write_bytes(bytes(range(128, 256)) * 4)
@@ -177,6 +190,23 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "encode": lambda p: (p.dictionary.encode, {"x": p.activations[0]}),
     "decode": lambda p: (p.dictionary.decode, {"latents": torch.zeros(4, 32)}),
     "config": lambda p: (TrainerTopK.Config, {"k": 4}),
+    "explain": lambda p: (
+        explain, {"contexts": ContextStore.open(p.root / "store")["a"], "latents": [1, 2], "judge": Baseline()},
+    ),
+    "estimate_cost": lambda p: (
+        estimate_cost, {"contexts": ContextStore.open(p.root / "store")["a"], "latents": [1, 2], "judge": Baseline()},
+    ),
+    "save_explanations": lambda p: (
+        save_explanations, {"path": p.new(), "explanations": {3: Explanation("cats", "somebody", {})}},
+    ),
+    "load_explanations": lambda p: (load_explanations, {"path": p.root / "explained"}),
+    "write_circuit_tracer": lambda p: (
+        write_circuit_tracer,
+        {
+            "transcoders": Transcoder(tiny.DIM, 32, {"name": "relu"}), "path": p.new(),
+            "feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out",
+        },
+    ),
 }  # fmt: skip
 """Each public function, with arguments that work, by name; data are read as far as the first batch."""
 
@@ -229,7 +259,8 @@ WRONG: dict[str, list[Any]] = {
     "exhausted": [5, "x"], "bos": [5, "x"], "separator": [5000, "nosuch", 2.5], "padding_side": [5, "x"],
     "long_documents": [5, "x", None], "rows": [5, "x", None], "compression": [5, "x"], "options": [5],
     "exclude_ids": [5, "x", [2.5], ["x"]], "template": [5, ["x"]], "expected_class": _WORD, "repository": [5, None, "", "a/b/c/d"],
-    "optimizer": [5, "nosuch"],
+    "optimizer": [5, "nosuch"], "transcoders": [5, None, [], "x", [3]], "contexts": [5, None, "x"],
+    "explanations": [5, None, "x", {3: 5}, {-1: None}],
 }  # fmt: skip
 """What may be given wrongly, by the parameter; what is not here, by its annotation."""
 
@@ -240,6 +271,7 @@ MEANT = {
     ("config", "max_grad_norm"): ("None",), ("gradient_pursuit", "candidates"): ("5",), ("Chat", "seed"): (str(2**70),),
     ("trainer", "k"): ("None",), ("trainer", "dict_size"): ("None",), ("config", "k"): ("None",), ("use_backend", "name"): ("None",),
     ("loss_recovered", "submodule"): ("''",), ("trainer", "config"): ("5", "'x'", "[3]"), ("push_to_hub", "site"): ("''", "'nothing'", "'model.layers.9'"),
+    ("write_circuit_tracer", "repository"): ("'a/b/c/d'",), ("explain", "latents"): ("[]",),
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments, write_line
 from dictionary_learning.cli._evaluate import EvaluateArguments
+from dictionary_learning.cli._explain import ExplainArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
 
@@ -257,6 +258,7 @@ ARGUMENTS: dict[str, type[CommandArguments]] = {
     "evaluate": EvaluateArguments,
     "cache": CacheArguments,
     "pretokenize": PretokenizeArguments,
+    "explain": ExplainArguments,
     "info": InfoArguments,
     "convert": ConvertArguments,
     "pretrained": PretrainedArguments,

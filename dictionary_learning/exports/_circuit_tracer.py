@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from torch import Tensor
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, short
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.dictionaries import CrossLayerTranscoder, Dictionary, SkipAutoencoder, Transcoder
 from dictionary_learning.dictionaries._serialization import check_finite, write_tensors
@@ -68,6 +68,10 @@ def write_circuit_tracer(
     if not given:
         raise CheckpointError("There are no transcoders to write. Give one of each layer.")
     for one in given:
+        if not isinstance(one, Dictionary):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(
+                f"Got transcoders={short(transcoders)}; give dictionaries, as load_dictionary returns them."
+            )
         check_finite(one)
     hooks = [hooks_of(one.info) for one in given]
     folder, k = Path(path), None
@@ -168,8 +172,8 @@ def _named_hooks(hooks: Sequence[MLPHooks], reads: str | None, writes: str | Non
         hook = given or (names.pop() if len(names) == 1 else None)
         if hook is None:
             raise CheckpointError(
-                f"The sites of these transcoders are no hooks that circuit-tracer knows. Give feature_{what}_hook=, such "
-                f"as 'mlp.hook_{what.removesuffix('put')}' for the {what} of an MLP."
+                f"The sites of these transcoders are no hooks that circuit-tracer knows. Give "
+                f"feature_{what}_hook=, such as 'mlp.hook_{what.removesuffix('put')}' for the {what} of an MLP."
             )
         found[f"feature_{what}_hook"] = hook
     return found

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, short
 from dictionary_learning._disk import write_json
-from dictionary_learning.errors import DataError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.interpretation._records import Explanation
 
 EXPLANATIONS = "explanations.json"
@@ -23,6 +23,9 @@ def save_explanations(path: str | os.PathLike[str], explanations: Mapping[int, E
     Returns:
         The path of the file.
     """
+    for latent, made in explanations.items():
+        if latent < 0 or not isinstance(made, Explanation):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"Got explanations={{{latent!r}: {short(made)}}}; give an Explanation by latent.")
     folder = Path(path)
     file = folder / EXPLANATIONS
     known = load_explanations(file) if file.is_file() else {}
