@@ -164,7 +164,8 @@ def _words(error: urllib.error.HTTPError) -> str:
         raw = error.read(1 << 16)
     text = raw.decode("utf-8", "replace")
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        text = str(json.loads(text)["error"]["message"])
+        said = json.loads(text)["error"]
+        text = said if isinstance(said, str) else str(said["message"])
     text = " ".join(text.split())[:_SHOWN] or str(error.reason)
     return text if text.endswith((".", "!", "?")) else f"{text}."
 

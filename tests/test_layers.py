@@ -38,7 +38,8 @@ ALLOWED_IN = {
     "huggingface_hub": {"data/_hub.py", "interop/_hub.py"},
     "wandb": {"loggers/_services.py"},
     "tensorboard": {"loggers/_services.py"},
-    "matplotlib": {"evaluation/reports"},
+    "matplotlib": {"evaluation/reports", "exports"},
+    "gguf": {"exports/_control_vectors.py"},
     "jinja2": {"evaluation/reports", "dashboards", "data/_document.py"},
     "triton": {"ops/_triton/pairs.py", "ops/_triton/candidates.py", "ops/_triton/selection.py", "ops/_triton/adam.py"},
 }

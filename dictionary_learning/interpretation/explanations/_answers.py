@@ -19,8 +19,8 @@ class Answers:
     between.
     """
 
-    def __init__(self, folder: Path | None):
-        self.path = None if folder is None else folder / ANSWERS
+    def __init__(self, folder: Path | None, name: str = ANSWERS):
+        self.path = None if folder is None else folder / name
         self._known: dict[str, str] = {}
         self._file: TextIO | None = None
         if self.path is not None and self.path.is_file():
