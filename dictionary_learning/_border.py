@@ -24,7 +24,7 @@ _COUNTS = (
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile checkpoint_every"
 )
-_FROM_ZERO = "n_fidelity_tokens hook_layer prefetch index call n_quiet"
+_FROM_ZERO = "n_fidelity_tokens layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},

@@ -12,7 +12,15 @@ import torch
 import dictionary_learning as dl
 from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter, Transcoder
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
-from dictionary_learning.exports import write_circuit_tracer
+from dictionary_learning.exports import (
+    LatentFacts,
+    control_direction,
+    write_circuit_tracer,
+    write_control_vector,
+    write_latent_picture,
+    write_neuronpedia,
+    write_sae_dashboard,
+)
 from dictionary_learning.interpretation import ContextStore, Explanation
 from dictionary_learning.interpretation.explanations import (
     Baseline,
@@ -69,6 +77,10 @@ class Place:
         for path in (root / "model").iterdir():
             (root / "model of another shape" / path.name).write_bytes(path.read_bytes())
         (root / "model of another shape" / "config.json").write_text(json.dumps({**other, "hidden_size": 24}))
+
+    def facts(self) -> LatentFacts:
+        """Returns what is known of the latents of the dictionary."""
+        return LatentFacts.of_store(ContextStore.open(self.root / "store")["a"])
 
     def new(self) -> Path:
         """Returns a path that does not exist."""
@@ -200,6 +212,15 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
         save_explanations, {"path": p.new(), "explanations": {3: Explanation("cats", "somebody", {})}},
     ),
     "load_explanations": lambda p: (load_explanations, {"path": p.root / "explained"}),
+    "write_neuronpedia": lambda p: (
+        write_neuronpedia, {"facts": p.facts(), "path": p.new(), "model": "m1", "layer": 1, "source_set": "a", "latents": [1]},
+    ),
+    "write_sae_dashboard": lambda p: (write_sae_dashboard, {"facts": p.facts(), "path": p.new(), "latents": [1]}),
+    "write_latent_picture": lambda p: (write_latent_picture, {"facts": p.facts(), "latent": 1, "path": p.new()}),
+    "control_direction": lambda p: (control_direction, {"dictionary": p.dictionary, "strengths": {3: 1.0}, "layer": 1}),
+    "write_control_vector": lambda p: (
+        write_control_vector, {"directions": {1: torch.ones(tiny.DIM)}, "path": p.new() / "a.gguf"},
+    ),
     "write_circuit_tracer": lambda p: (
         write_circuit_tracer,
         {
@@ -259,7 +280,10 @@ WRONG: dict[str, list[Any]] = {
     "exhausted": [5, "x"], "bos": [5, "x"], "separator": [5000, "nosuch", 2.5], "padding_side": [5, "x"],
     "long_documents": [5, "x", None], "rows": [5, "x", None], "compression": [5, "x"], "options": [5],
     "exclude_ids": [5, "x", [2.5], ["x"]], "template": [5, ["x"]], "expected_class": _WORD, "repository": [5, None, "", "a/b/c/d"],
-    "optimizer": [5, "nosuch"], "transcoders": [5, None, [], "x", [3]], "contexts": [5, None, "x"],
+    "optimizer": [5, "nosuch"], "facts": [5, None, "x", [3]], "latent": [-1, 32, 2.5, "x", None, [3]], "layer": [-1, 2.5, "x", [3]],
+    "source_set": [5, "", "A", "a--b"], "strengths": [5, None, {}, {99: 1.0}, {3: "x"}, {3: float("nan")}], "model_hint": _WORD,
+    "directions": [5, None, {}, {0: torch.ones(4)}, {1: 5}, {"x": torch.ones(4)}], "url": [5, "", "nothing", "ftp://a"],
+    "transcoders": [5, None, [], "x", [3]], "contexts": [5, None, "x"],
     "explanations": [5, None, "x", {3: 5}, {-1: None}],
 }  # fmt: skip
 """What may be given wrongly, by the parameter; what is not here, by its annotation."""

@@ -59,6 +59,7 @@ def working(place: Place) -> dict[str, list[str]]:
         "cache": [model, data, "--out", str(place.new()), *reading, "--n-tokens", "32"],
         "pretokenize": [data, "--model", model, "--out", str(place.new()), "--ctx-len", str(CTX)],
         "explain": [str(root / "store"), "--latents", "0-3", "--seed", "1"],
+        "export": [str(root / "store"), str(place.new()), "--to", "saedashboard"],
         "info": [str(root / "cache")],
         "convert": [str(root / "dictionary"), str(place.new())],
         "pretrained": ["gemma"],
@@ -76,7 +77,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
     places = {
         "train": {0: models, 1: files}, "evaluate": {0: saved}, "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
-        "reproduce": {0: saved}, "explain": {0: saved},
+        "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved},
     }  # fmt: skip
     named = {"model": models, "data": files, "save_dir": [str(root / "text.txt")], "out": [str(root / "text.txt")],
              "cache": saved}  # fmt: skip

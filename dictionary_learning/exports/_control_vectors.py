@@ -8,14 +8,15 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, short
 from dictionary_learning._disk import write_atomically
+from dictionary_learning.config import check_range, coerce
 from dictionary_learning.dictionaries import Coder, Dictionary, DictionaryInfo
 from dictionary_learning.errors import CheckpointError, ConfigError, MissingDependencyError, SiteError
 from dictionary_learning.sites import Site
@@ -61,7 +62,7 @@ def control_direction(
     if not strengths:
         raise ConfigError("Got strengths={}; give the strength of a latent at least.")
     for latent, strength in strengths.items():
-        if not 0 <= latent < dictionary.dict_size or not torch.tensor(float(strength)).isfinite():
+        if not (0 <= latent < dictionary.dict_size and _is_finite(strength)):
             raise ConfigError(
                 f"Got strengths={{{latent}: {strength}}}; the dictionary has latents 0 to {dictionary.dict_size - 1}, "
                 "and strengths are finite numbers."
@@ -86,6 +87,11 @@ def write_control_vector(
         ConfigError: A layer is 0, or vectors differ in width or are not finite.
         MissingDependencyError: The package gguf is not installed.
     """
+    wrong = next((one for one in directions.items() if not _is_direction(*one)), None)
+    if wrong is not None or not directions:
+        raise ConfigError(
+            f"Got directions={short(directions)}; give a vector for each layer, as {{10: dictionary.W_dec[5]}}."
+        )
     widths = {tuple(vector.shape) for vector in directions.values()}
     if len(widths) != 1 or len(next(iter(widths))) != 1:
         raise ConfigError(
@@ -120,6 +126,18 @@ def write_control_vector(
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, write)
     return file
+
+
+def _is_finite(strength: Any) -> bool:
+    try:
+        check_range(coerce(strength, float), {})
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_direction(layer: Any, vector: Any) -> bool:
+    return isinstance(layer, int) and isinstance(vector, Tensor)
 
 
 def _layer_of(info: DictionaryInfo) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dictionary_learning._border import checked
 from dictionary_learning._disk import write_atomically
+from dictionary_learning._http import as_url
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.exports._facts import Group, LatentFacts, LatentPage, page_of
 from dictionary_learning.interop._hook_names import hook_name
@@ -51,7 +52,7 @@ def write_neuronpedia(
     creator_id: str | None = None,
     release: str | None = None,
     description: str = "",
-    url: str = "",
+    url: str | None = None,
     created: datetime.datetime | None = None,
 ) -> Path:
     """Writes the folder `{model}/{layer}-{source_set}` of Neuronpedia's bulk import.
@@ -79,7 +80,7 @@ def write_neuronpedia(
     Raises:
         ConfigError: An id has characters that Neuronpedia does not take.
     """
-    place = checked_place(model, layer, source_set)
+    place, urls = checked_place(model, layer, source_set), [] if url is None else [as_url(url)]
     wanted = facts.chosen(latents)
     rows = _Rows(facts, place, creator_id or os.environ.get(CREATOR, ""), _time(created))
     folder = Path(path) / model / place.source
@@ -95,7 +96,7 @@ def write_neuronpedia(
         if explained := [row for page in pages for row in rows.explanations(page)]:
             _write_lines(folder / "explanations" / name, explained)
     release = release or source_set
-    for name, row in _headers(rows, creator_name, release, description or release, url).items():
+    for name, row in _headers(rows, creator_name, release, description or release, urls).items():
         _write_lines(folder / f"{name}.jsonl", [row])
     return folder
 
@@ -241,12 +242,11 @@ def _bin(group: Group) -> dict[str, float]:
 
 
 def _headers(
-    rows: _Rows, creator_name: str, release: str, description: str, url: str
+    rows: _Rows, creator_name: str, release: str, description: str, urls: list[str]
 ) -> Mapping[str, Mapping[str, Any]]:
     """Returns the rows of the release, the model, the set and the source."""
     place, facts = rows.place, rows.facts
     made = {"creatorId": rows.creator, "createdAt": rows.time, "visibility": "PUBLIC"}
-    urls = [url] if url else []
     shown = {"creatorName": creator_name, "description": description, "urls": urls}
     dim = None if facts.directions is None else facts.directions.shape[1]
     names = {"displayNameShort": place.model, "displayName": place.model}

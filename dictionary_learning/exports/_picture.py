@@ -53,8 +53,10 @@ def _drawn(facts: LatentFacts, page: LatentPage) -> Figure:
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)  # no window, whatever the user's backend is
     _write_title(figure, facts, page, height)
-    _draw_bars(_axes(figure, (0.35, height - 2.65, 3.2, 1.35), height), page.histogram, "activation, where active")
-    _draw_bars(_axes(figure, (4.05, height - 2.65, 2.6, 1.35), height), page.logits, "added to the logits of tokens")
+    _draw_bars(
+        _axes(figure, (0.35, height - 2.65, 3.2, 1.35), height), page.histogram, "activation, where active (log scale)"
+    )
+    _draw_bars(_axes(figure, (4.05, height - 2.65, 2.6, 1.35), height), page.logits, "added to logits (log scale)")
     for left, title, color, tokens in (
         (7.0, "promoted", _HOT, page.promoted),
         (9.0, "suppressed", _COLD, page.suppressed),
@@ -98,7 +100,7 @@ def _write_title(figure: Figure, facts: LatentFacts, page: LatentPage, height: f
     figures += f", mean {page.mean:.3g}, maximum {page.maximum:.3g}"
     _write(figure, 0.35, height - 0.58, drawable(f"{place}   {figures}".strip()), color=_MUTED)
     if page.explanations:
-        said = page.explanations[-1]
+        said = page.explanations[0]
         scores = "".join(f"  {name} {score:.2f}" for name, score in said.scores.items())
         _write(figure, 0.35, height - 0.86, _cut(drawable(said.text), _COLUMNS + 12 - len(scores)) + scores)
 

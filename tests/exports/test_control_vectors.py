@@ -81,7 +81,7 @@ def test_what_llama_cpp_does_not_add_is_refused(tmp_path):
     ones = torch.ones(4)
     for directions, message in (
         ({0: ones}, "layers 1 and later"),
-        ({}, "one vector"),
+        ({}, "a vector for each"),
         ({1: ones, 2: torch.ones(5)}, "one vector"),
         ({1: torch.ones(2, 2)}, "one vector"),
         ({1: ones * float("inf")}, "not finite"),
