@@ -27,6 +27,7 @@ _BY_NAME = {
     "b_dec_init_method": ["nosuch"],
     "finetune": ["nosuch"],
     "site": ["nothing"],
+    "window": ["x", "0", "3"],
     "seed": ["x", "0.5", str(2**70)],
     "latents": ["x", "-1", "5-2", "99999", "1e3"],
     **{n: ["nosuch", "openai:", "openai:m@nothing", "local:nosuch"] for n in ("judge", "scorer", "embedder")},
@@ -56,6 +57,8 @@ def working(place: Place) -> dict[str, list[str]]:
         "train": [model, data, *reading, *train, "--k", "4", "--dict-size", "32", "--save-dir", str(place.new())],
         "evaluate": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
                      "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
+        "contexts": [model, "--dictionaries", str(root / "dictionary"), "--data", data, *small[:-2], "--n-tokens", "32",
+                     "--save-dir", str(place.new())],
         "cache": [model, data, "--out", str(place.new()), *reading, "--n-tokens", "32"],
         "pretokenize": [data, "--model", model, "--out", str(place.new()), "--ctx-len", str(CTX)],
         "explain": [str(root / "store"), "--latents", "0-3", "--seed", "1"],
@@ -75,7 +78,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
                                             "model of another shape", "dictionary")]  # fmt: skip
     saved = [str(root / name) for name in ("nothing", "empty", "text.txt", "dictionary cut", "model")]
     places = {
-        "train": {0: models, 1: files}, "evaluate": {0: saved}, "cache": {0: models, 1: files},
+        "train": {0: models, 1: files}, "evaluate": {0: saved}, "contexts": {0: models}, "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
         "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved},
     }  # fmt: skip

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
     "evaluate": "evaluate saved dictionaries",
+    "contexts": "find where each latent of saved dictionaries is active",
     "reproduce": "repeat a run, and compare its dictionaries",
     "cache": "write activations to disk",
     "pretokenize": "tokenize a text once, and store the contexts",

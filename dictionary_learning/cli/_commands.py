@@ -6,6 +6,7 @@ import logging
 from typing import ClassVar, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._contexts import ContextsArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._explain import ExplainArguments
 from dictionary_learning.cli._export import ExportArguments
@@ -257,6 +258,7 @@ class PretrainedArguments(CommandArguments):
 
 ARGUMENTS: dict[str, type[CommandArguments]] = {
     "evaluate": EvaluateArguments,
+    "contexts": ContextsArguments,
     "cache": CacheArguments,
     "pretokenize": PretokenizeArguments,
     "explain": ExplainArguments,

@@ -1,6 +1,10 @@
 """What latents mean: the contexts where they are active, their effects, their names."""
 
+from dictionary_learning.interpretation._ablations import AblationEffects, ablation_effects
+from dictionary_learning.interpretation._coactivation import Coactivation, coactivation
 from dictionary_learning.interpretation._collecting import collect_contexts
+from dictionary_learning.interpretation._effects import logit_lens
+from dictionary_learning.interpretation._neighbors import latent_map, nearest_latents
 from dictionary_learning.interpretation._records import (
     Example,
     Explanation,
@@ -12,6 +16,8 @@ from dictionary_learning.interpretation._records import (
 from dictionary_learning.interpretation._store import ContextStore, DictionaryContexts
 
 __all__ = [
+    "AblationEffects",
+    "Coactivation",
     "ContextStore",
     "DictionaryContexts",
     "Example",
@@ -20,5 +26,10 @@ __all__ = [
     "LatentStatistics",
     "Neighbors",
     "TokenEffects",
+    "ablation_effects",
+    "coactivation",
     "collect_contexts",
+    "latent_map",
+    "logit_lens",
+    "nearest_latents",
 ]
