@@ -14,6 +14,7 @@ from dictionary_learning.errors import ConfigError
 if TYPE_CHECKING:
     from dictionary_learning.exports import LatentFacts
 
+_NEIGHBORS = 10
 _STRENGTH = re.compile(r"([0-9]{1,9}):(-?[0-9]+(?:\.[0-9]+)?)")
 
 
@@ -37,7 +38,10 @@ class ExportArguments(CommandArguments):
     dictionary: str | None = None
     """The name of the dictionary in the contexts; by default the only one."""
     weights: str | None = None
-    """The dictionary of the contexts, whose directions are written too."""
+    """The dictionary of the contexts: its directions, and the latents that are nearest, are written
+    too."""
+    model: str | None = None
+    """The language model: which tokens each latent promotes is written too; needs --weights."""
     latents: tuple[str, ...] = ("all",)
     """Numbers and ranges, as 5 10-19, or all."""
     strengths: tuple[str, ...] = ()
@@ -125,7 +129,7 @@ class ExportArguments(CommandArguments):
         """Returns what the contexts hold of the dictionary, and the latents that are asked for."""
         from dictionary_learning.dictionaries import Coder, load_dictionary
         from dictionary_learning.exports import LatentFacts
-        from dictionary_learning.interpretation import ContextStore
+        from dictionary_learning.interpretation import ContextStore, logit_lens, nearest_latents
         from dictionary_learning.interpretation.explanations import load_explanations
         from dictionary_learning.interpretation.explanations._files import EXPLANATIONS
 
@@ -137,11 +141,13 @@ class ExportArguments(CommandArguments):
             more["explanations"] = load_explanations(explained)
         if self.weights is not None:
             dictionary = load_dictionary(self.weights)
-            if not isinstance(dictionary, Coder):
-                raise ConfigError(
-                    f"Got --weights {self.weights}, a {type(dictionary).__name__} without one decoder. Leave it out."
-                )
-            more["directions"] = dictionary.W_dec.detach()
+            more["neighbors"] = nearest_latents(dictionary, min(_NEIGHBORS, dictionary.dict_size - 1))
+            if isinstance(dictionary, Coder):  # others have several decoders
+                more["directions"] = dictionary.W_dec.detach()
+            if self.model is not None:
+                more["effects"] = logit_lens(self.model, dictionary)
+        elif self.model is not None:
+            raise ConfigError("Got --model without --weights: tokens are promoted by directions. Give both.")
         return LatentFacts.of_store(contexts, **more), read_latents(self.latents, contexts.dict_size)
 
     def _place(self, facts: "LatentFacts") -> dict[str, Any]:

@@ -24,6 +24,8 @@ def place(tmp_path_factory):
     dictionary = dl.AutoEncoderTopK(tiny.DIM, 24, 4)
     dictionary.info = DictionaryInfo(sites=("model.layers.1",), name="mine")
     dl.save_dictionary(dictionary, root / "mine")
+    tiny.model().save_pretrained(root / "model")
+    tiny.tokenizer().save_pretrained(root / "model")
     options = {"n_tokens": 400, "ctx_len": 16, "window": (4, 2)}
     collect_contexts(model, {"mine": dictionary}, tiny.documents(40), root / "store", **options)
     save_explanations(root / "store" / "0", {3: Explanation("cats", "somebody", {})})
@@ -42,10 +44,13 @@ def export(capsys, *words: object) -> str:
 
 def test_neuronpedia(place, tmp_path, capsys):
     options = ["--model-id", "tiny", "--source-set", "res", "--weights", place / "mine", "--latents", "0-5"]
+    options += ["--model", place / "model"]
     folder = export(capsys, place / "store", tmp_path, "--to", "neuronpedia", *options)
     assert folder == str(tmp_path / "tiny" / "1-res")
     rows = gzip.decompress((tmp_path / "tiny" / "1-res" / "features" / "batch-0.jsonl.gz").read_bytes()).splitlines()
-    assert len(rows) == 6 and len(json.loads(rows[3])["vector"]) == tiny.DIM
+    row = json.loads(rows[3])
+    assert len(rows) == 6 and len(row["vector"]) == tiny.DIM
+    assert len(row["pos_str"]) == len(row["topkCosSimIndices"]) == 10 and row["pos_values"][0] >= row["pos_values"][9]
     assert (tmp_path / "tiny" / "1-res" / "explanations" / "batch-0.jsonl.gz").is_file()
 
 
@@ -91,6 +96,7 @@ def test_control_vector(place, tmp_path, capsys):
         ("mine", ["--to", "control-vector", "--strengths", "99:1"], "latents 0 to 23"),
         ("mine", ["--to", "circuit-tracer"], "wiring="),
         ("mine", ["--to", "png"], "collect_contexts"),
+        ("store", ["--to", "png", "--model", "m"], "Give both"),
         ("store", ["--to", "png", "--dictionary", "other"], "mine"),
         ("store", ["--to", "png", "--latents", "99"], "latents 0 to 23"),
         ("store", ["--to", "nosuch"], "control-vector"),
