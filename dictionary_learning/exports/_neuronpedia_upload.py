@@ -21,6 +21,8 @@ KEY = "NEURONPEDIA_API_KEY"
 """The variable of the environment that holds the key."""
 NEURONPEDIA = "https://www.neuronpedia.org"
 _MOST_LOGITS, _LONGEST_TEXT, _MOST_TOKENS = 20, 512, 1024
+_MOST_BYTES = 3 << 20
+"""Of a request: hosts of web applications refuse larger ones, some from 4.5 MB on."""
 _TIMEOUT = 600.0
 """Seconds. A batch that is sent again while it is still written would be there twice."""
 
@@ -28,20 +30,26 @@ _TIMEOUT = 600.0
 def upload_batches(
     facts: LatentFacts, *, model: str, layer: int, source_set: str, latents: Sequence[int] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields the bodies of requests to `/api/feature/upload-batch`, of at most 128 latents each.
+    """Yields the bodies of requests to `/api/feature/upload-batch`: at most 128 latents and 3 MB.
 
     Latents that were never active are left out: the site takes none without activations.
     """
     place = checked_place(model, layer, source_set)
-    wanted = [one for one in facts.chosen(latents) if float(facts.statistics.density[one]) > 0]
     batch: list[dict[str, Any]] = []
-    for latent in wanted:
+    n_bytes = 0
+    for latent in facts.chosen(latents):
         page = page_of(facts, latent)
-        if any(group.examples for group in page.groups):
-            batch.append(_feature(page))
-        if len(batch) == PER_BATCH or (batch and latent == wanted[-1]):
+        if not page.density or not any(group.examples for group in page.groups):
+            continue
+        feature = _feature(page)
+        size = len(json.dumps(feature))
+        if batch and (len(batch) == PER_BATCH or n_bytes + size > _MOST_BYTES):
             yield _body(place, batch)
-            batch = []
+            batch, n_bytes = [], 0
+        batch.append(feature)
+        n_bytes += size
+    if batch:
+        yield _body(place, batch)
 
 
 @checked()

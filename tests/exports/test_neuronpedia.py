@@ -128,6 +128,16 @@ def test_bodies_keep_the_rules_of_the_site(changes):
         check_by_their_schema(json.loads(json.dumps(body, allow_nan=False)))
 
 
+def test_bodies_are_of_limited_size(monkeypatch):
+    whole = list(upload_batches(facts(), **PLACE))
+    monkeypatch.setattr("dictionary_learning.exports._neuronpedia_upload._MOST_BYTES", 40_000)
+    bodies = list(upload_batches(facts(), **PLACE))
+    assert len(bodies) > 3 and all(len(json.dumps(body)) < 42_000 for body in bodies)
+    assert [f for body in bodies for f in body["features"]] == whole[0]["features"]
+    monkeypatch.setattr("dictionary_learning.exports._neuronpedia_upload._MOST_BYTES", 10)
+    assert len(list(upload_batches(facts(), **PLACE))) == SIZE - 1
+
+
 def test_upload_sends_each_batch_once(waits, tmp_path):
     replies = [Reply({"error": "busy"}, 503), Reply({"message": "21 features created."})]
     with serving(lambda request, n: replies[n]) as stub:

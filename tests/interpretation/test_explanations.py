@@ -92,6 +92,16 @@ def test_as_many_quiet_windows_as_active_ones_and_quantiles_in_turn():
     assert again == division and other != division
 
 
+@pytest.mark.parametrize(("per_quantile", "scores"), [(2, False), (6, True)])
+def test_few_windows_do_not_score(per_quantile, scores):
+    division = divided(PlantedContexts(2, per_quantile).contexts(3), n_shown=6)
+    n = sum(map(len, division.active))
+    assert n == len(division.quiet) and (n >= 5 if scores else n == 0) and division.shown
+    judge = Counting(right)
+    made = explain(PlantedContexts(2, per_quantile), [3], judge, scores=ALL)[3]
+    assert bool(made.scores) == scores and any(p.kind == "detection" for p in judge.asked) == scores
+
+
 def test_few_examples_are_divided_too():
     example = Example(torch.arange(3), torch.tensor([0.0, 1.0, 0.0]), 1, 0, 5)
     division = divided(LatentContexts((example,), (), ()))

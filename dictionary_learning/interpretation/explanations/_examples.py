@@ -10,6 +10,9 @@ from torch import Tensor
 from dictionary_learning.interpretation._records import Example, LatentContexts
 from dictionary_learning.interpretation.explanations._prompts import Marked
 
+_LEAST = 5
+"""Windows of activity; a score of fewer says nothing."""
+
 
 @runtime_checkable
 class ContextsOfLatents(Protocol):
@@ -69,7 +72,8 @@ def divide(
     """Divides a latent's examples: every other one of the top and some of each quantile explain.
 
     Of the rest those score that share no token with what explains, nor with each other: as many of
-    each quantile as there are, in turn, and as many quiet ones as active ones.
+    each quantile as there are, in turn, and as many quiet ones as active ones; none if these are
+    fewer than 5.
     """
     strata = [_shuffled(stratum, chance) for stratum in contexts.quantiles if stratum]
     quiet = _shuffled(contexts.quiet, chance)
@@ -91,6 +95,7 @@ def divide(
                 taken.append(stratum[place])
     calm = _apart(quiet[n_contrast:], taken)
     n = min(n_scored, sum(map(len, held)), len(calm))
+    n = n if n >= min(_LEAST, n_scored) else 0
     kept = _in_turn(held, n)
     chosen = {id(example) for example in kept}
     shown = sorted(shown, key=_peak, reverse=True)
