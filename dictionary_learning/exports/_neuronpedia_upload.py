@@ -12,7 +12,8 @@ from dictionary_learning._border import checked
 from dictionary_learning._http import Secret, Server, as_url
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.exports._facts import Group, LatentFacts, LatentPage, Shown, page_of
-from dictionary_learning.exports._neuronpedia import PER_BATCH, Place, checked_place, filled
+from dictionary_learning.exports._neuronpedia import PER_BATCH, checked_place
+from dictionary_learning.exports._neuronpedia_rows import Place, filled
 from dictionary_learning.interpretation.explanations._answers import Answers
 
 logger = logging.getLogger(__name__)

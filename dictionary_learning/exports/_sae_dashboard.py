@@ -14,7 +14,8 @@ from typing import Any
 from dictionary_learning._border import checked
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.exports._facts import Group, LatentFacts, LatentPage, page_of
-from dictionary_learning.exports._neuronpedia import PER_BATCH, feature_fields
+from dictionary_learning.exports._neuronpedia import PER_BATCH
+from dictionary_learning.exports._neuronpedia_rows import feature_fields
 
 SKIPPED = "skipped_indexes.json"
 
