@@ -25,7 +25,7 @@ _COUNTS = (
     "target_l0 candidates d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
     "checkpoint_every n_contexts n_inputs max_length"
 )
-_FROM_ZERO = "n_fidelity_tokens hook_layer prefetch index call n_quiet"
+_FROM_ZERO = "n_fidelity_tokens layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},

@@ -10,17 +10,34 @@ from typing import Any
 import torch
 
 import dictionary_learning as dl
-from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter
+from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter, Transcoder
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
+from dictionary_learning.exports import (
+    LatentFacts,
+    control_direction,
+    write_circuit_tracer,
+    write_control_vector,
+    write_latent_picture,
+    write_neuronpedia,
+    write_sae_dashboard,
+)
 from dictionary_learning.interp import examine_dimension, feature_effect
 from dictionary_learning.interpretation import (
     ContextStore,
+    Explanation,
     ablation_effects,
     coactivation,
     collect_contexts,
     latent_map,
     logit_lens,
     nearest_latents,
+)
+from dictionary_learning.interpretation.explanations import (
+    Baseline,
+    estimate_cost,
+    explain,
+    load_explanations,
+    save_explanations,
 )
 from dictionary_learning.interventions import ablate, graft, graft_across, put, steer
 from dictionary_learning.ops import use_backend
@@ -48,6 +65,10 @@ class Place:
         self.tokenizer.save_pretrained(root / "model")
         dl.save_dictionary(self.dictionary, root / "dictionary")
         dl.write_cache(root / "cache", self.texts, self.model, SITE, ctx_len=CTX, refresh_batch_size=2)
+        dl.interpretation.collect_contexts(
+            self.model, {"a": self.dictionary}, self.texts, root / "store", sites={"a": SITE}, n_tokens=64, ctx_len=CTX
+        )
+        save_explanations(root / "explained", {3: Explanation("cats", "somebody", {})})
         (root / "text.txt").write_text("\n".join(self.texts))
         for name in ("junk.txt", "junk.parquet", "junk.jsonl", "junk.npy", "junk.json", "junk.safetensors", "junk.pt"):
             (root / name).write_bytes(bytes(range(128, 256)) * 4)
@@ -67,6 +88,10 @@ class Place:
         for path in (root / "model").iterdir():
             (root / "model of another shape" / path.name).write_bytes(path.read_bytes())
         (root / "model of another shape" / "config.json").write_text(json.dumps({**other, "hidden_size": 24}))
+
+    def facts(self) -> LatentFacts:
+        """Returns what is known of the latents of the dictionary."""
+        return LatentFacts.of_store(ContextStore.open(self.root / "store")["a"])
 
     def new(self) -> Path:
         """Returns a path that does not exist."""
@@ -216,6 +241,32 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
             "buffer": dl.ActivationBuffer(p.texts, p.model, SITE, n_ctxs=4, out_batch_size=8, **READING),
         },
     ),
+    "explain": lambda p: (
+        explain, {"contexts": ContextStore.open(p.root / "store")["a"], "latents": [1, 2], "judge": Baseline()},
+    ),
+    "estimate_cost": lambda p: (
+        estimate_cost, {"contexts": ContextStore.open(p.root / "store")["a"], "latents": [1, 2], "judge": Baseline()},
+    ),
+    "save_explanations": lambda p: (
+        save_explanations, {"path": p.new(), "explanations": {3: Explanation("cats", "somebody", {})}},
+    ),
+    "load_explanations": lambda p: (load_explanations, {"path": p.root / "explained"}),
+    "write_neuronpedia": lambda p: (
+        write_neuronpedia, {"facts": p.facts(), "path": p.new(), "model": "m1", "layer": 1, "source_set": "a", "latents": [1]},
+    ),
+    "write_sae_dashboard": lambda p: (write_sae_dashboard, {"facts": p.facts(), "path": p.new(), "latents": [1]}),
+    "write_latent_picture": lambda p: (write_latent_picture, {"facts": p.facts(), "latent": 1, "path": p.new()}),
+    "control_direction": lambda p: (control_direction, {"dictionary": p.dictionary, "strengths": {3: 1.0}, "layer": 1}),
+    "write_control_vector": lambda p: (
+        write_control_vector, {"directions": {1: torch.ones(tiny.DIM)}, "path": p.new() / "a.gguf"},
+    ),
+    "write_circuit_tracer": lambda p: (
+        write_circuit_tracer,
+        {
+            "transcoders": Transcoder(tiny.DIM, 32, {"name": "relu"}), "path": p.new(),
+            "feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out",
+        },
+    ),
 }  # fmt: skip
 """Each public function, with arguments that work, by name; data are read as far as the first batch."""
 
@@ -273,6 +324,11 @@ WRONG: dict[str, list[Any]] = {
     "n_quiet": [-1, 2.5, "x", [3]], "dictionaries": [5, None, {}, {"a": 5}, {3: 5}, [5]], "buffer": [5, None, [3]],
     "feature": [99, -1, 2.5, "x", [99]], "dim_idx": [99, -1, 2.5, "x"], "max_length": _COUNT,
     "by": [5, None, "nosuch"], "method": [5, None, "nosuch"], "other": [5, "nothing"],
+    "facts": [5, None, "x", [3]], "latent": [-1, 32, 2.5, "x", None, [3]], "layer": [-1, 2.5, "x", [3]],
+    "source_set": [5, "", "A", "a--b"], "strengths": [5, None, {}, {99: 1.0}, {3: "x"}, {3: float("nan")}], "model_hint": _WORD,
+    "directions": [5, None, {}, {0: torch.ones(4)}, {1: 5}, {"x": torch.ones(4)}], "url": [5, "", "nothing", "ftp://a"],
+    "transcoders": [5, None, [], "x", [3]], "contexts": [5, None, "x"],
+    "explanations": [5, None, "x", {3: 5}, {-1: None}],
 }  # fmt: skip
 """What may be given wrongly, by the parameter; what is not here, by its annotation."""
 
@@ -286,6 +342,7 @@ MEANT = {
     **{(name, part): ("None",) for name in ("collect_contexts", "logit_lens", "coactivation", "ablation_effects")
        for part in ("sites", "site", "token_filter", "target")},
     ("coactivation", "latents"): ("None",), ("feature_effect", "inputs"): ("'w1'", "tensor([3])"), **{(name, "dictionary"): ("None",) for name in ("feature_effect", "examine_dimension")},
+    ("write_circuit_tracer", "repository"): ("'a/b/c/d'",), ("explain", "latents"): ("[]",),
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""

@@ -29,6 +29,10 @@ _BY_NAME = {
     "site": ["nothing"],
     "window": ["x", "0", "3"],
     "seed": ["x", "0.5", str(2**70)],
+    "latents": ["x", "-1", "5-2", "99999", "1e3"],
+    **{n: ["nosuch", "openai:", "openai:m@nothing", "local:nosuch"] for n in ("judge", "scorer", "embedder")},
+    "scores": ["nosuch"],
+    "dictionary": ["nosuch"],
 }
 
 
@@ -57,6 +61,8 @@ def working(place: Place) -> dict[str, list[str]]:
                      "--save-dir", str(place.new())],
         "cache": [model, data, "--out", str(place.new()), *reading, "--n-tokens", "32"],
         "pretokenize": [data, "--model", model, "--out", str(place.new()), "--ctx-len", str(CTX)],
+        "explain": [str(root / "store"), "--latents", "0-3", "--seed", "1"],
+        "export": [str(root / "store"), str(place.new()), "--to", "saedashboard"],
         "info": [str(root / "cache")],
         "convert": [str(root / "dictionary"), str(place.new())],
         "pretrained": ["gemma"],
@@ -74,7 +80,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
     places = {
         "train": {0: models, 1: files}, "evaluate": {0: saved}, "contexts": {0: models}, "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
-        "reproduce": {0: saved},
+        "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved},
     }  # fmt: skip
     named = {"model": models, "data": files, "save_dir": [str(root / "text.txt")], "out": [str(root / "text.txt")],
              "cache": saved}  # fmt: skip

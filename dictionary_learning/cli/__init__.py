@@ -26,6 +26,8 @@ COMMANDS = {
     "reproduce": "repeat a run, and compare its dictionaries",
     "cache": "write activations to disk",
     "pretokenize": "tokenize a text once, and store the contexts",
+    "explain": "say in words what latents react to, and score the words",
+    "export": "write latents, or transcoders of all layers, for other tools",
     "info": "show what this machine will use, or what is saved at a path",
     "convert": "convert dictionaries between the formats of packages",
     "pretrained": "list public releases of dictionaries",

@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 from dictionary_learning.cli._arguments import CommandArguments, write_line
 from dictionary_learning.cli._contexts import ContextsArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
+from dictionary_learning.cli._explain import ExplainArguments
+from dictionary_learning.cli._export import ExportArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
 
@@ -259,6 +261,8 @@ ARGUMENTS: dict[str, type[CommandArguments]] = {
     "contexts": ContextsArguments,
     "cache": CacheArguments,
     "pretokenize": PretokenizeArguments,
+    "explain": ExplainArguments,
+    "export": ExportArguments,
     "info": InfoArguments,
     "convert": ConvertArguments,
     "pretrained": PretrainedArguments,
