@@ -13,12 +13,16 @@ from dictionary_learning.models import TracedModel
 
 
 def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -> TokenBatch:
-    """Returns the tokens of a text, of several, or of ids (ctx,) or (batch, ctx).
+    """Returns the tokens of a text, of several, of ids (ctx,) or (batch, ctx), or a `TokenBatch`.
 
     Raises:
         DataError: There is no text, or it has no token.
     """
+    if isinstance(inputs, TokenBatch):
+        return TokenBatch(inputs.input_ids, inputs.attention_mask.bool())
     if isinstance(inputs, Tensor):
+        if inputs.ndim not in (1, 2) or inputs.is_floating_point() or not inputs.numel():
+            raise DataError(f"Got a tensor {tuple(inputs.shape)} of {inputs.dtype}; give token ids (batch, ctx).")
         ids = inputs.unsqueeze(0) if inputs.ndim == 1 else inputs
         return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
     texts: Any = [inputs] if isinstance(inputs, str) else inputs
