@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from dictionary_learning._module_io import flat, hidden, input_or_none, unflat, with_hidden, with_input
 from dictionary_learning._types import ModelLike
@@ -116,7 +116,7 @@ def _register(module: nn.Module, site: Site, edit: Edit, call: Call, model: Trac
 
 
 def _calls_of(site: Site, call: Call) -> Callable[[], bool]:
-    """Returns a function that is called with each call of a module, and says whether it is meant."""
+    """Returns a function that counts a module's calls, and tells whether this one is meant."""
     seen, number = -1, itertools.count()
 
     def is_meant() -> bool:

@@ -159,4 +159,3 @@ def _plus(added: Tensor) -> Edit:
         return x + added.to(x.device, x.dtype)
 
     return edit
-

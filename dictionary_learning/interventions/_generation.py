@@ -24,7 +24,7 @@ class Generation(NamedTuple):
     """Prompts, padded on the left, and what a model wrote after them."""
 
     input_ids: Int[Tensor, "rows ctx"]
-    """Prompts and what follows. With several sequences for a prompt, those of the first come first."""
+    """Prompts and what follows; those of the first prompt first, if each has several."""
     mask: Bool[Tensor, "rows ctx"]
     """All tokens but padding; the first EOS that is generated counts."""
     n_prompt: int
@@ -57,8 +57,8 @@ def generate(
         model: A Hugging Face model that generates, or what `load_model` takes.
         prompts: A text, several, or token ids; of different lengths they are padded on the left.
         edits: Functions by site, or several mappings of these, as for `attached`; none by default.
-        when: Which tokens change: "always", those of the "prompt" only, or "generated" ones only. It
-            is the same with and without a cache.
+        when: Which tokens change: "always" all, those of the "prompt", or "generated" ones; the
+            same with and without a cache.
         max_new_tokens: The most tokens that are generated for a prompt.
         special_tokens: Whether BOS, EOS and padding ids change too.
         generator: Draws the seed of sampling; None for the global generator.

@@ -32,7 +32,7 @@ def places_of(
     writes = sites_written(model, dictionary, target, reads)
     widths = model.widths(list(dict.fromkeys((*reads, *writes))))
     dictionary.check_sites([widths[one] for one in reads], [widths[one] for one in writes])
-    return Places(*({one: place for one, place in _in_row(sites, widths)} for sites in (reads, writes)))
+    return Places(*(dict(_in_row(sites, widths)) for sites in (reads, writes)))
 
 
 def sites_read(model: TracedModel, dictionary: Dictionary, site: SubmodulesLike | None) -> list[Site]:

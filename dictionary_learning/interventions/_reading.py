@@ -82,4 +82,3 @@ def read_latents(
     kept = zip(batch.input_ids, batch.attention_mask, strict=True)
     tokens = [decode(ids[real].tolist()) for ids, real in kept]
     return LatentReading(batch.input_ids, mask, tokens, made.latents, batch.attention_mask)
-

@@ -20,7 +20,7 @@ from dictionary_learning.models import Edit
 from dictionary_learning.sites import Site
 
 Added = Callable[[Dictionary, Latents, Tensor, int], Tensor]
-"""What a coder's latents add to its outputs; the last argument is the number of its first latent."""
+"""What a coder's latents add to its outputs; the last argument numbers its first latent."""
 
 
 class Part(NamedTuple):
@@ -62,7 +62,7 @@ def wired(
     keep: TokenMask | None,
     keep_error: bool,
 ) -> dict[Site, Edit]:
-    """Returns the edits of one forward pass, which reaches what a coder reads before what it writes.
+    """Returns the edits of a forward pass that reaches what a coder reads before what it writes.
 
     Args:
         dictionary: The dictionary.
@@ -106,7 +106,7 @@ class _Pass:
         mask = self._mask(y)
         made = {number: part for number, part in enumerate(self._parts) if _overlap(part.writes, place)}
         outputs, added = (
-            sum((_placed(self._results(n)[kind], part.writes, place) for n, part in made.items()), torch.zeros(()))
+            torch.stack([_placed(self._results(n)[kind], part.writes, place) for n, part in made.items()]).sum(0)
             for kind in range(2)
         )
         b_dec: Any = self.dictionary.b_dec if isinstance(self.dictionary, ParallelCoders) else None
