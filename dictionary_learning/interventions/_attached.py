@@ -12,7 +12,7 @@ from dictionary_learning._module_io import flat, hidden, input_or_none, unflat, 
 from dictionary_learning._types import ModelLike
 from dictionary_learning.errors import ConfigError, ModelError, SiteError
 from dictionary_learning.interventions._calls import Call, When
-from dictionary_learning.interventions._combine import combine
+from dictionary_learning.interventions._combine import check_edits, combine
 from dictionary_learning.interventions._inputs import special_ids
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.sites import Site
@@ -81,7 +81,7 @@ def _edits_by_site(model: TracedModel, edits: EditsLike) -> dict[Site, Edit]:
     several: Any = [edits] if isinstance(edits, Mapping) else edits
     resolved: list[dict[Site, Edit]] = []
     for each in several:
-        combine(each)  # which says what is no edit
+        check_edits(each)
         found: dict[Site, Edit] = {}
         for given, edit in each.items():
             for site in model.sites(given):

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from dictionary_learning._border import short
 from dictionary_learning._module_io import apply_edit
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
@@ -26,13 +27,19 @@ def combine(*edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
     """
     found: dict[Site, list[Edit]] = {}
     for each in edits:
-        if not isinstance(each, Mapping) or not all(map(callable, each.values())):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(
-                f"Got a {type(each).__name__} as edits; give mappings from sites to functions, such as {{site: edit}}."
-            )
+        check_edits(each)
         for site, edit in each.items():
             found.setdefault(Site.parse(site), []).append(edit)
     return {site: several[0] if len(several) == 1 else _in_turn(several, site) for site, several in found.items()}
+
+
+def check_edits(given: Any) -> None:
+    """Raises ConfigError if something is no mapping from sites to functions."""
+    values: Any = given.values() if isinstance(given, Mapping) else [None]
+    if not all(map(callable, values)):
+        raise ConfigError(
+            f"Got {short(given)} as edits; give mappings from sites to functions, such as {{'model.layers.3': edit}}."
+        )
 
 
 def reading_contexts(edit: E, dictionary: Dictionary) -> E:
