@@ -12,7 +12,7 @@ from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._exact import ablations
 from dictionary_learning.attribution._metrics import Metric
-from dictionary_learning.attribution._nodes import DictionariesLike, nodes_of
+from dictionary_learning.attribution._nodes import nodes_of
 from dictionary_learning.attribution._records import Attribution, Effects, Method
 from dictionary_learning.attribution._runs import Found, Path, Run, paths_of
 from dictionary_learning.data import TokenBatch
@@ -78,7 +78,7 @@ def attribute(
         ModelError: The model runs on a server, or the metric does not depend on a site.
     """
     traced = load_model(model)
-    nodes = nodes_of(traced, cast(DictionariesLike, dictionaries))
+    nodes = nodes_of(traced, dictionaries)
     if not callable(metric):
         raise ConfigError(f"Got {metric!r} as the metric; give a function of logits, as logit_difference(3, 7).")
     if method == "patching" and baseline is None:

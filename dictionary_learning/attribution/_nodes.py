@@ -66,7 +66,7 @@ class State(NamedTuple):
         return decoded(self.pairs, self.x)
 
 
-def nodes_of(model: TracedModel, dictionaries: DictionariesLike) -> dict[Site, Node]:
+def nodes_of(model: TracedModel, dictionaries: Any) -> dict[Site, Node]:
     """Returns dictionaries by the sites that they write, in the order of the model.
 
     Raises:

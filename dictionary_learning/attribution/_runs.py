@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dictionary_learning.attribution._metrics import Metric, scalar
 from dictionary_learning.attribution._nodes import Node, State, states
-from dictionary_learning.attribution._pairs import Pairs, joined_keys, pulled
+from dictionary_learning.attribution._pairs import Pairs, decoded, joined_keys, pulled
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ModelError
 from dictionary_learning.interventions._latents import with_rows
@@ -28,7 +28,8 @@ class Path(NamedTuple):
     base: Pairs
     """The same latents in the baseline."""
     error: Float[Tensor, "n output_dim"]
-    """The error, less that of the baseline."""
+    """What the difference of the latents does not explain of that of the activations: of the errors
+    and, where other inputs are the baseline, of what a dictionary adds by itself, as W_skip x."""
 
     @classmethod
     def between(cls, clean: State, other: State | None) -> "Path":
@@ -37,7 +38,9 @@ class Path(NamedTuple):
             return cls(clean, clean.origin, clean.pairs, clean.pairs.with_values(0 * clean.pairs.values), clean.error)
         keys = joined_keys(clean.pairs, other.pairs)
         keys = keys[clean.pairs.at(keys).values != other.pairs.at(keys).values]  # the others have no effect
-        return cls(clean, other.y, clean.pairs.at(keys), other.pairs.at(keys), clean.error - other.error)
+        pairs, base = clean.pairs.at(keys), other.pairs.at(keys)
+        explained = decoded(pairs.with_values(pairs.values - base.values), clean.x)
+        return cls(clean, other.y, pairs, base, clean.y - other.y - explained)
 
 
 class Found(NamedTuple):

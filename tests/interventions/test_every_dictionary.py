@@ -204,7 +204,10 @@ def test_edits_of_a_text_leave_special_tokens_and_padding(model, crosscoder):
 def test_edits_of_a_site_follow_each_other(model):
     first, second = BUILD["autoencoder"](), placed(AutoEncoderTopK(16, 40, 4), [LAYERS[1]])
     torch.nn.init.normal_(second.W_enc)
-    edits = [latent_edits(model, first, ablate=[1, 2, 3], add={5: 3.0}), latent_edits(model, second, scale={0: -2.0, 3: 4.0})]
+    edits = [
+        latent_edits(model, first, ablate=[1, 2, 3], add={5: 3.0}),
+        latent_edits(model, second, scale={0: -2.0, 3: 4.0}),
+    ]
     one, two = (next(iter(each.values())) for each in edits)
     expected = model.run(IDS, {LAYERS[1]: lambda x: two(one(x))})
     torch.testing.assert_close(model.run(IDS, combine(*edits)), expected)
