@@ -79,8 +79,6 @@ def attribute(
     """
     traced = load_model(model)
     nodes = nodes_of(traced, dictionaries)
-    if not callable(metric):
-        raise ConfigError(f"Got {metric!r} as the metric; give a function of logits, as logit_difference(3, 7).")
     if method == "patching" and baseline is None:
         raise ConfigError("method='patching' compares with other inputs: give baseline, or use 'gradient'.")
     tokens = as_tokens(traced, inputs, padding_side="left")

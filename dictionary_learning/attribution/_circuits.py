@@ -1,12 +1,13 @@
 """Circuits: few latents and errors, and how well the model does with these alone."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, short
 from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._nodes import Node, nodes_of, states
 from dictionary_learning.attribution._pairs import active, decoded, linear_part
@@ -155,6 +156,8 @@ def faithfulness(
     run = Run(traced, tokens, mask, metric)
     for site, kept in circuit.kept.items():
         _check_kept(site, kept, nodes.get(site), mask.shape[1])
+        if means is not None and not (isinstance(means, Mapping) and isinstance(means.get(site), Means)):
+            raise ConfigError(f"Got means={short(means)}, without Means of '{site}'; give what mean_latents returns.")
     nothing = {site: Kept(kept.latents & False, kept.errors & False) for site, kept in circuit.kept.items()}
 
     def value(kept: Any) -> float:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, short
 from dictionary_learning._types import ModelLike, SitesLike
 from dictionary_learning.attribution._nodes import Node, nodes_of
 from dictionary_learning.attribution._pairs import pulled
@@ -99,9 +99,12 @@ def _site_among(attribution: Attribution, model: TracedModel, site: str | Site) 
 
 def _checked(chosen: Any, n: int) -> Int[Tensor, "m"]:
     """Returns places of entries as a tensor, or raises ConfigError."""
-    numbers: list[int] = chosen.tolist() if isinstance(chosen, Tensor) else list(cast(Sequence[int], chosen))
+    given: Any = chosen.flatten().tolist() if isinstance(chosen, Tensor) else chosen
+    numbers: list[Any] = list(cast(Sequence[Any], given)) if isinstance(given, (list, tuple)) else [None]
     if not all(isinstance(one, int) and 0 <= one < n for one in numbers) or len(set(numbers)) != len(numbers):
-        raise ConfigError(f"Got chosen={numbers}; give different places of entries, from 0 to {n - 1}, as top(10).")
+        raise ConfigError(
+            f"Got chosen={short(given)}; give different places of entries, from 0 to {n - 1}, as top(10)."
+        )
     return torch.tensor(numbers, dtype=torch.long)
 
 

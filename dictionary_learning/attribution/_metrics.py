@@ -1,12 +1,13 @@
 """Scalars of the logits whose causes are asked for; each is a mean over rows of the batch."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._border import short
 from dictionary_learning.errors import ConfigError
 
 Metric: TypeAlias = Callable[[Tensor], Tensor]
@@ -41,12 +42,14 @@ def log_probability(answer: IdsLike, *, position: int = -1) -> Metric:
     return metric
 
 
-def scalar(metric: Metric, logits: Tensor) -> Float[Tensor, ""]:
+def scalar(metric: Any, logits: Tensor) -> Float[Tensor, ""]:
     """Returns what a metric makes of logits.
 
     Raises:
         ConfigError: It is not one number.
     """
+    if not callable(metric):
+        raise ConfigError(f"Got metric={short(metric)}; give a function of logits, such as logit_difference(3, 7).")
     made = metric(logits)
     if not isinstance(made, Tensor) or made.numel() != 1 or not made.is_floating_point():  # pyright: ignore[reportUnnecessaryIsInstance]
         got = f"a tensor {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -78,7 +78,7 @@ def attached_for(
 
 
 def _edits_by_site(model: TracedModel, edits: EditsLike) -> dict[Site, Edit]:
-    several: Any = [edits] if isinstance(edits, Mapping) else edits
+    several: Any = edits if isinstance(edits, (list, tuple)) else [edits]
     resolved: list[dict[Site, Edit]] = []
     for each in several:
         check_edits(each)

@@ -1,7 +1,8 @@
 """Text that a model generates while it is edited."""
 
 import contextlib
-from collections.abc import Generator, Sequence
+import inspect
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
-from dictionary_learning.errors import ConfigError, ModelError
+from dictionary_learning.errors import ConfigError, ModelError, UnknownNameError
 from dictionary_learning.interventions._attached import EditsLike, attached_for
 from dictionary_learning.interventions._calls import When
 from dictionary_learning.interventions._inputs import as_tokens
@@ -73,9 +74,7 @@ def generate(
     """
     traced = load_model(model)
     root = _generating(traced)
-    for name in _OURS:
-        if name in options:
-            raise ConfigError(f"Got {name}, which generate makes of the prompts. Leave it out, or use attached.")
+    _check_options(root, options)
     ids, mask = as_tokens(traced, prompts, padding_side="left")
     n_prompt, device = ids.shape[1], traced.device
     options = {"pad_token_id": _padding_id(traced, root), **options}
@@ -103,6 +102,20 @@ def _generating(model: TracedModel) -> Any:
     if model.device.type == "meta" or model._remote is not None:
         raise ModelError(f"The weights of {model.name} are on a server. Load the model here to generate.")
     return root
+
+
+def _check_options(root: Any, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for arguments that are made here, or that transformers does not know."""
+    functions = (root.generate, root.forward)
+    known = {
+        *vars(root.generation_config),
+        *(name for each in functions for name in inspect.signature(each).parameters),
+    }
+    for name in options:
+        if name in _OURS:
+            raise ConfigError(f"Got {name}, which generate makes of the prompts. Leave it out, or use attached.")
+        if name not in known:
+            raise UnknownNameError("argument of generate", name, known)
 
 
 def _padding_id(model: TracedModel, root: Any) -> int:

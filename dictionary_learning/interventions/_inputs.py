@@ -31,7 +31,8 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
     found: list[list[int]] = [model.tokenizer(text)["input_ids"] for text in cast(Any, texts)]
     longest = max(map(len, found))
     if not min(map(len, found)):
-        raise DataError("A text has no token. Give texts that are not empty.")
+        empty: str = next(text for text, ids in zip(cast(Any, texts), found, strict=True) if not ids)
+        raise DataError(f"The text {empty!r} has no token. Give texts that are not empty.")
     # any id will do for padding, which the mask hides
     pad = getattr(model.tokenizer, "pad_token_id", None) or 0
     ids, mask = torch.full((len(found), longest), pad), torch.zeros(len(found), longest, dtype=torch.bool)

@@ -31,7 +31,11 @@ def places_of(
     reads = sites_read(model, dictionary, site)
     writes = sites_written(model, dictionary, target, reads)
     widths = model.widths(list(dict.fromkeys((*reads, *writes))))
-    dictionary.check_sites([widths[one] for one in reads], [widths[one] for one in writes])
+    try:
+        dictionary.check_sites([widths[one] for one in reads], [widths[one] for one in writes])
+    except ConfigError as error:
+        sites = ", ".join(f"'{one}'" for one in widths)
+        raise ConfigError(f"The dictionary does not fit {sites} in {model.name}: {error}") from error
     return Places(*(dict(_in_row(sites, widths)) for sites in (reads, writes)))
 
 
