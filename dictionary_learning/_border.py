@@ -23,7 +23,7 @@ _COUNTS = (
     "refresh_batch_size shard_size window steps log_steps save_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
-    "checkpoint_every n_contexts n_inputs max_length"
+    "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes"
 )
 _FROM_ZERO = "n_fidelity_tokens layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 import dictionary_learning as dl
-from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter, Transcoder
+from dictionary_learning import Candidate, DictionaryInfo, EvaluationConfig, Site, TokenFilter, Transcoder
+from dictionary_learning.attribution import (
+    attribute,
+    circuit,
+    edges,
+    faithfulness,
+    logit_difference,
+    mean_latents,
+)
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
 from dictionary_learning.exports import (
     LatentFacts,
@@ -39,7 +47,16 @@ from dictionary_learning.interpretation.explanations import (
     load_explanations,
     save_explanations,
 )
-from dictionary_learning.interventions import ablate, graft, graft_across, put, steer
+from dictionary_learning.interventions import (
+    ablate,
+    generate,
+    graft,
+    graft_across,
+    latent_edits,
+    latent_edits_for,
+    put,
+    steer,
+)
 from dictionary_learning.ops import use_backend
 from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
@@ -59,6 +76,11 @@ class Place:
         self.model = dl.load_model(self.module, tokenizer=self.tokenizer)
         self.texts = tiny.documents(12)
         self.dictionary = dl.AutoEncoderTopK(tiny.DIM, 32, 4)
+        self.two = [dl.AutoEncoderTopK(tiny.DIM, 32, 4) for _ in range(2)]
+        for n, one in enumerate(self.two):
+            one.info = DictionaryInfo(sites=(f"model.layers.{n}",))
+        self.metric = logit_difference(3, 4)
+        self.effects = attribute(self.model, self.two, self.texts[0], self.metric, method="gradient")
         self.activations = [tiny.Planted(tiny.DIM).batch(64) for _ in range(2)]
         self.ids = torch.arange(3, 21).view(2, 9)
         self.module.save_pretrained(root / "model")
@@ -204,6 +226,33 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "steer": lambda p: (
         _used(steer, lambda edit: p.model.run(p.ids, {SITE: edit})), {"direction": torch.ones(tiny.DIM), "scale": 2.0},
     ),
+    "latent_edits": lambda p: (
+        _used(latent_edits, lambda edits: p.model.run(p.ids, edits)), {"model": p.model, "dictionary": p.dictionary, "site": SITE},
+    ),
+    "latent_edits_for": lambda p: (
+        _used(latent_edits_for, lambda made: p.model.run(*made)),
+        {"model": p.model, "dictionary": p.dictionary, "inputs": p.ids, "site": SITE},
+    ),
+    "generate": lambda p: (generate, {"model": p.model, "prompts": p.ids, "edits": {SITE: ablate()}, "max_new_tokens": 1}),
+    "attribute": lambda p: (
+        attribute, {"model": p.model, "dictionaries": p.two, "inputs": p.ids, "metric": p.metric, "n_steps": 1},
+    ),
+    "edges": lambda p: (
+        edges,
+        {
+            "model": p.model, "dictionaries": p.two, "attribution": p.effects, "upstream": "model.layers.0",
+            "downstream": SITE, "chosen": [0],
+        },
+    ),
+    "circuit": lambda p: (circuit, {"attribution": p.effects, "n_nodes": 3}),
+    "mean_latents": lambda p: (mean_latents, {"model": p.model, "dictionaries": p.two, "inputs": p.ids}),
+    "faithfulness": lambda p: (
+        faithfulness,
+        {
+            "model": p.model, "dictionaries": p.two, "inputs": p.ids, "metric": p.metric,
+            "circuit": circuit(p.effects, n_nodes=3),
+        },
+    ),
     "use_backend": lambda p: (_used(use_backend, lambda context: context.__enter__()), {"name": "reference"}),
     "trainer": lambda p: (TrainerTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4, "steps": 3, "device": "cpu"}),
     "AutoEncoderTopK": lambda p: (dl.AutoEncoderTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4}),
@@ -321,7 +370,7 @@ WRONG: dict[str, list[Any]] = {
     "exclude_ids": [5, "x", [2.5], ["x"]], "template": [5, ["x"]], "expected_class": _WORD, "repository": [5, None, "", "a/b/c/d"],
     "optimizer": [5, "nosuch"],
     **dict.fromkeys(("n_top", "n_quantiles", "per_quantile", "checkpoint_every", "n_contexts", "n_inputs", "n"), _COUNT),
-    "n_quiet": [-1, 2.5, "x", [3]], "dictionaries": [5, None, {}, {"a": 5}, {3: 5}, [5]], "buffer": [5, None, [3]],
+    "n_quiet": [-1, 2.5, "x", [3]], "dictionaries": [5, None, {}, {"a": 5}, {3: 5}, [5], [], "x", TrainerTopK], "buffer": [5, None, [3]],
     "feature": [99, -1, 2.5, "x", [99]], "dim_idx": [99, -1, 2.5, "x"], "max_length": _COUNT,
     "by": [5, None, "nosuch"], "method": [5, None, "nosuch"], "other": [5, "nothing"],
     "facts": [5, None, "x", [3]], "latent": [-1, 32, 2.5, "x", None, [3]], "layer": [-1, 2.5, "x", [3]],
@@ -329,6 +378,12 @@ WRONG: dict[str, list[Any]] = {
     "directions": [5, None, {}, {0: torch.ones(4)}, {1: 5}, {"x": torch.ones(4)}], "url": [5, "", "nothing", "ftp://a"],
     "transcoders": [5, None, [], "x", [3]], "contexts": [5, None, "x"],
     "explanations": [5, None, "x", {3: 5}, {-1: None}],
+    "prompts": [5, None, 2.5, "", [], [5], torch.rand(2, 9)], "max_new_tokens": _COUNT, "n_steps": _COUNT,
+    "n_nodes": _COUNT, "threshold": _NUMBER,
+    "metric": [5, None, "x", torch.ones(3), lambda logits: 5, lambda logits: logits],
+    "baseline": [5, [], "", "w1", torch.rand(2, 9)], "attribution": [5, None, "x"], "upstream": [5, None, "nothing", SITE],
+    "downstream": [5, None, "nothing", "model.layers.0"], "chosen": [5, None, "x", [-1], [10**6], [0, 0], [0.5]],
+    "stop_at": [5, "nothing", SITE], "circuit": [5, None, "x"], "means": [5, "x", {"a": 1}], "onto": [5, "x", None],
 }  # fmt: skip
 """What may be given wrongly, by the parameter; what is not here, by its annotation."""
 
@@ -343,6 +398,7 @@ MEANT = {
        for part in ("sites", "site", "token_filter", "target")},
     ("coactivation", "latents"): ("None",), ("feature_effect", "inputs"): ("'w1'", "tensor([3])"), **{(name, "dictionary"): ("None",) for name in ("feature_effect", "examine_dimension")},
     ("write_circuit_tracer", "repository"): ("'a/b/c/d'",), ("explain", "latents"): ("[]",),
+    **{(name, "inputs"): ("'w1'", "tensor([3])") for name in ("latent_edits_for", "attribute", "mean_latents", "faithfulness")},
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""

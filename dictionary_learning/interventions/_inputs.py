@@ -13,12 +13,16 @@ from dictionary_learning.models import TracedModel
 
 
 def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -> TokenBatch:
-    """Returns the tokens of a text, of several, or of ids (ctx,) or (batch, ctx).
+    """Returns the tokens of a text, of several, of ids (ctx,) or (batch, ctx), or a `TokenBatch`.
 
     Raises:
         DataError: There is no text, or it has no token.
     """
+    if isinstance(inputs, TokenBatch):
+        return TokenBatch(inputs.input_ids, inputs.attention_mask.bool())
     if isinstance(inputs, Tensor):
+        if inputs.ndim not in (1, 2) or inputs.is_floating_point() or not inputs.numel():
+            raise DataError(f"Got a tensor {tuple(inputs.shape)} of {inputs.dtype}; give token ids (batch, ctx).")
         ids = inputs.unsqueeze(0) if inputs.ndim == 1 else inputs
         return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
     texts: Any = [inputs] if isinstance(inputs, str) else inputs
@@ -27,7 +31,8 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
     found: list[list[int]] = [model.tokenizer(text)["input_ids"] for text in cast(Any, texts)]
     longest = max(map(len, found))
     if not min(map(len, found)):
-        raise DataError("A text has no token. Give texts that are not empty.")
+        empty: str = next(text for text, ids in zip(cast(Any, texts), found, strict=True) if not ids)
+        raise DataError(f"The text {empty!r} has no token. Give texts that are not empty.")
     # any id will do for padding, which the mask hides
     pad = getattr(model.tokenizer, "pad_token_id", None) or 0
     ids, mask = torch.full((len(found), longest), pad), torch.zeros(len(found), longest, dtype=torch.bool)
