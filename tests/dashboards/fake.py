@@ -31,7 +31,7 @@ def page(name: str = "top_k-32", size: int = 100, seed: int = 0, **given) -> Dic
     generator = torch.Generator().manual_seed(seed)
 
     def integers(*shape: int) -> torch.Tensor:
-        return torch.randint(len(VOCABULARY), shape, generator=generator)
+        return torch.randint(11, len(VOCABULARY), shape, generator=generator)  # words only
 
     density = torch.rand(size, generator=generator) ** 3 * 0.1 + 1e-5
     maximum = 1 + 9 * torch.rand(size, generator=generator)

@@ -58,7 +58,8 @@ async function show(views) {
     return isKept ? host.children[place] : section(view, place);
   }));
   if (app.views !== views) return; // another was opened meanwhile
-  host.replaceChildren(...shown);
+  // nodes that are put in again lose the click that is under way
+  if (shown.length !== host.children.length || shown.some((one, at) => one !== host.children[at])) host.replaceChildren(...shown);
   shown.forEach((one, place) => one.classList.toggle("active", place === app.active));
 }
 
@@ -136,14 +137,16 @@ function refresh() {
 function listen() {
   const query = document.getElementById("query");
   let timer = 0;
+  app.search = async () => {
+    clearTimeout(timer);
+    app.list.words ??= await app.list.dictionary.words();
+    app.list.query = query.value;
+    app.list.where = document.getElementById("where").value;
+    refresh();
+  };
   const search = () => {
     clearTimeout(timer);
-    timer = setTimeout(async () => {
-      app.list.query = query.value;
-      app.list.where = document.getElementById("where").value;
-      app.list.words ??= await app.list.dictionary.words();
-      refresh();
-    }, 80);
+    timer = setTimeout(app.search, 80); // not at every letter
   };
   query.addEventListener("input", search);
   document.getElementById("where").addEventListener("change", search);
@@ -173,7 +176,7 @@ function turned() {
   document.getElementById("direction").textContent = app.list.descending ? "↓" : "↑";
 }
 
-function press(event) {
+async function press(event) {
   const query = document.getElementById("query");
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const isTyping = event.target instanceof Element && event.target.closest("input, select, textarea");
@@ -192,9 +195,12 @@ function press(event) {
     if (by === undefined || !app.list.order.length) return;
     if (event.key === "Enter" && event.target !== query && event.target !== app.list.host) return; // a button's
     event.preventDefault();
-    if (isTyping) app.list.host.focus();
+    if (isTyping) {
+      await app.search();
+      app.list.host.focus();
+    }
     const to = isTyping ? app.list.order[0] : app.list.after(latent, by);
-    if (to !== latent) go(app.active, dictionary, to);
+    if (to !== undefined && to !== latent) go(app.active, dictionary, to);
   }
 }
 

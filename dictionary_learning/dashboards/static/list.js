@@ -59,6 +59,7 @@ class LatentList {
     document.getElementById("count").textContent = n === size ? count(size) : `${count(n)} of ${count(size)}`;
     this.rows.style.height = `${n * ROW}px`;
     this.host.scrollTop = 0;
+    this.host.dataset.query = this.query;
     this.draw();
   }
 
