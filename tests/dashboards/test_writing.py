@@ -77,7 +77,6 @@ def test_writer_that_fails_leaves_the_old_pages(tmp_path):
     write_dashboard([fake.page(size=10)], tmp_path)
     before = (tmp_path / "data/manifest.js").read_text()
 
-
     def contexts(latent: int):
         if latent == 35:
             raise OSError("the disk is gone")
