@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
-from tests.dashboards import fake
-from tests.dashboards.conftest import browser_path
 
 from dictionary_learning._disk import size_on_disk
 from dictionary_learning.dashboards import write_dashboard
+from tests.dashboards import fake
+from tests.dashboards.conftest import browser_path
 
 OPENS_IN, HEAP = 1.0, 200e6
 N_CONTEXTS = 500

@@ -1,4 +1,4 @@
-"""What the page of each latent shows, in files of a few latents, which are loaded when one is opened."""
+"""What the page of each latent shows, in files of a few latents, loaded when one is opened."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ class Words:
         self.explanations: list[str] = []
 
     def add(self, contexts: LatentContexts, promoted: Sequence[str], table: "Tokens", said: Iterable[str]) -> None:
-        """Adds a latent: the tokens where it is most active, those that it promotes, explanations."""
+        """Adds a latent: tokens where it is most active, tokens that it promotes, explanations."""
         peaks = [table.text(int(example.token_ids[example.peak])) for example in contexts.top]
         known = list(dict.fromkeys(filter(None, peaks)))[:_TOP_WORDS]  # an empty word divides the two
         more = [word for word in dict.fromkeys(promoted) if word and word not in known]

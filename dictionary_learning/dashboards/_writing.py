@@ -32,7 +32,7 @@ _MANIFEST = f"{_DATA}/manifest.js"
 def write_dashboard(
     pages: Sequence[DictionaryPage], folder: str | os.PathLike, *, title: str = "Latents", about: str = ""
 ) -> Path:
-    """Writes a folder of pages about the latents of dictionaries; returns the path of its first page.
+    """Writes a folder of pages about latents; returns the path of its first page.
 
     Args:
         pages: What is known of each dictionary.
