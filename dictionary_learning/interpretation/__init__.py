@@ -1,5 +1,6 @@
 """What latents mean: the contexts where they are active, their effects, their names."""
 
+from dictionary_learning.interpretation._collecting import collect_contexts
 from dictionary_learning.interpretation._records import (
     Example,
     Explanation,
@@ -8,5 +9,16 @@ from dictionary_learning.interpretation._records import (
     Neighbors,
     TokenEffects,
 )
+from dictionary_learning.interpretation._store import ContextStore, DictionaryContexts
 
-__all__ = ["Example", "Explanation", "LatentContexts", "LatentStatistics", "Neighbors", "TokenEffects"]
+__all__ = [
+    "ContextStore",
+    "DictionaryContexts",
+    "Example",
+    "Explanation",
+    "LatentContexts",
+    "LatentStatistics",
+    "Neighbors",
+    "TokenEffects",
+    "collect_contexts",
+]
