@@ -1,6 +1,14 @@
 """What latents mean: the contexts where they are active, their effects, their names."""
 
 from dictionary_learning.interpretation._collecting import collect_contexts
+from dictionary_learning.interpretation._predictions import (
+    AnswerToken,
+    PromptTest,
+    TokenPredictions,
+    latent_view,
+    test_prompt,
+    token_predictions,
+)
 from dictionary_learning.interpretation._records import (
     Example,
     Explanation,
@@ -10,8 +18,10 @@ from dictionary_learning.interpretation._records import (
     TokenEffects,
 )
 from dictionary_learning.interpretation._store import ContextStore, DictionaryContexts
+from dictionary_learning.interpretation._token_views import TokenView, show_tokens
 
 __all__ = [
+    "AnswerToken",
     "ContextStore",
     "DictionaryContexts",
     "Example",
@@ -19,6 +29,13 @@ __all__ = [
     "LatentContexts",
     "LatentStatistics",
     "Neighbors",
+    "PromptTest",
     "TokenEffects",
+    "TokenPredictions",
+    "TokenView",
     "collect_contexts",
+    "latent_view",
+    "show_tokens",
+    "test_prompt",
+    "token_predictions",
 ]
