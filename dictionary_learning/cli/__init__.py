@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
     "evaluate": "evaluate saved dictionaries",
+    "dashboard": "write pages about latents, which a browser opens",
+    "serve": "try out latents in a browser: read them, change them, generate",
     "reproduce": "repeat a run, and compare its dictionaries",
     "cache": "write activations to disk",
     "pretokenize": "tokenize a text once, and store the contexts",

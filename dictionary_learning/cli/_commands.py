@@ -6,6 +6,7 @@ import logging
 from typing import ClassVar, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._dashboard import DashboardArguments, ServeArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
@@ -261,5 +262,7 @@ ARGUMENTS: dict[str, type[CommandArguments]] = {
     "convert": ConvertArguments,
     "pretrained": PretrainedArguments,
     "reproduce": ReproduceArguments,
+    "dashboard": DashboardArguments,
+    "serve": ServeArguments,
 }
 """The arguments of each command but `train`, whose options depend on the method."""

@@ -64,25 +64,25 @@ class EvaluateArguments(DataArguments):
 
         saved = load_saved(self.dictionaries)
         # what files do not tell decides nothing; what two of them tell differently is asked for
-        trained_on = None if self.model else _common(saved, "language models", _model_of, "Give --model.")
+        trained_on = None if self.model else common(saved, "language models", model_of, "Give --model.")
         if trained_on is not None:
             check_named("model", "--model", trained_on.name)
         wanted = _Model(self.model, None) if self.model else trained_on
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
         if not self.data:
-            _common(saved, "texts", _held_out_of, "Give --data.")
-        text = next((told for one in saved if (told := _text_of(one.config))), None)
-        ctx_len = self.ctx_len or _common(
-            saved, "context lengths", lambda c: _buffer(c).get("ctx_len"), "Give --ctx-len."
+            common(saved, "texts", _held_out_of, "Give --data.")
+        text = next((told for one in saved if (told := text_of(one.config))), None)
+        ctx_len = self.ctx_len or common(
+            saved, "context lengths", lambda c: buffer_of(c).get("ctx_len"), "Give --ctx-len."
         )
-        pack = _common(saved, "ways of packing documents", lambda c: _buffer(c).get("pack"))
-        rule = _common(saved, "token filters", _filter_of)
+        pack = common(saved, "ways of packing documents", lambda c: buffer_of(c).get("pack"))
+        rule = common(saved, "token filters", _filter_of)
         model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
         report = evaluate_dictionaries(
             model,
             candidates_of(saved, model, self.sites, self.target_sites),
-            _read_text(self, text),
+            read_text(self, self.data, text),
             EvaluationConfig(
                 ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
                 pack=True if pack is None else pack,
@@ -149,13 +149,13 @@ def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Pa
 
     config, place = saved[0].config, resolve_latest(arguments.dictionaries[0])
     is_own = len(arguments.dictionaries) == 1 and saved[0].folder is not None and not arguments.sites
-    own_model, own_text = _model_of(config), _text_of(config)
+    own_model, own_text = model_of(config), text_of(config)
     is_own &= arguments.model is None or (own_model is not None and arguments.model == own_model.name)
     is_own &= arguments.data is None or (own_text is not None and arguments.data == own_text.data)
     return Path(place) if is_own else new_folder(_REPORTS, *(Path(one).name for one in arguments.dictionaries[:3]))
 
 
-def _common(
+def common(
     saved: "Sequence[Saved]", what: str, read: Callable[[Mapping[str, Any]], T | None], advice: str = ""
 ) -> T | None:
     """Returns what all dictionaries that tell it agree on; None where none tells it.
@@ -174,35 +174,35 @@ def _common(
     return told[0][1] if told else None
 
 
-def _buffer(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def buffer_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("buffer", {})
 
 
 def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the settings of the run that read the text: of training, or of writing a cache."""
     own = config.get("run", {})  # a run on a cache read no text itself
-    return own if own.get("data") else _buffer(config).get("run", own)
+    return own if own.get("data") else buffer_of(config).get("run", own)
 
 
-def _model_of(config: Mapping[str, Any]) -> _Model | None:
+def model_of(config: Mapping[str, Any]) -> _Model | None:
     run = _run_of(config)
-    name = run.get("model") or _buffer(config).get("model", {}).get("name")
+    name = run.get("model") or buffer_of(config).get("model", {}).get("name")
     return None if name is None else _Model(name, run.get("revision"))
 
 
-def _text_of(config: Mapping[str, Any]) -> _Text | None:
+def text_of(config: Mapping[str, Any]) -> _Text | None:
     run = _run_of(config)
     return _Text(run["data"], data_arguments(run), run.get("held_out_every")) if run.get("data") else None
 
 
 def _held_out_of(config: Mapping[str, Any]) -> _Text | None:
     """Returns what decides which documents are held out: neither order nor number of those read."""
-    text = _text_of(config)
+    text = text_of(config)
     return text and text._replace(reading=text.reading.replace(shuffle_seed=None, max_examples=None))
 
 
 def _filter_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    rule = {name: value for name, value in _buffer(config).get("filter", {}).items() if name != "norm_limits"}
+    rule = {name: value for name, value in buffer_of(config).get("filter", {}).items() if name != "norm_limits"}
     return rule or None
 
 
@@ -210,25 +210,25 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     """Returns the norm limit of each site, as found in training; the lowest of several runs."""
     limits: dict[str, float] = {}
     for one in saved:
-        for site, limit in _buffer(one.config).get("filter", {}).get("norm_limits", {}).items():
+        for site, limit in buffer_of(one.config).get("filter", {}).get("norm_limits", {}).items():
             if limits.get(site, limit) != limit:
                 logger.warning("The runs found different norm limits at %s; the lower one counts for all.", site)
             limits[site] = min(limit, limits.get(site, limit))
     return limits
 
 
-def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
+def read_text(arguments: DataArguments, given: str | None, trained: _Text | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
     from dictionary_learning._plain import to_plain
 
     own = trained.data if trained else None
-    data = arguments.data or own
+    data = given or own
     if data is None:
         raise ConfigError("The dictionaries do not say which text they were trained on. Give --data.")
     if trained is None or data != own:
         return arguments.source(data)
     asked = data_arguments(arguments.to_dict())
-    if not arguments.data:
+    if not given:
         check_named("text", "--data", data)
     if not asked.data_args:
         check_data_args(trained.reading.data_args)

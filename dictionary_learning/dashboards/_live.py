@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dictionary_learning._types import ModelLike
+from dictionary_learning._types import ModelLike, SubmodulesLike
 from dictionary_learning.dashboards._fields import Fields
 from dictionary_learning.dashboards._scripts import rounded
 from dictionary_learning.dictionaries import Dictionary
@@ -29,14 +29,16 @@ _WAYS = ("clamp", "add", "scale")
 class LiveModel:
     """A model and its dictionaries, asked by one caller at a time."""
 
-    def __init__(self, model: ModelLike, dictionaries: Mapping[str, Dictionary]):
+    def __init__(self, model: ModelLike, dictionaries: Mapping[str, Dictionary], sites: Mapping[str, SubmodulesLike]):
         self._model = load_model(model)
         if not dictionaries:
             raise ConfigError("Got no dictionary. Give at least one, by its name.")
         if self._model.tokenizer is None:
             raise ConfigError(f"{self._model.name} has no tokenizer, and prompts are text. Load it with tokenizer=.")
         self._dictionaries = dict(dictionaries)
-        self._sites = {name: sites_read(self._model, each, None) for name, each in self._dictionaries.items()}
+        self._sites = {
+            name: sites_read(self._model, each, sites.get(name)) for name, each in self._dictionaries.items()
+        }
         self._lock = threading.Lock()
 
     def about(self, fields: Fields) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class LiveModel:
         _check_latents(dictionary, wanted)
         with self._lock:
             self._check_length(text, 0)
-            reading = read_latents(self._model, dictionary, text)
+            reading = read_latents(self._model, dictionary, text, site=self._sites[name])
             values = to_dense(reading.latents).float().cpu()  # (n, dict_size)
         ids: list[int] = reading.input_ids[0].tolist()
         largest = values.abs().amax(0) if len(values) else values.new_zeros(dictionary.dict_size)

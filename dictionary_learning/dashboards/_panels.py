@@ -78,7 +78,7 @@ def _panel(
     page: DictionaryPage, latent: int, contexts: LatentContexts, table: Tokens, names: Sequence[str]
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "histogram": page.statistics.histogram[latent].tolist(),
+        "histogram": [number(_upper(page, latent)), page.statistics.histogram[latent].tolist()],
         "top": [_example(one, table) for one in contexts.top],
         "quantiles": [[_example(one, table) for one in part] for part in contexts.quantiles],
         "quiet": [_example(one, table) for one in contexts.quiet],
@@ -100,6 +100,12 @@ def _panel(
             for one in page.explanations[latent]
         ]
     return found
+
+
+def _upper(page: DictionaryPage, latent: int) -> float:
+    """Returns the end of the last bin of a latent's histogram."""
+    ends = page.statistics.maximum if page.statistics.upper is None else page.statistics.upper
+    return float(ends[latent])
 
 
 def _example(example: Example, table: Tokens) -> list[Any]:

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 from dictionary_learning._border import checked, said
-from dictionary_learning._types import ModelLike
+from dictionary_learning._types import ModelLike, SubmodulesLike
 from dictionary_learning.dashboards._fields import Fields
 from dictionary_learning.dashboards._live import LiveModel
 from dictionary_learning.dashboards._writing import STATIC
@@ -52,6 +52,7 @@ class LiveServer:
         model: ModelLike,
         dictionaries: Mapping[str, Dictionary],
         *,
+        sites: Mapping[str, SubmodulesLike] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ):
@@ -60,6 +61,7 @@ class LiveServer:
         Args:
             model: The language model, or its name.
             dictionaries: Dictionaries that know their sites, by name.
+            sites: The sites of dictionaries that know none, by name.
             host: The address to listen on; another than this machine's own lets others in, who need
                 the token too.
             port: The port; 0 for any that is free.
@@ -69,7 +71,7 @@ class LiveServer:
         """
         if not 0 <= port <= 2**16 - 1:
             raise ConfigError(f"Got port={port}; give one from 0, for any, to 65535.")
-        live = LiveModel(model, dictionaries)
+        live = LiveModel(model, dictionaries, sites or {})
         self.token = secrets.token_urlsafe(24)
         routes = {"/api/about": live.about, "/api/read": live.read, "/api/generate": live.generate}
         try:

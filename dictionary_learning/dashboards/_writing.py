@@ -24,6 +24,8 @@ from dictionary_learning.dashboards._scripts import packed, write_script
 from dictionary_learning.errors import ConfigError
 
 STATIC = Path(__file__).parent / "static"
+CONTEXTS = "contexts"
+"""The folder of the store that the pages were made of, if it was made for them."""
 _DATA = "data"
 _MANIFEST = f"{_DATA}/manifest.js"
 
@@ -45,8 +47,7 @@ def write_dashboard(
     """
     check_pages(pages)
     target = Path(folder)
-    if target.is_dir() and any(target.iterdir()) and not (target / _MANIFEST).is_file():
-        raise ConfigError(f"'{target}' holds other files, and no dashboard. Give a new folder.")
+    check_folder(target)
     target.mkdir(parents=True, exist_ok=True)
     unfinished = target / f".{_DATA}{UNFINISHED}"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -61,6 +62,17 @@ def write_dashboard(
     shutil.copytree(STATIC, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("live*"))
     os.replace(unfinished, target / _DATA)
     return target / "index.html"
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that pages may be written into a folder.
+
+    Raises:
+        ConfigError: It holds other files than those of a dashboard, and the contexts beside it.
+    """
+    others = [path.name for path in folder.iterdir() if path.name != CONTEXTS] if folder.is_dir() else []
+    if others and not (folder / _MANIFEST).is_file():
+        raise ConfigError(f"'{folder}' holds other files ({others[0]}), and no dashboard. Give a new folder.")
 
 
 def _write_page(page: DictionaryPage, place: int, folder: Path, names: Sequence[str]) -> None:

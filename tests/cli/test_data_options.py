@@ -1,7 +1,7 @@
 import pytest
 
 from dictionary_learning.cli import main
-from dictionary_learning.cli._evaluate import EvaluateArguments, _read_text, _text_of
+from dictionary_learning.cli._evaluate import EvaluateArguments, read_text, text_of
 from dictionary_learning.cli._options import DataArguments, data_arguments
 from dictionary_learning.data import as_source
 from dictionary_learning.errors import ConfigError
@@ -66,7 +66,7 @@ def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(
     monkeypatch.chdir(tmp_path)
     trained = {**DataArguments(shuffle_seed=2).to_dict(), "data": path, "held_out_every": 10}
     arguments = EvaluateArguments(dictionaries=("any",), **asked)
-    assert list(_read_text(arguments, _text_of({"run": trained}))) == expected
+    assert list(read_text(arguments, arguments.data, text_of({"run": trained}))) == expected
     assert ("may be evaluated on" in caplog.text) == warned
 
 

@@ -13,7 +13,7 @@ async function latentPanel(dictionary, number, dictionaries, go) {
     figures(dictionary, columns, number),
     el("div", { class: "grid" },
       isAlive && card("Activations", "Tokens where it is active",
-        histogram(latent.histogram, 0, columns.maximum[number], { label: "Activations", of: "tokens" })),
+        activations(latent.histogram)),
       latent.logits && card("Effect on the logits", "Tokens of the vocabulary",
         histogram(latent.logits[2], latent.logits[0], latent.logits[1], { label: "Effects on logits", of: "tokens", fill: "--green" })),
       latent.promoted && card("Promoted tokens", "", tokenTable(latent.promoted, latent.texts, "hot")),
@@ -26,6 +26,12 @@ async function latentPanel(dictionary, number, dictionaries, go) {
       columns.x && card("On the map", "", latentMap(columns, {
         height: 210, chosen: number, label: (i) => `${i}  ${words.name(i)}`, open: (i) => go(dictionary, i),
       }))));
+}
+
+/** Returns a histogram without the bins above the largest activation. */
+function activations([upper, counts]) {
+  const n = counts.findLastIndex((one) => one > 0) + 1;
+  return histogram(counts.slice(0, n), 0, (upper * n) / counts.length, { label: "Activations", of: "tokens" });
 }
 
 function card(title, note, ...children) {
