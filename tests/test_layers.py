@@ -30,7 +30,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-OLD_ADDRESSES = {"dictionary", "grad_pursuit", "utils", "pytorch_buffer", "__init__", "__main__"}
+OLD_ADDRESSES = {"dictionary", "grad_pursuit", "interp", "utils", "pytorch_buffer", "__init__", "__main__"}
 TYPES_ONLY = {"_types"}  # imports names for annotations alone, which may come from anywhere
 ALLOWED_IN = {
     "nnsight": {"capture/_tracing.py", "capture/_remote.py"},
@@ -39,6 +39,8 @@ ALLOWED_IN = {
     "wandb": {"loggers/_services.py"},
     "tensorboard": {"loggers/_services.py"},
     "matplotlib": {"evaluation/reports"},
+    "umap": {"interpretation/_neighbors.py", "compat/_interp.py"},
+    "plotly": {"compat/_interp.py"},
     "jinja2": {"evaluation/reports", "dashboards", "data/_document.py"},
     "triton": {"ops/_triton/pairs.py", "ops/_triton/candidates.py", "ops/_triton/selection.py", "ops/_triton/adam.py"},
 }

@@ -1,6 +1,10 @@
 """What latents mean: the contexts where they are active, their effects, their names."""
 
+from dictionary_learning.interpretation._ablations import AblationEffects, ablation_effects
+from dictionary_learning.interpretation._coactivation import Coactivation, coactivation
 from dictionary_learning.interpretation._collecting import collect_contexts
+from dictionary_learning.interpretation._effects import logit_lens
+from dictionary_learning.interpretation._neighbors import latent_map, nearest_latents
 from dictionary_learning.interpretation._predictions import (
     AnswerToken,
     PromptTest,
@@ -21,7 +25,9 @@ from dictionary_learning.interpretation._store import ContextStore, DictionaryCo
 from dictionary_learning.interpretation._token_views import TokenView, show_tokens
 
 __all__ = [
+    "AblationEffects",
     "AnswerToken",
+    "Coactivation",
     "ContextStore",
     "DictionaryContexts",
     "Example",
@@ -33,8 +39,13 @@ __all__ = [
     "TokenEffects",
     "TokenPredictions",
     "TokenView",
+    "ablation_effects",
+    "coactivation",
     "collect_contexts",
+    "latent_map",
     "latent_view",
+    "logit_lens",
+    "nearest_latents",
     "show_tokens",
     "test_prompt",
     "token_predictions",
