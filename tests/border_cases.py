@@ -11,11 +11,20 @@ import torch
 
 import dictionary_learning as dl
 from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter
+from dictionary_learning.dashboards import LiveServer, pages_of, write_dashboard
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
+from dictionary_learning.interpretation import (
+    collect_contexts,
+    latent_view,
+    show_tokens,
+    test_prompt as answer_of,
+    token_predictions,
+)
 from dictionary_learning.interventions import ablate, graft, graft_across, put, steer
 from dictionary_learning.ops import use_backend
 from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
+from tests.dashboards import fake
 
 SITE, CTX = "model.layers.1", 16
 READING = {"ctx_len": CTX, "refresh_batch_size": 2, "device": "cpu"}
@@ -66,6 +75,18 @@ class Place:
 def _used(function: Callable[..., Any], use: Callable[[Any], Any]) -> Callable[..., Any]:
     """Returns a function of the same arguments that also uses what comes out."""
     return functools.wraps(function)(lambda *args, **given: use(function(*args, **given)))
+
+
+def _store(place: Place) -> Any:
+    return collect_contexts(
+        place.model,
+        {"a": place.dictionary},
+        place.texts,
+        place.root / "contexts",
+        sites={"a": SITE},
+        n_tokens=32,
+        ctx_len=CTX,
+    )
 
 
 def _first(stream: Any) -> Any:
@@ -168,6 +189,18 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "steer": lambda p: (
         _used(steer, lambda edit: p.model.run(p.ids, {SITE: edit})), {"direction": torch.ones(tiny.DIM), "scale": 2.0},
     ),
+    "show_tokens": lambda p: (show_tokens, {"tokens": ["a", "b"], "values": [1.0, 2.0]}),
+    "token_predictions": lambda p: (token_predictions, {"model": p.model, "text": p.texts[0], "n": 3}),
+    "latent_view": lambda p: (
+        latent_view, {"model": p.model, "dictionary": p.dictionary, "text": p.texts[0], "latents": [3], "site": SITE},
+    ),
+    "test_prompt": lambda p: (answer_of, {"model": p.model, "prompt": p.texts[0], "answer": "w1", "n": 3}),
+    "write_dashboard": lambda p: (write_dashboard, {"pages": [fake.page(size=4)], "folder": p.new(), "title": "a"}),
+    "pages_of": lambda p: (pages_of, {"store": _store(p), "dictionaries": {"a": p.dictionary}, "n": 3, "map_method": "pca"}),
+    "LiveServer": lambda p: (
+        _used(LiveServer, lambda server: server.discard()),
+        {"model": p.model, "dictionaries": {"a": p.dictionary}, "sites": {"a": SITE}, "port": 0},
+    ),
     "use_backend": lambda p: (_used(use_backend, lambda context: context.__enter__()), {"name": "reference"}),
     "trainer": lambda p: (TrainerTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4, "steps": 3, "device": "cpu"}),
     "AutoEncoderTopK": lambda p: (dl.AutoEncoderTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4}),
@@ -240,6 +273,7 @@ MEANT = {
     ("config", "max_grad_norm"): ("None",), ("gradient_pursuit", "candidates"): ("5",), ("Chat", "seed"): (str(2**70),),
     ("trainer", "k"): ("None",), ("trainer", "dict_size"): ("None",), ("config", "k"): ("None",), ("use_backend", "name"): ("None",),
     ("loss_recovered", "submodule"): ("''",), ("trainer", "config"): ("5", "'x'", "[3]"), ("push_to_hub", "site"): ("''", "'nothing'", "'model.layers.9'"),
+    ("latent_view", "latents"): ("5",), ("test_prompt", "answer"): ("['x']",),
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""

@@ -89,6 +89,10 @@ class LiveServer:
         finally:
             self._server.server_close()
 
+    def discard(self) -> None:
+        """Frees the port of a server that does not run."""
+        self._server.server_close()
+
     def close(self) -> None:
         """Ends `run`, from another thread."""
         self._server.shutdown()

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import as_tokenizer, checked
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.errors import ConfigError
 
@@ -97,6 +97,7 @@ def show_tokens(
     Raises:
         ConfigError: There are more or fewer values than tokens, or a text without a tokenizer.
     """
+    tokenizer = as_tokenizer(tokenizer)
     if isinstance(tokens, str):
         if tokenizer is None:
             raise ConfigError("Got a text, and no tokenizer. Give tokenizer=model.tokenizer, or a list of tokens.")
