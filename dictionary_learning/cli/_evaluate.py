@@ -175,6 +175,7 @@ def common(
 
 
 def buffer_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns how the activations of a run were read."""
     return config.get("buffer", {})
 
 
@@ -185,12 +186,14 @@ def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def model_of(config: Mapping[str, Any]) -> _Model | None:
+    """Returns the language model that a run says it trained on."""
     run = _run_of(config)
     name = run.get("model") or buffer_of(config).get("model", {}).get("name")
     return None if name is None else _Model(name, run.get("revision"))
 
 
 def text_of(config: Mapping[str, Any]) -> _Text | None:
+    """Returns the text that a run says it trained on."""
     run = _run_of(config)
     return _Text(run["data"], data_arguments(run), run.get("held_out_every")) if run.get("data") else None
 

@@ -59,8 +59,8 @@ class LiveModel:
         dictionary = self._dictionary(name)
         _check_latents(dictionary, wanted)
         with self._lock:
-            self._check_length(text, 0)
-            reading = read_latents(self._model, dictionary, text, site=self._sites[name])
+            given = self._ids(text, 0)
+            reading = read_latents(self._model, dictionary, given, site=self._sites[name])
             values = to_dense(reading.latents).float().cpu()  # (n, dict_size)
         ids: list[int] = reading.input_ids[0].tolist()
         largest = values.abs().amax(0) if len(values) else values.new_zeros(dictionary.dict_size)
@@ -90,9 +90,9 @@ class LiveModel:
         if temperature > 0:
             options["temperature"] = temperature
         with self._lock:
-            self._check_length(prompt, n_tokens)
-            clean = self._continued(prompt, {}, seed, options)
-            steered = self._continued(prompt, edits if changes else {}, seed, options)
+            given_ids = self._ids(prompt, n_tokens)
+            clean = self._continued(given_ids, {}, seed, options)
+            steered = self._continued(given_ids, edits if changes else {}, seed, options)
         return {"prompt": prompt, "clean": clean, "steered": steered}
 
     def _dictionary(self, name: str) -> Dictionary:
@@ -110,15 +110,25 @@ class LiveModel:
         changes: Any = given
         return dict(edit_latents_across(dictionary, sites[0], targets[0], **changes))
 
-    def _check_length(self, text: str, n_tokens: int) -> None:
-        """Checks that a text fits into the model, before the model is asked."""
-        length = as_tokens(self._model, text).input_ids.shape[1] + n_tokens
+    def _ids(self, text: str, n_tokens: int) -> Int[Tensor, "batch ctx"]:
+        """Returns the ids of a text, after BOS, and checks that it fits into the model.
+
+        Contexts of training begin with BOS. Without it the first word would be the sink, whose
+        activations are of another size.
+        """
+        ids = as_tokens(self._model, text).input_ids
+        bos = getattr(self._model.tokenizer, "bos_token_id", None)
+        if isinstance(bos, int) and ids[0, 0] != bos:
+            ids = torch.cat([ids.new_full((1, 1), bos), ids], dim=1)
+        length = ids.shape[1] + n_tokens
         longest = self._model.longest_context
         if longest is not None and length > longest:
             raise DataError(f"Got {length} tokens; {self._model.name} takes {longest}. Give a shorter text.")
+        return ids
 
-    def _continued(self, prompt: str, edits: Mapping[Any, Edit], seed: int, options: Mapping[str, Any]) -> list[str]:
-        batch = as_tokens(self._model, prompt)
+    def _continued(
+        self, given: Int[Tensor, "batch ctx"], edits: Mapping[Any, Edit], seed: int, options: Mapping[str, Any]
+    ) -> list[str]:
         device = self._model.device
         devices = [device] if device.type == "cuda" else []
         with contextlib.ExitStack() as stack:
@@ -128,7 +138,8 @@ class LiveModel:
             stack.enter_context(torch.random.fork_rng(devices))  # the caller's random state stays
             stack.enter_context(torch.no_grad())
             torch.manual_seed(seed)
-            ids, mask = batch.input_ids.to(device), batch.attention_mask.to(device).long()
+            ids = given.to(device)
+            mask = torch.ones_like(ids)  # also where padding has the id of another token
             pad = getattr(self._model.tokenizer, "pad_token_id", None)
             pad = getattr(self._model.tokenizer, "eos_token_id", None) if pad is None else pad
             made: Int[Tensor, "batch ctx"] = module.generate(ids, attention_mask=mask, pad_token_id=pad, **options)

@@ -15,6 +15,8 @@ from tests import tiny
 from tests.dashboards.fake import EVIL
 
 SITE, TEXT = "transformer.h.1:out", "w1 w5 w9 w2"
+IDS = torch.tensor([[0, 4, 8, 12, 5]])
+"""After BOS, as contexts of training."""
 
 
 def dictionary(seed: int = 0) -> AutoEncoderTopK:
@@ -57,10 +59,10 @@ def post(server, path: str, request) -> dict:
 
 def test_latents_are_those_that_are_read(server):
     model = load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
-    reading = read_latents(model, dictionary(), TEXT)
+    reading = read_latents(model, dictionary(), IDS)
     dense = reading.dense()[0]
     answer = post(server, "read", {"dictionary": "first", "text": TEXT, "n": 5, "latents": [31]})
-    assert answer["tokens"] == ["w1", "w5", "w9", "w2"]
+    assert answer["tokens"] == ["<s>", "w1", "w5", "w9", "w2"]
     assert answer["latents"][0]["latent"] == 31
     assert [one["latent"] for one in answer["latents"][1:]] == [
         i for i in dense.abs().amax(0).topk(5).indices.tolist() if i != 31
@@ -78,7 +80,7 @@ def test_generation_is_that_of_a_loop_by_hand(server, way):
     answer = post(server, "generate", request)
     model, words = load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer()), tiny.tokenizer()
     for name in ("clean", "steered"):
-        ids = words(TEXT, return_tensors="pt").input_ids
+        ids = IDS
         for _ in range(6):
             ordinary = ids > 2  # special tokens stay as they are
             edit = edit_latents(dictionary(), **{way: {7: 30.0}}, keep=ordinary)
@@ -88,7 +90,7 @@ def test_generation_is_that_of_a_loop_by_hand(server, way):
             ids = torch.cat([ids, following.view(1, 1)], 1)
             if following == words.eos_token_id:
                 break
-        assert answer[name] == words.convert_ids_to_tokens(ids[0, 4:].tolist())
+        assert answer[name] == words.convert_ids_to_tokens(ids[0, 5:].tolist())
 
 
 def test_without_changes_both_are_the_same_also_with_sampling(server):
@@ -108,13 +110,13 @@ def test_without_changes_both_are_the_same_also_with_sampling(server):
         ("read", {"dictionary": "nosuch", "text": TEXT}, "Unknown dictionary 'nosuch'"),
         ("read", {"dictionary": "first", "text": ""}, "text=''"),
         ("read", {"dictionary": "first", "text": "w1 " * 7000}, "1 to 20,000 characters"),
-        ("read", {"dictionary": "first", "text": "w1 " * 65}, "65 tokens"),
+        ("read", {"dictionary": "first", "text": "w1 " * 64}, "65 tokens"),
         ("read", {"dictionary": "first", "text": TEXT, "n": 0}, "n=0"),
         ("read", {"dictionary": "first", "text": TEXT, "n": True}, "n=True"),
         ("read", {"dictionary": "first", "text": TEXT, "latents": [32]}, "latent 32"),
         ("read", {"dictionary": "first", "text": TEXT, "other": 1}, "unknown field 'other'"),
         ("generate", {"dictionary": "first", "text": TEXT, "n_tokens": 10**9}, "n_tokens"),
-        ("generate", {"dictionary": "first", "text": TEXT, "n_tokens": 61}, "65 tokens"),
+        ("generate", {"dictionary": "first", "text": TEXT, "n_tokens": 60}, "65 tokens"),
         ("generate", {"dictionary": "first", "text": TEXT, "temperature": float("nan")}, "temperature=nan"),
         ("generate", {"dictionary": "first", "text": TEXT, "changes": [5]}, "JSON object"),
         ("generate", {"dictionary": "first", "text": TEXT, "changes": [{"latent": 32}]}, "latent=32"),
@@ -193,8 +195,8 @@ def test_server_that_cannot_be_is_refused(server):
 def test_live_page_reads_and_steers(server, visits):
     page = visits.open(server.url)
     page.fill("#prompt", TEXT)
-    page.wait_for_selector("text=4 tokens")
-    assert page.locator("#text .token").all_inner_texts() == ["w1", "w5", "w9", "w2"]
+    page.wait_for_selector("text=5 tokens")
+    assert page.locator("#text .token").all_inner_texts() == ["<s>", "w1", "w5", "w9", "w2"]
     page.locator("#latents li").nth(1).click()
     assert page.locator("#latents li").nth(1).get_attribute("aria-selected") == "true"
     page.locator("#latents button").first.click()

@@ -11,13 +11,14 @@ async function latentPanel(dictionary, number, dictionaries, go) {
   return el("div", { class: "panel-body" },
     explanations(latent.explanations),
     figures(dictionary, columns, number),
-    el("div", { class: "grid" },
+    el("div", { class: "sides" }, el("div", { class: "grid charts" },
       isAlive && card("Activations", "Tokens where it is active",
         activations(latent.histogram)),
-      latent.logits && card("Effect on the logits", "Tokens of the vocabulary",
-        histogram(latent.logits[2], latent.logits[0], latent.logits[1], { label: "Effects on logits", of: "tokens", fill: "--green" })),
-      latent.promoted && card("Promoted tokens", "", tokenTable(latent.promoted, latent.texts, "hot")),
-      latent.suppressed && card("Suppressed tokens", "", tokenTable(latent.suppressed, latent.texts, "cold"))),
+      latent.logits && card("Logits", "Tokens of the vocabulary",
+        histogram(latent.logits[2], latent.logits[0], latent.logits[1], { label: "Effects on logits", of: "tokens", fill: "--green", height: 112 }))),
+      latent.promoted && el("div", { class: "grid words" },
+        card("Promoted tokens", "", tokenTable(latent.promoted, latent.texts, "hot")),
+        card("Suppressed tokens", "", tokenTable(latent.suppressed, latent.texts, "cold")))),
     contexts(latent, columns.maximum[number]),
     el("div", { class: "grid wide" },
       latent.neighbors && card("Nearest latents", "Cosine similarity", neighborTable(dictionary, words, latent.neighbors, go)),
@@ -31,7 +32,7 @@ async function latentPanel(dictionary, number, dictionaries, go) {
 /** Returns a histogram without the bins above the largest activation. */
 function activations([upper, counts]) {
   const n = counts.findLastIndex((one) => one > 0) + 1;
-  return histogram(counts.slice(0, n), 0, (upper * n) / counts.length, { label: "Activations", of: "tokens" });
+  return histogram(counts.slice(0, n), 0, (upper * n) / counts.length, { label: "Activations", of: "tokens", height: 112 });
 }
 
 function card(title, note, ...children) {
