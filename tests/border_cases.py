@@ -19,6 +19,7 @@ from dictionary_learning.attribution import (
     logit_difference,
     mean_latents,
 )
+from dictionary_learning.dashboards import LiveServer, pages_of, write_dashboard
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
 from dictionary_learning.exports import (
     LatentFacts,
@@ -37,8 +38,12 @@ from dictionary_learning.interpretation import (
     coactivation,
     collect_contexts,
     latent_map,
+    latent_view,
     logit_lens,
     nearest_latents,
+    show_tokens,
+    test_prompt as answer_of,
+    token_predictions,
 )
 from dictionary_learning.interpretation.explanations import (
     Baseline,
@@ -60,6 +65,7 @@ from dictionary_learning.interventions import (
 from dictionary_learning.ops import use_backend
 from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
+from tests.dashboards import fake
 
 SITE, CTX = "model.layers.1", 16
 _SHORT = {"n_tokens": 64, "ctx_len": CTX, "batch_size": 2}
@@ -124,6 +130,18 @@ class Place:
 def _used(function: Callable[..., Any], use: Callable[[Any], Any]) -> Callable[..., Any]:
     """Returns a function of the same arguments that also uses what comes out."""
     return functools.wraps(function)(lambda *args, **given: use(function(*args, **given)))
+
+
+def _opened(place: Place) -> Any:
+    return collect_contexts(
+        place.model,
+        {"a": place.dictionary},
+        place.texts,
+        place.root / "contexts",
+        sites={"a": SITE},
+        n_tokens=32,
+        ctx_len=CTX,
+    )
 
 
 def _first(stream: Any) -> Any:
@@ -252,6 +270,18 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
             "model": p.model, "dictionaries": p.two, "inputs": p.ids, "metric": p.metric,
             "circuit": circuit(p.effects, n_nodes=3),
         },
+    ),
+    "show_tokens": lambda p: (show_tokens, {"tokens": ["a", "b"], "values": [1.0, 2.0]}),
+    "token_predictions": lambda p: (token_predictions, {"model": p.model, "text": p.texts[0], "n": 3}),
+    "latent_view": lambda p: (
+        latent_view, {"model": p.model, "dictionary": p.dictionary, "text": p.texts[0], "latents": [3], "site": SITE},
+    ),
+    "test_prompt": lambda p: (answer_of, {"model": p.model, "prompt": p.texts[0], "answer": "w1", "n": 3}),
+    "write_dashboard": lambda p: (write_dashboard, {"pages": [fake.page(size=4)], "folder": p.new(), "title": "a"}),
+    "pages_of": lambda p: (pages_of, {"store": _opened(p), "dictionaries": {"a": p.dictionary}, "n": 3, "map_method": "pca"}),
+    "LiveServer": lambda p: (
+        _used(LiveServer, lambda server: server.discard()),
+        {"model": p.model, "dictionaries": {"a": p.dictionary}, "sites": {"a": SITE}, "port": 0},
     ),
     "use_backend": lambda p: (_used(use_backend, lambda context: context.__enter__()), {"name": "reference"}),
     "trainer": lambda p: (TrainerTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4, "steps": 3, "device": "cpu"}),
@@ -399,6 +429,7 @@ MEANT = {
     ("coactivation", "latents"): ("None",), ("feature_effect", "inputs"): ("'w1'", "tensor([3])"), **{(name, "dictionary"): ("None",) for name in ("feature_effect", "examine_dimension")},
     ("write_circuit_tracer", "repository"): ("'a/b/c/d'",), ("explain", "latents"): ("[]",),
     **{(name, "inputs"): ("'w1'", "tensor([3])") for name in ("latent_edits_for", "attribute", "mean_latents", "faithfulness")},
+    ("latent_view", "latents"): ("5",), ("test_prompt", "answer"): ("['x']",),
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""

@@ -66,6 +66,9 @@ def working(place: Place) -> dict[str, list[str]]:
         "info": [str(root / "cache")],
         "convert": [str(root / "dictionary"), str(place.new())],
         "pretrained": ["gemma"],
+        "dashboard": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
+                      "--save-dir", str(place.new()), "--n-shown", "2", "--map", "pca"],
+        "serve": [str(root / "dictionary")],  # it knows no model: a server would not end
         "reproduce": [str(root / "dictionary")],  # no run: it is refused, whatever else is wrong
     }  # fmt: skip
 
@@ -80,7 +83,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
     places = {
         "train": {0: models, 1: files}, "evaluate": {0: saved}, "contexts": {0: models}, "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
-        "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved},
+        "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved}, "dashboard": {0: saved}, "serve": {0: saved},
     }  # fmt: skip
     named = {"model": models, "data": files, "save_dir": [str(root / "text.txt")], "out": [str(root / "text.txt")],
              "cache": saved}  # fmt: skip

@@ -124,7 +124,7 @@ def test_wrong_argument_is_an_error_of_ours_that_names_it(place, name):
 def test_wrong_word_of_a_command_ends_in_one_line_and_status_2(place, caplog, monkeypatch):
     monkeypatch.chdir(place.root)
     for command, words in working(place).items():
-        assert main([command, *words]) == (2 if command == "reproduce" else 0)  # there is no run
+        assert main([command, *words]) == (2 if command in ("reproduce", "serve") else 0)  # nothing to repeat, no model
     for words in wrong_words(place):
         caplog.clear()
         status = main(words)

@@ -23,6 +23,8 @@ COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
     "evaluate": "evaluate saved dictionaries",
     "contexts": "find where each latent of saved dictionaries is active",
+    "dashboard": "write pages about latents, which a browser opens",
+    "serve": "try out latents in a browser: read them, change them, generate",
     "reproduce": "repeat a run, and compare its dictionaries",
     "cache": "write activations to disk",
     "pretokenize": "tokenize a text once, and store the contexts",

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments, write_line
 from dictionary_learning.cli._contexts import ContextsArguments
+from dictionary_learning.cli._dashboard import DashboardArguments, ServeArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._explain import ExplainArguments
 from dictionary_learning.cli._export import ExportArguments
@@ -267,5 +268,7 @@ ARGUMENTS: dict[str, type[CommandArguments]] = {
     "convert": ConvertArguments,
     "pretrained": PretrainedArguments,
     "reproduce": ReproduceArguments,
+    "dashboard": DashboardArguments,
+    "serve": ServeArguments,
 }
 """The arguments of each command but `train`, whose options depend on the method."""

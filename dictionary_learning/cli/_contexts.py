@@ -95,7 +95,7 @@ class ContextsArguments(DataArguments):
         store = collect_contexts(
             model,
             {name: one.dictionary for name, one in found.items()},
-            read_text(self, text),
+            read_text(self, self.data, text),
             self.save_dir,
             sites={name: list(one.site) if isinstance(one.site, tuple) else one.site for name, one in found.items()},
             ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),

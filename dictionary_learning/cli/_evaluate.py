@@ -94,7 +94,7 @@ class EvaluateArguments(DataArguments):
         report = evaluate_dictionaries(
             model,
             candidates_of(saved, model, self.sites, self.target_sites),
-            read_text(self, text),
+            read_text(self, self.data, text),
             EvaluationConfig(
                 ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
                 pack=True if pack is None else pack,
@@ -174,18 +174,18 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     return limits
 
 
-def read_text(arguments: Any, trained: TrainedText | None) -> "Source":
+def read_text(arguments: DataArguments, given: str | None, trained: TrainedText | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
     from dictionary_learning._plain import to_plain
 
     own = trained.data if trained else None
-    data = arguments.data or own
+    data = given or own
     if data is None:
         raise ConfigError("The dictionaries do not say which text they were trained on. Give --data.")
     if trained is None or to_plain(data) != own:
         return arguments.source(data)
     asked = reading_of(arguments.to_dict())
-    if not arguments.data:
+    if not given:
         check_named("text", "--data", data)
     if not asked.data_args:
         check_data_args(trained.reading.data_args)

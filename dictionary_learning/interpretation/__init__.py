@@ -5,6 +5,14 @@ from dictionary_learning.interpretation._coactivation import Coactivation, coact
 from dictionary_learning.interpretation._collecting import collect_contexts
 from dictionary_learning.interpretation._effects import logit_lens
 from dictionary_learning.interpretation._neighbors import latent_map, nearest_latents
+from dictionary_learning.interpretation._predictions import (
+    AnswerToken,
+    PromptTest,
+    TokenPredictions,
+    latent_view,
+    test_prompt,
+    token_predictions,
+)
 from dictionary_learning.interpretation._records import (
     Example,
     Explanation,
@@ -14,9 +22,11 @@ from dictionary_learning.interpretation._records import (
     TokenEffects,
 )
 from dictionary_learning.interpretation._store import ContextStore, DictionaryContexts
+from dictionary_learning.interpretation._token_views import TokenView, show_tokens
 
 __all__ = [
     "AblationEffects",
+    "AnswerToken",
     "Coactivation",
     "ContextStore",
     "DictionaryContexts",
@@ -25,11 +35,18 @@ __all__ = [
     "LatentContexts",
     "LatentStatistics",
     "Neighbors",
+    "PromptTest",
     "TokenEffects",
+    "TokenPredictions",
+    "TokenView",
     "ablation_effects",
     "coactivation",
     "collect_contexts",
     "latent_map",
+    "latent_view",
     "logit_lens",
     "nearest_latents",
+    "show_tokens",
+    "test_prompt",
+    "token_predictions",
 ]

@@ -68,7 +68,7 @@ def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(
     monkeypatch.chdir(tmp_path)
     trained = {**DataArguments(shuffle_seed=2).to_dict(), "data": path, "held_out_every": 10}
     arguments = EvaluateArguments(dictionaries=("any",), **asked)
-    assert list(read_text(arguments, text_of({"run": trained}))) == expected
+    assert list(read_text(arguments, arguments.data, text_of({"run": trained}))) == expected
     assert ("may be evaluated on" in caplog.text) == warned
 
 
