@@ -119,8 +119,8 @@ def trainSAE(
             "stop" also ends the run; "rollback" returns to the newest checkpoint and trains on the
             data after it, three times at most.
         patience: Logs without a better FVU (by 1 %) of any dictionary, after which the run ends.
-        seed: Seed of everything random: of the configs that have the default one, and of the order
-            of an `ActivationBuffer` or `ActivationCache`, of which nothing was read yet.
+        seed: Seed of everything random: of the configs that have the default one or none, and of
+            the order of an `ActivationBuffer` or `ActivationCache`, of which nothing was read yet.
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.

@@ -64,9 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except DictionaryLearningError as error:
+        if _was_interrupted(error):
+            return _interrupted()
         logger.error("%s: %s", type(error).__name__, " ".join(str(error).split()), exc_info=whole)
         return 2
     except Exception as error:  # of another package, or a fault of this one
+        if _was_interrupted(error):
+            return _interrupted()
         failed = f"{' '.join(arguments[:1])} failed: {said(error)} {TRACEBACK} shows where."
         logger.error(failed, exc_info=whole)
         return 2
@@ -74,10 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error("%s The command is:\n  %s", error, _resuming(arguments, error.folder))
         return STOPPED
     except KeyboardInterrupt:
-        logger.error("Interrupted.")
-        return 130
+        return _interrupted()
     finally:
         COMMAND.reset(token)
+
+
+def _interrupted() -> int:
+    logger.error("Interrupted.")
+    return 130
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Returns whether a Ctrl-C is behind an error, which another package may have made of it."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__ or error
+    return any(isinstance(one, KeyboardInterrupt) for one in seen)
 
 
 def _resuming(arguments: Sequence[str], folder: str) -> str:

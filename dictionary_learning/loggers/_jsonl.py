@@ -1,6 +1,5 @@
 """Metrics in a file of JSON lines."""
 
-import contextlib
 import json
 import logging
 import math
@@ -79,11 +78,16 @@ def _is_at(file: TextIO, path: Path) -> bool:
 def _lines_up_to(path: Path, step: int) -> list[str]:
     """Returns the complete lines of the steps up to one."""
     kept: list[str] = []
+    n_broken = 0
     if step and path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                n_broken += 1
+    if n_broken:
+        logger.warning("'%s' has %d broken lines, which are left out of the log that goes on.", path, n_broken)
     return kept
 
 

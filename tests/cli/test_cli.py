@@ -230,3 +230,17 @@ def test_dictionaries_of_other_packages_are_evaluated(folder, caplog, capsys, tm
     capsys.readouterr()
     assert main(["info", saelens]) == 0
     assert '"format": "sae_lens"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_that_another_package_took_for_its_own_failure_is_one(monkeypatch, caplog, wrapped):
+    def run(self) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if not wrapped:
+                raise
+            raise ModuleNotFoundError("Could not import module 'LlamaConfig'.") from error
+
+    monkeypatch.setattr("dictionary_learning.cli._evaluate.EvaluateArguments.run", run)
+    assert main(["evaluate", "a"]) == 130 and "Interrupted" in caplog.text

@@ -120,7 +120,9 @@ class EmptyTokens:
         return [""] * len(ids)
 
 
-@pytest.mark.parametrize("changes", [{}, {"contexts": EmptyTokens()}, {"effects": None}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"contexts": EmptyTokens()}, {"effects": None}], ids=["all", "empty tokens", "no effects"]
+)
 def test_bodies_keep_the_rules_of_the_site(changes):
     bodies = list(upload_batches(facts(**changes), **PLACE))
     assert [len(body["features"]) for body in bodies] == [SIZE - 1]  # one was never active
