@@ -51,7 +51,7 @@ def measure(address: str) -> int:
         browser.new_page().goto("about:blank")  # the browser's own start is not the page's
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         start = time.perf_counter()
-        page.goto(address)
+        page.goto(address, wait_until="commit")  # what is loaded later does not count
         page.wait_for_selector("#row-0")
         opened = time.perf_counter() - start
         page.wait_for_selector("html[data-ready]")
