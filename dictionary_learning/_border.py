@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _COUNTS = (
-    "patience n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
+    "patience evaluate_every n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
     "refresh_batch_size shard_size window steps log_steps save_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates d_submodule vocab_size n_embeddings"

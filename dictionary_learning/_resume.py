@@ -5,12 +5,13 @@ It has the state of every trainer, of the data, of the random numbers and of the
 that a run goes on with the bits that it would have had.
 """
 
+import contextlib
 import logging
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -78,7 +79,7 @@ class RunCheckpoints:
     ) -> None:
         """Copies the state after a step, and starts to write it. A failure costs a warning.
 
-        `further` are the states of the patience and of the loggers.
+        `further` are the states of the patience, the loggers and the evaluation.
         """
         self.wait()  # one at a time: no more than one copy is held
         state = {
@@ -179,6 +180,7 @@ class Resumed:
         self.normalizers: list[Any] = self._state["normalizers"]
         self.patience: dict[str, Any] = self._state["patience"]
         self.loggers: dict[str, Any] = self._state["loggers"]
+        self.evaluation: dict[str, Any] = self._state.get("evaluation", {})  # older checkpoints have none
 
     def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
         """Compares a run, as `describe_run` returns it, with the one of the checkpoint.
@@ -267,6 +269,16 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
         logger.warning("Got %s: the run stops after this step, and writes a checkpoint.", self.signal.name)
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Generator[None]:
+    """Puts all random numbers back where they were when its `with` block ends."""
+    state = _random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(state)
 
 
 def _random_state() -> dict[str, Any]:

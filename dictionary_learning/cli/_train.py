@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.data import Source
     from dictionary_learning.dictionaries import Dictionary
+    from dictionary_learning.evaluation import EvaluationConfig
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
     from dictionary_learning.trainers import OptimizationConfig, Trainer
@@ -35,7 +36,7 @@ FILLED_IN = (
 """Settings of a trainer that the run decides."""
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
-    "on_anomaly", "patience", "allow_changed",
+    "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best",
 )  # fmt: skip
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
@@ -114,6 +115,12 @@ class TrainArguments(CaptureArguments):
     patience: int | None = None
     """Entries of the log, one after another, in which no dictionary's FVU becomes 1 % better, after
     which the run ends. There are 100 entries unless --log-steps says otherwise."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations on the held-out documents while training, which changes no bit
+    of the dictionaries; --n-eval-tokens and --n-fidelity-tokens say on how many tokens."""
+    save_best: str | None = None
+    """The metric by which the best dictionary so far is kept, in trainer_N/best: fvu,
+    ce_recovered_zero, kl and others of the report; needs --evaluate-every."""
     wandb_project: str | None = None
     """Logs to this project on Weights & Biases."""
     tensorboard: bool = False
@@ -214,7 +221,8 @@ def _train(
 
     start = time.monotonic()
     text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
-    model = arguments.load(arguments.model) if arguments.model is not None and arguments.cache is None else None
+    needs_model = arguments.cache is None or (arguments.evaluate_every is not None and text is not None)
+    model = arguments.load(arguments.model) if arguments.model is not None and needs_model else None
     source = _source(arguments, model, text[0] if text else None, configs)
     if method.recipe is not None:
         configs = [_adapted(config, source.widths, given) for config in configs]
@@ -222,7 +230,8 @@ def _train(
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one
     device = arguments.device or getattr(model, "device", None)
     if arguments.dry_run:
-        plan = plan_of(steps, arguments.log_steps, arguments.checkpoint_steps, None, arguments.save_steps)
+        periods = {"evaluate_every": arguments.evaluate_every, "save_best": arguments.save_best}
+        plan = plan_of(steps, arguments.log_steps, arguments.checkpoint_steps, None, arguments.save_steps, **periods)
         options = arguments.options("normalize_activations", "keep_checkpoints")
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
         return
@@ -239,6 +248,7 @@ def _train(
         wandb_project=arguments.wandb_project or "",
         device=device,
         loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
+        **_held_out(arguments, model, text[1] if text else None, source),
         **arguments.options(*_OF_TRAINING),
     )
     source.close()  # returns the memory of the rows before the evaluation needs it
@@ -272,7 +282,7 @@ def _evaluate(
     """Evaluates what was trained on the text that was held out, and writes the report."""
     from dictionary_learning.cli._candidates import candidates_of, trained
     from dictionary_learning.cli._evaluate import report_on
-    from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
+    from dictionary_learning.evaluation import evaluate_dictionaries
 
     start = time.monotonic()
     saved = trained(save_dir, dictionaries)
@@ -280,16 +290,38 @@ def _evaluate(
         model,
         candidates_of(saved, model),
         text,
-        EvaluationConfig(
-            n_tokens=arguments.n_eval_tokens,
-            n_fidelity_tokens=arguments.n_fidelity_tokens,
-            ctx_len=source.config["ctx_len"],
-            pack=source.config["pack"],
-        ),
+        _how_to_evaluate(arguments, source),
         token_filter=source.filter,
         norm_limits=source.norm_limits,
     )
     report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start})
+
+
+def _held_out(
+    arguments: TrainArguments, model: "TracedModel | None", text: "Source | None", source: "Activations"
+) -> dict[str, Any]:
+    """Returns the arguments of `trainSAE` about evaluation while it trains."""
+    from dictionary_learning.contexts import ContextStream
+
+    if arguments.evaluate_every is None:
+        return {}
+    config = _how_to_evaluate(arguments, source)
+    data: Any = text
+    if arguments.cache is not None and text is not None and model is not None:
+        reading = {"ctx_len": config.ctx_len, "pack": config.pack}
+        data = ContextStream(text, model, list(source.sites), **reading)  # a cache has no model
+    return {"evaluation_data": data, "evaluation": config}
+
+
+def _how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "EvaluationConfig":
+    from dictionary_learning.evaluation import EvaluationConfig
+
+    return EvaluationConfig(
+        n_tokens=arguments.n_eval_tokens,
+        n_fidelity_tokens=arguments.n_fidelity_tokens,
+        ctx_len=source.config["ctx_len"],
+        pack=source.config["pack"],
+    )
 
 
 def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
@@ -305,6 +337,10 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
         raise ConfigError(
             "Give a model and data to train on, as 'train MODEL DATA', or a cache, as 'train --cache FOLDER'."
         )
+    if arguments.evaluate_every is not None and (arguments.model is None or arguments.data is None):
+        raise ConfigError("--evaluate-every splices dictionaries into a model that reads held-out text: give MODEL DATA.")
+    if arguments.save_best is not None and arguments.evaluate_every is None:
+        raise ConfigError("--save-best is decided by evaluations: give --evaluate-every too.")
     if arguments.cache is not None and needs_contexts:
         raise ConfigError("This method trains on whole contexts, with the model, and a cache has none. Omit --cache.")
     decided = [option_of(name) for name in _OF_A_CACHE if name in given]
