@@ -7,14 +7,14 @@ ends with the same dictionaries with and without it.
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dictionary_learning._best import Best
 from dictionary_learning._resume import kept_random_state
-from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning._run_setup import SiteAssignment, TrainingJob
 from dictionary_learning.activations._stream import ActivationBatch, ActivationStream
 from dictionary_learning.data import Source, TokenStream, as_source
 from dictionary_learning.dictionaries import Dictionary
@@ -29,11 +29,24 @@ from dictionary_learning.evaluation import (
 )
 from dictionary_learning.loggers import Evaluated, LoggerGroup
 from dictionary_learning.models import TracedModel
+from dictionary_learning.sites import Site
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "eval/"
 """How the names of these figures begin in logs."""
+
+
+class Place(NamedTuple):
+    """Where a dictionary belongs."""
+
+    name: str
+    sites: SiteAssignment
+
+    @classmethod
+    def of(cls, job: TrainingJob) -> "Place":
+        """Returns the place of a dictionary in training."""
+        return cls(job.name, job.sites)
 
 
 @runtime_checkable
@@ -43,7 +56,7 @@ class HeldOutData(Protocol):
     has_predictions: bool
     """Whether the model's predictions are measured too."""
 
-    def evaluate(self, jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary]) -> list[Evaluated]:
+    def evaluate(self, places: Sequence[Place], dictionaries: Sequence[Dictionary]) -> list[Evaluated]:
         """Returns what is found for each dictionary; the names of figures have no prefix."""
         ...
 
@@ -78,7 +91,7 @@ class Evaluation:
         with kept_random_state():
             try:
                 dictionaries = [job.export() for job in self.jobs]
-                found = self.data.evaluate(self.jobs, dictionaries)
+                found = self.data.evaluate([Place.of(job) for job in self.jobs], dictionaries)
                 named = {job.name: _prefixed(one) for job, one in zip(self.jobs, found, strict=True)}
                 self.sink.log_evaluation(named, step, n_tokens)
                 if self.best is not None:
@@ -99,15 +112,18 @@ class Evaluation:
             self.best.load_state_dict(state)
 
 
-def held_out_data(given: Any, config: EvaluationConfig | None, jobs: Sequence[TrainingJob], data: Any) -> HeldOutData:
+def held_out_data(
+    given: Any, config: EvaluationConfig | None, sites: Sequence[Place], data: Any, widths: Mapping[Site, int]
+) -> HeldOutData:
     """Returns the held-out data of a run.
 
     Args:
         given: Text, or an object with `tokens` and `model`, as a `ContextStream`; or activations,
             as a cache or a list of batches.
         config: How much of it.
-        jobs: The dictionaries in training.
+        sites: Where the dictionaries belong.
         data: The data of the run, which may have a model, and a filter of tokens.
+        widths: The widths of its sites.
 
     Raises:
         ConfigError: It cannot be read again and again, or does not fit.
@@ -122,7 +138,7 @@ def held_out_data(given: Any, config: EvaluationConfig | None, jobs: Sequence[Tr
         )
     model = getattr(given, "model", None) or getattr(data, "model", None)
     if _holds_activations(given) or not isinstance(model, TracedModel):
-        return HeldOutActivations(given, config or EvaluationConfig(), jobs)
+        return HeldOutActivations(given, config or EvaluationConfig(), sites, widths)
     return HeldOutText(tokens, model, config, data if hasattr(data, "filter") else given, getattr(data, "tokens", None))
 
 
@@ -153,13 +169,13 @@ class HeldOutText:
         self.config = config
         self.has_predictions = config.n_fidelity_tokens > 0
 
-    def evaluate(self, jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary]) -> list[Evaluated]:
+    def evaluate(self, places: Sequence[Place], dictionaries: Sequence[Dictionary]) -> list[Evaluated]:
         """Returns the metrics of `evaluate_dictionaries`, and the figures of the original model."""
         if self._start is not None:
             self._text.load_state_dict(self._start)
         candidates = [
-            Candidate(job.name, dictionary, job.sites.reads, None if job.sites.is_autoencoder else job.sites.writes)
-            for job, dictionary in zip(jobs, dictionaries, strict=True)
+            Candidate(name, dictionary, sites.reads, None if sites.is_autoencoder else sites.writes)
+            for (name, sites), dictionary in zip(places, dictionaries, strict=True)
         ]
         options = {"token_filter": getattr(self._data, "filter", None)}
         limits = getattr(self._data, "norm_limits", None)
@@ -167,14 +183,17 @@ class HeldOutText:
             self.model, candidates, self._text, self.config, **options, norm_limits=limits or None
         )
         found: list[Evaluated] = []
-        for job, entry in zip(jobs, report["dictionaries"], strict=True):
+        for place, entry in zip(places, report["dictionaries"], strict=True):
             figures = dict(entry["metrics"])
             if "ce_clean" in report:
                 figures["ce_clean"] = report["ce_clean"]
-                ablated = [report["ablation"][str(site)] for site in job.sites.writes]
+                ablated = [report["ablation"][str(site)] for site in place.sites.writes]
                 for key in ("ce_zero", "ce_mean", "kl_zero", "kl_mean"):
-                    figures[key] = sum(one[key] for one in ablated) / len(ablated)
-            found.append(_evaluated(figures, entry["dict_size"], entry["density"]))
+                    if all(key in one for one in ablated):
+                        figures[key] = sum(one[key] for one in ablated) / len(ablated)
+            # an evaluation without a bootstrap has no error bars
+            errors = {key: bar["standard_error"] for key, bar in (entry.get("errors") or {}).items()}
+            found.append(_evaluated(figures, entry["dict_size"], entry["density"], errors))
         return found
 
 
@@ -183,7 +202,7 @@ class HeldOutActivations:
 
     has_predictions = False
 
-    def __init__(self, given: Any, config: EvaluationConfig, jobs: Sequence[TrainingJob]):
+    def __init__(self, given: Any, config: EvaluationConfig, places: Sequence[Place], widths: Mapping[Site, int]):
         with kept_random_state():
             stream = ActivationStream(given)
             self._batches: list[ActivationBatch] = []
@@ -192,26 +211,23 @@ class HeldOutActivations:
                 left = config.n_tokens - n_rows
                 self._batches.append({site: x[:left].clone() for site, x in batch.items()})
                 n_rows += len(next(iter(self._batches[-1].values())))
-        for job in jobs:
-            reads, writes = (sum(stream.widths.get(site, 0) for site in sites) for sites in job.sites)
-            missing = [str(site) for site in (*job.sites.reads, *job.sites.writes) if site not in stream.widths]
-            dictionary = job.trainer.dictionary
-            if missing or (reads, writes) != (dictionary.activation_dim, dictionary.output_dim):
-                have = ", ".join(f"{site} (width {width})" for site, width in stream.widths.items())
-                raise ConfigError(
-                    f"evaluation_data has {have}, and '{job.name}' needs {', '.join(map(str, job.sites.reads))} and "
-                    f"{', '.join(map(str, job.sites.writes))} as in the training data. Give activations of these sites."
-                )
+        needed = {site for place in places for sites in place.sites for site in sites}
+        wrong = [site for site in needed if stream.widths.get(site) != widths.get(site, stream.widths.get(site))]
+        if wrong or needed - stream.widths.keys():
+            have, want = (", ".join(f"{site} (width {w})" for site, w in each.items()) for each in (stream.widths, widths))
+            raise ConfigError(
+                f"evaluation_data has {have}, and the training data has {want}. Give activations of the same sites."
+            )
 
     @torch.no_grad()
-    def evaluate(self, jobs: Sequence[TrainingJob], dictionaries: Sequence[Dictionary]) -> list[Evaluated]:
+    def evaluate(self, places: Sequence[Place], dictionaries: Sequence[Dictionary]) -> list[Evaluated]:
         """Returns the metrics of reconstruction and of sparsity."""
-        return [self._measured(job, dictionary) for job, dictionary in zip(jobs, dictionaries, strict=True)]
+        return [self._measured(place, dictionary) for place, dictionary in zip(places, dictionaries, strict=True)]
 
-    def _measured(self, job: TrainingJob, dictionary: Dictionary) -> Evaluated:
+    def _measured(self, place: Place, dictionary: Dictionary) -> Evaluated:
         metrics = {name: metric() for name, metric in METRICS.items()}
         for batch in self._batches:
-            x, y = (_joined(batch, sites, dictionary) for sites in job.sites)
+            x, y = (_joined(batch, sites, dictionary) for sites in place.sites)
             finite = x.isfinite().all(dim=-1) & y.isfinite().all(dim=-1)  # (batch,)
             x, y = x[finite], y[finite]
             if not len(x):
@@ -228,12 +244,17 @@ def _prefixed(one: Evaluated) -> Evaluated:
     return one._replace(figures={f"{PREFIX}{key}": value for key, value in one.figures.items()})
 
 
-def _evaluated(figures: Mapping[str, Any], dict_size: int, density: Mapping[str, Any] | None) -> Evaluated:
+def _evaluated(
+    figures: Mapping[str, Any],
+    dict_size: int,
+    density: Mapping[str, Any] | None,
+    errors: Mapping[str, float] | None = None,
+) -> Evaluated:
     """Returns the figures that are numbers, with the latents that never fired."""
     numbers = {k: float(v) for k, v in figures.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     if "n_alive" in numbers:
         numbers["n_dead"] = dict_size - numbers["n_alive"]
-    return Evaluated(numbers, density)
+    return Evaluated(numbers, density, errors)
 
 
 def _joined(batch: ActivationBatch, sites: Sequence[Any], dictionary: Dictionary) -> Tensor:

@@ -15,7 +15,7 @@ from dictionary_learning._best import Best, criterion
 from dictionary_learning._border import checked
 from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory
-from dictionary_learning._held_out import Evaluation, held_out_data
+from dictionary_learning._held_out import Evaluation, Place, held_out_data
 from dictionary_learning._plain import to_plain
 from dictionary_learning._provenance import RunRecord
 from dictionary_learning._resume import RunCheckpoints, StopRequest, describe_run
@@ -187,7 +187,10 @@ def trainSAE(
         # also without a checkpoint: what could not be saved at the end is refused now
         run = {} if checkpoints is None else describe_run(jobs, stream, facts)
         # what cannot be evaluated on is refused now, too
-        held_out = None if evaluate_every is None else held_out_data(evaluation_data, evaluation, jobs, data)
+        held_out = None
+        if evaluate_every is not None:
+            places = [Place.of(job) for job in jobs]
+            held_out = held_out_data(evaluation_data, evaluation, places, data, stream.widths)
         best_by = None if save_best is None or held_out is None else criterion(save_best, held_out.has_predictions)
         if resumed is not None:
             resumed.check(run, allow_changed)

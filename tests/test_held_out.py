@@ -23,6 +23,7 @@ from dictionary_learning import (
     write_cache,
 )
 from dictionary_learning._best import criterion
+from dictionary_learning._resume import kept_random_state
 from dictionary_learning._run_setup import _read_config
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import main
@@ -42,7 +43,7 @@ STEPS = 12
 CONFIG = {"trainer": "top_k", "k": 3, "dict_size": 96}
 SITE = "model.layers.1"
 BUFFER = {"n_ctxs": 8, "ctx_len": 16, "refresh_batch_size": 4, "out_batch_size": 32, "end_of_data": "repeat"}
-SMALL = EvaluationConfig(n_tokens=256, n_fidelity_tokens=128, ctx_len=16, batch_size=4)
+SMALL = EvaluationConfig(n_tokens=128, n_fidelity_tokens=64, ctx_len=16, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +79,14 @@ class Draws:
         torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
 
 
-@pytest.mark.parametrize("further", [{}, {"ema_decay": 0.9}, {"optimizer": "schedule_free_adam"}], ids=str)
-@pytest.mark.parametrize("name", METHODS)
+FURTHER = [(name, {}) for name in METHODS]
+FURTHER += [("top_k", {"ema_decay": 0.9}), ("top_k", {"optimizer": "adam_schedule_free"}), ("gated", {"grad_acc_steps": 5})]
+
+
+@pytest.mark.parametrize(("name", "further"), FURTHER, ids=str)
 def test_no_bit_of_any_method_changes(name, further, tmp_path):
     cls = TRAINERS[name]
     options = {**options_of(cls.Config), **further}
-    if further and name not in ("top_k", "standard", "gated"):
-        pytest.skip("what all trainers share is tried with three")
     ways = [cls.Config(**options), {"trainer": name, **options}]
     plain = run(ways[0], save_dir=tmp_path / "plain", log_steps=1)
     for number, way in enumerate(ways):
@@ -95,9 +97,6 @@ def test_no_bit_of_any_method_changes(name, further, tmp_path):
         for file, content in ours.items():
             if file.startswith("trainer_"):
                 assert theirs[file] == content, file
-        for line, other in zip(*(read_history(at / "metrics.jsonl", found[0].info.name) for at in (tmp_path / "plain", folder)), strict=False):
-            assert line == other or "eval/fvu" in other
-            break
 
 
 @pytest.mark.parametrize("wiring", SITES)
@@ -138,14 +137,18 @@ def test_no_bit_of_live_activations_changes_and_figures_are_those_of_an_evaluati
     def buffer():
         return ActivationBuffer(rest.fresh(), model, SITE, **BUFFER, **options)
 
-    torch.manual_seed(3)
-    plain, after = run(configs, buffer()), (torch.rand(2), random.random())
-    random.seed(1)
-    torch.manual_seed(3)
-    seen, random_before = Seen(), random.getstate()
-    data = buffer()
+    def numbers():
+        return torch.rand(2).tolist(), np.random.rand()  # noqa: NPY002
+
+    def seed():
+        torch.manual_seed(3), np.random.seed(3)  # noqa: NPY002
+
+    seed()
+    plain, after = run(configs, buffer()), numbers()
+    seed()
+    seen, data = Seen(), buffer()
     found = run(configs, data, evaluate_every=4, evaluation_data=text, evaluation=SMALL, loggers=[seen])
-    assert random.getstate() == random_before and torch.equal(torch.rand(2), after[0])
+    assert numbers() == after
     assert_same_bits(plain, found)
     names = list(seen.lines[-1][1])
     candidates = [Candidate(name, one, SITE) for name, one in zip(names, found, strict=True)]
@@ -159,6 +162,16 @@ def test_no_bit_of_live_activations_changes_and_figures_are_those_of_an_evaluati
         assert one.figures["eval/ce_clean"] == pytest.approx(report["ce_clean"])
         assert one.figures["eval/ce_zero"] == pytest.approx(report["ablation"][f"{SITE}:out"]["ce_zero"])
         assert one.figures["eval/frac_variance_explained"] == pytest.approx(1 - one.figures["eval/fvu"])
+
+
+def test_random_numbers_are_put_back():
+    """Python's too, from which beartype draws in tests, so that whole runs cannot be compared."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    with pytest.raises(ValueError, match="x"), kept_random_state():
+        Draws()()
+        raise ValueError("x")
+    assert random.getstate() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
 
 
 def test_activations_are_measured_as_by_evaluate_activations():
@@ -201,7 +214,8 @@ def test_a_cache_is_evaluated_with_a_model_or_on_another_cache(model, tmp_path):
     stream = ContextStream(text, model, SITE, ctx_len=16, batch_size=2)
     for data in (stream, cache("b")):
         seen = Seen()
-        assert_same_bits(plain, run(data=cache(), evaluate_every=5, evaluation_data=data, loggers=[seen]))
+        options = {"evaluate_every": 5, "evaluation_data": data, "evaluation": SMALL}
+        assert_same_bits(plain, run(data=cache(), **options, loggers=[seen]))
         figures = [next(iter(found.values())).figures for _, found in seen.lines]
         assert len(figures) == 3 and all(("eval/kl" in one) == (data is stream) for one in figures)
         # each evaluation reads the same tokens
@@ -259,7 +273,8 @@ def test_evaluations_and_the_best_resume_to_the_same_bytes(model, tmp_path):
     config = {"trainer": "top_k", "k": 3, "dict_size": 48, "lr": 2e-2}
     check_resumes(
         lambda: ActivationBuffer(tiny.documents(30), model, SITE, **BUFFER), config, tmp_path,
-        evaluate_every=2, evaluation_data=tiny.documents(20, seed=5), evaluation=SMALL, save_best="ce_increase",
+        evaluate_every=4, evaluation_data=tiny.documents(20, seed=5), evaluation=SMALL, save_best="ce_increase",
+        stops=(5, 9),
     )  # fmt: skip
     assert "trainer_0/best/dictionary.safetensors" in files(tmp_path / "parts")
 
@@ -303,7 +318,7 @@ def test_what_was_the_best_before_stays_until_the_new_one_is_whole(tmp_path, mon
         ({"evaluate_every": 2, "evaluation_data": held, "save_best": "l0"}, "Say what is meant"),
         ({"evaluate_every": 2, "evaluation_data": held, "save_best": {"l0": "best"}}, "give one metric"),
         ({"evaluate_every": 2, "evaluation_data": held, "save_best": "fvu", "save_dir": None}, "give save_dir"),
-        ({"evaluate_every": 2, "evaluation_data": lambda: [torch.ones(4, 7)]}, "as in the training data"),
+        ({"evaluate_every": 2, "evaluation_data": lambda: [torch.ones(4, 7)]}, "activations of the same sites"),
         ({"evaluate_every": 2, "evaluation_data": lambda: ["text"]}, "a tensor \\(batch, dim\\)"),
     ],
     ids=lambda value: str(value)[:60],
@@ -436,7 +451,7 @@ def shell(model, tmp_path, monkeypatch):
     reading = ["--ctx-len", "16", "--n-ctxs", "8", "--refresh-batch-size", "4", "--held-out-every", "5", "--sites", SITE]
 
     def command(folder: str, *words: str, cache: bool = False):
-        source = ["any", str(tmp_path / "text.jsonl")]
+        source = [model.name, str(tmp_path / "text.jsonl")]
         options = ["--cache", str(tmp_path / "cache"), "--held-out-every", "5"] if cache else reading
         assert main(["train", *source, "--save-dir", str(tmp_path / folder), *options, *common, *words]) == 0
         return tmp_path / folder

@@ -19,6 +19,8 @@ class Evaluated(NamedTuple):
     """By name, as "eval/fvu"."""
     density: Mapping[str, Any] | None = None
     """The histogram of `SparsityMetric.density`."""
+    errors: Mapping[str, float] | None = None
+    """Standard errors of figures, where they are known."""
 
 
 @runtime_checkable
