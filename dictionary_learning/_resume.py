@@ -41,7 +41,7 @@ CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints, in the folder of the run."""
 _LONGEST = 60
 """Characters of a value in a message."""
-_MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
+MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
 """Fields of a config that do not change which run it is, at any depth."""
 
 
@@ -194,9 +194,9 @@ class Resumed:
         """
         if isinstance(allowed, str):
             raise ConfigError(f"Got allow_changed={allowed!r}; give a list of names, such as ['steps'].")
-        names = {*allowed, *_MAY_DIFFER}
+        names = {*allowed, *MAY_DIFFER}
         known = _keys(self._run) | _keys(now)
-        for name in names - {*_MAY_DIFFER}:
+        for name in names - {*MAY_DIFFER}:
             if name not in known:
                 raise UnknownNameError("setting in allow_changed", str(name), known)
         changes = [
