@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
+    "sweep": "train a grid of methods and settings on one stream, and compare them",
     "evaluate": "evaluate saved dictionaries",
     "reproduce": "repeat a run, and compare its dictionaries",
     "cache": "write activations to disk",

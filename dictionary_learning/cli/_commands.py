@@ -9,6 +9,7 @@ from dictionary_learning.cli._arguments import CommandArguments, write_line
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
+from dictionary_learning.cli._sweep import SweepArguments
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +255,7 @@ class PretrainedArguments(CommandArguments):
 
 
 ARGUMENTS: dict[str, type[CommandArguments]] = {
+    "sweep": SweepArguments,
     "evaluate": EvaluateArguments,
     "cache": CacheArguments,
     "pretokenize": PretokenizeArguments,

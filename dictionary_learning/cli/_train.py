@@ -223,7 +223,7 @@ def _train(
     text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
     needs_model = arguments.cache is None or (arguments.evaluate_every is not None and text is not None)
     model = arguments.load(arguments.model) if arguments.model is not None and needs_model else None
-    source = _source(arguments, model, text[0] if text else None, configs)
+    source = make_source(arguments, model, text[0] if text else None, configs)
     if method.recipe is not None:
         configs = [_adapted(config, source.widths, given) for config in configs]
     loaded = time.monotonic()
@@ -290,7 +290,7 @@ def _evaluate(
         model,
         candidates_of(saved, model),
         text,
-        _how_to_evaluate(arguments, source),
+        how_to_evaluate(arguments, source),
         token_filter=source.filter,
         norm_limits=source.norm_limits,
     )
@@ -305,7 +305,7 @@ def _held_out(
 
     if arguments.evaluate_every is None:
         return {}
-    config = _how_to_evaluate(arguments, source)
+    config = how_to_evaluate(arguments, source)
     data: Any = text
     if arguments.cache is not None and text is not None and model is not None:
         reading = {"ctx_len": config.ctx_len, "pack": config.pack}
@@ -313,7 +313,8 @@ def _held_out(
     return {"evaluation_data": data, "evaluation": config}
 
 
-def _how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "EvaluationConfig":
+def how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "EvaluationConfig":
+    """Returns how much held-out text is read, in contexts as in training."""
     from dictionary_learning.evaluation import EvaluationConfig
 
     return EvaluationConfig(
@@ -359,7 +360,7 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
         )
 
 
-def _source(
+def make_source(
     arguments: TrainArguments,
     model: "TracedModel | None",
     text: "Source | None",

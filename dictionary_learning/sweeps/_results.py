@@ -65,7 +65,7 @@ class Share(NamedTuple):
     share: float
     """sum over levels of n (mean of level - mean)^2 / sum (value - mean)^2, from 0 to 1."""
     is_balanced: bool
-    """Whether every combination of the scope has as many dictionaries, so that shares add up."""
+    """Whether all combinations of the scope have equally many dictionaries, so that shares add up."""
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -134,7 +134,8 @@ def importance(rows: Sequence[Row], metric: str) -> list[Share]:
         combinations = list(zip(*varied.values(), strict=True))
         counts = {combinations.count(one) for one in combinations}
         n_possible = math.prod(len(set(each)) for each in varied.values())
-        is_balanced = len(counts) == 1 and len(set(combinations)) == n_possible
+        # one setting alone overlaps with nothing
+        is_balanced = len(varied) < 2 or (len(counts) == 1 and len(set(combinations)) == n_possible)
         shares = [
             Share(scope, factor, len(set(each)), _share(values, each), is_balanced) for factor, each in varied.items()
         ]

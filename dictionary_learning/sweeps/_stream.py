@@ -42,6 +42,7 @@ class SharedStream:
             raise ConfigError("Got a buffer that was read from, and every group starts at its beginning. Give a new one.")
         is_stateful = hasattr(self._data, "state_dict") and hasattr(self._data, "load_state_dict")
         self._start = copy.deepcopy(self._data.state_dict()) if is_stateful else None
+        self._is_written = False
         self.widths: dict[Site, int] = {}
         self.batch_size = 0
         self._look()
@@ -96,19 +97,21 @@ class SharedStream:
     def _cache(self, buffer: ActivationBuffer) -> ActivationCache:
         """Returns the rows that the buffer would read, from a cache, which is written or continued."""
         path, rule = self._folder / CACHE, buffer.filter
-        logger.info("The dictionaries do not fit into memory together: activations are written to '%s'.", path)
-        write_cache(
-            path,
-            buffer.tokens,
-            buffer.model,
-            buffer.sites,
-            n_tokens=self._steps * buffer.out_batch_size,
-            refresh_batch_size=buffer.refresh_batch_size,
-            seed=buffer.seed,
-            dtype=buffer.dtype,
-            remove_bos=bool(rule.exclude_first or rule.exclude_ids),
-            max_activation_norm_multiple=rule.max_norm_multiple,
-            seqpos_slice=rule.seqpos_slice,
-        )
+        if not self._is_written:
+            logger.info("The dictionaries do not fit into memory together: activations are written to '%s'.", path)
+            write_cache(
+                path,
+                buffer.tokens,
+                buffer.model,
+                buffer.sites,
+                n_tokens=self._steps * buffer.out_batch_size,
+                refresh_batch_size=buffer.refresh_batch_size,
+                seed=buffer.seed,
+                dtype=buffer.dtype,
+                remove_bos=bool(rule.exclude_first or rule.exclude_ids),
+                max_activation_norm_multiple=rule.max_norm_multiple,
+                seqpos_slice=rule.seqpos_slice,
+            )
+            self._is_written = True
         options = {"out_batch_size": buffer.out_batch_size, "seed": buffer.seed, "end_of_data": buffer.end_of_data}
         return ActivationCache(path, **options)
