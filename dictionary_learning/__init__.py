@@ -66,11 +66,11 @@ __all__ = [
     "ActivationBuffer", "ActivationCache", "ActivationMixture", "AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
     "BatchTopKTrainer", "Candidate", "ContextStream", "CrossLayerTranscoder", "Crosscoder", "Dictionary",
     "DictionaryInfo", "EvaluationConfig", "GatedAutoEncoder", "IdentityDict", "JumpReluAutoEncoder", "ModelSet",
-    "SAETrainer", "Sae", "Site", "SparseAutoencoder", "SweepConfig", "TokenFilter", "TopKTrainer", "TracedModel", "TrainerTopK",
-    "Transcoder", "__version__", "as_custom_sae", "calibrate", "convert", "evaluate", "evaluate_activations",
-    "evaluate_dictionaries", "expand_or_convert", "fold_decoder_norm_", "gradient_pursuit", "list_pretrained",
-    "load_dictionary", "load_from_hub", "load_many", "load_model", "loss_recovered", "pretrained", "push_to_hub", "run_sweep",
-    "save_dictionary", "trainSAE", "write_cache", "write_dictionary", "write_report",
+    "SAETrainer", "Sae", "Site", "SparseAutoencoder", "SweepConfig", "TokenFilter", "TopKTrainer", "TracedModel",
+    "TrainerTopK", "Transcoder", "__version__", "as_custom_sae", "calibrate", "convert", "evaluate",
+    "evaluate_activations", "evaluate_dictionaries", "expand_or_convert", "fold_decoder_norm_", "gradient_pursuit",
+    "list_pretrained", "load_dictionary", "load_from_hub", "load_many", "load_model", "loss_recovered", "pretrained",
+    "push_to_hub", "run_sweep", "save_dictionary", "trainSAE", "write_cache", "write_dictionary", "write_report",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(

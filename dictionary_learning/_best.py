@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ BEST = "best"
 """The folder of the best dictionary, in the folder of its trainer."""
 Direction = Literal["lower", "higher", "near 1"]
 _OF_PREDICTIONS = ("ce", "kl")
-_KNOWN = {metric.key: metric.better for metric in (*TABLE, *DETAILS)} | {"n_dead": "lower"}
+_KNOWN: dict[str, Any] = {metric.key: metric.better for metric in (*TABLE, *DETAILS)} | {"n_dead": "lower"}
 """Which way each metric is better."""
 
 
@@ -28,10 +28,16 @@ class Best:
         metric: The metric.
         direction: Which way it is better.
         folder: The folder of the run.
-        describe: Returns the dictionaries with all that is saved about them.
+        describe: Tells exported dictionaries all that is saved about them.
     """
 
-    def __init__(self, metric: str, direction: Direction, folder: Path, describe: Any):
+    def __init__(
+        self,
+        metric: str,
+        direction: Direction,
+        folder: Path,
+        describe: Callable[[Sequence[Dictionary]], None],
+    ):
         self.metric, self.direction, self.folder, self._describe = metric, direction, folder, describe
         self.found: dict[int, dict[str, float]] = {}
         """Value, step and tokens of the best dictionary, by its number."""

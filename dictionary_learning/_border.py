@@ -29,7 +29,7 @@ BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},
     **{name: {"at_least": -(2**63), "at_most": 2**63 - 1} for name in ("seed", "shuffle_seed")},
-    **{name: {"above": 0} for name in ("max_activation_norm_multiple", "max_norm_multiple")},
+    **{name: {"above": 0} for name in ("max_activation_norm_multiple", "max_norm_multiple", "memory_gb")},
     "separator_id": {"at_least": 0, "at_most": 2**31 - 1},
     "held_out_every": {"at_least": 2},
     "expansion": {"at_least": 1},

@@ -129,7 +129,9 @@ def held_out_data(
         ConfigError: It cannot be read again and again, or does not fit.
     """
     if given is None:
-        raise ConfigError("evaluate_every needs data that nothing is trained on: give evaluation_data, text or batches.")
+        raise ConfigError(
+            "evaluate_every needs data that nothing is trained on: give evaluation_data, text or batches."
+        )
     tokens: Any = getattr(given, "tokens", given)
     if given is data or (isinstance(tokens, TokenStream) and tokens is getattr(data, "tokens", None)):
         raise ConfigError(
@@ -143,7 +145,7 @@ def held_out_data(
 
 
 class HeldOutText:
-    """Text that a model reads: dictionaries are spliced into it, unless `n_fidelity_tokens` is 0."""
+    """Text that a model reads; dictionaries are spliced in, unless `n_fidelity_tokens` is 0."""
 
     def __init__(self, tokens: Any, model: TracedModel, config: EvaluationConfig | None, data: Any, trained_on: Any):
         self.model, self._data = model, data
@@ -214,7 +216,9 @@ class HeldOutActivations:
         needed = {site for place in places for sites in place.sites for site in sites}
         wrong = [site for site in needed if stream.widths.get(site) != widths.get(site, stream.widths.get(site))]
         if wrong or needed - stream.widths.keys():
-            have, want = (", ".join(f"{site} (width {w})" for site, w in each.items()) for each in (stream.widths, widths))
+            have, want = (
+                ", ".join(f"{site} (width {w})" for site, w in each.items()) for each in (stream.widths, widths)
+            )
             raise ConfigError(
                 f"evaluation_data has {have}, and the training data has {want}. Give activations of the same sites."
             )

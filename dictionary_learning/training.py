@@ -168,7 +168,9 @@ def trainSAE(
             f"Got overwrite=True with resume={resume!r}: it would remove what is resumed. Give one of them."
         )
     if save_dir is None and (plan.saves or resume != "never"):
-        raise ConfigError("save_steps, checkpoint_steps, backup_steps, save_best and resume need a folder: give save_dir.")
+        raise ConfigError(
+            "save_steps, checkpoint_steps, backup_steps, save_best and resume need a folder: give save_dir."
+        )
     with contextlib.ExitStack() as stack:
         checkpoints = resumed = None
         if save_dir is not None:

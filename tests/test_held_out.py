@@ -31,7 +31,14 @@ from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.data import TokenStream, as_source
 from dictionary_learning.errors import ConfigError, Interrupted, UnknownNameError
 from dictionary_learning.evaluation import Candidate
-from dictionary_learning.loggers import Evaluated, JSONLLogger, LoggerGroup, TensorBoardLogger, WandbLogger, read_history
+from dictionary_learning.loggers import (
+    Evaluated,
+    JSONLLogger,
+    LoggerGroup,
+    TensorBoardLogger,
+    WandbLogger,
+    read_history,
+)
 from dictionary_learning.trainers import TRAINERS
 from tests import tiny
 from tests.contracts.test_paths import METHODS, options_of
@@ -80,7 +87,11 @@ class Draws:
 
 
 FURTHER = [(name, {}) for name in METHODS]
-FURTHER += [("top_k", {"ema_decay": 0.9}), ("top_k", {"optimizer": "adam_schedule_free"}), ("gated", {"grad_acc_steps": 5})]
+FURTHER += [
+    ("top_k", {"ema_decay": 0.9}),
+    ("top_k", {"optimizer": "adam_schedule_free"}),
+    ("gated", {"grad_acc_steps": 5}),
+]
 
 
 @pytest.mark.parametrize(("name", "further"), FURTHER, ids=str)
@@ -106,7 +117,9 @@ def test_no_bit_of_any_wiring_changes(wiring):
         config["n_heads"] = 2
     plain = run(config, batches(wiring, STEPS, 64))
     seen = Seen()
-    found = run(config, batches(wiring, STEPS, 64), evaluate_every=5, evaluation_data=batches(wiring, 2, 64), loggers=[seen])
+    found = run(
+        config, batches(wiring, STEPS, 64), evaluate_every=5, evaluation_data=batches(wiring, 2, 64), loggers=[seen]
+    )
     assert_same_bits(plain, found)
     assert [step for step, _ in seen.lines] == [5, 10, 12]
     (last,) = seen.lines[-1][1].values()
@@ -152,7 +165,9 @@ def test_no_bit_of_live_activations_changes_and_figures_are_those_of_an_evaluati
     assert_same_bits(plain, found)
     names = list(seen.lines[-1][1])
     candidates = [Candidate(name, one, SITE) for name, one in zip(names, found, strict=True)]
-    report = evaluate_dictionaries(model, candidates, text, SMALL, token_filter=data.filter, norm_limits=data.norm_limits)
+    report = evaluate_dictionaries(
+        model, candidates, text, SMALL, token_filter=data.filter, norm_limits=data.norm_limits
+    )
     for entry in report["dictionaries"]:
         one = seen.lines[-1][1][entry["name"]]
         for key, value in entry["metrics"].items():
@@ -185,7 +200,12 @@ def test_activations_are_measured_as_by_evaluate_activations():
         if key != "n_tokens_nonfinite":
             assert one.figures[f"eval/{key}"] == pytest.approx(value), key
     seen_less = Seen()
-    run(evaluate_every=STEPS, evaluation_data=iter(held(9)), evaluation=EvaluationConfig(n_tokens=100), loggers=[seen_less])
+    run(
+        evaluate_every=STEPS,
+        evaluation_data=iter(held(9)),
+        evaluation=EvaluationConfig(n_tokens=100),
+        loggers=[seen_less],
+    )
     assert next(iter(seen_less.lines[0][1].values())).figures["eval/n_tokens"] == 100
 
 
@@ -227,7 +247,11 @@ def test_contexts_are_as_long_as_those_of_training(model, monkeypatch):
     monkeypatch.setattr(
         "dictionary_learning._held_out.evaluate_dictionaries", lambda *given, **_: asked.append(given[3]) or 1 / 0
     )
-    run(data=ActivationBuffer(tiny.documents(30), model, SITE, **BUFFER), evaluate_every=6, evaluation_data=["w1 w2"] * 9)
+    run(
+        data=ActivationBuffer(tiny.documents(30), model, SITE, **BUFFER),
+        evaluate_every=6,
+        evaluation_data=["w1 w2"] * 9,
+    )
     assert [one.ctx_len for one in asked] == [16, 16]
 
 
@@ -281,7 +305,14 @@ def test_evaluations_and_the_best_resume_to_the_same_bytes(model, tmp_path):
 
 def test_a_resumed_run_may_ask_for_other_evaluations(tmp_path):
     with pytest.raises(Interrupted):
-        run(save_dir=tmp_path, evaluate_every=2, evaluation_data=held(), save_best="fvu", loggers=[StopAfter(5, signal.SIGTERM)], log_steps=1)
+        run(
+            save_dir=tmp_path,
+            evaluate_every=2,
+            evaluation_data=held(),
+            save_best="fvu",
+            loggers=[StopAfter(5, signal.SIGTERM)],
+            log_steps=1,
+        )
     run(save_dir=tmp_path, resume="auto", evaluate_every=3, evaluation_data=held(2), save_best="mse")
     assert load_dictionary(tmp_path / "trainer_0" / "best").info.config["best"]["metric"] == "mse"
 
@@ -371,7 +402,10 @@ def test_loggers_write_evaluations(tmp_path):
     events = tensorboard.EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("a/eval/fvu")] == [(10, 0.25)]
     (histogram,) = events.Histograms("a/eval/log10_density")
-    assert list(histogram.histogram_value.bucket) == [3, 4] and list(histogram.histogram_value.bucket_limit) == [-5.0, -4.75]
+    assert list(histogram.histogram_value.bucket) == [3, 4] and list(histogram.histogram_value.bucket_limit) == [
+        -5.0,
+        -4.75,
+    ]
 
 
 def test_a_logger_without_evaluations_gets_none_and_one_that_fails_is_switched_off(caplog):
@@ -416,14 +450,20 @@ def test_dashboards_of_other_packages_find_their_names(monkeypatch):
     assert (trained["metrics/l0"], trained["l0"], trained["losses/overall_loss"]) == (3.0, 3.0, 1.5)
     assert (trained["sparsity/dead_features"], trained["details/current_learning_rate"]) == (4.0, 1e-3)
     assert trained["details/n_training_tokens"] == trained["details/n_training_samples"] == 50
-    assert evaluated["eval/fvu"] == 0.25 and evaluated["eval/log10_density"] == ("histogram", [3, 4], [-5.25, -5.0, -4.75])
+    assert evaluated["eval/fvu"] == 0.25 and evaluated["eval/log10_density"] == (
+        "histogram",
+        [3, 4],
+        [-5.25, -5.0, -4.75],
+    )
     for before in ("metrics/", "model_performance_preservation."):
         score = evaluated[f"{before}ce_loss_score"]
-        lost, kept, none = (evaluated[f"{before}ce_loss_{which}"] for which in ("with_sae", "without_sae", "with_ablation"))
+        lost, kept, none = (
+            evaluated[f"{before}ce_loss_{which}"] for which in ("with_sae", "without_sae", "with_ablation")
+        )
         assert (lost, kept, none) == (3.0, 2.0, 12.0) and score == (none - lost) / (none - kept)
     assert evaluated["metrics/kl_div_score"] == evaluated["model_behavior_preservation.kl_div_score"] == 0.9
     assert evaluated["sparsity/below_1e-5"] == 5 and evaluated["sparsity/below_1e-6"] == 2
-    name, counts, edges = evaluated["plots/feature_density_line_chart"]
+    _, counts, edges = evaluated["plots/feature_density_line_chart"]
     assert counts[0] == 2 and sum(counts) == 9 and len(edges) == len(counts) + 1 and edges[0] < -10 < edges[1]
     assert sorted(edges) == edges
 
@@ -448,7 +488,18 @@ def shell(model, tmp_path, monkeypatch):
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(60)))
     common = ["--n-tokens", "320", "--batch-size", "32", "--k", "3", "--dict-size", "64", "--device", "cpu"]
     common += ["--n-eval-tokens", "64", "--n-fidelity-tokens", "64"]
-    reading = ["--ctx-len", "16", "--n-ctxs", "8", "--refresh-batch-size", "4", "--held-out-every", "5", "--sites", SITE]
+    reading = [
+        "--ctx-len",
+        "16",
+        "--n-ctxs",
+        "8",
+        "--refresh-batch-size",
+        "4",
+        "--held-out-every",
+        "5",
+        "--sites",
+        SITE,
+    ]
 
     def command(folder: str, *words: str, cache: bool = False):
         source = [model.name, str(tmp_path / "text.jsonl")]

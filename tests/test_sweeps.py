@@ -89,7 +89,9 @@ def test_every_combination_is_what_it_names(name, tmp_path):
         assert_same_bits(expected, found)
         said, meant = found.info.config["trainer"], expected.info.config["trainer"]
         assert said["trainer_class"] == cls.__name__ and said["wandb_name"] == row.name
-        assert {k: v for k, v in said.items() if k != "wandb_name"} == {k: v for k, v in meant.items() if k != "wandb_name"}
+        assert {k: v for k, v in said.items() if k != "wandb_name"} == {
+            k: v for k, v in meant.items() if k != "wandb_name"
+        }
         assert row.figures["fvu"] == pytest.approx(evaluate_activations(found, held())["fvu"])
         assert row.name == f"{name} seed={row.factors['seed']} lr={row.factors['lr']}"
 
@@ -245,15 +247,21 @@ def test_a_sweep_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, monkeypat
     from dictionary_learning.sweeps import _run
 
     train = _run.trainSAE
-    monkeypatch.setattr(_run, "trainSAE", lambda *given, **options: trained.append(options["save_dir"].name) or train(*given, **options))
+    monkeypatch.setattr(
+        _run, "trainSAE", lambda *given, **options: trained.append(options["save_dir"].name) or train(*given, **options)
+    )
     with pytest.raises(ConfigError, match=r"holds a sweep. Go on with it by resume='auto'"):
         sweep(folder, memory_gb=little)
     # the groups are those of the beginning, whatever memory there is
     parts = sweep(folder, memory_gb=1.0, checkpoint_steps=2, resume="auto")
     assert trained == [f"group_{n}" for n in range(1, len({row.folder.parent for row in whole.rows}))]
-    assert {path: path.stat().st_mtime_ns for path in before if path.exists()} == {p: t for p, t in before.items() if p.exists()}
+    assert {path: path.stat().st_mtime_ns for path in before if path.exists()} == {
+        p: t for p, t in before.items() if p.exists()
+    }
     for one, other in zip(whole.rows, parts.rows, strict=True):
-        assert (one.folder / "dictionary.safetensors").read_bytes() == (other.folder / "dictionary.safetensors").read_bytes()
+        assert (one.folder / "dictionary.safetensors").read_bytes() == (
+            other.folder / "dictionary.safetensors"
+        ).read_bytes()
         assert one.figures == other.figures
     for name in ("sweep.tex", "sweep.csv"):
         assert (folder / name).read_text() == (tmp_path / "whole" / name).read_text()
@@ -297,7 +305,15 @@ def test_what_diverges_costs_a_row_and_not_the_sweep(tmp_path, monkeypatch):
 def rows_of(table, **further) -> list[Row]:
     """Returns rows of (method, factors, l0, fvu)."""
     return [
-        Row(str(n), method, factors, further.get("site", "a"), Path("s") / f"group_0/trainer_{n}", {"l0": l0, "fvu": fvu}, {"fvu": 0.5})
+        Row(
+            str(n),
+            method,
+            factors,
+            further.get("site", "a"),
+            Path("s") / f"group_0/trainer_{n}",
+            {"l0": l0, "fvu": fvu},
+            {"fvu": 0.5},
+        )
         for n, (method, factors, l0, fvu) in enumerate(table)
     ]
 
@@ -352,12 +368,21 @@ def test_reports_hold_every_figure_and_escape_names(tmp_path):
     paths = write_sweep_report(result)
     assert set(paths) == {"results.json", "sweep.md", "sweep.tex", "sweep.csv", "sweep.html"}
     page = paths["sweep.html"].read_text()
-    assert "<b>" not in page and "a&lt;b&gt;&amp;_|$%" in page and "<svg" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert (
+        "<b>" not in page
+        and "a&lt;b&gt;&amp;_|$%" in page
+        and "<svg" in page
+        and "http" not in page.replace("http://www.w3.org", "")
+    )
     latex = paths["sweep.tex"].read_text()
     assert r"a<b>\&\_|\$\%" in latex and r"0.2500$\,\pm\,$0.5000" in latex
     assert "a<b>&_\\|$%" in paths["sweep.md"].read_text()
     read = list(csv.DictReader(paths["sweep.csv"].read_text().splitlines()))
-    assert [float(row["fvu"]) for row in read] == [0.25, 0.125] and read[0]["method"] == name and read[0]["fvu standard error"] == "0.5"
+    assert (
+        [float(row["fvu"]) for row in read] == [0.25, 0.125]
+        and read[0]["method"] == name
+        and read[0]["fvu standard error"] == "0.5"
+    )
     assert read[1]["folder"] == "group_0/trainer_1"
     document = json.loads(paths["results.json"].read_text())
     assert [one["figures"]["l0"] for one in document["dictionaries"]] == [2.0, 4.0] and document["schema_version"] == 1

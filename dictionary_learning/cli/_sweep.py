@@ -29,7 +29,7 @@ _SWEEPS = "sweeps"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepFile(TrainArguments):
-    """What a sweep's file holds: methods, the grid, and options of `train` by their Python names."""
+    """What a sweep's file holds: methods, the grid, and options of `train` by Python names."""
 
     methods: Mapping[str, Any]
     """For each method its settings, as in its typed config; a list means each of its values."""
@@ -76,7 +76,9 @@ class SweepArguments(CommandArguments):
         model = told.load(told.model)
         data = make_source(told, model, text, configs)
         config = how_to_evaluate(told, data)
-        kept = {name: value for name, value in told.to_dict().items() if name not in (*_NOT_IN_A_SWEEP, "methods", "grid")}
+        kept = {
+            name: value for name, value in told.to_dict().items() if name not in (*_NOT_IN_A_SWEEP, "methods", "grid")
+        }
         result = run_sweep(
             sweep,
             data,
@@ -104,11 +106,15 @@ def read_sweep_file(path: Path) -> SweepFile:
         said = " ".join(str(error).split())
         raise ConfigError(f"'{path}' cannot be read as YAML ({said}). See docs/sweeps.md for an example.") from error
     if not isinstance(found, Mapping) or "methods" not in found:
-        raise ConfigError(f"'{path}' names no methods. Write a mapping with model, data and methods; see docs/sweeps.md.")
+        raise ConfigError(
+            f"'{path}' names no methods. Write a mapping with model, data and methods; see docs/sweeps.md."
+        )
     given: dict[str, Any] = _numbers(found)
     unfit = [name for name in _NOT_IN_A_SWEEP if name in given]
     if unfit:
-        raise ConfigError(f"'{path}' has {', '.join(unfit)}, which a sweep decides itself or does not have. Leave it out.")
+        raise ConfigError(
+            f"'{path}' has {', '.join(unfit)}, which a sweep decides itself or does not have. Leave it out."
+        )
     return SweepFile.from_dict(given)
 
 

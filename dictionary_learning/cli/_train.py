@@ -339,7 +339,9 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
             "Give a model and data to train on, as 'train MODEL DATA', or a cache, as 'train --cache FOLDER'."
         )
     if arguments.evaluate_every is not None and (arguments.model is None or arguments.data is None):
-        raise ConfigError("--evaluate-every splices dictionaries into a model that reads held-out text: give MODEL DATA.")
+        raise ConfigError(
+            "--evaluate-every splices dictionaries into a model that reads held-out text: give MODEL DATA."
+        )
     if arguments.save_best is not None and arguments.evaluate_every is None:
         raise ConfigError("--save-best is decided by evaluations: give --evaluate-every too.")
     if arguments.cache is not None and needs_contexts:

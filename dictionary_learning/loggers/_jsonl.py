@@ -19,8 +19,8 @@ class JSONLLogger:
     """Writes `{"step", "tokens", "seconds", "dictionaries": {name: metrics}}`, a line per `log`.
 
     An evaluation is a line of its own, whose metrics begin with "eval/"; it also has "density", a
-    histogram for each dictionary. A value that is not finite becomes null. The file is opened at the first call of `log`: an older
-    one of the same path stays as it is until then.
+    histogram for each dictionary. A value that is not finite becomes null. The file is opened when
+    something is logged: an older one of the same path stays as it is until then.
 
     Args:
         path: the file.
@@ -46,7 +46,9 @@ class JSONLLogger:
     def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
         """Writes a line, which is in the file when this returns."""
         figures = _finite({name: one.figures for name, one in evaluated.items()})
-        self._write(step, tokens, {"dictionaries": figures, "density": {n: one.density for n, one in evaluated.items()}})
+        self._write(
+            step, tokens, {"dictionaries": figures, "density": {n: one.density for n, one in evaluated.items()}}
+        )
 
     def _write(self, step: int, tokens: int, found: Mapping[str, Any]) -> None:
         seconds = round(time.monotonic() - self._start, 3)

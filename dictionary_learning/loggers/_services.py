@@ -1,6 +1,7 @@
 """Metrics for TensorBoard and Weights & Biases, whose packages are imported where they are used."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,7 +45,7 @@ class TensorBoardLogger:
         self._writer.add_scalar("tokens", tokens, step)
 
     def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
-        """Writes the metrics, as "name/eval/metric", and the histogram of log10 of the densities."""
+        """Writes the metrics, as "name/eval/metric", and a histogram of log10 of the densities."""
         self._writer = self._writer or self._open()
         for name, one in evaluated.items():
             for key, value in one.figures.items():
@@ -125,7 +126,7 @@ class WandbLogger:
 def _raw(density: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a histogram as TensorBoard's files hold it; sums are those of the bins' middles."""
     counts, edges = density["counts"], density["log10_edges"]
-    middles = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
     pairs = list(zip(counts, middles, strict=True))
     return {
         "min": edges[0],

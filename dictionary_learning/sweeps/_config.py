@@ -1,4 +1,4 @@
-"""What a sweep trains: methods, and the values of their settings, of which every combination is meant."""
+"""What a sweep trains: methods, and values of their settings; every combination is meant."""
 
 import dataclasses
 import itertools

@@ -70,7 +70,7 @@ class Shape:
 def entries_of(
     points: Sequence[Point], shape: Shape, steps: int, normalize: bool | str, batch_size: int
 ) -> list[Entry]:
-    """Returns the dictionaries that the combinations train, each built once on a CPU to see its size.
+    """Returns the dictionaries that the combinations train; each is built once to see its size.
 
     Raises:
         ConfigError: A combination cannot be trained on such data.
@@ -141,7 +141,9 @@ def begin_or_resume(
         write_json(path, {"format_version": _VERSION, "sweep": now, "groups": names})
         return groups
     if not is_resumed:
-        raise ConfigError(f"'{folder}' holds a sweep. Go on with it by resume='auto' (--resume), or give another folder.")
+        raise ConfigError(
+            f"'{folder}' holds a sweep. Go on with it by resume='auto' (--resume), or give another folder."
+        )
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         then, names = before["sweep"], before["groups"]

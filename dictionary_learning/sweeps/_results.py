@@ -1,4 +1,4 @@
-"""What a sweep found: means over seeds, which combinations nothing beats, and which settings matter."""
+"""What a sweep found: means over seeds, what nothing beats, and which settings matter."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class Share(NamedTuple):
     share: float
     """sum over levels of n (mean of level - mean)^2 / sum (value - mean)^2, from 0 to 1."""
     is_balanced: bool
-    """Whether all combinations of the scope have equally many dictionaries, so that shares add up."""
+    """Whether all combinations of the scope have equally many dictionaries: shares add up then."""
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -116,7 +116,7 @@ def pareto(found: Sequence[Summary], metric: str, is_lower_better: bool = True) 
 
 
 def importance(rows: Sequence[Row], metric: str) -> list[Share]:
-    """Returns the share of a figure's variance that each setting explains by itself, the largest first.
+    """Returns the share of a figure's variance that each setting explains by itself, sorted.
 
     Settings are compared within each method, and methods and sites over all. What is left are
     interactions. A share says what mattered in this grid: wider steps make it larger.

@@ -88,8 +88,6 @@ def run_sweep(
     """
     if resume not in ("never", "auto"):
         raise ConfigError(f"Got resume={resume!r}; a sweep takes 'never' or 'auto'.")
-    if memory_gb is not None and memory_gb <= 0:
-        raise ConfigError(f"Got memory_gb={memory_gb}; it must be above 0.")
     sweep = config if isinstance(config, SweepConfig) else SweepConfig.from_dict(config)
     device, folder = as_device(device), Path(save_dir)
     with claim_run_folder(folder, keep=True):
@@ -145,9 +143,7 @@ def _train(
     """Trains a group, or the rest of it; what diverges is left out, and noted."""
     error = None
     try:
-        trainSAE(
-            data, [e.config for e in group], steps, save_dir=place, resume="auto", keep_checkpoints=1, **training
-        )
+        trainSAE(data, [e.config for e in group], steps, save_dir=place, resume="auto", keep_checkpoints=1, **training)
     except DivergenceError as found:
         error = str(found)
         logger.warning("%s", error)
@@ -184,7 +180,15 @@ def _evaluated(
     for entry, at in zip(group, folders, strict=True):
         one = measured.get(entry.name, empty)
         rows.append(
-            Row(entry.name, entry.point.method, dict(entry.point.factors), entry.site, at, one["figures"], one["errors"] or {})
+            Row(
+                entry.name,
+                entry.point.method,
+                dict(entry.point.factors),
+                entry.site,
+                at,
+                one["figures"],
+                one["errors"] or {},
+            )
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""One stream of activations for every group of a sweep, each of which reads it from its beginning."""
+"""One stream of activations, which every group of a sweep reads from its beginning."""
 
 import copy
 import logging
@@ -35,11 +35,13 @@ class SharedStream:
     """
 
     def __init__(self, data: Any, folder: Path, steps: int):
-        self._make = data if callable(data) and not hasattr(data, "__iter__") else None
-        self._data = self._make() if self._make else data
+        self._make: Any = data if callable(data) and not hasattr(data, "__iter__") else None
+        self._data: Any = self._make() if self._make else data
         self._folder, self._steps = folder, steps
         if isinstance(self._data, ActivationBuffer) and self._data.n_tokens_read:
-            raise ConfigError("Got a buffer that was read from, and every group starts at its beginning. Give a new one.")
+            raise ConfigError(
+                "Got a buffer that was read from, and every group starts at its beginning. Give a new one."
+            )
         is_stateful = hasattr(self._data, "state_dict") and hasattr(self._data, "load_state_dict")
         self._start = copy.deepcopy(self._data.state_dict()) if is_stateful else None
         self._is_written = False
@@ -95,7 +97,7 @@ class SharedStream:
         self.batch_size = len(next(iter(next(stream).values())))
 
     def _cache(self, buffer: ActivationBuffer) -> ActivationCache:
-        """Returns the rows that the buffer would read, from a cache, which is written or continued."""
+        """Returns the rows that the buffer would read, from a cache; it is written or continued."""
         path, rule = self._folder / CACHE, buffer.filter
         if not self._is_written:
             logger.info("The dictionaries do not fit into memory together: activations are written to '%s'.", path)

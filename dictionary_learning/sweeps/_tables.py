@@ -87,8 +87,16 @@ def as_markdown(title: str, found: Sequence[Summary], shares: Mapping[str, Seque
     """Returns the report as Markdown."""
     head, rows = cells(found)
     parts = [f"# {title}", NOTE, _markdown_table(head, rows)]
-    parts.append("\n".join(f"- {c.label}: {c.meaning}" + (f"; {c.better} is better" if c.better else "") for c in shown_columns(found)))
-    parts += ["Pareto: no other dictionary of the site has both a lower L0 and a lower FVU.", "## What mattered", MEANING_OF_SHARES]
+    parts.append(
+        "\n".join(
+            f"- {c.label}: {c.meaning}" + (f"; {c.better} is better" if c.better else "") for c in shown_columns(found)
+        )
+    )
+    parts += [
+        "Pareto: no other dictionary of the site has both a lower L0 and a lower FVU.",
+        "## What mattered",
+        MEANING_OF_SHARES,
+    ]
     for label, each in shares.items():
         if each:
             parts += [f"### {label}", _markdown_table(*share_cells(each))]
@@ -118,7 +126,9 @@ def as_csv(rows: Sequence[Row]) -> str:
     errors = list(dict.fromkeys(key for row in rows for key in row.errors))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "method", "site", *factors, *figures, *(f"{key} standard error" for key in errors), "folder"])
+    writer.writerow(
+        ["name", "method", "site", *factors, *figures, *(f"{key} standard error" for key in errors), "folder"]
+    )
     for row in rows:
         values = [_text(row.factors.get(key), "") for key in factors]
         values += [repr(row.figures[key]) if key in row.figures else "" for key in figures]
@@ -158,5 +168,3 @@ def _latex(text: str) -> str:
     if len(parts) == 3:
         return f"{_latex(parts[0])}${parts[1]}${_latex(parts[2])}"
     return "".join(_LATEX.get(letter, "\\$" if letter == "$" else letter) for letter in text)
-
-
