@@ -43,12 +43,23 @@ class Best:
         """Value, step and tokens of the best dictionary, by its number."""
 
     def offer(
-        self, dictionaries: Sequence[Dictionary], figures: Sequence[Mapping[str, float]], step: int, n_tokens: int
+        self,
+        dictionaries: Sequence[Dictionary],
+        figures: Mapping[int, Mapping[str, float]],
+        step: int,
+        n_tokens: int,
     ) -> None:
-        """Saves the dictionaries that are better than any before; a failure costs a warning."""
+        """Saves the dictionaries that are better than any before; a failure costs a warning.
+
+        Args:
+            dictionaries: All of the run.
+            figures: Those of the dictionaries that were evaluated, by their numbers.
+            step: The step after which they were.
+            n_tokens: Tokens trained on up to there.
+        """
         self._describe(dictionaries)
-        for number, (dictionary, values) in enumerate(zip(dictionaries, figures, strict=True)):
-            value = values.get(self.metric, math.nan)
+        for number, values in figures.items():
+            dictionary, value = dictionaries[number], values.get(self.metric, math.nan)
             if not math.isfinite(value):
                 if self.metric not in values:
                     logger.warning("save_best='%s' is no figure of the evaluation; nothing is kept.", self.metric)

@@ -6,6 +6,7 @@ ends with the same dictionaries with and without it.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -18,6 +19,7 @@ from dictionary_learning._run_setup import SiteAssignment, TrainingJob
 from dictionary_learning.activations._stream import ActivationBatch, ActivationStream
 from dictionary_learning.data import Source, TokenStream, as_source
 from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import (
     METRICS,
@@ -90,12 +92,17 @@ class Evaluation:
             return
         with kept_random_state():
             try:
-                dictionaries = [job.export() for job in self.jobs]
-                found = self.data.evaluate([Place.of(job) for job in self.jobs], dictionaries)
-                named = {job.name: _prefixed(one) for job, one in zip(self.jobs, found, strict=True)}
+                exported = {number: job.export() for number, job in enumerate(self.jobs)}
+                # one that diverged must not cost the others their figures
+                dictionaries = {number: one for number, one in exported.items() if not nonfinite_names(one)}
+                places = {number: Place.of(self.jobs[number]) for number in dictionaries}
+                measured = self.data.evaluate(list(places.values()), list(dictionaries.values()))
+                found = dict(zip(dictionaries, measured, strict=True))
+                named = {places[number].name: _prefixed(one) for number, one in found.items()}
                 self.sink.log_evaluation(named, step, n_tokens)
                 if self.best is not None:
-                    self.best.offer(dictionaries, [one.figures for one in found], step, n_tokens)
+                    figures = {number: one.figures for number, one in found.items()}
+                    self.best.offer(list(exported.values()), figures, step, n_tokens)
             except Exception as error:  # noqa: BLE001  (no evaluation is worth a run)
                 logger.warning(
                     "The evaluation after step %d failed (%s: %s). The run goes on, and evaluates again after %d "
@@ -139,6 +146,11 @@ def held_out_data(
             "data, such as the second part of as_source(...).hold_out(20)."
         )
     model = getattr(given, "model", None) or getattr(data, "model", None)
+    if _holds_text(given) and not isinstance(model, TracedModel):
+        raise ConfigError(
+            f"Got text as evaluation_data (a {type(given).__name__}), and the data have no language model to read it. "
+            "Give ContextStream(text, model, site), or activations of the same sites."
+        )
     if _holds_activations(given) or not isinstance(model, TracedModel):
         return HeldOutActivations(given, config or EvaluationConfig(), sites, widths)
     return HeldOutText(tokens, model, config, data if hasattr(data, "filter") else given, getattr(data, "tokens", None))
@@ -173,17 +185,20 @@ class HeldOutText:
 
     def evaluate(self, places: Sequence[Place], dictionaries: Sequence[Dictionary]) -> list[Evaluated]:
         """Returns the metrics of `evaluate_dictionaries`, and the figures of the original model."""
-        if self._start is not None:
-            self._text.load_state_dict(self._start)
         candidates = [
             Candidate(name, dictionary, sites.reads, None if sites.is_autoencoder else sites.writes)
             for (name, sites), dictionary in zip(places, dictionaries, strict=True)
         ]
         options = {"token_filter": getattr(self._data, "filter", None)}
         limits = getattr(self._data, "norm_limits", None)
-        report: Any = evaluate_dictionaries(
-            self.model, candidates, self._text, self.config, **options, norm_limits=limits or None
-        )
+        report: Any
+        try:
+            report = evaluate_dictionaries(
+                self.model, candidates, self._text, self.config, **options, norm_limits=limits or None
+            )
+        finally:
+            if self._start is not None:
+                self._text.load_state_dict(self._start)  # a stream goes on where it was
         found: list[Evaluated] = []
         for place, entry in zip(places, report["dictionaries"], strict=True):
             figures = dict(entry["metrics"])
@@ -264,6 +279,11 @@ def _evaluated(
 def _joined(batch: ActivationBatch, sites: Sequence[Any], dictionary: Dictionary) -> Tensor:
     parts = [batch[site].to(dictionary.device, dictionary.dtype) for site in sites]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
+
+
+def _holds_text(given: Any) -> bool:
+    first = given[0] if isinstance(given, (list, tuple)) and given else given
+    return isinstance(first, (str, os.PathLike, Source, TokenStream))
 
 
 def _holds_activations(given: Any) -> bool:

@@ -29,7 +29,7 @@ from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import main
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.data import TokenStream, as_source
-from dictionary_learning.errors import ConfigError, Interrupted, UnknownNameError
+from dictionary_learning.errors import ConfigError, DivergenceError, Interrupted, UnknownNameError
 from dictionary_learning.evaluation import Candidate
 from dictionary_learning.loggers import (
     Evaluated,
@@ -269,6 +269,26 @@ def test_a_failure_costs_a_warning(model, caplog, monkeypatch):
     assert_same_bits(run(), found)
 
 
+def test_one_that_diverged_costs_the_others_no_figures(tmp_path, monkeypatch):
+    from dictionary_learning._run_setup import TrainingJob
+
+    export = TrainingJob.export
+
+    def spoilt(job):
+        found = export(job)
+        if job.name == "top_k-5":
+            found.b_dec.data[0] = float("nan")
+        return found
+
+    seen = Seen()
+    with monkeypatch.context() as patch, pytest.raises(DivergenceError):
+        patch.setattr(TrainingJob, "export", spoilt)
+        options = {"evaluate_every": 6, "evaluation_data": held(), "loggers": [seen]}
+        run([{**CONFIG, "k": 5}, CONFIG], save_dir=tmp_path, save_best="fvu", **options)
+    assert [list(found) for _, found in seen.lines] == [["top_k-3"]] * 2
+    assert [path.parent.name for path in tmp_path.glob("trainer_*/best")] == ["trainer_1"]
+
+
 @pytest.mark.parametrize("save_best", ["fvu", "frac_variance_explained", {"l0": "lower"}, "l2_ratio"], ids=str)
 def test_the_best_is_a_whole_dictionary_of_its_step(save_best, tmp_path):
     options = {"evaluate_every": 2, "evaluation_data": held(), "save_steps": range(2, STEPS + 1, 2)}
@@ -350,7 +370,7 @@ def test_what_was_the_best_before_stays_until_the_new_one_is_whole(tmp_path, mon
         ({"evaluate_every": 2, "evaluation_data": held, "save_best": {"l0": "best"}}, "give one metric"),
         ({"evaluate_every": 2, "evaluation_data": held, "save_best": "fvu", "save_dir": None}, "give save_dir"),
         ({"evaluate_every": 2, "evaluation_data": lambda: [torch.ones(4, 7)]}, "activations of the same sites"),
-        ({"evaluate_every": 2, "evaluation_data": lambda: ["text"]}, "a tensor \\(batch, dim\\)"),
+        ({"evaluate_every": 2, "evaluation_data": lambda: ["text"]}, "ContextStream"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -375,10 +395,11 @@ def test_training_data_are_no_held_out_data(model):
 def test_a_stream_of_contexts_is_read_from_where_it_was(model):
     stream = TokenStream(as_source(tiny.documents(20, seed=5)), tiny.tokenizer(), ctx_len=16)
     stream.take(2)
-    seen = Seen()
+    seen, before = Seen(), stream.source.position
     data = ActivationBuffer(tiny.documents(30), model, SITE, **BUFFER)
     run({**CONFIG, "lr": 1e-9}, data, evaluate_every=4, evaluation_data=stream, loggers=[seen])
     figures = [next(iter(found.values())).figures for _, found in seen.lines]
+    assert stream.source.position == before
     assert len({one["eval/ce_clean"] for one in figures}) == 1 and len({one["eval/n_tokens"] for one in figures}) == 1
 
 

@@ -268,6 +268,31 @@ def test_a_sweep_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, monkeypat
     assert not list(folder.glob("group_*/checkpoints/step_*"))
 
 
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_sweep_that_is_killed_between_its_files_goes_on(at, tmp_path, monkeypatch):
+    """After the training of a group, after that is noted, after it is evaluated."""
+    from dictionary_learning.sweeps import _run
+
+    config = {"methods": {"top_k": {"k": [2, 4], "dict_size": 48}}}
+    little = 4 * 4 * 2 * 32 * 48 * 2.5 / 1e9
+    whole = sweep(tmp_path / "whole", config, memory_gb=little)
+    write, n = _run.write_json, []
+
+    def dies(*given):
+        n.append(1)
+        if len(n) == at:
+            raise KeyboardInterrupt
+        write(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_run, "write_json", dies)
+        sweep(tmp_path / "parts", config, memory_gb=little)
+    parts = sweep(tmp_path / "parts", config, memory_gb=little, resume="auto")
+    for one, other in zip(whole.rows, parts.rows, strict=True):
+        assert one.figures == other.figures
+        assert_same_bits(load_dictionary(one.folder), load_dictionary(other.folder))
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -12,7 +12,7 @@ import yaml
 
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning.cli._arguments import CommandArguments, write_line
-from dictionary_learning.cli._train import TrainArguments, how_to_evaluate, make_source
+from dictionary_learning.cli._train import TrainArguments, check_run, how_to_evaluate, make_source
 from dictionary_learning.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class SweepArguments(CommandArguments):
     def run(self) -> None:
         from dictionary_learning.sweeps import SweepConfig, run_sweep
 
-        told = read_sweep_file(Path(self.config))
+        told, given = read_sweep_file(Path(self.config))
         if self.resume and self.save_dir is None:
             raise ConfigError("--resume needs the folder of the sweep: give --save-dir.")
         chosen = {"device": self.device or told.device, "memory_gb": self.memory_gb or told.memory_gb}
@@ -72,6 +72,7 @@ class SweepArguments(CommandArguments):
         configs = [point.config for point in sweep.points()]
         if told.model is None or told.data is None:
             raise ConfigError(f"'{self.config}' needs model and data: dictionaries are compared on held-out text.")
+        check_run(told, configs, given)
         text, held_out = told.divided(told.data, told.held_out_every)
         model = told.load(told.model)
         data = make_source(told, model, text, configs)
@@ -94,8 +95,8 @@ class SweepArguments(CommandArguments):
         write_line(str(result.report))
 
 
-def read_sweep_file(path: Path) -> SweepFile:
-    """Returns what a file says.
+def read_sweep_file(path: Path) -> tuple[SweepFile, frozenset[str]]:
+    """Returns what a file says, and the names of what it gives.
 
     Raises:
         ConfigError: It cannot be read, or holds a name or value that cannot be used.
@@ -115,7 +116,7 @@ def read_sweep_file(path: Path) -> SweepFile:
         raise ConfigError(
             f"'{path}' has {', '.join(unfit)}, which a sweep decides itself or does not have. Leave it out."
         )
-    return SweepFile.from_dict(given)
+    return SweepFile.from_dict(given), frozenset(given)
 
 
 def _numbers(value: Any) -> Any:

@@ -195,7 +195,7 @@ def run(namespace: argparse.Namespace, method: Method) -> None:
     arguments = read_config(namespace, TrainArguments)
     # the recipe gets the options, as in Python: it may derive others from them
     configs = read_configs(namespace, method.trainer.Config, method.recipe)
-    _check(arguments, configs, namespace.given)
+    check_run(arguments, configs, namespace.given)
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
     if arguments.dry_run:
         _train(arguments, Path(folder), method, configs, namespace.given)
@@ -325,7 +325,7 @@ def how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "Evalua
     )
 
 
-def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
+def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
     """Refuses what cannot be trained, before anything is loaded.
 
     Raises:

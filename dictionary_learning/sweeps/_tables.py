@@ -93,7 +93,7 @@ def as_markdown(title: str, found: Sequence[Summary], shares: Mapping[str, Seque
         )
     )
     parts += [
-        "Pareto: no other dictionary of the site has both a lower L0 and a lower FVU.",
+        "Pareto: no other combination at the site has both a lower L0 and a lower FVU.",
         "## What mattered",
         MEANING_OF_SHARES,
     ]
