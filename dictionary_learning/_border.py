@@ -19,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _COUNTS = (
-    "patience n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
+    "patience evaluate_every n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
     "refresh_batch_size shard_size window steps log_steps save_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
@@ -30,7 +30,7 @@ BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},
     **{name: {"at_least": -(2**63), "at_most": 2**63 - 1} for name in ("seed", "shuffle_seed")},
-    **{name: {"above": 0} for name in ("max_activation_norm_multiple", "max_norm_multiple")},
+    **{name: {"above": 0} for name in ("max_activation_norm_multiple", "max_norm_multiple", "memory_gb")},
     "separator_id": {"at_least": 0, "at_most": 2**31 - 1},
     "held_out_every": {"at_least": 2},
     "expansion": {"at_least": 1},

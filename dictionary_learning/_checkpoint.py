@@ -83,7 +83,7 @@ def write_checkpoint(
             flush_to_disk(path)
         # the last one, and whole at any moment: a folder with a manifest is complete
         write_json(folder / MANIFEST, {"format_version": _VERSION, "step": step, "facts": dict(facts), "files": files})
-        _replace_folder(folder, final)
+        replace_folder(folder, final)
         flush_to_disk(root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -192,7 +192,7 @@ def remove_incomplete(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _replace_folder(folder: Path, final: Path) -> None:
+def replace_folder(folder: Path, final: Path) -> None:
     """Renames a folder over another. One step cannot do this: the old one is renamed first."""
     if not final.exists():
         os.rename(folder, final)

@@ -75,7 +75,7 @@ def estimate_run(plan: Plan, jobs: Sequence[TrainingJob], data: Any, keep_checkp
         rows=rows,
         model=_model_bytes(getattr(data, "model", None)),
         dictionaries=weights,
-        n_dictionaries=1 + len(plan.save_steps) + 2 * bool(plan.backup_steps),
+        n_dictionaries=1 + len(plan.save_steps) + 2 * bool(plan.backup_steps) + 2 * bool(plan.save_best),
         checkpoint=states + held + _RANDOM_BYTES,
         n_checkpoints=n_checkpoints,
         log=_LOG_BYTES * n_lines * len(jobs),

@@ -117,6 +117,8 @@ class RunRecord:
             self._document["data"] |= {"n_tokens": self.n_tokens, **_place(self._data)}
             weights = sorted(self.folder.glob(f"trainer_*/{WEIGHTS}"))
             self._document["dictionaries"] = {path.parent.name: sha256_of(path) for path in weights}
+            if best := _best(self.folder):
+                self._document["best"] = best
             self._write()
         except Exception as failure:  # noqa: BLE001  (what was trained must not be lost with a record of it)
             logger.warning("'%s' could not be completed (%s).", self.folder / RUN, failure)
@@ -140,6 +142,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"'{folder / RUN}' is of no run ({error}). Move it, or give another folder.") from error
     return document
+
+
+def _best(folder: Path) -> dict[str, Any]:
+    """Returns metric, value, step and checksum of the best dictionaries that were kept."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("trainer_*/best/config.json")):
+        said = json.loads(path.read_text(encoding="utf-8")).get("best", {})
+        facts = {key: said[key] for key in ("metric", "value", "step", "n_tokens") if key in said}
+        found[path.parents[1].name] = {**facts, "sha256": sha256_of(path.with_name(WEIGHTS))}
+    return found
 
 
 def _shown(words: Sequence[str]) -> list[str]:

@@ -5,12 +5,13 @@ It has the state of every trainer, of the data, of the random numbers and of the
 that a run goes on with the bits that it would have had.
 """
 
+import contextlib
 import logging
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -42,7 +43,7 @@ CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints, in the folder of the run."""
 _LONGEST = 60
 """Characters of a value in a message."""
-_MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
+MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
 """Fields of a config that do not change which run it is, at any depth."""
 
 
@@ -84,7 +85,7 @@ class RunCheckpoints:
     ) -> None:
         """Copies the state after a step, and starts to write it. A failure costs a warning.
 
-        `further` are the states of the patience and of the loggers.
+        `further` are the states of the patience, the loggers and the evaluation.
         """
         self.wait()  # one at a time: no more than one copy is held
         state = {
@@ -186,6 +187,7 @@ class Resumed:
         self.patience: dict[str, Any] = self._state["patience"]
         self.loggers: dict[str, Any] = self._state["loggers"]
         self._allowed: list[str] = []
+        self.evaluation: dict[str, Any] = self._state.get("evaluation", {})  # older checkpoints have none
 
     def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
         """Compares a run, as `describe_run` returns it, with the one of the checkpoint.
@@ -199,9 +201,9 @@ class Resumed:
         """
         if isinstance(allowed, str):
             raise ConfigError(f"Got allow_changed={allowed!r}; give a list of names, such as ['steps'].")
-        names = {*allowed, *_MAY_DIFFER}
+        names = {*allowed, *MAY_DIFFER}
         known = _keys(self._run) | _keys(now)
-        for name in names - {*_MAY_DIFFER}:
+        for name in names - {*MAY_DIFFER}:
             if name not in known:
                 raise UnknownNameError("setting in allow_changed", str(name), known)
         if (steps := now.get("steps")) is not None and steps < self.step:
@@ -294,6 +296,16 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
         logger.warning("Got %s: the run stops after this step, and writes a checkpoint.", self.signal.name)
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Generator[None]:
+    """Puts all random numbers back where they were when its `with` block ends."""
+    state = _random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(state)
 
 
 def _random_state() -> dict[str, Any]:

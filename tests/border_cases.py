@@ -156,6 +156,14 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
             "save_dir": p.new(), "progress": False, "device": "cpu",
         },
     ),
+    "run_sweep": lambda p: (
+        dl.run_sweep,
+        {
+            "config": {"methods": {"top_k": {"k": 4, "dict_size": 32}}}, "data": p.activations, "steps": 1, "save_dir": p.new(),
+            "evaluation_data": p.activations, "progress": False, "device": "cpu", "memory_gb": 1.0,
+        },
+    ),
+    "SweepConfig": lambda p: (dl.SweepConfig, {"methods": {"top_k": {"k": 4}}}),
     "ActivationBuffer": lambda p: (
         dl.ActivationBuffer,
         {"data": p.texts, "model": p.model, "submodule": SITE, "n_ctxs": 4, "out_batch_size": 8, **READING},
@@ -414,6 +422,10 @@ WRONG: dict[str, list[Any]] = {
     "baseline": [5, [], "", "w1", torch.rand(2, 9)], "attribution": [5, None, "x"], "upstream": [5, None, "nothing", SITE],
     "downstream": [5, None, "nothing", "model.layers.0"], "chosen": [5, None, "x", [-1], [10**6], [0, 0], [0.5]],
     "stop_at": [5, "nothing", SITE], "circuit": [5, None, "x"], "means": [5, "x", {"a": 1}], "onto": [5, "x", None],
+    "evaluate_every": _COUNT, "evaluation": [5, "x", {"n_tokens": 5}],
+    "evaluation_data": [5, None, [], "x", [3], [torch.ones(4, 7)]], "save_best": [5, "nosuch", {"l0": "nosuch"}, ["fvu"]],
+    "memory_gb": [0.0, -1.0, *_NUMBER[:3], [1.0]], "methods": [5, None, {}, "x", {"nosuch": {}}, {"top_k": 5}],
+    "grid": [5, None, "x", {"nosuch": 1}, {"k": []}],
 }  # fmt: skip
 """What may be given wrongly, by the parameter; what is not here, by its annotation."""
 

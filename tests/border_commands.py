@@ -39,6 +39,11 @@ _BY_NAME = {
 def working(place: Place) -> dict[str, list[str]]:
     """Returns the words of each command that work."""
     root, data, model = place.root, str(place.root / "text.txt"), str(place.root / "model")
+    (root / "sweep.yaml").write_text(
+        f"{{model: '{model}', data: '{data}', ctx_len: {CTX}, dtype: float32, device: cpu, sites: ['{SITE}'], held_out_every: 3,"
+        "refresh_batch_size: 2, n_tokens: 32, batch_size: 32, n_ctxs: 4, n_eval_tokens: 32, n_fidelity_tokens: 0,"
+        "methods: {top_k: {k: 4, dict_size: 32}}}"
+    )
     small = ["--ctx-len", str(CTX), "--dtype", "float32", "--device", "cpu", "--sites", SITE, "--held-out-every", "3"]
     reading = [*small, "--refresh-batch-size", "2"]
     train = [
@@ -55,6 +60,7 @@ def working(place: Place) -> dict[str, list[str]]:
     ]
     return {
         "train": [model, data, *reading, *train, "--k", "4", "--dict-size", "32", "--save-dir", str(place.new())],
+        "sweep": [str(root / "sweep.yaml"), "--save-dir", str(place.new())],
         "evaluate": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
                      "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
         "contexts": [model, "--dictionaries", str(root / "dictionary"), "--data", data, *small[:-2], "--n-tokens", "32",
@@ -84,6 +90,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
         "train": {0: models, 1: files}, "evaluate": {0: saved}, "contexts": {0: models}, "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
         "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved}, "dashboard": {0: saved}, "serve": {0: saved},
+        "sweep": {0: saved},
     }  # fmt: skip
     named = {"model": models, "data": files, "save_dir": [str(root / "text.txt")], "out": [str(root / "text.txt")],
              "cache": saved}  # fmt: skip

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
+    "sweep": "train a grid of methods and settings on one stream, and compare them",
     "evaluate": "evaluate saved dictionaries",
     "contexts": "find where each latent of saved dictionaries is active",
     "dashboard": "write pages about latents, which a browser opens",

@@ -13,6 +13,7 @@ from dictionary_learning.cli._explain import ExplainArguments
 from dictionary_learning.cli._export import ExportArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
+from dictionary_learning.cli._sweep import SweepArguments
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +259,7 @@ class PretrainedArguments(CommandArguments):
 
 
 ARGUMENTS: dict[str, type[CommandArguments]] = {
+    "sweep": SweepArguments,
     "evaluate": EvaluateArguments,
     "contexts": ContextsArguments,
     "cache": CacheArguments,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.data import Source
     from dictionary_learning.dictionaries import Dictionary
+    from dictionary_learning.evaluation import EvaluationConfig
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
     from dictionary_learning.trainers import OptimizationConfig, Trainer
@@ -36,7 +37,7 @@ FILLED_IN = (
 """Settings of a trainer that the run decides."""
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
-    "on_anomaly", "patience", "allow_changed",
+    "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best",
 )  # fmt: skip
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
@@ -115,6 +116,12 @@ class TrainArguments(CaptureArguments):
     patience: int | None = None
     """Entries of the log, one after another, in which no dictionary's FVU becomes 1 % better, after
     which the run ends. There are 100 entries unless --log-steps says otherwise."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations on the held-out documents while training, which changes no bit
+    of the dictionaries; --n-eval-tokens and --n-fidelity-tokens say on how many tokens."""
+    save_best: str | None = None
+    """The metric by which the best dictionary so far is kept, in trainer_N/best: fvu,
+    ce_recovered_zero, kl and others of the report; needs --evaluate-every."""
     wandb_project: str | None = None
     """Logs to this project on Weights & Biases."""
     tensorboard: bool = False
@@ -189,7 +196,7 @@ def run(namespace: argparse.Namespace, method: Method) -> None:
     arguments = read_config(namespace, TrainArguments)
     # the recipe gets the options, as in Python: it may derive others from them
     configs = read_configs(namespace, method.trainer.Config, method.recipe)
-    _check(arguments, configs, namespace.given)
+    check_run(arguments, configs, namespace.given)
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
     if arguments.dry_run:
         _train(arguments, Path(folder), method, configs, namespace.given)
@@ -215,15 +222,17 @@ def _train(
 
     start = time.monotonic()
     text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
-    model = arguments.load(arguments.model) if arguments.model is not None and arguments.cache is None else None
-    source = _source(arguments, model, text[0] if text else None, configs)
+    needs_model = arguments.cache is None or (arguments.evaluate_every is not None and text is not None)
+    model = arguments.load(arguments.model) if arguments.model is not None and needs_model else None
+    source = make_source(arguments, model, text[0] if text else None, configs)
     if method.recipe is not None:
         configs = [_adapted(config, source.widths, given) for config in configs]
     loaded = time.monotonic()
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one
     device = arguments.device or getattr(model, "device", None)
     if arguments.dry_run:
-        plan = plan_of(steps, arguments.log_steps, arguments.checkpoint_steps, None, arguments.save_steps)
+        periods = {"evaluate_every": arguments.evaluate_every, "save_best": arguments.save_best}
+        plan = plan_of(steps, arguments.log_steps, arguments.checkpoint_steps, None, arguments.save_steps, **periods)
         options = arguments.options("normalize_activations", "keep_checkpoints")
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
         return
@@ -240,6 +249,7 @@ def _train(
         wandb_project=arguments.wandb_project or "",
         device=device,
         loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard else [],
+        **_held_out(arguments, model, text[1] if text else None, source),
         **arguments.options(*_OF_TRAINING),
     )
     source.close()  # returns the memory of the rows before the evaluation needs it
@@ -273,7 +283,7 @@ def _evaluate(
     """Evaluates what was trained on the text that was held out, and writes the report."""
     from dictionary_learning.cli._candidates import candidates_of, trained
     from dictionary_learning.cli._evaluate import report_on
-    from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
+    from dictionary_learning.evaluation import evaluate_dictionaries
 
     start = time.monotonic()
     saved = trained(save_dir, dictionaries)
@@ -281,19 +291,42 @@ def _evaluate(
         model,
         candidates_of(saved, model),
         text,
-        EvaluationConfig(
-            n_tokens=arguments.n_eval_tokens,
-            n_fidelity_tokens=arguments.n_fidelity_tokens,
-            ctx_len=source.config["ctx_len"],
-            pack=source.config["pack"],
-        ),
+        how_to_evaluate(arguments, source),
         token_filter=source.filter,
         norm_limits=source.norm_limits,
     )
     report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start})
 
 
-def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
+def _held_out(
+    arguments: TrainArguments, model: "TracedModel | None", text: "Source | None", source: "Activations"
+) -> dict[str, Any]:
+    """Returns the arguments of `trainSAE` about evaluation while it trains."""
+    from dictionary_learning.contexts import ContextStream
+
+    if arguments.evaluate_every is None:
+        return {}
+    config = how_to_evaluate(arguments, source)
+    data: Any = text
+    if arguments.cache is not None and text is not None and model is not None:
+        reading = {"ctx_len": config.ctx_len, "pack": config.pack}
+        data = ContextStream(text, model, list(source.sites), **reading)  # a cache has no model
+    return {"evaluation_data": data, "evaluation": config}
+
+
+def how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "EvaluationConfig":
+    """Returns how much held-out text is read, in contexts as in training."""
+    from dictionary_learning.evaluation import EvaluationConfig
+
+    return EvaluationConfig(
+        n_tokens=arguments.n_eval_tokens,
+        n_fidelity_tokens=arguments.n_fidelity_tokens,
+        ctx_len=source.config["ctx_len"],
+        pack=source.config["pack"],
+    )
+
+
+def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
     """Refuses what cannot be trained, before anything is loaded.
 
     Raises:
@@ -309,6 +342,12 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
         raise ConfigError(
             "Give a model and data to train on, as 'train MODEL DATA', or a cache, as 'train --cache FOLDER'."
         )
+    if arguments.evaluate_every is not None and (arguments.model is None or arguments.data is None):
+        raise ConfigError(
+            "--evaluate-every splices dictionaries into a model that reads held-out text: give MODEL DATA."
+        )
+    if arguments.save_best is not None and arguments.evaluate_every is None:
+        raise ConfigError("--save-best is decided by evaluations: give --evaluate-every too.")
     if arguments.cache is not None and needs_contexts:
         raise ConfigError("This method trains on whole contexts, with the model, and a cache has none. Omit --cache.")
     decided = [option_of(name) for name in _OF_A_CACHE if name in given]
@@ -327,7 +366,7 @@ def _check(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", g
         )
 
 
-def _source(
+def make_source(
     arguments: TrainArguments,
     model: "TracedModel | None",
     text: "Source | None",
