@@ -115,8 +115,8 @@ def _warn_of_gaps(effects: SiteDict[Effects], n_steps: int) -> None:
     for site, each in effects.items():
         if abs(each.total - each.change) > _LARGEST_GAP * abs(each.change):
             logger.warning(
-                "With n_steps=%d, effects at '%s' sum to %.3g, and the metric changes by %.3g. Give more steps, or other "
-                "inputs as the baseline: near activations of 0 a norm changes faster than steps can follow.",
+                "With n_steps=%d, effects at '%s' sum to %.3g, and the metric changes by %.3g. Give more steps, or "
+                "other inputs as the baseline: near activations of 0 a norm changes faster than steps can follow.",
                 *(n_steps, site, each.total, each.change),
             )
 
