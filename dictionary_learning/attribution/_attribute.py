@@ -3,6 +3,7 @@
 Marks et al. 2024, Sparse Feature Circuits, https://arxiv.org/abs/2403.19647.
 """
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,11 @@ from dictionary_learning.interventions._inputs import as_tokens, ordinary, speci
 from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Site, SiteDict
+
+logger = logging.getLogger(__name__)
+
+_LARGEST_GAP = 0.1
+"""Share of the change that integrated effects may lack without a warning."""
 
 
 @checked()
@@ -99,7 +105,20 @@ def attribute(
         value, gradients = run.gradients(list(paths))
         found = {site: Found.of(path, gradients[site]) for site, path in paths.items()}
     effects = SiteDict({site: _effects(run, site, path, found[site], value) for site, path in paths.items()})
+    if method == "integrated":
+        _warn_of_gaps(effects, n_steps)
     return Attribution(effects, value, method, tokens, other)
+
+
+def _warn_of_gaps(effects: SiteDict[Effects], n_steps: int) -> None:
+    """Warns of sites where so few steps do not sum to the change."""
+    for site, each in effects.items():
+        if abs(each.total - each.change) > _LARGEST_GAP * abs(each.change):
+            logger.warning(
+                "With n_steps=%d, effects at '%s' sum to %.3g, and the metric changes by %.3g. Give more steps, or "
+                "other inputs as the baseline: near activations of 0 a norm changes faster than steps can follow.",
+                *(n_steps, site, each.total, each.change),
+            )
 
 
 def _integrated(run: Run, site: Site, path: Path, n_steps: int) -> Found:

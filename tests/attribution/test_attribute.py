@@ -68,6 +68,14 @@ def test_the_middle_of_steps_is_of_second_order(model):
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1) and errors[1] / errors[2] == pytest.approx(4, rel=0.1)
 
 
+def test_too_few_steps_are_warned_of(model, caplog):
+    for n_steps, warns in ((1, True), (32, False)):
+        caplog.clear()
+        ((_, effects),) = attribute(model, BUILD["relu"](), TEXTS, METRIC, n_steps=n_steps).effects.items()
+        assert (abs(effects.total - effects.change) > 0.1 * abs(effects.change)) == warns
+        assert [f"n_steps={n_steps}" in record.getMessage() for record in caplog.records] == [True] * warns
+
+
 @pytest.mark.parametrize("kind", BUILD)
 def test_gradients_are_those_of_plain_hooks(model, kind):
     """d metric / d latent by torch alone: decode(latents) + error in the site's place."""
