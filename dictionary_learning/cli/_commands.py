@@ -6,6 +6,7 @@ import logging
 from typing import ClassVar, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._compare import CompareArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
@@ -255,6 +256,7 @@ class PretrainedArguments(CommandArguments):
 
 ARGUMENTS: dict[str, type[CommandArguments]] = {
     "evaluate": EvaluateArguments,
+    "compare": CompareArguments,
     "cache": CacheArguments,
     "pretokenize": PretokenizeArguments,
     "info": InfoArguments,

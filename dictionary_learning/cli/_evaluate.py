@@ -14,7 +14,7 @@ from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
     from dictionary_learning.data import Source
-    from dictionary_learning.evaluation import Report
+    from dictionary_learning.evaluation import DictionaryReport, Report
     from dictionary_learning.interop._saved import Saved
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,10 @@ class EvaluateArguments(DataArguments):
     """The device; the accelerator if there is one."""
 
     def run(self) -> None:
+        self.evaluate()
+
+    def evaluate(self) -> "Report":
+        """Evaluates, writes the report and prints its page's path; returns the report."""
         from dictionary_learning.activations._filters import TokenFilter
         from dictionary_learning.cli._candidates import candidates_of, load_saved
         from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
@@ -91,7 +95,7 @@ class EvaluateArguments(DataArguments):
             token_filter=TokenFilter.from_dict(rule) if rule else None,
             norm_limits=_norm_limits(saved),
         )
-        report_on(report, saved, _report_folder(self, saved), {})
+        return report_on(report, saved, _report_folder(self, saved), {})
 
 
 class _Text(NamedTuple):
@@ -118,27 +122,32 @@ class _Model(NamedTuple):
         return f"'{self.name}'" + (f" at {self.revision}" if self.revision else "")
 
 
-def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> Path:
+def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> "Report":
     """Adds settings and training history to a report, writes it, and prints its page's path."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.loggers import read_history
 
-    whole: dict[str, Any] = {"title": f"Dictionaries of {report['model']['name']}", **report}
-    whole |= {"versions": versions(), "seconds": dict(seconds)}
-    for entry, one in zip(report["dictionaries"], saved, strict=True):
-        entry["config"] = one.config.get("trainer", one.config.get("peer", {}))
+    entries: list[Any] = []
+    for entry, one in zip(report.dictionaries, saved, strict=True):
         # dictionaries of other packages have no history of ours
         history = one.folder.parent / "metrics.jsonl" if one.folder is not None and "name" in one.config else None
-        entry["history"] = read_history(history, one.name) if history is not None and history.is_file() else []
-        metrics = entry["metrics"]
-        shown = [f"FVU {metrics['fvu']:.4f}", f"L0 {metrics['l0']:.1f}"]
-        if "ce_recovered_zero" in metrics:
-            shown.append(f"CE recovered {metrics['ce_recovered_zero']:.4f}")
-        logger.info("%s: %s", entry["name"], "  ".join(shown))
-    page = write_report(whole, save_dir)["html"]
-    write_line(str(page))
-    return page
+        known = read_history(history, one.name) if history is not None and history.is_file() else []
+        config = one.config.get("trainer", one.config.get("peer", {}))
+        entries.append(dataclasses.replace(entry, config=config, history=known))
+        shown = [f"FVU {_figure(entry, 'fvu')}", f"L0 {entry.metrics['l0']:.1f}"]
+        if "ce_recovered_zero" in entry.metrics:
+            shown.append(f"CE recovered {_figure(entry, 'ce_recovered_zero')}")
+        logger.info("%s: %s", entry.name, "  ".join(shown))
+    title = f"Dictionaries of {report.model['name']}"
+    whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
+    write_line(str(write_report(whole, save_dir)["html"]))
+    return whole
+
+
+def _figure(entry: "DictionaryReport", name: str) -> str:
+    figure = entry.figure(name)
+    return f"{figure.value:.4f}" + (f" \u00b1 {figure.error.standard_error:.4f}" if figure.error else "")
 
 
 def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Path:

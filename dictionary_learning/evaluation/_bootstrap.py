@@ -16,6 +16,8 @@ from dictionary_learning.evaluation._record import Record
 
 LEVEL = 0.95
 """Share of intervals that hold the true value."""
+FEW_DOCUMENTS = 20
+"""Documents below which an error bar is a rough guess."""
 _LEAST_FINITE = 0.95
 """Share of resamples in which a figure must exist."""
 

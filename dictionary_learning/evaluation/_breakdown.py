@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from dictionary_learning._hardware import float64
 from dictionary_learning.data import TokenBatch
@@ -15,8 +16,8 @@ from dictionary_learning.evaluation._sums import DocumentSums
 from dictionary_learning.latents import Latents
 
 CLASSES = ("special", "word start", "word part", "number", "punctuation", "space", "other")
-"""Kinds of tokens: BOS and its like; letters after a space or at a start; letters that go on; digits;
-punctuation and symbols; white space; bytes and mixtures."""
+"""Kinds of tokens: BOS and its like; letters after a space; letters that go on; digits; punctuation
+and symbols; white space; bytes and mixtures."""
 _SPACES = str.maketrans({"\u0120": " ", "\u2581": " ", "\u010a": "\n", "\u0109": "\t", "\u010d": "\r"})
 """What tokenizers write for a space, a line feed, a tab and a carriage return."""
 _PART_MARK = "##"
@@ -57,7 +58,10 @@ class TokenKinds:
         position = tokens.position_ids.cpu()
         # 0, 1, 2-3, 4-7: the exact logarithm of whole numbers
         place = torch.frexp(position.double()).exponent.long().clamp(0, len(self.positions) - 1)
-        both = [torch.nn.functional.one_hot(place, len(self.positions)), torch.nn.functional.one_hot(kind, len(CLASSES))]
+        both = [
+            one_hot(place, len(self.positions)),
+            one_hot(kind, len(CLASSES)),
+        ]
         return torch.cat(both, dim=-1).bool()
 
     def _class_of(self, token: int) -> str:

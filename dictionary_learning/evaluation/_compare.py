@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from dictionary_learning._border import checked
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.evaluation._bootstrap import LEVEL, ErrorBar, document_weights, error_bar
+from dictionary_learning.evaluation._bootstrap import FEW_DOCUMENTS, LEVEL, ErrorBar, document_weights, error_bar
 from dictionary_learning.evaluation._measured import flatten
 from dictionary_learning.evaluation._record import Record
 from dictionary_learning.evaluation._records import DictionaryReport, Report
@@ -190,10 +190,18 @@ def _differences(
         p = math.erfc(abs(difference) / spread / math.sqrt(2)) if spread else float(difference == 0)
         found.append(
             Difference(
-                name=name, reference=reference, metric=metric, value=value, reference_value=base,
-                difference=difference, error=bar, p_value=p, p_adjusted=p,
-                excludes_zero=bar.low > 0 or bar.high < 0, is_real=False,
-            )  # fmt: skip
+                name=name,
+                reference=reference,
+                metric=metric,
+                value=value,
+                reference_value=base,
+                difference=difference,
+                error=bar,
+                p_value=p,
+                p_adjusted=p,
+                excludes_zero=bar.low > 0 or bar.high < 0,
+                is_real=False,
+            )
         )
     return found
 
@@ -215,18 +223,16 @@ def _adjusted(found: Sequence[Difference]) -> list[Difference]:
 def _changed(base: DictionaryReport, other: DictionaryReport) -> dict[str, tuple[Any, Any]]:
     """Returns the settings in which two dictionaries differ."""
     plain = ("site", "reads", "class", "activation_dim", "dict_size", "k")
-    one, two = (
-        {**{key: entry.get(key) for key in plain}, **flatten(entry.config or {})} for entry in (base, other)
-    )
+    one, two = ({**{key: entry.get(key) for key in plain}, **flatten(entry.config or {})} for entry in (base, other))
     keys = dict.fromkeys([*one, *two])
     return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
 
 
 def _notes(entries: Sequence[tuple[Report, int]], n_differences: int, n_documents: int) -> list[str]:
     notes = [
-        f"The intervals hold 95 % of the time for each difference by itself. Of {n_differences} differences, some would "
-        "seem real by chance; a difference is called real where it is so for all of them together (Holm's adjustment, "
-        "5 %).",
+        f"The intervals hold 95 % of the time for each difference by itself. Of {n_differences} differences, some "
+        "would seem real by chance; a difference is called real where it is so for all of them together (Holm's "
+        "adjustment, 5 %).",
         "The error bars are over documents: of other text of the same kind, not of other seeds of training.",
     ]
     if n_documents < FEW_DOCUMENTS:
@@ -238,7 +244,3 @@ def _notes(entries: Sequence[tuple[Report, int]], n_differences: int, n_document
     if len(dtypes) > 1:
         notes.append(f"The model ran in different dtypes: {', '.join(sorted(dtypes))}.")
     return notes
-
-
-FEW_DOCUMENTS = 20
-"""Documents below which an error bar is a rough guess."""

@@ -1,7 +1,7 @@
 """Figures as other packages compute them, for comparison with what they publish.
 
-They differ in which tokens count, in what a ratio is a ratio of, and by mistakes; docs/evaluation.md
-has the formulas. Nothing of this enters a canonical figure. Where a package averages over its
+They differ in which tokens count, in what a ratio is a ratio of, and by mistakes. The formulas are
+in docs/evaluation.md. Nothing of this enters a canonical figure. Where a package averages over its
 batches, so does this: its figures depend on the batch size.
 """
 
@@ -173,8 +173,8 @@ class SaeLensConvention(Convention):
 class SaeBenchConvention(Convention):
     """The core evaluation of SAEBench 0.6 with its defaults, its mistakes included.
 
-    * `explained_variance` subtracts (E|x|^2 / d)^2 where |E x|^2 is meant: it changes with the scale
-      of the activations.
+    * `explained_variance` subtracts (E|x|^2 / d)^2 where |E x|^2 is meant: it changes with the
+      scale of the activations.
     * `mse` is divided by the number of tokens twice.
     * `l1` sums latents with their sign.
     * KL is computed from log(softmax), and is NaN or infinite where a probability underflows.

@@ -48,11 +48,13 @@ def group_documents(batches: Sequence[TokenBatch], most: int = MOST_GROUPS) -> D
         place = order[torch.searchsorted(known, numbers.cpu().contiguous()).clamp_max(len(known) - 1)]
         places.append(place.masked_fill(~mask, 0))  # (batch, ctx)
     stride = max(1, -(-len(seen) // most))
-    return DocumentGroups(tuple(place // stride for place in places), torch.tensor(list(seen)[::stride]), len(seen))
+    return DocumentGroups(
+        tuple(place // stride for place in places), torch.tensor(list(seen)[::stride], dtype=torch.long), len(seen)
+    )
 
 
 def digest_of(batches: Iterable[TokenBatch]) -> str:
-    """Returns a checksum of the token ids of all contexts, which padding and batches do not change."""
+    """Returns a checksum of the ids of all contexts; padding and batches do not change it."""
     digest = hashlib.sha256()
     for tokens in batches:
         for ids, mask in zip(tokens.input_ids.cpu(), tokens.attention_mask.cpu(), strict=True):

@@ -29,7 +29,7 @@ class Geometry(Record):
     n_latents: int
     """Latents that were compared with all others: all, or a random part."""
     mean_max_cosine: float
-    """Mean over latents of the largest cosine with another latent; from -1 to 1, lower is better."""
+    """Mean over latents of the largest cosine with another one; from -1 to 1, lower is better."""
     largest_cosine: float
     frac_duplicates: float
     """Share of latents that have another one of cosine 0.95 or more; lower is better."""
@@ -78,9 +78,7 @@ def decoder_geometry(dictionary: Dictionary, *, n_latents: int | None = None, se
 
 @checked()
 @torch.no_grad()
-def match_dictionaries(
-    first: Dictionary, second: Dictionary, *, n_latents: int | None = None, seed: int = 0
-) -> Match:
+def match_dictionaries(first: Dictionary, second: Dictionary, *, n_latents: int | None = None, seed: int = 0) -> Match:
     """Returns how many directions two dictionaries share.
 
     The matching takes time that grows with the cube of the number of latents. With `n_latents` of
@@ -130,9 +128,7 @@ def seed_stability(dictionaries: Sequence[Dictionary], *, n_latents: int | None 
         raise ConfigError(f"Got {len(dictionaries)} dictionaries; give at least two, of different seeds.")
     pairs = [(a, b) for i, a in enumerate(dictionaries) for b in dictionaries[i + 1 :]]
     found = [match_dictionaries(a, b, n_latents=n_latents, seed=seed) for a, b in pairs]
-    means = {
-        key: sum(one[key] for one in found) / len(found) for key in ("mmcs", "mmcs_back", "mcc", "frac_same")
-    }
+    means = {key: sum(one[key] for one in found) / len(found) for key in ("mmcs", "mmcs_back", "mcc", "frac_same")}
     return Match(**means, n_latents=found[0].n_latents)
 
 
@@ -140,7 +136,8 @@ def _decoder(dictionary: Dictionary) -> Float[Tensor, "dict_size dim"]:
     decoder = getattr(dictionary, "W_dec", None)
     if not isinstance(decoder, Tensor) or decoder.ndim != 2:
         raise ConfigError(
-            f"A {type(dictionary).__name__} has no single decoder. Give dictionaries with one direction for each latent."
+            f"A {type(dictionary).__name__} has no single decoder. Give dictionaries with one direction for each "
+            "latent."
         )
     return normalize(decoder.detach().float(), dim=1)
 

@@ -183,7 +183,9 @@ def merge_measured(first: Measured, second: Measured) -> Measured:
         DataError: they are not of the same dictionaries and sites.
     """
     if first.facts != second.facts:
-        changed = [f.name for f in dataclasses.fields(Facts) if getattr(first.facts, f.name) != getattr(second.facts, f.name)]
+        changed = [
+            f.name for f in dataclasses.fields(Facts) if getattr(first.facts, f.name) != getattr(second.facts, f.name)
+        ]
         raise DataError(
             f"The reports differ in {', '.join(changed)}. Only parts of one evaluation can be merged: the same "
             "dictionaries at the same sites, on different documents."
@@ -201,7 +203,7 @@ def merge_measured(first: Measured, second: Measured) -> Measured:
 
 
 def _part(measured: Measured, key: str) -> Part | None:
-    """Returns a part by its key, which is made if it is not there; None if nothing is known of it."""
+    """Returns a part by its key, which is made if it is not there; None for an unknown metric."""
     kind, _, rest = key.partition("/")
     number, _, after = rest.partition("/")
     if kind == "variance":

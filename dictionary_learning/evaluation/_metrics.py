@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dictionary_learning._hardware import float64
 from dictionary_learning.config import Registry
-from dictionary_learning.evaluation._sums import DocumentSums, Totals
+from dictionary_learning.evaluation._sums import DocumentSums
 from dictionary_learning.latents import Latents
 
 M = TypeVar("M", bound="Metric")

@@ -136,9 +136,9 @@ def _merged_data(first: DataReport, second: DataReport, n_groups: int) -> DataRe
 
 def _report(document: Mapping[str, Any]) -> Report:
     known = _fields(Report, document)
-    known["data"] = DataReport(**{"source": "", "n_tokens_read": 0, "n_tokens_scored": 0} | _fields(
-        DataReport, document.get("data") or {}
-    ))
+    known["data"] = DataReport(
+        **{"source": "", "n_tokens_read": 0, "n_tokens_scored": 0} | _fields(DataReport, document.get("data") or {})
+    )
     known["model"] = document.get("model") or {}
     known["dictionaries"] = [_dictionary(entry) for entry in document.get("dictionaries") or []]
     known["errors"] = _bars(document.get("errors"))
@@ -173,7 +173,7 @@ def _dictionary(entry: Mapping[str, Any]) -> DictionaryReport:
 
 
 def _fields(record: type, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the entries that a record has a field for: a later version may have written others."""
+    """Returns the entries that a record has a field for; other versions may have others."""
     return {field.name: document[field.name] for field in dataclasses.fields(record) if field.name in document}
 
 

@@ -96,11 +96,11 @@ class DictionaryReport(Record):
     dict_size: int
     k: int | None = None
     metrics: Mapping[str, float]
-    """The figures by name, over the tokens that the filter leaves; docs/evaluation.md defines them."""
+    """The figures by name (docs/evaluation.md), over the tokens that the filter leaves."""
     errors: Mapping[str, ErrorBar] | None = None
     """The error bar of each figure that has one."""
     metrics_all_tokens: Mapping[str, float] | None = None
-    """The same over all tokens but padding: special ones too, and others that the filter excludes."""
+    """The same over all tokens but padding, also those that the filter excludes."""
     errors_all_tokens: Mapping[str, ErrorBar] | None = None
     density: Mapping[str, Any] | None = None
     """How many latents fire how often; see `SparsityMetric.density`."""

@@ -39,7 +39,7 @@ class ResamplePool:
             self._rows[site] = known[chosen.to(x.device)]
 
     def edits(self, keep: Bool[Tensor, "batch ctx"]) -> dict[Site, Edit]:
-        """Returns, for each site, the edit that replaces tokens by random ones, alike at all sites."""
+        """Returns for each site the edit that replaces tokens by random ones, the same at all."""
         n = int(keep.sum())
         drawn = torch.from_numpy((self._draws.random(n) * len(self._kept)).astype(np.int64))
         places = torch.zeros(keep.shape, dtype=torch.long)

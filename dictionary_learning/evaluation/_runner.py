@@ -57,13 +57,13 @@ class EvaluationConfig(BaseConfig):
     pack: bool = True
     """Whether documents are packed into full contexts, as in training; a stream has done it."""
     ablations: tuple[str, ...] = ABLATIONS
-    """What a site's activations are replaced by, for a baseline: "zero", "mean" or "resample" (those
-    of a random token); a forward pass each."""
+    """What a site's activations are replaced by, for a baseline: "zero", "mean" or "resample", those
+    of a random token; a forward pass each."""
     together: bool = True
     """Whether dictionaries of different sites are also spliced in at once: the first of each site,
     then the second of each."""
     all_tokens: bool = True
-    """Whether the metrics of activations are also given with the tokens that the filter excludes."""
+    """Whether metrics of activations are also given with the tokens that the filter excludes."""
     breakdown: bool = True
     """Whether the error is also given by position and by kind of token."""
     n_geometry_latents: int = setting(2_048, at_least=0)

@@ -119,7 +119,7 @@ class SparsityMetric(Metric):
         }
 
     def dead_by_tokens(self) -> dict[str, list[float]]:
-        """Returns the share of latents that had not fired yet after 1, 2, 4, ... and all `tokens`."""
+        """Returns the share of latents that had not fired after 1, 2, 4, ... and all `tokens`."""
         n, first = int(self.total("n")), self.places["first token"]
         after = [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
         return {"tokens": after, "frac_dead": [float((first >= t).double().mean()) for t in after]}

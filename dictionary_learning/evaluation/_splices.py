@@ -21,7 +21,11 @@ def inputs_of(placed: PlacedCandidate, values: Mapping[Site, Tensor], sites: Seq
 
 
 def splices(
-    model: TracedModel, placed: PlacedCandidate, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"], widths: Mapping[Site, int]
+    model: TracedModel,
+    placed: PlacedCandidate,
+    tokens: TokenBatch,
+    keep: Bool[Tensor, "batch ctx"],
+    widths: Mapping[Site, int],
 ) -> Iterator[Mapping[Site, Edit]]:
     """Yields the edits of each forward pass that measures a dictionary."""
     if placed.reads == placed.writes and len(placed.reads) == 1:
