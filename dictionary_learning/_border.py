@@ -22,9 +22,9 @@ _COUNTS = (
     "patience n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
     "refresh_batch_size shard_size window steps log_steps save_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
-    "target_l0 candidates d_submodule vocab_size n_embeddings"
+    "target_l0 candidates n_latents d_submodule vocab_size n_embeddings"
 )
-_FROM_ZERO = "n_fidelity_tokens hook_layer prefetch index call"
+_FROM_ZERO = "n_fidelity_tokens n_resamples hook_layer prefetch index call"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},

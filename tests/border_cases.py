@@ -35,7 +35,8 @@ class Place:
         self.ids = torch.arange(3, 21).view(2, 9)
         self.module.save_pretrained(root / "model")
         self.tokenizer.save_pretrained(root / "model")
-        dl.save_dictionary(self.dictionary, root / "dictionary")
+        for name in ("dictionary", "other dictionary"):
+            dl.save_dictionary(self.dictionary, root / name)
         dl.write_cache(root / "cache", self.texts, self.model, SITE, ctx_len=CTX, refresh_batch_size=2)
         (root / "text.txt").write_text("\n".join(self.texts))
         for name in ("junk.txt", "junk.parquet", "junk.jsonl", "junk.npy", "junk.json", "junk.safetensors", "junk.pt"):

@@ -52,6 +52,8 @@ def working(place: Place) -> dict[str, list[str]]:
         "train": [model, data, *reading, *train, "--k", "4", "--dict-size", "32", "--save-dir", str(place.new())],
         "evaluate": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
                      "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
+        "compare": [str(root / "dictionary"), str(root / "other dictionary"), "--model", model, "--data", data, *small[:-2],
+                    "--n-tokens", "32", "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
         "cache": [model, data, "--out", str(place.new()), *reading, "--n-tokens", "32"],
         "pretokenize": [data, "--model", model, "--out", str(place.new()), "--ctx-len", str(CTX)],
         "info": [str(root / "cache")],
@@ -69,7 +71,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
                                             "model of another shape", "dictionary")]  # fmt: skip
     saved = [str(root / name) for name in ("nothing", "empty", "text.txt", "dictionary cut", "model")]
     places = {
-        "train": {0: models, 1: files}, "evaluate": {0: saved}, "cache": {0: models, 1: files},
+        "train": {0: models, 1: files}, "evaluate": {0: saved}, "compare": {0: saved}, "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
         "reproduce": {0: saved},
     }  # fmt: skip

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning.cli._arguments import write_line
@@ -55,6 +55,10 @@ class EvaluateArguments(DataArguments):
     """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
     device: str | None = None
     """The device; the accelerator if there is one."""
+    convention: Literal["canonical", "dictionary_learning", "saelens", "saebench"] = "canonical"
+    """A package whose figures are computed too, by its own rules and names."""
+    n_resamples: int = 1_000
+    """Resamples of the documents for the error bars; 0 for none."""
 
     def run(self) -> None:
         self.evaluate()
@@ -90,7 +94,7 @@ class EvaluateArguments(DataArguments):
             EvaluationConfig(
                 ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
                 pack=True if pack is None else pack,
-                **self.options("n_tokens", "n_fidelity_tokens", "batch_size"),
+                **self.options("n_tokens", "n_fidelity_tokens", "batch_size", "convention", "n_resamples"),
             ),
             token_filter=TokenFilter.from_dict(rule) if rule else None,
             norm_limits=_norm_limits(saved),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from dictionary_learning.data import TokenBatch
@@ -17,8 +17,8 @@ MOST_GROUPS = 1024
 class DocumentGroups(NamedTuple):
     """The group of each token of some batches."""
 
-    by_batch: tuple[Int[Tensor, "batch ctx"], ...]
-    """For each batch the group of each token; of padding any."""
+    by_batch: tuple[Tensor, ...]
+    """For each batch the group of each token, (batch, ctx); of padding any."""
     documents: Int[Tensor, "groups"]
     """The number in the source of the first document of each group."""
     n_documents: int
@@ -62,7 +62,7 @@ def digest_of(batches: Iterable[TokenBatch]) -> str:
     return digest.hexdigest()
 
 
-def digest_of_masks(batches: Sequence[TokenBatch], masks: Sequence[Bool[Tensor, "batch ctx"]]) -> str:
+def digest_of_masks(batches: Sequence[TokenBatch], masks: Sequence[Tensor]) -> str:
     """Returns a checksum of which tokens of the contexts are in masks."""
     digest = hashlib.sha256()
     for tokens, keep in zip(batches, masks, strict=True):

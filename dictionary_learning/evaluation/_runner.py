@@ -57,7 +57,7 @@ class EvaluationConfig(BaseConfig):
     pack: bool = True
     """Whether documents are packed into full contexts, as in training; a stream has done it."""
     ablations: tuple[str, ...] = ABLATIONS
-    """What a site's activations are replaced by, for a baseline: "zero", "mean" or "resample", those
+    """What replaces a site's activations, for a baseline: "zero", "mean" or "resample", those
     of a random token; a forward pass each."""
     together: bool = True
     """Whether dictionaries of different sites are also spliced in at once: the first of each site,
@@ -238,7 +238,7 @@ class _Run:
                 logits = self.model.run(*tokens, {site: edits[kind]})
                 part(f"{kind}/{site}").update(predictions, logits, groups)
 
-    def report(self, counted: Sequence[Bool[Tensor, "batch ctx"]]) -> Report:
+    def report(self, counted: Sequence[Tensor]) -> Report:
         """Returns the report of what was added."""
         config, measured = self.config, self.measured
         weights = document_weights(len(self.groups.documents), config.n_resamples, config.seed)
