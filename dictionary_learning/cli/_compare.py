@@ -35,11 +35,11 @@ class CompareArguments(EvaluateArguments):
 
         if self.json and self.format not in ("text", "json"):
             raise ConfigError(f"Got --json and --format {self.format}. Give one of them.")
-        chosen = {"metrics": self.metrics} if self.metrics else {}
-        comparison = compare_reports(self._reports(), **chosen)
+        reports = self._reports()
+        comparison = compare_reports(reports, metrics=self.metrics) if self.metrics else compare_reports(reports)
         missing = [name for name in self.metrics if all(one.metric != name for one in comparison.differences)]
         if missing:
-            known = dict.fromkeys(one.metric for one in compare_reports(self._reports()).differences)
+            known = dict.fromkeys(one.metric for one in compare_reports(reports).differences)
             raise ConfigError(
                 f"No two dictionaries have the metric '{missing[0]}' with an error bar. Among those that have: "
                 f"{', '.join(known)}."

@@ -86,7 +86,7 @@ class Measured:
         for tokens in (COUNTED, EXCLUDED):
             variance.merge(self.variance(self.facts.variances[number], tokens))
         for name, make in METRICS.items():
-            whole = ReconstructionMetric(variance) if make is ReconstructionMetric else make()
+            whole: Metric = ReconstructionMetric(variance) if make is ReconstructionMetric else make()
             found[name] = whole.merge(counted[name]).merge(excluded[name])
         return found
 
@@ -170,7 +170,8 @@ def load_measured(path: Path) -> Measured:
         measured = Measured(facts, tensors.pop("documents"), n_documents)
         for name, tensor in tensors.items():
             if "|" in name:
-                _put(measured, *name.split("|"), tensor)
+                key, kind, held = name.split("|")
+                _put(measured, key, kind, held, tensor)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"'{path}' holds no sums of an evaluation ({error}). Evaluate again.") from error
     return measured

@@ -61,10 +61,14 @@ class Metric(ABC):
             other: the other metric.
             index: the group here of each group of documents there; by default they are the same.
         """
+        self.merge_beside_sums(other, index)
         for name, value in other.sums.items():
             self.add(name, value)
         self.by_document.merge(other.by_document, index)
         return self
+
+    def merge_beside_sums(self, other: "Metric", index: Int[Tensor, "groups"] | None) -> None:
+        """Adds what another metric holds beside its sums, before these; by default nothing."""
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Adds to one of the sums."""
@@ -180,12 +184,10 @@ class ReconstructionMetric(Metric):
     def compute(self) -> dict[str, float]:
         return {"n_tokens": int(self.total("n")), **{name: float(value) for name, value in self.figures().items()}}
 
-    def merge(
-        self, other: "ReconstructionMetric", index: Int[Tensor, "groups"] | None = None
-    ) -> "ReconstructionMetric":
+    def merge_beside_sums(self, other: Metric, index: Int[Tensor, "groups"] | None) -> None:
+        assert isinstance(other, ReconstructionMetric)
         if self._owns_variance:
             self.variance.merge(other.variance, index)
-        return super().merge(other, index)
 
 
 def ratios(above: Float[Tensor, "*shape"], below: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -135,7 +135,7 @@ def _merged_data(first: DataReport, second: DataReport, n_groups: int) -> DataRe
 
 
 def _report(document: Mapping[str, Any]) -> Report:
-    known = _fields(Report, document)
+    known: dict[str, Any] = _fields(Report, document)
     known["data"] = DataReport(
         **{"source": "", "n_tokens_read": 0, "n_tokens_scored": 0} | _fields(DataReport, document.get("data") or {})
     )
@@ -144,15 +144,15 @@ def _report(document: Mapping[str, Any]) -> Report:
     known["errors"] = _bars(document.get("errors"))
     ablation = document.get("ablation")
     known["ablation"] = ablation and {
-        site: AblationReport(**_numbers(_fields(AblationReport, held)) | {"errors": _bars(held.get("errors"))})
-        for site, held in ablation.items()
+        site: AblationReport(**_figures(AblationReport, held)) for site, held in ablation.items()
     }
     together = document.get("together")
     known["together"] = together and [
         TogetherReport(names=tuple(one["names"]), metrics=_numbers(one["metrics"]), errors=_bars(one.get("errors")))
         for one in together
     ]
-    return Report(**known | {"schema_version": SCHEMA_VERSION})
+    known["schema_version"] = SCHEMA_VERSION
+    return Report(**known)
 
 
 def _dictionary(entry: Mapping[str, Any]) -> DictionaryReport:
@@ -163,10 +163,7 @@ def _dictionary(entry: Mapping[str, Any]) -> DictionaryReport:
         known[name] = _bars(entry.get(name))
     for name in ("by_position", "by_token_class"):
         if entry.get(name) is not None:
-            known[name] = [
-                TokenGroupReport(**_numbers(_fields(TokenGroupReport, one)) | {"errors": _bars(one.get("errors"))})
-                for one in entry[name]
-            ]
+            known[name] = [TokenGroupReport(**_figures(TokenGroupReport, one)) for one in entry[name]]
     geometry = entry.get("geometry")
     known["geometry"] = Geometry(**_numbers(geometry)) if geometry else None
     return DictionaryReport(**known)
@@ -175,6 +172,11 @@ def _dictionary(entry: Mapping[str, Any]) -> DictionaryReport:
 def _fields(record: type, document: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the entries that a record has a field for; other versions may have others."""
     return {field.name: document[field.name] for field in dataclasses.fields(record) if field.name in document}
+
+
+def _figures(record: type, held: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a record of figures and their error bars."""
+    return {**_numbers(_fields(record, held)), "errors": _bars(held.get("errors"))}
 
 
 def _numbers(held: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class SparsityMetric(Metric):
         share = self.sums["firings"] / self.total("n")  # (dict_size,)
         return {**found, "n_alive": int(found["n_alive"]), "frac_dense": float((share > DENSE).double().mean())}
 
-    def merge(self, other: "SparsityMetric", index: Int[Tensor, "groups"] | None = None) -> "SparsityMetric":
+    def merge_beside_sums(self, other: Metric, index: Int[Tensor, "groups"] | None) -> None:
+        assert isinstance(other, SparsityMetric)
         shift = int(self.total("n"))  # the tokens of the other come after those here
         for name, theirs in other.places.items():
             known = theirs.abs() < _NEVER
@@ -91,7 +92,6 @@ class SparsityMetric(Metric):
             moved = moved.where(known, theirs)
             mine = self.places.get(name, moved)
             self.places[name] = torch.maximum(mine, moved) if name == "last group" else torch.minimum(mine, moved)
-        return super().merge(other, index)
 
     def only_groups(self) -> Int[Tensor, "n"]:
         """Returns, of each latent that fired in one group of documents alone, that group."""
