@@ -156,6 +156,13 @@ def held_out_data(
     return HeldOutText(tokens, model, config, data if hasattr(data, "filter") else given, getattr(data, "tokens", None))
 
 
+IN_TRAINING: Mapping[str, Any] = {
+    "ablations": ("zero", "mean"), "together": False, "all_tokens": False, "breakdown": False, "n_geometry_latents": 0,
+    "n_resamples": 0,
+}  # fmt: skip
+"""Settings of an evaluation while a run trains, which leave out what takes long."""
+
+
 class HeldOutText:
     """Text that a model reads; dictionaries are spliced in, unless `n_fidelity_tokens` is 0."""
 
@@ -173,7 +180,7 @@ class HeldOutText:
         like = tokens if is_stream else trained_on
         if config is None:
             own = {"ctx_len": like.ctx_len, "pack": like.pack} if isinstance(like, TokenStream) else {}
-            config = EvaluationConfig(**own)
+            config = EvaluationConfig(**own).replace(**IN_TRAINING)
         ctx_len, longest = (tokens if is_stream else config).ctx_len, model.longest_context
         if longest is not None and ctx_len > longest:
             raise ConfigError(

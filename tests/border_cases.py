@@ -91,7 +91,8 @@ class Place:
         self.ids = torch.arange(3, 21).view(2, 9)
         self.module.save_pretrained(root / "model")
         self.tokenizer.save_pretrained(root / "model")
-        dl.save_dictionary(self.dictionary, root / "dictionary")
+        for name in ("dictionary", "other dictionary"):
+            dl.save_dictionary(self.dictionary, root / name)
         dl.write_cache(root / "cache", self.texts, self.model, SITE, ctx_len=CTX, refresh_batch_size=2)
         dl.interpretation.collect_contexts(
             self.model, {"a": self.dictionary}, self.texts, root / "store", sites={"a": SITE}, n_tokens=64, ctx_len=CTX

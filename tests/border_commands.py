@@ -65,6 +65,8 @@ def working(place: Place) -> dict[str, list[str]]:
                      "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
         "contexts": [model, "--dictionaries", str(root / "dictionary"), "--data", data, *small[:-2], "--n-tokens", "32",
                      "--save-dir", str(place.new())],
+        "compare": [str(root / "dictionary"), str(root / "other dictionary"), "--model", model, "--data", data, *small[:-2],
+                    "--n-tokens", "32", "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
         "cache": [model, data, "--out", str(place.new()), *reading, "--n-tokens", "32"],
         "pretokenize": [data, "--model", model, "--out", str(place.new()), "--ctx-len", str(CTX)],
         "explain": [str(root / "store"), "--latents", "0-3", "--seed", "1"],
@@ -87,7 +89,8 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
                                             "model of another shape", "dictionary")]  # fmt: skip
     saved = [str(root / name) for name in ("nothing", "empty", "text.txt", "dictionary cut", "model")]
     places = {
-        "train": {0: models, 1: files}, "evaluate": {0: saved}, "contexts": {0: models}, "cache": {0: models, 1: files},
+        "train": {0: models, 1: files}, "evaluate": {0: saved}, "compare": {0: saved}, "contexts": {0: models},
+        "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
         "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved}, "dashboard": {0: saved}, "serve": {0: saved},
         "sweep": {0: saved},

@@ -6,6 +6,7 @@ import logging
 from typing import ClassVar, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._compare import CompareArguments
 from dictionary_learning.cli._contexts import ContextsArguments
 from dictionary_learning.cli._dashboard import DashboardArguments, ServeArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
@@ -262,6 +263,7 @@ ARGUMENTS: dict[str, type[CommandArguments]] = {
     "sweep": SweepArguments,
     "evaluate": EvaluateArguments,
     "contexts": ContextsArguments,
+    "compare": CompareArguments,
     "cache": CacheArguments,
     "pretokenize": PretokenizeArguments,
     "explain": ExplainArguments,

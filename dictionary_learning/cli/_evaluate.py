@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning._trained_on import (
@@ -26,7 +26,7 @@ from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
     from dictionary_learning.data import Source
-    from dictionary_learning.evaluation import Report
+    from dictionary_learning.evaluation import DictionaryReport, Report
     from dictionary_learning.interop._saved import Saved
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,16 @@ class EvaluateArguments(DataArguments):
     """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
     device: str | None = None
     """The device; the accelerator if there is one."""
+    convention: Literal["canonical", "dictionary_learning", "saelens", "saebench"] = "canonical"
+    """A package whose figures are computed too, by its own rules and names."""
+    n_resamples: int = 1_000
+    """Resamples of the documents for the error bars; 0 for none."""
 
     def run(self) -> None:
+        self.evaluate()
+
+    def evaluate(self) -> "Report":
+        """Evaluates, writes the report and prints its page's path; returns the report."""
         from dictionary_learning.activations._filters import TokenFilter
         from dictionary_learning.cli._candidates import candidates_of, load_saved
         from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
@@ -98,35 +106,40 @@ class EvaluateArguments(DataArguments):
             EvaluationConfig(
                 ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
                 pack=True if pack is None else pack,
-                **self.options("n_tokens", "n_fidelity_tokens", "batch_size"),
+                **self.options("n_tokens", "n_fidelity_tokens", "batch_size", "convention", "n_resamples"),
             ),
             token_filter=TokenFilter.from_dict(rule) if rule else None,
             norm_limits=_norm_limits(saved),
         )
-        report_on(report, saved, _report_folder(self, saved), {})
+        return report_on(report, saved, _report_folder(self, saved), {})
 
 
-def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> Path:
+def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> "Report":
     """Adds settings and training history to a report, writes it, and prints its page's path."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.loggers import read_history
 
-    whole: dict[str, Any] = {"title": f"Dictionaries of {report['model']['name']}", **report}
-    whole |= {"versions": versions(), "seconds": dict(seconds)}
-    for entry, one in zip(report["dictionaries"], saved, strict=True):
-        entry["config"] = one.config.get("trainer", one.config.get("peer", {}))
+    entries: list[Any] = []
+    for entry, one in zip(report.dictionaries, saved, strict=True):
         # dictionaries of other packages have no history of ours
         history = one.folder.parent / "metrics.jsonl" if one.folder is not None and "name" in one.config else None
-        entry["history"] = read_history(history, one.name) if history is not None and history.is_file() else []
-        metrics = entry["metrics"]
-        shown = [f"FVU {metrics['fvu']:.4f}", f"L0 {metrics['l0']:.1f}"]
-        if "ce_recovered_zero" in metrics:
-            shown.append(f"CE recovered {metrics['ce_recovered_zero']:.4f}")
-        logger.info("%s: %s", entry["name"], "  ".join(shown))
-    page = write_report(whole, save_dir)["html"]
-    write_line(str(page))
-    return page
+        known = read_history(history, one.name) if history is not None and history.is_file() else []
+        config = one.config.get("trainer", one.config.get("peer", {}))
+        entries.append(dataclasses.replace(entry, config=config, history=known))
+        shown = [f"FVU {_figure(entry, 'fvu')}", f"L0 {entry.metrics['l0']:.1f}"]
+        if "ce_recovered_zero" in entry.metrics:
+            shown.append(f"CE recovered {_figure(entry, 'ce_recovered_zero')}")
+        logger.info("%s: %s", entry.name, "  ".join(shown))
+    title = f"Dictionaries of {report.model['name']}"
+    whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
+    write_line(str(write_report(whole, save_dir)["html"]))
+    return whole
+
+
+def _figure(entry: "DictionaryReport", name: str) -> str:
+    figure = entry.figure(name)
+    return f"{figure.value:.4f}" + (f" \u00b1 {figure.error.standard_error:.4f}" if figure.error else "")
 
 
 def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Path:

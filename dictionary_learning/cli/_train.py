@@ -302,11 +302,12 @@ def _held_out(
     arguments: TrainArguments, model: "TracedModel | None", text: "Source | None", source: "Activations"
 ) -> dict[str, Any]:
     """Returns the arguments of `trainSAE` about evaluation while it trains."""
+    from dictionary_learning._held_out import IN_TRAINING
     from dictionary_learning.contexts import ContextStream
 
     if arguments.evaluate_every is None:
         return {}
-    config = how_to_evaluate(arguments, source)
+    config = how_to_evaluate(arguments, source).replace(**IN_TRAINING)
     data: Any = text
     if arguments.cache is not None and text is not None and model is not None:
         reading = {"ctx_len": config.ctx_len, "pack": config.pack}

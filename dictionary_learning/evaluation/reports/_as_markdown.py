@@ -5,15 +5,20 @@ from typing import Any
 
 from dictionary_learning.evaluation.reports._contents import (
     BASELINES,
+    TOKEN_GROUP_COLUMNS,
     Entries,
     baselines,
     best_values,
     count,
     defined,
     duration,
+    error_of,
     excluded,
     headline,
     shown_columns,
+    together,
+    token_groups,
+    uncertainty,
 )
 
 
@@ -25,6 +30,12 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         parts += ["## Dictionaries", _dictionaries(dictionaries)]
         if best_values(dictionaries):
             parts.append("Bold: the best value among the dictionaries of the same site.")
+        parts.append(_line(uncertainty(report)))
+    if report.get("together"):
+        parts += ["## Together", "Dictionaries of several sites, spliced into the model at once.", _together(report)]
+    for title, key in (("position", "by_position"), ("kind of token", "by_token_class")):
+        if any(d.get(key) for d in dictionaries):
+            parts += [f"## The error by {title}", _token_groups(dictionaries, key)]
     if report.get("ablation"):
         parts += ["## Baselines", "Cross-entropy in nats per token, and KL divergence from the original model."]
         rows = [[_code(site), *texts] for site, texts in baselines(report)]
@@ -44,9 +55,22 @@ def _dictionaries(dictionaries: Entries) -> str:
         row = [_code(d["site"]), _code(d["name"]), count(d.get("dict_size"))]
         for column in columns:
             text = column.write(d["metrics"].get(column.key))
-            row.append(f"**{text}**" if (i, column.key) in best else text)
+            text = f"**{text}**" if (i, column.key) in best else text
+            row.append(text + error_of(d, column))
         rows.append(row)
     return _table(["site", "name", "width", *(column.label for column in columns)], rows, n_left=2)
+
+
+def _together(report: Mapping[str, Any]) -> str:
+    rows = [[_line(" + ".join(map(str, names))), *texts] for names, texts in together(report)]
+    return _table(["dictionaries", "CE", "CE increase", "KL"], rows, n_left=1)
+
+
+def _token_groups(dictionaries: Entries, key: str) -> str:
+    rows = [
+        [_code(d["name"]), _line(group["name"]), *texts] for d in dictionaries for group, texts in token_groups(d, key)
+    ]
+    return _table(["dictionary", "tokens", *TOKEN_GROUP_COLUMNS], rows, n_left=2)
 
 
 def _definitions(dictionaries: Entries) -> str:
