@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -87,7 +87,9 @@ class Measured:
             variance.merge(self.variance(self.facts.variances[number], tokens))
         for name, make in METRICS.items():
             whole: Metric = ReconstructionMetric(variance) if make is ReconstructionMetric else make()
-            found[name] = whole.merge(counted[name]).merge(excluded[name])
+            for part in (counted[name], excluded[name]):
+                whole.merge(cast(Any, part))
+            found[name] = whole
         return found
 
     def breakdown(self, number: int) -> Breakdown:

@@ -227,7 +227,7 @@ def none_at_all(logits):
         ({"inputs": ["<s>", "<s>"]}, DataError, "No token counts"),
         ({"inputs": ""}, DataError, "no token"),
     ],
-    ids=str,
+    ids=tiny.plain_id,
 )  # fmt: skip
 def test_wrong_arguments_are_refused(model, given, error, match):
     arguments = {"dictionaries": BUILD["top_k"](), "inputs": TEXTS, "metric": METRIC, **given}

@@ -160,7 +160,7 @@ def test_latents_of_contexts_need_the_whole_text(model):
         ({"prompts": []}, DataError, "give a string"),
         ({"prompts": torch.rand(2, 3)}, DataError, "token ids"),
     ],
-    ids=str,
+    ids=tiny.plain_id,
 )
 def test_wrong_arguments_are_refused(model, given, error, match):
     with pytest.raises(error, match=match):
