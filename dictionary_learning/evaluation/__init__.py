@@ -14,6 +14,7 @@ from dictionary_learning._lazy import lazy_names
 from dictionary_learning.evaluation._bootstrap import ErrorBar
 from dictionary_learning.evaluation._candidates import Candidate
 from dictionary_learning.evaluation._compare import Comparison, Difference, compare_reports
+from dictionary_learning.evaluation._config import EvaluationConfig
 from dictionary_learning.evaluation._geometry import (
     Geometry,
     Match,
@@ -33,7 +34,7 @@ from dictionary_learning.evaluation._records import (
     TogetherReport,
     TokenGroupReport,
 )
-from dictionary_learning.evaluation._runner import EvaluationConfig, evaluate_dictionaries
+from dictionary_learning.evaluation._runner import evaluate_dictionaries
 from dictionary_learning.evaluation._sparsity import SparsityMetric
 
 if TYPE_CHECKING:

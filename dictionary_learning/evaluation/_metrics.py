@@ -54,7 +54,7 @@ class Metric(ABC):
         """
         return {}
 
-    def merge(self: M, other: M, index: Int[Tensor, "groups"] | None = None) -> M:
+    def merge(self: M, other: "Metric", index: Int[Tensor, "groups"] | None = None) -> M:
         """Adds the sums of another metric of the same class; returns self.
 
         Args:
@@ -67,7 +67,9 @@ class Metric(ABC):
         self.by_document.merge(other.by_document, index)
         return self
 
-    def merge_beside_sums(self, other: "Metric", index: Int[Tensor, "groups"] | None) -> None:  # noqa: B027
+    def merge_beside_sums(  # noqa: B027  (most metrics hold nothing else)
+        self, other: "Metric", index: Int[Tensor, "groups"] | None
+    ) -> None:
         """Adds what another metric holds beside its sums, before these; by default nothing."""
 
     def add(self, name: str, value: Tensor | float) -> None:

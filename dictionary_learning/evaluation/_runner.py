@@ -1,6 +1,5 @@
 """Evaluates several dictionaries on text, at several sites, in one pass over it."""
 
-import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,23 +12,22 @@ from dictionary_learning._border import check, checked
 from dictionary_learning._hardware import float64
 from dictionary_learning._types import ModelLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
-from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation._bootstrap import document_weights
 from dictionary_learning.evaluation._breakdown import TokenKinds
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, sites_of, warn_of_others
+from dictionary_learning.evaluation._config import EvaluationConfig
 from dictionary_learning.evaluation._conventions import (
     CONVENTIONS,
     Convention,
-    ConventionName,
     Logits,
     SpecialTokens,
 )
 from dictionary_learning.evaluation._documents import digest_of, digest_of_masks, group_documents
 from dictionary_learning.evaluation._geometry import decoder_geometry
-from dictionary_learning.evaluation._measured import ABLATIONS, COUNTED, EXCLUDED, Facts, Measured
+from dictionary_learning.evaluation._measured import COUNTED, EXCLUDED, Facts, Measured
 from dictionary_learning.evaluation._metrics import EvaluationBatch
 from dictionary_learning.evaluation._records import DataReport, DictionaryReport, Report
 from dictionary_learning.evaluation._resampling import ResamplePool
@@ -40,45 +38,6 @@ from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(BaseConfig):
-    """How much text dictionaries are evaluated on, in which batches, and what is measured."""
-
-    n_tokens: int = setting(32_768, at_least=1)
-    """Tokens to read for the metrics of activations and latents; fewer if the text ends."""
-    n_fidelity_tokens: int = setting(8_192, at_least=0)
-    """Tokens to read for cross-entropy and KL, with a forward pass per dictionary; 0 for none."""
-    ctx_len: int = setting(128, at_least=2)
-    """Tokens in a context; a stream of contexts has its own."""
-    batch_size: int = setting(8, at_least=1)
-    """Contexts in a forward pass."""
-    pack: bool = True
-    """Whether documents are packed into full contexts, as in training; a stream has done it."""
-    ablations: tuple[str, ...] = ABLATIONS
-    """What replaces a site's activations, for a baseline: "zero", "mean" or "resample", those
-    of a random token; a forward pass each."""
-    together: bool = True
-    """Whether dictionaries of different sites are also spliced in at once: the first of each site,
-    then the second of each."""
-    all_tokens: bool = True
-    """Whether metrics of activations are also given with the tokens that the filter excludes."""
-    breakdown: bool = True
-    """Whether the error is also given by position and by kind of token."""
-    n_geometry_latents: int = setting(2_048, at_least=0)
-    """Latents whose nearest neighbors are looked for among all; 0 for none."""
-    n_resamples: int = setting(1_000, at_least=0)
-    """Resamples of the documents for the error bars; 0 for none."""
-    convention: ConventionName = "canonical"
-    """A package whose figures are computed too, by its own rules and names."""
-    seed: int = 0
-    """Of the error bars and of what is drawn at random."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if unknown := [one for one in self.ablations if one not in ABLATIONS]:
-            raise ConfigError(f"Got ablations={self.ablations}; {unknown[0]!r} is none of {', '.join(ABLATIONS)}.")
 
 
 @checked()

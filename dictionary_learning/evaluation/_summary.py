@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -83,8 +82,3 @@ def _token_groups(measured: Measured, number: int, what: str, weights: Weights) 
             TokenGroupReport(name=name, n_tokens=int(counts[column]), fvu=float(fvu[column]), **own, errors=errors)
         )
     return found
-
-
-def as_float(value: Tensor | None) -> float | None:
-    """Returns a figure of one resample as a number."""
-    return None if value is None or not len(torch.atleast_1d(value)) else float(value)
