@@ -38,6 +38,7 @@ HARMLESS = {
     ("sites", "submodules"): (_WHOLE_MODEL, "''"),
     ("widths", "sites"): ("no site has no width", "''", "[]"),
     ("capture", "sites"): ("no site has no activations", "''", "[]"),
+    ("combine", "edits"): (_LATER, "{'nothing': "),
     ("Site", "path"): (_LATER, "''", r"'a\x00b'"),
     ("Site", "index"): (_LATER, str(2**70)),
     ("Site", "call"): (_LATER, str(2**70)),

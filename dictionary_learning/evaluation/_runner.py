@@ -29,7 +29,8 @@ from dictionary_learning.evaluation._metrics import (
     recovered,
 )
 from dictionary_learning.evaluation._on_activations import check_finite
-from dictionary_learning.interventions import ablate, graft, graft_across, put
+from dictionary_learning.interventions import ablate, graft, graft_across
+from dictionary_learning.interventions._activations import putting
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.sites import Site
 
@@ -245,7 +246,7 @@ class _Run:
             outputs = e.dictionary(e.inputs(self.model.capture(*tokens, e.reads), e.reads))
             widths = [len(self.sums[site]) for site in e.writes]
             for site, value in zip(e.writes, outputs.split(widths, dim=-1), strict=True):
-                yield {site: put(value, keep)}
+                yield {site: putting(value, keep)}
 
     def ablations(self) -> dict[str, dict[str, float]]:
         return {

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias, cast
 
 from torch import nn
 
+from dictionary_learning._border import checked
 from dictionary_learning._module_io import flat, hidden, input_or_none, unflat, with_hidden, with_input
 from dictionary_learning._types import ModelLike
-from dictionary_learning.errors import ConfigError, ModelError, SiteError
+from dictionary_learning.errors import ModelError, SiteError
 from dictionary_learning.interventions._calls import Call
 from dictionary_learning.interventions._combine import check_edits, combine
 from dictionary_learning.interventions._inputs import special_ids
@@ -25,6 +26,7 @@ EditsLike: TypeAlias = Mapping[Any, Edit] | Sequence[Mapping[Any, Edit]]
 """Edits by site, pattern or string; or those of several dictionaries, which follow each other."""
 
 
+@checked()
 @contextlib.contextmanager
 def attached(
     model: ModelLike, edits: EditsLike, *, when: When = "always", special_tokens: bool = False
@@ -61,8 +63,6 @@ def attached(
 @contextlib.contextmanager
 def attached_for(traced: TracedModel, edits: EditsLike, when: When, special_tokens: bool) -> Generator[Any, None, None]:
     """Edits a model inside a `with` block."""
-    if when not in ("always", "prompt", "generated"):
-        raise ConfigError(f"Got when={when!r}; give 'always', 'prompt' or 'generated'.")
     root: nn.Module = traced._original
     places = _edits_by_site(traced, edits)
     with contextlib.suppress(ModelError):  # without an example it cannot be tried
