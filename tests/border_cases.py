@@ -257,7 +257,7 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "attached": lambda p: (
         _used(attached, lambda block: _inside(block, p)), {"model": p.model, "edits": {SITE: ablate()}},
     ),
-    "combine": lambda p: (lambda edits: combine(edits), {"edits": {SITE: ablate()}}),
+    "combine": lambda p: (lambda edits: p.model.run(p.ids, combine(edits)), {"edits": {SITE: ablate()}}),
     "edit_latents": lambda p: (
         _used(edit_latents, lambda edit: p.model.run(p.ids, {SITE: edit})),
         {"dictionary": p.dictionary},

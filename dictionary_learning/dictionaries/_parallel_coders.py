@@ -192,7 +192,7 @@ class CrossLayerTranscoder(ParallelCoders):
         outputs = tuple(output_dims if output_dims is not None else site_dims)
         if len(outputs) != len(site_dims):
             raise ConfigError(
-                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; "
+                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs in output_dims; "
                 "give one of both for each layer."
             )
         writes = [slice(place.start, sum(outputs)) for place in _places(outputs)]

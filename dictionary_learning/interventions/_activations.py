@@ -123,9 +123,8 @@ def steer(
         raise ConfigError(f"Got unit={unit!r} and max_activation={max_activation}; give both or neither.")
     largest = _check_finite("direction", direction)
     if not direction.ndim or not direction.numel() or (unit == "norm" and not direction.any(dim=-1).all()):
-        raise ConfigError(
-            f"Got direction={_shown(direction)}; a vector is needed, and with unit='norm' one that is not 0: give a row of W_dec."
-        )
+        needed = "a vector is needed, and with unit='norm' one that is not 0"
+        raise ConfigError(f"Got direction={_shown(direction)}; {needed}. Give a row of W_dec.")
     strength = scale * (1.0 if max_activation is None else max_activation)
 
     def edit(x: Tensor) -> Tensor:
