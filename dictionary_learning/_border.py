@@ -23,7 +23,7 @@ _COUNTS = (
     "refresh_batch_size shard_size window steps log_steps save_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates n_latents d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
-    "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes"
+    "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes site_dims output_dims"
 )
 _FROM_ZERO = "n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
@@ -45,8 +45,8 @@ _REMEDIES = {
     "DataError": "Check the data, and whether files are whole and may be read and written.",
 }
 _DENSE = "torch.strided"
-_LONGEST = 80
-"""Characters of a value in an error."""
+_LONGEST, _LONGEST_SENTENCE = 80, 300
+"""Characters of a value in an error, and of what another package says."""
 
 
 def checked(*, wraps: type[DictionaryLearningError] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -134,6 +134,7 @@ def is_foreign(error: BaseException) -> bool:
 def said(error: BaseException) -> str:
     """Returns what an exception of another package says, as one sentence."""
     text = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
+    text = text if len(text) <= _LONGEST_SENTENCE else f"{text[: _LONGEST_SENTENCE - 1]}…"
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
@@ -181,9 +182,10 @@ def _check_path(path: Any) -> None:
 
 
 def _request(function: Callable[..., Any], bound: inspect.BoundArguments) -> str:
-    """Returns a call as it was written, without long values."""
+    """Returns a call as it was written, without long values and those that are None."""
     given = {name: value for name, value in bound.arguments.items() if name not in ("self", "cls")}
     given |= given.pop("facts", {}) | given.pop("options", {})
+    given = {name: value for name, value in given.items() if value is not None}
     simple = (str, os.PathLike, bool, int, float)
     shown = [f"{n}={short(v) if isinstance(v, simple) else f'a {type(v).__name__}'}" for n, v in given.items()]
     return f"{_name(function, bound.args)}({', '.join(shown)})"

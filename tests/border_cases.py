@@ -54,12 +54,17 @@ from dictionary_learning.interpretation.explanations import (
 )
 from dictionary_learning.interventions import (
     ablate,
+    attached,
+    combine,
+    edit_latents,
+    edit_latents_across,
     generate,
     graft,
     graft_across,
     latent_edits,
     latent_edits_for,
     put,
+    read_latents,
     steer,
 )
 from dictionary_learning.ops import use_backend
@@ -147,6 +152,11 @@ def _opened(place: Place) -> Any:
 
 def _first(stream: Any) -> Any:
     return next(iter(stream))
+
+
+def _inside(block: Any, place: Place) -> None:
+    with block as model:
+        model(place.ids)
 
 
 CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] = {
@@ -252,6 +262,25 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "ablate": lambda p: (_used(ablate, lambda edit: p.model.run(p.ids, {SITE: edit})), {"value": 0.0}),
     "steer": lambda p: (
         _used(steer, lambda edit: p.model.run(p.ids, {SITE: edit})), {"direction": torch.ones(tiny.DIM), "scale": 2.0},
+    ),
+    "attached": lambda p: (
+        _used(attached, lambda block: _inside(block, p)), {"model": p.model, "edits": {SITE: ablate()}},
+    ),
+    "combine": lambda p: (lambda edits: p.model.run(p.ids, combine(edits)), {"edits": {SITE: ablate()}}),
+    "edit_latents": lambda p: (
+        _used(edit_latents, lambda edit: p.model.run(p.ids, {SITE: edit})),
+        {"dictionary": p.dictionary},
+    ),
+    "edit_latents_across": lambda p: (
+        _used(edit_latents_across, lambda edits: p.model.run(p.ids, edits)),
+        {"dictionary": p.dictionary, "read": Site("model.layers.0"), "write": Site(SITE), "ablate": [1]},
+    ),
+    "read_latents": lambda p: (
+        read_latents, {"model": p.model, "dictionary": p.dictionary, "inputs": p.texts[0], "site": SITE},
+    ),
+    "Crosscoder": lambda p: (dl.Crosscoder, {"site_dims": [4, 4], "dict_size": 8, "nonlinearity": {"name": "relu"}}),
+    "CrossLayerTranscoder": lambda p: (
+        dl.CrossLayerTranscoder, {"site_dims": [4, 4], "dict_size": 8, "nonlinearity": {"name": "relu"}, "output_dims": [4, 4]},
     ),
     "latent_edits": lambda p: (
         _used(latent_edits, lambda edits: p.model.run(p.ids, edits)), {"model": p.model, "dictionary": p.dictionary, "site": SITE},
@@ -359,7 +388,9 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
 """Each public function, with arguments that work, by name; data are read as far as the first batch."""
 
 _NO_TYPE = [5, None, "nothing", [3]]
-_COUNT = [0, -1, 2.5, "x", float("nan"), float("inf"), None, [3], True]
+_COUNT = [0, -1, 2.5, "x", float("nan"), float("inf"), None, [3], True, 10**30]
+_CHANGE = [5, [1], "x", {1: "5"}, {1: True}, {1: 1e39}, {1: float("nan")}, {1: None}, {"x": 1.0}, {32: 1.0}]
+_WIDTHS = [0, "x", [4, "x"], [4, -4], [4.5, 4], [], torch.tensor(4)]
 _FLAG = ["yes", None, 5, [True]]
 _NUMBER = ["x", float("nan"), float("inf"), None, [1.0]]
 _WORD = [5, ["x"], b"x"]
@@ -378,7 +409,8 @@ WRONG: dict[str, list[Any]] = {
     **dict.fromkeys(("activation_dim", "dict_size", "k", "max_len", "checkpoint_steps", "backup_steps"), _COUNT),
     **dict.fromkeys(("keep_checkpoints", "max_examples", "row_len", "shuffle_buffer", "layer_stride", "epochs"), _COUNT),
     **dict.fromkeys(("d_submodule", "vocab_size", "n_embeddings", "hook_layer", "n_fidelity_tokens"), _COUNT),
-    **{n: [2.5, "x", float("nan"), [3], 2**70] for n in ("seed", "shuffle_seed", "separator_id", "index", "call")},
+    **{n: [2.5, "x", float("nan"), [3], 2**70] for n in ("seed", "shuffle_seed", "separator_id")},
+    **{n: [2.5, "x", float("nan"), [3], 2**70, torch.zeros(0), torch.zeros(2)] for n in ("index", "call")},
     "prefetch": [-1, 2.5, "x", [3]],
     "save_steps": [5, "x", [0], [-1], [2.5], ["x"], [99]],
     **{n: [0.0, -1.0, *_NUMBER[:3], [1.0]] for n in ("max_activation_norm_multiple", "max_norm_multiple")},
@@ -394,14 +426,18 @@ WRONG: dict[str, list[Any]] = {
     "resume": [5, None, "nosuch"], "loggers": [5, "x", [5]], "normalize_activations": [5, "nosuch", [3]],
     "allow_changed": [5], "tokenizer": [5, "nosuch", ["x"]], "channels": [5, "x"], "format": [5, "nosuch", ["x"]],
     "to": [5, None, "nosuch"], "report": [5, None, [3], "x"], "formats": [5, ["nosuch"], [5]],
-    "activations": [5, None, [], ["x"], [torch.ones(3)], [torch.ones(4, 7)], [torch.full((4, 16), float("nan"))]],
+    "activations": [5, None, torch.tensor(1.0), [], ["x"], [torch.ones(3)], [torch.ones(4, 7)], [torch.full((4, 16), float("nan"))]],
     "nonlinearity": [5, "nosuch", {"name": "nosuch"}, {"name": "top_k", "k": 0}, {"name": "top_k", "n": 1}, {}],
-    "candidates": [5, None, [], "x", [3], TrainerTopK], "token_filter": [5, "x", {"a": 1}], "generator": [5, "x"],
+    "candidates": [5, None, torch.tensor(1.0), [], "x", [3], TrainerTopK], "token_filter": [5, "x", {"a": 1}], "generator": [5, "x"],
     "norm_limits": [5, "x", {"nothing": 1.0}, {SITE: "x"}, {SITE: float("nan")}], "match": [5, "nosuch", None],
-    "x": _TENSORS, "W_dec": _TENSORS, "latents": _TENSORS[:5], "value": ["x", [1.0], torch.ones(3)],
-    "direction": _TENSORS[:5], "keep": _MASKS, "attention_mask": _MASKS, "read": [5, "nothing", None],
-    "write": [5, "nothing", None], "inputs": [5, "w1", None, torch.tensor([3]), torch.tensor([[3, 999]]), torch.rand(2, 9)],
+    "x": _TENSORS, "W_dec": _TENSORS, "latents": _TENSORS[:5], "value": ["x", [1.0], torch.ones(3), torch.tensor(float("nan")), torch.full((2, 9, 16), 1e300, dtype=torch.float64)],
+    "direction": [*_TENSORS[:5], torch.tensor(1.0), torch.full((16,), float("inf")), torch.ones(16).cfloat()],
+    "keep": [*_MASKS, torch.full((2, 9), 2), torch.ones(2, 9).cfloat()], "attention_mask": _MASKS, "read": [5, "nothing", None],
+    "write": [5, "nothing", None], "inputs": [5, "w1", "\ud800", None, torch.tensor([3]), torch.tensor([[3, 999]]), torch.rand(2, 9)],
     "edits": [5, "x", {SITE: 5}, {SITE: None}, {"nothing": ablate()}, {5: ablate()}, {SITE: lambda x: 5}],
+    "ablate": [5, "1", [32], [-1], [0.5], [True], ["x"]],
+    **dict.fromkeys(("clamp", "add"), _CHANGE), **dict.fromkeys(("site_dims", "output_dims"), _WIDTHS),
+    "special_tokens": _FLAG, "keep_error": _FLAG, "when": [5, None, "x"],
     "layers": [5, "1", ["1"], [99], [-99], [0.5]], "side": [5, "x", None], "sources": [5, None, [], [5]],
     "parts": [5, None, [], [5, 5]], "chat": [5, "x"], "data_args": [5, "x"], "on_bad_document": [5, "x", None],
     "exhausted": [5, "x"], "bos": [5, "x"], "separator": [5000, "nosuch", 2.5], "padding_side": [5, "x"],
@@ -441,7 +477,7 @@ MEANT = {
        for part in ("sites", "site", "token_filter", "target")},
     ("coactivation", "latents"): ("None",), ("feature_effect", "inputs"): ("'w1'", "tensor([3])"), **{(name, "dictionary"): ("None",) for name in ("feature_effect", "examine_dimension")},
     ("write_circuit_tracer", "repository"): ("'a/b/c/d'",), ("explain", "latents"): ("[]",),
-    **{(name, "inputs"): ("'w1'", "tensor([3])") for name in ("latent_edits_for", "attribute", "mean_latents", "faithfulness")},
+    **{(name, "inputs"): ("'w1'", "tensor([3])") for name in ("latent_edits_for", "read_latents", "attribute", "mean_latents", "faithfulness")},
     ("latent_view", "latents"): ("5",), ("test_prompt", "answer"): ("['x']",),
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip

@@ -219,3 +219,10 @@ def test_calls_that_no_signature_has_say_what_it_takes():
         add(1, othr=2)
     with pytest.raises(ConfigError, match=r"missing a required argument: 'one'. It takes: one, other."):
         add()
+
+
+def test_errors_are_sentences_without_what_was_not_given(place):
+    error = outcome(lambda: FAULTS["name longer than a file's"](place))
+    assert "None" not in str(error) and len(str(error)) < 600, error
+    error = outcome(lambda: FAULTS["the same in training"](place))
+    assert str(error).endswith("left. Lower dict_size."), error

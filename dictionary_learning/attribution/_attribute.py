@@ -19,7 +19,7 @@ from dictionary_learning.attribution._runs import Found, Path, Run, paths_of
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.interventions import TokenMask
-from dictionary_learning.interventions._activations import token_mask
+from dictionary_learning.interventions._activations import check_keep, token_mask
 from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
 from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import load_model
@@ -83,6 +83,7 @@ def attribute(
         DataError: The two inputs have different shapes, or no token counts.
         ModelError: The model runs on a server, or the metric does not depend on a site.
     """
+    check_keep(keep)
     traced = load_model(model)
     nodes = nodes_of(traced, dictionaries)
     if method == "patching" and baseline is None:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dictionary_learning.interventions import put
+from dictionary_learning.interventions._activations import putting
 from dictionary_learning.models import Edit
 from dictionary_learning.sites import Site
 
@@ -44,4 +44,4 @@ class ResamplePool:
         drawn = torch.from_numpy((self._draws.random(n) * len(self._kept)).astype(np.int64))
         places = torch.zeros(keep.shape, dtype=torch.long)
         places[keep.cpu()] = drawn
-        return {site: put(rows[places.to(rows.device)], keep) for site, rows in self._rows.items()}
+        return {site: putting(rows[places.to(rows.device)], keep) for site, rows in self._rows.items()}

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.evaluation._candidates import PlacedCandidate
-from dictionary_learning.interventions import graft, graft_across, put
+from dictionary_learning.interventions import graft, graft_across
+from dictionary_learning.interventions._activations import putting
 from dictionary_learning.models import Edit, TracedModel
 from dictionary_learning.sites import Site
 
@@ -35,7 +36,7 @@ def splices(
     else:
         # all sites are read from the original model, then each is replaced in a pass of its own
         for site, value in _written(model, placed, tokens, widths).items():
-            yield {site: put(value, keep)}
+            yield {site: putting(value, keep)}
 
 
 def splice_together(
@@ -61,7 +62,7 @@ def splice_together(
             writers.setdefault(placed.writes[0], []).append(edits[placed.writes[0]])
         else:
             for site, value in _written(model, placed, tokens, widths).items():
-                writers.setdefault(site, []).append(put(value, keep))
+                writers.setdefault(site, []).append(putting(value, keep))
     # what is written is what a later dictionary reads
     return {site: _in_order([*writers.get(site, []), *readers.get(site, [])]) for site in {**writers, **readers}}
 

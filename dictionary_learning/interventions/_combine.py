@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from dictionary_learning._border import short
+from dictionary_learning._border import checked, short
 from dictionary_learning._module_io import apply_edit
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
@@ -17,6 +17,7 @@ _READS_CONTEXTS = "reads_contexts"
 """An edit's attribute: whether its dictionary has to see the tokens before."""
 
 
+@checked()
 def combine(*edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
     """Returns the edits of several dictionaries as those of one forward pass.
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike, SubmodulesLike
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError, UnknownNameError
-from dictionary_learning.interventions._activations import TokenMask, put, token_mask
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.interventions._activations import TokenMask, check_keep, putting, token_mask
 from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
-from dictionary_learning.interventions._latents import CHANGES, LatentChange, with_rows
+from dictionary_learning.interventions._latents import LatentChange, change_of, with_rows
 from dictionary_learning.interventions._places import Places, places_of
 from dictionary_learning.interventions._wires import known_too_late, wired
 from dictionary_learning.models import Edit, load_model
@@ -57,8 +57,9 @@ def latent_edits(
         ConfigError: A latent does not exist; the sites are not known or do not fit; or the latents
             depend on sites that the model reaches after one that they write, as in a crosscoder.
     """
+    check_keep(keep)
     traced = load_model(model)
-    change = _change(dictionary, changes)
+    change = change_of(dictionary, changes)
     reads, writes = places_of(traced, dictionary, site, target)
     late = known_too_late(dictionary, reads, writes, traced.in_order(list({**reads, **writes})))
     if late:
@@ -113,8 +114,9 @@ def latent_edits_for(
         ConfigError: A latent does not exist, or the sites are not known or do not fit.
         DataError: There is no text.
     """
+    check_keep(keep)
     traced = load_model(model)
-    change = _change(dictionary, changes)
+    change = change_of(dictionary, changes)
     places = places_of(traced, dictionary, site, target)
     ids, real = as_tokens(traced, inputs)
     mask = ordinary(ids, real, () if special_tokens else special_ids(traced))
@@ -128,15 +130,8 @@ def latent_edits_for(
         base = y[mask.to(y.device)] if keep_error else outputs[:, place]
         changed = with_rows(y, mask, base.to(added) + added[:, place])  # (batch, ctx, dim)
         is_sum = onto == "running" and keep_error
-        edits[one] = _plus(with_rows(torch.zeros_like(y), mask, added[:, place])) if is_sum else put(changed, mask)
+        edits[one] = _plus(with_rows(torch.zeros_like(y), mask, added[:, place])) if is_sum else putting(changed, mask)
     return EditedText(ids, real, edits)
-
-
-def _change(dictionary: Dictionary, changes: dict[str, Any]) -> LatentChange:
-    for name in changes:
-        if name not in CHANGES:
-            raise UnknownNameError("change of latents", name, CHANGES)
-    return LatentChange(dictionary, **{**CHANGES, **changes})
 
 
 def _results(

@@ -13,8 +13,8 @@ from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.errors import ConfigError, ModelError, UnknownNameError
 from dictionary_learning.interventions._attached import EditsLike, attached_for
-from dictionary_learning.interventions._calls import When
 from dictionary_learning.interventions._inputs import as_tokens
+from dictionary_learning.interventions._tokens import When
 from dictionary_learning.models import TracedModel, load_model
 
 _OURS = ("inputs", "input_ids", "attention_mask", "inputs_embeds", "return_dict_in_generate")
@@ -79,7 +79,7 @@ def generate(
     n_prompt, device = ids.shape[1], traced.device
     options = {"pad_token_id": _padding_id(traced, root), **options}
     given = cast(EditsLike, edits)
-    with attached_for(traced, given, when, special_tokens, n_prompt), _seeded(generator, device):
+    with attached_for(traced, given, when, special_tokens), _seeded(generator, device):
         made: Tensor = root.generate(
             ids.to(device), attention_mask=mask.long().to(device), max_new_tokens=max_new_tokens, **options
         )

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dictionary_learning.data import TokenBatch
-from dictionary_learning.errors import DataError
+from dictionary_learning.errors import DataError, ModelError
 from dictionary_learning.models import TracedModel
 
 
@@ -21,13 +21,18 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
     if isinstance(inputs, TokenBatch):
         return TokenBatch(inputs.input_ids, inputs.attention_mask.bool())
     if isinstance(inputs, Tensor):
-        if inputs.ndim not in (1, 2) or inputs.is_floating_point() or not inputs.numel():
+        if inputs.ndim not in (1, 2) or not _is_whole(inputs) or not inputs.numel():
             raise DataError(f"Got a tensor {tuple(inputs.shape)} of {inputs.dtype}; give token ids (batch, ctx).")
         ids = inputs.unsqueeze(0) if inputs.ndim == 1 else inputs
         return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
     texts: Any = [inputs] if isinstance(inputs, str) else inputs
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in cast(Any, texts)):
         raise DataError(f"Got {inputs!r} as text; give a string, a list of strings, or token ids (batch, ctx).")
+    if model.tokenizer is None:
+        raise ModelError(f"{model.name} has no tokenizer for text. Set load_model(..., tokenizer=), or give token ids.")
+    for text in cast(Any, texts):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError(f"The text {text[:40]!r} has half of a UTF-16 surrogate pair. Remove or replace it.")
     found: list[list[int]] = [model.tokenizer(text)["input_ids"] for text in cast(Any, texts)]
     longest = max(map(len, found))
     if not min(map(len, found)):
@@ -40,6 +45,10 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
         place = slice(longest - len(one), None) if padding_side == "left" else slice(len(one))
         ids[row, place], mask[row, place] = torch.tensor(one), True
     return TokenBatch(ids, mask)
+
+
+def _is_whole(given: Tensor) -> bool:
+    return not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
 
 
 def special_ids(model: TracedModel) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike, SubmodulesLike
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
@@ -45,6 +46,7 @@ class LatentReading(NamedTuple):
         return out
 
 
+@checked()
 @torch.no_grad()
 def read_latents(
     model: ModelLike,

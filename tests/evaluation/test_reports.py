@@ -1,6 +1,7 @@
 """Tests of the renderers of an evaluation report."""
 
 import copy
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -345,3 +346,16 @@ def test_unknown_format_is_named_before_anything_is_written(report: dict[str, An
     with pytest.raises(UnknownNameError, match=r"Unknown report format 'htm'\. Did you mean 'html'"):
         write_report(report, tmp_path / "new", ("json", "htm"))
     assert not (tmp_path / "new").exists()
+
+
+def test_markdown_holds_no_tag_image_or_link_of_a_name(report: dict[str, Any]) -> None:
+    name = "a <script>alert(1)</script> <img src=x onerror=alert(2)> `b` | *c* [d](javascript:e) &lt;"
+    report["dictionaries"][0]["name"] = report["title"] = name
+    report["seconds"] = {name: 1.0}
+    text = RENDERERS["markdown"](report)
+    assert not re.findall(r"<(?!/?code>|x, x_hat>)", text), text
+    assert "](" not in text.replace("\\[d](", "")
+    (row,) = [line for line in text.splitlines() if "<code>" in line]
+    (shown,) = re.findall(r"<code>(.*?)</code>", row)
+    assert html.unescape(shown) == name and not set("<>|*[]`") & set(shown)
+    assert row.count("|") == [line for line in text.splitlines() if line.startswith("| ")][0].count("|")

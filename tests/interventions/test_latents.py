@@ -270,8 +270,6 @@ def by_hand(module, ids, edit, n=6, edits_prompt=True, edits_new=True) -> torch.
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_is_that_of_a_loop_with_plain_hooks(model, dictionary, when, use_cache):
     module, edit = model._original, edit_latents(dictionary, add={5: 6.0}, ablate=[9])
-    if not use_cache and when != "always":
-        pytest.skip("without a cache every call reads the prompt again")
     for prompt in ([0, 4, 5, 6, 7], [9, 12, 30]):
         ids = torch.tensor([prompt])
         expected = by_hand(module, ids, edit, edits_prompt=when != "generated", edits_new=when != "prompt")

@@ -1,5 +1,6 @@
 """The report as a text that reads well in a terminal and on GitHub."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from dictionary_learning.evaluation.reports._contents import (
     uncertainty,
 )
 
+_MARKUP = re.compile(r"[^\w\s.,:;/=()-]|_")
+"""What has a meaning in HTML or Markdown, and more."""
+
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """Returns a summary of the evaluation, the tables of metrics, and what the metrics mean."""
@@ -41,7 +45,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         rows = [[_code(site), *texts] for site, texts in baselines(report)]
         parts.append(_table(["site", "CE original", *BASELINES.values()], rows, n_left=1))
     parts += ["## Metrics", _definitions(dictionaries)]
-    about = [f"- {name} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
+    about = [f"- {_line(name)} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
     about += [f"- {_line(package)} {_line(version)}" for package, version in (report.get("versions") or {}).items()]
     if about:
         parts += ["## Run", "\n".join(about)]
@@ -96,8 +100,13 @@ def _table(header: list[str], rows: list[list[str]], n_left: int) -> str:
 
 def _code(text: Any) -> str:
     """Returns a code span, in which only a backtick and the bar of a table have a meaning."""
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "\\|") + "`"
+    words = " ".join(str(text).split())
+    if not set("<>&") & set(words):
+        return "`" + words.replace("`", "'").replace("|", "\\|") + "`"
+    # not every reader of Markdown escapes tags in a code span, and none reads entities there
+    return f"<code>{_MARKUP.sub(lambda found: f'&#{ord(found[0])};', words)}</code>"
 
 
 def _line(text: Any) -> str:
-    return " ".join(str(text).split()).replace("<", "&lt;")
+    """Returns words as they are, without tags, images or links."""
+    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("[", "\\[")
