@@ -358,4 +358,4 @@ def test_markdown_holds_no_tag_image_or_link_of_a_name(report: dict[str, Any]) -
     (row,) = [line for line in text.splitlines() if "<code>" in line]
     (shown,) = re.findall(r"<code>(.*?)</code>", row)
     assert html.unescape(shown) == name and not set("<>|*[]`") & set(shown)
-    assert row.count("|") == [line for line in text.splitlines() if line.startswith("| ")][0].count("|")
+    assert row.count("|") == next(line for line in text.splitlines() if line.startswith("| ")).count("|")
