@@ -506,5 +506,5 @@ def wrong_arguments(place: Place, name: str) -> list[tuple[str, Any]]:
     found = [(n, value) for n, p in known.items() for value in WRONG.get(n) or _by_annotation(p)]
     found = [(n, v) for n, v in found if not (v is None and known[n].default is None)]
     # named tuples are called by Python itself
-    unknown = [] if name in ("Site", "Site.parse", "Candidate") else [("no_such_argument", 1)]
+    unknown = [] if name in ("Site", "Site.parse", "Candidate", "combine") else [("no_such_argument", 1)]
     return [*((n, v) for n, v in found if repr(v) not in MEANT.get((name, n), ())), *unknown]

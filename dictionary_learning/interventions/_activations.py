@@ -63,11 +63,10 @@ def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) ->
     """Replaces the activations with given values, which are finite where they are kept."""
     check_keep(keep)
     largest = _check_finite("value", value if keep is None else value[token_mask(keep, value)])
-    given = putting(value, keep)
 
     def edit(x: Tensor) -> Tensor:
         _check_fits("value", largest, x)
-        return given(x)
+        return _where(keep, value.to(x.device, x.dtype), x)
 
     return edit
 

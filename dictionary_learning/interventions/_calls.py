@@ -41,7 +41,8 @@ class Call:
     """
 
     def __init__(self, root: nn.Module, special: tuple[int, ...], when: When):
-        self._special, self._when = special, when
+        self._special = special
+        self._when: When = when
         self.n_calls = 0
         """Calls of the model, or of a part of it from outside."""
         self._open: list[tuple[nn.Module, CallTokens]] = []
@@ -152,7 +153,7 @@ class Call:
         return bool(self._effects.get(site, False))
 
 
-def _encoder_of(root: nn.Module) -> frozenset[nn.Module]:
+def _encoder_of(root: Any) -> frozenset[nn.Module]:
     """Returns the modules of the encoder of a model that has a decoder too."""
     if not getattr(getattr(root, "config", None), "is_encoder_decoder", False) or not hasattr(root, "get_encoder"):
         return frozenset()
