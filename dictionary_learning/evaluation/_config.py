@@ -38,7 +38,7 @@ class EvaluationConfig(BaseConfig):
     """Resamples of the documents for the error bars; 0 for none."""
     convention: ConventionName = "canonical"
     """A package whose figures are computed too, by its own rules and names."""
-    seed: int = 0
+    seed: int = setting(0, at_least=-(2**63), at_most=2**63 - 1)
     """Of the error bars and of what is drawn at random."""
 
     def __post_init__(self) -> None:

@@ -165,8 +165,11 @@ def test_prompt(
         prepend_space: Whether an answer that does not begin with a space gets one.
 
     Raises:
+        ConfigError: n is below 1.
         DataError: The prompt or an answer has no token.
     """
+    if n < 1:
+        raise ConfigError(f"Got n={n}; give at least 1.")
     traced = load_model(model)
     before = as_tokens(traced, prompt).input_ids
     answers: list[tuple[AnswerToken, ...]] = []

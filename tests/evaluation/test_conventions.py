@@ -134,7 +134,7 @@ def test_an_evaluation_gives_them_beside_the_canonical_ones(name):
     mask = tokens.attention_mask if name == "dictionary_learning" else tokens.attention_mask & (tokens.input_ids > 2)
     rows = x[mask]
     assert entry.convention_metrics["cossim"] == pytest.approx(
-        float(torch.cosine_similarity(rows, dictionary(rows), dim=-1).mean()), rel=1e-4
+        float(torch.cosine_similarity(rows, dictionary(rows), dim=-1).mean().detach()), rel=1e-4
     )
     assert math.isfinite(
         entry.convention_metrics["frac_recovered" if name == "dictionary_learning" else "ce_loss_with_sae"]

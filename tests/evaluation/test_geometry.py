@@ -19,7 +19,7 @@ def dictionary(seed: int, size: int = 6, dim: int = 5) -> AutoEncoderTopK:
 
 
 def cosines(a, b):
-    return [[float(torch.cosine_similarity(x, y, dim=0)) for y in b.W_dec] for x in a.W_dec]
+    return [[float(torch.cosine_similarity(x, y, dim=0)) for y in b.W_dec.detach()] for x in a.W_dec.detach()]
 
 
 def test_nearest_neighbors_within_a_dictionary():

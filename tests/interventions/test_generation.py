@@ -158,7 +158,7 @@ def test_latents_of_contexts_need_the_whole_text(model):
         ({"edits": {SITE: 5}}, ConfigError, "mappings from sites"),
         ({"prompts": ""}, DataError, "no token"),
         ({"prompts": []}, DataError, "give a string"),
-        ({"prompts": torch.rand(2, 3)}, DataError, "token ids"),
+        ({"prompts": torch.full((2, 3), 0.5)}, DataError, "token ids"),
     ],
     ids=tiny.plain_id,
 )
