@@ -5,7 +5,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, short
 from dictionary_learning._types import ModelLike
 from dictionary_learning.dashboards._pages import DictionaryPage
 from dictionary_learning.dictionaries import Dictionary
@@ -40,6 +40,7 @@ def pages_of(
         ConfigError: A dictionary is not in the store, or is another than the one that was read.
     """
     known = dict(dictionaries or {})
+    check_dictionaries(known)
     for name, dictionary in known.items():
         if name not in store:
             raise UnknownNameError("dictionary of the store", name, store.names)
@@ -50,6 +51,13 @@ def pages_of(
             )
     traced = None if model is None else load_model(model)
     return [_page(store, name, known, traced, n, map_method) for name in store.names]
+
+
+def check_dictionaries(dictionaries: Mapping[str, Any]) -> None:
+    """Raises ConfigError if something among dictionaries is none."""
+    for name, one in dictionaries.items():
+        if not isinstance(one, Dictionary):
+            raise ConfigError(f"Got dictionaries with {name!r}: {short(one)}; give dictionaries by their names.")
 
 
 def _page(
@@ -75,9 +83,10 @@ def _page(
     if dictionary is not None:
         found |= {
             "map": latent_map(dictionary, map_method),
-            "neighbors": nearest_latents(dictionary, min(n, dictionary.dict_size - 1)),
             "matches": _matches(store, name, dictionaries),
         }
+        if dictionary.dict_size > 1:
+            found["neighbors"] = nearest_latents(dictionary, min(n, dictionary.dict_size - 1))
         if model is not None:
             told = dictionary.info.target_sites or dictionary.info.sites
             found["effects"] = logit_lens(model, dictionary, n, site=None if told else list(contexts.sites))

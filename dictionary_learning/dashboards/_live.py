@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dictionary_learning._border import short
 from dictionary_learning._types import ModelLike, SubmodulesLike
+from dictionary_learning.dashboards._connecting import check_dictionaries
 from dictionary_learning.dashboards._fields import Fields
 from dictionary_learning.dashboards._scripts import rounded
 from dictionary_learning.dictionaries import Dictionary
@@ -34,9 +34,7 @@ class LiveModel:
         self._model = load_model(model)
         if not dictionaries:
             raise ConfigError("Got no dictionary. Give at least one, by its name.")
-        for name, one in dictionaries.items():
-            if not isinstance(one, Dictionary):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ConfigError(f"Got dictionaries with {name!r}: {short(one)}; give dictionaries by their names.")
+        check_dictionaries(dictionaries)
         if self._model.tokenizer is None:
             raise ConfigError(f"{self._model.name} has no tokenizer, and prompts are text. Load it with tokenizer=.")
         self._dictionaries = dict(dictionaries)

@@ -8,7 +8,7 @@ import torch
 
 from dictionary_learning import AutoEncoderTopK, DictionaryInfo, load_model, save_dictionary
 from dictionary_learning.cli import main
-from dictionary_learning.dashboards import pages_of
+from dictionary_learning.dashboards import pages_of, write_dashboard
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interpretation import collect_contexts
 from tests import tiny
@@ -111,3 +111,13 @@ def test_mistakes_of_the_commands_are_said(place, tmp_path, caplog):
         caplog.clear()
         assert main(words) == 2
         assert message in caplog.records[-1].getMessage()
+
+
+def test_a_dictionary_of_one_latent_has_a_page_without_neighbors(tmp_path):
+    model = load_model(tiny.model(), tokenizer=tiny.tokenizer())
+    one = AutoEncoderTopK(tiny.DIM, 1, 1)
+    options = {"sites": {"a": "model.layers.1"}, "n_tokens": 64, "ctx_len": 16, "batch_size": 2}
+    store = collect_contexts(model, {"a": one}, tiny.documents(20), tmp_path / "store", **options)
+    (page,) = pages_of(store, {"a": one}, map_method="pca")
+    assert page.neighbors is None and page.dict_size == 1
+    write_dashboard([page], tmp_path / "pages")
