@@ -19,8 +19,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from dictionary_learning._disk import size_on_disk
 from dictionary_learning.dashboards import write_dashboard
+from tests.browser import browser_path
 from tests.dashboards import fake
-from tests.dashboards.conftest import browser_path
 
 OPENS_IN, HEAP = 1.0, 200e6
 N_CONTEXTS = 500
