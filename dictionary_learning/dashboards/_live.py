@@ -1,6 +1,5 @@
 """What the live page asks of a model: latents of a text, and a generation with latents changed."""
 
-import contextlib
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +14,10 @@ from dictionary_learning.dashboards._fields import Fields
 from dictionary_learning.dashboards._scripts import rounded
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError, UnknownNameError
-from dictionary_learning.interop._saved import sites_in_model
 from dictionary_learning.interpretation._token_text import texts_of
-from dictionary_learning.interventions import attached, edit_latents, edit_latents_across, read_latents
+from dictionary_learning.interventions import generate, latent_edits, read_latents
 from dictionary_learning.interventions._inputs import as_tokens
-from dictionary_learning.interventions._reading import sites_read
+from dictionary_learning.interventions._places import sites_read
 from dictionary_learning.latents import to_dense
 from dictionary_learning.models import Edit, load_model
 
@@ -81,20 +79,20 @@ class LiveModel:
         seed = fields.integer("seed", 0, 2**31 - 1, 0)
         changes = fields.parts("changes", MOST_CHANGES)
         dictionary = self._dictionary(name)
-        given: dict[str, dict[int, float]] = {way: {} for way in _WAYS}
+        given: dict[str, Any] = {way: {} for way in _WAYS}
         for change in changes:
             latent, value = change.integer("latent", 0, dictionary.dict_size - 1), change.number("value", -1e6, 1e6)
             given[change.choice("way", _WAYS)][latent] = value
             change.end()
         fields.end()
-        edits = self._edits(name, given)
+        edits = latent_edits(self._model, dictionary, site=self._sites[name], **given) if changes else {}
         options: dict[str, Any] = {"max_new_tokens": n_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             options["temperature"] = temperature
         with self._lock:
             given_ids = self._ids(prompt, n_tokens)
             clean = self._continued(given_ids, {}, seed, options)
-            steered = self._continued(given_ids, edits if changes else {}, seed, options)
+            steered = self._continued(given_ids, edits, seed, options)
         return {"prompt": prompt, "clean": clean, "steered": steered}
 
     def _dictionary(self, name: str) -> Dictionary:
@@ -102,28 +100,10 @@ class LiveModel:
             raise UnknownNameError("dictionary", name, self._dictionaries)
         return self._dictionaries[name]
 
-    def _edits(self, name: str, given: Mapping[str, Mapping[int, float]]) -> dict[Any, Edit]:
-        dictionary, sites = self._dictionary(name), self._sites[name]
-        if len(sites) != 1:
-            raise ConfigError(f"'{name}' reads {len(sites)} sites, and its latents cannot be changed yet. Read them.")
-        if not dictionary.info.target_sites:
-            return {sites[0]: edit_latents(dictionary, clamp=given["clamp"], add=given["add"], scale=given["scale"])}
-        targets = sites_in_model(dictionary.info, self._model, name=name, target=True)
-        changes: Any = given
-        return dict(edit_latents_across(dictionary, sites[0], targets[0], **changes))
-
     def _ids(self, text: str, n_tokens: int) -> Int[Tensor, "batch ctx"]:
-        """Returns the ids of a text, after BOS, and checks that it fits into the model.
-
-        Contexts of training begin with BOS. Without it the first word would be the sink, whose
-        activations are of another size.
-        """
+        """Returns the ids of a text, and checks that it fits into the model."""
         ids = as_tokens(self._model, text).input_ids
-        bos = getattr(self._model.tokenizer, "bos_token_id", None)
-        if isinstance(bos, int) and ids[0, 0] != bos:
-            ids = torch.cat([ids.new_full((1, 1), bos), ids], dim=1)
-        length = ids.shape[1] + n_tokens
-        longest = self._model.longest_context
+        length, longest = ids.shape[1] + n_tokens, self._model.longest_context
         if longest is not None and length > longest:
             raise DataError(f"Got {length} tokens; {self._model.name} takes {longest}. Give a shorter text.")
         return ids
@@ -131,21 +111,8 @@ class LiveModel:
     def _continued(
         self, given: Int[Tensor, "batch ctx"], edits: Mapping[Any, Edit], seed: int, options: Mapping[str, Any]
     ) -> list[str]:
-        device = self._model.device
-        devices = [device] if device.type == "cuda" else []
-        with contextlib.ExitStack() as stack:
-            module = stack.enter_context(attached(self._model, edits))
-            stack.callback(module.train, module.training)
-            module.eval()  # a model that was built by hand has dropout
-            stack.enter_context(torch.random.fork_rng(devices))  # the caller's random state stays
-            stack.enter_context(torch.no_grad())
-            torch.manual_seed(seed)
-            ids = given.to(device)
-            mask = torch.ones_like(ids)  # also where padding has the id of another token
-            pad = getattr(self._model.tokenizer, "pad_token_id", None)
-            pad = getattr(self._model.tokenizer, "eos_token_id", None) if pad is None else pad
-            made: Int[Tensor, "batch ctx"] = module.generate(ids, attention_mask=mask, pad_token_id=pad, **options)
-        return texts_of(self._model.tokenizer, made[0, ids.shape[1] :].tolist())
+        made = generate(self._model, given, edits, generator=torch.Generator().manual_seed(seed), **options)
+        return texts_of(self._model.tokenizer, made.generated[0].tolist())
 
 
 def _check_latents(dictionary: Dictionary, latents: list[int]) -> None:

@@ -79,7 +79,7 @@ def generate(
     n_prompt, device = ids.shape[1], traced.device
     options = {"pad_token_id": _padding_id(traced, root), **options}
     given = cast(EditsLike, edits)
-    with attached_for(traced, given, when, special_tokens), _seeded(generator, device):
+    with attached_for(traced, given, when, special_tokens), _seeded(generator, device), _evaluating(root):
         made: Tensor = root.generate(
             ids.to(device), attention_mask=mask.long().to(device), max_new_tokens=max_new_tokens, **options
         )
@@ -102,6 +102,18 @@ def _generating(model: TracedModel) -> Any:
     if model.device.type == "meta" or model._remote is not None:
         raise ModelError(f"The weights of {model.name} are on a server. Load the model here to generate.")
     return root
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Generator[None, None, None]:
+    """Switches dropout off inside a block; a model that was built by hand has it on."""
+    modules = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 def _check_options(root: Any, options: Mapping[str, Any]) -> None:

@@ -15,6 +15,9 @@ from dictionary_learning.models import TracedModel
 def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -> TokenBatch:
     """Returns the tokens of a text, of several, of ids (ctx,) or (batch, ctx), or a `TokenBatch`.
 
+    A text begins with BOS, if there is one, as contexts of training do; ids are taken as they are.
+    Without it, the first word would be what attention rests on, with activations of another size.
+
     Raises:
         DataError: There is no text, or it has no token.
     """
@@ -34,10 +37,13 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise DataError(f"The text {text[:40]!r} has half of a UTF-16 surrogate pair. Remove or replace it.")
     found: list[list[int]] = [model.tokenizer(text)["input_ids"] for text in cast(Any, texts)]
-    longest = max(map(len, found))
     if not min(map(len, found)):
         empty: str = next(text for text, ids in zip(cast(Any, texts), found, strict=True) if not ids)
         raise DataError(f"The text {empty!r} has no token. Give texts that are not empty.")
+    bos = getattr(model.tokenizer, "bos_token_id", None)
+    if isinstance(bos, int):
+        found = [one if one[0] == bos else [bos, *one] for one in found]
+    longest = max(map(len, found))
     # any id will do for padding, which the mask hides
     pad = getattr(model.tokenizer, "pad_token_id", None) or 0
     ids, mask = torch.full((len(found), longest), pad), torch.zeros(len(found), longest, dtype=torch.bool)

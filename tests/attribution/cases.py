@@ -26,7 +26,7 @@ TOP_K = {"name": "top_k", "k": 6}
 
 
 def llama():
-    return load_model(copy.deepcopy(tiny.model()).eval().double(), tokenizer=tiny.tokenizer())
+    return load_model(copy.deepcopy(tiny.model()).eval().double(), tokenizer=tiny.tokenizer(bos=False))
 
 
 class Linear(nn.Module):

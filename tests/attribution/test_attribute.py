@@ -23,7 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def linear():
-    return load_model(Linear().double(), tokenizer=tiny.tokenizer())
+    return load_model(Linear().double(), tokenizer=tiny.tokenizer(bos=False))
 
 
 @pytest.mark.parametrize("with_baseline", [True, False])
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_plain_hooks(model, kind):
     """d metric / d latent by torch alone: decode(latents) + error in the site's place."""
     dictionary = BUILD[kind]()
     ((site, effects),) = attribute(model, dictionary, TEXTS[:1], METRIC, method="gradient").effects.items()
-    ids = torch.tensor([tiny.tokenizer()(TEXTS[0])["input_ids"]])
+    ids = torch.tensor([tiny.tokenizer(bos=False)(TEXTS[0])["input_ids"]])
     read = model.sites(list(dictionary.info.sites))[0]
     values = model.capture(ids, None, [read, site])
     x, y = values[read][0].double(), values[site][0].double()
@@ -163,6 +163,7 @@ def test_sums_are_those_of_the_entries(model):
 
 
 def test_special_tokens_count_only_when_asked(model):
+    model = load_model(model._original, tokenizer=tiny.tokenizer())
     dictionary = BUILD["top_k"]()
     for special, expected in ((False, [False, True, True]), (True, [True] * 3)):
         found = attribute(model, dictionary, "<s> w1 w2", METRIC, special_tokens=special).effects["layers.1"]
@@ -176,7 +177,9 @@ def test_special_tokens_count_only_when_asked(model):
 def test_metrics_are_those_of_the_last_token(model):
     tokens = attribute(model, BUILD["top_k"](), TEXTS, METRIC).tokens
     logits = model.run(*tokens)
-    ends = torch.stack([model.run(torch.tensor([tiny.tokenizer()(text)["input_ids"]]))[0, -1] for text in TEXTS])
+    ends = torch.stack(
+        [model.run(torch.tensor([tiny.tokenizer(bos=False)(text)["input_ids"]]))[0, -1] for text in TEXTS]
+    )
     torch.testing.assert_close(METRIC(logits).double(), (ends[:, 5] - ends[:, 9]).mean(), rtol=1e-4, atol=1e-5)
     by_row = log_probability([4, 8])(logits)
     log_p = ends.log_softmax(-1)
@@ -224,7 +227,6 @@ def none_at_all(logits):
         ({"n_steps": 0}, ConfigError, "n_steps"),
         ({"baseline": TEXTS[:1]}, DataError, "equal numbers of tokens"),
         ({"baseline": TEXTS[::-1]}, DataError, "other padding"),
-        ({"inputs": ["<s>", "<s>"]}, DataError, "No token counts"),
         ({"inputs": ""}, DataError, "no token"),
     ],
     ids=tiny.plain_id,
@@ -241,3 +243,9 @@ def test_attribution_leaves_no_trace(model):
         attribute(model, BUILD["transcoder"](), TEXTS, METRIC, n_steps=2)
     assert all(p.grad is None for p in module.parameters())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def test_a_text_of_special_tokens_alone_is_refused(model):
+    model = load_model(model._original, tokenizer=tiny.tokenizer())
+    with pytest.raises(DataError, match="No token counts"):
+        attribute(model, BUILD["top_k"](), ["<s>", "<s>"], METRIC)

@@ -39,7 +39,7 @@ def attribution(model, dictionaries):
 
 def later_latents(model, dictionary, site, added):
     """Returns the latents (ctx, dict_size) of a later dictionary after a change at an earlier site."""
-    ids = torch.tensor([tiny.tokenizer()(TEXT[0])["input_ids"]])
+    ids = torch.tensor([tiny.tokenizer(bos=False)(TEXT[0])["input_ids"]])
     seen = []
     module = model._original
     handles = [
@@ -139,7 +139,7 @@ def by_hand(model, dictionaries, kept, means=None):
             return d.decode(f) + torch.where(errors.unsqueeze(-1), e, filled_error.to(e))
 
         handles.append(model._original.get_submodule(site).register_forward_hook(hook))
-    ids = torch.tensor([tiny.tokenizer()(TEXT[0])["input_ids"]])
+    ids = torch.tensor([tiny.tokenizer(bos=False)(TEXT[0])["input_ids"]])
     with torch.no_grad():
         value = float(METRIC(model._original(ids).logits))
     [handle.remove() for handle in handles]
@@ -180,7 +180,7 @@ def test_everything_is_faithful_and_nothing_is_not(model):
 def test_means_are_those_of_the_dense_latents(model, dictionaries):
     means = mean_latents(model, dictionaries, TEXTS)
     for dictionary, layer in zip(dictionaries, LAYERS, strict=False):
-        ids = [torch.tensor([tiny.tokenizer()(text)["input_ids"]]) for text in TEXTS]
+        ids = [torch.tensor([tiny.tokenizer(bos=False)(text)["input_ids"]]) for text in TEXTS]
         x = torch.cat([model.capture(one, None, [layer])[layer][0] for one in ids])
         f = dictionary.encode(x)
         torch.testing.assert_close(means[layer].latents, f.mean(0), rtol=1e-5, atol=1e-6)

@@ -102,6 +102,9 @@ def test_without_changes_both_are_the_same_also_with_sampling(server):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+CHANGE = {"latent": 1, "value": 1, "way": "add"}
+
+
 @pytest.mark.parametrize(
     ("path", "request_", "message"),
     [
@@ -125,7 +128,7 @@ def test_without_changes_both_are_the_same_also_with_sampling(server):
             {"dictionary": "first", "text": TEXT, "changes": [{"latent": 1, "value": 1, "way": "x"}]},
             "way='x'",
         ),
-        ("generate", {"dictionary": "two", "text": TEXT}, "reads 2 sites"),
+        ("generate", {"dictionary": "two", "text": TEXT, "changes": [CHANGE]}, "which the model reaches after"),
     ],
 )
 def test_what_cannot_be_meant_is_said(server, path, request_, message):

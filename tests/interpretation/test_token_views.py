@@ -18,7 +18,7 @@ TEXT = "w1 w5 w9 w2 w5"
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
+    return load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer(bos=False))
 
 
 def shares(html: str) -> list[float]:
@@ -60,7 +60,7 @@ def test_view_is_shown_by_notebooks_and_saved(tmp_path):
 
 
 def test_text_is_cut_by_the_tokenizer():
-    html = show_tokens(TEXT, range(5), tokenizer=tiny.tokenizer()).html
+    html = show_tokens(TEXT, range(5), tokenizer=tiny.tokenizer(bos=False)).html
     assert "w9" in html and len(shares(html)) == 5
     with pytest.raises(ConfigError, match="no tokenizer"):
         show_tokens(TEXT, range(5))
@@ -86,7 +86,7 @@ def test_values_that_do_not_fit_are_refused(values, given, message):
 
 def test_predictions_are_those_of_the_plain_model(model):
     made = token_predictions(model, TEXT, n=4)
-    ids = tiny.tokenizer()(TEXT, return_tensors="pt").input_ids
+    ids = tiny.tokenizer(bos=False)(TEXT, return_tensors="pt").input_ids
     with torch.no_grad():
         plain = tiny.model("gpt2").eval()(ids).logits[0].log_softmax(-1)
     assert torch.equal(made.input_ids, ids[0]) and made.tokens[1] == "w5"
@@ -104,7 +104,7 @@ def test_predictions_are_those_of_the_plain_model(model):
 
 def test_answer_has_the_rank_and_probability_of_the_plain_model(model):
     found = answer_of(model, "w1 w5 w9", ["w2 w7", "w3"], n=3)
-    tokenizer, plain = tiny.tokenizer(), tiny.model("gpt2").eval()
+    tokenizer, plain = tiny.tokenizer(bos=False), tiny.model("gpt2").eval()
     ids = tokenizer("w1 w5 w9 w2 w7", return_tensors="pt").input_ids
     with torch.no_grad():
         probabilities = plain(ids).logits[0].softmax(-1)
@@ -124,7 +124,7 @@ def test_view_of_latents_has_their_activations(model):
     site = "transformer.h.1:out"
     dictionary = AutoEncoderTopK(tiny.DIM, 32, 4)
     dictionary.info = DictionaryInfo(sites=(site,))
-    ids = tiny.tokenizer()(TEXT, return_tensors="pt").input_ids
+    ids = tiny.tokenizer(bos=False)(TEXT, return_tensors="pt").input_ids
     x = model.capture(ids, None, site)[site][0]
     dense = dictionary.encode(x)
     latent = int(dense.max(0).values.argmax())

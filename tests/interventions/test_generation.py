@@ -14,7 +14,8 @@ from tests import tiny
 from tests.interventions.test_latents import by_hand
 
 SITE = tiny.LAYER["llama"]
-TEXTS = ["w1 w2 w3 w4", "w7 w8", "<s> w20"]
+TEXTS = ["w1 w2 w3", "w7", "<s> w20"]
+IDS = [[0, 4, 5, 6], [0, 10], [0, 23]]
 GREEDY = {"do_sample": False, "min_new_tokens": 5, "max_new_tokens": 5}
 
 
@@ -34,10 +35,9 @@ def edit():
 def test_generation_is_that_of_a_loop_with_plain_hooks(model, edit, when, use_cache):
     made = generate(model, TEXTS, {SITE: edit}, when=when, use_cache=use_cache, **GREEDY)
     assert made.n_prompt == 4 and made.mask.sum(-1).tolist() == [9, 7, 7]
-    for text, got, words in zip(TEXTS, made.generated, made.texts, strict=True):
-        ids = torch.tensor([tiny.tokenizer()(text)["input_ids"]])
+    for ids, got, words in zip(IDS, made.generated, made.texts, strict=True):
         changes = {"edits_prompt": when != "generated", "edits_new": when != "prompt"}
-        expected = by_hand(model._original, ids, edit, n=5, **changes)
+        expected = by_hand(model._original, torch.tensor([ids]), edit, n=5, **changes)
         assert torch.equal(got.unsqueeze(0), expected)
         assert words == tiny.tokenizer().decode(got.tolist(), skip_special_tokens=True)
     assert not torch.equal(generate(model, TEXTS, **GREEDY).generated, made.generated)
@@ -84,7 +84,7 @@ def test_beams_are_those_of_the_edited_model(model, edit):
     assert made.input_ids.shape == made.mask.shape == (4, 9)
     assert made.mask[:, :4].tolist() == [[True] * 4] * 2 + [[False, False, True, True]] * 2
     with attached(model, {SITE: edit}) as module:
-        ids = torch.tensor([[4, 5, 6, 7]])
+        ids = torch.tensor(IDS[:1])
         expected = module.generate(ids, num_beams=3, num_return_sequences=2, pad_token_id=2, **GREEDY)
     assert torch.equal(made.input_ids[:2], expected)
 
@@ -145,7 +145,7 @@ def test_latents_of_contexts_need_the_whole_text(model):
     with pytest.raises(ConfigError, match="use_cache=False"):
         generate(model, "w1 w2 w3", edits, **GREEDY)
     made = generate(model, "w1 w2 w3", edits, use_cache=False, **GREEDY)
-    assert torch.equal(made.generated, by_hand(model._original, torch.tensor([[4, 5, 6]]), *edits.values(), n=5))
+    assert torch.equal(made.generated, by_hand(model._original, torch.tensor(IDS[:1]), *edits.values(), n=5))
 
 
 @pytest.mark.parametrize(
