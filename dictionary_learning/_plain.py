@@ -84,6 +84,12 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
     )
 
 
+def as_bytes(n_bytes: float) -> str:
+    """Returns a number of bytes in words, as "0.3 GB" or "25.2 MB"."""
+    gigabytes = n_bytes / 1e9
+    return f"{gigabytes:,.3g} GB" if gigabytes >= 0.1 else f"{n_bytes / 1e6:.3g} MB"
+
+
 def differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
     """Returns where two trees of JSON values differ: the path of keys, and both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

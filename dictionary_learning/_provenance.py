@@ -208,14 +208,23 @@ def contents_of(data: Any) -> dict[str, Any]:
     weights, some stand for all. A stream that can be read only once has nothing.
     """
     parts = [data, *getattr(data, "sources", ())]
-    readers = [getattr(_source(part), "reader", None) for part in parts]
-    models = [model for part in parts if isinstance(model := getattr(part, "model", None), (TracedModel, ModelSet))]
+    texts = [contents_of_text(_source(part), getattr(part, "model", None)) for part in parts]
     rows = [found for part in parts if (found := _rows_fingerprint(part)) is not None]
     return {
-        "files": [_file(path) for reader in readers for path in files_of(reader)],
-        "documents": [sample for reader in readers for sample in samples_of(reader)],
+        "files": [file for text in texts for file in text["files"]],
+        "documents": [sample for text in texts for sample in text["documents"]],
         "rows": rows[0] if len(rows) == 1 else rows or None,
-        "model": model_fingerprint(models[0]) if models else None,
+        "model": next((text["model"] for text in texts if text["model"]), None),
+    }
+
+
+def contents_of_text(source: Source | None, model: Any) -> dict[str, Any]:
+    """Returns the same of documents and the model that reads them."""
+    reader = getattr(source, "reader", None)
+    return {
+        "files": [_file(path) for path in files_of(reader)],
+        "documents": samples_of(reader),
+        "model": model_fingerprint(model) if isinstance(model, (TracedModel, ModelSet)) else None,
     }
 
 

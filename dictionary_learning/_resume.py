@@ -64,9 +64,11 @@ class RunCheckpoints:
         self._is_written = False
 
     def __enter__(self) -> "RunCheckpoints":
-        # what an earlier process of this run left when it was killed
-        for folder in (self.folder, *self.folder.glob("**/trainer_*")):
-            remove_unfinished(folder)
+        # what an earlier process of this run left when it was killed; nothing deeper, where other
+        # runs may be writing at this moment, if the folder is "."
+        for pattern in ("", "trainer_*", f"{CHECKPOINTS}/*/trainer_*"):
+            for folder in self.folder.glob(pattern) if pattern else (self.folder,):
+                remove_unfinished(folder)
         remove_incomplete(self.root)
         return self
 

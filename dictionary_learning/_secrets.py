@@ -12,11 +12,11 @@ _IN_TEXT = (
     (re.compile(r"(\w{2,}:/{1,2})[^/@\s]+(?=@)"), rf"\1{HIDDEN}"),
     # a field of an address
     (re.compile(r"([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^&\s]+", re.IGNORECASE), rf"\1{HIDDEN}"),
-    (re.compile(r"\b(Bearer|Basic) [\w.~+/=-]{8,}"), rf"\1 {HIDDEN}"),
+    (re.compile(r"\b(Bearer|Basic) [\w.~+/=-]{20,}"), rf"\1 {HIDDEN}"),
     # variables of a shell
     (re.compile(r"\b([A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|ACCESS_KEY|API_KEY)[A-Z0-9_]*=)[^\s&]+"), rf"\1{HIDDEN}"),
     # tokens that begin as those of Hugging Face, GitHub, OpenAI and Amazon do
-    (re.compile(r"\b(?:hf_|gh[pousr]_|github_pat_|sk-|AKIA)[\w-]{16,}"), HIDDEN),
+    (re.compile(r"\b(?:hf_\w{16,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|sk-[\w-]{32,}|AKIA[A-Z0-9]{16})\b"), HIDDEN),
 )
 """Secrets in a text, and what stands there instead."""
 

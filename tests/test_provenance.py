@@ -148,7 +148,7 @@ def test_secrets_are_removed_and_nothing_else():
     words = ["train", "m", "--n-tokens", "10", "--token-dtype", "uint16", "--token", "abc", "--data-args", "token=abc",
              "revision=main", "https://me:pw@host/x", "--api-key=abc", "hf_" + "a" * 20,
              "https://host/x?part=1&X-Signature=abc&n=2", "s3://key:pw@bucket/*.jsonl",
-             "header=Authorization: Bearer abcdefghijk", "AWS_SECRET_ACCESS_KEY=abc", "ghp_" + "b" * 30]  # fmt: skip
+             "header=Authorization: Bearer abcdefghijklmnopqrstu", "AWS_SECRET_ACCESS_KEY=abc", "ghp_" + "b" * 30]  # fmt: skip
     assert _shown(words) == [
         "train", "m", "--n-tokens", "10", "--token-dtype", "uint16", "--token", HIDDEN, "--data-args", f"token={HIDDEN}",
         "revision=main", f"https://{HIDDEN}@host/x", f"--api-key={HIDDEN}", HIDDEN,

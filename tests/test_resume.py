@@ -423,7 +423,7 @@ def test_the_shell_stops_with_the_command_that_goes_on(model, tmp_path, monkeypa
     caplog.set_level("INFO")
     assert main(parts) == STOPPED
     monkeypatch.setattr(JSONLLogger, "log", log)
-    shown = shlex.split(caplog.text.split("The command is:\n")[1].split("\n")[0])
+    shown = shlex.split(caplog.text.split("What goes on is:\n")[1].split("\n")[0])
     assert shown == ["dictionary-learning", *parts, "--resume"]
     assert main(shown[1:]) == 0
     whole, ours = files(tmp_path / "whole"), files(tmp_path / "parts")

@@ -149,7 +149,7 @@ def test_groups_change_no_bit_and_hold_what_fits(tmp_path, caplog):
     for one, other in zip(together.rows, apart.rows, strict=True):
         assert one.name == other.name and one.figures == other.figures
         assert_same_bits(load_dictionary(one.folder), load_dictionary(other.folder))
-    with pytest.raises(ConfigError, match=r"'top_k k=2 dict_size=48 seed=0' needs .* GB, and the sweep has"):
+    with pytest.raises(ConfigError, match=r"'top_k k=2 dict_size=48 seed=0' needs .*B, and the sweep has"):
         sweep(tmp_path / "none", memory_gb=1e-6)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dictionary_learning._border import said
 from dictionary_learning._run_folder import COMMAND
 from dictionary_learning.cli._arguments import IMPORT, TRACEBACK, Parser, config_parser, without
-from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, UnknownNameError
+from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, Stopped, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error(failed, exc_info=whole)
         return 2
     except Interrupted as error:
-        logger.error("%s The command is:\n  %s", error, _resuming(arguments, error.folder))
+        stopped = "The run stopped after step %d of %d. What goes on is:\n  %s"
+        logger.error(stopped, error.step, error.steps, _resuming(arguments, error.folder))
+        return STOPPED
+    except Stopped as error:
+        logger.error("%s The same command goes on.", error)
         return STOPPED
     except KeyboardInterrupt:
         return _interrupted()

@@ -214,6 +214,7 @@ def _show_cache(path: str, verify: bool) -> None:
     Raises:
         DataError: it is no cache, or it was to be verified and is damaged.
     """
+    from dictionary_learning._plain import as_bytes
     from dictionary_learning.activations.cache import ActivationCache
 
     cache = ActivationCache(path)
@@ -223,7 +224,7 @@ def _show_cache(path: str, verify: bool) -> None:
     config["sites"] = index.settings["sites"]
     write_line(f"{path}\n{json.dumps(config, indent=2)}")
     state = "complete" if index.is_complete else "incomplete: the same `dictionary-learning cache` continues it"
-    write_line(f"{index.n_rows:,} rows in {len(index.shards)} files, {index.n_bytes / 1e9:.2f} GB, {state}.")
+    write_line(f"{index.n_rows:,} rows in {len(index.shards)} files, {as_bytes(index.n_bytes)}, {state}.")
     if verify:
         cache.verify()
         write_line("All checksums are right.")

@@ -12,7 +12,8 @@ import yaml
 
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning.cli._arguments import CommandArguments, write_line
-from dictionary_learning.cli._train import TrainArguments, check_run, how_to_evaluate, make_source
+from dictionary_learning.cli._train_data import how_to_evaluate, make_source
+from dictionary_learning.cli._train_options import TrainArguments, check_run
 from dictionary_learning.errors import ConfigError
 
 logger = logging.getLogger(__name__)

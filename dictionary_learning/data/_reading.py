@@ -200,9 +200,10 @@ def samples_of(reader: Any) -> list[str]:
     parts = [*getattr(reader, "readers", ()), *([] if inner is None else [inner])]
     own: list[str] = []
     if isinstance(reader, MapReader) and reader.path is None:
-        digest = hashlib.sha256(f"{len(reader.numbers)} {reader.order_id}".encode())
-        places = np.unique(np.linspace(0, max(len(reader.numbers) - 1, 0), _N_SAMPLED).round().astype(int))
-        for document in reader.fetch([int(reader.numbers[place]) for place in places if len(reader.numbers)]):
+        size = len(reader.numbers)
+        digest = hashlib.sha256(f"{size} {reader.order_id}".encode())
+        places = np.unique(np.linspace(0, size - 1, _N_SAMPLED).round().astype(int)) if size else ()
+        for document in reader.fetch([int(reader.numbers[place]) for place in places]):
             plain = document.tolist() if hasattr(document, "tolist") else document
             digest.update(f"{plain!r}\0".encode("utf-8", "surrogatepass"))
         own = [digest.hexdigest()]

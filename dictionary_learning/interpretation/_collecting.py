@@ -19,12 +19,13 @@ from dictionary_learning._checkpoint import (
 from dictionary_learning._disk import remove_unfinished
 from dictionary_learning._hardware import check_memory
 from dictionary_learning._plain import differences, to_plain
+from dictionary_learning._provenance import contents_of_text
 from dictionary_learning._resume import StopRequest
 from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.data import as_source
-from dictionary_learning.errors import CheckpointError, ConfigError
+from dictionary_learning.errors import CheckpointError, ConfigError, Stopped
 from dictionary_learning.interpretation._collector import Collector, Wanted
 from dictionary_learning.interpretation._pass import LatentPass, check_read, members_of, open_stream
 from dictionary_learning.interpretation._spool import Spool
@@ -95,6 +96,7 @@ def collect_contexts(
         ConfigError: A dictionary knows no site or does not fit it; the folder holds the result of
             another call; or memory does not suffice.
         DataError: No token of the text counts.
+        Stopped: A signal stopped it; the same call goes on.
     """
     if len(window) != 2:
         raise ConfigError(f"Got window={window!r}; give the tokens before and after, as (24, 8).")
@@ -109,6 +111,7 @@ def collect_contexts(
         {
             "model": traced.describe(),
             "data": {"source": stream.source.name, "ctx_len": stream.ctx_len, **stream.packing},
+            "contents": contents_of_text(stream.source, traced),
             "dictionaries": {name: member.describe() for name, member in members.items()},
             "n_tokens": n_tokens,
             "batch_size": batch_size,
@@ -157,7 +160,7 @@ class _Work:
                 if stop.signal is not None or self.step % self.every == 0:
                     self._save()
                 if stop.signal is not None:
-                    raise KeyboardInterrupt(f"Stopped by {stop.signal.name}; the same call continues.")
+                    raise Stopped(f"Stopped by {stop.signal.name} after {self.reading.n_read} tokens.")
         check_read(self.reading, max(collector.figures.n_tokens for collector in self.collectors.values()))
 
     def write(self) -> None:

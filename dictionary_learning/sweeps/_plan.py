@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dictionary_learning._disk import write_json
 from dictionary_learning._estimate import estimate_run
-from dictionary_learning._plain import differences, to_plain
+from dictionary_learning._plain import as_bytes, differences, to_plain
 from dictionary_learning._resume import MAY_DIFFER, kept_random_state
 from dictionary_learning._run_output import plan_of
 from dictionary_learning._run_setup import SiteAssignment, training_jobs
@@ -114,7 +114,7 @@ def grouped(entries: Sequence[Entry], budget: int | None) -> list[list[Entry]]:
     for entry in entries:
         if budget is not None and _bytes([entry]) > budget:
             raise ConfigError(
-                f"'{entry.name}' needs {_bytes([entry]) / 1e9:.3g} GB, and the sweep has {budget / 1e9:.3g} GB. Raise "
+                f"'{entry.name}' needs {as_bytes(_bytes([entry]))}, and the sweep has {as_bytes(budget)}. Raise "
                 "memory_gb, or leave that size out."
             )
         if not groups or (budget is not None and _bytes([*groups[-1], entry]) > budget):

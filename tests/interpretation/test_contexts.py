@@ -19,7 +19,7 @@ from dictionary_learning.dictionaries import (
     Transcoder,
 )
 from dictionary_learning.dictionaries._info import DictionaryInfo
-from dictionary_learning.errors import ConfigError, DataError, DictionaryLearningError
+from dictionary_learning.errors import ConfigError, DataError, DictionaryLearningError, Stopped
 from dictionary_learning.interpretation import ContextStore, collect_contexts
 from dictionary_learning.interpretation._pass import LatentPass
 from tests import tiny
@@ -259,7 +259,7 @@ def test_signal_leaves_a_checkpoint(model, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(LatentPass, "_read", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="Stopped by SIGTERM after"):
             collect_contexts(model, dictionaries, TEXTS, tmp_path, **SMALL)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_4"]
     monkeypatch.setattr(LatentPass, "_read", lambda self, tokens: n.append(1) or read(self, tokens))
@@ -280,6 +280,11 @@ def test_finished_folder_is_opened_again(model, tmp_path, monkeypatch):
         collect_contexts(model, {"a": other}, TEXTS, tmp_path, **SMALL)
     with pytest.raises(ConfigError, match="there already"):
         collect_contexts(model, dictionaries, TEXTS, tmp_path, **SMALL, resume="never")
+    with pytest.raises(ConfigError, match="contents.documents"):
+        collect_contexts(model, dictionaries, [*TEXTS[:-1], "w1 w2"], tmp_path, **SMALL)
+    other_model = load_model(tiny.model(seed=5), tokenizer=tiny.tokenizer())
+    with pytest.raises(ConfigError, match="contents.model"):
+        collect_contexts(other_model, dictionaries, TEXTS, tmp_path, **SMALL)
 
 
 def test_saved_filter_of_each_dictionary_decides(model, tmp_path):
