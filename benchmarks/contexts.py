@@ -9,7 +9,6 @@ dictionary of so many latents is collected in a process of its own, which report
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -64,12 +63,18 @@ def seconds(function: Any) -> float:
     return time.perf_counter() - start
 
 
+def peak() -> float:
+    """Returns the largest size of this process in GB. Unlike ru_maxrss, it is not that of the parent."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e6
+
+
 def memory(n_latents: int, n_tokens: int) -> None:
     """Collects the contexts of one large dictionary, and prints the sizes of the process."""
     model = language_model()
     torch.manual_seed(0)
     dictionary = AutoEncoderTopK(WIDTH, n_latents, K)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    before = peak()
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"sites": {"a": "model.layers.10"}, "n_tokens": n_tokens, "ctx_len": CTX}
         took = seconds(lambda: collect_contexts(model, {"a": dictionary}, texts()[0], folder, **options))
@@ -80,7 +85,7 @@ def memory(n_latents: int, n_tokens: int) -> None:
             statistics.median(seconds(lambda i=i: store.contexts(i)) for i in range(0, n_latents, n_latents // 50))
             * 1e3
         )
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    after = peak()
     print(
         f"{n_latents:,} latents, {n_tokens:,} tokens: max_rss {after:.2f} GB (before the pass {before:.2f} GB), {took:.0f} s, "
         f"{size:.2f} GB on disk, opened in {opened:.1f} ms, a latent read in {read:.1f} ms"

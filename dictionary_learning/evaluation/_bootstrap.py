@@ -48,7 +48,8 @@ def error_bar(resampled: Float[Tensor, "resamples"], n_groups: int) -> ErrorBar 
     """Returns the spread of a figure over resamples; None where it exists in too few of them.
 
     Resamples vary a little less than new documents would, by the factor sqrt(1 - 1 / groups), for
-    which the spread is corrected.
+    which the spread is corrected. The interval is wider by Student's t where groups are few, since
+    the spread itself is then a guess.
     """
     finite = resampled[resampled.isfinite()]
     if len(finite) < max(2, _LEAST_FINITE * len(resampled)):
@@ -56,5 +57,23 @@ def error_bar(resampled: Float[Tensor, "resamples"], n_groups: int) -> ErrorBar 
     widening = (n_groups / (n_groups - 1)) ** 0.5
     tail = (1 - LEVEL) / 2
     middle = finite.mean()
-    ends = middle + widening * (finite.quantile(torch.tensor([tail, 1 - tail], dtype=finite.dtype)) - middle)
+    tails = finite.quantile(torch.tensor([tail, 1 - tail], dtype=finite.dtype))
+    ends = middle + widening * _heavier_tails(n_groups) * (tails - middle)
     return ErrorBar(float(widening * finite.std()), *ends.tolist())
+
+
+def chance_of(difference: float, standard_error: float, n_groups: int) -> float:
+    """Returns the probability of a difference as large by chance: two-sided, Student's t."""
+    from scipy.stats import t
+
+    if not standard_error:  # of two that are the same on every document
+        return float(difference == 0)
+    return float(2 * t.sf(abs(difference) / standard_error, n_groups - 1))
+
+
+def _heavier_tails(n_groups: int) -> float:
+    """Returns how much wider Student's 95 % interval is than the normal one."""
+    from scipy.stats import norm, t
+
+    tail = (1 + LEVEL) / 2
+    return float(t.ppf(tail, n_groups - 1) / norm.ppf(tail))

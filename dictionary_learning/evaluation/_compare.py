@@ -6,13 +6,19 @@ of the two figures suggest.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from dictionary_learning._border import checked
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.evaluation._bootstrap import FEW_DOCUMENTS, LEVEL, ErrorBar, document_weights, error_bar
+from dictionary_learning.evaluation._bootstrap import (
+    FEW_DOCUMENTS,
+    LEVEL,
+    ErrorBar,
+    chance_of,
+    document_weights,
+    error_bar,
+)
 from dictionary_learning.evaluation._measured import flatten
 from dictionary_learning.evaluation._record import Record
 from dictionary_learning.evaluation._records import DictionaryReport, Report
@@ -36,7 +42,7 @@ class Difference(Record):
     difference: float
     error: ErrorBar
     p_value: float
-    """Probability of a difference as large by chance, if there were none: two-sided, normal."""
+    """Probability of a difference as large if there were none: two-sided, by Student's t."""
     p_adjusted: float
     """The same if all differences of the comparison are looked at (Holm 1979)."""
     excludes_zero: bool
@@ -185,9 +191,8 @@ def _differences(
         bar = error_bar(resampled - base_resampled, n_groups)
         if bar is None:
             continue
-        difference, spread = value - base, bar.standard_error
-        # of two that are the same on every document
-        p = math.erfc(abs(difference) / spread / math.sqrt(2)) if spread else float(difference == 0)
+        difference = value - base
+        p = chance_of(difference, bar.standard_error, n_groups)
         found.append(
             Difference(
                 name=name,

@@ -16,7 +16,7 @@ from dictionary_learning.evaluation import (
     merge_reports,
     read_report,
 )
-from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
+from dictionary_learning.evaluation._bootstrap import chance_of, document_weights, error_bar
 from dictionary_learning.evaluation._documents import group_documents
 from dictionary_learning.evaluation._reading import REPORT, SUMS
 from dictionary_learning.evaluation.reports import RENDERERS, render_json, write_report
@@ -70,18 +70,26 @@ def test_the_error_of_the_latents_alive_is_that_of_the_jackknife():
     assert found.standard_error == pytest.approx(float(jackknife), rel=0.03)  # of 40,000 resamples
 
 
-def test_intervals_cover_the_truth():
+@pytest.mark.parametrize("n", [5, 40])
+def test_intervals_cover_the_truth(n):
     """Of a ratio of sums over documents of different lengths, whose tokens are alike."""
     generator = torch.Generator().manual_seed(0)
     truth, n_covered, n_trials = 2.0, 0, 200
     for trial in range(n_trials):
-        lengths = torch.randint(5, 50, (40,), generator=generator).double()
-        levels = truth + torch.randn(40, generator=generator).double()
-        sums = levels * lengths + torch.randn(40, generator=generator).double() * lengths.sqrt()
-        weights = document_weights(40, 400, trial)
-        bar = error_bar((weights @ sums) / (weights @ lengths), 40)
+        lengths = torch.randint(5, 50, (n,), generator=generator).double()
+        levels = truth + torch.randn(n, generator=generator).double()
+        sums = levels * lengths + torch.randn(n, generator=generator).double() * lengths.sqrt()
+        weights = document_weights(n, 400, trial)
+        bar = error_bar((weights @ sums) / (weights @ lengths), n)
         n_covered += bar.low <= truth <= bar.high
     assert 0.90 <= n_covered / n_trials <= 0.985  # two standard errors of a count of 200 about 0.95
+
+
+def test_chance_is_that_of_student():
+    # a table's quantiles of t: with 2 degrees of freedom 4.303, with 19 2.093
+    for n_groups, quantile in ((3, 4.303), (20, 2.093)):
+        assert chance_of(-0.5 * quantile, 0.5, n_groups) == pytest.approx(0.05, rel=1e-3)
+    assert chance_of(0.0, 0.0, 9) == 1 and chance_of(0.1, 0.0, 9) == 0
 
 
 def test_tokens_alone_would_make_the_error_too_small():
