@@ -72,6 +72,10 @@ class Faithfulness(NamedTuple):
         """The same of the complement: 0 if the circuit leaves out nothing that matters."""
         return self._share(self.complement)
 
+    def __str__(self) -> str:
+        parts = f"model {self.model:.4g}, circuit {self.circuit:.4g}, empty {self.empty:.4g}"
+        return f"faithfulness {self.faithfulness:.3f}, completeness {self.completeness:.3f} ({parts})"
+
     def _share(self, value: float) -> float:
         return (value - self.empty) / (self.model - self.empty) if self.model != self.empty else float("nan")
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.data import TokenBatch
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import SiteDict
 
 Method = Literal["gradient", "patching", "integrated", "ablation"]
@@ -42,7 +43,13 @@ class Effects(NamedTuple):
         return float(self.effect.sum() + self.error.sum())
 
     def top(self, n: int) -> Int[Tensor, "n"]:
-        """Returns the places of the entries of largest effect in either direction."""
+        """Returns the places of the entries of largest effect in either direction.
+
+        Raises:
+            ConfigError: n is below 1.
+        """
+        if n < 1:
+            raise ConfigError(f"Got n={n}; give at least 1.")
         return self.effect.abs().topk(min(n, len(self.effect))).indices
 
     def by_latent(self) -> Float[Tensor, "dict_size"]:

@@ -1,5 +1,6 @@
 """Forward and backward passes of a model whose activations are rewritten at some sites."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from dictionary_learning.attribution._metrics import Metric, scalar
 from dictionary_learning.attribution._nodes import Node, State, states
 from dictionary_learning.attribution._pairs import Pairs, decoded, joined_keys, pulled
 from dictionary_learning.data import TokenBatch
-from dictionary_learning.errors import ModelError
+from dictionary_learning.errors import ConfigError, ModelError
 from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import Edit, TracedModel
 from dictionary_learning.sites import Site
@@ -66,7 +67,7 @@ class Run(NamedTuple):
     @torch.no_grad()
     def value(self, edits: Mapping[Site, Edit]) -> float:
         """Returns the metric with edits."""
-        return float(scalar(self.metric, self.model.run(*self.tokens, edits)))
+        return _finite(float(scalar(self.metric, self.model.run(*self.tokens, edits))))
 
     def gradients(
         self, sites: list[Site], at: Mapping[Site, Tensor] | None = None
@@ -97,7 +98,13 @@ class Run(NamedTuple):
             )
         found = torch.autograd.grad(value, [leaves[site] for site in sites], allow_unused=True)
         zeros = (torch.zeros_like(leaves[site]) if g is None else g for site, g in zip(sites, found, strict=True))
-        return float(value.detach()), {site: g.float() for site, g in zip(sites, zeros, strict=True)}
+        return _finite(float(value.detach())), {site: g.float() for site, g in zip(sites, zeros, strict=True)}
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ConfigError(f"The metric is {value}, which has no effects. Look at the logits, and at the metric.")
+    return value
 
 
 def paths_of(

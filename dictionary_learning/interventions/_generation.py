@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, is_foreign, said
 from dictionary_learning._types import ModelLike
 from dictionary_learning.errors import ConfigError, ModelError, UnknownNameError
 from dictionary_learning.interventions._attached import EditsLike, attached_for
@@ -80,9 +80,7 @@ def generate(
     options = {"pad_token_id": _padding_id(traced, root), **options}
     given = cast(EditsLike, edits)
     with attached_for(traced, given, when, special_tokens), _seeded(generator, device), _evaluating(root):
-        made: Tensor = root.generate(
-            ids.to(device), attention_mask=mask.long().to(device), max_new_tokens=max_new_tokens, **options
-        )
+        made = _generated(root, ids.to(device), mask.long().to(device), max_new_tokens=max_new_tokens, **options)
     made = made.cpu()
     real = _before_the_end(made[:, n_prompt:], options.get("eos_token_id", root.generation_config.eos_token_id))
     whole = torch.cat([mask.repeat_interleave(len(made) // len(mask), 0), real], dim=1)
@@ -102,6 +100,15 @@ def _generating(model: TracedModel) -> Any:
     if model.device.type == "meta" or model._remote is not None:
         raise ModelError(f"The weights of {model.name} are on a server. Load the model here to generate.")
     return root
+
+
+def _generated(root: Any, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
+    try:
+        return root.generate(ids, attention_mask=mask, **options)
+    except (TypeError, ValueError) as error:  # of values that transformers checks
+        if not is_foreign(error):
+            raise
+        raise ConfigError(f"The model does not generate with these options: {said(error)}") from error
 
 
 @contextlib.contextmanager

@@ -228,6 +228,7 @@ def none_at_all(logits):
         ({"baseline": TEXTS[:1]}, DataError, "equal numbers of tokens"),
         ({"baseline": TEXTS[::-1]}, DataError, "other padding"),
         ({"inputs": ""}, DataError, "no token"),
+        ({"metric": lambda logits: logits.sum() * float("nan")}, ConfigError, "metric is nan"),
     ],
     ids=tiny.plain_id,
 )  # fmt: skip
@@ -249,3 +250,8 @@ def test_a_text_of_special_tokens_alone_is_refused(model):
     model = load_model(model._original, tokenizer=tiny.tokenizer())
     with pytest.raises(DataError, match="No token counts"):
         attribute(model, BUILD["top_k"](), ["<s>", "<s>"], METRIC)
+
+
+def test_top_wants_a_number(model):
+    with pytest.raises(ConfigError, match="n=-1"):
+        next(iter(attribute(model, BUILD["top_k"](), TEXTS, METRIC, n_steps=1).effects.values())).top(-1)

@@ -154,6 +154,7 @@ def test_latents_of_contexts_need_the_whole_text(model):
         ({"when": "later"}, ConfigError, "always"),
         ({"attention_mask": None}, ConfigError, "Leave it out"),
         ({"max_new_tokens": 0}, ConfigError, "max_new_tokens"),
+        ({"temperature": -1.0, "do_sample": True}, ConfigError, "temperature"),
         ({"edits": {"model.layers.7": steer(torch.ones(16))}}, SiteError, "layers.7"),
         ({"edits": {SITE: 5}}, ConfigError, "mappings from sites"),
         ({"prompts": ""}, DataError, "no token"),
