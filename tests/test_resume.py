@@ -425,6 +425,10 @@ def test_the_shell_stops_with_the_command_that_goes_on(model, tmp_path, monkeypa
     monkeypatch.setattr(JSONLLogger, "log", log)
     shown = shlex.split(caplog.text.split("What goes on is:\n")[1].split("\n")[0])
     assert shown == ["dictionary-learning", *parts, "--resume"]
+    text = (tmp_path / "text.jsonl").read_bytes()
+    (tmp_path / "text.jsonl").write_bytes(text.replace(b"w1 ", b"w2 "))
+    assert main(shown[1:]) == 2 and "contents.files[0].sha256" in caplog.text
+    (tmp_path / "text.jsonl").write_bytes(text)
     assert main(shown[1:]) == 0
     whole, ours = files(tmp_path / "whole"), files(tmp_path / "parts")
     assert ours.keys() == whole.keys()
