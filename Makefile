@@ -19,20 +19,20 @@ demo: $(VENV)/.installed
 	$(BIN)/python demo/demo.py --save-dir $(OUT) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # not what the lock says, but what pip would take today, and what it might have taken at first
 test-latest:
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/python $(PIP) "$(TORCH)"
 	.venv-latest/bin/python $(PIP) --upgrade --upgrade-strategy eager "$(TORCH)" -e ".[dev,gguf]"
-	.venv-latest/bin/python -m pytest -n 2
+	.venv-latest/bin/python -m pytest -n 2 --dist loadgroup
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python $(PIP) "$(TORCH)"
 	.venv-oldest/bin/python $(PIP) $(OLDEST) -e ".[dev,gguf]"
-	.venv-oldest/bin/python -m pytest -n 2
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

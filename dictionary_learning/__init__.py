@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from dictionary_learning.interop import push_to_hub, write_dictionary
     from dictionary_learning._model_set import ModelSet
     from dictionary_learning.models import TracedModel, load_model
+    from dictionary_learning.session import Session, load_session
     from dictionary_learning.sites import Site
+    from dictionary_learning.sweeps import SweepConfig, run_sweep
     from dictionary_learning.trainers import BatchTopKTrainer, SAETrainer, TopKTrainer, TrainerTopK
     from dictionary_learning.training import trainSAE
 # isort: on
@@ -55,7 +57,9 @@ _MODULES = {
     "interop": "Sae as_custom_sae convert list_pretrained load_from_hub load_many push_to_hub write_dictionary",
     "_model_set": "ModelSet",
     "models": "TracedModel load_model",
+    "session": "Session load_session",
     "sites": "Site",
+    "sweeps": "SweepConfig run_sweep",
     "trainers": "BatchTopKTrainer SAETrainer TopKTrainer TrainerTopK",
     "training": "trainSAE",
 }
@@ -64,11 +68,12 @@ __all__ = [
     "ActivationBuffer", "ActivationCache", "ActivationMixture", "AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
     "BatchTopKTrainer", "Candidate", "ContextStream", "CrossLayerTranscoder", "Crosscoder", "Dictionary",
     "DictionaryInfo", "EvaluationConfig", "GatedAutoEncoder", "IdentityDict", "JumpReluAutoEncoder", "ModelSet",
-    "SAETrainer", "Sae", "Site", "SparseAutoencoder", "TokenFilter", "TopKTrainer", "TracedModel", "TrainerTopK",
-    "Transcoder", "__version__", "as_custom_sae", "calibrate", "convert", "evaluate", "evaluate_activations",
-    "evaluate_dictionaries", "expand_or_convert", "fold_decoder_norm_", "gradient_pursuit", "list_pretrained",
-    "load_dictionary", "load_from_hub", "load_many", "load_model", "loss_recovered", "pretrained", "push_to_hub",
-    "save_dictionary", "trainSAE", "write_cache", "write_dictionary", "write_report",
+    "SAETrainer", "Sae", "Session", "Site", "SparseAutoencoder", "SweepConfig", "TokenFilter", "TopKTrainer",
+    "TracedModel", "TrainerTopK", "Transcoder", "__version__", "as_custom_sae", "calibrate", "convert", "evaluate",
+    "evaluate_activations", "evaluate_dictionaries", "expand_or_convert", "fold_decoder_norm_", "gradient_pursuit",
+    "list_pretrained", "load_dictionary", "load_from_hub", "load_many", "load_model", "load_session", "loss_recovered",
+    "pretrained", "push_to_hub", "run_sweep", "save_dictionary", "trainSAE", "write_cache", "write_dictionary",
+    "write_report",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(

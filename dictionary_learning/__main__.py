@@ -2,6 +2,9 @@
 
 import sys
 
-from dictionary_learning.cli import main
+try:
+    from dictionary_learning.cli import main
+except KeyboardInterrupt:
+    sys.exit(130)
 
 sys.exit(main())

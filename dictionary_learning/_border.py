@@ -19,22 +19,25 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _COUNTS = (
-    "patience n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
+    "patience evaluate_every n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
     "refresh_batch_size shard_size window steps log_steps save_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
-    "target_l0 candidates d_submodule vocab_size n_embeddings"
+    "target_l0 candidates n_latents d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
+    "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes site_dims output_dims"
 )
-_FROM_ZERO = "n_fidelity_tokens hook_layer prefetch index call"
+_FROM_ZERO = "n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},
     **{name: {"at_least": -(2**63), "at_most": 2**63 - 1} for name in ("seed", "shuffle_seed")},
-    **{name: {"above": 0} for name in ("max_activation_norm_multiple", "max_norm_multiple")},
+    **{name: {"above": 0} for name in ("max_activation_norm_multiple", "max_norm_multiple", "memory_gb")},
     "separator_id": {"at_least": 0, "at_most": 2**31 - 1},
     "held_out_every": {"at_least": 2},
     "expansion": {"at_least": 1},
 }
 """The range of a number, by the name of the parameter."""
+_LOCAL = ("save_dir", "folder", "destination")
+"""Parameters that name a folder to write, which is no address."""
 _REMEDIES = {
     "ModelError": "Check the name, the files and the options.",
     "CheckpointError": "Check the path, the files and whether they may be read and written.",
@@ -42,8 +45,8 @@ _REMEDIES = {
     "DataError": "Check the data, and whether files are whole and may be read and written.",
 }
 _DENSE = "torch.strided"
-_LONGEST = 80
-"""Characters of a value in an error."""
+_LONGEST, _LONGEST_SENTENCE = 80, 300
+"""Characters of a value in an error, and of what another package says."""
 
 
 def checked(*, wraps: type[DictionaryLearningError] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -86,6 +89,7 @@ def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
             check_range(part, BOUNDS.get(name, {}))
         if _is_path(hint):
             _check_path(found)
+        check_local(name, found)
         if str(getattr(found, "layout", _DENSE)) != _DENSE:
             raise ValueError("a dense tensor: call its to_dense()")
         if "dtype" in name and not getattr(found, "is_floating_point", True) and str(found) != "torch.int8":
@@ -97,6 +101,16 @@ def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
 
         as_device(value)
     return found
+
+
+def check_local(name: str, value: Any) -> None:
+    """Refuses an address where a folder of this machine is written.
+
+    Raises:
+        ConfigError: It is an address.
+    """
+    if name in _LOCAL and "://" in str(value):
+        raise ConfigError(f"Got {name}={short(value)}; give a folder of this machine, and copy it afterwards.")
 
 
 def as_tokenizer(given: Any) -> Any:
@@ -120,6 +134,7 @@ def is_foreign(error: BaseException) -> bool:
 def said(error: BaseException) -> str:
     """Returns what an exception of another package says, as one sentence."""
     text = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
+    text = text if len(text) <= _LONGEST_SENTENCE else f"{text[: _LONGEST_SENTENCE - 1]}…"
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
@@ -167,9 +182,10 @@ def _check_path(path: Any) -> None:
 
 
 def _request(function: Callable[..., Any], bound: inspect.BoundArguments) -> str:
-    """Returns a call as it was written, without long values."""
+    """Returns a call as it was written, without long values and those that are None."""
     given = {name: value for name, value in bound.arguments.items() if name not in ("self", "cls")}
     given |= given.pop("facts", {}) | given.pop("options", {})
+    given = {name: value for name, value in given.items() if value is not None}
     simple = (str, os.PathLike, bool, int, float)
     shown = [f"{n}={short(v) if isinstance(v, simple) else f'a {type(v).__name__}'}" for n, v in given.items()]
     return f"{_name(function, bound.args)}({', '.join(shown)})"

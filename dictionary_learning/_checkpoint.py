@@ -83,7 +83,7 @@ def write_checkpoint(
             flush_to_disk(path)
         # the last one, and whole at any moment: a folder with a manifest is complete
         write_json(folder / MANIFEST, {"format_version": _VERSION, "step": step, "facts": dict(facts), "files": files})
-        _replace_folder(folder, final)
+        replace_folder(folder, final)
         flush_to_disk(root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -100,7 +100,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     try:
         tree = json.loads((path / _TREE).read_text(encoding="utf-8"))
         return _unpacked(tree, load_file(path / _TENSORS, device=str(device)))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CheckpointError(
             f"The state in '{path}' cannot be read ({error}). Resume from another checkpoint."
         ) from error
@@ -118,7 +118,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             manifest["format_version"],
             (int(manifest["step"]), dict(manifest["facts"]), dict(manifest["files"])),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is no complete checkpoint ({error}). Resume from another.") from error
     if version != _VERSION:
         raise CheckpointError(
@@ -133,7 +133,11 @@ def check_files(path: Path) -> None:
     Raises:
         CheckpointError: They differ, or a file is missing or was added.
     """
-    listed = read_manifest(path)["files"]
+    manifest = read_manifest(path)
+    listed = manifest["files"]
+    match = _FOLDER.fullmatch(path.name)
+    if match and int(match[1] or match[2]) != manifest["step"]:
+        raise CheckpointError(f"'{path}' holds the checkpoint of step {manifest['step']}; it was renamed or copied.")
     found = {
         file.relative_to(path).as_posix(): file for file in _files(path) if file.name != MANIFEST or file.parent != path
     }
@@ -177,13 +181,18 @@ def remove_checkpoints(root: Path, keep_last: int, chosen: Collection[int] = ())
         if step not in kept_steps:
             (path / MANIFEST).unlink(missing_ok=True)  # without it, the rest counts as no checkpoint at any moment
             shutil.rmtree(path, ignore_errors=True)
+    remove_incomplete(root)
+
+
+def remove_incomplete(root: Path) -> None:
+    """Removes the checkpoints of writers that were killed, but for those that are complete."""
     kept = {checkpoint.path for checkpoint in complete_checkpoints(root)}
     for path in root.glob(f".*{UNFINISHED}") if root.is_dir() else ():
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _replace_folder(folder: Path, final: Path) -> None:
+def replace_folder(folder: Path, final: Path) -> None:
     """Renames a folder over another. One step cannot do this: the old one is renamed first."""
     if not final.exists():
         os.rename(folder, final)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._disk import free_disk, size_on_disk
+from dictionary_learning._plain import as_bytes
 from dictionary_learning._run_folder import files_of_run
 from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob
@@ -75,7 +76,7 @@ def estimate_run(plan: Plan, jobs: Sequence[TrainingJob], data: Any, keep_checkp
         rows=rows,
         model=_model_bytes(getattr(data, "model", None)),
         dictionaries=weights,
-        n_dictionaries=1 + len(plan.save_steps) + 2 * bool(plan.backup_steps),
+        n_dictionaries=1 + len(plan.save_steps) + 2 * bool(plan.backup_steps) + 2 * bool(plan.save_best),
         checkpoint=states + held + _RANDOM_BYTES,
         n_checkpoints=n_checkpoints,
         log=_LOG_BYTES * n_lines * len(jobs),
@@ -91,13 +92,17 @@ def check_room(need: RunEstimate, folder: Path) -> None:
     free = room_for_run(folder)
     if need.disk <= free:
         return
-    kept = f"{need.n_dictionaries} x {_gb(need.dictionaries)} of dictionaries"
+    kept = f"{need.n_dictionaries} x {as_bytes(need.dictionaries)} of dictionaries"
     remedies = "Give another save_dir, or choose fewer save_steps"
     if need.n_checkpoints:
-        kept += f", {need.n_checkpoints} x {_gb(need.checkpoint)} of checkpoints (the one that is written included)"
+        kept += (
+            f", {need.n_checkpoints} x {as_bytes(need.checkpoint)} of checkpoints (the one that is written included)"
+        )
         remedies += ", lower keep_checkpoints"
         remedies += ", or store rows in a smaller dtype ('int8')" if need.rows else ""
-    raise ConfigError(f"The run needs {_gb(need.disk)} in '{folder}', and {_gb(free)} are left: {kept}. {remedies}.")
+    raise ConfigError(
+        f"The run needs {as_bytes(need.disk)} in '{folder}', and {as_bytes(free)} are left: {kept}. {remedies}."
+    )
 
 
 def room_for_run(folder: Path) -> int:
@@ -149,7 +154,3 @@ def _model_bytes(model: Any) -> int:
     modules = [getattr(one, "module", None) for one in getattr(model, "models", {"": model}).values()]
     weights = {id(p): p for module in modules if module is not None for p in module.parameters()}
     return sum(p.nbytes for p in weights.values() if p.device.type != "meta")
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.3g} GB"

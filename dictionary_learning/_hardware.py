@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dictionary_learning._plain import as_bytes
 from dictionary_learning.errors import ConfigError
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -154,7 +155,7 @@ def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> 
     """
     free = free_memory(device)
     if free is not None and n_bytes > free:
-        raise ConfigError(f"{what} takes {n_bytes / 1e9:.1f} GB, and {device} has {free / 1e9:.1f} GB left. {remedy}")
+        raise ConfigError(f"{what} takes {as_bytes(n_bytes)}, and {device} has {as_bytes(free)} left. {remedy}")
 
 
 def float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,38 +5,19 @@ import dataclasses
 import datetime
 import enum
 import os
-import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
 import torch
 
+from dictionary_learning._secrets import HIDDEN, is_secret, without_secrets
 from dictionary_learning.errors import ConfigError
 
 MAX_ELEMENTS = 4096
 """Elements of a tensor or array that a config may hold; a larger one is data and not a setting."""
-SECRET = re.compile(r"(use_auth_|hf_|auth_|access_)?token|(.*_)?(api_key|password|secret)", re.IGNORECASE)
-"""Names of settings whose values are not stored."""
-HIDDEN = "(not stored)"
-_IN_TEXT = (
-    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), HIDDEN),  # name and password in an address
-    (re.compile(r"([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^&\s]+", re.IGNORECASE), rf"\1{HIDDEN}"),
-    (re.compile(r"\bhf_\w{16,}"), HIDDEN),
-)
-"""Secrets in a text, and what stands there instead."""
 _MAX_DEPTH = 30
 """Levels of nesting; a config that is deeper contains itself."""
-
-
-def without_secrets(text: str) -> str:
-    """Returns a text without the passwords and tokens that can be told by their places."""
-    key, separator, _ = text.partition("=")
-    if separator and SECRET.fullmatch(key.lstrip("-").replace("-", "_")):
-        return f"{key}={HIDDEN}"
-    for pattern, instead in _IN_TEXT:
-        text = pattern.sub(instead, text)
-    return text
 
 
 def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
@@ -87,9 +68,7 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         parts = {str(to_plain(k, f"a key of {name}", depth + 1)): v for k, v in cast(Mapping[Any, Any], value).items()}
         return {
-            key: HIDDEN
-            if isinstance(part, str) and SECRET.fullmatch(key)
-            else to_plain(part, f"{name}[{key!r}]", depth + 1)
+            key: HIDDEN if isinstance(part, str) and is_secret(key) else to_plain(part, f"{name}[{key!r}]", depth + 1)
             for key, part in parts.items()
         }
     has_text = kind.__str__ is not object.__str__
@@ -103,6 +82,12 @@ def to_plain(value: Any, name: str = "config", depth: int = 0) -> Any:
         f"{name} is a {kind.__module__}.{kind.__qualname__}, which JSON cannot hold. A config holds numbers, strings, "
         "paths, lists, mappings and dataclasses of these. Convert the value, or leave it out."
     )
+
+
+def as_bytes(n_bytes: float) -> str:
+    """Returns a number of bytes in words, as "0.3 GB" or "25.2 MB"."""
+    gigabytes = n_bytes / 1e9
+    return f"{gigabytes:,.3g} GB" if gigabytes >= 0.1 else f"{n_bytes / 1e6:.3g} MB"
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:

@@ -21,11 +21,12 @@ from dictionary_learning import ops
 from dictionary_learning._disk import sha256_of, write_json
 from dictionary_learning._hardware import describe_hardware
 from dictionary_learning._model_set import ModelSet
-from dictionary_learning._plain import HIDDEN, SECRET, to_plain, without_secrets
+from dictionary_learning._plain import to_plain
 from dictionary_learning._run_folder import COMMAND
+from dictionary_learning._secrets import HIDDEN, is_secret, without_secrets
 from dictionary_learning.activations.cache._index import model_fingerprint
 from dictionary_learning.data import Source
-from dictionary_learning.data._reading import files_of
+from dictionary_learning.data._reading import files_of, samples_of
 from dictionary_learning.dictionaries._serialization import WEIGHTS, versions
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.models import TracedModel
@@ -45,7 +46,7 @@ class RunRecord:
 
     Args:
         folder: The folder of the run; None writes nothing.
-        describe: Returns what makes the run this one (see `describe_run`).
+        describe: Returns what makes the run this one (see `describe_run`), with its `contents`.
         data: The data of the run.
         device: Where it trains.
         step: Steps made before: a run that is resumed adds a session to those in the file.
@@ -74,8 +75,8 @@ class RunRecord:
     def __enter__(self) -> "RunRecord":
         if self.folder is None:
             return self
-        before = read_run(self.folder) if (self.folder / RUN).exists() else None
-        command, model, run = COMMAND.get(), getattr(self._data, "model", None), self._describe()
+        before = read_run(self.folder) if (self.folder / RUN).is_file() else None
+        command, run = COMMAND.get(), self._describe()
         arguments = to_plain(dict(self._arguments), "the run's arguments")
         (arguments["run_cfg"] or {}).pop("save_dir", None)  # it is what equal runs differ in
         environment = _environment(self._device)
@@ -88,11 +89,7 @@ class RunRecord:
             "arguments": arguments,
             "run": run,
             "seeds": _seeds(run),
-            "data": {
-                "files": [_file(path) for path in files_of(getattr(_source(self._data), "reader", None))],
-                "rows": _rows_fingerprint(self._data),
-                "model": model_fingerprint(model) if isinstance(model, (TracedModel, ModelSet)) else None,
-            },
+            "data": run.pop("contents"),
             "environment": environment,
             "dictionaries": {},
             "volatile": {
@@ -102,7 +99,10 @@ class RunRecord:
                 "sessions": [*sessions, self._session],
             },
         }
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            raise ConfigError(f"'{self.folder / RUN}' cannot be written ({error}). Move what is there.") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -111,10 +111,14 @@ class RunRecord:
         end = {"end": _now(), "last_step": self.step, "outcome": "finished" if kind is None else kind.__name__}
         self._session.update(end)
         try:
-            self._document["run"] = self._describe()  # counts of what was read are final now
+            run = self._describe()  # counts of what was read are final now
+            run.pop("contents")
+            self._document["run"] = run
             self._document["data"] |= {"n_tokens": self.n_tokens, **_place(self._data)}
             weights = sorted(self.folder.glob(f"trainer_*/{WEIGHTS}"))
             self._document["dictionaries"] = {path.parent.name: sha256_of(path) for path in weights}
+            if best := _best(self.folder):
+                self._document["best"] = best
             self._write()
         except Exception as failure:  # noqa: BLE001  (what was trained must not be lost with a record of it)
             logger.warning("'%s' could not be completed (%s).", self.folder / RUN, failure)
@@ -133,21 +137,27 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads((folder / RUN).read_text(encoding="utf-8"))
         _ = document["environment"], document["run"], document["volatile"]["sessions"]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # there is none, or a folder
         raise ConfigError(f"'{folder}' has no {RUN}. Give the folder of a run that this version trained.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"'{folder / RUN}' is of no run ({error}). Move it, or give another folder.") from error
     return document
 
 
+def _best(folder: Path) -> dict[str, Any]:
+    """Returns metric, value, step and checksum of the best dictionaries that were kept."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("trainer_*/best/config.json")):
+        said = json.loads(path.read_text(encoding="utf-8")).get("best", {})
+        facts = {key: said[key] for key in ("metric", "value", "step", "n_tokens") if key in said}
+        found[path.parents[1].name] = {**facts, "sha256": sha256_of(path.with_name(WEIGHTS))}
+    return found
+
+
 def _shown(words: Sequence[str]) -> list[str]:
     """Returns the words of a command without secrets, also where an option names them."""
-    named = [False, *(word.startswith("--") and _is_secret(word) for word in words)]
+    named = [False, *(word.startswith("--") and is_secret(word) for word in words)]
     return [HIDDEN if is_value else without_secrets(word) for is_value, word in zip(named, words, strict=False)]
-
-
-def _is_secret(option: str) -> bool:
-    return SECRET.fullmatch(option.lstrip("-").replace("-", "_")) is not None
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
@@ -188,7 +198,34 @@ def _place(data: Any) -> dict[str, Any]:
     # what a thread has read ahead does not count
     state = data.reader.state_dict()["stream"] if hasattr(data, "reader") else data.tokens.state_dict()
     source = state.get("source", state)
-    return {"documents": source["position"], "epoch": source["epoch"]}
+    return {"n_documents": source["position"], "epoch": source["epoch"]}
+
+
+def contents_of(data: Any) -> dict[str, Any]:
+    """Returns what tells the text, the rows and the model of a run from others of the same names.
+
+    Files have checksums up to 1 GiB, and sizes above it. Of documents in memory and of the model's
+    weights, some stand for all. A stream that can be read only once has nothing.
+    """
+    parts = [data, *getattr(data, "sources", ())]
+    texts = [contents_of_text(_source(part), getattr(part, "model", None)) for part in parts]
+    rows = [found for part in parts if (found := _rows_fingerprint(part)) is not None]
+    return {
+        "files": [file for text in texts for file in text["files"]],
+        "documents": [sample for text in texts for sample in text["documents"]],
+        "rows": rows[0] if len(rows) == 1 else rows or None,
+        "model": next((text["model"] for text in texts if text["model"]), None),
+    }
+
+
+def contents_of_text(source: Source | None, model: Any) -> dict[str, Any]:
+    """Returns the same of documents and the model that reads them."""
+    reader = getattr(source, "reader", None)
+    return {
+        "files": [_file(path) for path in files_of(reader)],
+        "documents": samples_of(reader),
+        "model": model_fingerprint(model) if isinstance(model, (TracedModel, ModelSet)) else None,
+    }
 
 
 def _file(path: Path) -> dict[str, Any]:

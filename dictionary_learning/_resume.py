@@ -9,12 +9,13 @@ data, and `dictionary_<n>` where dictionaries are spread. A step counts if all o
 Ranks read what they need, so the run may go on with another number of them.
 """
 
+import contextlib
 import logging
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -29,8 +30,10 @@ from dictionary_learning._checkpoint import (
     read_checkpoint,
     read_manifest,
     remove_checkpoints,
+    remove_incomplete,
     write_checkpoint,
 )
+from dictionary_learning._disk import remove_unfinished
 from dictionary_learning._plain import differences, to_plain
 from dictionary_learning._run_setup import Stream, TrainingJob
 from dictionary_learning.activations._normalizers import saved_normalizers
@@ -45,7 +48,7 @@ CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints, in the folder of the run."""
 _LONGEST = 60
 """Characters of a value in a message."""
-_MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
+MAY_DIFFER = ("device", "dropped", "norm_limits", "prefetch")
 """Fields of a config that do not change which run it is, at any depth."""
 
 
@@ -76,6 +79,12 @@ class RunCheckpoints:
         self._is_written = False
 
     def __enter__(self) -> "RunCheckpoints":
+        # what an earlier process of this run left when it was killed; nothing deeper, where other
+        # runs may be writing at this moment, if the folder is "."
+        for pattern in ("", "trainer_*", f"{CHECKPOINTS}/*/trainer_*"):
+            for folder in self.folder.glob(pattern) if pattern else (self.folder,):
+                remove_unfinished(folder)
+        remove_incomplete(self.root)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -94,7 +103,7 @@ class RunCheckpoints:
     ) -> None:
         """Copies the state after a step, and starts to write it. A failure costs a warning.
 
-        `further` are the states of the patience and of the loggers.
+        `further` are the states of the patience, the loggers and the evaluation.
         """
         self.wait()  # one at a time: no more than one copy is held
         # figures are asked for on all ranks, which they wait for
@@ -229,6 +238,8 @@ class Resumed:
             each = self.n_shares // world.size
             own = range(world.rank * each, (world.rank + 1) * each)
             self._data = {n: read_checkpoint(self._part(_share(n)))["data"] for n in own}
+        self._allowed: list[str] = []
+        self.evaluation: dict[str, Any] = self._state.get("evaluation", {})  # older checkpoints have none
 
     def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
         """Compares a run, as `describe_run` returns it, with the one of the checkpoint.
@@ -242,15 +253,17 @@ class Resumed:
         """
         if isinstance(allowed, str):
             raise ConfigError(f"Got allow_changed={allowed!r}; give a list of names, such as ['steps'].")
-        names = {*allowed, *_MAY_DIFFER}
+        names = {*allowed, *MAY_DIFFER}
         known = _keys(self._run) | _keys(now)
-        for name in names - {*_MAY_DIFFER}:
+        for name in names - {*MAY_DIFFER}:
             if name not in known:
                 raise UnknownNameError("setting in allow_changed", str(name), known)
+        if (steps := now.get("steps")) is not None and steps < self.step:
+            raise ConfigError(f"'{self.path}' was written after step {self.step}, and the run has {steps} steps.")
+        found = differences(self._run, now)
+        self._allowed = sorted(set(allowed) & {part for place, *_ in found for part in _parts(place)})
         changes = [
-            f"{place}: {_short(old)}, now {_short(new)}"
-            for place, old, new in differences(self._run, now)
-            if not names & set(place.replace("[", ".").replace("]", "").split("."))
+            f"{place}: {_short(old)}, now {_short(new)}" for place, old, new in found if not names & _parts(place)
         ]
         if changes:
             raise ConfigError(
@@ -266,14 +279,32 @@ class Resumed:
             job.trainer.figures_before = figures
 
     def load(self, jobs: Sequence[TrainingJob], stream: Stream) -> None:
-        """Puts trainers, data and random numbers into the state of the checkpoint."""
+        """Puts trainers, data and random numbers into the state of the checkpoint.
+
+        Raises:
+            ConfigError: What was changed needs another state than the checkpoint has.
+        """
+        try:
+            self._load(jobs, stream)
+        except Exception as error:
+            if not self._allowed:
+                raise
+            raise ConfigError(
+                f"The state of '{self.path}' does not fit what changed ({', '.join(self._allowed)}): {error}. Start "
+                "another run with these settings, from the trained dictionary by finetune=, or change less."
+            ) from error
+        logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
+
+    def _load(self, jobs: Sequence[TrainingJob], stream: Stream) -> None:
+        for job in jobs:
+            if job.trainer.settings.grad_acc_steps != self._run["trainers"][job.number]["grad_acc_steps"]:
+                raise ConfigError("its steps are of another number of batches")
         self.load_trainers(jobs)
         if isinstance(stream, SpreadStream):
             stream.load_state_dicts(self._data)
         else:
             stream.load_state_dict(self._state["data"])
         _set_random_state(self._state["random"])
-        logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
 
     def _part(self, name: str) -> Path:
         return self.path.parent / name / f"step_{self.step}"
@@ -352,6 +383,16 @@ class StopRequest:
         logger.warning("Got %s: the run stops after this step, and writes a checkpoint.", self.signal.name)
 
 
+@contextlib.contextmanager
+def kept_random_state() -> Generator[None]:
+    """Puts all random numbers back where they were when its `with` block ends."""
+    state = _random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(state)
+
+
 def _random_state() -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (a user's own method may draw from it)
     return {
@@ -369,6 +410,11 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+def _parts(place: str) -> set[str]:
+    """Returns the names in a place such as `trainers[0].lr`."""
+    return set(place.replace("[", ".").replace("]", "").split("."))
 
 
 def _short(value: Any) -> str:

@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -38,16 +39,30 @@ class Plan(NamedTuple):
     save_steps: frozenset[int]
     on_anomaly: Answer
     patience: int | None
+    evaluate_every: int | None = None
+    save_best: str | Mapping[str, str] | None = None
 
     @property
     def saves(self) -> bool:
         """Whether anything is saved before the end."""
-        return bool(self.save_steps or self.checkpoint_steps)
+        return bool(self.save_steps or self.checkpoint_steps or self.save_best)
 
     def wants_checkpoint(self, step: int) -> bool:
         """Returns whether a checkpoint is due: at its period, chosen steps and the end."""
         every = self.checkpoint_steps
         return every is not None and (step % every == 0 or step in (*self.save_steps, self.steps))
+
+
+@runtime_checkable
+class HeldOutEvaluation(Protocol):
+    """What evaluates a run on held-out data."""
+
+    def after_step(self, step: int, n_tokens: int) -> None:
+        """Evaluates if this step is one of those; a failure costs a warning."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a run that is resumed goes on with."""
+        ...
 
 
 class RunOutput:
@@ -65,10 +80,12 @@ class RunOutput:
         console: ConsoleLogger | None,
         stop: StopRequest,
         placement: Placement = SINGLE,
+        evaluation: HeldOutEvaluation | None = None,
     ):
         self.placement = placement
         self.plan, self.jobs, self.stream, self.run_cfg = plan, jobs, stream, run_cfg
         self.checkpoints, self.run, self.sink, self.console, self.stop = checkpoints, run, sink, console, stop
+        self.evaluation = evaluation
         self.watch, self.patience = Watch(jobs), Patience(plan.patience)
         self.is_over = False
         """Whether the run ends before its last step, since nothing improves."""
@@ -99,6 +116,8 @@ class RunOutput:
                     "No FVU improved in %d logs: the run ends after step %d of %d.", plan.patience, step, plan.steps
                 )
                 self.is_over = True
+        if self.evaluation is not None:
+            self.evaluation.after_step(step, n_tokens)
         if self.console is not None and (step % _PROGRESS_EVERY == 0 or step == plan.steps):
             self.console.advance(step, n_tokens)
         if step in plan.save_steps:
@@ -111,6 +130,8 @@ class RunOutput:
         if (self._is_due or stops) and all(job.trainer.is_between_steps for job in self.jobs):
             assert self.checkpoints is not None
             further = {"patience": self.patience.state_dict(), "loggers": self.sink.state_dict()}
+            if self.evaluation is not None:
+                further["evaluation"] = self.evaluation.state_dict()
             self.checkpoints.save(step, n_tokens, self.jobs, self.stream, self.run, further, self.placement)
             self._is_due = False
             if stops:
@@ -189,15 +210,35 @@ def plan_of(
     save_steps: Iterable[int] | None,
     on_anomaly: Answer = "skip",
     patience: int | None = None,
+    evaluate_every: int | None = None,
+    save_best: str | Mapping[str, str] | None = None,
 ) -> Plan:
     """Returns the plan of a run, from the arguments of `trainSAE`."""
+    if save_best is not None and evaluate_every is None:
+        raise ConfigError(f"Got save_best={save_best!r}, which an evaluation decides: give evaluate_every too.")
     if on_anomaly == "rollback" and not (checkpoint_steps or backup_steps):
         raise ConfigError("on_anomaly='rollback' returns to a checkpoint: give save_dir and checkpoint_steps.")
     chosen = frozenset(check("save_steps", step, int) for step in save_steps or ())
     if chosen and max(chosen) > steps:
         raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
     every = checkpoint_steps or backup_steps
-    return Plan(steps, log_steps or max(1, steps // 100), every, backup_steps, chosen, on_anomaly, patience)
+    log_steps = log_steps or max(1, steps // 100)
+    return Plan(steps, log_steps, every, backup_steps, chosen, on_anomaly, patience, evaluate_every, save_best)
+
+
+def check_accumulation(grad_acc_steps: Iterable[int], plan: Plan) -> None:
+    """Refuses a run in which no checkpoint would be due between whole steps of all dictionaries.
+
+    Raises:
+        ConfigError: Their accumulated steps end together after the run only.
+    """
+    periods = sorted(set(grad_acc_steps))
+    if math.lcm(*periods) > plan.steps:
+        raise ConfigError(
+            f"Dictionaries with grad_acc_steps {', '.join(map(str, periods))} end a step together every "
+            f"{math.lcm(*periods)} batches, and a checkpoint is written only then: the run of {plan.steps} would have "
+            "none. Choose multiples of each other, or train them apart."
+        )
 
 
 def figures_of(job: TrainingJob) -> dict[str, float]:

@@ -91,7 +91,7 @@ def training_jobs(
         default_wiring: Wiring of configs that name none.
         fitted: Normalizers by site and name, of a run that is resumed: nothing is fitted or
             initialized then, and no data are read.
-        seed: Seed of configs that have the default one.
+        seed: Seed of configs that have the default one, or none.
         placement: Which dictionaries this rank has; only their jobs are returned.
 
     Raises:
@@ -175,7 +175,7 @@ def _dictionaries(
         # a method without wirings, as one of contexts, has no such field
         if default_wiring is not None and getattr(asked, "wiring", default_wiring) is None:
             asked = asked.replace(wiring=default_wiring)
-        if seed is not None and asked.seed == type(asked).seed:
+        if seed is not None and asked.seed in (type(asked).seed, None):
             asked = asked.replace(seed=seed)
         for config in expand_finetune(asked, stream.widths):
             config, inside = unwrap_normalized(_with_heads(config, stream))

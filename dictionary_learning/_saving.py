@@ -2,12 +2,15 @@
 
 import contextlib
 import logging
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning._checkpoint import replace_folder
+from dictionary_learning._disk import UNFINISHED, flush_to_disk
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
@@ -20,12 +23,17 @@ logger = logging.getLogger(__name__)
 
 def exported(jobs: Sequence[TrainingJob], data: Any, run_cfg: Mapping[str, Any] | None) -> list[Dictionary]:
     """Returns dictionaries that know their sites, model and settings."""
-    dictionaries: list[Dictionary] = []
-    for job in jobs:
-        dictionary = job.export()
-        dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
-        dictionaries.append(dictionary)
+    dictionaries = [job.export() for job in jobs]
+    describe(dictionaries, jobs, data, run_cfg)
     return dictionaries
+
+
+def describe(
+    dictionaries: Sequence[Dictionary], jobs: Sequence[TrainingJob], data: Any, run_cfg: Mapping[str, Any] | None
+) -> None:
+    """Tells exported dictionaries their sites, model and settings."""
+    for job, dictionary in zip(jobs, dictionaries, strict=True):
+        dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
 
 
 def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "") -> None:
@@ -45,6 +53,27 @@ def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "") -
             failed.append(number)
     if failed and not part:
         _save_elsewhere({f"trainer_{number}": dictionaries[number] for number in failed}, folder)
+
+
+def save_whole(dictionary: Dictionary, place: Path, further: Mapping[str, Any]) -> None:
+    """Saves a dictionary as a folder that is complete, or as it was before, at any moment.
+
+    Args:
+        dictionary: The dictionary.
+        place: The folder; one that is there is replaced.
+        further: Sections of its config.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(f".{place.name}.*{UNFINISHED}"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    folder = place.with_name(f".{place.name}.{secrets.token_hex(8)}{UNFINISHED}")
+    try:
+        save_dictionary(dictionary, folder, further)
+        flush_to_disk(folder)
+        replace_folder(folder, place)
+        flush_to_disk(place.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_finite(job_names: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:

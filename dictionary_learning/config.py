@@ -256,7 +256,7 @@ def coerce(value: Any, hint: Any) -> Any:
             return value
         raise TypeError("one of " + ", ".join(map(repr, arguments)))
     if origin in _SEQUENCES:  # a word is no list of letters
-        if isinstance(value, (str, bytes)):
+        if isinstance(value, (str, bytes)) or getattr(value, "shape", None) == ():  # nor is a tensor of one number
             raise TypeError(type_name(hint))
         if arguments[0] in (int, float) and type(value) in (list, tuple):
             return type(value)(coerce(part, arguments[0]) for part in value)
@@ -279,6 +279,10 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
+_LARGEST = 2**63
+"""What no size or count of torch reaches."""
+
+
 def check_range(value: Any, bounds: Mapping[str, float]) -> None:
     """Raises ValueError for a number that is not finite or out of range, saying what is needed."""
     if not _is_number(value):
@@ -287,6 +291,8 @@ def check_range(value: Any, bounds: Mapping[str, float]) -> None:
         raise ValueError("a finite number")
     if not all(_BOUNDS[kind][0](value, bound) for kind, bound in bounds.items()):
         raise ValueError(" and ".join(f"{_BOUNDS[kind][1]} {bound:g}" for kind, bound in bounds.items()))
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        raise ValueError("below 2^63")
 
 
 def type_name(hint: Any) -> str:

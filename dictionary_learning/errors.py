@@ -4,9 +4,14 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dictionary_learning._secrets import without_secrets
+
 
 class DictionaryLearningError(Exception):
     """Any error raised on purpose by this package."""
+
+    def __init__(self, *parts: object):
+        super().__init__(*(without_secrets(part) if isinstance(part, str) else part for part in parts))
 
 
 class ConfigError(DictionaryLearningError, ValueError):
@@ -84,9 +89,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
-class Interrupted(KeyboardInterrupt):
+class Stopped(KeyboardInterrupt):
+    """A signal stopped what the same call goes on with."""
+
+
+class Interrupted(Stopped):
     """A signal stopped a run, which has written a checkpoint and can be resumed from its folder."""
 
     def __init__(self, step: int, steps: int, folder: str):
-        super().__init__(f"The run stopped after step {step} of {steps}. Resumed, it goes on from there.")
-        self.folder = folder
+        super().__init__(f"The run stopped after step {step} of {steps}. It can go on with resume='auto'.")
+        self.step, self.steps, self.folder = step, steps, folder

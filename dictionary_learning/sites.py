@@ -51,8 +51,10 @@ class Site(_SiteFields):
     __slots__ = ()
 
     def __new__(cls, path: str, side: Side = "out", index: int = 0, call: int | None = None) -> "Site":
-        given: tuple[Any, ...] = (path, index, call or 0)  # plain data from files may be anything
-        right = isinstance(given[0], str) and all(isinstance(n, int) and n >= 0 for n in given[1:])
+        # plain data from files may be anything
+        words: tuple[Any, ...] = (path, side)
+        numbers: tuple[Any, ...] = (index, 0 if call is None else call)
+        right = all(isinstance(word, str) for word in words) and all(isinstance(n, int) and n >= 0 for n in numbers)
         if not right or side not in get_args(Side) or (side == "heads" and index):
             raise SiteError(
                 f"Got Site({path!r}, {side!r}, {index!r}, {call!r}). It needs the path of a module, a side ('in', "

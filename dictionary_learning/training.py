@@ -11,22 +11,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dictionary_learning._best import Best, criterion
 from dictionary_learning._border import checked
 from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory
+from dictionary_learning._held_out import Evaluation, Place, held_out_data
 from dictionary_learning._plain import to_plain
-from dictionary_learning._provenance import RunRecord
+from dictionary_learning._provenance import RunRecord, contents_of
 from dictionary_learning._resume import RunCheckpoints, StopRequest, all_trainers, describe_run
 from dictionary_learning._run_folder import claim_run_folder, remove_run
-from dictionary_learning._run_output import RunOutput, figures_of, plan_of
+from dictionary_learning._run_output import RunOutput, check_accumulation, figures_of, plan_of
 from dictionary_learning._run_setup import Stream, TrainingJob, placement_of, training_jobs
-from dictionary_learning._saving import check_finite
+from dictionary_learning._saving import check_finite, describe
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
 from dictionary_learning.activations._spread import SpreadStream
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.evaluation import EvaluationConfig
 from dictionary_learning.loggers import (
     ConsoleLogger,
     JSONLLogger,
@@ -72,6 +75,10 @@ def trainSAE(
     on_anomaly: Literal["skip", "stop", "rollback"] = "skip",
     patience: int | None = None,
     seed: int | None = None,
+    evaluate_every: int | None = None,
+    evaluation_data: Any = None,
+    evaluation: EvaluationConfig | None = None,
+    save_best: str | Mapping[str, str] | None = None,
     placement: PlacementName = "auto",
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
@@ -122,8 +129,15 @@ def trainSAE(
             "stop" also ends the run; "rollback" returns to the newest checkpoint and trains on the
             data after it, three times at most.
         patience: Logs without a better FVU (by 1 %) of any dictionary, after which the run ends.
-        seed: Seed of everything random: of the configs that have the default one, and of the order
-            of an `ActivationBuffer` or `ActivationCache`, of which nothing was read yet.
+        seed: Seed of everything random: of the configs that have the default one or none, and of
+            the order of an `ActivationBuffer` or `ActivationCache`, of which nothing was read yet.
+        evaluate_every: Steps between two evaluations on `evaluation_data`, which change no bit of
+            the dictionaries. A failure costs a warning. They are logged as "eval/fvu" and so on.
+        evaluation_data: Text that nothing is trained on, for the model of `data`; a `ContextStream`
+            of it, where `data` has no model; or activations.
+        evaluation: How much of it; contexts are by default as long as those of `data`.
+        save_best: A metric, as "fvu", or one with its better side, as {"l0": "lower"}: the best
+            dictionary so far is kept as `trainer_N/best`.
         placement: What is spread over the processes that `torchrun` has started. All get the same
             arguments; text is divided among them, and a step has the tokens of all. "data": each
             has every dictionary. "dictionary": each has some, and activations are exchanged.
@@ -143,7 +157,14 @@ def trainSAE(
         RankError: Another process has ended, or does not answer.
     """
     world = start()
-    plan = plan_of(steps, log_steps, checkpoint_steps, backup_steps, save_steps, on_anomaly, patience)
+    plan = plan_of(
+        steps, log_steps, checkpoint_steps, backup_steps, save_steps, on_anomaly, patience, evaluate_every, save_best
+    )
+    if evaluate_every is None and (evaluation_data is not None or evaluation is not None):
+        given = "evaluation_data" if evaluation_data is not None else "evaluation"
+        raise ConfigError(f"Got {given} without evaluate_every. Give the number of steps between two evaluations.")
+    if evaluate_every is not None and world.size > 1:
+        raise ConfigError("evaluate_every works in one process only. Evaluate what several have trained afterwards.")
     device = as_device(device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -158,7 +179,9 @@ def trainSAE(
             f"Got overwrite=True with resume={resume!r}: it would remove what is resumed. Give one of them."
         )
     if save_dir is None and (plan.saves or resume != "never"):
-        raise ConfigError("save_steps, checkpoint_steps, backup_steps and resume need a folder: give save_dir.")
+        raise ConfigError(
+            "save_steps, checkpoint_steps, backup_steps, save_best and resume need a folder: give save_dir."
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_first_talks(world))
         checkpoints = resumed = None
@@ -183,8 +206,17 @@ def trainSAE(
         names, settings = all_trainers(jobs, placed)
         facts = {"steps": plan.steps, "autocast_dtype": str(autocast_dtype)}
         facts |= {"on_anomaly": plan.on_anomaly, "patience": plan.patience}
+        facts["contents"] = {} if checkpoints is None else contents_of(data)
         # also without a checkpoint: what could not be saved at the end is refused now
         run = {} if checkpoints is None else describe_run(names, settings, stream, facts)
+        if checkpoints is not None and plan.checkpoint_steps:
+            check_accumulation([config.get("grad_acc_steps", 1) for config in settings], plan)
+        # what cannot be evaluated on is refused now, too
+        held_out = None
+        if evaluate_every is not None:
+            places = [Place.of(job) for job in jobs]
+            held_out = held_out_data(evaluation_data, evaluation, places, data, stream.widths)
+        best_by = None if save_best is None or held_out is None else criterion(save_best, held_out.has_predictions)
         if resumed is not None:
             resumed.check(run, allow_changed)
             resumed.load(jobs, stream)
@@ -210,11 +242,19 @@ def trainSAE(
             sinks.append(console)
         sink = stack.enter_context(contextlib.closing(LoggerGroup(sinks)))
         stop = stack.enter_context(StopRequest(checkpoints is not None))
-        describe = functools.partial(describe_run, names, settings, stream, facts)
         asked = {**plan._asdict(), "keep_checkpoints": keep_checkpoints, "run_cfg": run_cfg}
+        asked["evaluation"] = None if evaluation is None else evaluation.to_dict()
+        record_of_run = functools.partial(describe_run, names, settings, stream, facts)
         record_at = folder if world.is_first else None
-        record = stack.enter_context(RunRecord(record_at, describe, data, device, step, n_tokens, asked))
-        output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop, placed)
+        record = stack.enter_context(RunRecord(record_at, record_of_run, data, device, step, n_tokens, asked))
+        evaluator = None
+        if evaluate_every is not None and held_out is not None:
+            tell = functools.partial(describe, jobs=jobs, data=stream.data, run_cfg=run_cfg)
+            best = None if best_by is None or folder is None else Best(*best_by, folder, tell)
+            evaluator = Evaluation(evaluate_every, plan.steps, jobs, held_out, sink, best)
+        output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop, placed, evaluator)
+        if evaluator is not None and resumed is not None:
+            evaluator.load_state_dict(resumed.evaluation)
         if resumed is not None:
             output.patience.load_state_dict(resumed.patience)
             if world.is_first:

@@ -10,14 +10,70 @@ from typing import Any
 import torch
 
 import dictionary_learning as dl
-from dictionary_learning import Candidate, EvaluationConfig, Site, TokenFilter
+from dictionary_learning import Candidate, DictionaryInfo, EvaluationConfig, Site, TokenFilter, Transcoder
+from dictionary_learning.attribution import (
+    attribute,
+    circuit,
+    edges,
+    faithfulness,
+    logit_difference,
+    mean_latents,
+)
+from dictionary_learning.dashboards import LiveServer, pages_of, write_dashboard
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
-from dictionary_learning.interventions import ablate, graft, graft_across, put, steer
+from dictionary_learning.exports import (
+    LatentFacts,
+    control_direction,
+    write_circuit_tracer,
+    write_control_vector,
+    write_latent_picture,
+    write_neuronpedia,
+    write_sae_dashboard,
+)
+from dictionary_learning.interp import examine_dimension, feature_effect
+from dictionary_learning.interpretation import (
+    ContextStore,
+    Explanation,
+    ablation_effects,
+    coactivation,
+    collect_contexts,
+    latent_map,
+    latent_view,
+    logit_lens,
+    nearest_latents,
+    show_tokens,
+    test_prompt as answer_of,
+    token_predictions,
+)
+from dictionary_learning.interpretation.explanations import (
+    Baseline,
+    estimate_cost,
+    explain,
+    load_explanations,
+    save_explanations,
+)
+from dictionary_learning.interventions import (
+    ablate,
+    attached,
+    combine,
+    edit_latents,
+    edit_latents_across,
+    generate,
+    graft,
+    graft_across,
+    latent_edits,
+    latent_edits_for,
+    put,
+    read_latents,
+    steer,
+)
 from dictionary_learning.ops import use_backend
 from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
+from tests.dashboards import fake
 
 SITE, CTX = "model.layers.1", 16
+_SHORT = {"n_tokens": 64, "ctx_len": CTX, "batch_size": 2}
 READING = {"ctx_len": CTX, "refresh_batch_size": 2, "device": "cpu"}
 
 
@@ -31,12 +87,22 @@ class Place:
         self.model = dl.load_model(self.module, tokenizer=self.tokenizer)
         self.texts = tiny.documents(12)
         self.dictionary = dl.AutoEncoderTopK(tiny.DIM, 32, 4)
+        self.two = [dl.AutoEncoderTopK(tiny.DIM, 32, 4) for _ in range(2)]
+        for n, one in enumerate(self.two):
+            one.info = DictionaryInfo(sites=(f"model.layers.{n}",))
+        self.metric = logit_difference(3, 4)
+        self.effects = attribute(self.model, self.two, self.texts[0], self.metric, method="gradient")
         self.activations = [tiny.Planted(tiny.DIM).batch(64) for _ in range(2)]
         self.ids = torch.arange(3, 21).view(2, 9)
         self.module.save_pretrained(root / "model")
         self.tokenizer.save_pretrained(root / "model")
-        dl.save_dictionary(self.dictionary, root / "dictionary")
+        for name in ("dictionary", "other dictionary"):
+            dl.save_dictionary(self.dictionary, root / name)
         dl.write_cache(root / "cache", self.texts, self.model, SITE, ctx_len=CTX, refresh_batch_size=2)
+        dl.interpretation.collect_contexts(
+            self.model, {"a": self.dictionary}, self.texts, root / "store", sites={"a": SITE}, n_tokens=64, ctx_len=CTX
+        )
+        save_explanations(root / "explained", {3: Explanation("cats", "somebody", {})})
         (root / "text.txt").write_text("\n".join(self.texts))
         for name in ("junk.txt", "junk.parquet", "junk.jsonl", "junk.npy", "junk.json", "junk.safetensors", "junk.pt"):
             (root / name).write_bytes(bytes(range(128, 256)) * 4)
@@ -57,6 +123,10 @@ class Place:
             (root / "model of another shape" / path.name).write_bytes(path.read_bytes())
         (root / "model of another shape" / "config.json").write_text(json.dumps({**other, "hidden_size": 24}))
 
+    def facts(self) -> LatentFacts:
+        """Returns what is known of the latents of the dictionary."""
+        return LatentFacts.of_store(ContextStore.open(self.root / "store")["a"])
+
     def new(self) -> Path:
         """Returns a path that does not exist."""
         self.n += 1
@@ -68,8 +138,25 @@ def _used(function: Callable[..., Any], use: Callable[[Any], Any]) -> Callable[.
     return functools.wraps(function)(lambda *args, **given: use(function(*args, **given)))
 
 
+def _opened(place: Place) -> Any:
+    return collect_contexts(
+        place.model,
+        {"a": place.dictionary},
+        place.texts,
+        place.root / "contexts of pages",
+        sites={"a": SITE},
+        n_tokens=32,
+        ctx_len=CTX,
+    )
+
+
 def _first(stream: Any) -> Any:
     return next(iter(stream))
+
+
+def _inside(block: Any, place: Place) -> None:
+    with block as model:
+        model(place.ids)
 
 
 CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] = {
@@ -80,6 +167,14 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
             "save_dir": p.new(), "progress": False, "device": "cpu",
         },
     ),
+    "run_sweep": lambda p: (
+        dl.run_sweep,
+        {
+            "config": {"methods": {"top_k": {"k": 4, "dict_size": 32}}}, "data": p.activations, "steps": 1, "save_dir": p.new(),
+            "evaluation_data": p.activations, "progress": False, "device": "cpu", "memory_gb": 1.0,
+        },
+    ),
+    "SweepConfig": lambda p: (dl.SweepConfig, {"methods": {"top_k": {"k": 4}}}),
     "ActivationBuffer": lambda p: (
         dl.ActivationBuffer,
         {"data": p.texts, "model": p.model, "submodule": SITE, "n_ctxs": 4, "out_batch_size": 8, **READING},
@@ -168,6 +263,64 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "steer": lambda p: (
         _used(steer, lambda edit: p.model.run(p.ids, {SITE: edit})), {"direction": torch.ones(tiny.DIM), "scale": 2.0},
     ),
+    "attached": lambda p: (
+        _used(attached, lambda block: _inside(block, p)), {"model": p.model, "edits": {SITE: ablate()}},
+    ),
+    "combine": lambda p: (lambda edits: p.model.run(p.ids, combine(edits)), {"edits": {SITE: ablate()}}),
+    "edit_latents": lambda p: (
+        _used(edit_latents, lambda edit: p.model.run(p.ids, {SITE: edit})),
+        {"dictionary": p.dictionary},
+    ),
+    "edit_latents_across": lambda p: (
+        _used(edit_latents_across, lambda edits: p.model.run(p.ids, edits)),
+        {"dictionary": p.dictionary, "read": Site("model.layers.0"), "write": Site(SITE), "ablate": [1]},
+    ),
+    "read_latents": lambda p: (
+        read_latents, {"model": p.model, "dictionary": p.dictionary, "inputs": p.texts[0], "site": SITE},
+    ),
+    "Crosscoder": lambda p: (dl.Crosscoder, {"site_dims": [4, 4], "dict_size": 8, "nonlinearity": {"name": "relu"}}),
+    "CrossLayerTranscoder": lambda p: (
+        dl.CrossLayerTranscoder, {"site_dims": [4, 4], "dict_size": 8, "nonlinearity": {"name": "relu"}, "output_dims": [4, 4]},
+    ),
+    "latent_edits": lambda p: (
+        _used(latent_edits, lambda edits: p.model.run(p.ids, edits)), {"model": p.model, "dictionary": p.dictionary, "site": SITE},
+    ),
+    "latent_edits_for": lambda p: (
+        _used(latent_edits_for, lambda made: p.model.run(*made)),
+        {"model": p.model, "dictionary": p.dictionary, "inputs": p.ids, "site": SITE},
+    ),
+    "generate": lambda p: (generate, {"model": p.model, "prompts": p.ids, "edits": {SITE: ablate()}, "max_new_tokens": 1}),
+    "attribute": lambda p: (
+        attribute, {"model": p.model, "dictionaries": p.two, "inputs": p.ids, "metric": p.metric, "n_steps": 1},
+    ),
+    "edges": lambda p: (
+        edges,
+        {
+            "model": p.model, "dictionaries": p.two, "attribution": p.effects, "upstream": "model.layers.0",
+            "downstream": SITE, "chosen": [0],
+        },
+    ),
+    "circuit": lambda p: (circuit, {"attribution": p.effects, "n_nodes": 3}),
+    "mean_latents": lambda p: (mean_latents, {"model": p.model, "dictionaries": p.two, "inputs": p.ids}),
+    "faithfulness": lambda p: (
+        faithfulness,
+        {
+            "model": p.model, "dictionaries": p.two, "inputs": p.ids, "metric": p.metric,
+            "circuit": circuit(p.effects, n_nodes=3),
+        },
+    ),
+    "show_tokens": lambda p: (show_tokens, {"tokens": ["a", "b"], "values": [1.0, 2.0]}),
+    "token_predictions": lambda p: (token_predictions, {"model": p.model, "text": p.texts[0], "n": 3}),
+    "latent_view": lambda p: (
+        latent_view, {"model": p.model, "dictionary": p.dictionary, "text": p.texts[0], "latents": [3], "site": SITE},
+    ),
+    "test_prompt": lambda p: (answer_of, {"model": p.model, "prompt": p.texts[0], "answer": "w1", "n": 3}),
+    "write_dashboard": lambda p: (write_dashboard, {"pages": [fake.page(size=4)], "folder": p.new(), "title": "a"}),
+    "pages_of": lambda p: (pages_of, {"store": _opened(p), "dictionaries": {"a": p.dictionary}, "n": 3, "map_method": "pca"}),
+    "LiveServer": lambda p: (
+        _used(LiveServer, lambda server: server.discard()),
+        {"model": p.model, "dictionaries": {"a": p.dictionary}, "sites": {"a": SITE}, "port": 0},
+    ),
     "use_backend": lambda p: (_used(use_backend, lambda context: context.__enter__()), {"name": "reference"}),
     "trainer": lambda p: (TrainerTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4, "steps": 3, "device": "cpu"}),
     "AutoEncoderTopK": lambda p: (dl.AutoEncoderTopK, {"activation_dim": tiny.DIM, "dict_size": 32, "k": 4}),
@@ -177,11 +330,67 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "encode": lambda p: (p.dictionary.encode, {"x": p.activations[0]}),
     "decode": lambda p: (p.dictionary.decode, {"latents": torch.zeros(4, 32)}),
     "config": lambda p: (TrainerTopK.Config, {"k": 4}),
+    "collect_contexts": lambda p: (
+        collect_contexts,
+        {
+            "model": p.model, "dictionaries": {"a": p.dictionary}, "data": p.texts, "save_dir": p.new(), "sites": {"a": SITE},
+            "n_tokens": 64, "ctx_len": CTX, "batch_size": 2, "window": (3, 2),
+        },
+    ),
+    "ContextStore.open": lambda p: (ContextStore.open, {"path": _store(p)}),
+    "logit_lens": lambda p: (logit_lens, {"model": p.model, "dictionary": p.dictionary, "n": 3, "site": SITE}),
+    "nearest_latents": lambda p: (nearest_latents, {"dictionary": p.dictionary, "n": 3}),
+    "latent_map": lambda p: (latent_map, {"dictionary": p.dictionary, "method": "pca"}),
+    "coactivation": lambda p: (
+        coactivation, {"model": p.model, "dictionary": p.dictionary, "data": p.texts, "latents": [1, 2], "site": SITE, **_SHORT},
+    ),
+    "ablation_effects": lambda p: (
+        ablation_effects,
+        {"model": p.model, "dictionary": p.dictionary, "data": p.texts, "latents": [1, 2], "n": 3, "site": SITE, **_SHORT},
+    ),
+    "feature_effect": lambda p: (
+        feature_effect, {"model": p.model, "submodule": SITE, "dictionary": p.dictionary, "feature": 1, "inputs": "w1 w2"},
+    ),
+    "examine_dimension": lambda p: (
+        examine_dimension,
+        {
+            "model": p.model, "submodule": SITE, "dictionary": p.dictionary, "n_inputs": 2, "dim_idx": 1, "k": 2,
+            "buffer": dl.ActivationBuffer(p.texts, p.model, SITE, n_ctxs=4, out_batch_size=8, **READING),
+        },
+    ),
+    "explain": lambda p: (
+        explain, {"contexts": ContextStore.open(p.root / "store")["a"], "latents": [1, 2], "judge": Baseline()},
+    ),
+    "estimate_cost": lambda p: (
+        estimate_cost, {"contexts": ContextStore.open(p.root / "store")["a"], "latents": [1, 2], "judge": Baseline()},
+    ),
+    "save_explanations": lambda p: (
+        save_explanations, {"path": p.new(), "explanations": {3: Explanation("cats", "somebody", {})}},
+    ),
+    "load_explanations": lambda p: (load_explanations, {"path": p.root / "explained"}),
+    "write_neuronpedia": lambda p: (
+        write_neuronpedia, {"facts": p.facts(), "path": p.new(), "model": "m1", "layer": 1, "source_set": "a", "latents": [1]},
+    ),
+    "write_sae_dashboard": lambda p: (write_sae_dashboard, {"facts": p.facts(), "path": p.new(), "latents": [1]}),
+    "write_latent_picture": lambda p: (write_latent_picture, {"facts": p.facts(), "latent": 1, "path": p.new()}),
+    "control_direction": lambda p: (control_direction, {"dictionary": p.dictionary, "strengths": {3: 1.0}, "layer": 1}),
+    "write_control_vector": lambda p: (
+        write_control_vector, {"directions": {1: torch.ones(tiny.DIM)}, "path": p.new() / "a.gguf"},
+    ),
+    "write_circuit_tracer": lambda p: (
+        write_circuit_tracer,
+        {
+            "transcoders": Transcoder(tiny.DIM, 32, {"name": "relu"}), "path": p.new(),
+            "feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out",
+        },
+    ),
 }  # fmt: skip
 """Each public function, with arguments that work, by name; data are read as far as the first batch."""
 
 _NO_TYPE = [5, None, "nothing", [3]]
-_COUNT = [0, -1, 2.5, "x", float("nan"), float("inf"), None, [3], True]
+_COUNT = [0, -1, 2.5, "x", float("nan"), float("inf"), None, [3], True, 10**30]
+_CHANGE = [5, [1], "x", {1: "5"}, {1: True}, {1: 1e39}, {1: float("nan")}, {1: None}, {"x": 1.0}, {32: 1.0}]
+_WIDTHS = [0, "x", [4, "x"], [4, -4], [4.5, 4], [], torch.tensor(4)]
 _FLAG = ["yes", None, 5, [True]]
 _NUMBER = ["x", float("nan"), float("inf"), None, [1.0]]
 _WORD = [5, ["x"], b"x"]
@@ -200,7 +409,8 @@ WRONG: dict[str, list[Any]] = {
     **dict.fromkeys(("activation_dim", "dict_size", "k", "max_len", "checkpoint_steps", "backup_steps"), _COUNT),
     **dict.fromkeys(("keep_checkpoints", "max_examples", "row_len", "shuffle_buffer", "layer_stride", "epochs"), _COUNT),
     **dict.fromkeys(("d_submodule", "vocab_size", "n_embeddings", "hook_layer", "n_fidelity_tokens"), _COUNT),
-    **{n: [2.5, "x", float("nan"), [3], 2**70] for n in ("seed", "shuffle_seed", "separator_id", "index", "call")},
+    **{n: [2.5, "x", float("nan"), [3], 2**70] for n in ("seed", "shuffle_seed", "separator_id")},
+    **{n: [2.5, "x", float("nan"), [3], 2**70, torch.zeros(0), torch.zeros(2)] for n in ("index", "call")},
     "prefetch": [-1, 2.5, "x", [3]],
     "save_steps": [5, "x", [0], [-1], [2.5], ["x"], [99]],
     **{n: [0.0, -1.0, *_NUMBER[:3], [1.0]] for n in ("max_activation_norm_multiple", "max_norm_multiple")},
@@ -216,20 +426,43 @@ WRONG: dict[str, list[Any]] = {
     "resume": [5, None, "nosuch"], "loggers": [5, "x", [5]], "normalize_activations": [5, "nosuch", [3]],
     "allow_changed": [5], "tokenizer": [5, "nosuch", ["x"]], "channels": [5, "x"], "format": [5, "nosuch", ["x"]],
     "to": [5, None, "nosuch"], "report": [5, None, [3], "x"], "formats": [5, ["nosuch"], [5]],
-    "activations": [5, None, [], ["x"], [torch.ones(3)], [torch.ones(4, 7)], [torch.full((4, 16), float("nan"))]],
+    "activations": [5, None, torch.tensor(1.0), [], ["x"], [torch.ones(3)], [torch.ones(4, 7)], [torch.full((4, 16), float("nan"))]],
     "nonlinearity": [5, "nosuch", {"name": "nosuch"}, {"name": "top_k", "k": 0}, {"name": "top_k", "n": 1}, {}],
-    "candidates": [5, None, [], "x", [3], TrainerTopK], "token_filter": [5, "x", {"a": 1}], "generator": [5, "x"],
+    "candidates": [5, None, torch.tensor(1.0), [], "x", [3], TrainerTopK], "token_filter": [5, "x", {"a": 1}], "generator": [5, "x"],
     "norm_limits": [5, "x", {"nothing": 1.0}, {SITE: "x"}, {SITE: float("nan")}], "match": [5, "nosuch", None],
-    "x": _TENSORS, "W_dec": _TENSORS, "latents": _TENSORS[:5], "value": ["x", [1.0], torch.ones(3)],
-    "direction": _TENSORS[:5], "keep": _MASKS, "attention_mask": _MASKS, "read": [5, "nothing", None],
-    "write": [5, "nothing", None], "inputs": [5, "w1", None, torch.tensor([3]), torch.tensor([[3, 999]]), torch.rand(2, 9)],
+    "x": _TENSORS, "W_dec": _TENSORS, "latents": _TENSORS[:5], "value": ["x", [1.0], torch.ones(3), torch.tensor(float("nan")), torch.full((2, 9, 16), 1e300, dtype=torch.float64)],
+    "direction": [*_TENSORS[:5], torch.tensor(1.0), torch.full((16,), float("inf")), torch.ones(16).cfloat()],
+    "keep": [*_MASKS, torch.full((2, 9), 2), torch.ones(2, 9).cfloat()], "attention_mask": _MASKS, "read": [5, "nothing", None],
+    "write": [5, "nothing", None], "inputs": [5, "w1", "\ud800", None, torch.tensor([3]), torch.tensor([[3, 999]]), torch.rand(2, 9)],
     "edits": [5, "x", {SITE: 5}, {SITE: None}, {"nothing": ablate()}, {5: ablate()}, {SITE: lambda x: 5}],
+    "ablate": [5, "1", [32], [-1], [0.5], [True], ["x"]],
+    **dict.fromkeys(("clamp", "add"), _CHANGE), **dict.fromkeys(("site_dims", "output_dims"), _WIDTHS),
+    "special_tokens": _FLAG, "keep_error": _FLAG, "when": [5, None, "x"],
     "layers": [5, "1", ["1"], [99], [-99], [0.5]], "side": [5, "x", None], "sources": [5, None, [], [5]],
     "parts": [5, None, [], [5, 5]], "chat": [5, "x"], "data_args": [5, "x"], "on_bad_document": [5, "x", None],
     "exhausted": [5, "x"], "bos": [5, "x"], "separator": [5000, "nosuch", 2.5], "padding_side": [5, "x"],
     "long_documents": [5, "x", None], "rows": [5, "x", None], "compression": [5, "x"], "options": [5],
     "exclude_ids": [5, "x", [2.5], ["x"]], "template": [5, ["x"]], "expected_class": _WORD, "repository": [5, None, "", "a/b/c/d"],
     "optimizer": [5, "nosuch"],
+    **dict.fromkeys(("n_top", "n_quantiles", "per_quantile", "checkpoint_every", "n_contexts", "n_inputs", "n"), _COUNT),
+    "n_quiet": [-1, 2.5, "x", [3]], "dictionaries": [5, None, {}, {"a": 5}, {3: 5}, [5], [], TrainerTopK], "buffer": [5, None, [3]],
+    "feature": [99, -1, 2.5, "x", [99]], "dim_idx": [99, -1, 2.5, "x"], "max_length": _COUNT,
+    "by": [5, None, "nosuch"], "method": [5, None, "nosuch"], "other": [5, "nothing"],
+    "facts": [5, None, "x", [3]], "latent": [-1, 32, 2.5, "x", None, [3]], "layer": [-1, 2.5, "x", [3]],
+    "source_set": [5, "", "A", "a--b"], "strengths": [5, None, {}, {99: 1.0}, {3: "x"}, {3: float("nan")}], "model_hint": _WORD,
+    "directions": [5, None, {}, {0: torch.ones(4)}, {1: 5}, {"x": torch.ones(4)}], "url": [5, "", "nothing", "ftp://a"],
+    "transcoders": [5, None, [], "x", [3]], "contexts": [5, None, "x"],
+    "explanations": [5, None, "x", {3: 5}, {-1: None}],
+    "prompts": [5, None, 2.5, "", [], [5], torch.rand(2, 9)], "max_new_tokens": _COUNT, "n_steps": _COUNT,
+    "n_nodes": _COUNT, "threshold": _NUMBER,
+    "metric": [5, None, "x", torch.ones(3), lambda logits: 5, lambda logits: logits],
+    "baseline": [5, [], "", "w1", torch.rand(2, 9)], "attribution": [5, None, "x"], "upstream": [5, None, "nothing", SITE],
+    "downstream": [5, None, "nothing", "model.layers.0"], "chosen": [5, None, "x", [-1], [10**6], [0, 0], [0.5]],
+    "stop_at": [5, "nothing", SITE], "circuit": [5, None, "x"], "means": [5, "x", {"a": 1}], "onto": [5, "x", None],
+    "evaluate_every": _COUNT, "evaluation": [5, "x", {"n_tokens": 5}],
+    "evaluation_data": [5, None, [], "x", [3], [torch.ones(4, 7)]], "save_best": [5, "nosuch", {"l0": "nosuch"}, ["fvu"]],
+    "memory_gb": [0.0, -1.0, *_NUMBER[:3], [1.0]], "methods": [5, None, {}, "x", {"nosuch": {}}, {"top_k": 5}],
+    "grid": [5, None, "x", {"nosuch": 1}, {"k": []}],
 }  # fmt: skip
 """What may be given wrongly, by the parameter; what is not here, by its annotation."""
 
@@ -239,10 +472,23 @@ MEANT = {
     ("EvaluationConfig", "n_fidelity_tokens"): ("0",), ("steer", "scale"): ("-1.0",), ("capture", "sites"): ("None",),
     ("config", "max_grad_norm"): ("None",), ("gradient_pursuit", "candidates"): ("5",), ("Chat", "seed"): (str(2**70),),
     ("trainer", "k"): ("None",), ("trainer", "dict_size"): ("None",), ("config", "k"): ("None",), ("use_backend", "name"): ("None",),
-    ("loss_recovered", "submodule"): ("''",), ("trainer", "config"): ("5", "'x'", "[3]"), ("push_to_hub", "site"): ("''", "'nothing'", "'model.layers.9'"),
+    **{(name, "submodule"): ("''",) for name in ("loss_recovered", "feature_effect", "examine_dimension")}, ("trainer", "config"): ("5", "'x'", "[3]"), ("push_to_hub", "site"): ("''", "'nothing'", "'model.layers.9'"),
+    **{(name, part): ("None",) for name in ("collect_contexts", "logit_lens", "coactivation", "ablation_effects")
+       for part in ("sites", "site", "token_filter", "target")},
+    ("coactivation", "latents"): ("None",), ("feature_effect", "inputs"): ("'w1'", "tensor([3])"), **{(name, "dictionary"): ("None",) for name in ("feature_effect", "examine_dimension")},
+    ("pages_of", "dictionaries"): ("{}",), ("write_circuit_tracer", "repository"): ("'a/b/c/d'",), ("explain", "latents"): ("[]",),
+    **{(name, "inputs"): ("'w1'", "tensor([3])") for name in ("latent_edits_for", "read_latents", "attribute", "mean_latents", "faithfulness")},
+    ("latent_view", "latents"): ("5",), ("test_prompt", "answer"): ("['x']",),
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""
+
+
+def _store(place: Place) -> Path:
+    """Returns the folder of contexts."""
+    made = place.root / "contexts"
+    collect_contexts(place.model, {"a": place.dictionary}, place.texts, made, sites={"a": SITE}, **_SHORT)
+    return made
 
 
 def _by_annotation(parameter: inspect.Parameter) -> list[Any]:
@@ -260,5 +506,5 @@ def wrong_arguments(place: Place, name: str) -> list[tuple[str, Any]]:
     found = [(n, value) for n, p in known.items() for value in WRONG.get(n) or _by_annotation(p)]
     found = [(n, v) for n, v in found if not (v is None and known[n].default is None)]
     # named tuples are called by Python itself
-    unknown = [] if name in ("Site", "Site.parse", "Candidate") else [("no_such_argument", 1)]
+    unknown = [] if name in ("Site", "Site.parse", "Candidate", "combine") else [("no_such_argument", 1)]
     return [*((n, v) for n, v in found if repr(v) not in MEANT.get((name, n), ())), *unknown]

@@ -28,13 +28,23 @@ _BY_NAME = {
     "b_dec_init_method": ["nosuch"],
     "finetune": ["nosuch"],
     "site": ["nothing"],
+    "window": ["x", "0", "3"],
     "seed": ["x", "0.5", str(2**70)],
+    "latents": ["x", "-1", "5-2", "99999", "1e3"],
+    **{n: ["nosuch", "openai:", "openai:m@nothing", "local:nosuch"] for n in ("judge", "scorer", "embedder")},
+    "scores": ["nosuch"],
+    "dictionary": ["nosuch"],
 }
 
 
 def working(place: Place) -> dict[str, list[str]]:
     """Returns the words of each command that work."""
     root, data, model = place.root, str(place.root / "text.txt"), str(place.root / "model")
+    (root / "sweep.yaml").write_text(
+        f"{{model: '{model}', data: '{data}', ctx_len: {CTX}, dtype: float32, device: cpu, sites: ['{SITE}'], held_out_every: 3,"
+        "refresh_batch_size: 2, n_tokens: 32, batch_size: 32, n_ctxs: 4, n_eval_tokens: 32, n_fidelity_tokens: 0,"
+        "methods: {top_k: {k: 4, dict_size: 32}}}"
+    )
     small = ["--ctx-len", str(CTX), "--dtype", "float32", "--device", "cpu", "--sites", SITE, "--held-out-every", "3"]
     reading = [*small, "--refresh-batch-size", "2"]
     train = [
@@ -51,14 +61,24 @@ def working(place: Place) -> dict[str, list[str]]:
     ]
     return {
         "train": [model, data, *reading, *train, "--k", "4", "--dict-size", "32", "--save-dir", str(place.new())],
+        "sweep": [str(root / "sweep.yaml"), "--save-dir", str(place.new())],
         "evaluate": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
                      "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
         "plan": [model, "--layers", "1", "--dict-size", "1k", "--gpus", "2"],
+        "contexts": [model, "--dictionaries", str(root / "dictionary"), "--data", data, *small[:-2], "--n-tokens", "32",
+                     "--save-dir", str(place.new())],
+        "compare": [str(root / "dictionary"), str(root / "other dictionary"), "--model", model, "--data", data, *small[:-2],
+                    "--n-tokens", "32", "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
         "cache": [model, data, "--out", str(place.new()), *reading, "--n-tokens", "32"],
         "pretokenize": [data, "--model", model, "--out", str(place.new()), "--ctx-len", str(CTX)],
+        "explain": [str(root / "store"), "--latents", "0-3", "--seed", "1"],
+        "export": [str(root / "store"), str(place.new()), "--to", "saedashboard"],
         "info": [str(root / "cache")],
         "convert": [str(root / "dictionary"), str(place.new())],
         "pretrained": ["gemma"],
+        "dashboard": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
+                      "--save-dir", str(place.new()), "--n-shown", "2", "--map", "pca"],
+        "serve": [str(root / "dictionary")],  # it knows no model: a server would not end
         "reproduce": [str(root / "dictionary")],  # no run: it is refused, whatever else is wrong
     }  # fmt: skip
 
@@ -71,9 +91,11 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
                                             "model of another shape", "dictionary")]  # fmt: skip
     saved = [str(root / name) for name in ("nothing", "empty", "text.txt", "dictionary cut", "model")]
     places = {
-        "train": {0: models, 1: files}, "evaluate": {0: saved}, "plan": {0: models}, "cache": {0: models, 1: files},
+        "train": {0: models, 1: files}, "evaluate": {0: saved}, "compare": {0: saved}, "contexts": {0: models}, "plan": {0: models},
+        "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
-        "reproduce": {0: saved},
+        "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved}, "dashboard": {0: saved}, "serve": {0: saved},
+        "sweep": {0: saved},
     }  # fmt: skip
     named = {"model": models, "data": files, "save_dir": [str(root / "text.txt")], "out": [str(root / "text.txt")],
              "cache": saved}  # fmt: skip

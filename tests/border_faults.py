@@ -13,6 +13,15 @@ import torch
 import dictionary_learning as dl
 from dictionary_learning import Candidate, Site
 from dictionary_learning.data import TokenStream, as_source, as_token_stream, mix
+from dictionary_learning.interventions import (
+    attached,
+    edit_latents,
+    edit_latents_across,
+    graft_across,
+    latent_edits,
+    read_latents,
+    steer,
+)
 from tests import tiny
 from tests.border_cases import CTX, SITE, Place
 
@@ -66,6 +75,13 @@ def with_more_words() -> Any:
     tokenizer.add_tokens([f"x{n}" for n in range(50)])
     return tokenizer
 
+
+def run_attached(p: Place, edits: Any) -> None:
+    with attached(p.model, edits) as model:
+        model(p.ids)
+
+
+FIRST, LATER = Site("model.layers.0"), Site(SITE)
 
 FAULTS: dict[str, Callable[[Place], Any]] = {
     "dictionary larger than the memory": lambda p: dl.AutoEncoderTopK(16, 10**12, 4),
@@ -162,6 +178,25 @@ FAULTS: dict[str, Callable[[Place], Any]] = {
     "state of no cache": lambda p: dl.ActivationCache(p.root / "cache").load_state_dict({"a": 1}),
     "state of no stream": lambda p: TokenStream(as_source(p.texts), p.tokenizer, ctx_len=4).load_state_dict({"a": 1}),
     "state that is a number": lambda p: dl.ContextStream(p.texts, p.model, SITE, ctx_len=4).load_state_dict(5),
+    "graft at one site": lambda p: p.model.run(p.ids, graft_across(p.dictionary, LATER, LATER)),
+    "graft before it is read": lambda p: p.model.run(p.ids, graft_across(p.dictionary, LATER, FIRST)),
+    "the same attached": lambda p: run_attached(p, graft_across(p.dictionary, LATER, FIRST)),
+    "latents at one site": lambda p: edit_latents_across(p.dictionary, LATER, LATER),
+    "latents before they are read": lambda p: p.model.run(p.ids, edit_latents_across(p.dictionary, LATER, FIRST)),
+    "the latter attached": lambda p: run_attached(p, edit_latents_across(p.dictionary, LATER, FIRST)),
+    "change of another name": lambda p: edit_latents_across(p.dictionary, FIRST, LATER, foo=1),
+    "changes that are a list": lambda p: latent_edits(p.model, p.dictionary, site=SITE, clamp=[1]),
+    "latents that are a number": lambda p: latent_edits(p.model, p.dictionary, site=SITE, ablate=5),
+    "value above float32": lambda p: edit_latents(p.dictionary, clamp={1: 1e39}),
+    "strength above float32": lambda p: run_attached(p, {SITE: steer(torch.ones(tiny.DIM), 1e39)}),
+    "share of no direction": lambda p: steer(torch.zeros(tiny.DIM), unit="norm"),
+    "attached site": lambda p: run_attached(p, [LATER]),
+    "attached word": lambda p: run_attached(p, {SITE: "x"}),
+    "attached nothing": lambda p: run_attached(p, None),
+    "surrogate that is read": lambda p: read_latents(p.model, p.dictionary, "\ud800", site=SITE),
+    "text without a tokenizer": lambda p: read_latents(dl.load_model(p.module), p.dictionary, "w1", site=SITE),
+    "truth as ids": lambda p: read_latents(p.model, p.dictionary, torch.ones(2, 3).bool(), site=SITE),
+    "name longer than a file's": lambda p: dl.load_dictionary("a" * 5000),
     "no such release": lambda p: dl.list_pretrained()[0].load("nosuch"),
 }  # fmt: skip
 """What must be refused, by what is wrong with it."""

@@ -49,6 +49,8 @@ HARMLESS = {
     **{("list_pretrained", part): ("what is searched for, and not found", "''", r"'a\x00b'", "'nothing'",
                                    f"'{SITE}:side'", "'model.layers.9'") for part in ("model", "site", "name")},
     ("as_custom_sae", "config"): ("what other packages read of it is theirs", "{'a': {"),
+    ("logit_lens", "site"): ("what is no linear module's input is the residual stream", "''", "'model.layers.9'"),
+    **{("write_sae_dashboard", part): (_LABEL, "''", r"'a\x00b'", "'A'", "'a--b'") for part in ("model", "source_set")},
     ("decode", "x"): ("without a part W_skip x nothing reads it", "tensor("),
 }  # fmt: skip
 """What is accepted: by function and argument, why, and how the values begin."""
@@ -122,7 +124,7 @@ def test_wrong_argument_is_an_error_of_ours_that_names_it(place, name):
 def test_wrong_word_of_a_command_ends_in_one_line_and_status_2(place, caplog, monkeypatch):
     monkeypatch.chdir(place.root)
     for command, words in working(place).items():
-        assert main([command, *words]) == (2 if command == "reproduce" else 0)  # there is no run
+        assert main([command, *words]) == (2 if command in ("reproduce", "serve") else 0)  # nothing to repeat, no model
     for words in wrong_words(place):
         caplog.clear()
         status = main(words)
@@ -217,3 +219,10 @@ def test_calls_that_no_signature_has_say_what_it_takes():
         add(1, othr=2)
     with pytest.raises(ConfigError, match=r"missing a required argument: 'one'. It takes: one, other."):
         add()
+
+
+def test_errors_are_sentences_without_what_was_not_given(place):
+    error = outcome(lambda: FAULTS["name longer than a file's"](place))
+    assert "None" not in str(error) and len(str(error)) < 600, error
+    error = outcome(lambda: FAULTS["the same in training"](place))
+    assert str(error).endswith("left. Lower dict_size."), error

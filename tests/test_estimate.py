@@ -72,7 +72,7 @@ def test_a_disk_that_is_too_small_is_refused_before_training(tmp_path, monkeypat
     data = list(Planted().batches(4, 64))
     trainSAE(data, CONFIG, 4, save_dir=tmp_path / "small", progress=False, device="cpu")
     before = size_on_disk([tmp_path / "small"])
-    wanted = "needs 0.00[0-9]+ GB in .* 0.002 GB are left: .* 3 x .* of checkpoints .* lower keep_checkpoints"
+    wanted = "needs [0-9.]+ MB in .* 2 MB are left: .* 3 x .* of checkpoints .* lower keep_checkpoints"
     with pytest.raises(ConfigError, match=wanted):
         trainSAE(data, CONFIG, 4, save_dir=tmp_path / "new", checkpoint_steps=1, progress=False, device="cpu")
     assert not (tmp_path / "new").exists()

@@ -20,8 +20,8 @@ FOLDERS = [
     ),
 ]
 PUBLIC_MODULES = {
-    "buffer", "config", "contexts", "errors", "latents", "models", "sites", "training",
-    "dictionary", "grad_pursuit", "pytorch_buffer", "utils",  # addresses of dictionary-learning
+    "buffer", "config", "contexts", "errors", "latents", "models", "session", "sites", "training",
+    "dictionary", "grad_pursuit", "interp", "pytorch_buffer", "utils",  # addresses of dictionary-learning
 }  # fmt: skip
 """Modules beside packages that users import from; the files of methods in `trainers/` are public too."""
 HEAVY = ("nnsight", "transformers", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "wandb")

@@ -7,9 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
+    {"_secrets"},
     {"errors", "_lazy", "_types"},
     {"_plain"},
-    {"config", "latents", "sites", "hardware", "disk", "_run_folder"},
+    {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http"},
     {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},
     {"capture"},
@@ -23,14 +24,18 @@ LAYERS = [
     {"run_setup"},
     {"resume", "saving", "watch"},
     {"run_output"},
-    {"estimate", "provenance"},
-    {"training", "evaluation", "interpretation", "attribution"},
+    {"estimate", "provenance", "trained_on"},
+    {"evaluation", "interpretation", "attribution"},
+    {"best"},
+    {"held_out"},
+    {"training"},
+    {"session", "sweeps"},
     {"dashboards", "exports"},
     {"compat"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-OLD_ADDRESSES = {"dictionary", "grad_pursuit", "utils", "pytorch_buffer", "__init__", "__main__"}
+OLD_ADDRESSES = {"dictionary", "grad_pursuit", "interp", "utils", "pytorch_buffer", "__init__", "__main__"}
 TYPES_ONLY = {"_types"}  # imports names for annotations alone, which may come from anywhere
 ALLOWED_IN = {
     "nnsight": {"capture/_tracing.py", "capture/_remote.py"},
@@ -38,8 +43,11 @@ ALLOWED_IN = {
     "huggingface_hub": {"data/_hub.py", "interop/_hub.py"},
     "wandb": {"loggers/_services.py"},
     "tensorboard": {"loggers/_services.py"},
-    "matplotlib": {"evaluation/reports"},
-    "jinja2": {"evaluation/reports", "dashboards", "data/_document.py"},
+    "matplotlib": {"evaluation/reports", "exports", "sweeps/_plots.py"},
+    "gguf": {"exports/_control_vectors.py"},
+    "umap": {"interpretation/_neighbors.py", "compat/_interp.py"},
+    "plotly": {"compat/_interp.py"},
+    "jinja2": {"evaluation/reports", "sweeps/_as_html.py", "dashboards", "data/_document.py"},
     "torch.distributed": {"parallel/"},
     "triton": {"ops/_triton/pairs.py", "ops/_triton/candidates.py", "ops/_triton/selection.py", "ops/_triton/adam.py"},
 }

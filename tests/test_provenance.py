@@ -6,10 +6,22 @@ import subprocess
 
 import pytest
 
-from dictionary_learning import ActivationBuffer, load_dictionary, load_model, training, trainSAE, write_cache
-from dictionary_learning._plain import HIDDEN, to_plain
+from dictionary_learning import (
+    ActivationBuffer,
+    AutoEncoderTopK,
+    load_dictionary,
+    load_model,
+    save_dictionary,
+    training,
+    trainSAE,
+    write_cache,
+)
+from dictionary_learning._plain import to_plain
 from dictionary_learning._provenance import _shown, read_run
+from dictionary_learning._secrets import HIDDEN
 from dictionary_learning.activations.cache import ActivationCache
+from dictionary_learning.cli import main
+from dictionary_learning.data import as_source
 from dictionary_learning.errors import ConfigError, DataError, Interrupted
 from tests import tiny
 from tests.test_resume import StopAfter
@@ -51,7 +63,7 @@ def test_equal_runs_differ_in_one_section(text, model, tmp_path, prefetch):
     content = text.read_bytes()
     (file,) = first["data"]["files"]
     assert file == {"name": text.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert first["data"]["n_tokens"] == 6 * 32 and first["data"]["documents"] > 5 and first["data"]["model"]
+    assert first["data"]["n_tokens"] == 6 * 32 and first["data"]["n_documents"] > 5 and first["data"]["model"]
     assert first["run"]["data"]["dropped"]["read"] >= 6 * 32  # final, and not of the start
     assert first["seeds"] == {"trainers.0.seed": 0, "data.seed": 0}
     assert first["arguments"]["run_cfg"] == {"note": "a try"} and first["arguments"]["log_steps"] == 2
@@ -135,16 +147,36 @@ def test_the_commit_is_that_of_the_users_folder(tmp_path, monkeypatch):
 def test_secrets_are_removed_and_nothing_else():
     words = ["train", "m", "--n-tokens", "10", "--token-dtype", "uint16", "--token", "abc", "--data-args", "token=abc",
              "revision=main", "https://me:pw@host/x", "--api-key=abc", "hf_" + "a" * 20,
-             "https://host/x?part=1&X-Signature=abc&n=2", "s3://key:pw@bucket/*.jsonl"]  # fmt: skip
+             "https://host/x?part=1&X-Signature=abc&n=2", "s3://key:pw@bucket/*.jsonl",
+             "header=Authorization: Bearer abcdefghijklmnopqrstu", "AWS_SECRET_ACCESS_KEY=abc", "ghp_" + "b" * 30]  # fmt: skip
     assert _shown(words) == [
         "train", "m", "--n-tokens", "10", "--token-dtype", "uint16", "--token", HIDDEN, "--data-args", f"token={HIDDEN}",
         "revision=main", f"https://{HIDDEN}@host/x", f"--api-key={HIDDEN}", HIDDEN,
         f"https://host/x?part=1&X-Signature={HIDDEN}&n=2", f"s3://{HIDDEN}@bucket/*.jsonl",
+        f"header=Authorization: Bearer {HIDDEN}", f"AWS_SECRET_ACCESS_KEY={HIDDEN}", HIDDEN,
     ]  # fmt: skip
     kept = {"n_tokens": 3, "bos_token": "<s>", "names": ["token", "x", "a@b", "model@v2"], "lr": 1e-3}
     assert to_plain(kept) == kept
-    hidden = {"storage": {"password": HIDDEN, "secret": None}, "data": f"s3://{HIDDEN}@b/x"}
-    assert to_plain({"storage": {"password": "abc", "secret": None}, "data": "s3://me:pw@b/x"}) == hidden
+    hidden = {"storage": {"password": HIDDEN, "secret": None, "accessKeyId": HIDDEN}, "data": f"s3://{HIDDEN}@b/x"}
+    given = {"storage": {"password": "abc", "secret": None, "accessKeyId": "a"}, "data": "s3://me:pw@b/x"}
+    assert to_plain(given) == hidden
+
+
+@pytest.mark.parametrize("place", ["s3://key:pw@bucket/p", "file:///tmp/x"])
+def test_a_folder_to_write_is_no_address(place, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="folder of this machine"):
+        trainSAE(Planted().batches(3, 8), CONFIG, 3, save_dir=place, **OPTIONS)
+    with pytest.raises(ConfigError, match="folder of this machine"):
+        save_dictionary(AutoEncoderTopK(8, 16, 2), place)
+    assert main(["train", "m", "d", "--save-dir", place]) == 2 and "folder of this machine" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_hold_no_secrets():
+    with pytest.raises(DataError) as found:
+        as_source("https://me:s3cret@host/none.jsonl")
+    assert "s3cret" not in str(found.value) and HIDDEN in str(found.value)
 
 
 def test_what_is_saved_beside_dictionaries_is_as_it_was(tmp_path):

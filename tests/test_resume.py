@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,95 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
         run(parts, resume="auto")
 
 
+def test_a_checkpoint_under_another_name_gives_way(tmp_path, caplog):
+    run(tmp_path / "whole", checkpoint_steps=4, log_steps=1)
+    folder = stopped(tmp_path / "first")
+    shutil.copytree(folder / "checkpoints" / "step_5", folder / "checkpoints" / "step_11")
+    run(folder, checkpoint_steps=4, log_steps=1, resume="auto")
+    assert "holds the checkpoint of step 5; it was renamed or copied" in caplog.text
+    assert files(folder) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("manifest", ["[" * 100_000, "{}", "1", "\0", ""])
+def test_a_manifest_that_is_none_is_no_checkpoint(tmp_path, manifest):
+    folder = stopped(tmp_path)
+    for path in (folder / "checkpoints").glob("*/manifest.json"):
+        path.write_text(manifest)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        run(folder, resume="auto")
+
+
+CHANGED = {
+    "dict_size": 48, "k": 2, "trainer": "batch_top_k", "optimizer": "signum", "seed": 7,
+    "ema_decay": 0.9, "max_loss_ratio": 5.0, "lr": 1e-3, "beta1": 0.5, "auxk_alpha": 0.0, "resample_steps": 3,
+    "k_anneal_steps": 4, "grad_acc_steps": 2, "micro_acc_steps": 2, "normalize": "unit_mean_square", "schedule": "constant",
+    "unit_norm_decoder": False, "max_grad_norm": 1.0, "dead_feature_threshold": 5.0, "use_ghost_grads": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_is_allowed_to_change_is_taken_over_or_refused_by_name(tmp_path, name):
+    folder = stopped(tmp_path)
+    changed = {**CONFIG, name: CHANGED[name]}
+    with pytest.raises(ConfigError, match="is of another run"):
+        run(folder, changed, resume="auto")
+    manifest = json.loads(next((folder / "checkpoints").glob("*/manifest.json")).read_text())
+    everything = [*manifest["facts"], *manifest["facts"]["trainers"][0], "k_aux"]
+    try:
+        (longer,) = run(folder, changed, resume="auto", allow_changed=everything)
+        assert longer.info.config["trained"] == {"step": STEPS, "steps": STEPS}
+    except ConfigError as error:
+        assert "does not fit what changed" in str(error) and "Start another run" in str(error)
+
+
+def test_fewer_steps_than_were_made_are_refused(tmp_path):
+    folder = stopped(tmp_path)
+    with pytest.raises(ConfigError, match="written after step 5, and the run has 3 steps"):
+        run(folder, steps=3, resume="auto", allow_changed=["steps", "decay_start", "warmup_steps"])
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    folder = stopped(tmp_path / "parts")
+    (folder / "trainer_0").mkdir(exist_ok=True)
+    left = [folder / ".run.json.1.unfinished", folder / "trainer_0" / ".dictionary.safetensors.2.unfinished"]
+    for path in left:
+        path.write_text("{")
+    (folder / "checkpoints" / ".step_12.3.unfinished").mkdir()
+    run(folder, log_steps=1, resume="auto")
+    run(tmp_path / "whole", log_steps=1)
+    assert not [path for path in folder.rglob(".*") if path.name.endswith(".unfinished")]
+    assert files(folder) == files(tmp_path / "whole")
+
+
+def test_steps_that_end_together_after_the_run_only_are_refused(tmp_path):
+    configs = [{**CONFIG, "grad_acc_steps": 3}, {**CONFIG, "grad_acc_steps": 5}]
+    with pytest.raises(ConfigError, match="end a step together every 15 batches"):
+        run(tmp_path, configs, checkpoint_steps=4)
+    run(tmp_path / "none", configs)
+
+
+def test_the_same_names_with_other_contents_are_another_run(model, tmp_path):
+    """Documents in memory, a file and a model's weights are told by what they hold."""
+
+    def resumed(text, model, **options):
+        buffer = ActivationBuffer(text, model, TWO[1], ctx_len=16, n_ctxs=8, out_batch_size=32, device="cpu")
+        return trainSAE(buffer, CONFIG, 6, save_dir=tmp_path / name, device="cpu", progress=False, **options)
+
+    path = tmp_path / "text.jsonl"
+    texts = tiny.documents(60)
+    changed = [*texts[:-1], texts[-1] + " w1"]
+    for name, first, second in (("list", texts, changed), ("file", str(path), str(path)), ("model", texts, texts)):
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        with pytest.raises(Interrupted):
+            resumed(first, model, checkpoint_steps=2, loggers=[StopAfter(3)], log_steps=1)
+        path.write_text("\n".join(json.dumps({"text": text}) for text in changed))
+        other = load_model(tiny.model(seed=1), tokenizer=tiny.tokenizer()) if name == "model" else model
+        with pytest.raises(
+            ConfigError, match="contents." + {"list": "documents", "file": "files", "model": "model"}[name]
+        ):
+            resumed(second, other, resume="auto")
+
+
 def test_a_path_resumes_into_another_folder(tmp_path):
     run(tmp_path / "whole", log_steps=1)
     folder = stopped(tmp_path / "first")
@@ -333,8 +423,12 @@ def test_the_shell_stops_with_the_command_that_goes_on(model, tmp_path, monkeypa
     caplog.set_level("INFO")
     assert main(parts) == STOPPED
     monkeypatch.setattr(JSONLLogger, "log", log)
-    shown = shlex.split(caplog.text.split("The command is:\n")[1].split("\n")[0])
+    shown = shlex.split(caplog.text.split("What goes on is:\n")[1].split("\n")[0])
     assert shown == ["dictionary-learning", *parts, "--resume"]
+    text = (tmp_path / "text.jsonl").read_bytes()
+    (tmp_path / "text.jsonl").write_bytes(text.replace(b"w1 ", b"w2 "))
+    assert main(shown[1:]) == 2 and "contents.files[0].sha256" in caplog.text
+    (tmp_path / "text.jsonl").write_bytes(text)
     assert main(shown[1:]) == 0
     whole, ours = files(tmp_path / "whole"), files(tmp_path / "parts")
     assert ours.keys() == whole.keys()

@@ -71,7 +71,7 @@ def test_crosscoder_of_layers(family):
     assert isinstance(dictionary, Crosscoder) and dictionary.activation_dim == 3 * DIM
     candidate = Candidate("c", dictionary, tuple(map(Site.parse, sites)))
     figures = evaluate_dictionaries(lm, [candidate], documents(60), EVALUATION)["dictionaries"][0]["metrics"]
-    assert figures["fvu"] < 1 and torch.isfinite(torch.tensor(figures["ce_recovered_zero"]))
+    assert figures["fvu"] < 1 and torch.isfinite(torch.tensor(figures["ce_reconstructed"]))
 
 
 def test_cross_layer_transcoder_of_all_mlps():

@@ -1,6 +1,7 @@
 """Small random models, a tokenizer, text and synthetic activations: everything a test needs, offline."""
 
 import os
+import re
 from collections.abc import Iterator
 
 import torch
@@ -165,3 +166,8 @@ class Planted:
         """Yields batches of activations."""
         for _ in range(steps):
             yield self.batch(n)
+
+
+def plain_id(value: object) -> str:
+    """Returns a parameter as text without addresses, which differ between the processes of a test run."""
+    return re.sub(r" at 0x\w+", "", str(value))

@@ -226,6 +226,18 @@ class TracedModel:
             return SiteDict({site: self._probe.size(place)[1] for site, place in self._resolve(sites).items()})
 
     @checked()
+    def in_order(self, sites: SitesLike) -> list[Site]:
+        """Returns sites in the order in which a forward pass reaches them.
+
+        Raises:
+            SiteError: the forward pass runs a module not at all, or several times and the site does
+                not name the call.
+        """
+        with self._exclusive():
+            calls = {self._probe.single_call(place): site for site, place in self._resolve(sites).items()}
+            return [calls[call] for call in self._probe.in_order(calls)]
+
+    @checked()
     def positions(self, sites: SitesLike) -> int:
         """Returns the positions of one example at the sites: image patches, tokens of the probe.
 
@@ -305,15 +317,29 @@ class TracedModel:
             made = self._builder.build(inputs, attention_mask)
             of_calls = self._edits_of_calls(edits or {})
             ordered = self._probe.in_order(of_calls)
-            for site in dict.fromkeys(call._replace(call=None) for call in ordered):
-                if site not in self._tried and not self._probe.changes_output(site):
-                    logger.warning(
-                        "Replacing the activations at '%s' of %s does not change what the model predicts: nothing "
-                        "reads them.",
-                        *(site, self.name),
-                    )
-                self._tried.add(site)
+            self._warn_if_unread(ordered)
             return self._tracer.run([(call, of_calls[call]) for call in ordered], made)
+
+    @checked()
+    def check_is_read(self, sites: SitesLike) -> None:
+        """Logs a warning for each site whose activations do not change what the model predicts.
+
+        Raises:
+            SiteError: a site is not in the model.
+            ModelError: the model takes no token ids, and there is no example yet.
+        """
+        with self._exclusive():
+            self._warn_if_unread(list(self._resolve(sites).values()))
+
+    def _warn_if_unread(self, places: Sequence[Site]) -> None:
+        for site in dict.fromkeys(place._replace(call=None) for place in places):
+            if site not in self._tried and not self._probe.changes_output(site):
+                logger.warning(
+                    "Replacing the activations at '%s' of %s does not change what the model predicts: nothing "
+                    "reads them.",
+                    *(site, self.name),
+                )
+            self._tried.add(site)
 
     def _edits_of_calls(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
         """Returns the edit of each call of a module."""

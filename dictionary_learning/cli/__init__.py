@@ -15,17 +15,24 @@ from collections.abc import Sequence
 from dictionary_learning._border import said
 from dictionary_learning._run_folder import COMMAND
 from dictionary_learning.cli._arguments import IMPORT, TRACEBACK, Parser, config_parser, without
-from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, UnknownNameError
+from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, Stopped, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
+    "sweep": "train a grid of methods and settings on one stream, and compare them",
     "evaluate": "evaluate saved dictionaries",
+    "compare": "say which differences between dictionaries are real",
+    "contexts": "find where each latent of saved dictionaries is active",
+    "dashboard": "write pages about latents, which a browser opens",
+    "serve": "try out latents in a browser: read them, change them, generate",
     "reproduce": "repeat a run, and compare its dictionaries",
     "plan": "show what training on several GPUs would need",
     "cache": "write activations to disk",
     "pretokenize": "tokenize a text once, and store the contexts",
+    "explain": "say in words what latents react to, and score the words",
+    "export": "write latents, or transcoders of all layers, for other tools",
     "info": "show what this machine will use, or what is saved at a path",
     "convert": "convert dictionaries between the formats of packages",
     "pretrained": "list public releases of dictionaries",
@@ -60,20 +67,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except DictionaryLearningError as error:
+        if _was_interrupted(error):
+            return _interrupted()
         logger.error("%s: %s", type(error).__name__, " ".join(str(error).split()), exc_info=whole)
         return 2
     except Exception as error:  # of another package, or a fault of this one
+        if _was_interrupted(error):
+            return _interrupted()
         failed = f"{' '.join(arguments[:1])} failed: {said(error)} {TRACEBACK} shows where."
         logger.error(failed, exc_info=whole)
         return 2
     except Interrupted as error:
-        logger.error("%s The command is:\n  %s", error, _resuming(arguments, error.folder))
+        stopped = "The run stopped after step %d of %d. What goes on is:\n  %s"
+        logger.error(stopped, error.step, error.steps, _resuming(arguments, error.folder))
+        return STOPPED
+    except Stopped as error:
+        logger.error("%s The same command goes on.", error)
         return STOPPED
     except KeyboardInterrupt:
-        logger.error("Interrupted.")
-        return 130
+        return _interrupted()
     finally:
         COMMAND.reset(token)
+
+
+def _interrupted() -> int:
+    logger.error("Interrupted.")
+    return 130
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Returns whether a Ctrl-C is behind an error, which another package may have made of it."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__ or error
+    return any(isinstance(one, KeyboardInterrupt) for one in seen)
 
 
 def _resuming(arguments: Sequence[str], folder: str) -> str:

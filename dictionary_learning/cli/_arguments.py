@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
-from dictionary_learning._border import BOUNDS, check
+from dictionary_learning._border import BOUNDS, check, check_local
 from dictionary_learning.config import BaseConfig, check_range, coerce, field_docs, field_types, type_name
 from dictionary_learning.errors import ConfigError, did_you_mean
 from dictionary_learning.sites import parse_sites
@@ -47,6 +47,7 @@ class CommandArguments(BaseConfig):
                     check_range(number, BOUNDS.get(field.name, {}))
                 except ValueError as error:
                     raise ConfigError(f"Got {option_of(field.name)} {number}; it must be {error}.") from None
+            check_local(field.name, value)
             if field.name == "device":
                 check(field.name, value, Any)
             if field.name in ("sites", "target_sites") and isinstance(value, tuple):

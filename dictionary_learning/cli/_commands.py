@@ -6,10 +6,16 @@ import logging
 from typing import ClassVar, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._compare import CompareArguments
+from dictionary_learning.cli._contexts import ContextsArguments
+from dictionary_learning.cli._dashboard import DashboardArguments, ServeArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
+from dictionary_learning.cli._explain import ExplainArguments
+from dictionary_learning.cli._export import ExportArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
 from dictionary_learning.cli._plan import PlanArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
+from dictionary_learning.cli._sweep import SweepArguments
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +215,7 @@ def _show_cache(path: str, verify: bool) -> None:
     Raises:
         DataError: it is no cache, or it was to be verified and is damaged.
     """
+    from dictionary_learning._plain import as_bytes
     from dictionary_learning.activations.cache import ActivationCache
 
     cache = ActivationCache(path)
@@ -218,7 +225,7 @@ def _show_cache(path: str, verify: bool) -> None:
     config["sites"] = index.settings["sites"]
     write_line(f"{path}\n{json.dumps(config, indent=2)}")
     state = "complete" if index.is_complete else "incomplete: the same `dictionary-learning cache` continues it"
-    write_line(f"{index.n_rows:,} rows in {len(index.shards)} files, {index.n_bytes / 1e9:.2f} GB, {state}.")
+    write_line(f"{index.n_rows:,} rows in {len(index.shards)} files, {as_bytes(index.n_bytes)}, {state}.")
     if verify:
         cache.verify()
         write_line("All checksums are right.")
@@ -255,13 +262,20 @@ class PretrainedArguments(CommandArguments):
 
 
 ARGUMENTS: dict[str, type[CommandArguments]] = {
+    "sweep": SweepArguments,
     "evaluate": EvaluateArguments,
     "plan": PlanArguments,
+    "contexts": ContextsArguments,
+    "compare": CompareArguments,
     "cache": CacheArguments,
     "pretokenize": PretokenizeArguments,
+    "explain": ExplainArguments,
+    "export": ExportArguments,
     "info": InfoArguments,
     "convert": ConvertArguments,
     "pretrained": PretrainedArguments,
     "reproduce": ReproduceArguments,
+    "dashboard": DashboardArguments,
+    "serve": ServeArguments,
 }
 """The arguments of each command but `train`, whose options depend on the method."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run
 from dictionary_learning._hardware import free_memory
+from dictionary_learning._plain import as_bytes
 from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
@@ -77,7 +78,8 @@ def show_plan(
 
 def _tokens(plan: Plan, jobs: Sequence[TrainingJob], source: Any, reading: _Reading, size: int) -> dict[str, str]:
     n_parameters = sum(p.numel() for job in jobs for p in job.trainer.dictionary.parameters())
-    entries = {"tokens to train on": f"{plan.steps * size:,}"}
+    ends = "" if getattr(source, "end_of_data", "stop") == "repeat" else ", if the data has as many"
+    entries = {"tokens to train on": f"{plan.steps * size:,}{ends}"}
     if reading.n_read:
         # the buffer is full in the end
         n_rows = plan.steps * size + getattr(source, "activation_buffer_size", 0)
@@ -88,11 +90,11 @@ def _tokens(plan: Plan, jobs: Sequence[TrainingJob], source: Any, reading: _Read
 
 def _sizes(need: RunEstimate, room: Mapping[str, int | None]) -> dict[str, str]:
     parts = ("weights", "gradients", "optimizer", "rows", "model")
-    entries = {f"memory: {name}": _size(getattr(need, name)) for name in parts}
+    entries = {f"memory: {name}": as_bytes(getattr(need, name)) for name in parts}
     entries["memory: all, without what a step computes"] = _of(need.memory, room["memory"])
-    entries["disk: dictionaries"] = f"{need.n_dictionaries} x {_size(need.dictionaries)}"
-    entries["disk: checkpoints"] = f"{need.n_checkpoints} x {_size(need.checkpoint)}"
-    entries["disk: log"] = _size(need.log)
+    entries["disk: dictionaries"] = f"{need.n_dictionaries} x {as_bytes(need.dictionaries)}"
+    entries["disk: checkpoints"] = f"{need.n_checkpoints} x {as_bytes(need.checkpoint)}"
+    entries["disk: log"] = as_bytes(need.log)
     return {**entries, "disk: all": _of(need.disk, room["disk"])}
 
 
@@ -147,12 +149,8 @@ def _whole_memory(device: torch.device) -> int | None:
 
 def _of(need: int, room: int | None) -> str:
     if room is None:
-        return _size(need)
-    return f"{_size(need)} of {_size(room)}" + (": too much" if need > room else "")
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:,.2f} MB"
+        return as_bytes(need)
+    return f"{as_bytes(need)} of {as_bytes(room)}" + (": too much" if need > room else "")
 
 
 def _duration(seconds: float) -> str:

@@ -4,17 +4,29 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from dictionary_learning._run_folder import new_folder
+from dictionary_learning._trained_on import (
+    TextReading,
+    TrainedModel,
+    TrainedText,
+    buffer_of,
+    check_data_args,
+    check_named,
+    filter_of,
+    held_out_of,
+    model_of,
+    reading_of,
+    text_of,
+)
 from dictionary_learning.cli._arguments import write_line
-from dictionary_learning.cli._named import check_data_args, check_named
-from dictionary_learning.cli._options import DataArguments, data_arguments
+from dictionary_learning.cli._options import DataArguments
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
     from dictionary_learning.data import Source
-    from dictionary_learning.evaluation import Report
+    from dictionary_learning.evaluation import DictionaryReport, Report
     from dictionary_learning.interop._saved import Saved
 
 logger = logging.getLogger(__name__)
@@ -55,8 +67,16 @@ class EvaluateArguments(DataArguments):
     """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
     device: str | None = None
     """The device; the accelerator if there is one."""
+    convention: Literal["canonical", "dictionary_learning", "saelens", "saebench"] = "canonical"
+    """A package whose figures are computed too, by its own rules and names."""
+    n_resamples: int = 1_000
+    """Resamples of the documents for the error bars; 0 for none."""
 
     def run(self) -> None:
+        self.evaluate()
+
+    def evaluate(self) -> "Report":
+        """Evaluates, writes the report and prints its page's path; returns the report."""
         from dictionary_learning.activations._filters import TokenFilter
         from dictionary_learning.cli._candidates import candidates_of, load_saved
         from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
@@ -64,81 +84,62 @@ class EvaluateArguments(DataArguments):
 
         saved = load_saved(self.dictionaries)
         # what files do not tell decides nothing; what two of them tell differently is asked for
-        trained_on = None if self.model else _common(saved, "language models", _model_of, "Give --model.")
+        trained_on = None if self.model else common(saved, "language models", model_of, "Give --model.")
         if trained_on is not None:
             check_named("model", "--model", trained_on.name)
-        wanted = _Model(self.model, None) if self.model else trained_on
+        wanted = TrainedModel(self.model, None) if self.model else trained_on
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
         if not self.data:
-            _common(saved, "texts", _held_out_of, "Give --data.")
-        text = next((told for one in saved if (told := _text_of(one.config))), None)
-        ctx_len = self.ctx_len or _common(
-            saved, "context lengths", lambda c: _buffer(c).get("ctx_len"), "Give --ctx-len."
+            common(saved, "texts", held_out_of, "Give --data.")
+        text = next((told for one in saved if (told := text_of(one.config))), None)
+        ctx_len = self.ctx_len or common(
+            saved, "context lengths", lambda c: buffer_of(c).get("ctx_len"), "Give --ctx-len."
         )
-        pack = _common(saved, "ways of packing documents", lambda c: _buffer(c).get("pack"))
-        rule = _common(saved, "token filters", _filter_of)
+        pack = common(saved, "ways of packing documents", lambda c: buffer_of(c).get("pack"))
+        rule = common(saved, "token filters", filter_of)
         model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
         report = evaluate_dictionaries(
             model,
             candidates_of(saved, model, self.sites, self.target_sites),
-            _read_text(self, text),
+            read_text(self, self.data, text),
             EvaluationConfig(
                 ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
                 pack=True if pack is None else pack,
-                **self.options("n_tokens", "n_fidelity_tokens", "batch_size"),
+                **self.options("n_tokens", "n_fidelity_tokens", "batch_size", "convention", "n_resamples"),
             ),
             token_filter=TokenFilter.from_dict(rule) if rule else None,
             norm_limits=_norm_limits(saved),
         )
-        report_on(report, saved, _report_folder(self, saved), {})
+        return report_on(report, saved, _report_folder(self, saved), {})
 
 
-class _Text(NamedTuple):
-    """The text that a run trained on, and how it was read."""
-
-    data: str | None
-    reading: DataArguments
-    held_out_every: int | None
-
-    def __str__(self) -> str:
-        default = DataArguments().to_dict()
-        settings = {**self.reading.to_dict(), "held_out_every": self.held_out_every}
-        changed = [f"{name}={value}" for name, value in settings.items() if value != default.get(name)]
-        return f"'{self.data}' with {', '.join(changed) or 'defaults'}"
-
-
-class _Model(NamedTuple):
-    """The language model that a run trained on."""
-
-    name: str
-    revision: str | None
-
-    def __str__(self) -> str:
-        return f"'{self.name}'" + (f" at {self.revision}" if self.revision else "")
-
-
-def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> Path:
+def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> "Report":
     """Adds settings and training history to a report, writes it, and prints its page's path."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.loggers import read_history
 
-    whole: dict[str, Any] = {"title": f"Dictionaries of {report['model']['name']}", **report}
-    whole |= {"versions": versions(), "seconds": dict(seconds)}
-    for entry, one in zip(report["dictionaries"], saved, strict=True):
-        entry["config"] = one.config.get("trainer", one.config.get("peer", {}))
+    entries: list[Any] = []
+    for entry, one in zip(report.dictionaries, saved, strict=True):
         # dictionaries of other packages have no history of ours
         history = one.folder.parent / "metrics.jsonl" if one.folder is not None and "name" in one.config else None
-        entry["history"] = read_history(history, one.name) if history is not None and history.is_file() else []
-        metrics = entry["metrics"]
-        shown = [f"FVU {metrics['fvu']:.4f}", f"L0 {metrics['l0']:.1f}"]
-        if "ce_recovered_zero" in metrics:
-            shown.append(f"CE recovered {metrics['ce_recovered_zero']:.4f}")
-        logger.info("%s: %s", entry["name"], "  ".join(shown))
-    page = write_report(whole, save_dir)["html"]
-    write_line(str(page))
-    return page
+        known = read_history(history, one.name) if history is not None and history.is_file() else []
+        config = one.config.get("trainer", one.config.get("peer", {}))
+        entries.append(dataclasses.replace(entry, config=config, history=known))
+        shown = [f"FVU {_figure(entry, 'fvu')}", f"L0 {entry.metrics['l0']:.1f}"]
+        if "ce_recovered_zero" in entry.metrics:
+            shown.append(f"CE recovered {_figure(entry, 'ce_recovered_zero')}")
+        logger.info("%s: %s", entry.name, "  ".join(shown))
+    title = f"Dictionaries of {report.model['name']}"
+    whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
+    write_line(str(write_report(whole, save_dir)["html"]))
+    return whole
+
+
+def _figure(entry: "DictionaryReport", name: str) -> str:
+    figure = entry.figure(name)
+    return f"{figure.value:.4f}" + (f" \u00b1 {figure.error.standard_error:.4f}" if figure.error else "")
 
 
 def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Path:
@@ -149,14 +150,14 @@ def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Pa
 
     config, place = saved[0].config, resolve_latest(arguments.dictionaries[0])
     is_own = len(arguments.dictionaries) == 1 and saved[0].folder is not None and not arguments.sites
-    own_model, own_text = _model_of(config), _text_of(config)
+    own_model, own_text = model_of(config), text_of(config)
     is_own &= arguments.model is None or (own_model is not None and arguments.model == own_model.name)
     is_own &= arguments.data is None or (own_text is not None and arguments.data == own_text.data)
     is_own &= not (Path(place) / "report.json").exists()
     return Path(place) if is_own else new_folder(_REPORTS, *(Path(one).name for one in arguments.dictionaries[:3]))
 
 
-def _common(
+def common(
     saved: "Sequence[Saved]", what: str, read: Callable[[Mapping[str, Any]], T | None], advice: str = ""
 ) -> T | None:
     """Returns what all dictionaries that tell it agree on; None where none tells it.
@@ -175,67 +176,35 @@ def _common(
     return told[0][1] if told else None
 
 
-def _buffer(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return config.get("buffer", {})
-
-
-def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the settings of the run that read the text: of training, or of writing a cache."""
-    own = config.get("run", {})  # a run on a cache read no text itself
-    return own if own.get("data") else _buffer(config).get("run", own)
-
-
-def _model_of(config: Mapping[str, Any]) -> _Model | None:
-    run = _run_of(config)
-    name = run.get("model") or _buffer(config).get("model", {}).get("name")
-    return None if name is None else _Model(name, run.get("revision"))
-
-
-def _text_of(config: Mapping[str, Any]) -> _Text | None:
-    run = _run_of(config)
-    return _Text(run["data"], data_arguments(run), run.get("held_out_every")) if run.get("data") else None
-
-
-def _held_out_of(config: Mapping[str, Any]) -> _Text | None:
-    """Returns what decides which documents are held out: neither order nor number of those read."""
-    text = _text_of(config)
-    return text and text._replace(reading=text.reading.replace(shuffle_seed=None, max_examples=None))
-
-
-def _filter_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    rule = {name: value for name, value in _buffer(config).get("filter", {}).items() if name != "norm_limits"}
-    return rule or None
-
-
 def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     """Returns the norm limit of each site, as found in training; the lowest of several runs."""
     limits: dict[str, float] = {}
     for one in saved:
-        for site, limit in _buffer(one.config).get("filter", {}).get("norm_limits", {}).items():
+        for site, limit in buffer_of(one.config).get("filter", {}).get("norm_limits", {}).items():
             if limits.get(site, limit) != limit:
                 logger.warning("The runs found different norm limits at %s; the lower one counts for all.", site)
             limits[site] = min(limit, limits.get(site, limit))
     return limits
 
 
-def _read_text(arguments: EvaluateArguments, trained: _Text | None) -> "Source":
+def read_text(arguments: DataArguments, given: str | None, trained: TrainedText | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
     from dictionary_learning._plain import to_plain
 
     own = trained.data if trained else None
-    data = arguments.data or own
+    data = given or own
     if data is None:
         raise ConfigError("The dictionaries do not say which text they were trained on. Give --data.")
     if trained is None or to_plain(data) != own:
         return arguments.source(data)
-    asked = data_arguments(arguments.to_dict())
-    if not arguments.data:
+    asked = reading_of(arguments.to_dict())
+    if not given:
         check_named("text", "--data", data)
     if not asked.data_args:
         check_data_args(trained.reading.data_args)
     reading = trained.reading.replace(data_args=asked.data_args or trained.reading.data_args)
     as_stored = asked.replace(data_args=tuple(to_plain(asked.data_args)))  # without tokens
-    if as_stored not in (DataArguments(), trained.reading, DataArguments(data_args=trained.reading.data_args)):
+    if as_stored not in (TextReading(), trained.reading, TextReading(data_args=trained.reading.data_args)):
         if asked.split == trained.reading.split:
             logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
         return arguments.source(data)

@@ -1,16 +1,13 @@
 """Options that several commands share: how data is read, and which activations are captured."""
 
-import argparse
 import dataclasses
-import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments, read_config
+from dictionary_learning._trained_on import TextReading
+from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.errors import ConfigError, SiteError
 
 if TYPE_CHECKING:
-    from dictionary_learning.data import Source
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
 
@@ -19,51 +16,8 @@ _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataArguments(CommandArguments):
+class DataArguments(TextReading, CommandArguments):
     """How the data is read."""
-
-    text_column: str = "text"
-    """The column or key of the text; data without it may have input_ids, tokens or messages."""
-    split: str = "train"
-    """The split of a data set on the hub."""
-    streaming: bool = True
-    """Whether a data set on the hub is read while it is downloaded."""
-    data_args: tuple[str, ...] = ()
-    """Further arguments of datasets.load_dataset, as name=value."""
-    max_examples: int | None = None
-    """The most documents to read; by default all."""
-    shuffle_seed: int | None = None
-    """Seed of a random order of the documents; by default their own order."""
-    token_dtype: Literal["uint16", "uint32", "int32", "int64", "uint8"] = "uint16"
-    """The type of the token ids in a .bin file."""
-    separator_id: int | None = None
-    """The token id that ends each document of a .bin or .npy file."""
-    on_bad_document: Literal["error", "skip"] = "error"
-    """What happens at a record without text: an error names it, or it is skipped and counted."""
-
-    def source(self, data: str) -> "Source":
-        """Returns the documents."""
-        return self._limited(self._read(data))
-
-    def divided(self, data: str, held_out_every: int) -> "tuple[Source, Source]":
-        """Returns the documents to train on, and every n-th of all, which are held out."""
-        rest, held = self._read(data).hold_out(held_out_every)
-        return self._limited(rest), held
-
-    def _read(self, data: str) -> "Source":
-        from dictionary_learning.data import as_source
-
-        return as_source(
-            data,
-            data_args=_named(self.data_args),
-            dtype=self.token_dtype,
-            **self.options("text_column", "split", "streaming", "separator_id", "on_bad_document"),
-        )
-
-    def _limited(self, source: "Source") -> "Source":
-        if self.shuffle_seed is not None:
-            source = source.shuffled(self.shuffle_seed)
-        return source if self.max_examples is None else source.first(self.max_examples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +64,18 @@ class CaptureArguments(DataArguments):
 
         return load_model(model, device=self.device, dtype=self.dtype, revision=self.revision)
 
+    def check_sites(self) -> None:
+        """Checks that sites are named in one way.
+
+        Raises:
+            ConfigError: They are named in two ways.
+        """
+        if self.sites and (self.layers or self.layer_stride != 1):
+            raise ConfigError(
+                "Got --sites together with --layers or --layer-stride, which name sites too. Give one of them; a "
+                "pattern such as 'model.layers.[0-3].mlp' names sites in several layers."
+            )
+
     def sites_of(self, model: "TracedModel", predicts: bool = False) -> "list[Site]":
         """Returns the sites that are named: as such, by the numbers of layers, or all layers.
 
@@ -122,11 +88,7 @@ class CaptureArguments(DataArguments):
             ConfigError: sites and layers are both given.
             SiteError: something is not in the model.
         """
-        if self.sites and (self.layers or self.layer_stride != 1):
-            raise ConfigError(
-                "Got --sites together with --layers or --layer-stride, which name sites too. Give one of them; a "
-                "pattern such as 'model.layers.[0-3].mlp' names sites in several layers."
-            )
+        self.check_sites()
         if self.sites:
             # who names a side means that side
             both_sides = predicts and not any(":" in site for site in self.sites)
@@ -142,11 +104,6 @@ class CaptureArguments(DataArguments):
         return {**self.options(*names), "seqpos_slice": self.seqpos_slice or None}
 
 
-def data_arguments(values: Mapping[str, Any]) -> DataArguments:
-    """Returns how data was read, from the settings of a run."""
-    return read_config(argparse.Namespace(**values), DataArguments)
-
-
 def _mlps(model: "TracedModel", layers: "list[Site]") -> "list[Site]":
     for name in _MLP_NAMES:
         try:
@@ -157,18 +114,3 @@ def _mlps(model: "TracedModel", layers: "list[Site]") -> "list[Site]":
         f"The wiring predicts a module's output from its input, and the layers of {model.name} have no module called "
         f"{' or '.join(_MLP_NAMES)}. Name the modules by --sites, as 'model.layers.[0-9].mlp'."
     )
-
-
-def _named(pairs: tuple[str, ...]) -> dict[str, Any]:
-    from dictionary_learning._plain import HIDDEN
-
-    found: dict[str, Any] = {}
-    for pair in (pair for pair in pairs if not pair.endswith(HIDDEN)):  # a token of the run that was not stored
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise ConfigError(f"Got data_args={pair!r}; give name=value, as --data-args revision=main.")
-        try:
-            found[name] = json.loads(value)  # numbers and booleans; anything else is a string
-        except json.JSONDecodeError:
-            found[name] = value
-    return found

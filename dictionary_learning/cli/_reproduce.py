@@ -64,13 +64,18 @@ def _command_of(run: Mapping[str, Any], folder: Path) -> list[str]:
     Raises:
         ConfigError: There is none, or the run has no dictionaries to compare with.
     """
-    from dictionary_learning._plain import HIDDEN
+    from dictionary_learning._secrets import HIDDEN
 
     volatile = run["volatile"]
     if run["command"] is None:
         raise ConfigError(
             f"'{folder}' was trained from Python (by {volatile['program'][0]!r}), on objects that only that program "
             "can make again. Run it with another save_dir, and compare `dictionaries` of both run.json files."
+        )
+    if run["command"][:1] == ["sweep"]:
+        raise ConfigError(
+            f"'{folder}' is a group of a sweep. Run the sweep again with another --save-dir, and compare the "
+            "`dictionaries` of both run.json files."
         )
     last = volatile["sessions"][-1]
     if last.get("outcome") != "finished":

@@ -20,7 +20,7 @@ from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, as_token_stream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.evaluation._metrics import FidelityMetric, recovered
+from dictionary_learning.evaluation._fidelity import FidelityMetric, recovered
 from dictionary_learning.evaluation._on_activations import evaluate_activations, scale_of_batch
 from dictionary_learning.interventions import ablate, graft
 from dictionary_learning.models import Edit, TracedModel, load_model

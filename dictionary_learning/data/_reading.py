@@ -9,6 +9,7 @@ documents. A value that is not a document is yielded as a `BadDocument`, which k
 """
 
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import singledispatch
@@ -22,6 +23,8 @@ from dictionary_learning.errors import DataError
 
 Mark = Any
 """Plain data that JSON can hold; None for the beginning."""
+_N_SAMPLED = 64
+"""Documents that stand for all of them where a run is compared with another."""
 _ROWS_AT_ONCE = 64  # rows fetched in one call: a call costs far more than a row
 
 
@@ -207,6 +210,25 @@ def files_of(reader: Any) -> list[Path]:
     own, inner = getattr(reader, "path", None), getattr(reader, "reader", None)
     parts = [*getattr(reader, "readers", ()), *([] if inner is None else [inner])]
     return [*([] if own is None else [own]), *(path for part in parts for path in files_of(part))]
+
+
+def samples_of(reader: Any) -> list[str]:
+    """Returns a hash of some documents, and of their number, for each part that is in memory.
+
+    Streams can be read only once, and files have checksums of their own.
+    """
+    inner = getattr(reader, "reader", None)
+    parts = [*getattr(reader, "readers", ()), *([] if inner is None else [inner])]
+    own: list[str] = []
+    if isinstance(reader, MapReader) and reader.path is None:
+        size = len(reader.numbers)
+        digest = hashlib.sha256(f"{size} {reader.order_id}".encode())
+        places = np.unique(np.linspace(0, size - 1, _N_SAMPLED).round().astype(int)) if size else ()
+        for document in reader.fetch([int(reader.numbers[place]) for place in places]):
+            plain = document.tolist() if hasattr(document, "tolist") else document
+            digest.update(f"{plain!r}\0".encode("utf-8", "surrogatepass"))
+        own = [digest.hexdigest()]
+    return [*own, *(sample for part in parts for sample in samples_of(part))]
 
 
 def seal(mark: Mark, order_id: str | None) -> Mark:

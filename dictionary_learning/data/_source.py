@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 from dictionary_learning._border import checked, is_foreign, said
-from dictionary_learning._plain import without_secrets
+from dictionary_learning._secrets import without_secrets
 from dictionary_learning.data._document import BadDocument, Document, Tokenized, TokenRow, check_ids
 from dictionary_learning.data._reading import Mark, Reader, hold_out, share, shuffle, take
 from dictionary_learning.data._retrying import is_transient, wait_or_raise

@@ -10,6 +10,7 @@ from einops import pack, unpack
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dictionary_learning._border import checked
 from dictionary_learning.dictionaries._base import DICTIONARIES, Reconstruction
 from dictionary_learning.dictionaries._coder import Coder
 from dictionary_learning.dictionaries._initialization import CENTERS
@@ -176,6 +177,7 @@ class CrossLayerTranscoder(ParallelCoders):
             number.
     """
 
+    @checked()
     def __init__(
         self,
         site_dims: Sequence[int],
@@ -185,10 +187,12 @@ class CrossLayerTranscoder(ParallelCoders):
         output_dims: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ):
+        if not site_dims:
+            raise ConfigError(f"Got site_dims={site_dims!r}; give the width of each layer's input.")
         outputs = tuple(output_dims if output_dims is not None else site_dims)
         if len(outputs) != len(site_dims):
             raise ConfigError(
-                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs; "
+                f"A cross-layer transcoder got {len(site_dims)} inputs and {len(outputs)} outputs in output_dims; "
                 "give one of both for each layer."
             )
         writes = [slice(place.start, sum(outputs)) for place in _places(outputs)]

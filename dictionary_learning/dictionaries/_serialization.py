@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import check_local, checked
 from dictionary_learning._disk import write_atomically, write_json
 from dictionary_learning._plain import to_plain
 from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary
@@ -46,6 +46,7 @@ def save_dictionary(
     """
     check_finite(dictionary)
     folder = Path(path)
+    check_local("folder", path)
     section = {"class": DICTIONARIES.name_of(type(dictionary)), **dictionary.options()}
     sections = own_sections({**dictionary.info.to_config(), **(config or {})})
     # before anything is written: a config that JSON cannot hold must leave no weights alone

@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries._base import DICTIONARIES
 from dictionary_learning.dictionaries._coder import Coder
 from dictionary_learning.dictionaries._parallel_coders import CrossLayerTranscoder, HeadAutoencoders, ParallelCoders
 from dictionary_learning.dictionaries._trainable import Trainable
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
+from dictionary_learning.errors import ConfigError
 
 
 @DICTIONARIES.register("SparseAutoencoder")
@@ -78,9 +80,12 @@ class Crosscoder(Coder):
     subtracts_b_dec: ClassVar[bool] = False
     ranks_by_norm: ClassVar[bool] = True
 
+    @checked()
     def __init__(
         self, site_dims: Sequence[int], dict_size: int, nonlinearity: Nonlinearity | dict[str, Any], **options: Any
     ):
+        if not site_dims:
+            raise ConfigError(f"Got site_dims={site_dims!r}; give the width of each site.")
         super().__init__(sum(site_dims), dict_size, nonlinearity, site_dims=site_dims, **options)
 
     @property

@@ -1,13 +1,16 @@
 """Dictionaries to evaluate, and where they belong in a model."""
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dictionary_learning._border import check
 from dictionary_learning._types import SubmodulesLike
 from dictionary_learning.dictionaries import WIRINGS, Dictionary, DictionaryInfo, Trainable, wiring_of
 from dictionary_learning.errors import ConfigError, SiteError
+from dictionary_learning.evaluation._on_activations import check_finite
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
 
@@ -24,6 +27,48 @@ class Candidate(NamedTuple):
     target: SubmodulesLike | None = None
     """The sites that it reconstructs, if they are not those that it reads. Of a transcoder, by
     default those that its `info` names, or the module's output where it reads the input."""
+
+
+class PlacedCandidate(NamedTuple):
+    """A dictionary at the sites of a model that it reads and writes."""
+
+    name: str
+    dictionary: Dictionary
+    reads: tuple[Site, ...]
+    writes: tuple[Site, ...]
+
+
+def place(model: TracedModel, candidates: Candidate | Iterable[Candidate]) -> list[PlacedCandidate]:
+    """Returns the candidates at the model's sites, each under a name of its own.
+
+    Raises:
+        ConfigError: one is no candidate, or its dictionary does not fit its sites or holds a NaN.
+    """
+    found: dict[str, PlacedCandidate] = {}
+    for one in [candidates] if isinstance(candidates, Candidate) else candidates:
+        if not isinstance(one, Candidate) or not isinstance(one.dictionary, Dictionary):
+            got = type(one.dictionary if isinstance(one, Candidate) else one).__name__
+            raise ConfigError(
+                f"Got a {got} to evaluate; give Candidate(name, dictionary, site). "
+                "A trainer's dictionary is trainer.export()."
+            )
+        check("name", one.name, str, "a Candidate")
+        # a second "a" is "a #2"
+        names = itertools.chain([one.name], (f"{one.name} #{n}" for n in itertools.count(2)))
+        name = next(name for name in names if name not in found)
+        check_finite(one.dictionary, f"Dictionary '{name}'")
+        reads = sites_of(model, one.site)
+        writes = targets_of(model, one, reads, name)
+        widths = model.widths(list(dict.fromkeys((*reads, *writes))))
+        try:
+            one.dictionary.check_sites([widths[site] for site in reads], [widths[site] for site in writes])
+        except ConfigError as error:
+            sites = ", ".join(f"'{site}'" for site in widths)
+            raise ConfigError(f"Dictionary '{name}' does not fit {sites} in {model.name}: {error}") from error
+        found[name] = PlacedCandidate(name, one.dictionary, reads, writes)
+    if not found:
+        raise ConfigError("Got no dictionary to evaluate. Give at least one Candidate(name, dictionary, site).")
+    return list(found.values())
 
 
 def sites_of(model: TracedModel, given: Any) -> tuple[Site, ...]:

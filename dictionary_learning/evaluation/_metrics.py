@@ -1,22 +1,18 @@
 """Metrics of dictionaries: sums over tokens, divided once at the end."""
 
-import dataclasses
-import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._hardware import float64
 from dictionary_learning.config import Registry
-from dictionary_learning.contexts import Predictions
-from dictionary_learning.latents import Latents, firing_counts, nonzeros
+from dictionary_learning.evaluation._sums import DocumentSums
+from dictionary_learning.latents import Latents
 
 M = TypeVar("M", bound="Metric")
-
-_BINS_PER_DECADE = 4
 
 
 class EvaluationBatch(NamedTuple):
@@ -25,17 +21,21 @@ class EvaluationBatch(NamedTuple):
     x: Float[Tensor, "batch activation_dim"]
     x_hat: Float[Tensor, "batch activation_dim"]
     latents: Latents
+    groups: Int[Tensor, "batch"] | None = None
+    """The group of documents that each token belongs to; None if all are of one."""
 
 
 class Metric(ABC):
     """Accumulates sums over tokens and divides once at the end.
 
     All state is sums in float64. The result therefore does not depend on how tokens are batched,
-    and metrics of parts of the data merge into the metric of all of it.
+    and metrics of parts of the data merge into the metric of all of it. Sums that are kept apart by
+    document (`by_document`) give figures an error bar.
     """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.by_document = DocumentSums()
 
     @abstractmethod
     def update(self, batch: EvaluationBatch) -> None:
@@ -45,11 +45,32 @@ class Metric(ABC):
     def compute(self) -> dict[str, float]:
         """Returns the values over all batches that were added."""
 
-    def merge(self: M, other: M) -> M:
-        """Adds the sums of another metric of the same class; returns self."""
+    def figures(self, weights: Float[Tensor, "resamples groups"] | None = None) -> dict[str, Tensor]:
+        """Returns the values that have an error bar, each (resamples,): of resampled documents.
+
+        Args:
+            weights: how often each resample has each group of documents; by default one resample
+                that has each once.
+        """
+        return {}
+
+    def merge(self: M, other: "Metric", index: Int[Tensor, "groups"] | None = None) -> M:
+        """Adds the sums of another metric of the same class; returns self.
+
+        Args:
+            other: the other metric.
+            index: the group here of each group of documents there; by default they are the same.
+        """
+        self.merge_beside_sums(other, index)
         for name, value in other.sums.items():
             self.add(name, value)
+        self.by_document.merge(other.by_document, index)
         return self
+
+    def merge_beside_sums(  # noqa: B027  (most metrics hold nothing else)
+        self, other: "Metric", index: Int[Tensor, "groups"] | None
+    ) -> None:
+        """Adds what another metric holds beside its sums, before these; by default nothing."""
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Adds to one of the sums."""
@@ -59,10 +80,47 @@ class Metric(ABC):
 
     def total(self, name: str) -> float:
         """Returns one of the sums; zero if nothing was added."""
+        if name in self.by_document.tables:
+            return float(self.by_document.tables[name].sum())
         return float(self.sums[name]) if name in self.sums else 0.0
 
 
 METRICS: Registry[type[Metric]] = Registry("metric")
+
+
+class Variance:
+    """The variance of activations around their mean over all tokens, and its sums by document.
+
+    sum |x - mean x|^2 = sum |x|^2 - |sum x|^2 / n, exact enough in float64. Dictionaries that
+    reconstruct the same activations share one.
+    """
+
+    def __init__(self) -> None:
+        self.by_document = DocumentSums()
+        self._last: tuple[Tensor | None, Tensor] | None = None
+
+    def update(self, x: Float[Tensor, "batch activation_dim"], groups: Int[Tensor, "batch"] | None = None) -> None:
+        """Adds a batch."""
+        wide = float64(x)
+        ones = wide.new_ones(len(x))
+        self.by_document.add(groups, {"n": ones, "x": wide, "x_squared": wide.pow(2).sum(-1)})
+        self._last = None
+
+    def total(self, weights: Float[Tensor, "resamples groups"] | None = None) -> Float[Tensor, "resamples"]:
+        """Returns sum |x - mean x|^2 of each resample."""
+        # dictionaries of one site ask for the same, and the product with a wide table is not free
+        if self._last is None or self._last[0] is not weights:
+            self._last = (weights, self._total(weights))
+        return self._last[1]
+
+    def merge(self, other: "Variance", index: Int[Tensor, "groups"] | None = None) -> None:
+        """Adds the sums of another."""
+        self.by_document.merge(other.by_document, index)
+        self._last = None
+
+    def _total(self, weights: Tensor | None) -> Tensor:
+        totals = self.by_document.totals(weights)
+        return totals["x_squared"] - totals["x"].pow(2).sum(-1) / totals["n"]
 
 
 @METRICS.register("reconstruction")
@@ -80,135 +138,60 @@ class ReconstructionMetric(Metric):
       (Rajamanoharan et al. 2024, eq. 10).
 
     The mean of x is over all tokens, and ratios are ratios of sums, never means of batches' ratios.
+
+    Args:
+        variance: the variance of the same activations, if somebody else adds them to it.
     """
 
+    def __init__(self, variance: Variance | None = None) -> None:
+        super().__init__()
+        self.variance = Variance() if variance is None else variance
+        self._owns_variance = variance is None
+
     def update(self, batch: EvaluationBatch) -> None:
+        if self._owns_variance:
+            self.variance.update(batch.x, batch.groups)
         x, x_hat = float64(batch.x), float64(batch.x_hat)  # (batch, activation_dim)
         error, dot = (x - x_hat).pow(2).sum(-1), (x * x_hat).sum(-1)
         norm, norm_hat = x.norm(dim=-1), x_hat.norm(dim=-1)  # (batch,)
         tiny = torch.finfo(torch.float64).tiny
-        self.add("n", len(x))
-        self.add("x", x.sum(0))
-        self.add("x_squared", x.pow(2).sum())
-        self.add("error_squared", error.sum())
-        self.add("error", error.sqrt().sum())
-        self.add("cosine", (dot / (norm * norm_hat).clamp_min(tiny)).sum())
         # a token of norm 0 has no ratio; it counts as 1 where its reconstruction is 0 too
-        self.add("norm_ratio", torch.where(norm > 0, norm_hat / norm.clamp_min(tiny), (norm_hat == 0).double()).sum())
-        self.add("dot", dot.sum())
-        self.add("x_hat_squared", x_hat.pow(2).sum())
+        ratios = torch.where(norm > 0, norm_hat / norm.clamp_min(tiny), (norm_hat == 0).double())
+        values = {
+            "n": torch.ones_like(norm),
+            "error_squared": error,
+            "error": error.sqrt(),
+            "cosine": dot / (norm * norm_hat).clamp_min(tiny),
+            "norm_ratio": ratios,
+            "dot": dot,
+            "x_hat_squared": x_hat.pow(2).sum(-1),
+        }
+        self.by_document.add(batch.groups, values)
 
-    def compute(self) -> dict[str, float]:
-        n = self.total("n")
-        if not n:
-            return {"n_tokens": 0}
-        # sum |x - mean x|^2 = sum |x|^2 - n |mean x|^2, exact enough in float64
-        variance = self.total("x_squared") - float((self.sums["x"] / n).pow(2).sum()) * n
-        fvu = ratio(self.total("error_squared"), variance)
+    def figures(self, weights: Float[Tensor, "resamples groups"] | None = None) -> dict[str, Tensor]:
+        if not self.by_document.tables:
+            return {}
+        totals = self.by_document.totals(weights)
+        n, fvu = totals["n"], ratios(totals["error_squared"], self.variance.total(weights))
         return {
-            "n_tokens": int(n),
             "fvu": fvu,
             "frac_variance_explained": 1 - fvu,
-            "mse": self.total("error_squared") / n,
-            "l2_loss": self.total("error") / n,
-            "cossim": self.total("cosine") / n,
-            "l2_ratio": self.total("norm_ratio") / n,
-            "relative_reconstruction_bias": ratio(self.total("x_hat_squared"), self.total("dot")),
+            "mse": totals["error_squared"] / n,
+            "l2_loss": totals["error"] / n,
+            "cossim": totals["cosine"] / n,
+            "l2_ratio": totals["norm_ratio"] / n,
+            "relative_reconstruction_bias": ratios(totals["x_hat_squared"], totals["dot"]),
         }
-
-
-@METRICS.register("sparsity")
-class SparsityMetric(Metric):
-    """Metrics of the latents over n tokens.
-
-    * `l0` = mean number of nonzero latents per token; lower is sparser.
-    * `l1_loss` = mean over tokens of the sum of their absolute values.
-    * `frac_alive` = share of latents that fired on at least one of the n tokens, from 0 to 1,
-      higher is better. It grows with n: a latent that fires less often than once in n tokens cannot
-      be told from a dead one.
-    """
-
-    def update(self, batch: EvaluationBatch) -> None:
-        self.add("n", len(batch.x))
-        self.add("absolute", float64(nonzeros(batch.latents)).abs().sum())
-        self.add("firings", firing_counts(batch.latents))  # (dict_size,)
 
     def compute(self) -> dict[str, float]:
-        n = self.total("n")
-        if not n:
-            return {}
-        alive = int((self.sums["firings"] > 0).sum())
-        return {
-            "l0": float(self.sums["firings"].sum()) / n,
-            "l1_loss": self.total("absolute") / n,
-            "n_alive": alive,
-            "frac_alive": alive / len(self.sums["firings"]),
-        }
+        return {"n_tokens": int(self.total("n")), **{name: float(value) for name, value in self.figures().items()}}
 
-    def density(self) -> dict[str, Any]:
-        """Returns a histogram over latents of log10 of the share of tokens on which each fires.
-
-        Returns:
-            `log10_edges` from 1/n, the resolution, to 1; the `counts` between them;
-            `n_never_fired`, which are in no bin.
-        """
-        n, counts = self.total("n"), self.sums["firings"]
-        # the lowest bin begins at or below 1/n, the smallest share that can be seen
-        lowest = math.floor(math.log10(1 / n) * _BINS_PER_DECADE) if n > 1 else -_BINS_PER_DECADE
-        edges = torch.arange(lowest, 1, dtype=torch.float64) / _BINS_PER_DECADE
-        shares = (counts[counts > 0] / n).log10().cpu().clamp(edges[0], edges[-1])
-        return {
-            "log10_edges": edges.tolist(),
-            "counts": torch.histogram(shares, edges).hist.long().tolist(),
-            "n_never_fired": int((counts == 0).sum()),
-        }
+    def merge_beside_sums(self, other: Metric, index: Int[Tensor, "groups"] | None) -> None:
+        assert isinstance(other, ReconstructionMetric)
+        if self._owns_variance:
+            self.variance.merge(other.variance, index)
 
 
-@dataclasses.dataclass
-class FidelityMetric:
-    """Losses of a changed model q against the original model p, over scored positions, in nats.
-
-    * `ce` = mean of -log q(next token).
-    * `kl` = mean of sum p (log p - log q); 0 is best.
-    """
-
-    n: int = 0
-    ce_sum: float = 0.0
-    kl_sum: float = 0.0
-
-    def update(self, predictions: Predictions, logits: Float[Tensor, "batch ctx vocab"] | None = None) -> None:
-        """Adds a batch; without logits, the original model itself."""
-        lost = predictions.lost(logits)
-        self.n += len(predictions.targets)
-        self.ce_sum += float(float64(lost.ce).sum())
-        self.kl_sum += float(float64(lost.kl).sum())
-
-    def merge(self, other: "FidelityMetric") -> "FidelityMetric":
-        """Adds the sums of another; returns self."""
-        self.n, self.ce_sum, self.kl_sum = self.n + other.n, self.ce_sum + other.ce_sum, self.kl_sum + other.kl_sum
-        return self
-
-    @property
-    def ce(self) -> float:
-        """The mean cross-entropy."""
-        return ratio(self.ce_sum, self.n)
-
-    @property
-    def kl(self) -> float:
-        """The mean KL divergence."""
-        return ratio(self.kl_sum, self.n)
-
-
-def recovered(clean: float, reconstructed: float, ablated: float) -> float:
-    """Returns (ablated - reconstructed) / (ablated - clean) of mean cross-entropies.
-
-    1 is best; 0 is no better than ablation. NaN where ablation does not raise the cross-entropy,
-    so that there is nothing to recover.
-    """
-    gap = ablated - clean
-    return (ablated - reconstructed) / gap if gap > 0 else float("nan")
-
-
-def ratio(numerator: float, denominator: float) -> float:
-    """Returns the quotient, or NaN where the denominator is zero."""
-    return numerator / denominator if denominator else float("nan")
+def ratios(above: Float[Tensor, "*shape"], below: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Returns quotients; NaN where the denominator is zero."""
+    return torch.where(below != 0, above / below, float("nan"))

@@ -1,75 +1,43 @@
 """Evaluates several dictionaries on text, at several sites, in one pass over it."""
 
-import dataclasses
-import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dictionary_learning._border import check, checked
 from dictionary_learning._hardware import float64
 from dictionary_learning._types import ModelLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
-from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
-from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.evaluation._candidates import Candidate, sites_of, targets_of, warn_of_others
-from dictionary_learning.evaluation._metrics import (
-    METRICS,
-    EvaluationBatch,
-    FidelityMetric,
-    Metric,
-    SparsityMetric,
-    recovered,
+from dictionary_learning.errors import DataError
+from dictionary_learning.evaluation._bootstrap import document_weights
+from dictionary_learning.evaluation._breakdown import TokenKinds
+from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, sites_of, warn_of_others
+from dictionary_learning.evaluation._config import EvaluationConfig
+from dictionary_learning.evaluation._conventions import (
+    CONVENTIONS,
+    Convention,
+    Logits,
+    SpecialTokens,
 )
-from dictionary_learning.evaluation._on_activations import check_finite
-from dictionary_learning.interventions import ablate, graft, graft_across, put
-from dictionary_learning.models import Edit, TracedModel, load_model
+from dictionary_learning.evaluation._documents import digest_of, digest_of_masks, group_documents
+from dictionary_learning.evaluation._geometry import decoder_geometry
+from dictionary_learning.evaluation._measured import COUNTED, EXCLUDED, Facts, Measured
+from dictionary_learning.evaluation._metrics import EvaluationBatch
+from dictionary_learning.evaluation._records import DataReport, DictionaryReport, Report
+from dictionary_learning.evaluation._resampling import ResamplePool
+from dictionary_learning.evaluation._splices import inputs_of, sets_of_sites, splice_together, splices
+from dictionary_learning.evaluation._summary import bars, described_ablations, described_metrics, described_together
+from dictionary_learning.interventions import ablate, graft_across
+from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(BaseConfig):
-    """How much text dictionaries are evaluated on, and in which batches."""
-
-    n_tokens: int = setting(32_768, at_least=1)
-    """Tokens to read for the metrics of activations and latents; fewer if the text ends."""
-    n_fidelity_tokens: int = setting(8_192, at_least=0)
-    """Tokens to read for cross-entropy and KL, with a forward pass per dictionary; 0 for none."""
-    ctx_len: int = setting(128, at_least=2)
-    """Tokens in a context; a stream of contexts has its own."""
-    batch_size: int = setting(8, at_least=1)
-    """Contexts in a forward pass."""
-    pack: bool = True
-    """Whether documents are packed into full contexts, as in training; a stream has done it."""
-
-
-class Losses(TypedDict, total=False):
-    """What a report holds where the model's predictions were measured."""
-
-    ce_clean: float
-    """Cross-entropy of the original model."""
-    ablation: dict[str, dict[str, float]]
-    """For each site, cross-entropy and KL with its activations set to zero and to their mean."""
-
-
-class Report(Losses):
-    """What `evaluate_dictionaries` returns, as plain data."""
-
-    model: dict[str, Any]
-    """The model's name, revision and dtype."""
-    data: dict[str, Any]
-    """The text, how many tokens were read, scored and not finite, and the token filter in words."""
-    dictionaries: list[dict[str, Any]]
-    """For each dictionary its name, site, class, sizes and metrics, and its latents' density."""
 
 
 @checked()
@@ -83,22 +51,22 @@ def evaluate_dictionaries(
     token_filter: TokenFilter | None = None,
     norm_limits: Mapping[Site, float] | Mapping[str, float] | None = None,
 ) -> Report:
-    """Returns the metrics of dictionaries on the same text.
+    """Returns the metrics of dictionaries on the same text, with their error bars.
 
     The text is read once. Each batch's activations update the metrics of reconstruction and
     sparsity and the mean activation of each site. Then the model predicts the next tokens of the
-    first batches: unchanged, with each dictionary spliced in, and with each site ablated to zero
-    and to its mean. Tokens that the filter excludes are never replaced and count in no metric;
-    tokens with a NaN or an infinity in their activations are excluded too, and counted. A
-    dictionary that writes several sites is spliced into each in turn, and its metrics are means
-    over the sites.
+    first batches: unchanged, with each dictionary spliced in, with dictionaries of several sites
+    spliced in together, and with each site ablated. Tokens that the filter excludes are never
+    replaced and count in no metric but `metrics_all_tokens`; tokens with a NaN or an infinity in
+    their activations are excluded too, and counted. A dictionary that writes several sites is
+    spliced into each in turn, and its metrics are means over the sites.
 
     Args:
         model: the language model, or its name.
         candidates: a dictionary with its name and site, or several. Names that occur twice get a
             number.
         text: text that was not used for training.
-        config: how much text.
+        config: how much text, and what is measured.
         token_filter: which tokens count; by default all but padding, BOS and the first of each
             context.
         norm_limits: the largest norm that counts at each site, as found in training.
@@ -110,21 +78,21 @@ def evaluate_dictionaries(
     """
     config = config or EvaluationConfig()
     traced = load_model(model)
-    evaluations = _evaluations(traced, candidates)
-    warn_of_others(traced, [(e.name, e.dictionary, e.reads, e.writes) for e in evaluations])
+    placed = place(traced, candidates)
+    warn_of_others(traced, [(e.name, e.dictionary, e.reads, e.writes) for e in placed])
     # fresh, so that the next evaluation reads the same text
     own = {"ctx_len": config.ctx_len, "pack": config.pack}
     own = {name: getattr(text, name, value) for name, value in own.items()}  # a stream has made its contexts
     stream = as_token_stream(text, traced.tokenizer, model=traced, fresh=True, **own)
     token_filter = token_filter or TokenFilter(exclude_ids=stream.special_ids, exclude_first=True)
-    batches = _read(stream, config)
     limits = {
         site: check(f"norm_limits[{key!r}]", limit, float)
         for key, limit in (norm_limits or {}).items()
         for site in sites_of(traced, key)
     }
-    run = _Run(traced, evaluations, token_filter, limits)
-    keeps = [run.add_activations(tokens) for tokens in batches]
+    batches = _read(stream, config)
+    run = _Run(traced, placed, stream, batches, config, token_filter, limits)
+    masks = [run.add_activations(number) for number in range(len(batches))]
     if run.n_nonfinite:
         message = "%d tokens have a NaN or an infinity in their activations; they are excluded from every metric."
         logger.warning(message, run.n_nonfinite)
@@ -133,73 +101,57 @@ def evaluate_dictionaries(
             f"{stream.source.name} has no token that counts ({run.n_nonfinite} have a NaN or an infinity in their "
             f"activations). Give more text, or exclude less than {token_filter.describe()}."
         )
-    data: dict[str, Any] = {
-        "source": stream.source.name,
-        "n_tokens_read": sum(int(tokens.attention_mask.sum()) for tokens in batches),
-        "n_tokens_scored": run.n_kept,
-        "n_tokens_nonfinite": run.n_nonfinite,
-        "ctx_len": stream.ctx_len,
-        "filter": token_filter.describe(),
-    }
-    losses: Losses = {}
     if config.n_fidelity_tokens:
         n_batches = max(1, config.n_fidelity_tokens // (stream.ctx_len * config.batch_size))
-        for tokens, keep in list(zip(batches, keeps, strict=True))[:n_batches]:
-            run.add_predictions(tokens, keep)
-        data["n_tokens_predicted"] = run.clean.n
-        losses = {"ce_clean": run.clean.ce, "ablation": run.ablations()}
-    entries = [e.describe(run.losses(e) if losses else {}) for e in evaluations]
-    return {"model": traced.describe(), "data": data, "dictionaries": entries, **losses}
-
-
-@dataclasses.dataclass
-class _Evaluation:
-    """A dictionary at its sites, and its metrics so far."""
-
-    name: str
-    dictionary: Dictionary
-    reads: tuple[Site, ...]
-    writes: tuple[Site, ...]
-    metrics: dict[str, Metric] = dataclasses.field(default_factory=lambda: {n: m() for n, m in METRICS.items()})
-    spliced: FidelityMetric = dataclasses.field(default_factory=FidelityMetric)
-
-    def describe(self, losses: dict[str, float]) -> dict[str, Any]:
-        sparsity = self.metrics["sparsity"]
-        assert isinstance(sparsity, SparsityMetric)
-        return {
-            "name": self.name,
-            "site": ", ".join(map(str, self.writes)),
-            **({} if self.reads == self.writes else {"reads": ", ".join(map(str, self.reads))}),
-            "class": type(self.dictionary).__name__,
-            "activation_dim": self.dictionary.activation_dim,
-            "dict_size": self.dictionary.dict_size,
-            "k": getattr(self.dictionary, "k", None),
-            "metrics": {k: v for metric in self.metrics.values() for k, v in metric.compute().items()} | losses,
-            "density": sparsity.density(),
-        }
-
-    def inputs(self, values: Mapping[Site, Tensor], sites: Sequence[Site]) -> Tensor:
-        """Returns the activations of several sites, concatenated in the last dimension."""
-        parts = [values[site].to(self.dictionary.device, self.dictionary.dtype) for site in sites]  # each (..., dim)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        for number in range(min(n_batches, len(batches))):
+            run.add_predictions(number, masks[number][1])
+    return run.report([counted for counted, _ in masks])
 
 
 class _Run:
-    """What all dictionaries share: the model, the token filter, and the sums of each site."""
+    """What all dictionaries share: the model, the token filter, the sums."""
 
     def __init__(
-        self, model: TracedModel, evaluations: list[_Evaluation], token_filter: TokenFilter, limits: dict[Site, float]
+        self,
+        model: TracedModel,
+        placed: Sequence[PlacedCandidate],
+        stream: TokenStream,
+        batches: Sequence[TokenBatch],
+        config: EvaluationConfig,
+        token_filter: TokenFilter,
+        limits: Mapping[Site, float],
     ):
-        self.model, self.evaluations = model, evaluations
-        self.filter, self.limits = token_filter, limits
-        self.sites = list(dict.fromkeys(site for e in evaluations for site in (*e.reads, *e.writes)))
+        self.model, self.placed, self.stream, self.batches = model, placed, stream, batches
+        self.config, self.filter, self.limits = config, token_filter, limits
+        self.sites = list(dict.fromkeys(site for e in placed for site in (*e.reads, *e.writes)))
+        self.widths = model.widths(self.sites)
         self.n_kept = self.n_nonfinite = 0
         self.sums: dict[Site, Tensor] = {}  # each (dim,)
-        self.clean = FidelityMetric()
-        self.zero, self.mean = ({site: FidelityMetric() for site in self.sites} for _ in range(2))
+        self.groups = group_documents(batches)
+        self.kinds = TokenKinds(stream.tokenizer, stream.special_ids, stream.ctx_len) if config.breakdown else None
+        self.pool = ResamplePool(config.seed) if config.n_fidelity_tokens and "resample" in config.ablations else None
+        self.sets = sets_of_sites(placed) if config.together and config.n_fidelity_tokens else []
+        self.conventions = self._conventions()
+        # dictionaries of one site have one variance, unless their dtypes round it differently
+        spaces = [(e.writes, e.dictionary.dtype) for e in placed]
+        known = list(dict.fromkeys(spaces))
+        facts = Facts(
+            names=tuple(e.name for e in placed),
+            variances=tuple(known.index(one) for one in spaces),
+            writes=tuple(tuple(map(str, e.writes)) for e in placed),
+            sites=tuple(map(str, self.sites)),
+            together=tuple(tuple(placed[number].name for number in numbers) for numbers in self.sets),
+            columns=tuple(self.kinds.names) if self.kinds else (),
+        )
+        self.measured = Measured(facts, self.groups.documents, self.groups.n_documents)
 
-    def add_activations(self, tokens: TokenBatch) -> Bool[Tensor, "batch ctx"]:
-        """Adds a batch to the metrics of activations; returns which tokens count in predictions."""
+    def add_activations(self, number: int) -> tuple[Bool[Tensor, "batch ctx"], Bool[Tensor, "batch ctx"]]:
+        """Adds a batch to the metrics of activations.
+
+        Returns:
+            Which tokens count, and which count in predictions.
+        """
+        tokens, groups = self.batches[number], self.groups.by_batch[number]
         values = self.model.capture(*tokens, self.sites)  # each (batch, ctx, dim)
         keep = self.filter.token_mask(tokens)  # (batch, ctx)
         finite = torch.stack([x.isfinite().all(dim=-1).cpu() for x in values.values()]).all(dim=0)  # (batch, ctx)
@@ -208,96 +160,154 @@ class _Run:
         limited = {site: x for site, x in values.items() if site in self.limits}
         if limited:
             keep &= within_limits(limited, self.limits).cpu()
-        rows = {site: x[keep.to(x.device)].float() for site, x in values.items()}  # each (n, dim)
+        rows = self._rows(values, keep)
         self.n_kept += int(keep.sum())
         for site, x in rows.items():
             self.sums[site] = self.sums.get(site, 0) + float64(x).sum(0)
-        lengths = keep.sum(-1)  # (batch,): a dictionary may read contexts, so rows stay grouped by context
-        for e in self.evaluations if keep.any() else ():
-            x, y = e.inputs(rows, e.reads), e.inputs(rows, e.writes)
-            reconstruction = e.dictionary.reconstruct_contexts(x, lengths)
-            for metric in e.metrics.values():
-                metric.update(EvaluationBatch(y, reconstruction.outputs, reconstruction.latents))
+        if self.pool is not None:
+            self.pool.add(rows)
+        self._update(rows, keep, groups, COUNTED, tokens)
+        excluded = tokens.attention_mask.cpu() & finite & ~keep
+        if self.config.all_tokens:
+            self._update(self._rows(values, excluded), excluded, groups, EXCLUDED, tokens)
+        self._update_conventions(values, tokens, finite)
         # attention carries a NaN to later tokens, so no prediction of such a context is scored
-        return keep & (finite | ~tokens.attention_mask).all(dim=-1, keepdim=True)
+        return keep, keep & (finite | ~tokens.attention_mask).all(dim=-1, keepdim=True)
 
-    def add_predictions(self, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]) -> None:
-        """Adds the losses of a batch: unchanged, with each dictionary spliced in, and ablated."""
-        predictions = Predictions(self.model.run(*tokens), tokens, keep)
-        self.clean.update(predictions)
-        for e in self.evaluations:
-            for edits in self._splices(e, tokens, keep):
-                e.spliced.update(predictions, self.model.run(*tokens, edits))
+    def add_predictions(self, number: int, keep: Bool[Tensor, "batch ctx"]) -> None:
+        """Adds the losses of a batch: unchanged, with dictionaries spliced in, and ablated."""
+        tokens, groups = self.batches[number], self.groups.by_batch[number]
+        clean = self.model.run(*tokens)
+        predictions = Predictions(clean, tokens, keep)
+        part = self.measured.fidelity
+        part("clean").update(predictions, None, groups)
+        for i, e in enumerate(self.placed):
+            for edits in splices(self.model, e, tokens, keep, self.widths):
+                part(f"spliced/{i}").update(predictions, self.model.run(*tokens, edits), groups)
+            if i in self.conventions:
+                self._update_convention_losses(self.conventions[i], e, tokens, clean)
+        for i, numbers in enumerate(self.sets):
+            edits = splice_together(self.model, [self.placed[n] for n in numbers], tokens, keep, self.widths)
+            part(f"together/{i}").update(predictions, self.model.run(*tokens, edits), groups)
+        resampled = self.pool.edits(keep) if self.pool is not None else {}
         for site, total in self.sums.items():
-            for metric, value in ((self.zero[site], 0.0), (self.mean[site], total / self.n_kept)):
-                metric.update(predictions, self.model.run(*tokens, {site: ablate(value, keep)}))
+            edits = {"zero": ablate(0.0, keep), "mean": ablate(total / self.n_kept, keep)}
+            edits |= {"resample": resampled[site]} if resampled else {}
+            for kind in self.config.ablations:
+                logits = self.model.run(*tokens, {site: edits[kind]})
+                part(f"{kind}/{site}").update(predictions, logits, groups)
 
-    def _splices(
-        self, e: _Evaluation, tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]
-    ) -> Iterator[Mapping[Site, Edit]]:
-        """Yields the edits of each forward pass that measures a dictionary."""
-        if e.reads == e.writes and len(e.reads) == 1:
-            yield {e.reads[0]: graft(e.dictionary, keep)}  # an autoencoder
-        elif len(e.reads) == len(e.writes) == 1:
-            yield graft_across(e.dictionary, e.reads[0], e.writes[0], keep)  # a transcoder, in one pass
+    def report(self, counted: Sequence[Tensor]) -> Report:
+        """Returns the report of what was added."""
+        config, measured = self.config, self.measured
+        weights = document_weights(len(self.groups.documents), config.n_resamples, config.seed)
+        clean = measured.fidelity("clean")
+        data = DataReport(
+            source=self.stream.source.name,
+            n_tokens_read=sum(int(tokens.attention_mask.sum()) for tokens in self.batches),
+            n_tokens_scored=self.n_kept,
+            n_tokens_nonfinite=self.n_nonfinite,
+            n_tokens_predicted=clean.n if config.n_fidelity_tokens else None,
+            ctx_len=self.stream.ctx_len,
+            filter=self.filter.describe(),
+            n_documents=self.groups.n_documents,
+            n_groups=len(self.groups.documents),
+            n_resamples=0 if weights is None else len(weights),
+            tokens_sha256=digest_of(self.batches),
+            scored_sha256=digest_of_masks(self.batches, counted),
+        )
+        losses: dict[str, Any] = {}
+        if config.n_fidelity_tokens:
+            losses = {"ce_clean": clean.ce, "ablation": described_ablations(measured, weights)}
+            losses["errors"] = bars({"ce_clean": clean.means(weights)["ce"]}, weights) if clean.n else None
+        return Report(
+            model=self.model.describe(),
+            data=data,
+            dictionaries=[self._describe(number, weights) for number in range(len(self.placed))],
+            together=described_together(measured, weights) or None,
+            convention=None if config.convention == "canonical" else config.convention,
+            measured=measured,
+            **losses,
+        )
+
+    def _describe(self, number: int, weights: Tensor | None) -> DictionaryReport:
+        e, n_latents = self.placed[number], self.config.n_geometry_latents
+        conventional = self.conventions.get(number)
+        return DictionaryReport(
+            name=e.name,
+            site=", ".join(map(str, e.writes)),
+            reads=None if e.reads == e.writes else ", ".join(map(str, e.reads)),
+            class_name=type(e.dictionary).__name__,
+            activation_dim=e.dictionary.activation_dim,
+            dict_size=e.dictionary.dict_size,
+            k=getattr(e.dictionary, "k", None),
+            geometry=decoder_geometry(e.dictionary, n_latents=n_latents, seed=self.config.seed) if n_latents else None,
+            convention_metrics=None if conventional is None else conventional.compute(),
+            **described_metrics(self.measured, number, weights),
+        )
+
+    def _rows(self, values: Mapping[Site, Tensor], mask: Bool[Tensor, "batch ctx"]) -> dict[Site, Tensor]:
+        return {site: x[mask.to(x.device)].float() for site, x in values.items()}  # each (n, dim)
+
+    def _update(
+        self,
+        rows: Mapping[Site, Tensor],
+        mask: Bool[Tensor, "batch ctx"],
+        groups: Int[Tensor, "batch ctx"],
+        which: str,
+        tokens: TokenBatch,
+    ) -> None:
+        """Adds rows to the metrics of all dictionaries."""
+        if not mask.any():
+            return
+        groups = groups[mask]  # (n,)
+        lengths = mask.sum(-1)  # (batch,): a dictionary may read contexts, so rows stay grouped by context
+        columns = self.kinds.columns(tokens)[mask] if self.kinds and which == COUNTED else None  # (n, columns)
+        known: dict[int, Tensor] = {}
+        for number, e in enumerate(self.placed):
+            if which == EXCLUDED and e.dictionary.reads_contexts:
+                continue  # without the tokens around them, they would be read as a context of their own
+            variance = self.measured.facts.variances[number]
+            if variance not in known:
+                known[variance] = inputs_of(e, rows, e.writes)
+                self.measured.variance(variance, which).update(known[variance], groups)
+            reconstruction = e.dictionary.reconstruct_contexts(inputs_of(e, rows, e.reads), lengths)
+            batch = EvaluationBatch(known[variance], reconstruction.outputs, reconstruction.latents, groups)
+            for metric in self.measured.metrics(number, which).values():
+                metric.update(batch)
+            if columns is not None:
+                self.measured.breakdown(number).update(batch, columns)
+
+    def _conventions(self) -> dict[int, Convention]:
+        """Returns the figures of a package for each dictionary of one site, by its number."""
+        if self.config.convention == "canonical":
+            return {}
+        tokenizer = self.stream.tokenizer
+        known = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+        ids = SpecialTokens(tuple(i for i in known if i is not None), known[2])
+        make = CONVENTIONS[self.config.convention]
+        return {n: make(ids) for n, e in enumerate(self.placed) if len(e.reads) == len(e.writes) == 1}
+
+    def _update_conventions(self, values: Mapping[Site, Tensor], tokens: TokenBatch, finite: Tensor) -> None:
+        for number, convention in self.conventions.items():
+            e = self.placed[number]
+            mask = convention.counted(tokens).cpu() & finite
+            if mask.any():
+                rows = self._rows({site: values[site] for site in (*e.reads, *e.writes)}, mask)
+                reconstruction = e.dictionary.reconstruct_contexts(inputs_of(e, rows, e.reads), mask.sum(-1))
+                convention.update(inputs_of(e, rows, e.writes), reconstruction.outputs, reconstruction.latents)
+
+    def _update_convention_losses(
+        self, convention: Convention, e: PlacedCandidate, tokens: TokenBatch, clean: Tensor
+    ) -> None:
+        mask = convention.replaced(tokens)
+        if e.reads == e.writes:
+            edits = next(splices(self.model, e, tokens, mask, self.widths))
         else:
-            # all sites are read from the original model, then each is replaced in a pass of its own
-            outputs = e.dictionary(e.inputs(self.model.capture(*tokens, e.reads), e.reads))
-            widths = [len(self.sums[site]) for site in e.writes]
-            for site, value in zip(e.writes, outputs.split(widths, dim=-1), strict=True):
-                yield {site: put(value, keep)}
-
-    def ablations(self) -> dict[str, dict[str, float]]:
-        return {
-            str(site): {"ce_zero": zero.ce, "ce_mean": mean.ce, "kl_zero": zero.kl, "kl_mean": mean.kl}
-            for (site, zero), mean in zip(self.zero.items(), self.mean.values(), strict=True)
-        }
-
-    def losses(self, e: _Evaluation) -> dict[str, float]:
-        zero, mean = FidelityMetric(), FidelityMetric()  # the baselines, over the sites that it writes
-        for site in e.writes:
-            zero.merge(self.zero[site])
-            mean.merge(self.mean[site])
-        return {
-            "ce_reconstructed": e.spliced.ce,
-            "ce_increase": e.spliced.ce - self.clean.ce,
-            "ce_recovered_zero": recovered(self.clean.ce, e.spliced.ce, zero.ce),
-            "ce_recovered_mean": recovered(self.clean.ce, e.spliced.ce, mean.ce),
-            "kl": e.spliced.kl,
-        }
-
-
-def _evaluations(model: TracedModel, candidates: Candidate | Iterable[Candidate]) -> list[_Evaluation]:
-    """Returns the candidates at the model's sites, each under a name of its own.
-
-    Raises:
-        ConfigError: one is no candidate, or its dictionary does not fit its sites or holds a NaN.
-    """
-    found: dict[str, _Evaluation] = {}
-    for one in [candidates] if isinstance(candidates, Candidate) else candidates:
-        if not isinstance(one, Candidate) or not isinstance(one.dictionary, Dictionary):
-            got = type(one.dictionary if isinstance(one, Candidate) else one).__name__
-            raise ConfigError(
-                f"Got a {got} to evaluate; give Candidate(name, dictionary, site). "
-                "A trainer's dictionary is trainer.export()."
-            )
-        check("name", one.name, str, "a Candidate")
-        # a second "a" is "a #2"
-        names = itertools.chain([one.name], (f"{one.name} #{n}" for n in itertools.count(2)))
-        name = next(name for name in names if name not in found)
-        check_finite(one.dictionary, f"Dictionary '{name}'")
-        reads = sites_of(model, one.site)
-        writes = targets_of(model, one, reads, name)
-        widths = model.widths(list(dict.fromkeys((*reads, *writes))))
-        try:
-            one.dictionary.check_sites([widths[site] for site in reads], [widths[site] for site in writes])
-        except ConfigError as error:
-            sites = ", ".join(f"'{site}'" for site in widths)
-            raise ConfigError(f"Dictionary '{name}' does not fit {sites} in {model.name}: {error}") from error
-        found[name] = _Evaluation(name, one.dictionary, reads, writes)
-    if not found:
-        raise ConfigError("Got no dictionary to evaluate. Give at least one Candidate(name, dictionary, site).")
-    return list(found.values())
+            edits = graft_across(e.dictionary, e.reads[0], e.writes[0], mask)
+        spliced = self.model.run(*tokens, edits)
+        zero = self.model.run(*tokens, {e.writes[0]: ablate(0.0)})
+        convention.update_losses(tokens, Logits(clean, spliced, zero))
 
 
 def _read(stream: TokenStream, config: EvaluationConfig) -> list[TokenBatch]:

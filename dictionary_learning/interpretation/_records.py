@@ -39,7 +39,9 @@ class LatentStatistics(NamedTuple):
     """The mean activation where it is active; 0 if it never is."""
     maximum: Float[Tensor, "dict_size"]
     histogram: Int[Tensor, "dict_size bins"]
-    """Tokens where it is active by activation, in bins of equal width from 0 to `maximum`."""
+    """Tokens where it is active by activation, in bins of equal width from 0 to `upper`."""
+    upper: Float[Tensor, "dict_size"] | None = None
+    """The end of the last bin, the first power of two above `maximum`; None for `maximum`."""
 
 
 class TokenEffects(NamedTuple):

@@ -7,19 +7,31 @@ send to a server.
 """
 
 from dictionary_learning.interventions._activations import TokenMask, ablate, graft, graft_across, put, steer
-from dictionary_learning.interventions._attached import attached
+from dictionary_learning.interventions._attached import EditsLike, attached
+from dictionary_learning.interventions._combine import combine
+from dictionary_learning.interventions._door import EditedText, latent_edits, latent_edits_for
+from dictionary_learning.interventions._generation import Generation, generate
 from dictionary_learning.interventions._latents import edit_latents, edit_latents_across
 from dictionary_learning.interventions._reading import LatentReading, read_latents
+from dictionary_learning.interventions._tokens import When
 
 __all__ = [
+    "EditedText",
+    "EditsLike",
+    "Generation",
     "LatentReading",
     "TokenMask",
+    "When",
     "ablate",
     "attached",
+    "combine",
     "edit_latents",
     "edit_latents_across",
+    "generate",
     "graft",
     "graft_across",
+    "latent_edits",
+    "latent_edits_for",
     "put",
     "read_latents",
     "steer",

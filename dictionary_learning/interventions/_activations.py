@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, short
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.models import Edit
@@ -19,6 +19,7 @@ TokenMask: TypeAlias = Bool[Tensor, "..."] | Int[Tensor, "..."]
 @checked()
 def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
     """Replaces the activations with the dictionary's reconstruction, computed in its own dtype."""
+    check_keep(keep)
 
     def edit(x: Tensor) -> Tensor:
         return _with_reconstructions(dictionary, x, x, keep)
@@ -38,13 +39,20 @@ def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMas
 
     Returns:
         The edits of one forward pass.
+
+    Raises:
+        ConfigError: Both sites are the same; or, in the pass, the model reaches `write` first.
     """
+    check_keep(keep)
+    check_apart(read, write, "graft")
     seen: list[Tensor] = []
 
     def remember(x: Float[Tensor, "batch ctx dim"]) -> None:
         seen[:] = [x]
 
     def replace(y: Float[Tensor, "batch ctx dim"]) -> Tensor:
+        if not seen:
+            raise ConfigError(f"The model has not reached '{read}' when it is at '{write}'; write a later site.")
         return _with_reconstructions(dictionary, seen[0], y, keep)
 
     return {read: remember, write: replace}
@@ -52,7 +60,19 @@ def graft_across(dictionary: Dictionary, read: Site, write: Site, keep: TokenMas
 
 @checked()
 def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) -> Edit:
-    """Replaces the activations with given values."""
+    """Replaces the activations with given values, which are finite where they are kept."""
+    check_keep(keep)
+    largest = _check_finite("value", value if keep is None else value[token_mask(keep, value)])
+
+    def edit(x: Tensor) -> Tensor:
+        _check_fits("value", largest, x)
+        return _where(keep, value.to(x.device, x.dtype), x)
+
+    return edit
+
+
+def putting(value: Tensor, keep: Tensor | None = None) -> Edit:
+    """Is `put` of values that a model or a dictionary computed, which may be anything."""
 
     def edit(x: Tensor) -> Tensor:
         return _where(keep, value.to(x.device, x.dtype), x)
@@ -63,8 +83,11 @@ def put(value: Float[Tensor, "batch ctx dim"], keep: TokenMask | None = None) ->
 @checked()
 def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = None) -> Edit:
     """Replaces the activations of each token with one value: zero, or the mean over a data set."""
+    check_keep(keep)
+    largest = _check_finite("value", value)
 
     def edit(x: Tensor) -> Tensor:
+        _check_fits("value", largest, x)
         return _where(keep, _like(value, x), x)
 
     return edit
@@ -91,18 +114,62 @@ def steer(
         max_activation: the largest activation of the latent on text.
 
     Raises:
-        ConfigError: the unit is unknown, or max_activation is missing or has no effect.
+        ConfigError: the unit is unknown, or max_activation is missing or has no effect; or the
+            direction is no vector of finite real numbers, or of no length where unit is "norm".
     """
+    check_keep(keep)
     if (unit == "max_activation") != (max_activation is not None):
         raise ConfigError(f"Got unit={unit!r} and max_activation={max_activation}; give both or neither.")
+    largest = _check_finite("direction", direction)
+    if not direction.ndim or not direction.numel() or (unit == "norm" and not direction.any(dim=-1).all()):
+        needed = "a vector is needed, and with unit='norm' one that is not 0"
+        raise ConfigError(f"Got direction={_shown(direction)}; {needed}. Give a row of W_dec.")
+    strength = scale * (1.0 if max_activation is None else max_activation)
 
     def edit(x: Tensor) -> Tensor:
+        _check_fits("direction", max(largest, abs(strength) * (1.0 if unit == "norm" else largest)), x)
         d = _like(direction, x)
         if unit == "norm":
             d = x.norm(dim=-1, keepdim=True) * torch.nn.functional.normalize(d, dim=-1)
-        return _where(keep, x + scale * (1.0 if max_activation is None else max_activation) * d, x)
+        return _where(keep, x + strength * d, x)
 
     return edit
+
+
+def check_keep(keep: Tensor | None) -> None:
+    """Raises ConfigError if a mask holds fractions, or other numbers than 0 and 1."""
+    if keep is None or keep.dtype == torch.bool:
+        return
+    if keep.is_floating_point() or keep.is_complex() or not ((keep == 0) | (keep == 1)).all():
+        raise ConfigError(f"Got keep={_shown(keep)}; give a tensor (batch, ctx) of booleans, or of 1 and 0.")
+
+
+def check_apart(read: Site, write: Site, within: str) -> None:
+    """Raises ConfigError if a site is read and written, which `within` is for."""
+    if read == write:
+        raise ConfigError(f"Got '{read}' as read and as write; give a later site to write, or use {within}.")
+
+
+def _check_finite(name: str, value: Tensor | float) -> float:
+    """Returns the largest of finite real numbers, or raises ConfigError."""
+    if not isinstance(value, Tensor):
+        return abs(value)
+    if value.is_complex() or not value.isfinite().all():
+        raise ConfigError(f"Got {name}={_shown(value)}; give finite real numbers.")
+    return float(value.detach().abs().max()) if value.numel() else 0.0
+
+
+def _check_fits(name: str, largest: float, x: Tensor) -> None:
+    """Raises DataError if a number is not finite in the dtype of the activations."""
+    if x.is_floating_point() and not largest <= torch.finfo(x.dtype).max:
+        raise DataError(f"The {name} reaches {largest:.3g}, which {x.dtype} does not hold; give a smaller one.")
+
+
+def _shown(value: Tensor) -> str:
+    """Returns a tensor as an error shows it."""
+    if value.is_complex() or not value.numel():
+        return f"{short(value)} ({value.dtype})"
+    return f"{short(value)} ({value.dtype}) from {float(value.min()):.3g} to {float(value.max()):.3g}"
 
 
 def _where(keep: Tensor | None, new: Tensor, x: Tensor) -> Tensor:

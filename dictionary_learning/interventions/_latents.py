@@ -1,21 +1,27 @@
 """Changes to latents: what they add to the activations is added, and nothing else is touched."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning._border import checked, short
+from dictionary_learning.config import coerce
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError
-from dictionary_learning.interventions._activations import TokenMask, token_mask
-from dictionary_learning.latents import columns_of
+from dictionary_learning.errors import ConfigError, UnknownNameError
+from dictionary_learning.interventions._activations import TokenMask, check_apart, check_keep, token_mask
+from dictionary_learning.interventions._combine import reading_contexts
+from dictionary_learning.interventions._wires import wired
+from dictionary_learning.latents import Latents, columns_of
 from dictionary_learning.models import Edit
 from dictionary_learning.sites import Site
 
+CHANGES: dict[str, Any] = {"ablate": (), "clamp": {}, "scale": {}, "add": {}}
+"""The ways in which latents change, by the names of arguments, and none of each."""
 
+
+@checked()
 def edit_latents(
     dictionary: Dictionary,
     *,
@@ -46,18 +52,31 @@ def edit_latents(
         ConfigError: A latent does not exist, or is named twice; or the dictionary reconstructs
             other activations than it reads.
     """
-    change = _Change(dictionary, ablate, clamp or {}, scale or {}, add or {}, keep_error)
+    check_keep(keep)
+    change = LatentChange(dictionary, ablate, clamp or {}, scale or {}, add or {})
     if dictionary.output_dim != dictionary.activation_dim:
         raise ConfigError(f"A {type(dictionary).__name__} writes another site; use edit_latents_across.")
 
     def edit(x: Tensor) -> Tensor:
-        return change.applied(x, x, keep)
+        mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if keep is None else token_mask(keep, x)
+        rows = x[mask].to(dictionary.device, dictionary.dtype)  # (n, activation_dim)
+        made = dictionary.reconstruct_contexts(rows, mask.sum(-1).to(dictionary.device))
+        added = change.added(dictionary, made.latents, rows)
+        base = x[mask] if keep_error else made.outputs
+        return with_rows(x, mask, base.to(added) + added)  # in float32 at least: no change gives the same bits
 
-    return edit
+    return reading_contexts(edit, dictionary)
 
 
+@checked()
 def edit_latents_across(
-    dictionary: Dictionary, read: Site, write: Site, *, keep: TokenMask | None = None, **changes: Any
+    dictionary: Dictionary,
+    read: Site,
+    write: Site,
+    *,
+    keep: TokenMask | None = None,
+    keep_error: bool = True,
+    **changes: Any,
 ) -> dict[Site, Edit]:
     """Changes latents of a transcoder, which reads one site and writes another.
 
@@ -66,26 +85,43 @@ def edit_latents_across(
         read: The site that it reads.
         write: The site that it predicts, which the model reaches later.
         keep: The tokens whose activations change; by default all.
+        keep_error: Whether the part that the dictionary does not explain stays.
         changes: As in `edit_latents`.
 
     Returns:
         The edits of one forward pass.
+
+    Raises:
+        ConfigError: A change is unknown, or as in `edit_latents`; both sites are the same; or, in
+            the pass, the model reaches `write` first.
     """
-    options: dict[str, Any] = {"ablate": (), "clamp": {}, "scale": {}, "add": {}, "keep_error": True, **changes}
-    change = _Change(dictionary, **options)
-    seen: list[Tensor] = []
-
-    def remember(x: Float[Tensor, "batch ctx dim"]) -> None:
-        seen[:] = [x]
-
-    def edit(y: Float[Tensor, "batch ctx dim"]) -> Tensor:
-        return change.applied(seen[0], y, keep)
-
-    return {read: remember, write: edit}
+    check_keep(keep)
+    check_apart(read, write, "edit_latents")
+    change = change_of(dictionary, changes)
+    reads, writes = {read: slice(0, dictionary.activation_dim)}, {write: slice(0, dictionary.output_dim)}
+    return wired(dictionary, change.added, reads, writes, keep=keep, keep_error=keep_error)
 
 
-class _Change:
-    """New values of some latents, and what they add to the activations."""
+def change_of(dictionary: Dictionary, changes: Mapping[str, Any]) -> "LatentChange":
+    """Returns the change that is described by the arguments `ablate`, `clamp`, `scale` and `add`.
+
+    Raises:
+        UnknownNameError: One has another name.
+        ConfigError: As `LatentChange`.
+    """
+    for name in changes:
+        if name not in CHANGES:
+            raise UnknownNameError("change of latents", name, CHANGES)
+    return LatentChange(dictionary, **{**CHANGES, **{n: v for n, v in changes.items() if v is not None}})
+
+
+class LatentChange:
+    """New values of some latents, and what they add to the activations.
+
+    Raises:
+        ConfigError: A latent does not exist, is named twice, or gets a value that is no number, or
+            not finite in the dictionary's dtype.
+    """
 
     def __init__(
         self,
@@ -94,34 +130,68 @@ class _Change:
         clamp: Mapping[int, float],
         scale: Mapping[int, float],
         add: Mapping[int, float],
-        keep_error: bool,
     ):
-        self.dictionary, self.keep_error = dictionary, keep_error
+        gone = _numbers_of(dictionary, ablate)
+        values = {
+            name: _values_of(dictionary, name, given)
+            for name, given in (("clamp", clamp), ("scale", scale), ("add", add))
+        }
         # each is old * factor + summand
-        factors = {**dict.fromkeys(ablate, (0.0, 0.0)), **{i: (float(f), 0.0) for i, f in scale.items()}}
-        summands = {**{i: (0.0, float(v)) for i, v in clamp.items()}, **{i: (1.0, float(v)) for i, v in add.items()}}
-        self._new = {**factors, **summands}
-        named = [*ablate, *clamp, *scale, *add]
-        twice = sorted({i for i in named if named.count(i) > 1})
-        if twice:
-            raise ConfigError(f"Latent {twice[0]} is changed in two ways; name it once.")
-        for i in named:
-            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < dictionary.dict_size:
-                raise ConfigError(f"Got latent {i!r}; the dictionary has latents 0 to {dictionary.dict_size - 1}.")
-        for i, numbers in self._new.items():
-            if not all(map(math.isfinite, numbers)):
-                raise ConfigError(f"Latent {i} got the value {numbers}; give a finite number.")
+        self._new = {
+            **dict.fromkeys(gone, (0.0, 0.0)),
+            **{i: (0.0, value) for i, value in values["clamp"].items()},
+            **{i: (factor, 0.0) for i, factor in values["scale"].items()},
+            **{i: (1.0, value) for i, value in values["add"].items()},
+        }
+        named = [*gone, *(i for each in values.values() for i in each)]
+        if len(named) > len(self._new):
+            twice = min(i for i in self._new if named.count(i) > 1)
+            raise ConfigError(f"Latent {twice} is changed in two ways; name it once.")
 
-    def applied(self, x: Tensor, y: Tensor, keep: Tensor | None) -> Tensor:
-        """Returns y (batch, ctx, dim) with the change of the latents of x at some tokens."""
-        dictionary = self.dictionary
-        mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if keep is None else token_mask(keep, x)
-        rows = x[mask].to(dictionary.device, dictionary.dtype)  # (n, activation_dim)
-        made = dictionary.reconstruct_contexts(rows, mask.sum(-1).to(dictionary.device))
-        columns = torch.tensor(list(self._new), dtype=torch.long, device=dictionary.device)  # (m,)
-        factor, summand = torch.tensor(list(self._new.values()), device=dictionary.device).view(-1, 2).unbind(1)
-        old = columns_of(made.latents, columns)  # (n, m)
-        added = dictionary.decode_change(columns, old * (factor - 1) + summand, rows)
-        base = y[mask] if self.keep_error else made.outputs
-        new = base.to(added) + added  # in float32 at least: no change gives the same bits
-        return y.masked_scatter(mask.to(y.device).unsqueeze(-1), new.to(y.device, y.dtype))
+    def added(self, coder: Dictionary, latents: Latents, rows: Tensor, first: int = 0) -> Tensor:
+        """Returns what the change adds to the outputs (n, output_dim).
+
+        `coder` is the dictionary, or a part of it whose latents have the numbers from `first` on.
+        """
+        own = {i - first: numbers for i, numbers in self._new.items() if first <= i < first + coder.dict_size}
+        columns = torch.tensor(list(own), dtype=torch.long, device=coder.device)  # (m,)
+        dtype = torch.promote_types(coder.dtype, torch.float32)
+        factor, summand = torch.tensor(list(own.values()), dtype=dtype, device=coder.device).view(-1, 2).unbind(1)
+        old = columns_of(latents, columns)  # (n, m)
+        return coder.decode_change(columns, old * (factor - 1) + summand, rows)
+
+
+def _numbers_of(dictionary: Dictionary, given: Any) -> list[int]:
+    if isinstance(given, (str, bytes)) or not isinstance(given, (Sequence, Set)):
+        raise ConfigError(f"Got ablate={short(given)}; give a list of latents, such as [12, 40].")
+    return [_latent(dictionary, i) for i in given]
+
+
+def _values_of(dictionary: Dictionary, name: str, given: Any) -> dict[int, float]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"Got {name}={short(given)}; give values by latent, such as {{12: 5.0}}.")
+    most, found = torch.finfo(dictionary.dtype).max, dict[int, float]()
+    for i, value in given.items():
+        try:
+            number: float = coerce(value, float)
+        except (TypeError, ValueError, RuntimeError):
+            raise ConfigError(f"Got {name}={{{i!r}: {short(value)}}}; the value of a latent is a number.") from None
+        if not abs(number) <= most:
+            raise ConfigError(f"Got {name}={{{i!r}: {number}}}; a finite number is needed, at most {most:.3g}.")
+        found[_latent(dictionary, i)] = number
+    return found
+
+
+def _latent(dictionary: Dictionary, given: Any) -> int:
+    try:
+        found: int = coerce(given, int)
+    except (TypeError, ValueError, RuntimeError):
+        found = -1
+    if not 0 <= found < dictionary.dict_size:
+        raise ConfigError(f"Got latent {given!r}; the dictionary has latents 0 to {dictionary.dict_size - 1}.")
+    return found
+
+
+def with_rows(x: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    """Returns activations with the given rows (n, dim) at the tokens of a mask."""
+    return x.masked_scatter(mask.to(x.device).unsqueeze(-1), rows.to(x.device, x.dtype))

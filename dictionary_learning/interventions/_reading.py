@@ -6,14 +6,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike, SubmodulesLike
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError
-from dictionary_learning.interop._saved import sites_in_model
 from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._places import sites_read
 from dictionary_learning.latents import Latents, to_dense
 from dictionary_learning.models import load_model
-from dictionary_learning.sites import Site
 
 
 class LatentReading(NamedTuple):
@@ -26,6 +25,8 @@ class LatentReading(NamedTuple):
     """Every token as text, padding left out."""
     latents: Latents
     """Of the tokens that are read, row by row (n, dict_size)."""
+    attention_mask: Bool[Tensor, "batch ctx"] | None = None
+    """All tokens but padding: what the model is run with."""
 
     @property
     def row(self) -> Int[Tensor, "n"]:
@@ -45,6 +46,7 @@ class LatentReading(NamedTuple):
         return out
 
 
+@checked()
 @torch.no_grad()
 def read_latents(
     model: ModelLike,
@@ -80,17 +82,5 @@ def read_latents(
     made = dictionary.reconstruct_contexts(x.to(dictionary.dtype), mask.sum(-1).to(dictionary.device))
     decode = traced.tokenizer.convert_ids_to_tokens if traced.tokenizer is not None else lambda ids: list(map(str, ids))
     kept = zip(batch.input_ids, batch.attention_mask, strict=True)
-    return LatentReading(batch.input_ids, mask, [decode(ids[real].tolist()) for ids, real in kept], made.latents)
-
-
-def sites_read(model: Any, dictionary: Dictionary, site: SubmodulesLike | None) -> list[Site]:
-    """Returns the sites of the model that a dictionary reads.
-
-    Raises:
-        ConfigError: It knows none, and none was given.
-    """
-    if site is not None:
-        return model.sites(site)
-    if not dictionary.info.sites:
-        raise ConfigError(f"This {type(dictionary).__name__} does not know its site; give site='model.layers.10'.")
-    return model.sites([str(each) for each in sites_in_model(dictionary.info, model)])
+    tokens = [decode(ids[real].tolist()) for ids, real in kept]
+    return LatentReading(batch.input_ids, mask, tokens, made.latents, batch.attention_mask)

@@ -1,14 +1,26 @@
 """The protocol of loggers, and a group that outlives any that fails."""
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 logger = logging.getLogger(__name__)
 
 Figures = Mapping[str, Mapping[str, float]]
 """Metrics of each dictionary, by the dictionary's name."""
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation on held-out data found for a dictionary."""
+
+    figures: Mapping[str, float]
+    """By name, as "eval/fvu"."""
+    density: Mapping[str, Any] | None = None
+    """The histogram of `SparsityMetric.density`."""
+    errors: Mapping[str, float] | None = None
+    """Standard errors of figures, where they are known."""
 
 
 @runtime_checkable
@@ -34,6 +46,14 @@ class ResumableLogger(Protocol):
         """Goes on after a step; called before `log`. What was logged of later steps gives way."""
 
 
+@runtime_checkable
+class EvaluationLogger(Protocol):
+    """A logger that also receives what held-out data show during training. Others do not."""
+
+    def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
+        """Logs an evaluation after a step, by the names of the dictionaries."""
+
+
 class LoggerGroup:
     """Passes metrics to several loggers. One that raises costs a warning and is switched off."""
 
@@ -48,6 +68,15 @@ class LoggerGroup:
             sink.log({name: dict(values) for name, values in figures.items()}, step, tokens)
 
         self._each(f"failed at step {step} and is switched off", log)
+
+    def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
+        """Passes a copy of an evaluation to each logger that takes evaluations."""
+
+        def log(sink: MetricLogger) -> None:
+            if isinstance(sink, EvaluationLogger):
+                sink.log_evaluation(copy.deepcopy(dict(evaluated)), step, tokens)
+
+        self._each(f"failed at the evaluation of step {step} and is switched off", log)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Returns the states of those loggers that can be resumed, by their classes' names."""

@@ -8,12 +8,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dictionary_learning.loggers._base import Figures
+from dictionary_learning.loggers._base import Evaluated, Figures
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
 _SHOWN = (("FVU", "fvu", ".4f"), ("L0", "l0", ".1f"))
+_EVALUATED = (*_SHOWN, ("CE recovered", "ce_recovered_zero", ".4f"), ("never fired", "n_dead", ".0f"))
 
 
 class ConsoleLogger:
@@ -45,6 +46,16 @@ class ConsoleLogger:
             rate = f"{self._rate(tokens):,.0f} tokens/s"
             logger.info("step %d of %d, %s\n    %s", step, self.steps, rate, "\n    ".join(lines))
 
+    def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
+        """Writes a line for each dictionary, which stays above the bars."""
+        for name, one in evaluated.items():
+            values = {key.removeprefix("eval/"): value for key, value in one.figures.items()}
+            line = f"held out, step {step}: {name}: {_show(values, _EVALUATED)}"
+            if self._bars:
+                self._bars[0].write(line, file=sys.stderr)
+            else:
+                logger.info("%s", line)
+
     def close(self) -> None:
         """Closes the bars; their last state stays on the screen."""
         for bar in self._bars:
@@ -54,7 +65,7 @@ class ConsoleLogger:
         return tokens / max(time.monotonic() - self._start, 1e-9)
 
 
-def _show(values: Mapping[str, float]) -> str:
+def _show(values: Mapping[str, float], kinds: Sequence[tuple[str, str, str]] = _SHOWN) -> str:
     # a trainer that accumulates gradients has no metrics before its first step
-    shown = [f"{label} {values[key]:{form}}" for label, key, form in _SHOWN if key in values]
+    shown = [f"{label} {values[key]:{form}}" for label, key, form in kinds if key in values]
     return "  ".join(shown) or "no step yet"

@@ -1,6 +1,5 @@
 """Metrics in a file of JSON lines."""
 
-import contextlib
 import json
 import logging
 import math
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from dictionary_learning.loggers._base import Figures
+from dictionary_learning.loggers._base import Evaluated, Figures
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +17,9 @@ logger = logging.getLogger(__name__)
 class JSONLLogger:
     """Writes `{"step", "tokens", "seconds", "dictionaries": {name: metrics}}`, a line per `log`.
 
-    A value that is not finite becomes null. The file is opened at the first call of `log`: an older
-    one of the same path stays as it is until then.
+    An evaluation is a line of its own, whose metrics begin with "eval/"; it also has "density", a
+    histogram for each dictionary. A value that is not finite becomes null. The file is opened when
+    something is logged: an older one of the same path stays as it is until then.
 
     Args:
         path: the file.
@@ -40,12 +40,18 @@ class JSONLLogger:
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
         """Writes a line, which is in the file when this returns."""
-        line = {
-            "step": step,
-            "tokens": tokens,
-            "seconds": round(time.monotonic() - self._start, 3),
-            "dictionaries": {n: {k: v if math.isfinite(v) else None for k, v in f.items()} for n, f in figures.items()},
-        }
+        self._write(step, tokens, {"dictionaries": _finite(figures)})
+
+    def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
+        """Writes a line, which is in the file when this returns."""
+        figures = _finite({name: one.figures for name, one in evaluated.items()})
+        self._write(
+            step, tokens, {"dictionaries": figures, "density": {n: one.density for n, one in evaluated.items()}}
+        )
+
+    def _write(self, step: int, tokens: int, found: Mapping[str, Any]) -> None:
+        seconds = round(time.monotonic() - self._start, 3)
+        line = {"step": step, "tokens": tokens, "seconds": seconds, **found}
         if self._file is None:
             self._file = self._opened(_lines_up_to(self.path, self._after_step))
         elif not _is_at(self._file, self.path):
@@ -68,6 +74,10 @@ class JSONLLogger:
             self._file.close()
 
 
+def _finite(figures: Figures) -> dict[str, dict[str, float | None]]:
+    return {n: {k: v if math.isfinite(v) else None for k, v in f.items()} for n, f in figures.items()}
+
+
 def _is_at(file: TextIO, path: Path) -> bool:
     """Returns whether a path still leads to an open file."""
     try:
@@ -79,11 +89,16 @@ def _is_at(file: TextIO, path: Path) -> bool:
 def _lines_up_to(path: Path, step: int) -> list[str]:
     """Returns the complete lines of the steps up to one."""
     kept: list[str] = []
+    n_broken = 0
     if step and path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                n_broken += 1
+    if n_broken:
+        logger.warning("'%s' has %d broken lines, which are left out of the log that goes on.", path, n_broken)
     return kept
 
 

@@ -1,12 +1,14 @@
 """Metrics for TensorBoard and Weights & Biases, whose packages are imported where they are used."""
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dictionary_learning.errors import MissingDependencyError
-from dictionary_learning.loggers._base import Figures
+from dictionary_learning.loggers._base import Evaluated, Figures
+from dictionary_learning.loggers._dashboard_names import of_evaluation, of_training
 
 
 class TensorBoardLogger:
@@ -41,6 +43,15 @@ class TensorBoardLogger:
             for key, value in values.items():
                 self._writer.add_scalar(f"{name}/{key}", value, step)
         self._writer.add_scalar("tokens", tokens, step)
+
+    def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
+        """Writes the metrics, as "name/eval/metric", and a histogram of log10 of the densities."""
+        self._writer = self._writer or self._open()
+        for name, one in evaluated.items():
+            for key, value in one.figures.items():
+                self._writer.add_scalar(f"{name}/{key}", value, step)
+            if one.density is not None and sum(one.density["counts"]):
+                self._writer.add_histogram_raw(f"{name}/eval/log10_density", **_raw(one.density), global_step=step)
 
     def close(self) -> None:
         """Writes what is still in memory."""
@@ -89,11 +100,40 @@ class WandbLogger:
         """Does nothing: the runs are open, those of `ids` or new ones."""
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
-        """Sends each dictionary's metrics to its run."""
+        """Sends each dictionary's metrics to its run, also by the names of other packages."""
         for name, values in figures.items():
-            self.runs[name].log({**values, "tokens": tokens}, step=step)
+            self.runs[name].log({**of_training(values, tokens), **values, "tokens": tokens}, step=step)
+
+    def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
+        """Sends metrics and histograms of held-out data, also by the names of other packages."""
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        for name, one in evaluated.items():
+            histograms: dict[str, Any] = {}
+            if one.density is not None:
+                counts, edges = one.density["counts"], one.density["log10_edges"]
+                histograms["eval/log10_density"] = wandb.Histogram(np_histogram=(counts, edges))
+            values, others = of_evaluation(one)
+            histograms |= {key: wandb.Histogram(np_histogram=pair) for key, pair in others.items()}
+            self.runs[name].log({**values, **one.figures, **histograms, "tokens": tokens}, step=step)
 
     def close(self) -> None:
         """Finishes all runs."""
         for run in self.runs.values():
             run.finish()
+
+
+def _raw(density: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a histogram as TensorBoard's files hold it; sums are those of the bins' middles."""
+    counts, edges = density["counts"], density["log10_edges"]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    pairs = list(zip(counts, middles, strict=True))
+    return {
+        "min": edges[0],
+        "max": edges[-1],
+        "num": sum(counts),
+        "sum": sum(n * x for n, x in pairs),
+        "sum_squares": sum(n * x * x for n, x in pairs),
+        "bucket_limits": edges[1:],
+        "bucket_counts": counts,
+    }

@@ -189,9 +189,12 @@ def _new_dictionary(
             dictionary = cls(run.activation_dim, settings.dict_size, generator=generator, **options)
             assert isinstance(dictionary, SparseAutoencoder)
         except (ConfigError, TypeError, AssertionError) as error:
+            if settings.dict_class is None and isinstance(error, ConfigError):
+                raise
+            reason = str(error).rstrip(".") or type(error).__name__
             raise ConfigError(
-                f"{cls.__name__} cannot be built as an autoencoder with {type(nonlinearity).__name__}: {error}. Leave "
-                "dict_class out, or use the trainer of its nonlinearity."
+                f"{cls.__name__} cannot be built as an autoencoder with {type(nonlinearity).__name__}: {reason}. "
+                "Leave dict_class out, or use the trainer of its nonlinearity."
             ) from error
     else:
         if settings.rank_by_norm is not None and WIRINGS[settings.wiring].has_parallel_coders:

@@ -174,7 +174,7 @@ def test_unknown_addresses_are_refused():
 
 def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(writing.Store, "free", lambda self: 1000)
-    with pytest.raises(DataError, match="has 0.0 GB left"):
+    with pytest.raises(DataError, match="has 0.001 MB left"):
         write(tmp_path / "cache", n_tokens=500)
     assert not (tmp_path / "cache").exists()
 

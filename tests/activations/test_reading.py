@@ -232,7 +232,7 @@ class TestStorage:
             storage_dtype("int4")
 
     def test_what_does_not_fit_is_refused_before_anything_is_made(self):
-        with pytest.raises(ConfigError, match=r"takes .* GB, and cpu has .* GB left. Lower n_ctxs"):
+        with pytest.raises(ConfigError, match=r"takes .*B, and cpu has .*B left. Lower n_ctxs"):
             buffer(n_ctxs=1e12)
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from dictionary_learning import load_dictionary
-from dictionary_learning.cli import main
+from dictionary_learning.cli import STOPPED, main
 from dictionary_learning.cli._arguments import without
-from dictionary_learning.cli._train import FILLED_IN, TrainArguments
+from dictionary_learning.cli._train import FILLED_IN
+from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.config import field_docs
+from dictionary_learning.errors import Stopped
 from dictionary_learning.trainers import TRAINERS
 from tests import tiny
 
@@ -230,3 +232,25 @@ def test_dictionaries_of_other_packages_are_evaluated(folder, caplog, capsys, tm
     capsys.readouterr()
     assert main(["info", saelens]) == 0
     assert '"format": "sae_lens"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_interrupt_that_another_package_took_for_its_own_failure_is_one(monkeypatch, caplog, wrapped):
+    def run(self) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if not wrapped:
+                raise
+            raise ModuleNotFoundError("Could not import module 'LlamaConfig'.") from error
+
+    monkeypatch.setattr("dictionary_learning.cli._evaluate.EvaluateArguments.run", run)
+    assert main(["evaluate", "a"]) == 130 and "Interrupted" in caplog.text
+
+
+def test_what_the_same_command_goes_on_with_exits_with_75(monkeypatch, caplog):
+    def run(self) -> None:
+        raise Stopped("Stopped by SIGTERM after 64 tokens.")
+
+    monkeypatch.setattr("dictionary_learning.cli._contexts.ContextsArguments.run", run)
+    assert main(["contexts", "m", "--save-dir", "s"]) == STOPPED and "The same command goes on" in caplog.text

@@ -1,8 +1,9 @@
 import pytest
 
+from dictionary_learning._trained_on import TextReading, reading_of, text_of
 from dictionary_learning.cli import main
-from dictionary_learning.cli._evaluate import EvaluateArguments, _read_text, _text_of
-from dictionary_learning.cli._options import DataArguments, data_arguments
+from dictionary_learning.cli._evaluate import EvaluateArguments, read_text
+from dictionary_learning.cli._options import DataArguments
 from dictionary_learning.data import as_source
 from dictionary_learning.errors import ConfigError
 from tests import tiny
@@ -32,8 +33,9 @@ def test_limits_are_those_asked_for(path):
 
 
 def test_settings_of_a_run_say_how_its_data_was_read():
-    arguments = DataArguments(text_column="body", data_args=("revision=main",))
-    assert data_arguments({**arguments.to_dict(), "model": "other settings", "data": "x"}) == arguments
+    options = {"text_column": "body", "data_args": ("revision=main",)}
+    found = reading_of({**DataArguments(**options).to_dict(), "model": "other settings", "data": "x"})
+    assert found == TextReading(**options)
 
 
 def test_arguments_of_the_library_are_read(monkeypatch):
@@ -66,7 +68,7 @@ def test_evaluation_reads_what_was_held_out_unless_it_is_told_otherwise(
     monkeypatch.chdir(tmp_path)
     trained = {**DataArguments(shuffle_seed=2).to_dict(), "data": path, "held_out_every": 10}
     arguments = EvaluateArguments(dictionaries=("any",), **asked)
-    assert list(_read_text(arguments, _text_of({"run": trained}))) == expected
+    assert list(read_text(arguments, arguments.data, text_of({"run": trained}))) == expected
     assert ("may be evaluated on" in caplog.text) == warned
 
 

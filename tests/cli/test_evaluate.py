@@ -192,3 +192,37 @@ def test_results_go_to_standard_output_and_messages_to_standard_error(place):
         assert expected in done.stdout and bool(done.stdout) == bool(expected)
         assert done.returncode == (0 if expected else 2)
         assert done.stderr.count("\n") == (0 if expected else 1)
+
+
+def test_runs_are_compared_whether_they_have_reports_or_not(place, capsys, caplog):
+    for name, k in (("a", 4), ("b", 1)):
+        save(place / name, k)
+    assert main(["compare", "a", "b", *OPTIONS, "--json"]) == 0
+    page, document = capsys.readouterr().out.split("\n", 1)
+    together = json.loads(document)
+    assert page.endswith("report.html") and together["differences"][0]["reference"] == "a/top_k-4"
+    for name in "ab":
+        assert evaluate(name) == 0
+    capsys.readouterr()
+    assert main(["compare", "a", "b/report.json", "--format", "csv", "--metrics", "fvu", "l0"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split(",")[2] for row in rows] == ["metric", "fvu", "l0"]
+    (fvu,) = [one for one in together["differences"] if one["metric"] == "fvu"]
+    assert float(rows[1].split(",")[5]) == pytest.approx(fvu["difference"], rel=1e-5)
+    assert main(["compare", "a", "b"]) == 0
+    assert "top_k-4 #2 minus top_k-4" in capsys.readouterr().out
+    assert main(["compare", "a", "b", "--metrics", "vfu"]) == 2
+    assert "have the metric 'vfu'" in caplog.text
+    assert main(["compare", "a", "b", "--json", "--format", "csv"]) == 2
+
+
+def test_a_comparison_across_texts_is_refused(place, caplog):
+    save(place / "a")
+    save(place / "b", data="two.jsonl")
+    for name in "ab":
+        assert evaluate(name) == 0
+    assert main(["compare", "a", "b"]) == 2
+    assert "The reports differ in" in caplog.text and "tokens" in caplog.text
+    save(place / "c")
+    assert main(["compare", "a/report.json", "c"]) == 2
+    assert "Give reports alone" in caplog.text

@@ -9,7 +9,7 @@ from dictionary_learning import AutoEncoderTopK
 from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.evaluation import METRICS, EvaluationBatch, ReconstructionMetric, SparsityMetric
-from dictionary_learning.evaluation._metrics import FidelityMetric, recovered
+from dictionary_learning.evaluation._fidelity import FidelityMetric, recovered
 from dictionary_learning.latents import to_dense
 
 

@@ -1,6 +1,7 @@
 """Tests of the renderers of an evaluation report."""
 
 import copy
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -179,12 +180,12 @@ def test_html_escapes_what_the_report_says(report: dict[str, Any]) -> None:
 
 
 def test_markdown_keeps_its_table_whatever_the_names(report: dict[str, Any]) -> None:
-    report["dictionaries"][0]["name"] = "a|b`c\n<script>"
+    report["dictionaries"][0]["name"] = "a|b`c\nscript"
     lines = RENDERERS["markdown"](report).splitlines()
-    (row,) = [line for line in lines if "a\\|b'c <script>" in line]
+    (row,) = [line for line in lines if "a\\|b'c script" in line]
     bars = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|") and SITE in line]
     assert len(set(bars[:2])) == 1
-    assert "`a\\|b'c <script>`" in row
+    assert "`a\\|b'c script`" in row
 
 
 def without_model(report: dict[str, Any]) -> None:
@@ -345,3 +346,16 @@ def test_unknown_format_is_named_before_anything_is_written(report: dict[str, An
     with pytest.raises(UnknownNameError, match=r"Unknown report format 'htm'\. Did you mean 'html'"):
         write_report(report, tmp_path / "new", ("json", "htm"))
     assert not (tmp_path / "new").exists()
+
+
+def test_markdown_holds_no_tag_image_or_link_of_a_name(report: dict[str, Any]) -> None:
+    name = "a <script>alert(1)</script> <img src=x onerror=alert(2)> `b` | *c* [d](javascript:e) &lt;"
+    report["dictionaries"][0]["name"] = report["title"] = name
+    report["seconds"] = {name: 1.0}
+    text = RENDERERS["markdown"](report)
+    assert not re.findall(r"<(?!/?code>|x, x_hat>)", text), text
+    assert "](" not in text.replace("\\[d](", "")
+    (row,) = [line for line in text.splitlines() if "<code>" in line]
+    (shown,) = re.findall(r"<code>(.*?)</code>", row)
+    assert html.unescape(shown) == name and not set("<>|*[]`") & set(shown)
+    assert row.count("|") == next(line for line in text.splitlines() if line.startswith("| ")).count("|")

@@ -166,18 +166,18 @@ def test_units_of_a_strength(dictionary):
 def test_read_latents_are_those_of_the_captured_activations(model, dictionary):
     texts = ["w1 w2 w3 w4", "w7 w8"]
     reading = read_latents(model, dictionary, texts)
-    assert reading.tokens == [["w1", "w2", "w3", "w4"], ["w7", "w8"]]
-    assert reading.mask.tolist() == [[True] * 4, [True, True, False, False]]
-    assert reading.row.tolist() == [0, 0, 0, 0, 1, 1] and reading.position.tolist() == [0, 1, 2, 3, 0, 1]
+    assert reading.tokens == [["<s>", "w1", "w2", "w3", "w4"], ["<s>", "w7", "w8"]]
+    assert reading.mask.tolist() == [[False, *[True] * 4], [False, True, True, False, False]]
+    assert reading.row.tolist() == [0, 0, 0, 0, 1, 1] and reading.position.tolist() == [1, 2, 3, 4, 1, 2]
     dense = reading.dense()
-    assert dense.shape == (2, 4, 64) and not dense[1, 2:].any()
+    assert dense.shape == (2, 5, 64) and not dense[1, 3:].any()
     for row, text in enumerate(texts):
         alone = read_latents(model, dictionary, text, site=SITE)
         n = alone.mask.shape[1]
         torch.testing.assert_close(dense[row, :n], alone.dense()[0], rtol=1e-4, atol=1e-5)
-        ids = torch.tensor([tiny.tokenizer()(text)["input_ids"]])
+        ids = torch.tensor([[0, *tiny.tokenizer()(text)["input_ids"]]])
         x = model.capture(ids, None, [Site(SITE)])[Site(SITE)]
-        torch.testing.assert_close(alone.dense(), dictionary.encode(x))
+        torch.testing.assert_close(alone.dense()[:, 1:], dictionary.encode(x)[:, 1:])
 
 
 def test_special_tokens_are_read_only_when_asked(model, dictionary):
@@ -270,8 +270,6 @@ def by_hand(module, ids, edit, n=6, edits_prompt=True, edits_new=True) -> torch.
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_is_that_of_a_loop_with_plain_hooks(model, dictionary, when, use_cache):
     module, edit = model._original, edit_latents(dictionary, add={5: 6.0}, ablate=[9])
-    if not use_cache and when != "always":
-        pytest.skip("without a cache every call reads the prompt again")
     for prompt in ([0, 4, 5, 6, 7], [9, 12, 30]):
         ids = torch.tensor([prompt])
         expected = by_hand(module, ids, edit, edits_prompt=when != "generated", edits_new=when != "prompt")

@@ -6,7 +6,7 @@ import torch
 from dictionary_learning import trainSAE
 from dictionary_learning.contexts import ContextStream, Predictions
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
-from dictionary_learning.evaluation._metrics import FidelityMetric
+from dictionary_learning.evaluation._fidelity import FidelityMetric
 from dictionary_learning.interventions import graft
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site

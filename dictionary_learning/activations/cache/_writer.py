@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._border import checked
-from dictionary_learning._plain import to_plain
+from dictionary_learning._plain import as_bytes, to_plain
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import (
@@ -160,8 +160,8 @@ class _Writer:
             self.index.save(self.store)
             rate = (n_rows - self._n_before) / max(time.monotonic() - self._started, 1e-9)
             logger.info("%s rows in %d shards, %.0f a second.", f"{n_rows:,}", len(shards), rate)
-        size = self.index.n_bytes / 1e9
-        logger.info("%s: %.2f GB. %s.", self.store.path, size, self.source.describe_dropped())
+        size = as_bytes(self.index.n_bytes)
+        logger.info("%s: %s. %s.", self.store.path, size, self.source.describe_dropped())
         return self.index
 
     @property
@@ -204,8 +204,8 @@ class _Writer:
         self._is_estimated = True
         n = 1_000_000 if self._missing is None else self._missing
         logger.info(
-            "%s rows at %d sites take %.2f GB and about %.0f min (a forward pass took %.1f s, for %d rows).",
-            f"{n:,}", len(rows.activations), n * bytes_of_a_row(self.settings, self.dtype) / 1e9,
+            "%s rows at %d sites take %s and about %.0f min (a forward pass took %.1f s, for %d rows).",
+            f"{n:,}", len(rows.activations), as_bytes(n * bytes_of_a_row(self.settings, self.dtype)),
             n / rows.n * seconds / 60, seconds, rows.n,
         )  # fmt: skip
 
@@ -258,6 +258,6 @@ def _check_disk(store: Store, index: Index, dtype: torch.dtype) -> None:
     needed = (wanted - index.n_rows) * bytes_of_a_row(index.settings, dtype)
     if needed * _ROOM > free:
         raise DataError(
-            f"{wanted - index.n_rows:,} rows take {needed / 1e9:.1f} GB, and '{store.path}' has {free / 1e9:.1f} GB "
-            "left. Write fewer tokens, store them as int8, compress them, or write elsewhere."
+            f"{wanted - index.n_rows:,} rows take {as_bytes(needed)}, and '{store.path}' has {as_bytes(free)} left. "
+            "Write fewer tokens, store them as int8, compress them, or write elsewhere."
         )

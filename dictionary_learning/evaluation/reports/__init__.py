@@ -17,9 +17,12 @@ from dictionary_learning._border import checked
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.evaluation._reading import SUMS
+from dictionary_learning.evaluation._records import Report
 from dictionary_learning.evaluation.reports._as_markdown import render_markdown
+from dictionary_learning.evaluation.reports._comparison import COMPARISONS
 
-__all__ = ["RENDERERS", "Renderer", "write_report"]
+__all__ = ["COMPARISONS", "RENDERERS", "Renderer", "write_report"]
 
 Renderer: TypeAlias = Callable[[Mapping[str, Any]], str]
 """Turns a report into the text of a file. The same report gives the same text."""
@@ -38,6 +41,9 @@ def write_report(
 ) -> dict[str, Path]:
     """Writes `report.json`, `report.md` and `report.html`; each is complete or absent at any time.
 
+    With the JSON goes `report.safetensors`, if the report has its sums: by document, of which
+    comparisons and merged reports are made, and the `density` and firing counts of each latent.
+
     Args:
         report: what `evaluate_dictionaries` returns.
         folder: the folder to write into; it is created if needed.
@@ -55,6 +61,8 @@ def write_report(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     paths: dict[str, Path] = {}
+    if "json" in texts and isinstance(report, Report) and report.measured is not None:
+        write_atomically(target / SUMS, report.measured.save)
     for name, text in texts.items():
         paths[name] = target / f"report.{_SUFFIXES.get(name, name)}"
         write_atomically(paths[name], partial(Path.write_text, data=text, encoding="utf-8"))

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from dictionary_learning.evaluation.reports import _plots as plots
 from dictionary_learning.evaluation.reports._contents import (
     BASELINES,
+    TOKEN_GROUP_COLUMNS,
     all_metrics,
     anything,
     baselines,
@@ -17,6 +18,7 @@ from dictionary_learning.evaluation.reports._contents import (
     decimal,
     defined,
     duration,
+    error_of,
     excluded,
     finite,
     headline,
@@ -24,6 +26,9 @@ from dictionary_learning.evaluation.reports._contents import (
     shown_columns,
     signed,
     sites_of,
+    together,
+    token_groups,
+    uncertainty,
 )
 from dictionary_learning.evaluation.reports._svg import Look, looks
 
@@ -48,7 +53,15 @@ def render_page(report: Mapping[str, Any]) -> str:
     )
     dictionaries = report.get("dictionaries") or []
     environment.globals.update(
-        count=count, finite=finite, kind=_kind, never_fired=_never_fired, settings=_settings, all_metrics=all_metrics
+        count=count,
+        finite=finite,
+        kind=_kind,
+        never_fired=_never_fired,
+        settings=_settings,
+        all_metrics=all_metrics,
+        error_of=error_of,
+        token_groups=token_groups,
+        token_group_columns=TOKEN_GROUP_COLUMNS,
     )
     seen = looks(dictionaries)
     entries = list(zip(dictionaries, seen, strict=True))
@@ -66,6 +79,8 @@ def render_page(report: Mapping[str, Any]) -> str:
         baselines=baselines(report),
         baseline_labels=["CE original", *BASELINES.values()],
         definitions=defined(dictionaries),
+        together=together(report),
+        uncertainty=uncertainty(report),
         seconds=[(name, duration(s)) for name, s in seconds.items() if finite(s) is not None],
         versions=report.get("versions") or {},
     )

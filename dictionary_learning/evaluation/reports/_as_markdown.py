@@ -1,20 +1,29 @@
 """The report as a text that reads well in a terminal and on GitHub."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from dictionary_learning.evaluation.reports._contents import (
     BASELINES,
+    TOKEN_GROUP_COLUMNS,
     Entries,
     baselines,
     best_values,
     count,
     defined,
     duration,
+    error_of,
     excluded,
     headline,
     shown_columns,
+    together,
+    token_groups,
+    uncertainty,
 )
+
+_MARKUP = re.compile(r"[^\w\s.,:;/=()-]|_")
+"""What has a meaning in HTML or Markdown, and more."""
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
@@ -25,12 +34,18 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         parts += ["## Dictionaries", _dictionaries(dictionaries)]
         if best_values(dictionaries):
             parts.append("Bold: the best value among the dictionaries of the same site.")
+        parts.append(_line(uncertainty(report)))
+    if report.get("together"):
+        parts += ["## Together", "Dictionaries of several sites, spliced into the model at once.", _together(report)]
+    for title, key in (("position", "by_position"), ("kind of token", "by_token_class")):
+        if any(d.get(key) for d in dictionaries):
+            parts += [f"## The error by {title}", _token_groups(dictionaries, key)]
     if report.get("ablation"):
         parts += ["## Baselines", "Cross-entropy in nats per token, and KL divergence from the original model."]
         rows = [[_code(site), *texts] for site, texts in baselines(report)]
         parts.append(_table(["site", "CE original", *BASELINES.values()], rows, n_left=1))
     parts += ["## Metrics", _definitions(dictionaries)]
-    about = [f"- {name} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
+    about = [f"- {_line(name)} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
     about += [f"- {_line(package)} {_line(version)}" for package, version in (report.get("versions") or {}).items()]
     if about:
         parts += ["## Run", "\n".join(about)]
@@ -44,9 +59,22 @@ def _dictionaries(dictionaries: Entries) -> str:
         row = [_code(d["site"]), _code(d["name"]), count(d.get("dict_size"))]
         for column in columns:
             text = column.write(d["metrics"].get(column.key))
-            row.append(f"**{text}**" if (i, column.key) in best else text)
+            text = f"**{text}**" if (i, column.key) in best else text
+            row.append(text + error_of(d, column))
         rows.append(row)
     return _table(["site", "name", "width", *(column.label for column in columns)], rows, n_left=2)
+
+
+def _together(report: Mapping[str, Any]) -> str:
+    rows = [[_line(" + ".join(map(str, names))), *texts] for names, texts in together(report)]
+    return _table(["dictionaries", "CE", "CE increase", "KL"], rows, n_left=1)
+
+
+def _token_groups(dictionaries: Entries, key: str) -> str:
+    rows = [
+        [_code(d["name"]), _line(group["name"]), *texts] for d in dictionaries for group, texts in token_groups(d, key)
+    ]
+    return _table(["dictionary", "tokens", *TOKEN_GROUP_COLUMNS], rows, n_left=2)
 
 
 def _definitions(dictionaries: Entries) -> str:
@@ -72,8 +100,13 @@ def _table(header: list[str], rows: list[list[str]], n_left: int) -> str:
 
 def _code(text: Any) -> str:
     """Returns a code span, in which only a backtick and the bar of a table have a meaning."""
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "\\|") + "`"
+    words = " ".join(str(text).split())
+    if not set("<>&") & set(words):
+        return "`" + words.replace("`", "'").replace("|", "\\|") + "`"
+    # not every reader of Markdown escapes tags in a code span, and none reads entities there
+    return f"<code>{_MARKUP.sub(lambda found: f'&#{ord(found[0])};', words)}</code>"
 
 
 def _line(text: Any) -> str:
-    return " ".join(str(text).split()).replace("<", "&lt;")
+    """Returns words as they are, without tags, images or links."""
+    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("[", "\\[")

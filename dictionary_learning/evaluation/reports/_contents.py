@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from dictionary_learning.evaluation._bootstrap import FEW_DOCUMENTS
+
 Entries: TypeAlias = Sequence[Mapping[str, Any]]
 """The dictionaries of a report."""
 
@@ -82,6 +84,33 @@ def headline(report: Mapping[str, Any]) -> str:
     return text + "."
 
 
+def error_of(dictionary: Mapping[str, Any], column: "Shown") -> str:
+    """Returns " \u00b1 0.0012" of a metric, or nothing where it has no error bar."""
+    return plus_minus((dictionary.get("errors") or {}).get(column.key), column.write)
+
+
+def plus_minus(error: Mapping[str, Any] | None, write: Callable[[Any], str] = decimal) -> str:
+    """Returns a standard error as it stands after its figure, or nothing."""
+    spread = finite((error or {}).get("standard_error"))
+    if spread is None:
+        return ""
+    # tenths of a latent, or hundredths of a percent, would often be 0
+    text = f"{spread:.2g}" if write is tenths and spread < 1 else write(spread)
+    return f" \u00b1 {text.removeprefix('+')}"
+
+
+def uncertainty(report: Mapping[str, Any]) -> str:
+    """Returns a sentence: what the error bars are of; empty if there are none."""
+    data = report.get("data") or {}
+    n, n_documents = finite(data.get("n_resamples")), finite(data.get("n_documents"))
+    if n_documents is None:
+        return ""
+    if not n:
+        return f"No error bars: {count(n_documents)} {'document' if n_documents == 1 else 'documents'} were read."
+    text = f"\u00b1 is the standard error over {count(n_documents)} documents ({count(n)} resamples)."
+    return f"{text} They are few, so it is a rough guess." if n_documents < FEW_DOCUMENTS else text
+
+
 def excluded(report: Mapping[str, Any]) -> str:
     """Returns a sentence: which tokens count in no metric; empty if the report does not tell."""
     data = report.get("data") or {}
@@ -128,6 +157,8 @@ TABLE = (
           "(zero-ablated CE - CE) / (zero-ablated CE - original CE)"),
     Shown("ce_recovered_mean", "recovered (mean)", "higher", _CE_SPAN,
           "the same with mean ablation, usually the harder baseline"),
+    Shown("ce_recovered_resample", "recovered (resample)", "higher", _CE_SPAN,
+          "the same with the activations of random tokens as ablation"),
     Shown("kl", "KL", "lower", "from 0", "KL divergence from the original model's predictions, nats per token"),
     Shown("frac_alive", "alive", "higher", "0% to 100%",
           "latents that fired on at least one token; grows with the tokens", percent),
@@ -142,6 +173,11 @@ DETAILS = (
     Shown("l2_ratio", "norm ratio", "near 1", "from 0", "|x_hat| / |x|, mean per token; below 1 is shrinkage"),
     Shown("relative_reconstruction_bias", "bias", "near 1", "from 0",
           "sum |x_hat|^2 / sum <x, x_hat>; below 1 is shrinkage"),
+    *(Shown(f"kl_recovered_{kind}", f"KL recovered ({kind})", "higher", _CE_SPAN,
+            f"1 - KL / KL with {kind} ablation")
+      for kind in ("zero", "mean", "resample")),
+    Shown("frac_dense", "dense", "lower", "0% to 100%",
+          "latents that fired on more than a tenth of the tokens", percent),
     Shown("n_alive", "latents alive", "higher", "0 to width", "number of latents that fired", count),
     Shown("n_tokens", "tokens", "neither", "from 1", "number of tokens in the metrics of activations", count),
 )  # fmt: skip
@@ -150,8 +186,10 @@ DETAILS = (
 BASELINES = {
     "ce_mean": "CE mean-ablated",
     "ce_zero": "CE zero-ablated",
+    "ce_resample": "CE resampled",
     "kl_mean": "KL mean-ablated",
     "kl_zero": "KL zero-ablated",
+    "kl_resample": "KL resampled",
 }
 """Columns of the table of ablations, after the cross-entropy of the original model."""
 
@@ -169,18 +207,60 @@ def defined(dictionaries: Entries) -> list[Shown]:
 
 def baselines(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Returns the rows of the table of ablations: site, the original model's CE, `BASELINES`."""
-    clean = decimal(report.get("ce_clean"))
+    clean = decimal(report.get("ce_clean")) + plus_minus((report.get("errors") or {}).get("ce_clean"))
     ablation = report.get("ablation") or {}
-    return [(str(site), [clean, *(decimal(found.get(key)) for key in BASELINES)]) for site, found in ablation.items()]
+    rows: list[tuple[str, list[str]]] = []
+    for site, found in ablation.items():
+        errors = found.get("errors") or {}
+        rows.append((str(site), [clean, *(decimal(found.get(k)) + plus_minus(errors.get(k)) for k in BASELINES)]))
+    return rows
+
+
+TOKEN_GROUP_COLUMNS = ("of tokens", "of the error", "FVU", "MSE", "L0")
+"""Columns of the tables of tokens by position and kind."""
+
+
+def token_groups(dictionary: Mapping[str, Any], key: str) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Returns (group, texts of its figures) of the tokens by position or by kind."""
+    columns = {"share_of_tokens": percent, "share_of_error": percent, "fvu": decimal, "mse": decimal, "l0": tenths}
+    rows: list[tuple[Mapping[str, Any], list[str]]] = []
+    for group in dictionary.get(key) or []:
+        errors = group.get("errors") or {}
+        rows.append((group, [write(group.get(k)) + plus_minus(errors.get(k), write) for k, write in columns.items()]))
+    return rows
+
+
+def together(report: Mapping[str, Any]) -> list[tuple[Sequence[str], list[str]]]:
+    """Returns (names, texts of CE, its increase and KL) of dictionaries spliced at once."""
+    columns = {"ce_reconstructed": decimal, "ce_increase": signed, "kl": decimal}
+    rows: list[tuple[Sequence[str], list[str]]] = []
+    for one in report.get("together") or []:
+        errors = one.get("errors") or {}
+        texts = [write(one["metrics"].get(k)) + plus_minus(errors.get(k), write) for k, write in columns.items()]
+        rows.append((one["names"], texts))
+    return rows
 
 
 def all_metrics(dictionary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns (label, text) of a dictionary's metrics; unknown ones have their key as label."""
     metrics = dictionary["metrics"]
     known = {metric.key: metric for metric in (*TABLE, *DETAILS)}
-    pairs = [(metric.label, metric.write(metrics[key])) for key, metric in known.items() if key in metrics]
+    pairs = [
+        (metric.label, metric.write(metrics[key]) + error_of(dictionary, metric))
+        for key, metric in known.items()
+        if key in metrics
+    ]
     others = {key: value for key, value in metrics.items() if key not in known}
-    return pairs + [(key, decimal(v) if isinstance(v, float) else anything(v)) for key, v in others.items()]
+    pairs += [(key, decimal(v) if isinstance(v, float) else anything(v)) for key, v in others.items()]
+    for suffix, key in ((" (all tokens)", "metrics_all_tokens"), (" (convention)", "convention_metrics")):
+        held = dictionary.get(key) or {}
+        labels = {k: known[k].label if k in known and key == "metrics_all_tokens" else k for k in held}
+        writes = {k: known[k].write if k in known else decimal for k in held}
+        pairs += [(f"{labels[k]}{suffix}", writes[k](v)) for k, v in held.items()]
+    geometry = dictionary.get("geometry") or {}
+    return pairs + [
+        (k.replace("_", " "), decimal(v) if isinstance(v, float) else anything(v)) for k, v in geometry.items()
+    ]
 
 
 def best_values(dictionaries: Entries) -> set[tuple[int, str]]:

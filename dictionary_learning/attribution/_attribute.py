@@ -1,0 +1,163 @@
+"""How much latents, and what dictionaries do not explain, contribute to a scalar of the logits.
+
+Marks et al. 2024, Sparse Feature Circuits, https://arxiv.org/abs/2403.19647.
+"""
+
+import logging
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from dictionary_learning._border import checked
+from dictionary_learning._types import ModelLike
+from dictionary_learning.attribution._exact import ablations
+from dictionary_learning.attribution._metrics import Metric
+from dictionary_learning.attribution._nodes import nodes_of
+from dictionary_learning.attribution._records import Attribution, Effects, Method
+from dictionary_learning.attribution._runs import Found, Path, Run, paths_of
+from dictionary_learning.data import TokenBatch
+from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.interventions import TokenMask
+from dictionary_learning.interventions._activations import check_keep, token_mask
+from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._latents import with_rows
+from dictionary_learning.models import load_model
+from dictionary_learning.sites import Site, SiteDict
+
+logger = logging.getLogger(__name__)
+
+_LARGEST_GAP = 0.1
+"""Share of the change that integrated effects may lack without a warning."""
+
+
+@checked()
+def attribute(
+    model: ModelLike,
+    dictionaries: Any,
+    inputs: Any,
+    metric: Any,
+    *,
+    baseline: Any = None,
+    method: Method = "integrated",
+    n_steps: int = 10,
+    keep: TokenMask | None = None,
+    special_tokens: bool = False,
+    batch_size: int = 16,
+) -> Attribution:
+    """Returns the effect of each active latent, and of each error, on a metric.
+
+    At each site, x = decode(latents) + error. An effect compares what these are with a baseline: 0,
+    or what they are on other inputs.
+
+    * "gradient": the gradient of the unchanged model times the difference; one backward pass for
+      all sites.
+    * "patching": the same with other inputs as the baseline (attribution patching).
+    * "integrated": the mean gradient on the way from the baseline to the inputs, latents and error
+      of one site together, times the difference. Gradients are taken at the middle of `n_steps`
+      equal steps, since the middle's error falls with the square of their number, and that of their
+      ends in proportion to it.
+    * "ablation": one latent is set to its baseline, and the model runs: exact, a run for each.
+
+    Effects of several sites are each those on the whole model after it. They are not to be added:
+    what one site passes on is in the effects of the next, too.
+
+    Args:
+        model: The language model.
+        dictionaries: One or several, each at one site: autoencoders, transcoders, heads; as
+            `Placed(dictionary, site)` if their `info` does not say where.
+        inputs: A text, several, or token ids. Texts are padded on the left.
+        metric: A function from logits (batch, ctx, vocab) to one number, such as
+            `logit_difference(answer, other)`.
+        baseline: Other inputs of the same shape; by default latents and errors are compared with 0.
+        method: See above.
+        n_steps: Of "integrated".
+        keep: The tokens that count; by default all.
+        special_tokens: Whether latents on BOS, EOS and padding ids count too. Dictionaries are not
+            trained on these.
+        batch_size: Of "ablation": runs at once.
+
+    Raises:
+        ConfigError: A dictionary is at several sites, the metric is no number, or the method lacks
+            its baseline.
+        DataError: The two inputs have different shapes, or no token counts.
+        ModelError: The model runs on a server, or the metric does not depend on a site.
+    """
+    check_keep(keep)
+    traced = load_model(model)
+    nodes = nodes_of(traced, dictionaries)
+    if method == "patching" and baseline is None:
+        raise ConfigError("method='patching' compares with other inputs: give baseline, or use 'gradient'.")
+    tokens = as_tokens(traced, inputs, padding_side="left")
+    mask = ordinary(*tokens, () if special_tokens else special_ids(traced))
+    if keep is not None:
+        mask &= token_mask(keep, tokens.input_ids.unsqueeze(-1)).to(mask.device)
+    other = None if baseline is None else as_tokens(traced, baseline, padding_side="left")
+    _check_tokens(tokens, other, mask)
+    run = Run(traced, tokens, mask, cast(Metric, metric))
+    paths = paths_of(traced, nodes, tokens, other, mask)
+    found: dict[Site, Found]
+    if method == "ablation":
+        value = run.value({})
+        found = {site: ablations(run, site, path, value, batch_size) for site, path in paths.items()}
+    elif method == "integrated":
+        value, found = run.value({}), {site: _integrated(run, site, path, n_steps) for site, path in paths.items()}
+    else:
+        value, gradients = run.gradients(list(paths))
+        found = {site: Found.of(path, gradients[site]) for site, path in paths.items()}
+    effects = SiteDict({site: _effects(run, site, path, found[site], value) for site, path in paths.items()})
+    if method == "integrated":
+        _warn_of_gaps(effects, n_steps)
+    return Attribution(effects, value, method, tokens, other)
+
+
+def _warn_of_gaps(effects: SiteDict[Effects], n_steps: int) -> None:
+    """Warns of sites where so few steps do not sum to the change."""
+    for site, each in effects.items():
+        if abs(each.total - each.change) > _LARGEST_GAP * abs(each.change):
+            logger.warning(
+                "With n_steps=%d, effects at '%s' sum to %.3g, and the metric changes by %.3g. Give more steps, or "
+                "other inputs as the baseline: near activations of 0 a norm changes faster than steps can follow.",
+                *(n_steps, site, each.total, each.change),
+            )
+
+
+def _integrated(run: Run, site: Site, path: Path, n_steps: int) -> Found:
+    total = torch.zeros_like(path.start)
+    for step in range(n_steps):
+        at = path.start + (step + 0.5) / n_steps * (path.clean.y - path.start)
+        total += run.gradients([site], {site: at})[1][site].to(total)
+    return Found.of(path, total / n_steps)
+
+
+def _effects(run: Run, site: Site, path: Path, found: Found, value: float) -> Effects:
+    rows, positions = run.mask.nonzero(as_tuple=True)
+    tokens = path.pairs.tokens.cpu()
+    activation, baseline, gradient = (t.detach().float().cpu() for t in (path.pairs.values, path.base.values, found[0]))
+
+    def at_start(x: Tensor) -> Tensor:
+        return with_rows(x, run.mask, path.start)
+
+    return Effects(
+        row=rows[tokens],
+        position=positions[tokens],
+        latent=path.pairs.latents.cpu(),
+        activation=activation,
+        baseline=baseline,
+        gradient=gradient,
+        effect=gradient * (activation - baseline),
+        error=torch.zeros(run.mask.shape).index_put((rows, positions), found.error.detach().float().cpu()),
+        mask=run.mask,
+        change=value - run.value({site: at_start}),
+        dict_size=path.pairs.dictionary.dict_size,
+    )
+
+
+def _check_tokens(tokens: TokenBatch, other: TokenBatch | None, mask: Tensor) -> None:
+    if not mask.any():
+        raise DataError("No token counts: all are padding or special, or left out by keep. Give other inputs.")
+    if other is not None and not torch.equal(tokens.attention_mask, other.attention_mask):
+        raise DataError(
+            f"The inputs have the shape {tuple(tokens.input_ids.shape)} and the baseline "
+            f"{tuple(other.input_ids.shape)}, or other padding. Give texts of equal numbers of tokens, one for each."
+        )

@@ -1,0 +1,118 @@
+"""Dictionaries as parts of a model's computation: x = decode(latents) + error at each site.
+
+The model itself stays as it is: what it computes at a site is rewritten as this sum. A gradient at
+the site is that of all its latents and of the error, and goes on to earlier sites unchanged. So no
+dictionary blocks the gradients of another, and nothing is counted twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dictionary_learning._types import SubmodulesLike
+from dictionary_learning.attribution._pairs import Pairs, active, decoded
+from dictionary_learning.data import TokenBatch
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.interventions._places import places_of
+from dictionary_learning.models import TracedModel
+from dictionary_learning.sites import Site
+
+
+class Placed(NamedTuple):
+    """A dictionary and its site, where its `info` does not say it."""
+
+    dictionary: Dictionary
+    site: SubmodulesLike
+    """The site that it reads."""
+    target: SubmodulesLike | None = None
+    """The site that a transcoder writes; by default as in `latent_edits`."""
+
+
+DictionariesLike: TypeAlias = Dictionary | Placed | Sequence[Dictionary | Placed]
+"""One dictionary or several, each at one site, or one that reads a site and writes another."""
+
+
+class Node(NamedTuple):
+    """A dictionary, and the sites that it reads and writes."""
+
+    dictionary: Dictionary
+    read: Site
+    write: Site
+
+
+class State(NamedTuple):
+    """What a dictionary makes of tokens: what is written is decode(latents) + error."""
+
+    x: Float[Tensor, "n dim"]
+    """What is read."""
+    y: Float[Tensor, "n output_dim"]
+    """What is written, or reconstructed."""
+    pairs: Pairs
+    """The latents that are active."""
+    error: Float[Tensor, "n output_dim"]
+
+    @property
+    def origin(self) -> Float[Tensor, "n output_dim"]:
+        """What is left without latents and error: the biases."""
+        return self.y - self.error - self.explained
+
+    @property
+    def explained(self) -> Float[Tensor, "n output_dim"]:
+        """What the latents add."""
+        return decoded(self.pairs, self.x)
+
+
+def nodes_of(model: TracedModel, dictionaries: Any) -> dict[Site, Node]:
+    """Returns dictionaries by the sites that they write, in the order of the model.
+
+    Raises:
+        ConfigError: One is at several sites, reads other tokens, or does not fit; or two are at one
+            site.
+    """
+    single = isinstance(dictionaries, (Dictionary, Placed))
+    given: Any = [dictionaries] if single else dictionaries
+    found: dict[Site, Node] = {}
+    for each in given if isinstance(given, Sequence) else [given]:
+        dictionary, site, target = each if isinstance(each, Placed) else (each, None, None)
+        if not isinstance(dictionary, Dictionary):
+            raise ConfigError(f"Got a {type(dictionary).__name__}; give dictionaries, or Placed(dictionary, site).")
+        name = type(dictionary).__name__
+        if dictionary.reads_contexts:
+            raise ConfigError(f"Latents of this {name} depend on the tokens before; its effects have no one token.")
+        reads, writes = places_of(model, dictionary, site, target)
+        if len(reads) != 1 or len(writes) != 1:
+            raise ConfigError(
+                f"This {name} reads {len(reads)} sites and writes {len(writes)}, so an effect of a latent is not at "
+                "one place, and what flows from one site to the next would count twice. Use dictionaries of one site, "
+                "or transcoders; latent_edits_for measures the effect of a latent by ablation."
+            )
+        node = Node(dictionary, next(iter(reads)), next(iter(writes)))
+        if node.write in found:
+            raise ConfigError(f"Two dictionaries are at '{node.write}'. Attribute to one after the other.")
+        found[node.write] = node
+    if not found:
+        raise ConfigError("Got no dictionary. Give at least one.")
+    return {site: found[site] for site in model.in_order(list(found))}
+
+
+@torch.no_grad()
+def states(
+    model: TracedModel, nodes: Mapping[Site, Node], tokens: TokenBatch, mask: Bool[Tensor, "batch ctx"]
+) -> dict[Site, State]:
+    """Returns what each dictionary makes of the tokens of a mask, by one forward pass."""
+    sites = list(dict.fromkeys(site for node in nodes.values() for site in (node.read, node.write)))
+    values = model.capture(tokens.input_ids, tokens.attention_mask, sites)
+    return {site: state(node, values[node.read], values[node.write], mask) for site, node in nodes.items()}
+
+
+def state(node: Node, x: Tensor, y: Tensor, mask: Tensor) -> State:
+    """Returns what a dictionary makes of activations (batch, ctx, dim) at the tokens of a mask."""
+    dictionary = node.dictionary
+    rows, written = (value[mask.to(value.device)].to(dictionary.device) for value in (x, y))
+    rows = rows.to(dictionary.dtype)
+    made = dictionary.reconstruct_contexts(rows, mask.sum(-1).to(dictionary.device))
+    return State(rows, written.to(made.outputs), active(made.latents, dictionary), written - made.outputs)

@@ -1,0 +1,116 @@
+"""Forward and backward passes of a model whose activations are rewritten at some sites."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dictionary_learning.attribution._metrics import Metric, scalar
+from dictionary_learning.attribution._nodes import Node, State, states
+from dictionary_learning.attribution._pairs import Pairs, decoded, joined_keys, pulled
+from dictionary_learning.data import TokenBatch
+from dictionary_learning.errors import ConfigError, ModelError
+from dictionary_learning.interventions._latents import with_rows
+from dictionary_learning.models import Edit, TracedModel
+from dictionary_learning.sites import Site
+
+
+class Path(NamedTuple):
+    """The way of a site's activations from a baseline, at the tokens that count."""
+
+    clean: State
+    start: Float[Tensor, "n output_dim"]
+    """The activations in the baseline."""
+    pairs: Pairs
+    """The latents, as they are."""
+    base: Pairs
+    """The same latents in the baseline."""
+    error: Float[Tensor, "n output_dim"]
+    """What the difference of the latents does not explain of that of the activations: of the errors
+    and, where other inputs are the baseline, of what a dictionary adds by itself, as W_skip x."""
+
+    @classmethod
+    def between(cls, clean: State, other: State | None) -> "Path":
+        """Returns the way from other inputs; from latents and an error of 0 if there are none."""
+        if other is None:
+            return cls(clean, clean.origin, clean.pairs, clean.pairs.with_values(0 * clean.pairs.values), clean.error)
+        keys = joined_keys(clean.pairs, other.pairs)
+        keys = keys[clean.pairs.at(keys).values != other.pairs.at(keys).values]  # the others have no effect
+        pairs, base = clean.pairs.at(keys), other.pairs.at(keys)
+        explained = decoded(pairs.with_values(pairs.values - base.values), clean.x)
+        return cls(clean, other.y, pairs, base, clean.y - other.y - explained)
+
+
+class Found(NamedTuple):
+    """What a method finds at a site: the gradient of each latent, and the effect of each error."""
+
+    gradient: Float[Tensor, "pairs"]
+    error: Float[Tensor, "n"]
+
+    @classmethod
+    def of(cls, path: Path, gradient: Float[Tensor, "n output_dim"]) -> "Found":
+        """Returns them by the gradient of the activations."""
+        return cls(pulled(path.pairs, path.clean.x, gradient), (gradient.to(path.error) * path.error).sum(-1))
+
+
+class Run(NamedTuple):
+    """A model, its inputs, the tokens that count, and what is asked of the logits."""
+
+    model: TracedModel
+    tokens: TokenBatch
+    mask: Bool[Tensor, "batch ctx"]
+    metric: Metric
+
+    @torch.no_grad()
+    def value(self, edits: Mapping[Site, Edit]) -> float:
+        """Returns the metric with edits."""
+        return _finite(float(scalar(self.metric, self.model.run(*self.tokens, edits))))
+
+    def gradients(
+        self, sites: list[Site], at: Mapping[Site, Tensor] | None = None
+    ) -> tuple[float, dict[Site, Float[Tensor, "n dim"]]]:
+        """Returns the metric, and its gradients at the tokens that count.
+
+        `at` has other activations (n, dim) of these tokens.
+        """
+        leaves: dict[Site, Tensor] = {}
+
+        def edit_at(site: Site) -> Edit:
+            def edit(x: Tensor) -> Tensor:
+                rows = x[self.mask.to(x.device)]
+                # nothing is added, so what the model computes keeps its bits
+                leaves[site] = torch.zeros_like(rows, requires_grad=True)
+                given = None if at is None else at.get(site)
+                rows = rows if given is None else given.to(rows)
+                return with_rows(x, self.mask, rows + leaves[site])
+
+            return edit
+
+        with torch.enable_grad():
+            value = scalar(self.metric, self.model.run(*self.tokens, {site: edit_at(site) for site in sites}))
+        if not value.requires_grad:
+            raise ModelError(
+                f"The metric of {self.model.name} has no gradient: the model runs on a server, or the metric does not "
+                "use the logits. Use method='ablation', or load the model here."
+            )
+        found = torch.autograd.grad(value, [leaves[site] for site in sites], allow_unused=True)
+        zeros = (torch.zeros_like(leaves[site]) if g is None else g for site, g in zip(sites, found, strict=True))
+        return _finite(float(value.detach())), {site: g.float() for site, g in zip(sites, zeros, strict=True)}
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ConfigError(f"The metric is {value}, which has no effects. Look at the logits, and at the metric.")
+    return value
+
+
+def paths_of(
+    model: TracedModel, nodes: Mapping[Site, Node], tokens: TokenBatch, other: TokenBatch | None, mask: Tensor
+) -> dict[Site, Path]:
+    """Returns the way of each site's activations from a baseline, by one forward pass for each."""
+    clean = states(model, nodes, tokens, mask)
+    base = {} if other is None else states(model, nodes, other, mask)
+    return {site: Path.between(clean[site], base.get(site)) for site in nodes}

@@ -1,0 +1,194 @@
+"""`dictionary-learning dashboard` and `serve`: pages of latents, and latents tried out."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._options import DataArguments
+from dictionary_learning.config import setting
+from dictionary_learning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dictionary_learning.dashboards import DictionaryPage
+    from dictionary_learning.dictionaries import Dictionary
+    from dictionary_learning.interop._saved import Saved
+    from dictionary_learning.interpretation import ContextStore
+    from dictionary_learning.models import TracedModel
+
+logger = logging.getLogger(__name__)
+
+_CONTEXTS = "contexts"
+_CTX_LEN = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DashboardArguments(DataArguments):
+    """Writes pages about the latents of dictionaries, and prints the path of the first.
+
+    Takes stores of contexts, dictionaries, and runs. Those that are in no store are read now, on
+    the text that was held out of their training; their store is kept in the pages' folder.
+    """
+
+    positional: ClassVar = ("places",)
+    places: tuple[str, ...]
+    """Stores of contexts, and folders of dictionaries or runs."""
+    save_dir: str
+    """The folder for the pages: new, or that of earlier pages, which are replaced."""
+    title: str | None = None
+    """What stands at the top; by default the model's name."""
+    sites: tuple[str, ...] = ()
+    """The site of each dictionary, or one for all; by default as its files or its folder say."""
+    model: str | None = None
+    """The language model; by default the one that the dictionaries were trained on."""
+    data: str | None = None
+    """The text; by default the documents that were held out of training."""
+    n_tokens: int = 1_000_000
+    """Tokens to read, if the text has as many."""
+    ctx_len: int | None = None
+    """Tokens in a context; by default as in training, or 128."""
+    batch_size: int = 16
+    """Contexts in a forward pass."""
+    n_shown: int = setting(10, at_least=1)
+    """Neighbors, promoted and suppressed tokens of each latent."""
+    map: Literal["auto", "umap", "pca"] = "auto"
+    """How latents are placed on the map; auto is UMAP where umap-learn is installed."""
+    dtype: str | None = None
+    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
+    device: str | None = None
+    """The device; the accelerator if there is one."""
+
+    def run(self) -> None:
+        from dictionary_learning.cli._candidates import load_saved
+        from dictionary_learning.dashboards import write_dashboard
+        from dictionary_learning.dashboards._writing import check_folder
+        from dictionary_learning.interpretation import ContextStore
+
+        check_folder(Path(self.save_dir))  # before a long pass over text
+        stores = [ContextStore.open(place) for place in self.places if _is_store(place)]
+        saved = load_saved([place for place in self.places if not _is_store(place)])
+        model, known, sites = None, {}, {}
+        if saved:
+            model, known, sites = load_with_model(saved, self)
+            unread = {name: one for name, one in known.items() if not any(name in store for store in stores)}
+            if unread:
+                stores.append(self._collected(unread, sites, saved, model))
+        pages = self._pages(stores, known, model)
+        first = stores[0]
+        name = str(first.model.get("name") or "a model")
+        about = f"{name}, {first.data['n_tokens_read']:,} tokens of {first.data.get('source')}"
+        page = write_dashboard(pages, self.save_dir, title=self.title or f"Latents of {name}", about=about)
+        write_line(str(page))
+
+    def _collected(
+        self,
+        dictionaries: "dict[str, Dictionary]",
+        sites: dict[str, Any],
+        saved: "Sequence[Saved]",
+        model: "TracedModel",
+    ) -> "ContextStore":
+        """Reads the text, and returns the contexts of dictionaries."""
+        from dictionary_learning._trained_on import buffer_of, text_of
+        from dictionary_learning.cli._evaluate import common, read_text
+        from dictionary_learning.interpretation import collect_contexts
+
+        if not self.data:
+            common(saved, "texts", text_of, "Give --data.")
+        text = next((told for one in saved if (told := text_of(one.config))), None)
+        ctx_len = self.ctx_len or common(
+            saved, "context lengths", lambda config: buffer_of(config).get("ctx_len"), "Give --ctx-len."
+        )
+        pack = common(saved, "ways of packing documents", lambda config: buffer_of(config).get("pack"))
+        return collect_contexts(
+            model,
+            dictionaries,
+            read_text(self, self.data, text),
+            Path(self.save_dir) / _CONTEXTS,
+            sites={name: sites[name] for name in dictionaries},
+            ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
+            pack=True if pack is None else pack,
+            **self.options("n_tokens", "batch_size"),
+        )
+
+    def _pages(
+        self, stores: "Sequence[ContextStore]", known: "dict[str, Dictionary]", model: "TracedModel | None"
+    ) -> "list[DictionaryPage]":
+        from dictionary_learning.dashboards import pages_of
+
+        found: list[DictionaryPage] = []
+        for store in stores:
+            mine = {name: one for name, one in known.items() if name in store}
+            found += pages_of(store, mine, model if mine else None, n=self.n_shown, map_method=self.map)
+        names = [page.name for page in found]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"Two of the stores hold a dictionary '{twice}'. Write pages for each store.")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeArguments(CommandArguments):
+    """Serves a page that shows latents of a typed text, and changes them while the model writes.
+
+    Prints its address. Only this machine may open it, unless --host says another; Ctrl-C ends it.
+    """
+
+    positional: ClassVar = ("dictionaries",)
+    dictionaries: tuple[str, ...]
+    """Folders of dictionaries, or of whole runs; of other packages too, and hub repositories."""
+    sites: tuple[str, ...] = ()
+    """The site of each, or one for all; by default as its files or its folder say."""
+    model: str | None = None
+    """The language model; by default the one that they were trained on."""
+    host: str = "127.0.0.1"
+    """The address to listen on."""
+    port: int = setting(8765, at_least=0, at_most=65535)
+    """The port; 0 for any that is free."""
+    dtype: str | None = None
+    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
+    device: str | None = None
+    """The device; the accelerator if there is one."""
+
+    def run(self) -> None:
+        from dictionary_learning.cli._candidates import load_saved
+        from dictionary_learning.dashboards import LiveServer
+
+        saved = load_saved(self.dictionaries)
+        model, dictionaries, sites = load_with_model(saved, self)
+        server = LiveServer(model, dictionaries, sites=sites, **self.options("host", "port"))
+        write_line(server.url)
+        logger.info("Open this address in a browser. Ctrl-C ends the server.")
+        server.run()
+
+
+def load_with_model(
+    saved: "Sequence[Saved]", given: DashboardArguments | ServeArguments
+) -> "tuple[TracedModel, dict[str, Dictionary], dict[str, Any]]":
+    """Returns the model of dictionaries, the one asked for or that of their training; and them and
+    their sites by their names.
+
+    Raises:
+        ConfigError: They do not say which model, or different ones; or do not belong to it.
+    """
+    from dictionary_learning._trained_on import check_named, model_of
+    from dictionary_learning.cli._candidates import candidates_of
+    from dictionary_learning.cli._evaluate import common
+    from dictionary_learning.models import load_model
+
+    trained_on = None if given.model else common(saved, "language models", model_of, "Give --model.")
+    if trained_on is not None:
+        check_named("model", "--model", trained_on.name)
+    name = given.model or (trained_on and trained_on.name)
+    if not name:
+        raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
+    revision = trained_on.revision if trained_on else None
+    model = load_model(name, revision=revision, device=given.device, dtype=given.dtype)
+    found = candidates_of(saved, model, given.sites)
+    return model, {one.name: one.dictionary for one in found}, {one.name: one.site for one in found}
+
+
+def _is_store(place: str) -> bool:
+    """Returns whether a folder is a store of contexts."""
+    return (Path(place) / "index.json").is_file() and (Path(place) / f"{_CONTEXTS}.safetensors").is_file()

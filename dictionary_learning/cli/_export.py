@@ -1,0 +1,178 @@
+"""`dictionary-learning export`: files of other tools about latents, and sets of dictionaries."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._explain import only_name, read_latents
+from dictionary_learning.config import setting
+from dictionary_learning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dictionary_learning.exports import LatentFacts
+
+_NEIGHBORS = 10
+_STRENGTH = re.compile(r"([0-9]{1,9}):(-?[0-9]+(?:\.[0-9]+)?)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportArguments(CommandArguments):
+    """Writes what is known of latents, or dictionaries, for other tools.
+
+    Contexts (of collect_contexts) become neuronpedia, saedashboard or png; neuronpedia-upload sends
+    them. A run of transcoders of all layers becomes circuit-tracer, a dictionary control-vector.
+    Prints the path of what it writes. For the formats of one dictionary's weights see convert.
+    """
+
+    positional: ClassVar = ("source", "destination")
+    source: str
+    """A folder of contexts; for circuit-tracer a run, for control-vector a dictionary."""
+    destination: str
+    """The folder to write; for control-vector too, which gets control_vector.gguf. An upload keeps
+    there what was sent."""
+    to: Literal["neuronpedia", "neuronpedia-upload", "saedashboard", "png", "circuit-tracer", "control-vector"]
+    """What is written."""
+    dictionary: str | None = None
+    """The name of the dictionary in the contexts; by default the only one."""
+    weights: str | None = None
+    """The dictionary of the contexts: its directions, and the latents that are nearest, are written
+    too."""
+    model: str | None = None
+    """The language model: which tokens each latent promotes is written too; needs --weights."""
+    latents: tuple[str, ...] = ("all",)
+    """Numbers and ranges, as 5 10-19, or all."""
+    strengths: tuple[str, ...] = ()
+    """For control-vector, latents with a strength each, as 5:10 17:-2.5."""
+    layer: int | None = setting(None, at_least=0)
+    """The number of the layer; by default what the site says."""
+    model_id: str | None = None
+    """The model's id at Neuronpedia, as gpt2-small; its name for circuit-tracer; and for
+    control-vector its architecture in llama.cpp, by default llama."""
+    source_set: str | None = None
+    """The name of the set of dictionaries at Neuronpedia, as res-mine."""
+    url: str = "https://www.neuronpedia.org"
+    """Where an upload goes; the key is that of $NEURONPEDIA_API_KEY."""
+    repository: str | None = None
+    """For circuit-tracer, the repository that the folder will be uploaded to, as user/name."""
+    selection: Literal["threshold", "top_k"] = "threshold"
+    """For circuit-tracer, how TopK selects: by its learned threshold, or as the k largest."""
+    hook_name: str | None = None
+    """For circuit-tracer, the hook that is read, as mlp.hook_in; by default what the sites say."""
+    hook_name_out: str | None = None
+    """The same of the hook that is written, as mlp.hook_out."""
+
+    def run(self) -> None:
+        writers: dict[str, Callable[[], Path]] = {
+            "neuronpedia": self._neuronpedia,
+            "neuronpedia-upload": self._upload,
+            "saedashboard": self._sae_dashboard,
+            "png": self._pictures,
+            "circuit-tracer": self._circuit_tracer,
+            "control-vector": self._control_vector,
+        }
+        write_line(str(writers[self.to]()))
+
+    def _neuronpedia(self) -> Path:
+        from dictionary_learning.exports import write_neuronpedia
+
+        facts, latents = self._facts()
+        return write_neuronpedia(facts, self.destination, latents=latents, **self._place(facts))
+
+    def _upload(self) -> Path:
+        from dictionary_learning.exports import upload_to_neuronpedia
+
+        facts, latents = self._facts()
+        upload_to_neuronpedia(facts, url=self.url, folder=self.destination, latents=latents, **self._place(facts))
+        return Path(self.destination) / "uploaded.jsonl"
+
+    def _sae_dashboard(self) -> Path:
+        from dictionary_learning.exports import write_sae_dashboard
+
+        facts, latents = self._facts()
+        named = {"model": self.model_id, "layer": self._layer(facts) or 0, "source_set": self.source_set}
+        return write_sae_dashboard(facts, self.destination, latents=latents, **named)
+
+    def _pictures(self) -> Path:
+        from dictionary_learning.exports import write_latent_picture
+
+        facts, latents = self._facts()
+        for latent in latents:
+            write_latent_picture(facts, latent, Path(self.destination) / f"latent_{latent}.png")
+        return Path(self.destination)
+
+    def _circuit_tracer(self) -> Path:
+        from dictionary_learning.cli._candidates import load_saved
+        from dictionary_learning.exports import write_circuit_tracer
+
+        return write_circuit_tracer(
+            [one.dictionary for one in load_saved([self.source])],
+            self.destination,
+            model_name=self.model_id,
+            feature_input_hook=self.hook_name,
+            feature_output_hook=self.hook_name_out,
+            **self.options("repository", "selection"),
+        )
+
+    def _control_vector(self) -> Path:
+        from dictionary_learning.dictionaries import load_dictionary
+        from dictionary_learning.exports import control_direction, write_control_vector
+
+        strengths = _read_strengths(self.strengths)
+        found = control_direction(load_dictionary(self.source), strengths, layer=self.layer)
+        path = Path(self.destination) / "control_vector.gguf"
+        return write_control_vector({found.layer: found.vector}, path, model_hint=self.model_id or "llama")
+
+    def _facts(self) -> "tuple[LatentFacts, list[int]]":
+        """Returns what the contexts hold of the dictionary, and the latents that are asked for."""
+        from dictionary_learning.dictionaries import Coder, load_dictionary
+        from dictionary_learning.exports import LatentFacts
+        from dictionary_learning.interpretation import ContextStore, logit_lens, nearest_latents
+        from dictionary_learning.interpretation.explanations import load_explanations
+        from dictionary_learning.interpretation.explanations._files import EXPLANATIONS
+
+        store = ContextStore.open(self.source)
+        contexts = store[only_name(self.dictionary, store.names)]
+        more: dict[str, Any] = {}
+        explained = Path(self.source) / contexts.facts["folder"] / EXPLANATIONS
+        if explained.is_file():
+            more["explanations"] = load_explanations(explained)
+        if self.weights is not None:
+            dictionary = load_dictionary(self.weights)
+            more["neighbors"] = nearest_latents(dictionary, min(_NEIGHBORS, dictionary.dict_size - 1))
+            if isinstance(dictionary, Coder):  # others have several decoders
+                more["directions"] = dictionary.W_dec.detach()
+            if self.model is not None:
+                more["effects"] = logit_lens(self.model, dictionary)
+        elif self.model is not None:
+            raise ConfigError("Got --model without --weights: tokens are promoted by directions. Give both.")
+        return LatentFacts.of_store(contexts, **more), read_latents(self.latents, contexts.dict_size)
+
+    def _place(self, facts: "LatentFacts") -> dict[str, Any]:
+        """Returns where latents stand at Neuronpedia."""
+        layer = self._layer(facts)
+        given = {"--model-id": self.model_id, "--layer": layer, "--source-set": self.source_set}
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            raise ConfigError(f"Neuronpedia has a place for each latent. Give {' and '.join(missing)}.")
+        return {"model": self.model_id, "layer": layer, "source_set": self.source_set}
+
+    def _layer(self, facts: "LatentFacts") -> int | None:
+        """Returns the number of the layer: what is given, or the first number in the site."""
+        found = re.search(r"\d+", facts.site)
+        return self.layer if self.layer is not None or found is None else int(found[0])
+
+
+def _read_strengths(words: tuple[str, ...]) -> dict[int, float]:
+    """Returns the strength of each latent.
+
+    Raises:
+        ConfigError: There is none, or a word has another form.
+    """
+    matches = [_STRENGTH.fullmatch(word) for word in words]
+    if not words or None in matches:
+        wrong = next((word for word, match in zip(words, matches, strict=True) if match is None), "nothing")
+        raise ConfigError(f"Got --strengths {wrong}; give latents with a strength each, as 5:10 17:-2.5.")
+    return {int(match[1]): float(match[2]) for match in matches if match is not None}

@@ -1,0 +1,138 @@
+"""`dictionary-learning sweep`: a grid of methods and settings, from a file to its report."""
+
+import dataclasses
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from dictionary_learning._run_folder import new_folder
+from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._train_data import how_to_evaluate, make_source
+from dictionary_learning.cli._train_options import TrainArguments, check_run
+from dictionary_learning.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_NOT_IN_A_SWEEP = (
+    "save_dir", "overwrite", "resume", "allow_changed", "dry_run", "save_steps", "keep_checkpoints", "patience",
+    "on_anomaly", "evaluate_every", "save_best", "wandb_project", "tensorboard",
+)  # fmt: skip
+"""Options of `train` that a sweep decides, or does not have."""
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+"""Numbers that YAML 1.1 takes for words: 1e-3 has no point, 1.0e3 no sign."""
+_SWEEPS = "sweeps"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepFile(TrainArguments):
+    """What a sweep's file holds: methods, the grid, and options of `train` by Python names."""
+
+    methods: Mapping[str, Any]
+    """For each method its settings, as in its typed config; a list means each of its values."""
+    grid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of every method."""
+    memory_gb: float | None = None
+    """Gigabytes for the dictionaries that train together; by default 80 % of what is free."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepArguments(CommandArguments):
+    """Trains every combination of methods and settings that a file names, and compares them.
+
+    The file is YAML: `model`, `data`, `methods`, `grid` and options of train, as docs/sweeps.md
+    shows. Dictionaries that fit into memory together are trained together, on the same rows. Prints
+    the path of the report's page.
+    """
+
+    positional: ClassVar = ("config",)
+    config: str
+    """The file."""
+    save_dir: str | None = None
+    """The folder of the sweep; by default a new one, sweeps/<date>-<time>-<name of the file>."""
+    resume: bool = False
+    """Whether the sweep in --save-dir goes on; finished runs are not repeated."""
+    memory_gb: float | None = None
+    """Gigabytes for the dictionaries that train together, instead of what the file says."""
+    device: str | None = None
+    """The device, instead of what the file says."""
+
+    def run(self) -> None:
+        from dictionary_learning.sweeps import SweepConfig, run_sweep
+
+        told, given = read_sweep_file(Path(self.config))
+        if self.resume and self.save_dir is None:
+            raise ConfigError("--resume needs the folder of the sweep: give --save-dir.")
+        chosen = {"device": self.device or told.device, "memory_gb": self.memory_gb or told.memory_gb}
+        told = told.replace(**chosen)
+        sweep = SweepConfig(methods=told.methods, grid=told.grid)
+        configs = [point.config for point in sweep.points()]
+        if told.model is None or told.data is None:
+            raise ConfigError(f"'{self.config}' needs model and data: dictionaries are compared on held-out text.")
+        check_run(told, configs, given)
+        text, held_out = told.divided(told.data, told.held_out_every)
+        model = told.load(told.model)
+        data = make_source(told, model, text, configs)
+        config = how_to_evaluate(told, data)
+        kept = {
+            name: value for name, value in told.to_dict().items() if name not in (*_NOT_IN_A_SWEEP, "methods", "grid")
+        }
+        result = run_sweep(
+            sweep,
+            data,
+            math.ceil(told.n_tokens / told.batch_size),
+            self.save_dir or new_folder(_SWEEPS, Path(self.config).stem),
+            evaluation_data=_with_model(told, held_out, model, data, config),
+            evaluation=config,
+            device=told.device or model.device,
+            resume="auto" if self.resume else "never",
+            run_cfg=kept,
+            **told.options("memory_gb", "normalize_activations", "checkpoint_steps", "log_steps"),
+        )
+        write_line(str(result.report))
+
+
+def read_sweep_file(path: Path) -> tuple[SweepFile, frozenset[str]]:
+    """Returns what a file says, and the names of what it gives.
+
+    Raises:
+        ConfigError: It cannot be read, or holds a name or value that cannot be used.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"'{path}' cannot be read as YAML ({said}). See docs/sweeps.md for an example.") from error
+    if not isinstance(found, Mapping) or "methods" not in found:
+        raise ConfigError(
+            f"'{path}' names no methods. Write a mapping with model, data and methods; see docs/sweeps.md."
+        )
+    given: dict[str, Any] = _numbers(found)
+    unfit = [name for name in _NOT_IN_A_SWEEP if name in given]
+    if unfit:
+        raise ConfigError(
+            f"'{path}' has {', '.join(unfit)}, which a sweep decides itself or does not have. Leave it out."
+        )
+    return SweepFile.from_dict(given), frozenset(given)
+
+
+def _numbers(value: Any) -> Any:
+    """Returns plain values in which words such as 1e-3 are numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_numbers(each) for each in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _with_model(told: SweepFile, text: Any, model: Any, data: Any, config: Any) -> Any:
+    """Returns held-out text; with the model, where the rows come from a cache, which has none."""
+    from dictionary_learning.contexts import ContextStream
+
+    if told.cache is None:
+        return text
+    return ContextStream(text, model, list(data.sites), ctx_len=config.ctx_len, pack=config.pack)

@@ -1,0 +1,140 @@
+"""The options of `dictionary-learning train`, and what is checked before anything is loaded."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from dictionary_learning.cli._arguments import option_of
+from dictionary_learning.cli._options import CaptureArguments
+from dictionary_learning.errors import ConfigError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from dictionary_learning.trainers import OptimizationConfig
+
+_OF_A_CACHE = (
+    "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
+    "max_activation_norm_multiple", "pack", "prefetch", "retrace", "n_ctxs", "storage_dtype", "max_examples",
+    "shuffle_seed",
+)  # fmt: skip
+"""Options that were decided when a cache was written."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArguments(CaptureArguments):
+    """Trains dictionaries on a language model's activations, and evaluates them on held-out text.
+
+    Writes a report and prints the path of its page. Options of the trainer take several values
+    each; a dictionary is trained for every combination, on every site.
+    """
+
+    positional: ClassVar = ("model", "data")
+    model: str | None = None
+    """The language model: a name on the Hugging Face hub, a local folder, or a GGUF file. With
+    --cache it is loaded after training, to evaluate, and may be omitted."""
+    data: str | None = None
+    """The data: a file (.txt, .jsonl, .parquet, .npy and others), a folder or pattern of files, or
+    a data set on the hub."""
+    cache: str | None = None
+    """Trains on a cache that `dictionary-learning cache` wrote, without a language model."""
+    save_dir: str | None = None
+    """The folder for the dictionaries, the metrics and the report; by default a new one,
+    runs/<date>-<time>-<model>-<method>, which runs/latest then links to."""
+    overwrite: bool = False
+    """Whether the run that the folder holds is removed first."""
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints of the whole run, from which it resumes to the same bits.
+    One is also written when Ctrl-C or SIGTERM stops the run."""
+    keep_checkpoints: int = 2
+    """The number of newest checkpoints that stay; those of --save-steps stay too."""
+    resume: bool = False
+    """Whether the run in --save-dir goes on from its newest checkpoint, with the same options."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings that may differ from those of the checkpoint: steps warmup_steps decay_start to
+    train longer."""
+    dry_run: bool = False
+    """Whether only the plan is shown: tokens, steps, memory, disk and time, of which a forward pass
+    and a few steps are measured. Nothing is written."""
+    n_tokens: int = 1_000_000
+    """Tokens to train on."""
+    batch_size: int = 2048
+    """Tokens in a training step: tokens, not sequences."""
+    n_ctxs: int = 1024
+    """Contexts in the shuffle buffer."""
+    storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
+    """The type of the rows in the shuffle buffer; by default the model's dtype."""
+    end_of_data: Literal["stop", "repeat", "error"] = "repeat"
+    """What happens when the data ends."""
+    retrace: bool = False
+    """Whether a checkpoint names the rows in the buffer instead of holding them: it is small, and
+    the model reads their contexts again when the run resumes."""
+    normalize_activations: bool = False
+    """Whether activations are scaled to unit mean squared norm in training."""
+    n_eval_tokens: int = 32_768
+    """Tokens to evaluate the dictionaries on."""
+    n_fidelity_tokens: int = 8_192
+    """Tokens on which cross-entropy is measured, with each dictionary spliced in."""
+    log_steps: int | None = None
+    """Steps between two entries of the log; by default 100 entries."""
+    save_steps: tuple[int, ...] = ()
+    """Steps after which the dictionaries are saved too."""
+    on_anomaly: Literal["skip", "stop", "rollback"] = "skip"
+    """What follows on values that are not finite, and on a loss above --max-loss-ratio: such tokens
+    and steps are left out; the run stops; or it returns to its newest checkpoint."""
+    patience: int | None = None
+    """Entries of the log, one after another, in which no dictionary's FVU becomes 1 % better, after
+    which the run ends. There are 100 entries unless --log-steps says otherwise."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations on the held-out documents while training, which changes no bit
+    of the dictionaries; --n-eval-tokens and --n-fidelity-tokens say on how many tokens."""
+    save_best: str | None = None
+    """The metric by which the best dictionary so far is kept, in trainer_N/best: fvu,
+    ce_recovered_zero, kl and others of the report; needs --evaluate-every."""
+    placement: Literal["auto", "data", "dictionary"] = "auto"
+    """What is spread over the processes that torchrun has started: the tokens of each step, with
+    every dictionary on every process; or the dictionaries, of which each has some; by default the
+    dictionaries if there is one for each process."""
+    wandb_project: str | None = None
+    """Logs to this project on Weights & Biases."""
+    tensorboard: bool = False
+    """Whether metrics are also written for TensorBoard, into the folder's tensorboard/."""
+
+
+def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:
+    """Refuses what cannot be trained, before anything is loaded.
+
+    Raises:
+        ConfigError: there are no activations to train on, or batches are too small for the method.
+    """
+    if arguments.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+        raise MissingDependencyError("wandb", "--wandb-project", "wandb")
+    arguments.check_sites()
+    needs_contexts = any(config.needs_contexts for config in configs)
+    if arguments.resume and (arguments.save_dir is None or arguments.overwrite):
+        raise ConfigError("--resume needs the folder of the run: give --save-dir, and no --overwrite.")
+    if arguments.cache is None and (arguments.model is None or arguments.data is None):
+        raise ConfigError(
+            "Give a model and data to train on, as 'train MODEL DATA', or a cache, as 'train --cache FOLDER'."
+        )
+    if arguments.evaluate_every is not None and (arguments.model is None or arguments.data is None):
+        raise ConfigError(
+            "--evaluate-every splices dictionaries into a model that reads held-out text: give MODEL DATA."
+        )
+    if arguments.save_best is not None and arguments.evaluate_every is None:
+        raise ConfigError("--save-best is decided by evaluations: give --evaluate-every too.")
+    if arguments.cache is not None and needs_contexts:
+        raise ConfigError("This method trains on whole contexts, with the model, and a cache has none. Omit --cache.")
+    decided = [option_of(name) for name in _OF_A_CACHE if name in given]
+    if arguments.cache is not None and decided:
+        raise ConfigError(
+            f"Got {', '.join(decided)} with --cache: the cache was written with settings of its own, and knows sites "
+            "but no layers. Leave them out, choose by --sites, or write another cache."
+        )
+    k = max((getattr(config, "k", None) or 1) if "k" in given else 1 for config in configs)
+    least, what = max((1 if arguments.cache else arguments.ctx_len, "one context"), (k, f"k={k}"))
+    size = arguments.batch_size
+    if size < least:
+        raise ConfigError(
+            f"Got --batch-size {size}; a training step needs at least {least} tokens ({what}). The batch size counts "
+            f"tokens, not sequences as in sparsify: {size} sequences are --batch-size {size * arguments.ctx_len}."
+        )

@@ -1,0 +1,79 @@
+"""Error bars by a bootstrap over documents.
+
+Tokens of one document are alike, so a figure is as uncertain as the number of documents makes it,
+not the number of tokens. A resample draws as many documents as there are, with repetition; a figure
+is computed from the sums of each resample. All dictionaries of a text have the same resamples, so
+that differences between them are paired. Efron and Tibshirani 1993, chapters 6 and 13.
+"""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.evaluation._record import Record
+
+LEVEL = 0.95
+"""Share of intervals that hold the true value."""
+FEW_DOCUMENTS = 20
+"""Documents below which an error bar is a rough guess."""
+_LEAST_FINITE = 0.95
+"""Share of resamples in which a figure must exist."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorBar(Record):
+    """How uncertain a figure is, by other documents that might have been read."""
+
+    standard_error: float
+    low: float
+    """The lower end of the 95 % interval, which need not have the figure in its middle."""
+    high: float
+
+
+def document_weights(n_groups: int, n_resamples: int, seed: int) -> Float[Tensor, "resamples groups"] | None:
+    """Returns how often each resample has each group; None where nothing can be resampled."""
+    if n_groups < 2 or n_resamples < 2:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(n_groups, (n_resamples, n_groups), generator=generator)
+    # float64 holds the counts, as the sums that they weigh are float64
+    return torch.zeros(n_resamples, n_groups, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(n_resamples, n_groups, dtype=torch.float64)
+    )
+
+
+def error_bar(resampled: Float[Tensor, "resamples"], n_groups: int) -> ErrorBar | None:
+    """Returns the spread of a figure over resamples; None where it exists in too few of them.
+
+    Resamples vary a little less than new documents would, by the factor sqrt(1 - 1 / groups), for
+    which the spread is corrected. The interval is wider by Student's t where groups are few, since
+    the spread itself is then a guess.
+    """
+    finite = resampled[resampled.isfinite()]
+    if len(finite) < max(2, _LEAST_FINITE * len(resampled)):
+        return None
+    widening = (n_groups / (n_groups - 1)) ** 0.5
+    tail = (1 - LEVEL) / 2
+    middle = finite.mean()
+    tails = finite.quantile(torch.tensor([tail, 1 - tail], dtype=finite.dtype))
+    ends = middle + widening * _heavier_tails(n_groups) * (tails - middle)
+    return ErrorBar(float(widening * finite.std()), *ends.tolist())
+
+
+def chance_of(difference: float, standard_error: float, n_groups: int) -> float:
+    """Returns the probability of a difference as large by chance: two-sided, Student's t."""
+    from scipy.stats import t
+
+    if not standard_error:  # of two that are the same on every document
+        return float(difference == 0)
+    return float(2 * t.sf(abs(difference) / standard_error, n_groups - 1))
+
+
+def _heavier_tails(n_groups: int) -> float:
+    """Returns how much wider Student's 95 % interval is than the normal one."""
+    from scipy.stats import norm, t
+
+    tail = (1 + LEVEL) / 2
+    return float(t.ppf(tail, n_groups - 1) / norm.ppf(tail))

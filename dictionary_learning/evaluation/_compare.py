@@ -1,0 +1,251 @@
+"""Which differences between dictionaries are more than chance.
+
+Dictionaries of one text are compared on the same resamples of its documents, so what makes a
+document hard for all of them cancels. The interval of a difference is therefore narrower than those
+of the two figures suggest.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from dictionary_learning._border import checked
+from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.evaluation._bootstrap import (
+    FEW_DOCUMENTS,
+    LEVEL,
+    ErrorBar,
+    chance_of,
+    document_weights,
+    error_bar,
+)
+from dictionary_learning.evaluation._measured import flatten
+from dictionary_learning.evaluation._record import Record
+from dictionary_learning.evaluation._records import DictionaryReport, Report
+
+COMPARED = (
+    "l0", "fvu", "cossim", "l2_ratio", "ce_increase", "ce_recovered_zero", "ce_recovered_mean", "ce_recovered_resample",
+    "kl", "frac_alive",
+)  # fmt: skip
+"""The metrics that are compared by default, where both have them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference(Record):
+    """One metric of a dictionary minus that of the reference, on the same documents."""
+
+    name: str
+    reference: str
+    metric: str
+    value: float
+    reference_value: float
+    difference: float
+    error: ErrorBar
+    p_value: float
+    """Probability of a difference as large if there were none: two-sided, by Student's t."""
+    p_adjusted: float
+    """The same if all differences of the comparison are looked at (Holm 1979)."""
+    excludes_zero: bool
+    """Whether the 95 % interval excludes 0: one in twenty does by chance."""
+    is_real: bool
+    """Whether p_adjusted is below 0.05, and the interval excludes 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison(Record):
+    """Dictionaries against the first one of their site."""
+
+    HIDDEN: ClassVar[tuple[str, ...]] = ()
+
+    source: str
+    n_tokens_scored: int
+    n_documents: int
+    n_resamples: int
+    n_differences: int
+    """The number of differences that `p_adjusted` is adjusted for."""
+    differences: Sequence[Difference]
+    settings: Mapping[str, Mapping[str, tuple[Any, Any]]]
+    """For each dictionary the settings that differ from the reference's: (the reference's, its)."""
+    notes: Sequence[str]
+
+
+@checked()
+def compare_reports(
+    reports: Sequence[Report], *, metrics: Sequence[str] = COMPARED, n_resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Returns the differences between dictionaries that were evaluated on the same text.
+
+    The first dictionary of each site is the reference of the others there. Where no two are of one
+    site, the first of all is the reference.
+
+    Args:
+        reports: one report of several dictionaries, or several reports.
+        metrics: the names of the metrics.
+        n_resamples: resamples of the documents.
+        seed: of the resamples.
+
+    Raises:
+        ConfigError: there are fewer than two dictionaries, or a report has no sums.
+        DataError: the reports are of other texts, tokens or models, or of too few documents.
+    """
+    entries = [(report, number) for report in reports for number in range(len(report.dictionaries))]
+    if len(entries) < 2:
+        raise ConfigError(f"Got {len(entries)} dictionaries to compare. Give at least two.")
+    if any(report.measured is None for report in reports):
+        raise ConfigError(
+            "A report without report.safetensors beside it has no sums of documents, as those of older versions. "
+            "Evaluate the dictionaries again."
+        )
+    for report in reports[1:]:
+        _check_same(reports[0], report)
+    measured = reports[0].measured
+    assert measured is not None
+    weights = document_weights(len(measured.documents), n_resamples, seed)
+    if weights is None:
+        raise DataError(
+            f"The text has {len(measured.documents)} document and {n_resamples} resamples were asked for; a comparison "
+            "needs at least two of each. Evaluate on a text of several documents."
+        )
+    found: list[Difference] = []
+    settings: dict[str, Mapping[str, tuple[Any, Any]]] = {}
+    names = _names(entries)
+    for place, reference in _pairs(entries):
+        (report, number), (base, base_number) = entries[place], entries[reference]
+        found += _differences(
+            names[place], names[reference], _figures(report, number, weights, metrics),
+            _figures(base, base_number, weights, metrics), weights.shape[1],
+        )  # fmt: skip
+        settings[names[place]] = _changed(base.dictionaries[base_number], report.dictionaries[number])
+    return Comparison(
+        source=reports[0].data.source,
+        n_tokens_scored=reports[0].data.n_tokens_scored,
+        n_documents=measured.n_documents,
+        n_resamples=n_resamples,
+        n_differences=len(found),
+        differences=_adjusted(found),
+        settings=settings,
+        notes=_notes(entries, len(found), measured.n_documents),
+    )
+
+
+def _check_same(first: Report, other: Report) -> None:
+    """Checks that two reports are of the same tokens and model.
+
+    Raises:
+        DataError: they are not; the message says what differs.
+    """
+    what = {
+        "text": "source", "context length": "ctx_len", "token filter": "filter", "number of documents": "n_documents",
+        "tokens": "tokens_sha256", "tokens that count": "scored_sha256", "number of predictions": "n_tokens_predicted",
+    }  # fmt: skip
+    told = {name: (first.data.get(key), other.data.get(key)) for name, key in what.items()}
+    told["model"] = (first.model.get("name"), other.model.get("name"))
+    told["revision of the model"] = (first.model.get("revision"), other.model.get("revision"))
+    changed = {name: pair for name, pair in told.items() if pair[0] != pair[1]}
+    if told["tokens"][0] == told["tokens"][1]:
+        changed.pop("text", None)  # one file may have two names
+    if changed:
+        shown = "; ".join(f"{name}: {str(one)[:80]} and {str(two)[:80]}" for name, (one, two) in changed.items())
+        raise DataError(
+            f"The reports differ in {', '.join(changed)}, so differences between their figures are not those of the "
+            f"dictionaries ({shown}). Evaluate all of them in one command."
+        )
+
+
+def _pairs(entries: Sequence[tuple[Report, int]]) -> list[tuple[int, int]]:
+    """Returns pairs of a dictionary and its reference."""
+    sites = [report.dictionaries[number].site for report, number in entries]
+    pairs = [(place, sites.index(site)) for place, site in enumerate(sites) if sites.index(site) != place]
+    return pairs or [(place, 0) for place in range(1, len(entries))]
+
+
+def _names(entries: Sequence[tuple[Report, int]]) -> list[str]:
+    """Returns a name for each dictionary; a second "a" is "a #2"."""
+    names: list[str] = []
+    for report, number in entries:
+        name = own = report.dictionaries[number].name
+        count = 2
+        while name in names:
+            name, count = f"{own} #{count}", count + 1
+        names.append(name)
+    return names
+
+
+def _figures(report: Report, number: int, weights: Any, metrics: Sequence[str]) -> dict[str, tuple[float, Any]]:
+    """Returns (value, values of the resamples) of each metric that a dictionary has."""
+    assert report.measured is not None
+    whole, resampled = report.measured.figures(number), report.measured.figures(number, weights)
+    return {name: (float(whole[name]), resampled[name]) for name in metrics if name in whole}
+
+
+def _differences(
+    name: str,
+    reference: str,
+    mine: Mapping[str, tuple[float, Any]],
+    theirs: Mapping[str, tuple[float, Any]],
+    n_groups: int,
+) -> list[Difference]:
+    found: list[Difference] = []
+    for metric in (metric for metric in mine if metric in theirs):
+        (value, resampled), (base, base_resampled) = mine[metric], theirs[metric]
+        bar = error_bar(resampled - base_resampled, n_groups)
+        if bar is None:
+            continue
+        difference = value - base
+        p = chance_of(difference, bar.standard_error, n_groups)
+        found.append(
+            Difference(
+                name=name,
+                reference=reference,
+                metric=metric,
+                value=value,
+                reference_value=base,
+                difference=difference,
+                error=bar,
+                p_value=p,
+                p_adjusted=p,
+                excludes_zero=bar.low > 0 or bar.high < 0,
+                is_real=False,
+            )
+        )
+    return found
+
+
+def _adjusted(found: Sequence[Difference]) -> list[Difference]:
+    """Returns the differences with Holm's p-values: the smallest times their number, and so on."""
+    order = sorted(range(len(found)), key=lambda i: found[i].p_value)
+    adjusted, largest = dict[int, float](), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(found) - rank) * found[place].p_value))
+        adjusted[place] = largest
+    alpha = 1 - LEVEL
+    return [
+        dataclasses.replace(one, p_adjusted=adjusted[i], is_real=adjusted[i] < alpha and one.excludes_zero)
+        for i, one in enumerate(found)
+    ]
+
+
+def _changed(base: DictionaryReport, other: DictionaryReport) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings in which two dictionaries differ."""
+    plain = ("site", "reads", "class", "activation_dim", "dict_size", "k")
+    one, two = ({**{key: entry.get(key) for key in plain}, **flatten(entry.config or {})} for entry in (base, other))
+    keys = dict.fromkeys([*one, *two])
+    return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
+
+
+def _notes(entries: Sequence[tuple[Report, int]], n_differences: int, n_documents: int) -> list[str]:
+    notes = [
+        f"The intervals hold 95 % of the time for each difference by itself. Of {n_differences} differences, some "
+        "would seem real by chance; a difference is called real where it is so for all of them together (Holm's "
+        "adjustment, 5 %).",
+        "The error bars are over documents: of other text of the same kind, not of other seeds of training.",
+    ]
+    if n_documents < FEW_DOCUMENTS:
+        notes.append(f"With {n_documents} documents, the error bars themselves are uncertain. Read more text.")
+    sites = {report.dictionaries[number].site for report, number in entries}
+    if len(sites) == len(entries):
+        notes.append("The dictionaries are of different sites: their figures do not measure the same activations.")
+    dtypes = {str(report.model.get("dtype")) for report, _ in entries}
+    if len(dtypes) > 1:
+        notes.append(f"The model ran in different dtypes: {', '.join(sorted(dtypes))}.")
+    return notes

@@ -1,0 +1,217 @@
+"""Contexts of latents on disk. Opening reads one small file, and a latent reads only its rows.
+
+    index.json                  what was asked for, and the dictionaries
+    contexts.safetensors        (contexts, 3, ctx): token ids, documents, positions; -1 for padding
+    tokens.json                 the text of each token id
+    0/statistics.safetensors    of the first dictionary, of all latents
+    0/latents_00000.safetensors examples of its first latents, by the numbers of their tokens
+
+The number of a token is context * ctx + column.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dictionary_learning._border import checked
+from dictionary_learning.errors import CheckpointError, ConfigError, DataError, UnknownNameError
+from dictionary_learning.interop._safe import read_safetensors
+from dictionary_learning.interpretation._records import Example, LatentContexts, LatentStatistics
+
+INDEX, CONTEXTS, TOKENS, STATISTICS = "index.json", "contexts.safetensors", "tokens.json", "statistics.safetensors"
+VERSION = 1
+
+
+class ContextStore:
+    """Contexts of the latents of several dictionaries, in a folder that `collect_contexts` wrote.
+
+    `store[name]` is a `DictionaryContexts`; iterating gives their names.
+    """
+
+    def __init__(self, folder: Path, index: dict[str, Any]):
+        self.folder, self.index = folder, index
+        self._texts: list[str] | None = None
+        entries = {entry["name"]: entry for entry in index["dictionaries"]}
+        self._dictionaries = {name: DictionaryContexts(self, entry) for name, entry in entries.items()}
+
+    @classmethod
+    @checked()
+    def open(cls, path: str | os.PathLike[str]) -> "ContextStore":
+        """Opens a folder; nothing but its index is read.
+
+        Raises:
+            DataError: It holds no complete store, or one of a later version.
+        """
+        return cls(Path(path), read_index(Path(path)))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the dictionaries."""
+        return list(self._dictionaries)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The language model: its name, revision and dtype."""
+        return self.index["request"]["model"]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The text: its name, how it was cut into contexts, and how many tokens were read."""
+        return {**self.index["request"]["data"], "n_tokens_read": self.index["n_tokens_read"]}
+
+    def __getitem__(self, name: str) -> "DictionaryContexts":
+        if name not in self._dictionaries:
+            raise UnknownNameError("dictionary", str(name), self._dictionaries)
+        return self._dictionaries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dictionaries)
+
+    def __len__(self) -> int:
+        return len(self._dictionaries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._dictionaries
+
+    def token_text(self, ids: Int[Tensor, "*n"] | Iterable[int]) -> list[str]:
+        """Returns the text of token ids, with the space before it; no model is needed."""
+        if self._texts is None:
+            try:
+                found = json.loads((self.folder / TOKENS).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise damaged(self.folder / TOKENS, error) from error
+            self._texts = list(map(str, found)) if isinstance(found, list) else []
+        texts = self._texts
+        numbers: list[int] = ids.flatten().tolist() if isinstance(ids, Tensor) else [int(i) for i in ids]
+        return [texts[i] if 0 <= i < len(texts) else str(i) for i in numbers]
+
+    @functools.cached_property
+    def contexts(self) -> Int[Tensor, "contexts 3 ctx"]:
+        """All contexts that were read: token ids, documents and positions; mapped, not loaded."""
+        found = _read(self.folder / CONTEXTS, "contexts")["contexts"]
+        shape = (self.index["n_contexts"], 3, self.index["ctx_len"])
+        if tuple(found.shape) != shape:
+            raise damaged(self.folder / CONTEXTS, f"its shape is {tuple(found.shape)}, and {shape} was written")
+        return found
+
+    def example(self, token: int, activations: Tensor | None) -> Example:
+        """Returns the window around a token, by its number; without activations, of zeros."""
+        before, after = self.index["window"]
+        context, column = divmod(token, self.index["ctx_len"])
+        ids, documents, positions = self.contexts[context].unbind(0)  # each (ctx,)
+        start = max(column - before, 0)
+        columns = torch.arange(start, min(column + after + 1, len(ids)))
+        columns = columns[ids[columns] >= 0]
+        values = torch.zeros(len(columns)) if activations is None else activations[columns - (column - before)]
+        peak = int((columns < column).sum())
+        return Example(ids[columns].long(), values, peak, int(documents[column]), int(positions[column]))
+
+
+class DictionaryContexts:
+    """Contexts of the latents of one dictionary; iterating gives those of each latent in turn."""
+
+    def __init__(self, store: ContextStore, entry: dict[str, Any]):
+        self.store, self.facts = store, entry
+        self.name: str = entry["name"]
+        self.dict_size: int = entry["dict_size"]
+        self.activation_dim: int = entry["activation_dim"]
+        self.class_name: str = entry["class"]
+        self.sites: tuple[str, ...] = tuple(entry["sites"])
+        self._folder = store.folder / entry["folder"]
+        self._shards: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def site(self) -> str:
+        """The site that it reads; of several, their names with commas."""
+        return ", ".join(self.sites)
+
+    @functools.cached_property
+    def statistics(self) -> LatentStatistics:
+        """How often and how strongly each latent is active, exactly."""
+        found = _read(self._folder / STATISTICS, "density", "mean", "maximum", "histogram", "upper")
+        return LatentStatistics(n_tokens=self.facts["n_tokens"], **found)
+
+    @checked()
+    def contexts(self, latent: int) -> LatentContexts:
+        """Returns where a latent is active, and where it is not; reads its rows alone.
+
+        Raises:
+            ConfigError: There is no such latent.
+        """
+        if not 0 <= latent < self.dict_size:
+            raise ConfigError(f"Got latent {latent!r}; '{self.name}' has latents 0 to {self.dict_size - 1}. Give one.")
+        number, row = divmod(latent, self.store.index["shard_size"])
+        shard = {name: tensor[row] for name, tensor in self._shard(number).items()}
+        top = self._examples(shard["top_tokens"], shard["top_activations"])
+        n_groups = self.store.index["request"]["n_quantiles"]
+        tokens = shard["quantile_tokens"].view(n_groups, -1)
+        activations = shard["quantile_activations"].view(*tokens.shape, -1)
+        groups = tuple(self._examples(t, a) for t, a in zip(tokens, activations, strict=True))
+        return LatentContexts(top, groups, self._examples(shard["quiet_tokens"], None))
+
+    def token_text(self, ids: Int[Tensor, "*n"] | Iterable[int]) -> list[str]:
+        """Returns the text of token ids."""
+        return self.store.token_text(ids)
+
+    def __len__(self) -> int:
+        return self.dict_size
+
+    def __iter__(self) -> Iterator[LatentContexts]:
+        return (self.contexts(latent) for latent in range(self.dict_size))
+
+    def _examples(self, tokens: Tensor, activations: Tensor | None) -> tuple[Example, ...]:
+        numbers: list[int] = tokens.tolist()
+        rows = [None] * len(numbers) if activations is None else list(activations)
+        return tuple(self.store.example(n, row) for n, row in zip(numbers, rows, strict=True) if n >= 0)
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        if number not in self._shards:
+            names = ("top_tokens", "top_activations", "quantile_tokens", "quantile_activations", "quiet_tokens")
+            self._shards[number] = _read(self._folder / shard_name(number), *names)  # mapped: rows are read when used
+        return self._shards[number]
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Returns the index of a store.
+
+    Raises:
+        DataError: There is none, or it is of a later version.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise DataError(f"'{folder}' holds no contexts, or unfinished ones. Write them with collect_contexts.")
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version, _ = index["format_version"], (index["request"], index["dictionaries"], index["shard_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, error) from error
+    if version != VERSION:
+        raise DataError(f"'{path}' has format version {version}; this package reads {VERSION}. Upgrade the package.")
+    return index
+
+
+def shard_name(number: int) -> str:
+    """Returns the name of a file of latents."""
+    return f"latents_{number:05d}.safetensors"
+
+
+def damaged(path: Path, why: object) -> DataError:
+    """Returns the error for a file that cannot be read."""
+    return DataError(f"'{path}' cannot be read ({why}); it is missing or damaged. Write the contexts again.")
+
+
+def _read(path: Path, *names: str) -> dict[str, Tensor]:
+    try:
+        found = read_safetensors(path)
+    except CheckpointError as error:
+        raise damaged(path, cast(Any, error.__cause__) or error) from error
+    if missing := set(names) - set(found):
+        raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
+    return {name: found[name] for name in names}

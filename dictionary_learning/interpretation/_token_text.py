@@ -1,0 +1,23 @@
+"""The text of single tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Returns the text of each token, with the space before it; its number without a tokenizer.
+
+    A part of a character is shown by the token's name.
+    """
+    if tokenizer is None:
+        return [str(i) for i in ids]
+    names = tokenizer.convert_ids_to_tokens(list(ids))
+    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    return [_text_of(name, text, i) for name, text, i in zip(names, texts, ids, strict=True)]
+
+
+def _text_of(name: str | None, text: str, token: int) -> str:
+    if name is None or not text or "\ufffd" in text:
+        return name or text or str(token)
+    # one alone loses the space before it in some tokenizers
+    return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text

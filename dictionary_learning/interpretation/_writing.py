@@ -1,0 +1,83 @@
+"""A store of contexts as it is written: tables in safetensors files, and an index."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dictionary_learning._disk import write_atomically, write_json
+from dictionary_learning.interpretation._collector import Collector, Wanted
+from dictionary_learning.interpretation._pass import LatentPass
+from dictionary_learning.interpretation._spool import Spool
+from dictionary_learning.interpretation._store import CONTEXTS, INDEX, STATISTICS, TOKENS, VERSION, shard_name
+from dictionary_learning.models import TracedModel
+
+logger = logging.getLogger(__name__)
+
+SHARD_SIZE = 1024
+"""Latents in a file."""
+
+
+def write_store(
+    folder: Path,
+    request: dict[str, Any],
+    reading: LatentPass,
+    collectors: dict[str, Collector],
+    spool: Spool,
+    wanted: Wanted,
+) -> None:
+    """Writes all files of a store, the index last: a folder with an index is complete."""
+    spool.write(folder / CONTEXTS)
+    texts = token_texts(reading.model, spool)
+    write_atomically(folder / TOKENS, lambda path: path.write_text(json.dumps(texts), encoding="utf-8"))
+    entries: list[dict[str, Any]] = []
+    for number, (name, collector) in enumerate(collectors.items()):
+        place = folder / str(number)
+        place.mkdir(exist_ok=True)
+        statistics = collector.statistics()
+        figures = {key: value for key, value in statistics._asdict().items() if isinstance(value, Tensor)}
+        _save(place / STATISTICS, figures)
+        for start in range(0, collector.dict_size, SHARD_SIZE):
+            stop = min(start + SHARD_SIZE, collector.dict_size)
+            _save(place / shard_name(start // SHARD_SIZE), collector.tensors(start, stop))
+        member = reading.members[name]
+        facts = {"name": name, "folder": str(number), "n_tokens": statistics.n_tokens}
+        described = {**request["dictionaries"][name], "filter": member.rule.describe()}
+        entries.append({**facts, **described, "run_name": member.dictionary.info.name})
+    index = {
+        "format_version": VERSION,
+        "request": request,
+        "n_tokens_read": reading.n_read,
+        "n_contexts": spool.n_contexts,
+        "ctx_len": spool.ctx,
+        "shard_size": SHARD_SIZE,
+        "window": [wanted.before, wanted.after],
+        "dictionaries": entries,
+    }
+    write_json(folder / INDEX, index)
+
+
+def token_texts(model: TracedModel, spool: Spool) -> list[str] | None:
+    """Returns the text of each token of the vocabulary; None without a tokenizer."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return None
+    ids = list(range(len(tokenizer)))
+    names = tokenizer.convert_ids_to_tokens(ids)
+    texts: list[str] = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    return [_text_of(name, text) for name, text in zip(names, texts, strict=True)]
+
+
+def _text_of(name: str | None, text: str) -> str:
+    """Returns a token's text. One alone loses the space before it in some tokenizers, and a part of
+    a character is shown by its name."""
+    if name is None or not text or "\ufffd" in text:
+        return name or text
+    return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_atomically(path, lambda temporary: save_file({k: v.contiguous() for k, v in tensors.items()}, temporary))

@@ -1,0 +1,59 @@
+"""The plots of a sweep's report: a figure against L0, a line for each method."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
+
+from dictionary_learning.evaluation.reports._svg import CARD, Look, draw, looks
+from dictionary_learning.sweeps._results import Summary, pareto
+from dictionary_learning.sweeps._tables import Column
+
+_HEIGHT = 4.2
+"""Inches."""
+
+
+def looks_of(found: Sequence[Summary]) -> dict[tuple[str, str], Look]:
+    """Returns the color and marker of each method at each site."""
+    series = list(dict.fromkeys((one.method, one.site) for one in found))
+    seen = looks([{"name": method, "site": site} for method, site in series])
+    return dict(zip(series, seen, strict=True))
+
+
+def pareto_plot(found: Sequence[Summary], column: Column) -> str:
+    """Draws a figure against L0 with error bars; filled points are beaten by none of their site."""
+    seen = looks_of(found)
+    best = pareto(found, column.key, is_lower_better=column.better == "lower")
+    series: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
+    for i, one in enumerate(found):
+        if "l0" in one.means and column.key in one.means:
+            point = (one.means["l0"], one.means[column.key], i)
+            series.setdefault((one.method, one.site), []).append(point)
+    if not series:
+        return ""
+
+    def paint(axes: Axes) -> None:
+        for key, points in series.items():
+            look = seen[key]
+            for x, y, i in points:
+                filled = look.color if i in best else CARD
+                style = {"color": look.color, "markerfacecolor": filled, "markersize": 8, "gid": look.gid}
+                axes.plot([x], [y], look.marker, **style)
+                wide, high = (found[i].errors.get(name, 0.0) for name in ("l0", column.key))
+                axes.plot([x - wide, x + wide], [y, y], color=look.color, linewidth=1.2, gid=look.gid)
+                axes.plot([x, x], [y - high, y + high], color=look.color, linewidth=1.2, gid=look.gid)
+            front = sorted((x, y) for x, y, i in points if i in best)
+            if len(front) > 1:
+                xs, ys = zip(*front, strict=True)
+                axes.plot(xs, ys, color=look.color, linestyle=look.line, linewidth=1.2, alpha=0.6, gid=look.gid)
+        xs = [x for points in series.values() for x, _, _ in points]
+        if min(xs) > 0 and max(xs) > min(xs):
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_locator(LogLocator(base=2))
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:,.4g}")
+        axes.grid(axis="x")
+        axes.set_xlabel("L0, latents that fire per token")
+        axes.set_title(f"{column.label}, {column.better} is better", loc="left", fontsize="medium", pad=10)
+
+    return draw(f"sweep-{column.key}", f"{column.label} against L0", _HEIGHT, list(seen.values()), paint)

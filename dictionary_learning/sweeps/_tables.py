@@ -1,0 +1,170 @@
+"""The tables of a sweep's report, as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dictionary_learning.sweeps._results import Row, Share, Summary, pareto
+
+DASH = "\u2014"
+
+
+class Column(NamedTuple):
+    """A figure as the report shows it."""
+
+    key: str
+    label: str
+    better: str
+    form: str
+    meaning: str
+
+
+COLUMNS = (
+    Column("l0", "L0", "", ".2f", "mean number of nonzero latents per token"),
+    Column("fvu", "FVU", "lower", ".4f", "variance unexplained, sum |x - x_hat|^2 / sum |x - mean x|^2"),
+    Column("ce_increase", "CE increase", "lower", ".4f", "cross-entropy with x_hat spliced in, minus the model's own"),
+    Column(
+        "ce_recovered_zero", "CE recovered", "higher", ".4f",
+        "(zero-ablated CE - CE) / (zero-ablated CE - the model's own)",
+    ),
+    Column("kl", "KL", "lower", ".4f", "KL divergence from the model's own predictions, nats per token"),
+    Column("frac_alive", "alive", "higher", ".3f", "share of latents that fired on one of the held-out tokens"),
+)  # fmt: skip
+"""The figures of the table."""
+NOTE = (
+    "Figures of held-out data. After ± stands a standard error: of the mean over seeds where there are several, else "
+    "of the evaluation where it gives one."
+)
+MEANING_OF_SHARES = (
+    "The share of a figure's variance over this grid that one setting explains by itself: the sum of squares between "
+    "its values over the total one (eta squared). What is missing to 100 % are interactions and seeds that are not "
+    "varied. It says what mattered here: a wider range of a setting makes its share larger."
+)
+
+
+def shown_columns(found: Sequence[Summary]) -> list[Column]:
+    """Returns the columns in which a combination has a figure."""
+    return [column for column in COLUMNS if any(column.key in one.means for one in found)]
+
+
+def factors_of(found: Sequence[Summary]) -> list[str]:
+    """Returns the settings that vary, in order."""
+    return list(dict.fromkeys(key for one in found for key in one.factors))
+
+
+def on_front(found: Sequence[Summary]) -> set[int]:
+    """Returns the combinations that none beats in L0 and FVU."""
+    return pareto(found, "fvu")
+
+
+def cells(found: Sequence[Summary], plus_minus: str = " ± ") -> tuple[list[str], list[list[str]]]:
+    """Returns the head of the table, and its rows as text."""
+    factors, columns, best = factors_of(found), shown_columns(found), on_front(found)
+    several = len({one.site for one in found}) > 1
+    head = ["method", *(["site"] if several else []), *factors, "seeds", *(c.label for c in columns), "Pareto"]
+    rows: list[list[str]] = []
+    for i, one in enumerate(found):
+        settings = [_text(one.factors.get(key)) for key in factors]
+        figures = [_figure(one, column, plus_minus) for column in columns]
+        mark = "yes" if i in best else "diverged" if not one.n else ""
+        rows.append([one.method, *([one.site] if several else []), *settings, str(one.n), *figures, mark])
+    return head, rows
+
+
+def share_cells(shares: Sequence[Share]) -> tuple[list[str], list[list[str]]]:
+    """Returns the head and the rows of the table of importance."""
+    rows = [
+        [share.scope or "all methods", share.factor, str(share.n_levels), f"{100 * share.share:.1f} %",
+         "" if share.is_balanced else "unbalanced: shares overlap"]
+        for share in shares
+    ]  # fmt: skip
+    return ["within", "setting", "values", "variance explained", ""], rows
+
+
+def as_markdown(title: str, found: Sequence[Summary], shares: Mapping[str, Sequence[Share]]) -> str:
+    """Returns the report as Markdown."""
+    head, rows = cells(found)
+    parts = [f"# {title}", NOTE, _markdown_table(head, rows)]
+    parts.append(
+        "\n".join(
+            f"- {c.label}: {c.meaning}" + (f"; {c.better} is better" if c.better else "") for c in shown_columns(found)
+        )
+    )
+    parts += [
+        "Pareto: no other combination at the site has both a lower L0 and a lower FVU.",
+        "## What mattered",
+        MEANING_OF_SHARES,
+    ]
+    for label, each in shares.items():
+        if each:
+            parts += [f"### {label}", _markdown_table(*share_cells(each))]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_latex(found: Sequence[Summary]) -> str:
+    """Returns the table for LaTeX, which needs the package booktabs."""
+    head, rows = cells(found, "$\\,\\pm\\,$")
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{{'l' * (len(head) - len(shown_columns(found)) - 1)}{'r' * len(shown_columns(found))}l}}",
+        "\\toprule",
+        " & ".join(map(_latex, head)) + " \\\\",
+        "\\midrule",
+        *(" & ".join(map(_latex, row)) + " \\\\" for row in rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Returns every dictionary with all figures and standard errors, a line each."""
+    factors = list(dict.fromkeys(key for row in rows for key in row.factors))
+    figures = list(dict.fromkeys(key for row in rows for key in row.figures))
+    errors = list(dict.fromkeys(key for row in rows for key in row.errors))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["name", "method", "site", *factors, *figures, *(f"{key} standard error" for key in errors), "folder"]
+    )
+    for row in rows:
+        values = [_text(row.factors.get(key), "") for key in factors]
+        values += [repr(row.figures[key]) if key in row.figures else "" for key in figures]
+        values += [repr(row.errors[key]) if key in row.errors else "" for key in errors]
+        folder = "/".join(row.folder.parts[-2:])
+        writer.writerow([row.name, row.method, row.site, *values, folder])
+    return text.getvalue()
+
+
+def _figure(one: Summary, column: Column, plus_minus: str) -> str:
+    value = one.means.get(column.key, math.nan)
+    if not math.isfinite(value):
+        return DASH
+    error = one.errors.get(column.key)
+    return f"{value:{column.form}}" + ("" if error is None else f"{plus_minus}{error:{column.form}}")
+
+
+def _text(value: Any, missing: str = DASH) -> str:
+    if value is None:
+        return missing
+    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(each: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in each) + " |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", DASH: "---"}
+_LATEX |= {sign: f"\\{sign}" for sign in "&%#_{}"}
+
+
+def _latex(text: str) -> str:
+    parts = text.split("$")  # those of the plus-minus sign are meant
+    if len(parts) == 3:
+        return f"{_latex(parts[0])}${parts[1]}${_latex(parts[2])}"
+    return "".join(_LATEX.get(letter, "\\$" if letter == "$" else letter) for letter in text)

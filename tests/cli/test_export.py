@@ -1,0 +1,108 @@
+"""`dictionary-learning export`: each kind from the shell."""
+
+import gzip
+import json
+
+import pytest
+import torch
+import yaml
+
+import dictionary_learning as dl
+from dictionary_learning.cli import main
+from dictionary_learning.dictionaries import DictionaryInfo
+from dictionary_learning.interpretation import Explanation, collect_contexts
+from dictionary_learning.interpretation.explanations import save_explanations
+from tests import tiny
+from tests.stub_server import Reply, serving
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with contexts of a dictionary, the dictionary, and transcoders of two layers."""
+    root = tmp_path_factory.mktemp("place")
+    model = dl.load_model(tiny.model(), tokenizer=tiny.tokenizer())
+    dictionary = dl.AutoEncoderTopK(tiny.DIM, 24, 4)
+    dictionary.info = DictionaryInfo(sites=("model.layers.1",), name="mine")
+    dl.save_dictionary(dictionary, root / "mine")
+    tiny.model().save_pretrained(root / "model")
+    tiny.tokenizer().save_pretrained(root / "model")
+    options = {"n_tokens": 400, "ctx_len": 16, "window": (4, 2)}
+    collect_contexts(model, {"mine": dictionary}, tiny.documents(40), root / "store", **options)
+    save_explanations(root / "store" / "0", {3: Explanation("cats", "somebody", {})})
+    for layer in range(2):
+        made = dl.Transcoder(tiny.DIM, 24, {"name": "relu"})
+        path = f"model.layers.{layer}.mlp"
+        made.info = DictionaryInfo(sites=(f"{path}:in",), target_sites=(f"{path}:out",), name=f"t{layer}")
+        dl.save_dictionary(made, root / "run" / f"trainer_{layer}")
+    return root
+
+
+def export(capsys, *words: object) -> str:
+    assert main(["export", *map(str, words)]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def test_neuronpedia(place, tmp_path, capsys):
+    options = ["--model-id", "tiny", "--source-set", "res", "--weights", place / "mine", "--latents", "0-5"]
+    options += ["--model", place / "model"]
+    folder = export(capsys, place / "store", tmp_path, "--to", "neuronpedia", *options)
+    assert folder == str(tmp_path / "tiny" / "1-res")
+    rows = gzip.decompress((tmp_path / "tiny" / "1-res" / "features" / "batch-0.jsonl.gz").read_bytes()).splitlines()
+    row = json.loads(rows[3])
+    assert len(rows) == 6 and len(row["vector"]) == tiny.DIM
+    assert len(row["pos_str"]) == len(row["topkCosSimIndices"]) == 10 and row["pos_values"][0] >= row["pos_values"][9]
+    assert (tmp_path / "tiny" / "1-res" / "explanations" / "batch-0.jsonl.gz").is_file()
+
+
+def test_neuronpedia_upload(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", "np-key")
+    options = ["--model-id", "tiny", "--source-set", "res", "--layer", "7"]
+    with serving(lambda request, n: Reply({"message": "created"})) as stub:
+        for _ in range(2):
+            export(capsys, place / "store", tmp_path, "--to", "neuronpedia-upload", *options, "--url", stub.url)
+    (request,) = stub.requests
+    assert request.body["source"] == "7-res"
+    assert {"text": "cats"} in [one for f in request.body["features"] for one in f["explanations"]]
+
+
+def test_sae_dashboard_and_pictures(place, tmp_path, capsys):
+    export(capsys, place / "store", tmp_path / "a", "--to", "saedashboard")
+    assert json.loads((tmp_path / "a" / "batch-0.json").read_text())["sae_set"] == "mine"
+    export(capsys, place / "store", tmp_path / "b", "--to", "png", "--latents", "3")
+    assert (tmp_path / "b" / "latent_3.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_circuit_tracer(place, tmp_path, capsys):
+    folder = export(capsys, place / "run", tmp_path, "--to", "circuit-tracer", "--model-id", "me/model")
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert folder == str(tmp_path) and config["model_name"] == "me/model" and len(config["transcoders"]) == 2
+
+
+def test_control_vector(place, tmp_path, capsys):
+    gguf = pytest.importorskip("gguf")
+    path = export(capsys, place / "mine", tmp_path, "--to", "control-vector", "--strengths", "5:2", "7:-0.5")
+    (tensor,) = gguf.GGUFReader(path).tensors
+    rows = dl.load_dictionary(place / "mine").W_dec
+    assert tensor.name == "direction.1"
+    assert torch.allclose(torch.tensor(tensor.data), 2 * rows[5] - 0.5 * rows[7], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("store", ["--to", "neuronpedia"], "--model-id and --source-set"),
+        ("mine", ["--to", "control-vector"], "--strengths nothing"),
+        ("mine", ["--to", "control-vector", "--strengths", "5"], "5:10"),
+        ("mine", ["--to", "control-vector", "--strengths", "99:1"], "latents 0 to 23"),
+        ("mine", ["--to", "circuit-tracer"], "wiring="),
+        ("mine", ["--to", "png"], "collect_contexts"),
+        ("store", ["--to", "png", "--model", "m"], "Give both"),
+        ("store", ["--to", "png", "--dictionary", "other"], "mine"),
+        ("store", ["--to", "png", "--latents", "99"], "latents 0 to 23"),
+        ("store", ["--to", "nosuch"], "control-vector"),
+    ],
+    ids=str,
+)
+def test_what_is_missing_is_said(place, tmp_path, caplog, source, options, message):
+    assert main(["export", str(place / source), str(tmp_path), *options]) == 2
+    assert message in caplog.records[-1].getMessage()

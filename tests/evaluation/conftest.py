@@ -1,0 +1,3 @@
+"""A browser for the report's page."""
+
+from tests.browser import browser, visits  # noqa: F401  (fixtures)

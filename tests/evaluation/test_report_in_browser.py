@@ -1,0 +1,41 @@
+"""The report's page in a real browser."""
+
+import pytest
+
+from dictionary_learning import Candidate, EvaluationConfig, evaluate_dictionaries, load_model, write_report
+from dictionary_learning.dictionaries import AutoEncoderTopK
+from tests import tiny
+
+pytestmark = pytest.mark.xdist_group("browser")
+SITE = "model.layers.1"
+CELLS = """() => [...document.querySelectorAll("#dictionaries td")].map(cell => {
+    const figure = cell.querySelector("span"), style = getComputedStyle(figure ?? cell);
+    return {best: cell.classList.contains("best"), size: style.fontSize, shade: style.backgroundColor};
+})"""
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory):
+    """A report with error bars, of two dictionaries of a site."""
+    model = load_model(tiny.model(), tokenizer=tiny.tokenizer())
+    candidates = [Candidate(f"k {k}", AutoEncoderTopK(tiny.DIM, 64, k), SITE) for k in (2, 16)]
+    config = EvaluationConfig(n_tokens=600, n_fidelity_tokens=300, ctx_len=16, n_resamples=50)
+    report = evaluate_dictionaries(model, candidates, tiny.documents(40), config)
+    return write_report(report, tmp_path_factory.mktemp("report"))["html"]
+
+
+def test_the_best_figure_is_shaded_and_no_smaller_than_others(visits, page_path):
+    cells = visits.open(page_path.as_uri(), ready="#dictionaries").evaluate(CELLS)
+    best, others = [c for c in cells if c["best"]], [c for c in cells if not c["best"]]
+    assert best and others
+    assert {c["size"] for c in best} == {c["size"] for c in others}
+    assert all(c["shade"] != "rgba(0, 0, 0, 0)" for c in best) and all(c["shade"] == "rgba(0, 0, 0, 0)" for c in others)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_and_asks_for_nothing(visits, page_path, width, dark):
+    page = visits.open(page_path.as_uri(), width=width, dark=dark, ready="#dictionaries")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, shade[4:-1].split(","))) < 200) == dark

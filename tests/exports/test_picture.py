@@ -1,0 +1,69 @@
+"""A picture of a latent, whatever its tokens are."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.exports import write_latent_picture
+from dictionary_learning.exports._facts import Shown
+from dictionary_learning.exports._picture import _COLUMNS, _pieces, drawable
+from dictionary_learning.interpretation import Explanation
+from tests.exports.planted_facts import facts
+from tests.interpretation.planted import PlantedContexts
+
+ODD = ["$x^2$", "\\frac{1}", "$", "\n", "\t", "漢字", "\u202e", "\ud800", "", "<b>", "é", " ", "\x00", "🙂", "%"]
+
+
+class OddTokens(PlantedContexts):
+    def token_text(self, ids):
+        return [ODD[int(i) % len(ODD)] for i in ids]
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).int()
+
+
+@pytest.mark.parametrize("latent", [3, 21])
+def test_picture_is_drawn(tmp_path, latent):
+    path = write_latent_picture(facts(), latent, tmp_path / "new" / "a.png")
+    found = pixels(path)
+    assert found.shape[1] == 1430 and found.shape[0] > 400 and (found != 255).any()
+    # where it is active, tokens have the warm color
+    warm = (found[..., 0] > 200) & (found[..., 2] < 120)
+    assert bool(warm.any())
+
+
+def test_odd_tokens_are_drawn_as_text(tmp_path):
+    explained = {3: [Explanation("costs $5 and $6 \\alpha \n漢", "a", {"detection": 0.5})]}
+    path = write_latent_picture(facts(contexts=OddTokens(), explanations=explained), 3, tmp_path / "a.png")
+    assert path.stat().st_size > 10_000
+
+
+def test_settings_of_the_user_change_nothing(tmp_path):
+    first = write_latent_picture(facts(), 3, tmp_path / "a.png").read_bytes()
+    with matplotlib.rc_context({"text.usetex": True, "font.family": "serif", "savefig.dpi": 30, "figure.dpi": 30}):
+        assert write_latent_picture(facts(), 3, tmp_path / "b.png").read_bytes() == first
+
+
+def test_little_is_known(tmp_path):
+    write_latent_picture(
+        facts(effects=None, neighbors=None, directions=None, explanations={}, site="", model=""), 0, tmp_path / "a.png"
+    )
+    with pytest.raises(ConfigError, match="latents 0 to 21"):
+        write_latent_picture(facts(), 22, tmp_path / "b.png")
+
+
+def test_characters_that_the_font_lacks_are_boxes():
+    assert drawable("é\n漢🙂\ud800\x00") == "é↵□□□□"
+
+
+@pytest.mark.parametrize("peak", [0, 50, 99])
+def test_peak_of_a_long_example_is_shown(peak):
+    example = Shown([f" w{n:03}" for n in range(100)], [float(n == peak) for n in range(100)], peak)
+    pieces = _pieces(example, 1.0)
+    assert [text for _, text, share in pieces if share == 1] == [f" w{peak:03}"]
+    assert all(0 <= column <= _COLUMNS - len(text) for column, text, _ in pieces)
