@@ -2,7 +2,7 @@
 
     index.json                  what was asked for, and the dictionaries
     contexts.safetensors        (contexts, 3, ctx): token ids, documents, positions; -1 for padding
-    tokens.json                 the text of each token id
+    tokens.json                 the piece of each token id, as `_token_text` explains it
     0/statistics.safetensors    of the first dictionary, of all latents
     0/latents_00000.safetensors examples of its first latents, by the numbers of their tokens
 
@@ -24,6 +24,7 @@ from dictionary_learning._border import checked
 from dictionary_learning.errors import CheckpointError, ConfigError, DataError, UnknownNameError
 from dictionary_learning.interop._safe import read_safetensors
 from dictionary_learning.interpretation._records import Example, LatentContexts, LatentStatistics
+from dictionary_learning.interpretation._token_text import texts_alone, texts_together
 
 INDEX, CONTEXTS, TOKENS, STATISTICS = "index.json", "contexts.safetensors", "tokens.json", "statistics.safetensors"
 VERSION = 1
@@ -37,7 +38,6 @@ class ContextStore:
 
     def __init__(self, folder: Path, index: dict[str, Any]):
         self.folder, self.index = folder, index
-        self._texts: list[str] | None = None
         entries = {entry["name"]: entry for entry in index["dictionaries"]}
         self._dictionaries = {name: DictionaryContexts(self, entry) for name, entry in entries.items()}
 
@@ -81,16 +81,36 @@ class ContextStore:
         return name in self._dictionaries
 
     def token_text(self, ids: Int[Tensor, "*n"] | Iterable[int]) -> list[str]:
-        """Returns the text of token ids, with the space before it; no model is needed."""
-        if self._texts is None:
-            try:
-                found = json.loads((self.folder / TOKENS).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise damaged(self.folder / TOKENS, error) from error
-            self._texts = list(map(str, found)) if isinstance(found, list) else []
-        texts = self._texts
+        """Returns the text of each token by itself, with the space before it; no model is needed.
+
+        A byte that is no whole character is shown as <0xE4>.
+        """
+        return texts_alone(self._pieces_of(ids))
+
+    def window_text(self, ids: Int[Tensor, "window"] | Iterable[int]) -> list[str]:
+        """Returns the text of each token of a window, such as `example.token_ids`.
+
+        A character that is split over tokens is the text of the last one; the others have none.
+        """
+        return texts_together(self._pieces_of(ids))
+
+    def _pieces_of(self, ids: Tensor | Iterable[int]) -> list[str]:
+        pieces = self._pieces
         numbers: list[int] = ids.flatten().tolist() if isinstance(ids, Tensor) else [int(i) for i in ids]
-        return [texts[i] if 0 <= i < len(texts) else str(i) for i in numbers]
+        return [pieces[i] if 0 <= i < len(pieces) else str(i) for i in numbers]
+
+    @functools.cached_property
+    def _pieces(self) -> list[str]:
+        path = self.folder / TOKENS
+        try:
+            found: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise damaged(path, error) from error
+        if found is None:
+            return []  # there was no tokenizer
+        if not isinstance(found, list) or not all(isinstance(piece, str) for piece in cast("list[Any]", found)):
+            raise damaged(path, "it is no list of texts")
+        return cast("list[str]", found)
 
     @functools.cached_property
     def contexts(self) -> Int[Tensor, "contexts 3 ctx"]:
@@ -157,8 +177,12 @@ class DictionaryContexts:
         return LatentContexts(top, groups, self._examples(shard["quiet_tokens"], None))
 
     def token_text(self, ids: Int[Tensor, "*n"] | Iterable[int]) -> list[str]:
-        """Returns the text of token ids."""
+        """Returns the text of each token by itself."""
         return self.store.token_text(ids)
+
+    def window_text(self, ids: Int[Tensor, "window"] | Iterable[int]) -> list[str]:
+        """Returns the text of each token of a window."""
+        return self.store.window_text(ids)
 
     def __len__(self) -> int:
         return self.dict_size

@@ -13,7 +13,7 @@ from dictionary_learning.interpretation._collector import Collector, Wanted
 from dictionary_learning.interpretation._pass import LatentPass
 from dictionary_learning.interpretation._spool import Spool
 from dictionary_learning.interpretation._store import CONTEXTS, INDEX, STATISTICS, TOKENS, VERSION, shard_name
-from dictionary_learning.models import TracedModel
+from dictionary_learning.interpretation._token_text import pieces_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,9 @@ def write_store(
 ) -> None:
     """Writes all files of a store, the index last: a folder with an index is complete."""
     spool.write(folder / CONTEXTS)
-    texts = token_texts(reading.model, spool)
-    write_atomically(folder / TOKENS, lambda path: path.write_text(json.dumps(texts), encoding="utf-8"))
+    tokenizer = reading.model.tokenizer
+    pieces = None if tokenizer is None else pieces_of(tokenizer, range(len(tokenizer)))
+    write_atomically(folder / TOKENS, lambda path: path.write_text(json.dumps(pieces), encoding="utf-8"))
     entries: list[dict[str, Any]] = []
     for number, (name, collector) in enumerate(collectors.items()):
         place = folder / str(number)
@@ -58,25 +59,6 @@ def write_store(
         "dictionaries": entries,
     }
     write_json(folder / INDEX, index)
-
-
-def token_texts(model: TracedModel, spool: Spool) -> list[str] | None:
-    """Returns the text of each token of the vocabulary; None without a tokenizer."""
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        return None
-    ids = list(range(len(tokenizer)))
-    names = tokenizer.convert_ids_to_tokens(ids)
-    texts: list[str] = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-    return [_text_of(name, text) for name, text in zip(names, texts, strict=True)]
-
-
-def _text_of(name: str | None, text: str) -> str:
-    """Returns a token's text. One alone loses the space before it in some tokenizers, and a part of
-    a character is shown by its name."""
-    if name is None or not text or "\ufffd" in text:
-        return name or text
-    return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
