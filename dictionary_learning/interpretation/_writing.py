@@ -8,11 +8,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dictionary_learning._disk import write_atomically, write_json
+from dictionary_learning._disk import size_and_checksum, write_atomically, write_json
 from dictionary_learning.interpretation._collector import Collector, Wanted
+from dictionary_learning.interpretation._index import CONTEXTS, INDEX, STATISTICS, TOKENS, VERSION, shard_name
 from dictionary_learning.interpretation._pass import LatentPass
 from dictionary_learning.interpretation._spool import Spool
-from dictionary_learning.interpretation._store import CONTEXTS, INDEX, STATISTICS, TOKENS, VERSION, shard_name
 from dictionary_learning.interpretation._token_text import pieces_of
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ def write_store(
         facts = {"name": name, "folder": str(number), "n_tokens": statistics.n_tokens}
         described = {**request["dictionaries"][name], "filter": member.rule.describe()}
         entries.append({**facts, **described, "run_name": member.dictionary.info.name})
+    names = [CONTEXTS, TOKENS]
+    names += [f"{e['folder']}/{name}" for e in entries for name in _files_of(e["dict_size"])]
     index = {
         "format_version": VERSION,
         "request": request,
@@ -57,8 +59,14 @@ def write_store(
         "shard_size": SHARD_SIZE,
         "window": [wanted.before, wanted.after],
         "dictionaries": entries,
+        "files": {name: size_and_checksum(folder / name) for name in names},
     }
     write_json(folder / INDEX, index)
+
+
+def _files_of(dict_size: int) -> list[str]:
+    """Returns the names of the files of a dictionary."""
+    return [STATISTICS, *(shard_name(start // SHARD_SIZE) for start in range(0, dict_size, SHARD_SIZE))]
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
