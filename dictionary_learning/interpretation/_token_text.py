@@ -1,7 +1,13 @@
-"""The text of single tokens."""
+"""The text of single tokens, and the tokens of a text."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from dictionary_learning.errors import DataError
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a UTF-16 surrogate pair, which is in no text."""
 
 
 def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -14,6 +20,17 @@ def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     names = tokenizer.convert_ids_to_tokens(list(ids))
     texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
     return [_text_of(name, text, i) for name, text, i in zip(names, texts, ids, strict=True)]
+
+
+def ids_of(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Returns the ids of a text's tokens.
+
+    Raises:
+        DataError: It has half of a surrogate pair, of which tokenizers make no sense.
+    """
+    if HALF.search(text):
+        raise DataError(f"The text {text[:40]!r} has half of a UTF-16 surrogate pair. Remove or replace it.")
+    return tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
 
 
 def _text_of(name: str | None, text: str, token: int) -> str:
