@@ -12,7 +12,7 @@ from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.interpretation._token_text import pieces_of, texts_alone, texts_of
+from dictionary_learning.interpretation._token_text import ids_of, pieces_of, texts_alone, texts_of
 from dictionary_learning.interpretation._token_views import TokenView, show_tokens, visible
 from dictionary_learning.interventions import read_latents
 from dictionary_learning.interventions._inputs import as_tokens
@@ -175,7 +175,7 @@ def test_prompt(
     answers: dict[str, tuple[AnswerToken, ...]] = {}
     for given in [answer] if isinstance(answer, str) else answer:
         text = f" {given}" if prepend_space and not given.startswith(" ") else given
-        ids: list[int] = traced.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = ids_of(traced.tokenizer, text, add_special_tokens=False)
         if not given or not ids:
             raise DataError(f"Got the answer {given!r}, which has no token. Give a text that is not empty.")
         logits = _logits(traced, torch.cat([before, torch.tensor([ids])], dim=1))[before.shape[1] - 1 : -1]

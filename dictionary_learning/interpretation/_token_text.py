@@ -12,6 +12,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dictionary_learning.errors import DataError
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a UTF-16 surrogate pair, which is in no text."""
+
 _UNKNOWN = "\ufffd"
 _ESCAPE = "surrogateescape"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -50,6 +55,17 @@ def texts_together(pieces: Iterable[str]) -> list[str]:
 def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Returns the text of each token of a window, as `texts_together`."""
     return texts_together(pieces_of(tokenizer, ids))
+
+
+def ids_of(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Returns the ids of a text's tokens.
+
+    Raises:
+        DataError: It has half of a surrogate pair, of which tokenizers make no sense.
+    """
+    if HALF.search(text):
+        raise DataError(f"The text {text[:40]!r} has half of a UTF-16 surrogate pair. Remove or replace it.")
+    return tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
 
 
 def _piece(name: Any, text: str) -> str:

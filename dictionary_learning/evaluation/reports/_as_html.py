@@ -30,6 +30,7 @@ from dictionary_learning.evaluation.reports._contents import (
     token_groups,
     uncertainty,
 )
+from dictionary_learning.evaluation.reports._links import links
 from dictionary_learning.evaluation.reports._svg import Look, looks
 
 
@@ -70,6 +71,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         title=report.get("title") or "Evaluation",
         headline=headline(report),
         excluded=excluded(report),
+        links=links(report),
         cards=_cards(report),
         columns=shown_columns(dictionaries),
         groups=[(site, [e for e in entries if e[1].site == site]) for site in sites_of(dictionaries)],

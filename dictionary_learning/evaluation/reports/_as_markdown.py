@@ -21,6 +21,7 @@ from dictionary_learning.evaluation.reports._contents import (
     token_groups,
     uncertainty,
 )
+from dictionary_learning.evaluation.reports._links import links
 
 _MARKUP = re.compile(r"[^\w\s.,:;/=()-]|_")
 """What has a meaning in HTML or Markdown, and more."""
@@ -29,6 +30,7 @@ _MARKUP = re.compile(r"[^\w\s.,:;/=()-]|_")
 def render_markdown(report: Mapping[str, Any]) -> str:
     """Returns a summary of the evaluation, the tables of metrics, and what the metrics mean."""
     parts = [f"# {_line(report.get('title') or 'Evaluation')}", _line(headline(report)), _line(excluded(report))]
+    parts += [f"[{_line(link.text)}]({link.address})" for link in links(report)]
     dictionaries = report.get("dictionaries") or []
     if dictionaries:
         parts += ["## Dictionaries", _dictionaries(dictionaries)]
