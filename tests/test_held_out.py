@@ -245,7 +245,7 @@ def test_a_cache_is_evaluated_with_a_model_or_on_another_cache(model, tmp_path):
 def test_contexts_are_as_long_as_those_of_training(model, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "dictionary_learning._held_out.evaluate_dictionaries", lambda *given, **_: asked.append(given[3]) or 1 / 0
+        "dictionary_learning._held_out_data.evaluate_dictionaries", lambda *given, **_: asked.append(given[3]) or 1 / 0
     )
     run(
         data=ActivationBuffer(tiny.documents(30), model, SITE, **BUFFER),
@@ -263,7 +263,7 @@ def test_a_failure_costs_a_warning(model, caplog, monkeypatch):
         Draws()()
         raise RuntimeError("out of everything")
 
-    monkeypatch.setattr("dictionary_learning._held_out.HeldOutActivations.evaluate", fails)
+    monkeypatch.setattr("dictionary_learning._held_out_data.HeldOutActivations.evaluate", fails)
     found = run(evaluate_every=4, evaluation_data=held())
     assert len(calls) == 3 and "after step 4 failed (RuntimeError: out of everything)" in caplog.text
     assert_same_bits(run(), found)
