@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import random
 import signal
 import sys
@@ -22,7 +23,7 @@ from dictionary_learning import (
     trainSAE,
     write_cache,
 )
-from dictionary_learning._best import criterion
+from dictionary_learning._best import Best, criterion
 from dictionary_learning._resume import kept_random_state
 from dictionary_learning._run_setup import _read_config
 from dictionary_learning.activations.cache import ActivationCache
@@ -344,6 +345,14 @@ def test_a_disk_that_fails_costs_the_best_and_not_the_run(tmp_path, caplog, monk
     assert_same_bits([load_dictionary(tmp_path / "trainer_0")], [found])
 
 
+def test_a_step_without_a_number_is_not_kept_and_said(tmp_path, caplog):
+    best, (one,) = Best("ce_recovered_zero", "higher", tmp_path, lambda _: None), run()
+    best.offer([one], {0: {"ce_recovered_zero": math.nan}}, 4, 100)
+    assert (
+        not list(tmp_path.iterdir()) and "step 4 has no number for save_best='ce_recovered_zero' (nan)" in caplog.text
+    )
+
+
 def test_what_was_the_best_before_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     from dictionary_learning import _saving
 
@@ -495,6 +504,9 @@ def test_console_says_what_was_found(caplog):
     caplog.set_level(logging.INFO)
     ConsoleLogger(20, ["a"]).log_evaluation({"a": EVALUATED}, 10, 100)
     assert "held out, step 10: a: FVU 0.2500  L0 3.0  CE recovered 0.9000" in caplog.text
+    harmless = {**EVALUATED.figures, "eval/ce_recovered_zero": math.nan, "eval/ce_zero": 1.0}
+    ConsoleLogger(20, ["a"]).log_evaluation({"a": EVALUATED._replace(figures=harmless)}, 10, 100)
+    assert "CE recovered nothing (zero ablation does not raise the cross-entropy)" in caplog.text
 
 
 def test_every_metric_has_a_better_side_or_says_that_it_has_none():
