@@ -1,7 +1,8 @@
-"""Trains four dictionaries at once on two sites of a real language model, and reports on them.
+"""Trains four dictionaries at once on two sites of a real language model, reports on them, and
+writes pages of their latents.
 
-About 4 minutes on 2 cores without a GPU, after the download of the model (93 MB). To expect, on
-held-out text: see the table in docs/demo.md.
+At most 5 minutes on 2 cores without a GPU, after the download of the model (93 MB). To expect, on
+held-out text: see the table in docs/demo.md. Afterwards demo/interpret.py takes a latent apart.
 
     python demo/demo.py [--model NAME] [--data NAME] [--save-dir FOLDER] [options of
     dictionary-learning train]
@@ -17,10 +18,12 @@ from dictionary_learning.cli import main
 
 HERE = Path(__file__).parent
 RESIDUAL, MLP = "model.layers.15:out", "model.layers.15.mlp:out"
+PAGES = "latents"
+"""The folder of the pages, in that of the run."""
 
 
 def demo() -> int:
-    """Runs `dictionary-learning train` with the demo's settings."""
+    """Runs `dictionary-learning train` and `dashboard` with the demo's settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", help="a language model instead of SmolLM2-135M-Instruct; --sites may have to go with it"
@@ -30,11 +33,12 @@ def demo() -> int:
     parser.add_argument("--save-dir", default="runs/demo", help="where the results go")
     known, rest = parser.parse_known_args()
     sites = known.sites or ([RESIDUAL, MLP] if known.model is None else [])
-    return main(
+    model, data = known.model or str(fetch_model()), known.data or str(HERE / "sotu.jsonl.zst")
+    failed = main(
         [
             "train",
-            known.model or str(fetch_model()),
-            known.data or str(HERE / "sotu.jsonl.zst"),
+            model,
+            data,
             *(["--sites", *sites] if sites else []),
             *["--save-dir", known.save_dir, "--overwrite"],
             *["--n-tokens", "200000"],
@@ -42,6 +46,15 @@ def demo() -> int:
             *["--k", "32", "64"],
             *["--n-eval-tokens", "16384", "--n-fidelity-tokens", "6144"],
             *rest,
+        ]
+    )
+    if failed or "--dry-run" in rest:
+        return failed
+    return main(
+        [
+            *["dashboard", known.save_dir, "--save-dir", str(Path(known.save_dir) / PAGES)],
+            *["--model", model, "--data", data, "--n-tokens", "30000"],
+            *["--n-top", "8", "--n-quantiles", "3", "--per-quantile", "2", "--n-quiet", "2", "--map", "pca"],
         ]
     )
 

@@ -61,8 +61,10 @@ class Best:
         for number, values in figures.items():
             dictionary, value = dictionaries[number], values.get(self.metric, math.nan)
             if not math.isfinite(value):
-                if self.metric not in values:
-                    logger.warning("save_best='%s' is no figure of the evaluation; nothing is kept.", self.metric)
+                logger.warning(
+                    "The evaluation after step %d has no number for save_best='%s' (%s): this step is not kept. "
+                    "'fvu' always has one.", step, self.metric, values.get(self.metric, "no such figure"),
+                )  # fmt: skip
                 continue
             before = self.found.get(number)
             if before is not None and self._rank(value) <= self._rank(before["value"]):

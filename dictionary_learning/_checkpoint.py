@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dictionary_learning._disk import UNFINISHED, flush_to_disk, sha256_of, write_json
+from dictionary_learning._disk import UNFINISHED, flush_to_disk, size_and_checksum, write_json
 from dictionary_learning.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -78,7 +78,7 @@ def write_checkpoint(
         save_file(tensors, folder / _TENSORS)
         for write in further:
             write(folder)
-        files = {path.relative_to(folder).as_posix(): _describe(path) for path in _files(folder)}
+        files = {path.relative_to(folder).as_posix(): size_and_checksum(path) for path in _files(folder)}
         for path in [*_files(folder), *(path for path in folder.rglob("*") if path.is_dir())]:
             flush_to_disk(path)
         # the last one, and whole at any moment: a folder with a manifest is complete
@@ -142,7 +142,7 @@ def check_files(path: Path) -> None:
         file.relative_to(path).as_posix(): file for file in _files(path) if file.name != MANIFEST or file.parent != path
     }
     wrong = sorted(set(listed) ^ set(found)) or [
-        name for name, file in found.items() if _describe(file) != listed[name]
+        name for name, file in found.items() if size_and_checksum(file) != listed[name]
     ]
     if wrong:
         raise CheckpointError(
@@ -209,10 +209,6 @@ def replace_folder(folder: Path, final: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], place: str) -> Any:

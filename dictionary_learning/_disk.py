@@ -63,6 +63,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def size_and_checksum(path: Path) -> dict[str, Any]:
+    """Returns by which a file is known again, as JSON values."""
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
+
+
 def flush_to_disk(path: Path) -> None:
     """Waits until a file's contents, or a folder's names, are on the disk."""
     if os.name == "nt" and path.is_dir():

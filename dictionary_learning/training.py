@@ -15,7 +15,8 @@ from dictionary_learning._best import Best, criterion
 from dictionary_learning._border import checked
 from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory
-from dictionary_learning._held_out import Evaluation, Place, held_out_data
+from dictionary_learning._held_out import Evaluation
+from dictionary_learning._held_out_data import Place, held_out_data
 from dictionary_learning._plain import to_plain
 from dictionary_learning._provenance import RunRecord, contents_of
 from dictionary_learning._resume import RunCheckpoints, StopRequest, all_trainers, describe_run

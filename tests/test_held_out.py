@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import random
 import signal
 import sys
@@ -22,7 +23,7 @@ from dictionary_learning import (
     trainSAE,
     write_cache,
 )
-from dictionary_learning._best import criterion
+from dictionary_learning._best import Best, criterion
 from dictionary_learning._resume import kept_random_state
 from dictionary_learning._run_setup import _read_config
 from dictionary_learning.activations.cache import ActivationCache
@@ -245,7 +246,7 @@ def test_a_cache_is_evaluated_with_a_model_or_on_another_cache(model, tmp_path):
 def test_contexts_are_as_long_as_those_of_training(model, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "dictionary_learning._held_out.evaluate_dictionaries", lambda *given, **_: asked.append(given[3]) or 1 / 0
+        "dictionary_learning._held_out_data.evaluate_dictionaries", lambda *given, **_: asked.append(given[3]) or 1 / 0
     )
     run(
         data=ActivationBuffer(tiny.documents(30), model, SITE, **BUFFER),
@@ -263,7 +264,7 @@ def test_a_failure_costs_a_warning(model, caplog, monkeypatch):
         Draws()()
         raise RuntimeError("out of everything")
 
-    monkeypatch.setattr("dictionary_learning._held_out.HeldOutActivations.evaluate", fails)
+    monkeypatch.setattr("dictionary_learning._held_out_data.HeldOutActivations.evaluate", fails)
     found = run(evaluate_every=4, evaluation_data=held())
     assert len(calls) == 3 and "after step 4 failed (RuntimeError: out of everything)" in caplog.text
     assert_same_bits(run(), found)
@@ -342,6 +343,14 @@ def test_a_disk_that_fails_costs_the_best_and_not_the_run(tmp_path, caplog, monk
     (found,) = run(save_dir=tmp_path, evaluate_every=6, evaluation_data=held(), save_best="fvu")
     assert caplog.text.count("could not be written (OSError: full)") == 2
     assert_same_bits([load_dictionary(tmp_path / "trainer_0")], [found])
+
+
+def test_a_step_without_a_number_is_not_kept_and_said(tmp_path, caplog):
+    best, (one,) = Best("ce_recovered_zero", "higher", tmp_path, lambda _: None), run()
+    best.offer([one], {0: {"ce_recovered_zero": math.nan}}, 4, 100)
+    assert (
+        not list(tmp_path.iterdir()) and "step 4 has no number for save_best='ce_recovered_zero' (nan)" in caplog.text
+    )
 
 
 def test_what_was_the_best_before_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
@@ -495,6 +504,9 @@ def test_console_says_what_was_found(caplog):
     caplog.set_level(logging.INFO)
     ConsoleLogger(20, ["a"]).log_evaluation({"a": EVALUATED}, 10, 100)
     assert "held out, step 10: a: FVU 0.2500  L0 3.0  CE recovered 0.9000" in caplog.text
+    harmless = {**EVALUATED.figures, "eval/ce_recovered_zero": math.nan, "eval/ce_zero": 1.0}
+    ConsoleLogger(20, ["a"]).log_evaluation({"a": EVALUATED._replace(figures=harmless)}, 10, 100)
+    assert "CE recovered nothing (zero ablation does not raise the cross-entropy)" in caplog.text
 
 
 def test_every_metric_has_a_better_side_or_says_that_it_has_none():

@@ -26,7 +26,7 @@ LAYERS = [
     {"run_output"},
     {"estimate", "provenance", "trained_on"},
     {"evaluation", "interpretation", "attribution"},
-    {"best"},
+    {"best", "held_out_data"},
     {"held_out"},
     {"training"},
     {"session", "sweeps"},

@@ -4,16 +4,16 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments, write_line
 from dictionary_learning.cli._options import DataArguments
 from dictionary_learning.config import setting
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dictionary_learning.dashboards import DictionaryPage
-    from dictionary_learning.dictionaries import Dictionary
+    from dictionary_learning.evaluation import Candidate
     from dictionary_learning.interop._saved import Saved
     from dictionary_learning.interpretation import ContextStore
     from dictionary_learning.models import TracedModel
@@ -41,6 +41,9 @@ class DashboardArguments(DataArguments):
     """What stands at the top; by default the model's name."""
     sites: tuple[str, ...] = ()
     """The site of each dictionary, or one for all; by default as its files or its folder say."""
+    target_sites: tuple[str, ...] = ()
+    """The same for what is written, if that is something else; its tokens are promoted and
+    suppressed."""
     model: str | None = None
     """The language model; by default the one that the dictionaries were trained on."""
     data: str | None = None
@@ -51,6 +54,14 @@ class DashboardArguments(DataArguments):
     """Tokens in a context; by default as in training, or 128."""
     batch_size: int = 16
     """Contexts in a forward pass."""
+    n_top: int = setting(20, at_least=1)
+    """Contexts with the largest activations of each latent."""
+    n_quantiles: int = setting(5, at_least=1)
+    """Groups of equal size into which the tokens where it is active are cut by activation."""
+    per_quantile: int = setting(5, at_least=0)
+    """Contexts of each group."""
+    n_quiet: int = setting(10, at_least=0)
+    """Windows on which it is never active."""
     n_shown: int = setting(10, at_least=1)
     """Neighbors, promoted and suppressed tokens of each latent."""
     map: Literal["auto", "umap", "pca"] = "auto"
@@ -69,25 +80,23 @@ class DashboardArguments(DataArguments):
         check_folder(Path(self.save_dir))  # before a long pass over text
         stores = [ContextStore.open(place) for place in self.places if _is_store(place)]
         saved = load_saved([place for place in self.places if not _is_store(place)])
-        model, known, sites = None, {}, {}
+        model: TracedModel | None = None
+        known: dict[str, Candidate] = {}
         if saved:
-            model, known, sites = load_with_model(saved, self)
-            unread = {name: one for name, one in known.items() if not any(name in store for store in stores)}
+            model, known = load_with_model(saved, self, self.target_sites)
+            unread = [one for one in known.values() if not any(one.name in store for store in stores)]
             if unread:
-                stores.append(self._collected(unread, sites, saved, model))
+                stores.append(self._collected(unread, saved, model))
         pages = self._pages(stores, known, model)
         first = stores[0]
         name = str(first.model.get("name") or "a model")
         about = f"{name}, {first.data['n_tokens_read']:,} tokens of {first.data.get('source')}"
         page = write_dashboard(pages, self.save_dir, title=self.title or f"Latents of {name}", about=about)
+        _link_from_report(page, {one.name for one in pages})
         write_line(str(page))
 
     def _collected(
-        self,
-        dictionaries: "dict[str, Dictionary]",
-        sites: dict[str, Any],
-        saved: "Sequence[Saved]",
-        model: "TracedModel",
+        self, candidates: "Sequence[Candidate]", saved: "Sequence[Saved]", model: "TracedModel"
     ) -> "ContextStore":
         """Reads the text, and returns the contexts of dictionaries."""
         from dictionary_learning._trained_on import buffer_of, text_of
@@ -103,24 +112,27 @@ class DashboardArguments(DataArguments):
         pack = common(saved, "ways of packing documents", lambda config: buffer_of(config).get("pack"))
         return collect_contexts(
             model,
-            dictionaries,
+            {one.name: one.dictionary for one in candidates},
             read_text(self, self.data, text),
             Path(self.save_dir) / _CONTEXTS,
-            sites={name: sites[name] for name in dictionaries},
+            sites={one.name: one.site for one in candidates},
             ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
             pack=True if pack is None else pack,
-            **self.options("n_tokens", "batch_size"),
+            **self.options("n_tokens", "batch_size", "n_top", "n_quantiles", "per_quantile", "n_quiet"),
         )
 
     def _pages(
-        self, stores: "Sequence[ContextStore]", known: "dict[str, Dictionary]", model: "TracedModel | None"
+        self, stores: "Sequence[ContextStore]", known: "dict[str, Candidate]", model: "TracedModel | None"
     ) -> "list[DictionaryPage]":
         from dictionary_learning.dashboards import pages_of
 
         found: list[DictionaryPage] = []
         for store in stores:
-            mine = {name: one for name, one in known.items() if name in store}
-            found += pages_of(store, mine, model if mine else None, n=self.n_shown, map_method=self.map)
+            mine = {name: one.dictionary for name, one in known.items() if name in store}
+            targets = {name: known[name].target for name in mine} if self.target_sites else {}
+            found += pages_of(
+                store, mine, model if mine else None, target_sites=targets, n=self.n_shown, map_method=self.map
+            )
         names = [page.name for page in found]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -156,18 +168,23 @@ class ServeArguments(CommandArguments):
         from dictionary_learning.dashboards import LiveServer
 
         saved = load_saved(self.dictionaries)
-        model, dictionaries, sites = load_with_model(saved, self)
-        server = LiveServer(model, dictionaries, sites=sites, **self.options("host", "port"))
+        model, found = load_with_model(saved, self)
+        server = LiveServer(
+            model,
+            {name: one.dictionary for name, one in found.items()},
+            sites={name: one.site for name, one in found.items()},
+            **self.options("host", "port"),
+        )
         write_line(server.url)
         logger.info("Open this address in a browser. Ctrl-C ends the server.")
         server.run()
 
 
 def load_with_model(
-    saved: "Sequence[Saved]", given: DashboardArguments | ServeArguments
-) -> "tuple[TracedModel, dict[str, Dictionary], dict[str, Any]]":
-    """Returns the model of dictionaries, the one asked for or that of their training; and them and
-    their sites by their names.
+    saved: "Sequence[Saved]", given: DashboardArguments | ServeArguments, target_sites: Sequence[str] = ()
+) -> "tuple[TracedModel, dict[str, Candidate]]":
+    """Returns the model of dictionaries, the one asked for or that of their training; and them at
+    their sites, by their names.
 
     Raises:
         ConfigError: They do not say which model, or different ones; or do not belong to it.
@@ -185,8 +202,22 @@ def load_with_model(
         raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
     revision = trained_on.revision if trained_on else None
     model = load_model(name, revision=revision, device=given.device, dtype=given.dtype)
-    found = candidates_of(saved, model, given.sites)
-    return model, {one.name: one.dictionary for one in found}, {one.name: one.site for one in found}
+    return model, {one.name: one for one in candidates_of(saved, model, given.sites, target_sites)}
+
+
+def _link_from_report(page: Path, names: set[str]) -> None:
+    """Adds a link to the report of the run in whose folder the pages are, if it is one of them."""
+    from dictionary_learning.evaluation import read_report
+    from dictionary_learning.evaluation.reports import add_link
+
+    folder = page.parent.parent
+    if not (folder / "report.json").is_file():
+        return
+    try:
+        if names & {entry.name for entry in read_report(folder).dictionaries}:
+            add_link(folder, "Latents of these dictionaries", page)
+    except DataError as error:
+        logger.warning("The report has no link to the pages. %s", error)
 
 
 def _is_store(place: str) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -118,6 +119,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
     """Adds settings and training history to a report, writes it, and prints its page's path."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
+    from dictionary_learning.evaluation.reports._contents import nothing_to_recover
     from dictionary_learning.loggers import read_history
 
     entries: list[Any] = []
@@ -128,9 +130,11 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
         config = one.config.get("trainer", one.config.get("peer", {}))
         entries.append(dataclasses.replace(entry, config=config, history=known))
         shown = [f"FVU {_figure(entry, 'fvu')}", f"L0 {entry.metrics['l0']:.1f}"]
-        if "ce_recovered_zero" in entry.metrics:
+        if math.isfinite(entry.metrics.get("ce_recovered_zero", math.nan)):
             shown.append(f"CE recovered {_figure(entry, 'ce_recovered_zero')}")
         logger.info("%s: %s", entry.name, "  ".join(shown))
+    if reason := nothing_to_recover(report):
+        logger.info("%s", reason)
     title = f"Dictionaries of {report.model['name']}"
     whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
     write_line(str(write_report(whole, save_dir)["html"]))

@@ -78,7 +78,7 @@ def held_out(
     arguments: TrainArguments, model: "TracedModel | None", text: "Source | None", source: "Activations"
 ) -> dict[str, Any]:
     """Returns the arguments of `trainSAE` about evaluation while it trains."""
-    from dictionary_learning._held_out import IN_TRAINING
+    from dictionary_learning._held_out_data import IN_TRAINING
     from dictionary_learning.contexts import ContextStream
 
     if arguments.evaluate_every is None:

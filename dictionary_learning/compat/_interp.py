@@ -20,6 +20,7 @@ from dictionary_learning.data import TokenBatch
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError, MissingDependencyError
 from dictionary_learning.interpretation._directions import Directions
+from dictionary_learning.interpretation._token_text import pieces_of, texts_alone, texts_of
 from dictionary_learning.interventions import edit_latents, graft
 from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.models import Edit, TracedModel, load_model
@@ -141,20 +142,20 @@ def examine_dimension(
         raise ConfigError(f"Got dim_idx={dim_idx}; there are the features 0 to {width - 1}. Choose one of them.")
     parts = zip(ids.split(_CONTEXTS), mask.split(_CONTEXTS), strict=True)
     values = torch.cat([_values(traced, site, dictionary, dim_idx, *part) for part in parts])  # (contexts, ctx)
-    words = _words(traced)
     kinds, number = ids[mask].unique(return_inverse=True)
     sums = torch.zeros(len(kinds)).index_add_(0, number, values[mask])
     means = sums / number.bincount()
     best = means.topk(min(k, len(means)))
-    top_tokens = [(words([int(kinds[i])])[0], float(mean)) for mean, i in zip(*best, strict=True)]
+    top_tokens = list(zip(_words(traced, kinds[best.indices]), best.values.tolist(), strict=True))
     flat = values.masked_fill(~mask, -torch.inf).flatten()
     places = flat.topk(min(k, int(mask.sum()))).indices.tolist()
     rows = [(place // values.shape[1], place % values.shape[1] + 1) for place in places]
     starts = [ids[row, :end][mask[row, :end]].tolist() for row, end in rows]
     shown = [values[row, :end][mask[row, :end]] for row, end in rows]
     tokens, falls = feature_effect(traced, site, dictionary, dim_idx, starts, max_length, k=k)
-    top_affected = list(zip(words(tokens.tolist()), falls.tolist(), strict=True))
-    return featureProfile(TopContexts([words(start) for start in starts], shown), top_tokens, top_affected)
+    top_affected = list(zip(_words(traced, tokens), falls.tolist(), strict=True))
+    windows = [texts_of(traced.tokenizer, start) for start in starts]
+    return featureProfile(TopContexts(windows, shown), top_tokens, top_affected)
 
 
 @checked()
@@ -246,8 +247,6 @@ def _values(
     return rows.float().cpu()
 
 
-def _words(model: TracedModel) -> Any:
-    """Returns a function from token ids to the text of each."""
-    if model.tokenizer is None:
-        return lambda ids: list(map(str, ids))
-    return lambda ids: [model.tokenizer.decode([i]) for i in ids]
+def _words(model: TracedModel, ids: Tensor) -> list[str]:
+    """Returns the text of each token by itself."""
+    return texts_alone(pieces_of(model.tokenizer, ids.tolist()))

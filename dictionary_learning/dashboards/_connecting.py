@@ -1,20 +1,19 @@
 """Pages from a store of contexts, and from the dictionaries themselves where they are at hand."""
 
-import importlib
-import importlib.util
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from dictionary_learning._border import checked, short
-from dictionary_learning._types import ModelLike
+from dictionary_learning._types import ModelLike, SubmodulesLike
 from dictionary_learning.dashboards._pages import DictionaryPage
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.interpretation import ContextStore, Neighbors, latent_map, logit_lens, nearest_latents
+from dictionary_learning.interpretation.explanations import load_explanations
+from dictionary_learning.interpretation.explanations._files import EXPLANATIONS
 from dictionary_learning.models import TracedModel, load_model
 
 _N_MATCHES = 3
-_EXPLANATIONS = "dictionary_learning.interpretation.explanations"
 
 
 @checked()
@@ -23,6 +22,7 @@ def pages_of(
     dictionaries: Mapping[str, Dictionary] | None = None,
     model: ModelLike | None = None,
     *,
+    target_sites: Mapping[str, SubmodulesLike] | None = None,
     n: int = 10,
     map_method: Literal["auto", "umap", "pca"] = "auto",
 ) -> list[DictionaryPage]:
@@ -33,6 +33,7 @@ def pages_of(
         dictionaries: By their names in the store: their latents get neighbors, places on a map, and
             the nearest latents of the others at the same sites.
         model: The language model; with it, they get the tokens that they promote and suppress.
+        target_sites: What dictionaries write, by their names, where they do not say it themselves.
         n: Neighbors, promoted and suppressed tokens of each latent.
         map_method: As in `latent_map`.
 
@@ -50,7 +51,11 @@ def pages_of(
                 f"{store[name].dict_size}. Give the one that was read."
             )
     traced = None if model is None else load_model(model)
-    return [_page(store, name, known, traced, n, map_method) for name in store.names]
+    targets = dict(target_sites or {})
+    for name in targets:
+        if name not in known:
+            raise UnknownNameError("dictionary with a target site", name, known)
+    return [_page(store, name, known, traced, targets.get(name), n, map_method) for name in store.names]
 
 
 def check_dictionaries(dictionaries: Mapping[str, Any]) -> None:
@@ -65,6 +70,7 @@ def _page(
     name: str,
     dictionaries: Mapping[str, Dictionary],
     model: TracedModel | None,
+    target: SubmodulesLike | None,
     n: int,
     map_method: Any,
 ) -> DictionaryPage:
@@ -89,7 +95,8 @@ def _page(
             found["neighbors"] = nearest_latents(dictionary, min(n, dictionary.dict_size - 1))
         if model is not None:
             told = dictionary.info.target_sites or dictionary.info.sites
-            found["effects"] = logit_lens(model, dictionary, n, site=None if told else list(contexts.sites))
+            site = target if target is not None or told else list(contexts.sites)
+            found["effects"] = logit_lens(model, dictionary, n, site=site)
     return DictionaryPage(**found)
 
 
@@ -105,6 +112,4 @@ def _matches(store: ContextStore, name: str, dictionaries: Mapping[str, Dictiona
 
 def _explanations(store: ContextStore, name: str) -> Mapping[int, Any]:
     folder = store.folder / store[name].facts["folder"]
-    if not (folder / "explanations.json").is_file() or importlib.util.find_spec(_EXPLANATIONS) is None:
-        return {}
-    return importlib.import_module(_EXPLANATIONS).load_explanations(folder)
+    return load_explanations(folder) if (folder / EXPLANATIONS).is_file() else {}

@@ -68,7 +68,7 @@ class LiveModel:
         shown = [i for i in dict.fromkeys([*wanted, *best]) if i in wanted or largest[i] > 0]
         columns = torch.zeros(len(ids), len(shown))
         columns[reading.mask[0]] = values[:, shown]
-        latents = [{"latent": i, "values": rounded(columns[:, at])} for at, i in enumerate(shown)]
+        latents = [{"latent": i, "values": rounded(columns[:, at].tolist())} for at, i in enumerate(shown)]
         return {"tokens": texts_of(self._model.tokenizer, ids), "latents": latents}
 
     def generate(self, fields: Fields) -> dict[str, Any]:

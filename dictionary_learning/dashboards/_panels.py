@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dictionary_learning.dashboards._pages import DictionaryPage
@@ -110,11 +109,11 @@ def _upper(page: DictionaryPage, latent: int) -> float:
 
 def _example(example: Example, table: Tokens) -> list[Any]:
     """Returns [tokens, places that are active, their activations, peak, document, position]."""
-    activations = example.activations.detach().cpu().float().numpy()
-    active = np.nonzero(activations)[0]
-    values = rounded(activations[active])
+    activations: list[float] = example.activations.tolist()
+    active = [place for place, value in enumerate(activations) if value]
+    values = rounded(activations[place] for place in active)
     ids = table.places(example.token_ids.tolist())
-    return [ids, active.tolist(), values, int(example.peak), int(example.document), int(example.position)]
+    return [ids, active, values, int(example.peak), int(example.document), int(example.position)]
 
 
 def _neighbors(neighbors: Neighbors, latent: int) -> list[Any]:

@@ -3,16 +3,15 @@
 import base64
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 DIGITS = 4
 """Significant digits of numbers, as many as a page shows."""
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 def write_script(path: Path, key: str, document: Any) -> None:
@@ -22,7 +21,8 @@ def write_script(path: Path, key: str, document: Any) -> None:
 
 def as_script(document: Any) -> str:
     """Returns JSON that is safe in a script: in ASCII, and without what could end the element."""
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).translate(_ESCAPES)
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def packed(column: Float[Tensor, "n"]) -> str:
@@ -30,9 +30,9 @@ def packed(column: Float[Tensor, "n"]) -> str:
     return base64.b64encode(column.detach().cpu().float().numpy().astype("<f4").tobytes()).decode("ascii")
 
 
-def rounded(values: Any) -> list[float | None]:
+def rounded(values: Iterable[float]) -> list[float | None]:
     """Returns numbers with few digits; None for those that are not finite."""
-    return [number(value) for value in np.asarray(values, dtype=np.float64).tolist()]
+    return [number(value) for value in values]
 
 
 def number(value: float) -> float | None:

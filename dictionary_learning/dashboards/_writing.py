@@ -27,7 +27,8 @@ STATIC = Path(__file__).parent / "static"
 CONTEXTS = "contexts"
 """The folder of the store that the pages were made of, if it was made for them."""
 _DATA = "data"
-_MANIFEST = f"{_DATA}/manifest.js"
+_UNFINISHED = f".{_DATA}{UNFINISHED}"
+_MANIFEST = "manifest.js"
 
 
 @checked(wraps=ConfigError)
@@ -49,14 +50,14 @@ def write_dashboard(
     target = Path(folder)
     check_folder(target)
     target.mkdir(parents=True, exist_ok=True)
-    unfinished = target / f".{_DATA}{UNFINISHED}"
+    unfinished = target / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     names = [page.name for page in pages]
     for place, page in enumerate(pages):
         _write_page(page, place, unfinished / str(place), names)
     version = dictionary_learning.__version__
     manifest = {"title": title, "about": about, "version": version, "dictionaries": [_facts(page) for page in pages]}
-    write_script(unfinished / "manifest.js", "manifest", manifest)
+    write_script(unfinished / _MANIFEST, "manifest", manifest)
     # the old data go after the new ones are complete
     shutil.rmtree(target / _DATA, ignore_errors=True)
     shutil.copytree(STATIC, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("live*"))
@@ -68,10 +69,14 @@ def check_folder(folder: Path) -> None:
     """Checks that pages may be written into a folder.
 
     Raises:
-        ConfigError: It holds other files than those of a dashboard, and the contexts beside it.
+        ConfigError: It is a file, or holds other files than those of a dashboard, and the contexts
+            beside it.
     """
-    others = [path.name for path in folder.iterdir() if path.name != CONTEXTS] if folder.is_dir() else []
-    if others and not (folder / _MANIFEST).is_file():
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"'{folder}' is a file. Give a new folder.")
+    ours = (CONTEXTS, _UNFINISHED)  # what a writer that was killed leaves
+    others = [path.name for path in folder.iterdir() if path.name not in ours] if folder.is_dir() else []
+    if others and not any((folder / data / _MANIFEST).is_file() for data in (_DATA, _UNFINISHED)):
         raise ConfigError(f"'{folder}' holds other files ({others[0]}), and no dashboard. Give a new folder.")
 
 

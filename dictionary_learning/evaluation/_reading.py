@@ -116,6 +116,7 @@ def _merged(first: Report, second: Report) -> Report:
         ablation=described_ablations(measured, weights) if clean.n else None,
         together=described_together(measured, weights) or None,
         convention=None,
+        links=None,  # they lie beside the first
         measured=measured,
     )
 

@@ -155,6 +155,8 @@ class Report(Record):
     together: Sequence[TogetherReport] | None = None
     convention: str | None = None
     """The package whose figures `convention_metrics` holds."""
+    links: Mapping[str, str] | None = None
+    """Paths of pages about the same dictionaries, from the report's folder, by what they are."""
     versions: Mapping[str, str] | None = None
     seconds: Mapping[str, float] | None = None
     measured: Measured | None = dataclasses.field(default=None, compare=False, repr=False)

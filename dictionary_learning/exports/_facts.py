@@ -215,7 +215,7 @@ def quantile_edges(counts: Sequence[int], high: float, n: int, maximum: float) -
 
 def _shown(facts: LatentFacts, example: Example) -> Shown:
     values = [number(value) for value in example.activations.tolist()]
-    return Shown(list(facts.contexts.token_text(example.token_ids)), values, example.peak)
+    return Shown(list(facts.contexts.window_text(example.token_ids)), values, example.peak)
 
 
 def _tokens(facts: LatentFacts, ids: Tensor, logits: Tensor) -> list[tuple[str, float]]:

@@ -181,12 +181,14 @@ def _pieces(example: Shown, maximum: float) -> list[tuple[int, str, float]]:
     whole = sum(map(len, texts))
     start = max(min(before - 2 * _COLUMNS // 3, whole - _COLUMNS), 0)
     pieces: list[tuple[int, str, float]] = []
-    column = -start
+    column, share = -start, 0.0
     for text, value in zip(texts, example.values, strict=True):
+        share = max(share, min(value / maximum, 1.0) if maximum > 0 else 0.0)
+        if not text:
+            continue  # a part of a character, which has the color of the strongest
         if column >= 0 and column + len(text) <= _COLUMNS:
-            share = min(max(value / maximum, 0.0), 1.0) if maximum > 0 else 0.0
             pieces.append((column, text, share))
-        column += len(text)
+        column, share = column + len(text), 0.0
     return pieces
 
 

@@ -27,9 +27,10 @@ from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.data import as_source
 from dictionary_learning.errors import CheckpointError, ConfigError, Stopped
 from dictionary_learning.interpretation._collector import Collector, Wanted
+from dictionary_learning.interpretation._index import INDEX, read_index
 from dictionary_learning.interpretation._pass import LatentPass, check_read, members_of, open_stream
 from dictionary_learning.interpretation._spool import Spool
-from dictionary_learning.interpretation._store import INDEX, ContextStore, read_index
+from dictionary_learning.interpretation._store import ContextStore
 from dictionary_learning.interpretation._writing import write_store
 from dictionary_learning.models import load_model
 

@@ -12,7 +12,7 @@ from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.interpretation._token_text import texts_of
+from dictionary_learning.interpretation._token_text import ids_of, pieces_of, texts_alone, texts_of
 from dictionary_learning.interpretation._token_views import TokenView, show_tokens, visible
 from dictionary_learning.interventions import read_latents
 from dictionary_learning.interventions._inputs import as_tokens
@@ -69,7 +69,7 @@ def token_predictions(model: ModelLike, text: str | Int[Tensor, "ctx"], *, n: in
     best = log_probs.topk(n, dim=-1)
     first = {"own": own.new_full((1,), float("nan")), "rank": row.new_full((1,), -1)}
     top_ids = torch.cat([row.new_full((1, n), -1), best.indices])
-    top_tokens = [[], *(texts_of(traced.tokenizer, each) for each in best.indices.tolist())]
+    top_tokens = [[], *(_texts(traced, each) for each in best.indices.tolist())]
     return TokenPredictions(
         ids[0],
         texts_of(traced.tokenizer, ids[0].tolist()),
@@ -130,6 +130,8 @@ class PromptTest(NamedTuple):
     """The tokens of each answer."""
     top: tuple[AnswerToken, ...]
     """The most likely next tokens after the prompt."""
+    answer_texts: tuple[str, ...]
+    """Each answer, with the space that it got."""
 
     @property
     def log_probs(self) -> tuple[float, ...]:
@@ -138,10 +140,8 @@ class PromptTest(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"Prompt: {self.prompt!r}"]
-        for answer, log_prob in zip(self.answers, self.log_probs, strict=True):
-            lines.append(
-                f"Answer: {''.join(one.token for one in answer)!r}, probability {100 * math.exp(log_prob):.3g}%"
-            )
+        for text, answer, log_prob in zip(self.answer_texts, self.answers, self.log_probs, strict=True):
+            lines.append(f"Answer: {text!r}, probability {100 * math.exp(log_prob):.3g}%")
             lines += [f"  rank {one.rank:>6}  {_line(one)}  (likeliest: {one.likeliest!r})" for one in answer]
         lines.append("Next tokens:")
         lines += [f"  rank {one.rank:>6}  {_line(one)}" for one in self.top]
@@ -172,17 +172,18 @@ def test_prompt(
         raise ConfigError(f"Got n={n}; give at least 1.")
     traced = load_model(model)
     before = as_tokens(traced, prompt).input_ids
-    answers: list[tuple[AnswerToken, ...]] = []
+    answers: dict[str, tuple[AnswerToken, ...]] = {}
     for given in [answer] if isinstance(answer, str) else answer:
         text = f" {given}" if prepend_space and not given.startswith(" ") else given
-        ids: list[int] = traced.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = ids_of(traced.tokenizer, text, add_special_tokens=False)
         if not given or not ids:
             raise DataError(f"Got the answer {given!r}, which has no token. Give a text that is not empty.")
         logits = _logits(traced, torch.cat([before, torch.tensor([ids])], dim=1))[before.shape[1] - 1 : -1]
-        answers.append(tuple(_answer_token(traced, row, i) for row, i in zip(logits, ids, strict=True)))
+        answers[text] = tuple(_answer_token(traced, row, i) for row, i in zip(logits, ids, strict=True))
     last = _logits(traced, before)[-1]
     best: list[int] = last.topk(min(n, len(last))).indices.tolist()
-    return PromptTest(prompt, tuple(answers), tuple(_answer_token(traced, last, i) for i in best))
+    top = tuple(_answer_token(traced, last, i) for i in best)
+    return PromptTest(prompt, tuple(answers.values()), top, tuple(answers))
 
 
 test_prompt.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  # no test, whatever pytest thinks
@@ -190,8 +191,13 @@ test_prompt.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  # n
 
 def _answer_token(model: TracedModel, logits: Float[Tensor, "vocab"], token: int) -> AnswerToken:
     probability = float(logits.softmax(-1)[token])
-    own, likeliest = texts_of(model.tokenizer, [token, int(logits.argmax())])
+    own, likeliest = _texts(model, [token, int(logits.argmax())])
     return AnswerToken(own, int((logits > logits[token]).sum()), probability, float(logits[token]), likeliest)
+
+
+def _texts(model: TracedModel, ids: Sequence[int]) -> list[str]:
+    """Returns the text of each token by itself."""
+    return texts_alone(pieces_of(model.tokenizer, ids))
 
 
 def _line(one: AnswerToken) -> str:

@@ -1,8 +1,8 @@
 """Contexts of latents on disk. Opening reads one small file, and a latent reads only its rows.
 
-    index.json                  what was asked for, and the dictionaries
+    index.json                  what was asked for, the dictionaries, and the files with checksums
     contexts.safetensors        (contexts, 3, ctx): token ids, documents, positions; -1 for padding
-    tokens.json                 the text of each token id
+    tokens.json                 the piece of each token id, as `_token_text` explains it
     0/statistics.safetensors    of the first dictionary, of all latents
     0/latents_00000.safetensors examples of its first latents, by the numbers of their tokens
 
@@ -21,12 +21,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
-from dictionary_learning.errors import CheckpointError, ConfigError, DataError, UnknownNameError
-from dictionary_learning.interop._safe import read_safetensors
+from dictionary_learning.errors import ConfigError, UnknownNameError
+from dictionary_learning.interpretation._index import (
+    CONTEXTS,
+    STATISTICS,
+    TOKENS,
+    check_files,
+    check_size,
+    damaged,
+    read_index,
+    read_tensors,
+    shard_name,
+)
 from dictionary_learning.interpretation._records import Example, LatentContexts, LatentStatistics
+from dictionary_learning.interpretation._token_text import texts_alone, texts_together
 
-INDEX, CONTEXTS, TOKENS, STATISTICS = "index.json", "contexts.safetensors", "tokens.json", "statistics.safetensors"
-VERSION = 1
+_STATISTICS = ("density", "mean", "maximum", "histogram", "upper")
+_EXAMPLES = ("top_tokens", "top_activations", "quantile_tokens", "quantile_activations", "quiet_tokens")
 
 
 class ContextStore:
@@ -37,7 +48,6 @@ class ContextStore:
 
     def __init__(self, folder: Path, index: dict[str, Any]):
         self.folder, self.index = folder, index
-        self._texts: list[str] | None = None
         entries = {entry["name"]: entry for entry in index["dictionaries"]}
         self._dictionaries = {name: DictionaryContexts(self, entry) for name, entry in entries.items()}
 
@@ -47,9 +57,17 @@ class ContextStore:
         """Opens a folder; nothing but its index is read.
 
         Raises:
-            DataError: It holds no complete store, or one of a later version.
+            DataError: It holds no complete store, a damaged one, or one of a later version.
         """
         return cls(Path(path), read_index(Path(path)))
+
+    def verify(self) -> None:
+        """Compares every file with its checksum.
+
+        Raises:
+            DataError: One is missing or damaged.
+        """
+        check_files(self.folder, self.index)
 
     @property
     def names(self) -> list[str]:
@@ -81,21 +99,42 @@ class ContextStore:
         return name in self._dictionaries
 
     def token_text(self, ids: Int[Tensor, "*n"] | Iterable[int]) -> list[str]:
-        """Returns the text of token ids, with the space before it; no model is needed."""
-        if self._texts is None:
-            try:
-                found = json.loads((self.folder / TOKENS).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise damaged(self.folder / TOKENS, error) from error
-            self._texts = list(map(str, found)) if isinstance(found, list) else []
-        texts = self._texts
+        """Returns the text of each token by itself, with the space before it; no model is needed.
+
+        A byte that is no whole character is shown as <0xE4>.
+        """
+        return texts_alone(self._pieces_of(ids))
+
+    def window_text(self, ids: Int[Tensor, "window"] | Iterable[int]) -> list[str]:
+        """Returns the text of each token of a window, such as `example.token_ids`.
+
+        A character that is split over tokens is the text of the last one; the others have none.
+        """
+        return texts_together(self._pieces_of(ids))
+
+    def _pieces_of(self, ids: Tensor | Iterable[int]) -> list[str]:
+        pieces = self._pieces
         numbers: list[int] = ids.flatten().tolist() if isinstance(ids, Tensor) else [int(i) for i in ids]
-        return [texts[i] if 0 <= i < len(texts) else str(i) for i in numbers]
+        return [pieces[i] if 0 <= i < len(pieces) else str(i) for i in numbers]
+
+    @functools.cached_property
+    def _pieces(self) -> list[str]:
+        path = self.folder / TOKENS
+        check_size(self.folder, TOKENS, self.index)
+        try:
+            found: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise damaged(path, error) from error
+        if found is None:
+            return []  # there was no tokenizer
+        if not isinstance(found, list) or not all(isinstance(piece, str) for piece in cast("list[Any]", found)):
+            raise damaged(path, "it is no list of texts")
+        return cast("list[str]", found)
 
     @functools.cached_property
     def contexts(self) -> Int[Tensor, "contexts 3 ctx"]:
         """All contexts that were read: token ids, documents and positions; mapped, not loaded."""
-        found = _read(self.folder / CONTEXTS, "contexts")["contexts"]
+        found = read_tensors(self.folder, CONTEXTS, self.index, ("contexts",))["contexts"]
         shape = (self.index["n_contexts"], 3, self.index["ctx_len"])
         if tuple(found.shape) != shape:
             raise damaged(self.folder / CONTEXTS, f"its shape is {tuple(found.shape)}, and {shape} was written")
@@ -105,6 +144,8 @@ class ContextStore:
         """Returns the window around a token, by its number; without activations, of zeros."""
         before, after = self.index["window"]
         context, column = divmod(token, self.index["ctx_len"])
+        if context >= len(self.contexts):
+            raise damaged(self.folder, f"an example is of context {context} of {len(self.contexts)}")
         ids, documents, positions = self.contexts[context].unbind(0)  # each (ctx,)
         start = max(column - before, 0)
         columns = torch.arange(start, min(column + after + 1, len(ids)))
@@ -124,7 +165,6 @@ class DictionaryContexts:
         self.activation_dim: int = entry["activation_dim"]
         self.class_name: str = entry["class"]
         self.sites: tuple[str, ...] = tuple(entry["sites"])
-        self._folder = store.folder / entry["folder"]
         self._shards: dict[int, dict[str, Tensor]] = {}
 
     @property
@@ -135,8 +175,7 @@ class DictionaryContexts:
     @functools.cached_property
     def statistics(self) -> LatentStatistics:
         """How often and how strongly each latent is active, exactly."""
-        found = _read(self._folder / STATISTICS, "density", "mean", "maximum", "histogram", "upper")
-        return LatentStatistics(n_tokens=self.facts["n_tokens"], **found)
+        return LatentStatistics(n_tokens=self.facts["n_tokens"], **self._read(STATISTICS, _STATISTICS))
 
     @checked()
     def contexts(self, latent: int) -> LatentContexts:
@@ -157,8 +196,12 @@ class DictionaryContexts:
         return LatentContexts(top, groups, self._examples(shard["quiet_tokens"], None))
 
     def token_text(self, ids: Int[Tensor, "*n"] | Iterable[int]) -> list[str]:
-        """Returns the text of token ids."""
+        """Returns the text of each token by itself."""
         return self.store.token_text(ids)
+
+    def window_text(self, ids: Int[Tensor, "window"] | Iterable[int]) -> list[str]:
+        """Returns the text of each token of a window."""
+        return self.store.window_text(ids)
 
     def __len__(self) -> int:
         return self.dict_size
@@ -173,45 +216,8 @@ class DictionaryContexts:
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number not in self._shards:
-            names = ("top_tokens", "top_activations", "quantile_tokens", "quantile_activations", "quiet_tokens")
-            self._shards[number] = _read(self._folder / shard_name(number), *names)  # mapped: rows are read when used
+            self._shards[number] = self._read(shard_name(number), _EXAMPLES)  # rows are read when used
         return self._shards[number]
 
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """Returns the index of a store.
-
-    Raises:
-        DataError: There is none, or it is of a later version.
-    """
-    path = folder / INDEX
-    if not path.is_file():
-        raise DataError(f"'{folder}' holds no contexts, or unfinished ones. Write them with collect_contexts.")
-    try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = index["format_version"], (index["request"], index["dictionaries"], index["shard_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(path, error) from error
-    if version != VERSION:
-        raise DataError(f"'{path}' has format version {version}; this package reads {VERSION}. Upgrade the package.")
-    return index
-
-
-def shard_name(number: int) -> str:
-    """Returns the name of a file of latents."""
-    return f"latents_{number:05d}.safetensors"
-
-
-def damaged(path: Path, why: object) -> DataError:
-    """Returns the error for a file that cannot be read."""
-    return DataError(f"'{path}' cannot be read ({why}); it is missing or damaged. Write the contexts again.")
-
-
-def _read(path: Path, *names: str) -> dict[str, Tensor]:
-    try:
-        found = read_safetensors(path)
-    except CheckpointError as error:
-        raise damaged(path, cast(Any, error.__cause__) or error) from error
-    if missing := set(names) - set(found):
-        raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
-    return {name: found[name] for name in names}
+    def _read(self, file: str, wanted: tuple[str, ...]) -> dict[str, Tensor]:
+        return read_tensors(self.store.folder, f"{self.facts['folder']}/{file}", self.store.index, wanted)

@@ -18,6 +18,7 @@ from torch import Tensor
 from dictionary_learning._border import as_tokenizer, checked
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.interpretation._token_text import HALF, ids_of, texts_of
 
 _SIGNS = {"\n": "↵", "\t": "→", "\r": "␍", "\u00a0": "⍽", "\u200b": "∅", "\ufeff": "∅"}
 _MOST_SERIES = 24
@@ -96,14 +97,13 @@ def show_tokens(
 
     Raises:
         ConfigError: There are more or fewer values than tokens, or a text without a tokenizer.
+        DataError: The text has half of a surrogate pair.
     """
     tokenizer = as_tokenizer(tokenizer)
     if isinstance(tokens, str):
         if tokenizer is None:
             raise ConfigError("Got a text, and no tokenizer. Give tokenizer=model.tokenizer, or a list of tokens.")
-        from dictionary_learning.interpretation._token_text import texts_of
-
-        tokens = texts_of(tokenizer, tokenizer(tokens)["input_ids"])
+        tokens = texts_of(tokenizer, ids_of(tokenizer, tokens, add_special_tokens=True))
     series = _series(values)
     for name, numbers in {**series, "tips": tips}.items():
         if numbers is not None and len(numbers) != len(tokens):
@@ -115,7 +115,7 @@ def show_tokens(
     if largest is not None and not largest > 0:
         raise ConfigError(f"Got largest={largest}; the value of the full color must be above 0.")
     texts = [_text(tokens, numbers, tips, largest) for numbers in series.values()]
-    return TokenView(_fragment(list(series), texts, title))
+    return TokenView(HALF.sub("\ufffd", _fragment(list(series), texts, title)))  # a file could not hold it
 
 
 def visible(text: str) -> str:

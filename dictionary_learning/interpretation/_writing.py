@@ -8,12 +8,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dictionary_learning._disk import write_atomically, write_json
+from dictionary_learning._disk import size_and_checksum, write_atomically, write_json
 from dictionary_learning.interpretation._collector import Collector, Wanted
+from dictionary_learning.interpretation._index import CONTEXTS, INDEX, STATISTICS, TOKENS, VERSION, shard_name
 from dictionary_learning.interpretation._pass import LatentPass
 from dictionary_learning.interpretation._spool import Spool
-from dictionary_learning.interpretation._store import CONTEXTS, INDEX, STATISTICS, TOKENS, VERSION, shard_name
-from dictionary_learning.models import TracedModel
+from dictionary_learning.interpretation._token_text import pieces_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,9 @@ def write_store(
 ) -> None:
     """Writes all files of a store, the index last: a folder with an index is complete."""
     spool.write(folder / CONTEXTS)
-    texts = token_texts(reading.model, spool)
-    write_atomically(folder / TOKENS, lambda path: path.write_text(json.dumps(texts), encoding="utf-8"))
+    tokenizer = reading.model.tokenizer
+    pieces = None if tokenizer is None else pieces_of(tokenizer, range(len(tokenizer)))
+    write_atomically(folder / TOKENS, lambda path: path.write_text(json.dumps(pieces), encoding="utf-8"))
     entries: list[dict[str, Any]] = []
     for number, (name, collector) in enumerate(collectors.items()):
         place = folder / str(number)
@@ -47,6 +48,8 @@ def write_store(
         facts = {"name": name, "folder": str(number), "n_tokens": statistics.n_tokens}
         described = {**request["dictionaries"][name], "filter": member.rule.describe()}
         entries.append({**facts, **described, "run_name": member.dictionary.info.name})
+    names = [CONTEXTS, TOKENS]
+    names += [f"{e['folder']}/{name}" for e in entries for name in _files_of(e["dict_size"])]
     index = {
         "format_version": VERSION,
         "request": request,
@@ -56,27 +59,14 @@ def write_store(
         "shard_size": SHARD_SIZE,
         "window": [wanted.before, wanted.after],
         "dictionaries": entries,
+        "files": {name: size_and_checksum(folder / name) for name in names},
     }
     write_json(folder / INDEX, index)
 
 
-def token_texts(model: TracedModel, spool: Spool) -> list[str] | None:
-    """Returns the text of each token of the vocabulary; None without a tokenizer."""
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        return None
-    ids = list(range(len(tokenizer)))
-    names = tokenizer.convert_ids_to_tokens(ids)
-    texts: list[str] = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-    return [_text_of(name, text) for name, text in zip(names, texts, strict=True)]
-
-
-def _text_of(name: str | None, text: str) -> str:
-    """Returns a token's text. One alone loses the space before it in some tokenizers, and a part of
-    a character is shown by its name."""
-    if name is None or not text or "\ufffd" in text:
-        return name or text
-    return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text
+def _files_of(dict_size: int) -> list[str]:
+    """Returns the names of the files of a dictionary."""
+    return [STATISTICS, *(shard_name(start // SHARD_SIZE) for start in range(0, dict_size, SHARD_SIZE))]
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Metrics on the console: a progress bar and a line for each dictionary; plain lines in a file."""
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -67,5 +68,13 @@ class ConsoleLogger:
 
 def _show(values: Mapping[str, float], kinds: Sequence[tuple[str, str, str]] = _SHOWN) -> str:
     # a trainer that accumulates gradients has no metrics before its first step
-    shown = [f"{label} {values[key]:{form}}" for label, key, form in kinds if key in values]
+    shown = [f"{label} {_in_words(values, key, form)}" for label, key, form in kinds if key in values]
     return "  ".join(shown) or "no step yet"
+
+
+def _in_words(values: Mapping[str, float], key: str, form: str) -> str:
+    """Returns a figure as text; where ablation costs nothing, no share of that can be recovered."""
+    clean, ablated = (values.get(name, math.nan) for name in ("ce_clean", "ce_zero"))
+    if math.isnan(values[key]) and key == "ce_recovered_zero" and ablated <= clean:
+        return "nothing (zero ablation does not raise the cross-entropy)"
+    return f"{values[key]:{form}}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
-from dictionary_learning.evaluation.reports._svg import CARD, Look, draw, looks
+from dictionary_learning.evaluation.reports._svg import CARD, Look, draw, draw_error, looks
 from dictionary_learning.sweeps._results import Summary, pareto
 from dictionary_learning.sweeps._tables import Column
 
@@ -40,8 +40,7 @@ def pareto_plot(found: Sequence[Summary], column: Column) -> str:
                 style = {"color": look.color, "markerfacecolor": filled, "markersize": 8, "gid": look.gid}
                 axes.plot([x], [y], look.marker, **style)
                 wide, high = (found[i].errors.get(name, 0.0) for name in ("l0", column.key))
-                axes.plot([x - wide, x + wide], [y, y], color=look.color, linewidth=1.2, gid=look.gid)
-                axes.plot([x, x], [y - high, y + high], color=look.color, linewidth=1.2, gid=look.gid)
+                draw_error(axes, (x, y), wide, high, look)
             front = sorted((x, y) for x, y, i in points if i in best)
             if len(front) > 1:
                 xs, ys = zip(*front, strict=True)

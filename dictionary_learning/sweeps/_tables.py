@@ -27,7 +27,7 @@ COLUMNS = (
     Column("ce_increase", "CE increase", "lower", ".4f", "cross-entropy with x_hat spliced in, minus the model's own"),
     Column(
         "ce_recovered_zero", "CE recovered", "higher", ".4f",
-        "(zero-ablated CE - CE) / (zero-ablated CE - the model's own)",
+        "(zero-ablated CE - CE) / (zero-ablated CE - the model's own); none where zeroing does not raise the CE",
     ),
     Column("kl", "KL", "lower", ".4f", "KL divergence from the model's own predictions, nats per token"),
     Column("frac_alive", "alive", "higher", ".3f", "share of latents that fired on one of the held-out tokens"),
@@ -143,7 +143,7 @@ def _figure(one: Summary, column: Column, plus_minus: str) -> str:
     if not math.isfinite(value):
         return DASH
     error = one.errors.get(column.key)
-    return f"{value:{column.form}}" + ("" if error is None else f"{plus_minus}{error:{column.form}}")
+    return f"{value:{column.form}}" + (f"{plus_minus}{error:{column.form}}" if error else "")
 
 
 def _text(value: Any, missing: str = DASH) -> str:

@@ -1,6 +1,7 @@
 """`dictionary-learning explain`: what it asks is what it says beforehand."""
 
 import json
+import shutil
 
 import pytest
 
@@ -76,6 +77,17 @@ def test_without_scores_only_words_are_asked_for(store, monkeypatch):
     monkeypatch.setattr("dictionary_learning.interpretation.explanations._names.Baseline", lambda: judge)
     assert main(["explain", str(store), "--dictionary", "one", "--latents", "1", "--scores", "none"]) == 0
     assert {p.kind for p in judge.asked} == {"explain"}
+
+
+def test_info_says_what_a_store_holds_and_whether_it_is_whole(store, capsys, caplog, tmp_path):
+    assert main(["info", str(store), "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert "one: AutoEncoderTopK of 24 latents at model.layers.1:out" in said and "All checksums are right" in said
+    shutil.copytree(store, tmp_path / "copy")
+    path = tmp_path / "copy" / "1" / "statistics.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert main(["info", str(tmp_path / "copy"), "--verify"]) == 2
+    assert "statistics.safetensors" in caplog.text
 
 
 def test_dictionary_must_be_named_where_there_are_several(store, caplog):

@@ -39,8 +39,8 @@ def test_click_opens_a_latent_with_all_that_is_known(opened):
     assert page.url.endswith("#top_k-32/5") and page.get_attribute("#row-5", "aria-selected") == "true"
     shown = page.inner_text("#views")
     density, largest = PAGE.statistics.density[5].item(), PAGE.statistics.maximum[5].item()
-    assert f"{density * 100:.3g}%" in shown and f"{round(density * 200_000):,} of 200,000" in shown
-    assert f"{largest:.3g}" in shown and "where it is active" in shown
+    assert f"{density * 100:#.3g}%" in shown and f"{round(density * 200_000):,} of 200,000" in shown
+    assert f"{largest:#.3g}" in shown and "where it is active" in shown
     logits = PAGE.effects.promoted_logits[5].tolist()
     values = page.eval_on_selector_all(".bars.hot .value", "all => all.map(one => parseFloat(one.textContent))")
     assert values == pytest.approx(logits, rel=6e-3)
@@ -69,7 +69,7 @@ def test_color_and_tip_say_the_value_of_a_token(opened):
     assert peak.evaluate("one => one.style.getPropertyValue('--a')") == "1.000"
     assert peak.evaluate("one => getComputedStyle(one).backgroundColor") != "rgba(0, 0, 0, 0)"
     peak.hover()
-    value = f"{PAGE.statistics.maximum[5].item():.4g}"
+    value = f"{PAGE.statistics.maximum[5].item():#.4g}"
     assert page.inner_text("#tip").startswith("of") and page.inner_text("#tip").endswith(value)
 
 

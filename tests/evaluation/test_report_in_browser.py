@@ -1,9 +1,13 @@
 """The report's page in a real browser."""
 
+from dataclasses import replace
+
 import pytest
 
 from dictionary_learning import Candidate, EvaluationConfig, evaluate_dictionaries, load_model, write_report
 from dictionary_learning.dictionaries import AutoEncoderTopK
+from dictionary_learning.evaluation import ErrorBar
+from dictionary_learning.evaluation._measured import ABLATIONS
 from tests import tiny
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -18,10 +22,19 @@ CELLS = """() => [...document.querySelectorAll("#dictionaries td")].map(cell => 
 def page_path(tmp_path_factory):
     """A report with error bars, of two dictionaries of a site."""
     model = load_model(tiny.model(), tokenizer=tiny.tokenizer())
-    candidates = [Candidate(f"k {k}", AutoEncoderTopK(tiny.DIM, 64, k), SITE) for k in (2, 16)]
+    folder = tmp_path_factory.mktemp("report")
+    candidates = [Candidate(f"top_k-{k}", AutoEncoderTopK(tiny.DIM, 64, k), SITE) for k in (2, 16)]
     config = EvaluationConfig(n_tokens=600, n_fidelity_tokens=300, ctx_len=16, n_resamples=50)
     report = evaluate_dictionaries(model, candidates, tiny.documents(40), config)
-    return write_report(report, tmp_path_factory.mktemp("report"))["html"]
+    return write_report(replace(report, dictionaries=[full(one) for one in report.dictionaries]), folder)["html"]
+
+
+def full(entry):
+    """Returns a dictionary with a figure in every column of the table, as a large model has them."""
+    recovered = [f"ce_recovered_{kind}" for kind in ABLATIONS]
+    metrics = {**entry.metrics, **dict.fromkeys(recovered, 0.9876)}
+    errors = {**entry.errors, **dict.fromkeys(recovered, ErrorBar(0.0123, 0.9, 1.0))}
+    return replace(entry, name=f"{entry.name} @ layers.15.mlp", dict_size=131_072, metrics=metrics, errors=errors)
 
 
 def test_the_best_figure_is_shaded_and_no_smaller_than_others(visits, page_path):
@@ -37,5 +50,7 @@ def test_the_best_figure_is_shaded_and_no_smaller_than_others(visits, page_path)
 def test_the_page_fits_and_asks_for_nothing(visits, page_path, width, dark):
     page = visits.open(page_path.as_uri(), width=width, dark=dark, ready="#dictionaries")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    tables = "[...document.querySelectorAll('.scroll')].filter(table => table.scrollWidth > table.clientWidth).length"
+    assert page.evaluate(tables) == 0  # no column is cut
     shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, shade[4:-1].split(","))) < 200) == dark

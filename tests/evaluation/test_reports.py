@@ -12,7 +12,8 @@ import pytest
 
 from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.evaluation.reports import RENDERERS, write_report
-from dictionary_learning.evaluation.reports._contents import best_values
+from dictionary_learning.evaluation.reports._contents import best_values, nothing_to_recover
+from dictionary_learning.evaluation.reports._plots import cross_entropy_plot, scatter_plot
 from dictionary_learning.evaluation.reports._svg import COLORS, looks
 
 SITE, OTHER_SITE = "model.layers.3:out", "model.layers.3.mlp:out"
@@ -274,6 +275,41 @@ def test_rendering_changes_nothing_and_repeats_itself(report: dict[str, Any], na
     assert RENDERERS[name](report) == first
     assert report == before
     assert dict(matplotlib.rcParams) == settings
+
+
+@pytest.mark.parametrize("name", ["markdown", "html"])
+def test_error_of_zero_is_left_out(report: dict[str, Any], name: str) -> None:
+    bar = {"low": 8.0, "high": 8.0}
+    report["dictionaries"][0]["errors"] = {"l0": {**bar, "standard_error": 0.0}, "fvu": {**bar, "standard_error": 0.02}}
+    text = RENDERERS[name](report)
+    assert "\u00b1 0.0200" in text and not re.search("\u00b1 0(?![.])", text)
+
+
+@pytest.mark.parametrize("name", ["markdown", "html"])
+def test_text_says_where_ablation_costs_nothing(report: dict[str, Any], name: str) -> None:
+    assert nothing_to_recover(report) == ""
+    report["ablation"][SITE] = {"ce_zero": 2.5, "ce_mean": 3.0, "ce_resample": 3.5}
+    said = f"Nothing to recover: zero and mean ablation at {SITE} does not raise the cross-entropy."
+    assert said in RENDERERS[name](report)
+
+
+def test_plot_of_cross_entropies_has_every_ablation(report: dict[str, Any]) -> None:
+    report["ablation"][SITE]["ce_resample"] = 9.5
+    svg = cross_entropy_plot(SITE, report, looks(report["dictionaries"]))
+    assert re.findall(r">(\w+) ablation<", svg) == ["mean", "resample", "zero"] and "9.5000  (+6.5000)" in svg
+
+
+def test_bars_in_plots_are_a_standard_error_to_each_side(report: dict[str, Any]) -> None:
+    for d in report["dictionaries"]:  # FVU 0.3125, 0.1875 and 0.4375
+        d["errors"] = {"fvu": {"standard_error": 0.0625}, "l0": {"standard_error": 0.0}}
+    svg = scatter_plot(report["dictionaries"], looks(report["dictionaries"]))
+    bars = [
+        tuple(map(float, found))
+        for found in re.findall(r'd="M (\S+) (\S+)  L (\S+) (\S+)  " [^>]*stroke: var\(--s', svg)
+    ]
+    assert len(bars) == 3 and all(x == same for x, _, same, _ in bars)
+    (small, large, other) = [(low, high) for _, low, _, high in bars]
+    assert small[0] == large[1] and small[1] == other[0]  # 0.25, and 0.375
 
 
 def test_best_value_is_that_of_its_site(report: dict[str, Any]) -> None:

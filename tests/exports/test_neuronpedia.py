@@ -119,6 +119,8 @@ class EmptyTokens:
     def token_text(self, ids):
         return [""] * len(ids)
 
+    window_text = token_text
+
 
 @pytest.mark.parametrize(
     "changes", [{}, {"contexts": EmptyTokens()}, {"effects": None}], ids=["all", "empty tokens", "no effects"]

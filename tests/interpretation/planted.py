@@ -25,6 +25,9 @@ class PlantedContexts:
     def token_text(self, ids: Tensor) -> Sequence[str]:
         return [f" word{int(i)}" for i in ids]
 
+    def window_text(self, ids: Tensor) -> Sequence[str]:
+        return self.token_text(ids)
+
     def contexts(self, latent: int) -> LatentContexts:
         chance = random.Random(f"{self.seed} {latent}")
         n_quantiles, per_quantile = self.shape

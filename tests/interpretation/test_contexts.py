@@ -1,11 +1,13 @@
 """A pass over text keeps what a search through all latents of all tokens finds."""
 
+import json
 import os
 import shutil
 import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dictionary_learning import TokenFilter, load_model, save_dictionary
 from dictionary_learning.data import as_source
@@ -465,3 +467,69 @@ def test_data_may_be_a_source_a_stream_or_ids(model, tmp_path):
     whole = collect_contexts(model, {"a": made_again("top_k")}, as_source(TEXTS), tmp_path / "source", **SMALL)
     by_ids = collect_contexts(model, {"a": made_again("top_k")}, ids, tmp_path / "ids", **SMALL)
     assert torch.equal(whole["a"].statistics.maximum, by_ids["a"].statistics.maximum)
+
+
+INDEX_FAULTS = {
+    "a size that is text": lambda index: index.update(ctx_len="16"),
+    "no size": lambda index: index.update(shard_size=0),
+    "half a window": lambda index: index.update(window=[4]),
+    "a negative window": lambda index: index.update(window=[-4, 2]),
+    "dictionaries that are a word": lambda index: index.update(dictionaries="top_k"),
+    "a dictionary that is a word": lambda index: index.update(dictionaries=["top_k"]),
+    "a folder elsewhere": lambda index: index["dictionaries"][0].update(folder="../elsewhere"),
+    "a file elsewhere": lambda index: index["files"].update({"../x": {"size": 1, "sha256": "0"}}),
+    "sites that are numbers": lambda index: index["dictionaries"][0].update(sites=[3]),
+    "no model": lambda index: index["request"].update(model=None),
+    "no quantiles": lambda index: index["request"].update(n_quantiles=True),
+    "no files": lambda index: index.pop("files"),
+    "a file without a size": lambda index: index["files"].update({"tokens.json": 5}),
+}
+
+
+@pytest.mark.parametrize("fault", INDEX_FAULTS)
+def test_damaged_index_is_our_error(collected, tmp_path, fault):
+    shutil.copytree(collected[0].folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "index.json"
+    index = json.loads(path.read_text())
+    INDEX_FAULTS[fault](index)
+    path.write_text(json.dumps(index))
+    with pytest.raises(DataError, match="damaged"):
+        ContextStore.open(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '"words"', "[", '["a", "b"]'])
+def test_token_texts_of_another_form_are_our_error(collected, tmp_path, text):
+    shutil.copytree(collected[0].folder, tmp_path / "copy")
+    (tmp_path / "copy" / "tokens.json").write_text(text)
+    with pytest.raises(DataError, match=r"tokens\.json.*damaged"):
+        ContextStore.open(tmp_path / "copy").token_text([3])
+
+
+def test_flipped_bytes_are_found_on_demand(collected, tmp_path):
+    shutil.copytree(collected[0].folder, tmp_path / "copy")
+    store = ContextStore.open(tmp_path / "copy")
+    store.verify()
+    written = sorted(p.relative_to(store.folder).as_posix() for p in store.folder.rglob("*.*"))
+    assert sorted([*store.index["files"], "index.json"]) == written
+    for name in store.index["files"]:
+        path = store.folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(DataError, match=name):
+            store.verify()
+        path.unlink()
+        with pytest.raises(DataError, match=name):
+            store.verify()
+        path.write_bytes(whole)
+    store.verify()
+
+
+def test_tokens_of_no_context_are_our_error(collected, tmp_path):
+    shutil.copytree(collected[0].folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "0" / "latents_00000.safetensors"
+    shard = load_file(path)
+    shard["top_tokens"][shard["top_tokens"] >= 0] += 10**9
+    save_file(shard, path)
+    store, latent = ContextStore.open(tmp_path / "copy"), int(collected[0]["top_k"].statistics.density.argmax())
+    with pytest.raises(DataError, match="damaged"):
+        store["top_k"].contexts(latent)

@@ -69,7 +69,7 @@ def test_feature_effect_is_the_fall_at_the_last_token(model, dictionary, kind):
 
 def test_feature_effect_takes_texts_and_cuts_them(model, dictionary):
     text = tiny.documents(1)[0]
-    ids = model.tokenizer(text)["input_ids"][:4]
+    ids = [0, *model.tokenizer(text)["input_ids"]][:4]  # BOS is added, as in training
     by_text = feature_effect(model, SITE, dictionary, [1, 2], text, max_length=4, k=3)
     by_ids = feature_effect(model, SITE, dictionary, [1, 2], [ids], k=3)
     assert torch.equal(by_text[0], by_ids[0]) and torch.equal(by_text[1], by_ids[1])

@@ -8,19 +8,24 @@ function addressOf(views) {
     encodeURIComponent(dictionary.name) + (latent === null ? "" : `/${latent}`)).join("+");
 }
 
-/** Returns what an address opens; what it names wrongly is left out. */
+/** Returns what an address opens; instead of what is not there, an overview that says so. */
 function viewsOf(address) {
-  const found = [];
-  for (const part of address.split("+").slice(0, 2)) {
-    const [name, latent] = part.split("/");
-    let plain = null;
-    try { plain = decodeURIComponent(name); } catch { continue; } // no address of ours
-    const dictionary = app.dictionaries.find((one) => one.name === plain);
-    if (!dictionary) continue;
-    const isLatent = /^\d+$/.test(latent || "") && Number(latent) < dictionary.size;
-    found.push({ dictionary, latent: isLatent ? Number(latent) : null });
-  }
-  return found.length ? found : [{ dictionary: app.dictionaries[0], latent: null }];
+  const parts = address.split("+").filter(Boolean).slice(0, 2);
+  return (parts.length ? parts : [""]).map((part) => {
+    const [name, latent] = part.split("/").map(plain);
+    const dictionary = app.dictionaries.find((one) => one.name === name);
+    if (!dictionary) {
+      return { dictionary: app.dictionaries[0], latent: null, missing: name && `There is no dictionary ${name} here.` };
+    }
+    if (!latent) return { dictionary, latent: null };
+    if (/^\d+$/.test(latent) && Number(latent) < dictionary.size) return { dictionary, latent: Number(latent) };
+    const last = count(dictionary.size - 1);
+    return { dictionary, latent: null, missing: `There is no latent ${latent} here: ${dictionary.name} has latents 0 to ${last}.` };
+  });
+}
+
+function plain(text) {
+  try { return decodeURIComponent(text); } catch { return text; } // no address of ours
 }
 
 function openViews(views, active = app.active) {
@@ -51,7 +56,7 @@ async function show(views) {
     await app.list.show(dictionary);
   }
   app.list.choose(latent);
-  const same = (a, b) => a && b && a.dictionary === b.dictionary && a.latent === b.latent;
+  const same = (a, b) => a && b && a.dictionary === b.dictionary && a.latent === b.latent && a.missing === b.missing;
   const host = document.getElementById("views");
   const shown = await Promise.all(views.map(async (view, place) => {
     const isKept = before.length === views.length && same(before[place], view) && host.children[place];
@@ -63,7 +68,7 @@ async function show(views) {
   shown.forEach((one, place) => one.classList.toggle("active", place === app.active));
 }
 
-async function section({ dictionary, latent }, place) {
+async function section({ dictionary, latent, missing }, place) {
   const move = (by) => () => go(place, dictionary, neighborInOrder(place, dictionary, latent, by));
   const title = latent === null
     ? el("h2", {}, dictionary.name)
@@ -78,7 +83,7 @@ async function section({ dictionary, latent }, place) {
     app.views.length > 1
       ? el("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => openViews(app.views.filter((_, i) => i !== place)) }, "×")
       : others);
-  const host = el("section", { class: "view", onpointerdown: () => activate(place) }, head);
+  const host = el("section", { class: "view", onpointerdown: () => activate(place) }, head, missing && el("p", { class: "missing", role: "alert" }, missing));
   try {
     host.append(latent === null
       ? await overview(dictionary, app.list.dictionary === dictionary ? app.list.marked : null, (to, i) => go(place, to, i))

@@ -7,8 +7,18 @@ function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
+const WHOLE = Array.from({ length: 30 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3));
+
+/** Returns ticks with as many digits as tell them apart. */
+function ticks(at, step) {
+  const size = Math.abs(at[at.length - 1] ?? 0) + Math.abs(at[0] ?? 0);
+  if (size >= 1e5 || (size > 0 && size < 1e-3)) return at.map((value) => decimal(value, 2));
+  const digits = Math.min(8, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
+  return at.map((value) => value.toFixed(Number((step * 10 ** digits).toFixed(6)) % 1 ? digits + 1 : digits));
+}
+
 /** Returns a chart of counts in bins of equal width from `low` to `high`. */
-function histogram(counts, low, high, { label, of, fill = "--blue", height = 130, tick = (v) => decimal(v), steps }) {
+function histogram(counts, low, high, { label, of, fill = "--blue", height = 130, tick, steps }) {
   const host = el("div", { class: "chart", role: "img", "aria-label": `${label}: ${count(counts.reduce((a, b) => a + b, 0))} ${of}` });
   const width = (high - low) / counts.length || 1;
   const centers = counts.map((_, i) => low + (i + 0.5) * width);
@@ -21,8 +31,8 @@ function histogram(counts, low, high, { label, of, fill = "--blue", height = 130
     cursor: { y: false, drag: { setScale: false }, points: { show: false } },
     scales: { x: { time: false, range: [low, low + width * counts.length] }, y: { range: (_, __, top) => [0, (top || 1) * 1.05] } },
     axes: [
-      axis({ grid: { show: false }, size: 24, space: 60, values: (_, at) => at.map(tick), ...(steps && { incrs: steps }) }),
-      axis({ size: 44, space: 32, values: (_, at) => at.map(short) }),
+      axis({ grid: { show: false }, size: 24, space: 60, values: (_, at, __, ___, step) => (tick ? at.map(tick) : ticks(at, step)), ...(steps && { incrs: steps }) }),
+      axis({ size: 44, space: 32, values: (_, at) => at.map(short), incrs: WHOLE }),
     ],
     series: [{}, { fill: () => color(fill), width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.92, 100], align: 0 }) }],
     hooks: {
@@ -30,7 +40,7 @@ function histogram(counts, low, high, { label, of, fill = "--blue", height = 130
         const at = plot.cursor.idx;
         if (at === null || at === undefined || plot.cursor.left < 0) return hideTip();
         const box = plot.over.getBoundingClientRect();
-        const ends = `${tick(low + at * width)} to ${tick(low + (at + 1) * width)}`;
+        const ends = [at, at + 1].map((end) => (tick ?? decimal)(low + end * width)).join(" to ");
         return tipAt(`${ends}: ${count(counts[at])} ${of}`, box.left + plot.cursor.left, box.top + plot.cursor.top);
       }],
     },
@@ -43,7 +53,7 @@ function histogram(counts, low, high, { label, of, fill = "--blue", height = 130
 }
 
 function short(n) {
-  return n >= 1e6 ? `${decimal(n / 1e6)}M` : n >= 1e3 ? `${decimal(n / 1e3)}k` : decimal(n);
+  return n >= 1e6 ? `${n / 1e6}M` : n >= 1e3 ? `${n / 1e3}k` : String(n);
 }
 
 /** Calls `draw` with the width of an element whenever it changes, and `end` once it is gone. */
@@ -57,7 +67,7 @@ function whenResized(host, draw, end = () => {}) {
     }
     wasShown ||= host.isConnected;
     const width = Math.floor(host.clientWidth);
-    if (width > 0 && width !== was) draw((was = width));
+    if (width > 0 && width !== was) requestAnimationFrame(() => draw((was = width))); // what is drawn here may resize again
     return undefined;
   });
   observer.observe(host);

@@ -35,12 +35,14 @@ function chip(text) {
 
 const DASH = "—";
 
+/** Returns a number with some significant digits, also where the last are zeros: 3.60 beside 3.56. */
 function decimal(value, digits = 3) {
   if (value === null || value === undefined || !Number.isFinite(value)) return DASH;
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1e5 || size < 1e-3) return value.toExponential(1).replace("e+", "e");
-  return Number(value.toPrecision(digits)).toString();
+  const text = value.toPrecision(digits);
+  return text.includes("e") ? String(Number(text)) : text; // of more digits before the point
 }
 
 function percent(share) {

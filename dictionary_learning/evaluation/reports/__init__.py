@@ -4,6 +4,7 @@ A renderer turns a report, plain data as `evaluate_dictionaries` returns it, int
 file. It omits what the report lacks, and shows a dash for what is missing or not finite.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -17,12 +18,13 @@ from dictionary_learning._border import checked
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation._reading import SUMS
+from dictionary_learning.evaluation._reading import SUMS, read_report
 from dictionary_learning.evaluation._records import Report
 from dictionary_learning.evaluation.reports._as_markdown import render_markdown
 from dictionary_learning.evaluation.reports._comparison import COMPARISONS
+from dictionary_learning.evaluation.reports._links import path_from
 
-__all__ = ["COMPARISONS", "RENDERERS", "Renderer", "write_report"]
+__all__ = ["COMPARISONS", "RENDERERS", "Renderer", "add_link", "write_report"]
 
 Renderer: TypeAlias = Callable[[Mapping[str, Any]], str]
 """Turns a report into the text of a file. The same report gives the same text."""
@@ -67,6 +69,25 @@ def write_report(
         paths[name] = target / f"report.{_SUFFIXES.get(name, name)}"
         write_atomically(paths[name], partial(Path.write_text, data=text, encoding="utf-8"))
     return paths
+
+
+@checked()
+def add_link(folder: str | os.PathLike, text: str, page: str | os.PathLike) -> None:
+    """Adds a link to the report in a folder: to a page about the same dictionaries.
+
+    Args:
+        folder: The folder of the report, whose files are written again.
+        text: What the page is.
+        page: Its path.
+
+    Raises:
+        DataError: there is no report, or it is damaged.
+    """
+    target = Path(folder)
+    report = read_report(target)
+    links = {**(report.links or {}), text: path_from(target, Path(page))}
+    there = [name for name in RENDERERS if (target / f"report.{_SUFFIXES.get(name, name)}").is_file()]
+    write_report(dataclasses.replace(report, links=links), target, there)
 
 
 @RENDERERS.register("html")

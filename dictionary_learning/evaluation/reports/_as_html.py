@@ -22,6 +22,7 @@ from dictionary_learning.evaluation.reports._contents import (
     excluded,
     finite,
     headline,
+    nothing_to_recover,
     percent,
     shown_columns,
     signed,
@@ -30,6 +31,7 @@ from dictionary_learning.evaluation.reports._contents import (
     token_groups,
     uncertainty,
 )
+from dictionary_learning.evaluation.reports._links import links
 from dictionary_learning.evaluation.reports._svg import Look, looks
 
 
@@ -70,6 +72,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         title=report.get("title") or "Evaluation",
         headline=headline(report),
         excluded=excluded(report),
+        links=links(report),
         cards=_cards(report),
         columns=shown_columns(dictionaries),
         groups=[(site, [e for e in entries if e[1].site == site]) for site in sites_of(dictionaries)],
@@ -81,6 +84,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         definitions=defined(dictionaries),
         together=together(report),
         uncertainty=uncertainty(report),
+        nothing_to_recover=nothing_to_recover(report),
         seconds=[(name, duration(s)) for name, s in seconds.items() if finite(s) is not None],
         versions=report.get("versions") or {},
     )
@@ -129,7 +133,11 @@ def _plots(report: Mapping[str, Any], seen: Sequence[Look]) -> list[Plot]:
     fvu = plots.training_plot(dictionaries, seen, "fvu", "FVU")
     loss = plots.training_plot(dictionaries, seen, "loss", "loss")
     drawn = [
-        Plot("Fidelity against sparsity", "Lower and further left is better. The shape shows the site.", scatter),
+        Plot(
+            "Fidelity against sparsity",
+            "Lower and left is better. Shape: site. Bar: one standard error.",
+            scatter,
+        ),
         Plot("How often latents fire", "Never fired:", density, lists_never_fired=True),
         Plot("FVU during training", "On the batch of each logged step.", fvu),
         Plot("Loss during training", "Losses of different sites or classes cannot be compared.", loss),

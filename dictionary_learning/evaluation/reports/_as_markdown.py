@@ -16,11 +16,13 @@ from dictionary_learning.evaluation.reports._contents import (
     error_of,
     excluded,
     headline,
+    nothing_to_recover,
     shown_columns,
     together,
     token_groups,
     uncertainty,
 )
+from dictionary_learning.evaluation.reports._links import links
 
 _MARKUP = re.compile(r"[^\w\s.,:;/=()-]|_")
 """What has a meaning in HTML or Markdown, and more."""
@@ -29,12 +31,13 @@ _MARKUP = re.compile(r"[^\w\s.,:;/=()-]|_")
 def render_markdown(report: Mapping[str, Any]) -> str:
     """Returns a summary of the evaluation, the tables of metrics, and what the metrics mean."""
     parts = [f"# {_line(report.get('title') or 'Evaluation')}", _line(headline(report)), _line(excluded(report))]
+    parts += [f"[{_line(link.text)}]({link.address})" for link in links(report)]
     dictionaries = report.get("dictionaries") or []
     if dictionaries:
         parts += ["## Dictionaries", _dictionaries(dictionaries)]
         if best_values(dictionaries):
             parts.append("Bold: the best value among the dictionaries of the same site.")
-        parts.append(_line(uncertainty(report)))
+        parts += [_line(uncertainty(report)), _line(nothing_to_recover(report))]
     if report.get("together"):
         parts += ["## Together", "Dictionaries of several sites, spliced into the model at once.", _together(report)]
     for title, key in (("position", "by_position"), ("kind of token", "by_token_class")):
@@ -42,7 +45,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
             parts += [f"## The error by {title}", _token_groups(dictionaries, key)]
     if report.get("ablation"):
         parts += ["## Baselines", "Cross-entropy in nats per token, and KL divergence from the original model."]
-        rows = [[_code(site), *texts] for site, texts in baselines(report)]
+        rows = [[_code(site), *map(str, cells)] for site, cells in baselines(report)]
         parts.append(_table(["site", "CE original", *BASELINES.values()], rows, n_left=1))
     parts += ["## Metrics", _definitions(dictionaries)]
     about = [f"- {_line(name)} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
@@ -66,13 +69,15 @@ def _dictionaries(dictionaries: Entries) -> str:
 
 
 def _together(report: Mapping[str, Any]) -> str:
-    rows = [[_line(" + ".join(map(str, names))), *texts] for names, texts in together(report)]
+    rows = [[_line(" + ".join(map(str, names))), *map(str, cells)] for names, cells in together(report)]
     return _table(["dictionaries", "CE", "CE increase", "KL"], rows, n_left=1)
 
 
 def _token_groups(dictionaries: Entries, key: str) -> str:
     rows = [
-        [_code(d["name"]), _line(group["name"]), *texts] for d in dictionaries for group, texts in token_groups(d, key)
+        [_code(d["name"]), _line(group["name"]), *map(str, cells)]
+        for d in dictionaries
+        for group, cells in token_groups(d, key)
     ]
     return _table(["dictionary", "tokens", *TOKEN_GROUP_COLUMNS], rows, n_left=2)
 

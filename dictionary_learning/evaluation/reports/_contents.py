@@ -6,11 +6,23 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from dictionary_learning.evaluation._bootstrap import FEW_DOCUMENTS
+from dictionary_learning.evaluation._measured import ABLATIONS
 
 Entries: TypeAlias = Sequence[Mapping[str, Any]]
 """The dictionaries of a report."""
 
 DASH = "\u2014"
+
+
+class Cell(NamedTuple):
+    """A figure in a table, and its error bar."""
+
+    text: str
+    error: str = ""
+
+    def __str__(self) -> str:
+        return self.text + self.error
+
 
 _SMALL = 5e-4  # four decimals would show no digit of such a value
 _LARGE = 1e3
@@ -90,9 +102,9 @@ def error_of(dictionary: Mapping[str, Any], column: "Shown") -> str:
 
 
 def plus_minus(error: Mapping[str, Any] | None, write: Callable[[Any], str] = decimal) -> str:
-    """Returns a standard error as it stands after its figure, or nothing."""
+    """Returns a standard error as it stands after its figure; nothing where it is 0."""
     spread = finite((error or {}).get("standard_error"))
-    if spread is None:
+    if not spread:
         return ""
     # tenths of a latent, or hundredths of a percent, would often be 0
     text = f"{spread:.2g}" if write is tenths and spread < 1 else write(spread)
@@ -109,6 +121,17 @@ def uncertainty(report: Mapping[str, Any]) -> str:
         return f"No error bars: {count(n_documents)} {'document' if n_documents == 1 else 'documents'} were read."
     text = f"\u00b1 is the standard error over {count(n_documents)} documents ({count(n)} resamples)."
     return f"{text} They are few, so it is a rough guess." if n_documents < FEW_DOCUMENTS else text
+
+
+def nothing_to_recover(report: Mapping[str, Any]) -> str:
+    """Returns a sentence: where ablation costs nothing, so that "recovered" is no number."""
+    clean, told = finite(report.get("ce_clean")), list[str]()
+    for site, found in (report.get("ablation") or {}).items():
+        ablated = {kind: finite(found.get(f"ce_{kind}")) for kind in ABLATIONS}
+        harmless = [kind for kind, ce in ablated.items() if clean is not None and ce is not None and ce <= clean]
+        if harmless:
+            told.append(f"{' and '.join(harmless)} ablation at {site}")
+    return f"Nothing to recover: {'; '.join(told)} does not raise the cross-entropy." if told else ""
 
 
 def excluded(report: Mapping[str, Any]) -> str:
@@ -205,40 +228,36 @@ def defined(dictionaries: Entries) -> list[Shown]:
     return [*shown_columns(dictionaries), *(metric for metric in DETAILS if metric.key in present)]
 
 
-def baselines(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def baselines(report: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
     """Returns the rows of the table of ablations: site, the original model's CE, `BASELINES`."""
-    clean = decimal(report.get("ce_clean")) + plus_minus((report.get("errors") or {}).get("ce_clean"))
+    clean = _cells(report, {"ce_clean": decimal}, report.get("errors"))
     ablation = report.get("ablation") or {}
-    rows: list[tuple[str, list[str]]] = []
-    for site, found in ablation.items():
-        errors = found.get("errors") or {}
-        rows.append((str(site), [clean, *(decimal(found.get(k)) + plus_minus(errors.get(k)) for k in BASELINES)]))
-    return rows
+    columns = dict.fromkeys(BASELINES, decimal)
+    return [(str(site), clean + _cells(found, columns, found.get("errors"))) for site, found in ablation.items()]
 
 
 TOKEN_GROUP_COLUMNS = ("of tokens", "of the error", "FVU", "MSE", "L0")
 """Columns of the tables of tokens by position and kind."""
 
 
-def token_groups(dictionary: Mapping[str, Any], key: str) -> list[tuple[Mapping[str, Any], list[str]]]:
-    """Returns (group, texts of its figures) of the tokens by position or by kind."""
+def token_groups(dictionary: Mapping[str, Any], key: str) -> list[tuple[Mapping[str, Any], list[Cell]]]:
+    """Returns (group, its figures) of the tokens by position or by kind."""
     columns = {"share_of_tokens": percent, "share_of_error": percent, "fvu": decimal, "mse": decimal, "l0": tenths}
-    rows: list[tuple[Mapping[str, Any], list[str]]] = []
-    for group in dictionary.get(key) or []:
-        errors = group.get("errors") or {}
-        rows.append((group, [write(group.get(k)) + plus_minus(errors.get(k), write) for k, write in columns.items()]))
-    return rows
+    return [(group, _cells(group, columns, group.get("errors"))) for group in dictionary.get(key) or []]
 
 
-def together(report: Mapping[str, Any]) -> list[tuple[Sequence[str], list[str]]]:
-    """Returns (names, texts of CE, its increase and KL) of dictionaries spliced at once."""
+def together(report: Mapping[str, Any]) -> list[tuple[Sequence[str], list[Cell]]]:
+    """Returns (names, CE, its increase and KL) of dictionaries spliced at once."""
     columns = {"ce_reconstructed": decimal, "ce_increase": signed, "kl": decimal}
-    rows: list[tuple[Sequence[str], list[str]]] = []
-    for one in report.get("together") or []:
-        errors = one.get("errors") or {}
-        texts = [write(one["metrics"].get(k)) + plus_minus(errors.get(k), write) for k, write in columns.items()]
-        rows.append((one["names"], texts))
-    return rows
+    return [(one["names"], _cells(one["metrics"], columns, one.get("errors"))) for one in report.get("together") or []]
+
+
+def _cells(
+    figures: Mapping[str, Any], columns: Mapping[str, Callable[[Any], str]], errors: Mapping[str, Any] | None
+) -> list[Cell]:
+    """Returns figures by their keys, each written by its column's function."""
+    held = errors or {}
+    return [Cell(write(figures.get(key)), plus_minus(held.get(key), write)) for key, write in columns.items()]
 
 
 def all_metrics(dictionary: Mapping[str, Any]) -> list[tuple[str, str]]:

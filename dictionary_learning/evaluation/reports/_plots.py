@@ -19,7 +19,7 @@ from dictionary_learning.evaluation.reports._contents import (
     signed,
     sites_of,
 )
-from dictionary_learning.evaluation.reports._svg import CARD, INK, MUTED, RULE, Look, draw
+from dictionary_learning.evaluation.reports._svg import CARD, INK, MUTED, RULE, Look, draw, draw_error
 
 _HEIGHT = 3.7  # inches
 _DECADES = 4.0  # an increase too small for this many is drawn at the left end
@@ -64,7 +64,9 @@ def scatter_plot(dictionaries: Entries, looks: Sequence[Look]) -> str:
 
     def paint(axes: Axes) -> None:
         for i, (x, y) in points.items():
-            look = looks[i]
+            look, errors = looks[i], dictionaries[i].get("errors") or {}
+            wide, high = (finite((errors.get(key) or {}).get("standard_error")) or 0.0 for key in ("l0", "fvu"))
+            draw_error(axes, (x, y), wide, high, look)
             axes.plot([x], [y], look.marker, markersize=10, color=look.color, gid=look.gid, **_POINT)
         xs, ys = zip(*points.values(), strict=True)
         if min(xs) > 0 and max(xs) / min(xs) > 1:
@@ -210,15 +212,13 @@ def _mark_resolution(axes: Axes, dictionaries: Entries) -> None:
 
 
 def _rows(site: str, report: Mapping[str, Any], looks: Sequence[Look]) -> list[_Row]:
-    """Returns the rows of a site: each dictionary, then its mean and its zero ablation."""
+    """Returns the rows of a site: each dictionary, then its ablations."""
     ces = [finite(d["metrics"].get("ce_reconstructed")) for d in report["dictionaries"]]
     known = [(look, ce) for look, ce in zip(looks, ces, strict=True) if look.site == site and ce is not None]
     rows = [_Row(shortened(look.name), ce, look) for look, ce in known]
     ablation = (report.get("ablation") or {}).get(site, {})
-    for key, label in (("ce_mean", "mean ablation"), ("ce_zero", "zero ablation")):
-        if (ce := finite(ablation.get(key))) is not None:
-            rows.append(_Row(label, ce, None))
-    return rows
+    baselines = {kind: finite(ablation.get(f"ce_{kind}")) for kind in ("mean", "resample", "zero")}
+    return rows + [_Row(f"{kind} ablation", ce, None) for kind, ce in baselines.items() if ce is not None]
 
 
 def _write_row(axes: Axes, y: int, label: str, value: str, gid: str | None) -> None:

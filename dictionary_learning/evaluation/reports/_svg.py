@@ -111,6 +111,14 @@ def draw(name: str, title: str, height: float, looks: Sequence[Look], paint: Cal
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def draw_error(axes: Axes, point: tuple[float, float], wide: float, high: float, look: Look) -> None:
+    """Draws a standard error to each side of a point; one of 0 is not seen."""
+    x, y = point
+    for xs, ys, error in (([x - wide, x + wide], [y, y], wide), ([x, x], [y - high, y + high], high)):
+        if error:
+            axes.plot(xs, ys, color=look.color, linewidth=1.2, gid=look.gid)
+
+
 def _adapt(root: ElementTree.Element, name: str, looks: Sequence[Look]) -> None:
     """Makes element names plain, ids unique in the page, and colors variables of its style."""
     for element in root.iter():

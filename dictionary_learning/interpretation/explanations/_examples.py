@@ -23,7 +23,11 @@ class ContextsOfLatents(Protocol):
         ...
 
     def token_text(self, ids: Int[Tensor, "n"]) -> Sequence[str]:
-        """Returns the text of each token."""
+        """Returns the text of each token by itself."""
+        ...
+
+    def window_text(self, ids: Int[Tensor, "window"]) -> Sequence[str]:
+        """Returns the text of each token of a window: "" where a later one ends its character."""
         ...
 
 
@@ -109,7 +113,19 @@ def divide(
 
 
 def _windows(examples: Iterable[Example], text: Callable[[Tensor], Sequence[str]]) -> list[Window]:
-    return [Window(tuple(text(one.token_ids)), tuple(map(float, one.activations.tolist()))) for one in examples]
+    return [_window(text(one.token_ids), one.activations.tolist()) for one in examples]
+
+
+def _window(tokens: Sequence[str], activations: Sequence[float]) -> Window:
+    """Returns a window in which the tokens of a character are one, as active as the most active."""
+    pairs: list[tuple[str, float]] = []
+    parts: list[float] = []
+    for place, (token, activation) in enumerate(zip(tokens, activations, strict=True), 1):
+        parts.append(activation)
+        if token or place == len(tokens):
+            pairs.append((token, max(parts)))
+            parts = []
+    return Window(tuple(token for token, _ in pairs), tuple(activation for _, activation in pairs))
 
 
 def _peak(example: Example) -> float:

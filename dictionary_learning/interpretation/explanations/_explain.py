@@ -127,7 +127,7 @@ def materials(
         for latent in latents[start : start + _AT_ONCE]:
             chance = random.Random(f"{config.seed} {latent}")
             found = contexts.contexts(latent)
-            division = divide(found, contexts.token_text, chance, **config.numbers)
+            division = divide(found, contexts.window_text, chance, **config.numbers)
             if division.shown:
                 part.append(Material(latent, division))
         if part:
