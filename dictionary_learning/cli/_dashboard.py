@@ -129,7 +129,8 @@ class DashboardArguments(DataArguments):
         found: list[DictionaryPage] = []
         for store in stores:
             mine = {name: one.dictionary for name, one in known.items() if name in store}
-            targets = {name: known[name].target for name in mine} if self.target_sites else {}
+            asked = {name: known[name].target for name in mine if self.target_sites}
+            targets = {name: target for name, target in asked.items() if target is not None}
             found += pages_of(
                 store, mine, model if mine else None, target_sites=targets, n=self.n_shown, map_method=self.map
             )
