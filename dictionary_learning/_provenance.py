@@ -18,11 +18,11 @@ from typing import Any, cast
 import torch
 
 from dictionary_learning import ops
-from dictionary_learning._disk import sha256_of, write_json
+from dictionary_learning._disk import sha256_of, write_atomically, write_json
 from dictionary_learning._hardware import describe_hardware
 from dictionary_learning._model_set import ModelSet
 from dictionary_learning._plain import to_plain
-from dictionary_learning._run_folder import COMMAND
+from dictionary_learning._run_folder import COMMAND, OPTIONS, RUN_FILE
 from dictionary_learning._secrets import HIDDEN, is_secret, without_secrets
 from dictionary_learning.activations.cache._index import model_fingerprint
 from dictionary_learning.data import Source
@@ -101,6 +101,8 @@ class RunRecord:
         }
         try:
             self._write()
+            if (options := OPTIONS.get()) is not None:
+                write_atomically(self.folder / RUN_FILE, lambda file: file.write_text(options, encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"'{self.folder / RUN}' cannot be written ({error}). Move what is there.") from error
         return self

@@ -24,10 +24,14 @@ LATEST = "latest"
 """The name of the link to the newest run."""
 COMMAND: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar("command", default=None)
 """The words of the shell's command that runs, without its folder, `--resume` and `--overwrite`."""
+OPTIONS: contextvars.ContextVar[str | None] = contextvars.ContextVar("options", default=None)
+"""What was given to that command, as the text of its run file."""
+RUN_FILE = "run.yaml"
+"""The file in a run's folder that `train --config` reads again."""
 _RUN = re.compile(
     r"trainer_\d+|metrics\.jsonl|checkpoints/(step_\d+|\.step_\d+\..*\.unfinished|share_\d+|dictionary_\d+)"
 )
-_WRITTEN = re.compile(_RUN.pattern + r"|run\.json|report\.(json|md|html)|tensorboard/events\.out\.tfevents\..*")
+_WRITTEN = re.compile(_RUN.pattern + r"|run\.(json|yaml)|report\.(json|md|html)|tensorboard/events\.out\.tfevents\..*")
 """What a run writes into its folder, and all that `overwrite` removes: files of the user's stay."""
 _SHARED = ("checkpoints", "tensorboard")
 """Folders in which a run writes, and the user may keep files too."""

@@ -46,6 +46,8 @@ class TextReading(BaseConfig):
     """The token id that ends each document of a .bin or .npy file."""
     on_bad_document: Literal["error", "skip"] = "error"
     """What happens at a record without text: an error names it, or it is skipped and counted."""
+    chat_template: str | None = None
+    """A Jinja template that renders conversations, instead of the tokenizer's own."""
 
     def source(self, data: str) -> "Source":
         """Returns the documents."""
@@ -57,10 +59,11 @@ class TextReading(BaseConfig):
         return self._limited(rest), held
 
     def _read(self, data: str) -> "Source":
-        from dictionary_learning.data import as_source
+        from dictionary_learning.data import Chat, as_source
 
         return as_source(
             data,
+            chat=None if self.chat_template is None else Chat(template=self.chat_template),
             data_args=_named(self.data_args),
             dtype=self.token_dtype,
             text_column=self.text_column,

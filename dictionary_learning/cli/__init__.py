@@ -11,10 +11,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from dictionary_learning._border import said
 from dictionary_learning._run_folder import COMMAND
-from dictionary_learning.cli._arguments import IMPORT, TRACEBACK, Parser, config_parser, without
+from dictionary_learning.cli._arguments import IMPORT, JSON, QUIET, TRACEBACK, Parser, as_json, config_parser, without
+from dictionary_learning.cli._run_file import file_named_in, read_file
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, Stopped, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ COMMANDS = {
     "info": "show what this machine will use, or what is saved at a path",
     "convert": "convert dictionaries between the formats of packages",
     "pretrained": "list public releases of dictionaries",
+    "completion": "print the script by which a shell completes options",
 }
 """Each command, and what it does."""
 
@@ -53,12 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     that was stopped and can be resumed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    arguments = [word for word in given if word != TRACEBACK]
-    whole = len(arguments) < len(given)
+    arguments = [word for word in given if word not in (TRACEBACK, QUIET, JSON)]
+    whole = TRACEBACK in given
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.WARNING if QUIET in given else logging.INFO
+    logging.getLogger("dictionary_learning").setLevel(level)
     for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    token = COMMAND.set(tuple(without(arguments, _OF_THE_START)))
+    token, style = COMMAND.set(tuple(without(arguments, _OF_THE_START))), as_json.set(JSON in given)
     try:
         status = _run(arguments)
         sys.stdout.flush()  # a closed pipe is noticed here, not at exit
@@ -88,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _interrupted()
     finally:
         COMMAND.reset(token)
+        as_json.reset(style)
 
 
 def _interrupted() -> int:
@@ -123,7 +129,13 @@ def _run(arguments: list[str]) -> int:
     command, *options = arguments
     if command not in COMMANDS:
         raise UnknownNameError("command", command, COMMANDS)
-    namespace = build_parser(command, options).read(options)
+    # a sweep is one file, and its options are in it
+    path, options = (None, options) if command == "sweep" else file_named_in(options)
+    values = {} if path is None else read_file(path)
+    parser = build_parser(command, options, values)
+    if path is not None:
+        parser.take(values, path)
+    namespace = parser.read(options)
     if command != "train":
         from dictionary_learning.parallel import refuse_several
 
@@ -131,12 +143,18 @@ def _run(arguments: list[str]) -> int:
     return namespace.run(namespace) or 0
 
 
-def build_parser(command: str, options: Sequence[str]) -> Parser:
-    """Returns the parser of a command; that of `train` depends on the method that is named."""
+def build_parser(command: str, options: Sequence[str], values: dict[str, Any] | None = None) -> Parser:
+    """Returns the parser of a command; that of `train` depends on the method that is named.
+
+    Args:
+        command: the command.
+        options: its words.
+        values: what a run file gives, of which the method is taken out.
+    """
     if command == "train":
         from dictionary_learning.cli import _train
 
-        return _train.build_parser(options)
+        return _train.build_parser(options, {} if values is None else values)
     from dictionary_learning.cli._commands import ARGUMENTS
 
     return config_parser(command, ARGUMENTS[command])

@@ -2,10 +2,11 @@
 
 import dataclasses
 import logging
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._arguments import CommandArguments, write_result
 from dictionary_learning.cli._compare import CompareArguments
+from dictionary_learning.cli._completion import CompletionArguments
 from dictionary_learning.cli._contexts import ContextsArguments
 from dictionary_learning.cli._dashboard import DashboardArguments, ServeArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
@@ -153,8 +154,7 @@ class ConvertArguments(CommandArguments):
         # a fact that is not given must not stand in for what the files tell
         given = {name: value for name, value in self.to_dict().items() if value is not None}
         source, destination = given.pop("source"), given.pop("destination")
-        for folder in convert(resolve_latest(source), destination, **given):
-            write_line(str(folder))
+        write_result([str(folder) for folder in convert(resolve_latest(source), destination, **given)])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,14 +175,16 @@ class PretrainedArguments(CommandArguments):
         from dictionary_learning.interop import list_pretrained
 
         found = list_pretrained(self.model, self.site, self.name)
+        rows: list[dict[str, Any]] = []
+        lines: list[str] = []
         for release in found:
-            write_line(f"{release.name}  {release.model}  {release.format}  {release.repo}")
-            if self.sites:
-                sites = [site for site in release.sites if (self.site or "").lower() in site.lower()]
-                for site in sites[:_SHOWN]:
-                    write_line(f"    {site}")
-                if len(sites) > _SHOWN:
-                    write_line(f"    and {len(sites) - _SHOWN} more")
+            sites = [site for site in release.sites if (self.site or "").lower() in site.lower()] if self.sites else []
+            facts = {"name": release.name, "model": release.model, "format": release.format, "repo": release.repo}
+            rows.append({**facts, **({"sites": sites} if self.sites else {})})
+            lines += ["  ".join(facts.values()), *(f"    {site}" for site in sites[:_SHOWN])]
+            if len(sites) > _SHOWN:
+                lines.append(f"    and {len(sites) - _SHOWN} more")
+        write_result(rows, lines)
         if not found:
             logger.info("No known release fits. load_dictionary('owner/name') loads any repository by its name.")
 
@@ -200,6 +202,7 @@ ARGUMENTS: dict[str, type[CommandArguments]] = {
     "info": InfoArguments,
     "convert": ConvertArguments,
     "pretrained": PretrainedArguments,
+    "completion": CompletionArguments,
     "reproduce": ReproduceArguments,
     "dashboard": DashboardArguments,
     "serve": ServeArguments,

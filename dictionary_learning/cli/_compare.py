@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dictionary_learning.cli._arguments import write_line
+from dictionary_learning.cli._arguments import as_json, write_line
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.errors import ConfigError
 
@@ -24,8 +24,6 @@ class CompareArguments(EvaluateArguments):
     """Reports (report.json), or folders of runs or dictionaries."""
     format: Literal["text", "json", "csv", "latex"] = "text"
     """How the comparison is written."""
-    json: bool = False
-    """Writes JSON, as --format json."""
     metrics: tuple[str, ...] = ()
     """The metrics to compare, as fvu kl; by default those of fidelity and sparsity."""
 
@@ -33,7 +31,7 @@ class CompareArguments(EvaluateArguments):
         from dictionary_learning.evaluation import compare_reports
         from dictionary_learning.evaluation.reports import COMPARISONS
 
-        if self.json and self.format not in ("text", "json"):
+        if as_json.get() and self.format not in ("text", "json"):
             raise ConfigError(f"Got --json and --format {self.format}. Give one of them.")
         reports = self._reports()
         comparison = compare_reports(reports, metrics=self.metrics) if self.metrics else compare_reports(reports)
@@ -44,7 +42,7 @@ class CompareArguments(EvaluateArguments):
                 f"No two dictionaries have the metric '{missing[0]}' with an error bar. Among those that have: "
                 f"{', '.join(known)}."
             )
-        write_line(COMPARISONS["json" if self.json else self.format](comparison))
+        write_line(COMPARISONS["json" if as_json.get() else self.format](comparison))
 
     def _reports(self) -> "list[Report]":
         from dictionary_learning._run_folder import resolve_latest

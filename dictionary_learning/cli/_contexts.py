@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
 from dictionary_learning._trained_on import TrainedModel, buffer_of, check_named, held_out_of, model_of, text_of
-from dictionary_learning.cli._arguments import write_line
+from dictionary_learning.cli._arguments import write_result
 from dictionary_learning.cli._evaluate import common, read_text
 from dictionary_learning.cli._options import DataArguments
 from dictionary_learning.errors import ConfigError
@@ -105,7 +105,7 @@ class ContextsArguments(DataArguments):
                 *("seed", "checkpoint_every"),
             ),
         )
-        write_line(str(store.folder))
+        write_result(str(store.folder))
 
 
 def _ctx_len_of(config: Mapping[str, Any]) -> int | None:

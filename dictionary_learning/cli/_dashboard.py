@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._arguments import CommandArguments, write_line, write_result
 from dictionary_learning.cli._options import DataArguments
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, DataError
@@ -93,7 +93,7 @@ class DashboardArguments(DataArguments):
         about = f"{name}, {first.data['n_tokens_read']:,} tokens of {first.data.get('source')}"
         page = write_dashboard(pages, self.save_dir, title=self.title or f"Latents of {name}", about=about)
         _link_from_report(page, {one.name for one in pages})
-        write_line(str(page))
+        write_result(str(page))
 
     def _collected(
         self, candidates: "Sequence[Candidate]", saved: "Sequence[Saved]", model: "TracedModel"

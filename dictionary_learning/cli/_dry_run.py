@@ -15,7 +15,7 @@ from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations._stream import ActivationStream
-from dictionary_learning.cli._arguments import write_line
+from dictionary_learning.cli._arguments import write_result
 from dictionary_learning.sites import Site
 from dictionary_learning.training import train_step
 
@@ -72,8 +72,7 @@ def show_plan(
         seconds["all, without loading and evaluation"] = sum(seconds.values())
     entries |= {f"time: {name}": _duration(value) for name, value in seconds.items()}
     width = max(map(len, entries))
-    for name, value in entries.items():
-        write_line(f"{name.ljust(width)}  {value}")
+    write_result(entries, [f"{name.ljust(width)}  {value}" for name, value in entries.items()])
 
 
 def _tokens(plan: Plan, jobs: Sequence[TrainingJob], source: Any, reading: _Reading, size: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ from dictionary_learning._trained_on import (
     reading_of,
     text_of,
 )
-from dictionary_learning.cli._arguments import write_line
+from dictionary_learning.cli._arguments import write_result
 from dictionary_learning.cli._options import DataArguments
 from dictionary_learning.errors import ConfigError
 
@@ -129,19 +129,36 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
         known = read_history(history, one.name) if history is not None and history.is_file() else []
         config = one.config.get("trainer", one.config.get("peer", {}))
         entries.append(dataclasses.replace(entry, config=config, history=known))
-        shown = [f"FVU {_figure(entry, 'fvu')}", f"L0 {entry.metrics['l0']:.1f}"]
-        if math.isfinite(entry.metrics.get("ce_recovered_zero", math.nan)):
-            shown.append(f"CE recovered {_figure(entry, 'ce_recovered_zero')}")
-        logger.info("%s: %s", entry.name, "  ".join(shown))
+    for line in _table(entries, saved):
+        logger.info("%s", line)
     if reason := nothing_to_recover(report):
         logger.info("%s", reason)
     title = f"Dictionaries of {report.model['name']}"
     whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
-    write_line(str(write_report(whole, save_dir)["html"]))
+    page = str(write_report(whole, save_dir)["html"])
+    folders = [None if one.folder is None else str(one.folder) for one in saved]
+    found = [
+        {"name": entry.name, "site": entry.site, "folder": folder, "metrics": dict(entry.metrics)}
+        for entry, folder in zip(entries, folders, strict=True)
+    ]
+    write_result({"report": page, "dictionaries": found}, [page])
     return whole
 
 
+def _table(entries: "Sequence[DictionaryReport]", saved: "Sequence[Saved]") -> list[str]:
+    """Returns the main figures of dictionaries, a line for each, with its folder."""
+    rows = [["dictionary", "FVU", "L0", "CE recovered", "folder"]]
+    for entry, one in zip(entries, saved, strict=True):
+        figures = [_figure(entry, "fvu"), f"{entry.metrics['l0']:.1f}", _figure(entry, "ce_recovered_zero")]
+        rows.append([entry.name, *figures, str(one.folder or "")])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _figure(entry: "DictionaryReport", name: str) -> str:
+    value = entry.metrics.get(name, math.nan)
+    if not math.isfinite(value):
+        return ""
     figure = entry.figure(name)
     return f"{figure.value:.4f}" + (f" \u00b1 {figure.error.standard_error:.4f}" if figure.error else "")
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._arguments import CommandArguments, write_line, write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError
 
@@ -79,7 +79,7 @@ class ExplainArguments(CommandArguments):
             write_line(str(estimate_cost(contexts, latents, **given, **prices)))
             return
         explain(contexts, latents, **given)
-        write_line(str(folder / EXPLANATIONS))
+        write_result(str(folder / EXPLANATIONS))
 
 
 def only_name(given: str | None, names: list[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._arguments import CommandArguments, write_result
 from dictionary_learning.cli._explain import only_name, read_latents
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError
@@ -73,7 +73,7 @@ class ExportArguments(CommandArguments):
             "circuit-tracer": self._circuit_tracer,
             "control-vector": self._control_vector,
         }
-        write_line(str(writers[self.to]()))
+        write_result(str(writers[self.to]()))
 
     def _neuronpedia(self) -> Path:
         from dictionary_learning.exports import write_neuronpedia

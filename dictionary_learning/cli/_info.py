@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._arguments import CommandArguments, write_line, write_result
+
+logger = logging.getLogger(__name__)
 
 _VERIFIED = "All checksums are right."
 
@@ -26,16 +29,17 @@ class InfoArguments(CommandArguments):
         from dictionary_learning.cli._candidates import configs_at
         from dictionary_learning.interpretation._index import CONTEXTS
 
+        found: dict[str, Any] = {}
         for path in self.paths:
             if (Path(path) / CONTEXTS).is_file():
-                _show_contexts(path, self.verify)
-                continue
-            if Store(path).exists(INDEX):
-                _show_cache(path, self.verify)
-                continue
-            for name, config in configs_at(path).items():
-                write_line(f"{name}\n{json.dumps(config, indent=2, default=str)}")
-        if not self.paths:
+                found[path] = _contexts(path, self.verify)
+            elif Store(path).exists(INDEX):
+                found[path] = _cache(path, self.verify)
+            else:
+                found |= configs_at(path)
+        if self.paths:
+            write_line(json.dumps(found, indent=2, default=str))
+        else:
             _show_machine()
 
 
@@ -59,15 +63,15 @@ def _show_machine() -> None:
             "nonlinearities": ", ".join(NONLINEARITIES),
         },
     }
+    lines: list[str] = []
     for title, entries in sections.items():
         width = max(map(len, entries))
-        write_line(title)
-        for name, value in entries.items():
-            write_line(f"  {name.ljust(width)}  {value}")
+        lines += [title, *(f"  {name.ljust(width)}  {value}" for name, value in entries.items())]
+    write_result(sections, lines)
 
 
-def _show_cache(path: str, verify: bool) -> None:
-    """Shows what a cache holds.
+def _cache(path: str, verify: bool) -> dict[str, Any]:
+    """Returns what a cache holds.
 
     Raises:
         DataError: it is no cache, or it was to be verified and is damaged.
@@ -80,16 +84,17 @@ def _show_cache(path: str, verify: bool) -> None:
     # how this reader would serve the rows is no property of the cache
     config = {k: v for k, v in cache.config.items() if k not in ("out_batch_size", "end_of_data", "window")}
     config["sites"] = index.settings["sites"]
-    write_line(f"{path}\n{json.dumps(config, indent=2)}")
     state = "complete" if index.is_complete else "incomplete: the same `dictionary-learning cache` continues it"
-    write_line(f"{index.n_rows:,} rows in {len(index.shards)} files, {as_bytes(index.n_bytes)}, {state}.")
+    logger.info("%s rows in %d files, %s, %s.", f"{index.n_rows:,}", len(index.shards), as_bytes(index.n_bytes), state)
     if verify:
         cache.verify()
-        write_line(_VERIFIED)
+        logger.info(_VERIFIED)
+    held = {"rows": index.n_rows, "files": len(index.shards), "bytes": index.n_bytes, "complete": index.is_complete}
+    return {**config, **held}
 
 
-def _show_contexts(path: str, verify: bool) -> None:
-    """Shows what a store of contexts holds.
+def _contexts(path: str, verify: bool) -> dict[str, Any]:
+    """Returns what a store of contexts holds.
 
     Raises:
         DataError: it is damaged.
@@ -97,10 +102,11 @@ def _show_contexts(path: str, verify: bool) -> None:
     from dictionary_learning.interpretation import ContextStore
 
     store = ContextStore.open(path)
-    write_line(f"{path}\n{json.dumps({'model': store.model, 'data': store.data}, indent=2)}")
-    for name in store:
-        one = store[name]
-        write_line(f"{name}: {one.class_name} of {one.dict_size:,} latents at {one.site}")
     if verify:
         store.verify()
-        write_line(_VERIFIED)
+        logger.info(_VERIFIED)
+    facts = {
+        name: {"class": store[name].class_name, "dict_size": store[name].dict_size, "site": str(store[name].site)}
+        for name in store
+    }
+    return {"model": store.model, "data": store.data, "dictionaries": facts}

@@ -1,11 +1,12 @@
 """Options that several commands share: how data is read, and which activations are captured."""
 
 import dataclasses
+import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
 from dictionary_learning._trained_on import TextReading
 from dictionary_learning.cli._arguments import CommandArguments
-from dictionary_learning.errors import ConfigError, SiteError
+from dictionary_learning.errors import ConfigError, MissingDependencyError, SiteError
 
 if TYPE_CHECKING:
     from dictionary_learning.models import TracedModel
@@ -57,12 +58,30 @@ class CaptureArguments(DataArguments):
     """The device; the accelerator if there is one."""
     revision: str | None = None
     """The model's branch, tag or commit on the hub."""
+    load_in_8bit: bool = False
+    """Whether the model's weights are held in 8 bits, by bitsandbytes."""
+    device_map: str | None = None
+    """Spreads a model over several devices, as transformers does: auto, balanced or sequential."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model is run."""
 
     def load(self, model: str) -> "TracedModel":
-        """Returns the model."""
+        """Returns the model.
+
+        Raises:
+            MissingDependencyError: 8 bits need bitsandbytes, which is not installed.
+            ConfigError: it is put on one device, and spread over several.
+        """
         from dictionary_learning.models import load_model
 
-        return load_model(model, device=self.device, dtype=self.dtype, revision=self.revision)
+        if self.device_map is not None and self.device is not None:
+            raise ConfigError(f"Got --device {self.device} with --device-map {self.device_map}. Give one of them.")
+        options: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
+        if self.device_map is not None:
+            options["device_map"] = self.device_map
+        if self.load_in_8bit:
+            options |= _in_8_bits(self.device, self.device_map)
+        return load_model(model, device=self.device, dtype=self.dtype, revision=self.revision, **options)
 
     def check_sites(self) -> None:
         """Checks that sites are named in one way.
@@ -102,6 +121,19 @@ class CaptureArguments(DataArguments):
         """The arguments that a shuffle buffer and the writer of a cache have in common."""
         names = ("ctx_len", "refresh_batch_size", "remove_bos", "max_activation_norm_multiple", "pack", "prefetch")
         return {**self.options(*names), "seqpos_slice": self.seqpos_slice or None}
+
+
+def _in_8_bits(device: str | None, device_map: str | None) -> dict[str, Any]:
+    """Returns the arguments by which transformers holds weights in 8 bits."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError("bitsandbytes", "--load-in-8bit", "adam8bit")
+    from transformers import BitsAndBytesConfig
+
+    from dictionary_learning._hardware import as_device
+
+    # such weights cannot be moved afterwards
+    place = {} if device_map else {"device_map": {"": str(as_device(device))}}
+    return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), **place}
 
 
 def _mlps(model: "TracedModel", layers: "list[Site]") -> "list[Site]":

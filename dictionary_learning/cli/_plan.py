@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._arguments import CommandArguments, write_result
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.errors import ConfigError
 
@@ -53,18 +54,28 @@ class PlanArguments(CommandArguments):
         asked = CaptureArguments(sites=self.sites, layers=self.layers, layer_stride=self.layer_stride)
         widths = list(model.widths(asked.sites_of(model)).values())
         dictionaries = [Sizes(width, width, size, self.k) for size in counts for width in widths]
-        write_line(f"{len(dictionaries)} dictionaries at {len(widths)} sites, steps of {self.batch_size:,} tokens")
-        write_line(f"{'GPUs':>4}  {'placement':<10}  {'memory':>10}  {'sent':>10}  {'step':>9}  {'tokens/s':>10}")
-        for n in self.gpus:
-            for cost in costs(dictionaries, self.batch_size, n, sum(widths) * _ROW_BYTES):
-                name = "none" if n == 1 else cost.placement
-                speed = cost.tokens_per_second(self.batch_size)
-                write_line(
-                    f"{n:>4}  {name:<10}  {_size(cost.memory):>10}  {_size(cost.sent):>10}  "
-                    f"{cost.seconds * 1e3:>6.1f} ms  {speed:>10,.0f}"
-                )
-                if n == 1:
-                    break
+        rows = [
+            {
+                "gpus": n,
+                "placement": "none" if n == 1 else cost.placement,
+                "memory_bytes": cost.memory,
+                "sent_bytes": cost.sent,
+                "step_seconds": cost.seconds,
+                "tokens_per_second": cost.tokens_per_second(self.batch_size),
+            }
+            for n in self.gpus
+            for cost in costs(dictionaries, self.batch_size, n, sum(widths) * _ROW_BYTES)[: 1 if n == 1 else None]
+        ]
+        about = f"{len(dictionaries)} dictionaries at {len(widths)} sites, steps of {self.batch_size:,} tokens"
+        head = f"{'GPUs':>4}  {'placement':<10}  {'memory':>10}  {'sent':>10}  {'step':>9}  {'tokens/s':>10}"
+        write_result(rows, [about, head, *map(_line, rows)])
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['gpus']:>4}  {row['placement']:<10}  {_size(row['memory_bytes']):>10}  {_size(row['sent_bytes']):>10}  "
+        f"{row['step_seconds'] * 1e3:>6.1f} ms  {row['tokens_per_second']:>10,.0f}"
+    )
 
 
 def _count(text: str) -> int:

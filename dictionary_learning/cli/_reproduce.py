@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dictionary_learning._run_folder import new_folder, resolve_latest
-from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning._run_folder import RUN_FILE, new_folder, resolve_latest
+from dictionary_learning.cli._arguments import CONFIG, CommandArguments, write_line
+from dictionary_learning.cli._run_file import file_named_in
 from dictionary_learning.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,12 @@ def _command_of(run: Mapping[str, Any], folder: Path) -> list[str]:
             f"The command of '{folder}' had a password or token, which run.json does not keep. Write the command "
             "again with another --save-dir, and compare `dictionaries` of both run.json files."
         )
-    return run["command"]
+    words: list[str] = run["command"]
+    path, others = file_named_in(words)
+    if path is None:
+        return words
+    # the file may have changed, and the run keeps what was given
+    return [*others[: others.index("train") + 1], CONFIG, str(folder / RUN_FILE)]
 
 
 def _run_again(command: list[str], folder: Path, run: Mapping[str, Any]) -> int:

@@ -3,15 +3,13 @@
 import dataclasses
 import logging
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from dictionary_learning._run_folder import new_folder
-from dictionary_learning.cli._arguments import CommandArguments, write_line
+from dictionary_learning.cli._arguments import CommandArguments, write_result
+from dictionary_learning.cli._run_file import read_file
 from dictionary_learning.cli._train_data import how_to_evaluate, make_source
 from dictionary_learning.cli._train_options import TrainArguments, check_run
 from dictionary_learning.errors import ConfigError
@@ -23,8 +21,6 @@ _NOT_IN_A_SWEEP = (
     "on_anomaly", "evaluate_every", "save_best", "wandb_project", "tensorboard",
 )  # fmt: skip
 """Options of `train` that a sweep decides, or does not have."""
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-"""Numbers that YAML 1.1 takes for words: 1e-3 has no point, 1.0e3 no sign."""
 _SWEEPS = "sweeps"
 
 
@@ -93,7 +89,7 @@ class SweepArguments(CommandArguments):
             run_cfg=kept,
             **told.options("memory_gb", "normalize_activations", "checkpoint_steps", "log_steps"),
         )
-        write_line(str(result.report))
+        write_result(str(result.report))
 
 
 def read_sweep_file(path: Path) -> tuple[SweepFile, frozenset[str]]:
@@ -102,31 +98,17 @@ def read_sweep_file(path: Path) -> tuple[SweepFile, frozenset[str]]:
     Raises:
         ConfigError: It cannot be read, or holds a name or value that cannot be used.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"'{path}' cannot be read as YAML ({said}). See docs/sweeps.md for an example.") from error
-    if not isinstance(found, Mapping) or "methods" not in found:
+    given = read_file(path)
+    if "methods" not in given:
         raise ConfigError(
             f"'{path}' names no methods. Write a mapping with model, data and methods; see docs/sweeps.md."
         )
-    given: dict[str, Any] = _numbers(found)
     unfit = [name for name in _NOT_IN_A_SWEEP if name in given]
     if unfit:
         raise ConfigError(
             f"'{path}' has {', '.join(unfit)}, which a sweep decides itself or does not have. Leave it out."
         )
     return SweepFile.from_dict(given), frozenset(given)
-
-
-def _numbers(value: Any) -> Any:
-    """Returns plain values in which words such as 1e-3 are numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): _numbers(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_numbers(each) for each in value]
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def _with_model(told: SweepFile, text: Any, model: Any, data: Any, config: Any) -> Any:

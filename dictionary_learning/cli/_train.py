@@ -2,16 +2,17 @@
 
 import argparse
 import contextlib
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from dictionary_learning._run_folder import claim_run_folder, new_folder, point_latest_at
-from dictionary_learning.cli._arguments import Parser, add_config, config_parser, option_of, read_config, read_configs
+from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
+from dictionary_learning.cli._arguments import Parser, add_config, config_parser, option_of, read_config
+from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
+from dictionary_learning.cli._run_file import text_of_run_file
 from dictionary_learning.cli._train_data import adapted, held_out, how_to_evaluate, make_source
 from dictionary_learning.cli._train_options import TrainArguments, check_run
 from dictionary_learning.errors import ConfigError
@@ -23,43 +24,39 @@ if TYPE_CHECKING:
     from dictionary_learning.data import Source
     from dictionary_learning.dictionaries import Dictionary
     from dictionary_learning.models import TracedModel
-    from dictionary_learning.trainers import OptimizationConfig, Trainer
+    from dictionary_learning.trainers import OptimizationConfig
 
     Activations: TypeAlias = ActivationBuffer | ActivationCache | ContextStream
 
 logger = logging.getLogger(__name__)
 
-FILLED_IN = (
-    "activation_dim", "steps", "site", "target_site", "site_dims", "output_dims", "device", "layer", "lm_name",
-    "submodule_name", "wandb_name", "dict_class",
-)  # fmt: skip
-"""Settings of a trainer that the run decides."""
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
     "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best", "placement",
 )  # fmt: skip
 _NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement")
-_TRAINER = "top_k"
+_OF_THE_START = ("save_dir", "resume", "overwrite", "dry_run", "allow_changed")
+"""Options that say how a run starts, and not which run it is."""
 _RUNS = "runs"
 
 
-class Method(NamedTuple):
-    """What is trained: a trainer, and the recipe if one was chosen."""
+def build_parser(arguments: Sequence[str], values: dict[str, Any]) -> Parser:
+    """Returns the parser; its options depend on the trainer which the arguments name.
 
-    name: str
-    trainer: "type[Trainer]"
-    recipe: "Callable[..., OptimizationConfig] | None" = None
+    Args:
+        arguments: the words of the command.
+        values: what a run file gives; the method is taken out, and the words go before it.
 
-
-def build_parser(arguments: Sequence[str]) -> Parser:
-    """Returns the parser; its options depend on the trainer which the arguments name."""
+    Raises:
+        ConfigError: the method is named in two ways, or is not known.
+    """
     from dictionary_learning.trainers import TRAINERS
     from dictionary_learning.trainers.recipes import RECIPES
 
     choice = Parser("train", add_help=False)
     choice.add_argument(
         "--trainer",
-        help=f"The method: {', '.join(sorted(TRAINERS))}; with --help, its options are shown. (default: {_TRAINER})",
+        help=f"The method: {', '.join(sorted(TRAINERS))}; with --help, its options are shown. (default: {DEFAULT})",
     )
     choice.add_argument("--recipe", help=f"The settings of a paper, with its method: {', '.join(sorted(RECIPES))}.")
     chosen, others = choice.parse_known_args(arguments)
@@ -69,50 +66,46 @@ def build_parser(arguments: Sequence[str]) -> Parser:
             f"Got --trainer {chosen.trainer} with {more[0]}. A command trains one method: give the others commands of "
             "their own, with --seed and --save-dir, or train them together by trainSAE."
         )
+    named = {name: values.pop(name, None) for name in ("trainer", "recipe")}
+    if "methods" in values:
+        return _parser_of_methods(values, choice, {name: getattr(chosen, name) or told for name, told in named.items()})
+    if chosen.trainer is None and chosen.recipe is None:
+        chosen = argparse.Namespace(**named)
     method = method_of(chosen.trainer, chosen.recipe)
     parser = config_parser("train", TrainArguments, parents=[choice])
     defaults = None if method.recipe is None else method.recipe()
     add_config(parser, method.trainer.Config, exclude=FILLED_IN, several=True, defaults=defaults)
-    trainers_of: dict[str, list[str]] = {}
-    for name, trainer in TRAINERS.items():
-        for field in dataclasses.fields(trainer.Config):
-            if field.name not in FILLED_IN:
-                trainers_of.setdefault(option_of(field.name), []).append(name)
     own = TRAINERS.name_of(method.trainer)
-    for option, trainers in trainers_of.items():
+    for option, trainers in trainers_of_options().items():
         parser.elsewhere[option] = f"The trainer {own} has no {option}, which is an option of {', '.join(trainers)}."
     parser.set_defaults(run=lambda namespace: run(namespace, method))
+    parser.show_only_essential()
     return parser
 
 
-def method_of(trainer: str | None, recipe: str | None) -> Method:
-    """Returns the method that is named.
-
-    Raises:
-        ConfigError: a name is not known, or the recipe is one of another trainer.
-    """
-    from dictionary_learning.trainers import TRAINERS
-    from dictionary_learning.trainers.recipes import RECIPES
-
-    if recipe is None:
-        name = _TRAINER if trainer is None else trainer
-        return Method(name, TRAINERS[name])
-    config = RECIPES[recipe]()
-    if trainer is not None and TRAINERS[trainer] is not config.trainer_class:
-        own = TRAINERS.name_of(config.trainer_class)
-        raise ConfigError(
-            f"Got --trainer {trainer} with --recipe {recipe}, which is one of {own}. Give one of the two."
-        )
-    return Method(recipe, config.trainer_class, RECIPES[recipe])
+def _parser_of_methods(values: dict[str, Any], choice: Parser, named: Mapping[str, Any]) -> Parser:
+    """Returns the parser for a run file that names methods, which it takes out."""
+    if name := next((name for name, value in named.items() if value is not None), None):
+        raise ConfigError(f"Got {option_of(name)} {named[name]} with a run file that has 'methods'. Give one of them.")
+    methods, grid = values.pop("methods"), values.pop("grid", None) or {}
+    for key, value in {"methods": methods, "grid": grid}.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"Got {key}: {value!r} in the run file; give a mapping, as docs/sweeps.md shows.")
+    chosen = Methods(cast("Mapping[str, Any]", methods), cast("Mapping[str, Any]", grid))
+    parser = config_parser("train", TrainArguments, parents=[choice])
+    for option in trainers_of_options():
+        parser.elsewhere[option] = f"The run file has 'methods': give {option} there, or for all of them in 'grid'."
+    parser.set_defaults(run=lambda namespace: run(namespace, chosen))
+    parser.show_only_essential()
+    return parser
 
 
-def run(namespace: argparse.Namespace, method: Method) -> None:
+def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
     """Runs the command."""
     from dictionary_learning.parallel import on_first, only_first_talks, refuse_several, start
 
     arguments = read_config(namespace, TrainArguments)
-    # the recipe gets the options, as in Python: it may derive others from them
-    configs = read_configs(namespace, method.trainer.Config, method.recipe)
+    configs = method.configs(namespace)
     check_run(arguments, configs, namespace.given)
     if arguments.dry_run:
         refuse_several("--dry-run", "Start it without torchrun; 'dictionary-learning plan' is for several.")
@@ -127,17 +120,29 @@ def run(namespace: argparse.Namespace, method: Method) -> None:
         # a run that is overwritten stays until all is loaded and training starts
         claim = claim_run_folder(folder, keep=arguments.overwrite or arguments.resume)
         on_first(world, lambda: stack.enter_context(claim))
+        given = {name: getattr(namespace, name) for name in _kept(namespace, arguments)}
+        token = OPTIONS.set(text_of_run_file("train", method.described(given)))
+        stack.callback(OPTIONS.reset, token)
         _train(arguments.replace(save_dir=str(folder)), folder, method, configs, namespace.given)
+
+
+def _kept(namespace: argparse.Namespace, arguments: TrainArguments) -> list[str]:
+    """Returns the names of the options that a run file keeps."""
+    places = [name for name in TrainArguments.positional if getattr(arguments, name) is not None]
+    given = [name for name in vars(namespace) if name in namespace.given]
+    return [*places, *(name for name in given if name not in (*places, *_OF_THE_START, "trainer", "recipe"))]
 
 
 def _train(
     arguments: TrainArguments,
     save_dir: Path,
-    method: Method,
+    method: Method | Methods,
     configs: "Sequence[OptimizationConfig]",
     given: Collection[str],
 ) -> None:
     """Trains, evaluates and reports, or shows the plan; a recipe adapts what was not given."""
+    import torch
+
     from dictionary_learning import parallel
     from dictionary_learning._hardware import as_device
     from dictionary_learning._run_output import plan_of
@@ -172,6 +177,8 @@ def _train(
         resume="auto" if arguments.resume else "never",
         use_wandb=arguments.wandb_project is not None,
         wandb_project=arguments.wandb_project or "",
+        wandb_entity=arguments.wandb_entity or "",
+        autocast_dtype=getattr(torch, arguments.autocast_dtype),
         device=device,
         loggers=[TensorBoardLogger(save_dir / "tensorboard")] if arguments.tensorboard and world.is_first else [],
         **held_out(arguments, model, text[1] if text else None, source),
@@ -223,3 +230,4 @@ def _evaluate(
         norm_limits=source.norm_limits,
     )
     report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start})
+    logger.info("Pages of their latents: dictionary-learning dashboard %s", save_dir)

@@ -76,6 +76,8 @@ class TrainArguments(CaptureArguments):
     """Tokens on which cross-entropy is measured, with each dictionary spliced in."""
     log_steps: int | None = None
     """Steps between two entries of the log; by default 100 entries."""
+    autocast_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The type of the products of a step, under torch.autocast; float32 for no autocast."""
     save_steps: tuple[int, ...] = ()
     """Steps after which the dictionaries are saved too."""
     on_anomaly: Literal["skip", "stop", "rollback"] = "skip"
@@ -96,6 +98,8 @@ class TrainArguments(CaptureArguments):
     dictionaries if there is one for each process."""
     wandb_project: str | None = None
     """Logs to this project on Weights & Biases."""
+    wandb_entity: str | None = None
+    """The user or team that the project is of."""
     tensorboard: bool = False
     """Whether metrics are also written for TensorBoard, into the folder's tensorboard/."""
 
@@ -108,6 +112,8 @@ def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]"
     """
     if arguments.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise MissingDependencyError("wandb", "--wandb-project", "wandb")
+    if arguments.wandb_entity is not None and arguments.wandb_project is None:
+        raise ConfigError("--wandb-entity says whose project it is: give --wandb-project too.")
     arguments.check_sites()
     needs_contexts = any(config.needs_contexts for config in configs)
     if arguments.resume and (arguments.save_dir is None or arguments.overwrite):

@@ -125,7 +125,7 @@ def test_info_says_what_will_be_used(capsys):
 
 def test_help_shows_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     trainer = TRAINERS["top_k"].Config

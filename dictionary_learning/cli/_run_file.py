@@ -1,0 +1,88 @@
+"""Run files: the options of a command in YAML, TOML or JSON, by their names."""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dictionary_learning._run_folder import RUN_FILE
+from dictionary_learning._secrets import without_secrets
+from dictionary_learning.cli._arguments import CONFIG
+from dictionary_learning.errors import ConfigError
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+"""Numbers that YAML 1.1 takes for words: 1e-3 has no point, 1.0e3 no sign."""
+
+
+def file_named_in(words: Iterable[str]) -> tuple[str | None, list[str]]:
+    """Returns the run file that a command names, and its other words.
+
+    Raises:
+        ConfigError: The option has no value, or is there twice.
+    """
+    found: list[str] = []
+    others: list[str] = []
+    left = iter(words)
+    for word in left:
+        option, equals, value = word.partition("=")
+        if option != CONFIG:
+            others.append(word)
+            continue
+        found.append(value if equals else next(left, ""))
+        if not found[-1] or found[-1].startswith("--"):
+            raise ConfigError(f"{CONFIG} names no file. Give a YAML, TOML or JSON file, as {CONFIG} run.yaml.")
+    if len(found) > 1:
+        raise ConfigError(f"Got {CONFIG} more than once. Give one file.")
+    return (found[0] if found else None), others
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML, TOML or JSON file; words such as 1e-3 are numbers.
+
+    Raises:
+        ConfigError: It cannot be read, or is no mapping.
+    """
+    place = Path(path)
+    try:
+        text = place.read_text(encoding="utf-8")
+        # JSON is YAML
+        found: Any = _read_toml(text) if place.suffix.lower() == ".toml" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # also what tomllib raises
+        said = " ".join(str(error).split())
+        raise ConfigError(f"'{path}' cannot be read ({said}). Give a YAML, TOML or JSON file.") from error
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"'{path}' is no mapping from names to values. Write lines such as 'k: 32'.")
+    return {str(key).replace("-", "_"): value for key, value in _numbers(found).items()}
+
+
+def text_of_run_file(command: str, options: Mapping[str, Any]) -> str:
+    """Returns what was given to a command as a file with which it can be given again."""
+    head = f"# dictionary-learning {command} {CONFIG} {RUN_FILE}\n"
+    return head + yaml.safe_dump(_without_secrets(dict(options)), sort_keys=False, allow_unicode=True)
+
+
+def _read_toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    return tomllib.loads(text)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_numbers(each) for each in value]
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_secrets(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(each) for each in value]
+    return without_secrets(value) if isinstance(value, str) else value

@@ -1,0 +1,219 @@
+"""Options in a file: they mean what the words of a command mean."""
+
+import json
+
+import pytest
+import yaml
+
+from dictionary_learning import load_dictionary
+from dictionary_learning.cli import _train, main
+from dictionary_learning.trainers import TRAINERS
+from tests import tiny
+
+GIVEN = {
+    "device": "cpu", "n_tokens": 128, "batch_size": 32, "ctx_len": 16, "n_ctxs": 16, "refresh_batch_size": 4,
+    "n_eval_tokens": 64, "n_fidelity_tokens": 0, "held_out_every": 10, "sites": ["transformer.h.1"], "dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A saved model and a text."""
+    place = tmp_path_factory.mktemp("files")
+    tiny.model("gpt2").save_pretrained(place / "model")
+    tiny.tokenizer().save_pretrained(place / "model")
+    (place / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(60)))
+    return place
+
+
+def given(place, **settings):
+    return {"model": str(place / "model"), "data": str(place / "text.jsonl"), **GIVEN, **settings}
+
+
+def words(settings):
+    found = [settings.pop("model"), settings.pop("data")]
+    for name, value in settings.items():
+        found += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return found
+
+
+def as_toml(settings):
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
+
+
+WRITERS = {"yaml": yaml.safe_dump, "json": json.dumps, "toml": as_toml}
+
+
+def write(path, settings):
+    path.write_text(WRITERS[path.suffix[1:]](settings))
+    return str(path)
+
+
+def trained(folder):
+    return [load_dictionary(path) for path in sorted(folder.glob("trainer_*"))]
+
+
+def assert_same(some, others):
+    assert len(some) == len(others) > 0
+    for one, other in zip(some, others, strict=True):
+        assert type(one) is type(other)
+        assert all((one.state_dict()[name] == value).all() for name, value in other.state_dict().items())
+
+
+def failed(caplog, *arguments):
+    caplog.clear()
+    assert main(arguments) == 2
+    return caplog.records[-1].getMessage()
+
+
+@pytest.fixture(scope="module")
+def by_words(place):
+    """A run of two dictionaries from options alone."""
+    settings = given(place, trainer="batch_top_k", k=[2, 4], expansion_factor=2, lr=1e-3)
+    assert main(["train", *words(settings), "--save-dir", str(place / "words")]) == 0
+    return place / "words"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_is_what_the_words_are(place, by_words, tmp_path, kind):
+    settings = given(place, trainer="batch_top_k", k=[2, 4], expansion_factor=2, lr=1e-3)
+    path = write(tmp_path / f"run.{kind}", settings)
+    assert main(["train", "--config", path, "--save-dir", str(tmp_path / "run")]) == 0
+    assert_same(trained(tmp_path / "run"), trained(by_words))
+
+
+def test_words_go_before_the_file(place, by_words, tmp_path):
+    settings = given(place, recipe="gao_2024", k=9, **{"expansion-factor": 7}, lr=1.0, seed=3)
+    path = write(tmp_path / "run.yaml", {**settings, "data": "nowhere.jsonl"})
+    instead = ["--trainer", "batch_top_k", "--k", "2", "4", "--expansion-factor=2", "--lr", "1e-3", "--seed", "0"]
+    line = [str(place / "model"), str(place / "text.jsonl"), *instead, "--save-dir", str(tmp_path / "run")]
+    assert main(["train", "--config", path, *line]) == 0
+    assert_same(trained(tmp_path / "run"), trained(by_words))
+
+
+def test_a_run_writes_the_file_that_repeats_it(by_words, tmp_path, capsys):
+    kept = yaml.safe_load((by_words / "run.yaml").read_text())
+    assert kept["trainer"] == "batch_top_k" and kept["k"] == [2, 4] and kept["ctx_len"] == 16
+    assert not {"save_dir", "config", "warmup_steps"} & set(kept)
+    assert main(["train", "--config", str(by_words / "run.yaml"), "--save-dir", str(tmp_path / "run")]) == 0
+    assert_same(trained(tmp_path / "run"), trained(by_words))
+    assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text()) == kept
+
+
+def test_reproduce_reads_what_the_run_kept_and_not_the_file(place, tmp_path):
+    path = tmp_path / "mine.yaml"
+    write(path, given(place, k=2, expansion_factor=2))
+    assert main(["train", "--config", str(path), "--save-dir", str(tmp_path / "run")]) == 0
+    write(path, given(place, k=3, expansion_factor=4))  # changed afterwards
+    assert main(["reproduce", str(tmp_path / "run")]) == 0
+
+
+def test_several_methods_train_as_each_alone(place, tmp_path):
+    methods = {
+        "first": {"trainer": "top_k", "k": 2},
+        "jump_relu": {"seed": 1},
+        "sites": {"recipe": "gao_2024", "k": 3, "site": "transformer.h.0"},
+    }
+    settings = given(place, sites=["transformer.h.0", "transformer.h.1"], grid={"dict_size": 32}, methods=methods)
+    assert main(["train", "--config", write(tmp_path / "m.yaml", settings), "--save-dir", str(tmp_path / "m")]) == 0
+    kinds = [(type(one).__name__, one.info.config["site"]) for one in trained(tmp_path / "m")]
+    assert kinds == [
+        ("AutoEncoderTopK", "transformer.h.0:out"), ("AutoEncoderTopK", "transformer.h.1:out"),
+        ("JumpReluAutoEncoder", "transformer.h.0:out"), ("JumpReluAutoEncoder", "transformer.h.1:out"),
+        ("Normalized", "transformer.h.0:out"),
+    ]  # fmt: skip
+    alone = given(place, trainer="top_k", k=2, dict_size=32, sites=["transformer.h.0", "transformer.h.1"])
+    assert main(["train", *words(alone), "--save-dir", str(tmp_path / "alone")]) == 0
+    assert_same(trained(tmp_path / "m")[:2], trained(tmp_path / "alone"))
+    again = ["train", "--config", str(tmp_path / "m" / "run.yaml"), "--save-dir", str(tmp_path / "again")]
+    assert main(again) == 0
+    assert_same(trained(tmp_path / "again"), trained(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kk": 3}, "has 'kk'. There is no such option. Did you mean 'k'"),
+        ({"sparsity_penalty": 3}, "The trainer top_k has no --sparsity-penalty, which is an option of"),
+        ({"k": "many"}, "'many' is not int"),
+        ({"k": []}, "has k: [], and it is empty"),
+        ({"k": {"a": 1}}, "a mapping is no value"),
+        ({"k": None, "ctx_len": None}, "'none' is not int"),
+        ({"pack": "perhaps"}, "'perhaps' is not"),
+        ({"help": True}, "has 'help'. There is no such option"),
+        ({"trainer": "top_kk"}, "Did you mean 'top_k'"),
+        ({"trainer": "top_k", "recipe": "bricken_2023"}, "Give one of the two"),
+        ({"methods": [1]}, "Got methods: [1] in the run file"),
+        ({"methods": {}}, "Got a sweep without methods"),
+        ({"methods": {"top_k": {}}, "trainer": "top_k"}, "Got --trainer top_k with a run file that has 'methods'"),
+        ({"methods": {"top_k": {}}, "k": 3}, "has 'k'. The run file has 'methods': give --k there"),
+        ({"methods": {"top_k": {"kk": 3}}}, "Did you mean 'k'"),
+        ({"methods": {"top_k": {"k": 4}}, "batch_size": 16, "grid": {"k": 99}}, "Give it in one place"),
+    ],
+)  # fmt: skip
+def test_what_a_file_has_wrong_is_named(place, tmp_path, caplog, settings, said):
+    path = write(tmp_path / "run.yaml", given(place, **settings))
+    assert said in failed(caplog, "train", "--config", path, "--save-dir", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("[1, 2]", "a.yaml"), ("k: [", "a.yaml"), ("k = ", "a.toml"), ("\xff", "a.json"), ("3", "a.json")],
+)
+def test_what_is_no_run_file_is_refused(tmp_path, caplog, text, name):
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    assert name in failed(caplog, "train", "--config", str(tmp_path / name))
+    assert "nowhere.yaml' cannot be read" in failed(caplog, "train", "--config", "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--config"], "names no file"),
+        (["--config", "--k", "3"], "names no file"),
+        (["--config", "a.yaml", "--config=b.yaml"], "more than once"),
+    ],
+)
+def test_config_is_one_file(caplog, line, said):
+    assert said in failed(caplog, "train", *line)
+
+
+def test_other_commands_read_files_too(by_words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(by_words.parent)
+    path = write(tmp_path / "e.yaml", {"dictionaries": [str(by_words)], "n_tokens": 64, "n_fidelity_tokens": 0})
+    capsys.readouterr()
+    assert main(["evaluate", "--config", path, "--json", "--save-dir", str(tmp_path / "report")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["folder"] for one in found["dictionaries"]] == [str(by_words / f"trainer_{n}") for n in (0, 1)]
+    assert all(one["metrics"]["fvu"] > 0 for one in found["dictionaries"])
+
+
+def test_every_option_of_train_has_a_group():
+    for name in TRAINERS:
+        parser = _train.build_parser(["--trainer", name], {})
+        shown = {option for action in parser.group("options")._group_actions for option in action.option_strings}
+        assert shown == set()
+
+
+def test_help_is_short_and_help_all_is_whole(capsys):
+    lengths = []
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(["train", option])
+        lengths.append(len(capsys.readouterr().out.splitlines()))
+    assert lengths[0] < 100 < 300 < lengths[1]
+
+
+def test_quiet_writes_only_results(by_words, tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.chdir(by_words.parent)
+    asked = ["evaluate", str(by_words), "--n-tokens", "64", "--n-fidelity-tokens", "0", "--quiet"]
+    assert main([*asked, "--save-dir", str(tmp_path / "report")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report" / "report.html") and not caplog.records
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete_commands_and_options(capsys, shell):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "--dict-size" in script and "--sparsity-penalty" in script and "reproduce" in script
