@@ -10,7 +10,7 @@ LAYERS = [
     {"_secrets"},
     {"errors", "_lazy", "_types"},
     {"_plain"},
-    {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http"},
+    {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http", "_progress"},
     {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},
     {"capture"},

@@ -11,8 +11,8 @@ from dictionary_learning.cli._arguments import CommandArguments, Parser, write_l
 class CompletionArguments(CommandArguments):
     """Prints the script by which a shell completes commands, options and their choices.
 
-    For bash: dictionary-learning completion bash > ~/.local/share/bash-completion/completions/dictionary-learning.
-    For zsh: put the output into a file _dictionary-learning in a folder of $fpath.
+    Put that of bash into ~/.local/share/bash-completion/completions/dictionary-learning, and that of
+    zsh into a file _dictionary-learning in a folder of $fpath.
     """
 
     positional: ClassVar = ("shell",)

@@ -18,6 +18,7 @@ from torch import Tensor
 import dictionary_learning
 from dictionary_learning._border import checked
 from dictionary_learning._disk import UNFINISHED
+from dictionary_learning._progress import Progress
 from dictionary_learning.dashboards._pages import DictionaryPage, check_pages
 from dictionary_learning.dashboards._panels import PER_FILE, Words, score_of, write_panels
 from dictionary_learning.dashboards._scripts import packed, write_script
@@ -53,8 +54,10 @@ def write_dashboard(
     unfinished = target / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     names = [page.name for page in pages]
-    for place, page in enumerate(pages):
-        _write_page(page, place, unfinished / str(place), names)
+    with Progress("writing pages", len(pages), "dictionaries") as progress:
+        for place, page in enumerate(pages):
+            _write_page(page, place, unfinished / str(place), names)
+            progress.advance()
     version = dictionary_learning.__version__
     manifest = {"title": title, "about": about, "version": version, "dictionaries": [_facts(page) for page in pages]}
     write_script(unfinished / _MANIFEST, "manifest", manifest)

@@ -10,10 +10,12 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dictionary_learning._border import checked
+from dictionary_learning._progress import Progress
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import RUNS_COLUMN
 from dictionary_learning.data._hub import save_with_metadata, write_rows
@@ -61,6 +63,7 @@ def pretokenize(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
         written = Path(place)  # on the same disk, so that the folder can be moved in one step
         rows = itertools.chain.from_iterable(iter(lambda: stream.take_rows(_ROWS_AT_ONCE), []))
+        rows = _counted(rows)
         records = ({"input_ids": row.ids, RUNS_COLUMN: list(itertools.chain(*row.runs))} for row in rows)
         dataset = write_rows(records, written / "rows.arrow", {"input_ids": "int32", RUNS_COLUMN: "int64"})
         n_rows = len(dataset)
@@ -79,3 +82,11 @@ def pretokenize(
         shutil.move(written / "saved", folder)
     logger.info("Wrote %d contexts of %d tokens to %s.", n_rows, ctx_len, folder)
     return n_rows
+
+
+def _counted(rows: Iterable[Any]) -> Iterator[Any]:
+    """Returns rows, and shows how many there were."""
+    with Progress("tokenizing", None, "contexts") as progress:
+        for row in rows:
+            yield row
+            progress.advance()

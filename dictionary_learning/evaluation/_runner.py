@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dictionary_learning._border import check, checked
 from dictionary_learning._hardware import float64
+from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
 from dictionary_learning.contexts import Predictions
@@ -92,7 +93,11 @@ def evaluate_dictionaries(
     }
     batches = _read(stream, config)
     run = _Run(traced, placed, stream, batches, config, token_filter, limits)
-    masks = [run.add_activations(number) for number in range(len(batches))]
+    masks: list[tuple[Tensor, Tensor]] = []
+    with Progress("reading activations", len(batches), "batches") as progress:
+        for number in range(len(batches)):
+            masks.append(run.add_activations(number))
+            progress.advance()
     if run.n_nonfinite:
         message = "%d tokens have a NaN or an infinity in their activations; they are excluded from every metric."
         logger.warning(message, run.n_nonfinite)
@@ -102,9 +107,11 @@ def evaluate_dictionaries(
             f"activations). Give more text, or exclude less than {token_filter.describe()}."
         )
     if config.n_fidelity_tokens:
-        n_batches = max(1, config.n_fidelity_tokens // (stream.ctx_len * config.batch_size))
-        for number in range(min(n_batches, len(batches))):
-            run.add_predictions(number, masks[number][1])
+        n_batches = min(max(1, config.n_fidelity_tokens // (stream.ctx_len * config.batch_size)), len(batches))
+        with Progress("measuring cross-entropy", n_batches, "batches") as progress:
+            for number in range(n_batches):
+                run.add_predictions(number, masks[number][1])
+                progress.advance()
     return run.report([counted for counted, _ in masks])
 
 

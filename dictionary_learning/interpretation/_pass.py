@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dictionary_learning._border import short
+from dictionary_learning._progress import Progress
 from dictionary_learning._types import SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, norm_limit, within_limits
 from dictionary_learning.data import TokenBatch, as_token_stream
@@ -133,13 +134,16 @@ class LatentPass:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Batch]:
-        while self.n_read < self.n_tokens:
-            tokens = self.stream.take(self.batch_size)
-            if tokens is None:
-                logger.warning("The text ended after %d of %d tokens.", self.n_read, self.n_tokens)
-                return
-            self.n_read += int(tokens.attention_mask.sum())
-            yield self._read(tokens)
+        with Progress("reading latents", self.n_tokens - self.n_read, "tokens") as progress:
+            while self.n_read < self.n_tokens:
+                tokens = self.stream.take(self.batch_size)
+                if tokens is None:
+                    logger.warning("The text ended after %d of %d tokens.", self.n_read, self.n_tokens)
+                    return
+                n = int(tokens.attention_mask.sum())
+                self.n_read += n
+                yield self._read(tokens)
+                progress.advance(n)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the place in the text."""

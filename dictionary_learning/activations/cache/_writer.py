@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked
 from dictionary_learning._plain import as_bytes, to_plain
+from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import (
@@ -141,8 +142,12 @@ class _Writer:
         self._started, self._n_before, self._is_estimated = time.monotonic(), index.n_rows, False
 
     def run(self) -> Index:
+        with Progress("writing the cache", self._missing, "rows") as progress:
+            return self._run(progress)
+
+    def _run(self, progress: Progress) -> Index:
         while not self.index.is_complete:
-            rows, has_ended = self._next_rows()
+            rows, has_ended = self._next_rows(progress)
             shards = self.index.shards if rows is None else (*self.index.shards, self._write(rows))
             n_rows = sum(shard.n_rows for shard in shards)
             is_complete = has_ended or n_rows == self.settings["n_tokens"]
@@ -170,7 +175,7 @@ class _Writer:
         wanted = self.settings["n_tokens"]
         return None if wanted is None else wanted - self.index.n_rows
 
-    def _next_rows(self) -> tuple[dict[str, Tensor] | None, bool]:
+    def _next_rows(self, progress: Progress) -> tuple[dict[str, Tensor] | None, bool]:
         """Returns the rows of the next shard, in the order read, and whether the data has ended."""
         size, missing = self.settings["shard_size"], self._missing
         wanted = size if missing is None else min(size, missing)
@@ -184,6 +189,7 @@ class _Writer:
                 self._estimate(rows, time.monotonic() - start)
                 parts.append(tensors_of(rows, self.dtype))
                 n += rows.n
+                progress.advance(rows.n)
         if not n:
             return None, has_ended
         # the last shard may be cut within a forward pass

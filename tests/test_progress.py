@@ -1,0 +1,93 @@
+"""What shows how far something long has come."""
+
+import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+from dictionary_learning import _progress
+from dictionary_learning._progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes when it is told to."""
+    now = [100.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def run(clock, steps, seconds, total):
+    with Progress("reading", total, "tokens") as progress:
+        for _ in range(steps):
+            clock[0] += seconds
+            progress.advance(100)
+
+
+def test_a_line_every_half_minute_says_rate_and_time_left(clock, caplog):
+    caplog.set_level(logging.INFO, "dictionary_learning")
+    run(clock, 12, 10.0, 10_000)
+    assert [record.getMessage() for record in caplog.records] == [
+        "reading: 300 of 10,000 tokens, 10 a second, 0:16:10 left",
+        "reading: 600 of 10,000 tokens, 10 a second, 0:15:40 left",
+        "reading: 900 of 10,000 tokens, 10 a second, 0:15:10 left",
+        "reading: 1,200 of 10,000 tokens, 10 a second, 0:14:40 left",
+    ]
+
+
+def test_without_a_total_there_is_no_time_left_and_more_than_the_total_is_no_fault(clock, caplog):
+    caplog.set_level(logging.INFO, "dictionary_learning")
+    run(clock, 3, 100.0, None)
+    run(clock, 3, 100.0, 50)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "reading: 100 tokens, 1.0 a second" and lines[-1].endswith(
+        "300 of 50 tokens, 1.0 a second, 0:00:00 left"
+    )
+
+
+def test_what_is_short_and_who_asks_for_nothing_see_nothing(clock, caplog):
+    caplog.set_level(logging.INFO, "dictionary_learning")
+    run(clock, 29, 1.0, 10_000)
+    caplog.set_level(logging.WARNING, "dictionary_learning")
+    run(clock, 12, 10.0, 10_000)
+    assert not caplog.records
+
+
+SCRIPT = """
+import logging, time
+from dictionary_learning._progress import Progress
+logging.basicConfig(level=logging.INFO)
+with Progress("reading", 300, "tokens") as progress:
+    for _ in range(3):
+        time.sleep(0.15)
+        progress.advance(100)
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("columns", [0, 3, 80])
+def test_a_terminal_of_any_width_has_a_bar_that_goes_away(columns):
+    import fcntl
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=theirs, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        shown, end = b"", time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                part = os.read(ours, 4096)
+            except OSError:  # the other side is closed
+                break
+            if not part:
+                break
+            shown += part
+    os.close(ours)
+    assert process.returncode == 0 and shown.rstrip().endswith(b"ended")
+    assert b"Traceback" not in shown and (columns < 80 or b"reading" in shown)
