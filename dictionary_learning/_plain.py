@@ -90,6 +90,15 @@ def as_bytes(n_bytes: float) -> str:
     return f"{gigabytes:,.3g} GB" if gigabytes >= 0.1 else f"{n_bytes / 1e6:.3g} MB"
 
 
+def as_duration(seconds: float) -> str:
+    """Returns a time in words, as "2 h 5 min", "3 min 20 s" or "12.3 s"."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes_of_hour = divmod(minutes, 60)
+    if hours:
+        return f"{hours:.0f} h {minutes_of_hour:.0f} min"
+    return f"{minutes:.0f} min {rest:.0f} s" if minutes else f"{seconds:.1f} s"
+
+
 def differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
     """Returns where two trees of JSON values differ: the path of keys, and both values."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

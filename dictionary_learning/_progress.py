@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from dictionary_learning._plain import as_duration
+
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -58,6 +60,4 @@ class Progress:
         shown = f"{self.what}: {self.done:,}{of} {self.unit}, {rate:,.{1 if rate < 10 else 0}f} a second"
         if self.total is None or not rate:
             return shown
-        left = round(max(self.total - self.done, 0) / rate)
-        hours, minutes = divmod(left // 60, 60)
-        return f"{shown}, {hours}:{minutes:02}:{left % 60:02} left"
+        return f"{shown}, {as_duration(max(self.total - self.done, 0) / rate)} left"

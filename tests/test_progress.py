@@ -34,10 +34,10 @@ def test_a_line_every_half_minute_says_rate_and_time_left(clock, caplog):
     caplog.set_level(logging.INFO, "dictionary_learning")
     run(clock, 12, 10.0, 10_000)
     assert [record.getMessage() for record in caplog.records] == [
-        "reading: 300 of 10,000 tokens, 10 a second, 0:16:10 left",
-        "reading: 600 of 10,000 tokens, 10 a second, 0:15:40 left",
-        "reading: 900 of 10,000 tokens, 10 a second, 0:15:10 left",
-        "reading: 1,200 of 10,000 tokens, 10 a second, 0:14:40 left",
+        "reading: 300 of 10,000 tokens, 10 a second, 16 min 10 s left",
+        "reading: 600 of 10,000 tokens, 10 a second, 15 min 40 s left",
+        "reading: 900 of 10,000 tokens, 10 a second, 15 min 10 s left",
+        "reading: 1,200 of 10,000 tokens, 10 a second, 14 min 40 s left",
     ]
 
 
@@ -47,7 +47,7 @@ def test_without_a_total_there_is_no_time_left_and_more_than_the_total_is_no_fau
     run(clock, 3, 100.0, 50)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "reading: 100 tokens, 1.0 a second" and lines[-1].endswith(
-        "300 of 50 tokens, 1.0 a second, 0:00:00 left"
+        "300 of 50 tokens, 1.0 a second, 0.0 s left"
     )
 
 

@@ -11,7 +11,7 @@ from dictionary_learning.cli._arguments import CommandArguments, Parser, write_l
 class CompletionArguments(CommandArguments):
     """Prints the script by which a shell completes commands, options and their choices.
 
-    Put that of bash into ~/.local/share/bash-completion/completions/dictionary-learning, and that of
+    That of bash goes into ~/.local/share/bash-completion/completions/dictionary-learning, that of
     zsh into a file _dictionary-learning in a folder of $fpath.
     """
 

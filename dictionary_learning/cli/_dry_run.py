@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run
 from dictionary_learning._hardware import free_memory
-from dictionary_learning._plain import as_bytes
+from dictionary_learning._plain import as_bytes, as_duration
 from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
@@ -70,7 +70,7 @@ def show_plan(
     if per_step is not None:
         seconds["training"] = per_step * plan.steps
         seconds["all, without loading and evaluation"] = sum(seconds.values())
-    entries |= {f"time: {name}": _duration(value) for name, value in seconds.items()}
+    entries |= {f"time: {name}": as_duration(value) for name, value in seconds.items()}
     width = max(map(len, entries))
     write_result(entries, [f"{name.ljust(width)}  {value}" for name, value in entries.items()])
 
@@ -150,13 +150,3 @@ def _of(need: int, room: int | None) -> str:
     if room is None:
         return as_bytes(need)
     return f"{as_bytes(need)} of {as_bytes(room)}" + (": too much" if need > room else "")
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds > 7200
-        else f"{seconds / 60:.1f} min"
-        if seconds > 120
-        else f"{seconds:.1f} s"
-    )

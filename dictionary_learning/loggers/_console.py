@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from dictionary_learning._plain import as_duration
 from dictionary_learning.loggers._base import Evaluated, Figures
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class ConsoleLogger:
         self.steps = steps
         self._start = time.monotonic()
         self._last_line = -_SECONDS_BETWEEN_LINES
+        self._first: tuple[int, float] | None = None
         self._bars: list[Any] = []
         if sys.stderr.isatty():  # in a file, a bar would be thousands of lines
             self._bars = [tqdm(total=steps, unit="step", dynamic_ncols=True, desc="training")]
@@ -44,7 +46,7 @@ class ConsoleLogger:
                 bar.set_description_str(line)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or step == self.steps:
             self._last_line = time.monotonic()
-            rate = f"{self._rate(tokens):,.0f} tokens/s"
+            rate = f"{self._rate(tokens):,.0f} tokens/s{self._left(step)}"
             logger.info("step %d of %d, %s\n    %s", step, self.steps, rate, "\n    ".join(lines))
 
     def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
@@ -61,6 +63,15 @@ class ConsoleLogger:
         """Closes the bars; their last state stays on the screen."""
         for bar in self._bars:
             bar.close()
+
+    def _left(self, step: int) -> str:
+        """Returns the time that is left, as the steps since the first line let expect."""
+        now = time.monotonic()
+        self._first = self._first or (step, now)  # a run that is resumed begins later
+        begin, start = self._first
+        if step == begin or step >= self.steps:
+            return ""
+        return f", {as_duration((self.steps - step) * (now - start) / (step - begin))} left"
 
     def _rate(self, tokens: int) -> float:
         return tokens / max(time.monotonic() - self._start, 1e-9)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from dictionary_learning._plain import as_duration
 from dictionary_learning.evaluation._bootstrap import FEW_DOCUMENTS
 from dictionary_learning.evaluation._measured import ABLATIONS
 
@@ -55,13 +56,7 @@ count = partial(_formatted, form=",.0f")  # "16,384"
 def duration(seconds: Any) -> str:
     """Returns "2 h 5 min", "3 min 20 s" or "12.3 s"."""
     number = finite(seconds)
-    if number is None:
-        return DASH
-    minutes, rest = divmod(number, 60)
-    hours, minutes_of_hour = divmod(minutes, 60)
-    if hours:
-        return f"{hours:.0f} h {minutes_of_hour:.0f} min"
-    return f"{minutes:.0f} min {rest:.0f} s" if minutes else f"{number:.1f} s"
+    return DASH if number is None else as_duration(number)
 
 
 def anything(value: Any) -> str:
