@@ -27,8 +27,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dictionary_learning import trainSAE
-from dictionary_learning.evaluation._ground_truth import ground_truth
-from dictionary_learning.synthetic import SyntheticActivations, synth_sae_bench_small
+from dictionary_learning.synthetic import SyntheticActivations, ground_truth, synth_sae_bench_small
 
 BATCH = 1024
 TOLERANCE = 0.04

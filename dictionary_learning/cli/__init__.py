@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
     "sweep": "train a grid of methods and settings on one stream, and compare them",
+    "benchmark": "train methods on activations with known features, and score them",
     "evaluate": "evaluate saved dictionaries",
     "compare": "say which differences between dictionaries are real",
     "contexts": "find where each latent of saved dictionaries is active",
@@ -137,6 +138,10 @@ def build_parser(command: str, options: Sequence[str]) -> Parser:
         from dictionary_learning.cli import _train
 
         return _train.build_parser(options)
+    if command == "benchmark":
+        from dictionary_learning.cli import _benchmark
+
+        return _benchmark.build_parser(options)
     from dictionary_learning.cli._commands import ARGUMENTS
 
     return config_parser(command, ARGUMENTS[command])

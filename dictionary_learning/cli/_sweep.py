@@ -102,22 +102,31 @@ def read_sweep_file(path: Path) -> tuple[SweepFile, frozenset[str]]:
     Raises:
         ConfigError: It cannot be read, or holds a name or value that cannot be used.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"'{path}' cannot be read as YAML ({said}). See docs/sweeps.md for an example.") from error
-    if not isinstance(found, Mapping) or "methods" not in found:
+    given = read_yaml(path, "docs/sweeps.md")
+    if "methods" not in given:
         raise ConfigError(
             f"'{path}' names no methods. Write a mapping with model, data and methods; see docs/sweeps.md."
         )
-    given: dict[str, Any] = _numbers(found)
     unfit = [name for name in _NOT_IN_A_SWEEP if name in given]
     if unfit:
         raise ConfigError(
             f"'{path}' has {', '.join(unfit)}, which a sweep decides itself or does not have. Leave it out."
         )
     return SweepFile.from_dict(given), frozenset(given)
+
+
+def read_yaml(path: Path, page: str) -> dict[str, Any]:
+    """Returns the mapping in a YAML file, in which words such as 1e-3 are numbers.
+
+    Raises:
+        ConfigError: It cannot be read; the error names a page with an example.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"'{path}' cannot be read as YAML ({said}). See {page} for an example.") from error
+    return _numbers(found) if isinstance(found, Mapping) else {}
 
 
 def _numbers(value: Any) -> Any:
