@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from dictionary_learning import trainSAE
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import to_dense
+from dictionary_learning.synthetic import SyntheticActivations, SyntheticConfig
+from dictionary_learning.synthetic._score import ground_truths
 from dictionary_learning.trainers import NestedByFrequencyTrainer
 from dictionary_learning.trainers._batch import Batch
 
@@ -95,3 +98,14 @@ def test_shares_that_do_not_increase_below_1_are_refused(shares):
 def test_wirings_of_several_coders_are_refused():
     with pytest.raises(ConfigError, match="heads"):
         NestedByFrequencyTrainer.Config(k=3, wiring="heads", n_heads=2)
+
+
+def test_it_finds_known_features_more_purely_than_batch_top_k():
+    features = SyntheticConfig(
+        n_features=256, activation_dim=32, n_roots=2, min_probability=0.01, correlation_rank=4, batch_size=256
+    )
+    known = SyntheticActivations(features)
+    configs = [{"trainer": name, "k": 4, "dict_size": 64} for name in ("batch_top_k", "nested_by_frequency")]
+    found = ground_truths(trainSAE(known, configs, 250, progress=False, device="cpu"), known, n_tokens=4000)
+    plain, nested = found
+    assert nested.f1 > plain.f1 + 0.05 and nested.mcc > plain.mcc, found
