@@ -13,8 +13,7 @@ from typing import Any
 
 from dictionary_learning import trainSAE
 from dictionary_learning.cli import main as command_line
-from dictionary_learning.evaluation._ground_truth import ground_truth
-from dictionary_learning.synthetic import SyntheticActivations, synth_sae_bench_16k
+from dictionary_learning.synthetic import SyntheticActivations, ground_truth, synth_sae_bench_16k
 
 _PILE = "monology/pile-uncopyrighted"
 _TINY = ["--ctx-len", "128", "--batch-size", "8192", "--dict-size", "4096", "--sites", "gpt_neox.layers.3"]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dictionary_learning.models import TracedModel, load_model
     from dictionary_learning.session import Session, load_session
     from dictionary_learning.sites import Site
-    from dictionary_learning.sweeps import SweepConfig, run_sweep
+    from dictionary_learning.sweeps import SweepConfig, benchmark_synthetic, run_sweep
     from dictionary_learning.trainers import BatchTopKTrainer, SAETrainer, TopKTrainer, TrainerTopK
     from dictionary_learning.training import trainSAE
 # isort: on
@@ -59,7 +59,7 @@ _MODULES = {
     "models": "TracedModel load_model",
     "session": "Session load_session",
     "sites": "Site",
-    "sweeps": "SweepConfig run_sweep",
+    "sweeps": "SweepConfig benchmark_synthetic run_sweep",
     "trainers": "BatchTopKTrainer SAETrainer TopKTrainer TrainerTopK",
     "training": "trainSAE",
 }
@@ -69,11 +69,11 @@ __all__ = [
     "BatchTopKTrainer", "Candidate", "ContextStream", "CrossLayerTranscoder", "Crosscoder", "Dictionary",
     "DictionaryInfo", "EvaluationConfig", "GatedAutoEncoder", "IdentityDict", "JumpReluAutoEncoder", "ModelSet",
     "SAETrainer", "Sae", "Session", "Site", "SparseAutoencoder", "SweepConfig", "TokenFilter", "TopKTrainer",
-    "TracedModel", "TrainerTopK", "Transcoder", "__version__", "as_custom_sae", "calibrate", "convert", "evaluate",
-    "evaluate_activations", "evaluate_dictionaries", "expand_or_convert", "fold_decoder_norm_", "gradient_pursuit",
-    "list_pretrained", "load_dictionary", "load_from_hub", "load_many", "load_model", "load_session", "loss_recovered",
-    "pretrained", "push_to_hub", "run_sweep", "save_dictionary", "trainSAE", "write_cache", "write_dictionary",
-    "write_report",
+    "TracedModel", "TrainerTopK", "Transcoder", "__version__", "as_custom_sae", "benchmark_synthetic", "calibrate",
+    "convert", "evaluate", "evaluate_activations", "evaluate_dictionaries", "expand_or_convert", "fold_decoder_norm_",
+    "gradient_pursuit", "list_pretrained", "load_dictionary", "load_from_hub", "load_many", "load_model",
+    "load_session", "loss_recovered", "pretrained", "push_to_hub", "run_sweep", "save_dictionary", "trainSAE",
+    "write_cache", "write_dictionary", "write_report",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(

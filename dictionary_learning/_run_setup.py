@@ -171,7 +171,7 @@ def _dictionaries(
     trainer_configs: Any, stream: Stream, default_wiring: str | None, seed: int | None
 ) -> Iterator[tuple[dict[str, Any], OptimizationConfig, Any, SiteAssignment]]:
     """Yields for each dictionary the notes on it, its config, its inner scales, and its sites."""
-    for asked, facts in _read_configs(trainer_configs):
+    for asked, facts in read_configs(trainer_configs):
         # a method without wirings, as one of contexts, has no such field
         if default_wiring is not None and getattr(asked, "wiring", default_wiring) is None:
             asked = asked.replace(wiring=default_wiring)
@@ -245,7 +245,7 @@ class _Samples:
         return self._rows
 
 
-def _read_configs(given: Any) -> list[tuple[OptimizationConfig, dict[str, Any]]]:
+def read_configs(given: Any) -> list[tuple[OptimizationConfig, dict[str, Any]]]:
     """Returns the typed config, and facts of the run, of each config."""
     single = isinstance(given, (Mapping, OptimizationConfig))
     if not single and (not isinstance(given, Iterable) or isinstance(given, str)):

@@ -68,11 +68,15 @@ from dictionary_learning.interventions import (
     steer,
 )
 from dictionary_learning.ops import use_backend
+from dictionary_learning.synthetic import SyntheticActivations, SyntheticConfig, ground_truth
 from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
 from tests.dashboards import fake
 
 SITE, CTX = "model.layers.1", 16
+FEATURES = SyntheticConfig(
+    n_features=16, activation_dim=8, n_roots=1, branching=2, depth=1, correlation_rank=2, batch_size=16
+)
 _SHORT = {"n_tokens": 64, "ctx_len": CTX, "batch_size": 2}
 READING = {"ctx_len": CTX, "refresh_batch_size": 2, "device": "cpu"}
 
@@ -166,6 +170,15 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
             "data": p.activations, "trainer_configs": [{"trainer": "top_k", "k": 4, "dict_size": 32}], "steps": 1,
             "save_dir": p.new(), "progress": False, "device": "cpu",
         },
+    ),
+    "benchmark_synthetic": lambda p: (
+        dl.benchmark_synthetic,
+        {"methods": {"trainer": "top_k", "k": 2, "dict_size": 8}, "save_dir": p.new(), "case": FEATURES, "seeds": (0,),
+         "n_tokens": 32, "n_eval_tokens": 16, "device": "cpu", "progress": False},
+    ),
+    "ground_truth": lambda p: (
+        ground_truth,
+        {"dictionary": dl.AutoEncoderTopK(8, 8, 2), "data": SyntheticActivations(FEATURES), "n_tokens": 16},
     ),
     "run_sweep": lambda p: (
         dl.run_sweep,

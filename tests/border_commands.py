@@ -19,6 +19,7 @@ _BY_NAME = {
     "data_args": ["nothing", "=", "nosuch=1"],
     "separator": ["nosuch", "5000"],
     "format": ["nosuch"],
+    "case": ["nosuch"],
     "to": ["nosuch"],
     "dict_class": ["nosuch"],
     "optimizer": ["nosuch"],
@@ -62,6 +63,8 @@ def working(place: Place) -> dict[str, list[str]]:
     return {
         "train": [model, data, *reading, *train, "--k", "4", "--dict-size", "32", "--save-dir", str(place.new())],
         "sweep": [str(root / "sweep.yaml"), "--save-dir", str(place.new())],
+        "benchmark": ["synthetic", "--case", "small", "--n-tokens", "1024", "--n-eval-tokens", "64", "--k", "4", "--seeds", "0",
+                      "--device", "cpu", "--save-dir", str(place.new())],
         "evaluate": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
                      "--save-dir", str(place.new()), "--n-fidelity-tokens", "0"],
         "plan": [model, "--layers", "1", "--dict-size", "1k", "--gpus", "2"],
@@ -95,7 +98,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
         "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
         "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved}, "dashboard": {0: saved}, "serve": {0: saved},
-        "sweep": {0: saved},
+        "sweep": {0: saved}, "benchmark": {0: ["nosuch", "real"]},
     }  # fmt: skip
     named = {"model": models, "data": files, "save_dir": [str(root / "text.txt")], "out": [str(root / "text.txt")],
              "cache": saved}  # fmt: skip

@@ -9,10 +9,10 @@ import torch
 from dictionary_learning import AutoEncoderTopK, load_dictionary, trainSAE
 from dictionary_learning.activations import ActivationSource
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation._ground_truth import ground_truth
 from dictionary_learning.synthetic import (
     SyntheticActivations,
     SyntheticConfig,
+    ground_truth,
     synth_sae_bench_16k,
     synth_sae_bench_small,
 )

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
     "sweep": "train a grid of methods and settings on one stream, and compare them",
+    "benchmark": "train methods on activations with known features, and score them",
     "evaluate": "evaluate saved dictionaries",
     "compare": "say which differences between dictionaries are real",
     "contexts": "find where each latent of saved dictionaries is active",
@@ -129,8 +130,8 @@ def _run(arguments: list[str]) -> int:
     command, *options = arguments
     if command not in COMMANDS:
         raise UnknownNameError("command", command, COMMANDS)
-    # a sweep is one file, and its options are in it
-    path, options = (None, options) if command == "sweep" else file_named_in(options)
+    # those that are described by a file have their options in it
+    path, options = (None, options) if command in ("sweep", "benchmark") else file_named_in(options)
     values = {} if path is None else read_file(path)
     parser = build_parser(command, options, values)
     if path is not None:
@@ -155,6 +156,10 @@ def build_parser(command: str, options: Sequence[str], values: dict[str, Any] | 
         from dictionary_learning.cli import _train
 
         return _train.build_parser(options, {} if values is None else values)
+    if command == "benchmark":
+        from dictionary_learning.cli import _benchmark
+
+        return _benchmark.build_parser(options)
     from dictionary_learning.cli._commands import ARGUMENTS
 
     return config_parser(command, ARGUMENTS[command])

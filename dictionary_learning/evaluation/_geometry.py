@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation._ground_truth import matched_mean
 from dictionary_learning.evaluation._record import Record
+from dictionary_learning.synthetic._score import matched_mean
 
 DUPLICATE = 0.95
 """Cosine similarity from which two latents are called duplicates."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,20 @@ _DENSE = 2 * 4
 """Bytes of a latent of one row in a step: the value and its gradient."""
 _SHOWN = 6
 """Differences in a message."""
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """A dictionary that is to be trained."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> OptimizationConfig: ...
+
+
+P = TypeVar("P", bound=Planned)
 
 
 class Entry(NamedTuple):
@@ -123,9 +137,7 @@ def grouped(entries: Sequence[Entry], budget: int | None) -> list[list[Entry]]:
     return groups
 
 
-def begin_or_resume(
-    folder: Path, groups: list[list[Entry]], facts: Mapping[str, Any], is_resumed: bool
-) -> list[list[Entry]]:
+def begin_or_resume(folder: Path, groups: list[list[P]], facts: Mapping[str, Any], is_resumed: bool) -> list[list[P]]:
     """Writes what the sweep is, or compares with what is there; returns the groups.
 
     A sweep that is resumed has the groups that it began with, whatever memory there is now.

@@ -20,14 +20,18 @@ def looks_of(found: Sequence[Summary]) -> dict[tuple[str, str], Look]:
     return dict(zip(series, seen, strict=True))
 
 
-def pareto_plot(found: Sequence[Summary], column: Column) -> str:
-    """Draws a figure against L0 with error bars; filled points are beaten by none of their site."""
-    seen = looks_of(found)
-    best = pareto(found, column.key, is_lower_better=column.better == "lower")
+def pareto_plot(found: Sequence[Summary], x_column: Column, column: Column) -> str:
+    """Draws a figure against another one, of sweeps L0, with error bars.
+
+    Against L0, points that are beaten by none of their site are filled; else all are.
+    """
+    seen, across = looks_of(found), x_column.key
+    is_front = across == "l0"
+    best = pareto(found, column.key, is_lower_better=column.better == "lower") if is_front else set(range(len(found)))
     series: dict[tuple[str, str], list[tuple[float, float, int]]] = {}
     for i, one in enumerate(found):
-        if "l0" in one.means and column.key in one.means:
-            point = (one.means["l0"], one.means[column.key], i)
+        if across in one.means and column.key in one.means:
+            point = (one.means[across], one.means[column.key], i)
             series.setdefault((one.method, one.site), []).append(point)
     if not series:
         return ""
@@ -39,20 +43,22 @@ def pareto_plot(found: Sequence[Summary], column: Column) -> str:
                 filled = look.color if i in best else CARD
                 style = {"color": look.color, "markerfacecolor": filled, "markersize": 8, "gid": look.gid}
                 axes.plot([x], [y], look.marker, **style)
-                wide, high = (found[i].errors.get(name, 0.0) for name in ("l0", column.key))
+                wide, high = (found[i].errors.get(name, 0.0) for name in (across, column.key))
                 draw_error(axes, (x, y), wide, high, look)
             front = sorted((x, y) for x, y, i in points if i in best)
-            if len(front) > 1:
+            if is_front and len(front) > 1:
                 xs, ys = zip(*front, strict=True)
                 axes.plot(xs, ys, color=look.color, linestyle=look.line, linewidth=1.2, alpha=0.6, gid=look.gid)
         xs = [x for points in series.values() for x, _, _ in points]
-        if min(xs) > 0 and max(xs) > min(xs):
+        if is_front and min(xs) > 0 and max(xs) > min(xs):
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(LogLocator(base=2))
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:,.4g}")
         axes.grid(axis="x")
-        axes.set_xlabel("L0, latents that fire per token")
-        axes.set_title(f"{column.label}, {column.better} is better", loc="left", fontsize="medium", pad=10)
+        better = f"{column.label}, {column.better} is better"
+        axes.set_xlabel("L0, latents that fire per token" if is_front else f"{x_column.label}, {x_column.meaning}")
+        axes.set_title(better, loc="left", fontsize="medium", pad=10)
 
-    return draw(f"sweep-{column.key}", f"{column.label} against L0", _HEIGHT, list(seen.values()), paint)
+    name = f"sweep-{column.key}" if is_front else f"sweep-{across}-{column.key}"
+    return draw(name, f"{column.label} against {x_column.label}", _HEIGHT, list(seen.values()), paint)

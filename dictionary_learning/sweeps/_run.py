@@ -24,7 +24,7 @@ from dictionary_learning.dictionaries._serialization import WEIGHTS
 from dictionary_learning.errors import ConfigError, DivergenceError, Interrupted
 from dictionary_learning.evaluation import EvaluationConfig
 from dictionary_learning.sweeps._config import SweepConfig
-from dictionary_learning.sweeps._plan import Entry, Shape, begin_or_resume, entries_of, grouped
+from dictionary_learning.sweeps._plan import Entry, Planned, Shape, begin_or_resume, entries_of, grouped
 from dictionary_learning.sweeps._report import write_sweep_report
 from dictionary_learning.sweeps._results import Row, SweepResult
 from dictionary_learning.sweeps._stream import SharedStream
@@ -119,7 +119,7 @@ def run_sweep(
         for number, group in enumerate(groups):
             place = folder / f"group_{number}"
             if not (place / FINISHED).exists():
-                _train(group, shared.for_group(len(groups)), steps, place, folder, training)
+                train_group(group, shared.for_group(len(groups)), steps, place, folder, training)
             rows += _evaluated(group, place, held_out, facts, device)
         result = SweepResult(folder, rows)
         write_sweep_report(result)
@@ -137,8 +137,8 @@ class _Facts(SimpleNamespace):
         return found
 
 
-def _train(
-    group: Sequence[Entry], data: Any, steps: int, place: Path, folder: Path, training: Mapping[str, Any]
+def train_group(
+    group: Sequence[Planned], data: Any, steps: int, place: Path, folder: Path, training: Mapping[str, Any]
 ) -> None:
     """Trains a group, or the rest of it; what diverges is left out, and noted."""
     error = None

@@ -37,6 +37,21 @@ NOTE = (
     "Figures of held-out data. After ± stands a standard error: of the mean over seeds where there are several, else "
     "of the evaluation where it gives one."
 )
+
+
+class Sheet(NamedTuple):
+    """What a report shows: the columns of its table, and its plots."""
+
+    columns: tuple[Column, ...]
+    note: str
+    front: str | None
+    """The figure that decides, with L0, which combinations none beats; None for no such column."""
+    drawn: tuple[tuple[str, str], ...]
+    """Figures that are drawn, each against another: (across, upwards)."""
+
+
+SWEEP = Sheet(COLUMNS, NOTE, "fvu", (("l0", "fvu"), ("l0", "ce_increase"), ("l0", "ce_recovered_zero")))
+"""The report of a sweep."""
 MEANING_OF_SHARES = (
     "The share of a figure's variance over this grid that one setting explains by itself: the sum of squares between "
     "its values over the total one (eta squared). What is missing to 100 % are interactions and seeds that are not "
@@ -44,9 +59,9 @@ MEANING_OF_SHARES = (
 )
 
 
-def shown_columns(found: Sequence[Summary]) -> list[Column]:
+def shown_columns(found: Sequence[Summary], sheet: Sheet = SWEEP) -> list[Column]:
     """Returns the columns in which a combination has a figure."""
-    return [column for column in COLUMNS if any(column.key in one.means for one in found)]
+    return [column for column in sheet.columns if any(column.key in one.means for one in found)]
 
 
 def factors_of(found: Sequence[Summary]) -> list[str]:
@@ -54,16 +69,19 @@ def factors_of(found: Sequence[Summary]) -> list[str]:
     return list(dict.fromkeys(key for one in found for key in one.factors))
 
 
-def on_front(found: Sequence[Summary]) -> set[int]:
-    """Returns the combinations that none beats in L0 and FVU."""
-    return pareto(found, "fvu")
-
-
-def cells(found: Sequence[Summary], plus_minus: str = " ± ") -> tuple[list[str], list[list[str]]]:
-    """Returns the head of the table, and its rows as text."""
-    factors, columns, best = factors_of(found), shown_columns(found), on_front(found)
+def cells(found: Sequence[Summary], plus_minus: str = " ± ", sheet: Sheet = SWEEP) -> tuple[list[str], list[list[str]]]:
+    """Returns the head of the table, and its rows as text; the last column is of marks."""
+    factors, columns = factors_of(found), shown_columns(found, sheet)
+    best = set[int]() if sheet.front is None else pareto(found, sheet.front)
     several = len({one.site for one in found}) > 1
-    head = ["method", *(["site"] if several else []), *factors, "seeds", *(c.label for c in columns), "Pareto"]
+    head = [
+        "method",
+        *(["site"] if several else []),
+        *factors,
+        "seeds",
+        *(c.label for c in columns),
+        "Pareto" if sheet.front else "",
+    ]
     rows: list[list[str]] = []
     for i, one in enumerate(found):
         settings = [_text(one.factors.get(key)) for key in factors]
@@ -83,32 +101,35 @@ def share_cells(shares: Sequence[Share]) -> tuple[list[str], list[list[str]]]:
     return ["within", "setting", "values", "variance explained", ""], rows
 
 
-def as_markdown(title: str, found: Sequence[Summary], shares: Mapping[str, Sequence[Share]]) -> str:
+def as_markdown(
+    title: str, found: Sequence[Summary], shares: Mapping[str, Sequence[Share]], sheet: Sheet = SWEEP
+) -> str:
     """Returns the report as Markdown."""
-    head, rows = cells(found)
-    parts = [f"# {title}", NOTE, _markdown_table(head, rows)]
+    head, rows = cells(found, sheet=sheet)
+    parts = [f"# {title}", sheet.note, markdown_table(head, rows)]
     parts.append(
         "\n".join(
-            f"- {c.label}: {c.meaning}" + (f"; {c.better} is better" if c.better else "") for c in shown_columns(found)
+            f"- {c.label}: {c.meaning}" + (f"; {c.better} is better" if c.better else "")
+            for c in shown_columns(found, sheet)
         )
     )
-    parts += [
-        "Pareto: no other combination at the site has both a lower L0 and a lower FVU.",
-        "## What mattered",
-        MEANING_OF_SHARES,
-    ]
+    if sheet.front:
+        parts.append("Pareto: no other combination at the site has both a lower L0 and a lower FVU.")
+    if any(shares.values()):
+        parts += ["## What mattered", MEANING_OF_SHARES]
     for label, each in shares.items():
         if each:
-            parts += [f"### {label}", _markdown_table(*share_cells(each))]
+            parts += [f"### {label}", markdown_table(*share_cells(each))]
     return "\n\n".join(parts) + "\n"
 
 
-def as_latex(found: Sequence[Summary]) -> str:
+def as_latex(found: Sequence[Summary], sheet: Sheet = SWEEP) -> str:
     """Returns the table for LaTeX, which needs the package booktabs."""
-    head, rows = cells(found, "$\\,\\pm\\,$")
+    head, rows = cells(found, "$\\,\\pm\\,$", sheet)
+    n_figures = len(shown_columns(found, sheet))
     lines = [
         "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{{'l' * (len(head) - len(shown_columns(found)) - 1)}{'r' * len(shown_columns(found))}l}}",
+        f"\\begin{{tabular}}{{{'l' * (len(head) - n_figures - 1)}{'r' * n_figures}l}}",
         "\\toprule",
         " & ".join(map(_latex, head)) + " \\\\",
         "\\midrule",
@@ -152,7 +173,9 @@ def _text(value: Any, missing: str = DASH) -> str:
     return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+
     def line(each: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in each) + " |"
 

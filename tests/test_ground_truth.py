@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation._ground_truth import ground_truth, matched_mean
 from dictionary_learning.synthetic import SyntheticActivations, SyntheticConfig
+from dictionary_learning.synthetic._score import ground_truth, matched_mean
 
 # as many features as dimensions, and independent ones: a linear map finds them exactly
 CONFIG = SyntheticConfig(n_features=12, activation_dim=12, n_roots=1, branching=2, depth=1, min_probability=0.2)
