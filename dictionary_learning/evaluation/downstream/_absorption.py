@@ -3,11 +3,10 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._border import checked
@@ -16,14 +15,13 @@ from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
-from dictionary_learning.evaluation._splices import inputs_of
 from dictionary_learning.evaluation.downstream._absorbed import absorbed
-from dictionary_learning.evaluation.downstream._baselines import RANDOM, random_dictionary
-from dictionary_learning.evaluation.downstream._logistic import LinearProbe, fit_logistic
-from dictionary_learning.evaluation.downstream._ranking import RANKINGS, best_columns
+from dictionary_learning.evaluation.downstream._baselines import RANDOM, random_like
+from dictionary_learning.evaluation.downstream._letters import Letter, letters_told, main_latents
+from dictionary_learning.evaluation.downstream._ranking import RANKINGS
 from dictionary_learning.evaluation.downstream._records import AbsorptionEntry, AbsorptionReport, LetterReport, Role
 from dictionary_learning.evaluation.downstream._words import letter_prefix, words_of
-from dictionary_learning.latents import l0, to_dense
+from dictionary_learning.latents import to_dense
 from dictionary_learning.models import TracedModel, load_model
 
 logger = logging.getLogger(__name__)
@@ -67,17 +65,6 @@ class AbsorptionConfig(BaseConfig):
         RANKINGS[self.ranking]
 
 
-class _Letter(NamedTuple):
-    """A letter that the activations tell."""
-
-    name: str
-    truth: Bool[np.ndarray, "words"]
-    probe: LinearProbe
-    f1: float
-    told: Bool[np.ndarray, "words"]
-    """Test words of the letter that the probe tells right."""
-
-
 @checked()
 @torch.no_grad()
 def feature_absorption(
@@ -117,7 +104,7 @@ def feature_absorption(
     n_letters: list[int] = []
     for reads in dict.fromkeys(one.reads for one in placed):
         x = inputs[reads]
-        told = _letters_told(x.double().numpy(), letters, is_test, config)
+        told = letters_told(x.double().numpy(), letters, is_test, config.strength, config.least_f1, config.least_words)
         n_letters.append(len(told))
         for number, one in enumerate(placed):
             if one.reads != reads:
@@ -127,7 +114,7 @@ def feature_absorption(
                     _entry(
                         RANDOM + one.name,
                         "random",
-                        _random_like(one, x, config.seed + number),
+                        random_like(one, x, config.seed + number),
                         x,
                         told,
                         is_test,
@@ -154,7 +141,7 @@ def check_decoder(one: PlacedCandidate) -> None:
 def _prompts(
     model: TracedModel, words: Sequence[str] | None, config: AbsorptionConfig
 ) -> tuple[Tensor, list[str], np.ndarray]:
-    """Returns the ids of the prompts (n, ctx), which end with the words; and the words and letters."""
+    """Returns the ids of the prompts (n, ctx), which end with the words; words and letters."""
     known = words_of(model, words)
     random = np.random.default_rng(abs(config.seed))
     order = random.permutation(len(known.words))
@@ -190,97 +177,43 @@ def _inputs(model: TracedModel, placed: Sequence[PlacedCandidate], ids: Tensor, 
     return {one.reads: torch.cat([whole[site] for site in one.reads], dim=-1).cpu() for one in placed}
 
 
-def _letters_told(x: np.ndarray, letters: np.ndarray, is_test: np.ndarray, config: AbsorptionConfig) -> list[_Letter]:
-    """Returns the letters that a probe of the activations tells, with the probes."""
-    scale = np.sqrt((x**2).mean())
-    found: list[_Letter] = []
-    for letter in np.unique(letters):
-        truth = letters == letter
-        if not truth[~is_test].any() or truth[~is_test].all():
-            continue
-        probe = fit_logistic(x[~is_test] / scale, truth[~is_test], config.strength)
-        says = probe.scores(x / scale) > 0
-        f1 = _f1(truth[is_test], says[is_test])
-        told = truth & is_test & says
-        if f1 >= config.least_f1 and told.sum() >= config.least_words:
-            found.append(_Letter(str(letter), truth, probe, f1, told))
-    return found
-
-
-def _f1(truth: np.ndarray, says: np.ndarray) -> float:
-    return float(2 * (truth & says).sum() / max(truth.sum() + says.sum(), 1))
-
-
-def _random_like(one: PlacedCandidate, x: Tensor, seed: int) -> PlacedCandidate:
-    rows = x.to(one.dictionary.device, one.dictionary.dtype)
-    k = max(1, round(float(l0(one.dictionary.reconstruct(rows).latents))))
-    made = random_dictionary(x.mean(0), one.dictionary.dict_size, min(k, one.dictionary.dict_size), seed)
-    return PlacedCandidate(RANDOM + one.name, made.to(one.dictionary.device), one.reads, one.writes)
-
-
 def _entry(
-    name: str, role: Role, one: PlacedCandidate, x: Float[Tensor, "n dim"], told: Sequence[_Letter],
+    name: str, role: Role, one: PlacedCandidate, x: Float[Tensor, "n dim"], told: Sequence[Letter],
     is_test: np.ndarray, config: AbsorptionConfig,
 ) -> AbsorptionEntry:  # fmt: skip
     """Returns the figures of a dictionary."""
     dictionary = one.dictionary
-    rows = (
-        inputs_of(one, {one.reads[0]: x}, one.reads[:1])
-        if len(one.reads) == 1
-        else x.to(dictionary.device, dictionary.dtype)
-    )
-    latents = to_dense(dictionary.reconstruct(rows).latents).float().cpu()
+    latents = to_dense(dictionary.reconstruct(x.to(dictionary.device, dictionary.dtype)).latents).float().cpu()
     decoder = dictionary.W_dec.detach().float().cpu()  # pyright: ignore[reportAttributeAccessIssue]  # checked before
+    values = latents.double().numpy()
     reports: list[LetterReport] = []
     resampled: dict[str, list[Tensor]] = {"rate": [], "fraction": []}
     n = min((int(letter.told.sum()) for letter in told), default=0)
     for number, letter in enumerate(told):
-        main, f1 = main_latents(latents.double().numpy(), letter.truth, is_test, config)
+        options = (config.most_main, config.least_gain, config.strength)
+        main, f1 = main_latents(values, letter.truth, is_test, RANKINGS[config.ranking], *options)
         held = torch.from_numpy(letter.told)
         found = absorbed(latents[held], x[held], decoder, torch.from_numpy(letter.probe.weight).float(), main)
-        values = {"rate": found.is_full.double(), "fraction": found.fraction.double()}
+        of_words = {"rate": found.is_full.double(), "fraction": found.fraction.double()}
         reports.append(
             LetterReport(
                 letter=letter.name, n_words=int(held.sum()), probe_f1=letter.f1, latents=main, k_sparse_f1=f1,
-                **{key: float(value.mean()) for key, value in values.items()},
+                **{key: float(value.mean()) for key, value in of_words.items()},
             )
         )  # fmt: skip
         weights = document_weights(int(held.sum()), config.n_resamples, config.seed + number)
-        for key, value in values.items():
-            resampled[key].append(value.mean().view(1) if weights is None else weights @ value / weights.sum(1))
+        for key, value in of_words.items():
+            # one word alone is the same in all resamples
+            same = value.mean().expand(max(config.n_resamples, 1))
+            resampled[key].append(same if weights is None else weights @ value / weights.sum(1))
     metrics = {key: float(np.mean([one[key] for one in reports])) if reports else float("nan") for key in resampled}
     metrics["n_main_latents"] = float(np.mean([len(one.latents) for one in reports])) if reports else float("nan")
     errors = {
-        key: bar for key, rows in resampled.items()
-        if rows and len({len(row) for row in rows}) == 1 and (bar := error_bar(torch.stack(rows).mean(0), max(n, 2))) is not None
-    } if config.n_resamples > 1 else {}  # fmt: skip
+        key: bar
+        for key, rows in resampled.items()
+        if rows and len(rows[0]) > 1 and (bar := error_bar(torch.stack(rows).mean(0), max(n, 2))) is not None
+    }
     return AbsorptionEntry(name=name, role=role, metrics=metrics, errors=errors or None, letters=reports)
-
-
-def main_latents(
-    latents: Float[np.ndarray, "n dict_size"],
-    truth: Bool[np.ndarray, "n"],
-    is_test: Bool[np.ndarray, "n"],
-    config: AbsorptionConfig,
-) -> tuple[list[int], float]:
-    """Returns the latents of a letter, and the F1 of a probe of them on test words.
-
-    Only latents that are larger on words of the letter can be its own.
-    """
-    train, y = latents[~is_test], truth[~is_test]
-    values = RANKINGS[config.ranking](train, y)
-    values = np.where(train[y].mean(0) > train[~y].mean(0), values, -1.0)
-    order = best_columns(values, min(config.most_main, train.shape[1]))
-    best, n = -1.0, 0
-    for k in range(1, len(order) + 1):
-        part = latents[:, order[:k]]
-        scale = np.where(part[~is_test].std(0) > 0, part[~is_test].std(0), np.inf)
-        probe = fit_logistic(part[~is_test] / scale, y, config.strength)
-        f1 = _f1(truth[is_test], probe.scores(part[is_test] / scale) > 0)
-        if k > 1 and f1 - best <= config.least_gain:
-            break
-        best, n = f1, k
-    return [int(one) for one in order[:n]], best
 
 
 def _warning(model: TracedModel, n_letters: int, config: AbsorptionConfig) -> str | None:

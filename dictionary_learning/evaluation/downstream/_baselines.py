@@ -1,4 +1,4 @@
-"""What scores are compared with: dictionaries without training, and the activations themselves."""
+"""What scores are compared with: dictionaries without training, and principal components."""
 
 from collections.abc import Sequence
 
@@ -45,6 +45,15 @@ def random_dictionaries(
         made = random_dictionary(mean, one.dictionary.dict_size, k, seed + number)
         found.append(PlacedCandidate(RANDOM + one.name, made.to(one.dictionary.device), one.reads, one.reads))
     return found
+
+
+@torch.no_grad()
+def random_like(one: PlacedCandidate, x: Float[Tensor, "n dim"], seed: int) -> PlacedCandidate:
+    """Returns a random dictionary of the shape and L0 that one has on these activations."""
+    rows = x.to(one.dictionary.device, one.dictionary.dtype)
+    k = max(1, round(float(l0(one.dictionary.reconstruct(rows).latents))))
+    made = random_dictionary(x.mean(0), one.dictionary.dict_size, min(k, one.dictionary.dict_size), seed)
+    return PlacedCandidate(RANDOM + one.name, made.to(one.dictionary.device), one.reads, one.writes)
 
 
 def random_dictionary(center: Float[Tensor, "dim"], dict_size: int, k: int, seed: int) -> AutoEncoderTopK:

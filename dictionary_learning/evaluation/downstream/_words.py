@@ -59,7 +59,7 @@ def words_of(model: TracedModel, wanted: Sequence[str] | None = None) -> Words:
 
 
 def letter_prefix(model: TracedModel, examples: Sequence[str]) -> Int[Tensor, "ctx"]:
-    """Returns the ids of the prompt before the word: lines such as " cat has the first letter: C"."""
+    """Returns the ids before the word: of lines such as " cat has the first letter: C"."""
     lines = [f" {word} has the first letter: {word[0].upper()}\n" for word in examples]
     if lines:
         return as_tokens(model, ["".join(lines)]).input_ids[0]
