@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train dictionaries on a language model, and evaluate them",
     "sweep": "train a grid of methods and settings on one stream, and compare them",
     "evaluate": "evaluate saved dictionaries",
+    "downstream": "measure what dictionaries are good for: probing, absorption and others",
     "compare": "say which differences between dictionaries are real",
     "contexts": "find where each latent of saved dictionaries is active",
     "dashboard": "write pages about latents, which a browser opens",

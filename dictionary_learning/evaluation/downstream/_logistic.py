@@ -6,13 +6,11 @@ This is the objective of scikit-learn, and SciPy's L-BFGS its default optimizer;
 without the package. It is convex, so the result depends on neither seed nor start.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.optimize import minimize
-from scipy.special import expit
 
 _STEPS = 500
 _TOLERANCE = 1e-6
@@ -60,18 +58,12 @@ def fit_logistic(x: Float[np.ndarray, "n dim"], y: Bool[np.ndarray, "n"], streng
     def loss(packed: np.ndarray) -> tuple[float, np.ndarray]:
         w, b = packed[:-1], packed[-1]
         margin = sign * (x @ w + b)
-        slope = -sign * expit(-margin) / len(x)  # (n,)
+        slope = -sign * _sigmoid(-margin) / len(x)  # (n,)
         value = np.logaddexp(0, -margin).mean() + w @ w / (2 * scale)
         return value, np.append(x.T @ slope + w / scale, slope.sum())
 
-    found = minimize(
-        loss,
-        np.zeros(x.shape[1] + 1),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": _STEPS, "gtol": _TOLERANCE, "ftol": 0},
-    )
-    return LinearProbe(found.x[:-1], float(found.x[-1]))
+    found = _least(loss, x.shape[1] + 1)
+    return LinearProbe(found[:-1], float(found[-1]))
 
 
 def fit_l1_logistic(x: Float[np.ndarray, "n dim"], y: Bool[np.ndarray, "n"], strength: float) -> LinearProbe:
@@ -86,21 +78,25 @@ def fit_l1_logistic(x: Float[np.ndarray, "n dim"], y: Bool[np.ndarray, "n"], str
     def loss(packed: np.ndarray) -> tuple[float, np.ndarray]:
         w, b = packed[:dim] - packed[dim:-1], packed[-1]
         margin = sign * (x @ w + b)
-        slope = -sign * expit(-margin) / n
+        slope = -sign * _sigmoid(-margin) / n
         g = x.T @ slope
         value = np.logaddexp(0, -margin).mean() + penalty * packed[:-1].sum()
         return value, np.concatenate([g + penalty, penalty - g, [slope.sum()]])
 
-    bounds = [(0, None)] * (2 * dim) + [(None, None)]
-    found = minimize(
-        loss,
-        np.zeros(2 * dim + 1),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": _STEPS, "gtol": _TOLERANCE, "ftol": 0},
-    )
-    return LinearProbe(found.x[:dim] - found.x[dim:-1], float(found.x[-1]))
+    found = _least(loss, 2 * dim + 1, [(0, None)] * (2 * dim) + [(None, None)])
+    return LinearProbe(found[:dim] - found[dim:-1], float(found[-1]))
+
+
+def _least(loss: Callable[[np.ndarray], tuple[float, np.ndarray]], size: int, bounds: Any = None) -> np.ndarray:
+    """Returns where a convex function is least; it returns its gradient too."""
+    from scipy.optimize import minimize  # takes longer to import than the rest of this package
+
+    options = {"maxiter": _STEPS, "gtol": _TOLERANCE, "ftol": 0}
+    return minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return (1 + np.tanh(x / 2)) / 2
 
 
 def _best_strength(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], n_folds: int) -> float:
