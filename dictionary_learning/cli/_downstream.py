@@ -49,7 +49,7 @@ class DownstreamArguments(DataArguments):
     that package."""
     names: tuple[str, ...] = ()
     """Tasks of sae-probes, or all; by default twelve with short texts."""
-    text_column: str | None = None
+    prompt_column: str | None = None
     """The column of the texts; by default text, prompt, sentence or content."""
     label_column: str | None = None
     """The column of the labels; by default label, labels, target or class."""
@@ -116,7 +116,7 @@ class DownstreamArguments(DataArguments):
         saved = load_saved(self.dictionaries)
         wanted = self._model(saved)
         # labelled texts are read first, so that an error in them costs no time
-        found = labelled(self.data, self.names, self.text_column, self.label_column) if self._needs_tasks else []
+        found = labelled(self.data, self.names, self.prompt_column, self.label_column) if self._needs_tasks else []
         model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
         parts: dict[str, Any] = {}
@@ -167,7 +167,7 @@ def labelled(
 
 
 def write_section(section: "DownstreamReport", model: Mapping[str, Any], folder: Path) -> None:
-    """Adds a section to the report in a folder, or writes a new one; prints the path of its page."""
+    """Adds a section to the report in a folder, or writes a new one; prints its page's path."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation import read_report
     from dictionary_learning.evaluation.reports import write_report
@@ -222,7 +222,7 @@ def _removal(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any
 
     if len(given.data) != 1:
         raise ConfigError(f"Got {len(given.data)} of --data; removal needs one file, with a column for the attribute.")
-    columns = {"text": given.text_column or "text", "label": given.label_column or "label"}
+    columns = {"text": given.prompt_column or "text", "label": given.label_column or "label"}
     columns |= {"attribute": given.attribute_column}
     return spurious_correlation_removal(model, candidates, given.data[0], _perturbing(given), **columns)
 

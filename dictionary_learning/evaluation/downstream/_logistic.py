@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 _STEPS = 500
 _TOLERANCE = 1e-6
 """Of the largest entry of the gradient, divided by C and the examples."""
-_LEAST_SCALE = 1e-12
-"""Columns that vary less, relative to the largest, are constant."""
+_LEAST_SCALE = 1e-10
+"""Columns that vary less, relative to their largest value, are constant but for rounding."""
 
 
 class LinearProbe(NamedTuple):
@@ -43,7 +43,7 @@ def fit_probe(
     """
     mean = x.mean(0)
     scale = x.std(0)
-    scale = np.where(scale > _LEAST_SCALE * max(float(scale.max(initial=0.0)), 1e-300), scale, np.inf)
+    scale = np.where(scale > _LEAST_SCALE * np.abs(x).max(0), scale, np.inf)
     z = (x - mean) / scale
     probe = fit_logistic(z, y, _best_strength(z, y, strengths, n_folds))
     weight = probe.weight / scale

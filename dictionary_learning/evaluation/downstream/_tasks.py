@@ -94,8 +94,12 @@ def _tasks(given: Any, text: str | None, label: str | None, name: str) -> list[P
 
 
 def _is_task(item: Any) -> bool:
-    is_pair = isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str)
-    return not is_pair and (not isinstance(item, Mapping) or any(isinstance(v, list) for v in item.values()))
+    """Returns whether an item of a list is a task by itself, and not an example."""
+    if isinstance(item, Mapping):
+        return any(isinstance(value, list) for value in cast("Mapping[Any, Any]", item).values())
+    if isinstance(item, (list, tuple)):
+        return bool(item) and isinstance(cast("Sequence[Any]", item)[0], (list, tuple, Mapping))
+    return isinstance(item, (ProbeTask, str, os.PathLike)) or hasattr(item, "column_names")
 
 
 def _named(tasks: list[ProbeTask], name: str) -> list[ProbeTask]:
