@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder, resolve_latest
-from dictionary_learning._trained_on import TrainedModel, check_named, model_of, text_of
-from dictionary_learning.cli._arguments import write_line
+from dictionary_learning._trained_on import TextReading, TrainedModel, check_named, model_of, text_of
+from dictionary_learning.cli._arguments import CommandArguments, write_line
 from dictionary_learning.cli._evaluate import common, read_text
-from dictionary_learning.cli._options import DataArguments
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, UnknownNameError
 
@@ -29,7 +28,7 @@ _SAE_PROBES = "sae-probes"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DownstreamArguments(DataArguments):
+class DownstreamArguments(CommandArguments):
     """Measures what saved dictionaries are good for, beside baselines; prints the report's page.
 
     probing: few latents that tell the labels of texts. absorption: latents of a first letter that
@@ -240,7 +239,7 @@ def _context(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any
     trained = next((told for one in saved if (told := text_of(one.config))), None)
     windows = tuple(m for m in (1, 2, 4, 8, 16, 32) if m < given.ctx_len)
     config = ContextConfig(windows=windows, **given.options("n_tokens", "ctx_len", "batch_size", "n_resamples", "seed"))
-    return context_sensitivity(model, candidates, read_text(given, given.text, trained), config)
+    return context_sensitivity(model, candidates, read_text(TextReading(), given.text, trained), config)
 
 
 _RUN: dict[str, _Run] = {

@@ -206,7 +206,7 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     return limits
 
 
-def read_text(arguments: DataArguments, given: str | None, trained: TrainedText | None) -> "Source":
+def read_text(arguments: TextReading, given: str | None, trained: TrainedText | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
     from dictionary_learning._plain import to_plain
 

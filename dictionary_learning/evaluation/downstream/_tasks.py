@@ -158,12 +158,12 @@ def _of_rows(rows: Sequence[Any], text: str | None, label: str | None, name: str
 def _column(columns: Iterable[str], given: str | None, known: Sequence[str], what: str | None) -> str | None:
     """Returns the column that is asked for, or the first known one; None if none need be there."""
     there = list(columns)
-    found = next((one for one in ([given] if given else known) if one in there), None)
+    found = next((one for one in (known if given is None else [given]) if one in there), None)
     if found is None and what is not None:
         option = "text" if known is TEXT_COLUMNS else "label"
         near = did_you_mean(given, map(str, there)) if given else ""
         raise DataError(
-            f"There is no column {given or ' or '.join(known)} among {', '.join(map(str, there)) or 'none'}"
+            f"There is no column {' or '.join(known) if given is None else repr(given)} among {', '.join(map(str, there)) or 'none'}"
             f"{'' if what in ('text', 'label') else f' of {what}'}.{near} Give {option}= the name of a column."
         )
     return found

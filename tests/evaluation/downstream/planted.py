@@ -1,5 +1,7 @@
 """Tiny models and dictionaries with a known answer: latents at the embedding, which say one word each."""
 
+import functools
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -10,7 +12,9 @@ from tests import tiny
 SITE = "model.embed_tokens"
 
 
+@functools.cache
 def model():
+    """Returns a model that no test changes."""
     return load_model(tiny.model(), tokenizer=tiny.tokenizer())
 
 
@@ -49,6 +53,7 @@ def texts_with(words: list[str], n: int, seed: int, longest: int = 12) -> list[s
 LETTERS, PER_LETTER, N_ABSORBED = "abcd", 23, 8
 
 
+@functools.cache
 def letter_model():
     """Returns a model with words of four letters, whose embeddings are the letter's and, of some, their own."""
     words = [f"{letter}{chr(97 + n)}" for letter in LETTERS for n in range(PER_LETTER)]
