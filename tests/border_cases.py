@@ -21,6 +21,13 @@ from dictionary_learning.attribution import (
 )
 from dictionary_learning.dashboards import LiveServer, pages_of, write_dashboard
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
+from dictionary_learning.evaluation.downstream import (
+    ContextConfig,
+    ProbingConfig,
+    as_probe_tasks,
+    context_sensitivity,
+    probe_latents,
+)
 from dictionary_learning.exports import (
     LatentFacts,
     control_direction,
@@ -94,6 +101,7 @@ class Place:
         self.two = [dl.AutoEncoderTopK(tiny.DIM, 32, 4) for _ in range(2)]
         for n, one in enumerate(self.two):
             one.info = DictionaryInfo(sites=(f"model.layers.{n}",))
+        self.labelled = [{"words": text, "kind": n % 2} for n, text in enumerate(self.texts)]
         self.metric = logit_difference(3, 4)
         self.effects = attribute(self.model, self.two, self.texts[0], self.metric, method="gradient")
         self.activations = [tiny.Planted(tiny.DIM).batch(64) for _ in range(2)]
@@ -218,6 +226,21 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
         {
             "model": p.model, "candidates": Candidate("a", p.dictionary, SITE), "text": p.texts,
             "config": EvaluationConfig(n_tokens=32, n_fidelity_tokens=0, ctx_len=CTX, batch_size=2),
+        },
+    ),
+    "as_probe_tasks": lambda p: (as_probe_tasks, {"tasks": p.labelled, "text": "words", "label": "kind"}),
+    "probe_latents": lambda p: (
+        probe_latents,
+        {
+            "model": p.model, "candidates": Candidate("a", p.dictionary, SITE), "tasks": {"text": p.texts, "label": [0, 1] * 6},
+            "config": ProbingConfig(n_resamples=0, ks=(1,), strengths=(1.0,)),
+        },
+    ),
+    "context_sensitivity": lambda p: (
+        context_sensitivity,
+        {
+            "model": p.model, "candidates": Candidate("a", p.dictionary, SITE), "text": p.texts,
+            "config": ContextConfig(n_tokens=4, ctx_len=4, windows=(1,), n_resamples=0),
         },
     ),
     "Candidate": lambda p: (

@@ -35,6 +35,7 @@ _BY_NAME = {
     **{n: ["nosuch", "openai:", "openai:m@nothing", "local:nosuch"] for n in ("judge", "scorer", "embedder")},
     "scores": ["nosuch"],
     "dictionary": ["nosuch"],
+    "tasks": ["nosuch", "absorption probin"],
 }
 
 
@@ -60,6 +61,7 @@ def working(place: Place) -> dict[str, list[str]]:
         "--n-fidelity-tokens",
         "0",
     ]
+    (root / "tasks.csv").write_text("text,label\n" + "\n".join(f"w{n} w{n + 1} w2,{n % 2}" for n in range(16)))
     return {
         "train": [model, data, *reading, *train, "--k", "4", "--dict-size", "32", "--save-dir", str(place.new())],
         "sweep": [str(root / "sweep.yaml"), "--save-dir", str(place.new())],
@@ -82,6 +84,8 @@ def working(place: Place) -> dict[str, list[str]]:
         "dashboard": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
                       "--save-dir", str(place.new()), "--n-shown", "2", "--map", "pca"],
         "serve": [str(root / "dictionary")],  # it knows no model: a server would not end
+        "downstream": [str(root / "dictionary"), "--model", model, "--data", str(root / "tasks.csv"), "--dtype", "float32",
+                       "--device", "cpu", "--sites", SITE, "--save-dir", str(place.new()), "--n-resamples", "0"],
         "reproduce": [str(root / "dictionary")],  # no run: it is refused, whatever else is wrong
     }  # fmt: skip
 
@@ -98,7 +102,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
         "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
         "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved}, "dashboard": {0: saved}, "serve": {0: saved},
-        "sweep": {0: saved}, "benchmark": {0: ["nosuch", "real"]},
+        "sweep": {0: saved}, "benchmark": {0: ["nosuch", "real"]}, "downstream": {0: saved},
     }  # fmt: skip
     named = {"model": models, "data": files, "save_dir": [str(root / "text.txt")], "out": [str(root / "text.txt")],
              "cache": saved}  # fmt: skip

@@ -26,6 +26,7 @@ COMMANDS = {
     "sweep": "train a grid of methods and settings on one stream, and compare them",
     "benchmark": "train methods on activations with known features, and score them",
     "evaluate": "evaluate saved dictionaries",
+    "downstream": "measure what dictionaries are good for: probing, absorption and others",
     "compare": "say which differences between dictionaries are real",
     "contexts": "find where each latent of saved dictionaries is active",
     "dashboard": "write pages about latents, which a browser opens",

@@ -9,6 +9,7 @@ from dictionary_learning.cli._compare import CompareArguments
 from dictionary_learning.cli._completion import CompletionArguments
 from dictionary_learning.cli._contexts import ContextsArguments
 from dictionary_learning.cli._dashboard import DashboardArguments, ServeArguments
+from dictionary_learning.cli._downstream import DownstreamArguments
 from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._explain import ExplainArguments
 from dictionary_learning.cli._export import ExportArguments
@@ -206,5 +207,6 @@ ARGUMENTS: dict[str, type[CommandArguments]] = {
     "reproduce": ReproduceArguments,
     "dashboard": DashboardArguments,
     "serve": ServeArguments,
+    "downstream": DownstreamArguments,
 }
 """The arguments of each command but `train`, whose options depend on the method."""

@@ -72,6 +72,9 @@ class EvaluateArguments(DataArguments):
     """A package whose figures are computed too, by its own rules and names."""
     n_resamples: int = 1_000
     """Resamples of the documents for the error bars; 0 for none."""
+    probe: tuple[str, ...] = ()
+    """Labelled texts (.csv, .tsv, .jsonl, or sae-probes) that few latents should tell apart; the
+    command downstream has more options."""
 
     def run(self) -> None:
         self.evaluate()
@@ -80,10 +83,12 @@ class EvaluateArguments(DataArguments):
         """Evaluates, writes the report and prints its page's path; returns the report."""
         from dictionary_learning.activations._filters import TokenFilter
         from dictionary_learning.cli._candidates import candidates_of, load_saved
+        from dictionary_learning.cli._downstream import labelled
         from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
         from dictionary_learning.models import load_model
 
         saved = load_saved(self.dictionaries)
+        tasks = labelled(self.probe) if self.probe else []
         # what files do not tell decides nothing; what two of them tell differently is asked for
         trained_on = None if self.model else common(saved, "language models", model_of, "Give --model.")
         if trained_on is not None:
@@ -100,9 +105,10 @@ class EvaluateArguments(DataArguments):
         pack = common(saved, "ways of packing documents", lambda c: buffer_of(c).get("pack"))
         rule = common(saved, "token filters", filter_of)
         model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
+        candidates = candidates_of(saved, model, self.sites, self.target_sites)
         report = evaluate_dictionaries(
             model,
-            candidates_of(saved, model, self.sites, self.target_sites),
+            candidates,
             read_text(self, self.data, text),
             EvaluationConfig(
                 ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
@@ -112,7 +118,16 @@ class EvaluateArguments(DataArguments):
             token_filter=TokenFilter.from_dict(rule) if rule else None,
             norm_limits=_norm_limits(saved),
         )
+        if tasks:
+            report = dataclasses.replace(report, downstream=self._probed(model, candidates, tasks))
         return report_on(report, saved, _report_folder(self, saved), {})
+
+    def _probed(self, model: Any, candidates: Any, tasks: Any) -> Any:
+        from dictionary_learning.evaluation.downstream import DownstreamReport, ProbingConfig, probe_latents
+
+        return DownstreamReport(
+            probing=probe_latents(model, candidates, tasks, ProbingConfig(n_resamples=self.n_resamples))
+        )
 
 
 def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> "Report":
@@ -208,7 +223,7 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     return limits
 
 
-def read_text(arguments: DataArguments, given: str | None, trained: TrainedText | None) -> "Source":
+def read_text(arguments: TextReading, given: str | None, trained: TrainedText | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
     from dictionary_learning._plain import to_plain
 

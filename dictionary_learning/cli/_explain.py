@@ -1,6 +1,7 @@
 """`dictionary-learning explain`: latents explained and scored by a judge."""
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,6 +9,8 @@ from typing import Any, ClassVar
 from dictionary_learning.cli._arguments import CommandArguments, write_line, write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
@@ -58,6 +61,7 @@ class ExplainArguments(CommandArguments):
         from dictionary_learning.interpretation.explanations._explain import check_scores
         from dictionary_learning.interpretation.explanations._files import EXPLANATIONS
         from dictionary_learning.interpretation.explanations._names import embedder_of, judge_of
+        from dictionary_learning.interpretation.explanations._summary import summarize_scores
 
         store = ContextStore.open(self.store)
         contexts = store[only_name(self.dictionary, store.names)]
@@ -78,7 +82,9 @@ class ExplainArguments(CommandArguments):
             prices = self.options("prompt_price", "answer_price")
             write_line(str(estimate_cost(contexts, latents, **given, **prices)))
             return
-        explain(contexts, latents, **given)
+        made = explain(contexts, latents, **given)
+        for line in summarize_scores(made.values()):
+            logger.info("%s", line)
         write_result(str(folder / EXPLANATIONS))
 
 

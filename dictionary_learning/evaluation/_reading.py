@@ -28,6 +28,7 @@ from dictionary_learning.evaluation._summary import (
     described_metrics,
     described_together,
 )
+from dictionary_learning.evaluation.downstream._from_json import downstream_of
 
 REPORT, SUMS = "report.json", "report.safetensors"
 """Names of the files in the folder of a report."""
@@ -116,6 +117,7 @@ def _merged(first: Report, second: Report) -> Report:
         ablation=described_ablations(measured, weights) if clean.n else None,
         together=described_together(measured, weights) or None,
         convention=None,
+        downstream=None,  # of other texts
         links=None,  # they lie beside the first
         measured=measured,
     )
@@ -152,6 +154,8 @@ def _report(document: Mapping[str, Any]) -> Report:
         TogetherReport(names=tuple(one["names"]), metrics=_numbers(one["metrics"]), errors=_bars(one.get("errors")))
         for one in together
     ]
+    downstream = document.get("downstream")
+    known["downstream"] = downstream and downstream_of(downstream)
     known["schema_version"] = SCHEMA_VERSION
     return Report(**known)
 

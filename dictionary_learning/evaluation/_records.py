@@ -8,6 +8,7 @@ from dictionary_learning.evaluation._bootstrap import ErrorBar
 from dictionary_learning.evaluation._geometry import Geometry
 from dictionary_learning.evaluation._measured import Measured
 from dictionary_learning.evaluation._record import Record
+from dictionary_learning.evaluation.downstream._records import DownstreamReport
 
 SCHEMA_VERSION = 2
 """Of `report.json`. 1 had no version, no error bars and nothing below `density`."""
@@ -155,6 +156,8 @@ class Report(Record):
     together: Sequence[TogetherReport] | None = None
     convention: str | None = None
     """The package whose figures `convention_metrics` holds."""
+    downstream: DownstreamReport | None = None
+    """Tasks that latents should solve, where they were asked for."""
     links: Mapping[str, str] | None = None
     """Paths of pages about the same dictionaries, from the report's folder, by what they are."""
     versions: Mapping[str, str] | None = None

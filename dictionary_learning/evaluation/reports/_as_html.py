@@ -31,6 +31,7 @@ from dictionary_learning.evaluation.reports._contents import (
     token_groups,
     uncertainty,
 )
+from dictionary_learning.evaluation.reports._downstream import downstream_tables
 from dictionary_learning.evaluation.reports._links import links
 from dictionary_learning.evaluation.reports._svg import Look, looks
 
@@ -83,6 +84,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         baseline_labels=["CE original", *BASELINES.values()],
         definitions=defined(dictionaries),
         together=together(report),
+        downstream=downstream_tables(report),
         uncertainty=uncertainty(report),
         nothing_to_recover=nothing_to_recover(report),
         seconds=[(name, duration(s)) for name, s in seconds.items() if finite(s) is not None],

@@ -22,6 +22,7 @@ from dictionary_learning.evaluation.reports._contents import (
     token_groups,
     uncertainty,
 )
+from dictionary_learning.evaluation.reports._downstream import downstream_tables
 from dictionary_learning.evaluation.reports._links import links
 
 _MARKUP = re.compile(r"[^\w\s.,:;/=()-]|_")
@@ -47,7 +48,11 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         parts += ["## Baselines", "Cross-entropy in nats per token, and KL divergence from the original model."]
         rows = [[_code(site), *map(str, cells)] for site, cells in baselines(report)]
         parts.append(_table(["site", "CE original", *BASELINES.values()], rows, n_left=1))
-    parts += ["## Metrics", _definitions(dictionaries)]
+    for table in downstream_tables(report):
+        rows = [[_code(name), _line(what), *map(str, cells)] for name, what, cells in table.rows]
+        parts += [f"## {_line(table.title)}", _line(table.note), _table(["name", "", *table.header], rows, n_left=2)]
+    if dictionaries:
+        parts += ["## Metrics", _definitions(dictionaries)]
     about = [f"- {_line(name)} took {duration(s)}" for name, s in (report.get("seconds") or {}).items()]
     about += [f"- {_line(package)} {_line(version)}" for package, version in (report.get("versions") or {}).items()]
     if about:

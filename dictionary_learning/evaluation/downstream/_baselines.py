@@ -1,0 +1,80 @@
+"""What scores are compared with: dictionaries without training, and principal components."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictionary_learning.dictionaries import AutoEncoderTopK
+from dictionary_learning.evaluation._candidates import PlacedCandidate
+from dictionary_learning.evaluation._splices import inputs_of
+from dictionary_learning.evaluation.downstream._pooling import TextReader
+from dictionary_learning.latents import l0
+
+_SAMPLE = 64
+"""Texts from which the L0 of dictionaries and the mean activation are measured."""
+RANDOM = "random like "
+
+
+@torch.no_grad()
+def random_dictionaries(
+    reader: TextReader, placed: Sequence[PlacedCandidate], texts: Sequence[str], seed: int
+) -> list[PlacedCandidate]:
+    """Returns for each dictionary a random one of its shape, which keeps as many latents.
+
+    Its directions are random and of unit norm, its encoder is its decoder's transpose, and its
+    center the mean activation.
+    """
+    sums = [0.0 for _ in placed]
+    totals: list[Tensor | float] = [0.0 for _ in placed]
+    n_tokens = 0
+    for batch in reader.stream(list(texts[:_SAMPLE])):
+        n = int(batch.lengths.sum())
+        n_tokens += n
+        for number, one in enumerate(placed):
+            x = inputs_of(one, batch.values, one.reads)
+            sums[number] += float(l0(one.dictionary.reconstruct_contexts(x, batch.lengths).latents)) * n
+            totals[number] = totals[number] + x.float().sum(0)
+    found: list[PlacedCandidate] = []
+    for number, one in enumerate(placed):
+        k = min(max(1, round(sums[number] / n_tokens)), one.dictionary.dict_size)
+        mean = totals[number] / n_tokens
+        assert isinstance(mean, Tensor)
+        made = random_dictionary(mean, one.dictionary.dict_size, k, seed + number)
+        found.append(PlacedCandidate(RANDOM + one.name, made.to(one.dictionary.device), one.reads, one.reads))
+    return found
+
+
+@torch.no_grad()
+def random_like(one: PlacedCandidate, x: Float[Tensor, "n dim"], seed: int) -> PlacedCandidate:
+    """Returns a random dictionary of the shape and L0 that one has on these activations."""
+    rows = x.to(one.dictionary.device, one.dictionary.dtype)
+    k = max(1, round(float(l0(one.dictionary.reconstruct(rows).latents))))
+    made = random_dictionary(x.mean(0), one.dictionary.dict_size, min(k, one.dictionary.dict_size), seed)
+    return PlacedCandidate(RANDOM + one.name, made.to(one.dictionary.device), one.reads, one.writes)
+
+
+def random_dictionary(center: Float[Tensor, "dim"], dict_size: int, k: int, seed: int) -> AutoEncoderTopK:
+    """Returns a dictionary of random directions around a center."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(dict_size, len(center), generator=generator)
+    made = AutoEncoderTopK(len(center), dict_size, k)
+    with torch.no_grad():
+        rows = torch.nn.functional.normalize(rows, dim=1)
+        made.W_dec.copy_(rows)
+        made.W_enc.copy_(rows)
+        assert made.b_dec is not None
+        made.b_dec.copy_(center)
+        if made.b_enc is not None:
+            made.b_enc.zero_()
+    return made.requires_grad_(False)
+
+
+def principal_components(x: Float[np.ndarray, "n dim"], n_train: int) -> Float[np.ndarray, "n components"]:
+    """Returns the coordinates of all rows along the principal components of the first ones."""
+    mean = x[:n_train].mean(0)
+    _, sizes, axes = np.linalg.svd(x[:n_train] - mean, full_matrices=False)
+    real = sizes > 1e-9 * max(float(sizes[0]), 1e-300)
+    return (x - mean) @ axes[real].T
