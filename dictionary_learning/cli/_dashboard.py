@@ -80,6 +80,8 @@ class DashboardArguments(DataArguments):
         check_folder(Path(self.save_dir))  # before a long pass over text
         stores = [ContextStore.open(place) for place in self.places if _is_store(place)]
         saved = load_saved([place for place in self.places if not _is_store(place)])
+        if not saved:
+            self._check_used()
         model: TracedModel | None = None
         known: dict[str, Candidate] = {}
         if saved:
@@ -94,6 +96,16 @@ class DashboardArguments(DataArguments):
         page = write_dashboard(pages, self.save_dir, title=self.title or f"Latents of {name}", about=about)
         _link_from_report(page, {one.name for one in pages})
         write_result(str(page))
+
+    def _check_used(self) -> None:
+        """Raises ConfigError if something is given that stores of contexts have no use for."""
+        given = [name for name in ("sites", "target_sites", "model", "data") if getattr(self, name)]
+        if given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise ConfigError(
+                f"Got {option}, and only stores of contexts, which have been read already. Give the folders of their "
+                f"dictionaries too, or leave {option} out."
+            )
 
     def _collected(
         self, candidates: "Sequence[Candidate]", saved: "Sequence[Saved]", model: "TracedModel"

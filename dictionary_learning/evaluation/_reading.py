@@ -156,8 +156,17 @@ def _report(document: Mapping[str, Any]) -> Report:
     ]
     downstream = document.get("downstream")
     known["downstream"] = downstream and downstream_of(downstream)
+    known["links"] = _links(document.get("links"))
     known["schema_version"] = SCHEMA_VERSION
     return Report(**known)
+
+
+def _links(found: Any) -> dict[str, str] | None:
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not all(isinstance(path, str) for path in found.values()):
+        raise TypeError("links are no paths by what they are")
+    return found
 
 
 def _dictionary(entry: Mapping[str, Any]) -> DictionaryReport:

@@ -20,6 +20,8 @@ from dictionary_learning.sites import Site
 
 _MOST = 1 << 24
 """Logits that are in memory at a time, 64 MB."""
+_IN_CACHE = 1 << 18
+"""Logits that a CPU ranks and counts at a time, 1 MB."""
 BINS = 50
 
 
@@ -62,7 +64,7 @@ def logit_lens(
     check_number(n, n_tokens, "tokens in the vocabulary")
     matrix = unembedding.folded()[:n_tokens]  # (vocab, dim)
     directions = Directions(dictionary, "decoder", write)
-    linear = _linear_at(traced, dictionary, site, write)
+    linear = _linear_at(traced, dictionary, site, write, directions.width)
     size = max(_MOST // n_tokens, 1)
     parts: list[TokenEffects] = []
     for start in range(0, directions.n, size):
@@ -73,7 +75,9 @@ def logit_lens(
                 f"The latents have directions of width {rows.shape[1]}, and the residual stream of {traced.name} is "
                 f"{matrix.shape[1]} wide. Give the site that they write, if it is the input of a linear module."
             )
-        parts.append(_ranked(rows @ matrix.T, n))
+        logits = rows @ matrix.T  # (latents, vocab)
+        at_once = max(_IN_CACHE // n_tokens, 1) if logits.device.type == "cpu" else size
+        parts += [_ranked(part, n) for part in logits.split(at_once)]
     return TokenEffects(*(torch.cat(fields).to(dictionary.device) for fields in zip(*parts, strict=True)))
 
 
@@ -88,9 +92,13 @@ def _ranked(logits: Float[Tensor, "latents vocab"], n: int) -> TokenEffects:
 
 
 def _linear_at(
-    model: TracedModel, dictionary: Dictionary, given: SubmodulesLike | None, write: int
+    model: TracedModel, dictionary: Dictionary, given: SubmodulesLike | None, write: int, width: int
 ) -> nn.Module | None:
-    """Returns the linear module whose input a dictionary writes, if it does."""
+    """Returns the linear module whose input a dictionary writes, if it does.
+
+    Raises:
+        ConfigError: The site that was given has another width.
+    """
     sites: list[Site] = []
     if given is not None:
         sites = model.sites(given)
@@ -101,6 +109,10 @@ def _linear_at(
     if not sites:
         return None
     site = model.sites(sites[write] if -len(sites) <= write < len(sites) else sites[-1])[0]
+    if given is not None and (there := model.widths([site])[site]) != width:
+        raise ConfigError(
+            f"The latents have directions of width {width}, and '{site}' is {there} wide. Give the site that they write."
+        )
     module = model.module.get_submodule(site.path)
     is_linear = getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, nn.Embedding)
     return module if site.side == "in" and is_linear else None

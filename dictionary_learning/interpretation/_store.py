@@ -35,6 +35,7 @@ from dictionary_learning.interpretation._index import (
 )
 from dictionary_learning.interpretation._records import Example, LatentContexts, LatentStatistics
 from dictionary_learning.interpretation._token_text import texts_alone, texts_together
+from dictionary_learning.interpretation._token_views import TokenView, show_rows
 
 _STATISTICS = ("density", "mean", "maximum", "histogram", "upper")
 _EXAMPLES = ("top_tokens", "top_activations", "quantile_tokens", "quantile_activations", "quiet_tokens")
@@ -140,19 +141,32 @@ class ContextStore:
             raise damaged(self.folder / CONTEXTS, f"its shape is {tuple(found.shape)}, and {shape} was written")
         return found
 
-    def example(self, token: int, activations: Tensor | None) -> Example:
-        """Returns the window around a token, by its number; without activations, of zeros."""
+    def examples(self, tokens: Int[Tensor, "n"], activations: Tensor | None) -> tuple[Example, ...]:
+        """Returns the windows around tokens, by their numbers; without activations, of zeros.
+
+        Numbers below 0 are left out.
+        """
         before, after = self.index["window"]
-        context, column = divmod(token, self.index["ctx_len"])
-        if context >= len(self.contexts):
-            raise damaged(self.folder, f"an example is of context {context} of {len(self.contexts)}")
-        ids, documents, positions = self.contexts[context].unbind(0)  # each (ctx,)
-        start = max(column - before, 0)
-        columns = torch.arange(start, min(column + after + 1, len(ids)))
-        columns = columns[ids[columns] >= 0]
-        values = torch.zeros(len(columns)) if activations is None else activations[columns - (column - before)]
-        peak = int((columns < column).sum())
-        return Example(ids[columns].long(), values, peak, int(documents[column]), int(positions[column]))
+        ctx = self.index["ctx_len"]
+        values = torch.zeros(len(tokens), before + 1 + after) if activations is None else activations
+        tokens, values = tokens[tokens >= 0], values[tokens >= 0]
+        at, columns = tokens // ctx, tokens % ctx
+        if len(at) and int(at.max()) >= len(self.contexts):
+            raise damaged(self.folder, f"an example is of context {int(at.max())} of {len(self.contexts)}")
+        rows = self.contexts[at]  # (n, 3, ctx)
+        ids, is_padded = rows[:, 0].long(), bool((rows[:, 0] < 0).any())
+        _, documents, positions = rows[torch.arange(len(at)), :, columns].unbind(1)
+        found: list[Example] = []
+        numbers = zip(columns.tolist(), documents.tolist(), positions.tolist(), strict=True)
+        for n, (column, document, position) in enumerate(numbers):
+            start, end = max(column - before, 0), min(column + after + 1, ctx)
+            window, peak = ids[n, start:end], column - start
+            shown = values[n, start - column + before : end - column + before]
+            if is_padded:
+                real = window >= 0
+                window, shown, peak = window[real], shown[real], int(real[:peak].sum())
+            found.append(Example(window, shown, peak, document, position))
+        return tuple(found)
 
 
 class DictionaryContexts:
@@ -188,12 +202,30 @@ class DictionaryContexts:
             raise ConfigError(f"Got latent {latent!r}; '{self.name}' has latents 0 to {self.dict_size - 1}. Give one.")
         number, row = divmod(latent, self.store.index["shard_size"])
         shard = {name: tensor[row] for name, tensor in self._shard(number).items()}
-        top = self._examples(shard["top_tokens"], shard["top_activations"])
+        top = self.store.examples(shard["top_tokens"], shard["top_activations"])
         n_groups = self.store.index["request"]["n_quantiles"]
         tokens = shard["quantile_tokens"].view(n_groups, -1)
         activations = shard["quantile_activations"].view(*tokens.shape, -1)
-        groups = tuple(self._examples(t, a) for t, a in zip(tokens, activations, strict=True))
-        return LatentContexts(top, groups, self._examples(shard["quiet_tokens"], None))
+        groups = tuple(self.store.examples(t, a) for t, a in zip(tokens, activations, strict=True))
+        return LatentContexts(top, groups, self.store.examples(shard["quiet_tokens"], None))
+
+    @checked()
+    def show(self, latent: int, n: int = 8) -> TokenView:
+        """Returns a view of the contexts where a latent is most active, for a notebook or a file.
+
+        Args:
+            latent: Its number.
+            n: The most contexts.
+
+        Raises:
+            ConfigError: There is no such latent, or n is below 1.
+        """
+        if n < 1:
+            raise ConfigError(f"Got n={n}; give at least 1.")
+        top = self.contexts(latent).top[:n]
+        rows = [(self.window_text(one.token_ids), one.activations.tolist()) for one in top]
+        share = 100 * float(self.statistics.density[latent])
+        return show_rows(rows, f"Latent {latent} of {self.name}, active on {share:.3g} % of tokens")
 
     def token_text(self, ids: Int[Tensor, "*n"] | Iterable[int]) -> list[str]:
         """Returns the text of each token by itself."""
@@ -208,11 +240,6 @@ class DictionaryContexts:
 
     def __iter__(self) -> Iterator[LatentContexts]:
         return (self.contexts(latent) for latent in range(self.dict_size))
-
-    def _examples(self, tokens: Tensor, activations: Tensor | None) -> tuple[Example, ...]:
-        numbers: list[int] = tokens.tolist()
-        rows = [None] * len(numbers) if activations is None else list(activations)
-        return tuple(self.store.example(n, row) for n, row in zip(numbers, rows, strict=True) if n >= 0)
 
     def _shard(self, number: int) -> dict[str, Tensor]:
         if number not in self._shards:

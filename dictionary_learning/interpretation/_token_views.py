@@ -29,6 +29,9 @@ _STYLE = """
 .dl-tokens .pick label { cursor: pointer; overflow-wrap: anywhere; }
 .dl-tokens .head { font-weight: 600; margin-bottom: 4px; overflow-wrap: anywhere; }
 .dl-tokens .text { white-space: pre-wrap; overflow-wrap: anywhere; }
+.dl-tokens .row { display: flex; gap: 12px; padding: 4px 0; border-top: 1px solid rgb(128 128 128 / .25); }
+.dl-tokens .row .number { flex: 0 0 4em; text-align: right; opacity: .65; font-variant-numeric: tabular-nums; }
+.dl-tokens .row .text { flex: 1; min-width: 0; }
 .dl-tokens .t { position: relative; border-radius: 3px; padding: 2px 0; }
 .dl-tokens .t:hover, .dl-tokens .t:focus { outline: 1.5px solid #3d8fd1; z-index: 2; }
 .dl-tokens .t i { opacity: .55; font-style: normal; }
@@ -116,6 +119,21 @@ def show_tokens(
         raise ConfigError(f"Got largest={largest}; the value of the full color must be above 0.")
     texts = [_text(tokens, numbers, tips, largest) for numbers in series.values()]
     return TokenView(HALF.sub("\ufffd", _fragment(list(series), texts, title)))  # a file could not hold it
+
+
+def show_rows(rows: Sequence[tuple[Sequence[str], Sequence[float]]], title: str) -> TokenView:
+    """Returns a view of several short texts, each with its largest value before it.
+
+    The full color is the largest value of all.
+    """
+    full = max((abs(value) for _, values in rows for value in values if math.isfinite(value)), default=0.0)
+    lines: list[str] = []
+    for tokens, values in rows:
+        number = f'<span class="number">{max(values, default=0.0):.4g}</span>'
+        lines.append(f'<div class="row">{number}<div class="text">{_text(tokens, values, None, full)}</div></div>')
+    head = f'<div class="head">{html.escape(title)}</div>'
+    made = f'<form class="dl-tokens" method="dialog"><style>{_STYLE}</style>{head}{"".join(lines)}</form>'
+    return TokenView(HALF.sub("\ufffd", made))
 
 
 def visible(text: str) -> str:

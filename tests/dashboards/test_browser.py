@@ -169,10 +169,71 @@ def test_nearest_latent_of_another_dictionary_opens_beside(opened):
     page.wait_for_selector("text=Latent 94", state="detached")
 
 
-@pytest.mark.parametrize("address", ["nosuch/5", "top_k-32/100", "%E0%A4%A", "top_k-32/-1", "+++"])
-def test_address_of_nothing_opens_the_overview(opened, address):
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nosuch/5", "There is no dictionary nosuch here."),
+        ("top_k-32/100", "There is no latent 100 here: top_k-32 has latents 0 to 99."),
+        ("top_k-32/99999999", "There is no latent 99999999 here: top_k-32 has latents 0 to 99."),
+        ("top_k-32/-1", "There is no latent -1 here: top_k-32 has latents 0 to 99."),
+        ("top_k-32/<img src=x>", "There is no latent <img src=x> here: top_k-32 has latents 0 to 99."),
+        ("%E0%A4%A", "There is no dictionary %E0%A4%A here."),
+        ("+++", None),
+    ],
+)
+def test_address_of_nothing_opens_the_overview_and_says_so(opened, address, said):
     page = opened(address)
     page.wait_for_selector("text=How often latents are active")
+    assert page.locator("[role=alert]").all_inner_texts() == ([said] if said else [])
+    page.evaluate("location.hash = 'top_k-32/5'")  # what is there takes its place
+    page.wait_for_selector("text=Latent 5")
+    assert page.locator("[role=alert]").count() == 0
+
+
+def test_latent_that_is_not_there_is_said_beside_one_that_is(opened):
+    page = opened("top_k-32/5+long/700")
+    assert page.locator("[role=alert]").all_inner_texts() == ["There is no latent 700 here: long has latents 0 to 699."]
+    assert page.locator(".view h2").all_inner_texts() == ["Latent 5top_k-32", "long"]
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ("decimal(3.6)", "3.60"),
+        ("decimal(0)", "0"),
+        ("decimal(-0.5)", "-0.500"),
+        ("decimal(100)", "100"),
+        ("decimal(1234)", "1230"),
+        ("decimal(12345)", "12300"),
+        ("decimal(1e6)", "1.0e6"),
+        ("decimal(2e-5)", "2.0e-5"),
+        ("decimal(null)", "—"),
+        ("percent(1)", "100%"),
+        ("percent(0.02)", "2.00%"),
+        ("ticks([0, 0.5, 1], 0.5)", ["0.0", "0.5", "1.0"]),
+        ("ticks([0, 0.25, 0.5], 0.25)", ["0.00", "0.25", "0.50"]),
+        ("ticks([0, 2, 4], 2)", ["0", "2", "4"]),
+        ("ticks([0, 2.5, 5], 2.5)", ["0.0", "2.5", "5.0"]),
+        ("ticks([-0.02, 0, 0.02], 0.02)", ["-0.02", "0.00", "0.02"]),
+        ("ticks([0, 1e-5, 2e-5], 1e-5)", ["0", "1.0e-5", "2.0e-5"]),
+        ("ticks([], 1)", []),
+        ("short(2000)", "2k"),
+        ("short(1500000)", "1.5M"),
+    ],
+)
+def test_numbers_have_digits_that_tell_them_apart(opened, call, text):
+    assert opened().evaluate(call) == text
+
+
+def test_charts_and_map_follow_the_window_in_silence(opened):
+    page = opened("top_k-32/5+long/5")
+    # the console, which `visits` reads, would tell of a loop of resizing
+    for width, height in ((1280, 800), (760, 500), (390, 800), (1600, 1000), (761, 600), (320, 500)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(60)
+        assert page.evaluate("document.documentElement.scrollWidth") <= max(width, 320)
+    for chart in page.locator(".uplot").all():
+        assert chart.bounding_box()["width"] <= 320
 
 
 def test_latent_on_the_map_opens_by_a_click(opened):

@@ -27,6 +27,8 @@ from dictionary_learning.evaluation.reports._links import links
 
 _MARKUP = re.compile(r"[^\w\s.,:;/=()-]|_")
 """What has a meaning in HTML or Markdown, and more."""
+_BRACKETS = str.maketrans({"[": "\\[", "]": "\\]"})
+"""Of links."""
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
@@ -119,4 +121,4 @@ def _code(text: Any) -> str:
 
 def _line(text: Any) -> str:
     """Returns words as they are, without tags, images or links."""
-    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("[", "\\[")
+    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").translate(_BRACKETS)
