@@ -109,7 +109,7 @@ class RunCheckpoints:
         # figures are asked for on all ranks, which they wait for
         trainers = [{"trainer": job.trainer.state_dict(), "figures": job.trainer.metrics()} for job in jobs]
         normalizers = placement.dictionary.collect(saved_normalizers(job.normalizers for job in jobs))
-        spread = placement.dictionary.size > 1
+        spread = placement.is_divided
         state = {
             "n_tokens": n_tokens,
             **further,

@@ -146,8 +146,8 @@ class RunOutput:
         try:
             yield
         except Exception as error:
-            # of dictionaries on several ranks, none can be asked for now
-            if self.checkpoints is not None and step and self.placement.dictionary.size == 1:
+            # of what is on several ranks, nothing can be asked for now
+            if self.checkpoints is not None and step and not self.placement.is_divided:
                 self.export()
                 self.sink.close()
                 logger.error(

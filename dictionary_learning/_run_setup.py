@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._finetune import expand_finetune, unwrap_normalized
+from dictionary_learning._hardware import free_memory
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalization import check_normalizers, export, fold_
 from dictionary_learning.activations._normalizers import NORMALIZATIONS, Normalizer, Scalar
@@ -104,7 +105,9 @@ def training_jobs(
         _dictionaries(trainer_configs, stream, default_wiring, seed)
     ):
         kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)
-        run = _run_info(facts, sites, stream, steps, device)
+        divides = placement.latent.size > 1
+        # whole dictionaries are built where memory is larger; each rank then keeps a part
+        run = _run_info(facts, sites, stream, steps, torch.device("cpu") if divides else device)
         placed: dict[str, Any] = {"site": _in_config(sites.reads), "normalize": kind}
         if not sites.is_autoencoder:
             placed["target_site"] = _in_config(sites.writes)
@@ -129,7 +132,10 @@ def training_jobs(
             y = None if sites.is_autoencoder else samples.rows(sites.writes, normalizers)
             if not placement.owns(number):
                 continue
-            trainer.initialize(x, y)
+            trainer.initialize(*((x, y) if not divides else (x.cpu(), None if y is None else y.cpu())))
+        if divides:
+            trainer.hold_latents(placement.latent, device)
+        if fitted is None:
             placement.data.take_first_(trainer.dictionary.state_dict().values())
         # fails now, and not at the export after the training
         check_normalizers(trainer.dictionary, *sites.both_sides(normalizers))
@@ -139,7 +145,13 @@ def training_jobs(
 
 
 def placement_of(
-    name: PlacementName, world: Ranks, trainer_configs: Any, stream: Stream, default_wiring: str | None
+    name: PlacementName,
+    world: Ranks,
+    trainer_configs: Any,
+    stream: Stream,
+    default_wiring: str | None,
+    device: torch.device,
+    latent_ranks: int | None = None,
 ) -> Placement:
     """Returns what is spread over the ranks of a run.
 
@@ -147,7 +159,7 @@ def placement_of(
         ConfigError: The placement cannot be used.
     """
     if world.size == 1:
-        return SINGLE
+        return place(name, world, [], n_tokens=0, row_bytes=0, latent_ranks=latent_ranks)
     found = [(config, sites) for _, config, _, sites in _dictionaries(trainer_configs, stream, default_wiring, None)]
     sizes = [sizes_of(config, *([stream.widths[site] for site in side] for side in sites)) for config, sites in found]
     return place(
@@ -156,8 +168,23 @@ def placement_of(
         sizes,
         n_tokens=world.size * getattr(stream.data, "out_batch_size", _USUAL_BATCH),
         row_bytes=sum(stream.widths.values()) * _ROW_BYTES,
+        latent_ranks=latent_ranks,
         needs_contexts=any(config.needs_contexts for config, _ in found),
+        undivided=next((reason for config, _ in found if (reason := _undivided(config))), ""),
+        memory=world.share(free_memory(device)),
     )
+
+
+def _undivided(config: OptimizationConfig) -> str:
+    """Returns why a config's latents cannot be spread over ranks, and what to use; "" if they can."""
+    trainer, name = config.trainer_class, config.trainer_class.__name__
+    if not trainer.spreads_latents:
+        return f"{name} compares latents in a way that no rank can with a part of them. Use placement='data'."
+    if config.optimizer == "muon":
+        return "The optimizer 'muon' turns whole matrices. Use optimizer='adam', or placement='data'."
+    if getattr(config, "resample_steps", None) is not None:
+        return "Resampling draws among all latents. Use auxk_alpha for dead latents, or placement='data'."
+    return ""
 
 
 def sizes_of(config: OptimizationConfig, reads: Sequence[int], writes: Sequence[int]) -> Sizes:

@@ -81,6 +81,7 @@ def trainSAE(
     evaluation: EvaluationConfig | None = None,
     save_best: str | Mapping[str, str] | None = None,
     placement: PlacementName = "auto",
+    latent_ranks: int | None = None,
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
@@ -142,7 +143,10 @@ def trainSAE(
         placement: What is spread over the processes that `torchrun` has started. All get the same
             arguments; text is divided among them, and a step has the tokens of all. "data": each
             has every dictionary. "dictionary": each has some, and activations are exchanged.
-            "auto": dictionaries, if there is one for each process.
+            "latent": each has a slice of the latents of every dictionary, for those that no device
+            can hold. "auto": what takes the least time and fits (docs/devices.md).
+        latent_ranks: With "latent", how many processes share the latents of a dictionary; others
+            have other tokens. By default all of them share.
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.
@@ -197,7 +201,7 @@ def trainSAE(
             data.reseed(seed)
         n_shares = world.size if resumed is None else resumed.n_shares
         stream = _stream(data, world, n_shares, activations_split_by_head)
-        placed = placement_of(placement, world, trainer_configs, stream, wiring)
+        placed = placement_of(placement, world, trainer_configs, stream, wiring, device, latent_ranks)
         if isinstance(stream, SpreadStream):
             stream.placement = placed
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)

@@ -103,9 +103,8 @@ class SpreadStream:
                 batch = self._dealt_out(self._empty if batch is None else batch)
         assert batch is not None
         self._empty = {site: x[:0] for site, x in batch.items()}
-        if self.placement.dictionary.size == 1:
-            return batch
-        return {site: self.placement.dictionary.gather(x) for site, x in batch.items()}
+        others = self.placement.same_tokens
+        return batch if others.size == 1 else {site: others.gather(x) for site, x in batch.items()}
 
     def sample(self, n: int) -> dict[Site, Tensor]:
         """Returns about n rows of each site, the same on all ranks."""

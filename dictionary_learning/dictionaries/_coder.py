@@ -20,9 +20,10 @@ from dictionary_learning.dictionaries.nonlinearities import (
     SparseSelection,
 )
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents, SparseLatents, gather_per_latent, replace_values, to_dense
+from dictionary_learning.latents import Latents, SparseLatents, Support, gather_per_latent, replace_values, to_dense
 from dictionary_learning.ops import Encoder, backend_for, take_rows
 from dictionary_learning.ops._precision import no_autocast, upcast
+from dictionary_learning.parallel import ALONE, Ranks, kept_of_all
 
 _LEAST_NORM = 1e-12
 """Floor of the norms for ranking: a decoder may be zero at first."""
@@ -75,6 +76,10 @@ class Coder(Trainable):
     b_enc: nn.Parameter | None
     b_dec: nn.Parameter | None
     W_skip: nn.Parameter | None
+    latent_ranks: Ranks = ALONE
+    """The processes that hold the other latents; `dict_size` and all tensors are of this one."""
+    first_latent: int = 0
+    """The number of this process's first latent among those of all."""
 
     @checked()
     def __init__(
@@ -176,12 +181,25 @@ class Coder(Trainable):
         x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # k of a caller may be larger
         encoder = self._encoder()
         if not self.rank_by_norm or self.is_tied:  # rows of a tied matrix have unit norm already
-            return nonlinearity.encode_sparse(x, encoder, n)
+            return self._of_all(nonlinearity.encode_sparse(x, encoder, n), k)
         norms = self.ranking_norms()
         # the encoder computes what is ranked, so that kernels need not know norms
         ranked = Encoder(upcast(encoder.W) * norms.unsqueeze(1), upcast(encoder.b) * norms, encoder.center)
-        kept = nonlinearity.encode_sparse(x, ranked, n)
+        kept = self._of_all(nonlinearity.encode_sparse(x, ranked, n), k)
         return SparseLatents(kept.values / gather_per_latent(norms, kept), kept.support)
+
+    def among_all(self, latents: SparseLatents, k: int, most: int | None = None) -> SparseLatents:
+        """Returns the latents, with those at 0 that are not among the k largest of all ranks.
+
+        `most` is the largest number of candidates that a rank has; k by default.
+        """
+        if self.latent_ranks.size == 1:
+            return latents
+        nonlinearity = self.nonlinearity
+        is_signed = isinstance(nonlinearity, SparseSelection) and nonlinearity.is_signed
+        ranked = latents.values.abs() if is_signed else latents.values
+        kept = kept_of_all(ranked, k, self.latent_ranks, most)
+        return SparseLatents(latents.values * kept, latents.support)
 
     @checked()
     def decode(
@@ -206,7 +224,7 @@ class Coder(Trainable):
         else:
             with no_autocast(latents):
                 out = upcast(latents) @ upcast(W_dec)
-        return self.with_affine_part(out, x, frozen=frozen)
+        return self.with_affine_part(self.latent_ranks.add(out), x, frozen=frozen)
 
     def with_affine_part(
         self, out: Float[Tensor, "*batch output_dim"], x: Tensor | None, *, frozen: bool = False
@@ -229,11 +247,17 @@ class Coder(Trainable):
         W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (whole.W, whole.b, self.W_dec))
         encoder = Encoder(W_enc, b_enc, None if whole.center is None else whole.center.detach())
         x, n = self._checked(x), min(k, len(candidates))
+        most = max(n_of_rank for (n_of_rank,) in self.latent_ranks.tell([len(candidates)]))
+        if not n:  # other ranks have candidates
+            latents = SparseLatents(x.new_zeros(len(x), 0), Support(candidates.expand(len(x), 0), 0))
+            self.among_all(latents, k, most)
+            return self.latent_ranks.add(x.new_zeros(len(x), self.output_dim))
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.is_signed:
             latents = encoder.backend.encode_where(x, encoder, lambda pre: pre.abs().topk(n).indices)
         else:
             latents = encoder.backend.top_k(x, encoder, n)
-        return encoder.backend.decode(latents, W_dec)
+        latents = self.among_all(latents, k, most)
+        return self.latent_ranks.add(encoder.backend.decode(latents, W_dec))
 
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:
         norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.site_dims, dim=1)]  # each (dict_size,)
@@ -320,7 +344,13 @@ class Coder(Trainable):
         return Encoder(self.W_enc, bias, self._center())
 
     def _center(self) -> Tensor | None:
-        return self.b_dec if self.apply_b_dec_to_input else None
+        return self.latent_ranks.lend(self.b_dec) if self.apply_b_dec_to_input and self.b_dec is not None else None
+
+    def _of_all(self, latents: SparseLatents, k: int | None) -> SparseLatents:
+        nonlinearity = self.nonlinearity
+        assert isinstance(nonlinearity, SparseSelection)
+        # of a batch together, the cut is one of all ranks already
+        return self.among_all(latents, k or nonlinearity.k) if nonlinearity.of_each_token else latents
 
     def _checked(self, x: Tensor) -> Tensor:
         self.check_width(x)

@@ -109,7 +109,7 @@ class ParallelCoders(Trainable):
         out = x.new_zeros(len(x), self.output_dim)
         for part in self.coders():
             own = part.own(candidates)
-            if len(own):  # each coder gets an equal share of k
+            if part.coder.latent_ranks.total(len(own)):  # each coder gets an equal share of k
                 decoded = part.coder.decode_among(x[:, part.reads], own, max(k // len(self.parts), 1))
                 out = out + nn.functional.pad(decoded, (part.writes.start, self.output_dim - part.writes.stop))
         return out

@@ -10,6 +10,7 @@ from dictionary_learning.parallel._costs import Cost, Sizes, costs
 from dictionary_learning.parallel._launch import local_rank, refuse_several, world_size
 from dictionary_learning.parallel._placement import SINGLE, Placement, PlacementName, place
 from dictionary_learning.parallel._ranks import ALONE, Ranks
+from dictionary_learning.parallel._selection import kept_of_all, kth_largest
 from dictionary_learning.parallel._together import on_first, only_first_talks
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "Ranks",
     "Sizes",
     "costs",
+    "kept_of_all",
+    "kth_largest",
     "local_rank",
     "on_first",
     "only_first_talks",

@@ -55,7 +55,9 @@ class Cost(NamedTuple):
         return n_tokens / self.seconds
 
 
-def costs(dictionaries: Sequence[Sizes], n_tokens: int, n_ranks: int, row_bytes: int) -> list[Cost]:
+def costs(
+    dictionaries: Sequence[Sizes], n_tokens: int, n_ranks: int, row_bytes: int, memory: int | None = None
+) -> list[Cost]:
     """Returns the cost of each placement, the best one first.
 
     Args:
@@ -63,6 +65,7 @@ def costs(dictionaries: Sequence[Sizes], n_tokens: int, n_ranks: int, row_bytes:
         n_tokens: Tokens of a step, of all ranks together.
         n_ranks: The ranks.
         row_bytes: Bytes of a token's activations at all sites.
+        memory: Bytes of a rank's device: what needs more comes last.
     """
     own, others = math.ceil(n_tokens / n_ranks), n_ranks - 1
     parameters = sum(one.n_parameters for one in dictionaries)
@@ -71,10 +74,23 @@ def costs(dictionaries: Sequence[Sizes], n_tokens: int, n_ranks: int, row_bytes:
     data = _cost("data", dictionaries, own, own * row_bytes, 2 * counted * others // n_ranks)
     # dictionaries are given to ranks in turn; each rank sends its rows to all others
     parts = [dictionaries[rank::n_ranks] for rank in range(n_ranks)]
-    sent = others * own * row_bytes
-    spread = [_cost("dictionary", part, n_tokens, n_tokens * row_bytes, sent) for part in parts if part]
-    busiest = Cost("dictionary", max(c.memory for c in spread), sent, max(c.seconds for c in spread))
-    return sorted([data, busiest], key=lambda cost: cost.seconds)
+    exchanged = others * own * row_bytes
+    spread = [_cost("dictionary", part, n_tokens, n_tokens * row_bytes, exchanged) for part in parts if part]
+    busiest = Cost("dictionary", max(c.memory for c in spread), exchanged, max(c.seconds for c in spread))
+    found = [data, busiest, _of_latents(dictionaries, n_tokens, n_ranks, row_bytes)]
+    return sorted(found, key=lambda cost: (memory is not None and cost.memory > memory, cost.seconds))
+
+
+def _of_latents(dictionaries: Sequence[Sizes], n_tokens: int, n_ranks: int, row_bytes: int) -> Cost:
+    """Returns the cost where each rank has a slice of the latents of every dictionary."""
+    others = n_ranks - 1
+    parts = [one._replace(dict_size=math.ceil(one.dict_size / n_ranks)) for one in dictionaries]
+    # rows, as above; of each token the candidates; and the sums of what slices decode to, and of b_dec
+    candidates = sum(n_tokens * min(one.k, one.dict_size) * _FLOAT_BYTES for one in parts) * others
+    sums = sum((n_tokens * one.writes + one.reads) * _FLOAT_BYTES for one in parts) * 2 * others // n_ranks
+    sent = others * math.ceil(n_tokens / n_ranks) * row_bytes + candidates + sums
+    outputs = 2 * n_tokens * _FLOAT_BYTES * max(one.writes for one in dictionaries)
+    return _cost("latent", parts, n_tokens, n_tokens * row_bytes + outputs, sent)
 
 
 def _cost(name: str, dictionaries: Sequence[Sizes], n_tokens: int, activations: int, sent: int) -> Cost:

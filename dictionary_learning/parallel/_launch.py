@@ -1,8 +1,26 @@
 """How `torchrun` and others say in the environment that a process is one of several."""
 
+import datetime
 import os
 
 from dictionary_learning.errors import ConfigError
+
+
+TIMEOUT = "DICTIONARY_LEARNING_RANK_TIMEOUT"
+"""Seconds after which a rank that waits for another one ends with an error."""
+_SECONDS = 600
+
+
+def timeout() -> datetime.timedelta:
+    """Returns how long a rank waits for another one.
+
+    Raises:
+        ConfigError: What the environment says is no number of seconds.
+    """
+    seconds = os.environ.get(TIMEOUT, str(_SECONDS))
+    if not seconds.isdigit() or int(seconds) < 1:
+        raise ConfigError(f"Got {TIMEOUT}={seconds!r}; give a number of seconds.")
+    return datetime.timedelta(seconds=int(seconds))
 
 
 def world_size() -> int:

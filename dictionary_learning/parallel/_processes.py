@@ -6,17 +6,16 @@ CPU, so that the host does not wait for an accelerator.
 
 import contextlib
 from collections.abc import Generator, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dictionary_learning.errors import RankError
-from dictionary_learning.parallel._ranks import Ranks
-
-_HALF_BITS, _N_BINS = 16, 1 << 16
-"""A float32 is looked up in two halves, each in one histogram."""
+from dictionary_learning.parallel._launch import timeout
+from dictionary_learning.parallel._ranks import ALONE, Ranks
+from dictionary_learning.parallel._selection import kth_largest
 
 
 class Processes(Ranks):
@@ -63,16 +62,7 @@ class Processes(Ranks):
         return whole.reshape(-1, *rows.shape[1:])
 
     def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        # the bits of floats that are not negative have the order of the floats
-        bits = values.detach().float().view(torch.int32).long()
-        high, low = bits >> _HALF_BITS, bits & (_N_BINS - 1)
-        counts = self.sum(_histogram(high))
-        total = counts.sum()
-        rank = total.clamp_max(k)  # counted from the largest, from 1
-        top, above = _bin_of(counts, rank)
-        least, _ = _bin_of(self.sum(_histogram(low[high == top])), rank - above)
-        found = ((top << _HALF_BITS) | least).int().view(torch.float32)
-        return torch.where(total > 0, found, torch.inf).to(values.dtype)
+        return kth_largest(values, k, self)
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         with self._others():
@@ -85,6 +75,31 @@ class Processes(Ranks):
         with self._others():
             for x in tensors:
                 dist.broadcast(x, source, group=self._group)
+
+    def add(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _Add.apply(x, self))
+
+    def lend(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _Lend.apply(x, self))
+
+    def stack(self, x: Tensor) -> Tensor:
+        own = x.detach().contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        with self._others():
+            dist.all_gather(parts, own, group=self._group)
+        return torch.stack(parts)
+
+    def grid(self, columns: int) -> tuple[Ranks, Ranks]:
+        members = dist.get_process_group_ranks(self._group)
+        rows = [members[start : start + columns] for start in range(0, len(members), columns)]
+        column, row = self._member_of([list(one) for one in zip(*rows, strict=True)]), self._member_of(rows)
+        return column, row
+
+    def _member_of(self, groups: Sequence[list[int]]) -> Ranks:
+        """Returns this rank's group; all ranks make all of them, in one order."""
+        made = [dist.new_group(members, timeout=timeout()) if len(members) > 1 else None for members in groups]
+        own = next(group for group, members in zip(made, groups, strict=True) if dist.get_rank() in members)
+        return ALONE if own is None else Processes(own)
 
     def tell(self, numbers: Sequence[int]) -> list[list[int]]:
         own = torch.tensor(numbers, dtype=torch.long)
@@ -117,14 +132,26 @@ class Processes(Ranks):
             ) from error
 
 
-def _histogram(halves: Tensor) -> Tensor:
-    # not bincount: on CUDA the host would wait for it
-    counts = torch.zeros(_N_BINS, dtype=torch.long, device=halves.device)
-    return counts.index_add_(0, halves, torch.ones_like(halves))
+class _Add(torch.autograd.Function):
+    """The sum over ranks, of which each is a term."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        return ranks.sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad, None
 
 
-def _bin_of(counts: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the bin of the value with a rank counted from the largest, and how many are above."""
-    from_top = counts.flip(0).cumsum(0)
-    place = torch.searchsorted(from_top, rank.clamp_min(1)).clamp_max(len(counts) - 1)
-    return len(counts) - 1 - place, from_top[place] - counts.flip(0)[place]
+class _Lend(torch.autograd.Function):
+    """The same tensor, which each rank uses for a part."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.ranks.sum(grad.contiguous()), None

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Ranks")
 
 
 class Ranks(ABC):
@@ -24,6 +25,10 @@ class Ranks(ABC):
     """The number of this process, from 0."""
     size: int
     """The number of processes."""
+
+    def __deepcopy__(self: R, memo: Any) -> R:
+        """Returns itself: copies of what has ranks have the same ones."""
+        return self
 
     @abstractmethod
     def sum(self, x: Tensor) -> Tensor:
@@ -59,6 +64,28 @@ class Ranks(ABC):
     @abstractmethod
     def take_first_(self, tensors: Iterable[Tensor]) -> None:
         """Replaces tensors by those of rank 0."""
+
+    @abstractmethod
+    def add(self, x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+        """Returns the sum over ranks, whose gradient each rank passes to its own term.
+
+        So it is where ranks have terms of one sum, and all compute the same from it.
+        """
+
+    @abstractmethod
+    def lend(self, x: Float[Tensor, "*dims"]) -> Float[Tensor, "*dims"]:
+        """Returns a tensor that all ranks have, and whose gradient is the sum of theirs.
+
+        So it is where each rank computes a part of what depends on x.
+        """
+
+    @abstractmethod
+    def stack(self, x: Float[Tensor, "*dims"]) -> Float[Tensor, "ranks *dims"]:
+        """Returns the tensors of all ranks, of one shape; not differentiated."""
+
+    @abstractmethod
+    def grid(self, columns: int) -> "tuple[Ranks, Ranks]":
+        """Returns this rank's column and row, where ranks fill a table row by row."""
 
     @abstractmethod
     def tell(self, numbers: Sequence[int]) -> list[list[int]]:
@@ -109,6 +136,18 @@ class Alone(Ranks):
 
     def take_first_(self, tensors: Iterable[Tensor]) -> None:
         pass
+
+    def add(self, x: Tensor) -> Tensor:
+        return x
+
+    def lend(self, x: Tensor) -> Tensor:
+        return x
+
+    def stack(self, x: Tensor) -> Tensor:
+        return x.detach().unsqueeze(0)
+
+    def grid(self, columns: int) -> tuple[Ranks, Ranks]:
+        return self, self
 
     def tell(self, numbers: Sequence[int]) -> list[list[int]]:
         return [list(numbers)]

@@ -1,20 +1,14 @@
 """The start of a job of several processes, as `torchrun` starts them."""
 
 import atexit
-import datetime
-import os
 
 import torch
 import torch.distributed as dist
 
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.parallel._launch import local_rank, world_size
+from dictionary_learning.parallel._launch import local_rank, timeout, world_size
 from dictionary_learning.parallel._processes import Processes
 from dictionary_learning.parallel._ranks import ALONE, Ranks
-
-TIMEOUT = "DICTIONARY_LEARNING_RANK_TIMEOUT"
-"""Seconds after which a rank that waits for another one ends with an error."""
-_SECONDS = 600
 
 
 def start() -> Ranks:
@@ -43,11 +37,9 @@ def _connect() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    seconds = os.environ.get(TIMEOUT, str(_SECONDS))
-    if not seconds.isdigit() or int(seconds) < 1:
-        raise ConfigError(f"Got {TIMEOUT}={seconds!r}; give a number of seconds.")
+    longest = timeout()
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=int(seconds)))
+        dist.init_process_group(backend, timeout=longest)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

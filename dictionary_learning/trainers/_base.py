@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.config import Registry
-from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.dictionaries import Dictionary, Trainable
+from dictionary_learning.dictionaries._latent_shares import hold_latents_, per_latent_tensors, with_all_latents
 from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.latents import l0
@@ -48,6 +49,9 @@ class Trainer(ABC):
     """
 
     Config: ClassVar[type[OptimizationConfig]] = OptimizationConfig
+    spreads_latents: ClassVar[bool] = False
+    """Whether its latents may be spread over ranks: what it sums over latents itself, it passes
+    through `latent_ranks.add`."""
     settings: OptimizationConfig
     dictionary: Dictionary
 
@@ -75,19 +79,15 @@ class Trainer(ABC):
         self.device = run.torch_device
         self.ranks: Ranks = ALONE
         """The processes that share the tokens of a step; see `join`."""
+        self.latent_ranks: Ranks = ALONE
+        """The processes that have the other latents of the dictionary; see `hold_latents`."""
         self.generator = torch.Generator()
         if config.seed is None:
             self.generator.seed()
         else:
             self.generator.manual_seed(config.seed)
         self.dictionary = self.build_dictionary(trained)
-        self.optimizer = self._build_optimizer()
         self.schedule = self.settings.learning_rate_schedule(self.steps)
-        self.average: WeightAverage | None = None
-        if config.ema_decay is not None:
-            self.average = WeightAverage(self.dictionary, config.ema_decay, unit_rows=self.unit_row_names())
-        ratio = config.max_loss_ratio
-        self.loss_guard = None if ratio is None else LossGuard(ratio, self.device)
         self.loss_scale = torch.ones((), device=self.device)
         """Factor of errors: 1, or 1 over the variance of the targets, estimated once."""
         self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
@@ -99,13 +99,28 @@ class Trainer(ABC):
         self.figures_before: Mapping[str, Tensor] = {}
         """Figures of the last step before the run was resumed, logged until the next one."""
         self._last: list[StepPart] = []
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Makes what depends on the tensors of the dictionary: optimizer, average, components."""
+        settings = self.settings
+        self.optimizer = self._build_optimizer()
+        self.average: WeightAverage | None = None
+        if settings.ema_decay is not None:
+            self.average = WeightAverage(self.dictionary, settings.ema_decay, unit_rows=self.unit_row_names())
+        ratio = settings.max_loss_ratio
+        self.loss_guard = None if ratio is None else LossGuard(ratio, self.device)
         # from the base to the method: its components and its loss see the dead latents of this step
         own = [
             name for c in reversed(type(self).__mro__) for name, value in vars(c).items() if type(value) is component
         ]
+        for name in own:
+            self.__dict__.pop(name, None)  # made before
         guards = {} if self.loss_guard is None else {"loss_guard": self.loss_guard}
         self.components: dict[str, Component] = {**{name: getattr(self, name) for name in own}, **guards}
         """Parts with state of their own, in the order of their updates."""
+        for part in self.components.values():
+            part.ranks, part.latent_ranks = self.ranks, self.latent_ranks
 
     def join(self, ranks: Ranks) -> None:
         """Makes this trainer one of several with the same weights, which see different tokens.
@@ -116,6 +131,25 @@ class Trainer(ABC):
         self.ranks = ranks
         for part in self.components.values():
             part.ranks = ranks
+
+    def hold_latents(self, ranks: Ranks, device: torch.device) -> None:
+        """Makes this trainer one of several with the same tokens, which have different latents.
+
+        It is called before the first step. The dictionary keeps a slice of its latents, on the
+        device, and everything else is made anew for it.
+
+        Raises:
+            ConfigError: The method's latents cannot be spread.
+        """
+        if not isinstance(self.dictionary, Trainable) or not self.spreads_latents:
+            raise ConfigError(f"The latents of {type(self).__name__} cannot be spread. Use placement='data'.")
+        hold_latents_(self.dictionary, ranks)
+        self.device, self.latent_ranks = device, ranks
+        self.dictionary.to(device)
+        self.loss_scale, self.n_nonfinite_tokens = self.loss_scale.to(device), self.n_nonfinite_tokens.to(device)
+        self._prepare()
+        shares = [p for part in self.dictionary.coders() for _, p in per_latent_tensors(part.coder)]
+        self.optimizer.share_norm(ranks, shares)
 
     @abstractmethod
     def build_dictionary(self, trained: Dictionary | None) -> Dictionary:
@@ -247,7 +281,7 @@ class Trainer(ABC):
             return dict(self.figures_before)
         figures: dict[str, Tensor] = {}
         for _, loss, share in self._last:
-            values = {"loss": loss.total, **loss.terms, "l0": l0(loss.reconstruction.latents)}
+            values = {"loss": loss.total, **loss.terms, "l0": self.latent_ranks.sum(l0(loss.reconstruction.latents))}
             for name, value in values.items():
                 figures[name] = figures.get(name, torch.zeros(())) + share * value.detach()
         figures = {name: self.ranks.sum(value) for name, value in figures.items()}
@@ -274,7 +308,7 @@ class Trainer(ABC):
         if averages_itself:
             optimizer.eval()
         with self.average.averaged() if self.average is not None else contextlib.nullcontext():
-            dictionary = copy.deepcopy(self.dictionary)
+            dictionary = self._whole_dictionary()
         if averages_itself:
             optimizer.train()
         return dictionary
@@ -344,6 +378,11 @@ class Trainer(ABC):
             self.average.load_state_dict(state["average"])
         for name, part in self.components.items():
             part.load_state_dict(state["components"][name])
+
+    def _whole_dictionary(self) -> Dictionary:
+        if self.latent_ranks.size > 1 and isinstance(self.dictionary, Trainable):
+            return with_all_latents(self.dictionary)
+        return copy.deepcopy(self.dictionary)
 
     def _build_optimizer(self) -> ProjectingOptimizer:
         settings, factors, unit = self.settings, self.lr_factors(), self.unit_row_names()

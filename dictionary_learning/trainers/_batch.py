@@ -101,6 +101,8 @@ class Component(ABC):
 
     ranks: Ranks = ALONE
     """The processes that share a step's tokens, of which `after_step` gets those of this one."""
+    latent_ranks: Ranks = ALONE
+    """The processes that have the other latents of the dictionary."""
 
     @abstractmethod
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:

@@ -41,6 +41,15 @@ class Revival(Component):
         )
         self.mean_error = torch.ones((), device=dictionary.device)
         """E|y - y_hat|^2 of the last step, the same for all parts of a batch."""
+        self._n_dead = 0
+        self._none = torch.zeros(0, dtype=torch.long, device=dictionary.device)
+
+    @property
+    def n_dead(self) -> int:
+        """Dead latents that the host knows of, on all ranks."""
+        if self.latent_ranks.size > 1:
+            return self._n_dead
+        return 0 if self.dead.indices is None else len(self.dead.indices)
 
     def added(self, loss: Loss, batch: Batch, *, loss_scale: Tensor, auxk_scale: Tensor | float) -> Loss:
         """Returns the loss with the terms that revive dead latents added, if any latent is dead.
@@ -51,15 +60,15 @@ class Revival(Component):
             loss_scale: Factor of errors in the method's loss.
             auxk_scale: Value of the whole error in the method's loss, of which AuxK is a share.
         """
-        dead = self.dead.indices
-        if dead is None:
+        if not self.n_dead:
             return loss
+        dead = self.dead.indices if self.dead.indices is not None else self._none
         settings, dictionary, x = self.settings, self.dictionary, batch.x
         total, terms = loss.total, dict(loss.terms)
         if settings.auxk_alpha:
             some = slice(None, None, settings.auxk_every)  # of the tokens of the batch
             residual = (batch.y[some].float() - loss.reconstruction.outputs[some]).detach()
-            terms["auxk_loss"] = auxk_loss(dictionary, x[some], residual, dead, settings.k_aux, self.mean_error)
+            terms["auxk_loss"] = auxk_loss(dictionary, x[some], residual, dead, settings.k_aux, self.mean_error, self.n_dead)
             total = total + settings.auxk_alpha * terms["auxk_loss"] * auxk_scale
         if settings.use_ghost_grads:
             residual = (batch.y.float() - loss.reconstruction.outputs).detach()
@@ -73,6 +82,7 @@ class Revival(Component):
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
         firings = torch.stack([firing_counts(part.loss.reconstruction.latents) for part in parts]).sum(0)
         self.dead.observe(self.ranks.sum(firings), self.ranks.total(sum(len(part.batch.x) for part in parts)))
+        self._count()
         # of the whole step, for AuxK of the next one
         error = self.ranks.sum(torch.stack([part.loss.error.detach() * part.share for part in parts]).sum())
         self.mean_error = torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error)
@@ -85,9 +95,10 @@ class Revival(Component):
             batch = Batch(x, x if batch.y is batch.x else self.ranks.gather(batch.y))
             revived = resample_(self.dictionary, self._optimizer, batch, errors, self.dead.indices, self._generator)
             self.dead.revive(revived)
+            self._count()
 
     def figures(self) -> dict[str, Tensor]:
-        return {"dead_features": self.dead.mask.sum()}
+        return {"dead_features": self.latent_ranks.sum(self.dead.mask.sum())}
 
     def state_dict(self) -> dict[str, Any]:
         return {"dead": self.dead.state_dict(), "mean_error": self.mean_error}
@@ -95,6 +106,13 @@ class Revival(Component):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.dead.load_state_dict(state["dead"])
         self.mean_error = state["mean_error"].to(self.mean_error.device)
+        self._count()
+
+    def _count(self) -> None:
+        own = self.dead.indices
+        n_own = 0 if own is None else len(own)
+        # no rank asks the others before a latent can be dead
+        self._n_dead = self.latent_ranks.total(n_own) if self.dead.may_have_some else 0
 
 
 class DeadLatents:
@@ -144,12 +162,17 @@ class DeadLatents:
                 self._rare = self._counts < self.min_frequency * self._window_tokens
                 self._counts.zero_()
                 self._window_tokens, self._n_windows = 0, self._n_windows + 1
-        if self.n_tokens > self.after_tokens or self._n_windows:
+        if self.may_have_some:
             if firings.device.type == "cpu":
                 self._indices = self.mask.nonzero().squeeze(1)
             elif self._step % _LOOK_EVERY == 0:
                 self._look()
         self._step += 1
+
+    @property
+    def may_have_some(self) -> bool:
+        """Whether there were enough tokens for a latent to be dead."""
+        return self.n_tokens > self.after_tokens or bool(self._n_windows)
 
     def revive(self, latents: Int[Tensor, "n"]) -> None:
         """Marks latents as alive, such as those that were resampled."""

@@ -34,6 +34,7 @@ def auxk_loss(
     dead: Int[Tensor, "n_dead"],
     k_aux: int,
     scale: Float[Tensor, ""],
+    n_dead: int | None = None,
 ) -> Float[Tensor, ""]:
     """Returns AuxK: the error with which dead latents predict the residual e, which is constant.
 
@@ -41,12 +42,14 @@ def auxk_loss(
 
     e_hat is decoded from the k_aux largest dead latents of each token. The scale is a constant of
     the step, so that parts of a batch add up to the whole.
+    Where other processes have further latents, n_dead counts those of all.
     Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where it is E|e|^2 of the batch.
     """
+    n_dead = len(dead) if n_dead is None else n_dead
     # without b_dec, which is in the residual already
     predicted = dictionary.decode_among(x, dead, k_aux)  # (batch, output_dim)
     loss = squared_error(predicted, residual) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
-    return loss.nan_to_num(0.0) * min(len(dead) / k_aux, 1.0)
+    return loss.nan_to_num(0.0) * min(n_dead / k_aux, 1.0)
 
 
 def ghost_loss(
@@ -68,7 +71,7 @@ def ghost_loss(
     for part in dictionary.coders():
         own = part.own(dead)  # numbers within the coder
         pre = _margin(part, x, own)  # (batch, own dead)
-        ghosts = pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float()
+        ghosts = part.coder.latent_ranks.add(pre.clamp_max(_LARGEST_EXPONENT).exp() @ part.coder.W_dec[own].float())
         # a coder may write a part of the output: (batch, own output_dim) -> (batch, output_dim)
         total = total + torch.nn.functional.pad(ghosts, (part.writes.start, total.shape[1] - part.writes.stop))
     norm = norms(total.detach())  # (batch,)
@@ -91,7 +94,7 @@ def pre_activation_loss(
     for part in dictionary.coders():
         own = part.own(dead)
         short = (-_margin(part, x, own)).relu()  # (batch, own dead)
-        total = total + (short * decoder_norms[part.latents][own]).sum(-1).mean()
+        total = total + part.coder.latent_ranks.add((short * decoder_norms[part.latents][own]).sum(-1).mean())
     return total
 
 

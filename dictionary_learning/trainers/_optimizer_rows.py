@@ -1,12 +1,13 @@
 """Shared by the optimizers: checks, clipping, and rows that were written from outside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.parallel import ALONE, Ranks
 
 Closure = Callable[[], float] | None
 """Computes the loss and its gradients, as in PyTorch's `step(closure)`."""
@@ -36,6 +37,27 @@ def squared_norm(gradient: Tensor) -> Tensor:
     """Returns the sum of the squares."""
     # torch's stubs leave the type of `vector_norm` open
     return cast(Tensor, torch.linalg.vector_norm(gradient)).square()  # pyright: ignore[reportUnknownMemberType]
+
+
+class CommonNorm:
+    """The norm of the gradients of all parameters, of which ranks may have parts.
+
+    Args:
+        ranks: The processes that have other parts of some parameters.
+        parameters: Those of which this process has a part; of the others, all have the whole.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE, parameters: Iterable[Tensor] = ()):
+        self._ranks, self._parts = ranks, frozenset(map(id, parameters))
+
+    def __call__(self, squared: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Returns the norm, given each parameter with its gradient's squared norm."""
+        if self._ranks.size == 1:
+            return torch.stack([value for _, value in squared]).sum().sqrt()
+        nothing = torch.zeros_like(squared[0][1])
+        own = torch.stack([nothing, *(value for p, value in squared if id(p) in self._parts)]).sum()
+        rest = torch.stack([nothing, *(value for p, value in squared if id(p) not in self._parts)]).sum()
+        return (self._ranks.sum(own) + rest).sqrt()
 
 
 @torch.no_grad()

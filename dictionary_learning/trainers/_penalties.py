@@ -43,6 +43,16 @@ class Sparsity(NamedTuple):
     """Weight of each latent; None for equal weights."""
     ranks: Ranks = ALONE
     """The processes that have other tokens of the batch."""
+    latent_ranks: Ranks = ALONE
+    """Those that have the other latents: sums over latents are formed by `mean_sum`, `per_token`."""
+
+    def mean_sum(self, latents: Latents) -> Float[Tensor, ""]:
+        """Returns the mean over tokens of the sum of values over all latents."""
+        return self.latent_ranks.add(mean_sum(latents))
+
+    def per_token(self, latents: Latents) -> Float[Tensor, "batch"]:
+        """Returns the sum of values over all latents of each token."""
+        return self.latent_ranks.add(per_token(latents))
 
     def values(self) -> Latents:
         """Returns f_i n_i."""
@@ -71,19 +81,19 @@ PENALTIES: Registry[Callable[..., Tensor]] = Registry("sparsity penalty")
 @PENALTIES.register("l1")
 def l1(sparsity: Sparsity) -> Tensor:
     """Returns sum_i f_i n_i."""
-    return mean_sum(sparsity.values())
+    return sparsity.mean_sum(sparsity.values())
 
 
 @PENALTIES.register("lp", "Lp^p")
 def power_sum(sparsity: Sparsity, *, lp_norm: float = 1.0) -> Tensor:
     """Returns sum_i (f_i n_i)^p. With p < 1, large latents shrink less than with L1."""
-    return mean_sum(powers(sparsity.values(), lp_norm))
+    return sparsity.mean_sum(powers(sparsity.values(), lp_norm))
 
 
 @PENALTIES.register("lp_root", "Lp")
 def power_norm(sparsity: Sparsity, *, lp_norm: float = 1.0) -> Tensor:
     """Returns (sum_i (f_i n_i)^p)^(1/p)."""
-    sums = per_token(powers(sparsity.values(), lp_norm))  # (batch,)
+    sums = sparsity.per_token(powers(sparsity.values(), lp_norm))  # (batch,)
     # at 0, without latents, the slope of the root is infinite: the gradient is 0 there
     return torch.where(sums > 0, sums.clamp_min(_LEAST).pow(1 / lp_norm), 0.0).mean()
 
@@ -94,35 +104,35 @@ def tanh(sparsity: Sparsity, *, tanh_scale: float = 4.0) -> Tensor:
 
     Anthropic, January 2025 update, where c = 4.
     """
-    return mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(tanh_scale * f)))
+    return sparsity.mean_sum(_mapped(sparsity.values(), lambda f: torch.tanh(tanh_scale * f)))
 
 
 @PENALTIES.register("l0", "step")
 def l0(sparsity: Sparsity) -> Tensor:
     """Returns L0: the number of latents that fire (https://arxiv.org/abs/2407.14435)."""
-    return mean_sum(sparsity.fires())  # a sum over latents, a mean over tokens
+    return sparsity.mean_sum(sparsity.fires())  # a sum over latents, a mean over tokens
 
 
 @PENALTIES.register("quadratic_l0", "quadratic")
 def quadratic_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
     """Returns (2 / L0*) (L0 - L0*)^2 with the L0 of each token (Gemma Scope 2)."""
-    return (per_token(sparsity.fires()) - target_l0).square().mean() * (2 / target_l0)
+    return (sparsity.per_token(sparsity.fires()) - target_l0).square().mean() * (2 / target_l0)
 
 
 @PENALTIES.register("target_l0")
 def relative_l0(sparsity: Sparsity, *, target_l0: float = 20.0) -> Tensor:
     """Returns (L0 / L0* - 1)^2 with the mean L0 of the batch, as in dictionary-learning."""
     fires = sparsity.fires()
-    return (sparsity.ranks.mean(mean_sum(fires), n_tokens_of(fires)) / target_l0 - 1).square()
+    return (sparsity.ranks.mean(sparsity.mean_sum(fires), n_tokens_of(fires)) / target_l0 - 1).square()
 
 
 @PENALTIES.register("entropy")
 def entropy(sparsity: Sparsity) -> Tensor:
     """Returns the entropy of p_i = f_i n_i / sum_j f_j n_j, which does not depend on the scale."""
     values = sparsity.values()
-    totals = per_token(values)  # (batch,)
+    totals = sparsity.per_token(values)  # (batch,)
     # -sum p log p = log S - sum f log f / S, where S = sum f
-    products = per_token(_mapped(values, lambda f: torch.where(f > 0, f * f.clamp_min(_LEAST).log(), 0.0)))
+    products = sparsity.per_token(_mapped(values, lambda f: torch.where(f > 0, f * f.clamp_min(_LEAST).log(), 0.0)))
     some = totals > _LEAST
     # inside `where` too: the gradient of the branch that is not taken would be NaN
     safe = torch.where(some, totals, 1.0)
@@ -205,7 +215,9 @@ def penalized_loss(
     error = squared_error(outputs, batch.y)
     reconstruction = Reconstruction(outputs, latents, pre)
     # before the error is normalized: the order of these lines is that in which gradients are summed
-    sparsity = penalty(sparsity_of(trainer.dictionary, settings, reconstruction, trainer.ranks))
+    sparsity = penalty(
+        sparsity_of(trainer.dictionary, settings, reconstruction, trainer.ranks, trainer.latent_ranks)
+    )
     if settings.mse_loss_normalization == "dense_batch":
         center = trainer.ranks.mean(batch.y.mean(0), len(batch.y))
         distance = norms(batch.y - center) + _MIN_NORM  # (batch,)
@@ -217,11 +229,15 @@ def penalized_loss(
 
 
 def sparsity_of(
-    dictionary: Trainable, settings: PenaltyConfig, reconstruction: Reconstruction, ranks: Ranks = ALONE
+    dictionary: Trainable,
+    settings: PenaltyConfig,
+    reconstruction: Reconstruction,
+    ranks: Ranks = ALONE,
+    latent_ranks: Ranks = ALONE,
 ) -> Sparsity:
     """Returns what the penalty of a reconstruction is computed from."""
     _, latents, pre = reconstruction  # each (batch, dict_size), dense or sparse
     assert pre is not None
     penalized = dictionary.pointwise("gate", pre) if settings.penalizes_gates else latents
     by_norm = settings.scale_sparsity_penalty_by_decoder_norm
-    return Sparsity(dictionary, penalized, pre, dictionary.decoder_norms() if by_norm else None, ranks)
+    return Sparsity(dictionary, penalized, pre, dictionary.decoder_norms() if by_norm else None, ranks, latent_ranks)

@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_, row_kernels
+from dictionary_learning.parallel import Ranks
 from dictionary_learning.trainers._optimizer_rows import (
     LOW_PRECISION,
     Closure,
+    CommonNorm,
     check_numbers,
     clip_divisor,
     squared_norm,
@@ -41,6 +43,7 @@ class RowAdam(torch.optim.Optimizer):
     ):
         check_numbers(lr, betas, eps, max_grad_norm)
         self.max_grad_norm = max_grad_norm
+        self.norm = CommonNorm()
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_rows": False})
 
     @torch.no_grad()
@@ -55,7 +58,7 @@ class RowAdam(torch.optim.Optimizer):
         ]
         if not moving:
             return loss
-        norm = torch.stack([m.squared_norm() for m in moving]).sum().sqrt()
+        norm = self.norm([(m.p, m.squared_norm()) for m in moving])
         # Adam's kernel divides gradients by the one, and does nothing where the other is 1:
         # clipping and skipping need no pass over the gradients, and no wait of the host
         divisor = clip_divisor(norm, self.max_grad_norm)
@@ -63,6 +66,10 @@ class RowAdam(torch.optim.Optimizer):
         for m in moving:
             m.step(divisor, skip)
         return loss
+
+    def share_norm(self, ranks: Ranks, parameters: Iterable[Tensor]) -> None:
+        """Makes gradients of all ranks have one norm; these parameters are parts of larger ones."""
+        self.norm = CommonNorm(ranks, parameters)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes from a saved state."""

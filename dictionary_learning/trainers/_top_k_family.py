@@ -13,7 +13,7 @@ from dictionary_learning.dictionaries import Dictionary, Reconstruction, Trainab
 from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import ThresholdedTopK
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents
+from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents, top_k_of
 from dictionary_learning.parallel import ALONE, Ranks
 from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue, StepPart
 from dictionary_learning.trainers._config import TrainerConfig, decay_after
@@ -164,11 +164,18 @@ def top_k_loss(trainer: SAETrainer, batch: Batch, k: int) -> Loss:
     return reconstruction_loss(batch.y, latents, outputs, trainer.error_scale)
 
 
+def largest_of(dictionary: Trainable, latents: SparseLatents, k: int) -> SparseLatents:
+    """Returns the k largest latents of each token, of more that are not ragged."""
+    first = next(dictionary.coders()).coder
+    own = top_k_of(latents, min(k, latents.values.shape[1]))
+    return first.among_all(own, k)
+
+
 def update_thresholds_(
     trainer: SAETrainer,
     settings: TopKFamilyConfig,
     parts: Sequence[StepPart],
-    smallest: Callable[[Sequence[SparseLatents], Ranks], Float[Tensor, ""]],
+    smallest: Callable[[Sequence[SparseLatents], Ranks, Ranks], Float[Tensor, ""]],
 ) -> None:
     """Moves thresholds after a step, to keep as many latents as training does, token by token.
 
@@ -178,7 +185,7 @@ def update_thresholds_(
     It is a buffer of the nonlinearity, which is saved with the dictionary.
 
     `smallest` returns the smallest kept value of a step, given the latents of its parts on this
-    rank; infinite where no latent is positive.
+    rank, the ranks that have other tokens and those that have other latents; infinite where no latent is positive.
     """
     coders = list(trainer.dictionary.coders())
     since = trainer.step - settings.threshold_start_step
@@ -190,26 +197,32 @@ def update_thresholds_(
             continue
         latents = [step_part.loss.reconstruction.latents for step_part in parts]
         own = [_ranked(each, part, whole=len(coders) == 1) for each in latents if isinstance(each, SparseLatents)]
-        kept, threshold = smallest(own, trainer.ranks), nonlinearity.threshold
+        kept = smallest(own, trainer.ranks, trainer.latent_ranks)
+        threshold = nonlinearity.threshold
         moved = torch.lerp(threshold, kept.to(threshold.dtype), weight)
         threshold.copy_(torch.where(kept.isfinite(), moved, threshold))
 
 
-def smallest_of_batch(parts: Sequence[SparseLatents], ranks: Ranks = ALONE) -> Float[Tensor, ""]:
+def smallest_of_batch(
+    parts: Sequence[SparseLatents], ranks: Ranks = ALONE, latent_ranks: Ranks = ALONE
+) -> Float[Tensor, ""]:
     """Returns the smallest positive value of all tokens; infinite if there is none."""
     values = torch.cat([latents.values.detach().flatten() for latents in parts])  # (pairs of all parts,)
     # `amin` of nothing is an error, as with a batch of no tokens
     nothing = values.new_full((1,), torch.inf)
-    return ranks.minimum(torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin())
+    least = torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin()
+    return latent_ranks.minimum(ranks.minimum(least))
 
 
-def smallest_per_token(parts: Sequence[SparseLatents], ranks: Ranks = ALONE) -> Float[Tensor, ""]:
+def smallest_per_token(
+    parts: Sequence[SparseLatents], ranks: Ranks = ALONE, latent_ranks: Ranks = ALONE
+) -> Float[Tensor, ""]:
     """Returns the mean over tokens of the smallest positive value; infinite if there is none."""
     # tokens of a ragged support keep unequal numbers of latents: there is no (batch, k)
     if any(latents.support.is_ragged for latents in parts):
-        return smallest_of_batch(parts, ranks)
+        return smallest_of_batch(parts, ranks, latent_ranks)
     values = torch.cat([latents.values.detach() for latents in parts])  # (batch, k)
-    smallest = torch.where(values > 0, values, torch.inf).amin(-1)  # (batch,)
+    smallest = latent_ranks.minimum(torch.where(values > 0, values, torch.inf).amin(-1))  # (batch,)
     some = smallest.isfinite()
     total, n = ranks.sum(torch.where(some, smallest, 0).sum()), ranks.sum(some.sum())
     return torch.where(n > 0, total / n, torch.inf)

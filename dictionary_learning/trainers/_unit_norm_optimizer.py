@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
-from dictionary_learning.trainers._optimizer_rows import LOW_PRECISION, Closure, clip_divisor, squared_norm, take_rows
+from dictionary_learning.parallel import Ranks
+from dictionary_learning.trainers._optimizer_rows import (
+    LOW_PRECISION,
+    Closure,
+    CommonNorm,
+    clip_divisor,
+    squared_norm,
+    take_rows,
+)
 
 
 class UnitNormOptimizer(torch.optim.Optimizer):
@@ -33,6 +41,7 @@ class UnitNormOptimizer(torch.optim.Optimizer):
         max_grad_norm: float | None = None,
     ):
         self.max_grad_norm = max_grad_norm
+        self.norm = CommonNorm()
         super().__init__([{**group} for group in groups], {})
         self._twins = {
             p: _MasterWeight(p, group.get("unit_rows", False)) for group in self.param_groups for p in group["params"]
@@ -51,17 +60,17 @@ class UnitNormOptimizer(torch.optim.Optimizer):
     def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Makes one step with the current gradients; a closure computes them first."""
         loss = torch.enable_grad()(closure)() if closure else None
-        gradients = [g for twin in self._twins.values() if (g := twin.take_gradient()) is not None]
-        if not gradients:
+        taken = [(p, g) for p, twin in self._twins.items() if (g := twin.take_gradient()) is not None]
+        if not taken:
             return loss
-        norm = torch.stack([squared_norm(g) for g in gradients]).sum().sqrt()
+        norm = self.norm([(p, squared_norm(gradient)) for p, gradient in taken])
         # other optimizers cannot skip a step on the device, so the host has to wait for the norm
         if not norm.isfinite():
             self.n_skipped += 1
             return loss
         if self.max_grad_norm is not None:
             divisor = clip_divisor(norm, self.max_grad_norm)
-            for gradient in gradients:
+            for _, gradient in taken:
                 gradient.div_(divisor)
         self.inner.step()
         rows_are_kept = getattr(self.inner, "keeps_unit_rows", False)
@@ -71,6 +80,10 @@ class UnitNormOptimizer(torch.optim.Optimizer):
                     normalize_rows_(twin.weight)
                 twin.write()
         return loss
+
+    def share_norm(self, ranks: Ranks, parameters: Iterable[Tensor]) -> None:
+        """Makes gradients of all ranks have one norm; these parameters are parts of larger ones."""
+        self.norm = CommonNorm(ranks, parameters)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Removes the gradients of the parameters and of their float32 copies."""

@@ -18,6 +18,7 @@ class AbsTopKTrainer(SAETrainer):
         """Settings of AbsTopK."""
 
     settings: Config
+    spreads_latents = True
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:

@@ -11,7 +11,7 @@ from dictionary_learning.dictionaries import BatchTopKSAE, Trainable
 from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.ops._precision import upcast
-from dictionary_learning.parallel import ALONE, Ranks
+from dictionary_learning.parallel import ALONE, Ranks, kth_largest
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
@@ -41,6 +41,7 @@ class BatchTopKTrainer(SAETrainer):
         """Settings of BatchTopK."""
 
     settings: Config
+    spreads_latents = True
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
@@ -50,7 +51,7 @@ class BatchTopKTrainer(SAETrainer):
         return top_k_loss(self, batch, self.annealed_k.now)
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
-        return batch_cut(self.dictionary, parts, self.annealed_k.now, self.ranks)
+        return batch_cut(self.dictionary, parts, self.annealed_k.now, self.ranks, self.latent_ranks)
 
     def after_step(self, parts: Sequence[StepPart]) -> None:
         update_thresholds_(self, self.settings, parts, smallest_of_batch)
@@ -58,7 +59,7 @@ class BatchTopKTrainer(SAETrainer):
 
 @contextlib.contextmanager
 def batch_cut(
-    dictionary: Trainable, parts: Sequence[Batch], k: int, ranks: Ranks = ALONE
+    dictionary: Trainable, parts: Sequence[Batch], k: int, ranks: Ranks = ALONE, latent_ranks: Ranks = ALONE
 ) -> Generator[None, None, None]:
     """Makes the parts of a batch keep what the whole batch keeps, inside the `with` block.
 
@@ -67,12 +68,13 @@ def batch_cut(
         parts: The parts of the batch.
         k: Latents per token, on average over the batch.
         ranks: The processes that have further parts.
+        latent_ranks: The processes that have the other latents of these parts.
     """
     # a batch in one part finds its own cut
-    coders = list(dictionary.coders()) if len(parts) > 1 or ranks.size > 1 else []
+    coders = list(dictionary.coders()) if len(parts) > 1 or ranks.size > 1 or latent_ranks.size > 1 else []
     chosen = [(p, p.coder.nonlinearity) for p in coders if isinstance(p.coder.nonlinearity, BatchTopK)]
     for part, nonlinearity in chosen:
-        nonlinearity.cut = _smallest_kept(part, [batch.x for batch in parts], k, ranks)
+        nonlinearity.cut = _smallest_kept(part, [batch.x for batch in parts], k, ranks, latent_ranks)
     try:
         yield
     finally:
@@ -81,22 +83,29 @@ def batch_cut(
 
 
 @torch.no_grad()
-def _smallest_kept(part: CoderSlice, parts: Sequence[Tensor], k: int, ranks: Ranks) -> Float[Tensor, ""]:
+def _smallest_kept(
+    part: CoderSlice, parts: Sequence[Tensor], k: int, ranks: Ranks, latent_ranks: Ranks
+) -> Float[Tensor, ""]:
     """Returns the (k * batch)-th largest value over all parts, by which latents are ranked."""
     n_own = sum(len(x) for x in parts)
     n_kept = k * ranks.total(n_own)
-    # all that is kept could be in one part; of ranks, whose tokens are as many and alike, each has
-    # about its share, and more is looked at only if that was too little
-    most = n_kept if ranks.size == 1 else int(_SURPLUS * k * n_own) + 1
+    is_alone = ranks.size == latent_ranks.size == 1
+    # all that is kept could be in one part; of ranks, whose tokens or latents are as many and
+    # alike, each has about its share, and more is looked at only if that was too little
+    most = n_kept if is_alone else int(_SURPLUS * k * n_own / latent_ranks.size) + 1
     while True:
         found, is_all = _largest(part, parts, most)
-        if ranks.size == 1:
-            return ranks.kth_largest(found, n_kept)
+        if is_alone:
+            return kth_largest(found, n_kept)
+        # a value was left out that may be kept, if all that were looked at are
+        left_out = not is_all and bool(len(found))
+        least = found.amin() if left_out else found.new_zeros(())
         found = torch.cat([found, found.new_zeros(1)])  # what follows where no more values are positive
-        cut = ranks.kth_largest(found, n_kept)
+        cut = kth_largest(found, n_kept, ranks, latent_ranks)
         # midway to the next one: the values are computed again, and may round otherwise
-        following = ranks.kth_largest(found, n_kept + 1)
-        if not ranks.total(int(not is_all and bool((found > following).all()))):
+        following = kth_largest(found, n_kept + 1, ranks, latent_ranks)
+        is_short = int(left_out and bool(least > following))
+        if not latent_ranks.total(ranks.total(is_short)):
             return (cut + following) / 2
         most *= 2
 

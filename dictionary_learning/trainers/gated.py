@@ -45,6 +45,7 @@ class GatedSAETrainer(SAETrainer):
                 )
 
     settings: Config
+    spreads_latents = True
     coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:

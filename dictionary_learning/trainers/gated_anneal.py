@@ -25,6 +25,7 @@ class GatedAnnealTrainer(SAETrainer):
         penalizes_gates: ClassVar[bool] = True
 
     settings: Config
+    spreads_latents = True
     annealed = component(annealed_penalty)
 
     def nonlinearity(self) -> Nonlinearity:

@@ -66,6 +66,7 @@ class JumpReluTrainer(SAETrainer):
         max_grad_norm: float | None = setting(1.0, above=0)
 
     settings: Config
+    spreads_latents = True
     coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:

@@ -99,6 +99,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
             return {"group_sizes": self.group_sizes}
 
     settings: Config
+    spreads_latents = True
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
@@ -117,8 +118,10 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
     @functools.cached_property
     def group_ends(self) -> Tensor:
-        """The number of latents in each prefix, on the device once, not at each step."""
-        return torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
+        """The number of this process's latents in each prefix, on the device once, not at each step."""
+        assert isinstance(self.dictionary, Coder)
+        ends = torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
+        return (ends - self.dictionary.first_latent).clamp(0, self.dictionary.dict_size)
 
     def objective(self, batch: Batch) -> Loss:
         assert isinstance(self.dictionary, Coder)
@@ -134,7 +137,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         return reconstruction_loss(batch.y, latents, outputs, self.error_scale, terms[::-1], weights[-1])
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
-        return batch_cut(self.dictionary, parts, self.annealed_k.now, self.ranks)
+        return batch_cut(self.dictionary, parts, self.annealed_k.now, self.ranks, self.latent_ranks)
 
     def after_step(self, parts: Sequence[StepPart]) -> None:
         update_thresholds_(self, self.settings, parts, smallest_of_batch)
@@ -143,7 +146,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
         """Returns what each prefix decodes to, without biases, from the smallest to the whole."""
         assert isinstance(self.dictionary, Coder)
         W_dec = self.dictionary.W_dec
-        by_group = backend_for(W_dec).decode(grouped(latents, self.group_ends), W_dec)
+        by_group = self.latent_ranks.add(backend_for(W_dec).decode(grouped(latents, self.group_ends), W_dec))
         n_groups = len(self.group_ends)
         return rearrange(by_group, "(batch groups) dim -> batch groups dim", groups=n_groups).cumsum(1).unbind(1)
 

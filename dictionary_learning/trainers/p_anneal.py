@@ -106,7 +106,9 @@ class AnnealedPenalty(Component):
         sums: list[Tensor] = []
         for part in parts:
             # of the penalty itself: root and norms included, so that its size is what stays
-            sparsity = sparsity_of(self.dictionary, settings, part.loss.reconstruction)
+            sparsity = sparsity_of(
+                self.dictionary, settings, part.loss.reconstruction, latent_ranks=self.latent_ranks
+            )
             sums.append(torch.stack([self.of_power(p)(sparsity).detach() for p in (old, upcoming)]) * part.share)
         self._sums.append(self.ranks.sum(torch.stack(sums).sum(0)))  # (2,)
         if new != old:  # penalties of a new power begin to be averaged anew
@@ -149,6 +151,7 @@ class PAnnealTrainer(SAETrainer):
         """Settings of p-annealing."""
 
     settings: Config
+    spreads_latents = True
     annealed = component(annealed_penalty)
 
     def nonlinearity(self) -> Nonlinearity:

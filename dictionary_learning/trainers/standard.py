@@ -27,6 +27,7 @@ class TrainerStandard(SAETrainer):
         """Settings of L1."""
 
     settings: Config
+    spreads_latents = True
     coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:
@@ -70,6 +71,7 @@ class StandardTrainerAprilUpdate(SAETrainer):
         """The step at which the learning rate starts to decay; by default after 80% of the run."""
 
     settings: Config
+    spreads_latents = True
     coefficient = component(scheduled_coefficient)
 
     def nonlinearity(self) -> Nonlinearity:

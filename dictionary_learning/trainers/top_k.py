@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from dictionary_learning.dictionaries import AutoEncoderTopK, geometric_median
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
-from dictionary_learning.latents import top_k_of
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
     ReconstructionTerm,
     TopKFamilyConfig,
+    largest_of,
     reconstruction_loss,
     scheduled_k,
     smallest_per_token,
@@ -44,6 +44,7 @@ class TrainerTopK(SAETrainer):
         """Whether the 4k largest latents are decoded too, with weight 1/8 (Multi-TopK)."""
 
     settings: Config
+    spreads_latents = True
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:
@@ -51,12 +52,12 @@ class TrainerTopK(SAETrainer):
 
     def objective(self, batch: Batch) -> Loss:
         k, dictionary, further = self.annealed_k.now, self.dictionary, []
-        wide = min(_WIDE * k, dictionary.dict_size) if self.settings.multi_topk else k
+        wide = min(_WIDE * k, self.dict_size) if self.settings.multi_topk else k
         latents = dictionary.encode_sparse(batch.x, wide)
         if self.settings.multi_topk:
             outputs = dictionary.decode_latents(latents, batch.x)
             further = [ReconstructionTerm("multi_topk_loss", _WIDE_WEIGHT, outputs)]
-            latents = top_k_of(latents, k)  # (batch, k) of (batch, 4k): one selection for both
+            latents = largest_of(dictionary, latents, k)  # (batch, k) of (batch, 4k): one selection for both
         outputs = dictionary.decode_latents(latents, batch.x)
         return reconstruction_loss(batch.y, latents, outputs, self.error_scale, further)
 

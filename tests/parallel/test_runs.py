@@ -205,7 +205,7 @@ def runs(tmp_path_factory):
 def test_a_run_on_four_ranks_stops_on_all_and_goes_on_on_two_and_on_one(runs, placement):
     before, after, folder = runs
     assert {rank[placement, "stopped"] for rank in before} == {
-        "The run stopped after step 3 of 8. Resumed, it goes on from there."
+        "The run stopped after step 3 of 8. It can go on with resume='auto'."
     }
     for rank in after:
         for one, wanted in zip(rank[placement], before[0][placement, "whole"], strict=True):
