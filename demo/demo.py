@@ -53,7 +53,7 @@ def demo() -> int:
     return main(
         [
             *["dashboard", known.save_dir, "--save-dir", str(Path(known.save_dir) / PAGES)],
-            *["--model", model, "--data", data, "--n-tokens", "30000"],
+            *["--model", model, "--data", data, "--n-tokens", "20000"],
             *["--n-top", "8", "--n-quantiles", "3", "--per-quantile", "2", "--n-quiet", "2", "--map", "pca"],
         ]
     )
