@@ -229,7 +229,7 @@ def _link_from_report(page: Path, names: set[str]) -> None:
         return
     try:
         if names & {entry.name for entry in read_report(folder).dictionaries}:
-            add_link(folder, "Latents of these dictionaries", page)
+            add_link(folder, "Pages of the latents", page)
     except DataError as error:
         logger.warning("The report has no link to the pages. %s", error)
 
