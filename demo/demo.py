@@ -18,6 +18,14 @@ from dictionary_learning.cli import main
 
 HERE = Path(__file__).parent
 RESIDUAL, MLP = "model.layers.15:out", "model.layers.15.mlp:out"
+SETTINGS = {
+    "--n-tokens": ["200000"],
+    "--expansion-factor": ["8"],
+    "--k": ["32", "64"],
+    "--n-eval-tokens": ["16384"],
+    "--n-fidelity-tokens": ["6144"],
+}
+"""Options of the training, unless others are given."""
 PAGES = "latents"
 """The folder of the pages, in that of the run."""
 
@@ -34,6 +42,7 @@ def demo() -> int:
     known, rest = parser.parse_known_args()
     sites = known.sites or ([RESIDUAL, MLP] if known.model is None else [])
     model, data = known.model or str(fetch_model()), known.data or str(HERE / "sotu.jsonl.zst")
+    given = {word.split("=")[0] for word in rest}
     failed = main(
         [
             "train",
@@ -41,19 +50,20 @@ def demo() -> int:
             data,
             *(["--sites", *sites] if sites else []),
             *["--save-dir", known.save_dir, "--overwrite"],
-            *["--n-tokens", "200000"],
-            *["--expansion-factor", "8"],
-            *["--k", "32", "64"],
-            *["--n-eval-tokens", "16384", "--n-fidelity-tokens", "6144"],
+            *(word for name, values in SETTINGS.items() if name not in given for word in (name, *values)),
             *rest,
         ]
     )
     if failed or "--dry-run" in rest:
         return failed
+    run = Path(known.save_dir)
+    n_sites = len(sites) or 1
+    # those at the first site, which are compared side by side; all of them would take twice as long
+    shown = [str(run / f"trainer_{n}") for n in range(0, len(list(run.glob("trainer_*"))), n_sites)]
     return main(
         [
-            *["dashboard", known.save_dir, "--save-dir", str(Path(known.save_dir) / PAGES)],
-            *["--model", model, "--data", data, "--n-tokens", "30000"],
+            *["dashboard", *shown, "--save-dir", str(run / PAGES)],
+            *["--model", model, "--data", data, "--n-tokens", "20000"],
             *["--n-top", "8", "--n-quantiles", "3", "--per-quantile", "2", "--n-quiet", "2", "--map", "pca"],
         ]
     )

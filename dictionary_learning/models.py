@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,19 @@ from dictionary_learning.errors import (
 
 __all__ = ["Edit", "InputsLike", "TracedModel", "load_model"]
 
+_ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 
 if TYPE_CHECKING:
     _Model = TracedModel
 else:
     _Model = Any  # a `ModelSet` is returned as it is, and serves where only activations are needed
+
+
+def shown_name(name: Any) -> str:
+    """Returns a model's name as titles show it: a hub name as it is, of a path its last part."""
+    text = str(name)
+    return text if _ON_THE_HUB.fullmatch(text) else Path(text).name or text
 
 
 @checked(wraps=ModelError)

@@ -374,6 +374,7 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
         },
     ),
     "ContextStore.open": lambda p: (ContextStore.open, {"path": _store(p)}),
+    "show": lambda p: (ContextStore.open(p.root / "store")["a"].show, {"latent": 1, "n": 2}),
     "logit_lens": lambda p: (logit_lens, {"model": p.model, "dictionary": p.dictionary, "n": 3, "site": SITE}),
     "nearest_latents": lambda p: (nearest_latents, {"dictionary": p.dictionary, "n": 3}),
     "latent_map": lambda p: (latent_map, {"dictionary": p.dictionary, "method": "pca"}),

@@ -14,7 +14,29 @@ from dictionary_learning.dictionaries import AutoEncoder, DictionaryInfo
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
-WORDS = "The treaty was signed in Paris . We must not go to war again most important thing is of the and".split()
+WORDS = [
+    "The",
+    "treaty",
+    "was",
+    "signed",
+    "in",
+    "Paris",
+    ".",
+    "We",
+    "must",
+    "not",
+    "go",
+    "to",
+    "war",
+    "again",
+    "most",
+    "important",
+    "thing",
+    "is",
+    "of",
+    "the",
+    "and",
+]
 SMALLER = {
     "n_ctxs=1024": "n_ctxs=16", "out_batch_size=2048": "out_batch_size=256", "steps=100": "steps=3, progress=False",
     "20_000": "512", "16_384": "512", "4_096": "256", "max_new_tokens=30": "max_new_tokens=4",

@@ -76,6 +76,7 @@ class DashboardArguments(DataArguments):
         from dictionary_learning.dashboards import write_dashboard
         from dictionary_learning.dashboards._writing import check_folder
         from dictionary_learning.interpretation import ContextStore
+        from dictionary_learning.models import shown_name
 
         check_folder(Path(self.save_dir))  # before a long pass over text
         stores = [ContextStore.open(place) for place in self.places if _is_store(place)]
@@ -91,7 +92,7 @@ class DashboardArguments(DataArguments):
                 stores.append(self._collected(unread, saved, model))
         pages = self._pages(stores, known, model)
         first = stores[0]
-        name = str(first.model.get("name") or "a model")
+        name = shown_name(first.model.get("name") or "a model")
         about = f"{name}, {first.data['n_tokens_read']:,} tokens of {first.data.get('source')}"
         page = write_dashboard(pages, self.save_dir, title=self.title or f"Latents of {name}", about=about)
         _link_from_report(page, {one.name for one in pages})
@@ -228,7 +229,7 @@ def _link_from_report(page: Path, names: set[str]) -> None:
         return
     try:
         if names & {entry.name for entry in read_report(folder).dictionaries}:
-            add_link(folder, "Latents of these dictionaries", page)
+            add_link(folder, "Pages of the latents", page)
     except DataError as error:
         logger.warning("The report has no link to the pages. %s", error)
 

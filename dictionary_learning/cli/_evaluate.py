@@ -136,6 +136,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.evaluation.reports._contents import nothing_to_recover
     from dictionary_learning.loggers import read_history
+    from dictionary_learning.models import shown_name
 
     entries: list[Any] = []
     for entry, one in zip(report.dictionaries, saved, strict=True):
@@ -148,7 +149,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
         logger.info("%s", line)
     if reason := nothing_to_recover(report):
         logger.info("%s", reason)
-    title = f"Dictionaries of {report.model['name']}"
+    title = f"Dictionaries of {shown_name(report.model['name'])}"
     whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
     page = str(write_report(whole, save_dir)["html"])
     folders = [None if one.folder is None else str(one.folder) for one in saved]

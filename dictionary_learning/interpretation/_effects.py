@@ -111,7 +111,8 @@ def _linear_at(
     site = model.sites(sites[write] if -len(sites) <= write < len(sites) else sites[-1])[0]
     if given is not None and (there := model.widths([site])[site]) != width:
         raise ConfigError(
-            f"The latents have directions of width {width}, and '{site}' is {there} wide. Give the site that they write."
+            f"The latents have directions of width {width}, and '{site}' is {there} wide. Give the site that they "
+            "write."
         )
     module = model.module.get_submodule(site.path)
     is_linear = getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, nn.Embedding)

@@ -10,6 +10,7 @@ The number of a token is context * ctx + column.
 """
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -141,32 +142,30 @@ class ContextStore:
             raise damaged(self.folder / CONTEXTS, f"its shape is {tuple(found.shape)}, and {shape} was written")
         return found
 
-    def examples(self, tokens: Int[Tensor, "n"], activations: Tensor | None) -> tuple[Example, ...]:
-        """Returns the windows around tokens, by their numbers; without activations, of zeros.
-
-        Numbers below 0 are left out.
-        """
+    def examples(self, tokens: Int[Tensor, "n"], activations: Tensor) -> list[Example | None]:
+        """Returns the windows around tokens, by their numbers; None for a number below 0."""
         before, after = self.index["window"]
         ctx = self.index["ctx_len"]
-        values = torch.zeros(len(tokens), before + 1 + after) if activations is None else activations
-        tokens, values = tokens[tokens >= 0], values[tokens >= 0]
-        at, columns = tokens // ctx, tokens % ctx
+        at, columns = tokens.clamp_min(0) // ctx, tokens.clamp_min(0) % ctx
         if len(at) and int(at.max()) >= len(self.contexts):
             raise damaged(self.folder, f"an example is of context {int(at.max())} of {len(self.contexts)}")
         rows = self.contexts[at]  # (n, 3, ctx)
         ids, is_padded = rows[:, 0].long(), bool((rows[:, 0] < 0).any())
         _, documents, positions = rows[torch.arange(len(at)), :, columns].unbind(1)
-        found: list[Example] = []
-        numbers = zip(columns.tolist(), documents.tolist(), positions.tolist(), strict=True)
-        for n, (column, document, position) in enumerate(numbers):
+        found: list[Example | None] = []
+        places = zip(tokens.tolist(), columns.tolist(), documents.tolist(), positions.tolist(), strict=True)
+        for n, (token, column, document, position) in enumerate(places):
+            if token < 0:
+                found.append(None)
+                continue
             start, end = max(column - before, 0), min(column + after + 1, ctx)
             window, peak = ids[n, start:end], column - start
-            shown = values[n, start - column + before : end - column + before]
+            values = activations[n, start - column + before : end - column + before]
             if is_padded:
                 real = window >= 0
-                window, shown, peak = window[real], shown[real], int(real[:peak].sum())
-            found.append(Example(window, shown, peak, document, position))
-        return tuple(found)
+                window, values, peak = window[real], values[real], int(real[:peak].sum())
+            found.append(Example(window, values, peak, document, position))
+        return found
 
 
 class DictionaryContexts:
@@ -202,20 +201,21 @@ class DictionaryContexts:
             raise ConfigError(f"Got latent {latent!r}; '{self.name}' has latents 0 to {self.dict_size - 1}. Give one.")
         number, row = divmod(latent, self.store.index["shard_size"])
         shard = {name: tensor[row] for name, tensor in self._shard(number).items()}
-        top = self.store.examples(shard["top_tokens"], shard["top_activations"])
         n_groups = self.store.index["request"]["n_quantiles"]
-        tokens = shard["quantile_tokens"].view(n_groups, -1)
-        activations = shard["quantile_activations"].view(*tokens.shape, -1)
-        groups = tuple(self.store.examples(t, a) for t, a in zip(tokens, activations, strict=True))
-        return LatentContexts(top, groups, self.store.examples(shard["quiet_tokens"], None))
+        sampled, quiet = shard["quantile_activations"], shard["quiet_tokens"]
+        tokens = torch.cat([shard["top_tokens"], shard["quantile_tokens"].flatten(), quiet])
+        width = sampled.shape[-1]
+        activations = torch.cat(
+            [shard["top_activations"], sampled.view(-1, width), sampled.new_zeros(len(quiet), width)]
+        )
+        found = iter(self.store.examples(tokens, activations))  # at once, which is faster
+        sizes = [len(shard["top_tokens"]), *[shard["quantile_tokens"].numel() // n_groups] * n_groups, len(quiet)]
+        top, *groups, calm = (tuple(one for one in itertools.islice(found, n) if one is not None) for n in sizes)
+        return LatentContexts(top, tuple(groups), calm)
 
     @checked()
     def show(self, latent: int, n: int = 8) -> TokenView:
-        """Returns a view of the contexts where a latent is most active, for a notebook or a file.
-
-        Args:
-            latent: Its number.
-            n: The most contexts.
+        """Returns a view of the n contexts where a latent is most active.
 
         Raises:
             ConfigError: There is no such latent, or n is below 1.

@@ -34,7 +34,7 @@ def place(tmp_path_factory):
         words = ["--model", "model", "--data", "text.txt", "--sites", "model.layers.1", "--save-dir", "run"]
         patch.setattr(sys, "argv", ["demo.py", *words, *small, "--dtype", "float32", "--seed", "3"])
         assert importlib.import_module("demo").demo() == 0
-    sys.modules.pop("demo", None)
+    sys.modules.pop("demo", None)  # the name of the folder, too
     return root
 
 
@@ -65,15 +65,15 @@ def test_script_takes_the_latent_of_its_rule_apart(place, said, monkeypatch):
         ContextStore.open("run/latents/contexts")["top_k-2"],
         logit_lens(model, dictionaries["top_k-2"], 20),
     )
-    n_words = []
+    keys = []
     for latent in range(contexts.dict_size):
         peaks = {int(one.token_ids[one.peak]) for one in contexts.contexts(latent).top}
-        n_words.append(len(peaks & set(lens.promoted[latent].tolist())))  # one token is one word here
-    assert names["latent"] == n_words.index(max(n_words)) and max(n_words) > 0
-    assert f"Latent {names['latent']}: active on" in out and "tokens: [" in out
-    # without the latent, by a plain hook
+        n_words = len(peaks & set(lens.promoted[latent].tolist()))  # a token is a word here
+        keys.append((min(n_words, 2), float(contexts.statistics.maximum[latent] * lens.promoted_logits[latent, 0])))
+    assert names["latent"] == keys.index(max(keys)) and max(keys)[0] == 2
+    assert f"Latent {names['latent']} is active on" in out and "tokens: [" in out
     effects = names["effects"]
-    assert int(effects.n_tokens) > 0 and f"rises by {float(effects.ce_increase):.3f} nats" in out
+    assert int(effects.n_tokens) > 0 and f"changes by {float(effects.ce_increase):+.3f} nats" in out
     steered = re.findall(r"^\d x: (.*)$", out, re.M)
     assert len(steered) == 3 and all(text.startswith(names["prompt"]) for text in steered)
 

@@ -1,7 +1,9 @@
 """A pass over text keeps what a search through all latents of all tokens finds."""
 
+import html
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -357,6 +359,34 @@ def test_tokens_have_their_texts_without_a_model(collected):
     store = collected[0]
     assert store.token_text(torch.tensor([0, 3, 40, 10**6])) == ["<s>", "w0", "w37", str(10**6)]
     assert store["relu"].token_text([5]) == ["w2"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_view_of_a_latent_has_its_strongest_contexts(collected, name):
+    store, latents = collected[0], collected[0][name]
+    latent = int(latents.statistics.density.argmax())
+    top = latents.contexts(latent).top
+    rows = latents.show(latent, n=2).html.split('<div class="row">')[1:]
+    assert (
+        len(rows) == min(2, len(top)) == len(latents.show(latent).html.split('<div class="row">')) - 1 - len(top[2:8])
+    )
+    largest = float(top[0].activations.max())
+    for row, one in zip(rows, top, strict=False):
+        assert f'<span class="number">{float(one.activations.max()):.4g}</span>' in row
+        shown = re.findall(r'tabindex="0"(?: style="background:rgb\([\d ]+/([\d.]+)\)")?>([^<]*)', row)
+        shares = torch.tensor([float(share or 0) / 0.75 for share, _ in shown])
+        torch.testing.assert_close(shares, one.activations / largest, atol=1e-3, rtol=0)  # written with three digits
+        assert [html.unescape(text) for _, text in shown] == store.window_text(one.token_ids)
+
+
+def test_view_of_a_latent_that_is_not_there_is_refused(collected):
+    latents = collected[0]["top_k"]
+    dead = latents.statistics.density == 0
+    if dead.any():
+        assert "active on 0 % of tokens" in latents.show(int(dead.long().argmax())).html
+    for wrong in ((latents.dict_size,), (-1,), (0, 0)):
+        with pytest.raises(ConfigError):
+            latents.show(*wrong)
 
 
 def test_opening_reads_no_examples_and_a_latent_only_its_file(collected, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from dictionary_learning._plain import as_duration
 from dictionary_learning.evaluation._bootstrap import FEW_DOCUMENTS
 from dictionary_learning.evaluation._measured import ABLATIONS
+from dictionary_learning.models import shown_name
 
 Entries: TypeAlias = Sequence[Mapping[str, Any]]
 """The dictionaries of a report."""
@@ -79,7 +80,7 @@ def headline(report: Mapping[str, Any]) -> str:
     n, n_sites = len(dictionaries), len(sites_of(dictionaries))
     text = f"{n} {'dictionary' if n == 1 else 'dictionaries'} at {n_sites} {'site' if n_sites == 1 else 'sites'}"
     detail = ", ".join(str(model[key]) for key in ("revision", "dtype") if model.get(key))
-    if name := f"{model.get('name') or ''}{f' ({detail})' if detail else ''}".strip():
+    if name := f"{shown_name(model.get('name') or '')}{f' ({detail})' if detail else ''}".strip():
         text += f" of {name}"
     if finite(data.get("n_tokens_scored")) is not None:
         text += f", evaluated on {count(data['n_tokens_scored'])} tokens"
