@@ -379,3 +379,19 @@ def test_missing_explanations_are_refused(tmp_path):
 def test_wrong_arguments_are_refused(wrong, error):
     with pytest.raises(error):
         explain(**{"contexts": PlantedContexts(), "latents": [1], "judge": Baseline(), **wrong})
+
+
+def test_scores_are_said_beside_those_of_a_constant_judge():
+    from dictionary_learning.interpretation.explanations._scores import balanced_accuracy, f1
+    from dictionary_learning.interpretation.explanations._summary import FLOORS, summarize_scores
+
+    windows = [1.0] * 4 + [0.0] * 10  # as SAEBench's fourteen
+    never, always = [0.0] * 14, [1.0] * 14
+    assert sum(one == told for one, told in zip(windows, never, strict=True)) / 14 == pytest.approx(0.714, abs=1e-3)
+    assert balanced_accuracy(windows, never) == balanced_accuracy(windows, always) == FLOORS["detection"]
+    assert f1([1.0, 0.0] * 5, [1.0] * 10) == FLOORS["detection_f1"]
+    made = [Explanation("a", "b", {"detection": 0.5, "own": 1.0}), Explanation("a", "b", {"detection": 0.7})]
+    assert summarize_scores(made) == [
+        "detection, a balanced accuracy: 0.600 ± 0.100 over 2 latents; a judge that always says the same has 0.500.",
+        "own: 1.000 over 1 latent.",
+    ]

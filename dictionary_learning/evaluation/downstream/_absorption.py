@@ -12,6 +12,7 @@ from torch import Tensor
 from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.config import BaseConfig, setting
+from dictionary_learning.dictionaries import Coder
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
@@ -57,7 +58,7 @@ class AbsorptionConfig(BaseConfig):
     """Words in a forward pass."""
     n_resamples: int = setting(1_000, at_least=0)
     """Resamples of the words for the error bars; 0 for none."""
-    seed: int = 0
+    seed: int = setting(0, at_least=-(2**62), at_most=2**62)
     """Of the choice of words, of resamples and of random dictionaries."""
 
     def __post_init__(self) -> None:
@@ -130,10 +131,10 @@ def feature_absorption(
 
 def check_decoder(one: PlacedCandidate) -> None:
     """Raises ConfigError unless a dictionary adds a direction for each latent to what it reads."""
-    decoder = getattr(one.dictionary, "W_dec", None)
-    if one.reads != one.writes or not isinstance(decoder, Tensor) or decoder.ndim != 2 or one.dictionary.reads_contexts:
+    coder = one.dictionary
+    if one.reads != one.writes or not isinstance(coder, Coder) or coder.W_skip is not None or coder.reads_contexts:
         raise ConfigError(
-            f"'{one.name}' is a {type(one.dictionary).__name__}; this measure needs an autoencoder with one direction "
+            f"'{one.name}' is a {type(coder).__name__}; this measure needs an autoencoder with one direction "
             "for each latent, at the site that it reads. Leave it out."
         )
 

@@ -38,12 +38,16 @@ def random_dictionaries(
             sums[number] += float(l0(one.dictionary.reconstruct_contexts(x, batch.lengths).latents)) * n
             totals[number] = totals[number] + x.float().sum(0)
     found: list[PlacedCandidate] = []
+    taken = {one.name for one in placed}
     for number, one in enumerate(placed):
+        name = RANDOM + one.name
+        while name in taken:  # somebody may call a dictionary so
+            name = f"a {name}"
         k = min(max(1, round(sums[number] / n_tokens)), one.dictionary.dict_size)
         mean = totals[number] / n_tokens
         assert isinstance(mean, Tensor)
         made = random_dictionary(mean, one.dictionary.dict_size, k, seed + number)
-        found.append(PlacedCandidate(RANDOM + one.name, made.to(one.dictionary.device), one.reads, one.reads))
+        found.append(PlacedCandidate(name, made.to(one.dictionary.device), one.reads, one.reads))
     return found
 
 

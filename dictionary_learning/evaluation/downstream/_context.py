@@ -38,7 +38,7 @@ class ContextConfig(BaseConfig):
     """Whether a random dictionary of the same shape and L0 stands beside each."""
     n_resamples: int = setting(1_000, at_least=0)
     """Resamples of the contexts for the error bars; 0 for none."""
-    seed: int = 0
+    seed: int = setting(0, at_least=-(2**62), at_most=2**62)
     """Of the resamples and of random dictionaries."""
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class DisentanglingConfig(BaseConfig):
     """Prompts in a forward pass."""
     n_resamples: int = setting(1_000, at_least=0)
     """Resamples of the entities for the error bars; 0 for none."""
-    seed: int = 0
+    seed: int = setting(0, at_least=-(2**62), at_most=2**62)
     """Of the pairs, of the resamples and of random dictionaries."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation._bootstrap import ErrorBar, document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
-from dictionary_learning.evaluation.downstream._baselines import RANDOM, principal_components, random_dictionaries
+from dictionary_learning.evaluation.downstream._baselines import principal_components, random_dictionaries
 from dictionary_learning.evaluation.downstream._figures import figures_of
 from dictionary_learning.evaluation.downstream._logistic import fit_probe
 from dictionary_learning.evaluation.downstream._pooling import Pooled, Pooling, TextReader, pool_texts
@@ -61,7 +61,7 @@ class ProbingConfig(BaseConfig):
     """Texts in a forward pass."""
     n_resamples: int = setting(1_000, at_least=0)
     """Resamples of the test texts for the error bars; 0 for none."""
-    seed: int = 0
+    seed: int = setting(0, at_least=-(2**62), at_most=2**62)
     """Seed of the split, of the resamples and of random dictionaries."""
 
     def __post_init__(self) -> None:
@@ -130,15 +130,12 @@ def probe_latents(
     sites = list(dict.fromkeys(site for one in placed for site in one.reads))
     reader = TextReader(traced, sites, config.ctx_len, config.batch_size, config.pooling == "last")
     texts = [text for split in splits for text in split.texts[:8]]
-    coders = [
-        *placed,
-        *(random_dictionaries(reader, placed, texts, config.seed) if "random" in config.baselines else ()),
-    ]
+    randoms = random_dictionaries(reader, placed, texts, config.seed) if "random" in config.baselines else []
     reports: list[TaskReport] = []
     columns: list[list[_Figures]] = []
     for number, (task, split) in enumerate(zip(found, splits, strict=True)):
-        pooled = pool_texts(reader, coders, split.texts, config.pooling)
-        columns.append(_figures(split, pooled, placed, config, config.seed + number))
+        pooled = pool_texts(reader, [*placed, *randoms], split.texts, config.pooling)
+        columns.append(_figures(split, pooled, placed, randoms, config, config.seed + number))
         reports.append(
             TaskReport(
                 name=task.name,
@@ -159,7 +156,12 @@ def split_of(task: ProbeTask, config: ProbingConfig) -> Split:
 
 
 def _figures(
-    split: Split, pooled: Pooled, placed: Sequence[PlacedCandidate], config: ProbingConfig, seed: int
+    split: Split,
+    pooled: Pooled,
+    placed: Sequence[PlacedCandidate],
+    randoms: Sequence[PlacedCandidate],
+    config: ProbingConfig,
+    seed: int,
 ) -> list[_Figures]:
     """Returns the figures of all dictionaries and baselines of a task."""
     once = torch.ones(1, split.n_test, dtype=torch.float64)
@@ -182,8 +184,8 @@ def _figures(
         baselines = {(one.role, one.k): one for one in found}
         for one in (candidate for candidate in placed if candidate.reads == reads):
             rivals = dict(baselines)
-            if "random" in config.baselines:
-                name = RANDOM + one.name
+            if randoms:
+                name = randoms[placed.index(one)].name
                 random = _at_ks(name, "random", _rows(pooled, name), config.ks, split, config, weights)
                 rivals |= {("random", each.k): each for each in random}
                 found += random

@@ -162,8 +162,9 @@ def _column(columns: Iterable[str], given: str | None, known: Sequence[str], wha
     if found is None and what is not None:
         option = "text" if known is TEXT_COLUMNS else "label"
         near = did_you_mean(given, map(str, there)) if given else ""
+        wanted = " or ".join(known) if given is None else repr(given)
         raise DataError(
-            f"There is no column {' or '.join(known) if given is None else repr(given)} among {', '.join(map(str, there)) or 'none'}"
+            f"There is no column {wanted} among {', '.join(map(str, there)) or 'none'}"
             f"{'' if what in ('text', 'label') else f' of {what}'}.{near} Give {option}= the name of a column."
         )
     return found

@@ -14,8 +14,8 @@ FLOORS = {
     "fuzzing_f1": 2 / 3,
 }
 """What a judge reaches that always says the same: always "none" or always "active" of balanced
-accuracy, the latter of F1. Plain accuracy has no such floor: in SAEBench's fourteen windows, ten of
-which are quiet, always "none" is right in 10 / 14 = 0.714, and so a score near that says nothing."""
+accuracy, the latter of F1. Plain accuracy has a higher floor: of SAEBench's fourteen windows ten
+are quiet, so always "none" is right in 10 / 14 = 0.714, and a score near that says nothing."""
 
 
 def summarize_scores(explanations: Iterable[Explanation]) -> list[str]:

@@ -117,6 +117,6 @@ def test_words_are_tokens_of_letters_alone():
 
 def test_dictionaries_without_directions_are_refused():
     traced, _ = letter_model()
-    candidate = Candidate("t", Transcoder(tiny.DIM, tiny.DIM, 8), "model.layers.1.mlp:in")
+    candidate = Candidate("t", Transcoder(tiny.DIM, 8, {"name": "relu"}), "model.layers.1.mlp:in")
     with pytest.raises(ConfigError, match="'t' is a"):
         feature_absorption(traced, candidate, config=CONFIG)

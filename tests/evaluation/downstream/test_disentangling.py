@@ -99,9 +99,12 @@ def test_wrong_entities_are_refused(given, prompts, error, said):
         as_entities(given, prompts)
 
 
-def test_a_model_that_knows_nothing_has_no_figure():
+def test_a_model_that_knows_too_few_has_no_figure():
     traced = model()
+    table = told(traced)
+    wrong = dict(zip(table, [*list(table.values())[1:], table[NAMES[0]]], strict=True))
+    candidate = Candidate("d", AutoEncoderTopK(tiny.DIM, 24, 4), SITE)
     with pytest.raises(DataError, match="knows all attributes of"):
-        disentangle_attributes(traced, Candidate("d", AutoEncoderTopK(tiny.DIM, 24, 4), SITE))
+        disentangle_attributes(traced, candidate, wrong, prompts=PROMPTS)
     with pytest.raises(ConfigError, match="ns"):
         CONFIG.replace(ns=(0,))
