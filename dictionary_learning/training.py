@@ -227,7 +227,8 @@ def trainSAE(
             resumed.load(jobs, stream)
         folder = None if checkpoints is None else checkpoints.folder
         if folder is not None:
-            check_room(estimate_run(plan, jobs, data, keep_checkpoints), folder)
+            need = estimate_run(plan, jobs, data, keep_checkpoints)
+            on_first(world, lambda: check_room(need, folder))
         if folder is not None and overwrite:
             sources = [source for config in settings if (source := config.get("finetune"))]
             on_first(world, lambda: remove_run(folder, sources))
