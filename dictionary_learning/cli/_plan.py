@@ -9,6 +9,8 @@ from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.errors import ConfigError
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
+_MEMORY = 140 * 10**9
+"""Bytes of an H200."""
 _ROW_BYTES = 2
 """Bytes of a value of the activations: language models run in bfloat16 on GPUs."""
 
@@ -18,7 +20,7 @@ class PlanArguments(CommandArguments):
     """Shows memory, traffic and time of a training step for each placement on several GPUs.
 
     The numbers are of a model: sizes, and the speeds of an H200 with NVLink. They leave out the
-    language model. What auto would take is named first.
+    language model. What auto would take is named first, and what does not fit last.
     """
 
     positional: ClassVar = ("model",)
@@ -56,12 +58,12 @@ class PlanArguments(CommandArguments):
         write_line(f"{len(dictionaries)} dictionaries at {len(widths)} sites, steps of {self.batch_size:,} tokens")
         write_line(f"{'GPUs':>4}  {'placement':<10}  {'memory':>10}  {'sent':>10}  {'step':>9}  {'tokens/s':>10}")
         for n in self.gpus:
-            for cost in costs(dictionaries, self.batch_size, n, sum(widths) * _ROW_BYTES):
+            for cost in costs(dictionaries, self.batch_size, n, sum(widths) * _ROW_BYTES, _MEMORY):
                 name = "none" if n == 1 else cost.placement
-                speed = cost.tokens_per_second(self.batch_size)
+                speed, does_not_fit = cost.tokens_per_second(self.batch_size), cost.memory > _MEMORY
                 write_line(
                     f"{n:>4}  {name:<10}  {_size(cost.memory):>10}  {_size(cost.sent):>10}  "
-                    f"{cost.seconds * 1e3:>6.1f} ms  {speed:>10,.0f}"
+                    f"{cost.seconds * 1e3:>6.1f} ms  {speed:>10,.0f}" + ("  does not fit" if does_not_fit else "")
                 )
                 if n == 1:
                     break

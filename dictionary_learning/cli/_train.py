@@ -37,8 +37,9 @@ FILLED_IN = (
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
     "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best", "placement",
+    "latent_ranks",
 )  # fmt: skip
-_NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement")
+_NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement", "latent_ranks")
 _TRAINER = "top_k"
 _RUNS = "runs"
 

@@ -17,7 +17,7 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import Trainer
 
 _ROWS, _OF = "rows of latents", "of coders"
-"""Keys of the mapping that stands for a tensor: the rows, and [coder, start, stop] of each piece."""
+"""Keys of what stands for a tensor: its rows, and [coder, start, stop] of each piece of them."""
 _OF_DICTIONARY = ("tokens_since_fired", "counts", "rare", "copied")
 """Tensors of all latents of a dictionary in the state of `DeadLatents`."""
 _INDICES = "indices"

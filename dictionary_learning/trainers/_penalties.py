@@ -44,7 +44,7 @@ class Sparsity(NamedTuple):
     ranks: Ranks = ALONE
     """The processes that have other tokens of the batch."""
     latent_ranks: Ranks = ALONE
-    """Those that have the other latents: sums over latents are formed by `mean_sum`, `per_token`."""
+    """Those that have the other latents, over which `mean_sum` and `per_token` sum."""
 
     def mean_sum(self, latents: Latents) -> Float[Tensor, ""]:
         """Returns the mean over tokens of the sum of values over all latents."""
