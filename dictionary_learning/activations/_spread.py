@@ -90,9 +90,8 @@ class SpreadStream:
         return self
 
     def __next__(self) -> ActivationBatch:
-        self._waits.leave()
+        self._waits.step()
         batch = self._parts.read()
-        self._waits.arrive()
         counts = [n for (n,) in self.world.tell([0 if batch is None else _n_rows(batch)])]
         self.n_tokens = sum(counts)
         # a step of fewer rows than ranks would leave a rank without any

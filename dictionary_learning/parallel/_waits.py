@@ -10,54 +10,41 @@ logger = logging.getLogger(__name__)
 _EVERY = 50
 """Steps between two looks."""
 _THRESHOLD = 0.25
-"""Share of the time of a step, as a wait for one rank, from which on that is said."""
+"""Share of the time that is lost by waits for one rank, from which on that is said."""
 _MICROSECONDS = 1e6
 
 
 class Waits:
-    """Measures how long each rank works on its own between two steps, and names a slow one.
+    """Names the rank that the others wait for: the one that waits least itself.
 
-    All ranks leave a step together, so the one that comes last to the next is the one that the
-    others wait for: its text is longer, its device slower, or its disk.
+    Its text is longer, its device slower, its disk, or it evaluates.
 
     Args:
         world: All ranks.
-        threshold: Share of the time, lost by a wait for the slowest rank, from which on rank 0
-            logs which one it is.
+        every: Steps between two comparisons.
+        threshold: Share of the time that the others wait more than the slowest rank, from which on
+            rank 0 logs which one it is.
     """
 
-    def __init__(self, world: Ranks, threshold: float = _THRESHOLD):
-        self.world, self.threshold = world, threshold
-        self._since: float | None = None
-        self._busy, self._n_steps, self._started = 0.0, 0, time.monotonic()
-        self.slowest: int | None = None
-        """The rank that was named last."""
+    def __init__(self, world: Ranks, every: int = _EVERY, threshold: float = _THRESHOLD):
+        self.world, self.every, self.threshold = world, every, threshold
+        self._n_steps, self._started, self._waited = 0, time.monotonic(), world.waited()
 
-    def leave(self) -> None:
-        """Notes that the ranks have met, as at the end of a step."""
-        self._since = time.monotonic()
-
-    def arrive(self) -> None:
-        """Notes that this rank is about to wait for the others; looks at all of them at times."""
-        if self.world.size == 1 or self._since is None:
-            return
-        self._busy += time.monotonic() - self._since
+    def step(self) -> None:
+        """Counts a step, and compares the ranks at times; all call it together."""
         self._n_steps += 1
-        if self._n_steps == _EVERY:
-            self.look()
+        if self.world.size > 1 and self._n_steps % self.every == 0:
+            self._compare()
 
-    def look(self) -> None:
-        """Compares all ranks, and logs which one the others wait for, if they do for long."""
-        elapsed = time.monotonic() - self._started
-        told = self.world.tell([int(self._busy * _MICROSECONDS)])
-        busy = [n / _MICROSECONDS for (n,) in told]
-        slowest = max(range(len(busy)), key=lambda rank: busy[rank])
-        usual = sorted(busy)[(len(busy) - 1) // 2]  # of two, the faster one
-        lost = busy[slowest] - usual
-        if lost > self.threshold * elapsed:
-            self.slowest = slowest
+    def _compare(self) -> None:
+        now, waited = time.monotonic(), self.world.waited()
+        elapsed, own = now - self._started, waited - self._waited
+        told = [n / _MICROSECONDS for (n,) in self.world.tell([int(own * _MICROSECONDS)])]
+        slowest = min(range(len(told)), key=lambda rank: told[rank])
+        usual = sorted(told)[len(told) // 2]
+        if usual - told[slowest] > self.threshold * elapsed:
             logger.warning(
-                "The ranks wait for rank %d: of the last %.1f s it was alone at work for %.1f s, others for %.1f s.",
-                slowest, elapsed, busy[slowest], usual,
+                "The ranks wait for rank %d: in the last %d steps (%.1f s) the others waited %.1f s, and it %.1f s.",
+                slowest, self.every, elapsed, usual, told[slowest],
             )  # fmt: skip
-        self._busy, self._n_steps, self._started = 0.0, 0, time.monotonic()
+        self._started, self._waited = now, self.world.waited()
