@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,17 +28,10 @@ class Best:
         metric: The metric.
         direction: Which way it is better.
         folder: The folder of the run.
-        describe: Tells exported dictionaries all that is saved about them.
     """
 
-    def __init__(
-        self,
-        metric: str,
-        direction: Direction,
-        folder: Path,
-        describe: Callable[[Sequence[Dictionary]], None],
-    ):
-        self.metric, self.direction, self.folder, self._describe = metric, direction, folder, describe
+    def __init__(self, metric: str, direction: Direction, folder: Path):
+        self.metric, self.direction, self.folder = metric, direction, folder
         self.found: dict[int, dict[str, float]] = {}
         """Value, step and tokens of the best dictionary, by its number."""
 
@@ -57,7 +50,6 @@ class Best:
             step: The step after which they were.
             n_tokens: Tokens trained on up to there.
         """
-        self._describe(dictionaries)
         for number, values in figures.items():
             dictionary, value = dictionaries[number], values.get(self.metric, math.nan)
             if not math.isfinite(value):

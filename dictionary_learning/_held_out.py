@@ -2,18 +2,21 @@
 
 What is evaluated are copies of the dictionaries, as they would be saved. The data are read from
 their beginning each time, the random numbers are put back, and what fails costs a warning: a run
-ends with the same dictionaries with and without it.
+ends with the same dictionaries with and without it. Of several ranks, the first one evaluates, as
+one process would, and the others wait.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dictionary_learning._best import Best
 from dictionary_learning._held_out_data import HeldOutData, Place
 from dictionary_learning._resume import kept_random_state
 from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import nonfinite_names
+from dictionary_learning.errors import RankError
 from dictionary_learning.loggers import Evaluated, LoggerGroup
 
 logger = logging.getLogger(__name__)
@@ -28,10 +31,12 @@ class Evaluation:
     Args:
         every: Steps between two evaluations; the last step is evaluated too.
         steps: Steps of the run.
-        jobs: The dictionaries in training.
-        data: What they are evaluated on.
+        jobs: The dictionaries in training, of this rank.
+        data: What they are evaluated on; None on ranks that do not evaluate.
         sink: Gets the figures.
         best: Keeps the best dictionaries, or None.
+        export: Returns all dictionaries of the run, as they would be saved; all ranks ask for them.
+        places: Where each of them belongs.
     """
 
     def __init__(
@@ -39,11 +44,14 @@ class Evaluation:
         every: int,
         steps: int,
         jobs: Sequence[TrainingJob],
-        data: HeldOutData,
+        data: HeldOutData | None,
         sink: LoggerGroup,
         best: Best | None,
+        export: Callable[[], list[Dictionary]],
+        places: Sequence[Place],
     ):
-        self.every, self.steps, self.jobs, self.data, self.sink, self.best = every, steps, jobs, data, sink, best
+        self.every, self.steps, self.data, self.sink, self.best = every, steps, data, sink, best
+        self._export, self._places, self._jobs = export, places, jobs
 
     def after_step(self, step: int, n_tokens: int) -> None:
         """Evaluates if this step is one of those; a failure costs a warning."""
@@ -51,22 +59,29 @@ class Evaluation:
             return
         with kept_random_state():
             try:
-                exported = {number: job.export() for number, job in enumerate(self.jobs)}
-                # one that diverged must not cost the others their figures
-                dictionaries = {number: one for number, one in exported.items() if not nonfinite_names(one)}
-                places = {number: Place.of(self.jobs[number]) for number in dictionaries}
-                measured = self.data.evaluate(list(places.values()), list(dictionaries.values()))
-                found = dict(zip(dictionaries, measured, strict=True))
-                named = {places[number].name: _prefixed(one) for number, one in found.items()}
-                self.sink.log_evaluation(named, step, n_tokens)
-                if self.best is not None:
-                    figures = {number: one.figures for number, one in found.items()}
-                    self.best.offer(list(exported.values()), figures, step, n_tokens)
+                exported = self._export()
+                if self.data is not None:
+                    self._evaluate(self.data, exported, step, n_tokens)
+            except RankError:
+                raise
             except Exception as error:  # noqa: BLE001  (no evaluation is worth a run)
                 logger.warning(
                     "The evaluation after step %d failed (%s: %s). The run goes on, and evaluates again after %d "
                     "steps.", step, type(error).__name__, error, self.every,
                 )  # fmt: skip
+
+    def _evaluate(self, data: HeldOutData, exported: Sequence[Dictionary], step: int, n_tokens: int) -> None:
+        device = self._jobs[0].trainer.device
+        # one that diverged must not cost the others their figures
+        dictionaries = {n: one.to(device) for n, one in enumerate(exported) if not nonfinite_names(one)}
+        places = {number: self._places[number] for number in dictionaries}
+        measured = data.evaluate(list(places.values()), list(dictionaries.values()))
+        found = dict(zip(dictionaries, measured, strict=True))
+        named = {places[number].name: _prefixed(one) for number, one in found.items()}
+        self.sink.log_evaluation(named, step, n_tokens)
+        if self.best is not None:
+            figures = {number: one.figures for number, one in found.items()}
+            self.best.offer(exported, figures, step, n_tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns which dictionaries were the best so far."""

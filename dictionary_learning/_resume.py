@@ -41,6 +41,13 @@ from dictionary_learning.activations._spread import SpreadStream
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.errors import CheckpointError, ConfigError, UnknownNameError
 from dictionary_learning.parallel import ALONE, SINGLE, Placement, Ranks
+from dictionary_learning.trainers import Trainer
+from dictionary_learning.trainers._latent_state import (
+    overlapping_shares,
+    state_from_shares,
+    state_in_share,
+    state_of_whole,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +63,8 @@ def _share(number: int) -> str:
     return f"share_{number}"
 
 
-def _dictionary(number: int) -> str:
-    return f"dictionary_{number}"
+def _dictionary(number: int, latents: int | None = None) -> str:
+    return f"dictionary_{number}" if latents is None else f"dictionary_{number}_latents_{latents}"
 
 
 class RunCheckpoints:
@@ -107,7 +114,9 @@ class RunCheckpoints:
         """
         self.wait()  # one at a time: no more than one copy is held
         # figures are asked for on all ranks, which they wait for
-        trainers = [{"trainer": job.trainer.state_dict(), "figures": job.trainer.metrics()} for job in jobs]
+        latent = placement.latent
+        state_of = state_in_share if latent.size > 1 else Trainer.state_dict
+        trainers = [{"trainer": state_of(job.trainer), "figures": job.trainer.metrics()} for job in jobs]
         normalizers = placement.dictionary.collect(saved_normalizers(job.normalizers for job in jobs))
         spread = placement.is_divided
         state = {
@@ -122,11 +131,13 @@ class RunCheckpoints:
         parts: dict[str, Mapping[str, Any]] = {}
         if isinstance(stream, SpreadStream):
             names = [_share(n) for n in range(stream.n_shares)]
-            names += [_dictionary(n) for n in range(len(run["trainers"]))] if spread else []
-            state |= {"n_shares": stream.n_shares, "parts": names}
+            slices = range(latent.size) if latent.size > 1 else [None]
+            names += [_dictionary(n, one) for n in range(len(run["trainers"])) for one in slices] if spread else []
+            state |= {"n_shares": stream.n_shares, "parts": names, "latent_shares": latent.size}
             parts |= {_share(n): {"data": one} for n, one in stream.state_dicts().items()}
-        if spread:
-            parts |= {_dictionary(job.number): one for job, one in zip(jobs, trainers, strict=True)}
+        if spread and placement.data.is_first:  # others have the same
+            own = latent.rank if latent.size > 1 else None
+            parts |= {_dictionary(job.number, own): one for job, one in zip(jobs, trainers, strict=True)}
         if self.world.is_first:
             parts[""] = state  # last: it stands for the whole
         try:
@@ -274,7 +285,7 @@ class Resumed:
     def load_trainers(self, jobs: Sequence[TrainingJob]) -> None:
         """Puts the trainers into the state of the checkpoint, and nothing else."""
         for job in jobs:
-            trainer, figures = self._trainer(job.number)
+            trainer, figures = self._trainer(job)
             job.trainer.load_state_dict(trainer)
             job.trainer.figures_before = figures
 
@@ -309,12 +320,19 @@ class Resumed:
     def _part(self, name: str) -> Path:
         return self.path.parent / name / f"step_{self.step}"
 
-    def _trainer(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the state of a trainer, and its last figures."""
+    def _trainer(self, job: TrainingJob) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the state of a trainer for the latents that it holds, and its last figures."""
+        number, trainer, n_slices = job.number, job.trainer, self._state.get("latent_shares", 1)
         if self._state["trainers"] is not None:
-            return self._state["trainers"][number], self._state["figures"][number]
-        part = read_checkpoint(self._part(_dictionary(number)))
-        return part["trainer"], part["figures"]
+            state, figures = self._state["trainers"][number], self._state["figures"][number]
+        elif n_slices == 1:
+            part = read_checkpoint(self._part(_dictionary(number)))
+            state, figures = part["trainer"], part["figures"]
+        else:
+            own = overlapping_shares(trainer, n_slices)
+            parts = [read_checkpoint(self._part(_dictionary(number, one))) for one in own]
+            return state_from_shares([part["trainer"] for part in parts], trainer), parts[0]["figures"]
+        return state if trainer.latent_ranks.size == 1 else state_of_whole(state, trainer), figures
 
 
 def shares_of(folder: Path) -> int | None:

@@ -5,7 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
 
@@ -20,7 +20,6 @@ from dictionary_learning.errors import ConfigError, DivergenceError, Interrupted
 from dictionary_learning.loggers import ConsoleLogger, LoggerGroup
 from dictionary_learning.parallel import SINGLE, Placement
 
-T = TypeVar("T")
 _PROGRESS_EVERY = 10
 """Steps between two updates of the progress bar."""
 _MOST_ROLLBACKS = 3
@@ -109,7 +108,7 @@ class RunOutput:
         if anomalies and plan.on_anomaly == "rollback" and (found := self._roll_back(step, anomalies)):
             return found
         if step % plan.log_steps == 0 or step == plan.steps:
-            figures = dict(self._of_all((job.number, (job.name, figures_of(job))) for job in self.jobs))
+            figures = dict(self.placement.of_all((job.number, (job.name, figures_of(job))) for job in self.jobs))
             self.sink.log(figures, step, n_tokens)
             if self.patience.has_run_out(figures):
                 logger.warning(
@@ -191,15 +190,10 @@ class RunOutput:
     def export(self, part: str = "") -> list[Dictionary]:
         """Returns the dictionaries, and saves them where there is a folder."""
         own = exported(self.jobs, self.stream.data, self.run_cfg)
-        dictionaries = self._of_all((job.number, one) for job, one in zip(self.jobs, own, strict=True))
+        dictionaries = self.placement.of_all((job.number, one) for job, one in zip(self.jobs, own, strict=True))
         if self.checkpoints is not None and self.placement.world.is_first:
             save_all(dictionaries, self.checkpoints.folder, part)
         return dictionaries
-
-    def _of_all(self, own: Iterable[tuple[int, T]]) -> list[T]:
-        """Returns what each rank has for its dictionaries, in the order of all of them."""
-        found = [one for part in self.placement.dictionary.collect(list(own)) for one in part]
-        return [value for _, value in sorted(found, key=lambda one: one[0])]
 
 
 def plan_of(

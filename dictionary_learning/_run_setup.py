@@ -176,10 +176,10 @@ def placement_of(
 
 
 def _undivided(config: OptimizationConfig) -> str:
-    """Returns why a config's latents cannot be spread over ranks, and what to use; "" if they can."""
+    """Returns why a config's latents cannot be spread, and what to use; "" if they can."""
     trainer, name = config.trainer_class, config.trainer_class.__name__
     if not trainer.spreads_latents:
-        return f"{name} compares latents in a way that no rank can with a part of them. Use placement='data'."
+        return f"{name} needs all latents of a token in one place. Use placement='data', or top_k or batch_top_k."
     if config.optimizer == "muon":
         return "The optimizer 'muon' turns whole matrices. Use optimizer='adam', or placement='data'."
     if getattr(config, "resample_steps", None) is not None:

@@ -23,7 +23,7 @@ from dictionary_learning._resume import RunCheckpoints, StopRequest, all_trainer
 from dictionary_learning._run_folder import claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, check_accumulation, figures_of, plan_of
 from dictionary_learning._run_setup import Stream, TrainingJob, placement_of, training_jobs
-from dictionary_learning._saving import check_finite, describe
+from dictionary_learning._saving import check_finite, exported
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
 from dictionary_learning.activations._spread import SpreadStream
@@ -168,8 +168,6 @@ def trainSAE(
     if evaluate_every is None and (evaluation_data is not None or evaluation is not None):
         given = "evaluation_data" if evaluation_data is not None else "evaluation"
         raise ConfigError(f"Got {given} without evaluate_every. Give the number of steps between two evaluations.")
-    if evaluate_every is not None and world.size > 1:
-        raise ConfigError("evaluate_every works in one process only. Evaluate what several have trained afterwards.")
     device = as_device(device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -217,17 +215,19 @@ def trainSAE(
         if checkpoints is not None and plan.checkpoint_steps:
             check_accumulation([config.get("grad_acc_steps", 1) for config in settings], plan)
         # what cannot be evaluated on is refused now, too
-        held_out = None
+        held_out = best_by = None
+        places = placed.of_all((job.number, Place.of(job)) for job in jobs)
         if evaluate_every is not None:
-            places = [Place.of(job) for job in jobs]
-            held_out = held_out_data(evaluation_data, evaluation, places, data, stream.widths)
-        best_by = None if save_best is None or held_out is None else criterion(save_best, held_out.has_predictions)
+            held_out = on_first(world, lambda: held_out_data(evaluation_data, evaluation, places, data, stream.widths))
+        if save_best is not None:
+            best_by = on_first(world, lambda: criterion(save_best, held_out is not None and held_out.has_predictions))
         if resumed is not None:
             resumed.check(run, allow_changed)
             resumed.load(jobs, stream)
         folder = None if checkpoints is None else checkpoints.folder
         if folder is not None:
-            check_room(estimate_run(plan, jobs, data, keep_checkpoints), folder)
+            need = estimate_run(plan, jobs, data, keep_checkpoints)
+            on_first(world, lambda: check_room(need, folder))
         if folder is not None and overwrite:
             sources = [source for config in settings if (source := config.get("finetune"))]
             on_first(world, lambda: remove_run(folder, sources))
@@ -253,10 +253,14 @@ def trainSAE(
         record_at = folder if world.is_first else None
         record = stack.enter_context(RunRecord(record_at, record_of_run, data, device, step, n_tokens, asked))
         evaluator = None
-        if evaluate_every is not None and held_out is not None:
-            tell = functools.partial(describe, jobs=jobs, data=stream.data, run_cfg=run_cfg)
-            best = None if best_by is None or folder is None else Best(*best_by, folder, tell)
-            evaluator = Evaluation(evaluate_every, plan.steps, jobs, held_out, sink, best)
+        if evaluate_every is not None:
+            best = None if best_by is None or folder is None else Best(*best_by, folder)
+
+            def export() -> list[Dictionary]:
+                own = exported(jobs, stream.data, run_cfg)
+                return placed.of_all((job.number, one) for job, one in zip(jobs, own, strict=True))
+
+            evaluator = Evaluation(evaluate_every, plan.steps, jobs, held_out, sink, best, export, places)
         output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop, placed, evaluator)
         if evaluator is not None and resumed is not None:
             evaluator.load_state_dict(resumed.evaluation)

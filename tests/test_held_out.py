@@ -346,7 +346,7 @@ def test_a_disk_that_fails_costs_the_best_and_not_the_run(tmp_path, caplog, monk
 
 
 def test_a_step_without_a_number_is_not_kept_and_said(tmp_path, caplog):
-    best, (one,) = Best("ce_recovered_zero", "higher", tmp_path, lambda _: None), run()
+    best, (one,) = Best("ce_recovered_zero", "higher", tmp_path), run()
     best.offer([one], {0: {"ce_recovered_zero": math.nan}}, 4, 100)
     assert (
         not list(tmp_path.iterdir()) and "step 4 has no number for save_best='ce_recovered_zero' (nan)" in caplog.text

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dictionary_learning.activations._stream import ActivationBatch, ActivationStream
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.parallel import Placement, Ranks
+from dictionary_learning.parallel import Placement, Ranks, Waits
 from dictionary_learning.sites import Site
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class SpreadStream:
         self.n_tokens = 0
         """Rows of the last batch, on all ranks together."""
         self._empty: dict[Site, Tensor] = {}
+        self._waits = Waits(world)
 
     @property
     def n_heads(self) -> int | None:
@@ -89,6 +90,7 @@ class SpreadStream:
         return self
 
     def __next__(self) -> ActivationBatch:
+        self._waits.step()
         batch = self._parts.read()
         counts = [n for (n,) in self.world.tell([0 if batch is None else _n_rows(batch)])]
         self.n_tokens = sum(counts)

@@ -10,6 +10,8 @@ from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.errors import ConfigError
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
+_MEMORY = 140 * 10**9
+"""Bytes of an H200."""
 _ROW_BYTES = 2
 """Bytes of a value of the activations: language models run in bfloat16 on GPUs."""
 
@@ -19,7 +21,7 @@ class PlanArguments(CommandArguments):
     """Shows memory, traffic and time of a training step for each placement on several GPUs.
 
     The numbers are of a model: sizes, and the speeds of an H200 with NVLink. They leave out the
-    language model. What auto would take is named first.
+    language model. What auto would take is named first, and what does not fit last.
     """
 
     positional: ClassVar = ("model",)
@@ -54,6 +56,7 @@ class PlanArguments(CommandArguments):
         asked = CaptureArguments(sites=self.sites, layers=self.layers, layer_stride=self.layer_stride)
         widths = list(model.widths(asked.sites_of(model)).values())
         dictionaries = [Sizes(width, width, size, self.k) for size in counts for width in widths]
+        row_bytes = sum(widths) * _ROW_BYTES
         rows = [
             {
                 "gpus": n,
@@ -62,9 +65,10 @@ class PlanArguments(CommandArguments):
                 "sent_bytes": cost.sent,
                 "step_seconds": cost.seconds,
                 "tokens_per_second": cost.tokens_per_second(self.batch_size),
+                "fits": cost.memory <= _MEMORY,
             }
             for n in self.gpus
-            for cost in costs(dictionaries, self.batch_size, n, sum(widths) * _ROW_BYTES)[: 1 if n == 1 else None]
+            for cost in costs(dictionaries, self.batch_size, n, row_bytes, _MEMORY)[: 1 if n == 1 else None]
         ]
         about = f"{len(dictionaries)} dictionaries at {len(widths)} sites, steps of {self.batch_size:,} tokens"
         head = f"{'GPUs':>4}  {'placement':<10}  {'memory':>10}  {'sent':>10}  {'step':>9}  {'tokens/s':>10}"
@@ -75,6 +79,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return (
         f"{row['gpus']:>4}  {row['placement']:<10}  {_size(row['memory_bytes']):>10}  {_size(row['sent_bytes']):>10}  "
         f"{row['step_seconds'] * 1e3:>6.1f} ms  {row['tokens_per_second']:>10,.0f}"
+        + ("" if row["fits"] else "  does not fit")
     )
 
 

@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
     "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best", "placement",
+    "latent_ranks",
 )  # fmt: skip
-_NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement")
+_NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement", "latent_ranks")
 _OF_THE_START = ("save_dir", "resume", "overwrite", "dry_run", "allow_changed")
 """Options that say how a run starts, and not which run it is."""
 _RUNS = "runs"

@@ -92,10 +92,13 @@ class TrainArguments(CaptureArguments):
     save_best: str | None = None
     """The metric by which the best dictionary so far is kept, in trainer_N/best: fvu,
     ce_recovered_zero, kl and others of the report; needs --evaluate-every."""
-    placement: Literal["auto", "data", "dictionary"] = "auto"
+    placement: Literal["auto", "data", "dictionary", "latent"] = "auto"
     """What is spread over the processes that torchrun has started: the tokens of each step, with
-    every dictionary on every process; or the dictionaries, of which each has some; by default the
-    dictionaries if there is one for each process."""
+    every dictionary on every process; the dictionaries, of which each has some; or the latents of
+    each dictionary. By default what takes the least time and fits."""
+    latent_ranks: int | None = None
+    """With --placement latent, the number of processes that share the latents of a dictionary;
+    others have other tokens."""
     wandb_project: str | None = None
     """Logs to this project on Weights & Biases."""
     wandb_entity: str | None = None

@@ -37,9 +37,9 @@ def per_latent_tensors(coder: Coder) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def is_per_latent(name: str, tensor: Tensor, coder_sizes: frozenset[int]) -> bool:
-    """Returns whether a tensor of a dictionary, by its name there, has rows for latents."""
-    return bool(tensor.ndim) and tensor.shape[0] in coder_sizes and name.rpartition(".")[2] not in OF_OUTPUTS
+def bounds(whole: int, number: int, n: int) -> tuple[int, int]:
+    """Returns where one of n slices of the latents starts and ends."""
+    return whole * number // n, whole * (number + 1) // n
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def hold_latents_(dictionary: Trainable, ranks: Ranks) -> None:
             raise ConfigError(
                 f"{whole} latents cannot be spread over {ranks.size} ranks. Raise dict_size, or use placement='data'."
             )
-        start, stop = whole * ranks.rank // ranks.size, whole * (ranks.rank + 1) // ranks.size
+        start, stop = bounds(whole, ranks.rank, ranks.size)
         for _, tensor in per_latent_tensors(coder):
             tensor.data = tensor.data[start:stop].clone()  # or the whole would stay in memory
         coder.dict_size, coder.latent_ranks, coder.first_latent = stop - start, ranks, start

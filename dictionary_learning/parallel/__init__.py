@@ -12,6 +12,7 @@ from dictionary_learning.parallel._placement import SINGLE, Placement, Placement
 from dictionary_learning.parallel._ranks import ALONE, Ranks
 from dictionary_learning.parallel._selection import kept_of_all, kth_largest
 from dictionary_learning.parallel._together import on_first, only_first_talks
+from dictionary_learning.parallel._waits import Waits
 
 __all__ = [
     "ALONE",
@@ -21,6 +22,7 @@ __all__ = [
     "PlacementName",
     "Ranks",
     "Sizes",
+    "Waits",
     "costs",
     "kept_of_all",
     "kth_largest",

@@ -85,7 +85,7 @@ def _of_latents(dictionaries: Sequence[Sizes], n_tokens: int, n_ranks: int, row_
     """Returns the cost where each rank has a slice of the latents of every dictionary."""
     others = n_ranks - 1
     parts = [one._replace(dict_size=math.ceil(one.dict_size / n_ranks)) for one in dictionaries]
-    # rows, as above; of each token the candidates; and the sums of what slices decode to, and of b_dec
+    # rows, as above; candidates of each token; and sums of what slices decode to, and of b_dec
     candidates = sum(n_tokens * min(one.k, one.dict_size) * _FLOAT_BYTES for one in parts) * others
     sums = sum((n_tokens * one.writes + one.reads) * _FLOAT_BYTES for one in parts) * 2 * others // n_ranks
     sent = others * math.ceil(n_tokens / n_ranks) * row_bytes + candidates + sums

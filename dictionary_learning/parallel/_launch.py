@@ -5,7 +5,6 @@ import os
 
 from dictionary_learning.errors import ConfigError
 
-
 TIMEOUT = "DICTIONARY_LEARNING_RANK_TIMEOUT"
 """Seconds after which a rank that waits for another one ends with an error."""
 _SECONDS = 600

@@ -1,8 +1,8 @@
 """Placements: what is spread over the processes of a run."""
 
 import logging
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.parallel._costs import Sizes, costs
@@ -10,6 +10,7 @@ from dictionary_learning.parallel._ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 PlacementName = Literal["auto", "data", "dictionary", "latent"]
 
 
@@ -47,6 +48,11 @@ class Placement(NamedTuple):
             return "none"
         kinds = {"data": self.data, "dictionary": self.dictionary, "latent": self.latent}
         return " and ".join(name for name, ranks in kinds.items() if ranks.size > 1)
+
+    def of_all(self, own: Iterable[tuple[int, T]]) -> list[T]:
+        """Returns what ranks have for their dictionaries, in the order of all of them."""
+        found = [one for part in self.dictionary.collect(list(own)) for one in part]
+        return [value for _, value in sorted(found, key=lambda one: one[0])]
 
     def owner(self, number: int) -> int:
         """Returns the rank, among those with other dictionaries, that has a dictionary."""

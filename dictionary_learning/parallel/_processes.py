@@ -5,8 +5,9 @@ CPU, so that the host does not wait for an accelerator.
 """
 
 import contextlib
+import time
 from collections.abc import Generator, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,8 @@ class Processes(Ranks):
     Raises:
         RankError: Another rank has ended, or has not answered within the group's timeout.
     """
+
+    _waited: ClassVar[float] = 0.0  # of the process, in all of its groups
 
     def __init__(self, group: Any = None):
         self._group: Any = dist.group.WORLD if group is None else group
@@ -119,11 +122,16 @@ class Processes(Ranks):
     def collect(self, value: Any) -> list[Any]:
         return [self.share(value, source) for source in range(self.size)]
 
+    def waited(self) -> float:
+        return Processes._waited
+
     @contextlib.contextmanager
     def _others(self) -> Generator[None]:
         """Turns what a lost rank causes here into an error that says so."""
+        start = time.monotonic()
         try:
             yield
+            Processes._waited += time.monotonic() - start
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RankError(

@@ -99,6 +99,10 @@ class Ranks(ABC):
     def collect(self, value: T) -> list[T]:
         """Returns the object of each rank."""
 
+    def waited(self) -> float:
+        """Returns the seconds that this process has waited for others so far."""
+        return 0.0
+
     def total(self, n: int) -> int:
         """Returns the sum of a whole number over ranks."""
         return sum(told for (told,) in self.tell([n]))

@@ -68,7 +68,9 @@ class Revival(Component):
         if settings.auxk_alpha:
             some = slice(None, None, settings.auxk_every)  # of the tokens of the batch
             residual = (batch.y[some].float() - loss.reconstruction.outputs[some]).detach()
-            terms["auxk_loss"] = auxk_loss(dictionary, x[some], residual, dead, settings.k_aux, self.mean_error, self.n_dead)
+            terms["auxk_loss"] = auxk_loss(
+                dictionary, x[some], residual, dead, settings.k_aux, self.mean_error, self.n_dead
+            )
             total = total + settings.auxk_alpha * terms["auxk_loss"] * auxk_scale
         if settings.use_ghost_grads:
             residual = (batch.y.float() - loss.reconstruction.outputs).detach()
@@ -205,7 +207,10 @@ class DeadLatents:
         self._counts.copy_(state["counts"])
         self._rare = state["rare"].to(self._counts.device)
         self._window_tokens, self._n_windows = state["window"]
-        self._indices = None if state["indices"] is None else state["indices"].to(self.tokens_since_fired.device)
+        indices = state["indices"]
+        if isinstance(indices, str):  # of a state in shares, whose latents have other numbers
+            indices = self.mask.nonzero().squeeze(1)
+        self._indices = None if indices is None else indices.to(self.tokens_since_fired.device)
 
     def _look(self) -> None:
         """Uses the last copy of the mask, and starts a new one."""

@@ -44,7 +44,7 @@ class Sparsity(NamedTuple):
     ranks: Ranks = ALONE
     """The processes that have other tokens of the batch."""
     latent_ranks: Ranks = ALONE
-    """Those that have the other latents: sums over latents are formed by `mean_sum`, `per_token`."""
+    """Those that have the other latents, over which `mean_sum` and `per_token` sum."""
 
     def mean_sum(self, latents: Latents) -> Float[Tensor, ""]:
         """Returns the mean over tokens of the sum of values over all latents."""
@@ -215,9 +215,7 @@ def penalized_loss(
     error = squared_error(outputs, batch.y)
     reconstruction = Reconstruction(outputs, latents, pre)
     # before the error is normalized: the order of these lines is that in which gradients are summed
-    sparsity = penalty(
-        sparsity_of(trainer.dictionary, settings, reconstruction, trainer.ranks, trainer.latent_ranks)
-    )
+    sparsity = penalty(sparsity_of(trainer.dictionary, settings, reconstruction, trainer.ranks, trainer.latent_ranks))
     if settings.mse_loss_normalization == "dense_batch":
         center = trainer.ranks.mean(batch.y.mean(0), len(batch.y))
         distance = norms(batch.y - center) + _MIN_NORM  # (batch,)

@@ -185,7 +185,8 @@ def update_thresholds_(
     It is a buffer of the nonlinearity, which is saved with the dictionary.
 
     `smallest` returns the smallest kept value of a step, given the latents of its parts on this
-    rank, the ranks that have other tokens and those that have other latents; infinite where no latent is positive.
+    rank, the ranks that have other tokens, and those that have other latents; infinite where no
+    latent is positive.
     """
     coders = list(trainer.dictionary.coders())
     since = trainer.step - settings.threshold_start_step

@@ -37,6 +37,7 @@ class EndToEndTrainer(SAETrainer):
         """Training objective: the model's cross-entropy, the KL divergence, or the error only."""
 
     settings: Config
+    spreads_latents = True  # where the loss is the error: the model's needs contexts
     annealed_k = component(scheduled_k)
 
     def nonlinearity(self) -> Nonlinearity:

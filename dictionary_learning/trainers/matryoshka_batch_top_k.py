@@ -118,7 +118,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
     @functools.cached_property
     def group_ends(self) -> Tensor:
-        """The number of this process's latents in each prefix, on the device once, not at each step."""
+        """The number of this process's latents in each prefix, on the device once."""
         assert isinstance(self.dictionary, Coder)
         ends = torch.tensor(self.settings.group_sizes, device=self.device).cumsum(0)
         return (ends - self.dictionary.first_latent).clamp(0, self.dictionary.dict_size)

@@ -106,9 +106,7 @@ class AnnealedPenalty(Component):
         sums: list[Tensor] = []
         for part in parts:
             # of the penalty itself: root and norms included, so that its size is what stays
-            sparsity = sparsity_of(
-                self.dictionary, settings, part.loss.reconstruction, latent_ranks=self.latent_ranks
-            )
+            sparsity = sparsity_of(self.dictionary, settings, part.loss.reconstruction, latent_ranks=self.latent_ranks)
             sums.append(torch.stack([self.of_power(p)(sparsity).detach() for p in (old, upcoming)]) * part.share)
         self._sums.append(self.ranks.sum(torch.stack(sums).sum(0)))  # (2,)
         if new != old:  # penalties of a new power begin to be averaged anew
