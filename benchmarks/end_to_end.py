@@ -38,7 +38,7 @@ def whole_job(model: TracedModel, n_dictionaries: int, n_tokens: int) -> float:
     configs = [TrainerTopK.Config(k=K, dict_size=DICT_SIZE, seed=seed) for seed in range(n_dictionaries)]
     start = time.perf_counter()
     trainSAE(buffer, configs, n_tokens // BATCH, progress=False)
-    return buffer.n_tokens_read / (time.perf_counter() - start)
+    return n_tokens // BATCH * BATCH / (time.perf_counter() - start)
 
 
 def main() -> None:

@@ -4,6 +4,9 @@ Rows live in storage that is allocated once. `order` is a permutation of the slo
 not served yet; a batch is its next stretch. When less than half is left, the model runs over more
 text, its activations fill the slots that were served, and a new order is drawn. All sites share the
 order, so row i of a batch is the same token at each of them. A batch costs one gather.
+
+Where it is known how many batches will be taken, the model reads no more text than they need: a
+short run shuffles all of its rows at once, and the last refill stops where the run ends.
 """
 
 import copy
@@ -139,6 +142,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self._document = torch.full((self.activation_buffer_size,), -1)  # document of each slot's row
         self._origins = Origins(self.activation_buffer_size) if retrace else None
         self._ended = False
+        self._expected: int | None = None  # rows that will still be served; None where that is not known
         self._reached: dict[str, Any] | None = None  # during a refill: the reader's state after the last rows written
         self._clear()
 
@@ -152,10 +156,13 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
                 "num_workers=0 and prefetch=1, or write an ActivationCache, which workers share."
             )
         self._finish_refill()
-        while needed := self.out_batch_size - sum(len(part[self.sites[0]]) for part in self._parts):
+        if self._expected == 0:
+            self.expect(None)
+        while needed := self.out_batch_size - self._n_in_parts():
             # without room there is nothing to refill: so a refill that was interrupted is made once
             has_room = self._cursor + len(self._spare) >= self.refresh_batch_size * self.ctx_len
-            if self.n_rows < max(self.activation_buffer_size // 2, needed) and has_room and not self._ended:
+            is_low = self.n_rows < max(self.activation_buffer_size // 2, needed) and not self._has_enough()
+            if is_low and has_room and not self._ended:
                 self.refresh()
             if not self.n_rows:
                 break
@@ -175,7 +182,8 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         served: Any = batch[self.sites[0]] if len(self.sites) == 1 else batch
         if self._pair:
             served = torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
-        self._parts = []
+        left = None if self._expected is None else max(self._expected - len(batch[self.sites[0]]), 0)
+        self._parts, self._expected = [], left
         return served
 
     def __reduce__(self) -> Any:
@@ -211,26 +219,31 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         part._generator = torch.Generator().manual_seed((self.seed + _SHARE_STRIDE * number) % 2**63)
         part._document = torch.full_like(self._document, -1)
         part._origins = Origins(self.activation_buffer_size) if self._origins else None
-        part._ended, part._reached = False, None
+        part._ended, part._reached, part._expected = False, None, None
         part._clear()
         return part
 
-    def find_norm_limits(self) -> dict[str, float] | None:
-        """Returns the norm limits that the first contexts give, by site; they are read again later.
+    def expect(self, n_batches: int | None) -> None:
+        """Says how many batches will be taken from now on: no more text is read than they need.
 
-        None where the filter has no limit, or the text can be read only once.
+        `trainSAE` does it. Batches beyond that number are served as well. None: it is not known.
         """
-        if self.filter.max_norm_multiple is None or not getattr(self.tokens.source, "repeatable", True):
+        self._expected = None if n_batches is None else n_batches * self.out_batch_size
+        held = self.n_rows + self._n_filled + self._n_in_parts()
+        self.reader.expect(None if self._expected is None else self._expected - held)
+
+    def find_norm_limits(self) -> dict[str, float] | None:
+        """Returns the norm limits that the first contexts give, by site; None without a limit."""
+        if self.filter.max_norm_multiple is None:
             return None
-        state = copy.deepcopy(self.reader.state_dict())
-        self.reader.read(self.refresh_batch_size)
-        limits = by_name(self.reader.norm_limits)
-        self.reader.load_state_dict(state)
-        return limits or None
+        if not self.norm_limits:
+            self.reader.look(self.refresh_batch_size)
+        return by_name(self.norm_limits) or None
 
     def set_norm_limits(self, limits: dict[str, float]) -> None:
-        """Sets the norm limits, before the first contexts are read."""
-        self.reader.load_state_dict({**copy.deepcopy(self.reader.state_dict()), "norm_limits": limits})
+        """Sets the norm limits, before rows are read with others."""
+        if by_name(self.norm_limits) != limits:
+            self.reader.load_state_dict({**copy.deepcopy(self.reader.state_dict()), "norm_limits": limits})
 
     @property
     def n_bytes(self) -> int:
@@ -281,7 +294,8 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         else:
             self.reader.load_state_dict(self._reached)
         ended = False
-        while len(self._spare) - self._n_filled >= self.refresh_batch_size * self.ctx_len and not ended:
+        room = self.refresh_batch_size * self.ctx_len
+        while len(self._spare) - self._n_filled >= room and not ended and not self._has_enough():
             rows = self.reader.read(self.refresh_batch_size)
             if rows is None:
                 ended = True
@@ -312,7 +326,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
     @checked()
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later, for estimates before training."""
-        if self.n_rows < min(n, self.activation_buffer_size // 2) and not self._ended:
+        if self.n_rows < min(n, self.activation_buffer_size // 2) and not self._ended and not self._has_enough():
             self.refresh()
         return self._read(self._order[self._cursor : self._cursor + n])
 
@@ -386,7 +400,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             raise ConfigError("The state holds its rows, and retrace=True wants to read them again. Set retrace=False.")
         self._storage = self._allocate() if rows or origins else None
         if self._storage and origins:
-            read_again(self.reader, self.refresh_batch_size, origins, self._storage)
+            read_again(self.reader, origins, self._storage)
             if self._origins:
                 self._origins.load_state_dict(origins)
         for site, storage in self._storage.items() if self._storage and rows else ():
@@ -398,7 +412,8 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self._parts = [{Site.parse(site): x for site, x in part.items()} for part in state.get("parts", ())]
         self._ended, self._reached = state["ended"], None
         self._generator.set_state(state["generator"].cpu())
-        self.reader.load_state_dict(copy.deepcopy(state["reader"]))
+        self.reader.load_state_dict({**copy.deepcopy(state["reader"]), "expected": None})
+        self._expected = None
 
     def _clear(self) -> None:
         self._storage: dict[Site, RowStorage] | None = None
@@ -412,6 +427,13 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         """Fills the buffer, if an interrupt or an error has ended a refill."""
         if self._reached is not None:
             self.refresh()
+
+    def _n_in_parts(self) -> int:
+        return sum(len(part[self.sites[0]]) for part in self._parts)
+
+    def _has_enough(self) -> bool:
+        """Returns whether all rows that are expected to be served are held."""
+        return self._expected is not None and self.n_rows + self._n_filled + self._n_in_parts() >= self._expected
 
     def _read(self, slots: Tensor) -> dict[Site, Tensor]:
         assert self._storage is not None

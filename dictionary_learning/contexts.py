@@ -129,6 +129,8 @@ class ContextStream:
         self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
         self._has_served = False
         self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
+        self._computed: list[ContextBatch] = []  # of the first of these, where the model does not predict
+        self._expected: int | None = None  # batches that will still be served; None where that is not known
 
     def __iter__(self) -> Iterator[ContextBatch]:
         return self
@@ -138,8 +140,11 @@ class ContextStream:
             if not self._has_served:
                 raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
             raise StopIteration
-        batch, left = self._batch(self._ahead[0], self.predict), self._ahead[1:]
-        self._ahead, self._has_served = left, True  # last, so that an interrupt loses no context
+        batch = self._computed[0] if self._computed else self._batch(self._ahead[0], self.predict)
+        left, computed = self._ahead[1:], self._computed[1:]
+        expected = None if self._expected is None else max(self._expected - 1, 0)
+        # last, so that an interrupt loses no context
+        self._ahead, self._computed, self._expected, self._has_served = left, computed, expected, True
         return batch
 
     @checked()
@@ -149,19 +154,25 @@ class ContextStream:
         Raises:
             DataError: no token of the text counts.
         """
-        parts: list[ContextBatch] = []
+        parts: list[ContextBatch] = list(self._computed)
         this_pass = self.tokens.source.epoch
-        while sum(len(part[self.sites[0]]) for part in parts) < n:
+        while sum(len(part[self.sites[0]]) for part in parts) < n and len(parts) != (self._expected or -1):
             if len(parts) == len(self._ahead):
                 if (tokens := self._take()) is None:
                     break
                 self._ahead.append(tokens)
             parts.append(self._batch(self._ahead[len(parts)], predict=False))
+            if not self.predict:  # else the model has to run again, to its end
+                self._computed = list(parts)
             if self.tokens.source.epoch != this_pass:
                 break  # the text repeats, and a second pass would cost as much and add nothing
         if not parts:
             raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
+
+    def expect(self, n_batches: int | None) -> None:
+        """Says how many batches will be taken from now on: a sample reads no more. None: unknown."""
+        self._expected = n_batches
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position in the text, and the contexts that were read ahead for a sample."""
@@ -171,7 +182,7 @@ class ContextStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of a stream with the same arguments."""
         self.tokens.load_state_dict(state["tokens"])
-        self._ahead = [TokenBatch(*tokens) for tokens in state["ahead"]]
+        self._ahead, self._computed = [TokenBatch(*tokens) for tokens in state["ahead"]], []
         self._has_served = True  # or it was at the end of its data, which had tokens
 
     @property
@@ -197,6 +208,7 @@ class ContextStream:
         """Returns a stream over one of `of` shares of the text."""
         part = copy.copy(self)
         part.tokens, part._ahead, part._has_served = self.tokens.share(number, of), [], False
+        part._computed, part._expected = [], None
         return part
 
     def close(self) -> None:

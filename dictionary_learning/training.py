@@ -202,6 +202,7 @@ def trainSAE(
         placed = placement_of(placement, world, trainer_configs, stream, wiring, device, latent_ranks)
         if isinstance(stream, SpreadStream):
             stream.placement = placed
+        stream.expect(plan.steps)
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
         jobs = training_jobs(
             trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed, placed
@@ -224,6 +225,7 @@ def trainSAE(
         if resumed is not None:
             resumed.check(run, allow_changed)
             resumed.load(jobs, stream)
+            stream.expect(plan.steps - resumed.step)
         folder = None if checkpoints is None else checkpoints.folder
         if folder is not None:
             need = estimate_run(plan, jobs, data, keep_checkpoints)
@@ -278,7 +280,10 @@ def trainSAE(
                 train_step(jobs, batch, device, autocast_dtype)
                 n_tokens += stream.n_tokens  # of all ranks
             record.step, record.n_tokens = step + 1, n_tokens
-            step, n_tokens = output.after_step(step + 1, n_tokens)
+            done = step + 1
+            step, n_tokens = output.after_step(done, n_tokens)
+            if step != done:  # rolled back, while the data go on
+                stream.expect(plan.steps - step)
         for job in jobs:
             job.trainer.finish()
         # before the loggers close: their failures must not cost the weights

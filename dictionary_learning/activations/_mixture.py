@@ -66,6 +66,15 @@ class ActivationMixture:
         self._held = left  # last, so that an interrupt loses no rows
         return served
 
+    def expect(self, n_batches: int | None) -> None:
+        """Says how many batches will be taken from now on, to sources that read no more than needed."""
+        for source, share, held in zip(self.sources, self.shares, self._held, strict=True):
+            if not hasattr(source, "expect"):
+                continue
+            n_held = len(held[self.sites[0]]) if held else 0
+            n_rows = None if n_batches is None else max(n_batches * share - n_held, 0)
+            source.expect(None if n_rows is None else -(-n_rows // source.out_batch_size))
+
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns about n rows that will be served later, in the shares of the mixture."""
         wanted = [max(1, n * share // self.out_batch_size) for share in self.shares]

@@ -27,13 +27,13 @@ class Origins:
 
     def __init__(self, size: int):
         self._read, self._row = torch.full((size,), -1), torch.full((size,), -1)
-        self._states: dict[int, tuple[dict[str, Any], str]] = {}
+        self._states: dict[int, tuple[dict[str, Any], str, int]] = {}
         self._n_reads = 0
 
     def add(self, slots: Int[Tensor, "n"], state: dict[str, Any], rows: Rows) -> None:
         """Notes that a read, before which the reader had a state, filled slots in their order."""
         self._read[slots], self._row[slots] = self._n_reads, torch.arange(len(slots))
-        self._states[self._n_reads] = copy.deepcopy(state), _fingerprint(rows)
+        self._states[self._n_reads] = copy.deepcopy(state), _fingerprint(rows), rows.n_contexts
         self._n_reads += 1
 
     def state_dict(self, slots: Int[Tensor, "n"]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Origins:
         return {
             "read": read,
             "row": self._row[slots],
-            "states": [(number, copy.deepcopy(before), digest) for number, (before, digest) in self._states.items()],
+            "states": [(number, copy.deepcopy(before), *what) for number, (before, *what) in self._states.items()],
             "n_reads": self._n_reads,
         }
 
@@ -52,13 +52,11 @@ class Origins:
         """Goes on from a state, whose rows are in the first slots."""
         n = len(state["read"])
         self._read[:n], self._row[:n] = state["read"], state["row"]
-        self._states = {number: (copy.deepcopy(before), digest) for number, before, digest in state["states"]}
+        self._states = {number: (copy.deepcopy(before), digest, n) for number, before, digest, n in state["states"]}
         self._n_reads = state["n_reads"]
 
 
-def read_again(
-    reader: RowSource, n_contexts: int, origins: dict[str, Any], storages: Mapping[Site, RowStorage]
-) -> None:
+def read_again(reader: RowSource, origins: dict[str, Any], storages: Mapping[Site, RowStorage]) -> None:
     """Makes the reads of a state again, and writes its rows into the first slots of each storage.
 
     The reader is left where the last read ended.
@@ -66,10 +64,9 @@ def read_again(
     Raises:
         CheckpointError: The text or the model gives other rows than before.
     """
-    for number, before, fingerprint in origins["states"]:
+    for number, before, fingerprint, n_contexts in origins["states"]:
         slots = (origins["read"] == number).nonzero().squeeze(1)
-        reader.load_state_dict(copy.deepcopy(before))
-        rows, wanted = reader.read(n_contexts), origins["row"][slots]
+        rows, wanted = reader.read_again(copy.deepcopy(before), n_contexts), origins["row"][slots]
         if rows is None or _fingerprint(rows) != fingerprint:
             raise CheckpointError(
                 f"{reader.name} gives other tokens than those the run has read. The text, the tokenizer or the filter "

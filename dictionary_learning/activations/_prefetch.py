@@ -46,7 +46,7 @@ class _Exchange:
         self.items: collections.deque[_Item] = collections.deque()
         self.added, self.taken = _Bell(), _Bell()
         self.working = threading.Lock()  # held by the one thread that reads
-        self.must_stop = False
+        self.must_stop = self.is_awaited = False
 
 
 class Prefetcher(RowSource):
@@ -64,7 +64,7 @@ class Prefetcher(RowSource):
 
     def read(self, n_contexts: int) -> Rows | None:
         """Returns the next rows, or None at the end of the data."""
-        if n_contexts != self._n_contexts:
+        if n_contexts != self._n_contexts:  # at most so many, see `RowSource.read`
             raise ConfigError(f"{self._n_contexts} contexts are read ahead at once; {n_contexts} were asked for.")
         if self._process not in (None, os.getpid()):
             raise ConfigError(
@@ -73,8 +73,10 @@ class Prefetcher(RowSource):
             )
         shared = self._exchange
         while not shared.items:
+            shared.is_awaited = True
             self._run()
             shared.added.wait()
+        shared.is_awaited = False
         item = shared.items[0]
         if item.error is not None:
             raise item.error
@@ -89,6 +91,27 @@ class Prefetcher(RowSource):
         shared.items.popleft()
         shared.taken.ring()
         return item.rows
+
+    def read_again(self, state: dict[str, Any], n_contexts: int) -> Rows | None:
+        self.close()
+        rows = self._reader.read_again(state, n_contexts)
+        self._reset()
+        return rows
+
+    def look(self, n_contexts: int) -> None:
+        self.close()
+        self._reader.load_state_dict(self._state)  # rows ahead are read again: there are none at the start
+        self._reader.look(n_contexts)
+        self._reset()
+
+    def expect(self, n_rows: int | None) -> None:
+        if n_rows == self.expected:
+            return
+        self.close()
+        if self._exchange.items:  # read again, as few contexts as are needed
+            self._reader.load_state_dict(self._state)
+        self._reader.expect(n_rows)
+        self._reset()
 
     def state_dict(self) -> dict[str, Any]:
         return self._state
@@ -163,6 +186,9 @@ def _read_ahead(
         if len(shared.items) >= depth:
             shared.taken.wait()
             continue
+        has_enough = reader.expected is not None and reader.expected <= 0
+        if has_enough and (shared.items or not shared.is_awaited):  # in this order: it is set before an item leaves
+            return
         try:
             with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
                 rows = reader.read(n_contexts)

@@ -8,6 +8,7 @@ import collections
 import copy
 import dataclasses
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ class Rows(NamedTuple):
     token: Int[Tensor, "n"]  # its id; -1 where the model reads no tokens
     document: Int[Tensor, "n"]  # number of its document in the source; -1 where it is not known
     position: Int[Tensor, "n"]  # in its document; -1 where it is not known, and for inserted tokens
+    n_contexts: int = 0  # that were read for them
 
     @property
     def n(self) -> int:
@@ -71,10 +73,26 @@ class RowSource(ABC):
     norm_limits: dict[Site, float] | None = None  # the largest norm that is included
     n_tokens_read: int = 0  # without padding
     dropped: collections.Counter[str]  # how many of them each rule has excluded
+    expected: int | None = None  # rows that will still be asked for; None where that is not known
 
     @abstractmethod
     def read(self, n_contexts: int) -> Rows | None:
-        """Returns the rows of the next contexts, or None at the end of the data."""
+        """Returns the rows of the next contexts, or None at the end of the data.
+
+        There are fewer contexts where they are likely to hold all rows that are expected.
+        """
+
+    @abstractmethod
+    def read_again(self, state: dict[str, Any], n_contexts: int) -> Rows | None:
+        """Returns the rows of so many contexts after a state, and stays there."""
+
+    @abstractmethod
+    def look(self, n_contexts: int) -> None:
+        """Finds the norm limits, in contexts whose rows the next `read` returns."""
+
+    @abstractmethod
+    def expect(self, n_rows: int | None) -> None:
+        """Says how many rows will be asked for from now on; None where that is not known."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -102,6 +120,7 @@ class RowSource(ABC):
         limits = state["norm_limits"]
         self.norm_limits = {site: limits[str(site)] for site in self.sites} if limits else None
         self.n_tokens_read, self.dropped = state["n_tokens_read"], collections.Counter(state["dropped"])
+        self.expected = state.get("expected")
 
 
 class RowReader(RowSource):
@@ -118,9 +137,15 @@ class RowReader(RowSource):
         self.name: str = stream.source.name
         self.dropped = collections.Counter()
         self._peeked: tuple[Any, dict[str, Any]] | None = None  # a batch and the stream's state before it
+        self._seen: tuple[Rows | None, dict[str, Any]] | None = None  # rows of `look`, and the state before them
+        self._rows_each = float(stream.ctx_len)  # rows of a context, in the last read
 
     def read(self, n_contexts: int) -> Rows | None:
-        """Returns the rows of the next contexts, or None at the end of the data."""
+        if self._seen is not None:
+            (rows, _), self._seen = self._seen, None
+            return rows
+        if self.expected is not None:
+            n_contexts = max(1, min(n_contexts, math.ceil(self.expected / self._rows_each)))
         batch = self._take(n_contexts)
         if batch is None:
             self._check_not_empty()
@@ -142,7 +167,24 @@ class RowReader(RowSource):
         unknown = torch.full(tuple(shape), -1)
         origin = (tokens.input_ids, getattr(batch, "document", None), getattr(batch, "position", None))
         origin = [(unknown if part is None else part.cpu())[mask] for part in origin]  # (n,) each
-        return self._within_limits({site: x[mask.to(x.device)] for site, x in activations.items()}, origin)
+        rows = self._within_limits({site: x[mask.to(x.device)] for site, x in activations.items()}, origin)
+        self._rows_each = rows.n / shape[0] or self._rows_each
+        if self.expected is not None:
+            self.expected -= rows.n
+        return rows._replace(n_contexts=shape[0])
+
+    def read_again(self, state: dict[str, Any], n_contexts: int) -> Rows | None:
+        self.load_state_dict({**state, "expected": None})
+        return self.read(n_contexts)
+
+    def look(self, n_contexts: int) -> None:
+        if self._seen is None:
+            before = copy.deepcopy(self.state_dict())
+            self._seen = self.read(n_contexts), before
+
+    def expect(self, n_rows: int | None) -> None:
+        held = 0 if self._seen is None or self._seen[0] is None else self._seen[0].n
+        self.expected = None if n_rows is None else n_rows - held
 
     def peek(self, n_contexts: int) -> Any:
         """Returns the next inputs without consuming them; the next `read` must be for as many."""
@@ -152,15 +194,20 @@ class RowReader(RowSource):
         return self._peeked[0]
 
     def state_dict(self) -> dict[str, Any]:
+        if self._seen is not None:
+            return {**self._seen[1], "norm_limits": by_name(self.norm_limits)}
         return {
             "stream": self.stream.state_dict() if self._peeked is None else self._peeked[1],
             "norm_limits": by_name(self.norm_limits),
             "n_tokens_read": self.n_tokens_read,
             "dropped": dict(self.dropped),
+            "expected": self.expected,
+            "rows_each": self._rows_each,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._peeked = None
+        self._peeked = self._seen = None
+        self._rows_each = state.get("rows_each", float(self.stream.ctx_len))
         self.stream.load_state_dict(state["stream"])
         self.load_counts(state)
 

@@ -33,6 +33,9 @@ class _Parts(Protocol):
         """Returns about n rows of all shares, which are served later."""
         ...
 
+    def expect(self, n_steps: int | None) -> None:
+        """Says how many steps follow."""
+
     def state_dicts(self) -> dict[int, Any]:
         """Returns the state of each share of this rank."""
         ...
@@ -112,6 +115,10 @@ class SpreadStream:
         """Returns about n rows of each site, the same on all ranks."""
         return self._parts.sample(n)
 
+    def expect(self, n_batches: int | None) -> None:
+        """Says how many steps follow, to data that read no more than needed."""
+        self._parts.expect(n_batches)
+
     def state_dicts(self) -> dict[int, Any]:
         """Returns the state of each share of this rank."""
         return self._parts.state_dicts()
@@ -143,6 +150,10 @@ class _TextShares:
         self._agree_on_limits()
         parts = [stream.sample(-(-n // self._per_share)) for stream in self.streams.values()]
         return {site: self._world.gather(torch.cat([part[site] for part in parts])) for site in self.widths}
+
+    def expect(self, n_steps: int | None) -> None:
+        for stream in self.streams.values():
+            stream.expect(n_steps)
 
     def state_dicts(self) -> dict[int, Any]:
         return {number: stream.state_dict() for number, stream in self.streams.items()}
@@ -180,6 +191,9 @@ class _DealtBatches:
 
     def sample(self, n: int) -> dict[Site, Tensor]:
         return self._stream.sample(n)
+
+    def expect(self, n_steps: int | None) -> None:
+        self._stream.expect(None if n_steps is None else n_steps * self._n_shares)
 
     def state_dicts(self) -> dict[int, Any]:
         return dict.fromkeys(self._own, self._stream.state_dict())

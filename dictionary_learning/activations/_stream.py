@@ -69,6 +69,11 @@ class ActivationStream:
         self.n_tokens = len(next(iter(batch.values())))
         return batch
 
+    def expect(self, n_batches: int | None) -> None:
+        """Says how many batches will be taken from now on, to data that read no more than needed."""
+        if hasattr(self.data, "expect"):
+            self.data.expect(None if n_batches is None else max(n_batches - len(self._ahead), 0))
+
     def sample(self, n: int) -> dict[Site, Tensor]:
         """Returns about n rows of each site, or fewer at the end; the stream serves them later."""
         if hasattr(self.data, "sample"):

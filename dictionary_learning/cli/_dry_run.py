@@ -65,8 +65,7 @@ def show_plan(
     fits = room["memory"] is None or need.memory <= room["memory"]
     per_step = _seconds_per_step(jobs, _batch_of(reading, size), device) if fits else None
     entries = {**_tokens(plan, jobs, source, reading, size), **_sizes(need, room)}
-    n_rows = plan.steps * size + getattr(source, "activation_buffer_size", 0)
-    seconds = {"activations": reading.seconds * n_rows / reading.n_rows}
+    seconds = {"activations": reading.seconds * plan.steps * size / reading.n_rows}
     if per_step is not None:
         seconds["training"] = per_step * plan.steps
         seconds["all, without loading and evaluation"] = sum(seconds.values())
@@ -80,9 +79,7 @@ def _tokens(plan: Plan, jobs: Sequence[TrainingJob], source: Any, reading: _Read
     ends = "" if getattr(source, "end_of_data", "stop") == "repeat" else ", if the data has as many"
     entries = {"tokens to train on": f"{plan.steps * size:,}{ends}"}
     if reading.n_read:
-        # the buffer is full in the end
-        n_rows = plan.steps * size + getattr(source, "activation_buffer_size", 0)
-        entries["tokens to read, at most"] = f"{n_rows * reading.n_read // reading.n_rows:,}"
+        entries["tokens to read, about"] = f"{plan.steps * size * reading.n_read // reading.n_rows:,}"
     entries["steps"] = f"{plan.steps:,} of {size:,} tokens"
     return {**entries, "dictionaries": f"{len(jobs)} with {n_parameters:,} parameters"}
 

@@ -11,6 +11,7 @@ from dictionary_learning.ops._backend import (
     status,
     use_backend,
 )
+from dictionary_learning.ops._numba import NumbaBackend
 from dictionary_learning.ops._row_updates import take_rows
 from dictionary_learning.ops._sparse import TorchBackend
 from dictionary_learning.ops._triton import IS_INSTALLED, TRITON
@@ -30,5 +31,6 @@ __all__ = [
 # a later backend is preferred where it supports the device and the dtype
 register_backend("reference", REFERENCE)
 register_backend("sparse", TorchBackend())
+register_backend("numba", NumbaBackend())
 if IS_INSTALLED:
     register_backend("triton", TRITON)

@@ -11,19 +11,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning.ops import _numba as numba
 from dictionary_learning.ops._backend import forced_backend
 from dictionary_learning.ops._triton import usable
 
 _BLOCK_BYTES = 1 << 22  # rows handled at once on a CPU: they stay in the cache from one operation to the next
+_LEAST_COMPILED = 1 << 18  # entries of a weight; with fewer, compiled loops would save no time
 
 
 def row_kernels(weight: Tensor, unit_rows: bool) -> ModuleType | None:
-    """Returns the module of Triton kernels for a step of Adam by rows, if it can be used."""
-    if forced_backend() not in (None, "triton") or not usable(weight.device.type) or weight.dtype != torch.float32:
+    """Returns the module of kernels for a step of Adam by rows, if one can be used."""
+    if weight.dtype != torch.float32 or not weight.is_contiguous():
+        return None
+    if weight.numel() >= _LEAST_COMPILED and numba.usable(weight.device.type):
+        from dictionary_learning.ops._numba import rows
+
+        return rows
+    if forced_backend() not in (None, "triton") or not usable(weight.device.type):
         return None
     from dictionary_learning.ops._triton import adam
 
-    return adam if weight.is_contiguous() and adam.fits(weight, unit_rows) else None
+    return adam if adam.fits(weight, unit_rows) else None
 
 
 def remove_parallel_part_(gradient: Tensor, weight: Tensor) -> None:

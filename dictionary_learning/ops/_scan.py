@@ -84,8 +84,13 @@ class Scan:
         # errors of the terms of a product are independent: their squares add up
         sample = W[:: max(1, len(W) // SAMPLE)]
         spread = (x.square() @ sample.square().mean(0)).sqrt()  # (B,)
-        self._bias_error = (b - self._b[: len(b)].to(b.dtype)).abs().amax()  # 0 in full precision
-        self._slack = SPREAD * ROUNDING * spread if self.is_coarse else spread.mul(0.0)  # (B,); NaN stays NaN
+        self.bias_error = (b - self._b[: len(b)].to(b.dtype)).abs().amax()  # 0 in full precision
+        self.slack = SPREAD * ROUNDING * spread if self.is_coarse else spread.mul(0.0)  # (B,); NaN stays NaN
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Activations, weight and bias, as they are multiplied."""
+        return self._x, self._weight, self._b
 
     @staticmethod
     def group_size(n_latents: int, k: int) -> int:
@@ -118,9 +123,9 @@ class Scan:
 
         The bound of a token that is not finite is NaN: nothing is found for it.
         """
-        slack = self._slack[rows]
+        slack = self.slack[rows]
         if self.is_coarse:
-            values = values - slack - 2 * (ROUNDING * values + self._bias_error)
+            values = values - slack - 2 * (ROUNDING * values + self.bias_error)
         return torch.where(slack.isfinite() & values.isfinite(), values.clamp_min(0), torch.nan)
 
     def reaching(self, chunk: Chunk, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +166,7 @@ class Scan:
         """Returns an upper limit of pre-activations seen below the bound, by the largest error."""
         if not self.is_coarse:
             return bound
-        return torch.where(bound > 0, bound * (1 + ROUNDING) + SAFETY * error + self._bias_error, 0.0)
+        return torch.where(bound > 0, bound * (1 + ROUNDING) + SAFETY * error + self.bias_error, 0.0)
 
 
 class Table(NamedTuple):

@@ -39,7 +39,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
     # accelerator
     group = Scan.group_size(len(W), k) if x.device.type == "cpu" else 1
     if group == 1 or not len(x):
-        values, indices = _whole(x, weight, b, k)
+        values, indices = whole(x, weight, b, k)
         return SparseLatents(values.relu_(), Support(indices, len(W)))
     scan = Scan(x, weight, b, group)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -56,7 +56,7 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
     certain = (least >= scan.limit(torch.cat(bounds), table.errors)) & (least >= 0)
     doubtful = (~certain | table.overfull).nonzero().squeeze(1)
     if len(doubtful):
-        values[doubtful], indices[doubtful] = _whole(x[doubtful], weight, b, k)
+        values[doubtful], indices[doubtful] = whole(x[doubtful], weight, b, k)
     return SparseLatents(values.relu_(), Support(indices, len(W)))
 
 
@@ -78,7 +78,7 @@ def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | 
         limit = scan.limit(bound, pairs.errors.amax() if len(pairs.errors) else x.new_zeros(())).amax()
         # a bound of zero leaves out nothing that could be kept
         if not bool((bound > 0).any()) or (n == n_kept and bool(cut >= limit)):
-            return _largest_pairs(pairs, cut, n, len(x), len(W))
+            return largest_pairs(pairs, cut, n, len(x), len(W))
         share *= 2
 
 
@@ -122,7 +122,7 @@ def _candidates(scan: Scan, share: float) -> tuple[Pairs, Tensor]:
     return scan.exact(found, in_order=False), torch.where(bound.isfinite(), bound, 0)
 
 
-def _largest_pairs(pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: int) -> SparseLatents:
+def largest_pairs(pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: int) -> SparseLatents:
     """Returns the n pairs that reach the cut, in order of token; of equal values the first."""
     above, level = pairs.exact > cut, pairs.exact == cut  # (P,)
     kept = (above | (level & (level.cumsum(0) <= n - above.sum()))).nonzero().squeeze(1)
@@ -132,7 +132,7 @@ def _largest_pairs(pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: 
     return SparseLatents(pairs.exact[kept], Support(pairs.latents[kept], n_latents, offsets))
 
 
-def _whole(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def whole(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k largest of all pre-activations of each row, and their indices: (B, K)."""
     on_cpu = x.device.type == "cpu"
     rows = max(1, _WHOLE_BYTES // (len(W) * x.itemsize)) if on_cpu else max(1, len(x))

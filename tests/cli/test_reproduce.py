@@ -125,7 +125,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(folder, capsys):  # noqa: F
     shown = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     shown = {name: value.strip() for name, value in shown.items()}
     assert shown["tokens to train on"] == "640" and shown["steps"] == "20 of 32 tokens"
-    assert int(shown["tokens to read, at most"].replace(",", "")) > 640
+    assert int(shown["tokens to read, about"].replace(",", "")) > 640
     assert shown["dictionaries"].startswith("2 with ") and shown["disk: checkpoints"].startswith("3 x ")
     for name in ("memory: model", "memory: optimizer", "disk: all", "time: activations", "time: training"):
         assert shown[name][0].isdigit()
