@@ -9,10 +9,11 @@ Where it is known how many batches will be taken, the model reads no more text t
 short run shuffles all of its rows at once, and the last refill stops where the run ends.
 """
 
+import contextlib
 import copy
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._plain import as_bytes
+from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._origins import Origins, read_again
 from dictionary_learning.activations._prefetch import ahead
@@ -293,21 +295,11 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             self._order, self._cursor, self._spare, self._reached = order, 0, free, reached
         else:
             self.reader.load_state_dict(self._reached)
-        ended = False
-        room = self.refresh_batch_size * self.ctx_len
-        while len(self._spare) - self._n_filled >= room and not ended and not self._has_enough():
-            rows = self.reader.read(self.refresh_batch_size)
-            if rows is None:
-                ended = True
-                continue
-            slots = self._spare[self._n_filled : self._n_filled + rows.n]
-            for site, storage in self._storage.items():
-                storage.write(slots, rows.activations[site])
-            self._document[slots.cpu()] = rows.document
-            if self._origins:
-                self._origins.add(slots.cpu(), self._reached or {}, rows)
-            n_filled, reached = self._n_filled + rows.n, self.reader.state_dict()
-            self._n_filled, self._reached = n_filled, reached
+        n_free = len(self._spare) - self._n_filled
+        n_wanted = n_free if self._expected is None else min(n_free, self._expected)
+        # the first time is the long one
+        with Progress("filling the buffer", n_wanted, "tokens") if is_first else contextlib.nullcontext() as progress:
+            ended = self._fill(self._storage, progress)
         held = torch.cat([self._order, self._spare[: self._n_filled]])
         generator = torch.Generator()
         generator.set_state(self._generator.get_state())
@@ -317,6 +309,25 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         if is_first:
             met = "%s. A row meets %.1f others of its document in a batch of %d, on average."
             logger.info(met, self.reader.describe_dropped(), self.same_document_partners(), self.out_batch_size)
+
+    def _fill(self, storages: Mapping[Site, Any], progress: Progress | None) -> bool:
+        """Writes rows into the free slots; returns whether the text has ended."""
+        room = self.refresh_batch_size * self.ctx_len
+        while len(self._spare) - self._n_filled >= room and not self._has_enough():
+            rows = self.reader.read(self.refresh_batch_size)
+            if rows is None:
+                return True
+            slots = self._spare[self._n_filled : self._n_filled + rows.n]
+            for site, storage in storages.items():
+                storage.write(slots, rows.activations[site])
+            self._document[slots.cpu()] = rows.document
+            if self._origins:
+                self._origins.add(slots.cpu(), self._reached or {}, rows)
+            n_filled, reached = self._n_filled + rows.n, self.reader.state_dict()
+            self._n_filled, self._reached = n_filled, reached
+            if progress:
+                progress.advance(rows.n)
+        return False
 
     def same_document_partners(self) -> float:
         """Returns how many rows of its own document a row meets in a batch, on average."""
