@@ -81,6 +81,7 @@ def working(place: Place) -> dict[str, list[str]]:
         "info": [str(root / "cache")],
         "convert": [str(root / "dictionary"), str(place.new())],
         "pretrained": ["gemma"],
+        "completion": ["bash"],
         "dashboard": [str(root / "dictionary"), "--model", model, "--data", data, *small[:-2], "--n-tokens", "32",
                       "--save-dir", str(place.new()), "--n-shown", "2", "--map", "pca"],
         "serve": [str(root / "dictionary")],  # it knows no model: a server would not end
@@ -102,7 +103,7 @@ def wrong_words(place: Place) -> Iterator[tuple[str, ...]]:
         "cache": {0: models, 1: files},
         "pretokenize": {0: files}, "convert": {0: saved}, "info": {0: saved[:-1]},
         "reproduce": {0: saved}, "explain": {0: saved}, "export": {0: saved}, "dashboard": {0: saved}, "serve": {0: saved},
-        "sweep": {0: saved}, "benchmark": {0: ["nosuch", "real"]}, "downstream": {0: saved},
+        "sweep": {0: saved}, "completion": {0: ["nosuch"]}, "benchmark": {0: ["nosuch", "real"]}, "downstream": {0: saved},
     }  # fmt: skip
     named = {"model": models, "data": files, "save_dir": [str(root / "text.txt")], "out": [str(root / "text.txt")],
              "cache": saved}  # fmt: skip
@@ -124,7 +125,7 @@ def _wrong_options(command: str, named: dict[str, list[str]]) -> Iterator[tuple[
         if not action.option_strings or isinstance(action, argparse._HelpAction):
             continue
         option, name = action.option_strings[0], action.dest
-        hint = action.metavar or ""
+        hint = action.metavar or ("BOOL" if option in parser.flags else "")
         words = [*named.get(name, []), *_BY_NAME.get(name, [])]
         words += {"INT": ["x", "2.5", "nan", "1e400"], "FLOAT": ["x", "nan", "inf"], "BOOL": ["perhaps"]}.get(hint, [])
         words += ["nosuch"] if "|" in hint else []

@@ -41,6 +41,7 @@ HARMLESS = {
     ("Site", "path"): (_LATER, "''", r"'a\x00b'"),
     ("Site", "index"): (_LATER, str(2**70)),
     ("Site", "call"): (_LATER, str(2**70)),
+    ("benchmark_synthetic", "seeds"): ("a list of seeds", "[3]"),
     ("Site.parse", "text"): (_WHOLE_MODEL, "''"),
     ("config", "site"): (_LATER, "''", "'nothing'", "[]", "'model.layers.9'"),
     ("config", "target_site"): (_LATER, "['x']"),

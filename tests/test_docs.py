@@ -16,6 +16,7 @@ import torch
 import dictionary_learning
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.cli import build_parser
+from dictionary_learning.cli._run_file import file_named_in
 from dictionary_learning.dictionaries import WIRINGS, DictionaryShape
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.trainers import OPTIMIZERS, PENALTIES, SCHEDULES, TRAINERS, RunInfo
@@ -289,4 +290,6 @@ def test_commands_of_the_pages_are_read(line, my_method):
     if "--import" in options:
         at = options.index("--import")
         del options[at : at + 2]  # read before the others, by every command
+    _, options = file_named_in(options) if command != "sweep" else (None, options)
+    options = options[: options.index(">")] if ">" in options else options
     build_parser(command, options).read(options)

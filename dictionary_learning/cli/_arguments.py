@@ -100,7 +100,7 @@ class Parser(argparse.ArgumentParser):
         self.from_file: set[str] = set()
         """The options that a run file gives."""
         if has_help:
-            self.add_argument("-h", "--help", action=_Help, nargs=0, help="Shows this.")
+            self.add_argument("-h", "--help", action=_Help, help="Shows this.")
         for title in TITLES if has_help else ():
             self.group(title)
         for parent in parents:
@@ -117,7 +117,7 @@ class Parser(argparse.ArgumentParser):
         """Adds `--help-all`, without which --help shows only the options that most people need."""
         n_shown = sum(is_essential(action.dest) for action in self._actions if action.option_strings)
         about = f"Shows all {len(self._actions) - n_shown + 1} other options too."
-        self.add_argument("--help-all", action=_Help, nargs=0, help=about)
+        self.add_argument("--help-all", action=_Help, help=about)
 
     def take(self, values: Mapping[str, Any], path: str) -> None:
         """Takes what a run file gives; what the command gives itself goes before it.
@@ -176,7 +176,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}. See: {self.prog} --help")
 
 
-class _Help(argparse.Action):
+class _Help(argparse._HelpAction):
     """Prints the help and ends: of essential options, where --help-all is for the others."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:

@@ -1,6 +1,7 @@
 """`dictionary-learning compare`: which differences between dictionaries are more than chance."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +11,9 @@ from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
     from dictionary_learning.evaluation import Report
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,4 +62,6 @@ class CompareArguments(EvaluateArguments):
                 f"Got the report '{alone[0]}' beside dictionaries without one. Give reports alone, or the folders of "
                 "all dictionaries."
             )
-        return [self.evaluate()]
+        written = self.evaluate()
+        logger.info("The report: %s", written.page)
+        return [written.report]

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning._trained_on import (
@@ -77,10 +77,10 @@ class EvaluateArguments(DataArguments):
     command downstream has more options."""
 
     def run(self) -> None:
-        self.evaluate()
+        self.evaluate().show()
 
-    def evaluate(self) -> "Report":
-        """Evaluates, writes the report and prints its page's path; returns the report."""
+    def evaluate(self) -> "Written":
+        """Evaluates, and writes the report."""
         from dictionary_learning.activations._filters import TokenFilter
         from dictionary_learning.cli._candidates import candidates_of, load_saved
         from dictionary_learning.cli._downstream import labelled
@@ -130,8 +130,26 @@ class EvaluateArguments(DataArguments):
         )
 
 
-def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> "Report":
-    """Adds settings and training history to a report, writes it, and prints its page's path."""
+class Written(NamedTuple):
+    """A report that was written."""
+
+    report: "Report"
+    page: str
+    """The path of its page."""
+    folders: Sequence[str | None]
+    """The folder of each dictionary."""
+
+    def show(self) -> None:
+        """Prints the path of the page, or the main facts as JSON."""
+        found = [
+            {"name": entry.name, "site": entry.site, "folder": folder, "metrics": dict(entry.metrics)}
+            for entry, folder in zip(self.report.dictionaries, self.folders, strict=True)
+        ]
+        write_result({"report": self.page, "dictionaries": found}, [self.page])
+
+
+def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, seconds: Mapping[str, float]) -> Written:
+    """Adds settings and training history to a report, and writes it."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.evaluation.reports._contents import nothing_to_recover
@@ -152,13 +170,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
     title = f"Dictionaries of {shown_name(report.model['name'])}"
     whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
     page = str(write_report(whole, save_dir)["html"])
-    folders = [None if one.folder is None else str(one.folder) for one in saved]
-    found = [
-        {"name": entry.name, "site": entry.site, "folder": folder, "metrics": dict(entry.metrics)}
-        for entry, folder in zip(entries, folders, strict=True)
-    ]
-    write_result({"report": page, "dictionaries": found}, [page])
-    return whole
+    return Written(whole, page, [None if one.folder is None else str(one.folder) for one in saved])
 
 
 def _table(entries: "Sequence[DictionaryReport]", saved: "Sequence[Saved]") -> list[str]:

@@ -230,5 +230,5 @@ def _evaluate(
         token_filter=source.filter,
         norm_limits=source.norm_limits,
     )
-    report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start})
+    report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start}).show()
     logger.info("Pages of their latents: dictionary-learning dashboard %s", save_dir)

@@ -180,8 +180,8 @@ def test_cache_then_info_then_train_then_evaluate(folder, caplog, capsys, monkey
     monkeypatch.chdir(folder)
     assert cache(folder, "--n-tokens", "500", "--dtype", "float32", "--storage-dtype", "bfloat16") == 0
     assert main(["info", str(folder / "cache"), "--verify"]) == 0
-    shown = capsys.readouterr().out
-    assert "500 rows in" in shown and "complete" in shown and "All checksums are right" in shown
+    (shown,) = json.loads(capsys.readouterr().out).values()
+    assert shown["rows"] == 500 and shown["complete"] and "All checksums are right" in caplog.text
     options = ["--n-tokens", "400", "--batch-size", "32", "--device", "cpu", "--expansion-factor", "4", "--k", "3"]
     run = str(folder / "from-cache")
     assert main(["train", "--cache", str(folder / "cache"), "--save-dir", run, *options]) == 0

@@ -81,8 +81,9 @@ def test_without_scores_only_words_are_asked_for(store, monkeypatch):
 
 def test_info_says_what_a_store_holds_and_whether_it_is_whole(store, capsys, caplog, tmp_path):
     assert main(["info", str(store), "--verify"]) == 0
-    said = capsys.readouterr().out
-    assert "one: AutoEncoderTopK of 24 latents at model.layers.1:out" in said and "All checksums are right" in said
+    (said,) = json.loads(capsys.readouterr().out).values()
+    assert said["dictionaries"]["one"] == {"class": "AutoEncoderTopK", "dict_size": 24, "site": "model.layers.1:out"}
+    assert "All checksums are right" in caplog.text
     shutil.copytree(store, tmp_path / "copy")
     path = tmp_path / "copy" / "1" / "statistics.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")

@@ -390,7 +390,7 @@ def test_markdown_holds_no_tag_image_or_link_of_a_name(report: dict[str, Any]) -
     report["seconds"] = {name: 1.0}
     text = RENDERERS["markdown"](report)
     assert not re.findall(r"<(?!/?code>|x, x_hat>)", text), text
-    assert "](" not in text.replace("\\[d](", "")
+    assert not re.findall(r"(?<!\\)\](?=\()", text)
     (row,) = [line for line in text.splitlines() if "<code>" in line]
     (shown,) = re.findall(r"<code>(.*?)</code>", row)
     assert html.unescape(shown) == name and not set("<>|*[]`") & set(shown)
