@@ -33,7 +33,7 @@ if not RUN.exists():  # a notebook starts in its own folder
 session = load_session(RUN)
 model = session.model
 name, dictionary = next(iter(session.dictionaries.items()))
-print(f"{model.name}: '{name}' has {dictionary.dict_size:,} latents at {dictionary.info.sites[0]}")
+print(f"{Path(model.name).name}: '{name}' has {dictionary.dict_size:,} latents at {dictionary.info.sites[0]}")
 
 # %% [markdown]
 # ## Find

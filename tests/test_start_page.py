@@ -64,7 +64,7 @@ def small(monkeypatch):
     real = dictionary_learning.list_pretrained
 
     def listed(**wanted: str) -> list[Any]:
-        (release,) = real(**wanted)
+        release = real(**wanted)[0]
 
         def load(site: str) -> AutoEncoder:
             assert site in release.sites and release.model == "gpt2-small"

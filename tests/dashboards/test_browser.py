@@ -210,6 +210,7 @@ def test_latent_that_is_not_there_is_said_beside_one_that_is(opened):
         ("decimal(null)", "—"),
         ("percent(1)", "100%"),
         ("percent(0.02)", "2.00%"),
+        ("[-5, -4, -1, 0].map((log) => plainPercent(10 ** log))", ["0.001%", "0.01%", "10%", "100%"]),
         ("ticks([0, 0.5, 1], 0.5)", ["0.0", "0.5", "1.0"]),
         ("ticks([0, 0.25, 0.5], 0.25)", ["0.00", "0.25", "0.50"]),
         ("ticks([0, 2, 4], 2)", ["0", "2", "4"]),

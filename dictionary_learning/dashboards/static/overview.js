@@ -28,5 +28,5 @@ function densities(alive) {
   const low = Math.floor(logs.reduce((least, log) => Math.min(least, log), -0.5));
   const counts = new Array(BINS).fill(0);
   for (const log of logs) counts[Math.min(BINS - 1, Math.floor((BINS * (log - low)) / -low))]++;
-  return histogram(counts, low, 0, { label: "Densities", of: "latents", height: 170, steps: [1], tick: (log) => percent(10 ** log) });
+  return histogram(counts, low, 0, { label: "Densities", of: "latents", height: 170, steps: [1], tick: (log) => plainPercent(10 ** log) });
 }

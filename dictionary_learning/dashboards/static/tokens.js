@@ -50,6 +50,11 @@ function percent(share) {
   return `${decimal(100 * share)}%`;
 }
 
+/** Returns a share without zeros at its end, as an axis has it: 0.01%. */
+function plainPercent(share) {
+  return `${Number((100 * share).toPrecision(3))}%`;
+}
+
 function count(n) {
   return n.toLocaleString("en-US");
 }
