@@ -260,5 +260,5 @@ def _means(columns: Sequence[Sequence[_Figures]]) -> list[Scored]:
                 for name in first.values
                 if all(name in row.values for row in rows)
             }
-            found.append(_Figures(*key, values, sum(row.n for row in rows)).scored())
+            found.append(_Figures(first.name, first.role, first.k, values, sum(row.n for row in rows)).scored())
     return found
