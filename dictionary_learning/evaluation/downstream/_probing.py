@@ -80,7 +80,8 @@ class _Figures:
     """Figures of one probe or a mean of several, with those of each resample."""
 
     def __init__(self, name: str, role: Role, k: int | None, values: dict[str, Tensor], n: int):
-        self.name, self.role, self.k, self.values, self.n = name, role, k, values, n
+        self.name, self.k, self.values, self.n = name, k, values, n
+        self.role: Role = role
         self.latents: dict[str, list[int]] | None = None
 
     def scored(self) -> Scored:
