@@ -40,7 +40,7 @@ class DisentanglingConfig(BaseConfig):
 
     ns: tuple[int, ...] = (5, 20, 100)
     """Numbers of latents."""
-    n_pairs: int = setting(100, at_least=2)
+    n_pairs: int = setting(60, at_least=2)
     """Pairs of entities that differ in all attributes."""
     random: bool = True
     """Whether a random dictionary of the same shape and L0, and principal components, are tried."""
