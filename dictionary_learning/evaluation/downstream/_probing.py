@@ -200,7 +200,7 @@ def _figures(
 
 
 def _rows(pooled: Pooled, name: str) -> np.ndarray:
-    return pooled.latents[name].double().numpy()
+    return pooled.latents[name].numpy()  # in float32: they are many, and only k of them are fitted
 
 
 def _at_ks(
@@ -232,6 +232,7 @@ def _at_ks(
 def _probe(
     x: np.ndarray, problem: Problem, split: Split, config: ProbingConfig, weights: Tensor
 ) -> Mapping[str, Tensor]:
+    x = x.astype(np.float64)
     probe = fit_probe(x[problem.train], problem.truth[problem.train], config.strengths)
     own = weights[:, torch.from_numpy(problem.test) - split.n_train]
     return figures_of(probe.scores(x[problem.test]), problem.truth[problem.test], own)
