@@ -1,7 +1,6 @@
 """Feature absorption of the first letter of words, with a model's own vocabulary."""
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -24,8 +23,6 @@ from dictionary_learning.evaluation.downstream._records import AbsorptionEntry, 
 from dictionary_learning.evaluation.downstream._words import letter_prefix, words_of
 from dictionary_learning.latents import to_dense
 from dictionary_learning.models import TracedModel, load_model
-
-logger = logging.getLogger(__name__)
 
 _TEST_SHARE = 0.2
 _SMALL = 1_000_000_000
