@@ -67,8 +67,9 @@ class DownstreamArguments(CommandArguments):
     that is there gets a section."""
     ks: tuple[int, ...] = (1, 2, 5, 16)
     """Numbers of latents of a probe."""
-    ns: tuple[int, ...] = (2, 5, 10, 20, 50, 100)
-    """Numbers of latents that are ablated or changed."""
+    ns: tuple[int, ...] = ()
+    """Numbers of latents that are ablated or changed; by default 2 5 10 20 50 100, and 5 20 100 for
+    disentangling, which runs the model for each."""
     pooling: Literal["mean", "max", "last"] = "mean"
     """What stands for a text in probing: the mean, largest or last of its tokens."""
     ranking: Literal["mean_difference", "f_statistic", "l1"] = "mean_difference"
@@ -103,7 +104,7 @@ class DownstreamArguments(CommandArguments):
             raise ConfigError(
                 f"--tasks {wants[0]} needs labelled texts. Give --data tasks.csv, or --data {_SAE_PROBES}."
             )
-        for option, given in (("--ks", self.ks), ("--ns", self.ns)):
+        for option, given in (("--ks", self.ks), ("--ns", self.ns or (1,))):
             if not given or min(given) < 1:
                 raise ConfigError(f"Got {option} {' '.join(map(str, given))}; give numbers from 1.")
 
@@ -202,9 +203,13 @@ def _absorption(given: DownstreamArguments, model: Any, candidates: Any, tasks: 
 def _perturbing(given: DownstreamArguments) -> Any:
     from dictionary_learning.evaluation.downstream import PerturbationConfig
 
-    return PerturbationConfig(
-        **given.options("ns", "n_train", "n_test", "ctx_len", "batch_size", "n_resamples", "seed")
-    )
+    names = ("n_train", "n_test", "ctx_len", "batch_size", "n_resamples", "seed", *_ns(given))
+    return PerturbationConfig(**given.options(*names))
+
+
+def _ns(given: DownstreamArguments) -> list[str]:
+    """Returns the option of the numbers of latents, if it was given."""
+    return ["ns"] if given.ns else []
 
 
 def _perturbation(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any, saved: Any) -> Any:
@@ -229,7 +234,7 @@ def _removal(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any
 def _disentangling(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any, saved: Any) -> Any:
     from dictionary_learning.evaluation.downstream import DisentanglingConfig, disentangle_attributes
 
-    config = DisentanglingConfig(**given.options("ns", "batch_size", "n_resamples", "seed"))
+    config = DisentanglingConfig(**given.options("batch_size", "n_resamples", "seed", *_ns(given)))
     return disentangle_attributes(model, candidates, config=config)
 
 

@@ -1,7 +1,6 @@
 """Feature absorption of the first letter of words, with a model's own vocabulary."""
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,20 +11,18 @@ from torch import Tensor
 from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.config import BaseConfig, setting
-from dictionary_learning.dictionaries import Coder
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
 from dictionary_learning.evaluation.downstream._absorbed import absorbed
 from dictionary_learning.evaluation.downstream._baselines import RANDOM, random_like
+from dictionary_learning.evaluation.downstream._directions import check_decoder, directions_of
 from dictionary_learning.evaluation.downstream._letters import Letter, letters_told, main_latents
 from dictionary_learning.evaluation.downstream._ranking import RANKINGS
 from dictionary_learning.evaluation.downstream._records import AbsorptionEntry, AbsorptionReport, LetterReport, Role
 from dictionary_learning.evaluation.downstream._words import letter_prefix, words_of
 from dictionary_learning.latents import to_dense
 from dictionary_learning.models import TracedModel, load_model
-
-logger = logging.getLogger(__name__)
 
 _TEST_SHARE = 0.2
 _SMALL = 1_000_000_000
@@ -129,16 +126,6 @@ def feature_absorption(
     )  # fmt: skip
 
 
-def check_decoder(one: PlacedCandidate) -> None:
-    """Raises ConfigError unless a dictionary adds a direction for each latent to what it reads."""
-    coder = one.dictionary
-    if one.reads != one.writes or not isinstance(coder, Coder) or coder.W_skip is not None or coder.reads_contexts:
-        raise ConfigError(
-            f"'{one.name}' is a {type(coder).__name__}; this measure needs an autoencoder with one direction "
-            "for each latent, at the site that it reads. Leave it out."
-        )
-
-
 def _prompts(
     model: TracedModel, words: Sequence[str] | None, config: AbsorptionConfig
 ) -> tuple[Tensor, list[str], np.ndarray]:
@@ -185,7 +172,7 @@ def _entry(
     """Returns the figures of a dictionary."""
     dictionary = one.dictionary
     latents = to_dense(dictionary.reconstruct(x.to(dictionary.device, dictionary.dtype)).latents).float().cpu()
-    decoder = dictionary.W_dec.detach().float().cpu()  # pyright: ignore[reportAttributeAccessIssue]  # checked before
+    decoder = directions_of(dictionary)
     values = latents.double().numpy()
     reports: list[LetterReport] = []
     resampled: dict[str, list[Tensor]] = {"rate": [], "fraction": []}

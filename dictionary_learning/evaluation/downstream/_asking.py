@@ -26,7 +26,8 @@ class Asked(NamedTuple):
 
     def of(self, rows: Tensor) -> "Asked":
         """Returns the prompts of some entities."""
-        return Asked(*(part[rows] for part in self[:5]), self.choices)
+        ids, mask, place, end, answer = (part[rows] for part in self[:5])
+        return Asked(ids, mask, place, end, answer, self.choices)
 
 
 def ask(model: TracedModel, given: Entities, attribute: str) -> Asked:

@@ -35,7 +35,8 @@ def random_dictionaries(
         n_tokens += n
         for number, one in enumerate(placed):
             x = inputs_of(one, batch.values, one.reads)
-            sums[number] += float(l0(one.dictionary.reconstruct_contexts(x, batch.lengths).latents)) * n
+            made = one.dictionary.reconstruct_contexts(x, batch.lengths.to(one.dictionary.device))
+            sums[number] += float(l0(made.latents)) * n
             totals[number] = totals[number] + x.float().sum(0)
     found: list[PlacedCandidate] = []
     taken = {one.name for one in placed}

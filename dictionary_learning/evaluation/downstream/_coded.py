@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from dictionary_learning.evaluation._candidates import PlacedCandidate
 from dictionary_learning.evaluation.downstream._baselines import random_dictionaries
+from dictionary_learning.evaluation.downstream._directions import directions_of
 from dictionary_learning.evaluation.downstream._pooling import TextReader, pool_texts
 from dictionary_learning.evaluation.downstream._records import Role
 
@@ -47,7 +48,7 @@ def coded_texts(
             )
         for one in (each for each in (*others, *placed) if each.reads == reads):
             role: Role = "random" if one in others else "dictionary"
-            decoder = one.dictionary.W_dec.detach().double().cpu().numpy()  # pyright: ignore[reportAttributeAccessIssue]
+            decoder = directions_of(one.dictionary).double().numpy()
             found.append(Coded(one.name, role, x, pooled.latents[one.name].double().numpy(), decoder))
     return found
 

@@ -20,9 +20,9 @@ from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place
-from dictionary_learning.evaluation.downstream._absorption import check_decoder
 from dictionary_learning.evaluation.downstream._asking import Asked, answers, ask, at_entities
 from dictionary_learning.evaluation.downstream._baselines import random_like
+from dictionary_learning.evaluation.downstream._directions import check_decoder, directions_of
 from dictionary_learning.evaluation.downstream._entities import EntitiesLike, as_entities
 from dictionary_learning.evaluation.downstream._ranking import best_columns
 from dictionary_learning.evaluation.downstream._records import DisentanglingReport, Role, Scored
@@ -40,7 +40,7 @@ class DisentanglingConfig(BaseConfig):
 
     ns: tuple[int, ...] = (5, 20, 100)
     """Numbers of latents."""
-    n_pairs: int = setting(100, at_least=2)
+    n_pairs: int = setting(60, at_least=2)
     """Pairs of entities that differ in all attributes."""
     random: bool = True
     """Whether a random dictionary of the same shape and L0, and principal components, are tried."""
@@ -154,9 +154,8 @@ def _views(placed: Sequence[PlacedCandidate], x: Mapping[str, Tensor], config: D
 
 
 def _view(name: str, role: Role, one: PlacedCandidate, x: Mapping[str, Tensor]) -> _View:
-    decoder: Any = one.dictionary.W_dec
     latents = {key: to_dense(_latents(one, rows)).float().cpu() for key, rows in x.items()}
-    return _View(name, role, latents, decoder.detach().float().cpu())
+    return _View(name, role, latents, directions_of(one.dictionary))
 
 
 def _latents(one: PlacedCandidate, x: Tensor) -> Any:

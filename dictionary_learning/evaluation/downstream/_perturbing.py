@@ -18,8 +18,8 @@ from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
-from dictionary_learning.evaluation.downstream._absorption import check_decoder
 from dictionary_learning.evaluation.downstream._coded import Coded, coded_texts, effects, strongest
+from dictionary_learning.evaluation.downstream._directions import check_decoder
 from dictionary_learning.evaluation.downstream._logistic import LinearProbe, fit_probe
 from dictionary_learning.evaluation.downstream._pooling import TextReader
 from dictionary_learning.evaluation.downstream._records import AblationScoresReport, Scored

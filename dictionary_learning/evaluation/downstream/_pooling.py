@@ -1,7 +1,6 @@
 """Texts as one row each: of activations, and of the latents of dictionaries."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -15,8 +14,6 @@ from dictionary_learning.interventions._inputs import as_tokens, ordinary, speci
 from dictionary_learning.latents import Latents, to_dense
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
-
-logger = logging.getLogger(__name__)
 
 Pooling: TypeAlias = Literal["mean", "max", "last"]
 Reads: TypeAlias = tuple[Site, ...]
@@ -58,10 +55,6 @@ class TextReader:
         self.ctx_len = min(ctx_len, model.longest_context or ctx_len)
         self.keeps_end = keeps_end
 
-    def batches(self, texts: Sequence[str]) -> "list[TextBatch]":
-        """Returns all texts at once; see `stream`."""
-        return list(self.stream(texts))
-
     def tokens(self, texts: Sequence[str]) -> tuple[list[Int[Tensor, "ctx"]], int]:
         """Returns the ids of each text, and how many texts were cut."""
         found: list[Tensor] = []
@@ -76,7 +69,7 @@ class TextReader:
             found.append(ids)
         return found, n_cut
 
-    def stream(self, texts: Sequence[str], tokens: Sequence[Tensor] | None = None):
+    def stream(self, texts: Sequence[str], tokens: Sequence[Tensor] | None = None) -> Iterator[TextBatch]:
         """Yields batches of texts of similar length.
 
         Raises:
@@ -119,7 +112,8 @@ def pool_texts(reader: TextReader, coders: Sequence[PlacedCandidate], texts: Seq
             rows = pool_rows(x, batch.lengths, pooling)
             inputs.setdefault(reads, torch.zeros(len(texts), x.shape[-1]))[index] = rows.cpu()
         for one in coders:
-            made = one.dictionary.reconstruct_contexts(inputs_of(one, batch.values, one.reads), batch.lengths)
+            lengths = batch.lengths.to(one.dictionary.device)
+            made = one.dictionary.reconstruct_contexts(inputs_of(one, batch.values, one.reads), lengths)
             rows = pool_rows(made.latents, batch.lengths, pooling)
             held = latents.setdefault(one.name, torch.zeros(len(texts), one.dictionary.dict_size))
             held[index] = rows.float().cpu()

@@ -80,7 +80,8 @@ class _Figures:
     """Figures of one probe or a mean of several, with those of each resample."""
 
     def __init__(self, name: str, role: Role, k: int | None, values: dict[str, Tensor], n: int):
-        self.name, self.role, self.k, self.values, self.n = name, role, k, values, n
+        self.name, self.k, self.values, self.n = name, k, values, n
+        self.role: Role = role
         self.latents: dict[str, list[int]] | None = None
 
     def scored(self) -> Scored:
@@ -199,7 +200,7 @@ def _figures(
 
 
 def _rows(pooled: Pooled, name: str) -> np.ndarray:
-    return pooled.latents[name].double().numpy()
+    return pooled.latents[name].numpy()  # in float32: they are many, and only k of them are fitted
 
 
 def _at_ks(
@@ -231,6 +232,7 @@ def _at_ks(
 def _probe(
     x: np.ndarray, problem: Problem, split: Split, config: ProbingConfig, weights: Tensor
 ) -> Mapping[str, Tensor]:
+    x = x.astype(np.float64)
     probe = fit_probe(x[problem.train], problem.truth[problem.train], config.strengths)
     own = weights[:, torch.from_numpy(problem.test) - split.n_train]
     return figures_of(probe.scores(x[problem.test]), problem.truth[problem.test], own)
@@ -260,5 +262,5 @@ def _means(columns: Sequence[Sequence[_Figures]]) -> list[Scored]:
                 for name in first.values
                 if all(name in row.values for row in rows)
             }
-            found.append(_Figures(*key, values, sum(row.n for row in rows)).scored())
+            found.append(_Figures(first.name, first.role, first.k, values, sum(row.n for row in rows)).scored())
     return found
