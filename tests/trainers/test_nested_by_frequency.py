@@ -106,6 +106,6 @@ def test_it_finds_known_features_more_purely_than_batch_top_k():
     )
     known = SyntheticActivations(features)
     configs = [{"trainer": name, "k": 4, "dict_size": 64} for name in ("batch_top_k", "nested_by_frequency")]
-    found = ground_truths(trainSAE(known, configs, 250, progress=False, device="cpu"), known, n_tokens=4000)
+    found = ground_truths(trainSAE(known, configs, 150, progress=False, device="cpu"), known, n_tokens=2000)
     plain, nested = found
     assert nested.f1 > plain.f1 + 0.05 and nested.mcc > plain.mcc, found
