@@ -175,7 +175,7 @@ def resumable(folder, placement, stops=None):
     return [dict(one.state_dict()) for one in trained]
 
 
-STOPS = {"data": 1, "dictionary": 0}
+STOPS = {"data": 1, "dictionary": 0, "latent": 2}
 """For each placement, the rank that is told to stop."""
 
 
