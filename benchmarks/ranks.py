@@ -87,7 +87,9 @@ def main() -> None:
     known = parser.parse_args()
     write = sys.stdout.write
     write(f"{DIM} wide, {known.dict_size:,} latents, k {K}, {known.tokens:,} tokens in a step\n\n")
-    write("| processes | placement | dictionaries | sent, measured | sent, predicted | step |\n|---|---|---|---|---|---|\n")
+    write(
+        "| processes | placement | dictionaries | sent, measured | sent, predicted | step |\n|---|---|---|---|---|---|\n"
+    )
     context = torch.multiprocessing.get_context("spawn")
     for n in known.processes:
         with socket.socket() as found:
