@@ -4,8 +4,8 @@ writes pages of their latents.
 At most 5 minutes on 2 cores without a GPU, after the download of the model (93 MB). To expect, on
 held-out text: see the table in docs/demo.md. Afterwards demo/interpret.py takes a latent apart.
 
-    python demo/demo.py [--model NAME] [--data NAME] [--save-dir FOLDER] [options of
-    dictionary-learning train]
+    python demo/demo.py [--model NAME] [--data NAME] [--save-dir FOLDER] [--without-pages]
+        [options of dictionary-learning train]
 """
 
 import argparse
@@ -39,6 +39,7 @@ def demo() -> int:
     parser.add_argument("--data", help="text instead of the State of the Union addresses")
     parser.add_argument("--sites", nargs="+", help="sites to train on")
     parser.add_argument("--save-dir", default="runs/demo", help="where the results go")
+    parser.add_argument("--without-pages", action="store_true", help="end with the report")
     known, rest = parser.parse_known_args()
     sites = known.sites or ([RESIDUAL, MLP] if known.model is None else [])
     model, data = known.model or str(fetch_model()), known.data or str(HERE / "sotu.jsonl.zst")
@@ -54,7 +55,7 @@ def demo() -> int:
             *rest,
         ]
     )
-    if failed or "--dry-run" in rest:
+    if failed or known.without_pages or "--dry-run" in rest:
         return failed
     run = Path(known.save_dir)
     n_sites = len(sites) or 1

@@ -4,15 +4,19 @@ Sums over tokens are formed in another order, so that weights differ in rounding
 steps make visible: their size does not depend on that of a gradient.
 """
 
+import functools
+
 import pytest
 import torch
 
 from dictionary_learning import trainSAE
 from dictionary_learning.dictionaries import WIRINGS
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import TRAINERS
 from tests.contracts.test_trainers import has
 from tests.contracts.test_wirings import REFUSED, batches, config
 from tests.parallel.ranks import results
+from tests.parallel.threads import run_threads
 
 STEPS, N, SIZE = 8, 64, 2
 TOLERANCE = 1e-3
@@ -63,25 +67,36 @@ def trained(name: str, parts: int, placement: str = "data"):
             pass
 
     (dictionary,) = trainSAE(
-        data, asked, STEPS, progress=False, device="cpu", log_steps=1, loggers=[Figures()], placement=placement,
-        activations_split_by_head=wiring == "heads",
+        data, asked, STEPS, progress=False, device="cpu", log_steps=1, loggers=[Figures()],
+        placement="latent" if placement == "mesh" else placement,
+        activations_split_by_head=wiring == "heads", latent_ranks=2 if placement == "mesh" else None,
     )  # fmt: skip
     return dict(dictionary.state_dict()), figures
 
 
-def all_trained(names):
-    return {name: trained(name, SIZE) for name in names}
+UNDIVIDED = ("group_max", "matching_pursuit", "resampled")
+"""What needs all latents in one place."""
+RUNS = [(name, "data") for name in CASES] + [(name, "latent") for name in CASES if name.split()[0] not in UNDIVIDED]
+
+
+def all_trained(runs, parts):
+    return {(name, placement): trained(name, parts, placement) for name, placement in runs}
 
 
 @pytest.fixture(scope="module")
 def spread():
-    return results(SIZE, all_trained, list(CASES))
+    return results(SIZE, all_trained, RUNS, SIZE)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_two_ranks_equal_one_process_with_twice_the_batch(spread, name):
-    (first, figures), (second, silent) = (of_rank[name] for of_rank in spread)
-    alone, expected = trained(name, 1)
+@functools.cache
+def alone_trained(name):
+    return trained(name, 1)
+
+
+@pytest.mark.parametrize(("name", "placement"), RUNS)
+def test_two_ranks_equal_one_process_with_twice_the_batch(spread, name, placement):
+    (first, figures), (second, silent) = (of_rank[name, placement] for of_rank in spread)
+    alone, expected = alone_trained(name)
     assert all(torch.equal(first[key], second[key]) for key in first)
     for key, value in alone.items():
         assert float((first[key] - value).norm()) <= TOLERANCE * float(value.norm()) + 1e-6, key
@@ -92,3 +107,35 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(spread, name):
     for (_, found), (_, wanted) in zip(figures, expected, strict=True):
         ((_, found),), ((_, wanted),) = found.items(), wanted.items()
         assert found == pytest.approx(wanted, rel=5e-3, abs=1e-4)
+
+
+ON_FOUR = [(name, "latent") for name in CASES if name.split()[0] not in UNDIVIDED and "autoencoder" in name] + [
+    ("top_k cross_layer_transcoder", "latent"), ("jump_relu crosscoder", "latent"), ("batch_top_k heads", "latent"),
+    ("top_k autoencoder", "mesh"), ("batch_top_k autoencoder", "mesh"), ("standard crosscoder", "mesh"),
+]  # fmt: skip
+"""Every method on latents in four slices, which are of unequal size and more than some have dead; and
+two slices for each of two halves of the tokens."""
+
+
+@pytest.fixture(scope="module")
+def four():
+    return results(4, all_trained, ON_FOUR, 4)
+
+
+@pytest.mark.parametrize(("name", "placement"), ON_FOUR)
+def test_four_ranks_with_slices_of_the_latents_equal_one_process(four, name, placement):
+    alone, expected = alone_trained(name)
+    for of_rank in four:
+        for key, value in alone.items():
+            found = of_rank[name, placement][0][key]
+            assert float((found - value).norm()) <= TOLERANCE * float(value.norm()) + 1e-6, key
+    figures = four[0][name, placement][1]
+    for (_, found), (_, wanted) in zip(figures, expected, strict=True):
+        ((_, found),), ((_, wanted),) = found.items(), wanted.items()
+        assert found == pytest.approx(wanted, rel=5e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["group_max autoencoder", "matching_pursuit autoencoder", "resampled"])
+def test_what_needs_all_latents_is_refused_by_name(name):
+    with pytest.raises(ConfigError, match="placement='latent'.*(GroupMaxTrainer|MatchingPursuit|Resampling).*Use"):
+        run_threads(2, lambda: trained(name, 2, "latent"))

@@ -68,7 +68,7 @@ def sent():
     """Returns bytes of floats in all-reduces of a step, and those of activations that are gathered."""
     from dictionary_learning import trainSAE
 
-    found = {"data": 0, "dictionary": 0}
+    found = {"data": 0, "dictionary": 0, "latent": 0}
     reduce, gather = dist.all_reduce, dist.all_gather
     for placement in found:
 
@@ -131,7 +131,7 @@ def test_what_rank_zero_refuses_is_raised_on_all(told):
     assert all(one.startswith("RankError: Rank 0 ended the run: Got placement='dictionary'") for one in others)
 
 
-@pytest.mark.parametrize("placement", ["data", "dictionary"])
+@pytest.mark.parametrize("placement", ["data", "dictionary", "latent"])
 def test_bytes_that_are_sent_are_those_of_the_model(told, placement):
     sizes = [Sizes(32, 32, 2048, 4)] * N_RANKS
     (cost,) = (c for c in costs(sizes, 512 * N_RANKS, N_RANKS, 32 * 4) if c.placement == placement)
@@ -141,7 +141,10 @@ def test_bytes_that_are_sent_are_those_of_the_model(told, placement):
 def test_costs_grow_where_they_must():
     wide, narrow = Sizes(2304, 2304, 2**20, 64), Sizes(2304, 2304, 2**14, 64)
     one_wide = costs([wide], 32_768, 8, 2304 * 2)
-    assert one_wide[0].placement == "data"  # seven of eight ranks would have no dictionary
+    # seven of eight ranks would have no dictionary, or all would send gradients
+    assert [cost.placement for cost in one_wide] == ["latent", "data", "dictionary"]
+    largest = costs([wide._replace(dict_size=2**24)], 32_768, 64, 2304 * 2, memory=140 * 10**9)
+    assert largest[0].placement == "latent" and largest[0].memory < 140 * 10**9 < min(c.memory for c in largest[1:])
     assert costs([narrow] * 8, 32_768, 8, 8 * 2304 * 2)[0].placement == "dictionary"
     by_name = {cost.placement: cost for cost in costs([narrow] * 8, 32_768, 8, 8 * 2304 * 2)}
     assert by_name["data"].memory > 4 * by_name["dictionary"].memory
@@ -156,7 +159,7 @@ def test_plan_shows_what_auto_would_take(tmp_path, capsys):
     title, _, *lines = capsys.readouterr().out.splitlines()
     assert title == "6 dictionaries at 3 sites, steps of 32,768 tokens"
     assert [line.split()[:2] for line in lines[:1]] == [["1", "none"]]
-    assert sorted(line.split()[1] for line in lines[1:]) == ["data", "dictionary"]
+    assert sorted(line.split()[1] for line in lines[1:]) == ["data", "dictionary", "latent"]
     assert main(["plan", str(tmp_path / "model"), "--dict-size", "none"]) == 2
 
 

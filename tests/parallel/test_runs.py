@@ -87,6 +87,28 @@ def broken(kind):
     return dict(trained.state_dict()), figures
 
 
+PLACED = ("data", "dictionary", "latent")
+
+
+def evaluated(folder, placement, parts=2):
+    """Returns the figures of a run that is evaluated while it trains, and what is kept as the best."""
+    figures = []
+
+    class Figures:
+        def log(self, values, step, tokens):
+            pass
+
+        def log_evaluation(self, evaluated, step, tokens):
+            figures.append((step, tokens, {name: one.figures for name, one in evaluated.items()}))
+
+        def close(self):
+            pass
+
+    options = {"evaluate_every": 3, "save_best": "fvu", "evaluation_data": planted(1, 2, 256), "save_dir": folder}
+    trainSAE(planted(parts), CONFIGS[::2], 6, loggers=[Figures()], placement=placement, **options, **OWN)
+    return figures
+
+
 def scenarios(folder):
     """Runs what needs two ranks, in one pair of processes."""
     logging.disable(logging.WARNING)
@@ -96,6 +118,7 @@ def scenarios(folder):
         "dictionaries": of_dictionaries(folder),
         "nan": broken("part"),
         "all nan": broken("whole"),
+        "evaluated": {placement: evaluated(folder / placement, placement) for placement in PLACED},
     }
 
 
@@ -175,7 +198,21 @@ def resumable(folder, placement, stops=None):
     return [dict(one.state_dict()) for one in trained]
 
 
-STOPS = {"data": 1, "dictionary": 0}
+@pytest.mark.parametrize("placement", PLACED)
+def test_an_evaluation_while_several_ranks_train_is_that_of_one_process(two, folder, placement, tmp_path):
+    alone = evaluated(tmp_path, "auto", parts=1)
+    (found, silent) = (of_rank["evaluated"][placement] for of_rank in two)
+    assert not silent and [one[:2] for one in found] == [one[:2] for one in alone] == [(3, 192), (6, 384)]
+    for (*_, by_name), (*_, wanted) in zip(found, alone, strict=True):
+        assert by_name.keys() == wanted.keys() and len(by_name) == 2
+        for name, figures in wanted.items():
+            assert by_name[name] == pytest.approx(figures, rel=2e-3, abs=1e-5)
+    best = load_dictionary(folder / placement / "trainer_1" / "best").state_dict()
+    for name, value in load_dictionary(tmp_path / "trainer_1" / "best").state_dict().items():
+        assert float((best[name] - value).norm()) <= 1e-3 * float(value.norm()) + 1e-6
+
+
+STOPS = {"data": 1, "dictionary": 0, "latent": 2}
 """For each placement, the rank that is told to stop."""
 
 
