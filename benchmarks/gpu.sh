@@ -6,6 +6,7 @@
 # Needs a Python ($PYTHON, python3) with PyTorch for CUDA and Triton. WHEELS is a folder of wheels for a machine without
 # a package index: *.whl what this package needs and lacks there, sparsify/*.whl and dl/*.whl the peers.
 # $PARTS names what is run: "ops cuda step job".
+# Without a GPU all of it runs in small on the CPU, by Triton's interpreter: to know that the script works.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -13,7 +14,14 @@ PARTS=${PARTS:-ops cuda step job}
 WHEELS=${1:-}
 SITE=$(mktemp -d)
 trap 'rm -rf "$SITE"' EXIT
-export PYTHONPATH=$SITE/own:$PWD PYTHONUNBUFFERED=1 PEERS=${PEERS:-$SITE/peers} TEST_DEVICE=${TEST_DEVICE:-cuda}
+export PYTHONPATH=$SITE/own:$PWD PYTHONUNBUFFERED=1 PEERS=${PEERS:-$SITE/peers}
+OPS_TESTS=tests/ops JOB=
+if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    export TEST_DEVICE=${TEST_DEVICE:-cuda}
+else
+    export TEST_DEVICE=cpu TRITON_INTERPRET=1
+    OPS_TESTS=tests/ops/test_triton.py JOB="--tokens 8192 --batch 512"
+fi
 put() { "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --disable-pip-version-check --target "$1" "${@:2}"; }
 
 if [ -n "$WHEELS" ]; then
@@ -32,10 +40,10 @@ failed=0
 for part in $PARTS; do
     start=$SECONDS
     case $part in
-        ops) timeout 150 "$PYTHON" -m pytest -q -n 8 -p no:cacheprovider -p no:benchmark tests/ops ;;
+        ops) timeout 150 "$PYTHON" -m pytest -q -n 8 -p no:cacheprovider -p no:benchmark $OPS_TESTS ;;
         cuda) timeout 200 "$PYTHON" -m pytest -q -n 8 -p no:cacheprovider -p no:benchmark tests/test_cuda.py ;;
         step) timeout 240 "$PYTHON" benchmarks/step_cuda.py ;;
-        job) timeout 120 "$PYTHON" benchmarks/job_cuda.py ;;
+        job) timeout 120 "$PYTHON" benchmarks/job_cuda.py $JOB ;;
     esac || { failed=1; echo "gpu.sh: $part failed"; }
     echo "gpu.sh: $part took $((SECONDS - start)) s"
 done

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import torch
 
 from dictionary_learning._plain import as_bytes
 from dictionary_learning.errors import ConfigError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Instructions for products of bfloat16 in /proc/cpuinfo: x86 with AVX-512 or AMX, Arm."""
@@ -145,6 +151,16 @@ def free_memory(device: torch.device) -> int | None:
         return int(lines["MemAvailable"].split()[0]) * 1024 + own
     except (OSError, KeyError, ValueError):
         return None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Returns the most bytes that this process has held on a device so far; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or resource is None:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> None:

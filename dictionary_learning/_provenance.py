@@ -19,7 +19,7 @@ import torch
 
 from dictionary_learning import ops
 from dictionary_learning._disk import sha256_of, write_atomically, write_json
-from dictionary_learning._hardware import describe_hardware
+from dictionary_learning._hardware import describe_hardware, peak_memory
 from dictionary_learning._model_set import ModelSet
 from dictionary_learning._plain import to_plain
 from dictionary_learning._run_folder import COMMAND, OPTIONS, RUN_FILE
@@ -112,6 +112,7 @@ class RunRecord:
             return
         end = {"end": _now(), "last_step": self.step, "outcome": "finished" if kind is None else kind.__name__}
         self._session.update(end)
+        self._session["peak_memory"] = peak_memory(self._device)
         try:
             run = self._describe()  # counts of what was read are final now
             run.pop("contents")

@@ -14,10 +14,10 @@ from torch import Tensor
 from dictionary_learning._best import Best, criterion
 from dictionary_learning._border import checked
 from dictionary_learning._estimate import check_room, estimate_run
-from dictionary_learning._hardware import as_device, keep_freed_memory
+from dictionary_learning._hardware import as_device, keep_freed_memory, peak_memory
 from dictionary_learning._held_out import Evaluation
 from dictionary_learning._held_out_data import Place, held_out_data
-from dictionary_learning._plain import to_plain
+from dictionary_learning._plain import as_bytes, to_plain
 from dictionary_learning._provenance import RunRecord, contents_of
 from dictionary_learning._resume import RunCheckpoints, StopRequest, all_trainers, describe_run
 from dictionary_learning._run_folder import claim_run_folder, remove_run
@@ -288,6 +288,8 @@ def trainSAE(
             job.trainer.finish()
         # before the loggers close: their failures must not cost the weights
         dictionaries = output.export()
+        if most := peak_memory(device):
+            logger.info("The process has held at most %s on %s.", as_bytes(most), device)
     check_finite(names, dictionaries)
     with only_first_talks(world):
         _warn_of_divergence(jobs)

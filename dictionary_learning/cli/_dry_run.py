@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run
-from dictionary_learning._hardware import free_memory
+from dictionary_learning._hardware import free_memory, peak_memory
 from dictionary_learning._plain import as_bytes, as_duration
 from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob, training_jobs
@@ -65,6 +65,10 @@ def show_plan(
     fits = room["memory"] is None or need.memory <= room["memory"]
     per_step = _seconds_per_step(jobs, _batch_of(reading, size), device) if fits else None
     entries = {**_tokens(plan, jobs, source, reading, size), **_sizes(need, room)}
+    # measured here: weights, their states, a forward pass and a step. To come: rows, and a copy at the end
+    if per_step is not None and (most := peak_memory(device)):
+        held = min(1.0, plan.steps * size / max(getattr(source, "activation_buffer_size", 0), 1))
+        entries["memory: at most, about"] = as_bytes(most + int(held * need.rows) + need.dictionaries)
     seconds = {"activations": reading.seconds * plan.steps * size / reading.n_rows}
     if per_step is not None:
         seconds["training"] = per_step * plan.steps

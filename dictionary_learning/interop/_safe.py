@@ -5,6 +5,7 @@ Whatever is wrong with a file is a CheckpointError. `.pt` files are read in `arc
 
 import contextlib
 import json
+import math
 import os
 import struct
 import zipfile
@@ -31,6 +32,8 @@ MOST_INFLATED = 20
 """Size of an archive's content / size of the archive: weights cannot be compressed, zeros can."""
 DEEPEST_YAML = 20
 """Levels of nesting in a YAML file; parsing takes the square of that."""
+_LOCAL_HEADER = 30
+"""Bytes before a member's name in a zip archive."""
 READ_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError),
     *(NotImplementedError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError),
@@ -93,9 +96,13 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     """Returns the arrays of numbers in an `.npz` file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            checked_members(path, archive)  # before np.load inflates anything
-        with np.load(path, allow_pickle=False) as arrays:  # arrays of objects are pickles
-            return {name: _tensor(path, name, arrays[name]) for name in arrays.files}
+            # before np.load inflates anything
+            members = {member.filename.removesuffix(".npy"): member for member in checked_members(path, archive)}
+            with np.load(path, allow_pickle=False) as arrays:  # arrays of objects are pickles
+                found = {name: _stored_array(path, archive, members[name]) for name in arrays.files}
+                return {
+                    name: _tensor(path, name, arrays[name] if array is None else array) for name, array in found.items()
+                }
     except READ_ERRORS as error:
         raise damaged(path, error) from error
 
@@ -119,10 +126,36 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
+def _stored_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray | None:
+    """Returns an array that was stored as it is, read at once; None if it needs `np.load`."""
+    if member.compress_type != zipfile.ZIP_STORED or not member.filename.endswith(".npy"):
+        return None
+    with archive.open(member) as inside:
+        if np.lib.format.read_magic(inside) != (1, 0):
+            return None
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(inside)
+        start = inside.tell()
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or by_columns or start + size != member.file_size:
+        return None
+    array = torch.empty(size, dtype=torch.uint8).numpy().view(dtype).reshape(shape)  # where PyTorch keeps tensors
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        lengths = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))  # of the name and of other fields
+        file.seek(sum(lengths), os.SEEK_CUR)
+        checksum = zlib.crc32(file.read(start))
+        content = memoryview(array.reshape(-1).view(np.uint8))
+        complete = file.readinto(content) == size
+    if not complete or zlib.crc32(content, checksum) != member.CRC:
+        raise damaged(path, f"the checksum of {member.filename} is another")
+    return array
+
+
 def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiub":
         raise CheckpointError(f"'{path}' holds {name} as {array.dtype}; numbers are read, and no objects. Convert it.")
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # PyTorch has one byte order
+    # PyTorch has one byte order, and arrays of its own
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["W"]))
 
 
 def _read_settings(path: Path, language: str, most: int, parse: Callable[[str], Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
 from dictionary_learning.dictionaries._named import autoencoder_class
+from dictionary_learning.dictionaries._serialization import is_finite
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
@@ -68,7 +69,7 @@ class Tensors:
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"'{name}' in '{self.where}' has dtype {tensor.dtype}; weights are floating-point.")
-        if not bool(tensor.isfinite().all()):
+        if not is_finite(tensor):
             raise CheckpointError(
                 f"'{self.where}' holds values that are not finite in {name}; the run that wrote it had diverged, or "
                 "it is damaged."
