@@ -36,7 +36,7 @@ FILLED_IN = (
 """Settings of a trainer that the run decides."""
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
-    "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best", "placement",
+    "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best", "placement", "save_format",
 )  # fmt: skip
 _NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement")
 _TRAINER = "top_k"

@@ -1,7 +1,7 @@
 """An encoder, a nonlinearity and a decoder: the parts of every wiring."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from einops import pack, unpack
@@ -13,6 +13,7 @@ from dictionary_learning._hardware import check_memory
 from dictionary_learning.dictionaries._base import Reconstruction
 from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
 from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
+from dictionary_learning.dictionaries._views import LinearView
 from dictionary_learning.dictionaries.nonlinearities import (
     NONLINEARITIES,
     Elementwise,
@@ -34,13 +35,6 @@ def build_nonlinearity(given: Nonlinearity | dict[str, Any]) -> Nonlinearity:
         return given
     options = dict(given)
     return checked()(NONLINEARITIES[options.pop("name", "")])(**options)
-
-
-class LinearView(NamedTuple):
-    """A weight and a bias as `torch.nn.Linear` has them; views, not copies."""
-
-    weight: Tensor
-    bias: Tensor | None
 
 
 class Coder(Trainable):
@@ -300,7 +294,7 @@ class Coder(Trainable):
     @property
     def decoder(self) -> LinearView:
         """`decoder.weight` (output_dim, dict_size) and `decoder.bias`."""
-        return LinearView(self.W_dec.T, self.b_dec)
+        return LinearView(self.W_dec, self.b_dec, transposed=True)
 
     def options(self) -> dict[str, Any]:
         sizes = {"activation_dim": self.activation_dim, "dict_size": self.dict_size}

@@ -51,6 +51,15 @@ class Format(ABC):
         """Writes a dictionary into an existing folder; formats with `writes` implement it."""
         raise NotImplementedError
 
+    def check(self, dictionary: Dictionary) -> None:  # noqa: B027
+        """Refuses a dictionary before it is trained, if it cannot be written."""
+
+    def write_step(self, dictionary: Dictionary, folder: Path, step: int, config: Mapping[str, Any]) -> None:
+        """Writes a dictionary as it was after a step, in the folder of its trainer."""
+        place = folder / "checkpoints" / f"step_{step}"
+        place.mkdir(parents=True, exist_ok=True)
+        self.write(dictionary, place, config)
+
     def known(self, peer: Mapping[str, Any], names: Mapping[str, Any] | None = None, **keys: str) -> dict[str, Any]:
         """Returns a config of what is known.
 
