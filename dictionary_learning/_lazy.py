@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Returns the `__getattr__` and `__dir__` of a package or a module, from the module of each name.
+    """Returns the `__getattr__` and `__dir__` of a package or module, by the module of each name.
 
     `dir` shows what `__all__` lists. Submodules are found as attributes, as after `import
     package.submodule`.

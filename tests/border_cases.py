@@ -412,7 +412,7 @@ WRONG: dict[str, list[Any]] = {
     **{n: [2.5, "x", float("nan"), [3], 2**70] for n in ("seed", "shuffle_seed", "separator_id")},
     **{n: [2.5, "x", float("nan"), [3], 2**70, torch.zeros(0), torch.zeros(2)] for n in ("index", "call")},
     "prefetch": [-1, 2.5, "x", [3]],
-    "save_steps": [5, "x", [0], [-1], [2.5], ["x"], [99]],
+    "save_steps": [5, "x", [-1], [2.5], ["x"], [99]],
     **{n: [0.0, -1.0, *_NUMBER[:3], [1.0]] for n in ("max_activation_norm_multiple", "max_norm_multiple")},
     **{n: [*_NUMBER, -1.0] for n in ("expansion", "scale", "lr", "auxk_alpha", "threshold_beta")},
     "weights": [5, "x", [1.0], [0.0, 1.0], [-1.0, 1.0], [float("nan"), 1.0], ["x", "y"]],

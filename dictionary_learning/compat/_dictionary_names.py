@@ -71,7 +71,10 @@ def own_state(ae: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
     if "decoder.weight" in found:
         found["W_dec"] = found.pop("decoder.weight").T.contiguous()
     if "threshold" in found:
-        found["nonlinearity.threshold"] = found.pop("threshold")
+        threshold = found.pop("threshold")
+        # what exceeds it is rectified there, so a negative one acts as zero
+        is_jump = isinstance(ae, JumpReluAutoEncoder)
+        found["nonlinearity.threshold"] = threshold.float().clamp_min(0) if is_jump else threshold
     for name, mine in (("k", [getattr(ae, "k", None)]), ("group_sizes", list(getattr(ae, "group_sizes", ())))):
         if name in found and (theirs := torch.as_tensor(found.pop(name)).flatten().tolist()) != mine:
             raise CheckpointError(f"The tensors are of a dictionary with {name}={theirs}, and this one has {mine}. "

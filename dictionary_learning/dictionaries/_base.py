@@ -201,6 +201,8 @@ class Dictionary(nn.Module, ABC):
             CheckpointError: There is no dictionary, or one of another class.
             ConfigError: There are more arguments by position.
         """
+        if not older and isinstance(device, (int, torch.dtype)):  # (path, k)
+            older = (None,)
         if older:
             first = device
             name = "dtype" if isinstance(first, torch.dtype) else "k"

@@ -37,12 +37,17 @@ class ConstrainedAdam(RowAdam):
         with torch.no_grad():
             for p in self._by_column:
                 if p.grad is not None:
-                    remove_parallel_part_(p.grad.T, torch.nn.functional.normalize(p, dim=0).T)
+                    remove_parallel_part_(_columns(p.grad), torch.nn.functional.normalize(_columns(p), dim=1))
         loss = super().step(closure)
         with torch.no_grad():
             for p in self._by_column:
-                normalize_rows_(p.T)
+                normalize_rows_(_columns(p))
         return loss
+
+
+def _columns(tensor: Tensor) -> Tensor:
+    """Returns the columns of a matrix, or a vector as one column, as rows; a view."""
+    return tensor.unsqueeze(0) if tensor.ndim == 1 else tensor.T
 
 
 @torch.no_grad()

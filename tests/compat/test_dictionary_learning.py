@@ -62,9 +62,11 @@ def test_what_is_gone_says_so_where_it_is_used():
     from dictionary_learning.buffer import HeadActivationBuffer, NNsightActivationBuffer
     from dictionary_learning.training import log_stats
 
-    for gone in (S3RCache.from_credentials, create_s3_client, HeadActivationBuffer, NNsightActivationBuffer, log_stats):
+    for gone in (S3RCache, create_s3_client, HeadActivationBuffer, NNsightActivationBuffer, log_stats):
         with pytest.raises(ConfigError, match=r"migrating\.md"):
             gone("anything", layer=3)
+    with pytest.raises(ConfigError, match=r"migrating\.md"):
+        S3RCache.from_credentials("key", "secret")
 
 
 def test_weights_are_written_through_encoder_and_decoder():
@@ -135,7 +137,7 @@ def test_ghost_mask():
 
 def test_jump_relu_and_top_k_flags(caplog):
     for jump in (JumpReluAutoEncoder(4, 6, "cpu"), JumpReluAutoEncoder(4, 6, device="cpu")):
-        assert float(jump.threshold[0]) == pytest.approx(1e-3)
+        assert float(jump.threshold.detach()[0]) == pytest.approx(1e-3)
     x = torch.randn(5, 4)
     pre = x @ jump.W_enc.T + jump.b_enc
     torch.testing.assert_close(jump.encode(x, output_pre_jump=True)[1], pre)
@@ -247,7 +249,7 @@ def test_what_is_left_out_is_as_in_0_1(caplog):
     assert (jump.settings.normalize, jump.settings.lr, jump.settings.target_l0) == (None, 7e-5, 20.0)
     long = StandardTrainer(**{**FORM, "steps": 5000})
     assert (long.settings.warmup_steps, long.settings.sparsity_warmup_steps) == (1000, 2000)
-    assert long.ae.W_dec.norm(dim=1)[0] == pytest.approx(0.1)
+    assert float(long.ae.W_dec.detach().norm(dim=1)[0]) == pytest.approx(0.1)
     own = TopKTrainer.Config(k=4).build(activation_dim=D, steps=12, device="cpu")
     assert own.settings.max_grad_norm == 1e-3  # this version's, without `layer` and `lm_name`
 
@@ -255,7 +257,18 @@ def test_what_is_left_out_is_as_in_0_1(caplog):
 def test_every_argument_by_position():
     values = (12, D, F, 4, 3, "tiny", AutoEncoderTopK, 1e-3, 0.5, 2, None, 0.9, 5, None, 7, "cpu", "run", "resid")
     top = TopKTrainer(*values)
-    names = "steps activation_dim dict_size k layer lm_name dict_class lr auxk_alpha warmup_steps".split()
+    names = [
+        "steps",
+        "activation_dim",
+        "dict_size",
+        "k",
+        "layer",
+        "lm_name",
+        "dict_class",
+        "lr",
+        "auxk_alpha",
+        "warmup_steps",
+    ]
     named = TopKTrainer(
         **dict(zip(names, values, strict=False)), decay_start=None, threshold_beta=0.9, threshold_start_step=5,
         seed=7, device="cpu", wandb_name="run", submodule_name="resid",
@@ -304,13 +317,14 @@ class MyDict(Dictionary, nn.Module):
         self.activation_dim = activation_dim
         self.dict_size = dict_size
         self.encoder = nn.Linear(activation_dim, dict_size)
-        self.decoder = nn.Linear(dict_size, activation_dim)
+        self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
+        self.bias = nn.Parameter(torch.zeros(activation_dim))
 
     def encode(self, x):
         return self.encoder(x).relu()
 
     def decode(self, f):
-        return self.decoder(f)
+        return self.decoder(f) + self.bias
 
     def forward(self, x, output_features=False):
         f = self.encode(x)
@@ -318,7 +332,7 @@ class MyDict(Dictionary, nn.Module):
 
     def scale_biases(self, scale):
         self.encoder.bias.data *= scale
-        self.decoder.bias.data *= scale
+        self.bias.data *= scale
 
     @classmethod
     def from_pretrained(cls, path, device=None):
@@ -424,7 +438,7 @@ def test_files_are_those_of_0_1(way, tmp_path):
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files == {"ae.pt", "config.json", "checkpoints/ae_0.pt", "checkpoints/ae_6.pt"}
     state = torch.load(folder / "ae.pt", weights_only=True)
-    assert list(sorted(state)) == ["b_dec", "decoder.weight", "encoder.bias", "encoder.weight", "k", "threshold"]
+    assert sorted(state) == ["b_dec", "decoder.weight", "encoder.bias", "encoder.weight", "k", "threshold"]
     said = json.loads((folder / "config.json").read_text())["trainer"]
     assert (said["trainer_class"], said["dict_class"], said["k"]) == ("TopKTrainer", "AutoEncoderTopK", 4)
     x = Planted().batch(32)
@@ -443,7 +457,7 @@ def test_a_format_that_cannot_hold_it_is_refused_before_training(tmp_path):
 
 
 def test_batch_top_k_config_has_what_saebench_looks_up(tmp_path):
-    trainSAE(list(Planted().batches(3, 64)), {"trainer": BatchTopKTrainer, "k": 4, **{**FORM, "steps": 3}}, 3, save_dir=tmp_path, progress=False, save_format="dictionary_learning")  # fmt: skip
+    trainSAE(list(Planted().batches(3, 64)), {"trainer": BatchTopKTrainer, "k": 4, **FORM, "steps": 3}, 3, save_dir=tmp_path, progress=False, save_format="dictionary_learning")  # fmt: skip
     said = json.loads((tmp_path / "trainer_0" / "config.json").read_text())
     assert {"layer", "lm_name", "k", "dict_class", "trainer_class", "top_k_aux"} <= said["trainer"].keys()
     assert said["trainer"]["layer"] == 3 and inspect.getmodule(BatchTopKTrainer)
