@@ -94,17 +94,14 @@ class TwoMatrices(Format):
         name: the name of the format.
         needed: patterns of its files.
         parts: the names of W_enc, b_enc, W_dec and b_dec; see `Tensors.parts`.
-        is_transcoder: whether it reconstructs other activations than it reads.
         needs_k: whether it keeps k latents, of which only the name of the repository knows the
             number (...-L0_50).
     """
 
-    def __init__(
-        self, name: str, needed: tuple[str, ...], *parts: str, is_transcoder: bool = False, needs_k: bool = False
-    ):
+    def __init__(self, name: str, needed: tuple[str, ...], *parts: str, needs_k: bool = False):
         self.name, self.needed, self.facts = name, needed, ("k",) if needs_k else ()
         self.parts: dict[str, str] = dict(zip(_PARTS, parts, strict=True))
-        self.is_transcoder, self.needs_k = is_transcoder, needs_k
+        self.needs_k = needs_k
 
     def recognizes(self, files: Files) -> bool:
         found = files.weights(*ENDINGS)
@@ -113,17 +110,14 @@ class TwoMatrices(Format):
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         tensors = read_tensors(files.only_weights(*ENDINGS))
-        config = files.settings(_YAML) if _YAML in self.needed else {}
-        parts = tensors.parts(self.parts, wide="output_dim" if self.is_transcoder else "dim")
+        parts = tensors.parts(self.parts)
         tensors.finish()
         if self.needs_k:
             known = self.known({"k": _k(files, facts)})
             return Loaded(coder(parts, "top_k", without_threshold(), centered=False, k=known["peer"]["k"]), known)
-        dictionary = coder(parts, centered=False, predicts=self.is_transcoder, named=AutoEncoderNew)
-        return Loaded(dictionary, self.known(config, model="model_name"))
+        return Loaded(coder(parts, centered=False, named=AutoEncoderNew), self.known({}))
 
 
-_YAML = "config.yaml"
 _PICKLES = ("*.pt", "*.pth")
 SINGLE_FILES: tuple[Format, ...] = (
     OpenAI(),
@@ -135,9 +129,6 @@ SINGLE_FILES: tuple[Format, ...] = (
     ),
     TwoMatrices(
         "deepseek_r1", _PICKLES, "encoder.weight", "encoder.bias", "decoder.weight.T", "decoder.bias"
-    ),
-    TwoMatrices(
-        "mwhanna", ("layer_*.safetensors", _YAML), "W_enc", "b_enc", "W_dec", "b_dec", is_transcoder=True
     ),
 )  # fmt: skip
 

@@ -134,8 +134,8 @@ class Trainer:
         for name, site in self.sites.items():
             if self.cfg.sae.transcode and (reads := found[Site(site.path, "in")]) != widths[name]:
                 raise ConfigError(
-                    f"'{name}' reads width {reads} and writes {widths[name]}; files of sparsify hold transcoders of one "
-                    "width. Train it by trainSAE(..., wiring='transcoder')."
+                    f"'{name}' reads width {reads} and writes {widths[name]}; sparsify has transcoders of one width. "
+                    "Train it by trainSAE with wiring='transcoder'."
                 )
         return widths
 
