@@ -460,7 +460,7 @@ WRONG: dict[str, list[Any]] = {
     "downstream": [5, None, "nothing", "model.layers.0"], "chosen": [5, None, "x", [-1], [10**6], [0, 0], [0.5]],
     "stop_at": [5, "nothing", SITE], "circuit": [5, None, "x"], "means": [5, "x", {"a": 1}], "onto": [5, "x", None],
     "evaluate_every": _COUNT, "evaluation": [5, "x", {"n_tokens": 5}],
-    "evaluation_data": [5, None, [], "x", [3], [torch.ones(4, 7)]], "save_best": [5, "nosuch", {"l0": "nosuch"}, ["fvu"]],
+    "evaluation_data": [5, None, [], "x", [3], [torch.ones(4, 7)]], "save_format": [5, "nosuch"], "save_best": [5, "nosuch", {"l0": "nosuch"}, ["fvu"]],
     "memory_gb": [0.0, -1.0, *_NUMBER[:3], [1.0]], "methods": [5, None, {}, "x", {"nosuch": {}}, {"top_k": 5}],
     "grid": [5, None, "x", {"nosuch": 1}, {"k": []}],
 }  # fmt: skip

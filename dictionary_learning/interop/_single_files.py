@@ -10,6 +10,7 @@ from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import Inert, read_names, read_pt
 from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, check_fact, choice, latents_kept, setting
 from dictionary_learning.interop._files import ENDINGS, WHOLE, Files
+from dictionary_learning.interop._pickles import read_pickle
 from dictionary_learning.interop._sae_lens import modernized, read_coder
 from dictionary_learning.interop._tensors import Tensors, coder, read_tensors, without_threshold
 
@@ -64,14 +65,17 @@ class MatsSAE(Format):
     """
 
     name = "mats_sae"
-    needed = ("*.pt",)
+    needed = ("*.pt", "*.pkl.gz", "*.pkl")
 
     def recognizes(self, files: Files) -> bool:
-        return _names_in(files) >= {"cfg", "state_dict"}
+        return len(files.weights(*_PICKLED)) == 1 or _names_in(files) >= {"cfg", "state_dict"}
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.only_weights(".pt")
-        held = read_pt(path)
+        pickled = bool(files.weights(*_PICKLED))
+        path = files.only_weights(*_PICKLED) if pickled else files.only_weights(".pt")
+        held = read_pickle(path) if pickled else read_pt(path)
+        if not isinstance(held, dict) or not {"cfg", "state_dict"} <= held.keys():
+            raise CheckpointError(f"'{path}' holds no cfg and state_dict, as mats_sae_training wrote them.")
         cfg = held.get("cfg")
         values = cfg.state if isinstance(cfg, Inert) else cfg
         # settings that are no plain values, such as devices and dtypes, have no effect here
@@ -119,6 +123,7 @@ class TwoMatrices(Format):
 
 
 _PICKLES = ("*.pt", "*.pth")
+_PICKLED = (".pkl.gz", ".pkl")
 SINGLE_FILES: tuple[Format, ...] = (
     OpenAI(),
     MatsSAE(),

@@ -212,7 +212,7 @@ def _schedule(cfg: Any) -> dict[str, Any]:
     cycles = cfg.n_restart_cycles if "restarts" in name else 1
     if decay or cfg.lr_end not in (None, cfg.lr / 10) or cycles not in _CYCLES:
         raise ConfigError(
-            f"lr_scheduler_name={name!r} with lr_decay_steps={decay}, lr_end={cfg.lr_end} and n_restart_cycles={cycles}: "
+            f"{name} with lr_decay_steps={decay}, lr_end={cfg.lr_end} and n_restart_cycles={cycles} is not read: "
             "the cosine here ends at a tenth of lr, in one cycle or four. Leave them out, or give TRAINER.Config("
             "schedule=function)."
         )

@@ -46,7 +46,7 @@ class Fields:
 
 
 class LanguageModelSAERunnerConfig(Fields):
-    """The config of a run: flat as in SAELens 3 to 5, or with `sae` and `logger` as in SAELens 6."""
+    """The config of a run: flat as in SAELens 3 to 5, or with `sae` and `logger` as in 6."""
 
     flat_defaults: ClassVar[Mapping[str, Any]] = FLAT
     is_mats: ClassVar[bool] = False
