@@ -84,7 +84,7 @@ def own_state(ae: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def warn_of_norms(ae: AutoEncoder) -> None:
     """Warns of a dictionary whose latents dictionary-learning 0.1 rescales when it loads it."""
-    norms = ae.decoder_norms()
+    norms = ae.decoder_norms().detach()
     if ae.info.format == "dictionary_learning" and bool(((norms - 1).abs() > _UNIT_NORMS).any()):
         logger.warning(
             "Decoder rows of '%s' have norms from %.3g to %.3g, and are loaded as they are stored. dictionary-learning "

@@ -86,7 +86,9 @@ class PlugInTrainer(Trainer):
             got = type(getattr(made, "ae", None)).__name__
             raise ConfigError(f"{config.plug_in.__name__} has {got} as `ae`; a trainer keeps its Dictionary there.")
         self.plug_in, self.run, self.device = made, run, made.ae.device
-        self.settings = config.replace(dict_size=made.ae.dict_size, warmup_steps=0, decay_start=run.steps, lr=0.0)
+        name = config.wandb_name or getattr(made, "wandb_name", None) or config.plug_in.__name__
+        given = {"dict_size": made.ae.dict_size, "wandb_name": str(name), "lr": 0.0}
+        self.settings = config.replace(**given, warmup_steps=0, decay_start=run.steps)
         self.steps, self.step, self.ranks = run.steps, 0, ALONE
         self.dictionary, self.components, self.average, self.loss_guard = made.ae, {}, None, None
         self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)

@@ -38,6 +38,8 @@ class Format(ABC):
     """Patterns of the files that are read, relative to the folder."""
     writes: bool = False
     """Whether dictionaries can be written in this format."""
+    spans_files: bool = False
+    """Whether several files of weights are one dictionary, as those of each layer."""
 
     def recognizes(self, files: Files) -> bool:
         """Returns whether files are of this format, and by names and keys of no other."""

@@ -71,6 +71,7 @@ class CircuitTracerCrossLayer(Format):
     """Reads `W_enc_<N>.safetensors` and `W_dec_<N>.safetensors` of all layers of one transcoder."""
 
     name = "circuit_tracer_clt"
+    spans_files = True
     needed = ("W_enc_*.safetensors", "W_dec_*.safetensors", _YAML)
 
     def recognizes(self, files: Files) -> bool:
@@ -118,11 +119,12 @@ class GemmaScope2CrossLayer(Format):
     """
 
     name = "gemma_scope_2_clt"
+    spans_files = True
     needed = ("*layer_*.safetensors", _JSON)
 
     def recognizes(self, files: Files) -> bool:
         found = self._layers(files)
-        return files.chosen is None and bool(found) and {"w_enc", "w_dec", "threshold"} <= read_names(files, found[0])
+        return files.chosen is None and 0 in found and {"w_enc", "w_dec", "threshold"} <= read_names(files, found[0])
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         found = self._layers(files)
