@@ -144,7 +144,7 @@ class PlugInTrainer(Trainer):
     def config(self) -> dict[str, Any]:
         own = self.plug_in.config
         names = {"trainer_class": type(self.plug_in).__name__, "dict_class": type(self.dictionary).__name__}
-        return {**names, "grad_acc_steps": 1, **own}
+        return {**names, "grad_acc_steps": 1, "normalize": self.settings.normalize, **own}
 
     @property
     def is_between_steps(self) -> bool:

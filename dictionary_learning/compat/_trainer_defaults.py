@@ -9,6 +9,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from dictionary_learning.dictionaries import AutoEncoder
+
 logger = logging.getLogger(__name__)
 
 _FIRST = "steps activation_dim dict_size"
@@ -88,6 +90,10 @@ def with_older_defaults(trainer: type[Any], names: set[str], given: Mapping[str,
     settings, steps = dict(_DEFAULTS[name]), given.get("steps") or 0
     if name in ("TrainerTopK", "BatchTopKTrainer", "MatryoshkaBatchTopKTrainer") and given.get("dict_size"):
         settings["lr"] = _LAW / (given["dict_size"] / _LAW_WIDTH) ** 0.5
+    # what is subtracted there is decided by the class of the dictionary
+    cls = given.get("dict_class") or (AutoEncoder if name == "StandardTrainerAprilUpdate" else None)
+    if cls is not None and hasattr(cls, "subtracts_b_dec"):
+        settings["apply_b_dec_to_input"] = cls.subtracts_b_dec
     settings |= {key: value for key, value in _LIMITED.items() if key in names and value < steps}
     if "schedule" not in given and given.get("decay_start") is None:
         settings["schedule"] = "constant"  # the warm-up, and no decay

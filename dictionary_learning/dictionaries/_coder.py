@@ -91,7 +91,6 @@ class Coder(Trainable):
         nonlinearity = build_nonlinearity(nonlinearity)
         self.is_tied = nonlinearity.is_tied
         self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
-        self.centered = self.apply_b_dec_to_input
         self.rank_by_norm = self.ranks_by_norm if rank_by_norm is None else rank_by_norm
         self.skip, self.has_output_bias = self.has_skip if skip is None else skip, has_output_bias
         if (self.apply_b_dec_to_input or self.is_tied) and self.output_dim != activation_dim:
@@ -285,6 +284,11 @@ class Coder(Trainable):
             self.W_dec.mul_(outputs / inputs)
             if self.W_skip is not None:
                 self.W_skip.mul_(outputs / inputs)
+
+    @property
+    def centered(self) -> bool:
+        """Whether b_dec is subtracted before encoding."""
+        return self.apply_b_dec_to_input
 
     @property
     def encoder(self) -> LinearView:

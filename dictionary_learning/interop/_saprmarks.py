@@ -171,7 +171,10 @@ def _config(dictionary: Dictionary, config: Mapping[str, Any]) -> dict[str, Any]
 
 def _known_class(dictionary: Any) -> Any:
     """Returns the class of dictionary_learning that a dictionary is, or is a subclass of."""
-    return next((cls for cls in type(dictionary).__mro__ if cls in _CLASSES), None)
+    found = next((cls for cls in type(dictionary).__mro__ if cls in _CLASSES), None)
+    if found in (AutoEncoder, AutoEncoderNew):  # they differ in this alone
+        return AutoEncoder if dictionary.centered else AutoEncoderNew
+    return found
 
 
 def _is_plug_in(dictionary: Any) -> bool:
@@ -268,7 +271,7 @@ def _writable(dictionary: Any) -> Any:
     """Returns the dictionary, unless its class there computes something else from its weights."""
     name = type(dictionary).__name__
     known = _known_class(dictionary)
-    if known is not type(dictionary) and known is not None and _computes_otherwise(dictionary, known):
+    if type(dictionary) not in _CLASSES and known is not None and _computes_otherwise(dictionary, known):
         raise CheckpointError(
             f"A {name} encodes or decodes otherwise than {known.__name__}, and files of dictionary_learning cannot say "
             "so. Save its state_dict."
@@ -278,7 +281,7 @@ def _writable(dictionary: Any) -> Any:
             f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _CLASSES)}. "
             "Convert it to another format, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
-    if dictionary.centered == isinstance(dictionary, (AutoEncoderNew, JumpReluAutoEncoder)):
+    if dictionary.centered == (known in (AutoEncoderNew, JumpReluAutoEncoder)):
         raise CheckpointError(
             f"A {name} of dictionary_learning {'does not subtract' if dictionary.centered else 'subtracts'} b_dec "
             f"from its input, and this one {'does' if dictionary.centered else 'does not'}; the file cannot say so. "
@@ -294,5 +297,5 @@ def _writable(dictionary: Any) -> Any:
 
 def _computes_otherwise(dictionary: Any, known: type) -> bool:
     mro = type(dictionary).__mro__
-    own = [vars(cls) for cls in mro[: mro.index(known)]]
+    own = [vars(cls) for cls in mro[: next(n for n, cls in enumerate(mro) if cls in _CLASSES)]]
     return any(name in names for names in own for name in ("encode", "decode", "forward"))

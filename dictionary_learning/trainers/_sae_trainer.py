@@ -220,7 +220,7 @@ def _built(cls: type, dim: int, dict_size: int, generator: torch.Generator, opti
     with torch.random.fork_rng(devices=[]):
         torch.random.set_rng_state(generator.get_state())
         made = cls(dim, dict_size, **{name: value for name, value in options.items() if name in parameters})
-    made.apply_b_dec_to_input = made.centered = options.get("apply_b_dec_to_input", made.apply_b_dec_to_input)
+    made.apply_b_dec_to_input = options.get("apply_b_dec_to_input", made.apply_b_dec_to_input)
     return made
 
 

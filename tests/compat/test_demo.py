@@ -1,6 +1,7 @@
 """The official demo of dictionary-learning 0.1 in small: its functions, keys and trainers."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch as t
@@ -83,7 +84,7 @@ def test_eight_trainers_train_load_and_are_evaluated(model, tmp_path):
         name = {"TrainerTopK": "TopKTrainer", "TrainerStandard": "StandardTrainer"}.get(
             trainer.__name__, trainer.__name__
         )
-        assert json.loads(open(f"{path}/config.json").read())["trainer"]["trainer_class"] == name
+        assert json.loads(Path(path, "config.json").read_text())["trainer"]["trainer_class"] == name
         assert {"ae_0.pt", "ae_3.pt"} <= {one.name for one in (tmp_path / "run").rglob("ae_*.pt")}
         held_out = ActivationBuffer(
             iter(tiny.documents(60, seed=3)), model, submodule, n_ctxs=8, ctx_len=16, refresh_batch_size=4,

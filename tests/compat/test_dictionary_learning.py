@@ -394,7 +394,7 @@ def test_own_trainer_and_dictionary_train(tmp_path):
     said = json.loads((tmp_path / "run" / "trainer_0" / "config.json").read_text())["trainer"]
     assert (said["trainer_class"], said["dict_class"], said["layer"]) == ("MyTrainer", "MyDict", 3)
     resumed = trainSAE(
-        list(Planted().batches(12, 64)), [config], 12, save_dir=tmp_path / "run", progress=False, resume="auto", checkpoint_steps=6
+        list(Planted().batches(12, 64)), [config], 12, save_dir=tmp_path / "run", progress=False, resume="auto", checkpoint_steps=6, normalize_activations=True
     )  # fmt: skip
     torch.testing.assert_close(resumed[0](x), ae(x))
 

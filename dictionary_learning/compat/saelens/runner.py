@@ -1,5 +1,6 @@
 """The runners of SAELens and of mats_sae_training: a config in, a trained dictionary out."""
 
+import copy
 import importlib.util
 import logging
 import secrets
@@ -19,7 +20,7 @@ from dictionary_learning.compat.saelens._translation import (
 )
 from dictionary_learning.compat.saelens.config import LanguageModelSAERunnerConfig, Session
 from dictionary_learning.data import Source, as_source
-from dictionary_learning.dictionaries import Dictionary, load_dictionary
+from dictionary_learning.dictionaries import Dictionary, fold_decoder_norm_, load_dictionary
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.evaluation import EvaluationConfig
 from dictionary_learning.interop import write_dictionary
@@ -75,7 +76,7 @@ class LanguageModelSAETrainingRunner:
         if period <= steps and isinstance(data, Source):
             data, held_out = data.hold_out(_HELD_OUT)
             tokens = cfg.n_eval_batches * cfg.store_batch_size_prompts * cfg.context_size
-            how_much = EvaluationConfig(n_tokens=tokens, n_fidelity_tokens=tokens)
+            how_much = EvaluationConfig(n_tokens=tokens, n_fidelity_tokens=tokens, ctx_len=cfg.context_size)
             evaluation = {"evaluate_every": period, "evaluation_data": held_out, "evaluation": how_much}
         use_wandb = log.log_to_wandb and importlib.util.find_spec("wandb") is not None
         if log.log_to_wandb and not use_wandb:
@@ -87,7 +88,8 @@ class LanguageModelSAETrainingRunner:
             steps,
             save_dir=folder,
             save_steps=save_steps(cfg),
-            save_format="sae_lens",
+            # SAELens holds latents times decoder norms, into which those of a run are folded at its end
+            save_format="own" if getattr(config, "rank_by_norm", None) else "sae_lens",
             log_steps=log.wandb_log_frequency,
             use_wandb=use_wandb,
             wandb_project=log.wandb_project,
@@ -98,7 +100,10 @@ class LanguageModelSAETrainingRunner:
             **evaluation,
         )
         if cfg.output_path is not None:
-            write_dictionary(trained, cfg.output_path, "sae_lens")
+            folded = copy.deepcopy(trained)
+            if getattr(folded, "rank_by_norm", False):
+                fold_decoder_norm_(folded)
+            write_dictionary(folded, cfg.output_path, "sae_lens")
         return trained
 
 
