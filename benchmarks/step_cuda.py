@@ -21,7 +21,9 @@ from dictionary_learning.trainers import TRAINERS, Trainer
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
-SHAPES = ((768, 65_536, 64, 8192), (2304, 65_536, 80, 8192), (4096, 131_072, 64, 8192)) if HAS_GPU else ((8, 128, 1, 4),)
+SHAPES = (
+    ((768, 65_536, 64, 8192), (2304, 65_536, 80, 8192), (4096, 131_072, 64, 8192)) if HAS_GPU else ((8, 128, 1, 4),)
+)
 """Width, latents, k, batch."""
 SMALL = (768, 4096, 32, 8192) if HAS_GPU else (8, 128, 1, 2)
 WAITING = (768, 16_384, 64, 2048) if HAS_GPU else SMALL

@@ -20,12 +20,12 @@ R = TypeVar("R")
 
 _COUNTS = (
     "patience evaluate_every n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
-    "refresh_batch_size shard_size window steps log_steps save_steps checkpoint_steps backup_steps "
+    "refresh_batch_size shard_size window steps log_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates n_latents d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
     "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes site_dims output_dims"
 )
-_FROM_ZERO = "n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
+_FROM_ZERO = "save_steps n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},

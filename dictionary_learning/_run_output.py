@@ -17,6 +17,7 @@ from dictionary_learning._watch import Answer, Patience, Watch
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import ConfigError, DivergenceError, Interrupted
+from dictionary_learning.interop._base import writable_format
 from dictionary_learning.loggers import ConsoleLogger, LoggerGroup
 from dictionary_learning.parallel import SINGLE, Placement
 
@@ -40,6 +41,7 @@ class Plan(NamedTuple):
     patience: int | None
     evaluate_every: int | None = None
     save_best: str | Mapping[str, str] | None = None
+    save_format: str = "own"
 
     @property
     def saves(self) -> bool:
@@ -192,7 +194,7 @@ class RunOutput:
         own = exported(self.jobs, self.stream.data, self.run_cfg)
         dictionaries = self.placement.of_all((job.number, one) for job, one in zip(self.jobs, own, strict=True))
         if self.checkpoints is not None and self.placement.world.is_first:
-            save_all(dictionaries, self.checkpoints.folder, part)
+            save_all(dictionaries, self.checkpoints.folder, part, self.plan.save_format)
         return dictionaries
 
 
@@ -206,6 +208,7 @@ def plan_of(
     patience: int | None = None,
     evaluate_every: int | None = None,
     save_best: str | Mapping[str, str] | None = None,
+    save_format: str = "own",
 ) -> Plan:
     """Returns the plan of a run, from the arguments of `trainSAE`."""
     if save_best is not None and evaluate_every is None:
@@ -217,7 +220,10 @@ def plan_of(
         raise ConfigError(f"Got save_steps up to {max(chosen)} in a run of {steps} steps; leave the later ones out.")
     every = checkpoint_steps or backup_steps
     log_steps = log_steps or max(1, steps // 100)
-    return Plan(steps, log_steps, every, backup_steps, chosen, on_anomaly, patience, evaluate_every, save_best)
+    writable_format(save_format)  # refuses an unknown one
+    return Plan(
+        steps, log_steps, every, backup_steps, chosen, on_anomaly, patience, evaluate_every, save_best, save_format
+    )
 
 
 def check_accumulation(grad_acc_steps: Iterable[int], plan: Plan) -> None:

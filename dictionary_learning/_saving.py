@@ -13,10 +13,11 @@ from dictionary_learning._checkpoint import replace_folder
 from dictionary_learning._disk import UNFINISHED, flush_to_disk
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.config import BaseConfig
-from dictionary_learning.dictionaries import Dictionary, DictionaryInfo, save_dictionary
+from dictionary_learning.dictionaries import DICTIONARIES, Dictionary, DictionaryInfo, save_dictionary
 from dictionary_learning.dictionaries._info import as_config
 from dictionary_learning.dictionaries._serialization import nonfinite_names
-from dictionary_learning.errors import DivergenceError
+from dictionary_learning.errors import CheckpointError, DivergenceError
+from dictionary_learning.interop._base import writable_format
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +37,41 @@ def describe(
         dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
 
 
-def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "") -> None:
+def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "", format: str = "own") -> None:
     """Saves the finite ones as `trainer_<number>/<part>`; a failure costs a warning, not the run.
 
-    Finished ones, which have no part, are then saved beside the folder, or else in the system's
-    temporary folder.
+    What another format cannot express is saved in this package's, with a warning. Finished ones,
+    which have no part, are otherwise saved beside the folder, or else in the system's temporary
+    folder.
     """
     failed: list[int] = []
     for number, dictionary in enumerate(dictionaries):
         place = folder / f"trainer_{number}" / part
         try:
             if not nonfinite_names(dictionary):  # a dictionary with NaN is never written
-                save_dictionary(dictionary, place)
+                _save(dictionary, folder / f"trainer_{number}", part, format)
         except Exception as error:  # noqa: BLE001  (what was trained must not be lost with a disk)
             logger.warning("'%s' could not be written (%s: %s).", place, type(error).__name__, error)
             failed.append(number)
     if failed and not part:
         _save_elsewhere({f"trainer_{number}": dictionaries[number] for number in failed}, folder)
+
+
+def _save(dictionary: Dictionary, folder: Path, part: str, format: str) -> None:
+    if format == "own" and not any(type(dictionary) is cls for _, cls in DICTIONARIES.items()):
+        format = "dictionary_learning"  # a class of a plug-in, which only its own module can build
+    if format != "own":
+        try:
+            config, known = dictionary.info.to_config(), writable_format(format)
+            if part.startswith("checkpoints/step_"):
+                known.write_step(dictionary, folder, int(part.rpartition("_")[2]), config)
+            else:
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                known.write(dictionary, folder / part, config)
+            return
+        except CheckpointError as error:
+            logger.warning("%s It is saved in this package's format.", error)
+    save_dictionary(dictionary, folder / part)
 
 
 def save_whole(dictionary: Dictionary, place: Path, further: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, check_memory
+from dictionary_learning._lazy import lazy_names
 from dictionary_learning._plain import as_bytes
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
@@ -39,6 +40,11 @@ logger = logging.getLogger(__name__)
 
 _SHARE_STRIDE = 1_000_003
 """Distance of the seeds of shares: those of neighboring seeds of runs do not meet."""
+
+
+_OLD = dict.fromkeys(("HeadActivationBuffer", "NNsightActivationBuffer"), "dictionary_learning.compat._gone")
+# `compat` imports this module, so its names are looked up when they are used
+__getattr__, __dir__ = lazy_names(__name__, _OLD)
 
 
 class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
@@ -201,6 +207,14 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
                 "where it is read, or write a cache."
             ) from error
         return _unpickled, (content,)
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns an attribute by its name in dictionary-learning 0.1, such as `d_submodule`."""
+        if name.startswith("_") or "reader" not in vars(self):
+            raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'.")
+        from dictionary_learning.compat._buffer_names import older_attribute
+
+        return older_attribute(self, name)
 
     def share(self, number: int, of: int) -> "ActivationBuffer":
         """Returns a buffer of the same size over one of `of` shares of the text.

@@ -27,6 +27,9 @@ C = TypeVar("C", bound="BaseConfig")
 T = TypeVar("T")
 Entry = TypeVar("Entry")
 
+DEBUG = False
+"""A flag of dictionary-learning 0.1, which made nnsight check each trace. Nothing reads it."""
+
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "at_least": (operator.ge, "at least"),
     "above": (operator.gt, "above"),

@@ -17,6 +17,7 @@ from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory, peak_memory
 from dictionary_learning._held_out import Evaluation
 from dictionary_learning._held_out_data import Place, held_out_data
+from dictionary_learning._lazy import lazy_names
 from dictionary_learning._plain import as_bytes, to_plain
 from dictionary_learning._provenance import RunRecord, contents_of
 from dictionary_learning._resume import RunCheckpoints, StopRequest, all_trainers, describe_run
@@ -31,6 +32,7 @@ from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import EvaluationConfig
+from dictionary_learning.interop import FORMATS
 from dictionary_learning.loggers import (
     ConsoleLogger,
     JSONLLogger,
@@ -44,6 +46,12 @@ from dictionary_learning.sites import Site
 from dictionary_learning.trainers._batch import ModelLoss
 
 logger = logging.getLogger(__name__)
+
+_OLD = {"get_norm_factor": "_functions", "log_stats": "_gone", "new_wandb_process": "_gone"}
+# `compat` imports this module, so its names are looked up when they are used
+__getattr__, __dir__ = lazy_names(
+    __name__, {name: f"dictionary_learning.compat.{module}" for name, module in _OLD.items()}
+)
 
 
 @checked()
@@ -82,6 +90,7 @@ def trainSAE(
     save_best: str | Mapping[str, str] | None = None,
     placement: PlacementName = "auto",
     latent_ranks: int | None = None,
+    save_format: str = "own",
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
 
@@ -147,6 +156,9 @@ def trainSAE(
             can hold. "auto": what takes the least time and fits (docs/devices.md).
         latent_ranks: With "latent", how many processes share the latents of a dictionary; others
             have other tokens. By default all of them share.
+        save_format: The format of the dictionaries in `save_dir`, as a name of `interop.FORMATS`
+            that is written. "dictionary_learning" writes `ae.pt`, `config.json` and
+            `checkpoints/ae_<step>.pt`.
 
     Returns:
         The trained dictionaries, in the order of the configs and, for each, of the sites.
@@ -163,8 +175,9 @@ def trainSAE(
     """
     world = start()
     plan = plan_of(
-        steps, log_steps, checkpoint_steps, backup_steps, save_steps, on_anomaly, patience, evaluate_every, save_best
-    )
+        steps, log_steps, checkpoint_steps, backup_steps, save_steps, on_anomaly, patience, evaluate_every, save_best,
+        save_format,
+    )  # fmt: skip
     if evaluate_every is None and (evaluation_data is not None or evaluation is not None):
         given = "evaluation_data" if evaluation_data is not None else "evaluation"
         raise ConfigError(f"Got {given} without evaluate_every. Give the number of steps between two evaluations.")
@@ -207,6 +220,8 @@ def trainSAE(
         jobs = training_jobs(
             trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed, placed
         )
+        for job in jobs:
+            FORMATS[save_format].check(job.trainer.dictionary)
         names, settings = all_trainers(jobs, placed)
         facts = {"steps": plan.steps, "autocast_dtype": str(autocast_dtype)}
         facts |= {"on_anomaly": plan.on_anomaly, "patience": plan.patience}
@@ -270,6 +285,8 @@ def trainSAE(
             output.patience.load_state_dict(resumed.patience)
             if world.is_first:
                 sink.resume(step, resumed.loggers)
+        if step == 0 and 0 in plan.save_steps:
+            output.export("checkpoints/step_0")
         while step < plan.steps and not output.is_over:
             with output.kept_if_it_fails(step):
                 batch = next(stream, None)

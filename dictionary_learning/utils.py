@@ -10,3 +10,8 @@ from dictionary_learning.compat._generators import (
     zst_to_generator as zst_to_generator,
 )
 from dictionary_learning.compat._loading import load_dictionary as load_dictionary
+from dictionary_learning.compat._models import (
+    get_nested_folders as get_nested_folders,
+    get_submodule as get_submodule,
+    truncate_model as truncate_model,
+)

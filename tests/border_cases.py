@@ -449,7 +449,7 @@ WRONG: dict[str, list[Any]] = {
     **{n: [2.5, "x", float("nan"), [3], 2**70] for n in ("seed", "shuffle_seed", "separator_id")},
     **{n: [2.5, "x", float("nan"), [3], 2**70, torch.zeros(0), torch.zeros(2)] for n in ("index", "call")},
     "prefetch": [-1, 2.5, "x", [3]],
-    "save_steps": [5, "x", [0], [-1], [2.5], ["x"], [99]],
+    "save_steps": [5, "x", [-1], [2.5], ["x"], [99]],
     **{n: [0.0, -1.0, *_NUMBER[:3], [1.0]] for n in ("max_activation_norm_multiple", "max_norm_multiple")},
     **{n: [*_NUMBER, -1.0] for n in ("expansion", "scale", "lr", "auxk_alpha", "threshold_beta")},
     "weights": [5, "x", [1.0], [0.0, 1.0], [-1.0, 1.0], [float("nan"), 1.0], ["x", "y"]],
@@ -497,7 +497,7 @@ WRONG: dict[str, list[Any]] = {
     "downstream": [5, None, "nothing", "model.layers.0"], "chosen": [5, None, "x", [-1], [10**6], [0, 0], [0.5]],
     "stop_at": [5, "nothing", SITE], "circuit": [5, None, "x"], "means": [5, "x", {"a": 1}], "onto": [5, "x", None],
     "evaluate_every": _COUNT, "evaluation": [5, "x", {"n_tokens": 5}],
-    "evaluation_data": [5, None, [], "x", [3], [torch.ones(4, 7)]], "save_best": [5, "nosuch", {"l0": "nosuch"}, ["fvu"]],
+    "evaluation_data": [5, None, [], "x", [3], [torch.ones(4, 7)]], "save_format": [5, "nosuch"], "save_best": [5, "nosuch", {"l0": "nosuch"}, ["fvu"]],
     "memory_gb": [0.0, -1.0, *_NUMBER[:3], [1.0]], "methods": [5, None, {}, "x", {"nosuch": {}}, {"top_k": 5}],
     "grid": [5, None, "x", {"nosuch": 1}, {"k": []}],
 }  # fmt: skip

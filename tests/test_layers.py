@@ -35,7 +35,16 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-OLD_ADDRESSES = {"dictionary", "grad_pursuit", "interp", "utils", "pytorch_buffer", "__init__", "__main__"}
+OLD_ADDRESSES = {
+    "activault_s3_buffer",
+    "dictionary",
+    "grad_pursuit",
+    "interp",
+    "utils",
+    "pytorch_buffer",
+    "__init__",
+    "__main__",
+}
 TYPES_ONLY = {"_types"}  # imports names for annotations alone, which may come from anywhere
 ALLOWED_IN = {
     "nnsight": {"capture/_tracing.py", "capture/_remote.py"},

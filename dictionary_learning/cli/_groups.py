@@ -29,7 +29,7 @@ _GROUPS = {
     "run": (
         "config", "n_tokens", "batch_size", "save_dir", "overwrite", "resume", "allow_changed", "dry_run",
         "checkpoint_steps", "keep_checkpoints", "retrace", "save_steps", "on_anomaly", "patience", "placement",
-        "latent_ranks",
+        "latent_ranks", "save_format",
     ),
     "figures": (
         "n_eval_tokens", "n_fidelity_tokens", "log_steps", "evaluate_every", "save_best", "wandb_project",

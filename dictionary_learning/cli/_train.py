@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
-    "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best", "placement",
+    "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best", "placement", "save_format",
     "latent_ranks",
 )  # fmt: skip
 _NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement", "latent_ranks")

@@ -80,6 +80,9 @@ class TrainArguments(CaptureArguments):
     """The type of the products of a step, under torch.autocast; float32 for no autocast."""
     save_steps: tuple[int, ...] = ()
     """Steps after which the dictionaries are saved too."""
+    save_format: str = "own"
+    """The format of the dictionaries: own, dictionary_learning (ae.pt and config.json), sae_lens or
+    sparsify. What it cannot express is saved as own, with a warning."""
     on_anomaly: Literal["skip", "stop", "rollback"] = "skip"
     """What follows on values that are not finite, and on a loss above --max-loss-ratio: such tokens
     and steps are left out; the run stops; or it returns to its newest checkpoint."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
@@ -96,7 +97,7 @@ def loss_recovered(
     normalize_batch: bool = False,
     io: Literal["in", "out", "in_and_out"] = "out",
     tracer_args: dict[str, Any] | None = None,
-) -> tuple[float, float, float]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
     """Returns the model's cross-entropy as it is, with the dictionary spliced in, and with zeros.
 
     Args:
@@ -122,7 +123,8 @@ def loss_recovered(
     clean, spliced, zero = _losses(traced, site, dictionary, batches, token_filter, normalize_batch)
     if not clean.n:
         raise DataError(f"Got text={short(text)}, in which no token is predicted from another. Give more text.")
-    return clean.ce, spliced.ce, zero.ce
+    clean_ce, spliced_ce, zero_ce = (torch.tensor(each.ce) for each in (clean, spliced, zero))
+    return clean_ce, spliced_ce, zero_ce
 
 
 def _losses(

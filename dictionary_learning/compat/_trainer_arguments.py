@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from dictionary_learning.compat._plug_ins import PlugInConfig, split_arguments
+from dictionary_learning.compat._trainer_defaults import ORDERS, is_older, meaning_of_none, with_older_defaults
 from dictionary_learning.config import UnknownNameError
 from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, SparseAutoencoder
 from dictionary_learning.errors import ConfigError
@@ -51,6 +53,8 @@ def split_options(
     Raises:
         UnknownNameError: A name is neither.
     """
+    if issubclass(config, PlugInConfig):
+        return split_arguments(config, options)
     known = {field.name for field in fields(config)}
     renamed: dict[str, Any] = {}
     for name, value in _without_class_names(config, options).items():
@@ -61,13 +65,15 @@ def split_options(
     for name in renamed:
         if name not in known and name not in FACTS:
             raise UnknownNameError(f"option of {config.__qualname__}", name, [*known, *FACTS])
+    if is_older(renamed):
+        renamed = with_older_defaults(config.trainer_class, known, renamed)
     settings = {name: value for name, value in renamed.items() if name in known}
     return settings, {name: value for name, value in renamed.items() if name in FACTS}
 
 
 def _without_class_names(config: type[OptimizationConfig], options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns options of saved settings too, which name classes; `dict_class` becomes one."""
-    own = dict(options)
+    own = meaning_of_none({field.name for field in fields(config)}, options)
     trainer, asked = own.pop("trainer_class", None), config.trainer_class
     if trainer not in (None, asked, asked.__name__):
         raise ConfigError(f"Got trainer_class={trainer!r} for {asked.__name__}. Leave it out, or name its trainer.")
@@ -90,12 +96,14 @@ def read_arguments(
     Raises:
         ConfigError: A fact is missing, or there are too many positional arguments.
     """
-    while arguments and arguments[-1] is None:  # those that were left out
+    while arguments and arguments[-1] is None and len(arguments) <= 2:  # those that were left out
         arguments = arguments[:-1]
     if arguments and isinstance(arguments[0], OptimizationConfig):
         raise ConfigError(f"{trainer.__name__} got a config and {arguments[1:]!r}; give the facts of the run by name.")
     has_k = "k" in {field.name for field in fields(trainer.Config)}
     names = ("steps", "activation_dim", "dict_size", *(("k",) if has_k else ()), "layer", "lm_name")
+    older = next((ORDERS[cls.__name__] for cls in trainer.__mro__ if cls.__name__ in ORDERS), None)
+    names = names if older is None else tuple(older.split())
     if len(arguments) > len(names):
         raise ConfigError(
             f"{trainer.__name__} got {len(arguments)} positional arguments; it takes {', '.join(names)} in this order. "
@@ -122,10 +130,11 @@ def older_loss(
 ) -> Any:
     """Returns `trainer.loss(x, step, logging=...)` of dictionary-learning; the step is ignored.
 
-    With `logging`, returns `LossLog(x, x_hat, f, losses)` with dense latents and plain numbers.
+    The value that is differentiated; with `logging`, `LossLog(x, x_hat, f, losses)` with dense
+    latents and plain numbers.
     """
     loss = trainer.loss(x, y if isinstance(y, Tensor) else None, lengths=lengths)
     if not logging:
-        return loss
+        return loss.total
     losses = {name: float(term.detach()) for name, term in {**loss.terms, "loss": loss.total}.items()}
     return LossLog(x, loss.reconstruction.outputs, to_dense(loss.reconstruction.latents), losses)

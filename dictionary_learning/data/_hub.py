@@ -80,10 +80,22 @@ def hub_reader(name: str, options: ReadOptions) -> SourceParts:
     The name is that of a folder that `save_to_disk` wrote, or "user/name", or
     "user/name:configuration".
     """
+    loaded = load_rows(name, options.split, options.streaming, **options.data_args)
+    split = options.split
+    full_name = name if split == "train" else f"{name}, split {split}"
+    return dataset_reader(loaded, options, full_name, lambda: _metadata(name, options.data_args.get("revision")))
+
+
+def load_rows(name: str, split: str = "train", streaming: bool = False, **data_args: Any) -> Any:
+    """Returns a `datasets.Dataset` by name, or a stream of one.
+
+    The name is that of a folder that `save_to_disk` wrote, a file of text, or "user/name", or
+    "user/name:configuration".
+    """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    folder, split = Path(name).expanduser(), options.split
+    folder = Path(name).expanduser()
     try:
         if folder.is_dir():
             loaded: Any = datasets.load_from_disk(str(folder))
@@ -93,7 +105,11 @@ def hub_reader(name: str, options: ReadOptions) -> SourceParts:
                 raise DataError(f"The folder holds one data set, and no split '{split}'. Do not pass a split.")
         else:
             path, _, configuration = name.partition(":")
-            arguments: dict[str, Any] = {"split": split, "streaming": options.streaming, **options.data_args}
+            if folder.is_file():  # of one's own
+                kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+                path, configuration = kinds.get(folder.suffix, "text"), ""
+                data_args = {"data_files": str(folder), **data_args}
+            arguments: dict[str, Any] = {"split": split, "streaming": streaming, **data_args}
             if "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters:
                 arguments.setdefault("trust_remote_code", False)  # left out, it would ask standard input
             loaded = datasets.load_dataset(path, *filter(None, [configuration]), **arguments)
@@ -105,8 +121,7 @@ def hub_reader(name: str, options: ReadOptions) -> SourceParts:
             f"The data '{name}' (split '{split}') could not be loaded: {reason} Pass a .txt or .jsonl file, plain or "
             ".zst, a folder written by save_to_disk, or the name of a data set on the hub."
         ) from error
-    full_name = name if split == "train" else f"{name}, split {split}"
-    return dataset_reader(loaded, options, full_name, lambda: _metadata(name, options.data_args.get("revision")))
+    return loaded
 
 
 def dataset_reader(

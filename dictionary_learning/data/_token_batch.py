@@ -1,7 +1,7 @@
 """Contexts of token ids, as a model reads them, and the positions of a context that count."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,14 @@ class TokenBatch(_Inputs):
         batch = super().__new__(cls, input_ids, attention_mask.bool())
         batch.document, batch.position = document, position
         return batch
+
+    def __getitem__(self, key: Any) -> Any:
+        """Returns a part by its place, or by its name, such as "input_ids"."""
+        return getattr(self, key) if isinstance(key, str) and key in self.keys() else super().__getitem__(key)
+
+    def keys(self) -> tuple[str, str]:
+        """Returns the names of what models read, so that `model(**batch)` works."""
+        return ("input_ids", "attention_mask")
 
     @property
     def position_ids(self) -> Int[Tensor, "batch ctx"]:

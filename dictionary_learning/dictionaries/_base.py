@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +17,16 @@ from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.latents import Latents
 
 D = TypeVar("D", bound="Dictionary")
+
+
+class Default:
+    """An attribute that is computed until one of the same name is set."""
+
+    def __init__(self, rule: Callable[[Any], Any]):
+        self.rule = rule
+
+    def __get__(self, owner: Any, cls: Any) -> Any:
+        return self if owner is None else self.rule(owner)
 
 
 class Reconstruction(NamedTuple):
@@ -43,11 +53,20 @@ class Dictionary(nn.Module, ABC):
 
     info: DictionaryInfo = DictionaryInfo()
     """What is known about it: sites, model, the config it was saved with. No part of its state."""
+    output_dim: int = Default(lambda dictionary: dictionary.activation_dim)  # pyright: ignore[reportAssignmentType]
+    """Width of the outputs."""
+    device: torch.device = Default(lambda d: next(d.parameters()).device)  # pyright: ignore[reportAssignmentType]
+    """Device of the parameters."""
+    dtype: torch.dtype = Default(lambda d: next(d.parameters()).dtype)  # pyright: ignore[reportAssignmentType]
+    """Dtype of the parameters."""
 
-    def __init__(self, activation_dim: int, dict_size: int, output_dim: int | None = None):
+    def __init__(self, activation_dim: int | None = None, dict_size: int | None = None, output_dim: int | None = None):
         super().__init__()
-        self.activation_dim, self.dict_size = activation_dim, dict_size
-        self.output_dim = activation_dim if output_dim is None else output_dim
+        if activation_dim is None and dict_size is None:
+            return  # a class written for dictionary-learning 0.1, which sets both itself
+        self.activation_dim: int = activation_dim  # pyright: ignore[reportAttributeAccessIssue]  (checked below)
+        self.dict_size: int = dict_size  # pyright: ignore[reportAttributeAccessIssue]
+        self.output_dim: int = activation_dim if output_dim is None else output_dim
         for name in ("activation_dim", "dict_size", "output_dim"):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
@@ -61,9 +80,10 @@ class Dictionary(nn.Module, ABC):
     def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch output_dim"]:
         """Returns the reconstruction from dense latents."""
 
-    @abstractmethod
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         """Returns outputs and latents of a batch. Latents are sparse where few are kept."""
+        latents = self.encode(x)
+        return Reconstruction(self.decode(latents), latents)
 
     def reconstruct_contexts(
         self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
@@ -91,16 +111,26 @@ class Dictionary(nn.Module, ABC):
         (x_hat,) = unpack(self.reconstruct(flat).outputs, lead, "* dim")
         return x_hat
 
-    @abstractmethod
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         """Converts a dictionary from x / inputs to y / outputs into one from x to y, in place.
 
         `inputs` and `outputs` (by default the same) divided inputs and targets in training.
-        """
 
-    @abstractmethod
+        Raises:
+            ConfigError: This class does not say how it is scaled.
+        """
+        scale_biases = getattr(self, "scale_biases", None)
+        if (outputs is not None and outputs != inputs) or scale_biases is None:
+            raise ConfigError(
+                f"A {type(self).__name__} cannot be scaled by {inputs}: it has no `scale_`. Write it, or train on "
+                "activations as they are (normalize='none')."
+            )
+        if inputs != 1:
+            scale_biases(inputs)
+
     def options(self) -> dict[str, Any]:
         """Returns the arguments of a dictionary of the same class and shape, as plain data."""
+        return {"activation_dim": self.activation_dim, "dict_size": self.dict_size}
 
     def expanded(self, dict_size: int, nonlinearity: Any, generator: torch.Generator | None) -> "Dictionary":
         """Returns a trainable copy with more latents or another nonlinearity (`expand_or_convert`).
@@ -140,16 +170,6 @@ class Dictionary(nn.Module, ABC):
         """Whether latents depend on the tokens before: rows must be in order then."""
         return False
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the parameters."""
-        return next(self.parameters()).dtype
-
     def check_width(self, x: Any, width: int | None = None, what: str = "activations") -> None:
         """Checks the width of the inputs, or of latents.
 
@@ -181,6 +201,8 @@ class Dictionary(nn.Module, ABC):
             CheckpointError: There is no dictionary, or one of another class.
             ConfigError: There are more arguments by position.
         """
+        if not older and isinstance(device, (int, torch.dtype)):  # (path, k)
+            older = (None,)
         if older:
             first = device
             name = "dtype" if isinstance(first, torch.dtype) else "k"

@@ -1,7 +1,7 @@
 """An encoder, a nonlinearity and a decoder: the parts of every wiring."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from einops import pack, unpack
@@ -13,6 +13,7 @@ from dictionary_learning._hardware import check_memory
 from dictionary_learning.dictionaries._base import Reconstruction
 from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
 from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
+from dictionary_learning.dictionaries._views import LinearView
 from dictionary_learning.dictionaries.nonlinearities import (
     NONLINEARITIES,
     Elementwise,
@@ -35,13 +36,6 @@ def build_nonlinearity(given: Nonlinearity | dict[str, Any]) -> Nonlinearity:
         return given
     options = dict(given)
     return checked()(NONLINEARITIES[options.pop("name", "")])(**options)
-
-
-class LinearView(NamedTuple):
-    """A weight and a bias as `torch.nn.Linear` has them; views, not copies."""
-
-    weight: Tensor
-    bias: Tensor | None
 
 
 class Coder(Trainable):
@@ -102,7 +96,6 @@ class Coder(Trainable):
         nonlinearity = build_nonlinearity(nonlinearity)
         self.is_tied = nonlinearity.is_tied
         self.apply_b_dec_to_input = self.subtracts_b_dec if apply_b_dec_to_input is None else apply_b_dec_to_input
-        self.centered = self.apply_b_dec_to_input
         self.rank_by_norm = self.ranks_by_norm if rank_by_norm is None else rank_by_norm
         self.skip, self.has_output_bias = self.has_skip if skip is None else skip, has_output_bias
         if (self.apply_b_dec_to_input or self.is_tied) and self.output_dim != activation_dim:
@@ -317,6 +310,11 @@ class Coder(Trainable):
                 self.W_skip.mul_(outputs / inputs)
 
     @property
+    def centered(self) -> bool:
+        """Whether b_dec is subtracted before encoding."""
+        return self.apply_b_dec_to_input
+
+    @property
     def encoder(self) -> LinearView:
         """`encoder.weight` (dict_size, activation_dim) and `encoder.bias`."""
         return LinearView(self.W_enc, self.b_enc)
@@ -324,7 +322,7 @@ class Coder(Trainable):
     @property
     def decoder(self) -> LinearView:
         """`decoder.weight` (output_dim, dict_size) and `decoder.bias`."""
-        return LinearView(self.W_dec.T, self.b_dec)
+        return LinearView(self.W_dec, self.b_dec, transposed=True)
 
     def options(self) -> dict[str, Any]:
         sizes = {"activation_dim": self.activation_dim, "dict_size": self.dict_size}

@@ -1,6 +1,7 @@
 """Autoencoders by the names that people know: a nonlinearity each, and the extras of the name."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary, Reconstruction
+from dictionary_learning.dictionaries._folding import fold_decoder_norm_
+from dictionary_learning.dictionaries._views import LinearView
 from dictionary_learning.dictionaries._wirings import SparseAutoencoder
 from dictionary_learning.dictionaries.nonlinearities import (
     AbsTopK,
@@ -25,14 +28,30 @@ from dictionary_learning.dictionaries.nonlinearities import (
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._straight_through import KernelName
 
+logger = logging.getLogger(__name__)
+
 
 class _Named(SparseAutoencoder):
     """An autoencoder whose class determines its nonlinearity."""
 
     nonlinearity_class: ClassVar[type[Nonlinearity]]
+    has_decoder_bias: ClassVar[bool] = False
+    """Whether `decoder`, as dictionary-learning has it, adds b_dec."""
 
-    def __init__(self, activation_dim: int, dict_size: int, *options: Any, **wiring: Any):
+    def __init__(self, activation_dim: int, dict_size: int, *options: Any, device: Any = None, **wiring: Any):
         super().__init__(activation_dim, dict_size, self.nonlinearity_class(*options), **wiring)
+        if device is not None:
+            self.to(device)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+        from dictionary_learning.compat._dictionary_names import older_attribute
+
+        return older_attribute(self, name)
 
     def options(self) -> dict[str, Any]:
         own = {"activation_dim": self.activation_dim, "dict_size": self.dict_size, **self.nonlinearity.options()}
@@ -54,12 +73,65 @@ class _Named(SparseAutoencoder):
         """Returns the latents, dense."""
         return super().encode(x)
 
+    def decode(self, latents: Any = None, x: Any = None, **older: Any) -> Float[Tensor, "*batch output_dim"]:
+        """Returns the reconstruction; also by arguments of dictionary-learning (`compat`)."""
+        if latents is not None and not older and not isinstance(x, bool):
+            return self.decode_dense(latents, x)
+        from dictionary_learning.compat._encode_flags import decode_with_flags
+
+        return decode_with_flags(self, latents, x, older)
+
+    def decode_dense(
+        self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
+    ) -> Float[Tensor, "*batch output_dim"]:
+        """Returns the reconstruction from dense latents."""
+        return super().decode(latents, x)
+
+    def forward(
+        self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False, *older: Any, **flags: Any
+    ) -> Any:
+        """Returns x_hat, or (x_hat, latents); flags are those of dictionary-learning (`compat`)."""
+        if not older and not flags:
+            return super().forward(x, output_features)
+        from dictionary_learning.compat._encode_flags import forward_with_flags
+
+        return forward_with_flags(self, x, output_features, older, flags)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads tensors by this package's names, or by those of dictionary-learning's `ae.pt`."""
+        if not any(name.startswith("nonlinearity.") for name in state_dict):
+            from dictionary_learning.compat._dictionary_names import own_state
+
+            state_dict = own_state(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    @property
+    def decoder(self) -> LinearView:
+        """`decoder.weight` (output_dim, dict_size) and, where its class has one, `decoder.bias`."""
+        return LinearView(self.W_dec, self.b_dec if self.has_decoder_bias else None, transposed=True)
+
 
 @DICTIONARIES.register("AutoEncoder")
 class AutoEncoder(_Named):
     """An autoencoder with ReLU (Bricken et al. 2023, Towards Monosemanticity)."""
 
     nonlinearity_class = ReLU
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Any, device: Any = None, *older: Any, normalize_decoder: bool | None = None, **options: Any
+    ) -> Any:
+        """Loads one; `normalize_decoder` gives its decoder rows unit norm."""
+        if len(older) > 1:  # (path, dtype, device, normalize_decoder)
+            *older, normalize_decoder = older
+        loaded = super().from_pretrained(path, device, *older, **options)
+        if normalize_decoder is None:
+            from dictionary_learning.compat._dictionary_names import warn_of_norms
+
+            warn_of_norms(loaded)
+        elif normalize_decoder:
+            fold_decoder_norm_(loaded)
+        return loaded
 
 
 @DICTIONARIES.register("AutoEncoderNew")
@@ -71,11 +143,14 @@ class AutoEncoderNew(_Named):
 
     nonlinearity_class = ReLU
     subtracts_b_dec: ClassVar[bool] = False
+    has_decoder_bias: ClassVar[bool] = True
 
-    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
+    def forward(
+        self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False, *older: Any, **flags: Any
+    ) -> Any:
         """Returns x_hat, or (x_hat, latents times decoder norms) with `output_features`."""
-        if not output_features:
-            return super().forward(x)
+        if not output_features or older or flags:
+            return super().forward(x, output_features, *older, **flags)
         latents = self.encode_dense(x)
         return self.decode(latents), latents * self.decoder_norms()
 
@@ -86,6 +161,17 @@ class GatedAutoEncoder(_Named):
 
     nonlinearity: Gated
     nonlinearity_class = Gated
+
+    def __init__(
+        self, activation_dim: int, dict_size: int, initialization: Any = "default", device: Any = None, **wiring: Any
+    ):
+        super().__init__(activation_dim, dict_size, device=device, **wiring)
+        if callable(initialization):  # of dictionary-learning: a function that sets the weights
+            initialization(self)
+        elif initialization != "default":
+            raise ConfigError(
+                f"Got initialization={initialization!r}; give 'default', or a function of the dictionary."
+            )
 
 
 @DICTIONARIES.register("JumpReluAutoEncoder")
@@ -105,19 +191,45 @@ class JumpReluAutoEncoder(_Named):
         self,
         activation_dim: int,
         dict_size: int,
-        initial_threshold: float = 0.001,
+        initial_threshold: Any = 0.001,
         bandwidth: float = 0.001,
         kernel: KernelName = "rectangle",
         gradient_to_input: bool = False,
         **wiring: Any,
     ):
+        if isinstance(initial_threshold, (str, torch.device)):  # the third argument of dictionary-learning
+            wiring.setdefault("device", initial_threshold)
+            initial_threshold = 0.001
         options = (initial_threshold, bandwidth, kernel, gradient_to_input)
         super().__init__(activation_dim, dict_size, *options, **wiring)
+        _warn_of_square(self)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Any = None, device: Any = None, *older: Any, load_from_sae_lens: bool = False, **options: Any
+    ) -> Any:
+        """Loads one; with `load_from_sae_lens`, by `release` and `sae_id`."""
+        if isinstance(device, bool):  # (path, load_from_sae_lens, dtype, device)
+            load_from_sae_lens, older = device, (*older, None, None)[:2]
+            device, older = (older[0], older[1:]) if older[0] is not None else (older[1], ())
+        if not load_from_sae_lens:
+            return super().from_pretrained(path, device, *older, **options)
+        from dictionary_learning.compat._dictionary_names import of_release
+
+        return of_release(cls, device, options)
 
     @property
     def threshold(self) -> nn.Parameter:
         """The threshold of each latent."""
         return self.nonlinearity.threshold
+
+
+class Count(int):
+    """A whole number that may also be read as a tensor of one is, by `item()`."""
+
+    def item(self) -> int:
+        """Returns the number."""
+        return int(self)
 
 
 class _KeepsK(_Named):
@@ -127,9 +239,9 @@ class _KeepsK(_Named):
         super().__init__(activation_dim, dict_size, k, **wiring)
 
     @property
-    def k(self) -> int:
+    def k(self) -> "Count":
         """Latents per token that may be non-zero; with BatchTopK, on average."""
-        return self.nonlinearity.k
+        return Count(self.nonlinearity.k)
 
 
 class _HasThreshold(_KeepsK):
@@ -183,6 +295,7 @@ class MatryoshkaBatchTopKSAE(_HasThreshold):
                 f"group_sizes={self.group_sizes} add up to {sum(self.group_sizes)}; positive sizes with the sum "
                 f"dict_size={dict_size} are needed."
             )
+        _warn_of_square(self)
         self.active_groups = len(self.group_sizes)
         """Number of groups that `encode` and `decode` use, from the first."""
 
@@ -200,10 +313,10 @@ class MatryoshkaBatchTopKSAE(_HasThreshold):
             return latents
         return latents * (torch.arange(self.dict_size, device=latents.device) < self.group_indices[self.active_groups])
 
-    def decode(
+    def decode_dense(
         self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
     ) -> Float[Tensor, "*batch output_dim"]:
-        return super().decode(self.in_use(latents), x)
+        return super().decode_dense(self.in_use(latents), x)
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "group_sizes": list(self.group_sizes)}
@@ -234,15 +347,31 @@ class MatchingPursuitSAE(_KeepsK):
 class IdentityDict(Dictionary):
     """Latents are the activations: the baseline that loses nothing."""
 
-    def __init__(self, activation_dim: int):
+    def __init__(self, activation_dim: int | None = None, dtype: torch.dtype | None = None, device: Any = None):
         super().__init__(activation_dim, activation_dim)
-        self.anchor = nn.Parameter(torch.zeros(0), requires_grad=False)  # gives the module a device and a dtype
+        if activation_dim is None:  # of any width
+            self.activation_dim = self.dict_size = None  # pyright: ignore[reportAttributeAccessIssue]
+        # gives the module a device and a dtype
+        self.anchor = nn.Parameter(torch.zeros(0, dtype=dtype, device=device), requires_grad=False)
+        self._to = {name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None}
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        return x
+        return x.to(**self._to) if self._to else x
 
     def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
-        return latents
+        return self.encode(latents)
+
+    def check_width(self, x: Any, width: int | None = None, what: str = "activations") -> None:
+        if self.activation_dim is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            super().check_width(x, width, what)
+
+    @classmethod
+    def from_pretrained(cls, path: Any, device: Any = None, *older: Any, **options: Any) -> Any:
+        """Loads one; or, as in dictionary-learning, makes one of (activation_dim, path)."""
+        if isinstance(path, int):
+            names = ("dtype", "device")
+            return cls(path, **{**dict(zip(names, older, strict=False)), **options})
+        return super().from_pretrained(path, device, *older, **options)
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         return Reconstruction(x, x)
@@ -252,6 +381,16 @@ class IdentityDict(Dictionary):
 
     def options(self) -> dict[str, Any]:
         return {"activation_dim": self.activation_dim}
+
+
+def _warn_of_square(ae: SparseAutoencoder) -> None:
+    """Says which way W_enc lies, where its shape does not."""
+    if ae.activation_dim == ae.dict_size:
+        logger.warning(
+            "W_enc of this %s is (dict_size, activation_dim), as of every class; dictionary-learning 0.1 had its "
+            "transpose, and here both have the same shape.",
+            type(ae).__name__,
+        )
 
 
 def autoencoder_class(nonlinearity: type[Nonlinearity]) -> type[SparseAutoencoder]:

@@ -1,7 +1,9 @@
 """Dictionaries of other packages, read and written exactly."""
 
 from dictionary_learning.interop._base import FORMATS, Format, Loaded
+from dictionary_learning.interop._circuit_tracer import CIRCUIT_TRACER
 from dictionary_learning.interop._hub import load_from_hub, push_to_hub
+from dictionary_learning.interop._llamascopium import Llamascopium
 from dictionary_learning.interop._loading import convert, load_many, write_dictionary
 from dictionary_learning.interop._own import Own
 from dictionary_learning.interop._releases import Release, list_pretrained
@@ -28,5 +30,5 @@ __all__ = [
 ]
 
 FORMATS.register("dictionary_learning", "saprmarks")(DictionaryLearning())
-for _format in (Own(), Sparsify(), SAELens(), Temporal(), *SCOPES, *SINGLE_FILES):
+for _format in (Own(), Sparsify(), SAELens(), Temporal(), *SCOPES, Llamascopium(), *SINGLE_FILES, *CIRCUIT_TRACER):
     FORMATS.register(_format.name)(_format)

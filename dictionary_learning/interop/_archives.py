@@ -38,7 +38,16 @@ _CHUNK = 16 << 20
 """Bytes that are read at once."""
 _OPERATIONS = {
     *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1"),
-    *("BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "EMPTY_DICT", "EMPTY_LIST"),
+    *(
+        "BINFLOAT",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINBYTES",
+        "BINBYTES8",
+        "SHORT_BINBYTES",
+        "EMPTY_DICT",
+        "EMPTY_LIST",
+    ),
     *("EMPTY_TUPLE", "EMPTY_SET", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "ADDITEMS", "SETITEM"),
     *("SETITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "BINPERSID"),
     *("REDUCE", "NEWOBJ", "BUILD"),
@@ -79,6 +88,10 @@ class _TensorNote(Inert):
     """A call of torch._utils that was not made; a parameter holds the note of a tensor."""
 
 
+class StorageNote(Inert):
+    """A call of torch.storage that was not made: the bytes of a storage that `torch.save` wrote."""
+
+
 class _Mapping(dict):
     """An OrderedDict."""
 
@@ -90,12 +103,13 @@ _CLASSES = {
     ("torch._utils", "_rebuild_tensor"): _TensorNote,
     ("torch._utils", "_rebuild_tensor_v2"): _TensorNote,
     ("torch._utils", "_rebuild_parameter"): _TensorNote,
+    ("torch.storage", "_load_from_bytes"): StorageNote,
     ("collections", "OrderedDict"): _Mapping,
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         return _CLASSES.get((module, name), Inert)  # super() would import the module
 
@@ -121,7 +135,7 @@ def read_names(files: Files, name: str) -> frozenset[str]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator["_Archive"]:
+def _opened(path: Path) -> Iterator["Archive"]:
     try:
         if not zipfile.is_zipfile(path):
             raise CheckpointError(
@@ -129,12 +143,12 @@ def _opened(path: Path) -> Iterator["_Archive"]:
                 "again, or load it where you trust it and save it again."
             )
         with zipfile.ZipFile(path) as file:
-            yield _Archive(path, file)
+            yield Archive(path, file)
     except (pickle.UnpicklingError, *READ_ERRORS) as error:
         raise damaged(path, error) from error
 
 
-class _Archive:
+class Archive:
     def __init__(self, path: Path, archive: zipfile.ZipFile):
         self.path, self.archive = path, archive
         self.members = {member.filename: member for member in checked_members(path, archive)}
@@ -150,7 +164,7 @@ class _Archive:
             raise CheckpointError(f"'{path}' has a pickle of more than {MOST_PICKLE} bytes. It is no dictionary.")
         data = archive.read(pickles[0])
         self._check_operations(data)
-        self.described: Any = _Unpickler(io.BytesIO(data)).load()
+        self.described: Any = Unpickler(io.BytesIO(data)).load()
         """What the pickle describes, with notes in place of tensors and objects."""
 
     def _check_operations(self, data: bytes) -> None:

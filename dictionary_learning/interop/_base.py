@@ -38,6 +38,8 @@ class Format(ABC):
     """Patterns of the files that are read, relative to the folder."""
     writes: bool = False
     """Whether dictionaries can be written in this format."""
+    spans_files: bool = False
+    """Whether several files of weights are one dictionary, as those of each layer."""
 
     def recognizes(self, files: Files) -> bool:
         """Returns whether files are of this format, and by names and keys of no other."""
@@ -50,6 +52,15 @@ class Format(ABC):
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         """Writes a dictionary into an existing folder; formats with `writes` implement it."""
         raise NotImplementedError
+
+    def check(self, dictionary: Dictionary) -> None:  # noqa: B027
+        """Refuses a dictionary before it is trained, if it cannot be written."""
+
+    def write_step(self, dictionary: Dictionary, folder: Path, step: int, config: Mapping[str, Any]) -> None:
+        """Writes a dictionary as it was after a step, in the folder of its trainer."""
+        place = folder / "checkpoints" / f"step_{step}"
+        place.mkdir(parents=True, exist_ok=True)
+        self.write(dictionary, place, config)
 
     def known(self, peer: Mapping[str, Any], names: Mapping[str, Any] | None = None, **keys: str) -> dict[str, Any]:
         """Returns a config of what is known.

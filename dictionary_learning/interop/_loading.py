@@ -13,7 +13,7 @@ from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
 from dictionary_learning.dictionaries._serialization import WEIGHTS, check_finite, nonfinite_names
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
-from dictionary_learning.interop._base import Facts, format_of, writable_format
+from dictionary_learning.interop._base import FORMATS, Facts, format_of, writable_format
 from dictionary_learning.interop._files import WHOLE, Files, check_relative, shorten, sites_in
 from dictionary_learning.interop._safe import READ_ERRORS
 
@@ -217,7 +217,8 @@ def read(
     expected_class: str | None = None,
 ) -> Dictionary:
     """Returns the dictionary that files hold, with its `info`."""
-    if format is None:
+    spanning = next((entry for _, entry in FORMATS.items() if entry.spans_files and entry.recognizes(files)), None)
+    if format is None and spanning is None:
         sites = sites_in(files)
         if len(sites) > 1 and "" not in sites:
             raise CheckpointError(
@@ -226,7 +227,7 @@ def read(
             )
         place = "" if "" in sites else next(iter(sites.values()), "")
         files, source = files.at(place), "/".join(part for part in (source, place) if part)
-    known = format_of(files, format)
+    known = format_of(files, format) if spanning is None or format is not None else spanning
     for name in facts:
         if name not in known.facts:
             usable = f"it uses: {', '.join(known.facts)}" if known.facts else "it uses no facts"

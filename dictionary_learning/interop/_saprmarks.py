@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dictionary_learning._disk import write_atomically, write_json
 from dictionary_learning.dictionaries import (
+    DICTIONARIES,
     AutoEncoder,
     AutoEncoderNew,
     AutoEncoderTopK,
@@ -51,6 +52,10 @@ _CLASSES = {
     JumpReluAutoEncoder: _MATRICES,
 }
 """The names of the parts in each class's files."""
+_TRAINERS = {"TrainerTopK": "TopKTrainer", "TrainerStandard": "StandardTrainer"}
+"""Trainers whose classes have other names here."""
+_SETTINGS = {"l1_penalty": "sparsity_penalty", "top_k_aux": "k_aux"}
+"""Settings that have other names here, and theirs first."""
 _NAMES = {cls.__name__: cls for cls in _CLASSES} | {"MatroyshkaBatchTopKSAE": MatryoshkaBatchTopKSAE}
 """The classes by their names in config.json, one of them misspelt for two weeks of January 2025."""
 _SIGNS = {
@@ -100,36 +105,81 @@ class DictionaryLearning(Format):
         known = self.known(config, trainer, model="lm_name", site="submodule_name")
         return Loaded(dictionary, {**known, "trainer": plain})
 
+    def check(self, dictionary: Dictionary) -> None:
+        if not _is_plug_in(dictionary):
+            _writable(dictionary)
+
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
-        name = type(dictionary).__name__
+        tensors = _tensors(dictionary)
+        # into an open file: of a path, torch.save stores the name, here that of a temporary file
+        write_atomically(folder / WEIGHTS, lambda temporary: _save(tensors, temporary))
+        write_json(folder / CONFIG, _config(dictionary, config))
+
+    def write_step(self, dictionary: Dictionary, folder: Path, step: int, config: Mapping[str, Any]) -> None:
+        tensors = _tensors(dictionary)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "checkpoints" / f"ae_{step}.pt", lambda temporary: _save(tensors, temporary))
+        write_json(folder / CONFIG, _config(dictionary, config))
+
+
+def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:
+    if _is_plug_in(dictionary):
+        state: dict[str, Tensor] = dictionary.state_dict()
+    else:
         own = _writable(dictionary)
-        state = {**stored_parts(own, _CLASSES[type(own)]), **own.nonlinearity.state_dict()}
+        state = {**stored_parts(own, _CLASSES[_known_class(own)]), **own.nonlinearity.state_dict()}
         if hasattr(own, "k"):
             state["k"] = torch.tensor(own.k, dtype=torch.int32)
         if isinstance(own, MatryoshkaBatchTopKSAE):
             state["group_sizes"] = torch.tensor(own.group_sizes)
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-        info = DictionaryInfo.from_config(config)
-        site = info.sites[0] if info.sites else None
-        trainer = {
-            "trainer_class": "converted",
-            "lm_name": info.model,
-            "layer": layer_of(hook_name(site, info.model) or "") if site else None,
-            "submodule_name": site,
-            "wandb_name": name,
-            **(config["trainer"] if isinstance(config.get("trainer"), Mapping) else {}),
-            "dict_class": name,
-            "activation_dim": dictionary.activation_dim,
-            "dict_size": dictionary.dict_size,
-        }
-        if "k" in tensors:
-            trainer["k"] = int(tensors["k"])
-        peer = config.get("peer")
-        buffer = peer.get("buffer") if isinstance(peer, Mapping) else config.get("buffer")
-        buffer = {"d_submodule": dictionary.activation_dim, **(buffer if isinstance(buffer, Mapping) else {})}
-        # into an open file: of a path, torch.save stores the name, here that of a temporary file
-        write_atomically(folder / WEIGHTS, lambda temporary: _save(tensors, temporary))
-        write_json(folder / CONFIG, {"trainer": trainer, "buffer": buffer})
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+
+
+def _config(dictionary: Dictionary, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the contents of config.json, with the keys that are read there and by SAEBench."""
+    name = (_known_class(dictionary) or type(dictionary)).__name__
+    info = DictionaryInfo.from_config(config)
+    site = info.sites[0] if info.sites else None
+    asked = config["trainer"] if isinstance(config.get("trainer"), Mapping) else {}
+    trainer: dict[str, Any] = {
+        "trainer_class": "converted",
+        "submodule_name": site,
+        "wandb_name": name,
+        **asked,
+        "dict_class": name,
+        "activation_dim": dictionary.activation_dim,
+        "dict_size": dictionary.dict_size,
+    }
+    trainer["trainer_class"] = _TRAINERS.get(trainer["trainer_class"], trainer["trainer_class"])
+    trainer["lm_name"] = asked.get("lm_name") or info.model
+    if asked.get("layer") is None:
+        trainer["layer"] = layer_of(hook_name(site, info.model) or "") if site else None
+    for theirs, ours in _SETTINGS.items():
+        if ours in trainer:
+            trainer.setdefault(theirs, trainer[ours])
+    if isinstance(dictionary, MatryoshkaBatchTopKSAE):
+        trainer["group_sizes"] = list(dictionary.group_sizes)
+    if hasattr(dictionary, "k"):
+        trainer["k"] = int(dictionary.k)  # pyright: ignore[reportArgumentType]
+    if type(dictionary).__name__ != name:
+        trainer["own_class"] = type(dictionary).__name__
+    peer = config.get("peer")
+    buffer = peer.get("buffer") if isinstance(peer, Mapping) else config.get("buffer")
+    buffer = {"d_submodule": dictionary.activation_dim, **(buffer if isinstance(buffer, Mapping) else {})}
+    return {"trainer": trainer, "buffer": buffer}
+
+
+def _known_class(dictionary: Any) -> Any:
+    """Returns the class of dictionary_learning that a dictionary is, or is a subclass of."""
+    found = next((cls for cls in type(dictionary).__mro__ if cls in _CLASSES), None)
+    if found in (AutoEncoder, AutoEncoderNew):  # they differ in this alone
+        return AutoEncoder if dictionary.centered else AutoEncoderNew
+    return found
+
+
+def _is_plug_in(dictionary: Any) -> bool:
+    """Returns whether a class is of neither package, so that its tensors are its own."""
+    return _known_class(dictionary) is None and not any(isinstance(dictionary, cls) for _, cls in DICTIONARIES.items())
 
 
 def _weights(files: Files) -> list[str]:
@@ -220,12 +270,18 @@ def _class_of(tensors: Tensors, expected: str | None) -> str:
 def _writable(dictionary: Any) -> Any:
     """Returns the dictionary, unless its class there computes something else from its weights."""
     name = type(dictionary).__name__
-    if type(dictionary) not in _CLASSES:
+    known = _known_class(dictionary)
+    if type(dictionary) not in _CLASSES and known is not None and _computes_otherwise(dictionary, known):
+        raise CheckpointError(
+            f"A {name} encodes or decodes otherwise than {known.__name__}, and files of dictionary_learning cannot say "
+            "so. Save its state_dict."
+        )
+    if known is None:
         raise CheckpointError(
             f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _CLASSES)}. "
             "Convert it to another format, or to one of these by expand_or_convert(..., nonlinearity=...)."
         )
-    if dictionary.centered == isinstance(dictionary, (AutoEncoderNew, JumpReluAutoEncoder)):
+    if dictionary.centered == (known in (AutoEncoderNew, JumpReluAutoEncoder)):
         raise CheckpointError(
             f"A {name} of dictionary_learning {'does not subtract' if dictionary.centered else 'subtracts'} b_dec "
             f"from its input, and this one {'does' if dictionary.centered else 'does not'}; the file cannot say so. "
@@ -237,3 +293,9 @@ def _writable(dictionary: Any) -> Any:
             "row. Apply fold_decoder_norm_ to a copy first, and build it without rank_by_norm."
         )
     return dictionary
+
+
+def _computes_otherwise(dictionary: Any, known: type) -> bool:
+    mro = type(dictionary).__mro__
+    own = [vars(cls) for cls in mro[: next(n for n, cls in enumerate(mro) if cls in _CLASSES)]]
+    return any(name in names for names in own for name in ("encode", "decode", "forward"))

@@ -10,6 +10,7 @@ from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import Inert, read_names, read_pt
 from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, check_fact, choice, latents_kept, setting
 from dictionary_learning.interop._files import ENDINGS, WHOLE, Files
+from dictionary_learning.interop._pickles import read_pickle
 from dictionary_learning.interop._sae_lens import modernized, read_coder
 from dictionary_learning.interop._tensors import Tensors, coder, read_tensors, without_threshold
 
@@ -64,14 +65,17 @@ class MatsSAE(Format):
     """
 
     name = "mats_sae"
-    needed = ("*.pt",)
+    needed = ("*.pt", "*.pkl.gz", "*.pkl")
 
     def recognizes(self, files: Files) -> bool:
-        return _names_in(files) >= {"cfg", "state_dict"}
+        return len(files.weights(*_PICKLED)) == 1 or _names_in(files) >= {"cfg", "state_dict"}
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        path = files.only_weights(".pt")
-        held = read_pt(path)
+        pickled = bool(files.weights(*_PICKLED))
+        path = files.only_weights(*_PICKLED) if pickled else files.only_weights(".pt")
+        held = read_pickle(path) if pickled else read_pt(path)
+        if not isinstance(held, dict) or not {"cfg", "state_dict"} <= held.keys():
+            raise CheckpointError(f"'{path}' holds no cfg and state_dict, as mats_sae_training wrote them.")
         cfg = held.get("cfg")
         values = cfg.state if isinstance(cfg, Inert) else cfg
         # settings that are no plain values, such as devices and dtypes, have no effect here
@@ -94,17 +98,14 @@ class TwoMatrices(Format):
         name: the name of the format.
         needed: patterns of its files.
         parts: the names of W_enc, b_enc, W_dec and b_dec; see `Tensors.parts`.
-        is_transcoder: whether it reconstructs other activations than it reads.
         needs_k: whether it keeps k latents, of which only the name of the repository knows the
             number (...-L0_50).
     """
 
-    def __init__(
-        self, name: str, needed: tuple[str, ...], *parts: str, is_transcoder: bool = False, needs_k: bool = False
-    ):
+    def __init__(self, name: str, needed: tuple[str, ...], *parts: str, needs_k: bool = False):
         self.name, self.needed, self.facts = name, needed, ("k",) if needs_k else ()
         self.parts: dict[str, str] = dict(zip(_PARTS, parts, strict=True))
-        self.is_transcoder, self.needs_k = is_transcoder, needs_k
+        self.needs_k = needs_k
 
     def recognizes(self, files: Files) -> bool:
         found = files.weights(*ENDINGS)
@@ -113,18 +114,16 @@ class TwoMatrices(Format):
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         tensors = read_tensors(files.only_weights(*ENDINGS))
-        config = files.settings(_YAML) if _YAML in self.needed else {}
-        parts = tensors.parts(self.parts, wide="output_dim" if self.is_transcoder else "dim")
+        parts = tensors.parts(self.parts)
         tensors.finish()
         if self.needs_k:
             known = self.known({"k": _k(files, facts)})
             return Loaded(coder(parts, "top_k", without_threshold(), centered=False, k=known["peer"]["k"]), known)
-        dictionary = coder(parts, centered=False, predicts=self.is_transcoder, named=AutoEncoderNew)
-        return Loaded(dictionary, self.known(config, model="model_name"))
+        return Loaded(coder(parts, centered=False, named=AutoEncoderNew), self.known({}))
 
 
-_YAML = "config.yaml"
 _PICKLES = ("*.pt", "*.pth")
+_PICKLED = (".pkl.gz", ".pkl")
 SINGLE_FILES: tuple[Format, ...] = (
     OpenAI(),
     MatsSAE(),
@@ -135,9 +134,6 @@ SINGLE_FILES: tuple[Format, ...] = (
     ),
     TwoMatrices(
         "deepseek_r1", _PICKLES, "encoder.weight", "encoder.bias", "decoder.weight.T", "decoder.bias"
-    ),
-    TwoMatrices(
-        "mwhanna", ("layer_*.safetensors", _YAML), "W_enc", "b_enc", "W_dec", "b_dec", is_transcoder=True
     ),
 )  # fmt: skip
 

@@ -31,7 +31,7 @@ from dictionary_learning.trainers._batch import (
     usual_rows,
 )
 from dictionary_learning.trainers._config import OptimizationConfig
-from dictionary_learning.trainers._definition import check_methods, own_config, read_arguments
+from dictionary_learning.trainers._definition import check_methods, makes_own_steps, own_config, read_arguments
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._spikes import LossGuard
@@ -52,16 +52,26 @@ class Trainer(ABC):
     spreads_latents: ClassVar[bool] = False
     """Whether its latents may be spread over ranks: what it sums over latents itself, it passes
     through `latent_ranks.add`."""
+    is_plug_in: ClassVar[bool] = False
+    """Whether the class was written for dictionary-learning 0.1, and makes its own steps."""
     settings: OptimizationConfig
     dictionary: Dictionary
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Gives every trainer its own Config, which builds this trainer and no other."""
         super().__init_subclass__(**options)
+        if makes_own_steps(cls):
+            from dictionary_learning.compat._plug_ins import adapt
+
+            adapt(cls, next(base for base in cls.__mro__[1:] if issubclass(base, Trainer)))
+            return
         cls.Config = own_config(cls)
         check_methods(cls)
 
     def __init__(self, config: Any = None, run: Any = None, *older: Any, **options: Any):
+        if self.is_plug_in:  # `super().__init__(seed)` of one
+            self.seed, self.logging_parameters = config, []
+            return
         if not isinstance(config, OptimizationConfig) or not isinstance(run, RunInfo) or older or options:
             config, run = read_arguments(type(self), (config, run, *older), options)
         # of a base or of a subclass it would have other defaults, or settings that nothing reads
@@ -121,6 +131,14 @@ class Trainer(ABC):
         """Parts with state of their own, in the order of their updates."""
         for part in self.components.values():
             part.ranks, part.latent_ranks = self.ranks, self.latent_ranks
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns an attribute by its name in dictionary-learning 0.1, such as `scheduler`."""
+        if name.startswith("_"):
+            raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'.")
+        from dictionary_learning.compat._trainer_names import older_attribute
+
+        return older_attribute(self, name)
 
     def join(self, ranks: Ranks) -> None:
         """Makes this trainer one of several with the same weights, which see different tokens.
@@ -320,7 +338,9 @@ class Trainer(ABC):
         facts = {**self.run.to_dict(), "device": str(self.device)}
         if facts["output_dims"] is None and self.dictionary.output_dim != self.dictionary.activation_dim:
             facts["output_dims"] = list(self.dictionary.site_widths[1])
-        return {**facts, **self.settings.to_dict(), **names}
+        from dictionary_learning.compat._trainer_names import SavedSettings
+
+        return SavedSettings({**facts, **self.settings.to_dict(), **names})
 
     @property
     def ae(self) -> Dictionary:

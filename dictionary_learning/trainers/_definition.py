@@ -25,6 +25,14 @@ def own_config(trainer: type[Any]) -> type[OptimizationConfig]:
     return config
 
 
+def makes_own_steps(trainer: type[Any]) -> bool:
+    """Returns whether a class was written for dictionary-learning 0.1, with an `update`."""
+    own: Any = vars(trainer)
+    inherits = any(getattr(base, "is_plug_in", False) for base in trainer.__mro__[1:])
+    is_abstract = getattr(getattr(trainer, "objective", None), "__isabstractmethod__", False)
+    return inherits or ("update" in own and is_abstract and "objective" not in own)
+
+
 def check_methods(trainer: type[Any]) -> None:
     """Checks that the methods which a class defines can be called as they will be.
 

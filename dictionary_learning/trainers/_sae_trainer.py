@@ -1,6 +1,7 @@
 """The base of every method that trains an encoder and a decoder around a nonlinearity."""
 
 import copy
+import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -186,7 +187,7 @@ def _new_dictionary(
             options |= {**nonlinearity.options(), **settings.autoencoder_options()}
         options["apply_b_dec_to_input"] = settings.apply_b_dec_to_input
         try:
-            dictionary = cls(run.activation_dim, settings.dict_size, generator=generator, **options)
+            dictionary = _built(cls, run.activation_dim, settings.dict_size, generator, options)
             assert isinstance(dictionary, SparseAutoencoder)
         except (ConfigError, TypeError, AssertionError) as error:
             if settings.dict_class is None and isinstance(error, ConfigError):
@@ -208,6 +209,19 @@ def _new_dictionary(
         W_enc = coder.W_enc if settings.init_encoder_as_decoder_transpose and not coder.is_tied else None
         set_decoder_(coder.W_dec, W_enc, norm=norm, orthogonal=settings.orthogonal_init, generator=generator)
     return dictionary
+
+
+def _built(cls: type, dim: int, dict_size: int, generator: torch.Generator, options: dict[str, Any]) -> Any:
+    """Returns a dictionary of a class, also of one whose constructor takes (dim, dict_size, k)."""
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return cls(dim, dict_size, generator=generator, **options)
+    # written for dictionary-learning 0.1: what it does not take is as its base has it
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(generator.get_state())
+        made = cls(dim, dict_size, **{name: value for name, value in options.items() if name in parameters})
+    made.apply_b_dec_to_input = options.get("apply_b_dec_to_input", made.apply_b_dec_to_input)
+    return made
 
 
 def _trained_dictionary(

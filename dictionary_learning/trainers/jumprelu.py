@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from dictionary_learning._lazy import lazy_names
 from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import JumpReluAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity
@@ -87,3 +88,7 @@ class JumpReluTrainer(SAETrainer):
 
 
 __all__ = ["JumpReluAutoEncoder", "JumpReluTrainer"]
+
+_OLD = ("JumpReLUFunction", "RectangleFunction", "StepFunction")
+# `compat` imports this package, so its names are looked up when they are used
+__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(_OLD, "dictionary_learning.compat._functions"))

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from dictionary_learning._lazy import lazy_names
 from dictionary_learning.config import auto
 from dictionary_learning.dictionaries import Coder, Dictionary, MatryoshkaBatchTopKSAE, SparseAutoencoder, Trainable
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
@@ -152,3 +153,7 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
 
 __all__ = ["MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer"]
+
+# `compat` imports this package, so its names are looked up when they are used
+_OLD = {"apply_temperature": "dictionary_learning.compat._functions"}
+__getattr__, __dir__ = lazy_names(__name__, _OLD)

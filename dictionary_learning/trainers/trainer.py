@@ -9,12 +9,16 @@ from torch import Tensor
 
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
 from dictionary_learning.trainers import SAETrainer
-from dictionary_learning.trainers._row_adam import RowAdam
+from dictionary_learning.trainers._row_adam import Closure, RowAdam
 from dictionary_learning.trainers._schedules import Rewarm, WarmupDecay, ramp
 
 
 class ConstrainedAdam(RowAdam):
-    """`RowAdam`, where some parameters have unit rows (dict_size, activation_dim), not columns."""
+    """Adam, where some parameters have columns of unit norm, or rows if their latents come first.
+
+    Columns are those of `torch.nn.Linear`, as in dictionary-learning. Parameters that a dictionary
+    of this package yields by `ae.decoder.parameters()` have latents first.
+    """
 
     def __init__(
         self,
@@ -23,9 +27,27 @@ class ConstrainedAdam(RowAdam):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
     ):
-        constrained = {id(p) for p in constrained_params}
-        groups = [{"params": [p], "unit_rows": id(p) in constrained} for p in params]
+        constrained = list(constrained_params)
+        by_row = {id(p) for p in constrained if getattr(p, "latents_first", False)}
+        groups = [{"params": [p], "unit_rows": id(p) in by_row} for p in params]
         super().__init__(groups, lr=lr, betas=betas)
+        self._by_column = [p for p in constrained if id(p) not in by_row]
+
+    def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with torch.no_grad():
+            for p in self._by_column:
+                if p.grad is not None:
+                    remove_parallel_part_(_columns(p.grad), torch.nn.functional.normalize(_columns(p), dim=1))
+        loss = super().step(closure)
+        with torch.no_grad():
+            for p in self._by_column:
+                normalize_rows_(_columns(p))
+        return loss
+
+
+def _columns(tensor: Tensor) -> Tensor:
+    """Returns the columns of a matrix, or a vector as one column, as rows; a view."""
+    return tensor.unsqueeze(0) if tensor.ndim == 1 else tensor.T
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""mats_sae_training, from which SAELens grew, by its import names."""

@@ -1,0 +1,225 @@
+"""The runners of SAELens and of mats_sae_training: a config in, a trained dictionary out."""
+
+import copy
+import importlib.util
+import logging
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dictionary_learning.buffer import ActivationBuffer
+from dictionary_learning.compat.saelens._hooks import site_of_hook
+from dictionary_learning.compat.saelens._translation import (
+    autocast_dtype,
+    check_fields,
+    model_of,
+    save_steps,
+    steps_of,
+    trainer_config,
+)
+from dictionary_learning.compat.saelens.config import LanguageModelSAERunnerConfig, Session
+from dictionary_learning.data import Source, as_source
+from dictionary_learning.dictionaries import Dictionary, fold_decoder_norm_, load_dictionary
+from dictionary_learning.errors import CheckpointError, ConfigError
+from dictionary_learning.evaluation import EvaluationConfig
+from dictionary_learning.interop import write_dictionary
+from dictionary_learning.models import TracedModel, load_model
+from dictionary_learning.sites import Site
+from dictionary_learning.training import trainSAE
+
+logger = logging.getLogger(__name__)
+
+_HELD_OUT = 100
+"""One of this many documents is evaluated on, and not trained on."""
+
+
+class LanguageModelSAETrainingRunner:
+    """Trains one dictionary as a config of SAELens says, and returns it.
+
+    Args:
+        cfg: The config.
+        override_dataset: Text, instead of that of `dataset_path`.
+        override_model: A model, instead of that of `model_name`.
+        override_sae: A dictionary to train further.
+    """
+
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig,
+        override_dataset: Any = None,
+        override_model: Any = None,
+        override_sae: Any = None,
+    ):
+        check_fields(cfg)
+        self.cfg, self.sae = cfg, override_sae
+        device = None if cfg.device == "cpu" and override_model is not None else cfg.llm_device or str(cfg.device)
+        dtype = "bfloat16" if cfg.autocast_lm else "float32"
+        options: Any = {} if override_model is not None else {"device": device, "dtype": dtype}
+        self.model: TracedModel = load_model(model_of(cfg) if override_model is None else override_model, **options)
+        self.site = site_of_hook(self.model, cfg.hook_name)
+        _check_layer(cfg)
+        data = cfg.dataset_path if override_dataset is None else override_dataset
+        if isinstance(data, str) and not data:
+            raise ConfigError("There is no dataset_path. Give the name of a data set, a file, or override_dataset.")
+        self.data = data if hasattr(data, "take") else as_source(data, streaming=cfg.streaming)
+
+    def run(self) -> Dictionary:
+        """Trains, saves in SAELens' format under `checkpoint_path`, and returns the dictionary."""
+        cfg, log, steps = self.cfg, self.cfg.logging, steps_of(self.cfg)
+        width = self.model.widths([self.site])[self.site]
+        config = trainer_config(cfg, width, str(self.site))
+        if self.sae is not None:
+            config = config.replace(finetune=self.sae, dict_size=None)
+        period = log.wandb_log_frequency * log.eval_every_n_wandb_logs
+        data, evaluation = self.data, {}
+        if period <= steps and isinstance(data, Source):
+            data, held_out = data.hold_out(_HELD_OUT)
+            tokens = cfg.n_eval_batches * cfg.store_batch_size_prompts * cfg.context_size
+            how_much = EvaluationConfig(n_tokens=tokens, n_fidelity_tokens=tokens, ctx_len=cfg.context_size)
+            evaluation = {"evaluate_every": period, "evaluation_data": held_out, "evaluation": how_much}
+        use_wandb = log.log_to_wandb and importlib.util.find_spec("wandb") is not None
+        if log.log_to_wandb and not use_wandb:
+            logger.warning("log_to_wandb=True, and wandb is not installed: the log is in metrics.jsonl only.")
+        folder = Path(cfg.checkpoint_path) / (log.wandb_id or secrets.token_hex(4))
+        (trained,) = trainSAE(
+            buffer_of(cfg, self.model, self.site, data),
+            config,
+            steps,
+            save_dir=folder,
+            save_steps=save_steps(cfg),
+            # latents there are times decoder norms; into them those of a run are folded in the end
+            save_format="own" if getattr(config, "rank_by_norm", None) else "sae_lens",
+            log_steps=log.wandb_log_frequency,
+            use_wandb=use_wandb,
+            wandb_project=log.wandb_project,
+            wandb_entity=log.wandb_entity or "",
+            device=str(cfg.device),
+            autocast_dtype=autocast_dtype(cfg),
+            run_cfg={"sae_lens": _plain(cfg)},
+            **evaluation,
+        )
+        if cfg.output_path is not None:
+            folded = copy.deepcopy(trained)
+            if getattr(folded, "rank_by_norm", False):
+                fold_decoder_norm_(folded)
+            write_dictionary(folded, cfg.output_path, "sae_lens")
+        return trained
+
+
+SAETrainingRunner = LanguageModelSAETrainingRunner
+
+
+def language_model_sae_runner(cfg: LanguageModelSAERunnerConfig, **overrides: Any) -> Dictionary:
+    """Trains as `SAETrainingRunner(cfg).run()` does; the name in mats_sae_training."""
+    return SAETrainingRunner(cfg, **overrides).run()
+
+
+class LMSparseAutoencoderSessionloader:
+    """Rebuilds what a dictionary was trained with: `model, sae, activations_loader`."""
+
+    def __init__(self, cfg: LanguageModelSAERunnerConfig, override_dataset: Any = None, override_model: Any = None):
+        self.runner = LanguageModelSAETrainingRunner(cfg, override_dataset, override_model)
+
+    def load_sae_training_group_session(self) -> Session:
+        """Returns the model, a new dictionary, and activations."""
+        runner = self.runner
+        width = runner.model.widths([runner.site])[runner.site]
+        config = trainer_config(runner.cfg, width, str(runner.site))
+        sae = config.build(activation_dim=width, steps=steps_of(runner.cfg)).dictionary
+        return Session(runner.model, sae, buffer_of(runner.cfg, runner.model, runner.site, runner.data))
+
+    load_session = load_sae_training_group_session
+
+    @classmethod
+    def load_session_from_pretrained(
+        cls, path: str, override_dataset: Any = None, override_model: Any = None
+    ) -> Session:
+        """Returns the model, the dictionary and activations of a run, or of a file of it.
+
+        Args:
+            path: A file or a folder of mats_sae_training or SAELens, or a run of this package.
+            override_dataset: Text, instead of that of the run.
+            override_model: A model, instead of that of the run.
+
+        Raises:
+            CheckpointError: The files do not say what it was trained with.
+        """
+        sae = load_dictionary(path)
+        said = _said(sae)
+        known = LanguageModelSAERunnerConfig.flat_defaults
+        fields = {name: value for name, value in said.items() if name in known and name in _OF_SESSIONS}
+        fields.setdefault("model_name", sae.info.model)
+        if "hook_name" not in fields and sae.info.sites:
+            fields["hook_name"] = sae.info.sites[0]
+        missing = [name for name in ("model_name", "hook_name") if not fields.get(name)]
+        if missing and override_model is None:
+            raise CheckpointError(f"'{path}' does not say its {', '.join(missing)}. Give override_model, and a run.")
+        cfg = LanguageModelSAERunnerConfig(**{**fields, "log_to_wandb": False})
+        runner = LanguageModelSAETrainingRunner(cfg, override_dataset, override_model)
+        return Session(runner.model, sae, buffer_of(cfg, runner.model, runner.site, runner.data))
+
+
+_OF_SESSIONS = (
+    "model_name", "hook_name", "hook_layer", "dataset_path", "context_size", "prepend_bos", "n_batches_in_buffer",
+    "store_batch_size_prompts", "train_batch_size_tokens", "streaming", "seed",
+)  # fmt: skip
+
+
+def buffer_of(cfg: Any, model: TracedModel, site: Site, data: Any) -> ActivationBuffer:
+    """Returns the activations that a config trains on."""
+    # in the units of prompts: a batch of the store is store_batch_size_prompts contexts
+    n_ctxs = cfg.n_batches_in_buffer * cfg.store_batch_size_prompts
+    n_ctxs = max(n_ctxs, -(-cfg.train_batch_size_tokens // cfg.context_size), 2)
+    start = tuple(cfg.seqpos_slice)
+    return ActivationBuffer(
+        data,
+        model,
+        site,
+        n_ctxs=n_ctxs,
+        ctx_len=cfg.context_size,
+        refresh_batch_size=cfg.store_batch_size_prompts,
+        out_batch_size=cfg.train_batch_size_tokens,
+        device=None if cfg.act_store_device == "with_model" else cfg.act_store_device,
+        remove_bos=cfg.exclude_special_tokens,
+        add_special_tokens=cfg.prepend_bos,
+        max_activation_norm_multiple=None,
+        pack=not cfg.disable_concat_sequences,
+        end_of_data="repeat",
+        seed=cfg.seed,
+        seqpos_slice=None if start == (None,) else start,
+    )
+
+
+def _check_layer(cfg: Any) -> None:
+    parts = [part for part in str(cfg.hook_name).split(".") if part.isdigit()]
+    if cfg.hook_layer is not None and parts and int(parts[0]) != cfg.hook_layer:
+        raise ConfigError(f"Got hook_layer={cfg.hook_layer} with hook_name={cfg.hook_name!r}. Leave hook_layer out.")
+
+
+def _plain(cfg: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for owner in {id(one): one for one in (cfg, cfg.coder, cfg.logging)}.values():
+        own = owner.to_dict().items()
+        found |= {name: value for name, value in own if isinstance(value, (str, int, float, type(None)))}
+    return found
+
+
+def _said(sae: Dictionary) -> Mapping[str, Any]:
+    """Returns what the files of a dictionary say about its run, by the names of SAELens."""
+    config, found = sae.info.config, {}
+    peer = config.get("peer") or {}
+    for part in (peer, peer.get("metadata"), (config.get("run") or {}).get("sae_lens")):
+        if isinstance(part, Mapping):
+            found |= {key: value for key, value in part.items() if value is not None}
+    from dictionary_learning.compat.saelens._fields import RENAMED
+
+    return {RENAMED.get(name, name): value for name, value in found.items()}
+
+
+__all__ = [
+    "LMSparseAutoencoderSessionloader",
+    "LanguageModelSAETrainingRunner",
+    "SAETrainingRunner",
+    "language_model_sae_runner",
+]

@@ -1,0 +1,176 @@
+"""circuit-tracer's transcoders and cross-layer transcoders, and Gemma Scope 2's: a file a layer.
+
+All are for activations as the model gives them, and none subtracts b_dec from its input.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dictionary_learning.dictionaries import CrossLayerTranscoder
+from dictionary_learning.errors import CheckpointError
+from dictionary_learning.interop._archives import read_names
+from dictionary_learning.interop._base import Facts, Format, Loaded, check_fact, choice, latents_kept
+from dictionary_learning.interop._files import Files
+from dictionary_learning.interop._safe import read_json
+from dictionary_learning.interop._tensors import built, coder, jump_thresholds, read_tensors, without_threshold
+
+_YAML, _JSON = "config.yaml", "config.json"
+_PARTS = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+_THRESHOLD = "activation_function.threshold"
+_FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")
+_GEMMA = re.compile(r"layer_(\d+)(?:_.*)?\.safetensors|params_layer_(\d+)\.safetensors")
+
+
+class CircuitTracer(Format):
+    """Reads `layer_<N>.safetensors` with the `config.yaml` of its set: ReLU, JumpReLU or TopK.
+
+    With a threshold in the file it is JumpReLU; TopK is said by the config alone (`activation`,
+    `k`), or by k=.
+    """
+
+    name = "mwhanna"
+    facts = ("k",)
+    needed = ("layer_*.safetensors", _YAML)
+
+    def recognizes(self, files: Files) -> bool:
+        found = files.weights(".safetensors")
+        names = read_names(files, found[0]) if len(found) == 1 and found[0].startswith("layer_") else frozenset()
+        return set(_PARTS.values()) <= names and names <= {*_PARTS.values(), "W_skip", _THRESHOLD, "k"}
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        name = files.only_weights(".safetensors")
+        tensors, config = read_tensors(name), files.settings(_YAML)
+        skip = {"W_skip": "W_skip"} if "W_skip" in tensors else {}
+        parts = tensors.parts({**_PARTS, **skip}, wide="output_dim")
+        kind = choice(config, "activation", ("relu", "topk", "jumprelu"), "relu", files) if config else "relu"
+        stored = tensors.integers("k")
+        known = self.known(config, model="model_name", site="feature_input_hook", target_site="feature_output_hook")
+        layer = re.search(r"layer_(\d+)", name.name)
+        for section in ("site", "target_site"):
+            if isinstance(known.get(section), str) and layer and not known[section].startswith("blocks."):
+                known[section] = f"blocks.{layer[1]}.{known[section]}"
+        if kind == "topk" or stored or "k" in facts:
+            said = stored[0] if stored else config.get("k")
+            check_fact(facts, "k", said, files)
+            k = latents_kept({"k": facts.get("k", said)}, files, f"Its {_YAML} does, or give k=.")
+            made = coder(parts, "top_k", without_threshold(), centered=False, predicts=True, k=k)
+        elif _THRESHOLD in tensors:
+            state = jump_thresholds(tensors.take(_THRESHOLD, "dict_size"))
+            made = coder(parts, "jump_relu", state, centered=False, predicts=True)
+        else:
+            made = coder(parts, centered=False, predicts=True)
+        tensors.finish()
+        return Loaded(made, known)
+
+
+class CircuitTracerCrossLayer(Format):
+    """Reads `W_enc_<N>.safetensors` and `W_dec_<N>.safetensors` of all layers of one transcoder."""
+
+    name = "circuit_tracer_clt"
+    spans_files = True
+    needed = ("W_enc_*.safetensors", "W_dec_*.safetensors", _YAML)
+
+    def recognizes(self, files: Files) -> bool:
+        return files.chosen is None and files.has("W_enc_0.safetensors") and files.has("W_dec_0.safetensors")
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        matches = [_FILE.fullmatch(name) for name in files.entries]
+        numbers = sorted(int(match[2]) for match in matches if match is not None and match[1] == "enc")
+        n = len(numbers)
+        if numbers != list(range(n)):
+            raise CheckpointError(f"'{files}' has the layers {numbers}; those from 0 to {n - 1} are needed.")
+        layers: list[dict[str, Tensor]] = []
+        for layer in range(n):
+            encoder = read_tensors(files.path(f"W_enc_{layer}.safetensors"))
+            decoder = read_tensors(files.path(f"W_dec_{layer}.safetensors"))
+            one = {
+                "W_enc": encoder.take(f"W_enc_{layer}", "dict_size dim"),
+                "b_enc": encoder.take(f"b_enc_{layer}", "dict_size"),
+                "b_dec": encoder.take(f"b_dec_{layer}", "dim"),
+                "W_dec": decoder.take(f"W_dec_{layer}", "dict_size layers dim"),
+            }
+            if f"threshold_{layer}" in encoder:
+                one["threshold"] = encoder.take(f"threshold_{layer}", "dict_size")
+            encoder.finish()
+            decoder.finish()
+            if one["W_dec"].shape[1] != n - layer:
+                raise CheckpointError(
+                    f"W_dec_{layer} of '{files}' writes {one['W_dec'].shape[1]} layers; with {n} layers it writes "
+                    f"{n - layer}. Get all files."
+                )
+            layers.append(one)
+        config = files.settings(_YAML)
+        known = self.known(config, model="model_name")
+        sites = [(config.get("feature_input_hook"), "site"), (config.get("feature_output_hook"), "target_site")]
+        for hook, section in sites:
+            if isinstance(hook, str):
+                known[section] = [f"blocks.{layer}.{hook}" for layer in range(n)]
+        return Loaded(_cross_layer(layers, files), known)
+
+
+class GemmaScope2CrossLayer(Format):
+    """Reads a cross-layer transcoder of Gemma Scope 2: a file for each layer, with all decoders.
+
+    w_dec is (dict_size, layers, width). Its rows of earlier layers are not used.
+    """
+
+    name = "gemma_scope_2_clt"
+    spans_files = True
+    needed = ("*layer_*.safetensors", _JSON)
+
+    def recognizes(self, files: Files) -> bool:
+        found = self._layers(files)
+        return files.chosen is None and 0 in found and {"w_enc", "w_dec", "threshold"} <= read_names(files, found[0])
+
+    def read(self, files: Files, facts: Facts) -> Loaded:
+        found = self._layers(files)
+        layers: list[dict[str, Tensor]] = []
+        for layer in range(len(found)):
+            if layer not in found:
+                raise CheckpointError(f"'{files}' has the layers {sorted(found)}; those from 0 on are needed.")
+            tensors = read_tensors(files.path(found[layer]))
+            one = {
+                "W_enc": tensors.take("w_enc", "dim dict_size").T,
+                "b_enc": tensors.take("b_enc", "dict_size"),
+                "b_dec": tensors.take("b_dec", "dim"),
+                "W_dec": tensors.take("w_dec", "dict_size layers dim")[:, layer:],
+                "threshold": tensors.take("threshold", "dict_size"),
+            }
+            if "affine_skip_connection" in tensors:
+                raise CheckpointError(f"'{files}' has an affine part, which cross-layer transcoders here have not.")
+            tensors.finish()
+            if tensors["layers"] != len(found):
+                raise CheckpointError(f"'{files}' writes {tensors['layers']} layers, and has {len(found)} files.")
+            layers.append(one)
+        config = read_json(files.path(_JSON)) if files.has(_JSON) else {}
+        known = self.known(config, model="model_name")
+        return Loaded(_cross_layer(layers, files), known)
+
+    def _layers(self, files: Files) -> dict[int, str]:
+        matches = [(name, _GEMMA.fullmatch(name)) for name in files.entries]
+        return {int(match[1] or match[2]): name for name, match in matches if match is not None}
+
+
+def _cross_layer(layers: list[dict[str, Tensor]], files: Files) -> Any:
+    has_thresholds = {"threshold" in layer for layer in layers}
+    widths = {tuple(layer["W_enc"].shape) for layer in layers}
+    if len(has_thresholds) != 1 or len(widths) != 1:
+        raise CheckpointError(f"The layers of '{files}' are of different kinds or sizes. Get all of its files.")
+    ((size, dim),) = widths
+    n, kind = len(layers), "jump_relu" if has_thresholds == {True} else "relu"
+    state: dict[str, Tensor] = {"b_dec": torch.cat([layer["b_dec"] for layer in layers])}
+    for number, layer in enumerate(layers):
+        state |= {f"parts.{number}.{name}": layer[name] for name in ("W_enc", "b_enc")}
+        # (dict_size, layers, dim) to (dict_size, sum of widths)
+        state[f"parts.{number}.W_dec"] = layer["W_dec"].reshape(size, -1)
+        if kind == "jump_relu":
+            own: Mapping[str, Tensor] = jump_thresholds(layer["threshold"])
+            state |= {f"parts.{number}.nonlinearity.{name}": tensor for name, tensor in own.items()}
+    return built(CrossLayerTranscoder, state, [dim] * n, n * size, {"name": kind})
+
+
+CIRCUIT_TRACER: tuple[Format, ...] = (CircuitTracer(), CircuitTracerCrossLayer(), GemmaScope2CrossLayer())

@@ -1,0 +1,269 @@
+"""Scripts and commands for EleutherAI's sparsify: only the import is another."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+
+from dictionary_learning import load_dictionary, load_model
+from dictionary_learning.compat.sparsify import (
+    Sae,
+    SaeConfig,
+    SaeTrainer,
+    SparseCoder,
+    TrainConfig,
+    Trainer,
+    TranscoderConfig,
+)
+from dictionary_learning.compat.sparsify._options import parse
+from dictionary_learning.compat.sparsify._translation import configs_of, hookpoints_of
+from dictionary_learning.compat.sparsify.data import MemmapDataset, chunk_and_tokenize
+from dictionary_learning.errors import CheckpointError, ConfigError, DataError
+from tests import tiny
+
+CTX = 16
+
+
+@pytest.fixture(scope="module")
+def tokenized():
+    texts = Dataset.from_dict({"text": tiny.documents(200, seed=3)})
+    return chunk_and_tokenize(texts, tiny.tokenizer(), max_seq_len=CTX)
+
+
+def settings(tmp_path, **changes):
+    sae = changes.pop("sae", SaeConfig(k=4, expansion_factor=4))
+    return TrainConfig(sae, **{"batch_size": 4, "save_dir": str(tmp_path), "log_to_wandb": False, **changes})
+
+
+def test_readme_example(tokenized, tmp_path):
+    gpt = tiny.model("llama")
+    cfg = TrainConfig(SaeConfig(k=4), batch_size=16, save_dir=str(tmp_path), log_to_wandb=False)
+    trainer = Trainer(cfg, tokenized, gpt)
+    trainer.fit()
+    folder = tmp_path / "unnamed"
+    assert sorted(path.name for path in folder.iterdir()) == ["layers.0", "layers.1", "layers.2"]
+    saes = Sae.load_many(str(folder), local=True)
+    assert list(saes) == ["layers.0", "layers.1", "layers.2"] == list(trainer.saes)
+    ids = torch.randint(3, tiny.VOCAB, (2, 8))
+    outputs = gpt(ids, output_hidden_states=True)
+    for (name, sae), hidden in zip(saes.items(), outputs.hidden_states[1:], strict=True):
+        assert sae.num_latents == 32 * tiny.DIM and sae.cfg.k == 4 and sae.d_in == tiny.DIM
+        out = sae.encode(hidden.flatten(0, 1))
+        assert out.top_acts.shape == out.top_indices.shape == (16, 4) and out.pre_acts.shape == (16, 512)
+        assert 0 <= sae(hidden.flatten(0, 1)).fvu < 3
+        own = load_dictionary(folder / name)
+        torch.testing.assert_close(sae(hidden).sae_out, own(hidden), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(saes["layers.1"].W_dec.norm(dim=1), torch.ones(512))
+
+
+def test_older_name_trains_a_module_with_patterns(tokenized, tmp_path):
+    cfg = settings(tmp_path, hookpoints=["layers.[01].mlp"], run_name="mlps", init_seeds=[0, 1])
+    trainer = SaeTrainer(cfg, tokenized.select(range(16)), tiny.model("llama"))
+    trainer.fit()
+    names = [f"layers.{layer}.mlp/seed{seed}" for layer in (0, 1) for seed in (0, 1)]
+    assert list(trainer.saes) == names
+    assert all((tmp_path / "mlps" / name / "sae.safetensors").is_file() for name in names)
+
+
+@pytest.mark.parametrize("changes", [
+    {"sae": SaeConfig(k=4, expansion_factor=4, activation="groupmax")},
+    {"sae": SaeConfig(k=4, num_latents=96, multi_topk=True), "k_decay_steps": 4},
+    {"sae": TranscoderConfig(k=4, num_latents=64, skip_connection=True), "hookpoints": ["layers.1.mlp"]},
+    {"optimizer": "adam", "lr_warmup_steps": 2, "auxk_alpha": 1 / 32, "dead_feature_threshold": 100},
+    {"optimizer": "muon", "grad_acc_steps": 2, "micro_acc_steps": 2},
+    {"loss_fn": "kl", "layers": [1]}, {"loss_fn": "ce", "layers": [1], "exclude_tokens": [1, 5]},
+    {"save_best": True, "save_every": 2, "layers": [0]},
+], ids=lambda changes: "-".join(map(str, changes)))  # fmt: skip
+def test_every_setting_trains(tokenized, tmp_path, changes):
+    cfg = settings(tmp_path, **changes)
+    trainer = Trainer(cfg, tokenized.select(range(40)), tiny.model("llama"))
+    trainer.fit()
+    for name, sae in trainer.saes.items():
+        again = Sae.load_from_disk(tmp_path / "unnamed" / name)
+        x = torch.randn(6, tiny.DIM)
+        torch.testing.assert_close(again(x).sae_out, sae(x).sae_out)
+        assert again.cfg.transcode == cfg.sae.transcode and again.cfg.activation == cfg.sae.activation
+        assert again.num_latents == cfg.sae.size(tiny.DIM)
+    if cfg.save_best:
+        assert (tmp_path / "unnamed" / "best" / "layers.0" / "cfg.json").is_file()
+
+
+def test_what_counts_there_counts_here(tokenized, tmp_path):
+    cfg = settings(tmp_path, optimizer="adam", lr_warmup_steps=3, grad_acc_steps=2, k_decay_steps=8, exclude_tokens=[1])
+    trainer = Trainer(cfg, tokenized, tiny.model("llama"))
+    config = trainer.configs["layers.1"]
+    assert config.lr == pytest.approx(2e-4 / (64 / 2**14) ** 0.5)
+    assert (config.dict_size, config.warmup_steps, config.decay_start) == (64, 3, 3)
+    assert (config.k_anneal_steps, config.k_anneal_start) == (4, 64)  # batches there; at most all latents
+    batch = next(trainer._stream(tokenized, predict=False))
+    first = tokenized[:4]["input_ids"]
+    (x,) = (batch[site] for site in batch if "1" in str(site))
+    assert len(x) == int((first != 1).sum())  # four sequences, without the tokens that are excluded
+    reference = tiny.model("llama")(first, output_hidden_states=True).hidden_states[2][first != 1]
+    torch.testing.assert_close(x, reference, atol=1e-5, rtol=1e-4)
+
+
+def test_hookpoints_are_patterns_in_which_a_star_stands_for_dots():
+    model = load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
+    found = hookpoints_of(TrainConfig(hookpoints=["h.*.attn", "h.[01].mlp.act"]), model)
+    assert list(found) == ["h.0.attn", "h.0.mlp.act", "h.1.attn", "h.1.mlp.act", "h.2.attn"]
+    assert str(found["h.0.mlp.act"]) == "transformer.h.0.mlp.act:out"
+    assert list(hookpoints_of(TrainConfig(layer_stride=2), model)) == ["h.0", "h.2"]
+    with pytest.raises(ConfigError, match="h.9"):
+        hookpoints_of(TrainConfig(hookpoints=["h.9.attn"]), model)
+    assert len(configs_of(TrainConfig(init_seeds=[0, 1]), {"h.0": 16}, {"h.0": found["h.0.attn"]})) == 2
+
+
+def test_finetune_starts_from_a_run(tokenized, tmp_path):
+    first = Trainer(settings(tmp_path, run_name="first", layers=[1]), tokenized.select(range(16)), tiny.model("llama"))
+    first.fit()
+    cfg = settings(tmp_path, layers=[1], finetune=str(tmp_path / "first"), lr=1e-9)
+    again = Trainer(cfg, tokenized.select(range(16)), tiny.model("llama"))
+    again.fit()
+    torch.testing.assert_close(again.saes["layers.1"].W_dec, first.saes["layers.1"].W_dec, atol=1e-5, rtol=1e-4)
+    cfg = settings(tmp_path, layers=[2], finetune=str(tmp_path / "first"))
+    with pytest.raises(CheckpointError, match=r"layers\.2"):
+        Trainer(cfg, tokenized, tiny.model("llama"))
+
+
+def test_coder_by_hand(tmp_path):
+    coder = SparseCoder(8, SaeConfig(k=3, num_latents=24))
+    coder.b_dec.data, coder.encoder.bias.data = torch.randn(8), torch.randn(24)
+    x = torch.randn(2, 5, 8)
+    pre = torch.relu((x - coder.b_dec) @ coder.encoder.weight.T + coder.encoder.bias)
+    acts, indices, all_pre = coder.encode(x)
+    torch.testing.assert_close(all_pre, pre)
+    torch.testing.assert_close(acts.sort().values, pre.topk(3).values.sort().values)
+    out = coder(x)
+    kept = torch.zeros_like(pre).scatter(-1, indices, acts)
+    torch.testing.assert_close(out.sae_out, kept @ coder.W_dec + coder.b_dec)
+    error, centered = x - out.sae_out, x - x.flatten(0, 1).mean(0)
+    torch.testing.assert_close(out.fvu, error.pow(2).sum() / centered.pow(2).sum())
+    dead = torch.arange(24) < 10
+    assert coder(x, dead_mask=dead).auxk_loss > 0 and coder(x, dead_mask=dead & False).auxk_loss == 0
+    coder.save_to_disk(tmp_path / "layers.0")
+    SparseCoder(8, SaeConfig(k=3, num_latents=24, skip_connection=True, transcode=True)).save_to_disk(
+        tmp_path / "layers.10"
+    )
+    SparseCoder(8, SaeConfig(k=3, num_latents=24, activation="groupmax")).save_to_disk(tmp_path / "layers.2")
+    assert list(Sae.load_many(str(tmp_path))) == ["layers.0", "layers.2", "layers.10"]
+    assert list(Sae.load_many(str(tmp_path), layers=["layers.10", "layers.0"])) == ["layers.0", "layers.10"]
+    assert list(Sae.load_many(str(tmp_path), local=True, pattern="layers.1*")) == ["layers.10"]
+    bare = Sae.load_from_hub(str(tmp_path), hookpoint="layers.0", decoder=False)
+    assert bare.W_dec is None and torch.equal(bare.encode(x).top_acts, acts)
+    with pytest.raises(ConfigError, match="decoder=False"):
+        bare(x)
+    torch.testing.assert_close(coder.to_dictionary()(x), out.sae_out)
+    with pytest.raises(CheckpointError):
+        Sae.load_many(str(tmp_path), layers=["layers.5"])
+    with pytest.raises(CheckpointError):
+        Sae.load_from_disk(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"layers": [0], "layer_stride": 2}, {"layers": [0], "hookpoints": ["h.0"]}, {"init_seeds": []},
+    {"loss_fn": "ce", "distribute_modules": True}, {"loss_fn": "kl", "micro_acc_steps": 2},
+    {"sae": SaeConfig(skip_connection=True)}, {"sae": SaeConfig(activation="groupmax", multi_topk=True)},
+])  # fmt: skip
+def test_settings_that_contradict_each_other(changes, tmp_path):
+    with pytest.raises(ConfigError):
+        settings(tmp_path, **changes)
+
+
+def test_memory_mapped_ids(tmp_path):
+    import numpy as np
+
+    np.arange(3, 3 + 70, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+    data = MemmapDataset(tmp_path / "ids.bin", CTX)
+    assert len(data) == 4 and data[1]["input_ids"].tolist() == list(range(19, 35))
+    assert len(data.shard(2, 1)) == 2 and data.shard(2, 1)[0]["input_ids"][0] == 35
+    assert len(data.select(range(1, 3))) == 2 and len(MemmapDataset(tmp_path / "ids.bin", CTX, 3)) == 3
+    with pytest.raises(DataError):
+        MemmapDataset(tmp_path / "ids.bin", 100)
+    trainer = Trainer(settings(tmp_path / "run", layers=[0]), data, tiny.model("llama"))
+    trainer.fit()
+    assert list(trainer.saes) == ["layers.0"]
+
+
+def test_options_have_their_names_and_defaults():
+    text = (
+        "gpt2 data --hookpoints h.*.attn h.0 --layer_stride 2 --expansion_factor 8 --num_latents 64 --k 16 "
+        "--grad_acc_steps 8 --micro_acc_steps 2 --ctx_len 128 --load_in_8bit --distribute_modules --finetune run "
+        "--k_decay_steps 10_000 --activation groupmax --transcode --skip_connection --multi_topk false "
+        "--normalize_decoder false --optimizer adam --lr_warmup_steps 5 --auxk_alpha 0.03 --exclude_tokens 1 2 "
+        "--init_seeds 0 1 --save_every 10 --save_best --resume --max_examples 99 --run_name mine --batch_size 1 "
+        "--data_args name=x,n=3"
+    )
+    args = parse(text.split())
+    assert (args.model, args.dataset, args.hookpoints) == ("gpt2", "data", ["h.*.attn", "h.0"])
+    assert (args.sae.k, args.sae.num_latents, args.sae.activation) == (16, 64, "groupmax")
+    assert (
+        args.sae.transcode and args.sae.skip_connection and not args.sae.multi_topk and not args.sae.normalize_decoder
+    )
+    assert args.load_in_8bit and args.distribute_modules and args.resume and args.save_best
+    assert (args.k_decay_steps, args.exclude_tokens, args.init_seeds) == (10_000, [1, 2], [0, 1])
+    default = parse([])
+    assert (default.model, default.dataset) == ("HuggingFaceTB/SmolLM2-135M", "EleutherAI/SmolLM2-135M-10B")
+    assert (default.batch_size, default.optimizer, default.ctx_len, default.shuffle_seed) == (32, "signum", 2048, 42)
+    assert default.sae == SaeConfig()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sparsify")
+    tiny.model("llama").save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    Dataset.from_dict({"text": tiny.documents(300, seed=5)}).save_to_disk(str(folder / "data"))
+    return folder
+
+
+def command(places, tmp_path, *options, processes=0):
+    launch = (
+        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"] if processes else []
+    )
+    arguments = [
+        sys.executable,
+        *launch,
+        "-m",
+        "dictionary_learning.compat.sparsify",
+        str(places / "model"),
+        str(places / "data"),
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [*arguments, *options, "--log_to_wandb", "false", "--save_dir", str(tmp_path), "--max_examples", "64"],
+        capture_output=True, text=True, env=env, timeout=300, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tmp_path / "unnamed"
+
+
+def test_command_and_resume(places, tmp_path):
+    from dictionary_learning.compat.sparsify.__main__ import main
+
+    arguments = [str(places / "model"), str(places / "data"), "--batch_size", "1", "--ctx_len", "16", "--layers", "1"]
+    arguments += ["--k", "4", "--expansion_factor", "4", "--max_examples", "12", "--log_to_wandb", "false"]
+    arguments += ["--save_dir", str(tmp_path), "--run_name", "r", "--grad_acc_steps", "4", "--save_every", "1"]
+    assert main(arguments) == 0
+    log = [json.loads(line) for line in (tmp_path / ".r" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 12 and log[-1]["tokens"] == 12 * 16
+    before = Sae.load_from_disk(tmp_path / "r" / "layers.1").W_dec
+    assert main([*arguments, "--resume"]) == 0
+    assert torch.equal(Sae.load_from_disk(tmp_path / "r" / "layers.1").W_dec, before)
+    assert main([*arguments[:2], "--hookpoints", "nothing", "--save_dir", str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("line", [
+    "--batch_size 1 --layers 0 2 --k 8 --grad_acc_steps 8 --ctx_len 16",
+    "--distribute_modules --batch_size 1 --layer_stride 2 --grad_acc_steps 8 --ctx_len 16 --k 8 --micro_acc_steps 2",
+], ids=["copies", "distributed"])  # fmt: skip
+def test_torchrun_lines_of_the_readme(places, tmp_path, line):
+    folder = command(places, tmp_path, *line.split(), "--expansion_factor", "4", processes=2)
+    saes = Sae.load_many(str(folder), local=True)
+    assert list(saes) == ["layers.0", "layers.2"] and saes["layers.2"].cfg.k == 8
+    log = [json.loads(text) for text in (tmp_path / ".unnamed" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 32 and log[-1]["tokens"] == 64 * 16  # on two processes, a sequence each

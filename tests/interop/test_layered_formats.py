@@ -1,0 +1,227 @@
+"""Files of llamascopium, circuit-tracer and Gemma Scope 2, written by hand from their formats."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from dictionary_learning import load_dictionary
+from dictionary_learning.dictionaries import Crosscoder, CrossLayerTranscoder, Transcoder
+from dictionary_learning.errors import CheckpointError
+
+D, F, L = 8, 24, 3
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def write(folder, tensors, config=None, weights="sae_weights.safetensors", name="config.json"):
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / weights)
+    if config is not None:
+        (folder / name).write_text(json.dumps(config) if name.endswith("json") else yaml.safe_dump(config))
+    return folder
+
+
+def sae(hook_out="blocks.1.hook_resid_post", **changes):
+    hook = "blocks.1.hook_resid_post"
+    config = {
+        "sae_type": "sae",
+        "d_model": D,
+        "expansion_factor": F / D,
+        "hook_point_in": hook,
+        "hook_point_out": hook_out,
+    }
+    config |= {"act_fn": "topk", "top_k": 4, "norm_activation": "dataset-wise", **changes}
+    tensors = {"W_E": torch.randn(D, F), "b_E": torch.randn(F), "W_D": torch.randn(F, D), "b_D": torch.randn(D)}
+    for one in {hook, hook_out}:
+        tensors[f"dataset_average_activation_norm.{one}"] = torch.tensor(3.0 if one == hook else 5.0)
+    return tensors, config
+
+
+@pytest.mark.parametrize("by_norm", [True, False])
+@pytest.mark.parametrize("act_fn", ["relu", "topk", "jumprelu"])
+def test_llamascopium_autoencoder(tmp_path, act_fn, by_norm):
+    tensors, config = sae(act_fn=act_fn, sparsity_include_decoder_norm=by_norm)
+    if act_fn == "jumprelu":
+        tensors["activation_function.log_jumprelu_threshold"] = torch.randn(F)
+    loaded = load_dictionary(write(tmp_path / "sae", tensors, config))
+    assert loaded.info.format == "llamascopium" and loaded.info.sites == ("blocks.1.hook_resid_post",)
+    x, s = torch.randn(32, D), math.sqrt(D) / 3
+    pre = (s * x) @ tensors["W_E"] + tensors["b_E"]
+    norms = tensors["W_D"].norm(dim=1) if by_norm else torch.ones(F)
+    gated = pre * norms
+    if act_fn == "relu":
+        f = gated.relu() / norms
+    elif act_fn == "topk":
+        f = torch.zeros_like(gated).scatter(1, gated.topk(4).indices, gated.topk(4).values.relu()) / norms
+    else:
+        f = gated * (gated > tensors["activation_function.log_jumprelu_threshold"].exp()) / norms
+    torch.testing.assert_close(loaded.encode(x), f, **CLOSE)
+    torch.testing.assert_close(loaded(x), (f @ tensors["W_D"] + tensors["b_D"]) / s, **CLOSE)
+
+
+def test_llamascopium_transcoder_without_bias_and_folded_scale(tmp_path):
+    tensors, config = sae("blocks.1.hook_mlp_out", act_fn="relu", norm_activation="inference", use_decoder_bias=False)
+    tensors.pop("b_D")
+    loaded = load_dictionary(write(tmp_path / "t", tensors, config))
+    assert isinstance(loaded, Transcoder) and loaded.info.target_sites == ("blocks.1.hook_mlp_out",)
+    x = torch.randn(5, D)
+    torch.testing.assert_close(loaded(x), (x @ tensors["W_E"] + tensors["b_E"]).relu() @ tensors["W_D"], **CLOSE)
+    tensors, config = sae("blocks.1.hook_mlp_out", act_fn="relu")
+    loaded = load_dictionary(write(tmp_path / "scaled", tensors, config))
+    a, b = math.sqrt(D) / 3, math.sqrt(D) / 5
+    expected = ((a * x @ tensors["W_E"] + tensors["b_E"]).relu() @ tensors["W_D"] + tensors["b_D"]) / b
+    torch.testing.assert_close(loaded(x), expected, **CLOSE)
+
+
+def test_llamascopium_scales_each_token(tmp_path):
+    tensors, config = sae(act_fn="relu", norm_activation="token-wise")
+    loaded = load_dictionary(write(tmp_path / "t", tensors, config))
+    x = torch.randn(5, D)
+    s = math.sqrt(D) / x.norm(dim=1, keepdim=True)
+    expected = ((s * x @ tensors["W_E"] + tensors["b_E"]).relu() @ tensors["W_D"] + tensors["b_D"]) / s
+    torch.testing.assert_close(loaded(x), expected, **CLOSE)
+
+
+def test_llamascopium_crosscoder(tmp_path):
+    hooks = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    W_D = torch.nn.functional.normalize(torch.randn(2, F, D), dim=-1)
+    tensors = {"W_E": torch.randn(2, D, F), "b_E": torch.randn(2, F), "W_D": W_D, "b_D": torch.randn(2, D)}
+    tensors |= {f"dataset_average_activation_norm.{hook}": torch.tensor(n + 2.0) for n, hook in enumerate(hooks)}
+    tensors["activation_function.log_jumprelu_threshold"] = torch.randn(F)
+    config = {"sae_type": "crosscoder", "d_model": D, "hook_points": hooks, "act_fn": "jumprelu"}
+    loaded = load_dictionary(write(tmp_path / "c", tensors, config))
+    assert isinstance(loaded, Crosscoder) and loaded.info.sites == tuple(hooks)
+    x, s = torch.randn(16, 2, D), (math.sqrt(D) / torch.tensor([2.0, 3.0])).unsqueeze(1)
+    pre = torch.einsum("bnd,ndf->bf", s * x, tensors["W_E"]) + tensors["b_E"].sum(0)
+    f = pre * (pre > tensors["activation_function.log_jumprelu_threshold"].exp())
+    torch.testing.assert_close(loaded.encode(x.flatten(1)), f, **CLOSE)
+    out = (torch.einsum("bf,nfd->bnd", f, W_D) + tensors["b_D"]) / s
+    torch.testing.assert_close(loaded(x.flatten(1)), out.flatten(1), **CLOSE)
+    tensors["W_D"] = W_D * torch.tensor([1.0, 2.0]).reshape(2, 1, 1)
+    with pytest.raises(CheckpointError, match="decoder norm of each site"):
+        load_dictionary(write(tmp_path / "d", tensors, config))
+
+
+def test_llamascopium_cross_layer_transcoder(tmp_path):
+    reads, writes = ([f"blocks.{n}.{hook}" for n in range(L)] for hook in ("hook_resid_mid", "hook_mlp_out"))
+    tensors = {"W_E": torch.randn(L, D, F), "b_E": torch.randn(L, F)}
+    for to in range(L):
+        tensors[f"W_D.{to}"], tensors[f"b_D.{to}"] = torch.randn(to + 1, F, D), torch.randn(D)
+    for n, hook in enumerate([*reads, *writes]):
+        tensors[f"dataset_average_activation_norm.{hook}"] = torch.tensor(n + 1.0)
+    config = {"sae_type": "clt", "d_model": D, "hook_points_in": reads, "hook_points_out": writes, "act_fn": "relu"}
+    loaded = load_dictionary(write(tmp_path / "c", tensors, config))
+    assert isinstance(loaded, CrossLayerTranscoder) and loaded.info.target_sites == tuple(writes)
+    x = torch.randn(4, L, D)
+    f = [(math.sqrt(D) / (n + 1) * x[:, n] @ tensors["W_E"][n] + tensors["b_E"][n]).relu() for n in range(L)]
+    torch.testing.assert_close(loaded.encode(x.flatten(1)), torch.cat(f, 1), **CLOSE)
+    for to, out in enumerate(loaded(x.flatten(1)).split(D, 1)):
+        raw = sum(f[n] @ tensors[f"W_D.{to}"][n] for n in range(to + 1)) + tensors[f"b_D.{to}"]
+        torch.testing.assert_close(out, raw * (L + to + 1) / math.sqrt(D), **CLOSE)
+    with pytest.raises(CheckpointError, match="decoder norm"):
+        load_dictionary(write(tmp_path / "d", tensors, {**config, "act_fn": "topk"}))
+
+
+@pytest.mark.parametrize("changes", [{"norm_activation": "batch-wise"}, {"use_glu_encoder": True}, {"sae_type": "lorsa"}, {"d_model": 9}, {"hook_point_in": None}])  # fmt: skip
+def test_llamascopium_refusals(tmp_path, changes):
+    tensors, config = sae(**changes)
+    with pytest.raises(CheckpointError):
+        load_dictionary(write(tmp_path / "x", tensors, config))
+
+
+def transcoder(**further):
+    return {
+        "W_enc": torch.randn(F, D),
+        "b_enc": torch.randn(F),
+        "W_dec": torch.randn(F, D),
+        "b_dec": torch.randn(D),
+        **further,
+    }
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk", "jumprelu", "skip"])
+def test_circuit_tracer_transcoders(tmp_path, kind):
+    config = {
+        "model_kind": "transcoder_set",
+        "feature_input_hook": "hook_resid_mid",
+        "feature_output_hook": "hook_mlp_out",
+    }
+    config |= {"model_name": "some/model", **({"activation": "topk", "k": 3} if kind == "topk" else {})}
+    tensors = transcoder()
+    if kind == "jumprelu":
+        tensors["activation_function.threshold"] = torch.rand(F)
+    if kind == "skip":
+        tensors["W_skip"] = torch.randn(D, D)
+    folder = write(tmp_path / "set", tensors, config, "layer_1.safetensors", "config.yaml")
+    write(folder, transcoder(), None, "layer_0.safetensors")
+    loaded = load_dictionary(folder / "layer_1.safetensors")
+    assert isinstance(loaded, Transcoder) and loaded.info.model == "some/model"
+    assert (loaded.info.sites, loaded.info.target_sites) == (("blocks.1.hook_resid_mid",), ("blocks.1.hook_mlp_out",))
+    x = torch.randn(16, D)
+    pre = x @ tensors["W_enc"].T + tensors["b_enc"]
+    f = pre.relu()
+    if kind == "topk":
+        f = torch.zeros_like(pre).scatter(1, pre.topk(3).indices, pre.topk(3).values.relu())
+    if kind == "jumprelu":
+        f = pre * (pre > tensors["activation_function.threshold"])
+    out = f @ tensors["W_dec"] + tensors["b_dec"] + (x @ tensors["W_skip"].T if kind == "skip" else 0)
+    torch.testing.assert_close(loaded.encode(x), f, **CLOSE)
+    torch.testing.assert_close(loaded(x), out, **CLOSE)
+    if kind == "topk":
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "k": None}))
+        with pytest.raises(CheckpointError, match="k"):
+            load_dictionary(folder / "layer_1.safetensors")
+
+
+def check_cross_layer(loaded, W_enc, b_enc, W_dec, b_dec, thresholds):
+    """W_dec[s][t] is the decoder from layer s to layer s + t."""
+    assert isinstance(loaded, CrossLayerTranscoder)
+    x = torch.randn(6, L, D)
+    f = []
+    for n in range(L):
+        pre = x[:, n] @ W_enc[n].T + b_enc[n]
+        f.append(pre.relu() if thresholds is None else pre * (pre > thresholds[n]))
+    torch.testing.assert_close(loaded.encode(x.flatten(1)), torch.cat(f, 1), **CLOSE)
+    for to, out in enumerate(loaded(x.flatten(1)).split(D, 1)):
+        torch.testing.assert_close(out, sum(f[n] @ W_dec[n][:, to - n] for n in range(to + 1)) + b_dec[to], **CLOSE)
+
+
+@pytest.mark.parametrize("has_threshold", [True, False])
+def test_circuit_tracer_cross_layer(tmp_path, has_threshold):
+    W_enc, b_enc, b_dec = torch.randn(L, F, D), torch.randn(L, F), torch.randn(L, D)
+    W_dec, thresholds = [torch.randn(F, L - n, D) for n in range(L)], torch.rand(L, F)
+    for n in range(L):
+        own = {f"W_enc_{n}": W_enc[n], f"b_enc_{n}": b_enc[n], f"b_dec_{n}": b_dec[n]}
+        own |= {f"threshold_{n}": thresholds[n]} if has_threshold else {}
+        write(tmp_path / "clt", own, None, f"W_enc_{n}.safetensors")
+        write(tmp_path / "clt", {f"W_dec_{n}": W_dec[n]}, None, f"W_dec_{n}.safetensors")
+    config = {
+        "model_kind": "cross_layer_transcoder",
+        "feature_input_hook": "hook_resid_mid",
+        "model_name": "some/model",
+    }
+    (tmp_path / "clt" / "config.yaml").write_text(yaml.safe_dump(config))
+    loaded = load_dictionary(tmp_path / "clt")
+    assert loaded.info.sites == tuple(f"blocks.{n}.hook_resid_mid" for n in range(L))
+    check_cross_layer(loaded, W_enc, b_enc, W_dec, b_dec, thresholds if has_threshold else None)
+    (tmp_path / "clt" / "W_enc_2.safetensors").unlink()
+    with pytest.raises(CheckpointError):
+        load_dictionary(tmp_path / "clt")
+
+
+def test_gemma_scope_2_cross_layer(tmp_path):
+    W_enc, b_enc, b_dec = torch.randn(L, F, D), torch.randn(L, F), torch.randn(L, D)
+    W_dec, thresholds = [torch.randn(F, L, D) for _ in range(L)], torch.rand(L, F)
+    for n in range(L):
+        own = {"w_enc": W_enc[n].T, "b_enc": b_enc[n], "b_dec": b_dec[n], "w_dec": W_dec[n], "threshold": thresholds[n]}
+        write(tmp_path / "clt", own, None, f"params_layer_{n}.safetensors")
+    loaded = load_dictionary(tmp_path / "clt")
+    check_cross_layer(loaded, W_enc, b_enc, [W_dec[n][:, n:] for n in range(L)], b_dec, thresholds)
