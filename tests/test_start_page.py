@@ -60,6 +60,8 @@ def small(monkeypatch):
         ),
         "openai-community/gpt2": dictionary_learning.load_model(GPT2LMHeadModel(gpt2), tokenizer=tiny.tokenizer()),
     }
+    for name, model in made.items():
+        monkeypatch.setattr(model, "name", name)
     monkeypatch.setattr(dictionary_learning, "load_model", made.__getitem__)
     real = dictionary_learning.list_pretrained
 
@@ -69,7 +71,7 @@ def small(monkeypatch):
         def load(site: str) -> AutoEncoder:
             assert site in release.sites and release.model == "gpt2-small"
             theirs = AutoEncoder(8, 64)
-            theirs.info = DictionaryInfo(sites=(site,), model=release.model)
+            theirs.info = DictionaryInfo(sites=(site,), model=release.model, format="sae_lens")
             return theirs
 
         return [types.SimpleNamespace(load=load)]

@@ -97,7 +97,7 @@ def sites_in_model(
     if names and info.format in ("own", None):  # None: of a run in this process
         return tuple(Site.parse(one) for one in names)  # whether the model has them, the evaluation checks
     tried = " and ".join(repr(one) for one in (*names, name) if one) or "no name"
-    if info.model not in (None, model.name):
+    if info.model is not None and _short(info.model) != _short(model.name):
         names = tuple(one for one in names if "hook_" not in one)  # hooks of another model say nothing of this one
     # without "heads", which means the same as the projection's "in"
     available = [Site(path, side) for path, _ in model.module.named_modules() for side in ("in", "out")]
@@ -108,3 +108,9 @@ def sites_in_model(
             f"none of its modules). Give {'--target-sites' if target else '--sites'}, as 'model.layers.10:out'."
         )
     return sites
+
+
+def _short(model: str) -> str:
+    """Returns a model's name without its owner, and of TransformerLens' short names the hub's."""
+    name = model.rsplit("/", 1)[-1].lower()
+    return {"gpt2-small": "gpt2"}.get(name, name)

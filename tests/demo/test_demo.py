@@ -141,6 +141,13 @@ def test_notebook_has_what_a_run_of_the_demo_gave():
     assert not re.search(r'"/(home|work|root|tmp|Users)/', text)
 
 
+def test_page_of_the_demo_shows_what_the_notebook_said():
+    (shown,) = re.findall(r"```text\n(.*?)\n```", (ROOT / "docs" / "demo.md").read_text(), re.S)
+    cells = [cell for cell in notebook().cells if cell.cell_type == "code"]
+    said = "".join(output.text for cell in cells for output in cell.outputs if output.output_type == "stream")
+    assert shown.splitlines() == [line for line in said.splitlines() if line.strip()]
+
+
 def test_notebook_runs_as_the_script_does(maker, place, said):
     out, names = said
     made = maker.run(maker.notebook_of(SCRIPT.read_text()), place)
