@@ -192,19 +192,11 @@ def grouped(latents: SparseLatents, bounds: Int[Tensor, "groups"]) -> SparseLate
         latents: latents of some tokens.
         bounds: the end of each group of latents; the last is dict_size.
     """
-    # (pairs,)
-    return _in_rows(latents, torch.searchsorted(bounds, latents.support.latents, right=True), len(bounds))
-
-
-def grouped_by(latents: SparseLatents, group: Int[Tensor, "dict_size"], n_groups: int) -> SparseLatents:
-    """Returns the same as `grouped`, where each latent has any group, from 0 to n_groups - 1."""
-    return _in_rows(latents, group[latents.support.latents], n_groups)
-
-
-def _in_rows(latents: SparseLatents, group: Int[Tensor, "pairs"], n_groups: int) -> SparseLatents:
     support = latents.support
-    row, order = (support.tokens * n_groups + group).sort(stable=True)
-    offsets = torch.searchsorted(row, torch.arange(support.n_tokens * n_groups + 1, device=row.device))
+    group = torch.searchsorted(bounds, support.latents, right=True)  # (pairs,)
+    row = support.tokens * len(bounds) + group
+    row, order = row.sort(stable=True)
+    offsets = torch.searchsorted(row, torch.arange(support.n_tokens * len(bounds) + 1, device=row.device))
     return SparseLatents(latents.values.flatten()[order], Support(support.latents[order], support.dict_size, offsets))
 
 

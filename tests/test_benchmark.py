@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ import yaml
 
 from dictionary_learning import benchmark_synthetic, load_dictionary, trainSAE
 from dictionary_learning.cli import main
+from dictionary_learning.cli._benchmark import read_benchmark_file
 from dictionary_learning.errors import ConfigError, UnknownNameError
+from dictionary_learning.sweeps._known_methods import points_of
 from dictionary_learning.synthetic import CASES, Case, SyntheticActivations, SyntheticConfig, as_case, ground_truth
 from dictionary_learning.synthetic._data import effective_probabilities
 from dictionary_learning.trainers import TRAINERS, TrainerTopK
 from dictionary_learning.trainers.recipes import RECIPES
 
+FILES = Path(__file__).parent.parent / "benchmarks" / "ground_truth"
 FEATURES = SyntheticConfig(
     n_features=48, activation_dim=16, n_roots=2, branching=3, depth=1, correlation_rank=3, min_probability=0.02,
     batch_size=64,
@@ -146,16 +150,12 @@ def test_the_report_says_the_same_in_every_form(tmp_path, capsys):
 def test_a_benchmark_that_was_stopped_goes_on_and_repeats_nothing(tmp_path):
     whole = run(["top_k"], tmp_path / "whole", seeds=(0, 1))
     run(["top_k"], tmp_path / "part", seeds=(0, 1))
-    stamp = (
-        (tmp_path / "part" / "seed_0" / "trainer_0" / "ae.safetensors").stat().st_mtime_ns
-        if (tmp_path / "part" / "seed_0" / "trainer_0" / "ae.safetensors").exists()
-        else None
-    )
+    weights_of_first = tmp_path / "part" / "seed_0" / "trainer_0" / "dictionary.safetensors"
+    stamp = weights_of_first.stat().st_mtime_ns
     (tmp_path / "part" / "seed_1" / "ground_truth.json").unlink()
     again = run(["top_k"], tmp_path / "part", seeds=(0, 1), resume="auto")
     assert [row.figures for row in again.rows] == [row.figures for row in whole.rows]
-    if stamp is not None:
-        assert (tmp_path / "part" / "seed_0" / "trainer_0" / "ae.safetensors").stat().st_mtime_ns == stamp
+    assert weights_of_first.stat().st_mtime_ns == stamp
     with pytest.raises(ConfigError, match="another sweep"):
         run(["top_k"], tmp_path / "part", seeds=(0, 1), resume="auto", n_tokens=640)
     with pytest.raises(ConfigError, match="resume='auto'"):
@@ -218,3 +218,11 @@ def test_the_case_of_sae_lens_has_the_stated_sizes():
     assert (features.branching, features.depth, features.batch_size) == (4, 3, 1024)
     assert (case.dict_size, case.k, case.n_tokens) == (512, 12, 1_500_000)
     assert float(effective_probabilities(features).sum()) == pytest.approx(case.k, abs=0.2)
+
+
+@pytest.mark.parametrize("file", sorted(FILES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_files_of_settings_can_be_trained(file):
+    told = read_benchmark_file(file)
+    points = points_of({"methods": told["methods"]}, as_case(told["case"]))
+    assert [point.method for point in points] == list(told["methods"])
+    assert all(point.config.dict_size == as_case(told["case"]).dict_size for point in points)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dictionary_learning.config import BaseConfig, Registry
+from dictionary_learning.config import BaseConfig, Registry, check_range, coerce
 from dictionary_learning.errors import ConfigError
 
 
@@ -97,16 +97,23 @@ def as_case(given: Any) -> Case:
     settings = {str(name): value for name, value in given.items()}
     like = settings.pop("like", None)
     start = None if like is None else as_case(like)
-    own = {name: settings.pop(name) for name in _OF_A_CASE if name in settings}
-    for name, value in own.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"Got {name}={value!r} for a synthetic case; it must be a whole number of at least 1.")
+    own = {name: _whole(name, settings.pop(name)) for name in _OF_A_CASE if name in settings}
     if start is None:
         return Case(SyntheticConfig.from_dict(settings), **own)
     return start._replace(features=start.features.replace(**settings), **own)
 
 
 _OF_A_CASE = ("dict_size", "k", "n_tokens")
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        found: int = coerce(value, int)
+        check_range(found, {"at_least": 1})
+    except (TypeError, ValueError):
+        needed = "it must be a whole number of at least 1"
+        raise ConfigError(f"Got {name}={value!r} for a synthetic case; {needed}.") from None
+    return found
 
 
 def synth_sae_bench_16k() -> SyntheticConfig:

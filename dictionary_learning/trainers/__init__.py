@@ -22,7 +22,6 @@ from dictionary_learning.trainers.group_max import GroupMaxTrainer
 from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 from dictionary_learning.trainers.matching_pursuit import MatchingPursuitTrainer
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
-from dictionary_learning.trainers.nested_by_frequency import NestedByFrequencyTrainer
 from dictionary_learning.trainers.p_anneal import PAnnealTrainer
 from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate, TrainerStandard
 from dictionary_learning.trainers.top_k import TopKTrainer, TrainerTopK
@@ -47,7 +46,6 @@ __all__ = [
     "MatchingPursuitTrainer",
     "MatryoshkaBatchTopKSAE",
     "MatryoshkaBatchTopKTrainer",
-    "NestedByFrequencyTrainer",
     "OptimizationConfig",
     "PAnnealTrainer",
     "PenaltyConfig",

@@ -126,7 +126,7 @@ def test_resumed_trainer_ends_in_the_same_bits(build):
 
 IN_PARTS = [name for name in TRAINERS if name not in ("jump_relu", "temporal")]
 """Trainers that a batch may come to in parts; target_l0 is of a part's mean, and a part no whole context."""
-PER_TOKEN = [name for name in IN_PARTS if name not in ("batch_top_k", "matryoshka_batch_top_k", "nested_by_frequency")]
+PER_TOKEN = [name for name in IN_PARTS if name not in ("batch_top_k", "matryoshka_batch_top_k")]
 """Trainers whose loss is a mean over tokens; BatchTopK chooses within a batch."""
 
 

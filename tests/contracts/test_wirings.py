@@ -26,8 +26,6 @@ REFUSED = {
     ("matching_pursuit", "cross_layer_transcoder"),
     ("matryoshka_batch_top_k", "heads"),
     ("matryoshka_batch_top_k", "cross_layer_transcoder"),
-    ("nested_by_frequency", "heads"),
-    ("nested_by_frequency", "cross_layer_transcoder"),
 }
 """One matrix cannot serve two widths, and groups of prefixes not several parts."""
 PAIRS = [(t, w) for t in TRAINERS for w in WIRINGS if t not in ("end_to_end", "temporal")]
