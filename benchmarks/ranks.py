@@ -21,7 +21,7 @@ import torch.distributed as dist
 from dictionary_learning import trainSAE
 from dictionary_learning.parallel import Sizes, costs
 
-DIM, K, STEPS, WARM = 128, 16, 8, 4
+DIM, K, STEPS, WARM = 128, 16, 4, 2
 PLACEMENTS = ("data", "dictionary", "latent")
 
 
