@@ -3,8 +3,7 @@
     python benchmarks/ranks.py [--processes 1 2 4] [--dict-size 4096] [--tokens 2048]
 
 Prints a table for docs/devices.md. Bytes are counted where tensors are given to torch.distributed;
-a ring sends each byte of a sum twice, but for a rank's own part. Times are of this machine, whose
-cores the processes share: they show that nothing waits, and no scaling.
+a ring sends each byte of a sum twice, but for a rank's own part.
 """
 
 import argparse
@@ -12,7 +11,6 @@ import functools
 import os
 import socket
 import sys
-import time
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ import torch.distributed as dist
 from dictionary_learning import trainSAE
 from dictionary_learning.parallel import Sizes, costs
 
-DIM, K, STEPS, WARM = 128, 16, 8, 4
+DIM, K, STEPS, WARM = 128, 16, 4, 2
 PLACEMENTS = ("data", "dictionary", "latent")
 
 
@@ -48,18 +46,18 @@ def counted(sent: list[int], n_ranks: int) -> None:
     dist.all_reduce, dist.all_gather = all_reduce, all_gather
 
 
-def measured(placement: str, n_ranks: int, n_dictionaries: int, dict_size: int, n_tokens: int) -> tuple[float, float]:
-    """Returns bytes sent and seconds of a step: the difference between a longer and a shorter run."""
-    sent, found = [0], []
+def measured(placement: str, n_ranks: int, n_dictionaries: int, dict_size: int, n_tokens: int) -> float:
+    """Returns bytes sent in a step: the difference between a longer and a shorter run."""
+    sent: list[int] = [0]
+    found: list[int] = []
     if n_ranks > 1:
         counted(sent, n_ranks)
     configs = [{"trainer": "top_k", "k": K, "dict_size": dict_size, "seed": seed} for seed in range(n_dictionaries)]
     for steps in (WARM, WARM + STEPS):
-        data, sent[0], start = batches(n_tokens, n_ranks, steps), 0, time.monotonic()
+        data, sent[0] = batches(n_tokens, n_ranks, steps), 0
         trainSAE(data, configs, steps, progress=False, device="cpu", placement=placement, log_steps=1000)
-        found.append((sent[0], time.monotonic() - start))
-    (bytes_before, before), (bytes_after, after) = found
-    return (bytes_after - bytes_before) / STEPS, (after - before) / STEPS
+        found.append(sent[0])
+    return (found[1] - found[0]) / STEPS
 
 
 def work(rank: int, n_ranks: int, port: int, known: Any, queue: Any) -> None:
@@ -71,9 +69,9 @@ def work(rank: int, n_ranks: int, port: int, known: Any, queue: Any) -> None:
         for n_dictionaries in (1, 4):
             if placement == "dictionary" and n_dictionaries < n_ranks:
                 continue
-            sent, seconds = measured(placement, n_ranks, n_dictionaries, known.dict_size, known.tokens)
+            sent = measured(placement, n_ranks, n_dictionaries, known.dict_size, known.tokens)
             if rank == 0:
-                queue.put((placement, n_dictionaries, sent, seconds))
+                queue.put((placement, n_dictionaries, sent))
     if rank == 0:
         queue.put(None)
 
@@ -87,9 +85,7 @@ def main() -> None:
     known = parser.parse_args()
     write = sys.stdout.write
     write(f"{DIM} wide, {known.dict_size:,} latents, k {K}, {known.tokens:,} tokens in a step\n\n")
-    write(
-        "| processes | placement | dictionaries | sent, measured | sent, predicted | step |\n|---|---|---|---|---|---|\n"
-    )
+    write("| processes | placement | dictionaries | sent, measured | sent, predicted |\n|---|---|---|---|---|\n")
     context = torch.multiprocessing.get_context("spawn")
     for n in known.processes:
         with socket.socket() as found:
@@ -100,14 +96,11 @@ def main() -> None:
         for rank in ranks:
             rank.start()
         while (one := queue.get()) is not None:
-            placement, n_dictionaries, sent, seconds = one
+            placement, n_dictionaries, sent = one
             sizes = [Sizes(DIM, DIM, known.dict_size, K)] * n_dictionaries
             expected = {cost.placement: cost.sent for cost in costs(sizes, known.tokens, n, DIM * 4)}[placement]
             name = placement if n > 1 else "none"
-            write(
-                f"| {n} | {name} | {n_dictionaries} | {sent / 1e6:.2f} MB | {expected / 1e6:.2f} MB "
-                f"| {seconds * 1e3:.0f} ms |\n"
-            )
+            write(f"| {n} | {name} | {n_dictionaries} | {sent / 1e6:.2f} MB | {expected / 1e6:.2f} MB |\n")
             sys.stdout.flush()
         for rank in ranks:
             rank.join()

@@ -249,6 +249,7 @@ class Coder(Trainable):
             latents = encoder.backend.encode_where(x, encoder, lambda pre: pre.abs().topk(n).indices)
         else:
             latents = encoder.backend.top_k(x, encoder, n)
+        assert isinstance(latents, SparseLatents)
         latents = self.among_all(latents, k, most)
         return self.latent_ranks.add(encoder.backend.decode(latents, W_dec))
 

@@ -125,7 +125,7 @@ class Trainer(ABC):
             name for c in reversed(type(self).__mro__) for name, value in vars(c).items() if type(value) is component
         ]
         for name in own:
-            self.__dict__.pop(name, None)  # made before
+            vars(self).pop(name, None)  # made before
         guards = {} if self.loss_guard is None else {"loss_guard": self.loss_guard}
         self.components: dict[str, Component] = {**{name: getattr(self, name) for name in own}, **guards}
         """Parts with state of their own, in the order of their updates."""

@@ -38,6 +38,11 @@ def everything():
         told = f"{type(error).__name__}: {error}"
     tensors = [torch.full((2,), float(ranks.rank)), torch.full((3,), 1.0)]
     ranks.sum_(tensors)
+    lent = torch.full((2,), 3.0, requires_grad=True)
+    added = ranks.add(ranks.lend(lent) * (ranks.rank + 1))
+    added.square().sum().backward()
+    column, row = ranks.grid(1)
+    none, everyone = ranks.grid(N_RANKS)
     size = os.environ.pop("WORLD_SIZE")  # as where a script has connected them
     again = start().size
     os.environ["WORLD_SIZE"] = size
@@ -60,6 +65,9 @@ def everything():
         "sum_": tensors,
         "first": first,
         "again": again,
+        "stack": ranks.stack(torch.tensor([ranks.rank, 1])),
+        "added": (added.detach(), lent.grad),
+        "grid": [one.total(1) for one in (column, row, none, everyone)],
         "sent": sent(),
     }
 
@@ -107,6 +115,16 @@ def test_sums_and_rows_are_those_of_all(told):
         assert one["again"] == N_RANKS
         assert one["tell"] == [[0, 7], [1, 7], [2, 7]] and one["total"] == 3
         assert one["collect"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}] and one["share"] == "first"
+
+
+def test_terms_of_one_sum_and_what_all_have_get_the_gradients_of_one_process(told):
+    x = torch.full((2,), 3.0, requires_grad=True)
+    whole = x * (1 + 2 + 3)
+    whole.square().sum().backward()
+    for one in told:
+        assert one["stack"].tolist() == [[0, 1], [1, 1], [2, 1]] and one["grid"] == [3, 1, 1, 3]
+        torch.testing.assert_close(one["added"][0], whole.detach())
+        torch.testing.assert_close(one["added"][1], x.grad)
 
 
 def test_gradient_of_a_mean_is_that_of_the_own_mean(told):
