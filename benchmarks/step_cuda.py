@@ -21,7 +21,9 @@ from dictionary_learning.trainers import TRAINERS, Trainer
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
-SHAPES = ((768, 65_536, 64, 8192), (2304, 65_536, 80, 8192), (4096, 131_072, 64, 8192)) if HAS_GPU else ((8, 128, 1, 4),)
+SHAPES = (
+    ((768, 65_536, 64, 8192), (2304, 65_536, 80, 8192), (4096, 131_072, 64, 8192)) if HAS_GPU else ((8, 128, 1, 4),)
+)
 """Width, latents, k, batch."""
 SMALL = (768, 4096, 32, 8192) if HAS_GPU else (8, 128, 1, 2)
 WAITING = (768, 16_384, 64, 2048) if HAS_GPU else SMALL
@@ -136,7 +138,7 @@ def equal_to_reference() -> str:
     """Returns how far the kernels are from the reference in float64, relative to the largest value."""
     dim, dict_size, k, batch = WAITING
     generator = torch.Generator(DEVICE).manual_seed(0)
-    x, W, V = (torch.randn(n, dim, generator=generator, device=DEVICE) for n in (batch // 4, dict_size, dict_size))
+    x, W, V = (torch.randn(n, dim, generator=generator, device=DEVICE) for n in (-(-batch // 4), dict_size, dict_size))
     b = torch.zeros(len(W), device=DEVICE)
     found = {}
     for backend, dtype in (("reference", torch.float64), ("triton", torch.float32)):
