@@ -20,7 +20,7 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
     export TEST_DEVICE=${TEST_DEVICE:-cuda}
 else
     export TEST_DEVICE=cpu TRITON_INTERPRET=1
-    OPS_TESTS=tests/ops/test_triton.py JOB="--tokens 8192 --batch 512"
+    OPS_TESTS=tests/ops/test_triton.py JOB="--tokens 4096 --batch 512"
 fi
 put() { "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --disable-pip-version-check --target "$1" "${@:2}"; }
 

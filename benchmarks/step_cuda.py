@@ -138,7 +138,7 @@ def equal_to_reference() -> str:
     """Returns how far the kernels are from the reference in float64, relative to the largest value."""
     dim, dict_size, k, batch = WAITING
     generator = torch.Generator(DEVICE).manual_seed(0)
-    x, W, V = (torch.randn(n, dim, generator=generator, device=DEVICE) for n in (batch // 4, dict_size, dict_size))
+    x, W, V = (torch.randn(n, dim, generator=generator, device=DEVICE) for n in (-(-batch // 4), dict_size, dict_size))
     b = torch.zeros(len(W), device=DEVICE)
     found = {}
     for backend, dtype in (("reference", torch.float64), ("triton", torch.float32)):

@@ -23,6 +23,8 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Instructions for products of bfloat16 in /proc/cpuinfo: x86 with AVX-512 or AMX, Arm."""
 _NOTABLE_FLAGS = _BFLOAT16_FLAGS | {"avx2", "fma", "avx512f", "avx512_vnni", "asimd", "sve"}
 """Instructions that decide which kernels run, and so the last bits of sums."""
+_LARGEST_ISA = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables of oneDNN: the instructions that it uses at most."""
 KEEP_MEMORY = "DICTIONARY_LEARNING_KEEP_MEMORY"
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 """Names of glibc's malloc.h."""
@@ -64,11 +66,14 @@ def bfloat16_is_fast(device_type: str) -> bool:
     """Returns whether matrix products on a device type are clearly faster in bfloat16 than float32.
 
     A CPU is 3 to 10 times as fast with instructions for it (AVX512_BF16, AMX, Arm BF16), else
-    slower.
+    slower; so it is where oneDNN, which makes the products, is told to do without them.
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type != "cpu":
+        return False
+    most = next((os.environ[name] for name in _LARGEST_ISA if os.environ.get(name)), "ALL").upper()
+    if most not in ("ALL", "DEFAULT") and not any(part in most for part in ("BF16", "AMX")):
         return False
     if cpu := _cpu():
         return bool(_BFLOAT16_FLAGS & set(_flags(cpu)))

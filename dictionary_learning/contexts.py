@@ -171,7 +171,7 @@ class ContextStream:
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
 
     def expect(self, n_batches: int | None) -> None:
-        """Says how many batches will be taken: a sample reads no more. None: unknown."""
+        """Says how many batches will be taken, of which a sample is a part; None: unknown."""
         self._expected = n_batches
 
     def state_dict(self) -> dict[str, Any]:

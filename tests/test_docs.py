@@ -223,7 +223,7 @@ def test_calls_from_the_entry_to_the_product_are_those_of_the_page():
     sys.setprofile(profile)
     try:
         config = {"trainer": "top_k", "k": 4, "dict_size": 64}
-        with ops.use_backend("sparse"):  # which every machine has
+        with ops.use_backend("sparse"):  # others have a call more
             dictionary_learning.trainSAE(data, config, 2, progress=False, device="cpu")
     finally:
         sys.setprofile(None)

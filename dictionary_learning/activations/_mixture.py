@@ -67,7 +67,7 @@ class ActivationMixture:
         return served
 
     def expect(self, n_batches: int | None) -> None:
-        """Says how many batches will be taken, to sources that read no more than needed."""
+        """Says how many batches will be taken from now on: sources read no more than they need."""
         for source, share, held in zip(self.sources, self.shares, self._held, strict=True):
             if not hasattr(source, "expect"):
                 continue

@@ -239,7 +239,8 @@ class RowReader(RowSource):
         if n_inside < n:
             activations = {site: x[inside.to(x.device)] for site, x in activations.items()}
             origin = [part[inside.cpu()] for part in origin]
-        return Rows(activations, *origin)
+        token, document, position = origin
+        return Rows(activations, token, document, position)
 
     def _check_positions(self, n_positions: int) -> None:
         if n_positions > self.stream.ctx_len:

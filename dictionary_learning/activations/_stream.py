@@ -70,7 +70,7 @@ class ActivationStream:
         return batch
 
     def expect(self, n_batches: int | None) -> None:
-        """Says how many batches will be taken, to data that read no more than needed."""
+        """Says how many batches will be taken from now on; a buffer reads no more than these."""
         if hasattr(self.data, "expect"):
             self.data.expect(None if n_batches is None else max(n_batches - len(self._ahead), 0))
 

@@ -65,7 +65,7 @@ def show_plan(
     fits = room["memory"] is None or need.memory <= room["memory"]
     per_step = _seconds_per_step(jobs, _batch_of(reading, size), device) if fits else None
     entries = {**_tokens(plan, jobs, source, reading, size), **_sizes(need, room)}
-    # measured here: weights, their states, a forward pass and a step. To come: rows, and a copy
+    # measured: weights, states, a forward pass, a step. To come: rows, and a copy in the end
     if per_step is not None and (most := peak_memory(device)):
         held = min(1.0, plan.steps * size / max(getattr(source, "activation_buffer_size", 0), 1))
         entries["memory: at most, about"] = as_bytes(most + int(held * need.rows) + need.dictionaries)

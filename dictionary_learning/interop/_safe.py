@@ -144,7 +144,7 @@ def _stored_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
         lengths = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))  # of the name and of other fields
         file.seek(sum(lengths), os.SEEK_CUR)
         checksum = zlib.crc32(file.read(start))
-        content = memoryview(array.reshape(-1).view(np.uint8))
+        content = array.reshape(-1).view(np.uint8).data
         complete = file.readinto(content) == size
     if not complete or zlib.crc32(content, checksum) != member.CRC:
         raise damaged(path, f"the checksum of {member.filename} is another")

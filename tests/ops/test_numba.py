@@ -168,6 +168,8 @@ def test_adam_makes_the_steps_of_pytorch(shape, unit_rows, dtype, monkeypatch):
 
 def test_a_numba_that_cannot_be_imported_is_done_without(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "numba", None)
+    for name in [name for name in sys.modules if name.startswith(f"{_numba.__name__}.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(_numba, "problem", _numba.problem.__wrapped__)
     given = tensors(30, 8, 200)
     expected = run("sparse", "top_k", torch.float32, given, 5)

@@ -129,7 +129,8 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
                 if stop == n_rows:
                     del places[number], self._shards[number]
         activations = {site: torch.cat([x[site] for x, _ in parts]).to(self.device) for site in self.sites}
-        rows = Rows(activations, *(torch.cat(origin) for origin in zip(*(o for _, o in parts), strict=True)))
+        token, document, position = (torch.cat(origin) for origin in zip(*(o for _, o in parts), strict=True))
+        rows = Rows(activations, token, document, position)
         self._open, self._next = places, following  # last, so that an interrupt loses no rows
         return rows
 

@@ -5,6 +5,7 @@ the machine is at the moment: or a run that is resumed could end in other bits.
 """
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -23,6 +24,7 @@ __all__ = ["IS_INSTALLED", "NumbaBackend", "usable"]
 IS_INSTALLED = importlib.util.find_spec("numba") is not None
 _LEAST_PRODUCT = 1 << 20  # pre-activations; of fewer, the loops would save less than a millisecond
 _LEAST_SUM = 1 << 20  # terms of sums over pairs
+_LOOPS = ("adam", "pairs", "selection")
 logger = logging.getLogger(__name__)
 
 
@@ -100,8 +102,8 @@ def problem() -> str | None:
     if not IS_INSTALLED:
         return "numba is not installed: pip install 'dictionary-learning[fast]'"
     try:
-        # with what uses it: there may be no place for what is compiled
-        from dictionary_learning.ops._numba import adam, pairs, selection  # noqa: F401
+        for name in _LOOPS:  # with what uses it: there may be no place for what is compiled
+            importlib.import_module(f"{__name__}.{name}")
     except Exception as error:  # noqa: BLE001  (numba refuses some versions of numpy by an error of its own)
         logger.warning("Loops are not compiled: numba cannot be used (%s).", error)
         return f"numba cannot be used ({error})"

@@ -57,7 +57,7 @@ class _Product:
             yield _Tile(start, values, values.view(torch.int16 if self.shift else torch.int32).numpy())
 
     def bounds(self) -> Tensor:
-        """Returns bounds (B,) in bits: 0, or more than any number where a token is not finite."""
+        """Returns bounds (B,) in bits: 0, or more than any for a token that is not finite."""
         none = torch.where(self.slack.isfinite(), 0, _MORE_THAN_ANY[bool(self.shift)])
         return none.to(torch.int32)
 
@@ -154,7 +154,7 @@ def _raised(product: _Product, bounds: Tensor, cut: Tensor) -> Tensor:
 
 
 def _cut_of_groups(tile: _Tile, n_kept: int) -> Tensor:
-    """Returns a number that n_kept of the tile exceed, by maxima of groups; 0 if there is none."""
+    """Returns a number that n_kept of the tile exceed, by maxima of groups; 0 for none."""
     n, width = tile.values.shape
     size = n * width // (4 * n_kept)
     if size < 2:

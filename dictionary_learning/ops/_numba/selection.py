@@ -17,6 +17,7 @@ from dictionary_learning.ops._numba._compile import compiled, compiled_sums
 _BLOCK = 32
 _GROUPS_FOR_EACH_KEPT = 4  # so many groups for each kept latent that few of the largest share one
 _FEWER_GROUPS = 2  # where there are too few latents for these
+_MANY = 16  # a tile with fewer latents for each kept one has several candidates in most blocks
 ROUNDING = np.float32(2.0**-9)  # the largest relative error of a number rounded to bfloat16
 
 
@@ -29,6 +30,7 @@ def scan(tile, start, bits, latents, counts, bounds, slack, bias_error, shift, k
     """
     n_places, width = bits.shape[1], tile.shape[1]
     maxima = np.empty(width, tile.dtype)
+    many = _MANY * k > width
     for n in range(first, last):
         row, bound, count = tile[n], bounds[n], counts[n]
         if count < 0:
@@ -50,10 +52,17 @@ def scan(tile, start, bits, latents, counts, bounds, slack, bias_error, shift, k
                 if count + _BLOCK > n_places:
                     count = -1
                     break
-            for j in range(begin, end):  # without a branch, which would often be guessed wrong
-                bits[n, count] = np.int32(row[j]) << shift
-                latents[n, count] = start + j
-                count += row[j] > bound
+            if many:  # without a branch, which would often be guessed wrong
+                for j in range(begin, end):
+                    bits[n, count] = np.int32(row[j]) << shift
+                    latents[n, count] = start + j
+                    count += row[j] > bound
+                continue
+            for j in range(begin, end):
+                if row[j] > bound:
+                    bits[n, count] = np.int32(row[j]) << shift
+                    latents[n, count] = start + j
+                    count += 1
         counts[n] = count
         bounds[n] = bound
 

@@ -1,0 +1,114 @@
+"""How ms of a step grow with latents, k, batch and the number of dictionaries, for this CPU and for one without bfloat16.
+
+Draws docs/images/growth.png. For a quiet machine: about 25 minutes on 2 cores; --quick takes two points of each curve.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, machine
+from ratios import AVX2
+
+CURVES = {
+    "latents": (1, (2304, 4608, 9216, 18_432, 36_864, 73_728)),
+    "k": (2, (4, 8, 16, 32, 64, 128, 256, 512)),
+    "batch": (3, (256, 512, 1024, 2048, 4096, 8192)),
+}
+"""Place in the shape (width, latents, k, batch), and values."""
+SHAPE = (576, 9216, 32, 2048)
+DICTIONARIES = (1, 2, 4, 6, 8)
+_STEPS, _WARM_UP = 7, 3
+
+
+def measure(n: int, shape: list[int]) -> dict[str, float]:
+    """Returns the smallest ms of an encode product in float32, and of a step of n dictionaries, in turns."""
+    import time
+
+    import torch
+    from step import batches, build
+
+    from dictionary_learning._hardware import keep_freed_memory
+
+    keep_freed_memory()
+    dim, dict_size, k, batch = shape
+    xs, W, out = batches(dim, batch, 2), torch.randn(dict_size, dim), torch.empty(batch, dict_size)
+    trainers = [build("top_k", dim, dict_size, k) for _ in range(n)]
+    best = {"product": float("inf"), "step": float("inf")}
+    for step in range(_STEPS + _WARM_UP):
+        start = time.perf_counter()
+        torch.mm(xs[0], W.T, out=out)
+        middle = time.perf_counter()
+        for trainer in trainers:
+            trainer.update(step, xs[step % 2])
+        if step >= _WARM_UP:
+            best["product"] = min(best["product"], middle - start)
+            best["step"] = min(best["step"], time.perf_counter() - middle)
+    return {name: seconds * 1e3 for name, seconds in best.items()}
+
+
+def apart(n: int, shape: tuple[int, ...], imitated: bool) -> dict[str, float]:
+    """Measures in a process of its own."""
+    command = [sys.executable, __file__, "--one", str(n), *map(str, shape)]
+    environment = {**os.environ, **(AVX2 if imitated else {})}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode:
+        raise RuntimeError(result.stderr)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def figures(quick: bool) -> dict[str, Any]:
+    """Returns the points of all curves, by kind of CPU and name."""
+    found: dict[str, Any] = {}
+    for kind in ("as it is", "AVX2, imitated"):
+        for name, (place, values) in {**CURVES, "dictionaries": (0, DICTIONARIES)}.items():
+            points = []
+            for value in values[1:3] if quick else values:
+                shape = SHAPE if name == "dictionaries" else (*SHAPE[:place], value, *SHAPE[place + 1 :])
+                ms = apart(value if name == "dictionaries" else 1, shape, kind != "as it is")
+                points.append({"x": value, **ms})
+                print(kind, name, points[-1], flush=True)
+            found[f"{kind}: {name}"] = points
+    return found
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draws one row of curves for each kind of CPU."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 6.4), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(2, 4).flat, found.items(), strict=True):
+        for line in ("product", "step"):
+            axes.plot([p["x"] for p in points], [p[line] for p in points], marker="o", markersize=4, label=line)
+        axes.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
+        axes.set_xticks([p["x"] for p in points], [f"{p['x']:,}" for p in points], fontsize=8)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    width, latents, k, batch = SHAPE
+    figure.suptitle(
+        f"One step: width {width}, {latents:,} latents, k {k}, batch {batch:,}, one of them varied. {machine()}",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measures, prints and draws."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "growth.png")
+    parser.add_argument("--one", nargs=5, type=int, metavar=("N", "DIM", "LATENTS", "K", "BATCH"))
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one[0], arguments.one[1:])))
+        return
+    draw(figures(arguments.quick), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
