@@ -161,7 +161,7 @@ def _config(dictionary: Dictionary, config: Mapping[str, Any]) -> dict[str, Any]
         trainer["group_sizes"] = list(dictionary.group_sizes)
     if hasattr(dictionary, "k"):
         trainer["k"] = int(dictionary.k)  # pyright: ignore[reportArgumentType]
-    if type(dictionary).__name__ != name:
+    if type(dictionary) not in _CLASSES:
         trainer["own_class"] = type(dictionary).__name__
     peer = config.get("peer")
     buffer = peer.get("buffer") if isinstance(peer, Mapping) else config.get("buffer")

@@ -88,7 +88,7 @@ class LanguageModelSAETrainingRunner:
             steps,
             save_dir=folder,
             save_steps=save_steps(cfg),
-            # SAELens holds latents times decoder norms, into which those of a run are folded at its end
+            # SAELens holds latents times decoder norms, which are folded in at the end
             save_format="own" if getattr(config, "rank_by_norm", None) else "sae_lens",
             log_steps=log.wandb_log_frequency,
             use_wandb=use_wandb,
