@@ -123,7 +123,7 @@ def loss_recovered(
     clean, spliced, zero = _losses(traced, site, dictionary, batches, token_filter, normalize_batch)
     if not clean.n:
         raise DataError(f"Got text={short(text)}, in which no token is predicted from another. Give more text.")
-    clean_ce, spliced_ce, zero_ce = (torch.tensor(each.ce) for each in (clean, spliced, zero))
+    clean_ce, spliced_ce, zero_ce = (torch.tensor(each.ce, dtype=torch.float64) for each in (clean, spliced, zero))
     return clean_ce, spliced_ce, zero_ce
 
 

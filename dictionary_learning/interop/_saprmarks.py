@@ -161,7 +161,7 @@ def _config(dictionary: Dictionary, config: Mapping[str, Any]) -> dict[str, Any]
         trainer["group_sizes"] = list(dictionary.group_sizes)
     if hasattr(dictionary, "k"):
         trainer["k"] = int(dictionary.k)  # pyright: ignore[reportArgumentType]
-    if type(dictionary).__name__ != name:
+    if type(dictionary) not in _CLASSES:
         trainer["own_class"] = type(dictionary).__name__
     peer = config.get("peer")
     buffer = peer.get("buffer") if isinstance(peer, Mapping) else config.get("buffer")
@@ -170,16 +170,20 @@ def _config(dictionary: Dictionary, config: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _known_class(dictionary: Any) -> Any:
-    """Returns the class of dictionary_learning that a dictionary is, or is a subclass of."""
-    found = next((cls for cls in type(dictionary).__mro__ if cls in _CLASSES), None)
-    if found in (AutoEncoder, AutoEncoderNew):  # they differ in this alone
+    """Returns the class there that computes what a dictionary computes, or None."""
+    mro = type(dictionary).__mro__
+    at = next((n for n, cls in enumerate(mro) if cls in _CLASSES), None)
+    # a subclass of one's own that encodes otherwise is none of them
+    if at is None or any(name in vars(cls) for cls in mro[:at] for name in ("encode", "decode", "forward")):
+        return None
+    if mro[at] in (AutoEncoder, AutoEncoderNew):  # they differ in this alone
         return AutoEncoder if dictionary.centered else AutoEncoderNew
-    return found
+    return mro[at]
 
 
 def _is_plug_in(dictionary: Any) -> bool:
     """Returns whether a class is of neither package, so that its tensors are its own."""
-    return _known_class(dictionary) is None and not any(isinstance(dictionary, cls) for _, cls in DICTIONARIES.items())
+    return _known_class(dictionary) is None and not any(type(dictionary) is cls for _, cls in DICTIONARIES.items())
 
 
 def _weights(files: Files) -> list[str]:
@@ -271,11 +275,6 @@ def _writable(dictionary: Any) -> Any:
     """Returns the dictionary, unless its class there computes something else from its weights."""
     name = type(dictionary).__name__
     known = _known_class(dictionary)
-    if type(dictionary) not in _CLASSES and known is not None and _computes_otherwise(dictionary, known):
-        raise CheckpointError(
-            f"A {name} encodes or decodes otherwise than {known.__name__}, and files of dictionary_learning cannot say "
-            "so. Save its state_dict."
-        )
     if known is None:
         raise CheckpointError(
             f"dictionary_learning has no class for a {name}; it has {', '.join(cls.__name__ for cls in _CLASSES)}. "
@@ -293,9 +292,3 @@ def _writable(dictionary: Any) -> Any:
             "row. Apply fold_decoder_norm_ to a copy first, and build it without rank_by_norm."
         )
     return dictionary
-
-
-def _computes_otherwise(dictionary: Any, known: type) -> bool:
-    mro = type(dictionary).__mro__
-    own = [vars(cls) for cls in mro[: next(n for n, cls in enumerate(mro) if cls in _CLASSES)]]
-    return any(name in names for names in own for name in ("encode", "decode", "forward"))

@@ -236,7 +236,7 @@ def command(places, tmp_path, *options, processes=0):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(
         [*arguments, *options, "--log_to_wandb", "false", "--save_dir", str(tmp_path), "--max_examples", "64"],
-        capture_output=True, text=True, env=env, timeout=300, cwd=tmp_path, check=False,
+        capture_output=True, text=True, env=env, timeout=500, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return tmp_path / "unnamed"

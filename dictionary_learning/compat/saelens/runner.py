@@ -24,12 +24,15 @@ from dictionary_learning.dictionaries import Dictionary, fold_decoder_norm_, loa
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.evaluation import EvaluationConfig
 from dictionary_learning.interop import write_dictionary
+from dictionary_learning.interop._safe import read_json
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
 from dictionary_learning.training import trainSAE
 
 logger = logging.getLogger(__name__)
 
+_LEVELS = 4
+"""Folders above a dictionary in which the record of its run is looked for."""
 _HELD_OUT = 100
 """One of this many documents is evaluated on, and not trained on."""
 
@@ -88,7 +91,7 @@ class LanguageModelSAETrainingRunner:
             steps,
             save_dir=folder,
             save_steps=save_steps(cfg),
-            # latents there are times decoder norms; into them those of a run are folded in the end
+            # SAELens holds latents times decoder norms, which are folded in at the end
             save_format="own" if getattr(config, "rank_by_norm", None) else "sae_lens",
             log_steps=log.wandb_log_frequency,
             use_wandb=use_wandb,
@@ -146,7 +149,7 @@ class LMSparseAutoencoderSessionloader:
             CheckpointError: The files do not say what it was trained with.
         """
         sae = load_dictionary(path)
-        said = _said(sae)
+        said = {**_said(sae), **_said_by_run(Path(path))}
         known = LanguageModelSAERunnerConfig.flat_defaults
         fields = {name: value for name, value in said.items() if name in known and name in _OF_SESSIONS}
         fields.setdefault("model_name", sae.info.model)
@@ -215,6 +218,24 @@ def _said(sae: Dictionary) -> Mapping[str, Any]:
     from dictionary_learning.compat.saelens._fields import RENAMED
 
     return {RENAMED.get(name, name): value for name, value in found.items()}
+
+
+def _said_by_run(path: Path) -> Mapping[str, Any]:
+    """Returns the fields that the record of a run has, in whose folder a dictionary is."""
+    for folder in (path, *path.absolute().parents)[:_LEVELS]:
+        if (folder / "run.json").is_file():
+            return _fields_in(read_json(folder / "run.json")) or {}
+    return {}
+
+
+def _fields_in(record: Any) -> Mapping[str, Any] | None:
+    """Returns the section of a record that this module wrote, at any depth."""
+    if not isinstance(record, Mapping):
+        return None
+    own = record.get("sae_lens")
+    if isinstance(own, Mapping):
+        return {key: value for key, value in own.items() if value is not None}
+    return next((found for part in record.values() if (found := _fields_in(part)) is not None), None)
 
 
 __all__ = [
