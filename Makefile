@@ -13,10 +13,17 @@ OUT ?= runs/demo
 # the lowest versions that pyproject.toml allows of what this stands on and changes most
 OLDEST = $(shell sed -nE 's/^ *"(nnsight|transformers|datasets)>=([0-9.]+).*/\1==\2/p' pyproject.toml)
 
-.PHONY: demo test test-latest test-oldest lint format bench lock clean
+.PHONY: demo docs test test-latest test-oldest lint format bench lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python demo/demo.py --save-dir $(OUT) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
+
+# the pages of docs/ with a search and a reference, for a browser: build/site/index.html
+docs:
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) -r site/requirements.txt
+	.venv-docs/bin/mkdocs build --quiet --strict
+	@echo build/site/index.html
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

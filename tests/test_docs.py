@@ -4,6 +4,7 @@ import ast
 import builtins
 import functools
 import importlib
+import importlib.util
 import re
 import shlex
 import sys
@@ -295,3 +296,13 @@ def test_commands_of_the_pages_are_read(line, my_method):
     _, options = file_named_in(options) if command != "sweep" else (None, options)
     options = options[: options.index(">")] if ">" in options else options
     build_parser(command, options).read(options)
+
+
+def test_site_has_every_page():
+    listed = set(re.findall(r"[\w/]+\.md", read("mkdocs.yml")))
+    assert {page.removeprefix("docs/") for page in DOCS} <= listed
+    assert all(
+        (ROOT / "docs" / page).is_file() for page in listed if page != "index.md" and not page.startswith("project/")
+    )
+    modules = re.findall(r'^    "([\w.]+)": ', read("site/hooks.py").split("MODULES = ", 1)[1], re.M)
+    assert all(importlib.util.find_spec(f"dictionary_learning.{module}") for module in modules)
