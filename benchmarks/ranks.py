@@ -46,7 +46,7 @@ def counted(sent: list[int], n_ranks: int) -> None:
     dist.all_reduce, dist.all_gather = all_reduce, all_gather
 
 
-def measured(placement: str, n_ranks: int, n_dictionaries: int, dict_size: int, n_tokens: int) -> float:
+def measured(placement: Any, n_ranks: int, n_dictionaries: int, dict_size: int, n_tokens: int) -> float:
     """Returns bytes sent in a step: the difference between a longer and a shorter run."""
     sent: list[int] = [0]
     found: list[int] = []
@@ -55,7 +55,15 @@ def measured(placement: str, n_ranks: int, n_dictionaries: int, dict_size: int, 
     configs = [{"trainer": "top_k", "k": K, "dict_size": dict_size, "seed": seed} for seed in range(n_dictionaries)]
     for steps in (WARM, WARM + STEPS):
         data, sent[0] = batches(n_tokens, n_ranks, steps), 0
-        trainSAE(data, configs, steps, progress=False, device="cpu", placement=placement, log_steps=1000)
+        trainSAE(
+            data,
+            configs,
+            steps,
+            progress=False,
+            device="cpu",
+            placement=placement,
+            log_steps=1000,
+        )
         found.append(sent[0])
     return (found[1] - found[0]) / STEPS
 

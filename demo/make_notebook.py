@@ -23,7 +23,7 @@ _CELL = re.compile(r"^# %%(.*)\n", re.M)
 def notebook_of(script: str) -> Any:
     """Returns a notebook with the cells of a script, not run."""
     _, *parts = _CELL.split(script)  # a mark and what follows it, in turn
-    cells = [v4.new_markdown_cell(ast.get_docstring(ast.parse(script)))]
+    cells = [v4.new_markdown_cell(ast.get_docstring(ast.parse(script)) or "")]
     for mark, text in zip(parts[::2], parts[1::2], strict=True):
         is_text = mark.strip() == "[markdown]"
         source = re.sub(r"^# ?", "", text, flags=re.M) if is_text else text

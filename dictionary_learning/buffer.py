@@ -42,7 +42,9 @@ _SHARE_STRIDE = 1_000_003
 """Distance of the seeds of shares: those of neighboring seeds of runs do not meet."""
 
 
-_OLD = dict.fromkeys(("HeadActivationBuffer", "NNsightActivationBuffer"), "dictionary_learning.compat._gone")
+_OLD: dict[str, str] = dict.fromkeys(
+    ("HeadActivationBuffer", "NNsightActivationBuffer"), "dictionary_learning.compat._gone"
+)
 # `compat` imports this module, so its names are looked up when they are used
 __getattr__, __dir__ = lazy_names(__name__, _OLD)
 

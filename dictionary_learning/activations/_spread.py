@@ -8,7 +8,7 @@ tokens of a step are the same on any number of ranks.
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -217,4 +217,4 @@ def _is_contexts(batch: ActivationBatch | None) -> bool:
 
 
 def _n_rows(batch: ActivationBatch) -> int:
-    return len(cast(Tensor, next(iter(batch.values()))))
+    return len(next(iter(batch.values())))

@@ -45,7 +45,7 @@ def older_attribute(ae: Any, name: str) -> Any:
     Raises:
         AttributeError: The class has none of this name.
     """
-    own = _BIASES.get(_class_of(ae), {}).get(name)
+    own = _biases_of(ae).get(name)
     if own is not None:
         return ae.get_parameter(own)
     method = _METHODS.get(name)
@@ -62,7 +62,7 @@ def own_state(ae: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     found = dict(state)
     renamed = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.bias": "b_dec"}
-    renamed |= _BIASES.get(_class_of(ae), {})
+    renamed |= _biases_of(ae)
     is_older = any(name in found for name in ("encoder.weight", "decoder.weight", "threshold"))
     if not is_older:
         return state
@@ -109,8 +109,8 @@ def of_release(cls: type[Any], device: Any, options: Mapping[str, Any]) -> Any:
     return loaded
 
 
-def _class_of(ae: Any) -> type[Any] | None:
-    return next((cls for cls in type(ae).__mro__ if cls in _BIASES), None)
+def _biases_of(ae: Any) -> dict[str, str]:
+    return next((_BIASES[cls] for cls in type(ae).__mro__ if cls in _BIASES), {})
 
 
 @torch.no_grad()

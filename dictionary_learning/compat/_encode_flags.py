@@ -108,7 +108,7 @@ def forward_with_flags(ae: Any, x: Tensor, output_features: bool, older: tuple[A
     flags = {**({} if name is None else dict(zip((name,), older, strict=False))), **named}
     if set(flags) != {name} or len(older) > 1:
         raise ConfigError(f"{type(ae).__name__} got {', '.join(named) or older!r}; it takes x and output_features.")
-    value, latents = flags[name], ae.encode_dense(x)
+    value, latents = next(iter(flags.values())), ae.encode_dense(x)
     x_hat = ae.decode_dense(latents)
     if name == "normalize_decoder" or value is None:
         latents = latents * ae.decoder_norms() if value else latents

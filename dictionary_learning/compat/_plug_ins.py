@@ -152,7 +152,9 @@ class PlugInTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self.plug_in, name, None) for name in ("optimizer", "scheduler")}
-        states = {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
+        states = {
+            name: part.state_dict() for name, part in parts.items() if part is not None and hasattr(part, "state_dict")
+        }
         return {"dictionary": self.dictionary.state_dict(), "step": self.step, **states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Contexts of token ids, as a model reads them, and the positions of a context that count."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -53,7 +53,9 @@ class TokenBatch(_Inputs):
 
     def __getitem__(self, key: Any) -> Any:
         """Returns a part by its place, or by its name, such as "input_ids"."""
-        return getattr(self, key) if isinstance(key, str) and key in self.keys() else super().__getitem__(key)
+        return (
+            getattr(self, key) if isinstance(key, str) and key in self.keys() else super().__getitem__(cast(Any, key))
+        )
 
     def keys(self) -> tuple[str, str]:
         """Returns the names of what models read, so that `model(**batch)` works."""

@@ -66,7 +66,7 @@ class Dictionary(nn.Module, ABC):
             return  # a class written for dictionary-learning 0.1, which sets both itself
         self.activation_dim: int = activation_dim  # pyright: ignore[reportAttributeAccessIssue]  (checked below)
         self.dict_size: int = dict_size  # pyright: ignore[reportAttributeAccessIssue]
-        self.output_dim: int = activation_dim if output_dim is None else output_dim
+        self.output_dim: int = activation_dim if output_dim is None else output_dim  # pyright: ignore[reportAttributeAccessIssue]
         for name in ("activation_dim", "dict_size", "output_dim"):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
@@ -212,7 +212,8 @@ class Dictionary(nn.Module, ABC):
         from dictionary_learning.dictionaries._serialization import load_dictionary
 
         # where files fit several classes, the class that was called decides
-        dictionary = load_dictionary(path, device, expected_class=cls.__name__, **options)
+        place: Any = device
+        dictionary = load_dictionary(path, place, expected_class=cls.__name__, **options)
         if not isinstance(dictionary, cls):
             raise CheckpointError(
                 f"'{path}' holds a {type(dictionary).__name__}, not a {cls.__name__}. "

@@ -123,7 +123,7 @@ class AutoEncoder(_Named):
     ) -> Any:
         """Loads one; `normalize_decoder` gives its decoder rows unit norm."""
         if len(older) > 1:  # (path, dtype, device, normalize_decoder)
-            *older, normalize_decoder = older
+            older, normalize_decoder = older[:-1], older[-1]
         loaded = super().from_pretrained(path, device, *older, **options)
         if normalize_decoder is None:
             from dictionary_learning.compat._dictionary_names import warn_of_norms
@@ -353,7 +353,9 @@ class IdentityDict(Dictionary):
             self.activation_dim = self.dict_size = None  # pyright: ignore[reportAttributeAccessIssue]
         # gives the module a device and a dtype
         self.anchor = nn.Parameter(torch.zeros(0, dtype=dtype, device=device), requires_grad=False)
-        self._to = {name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None}
+        self._to: dict[str, Any] = {
+            name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None
+        }
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         return x.to(**self._to) if self._to else x

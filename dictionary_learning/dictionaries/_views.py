@@ -62,7 +62,7 @@ class LinearView:
 
     def parameters(self) -> Iterator[Tensor]:
         """Yields the dictionary's own parameters, with the latent axis first."""
-        self._rows.latents_first = True  # read by `ConstrainedAdam`
+        self._rows.latents_first = True  # pyright: ignore[reportAttributeAccessIssue]  (read by `ConstrainedAdam`)
         yield self._rows
         if self._bias is not None:
             yield self._bias

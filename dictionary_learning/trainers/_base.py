@@ -70,7 +70,8 @@ class Trainer(ABC):
 
     def __init__(self, config: Any = None, run: Any = None, *older: Any, **options: Any):
         if self.is_plug_in:  # `super().__init__(seed)` of one
-            self.seed, self.logging_parameters = config, []
+            self.seed = config
+            self.logging_parameters = []  # pyright: ignore[reportAttributeAccessIssue]  (a plug-in's own)
             return
         if not isinstance(config, OptimizationConfig) or not isinstance(run, RunInfo) or older or options:
             config, run = read_arguments(type(self), (config, run, *older), options)

@@ -64,7 +64,8 @@ def model_of(cfg: Any) -> str:
             f"'{cfg.model_name}' is a model of TransformerLens, which transformers does not have. Choose another, or "
             "give a module as override_model."
         )
-    return MODELS.get(cfg.model_name, cfg.model_name)
+    name: str = cfg.model_name
+    return MODELS.get(name, name)
 
 
 def steps_of(cfg: Any) -> int:

@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.compat.saelens._hooks import site_of_hook
@@ -105,7 +105,7 @@ class LanguageModelSAETrainingRunner:
         if cfg.output_path is not None:
             folded = copy.deepcopy(trained)
             if getattr(folded, "rank_by_norm", False):
-                fold_decoder_norm_(folded)
+                fold_decoder_norm_(cast(Any, folded))
             write_dictionary(folded, cfg.output_path, "sae_lens")
         return trained
 
@@ -210,7 +210,8 @@ def _plain(cfg: Any) -> dict[str, Any]:
 
 def _said(sae: Dictionary) -> Mapping[str, Any]:
     """Returns what the files of a dictionary say about its run, by the names of SAELens."""
-    config, found = sae.info.config, {}
+    config: Mapping[str, Any] = sae.info.config
+    found: dict[str, Any] = {}
     peer = config.get("peer") or {}
     for part in (peer, peer.get("metadata"), (config.get("run") or {}).get("sae_lens")):
         if isinstance(part, Mapping):
