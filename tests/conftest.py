@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 # an int will do where a float is asked for
 install_import_hook("dictionary_learning", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import jaxtyping
 import pytest
 import torch
 
@@ -23,3 +24,11 @@ torch.set_num_threads(1)
 def seeded() -> None:
     """Begins every test with the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def as_for_a_user():
+    """Leaves types unchecked by jaxtyping."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

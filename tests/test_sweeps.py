@@ -9,7 +9,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 import yaml
@@ -41,14 +40,6 @@ from tests.contracts.test_paths import METHODS, options_of
 from tests.tiny import Planted
 
 STEPS = 6
-
-
-@pytest.fixture
-def as_for_a_user():
-    """Leaves types unchecked by jaxtyping."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 SMALL = {"methods": {"top_k": {"k": [2, 4]}}, "grid": {"dict_size": [48, 96], "seed": [0, 1]}}

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dictionary_learning._border import short
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site
 
 _OF_THE_FILES = ("format_version", "dictionary", "versions", "format", "peer")
@@ -28,6 +30,19 @@ class DictionaryInfo:
     """Where the dictionary was loaded from: a path, or a repository of the hub."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, hash=False)
     """The whole config; for other packages' files with their settings as "peer"."""
+
+    def __post_init__(self) -> None:
+        for name in ("sites", "target_sites"):
+            value: Any = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(site, str) for site in value):
+                raise ConfigError(f"Got {name}={short(value)} of a DictionaryInfo; give a tuple of names of sites.")
+            object.__setattr__(self, name, tuple(value))
+        for name in ("model", "format", "name", "source"):
+            value = getattr(self, name)
+            if not isinstance(value, str | None):
+                raise ConfigError(f"Got {name}={short(value)} of a DictionaryInfo; give a text, or None.")
+        if not isinstance(self.config, Mapping):
+            raise ConfigError(f"Got config={short(self.config)} of a DictionaryInfo; give a mapping.")
 
     @classmethod
     def from_config(

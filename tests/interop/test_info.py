@@ -178,3 +178,18 @@ def test_files_of_compiled_modules_are_read(name, tmp_path):
 def test_paths_are_never_names_of_repositories(path):
     with pytest.raises(CheckpointError, match="There is no folder"):
         load_dictionary(path)
+
+
+@pytest.mark.usefixtures("as_for_a_user")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sites", "m.1"), ("sites", (1,)), ("target_sites", (None,)), ("model", 3), ("name", b"x"), ("config", [1])],
+)
+def test_what_is_no_fact_is_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=f"Got {name}="):
+        DictionaryInfo(**{name: value})
+
+
+@pytest.mark.usefixtures("as_for_a_user")
+def test_lists_of_sites_are_tuples():
+    assert DictionaryInfo(sites=["m.1"]).sites == ("m.1",)
