@@ -62,7 +62,7 @@ def test_one_line_says_what_is_wrong(caplog, arguments, said):
 @pytest.mark.parametrize("command", ["train", "evaluate", "cache", "pretokenize"])
 def test_counts_have_a_least_value(caplog, command):
     counts = {
-        "train": ["n-tokens", "batch-size", "n-ctxs", "ctx-len", "held-out-every", "n-eval-tokens", "log-steps", "save-steps"],
+        "train": ["n-tokens", "batch-size", "n-ctxs", "ctx-len", "held-out-every", "n-eval-tokens", "log-steps"],
         "evaluate": ["n-tokens", "batch-size", "ctx-len", "max-examples"],
         "cache": ["n-tokens", "shard-size", "refresh-batch-size", "layer-stride"],
         "pretokenize": ["ctx-len", "max-examples"],

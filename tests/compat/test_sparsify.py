@@ -223,7 +223,7 @@ def places(tmp_path_factory):
 
 def command(places, tmp_path, *options, processes=0):
     launch = (
-        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"] if processes else []
+        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"] if processes else []
     )
     arguments = [
         sys.executable,
