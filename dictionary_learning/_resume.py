@@ -41,7 +41,6 @@ from dictionary_learning.activations._spread import SpreadStream
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.errors import CheckpointError, ConfigError, UnknownNameError
 from dictionary_learning.parallel import ALONE, SINGLE, Placement, Ranks
-from dictionary_learning.trainers import Trainer
 from dictionary_learning.trainers._latent_state import (
     overlapping_shares,
     state_from_shares,
@@ -115,8 +114,10 @@ class RunCheckpoints:
         self.wait()  # one at a time: no more than one copy is held
         # figures are asked for on all ranks, which they wait for
         latent = placement.latent
-        state_of = state_in_share if latent.size > 1 else Trainer.state_dict
-        trainers = [{"trainer": state_of(job.trainer), "figures": job.trainer.metrics()} for job in jobs]
+        states = [state_in_share(t) if latent.size > 1 else t.state_dict() for t in (job.trainer for job in jobs)]
+        trainers = [
+            {"trainer": state, "figures": job.trainer.metrics()} for state, job in zip(states, jobs, strict=True)
+        ]
         normalizers = placement.dictionary.collect(saved_normalizers(job.normalizers for job in jobs))
         spread = placement.is_divided
         state = {

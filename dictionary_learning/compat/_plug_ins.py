@@ -89,7 +89,8 @@ class PlugInTrainer(Trainer):
         name = config.wandb_name or getattr(made, "wandb_name", None) or config.plug_in.__name__
         given = {"dict_size": made.ae.dict_size, "wandb_name": str(name), "lr": 0.0}
         self.settings = config.replace(**given, warmup_steps=0, decay_start=run.steps)
-        self.steps, self.step, self.ranks = run.steps, 0, ALONE
+        self.steps, self.step = run.steps, 0
+        self.ranks = self.latent_ranks = ALONE
         self.dictionary, self.components, self.average, self.loss_guard = made.ae, {}, None, None
         self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
         self.optimizer: Any = _Skipped(getattr(made, "optimizer", None), self.device)

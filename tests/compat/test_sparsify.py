@@ -222,9 +222,7 @@ def places(tmp_path_factory):
 
 
 def command(places, tmp_path, *options, processes=0):
-    launch = (
-        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"] if processes else []
-    )
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"] if processes else []
     arguments = [
         sys.executable,
         *launch,
