@@ -63,7 +63,9 @@ BUILD = {
 }
 """Dictionaries, of which each format can express some."""
 EXPRESSED = {
-    "dictionary_learning": {"relu", "new", "gated", "top_k", "batch_top_k", "matryoshka", "jump_relu"},
+    "dictionary_learning": {
+        *("relu", "relu_uncentered", "new", "gated", "top_k", "batch_top_k", "matryoshka", "jump_relu"),
+    },
     "sparsify": {"top_k", "group_max", "top_k_transcoder", "skip"},
     "sae_lens": {
         *("relu", "relu_uncentered", "new", "gated", "top_k", "batch_top_k", "matryoshka", "jump_relu"),
@@ -71,7 +73,12 @@ EXPRESSED = {
     },
     "own": set(BUILD),
 }
-CHANGED = {("sae_lens", "batch_top_k"), ("sae_lens", "matryoshka"), ("sae_lens", "new")}
+CHANGED = {
+    ("sae_lens", "batch_top_k"),
+    ("sae_lens", "matryoshka"),
+    ("sae_lens", "new"),
+    ("dictionary_learning", "relu_uncentered"),
+}
 """Those that come back as another class with the same latents."""
 
 
