@@ -156,7 +156,7 @@ def build_parser(command: str, options: Sequence[str], values: dict[str, Any] | 
     if command == "train":
         from dictionary_learning.cli import _train
 
-        return _train.build_parser(options, {} if values is None else values)
+        return _train.build_parser(options, values)
     if command == "benchmark":
         from dictionary_learning.cli import _benchmark
 

@@ -41,7 +41,7 @@ _OF_THE_START = ("save_dir", "resume", "overwrite", "dry_run", "allow_changed")
 _RUNS = "runs"
 
 
-def build_parser(arguments: Sequence[str], values: dict[str, Any]) -> Parser:
+def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None) -> Parser:
     """Returns the parser; its options depend on the trainer which the arguments name.
 
     Args:
@@ -54,6 +54,7 @@ def build_parser(arguments: Sequence[str], values: dict[str, Any]) -> Parser:
     from dictionary_learning.trainers import TRAINERS
     from dictionary_learning.trainers.recipes import RECIPES
 
+    values = {} if values is None else values
     choice = Parser("train", add_help=False)
     choice.add_argument(
         "--trainer",

@@ -110,6 +110,8 @@ _CLASSES = {
 
 
 class Unpickler(pickle.Unpickler):
+    """Reads a pickle without importing what it names: classes are `Inert`."""
+
     def find_class(self, module: str, name: str) -> Any:
         return _CLASSES.get((module, name), Inert)  # super() would import the module
 

@@ -1,6 +1,9 @@
 """The start of a job of several processes, as `torchrun` starts them."""
 
 import atexit
+import datetime
+import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,7 +42,7 @@ def _connect() -> None:
         backend = "cpu:gloo,cuda:nccl"
     longest = timeout()
     try:
-        dist.init_process_group(backend, timeout=longest)
+        dist.init_process_group(backend, timeout=longest, **_meeting_place(longest))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -47,6 +50,20 @@ def _connect() -> None:
             "sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."
         ) from error
     atexit.register(_disconnect)
+
+
+def _meeting_place(longest: datetime.timedelta) -> dict[str, Any]:
+    """Returns where the processes of a job that torchrun has started again find each other.
+
+    torchrun may keep the store of the first attempt, which names ports that are closed by now.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size(), is_master=False, timeout=longest)
+    place = dist.PrefixStore(f"dictionary_learning/attempt_{attempt}", store)
+    return {"store": place, "rank": int(os.environ["RANK"]), "world_size": world_size()}
 
 
 def _disconnect() -> None:
