@@ -151,6 +151,8 @@ def _opened(path: Path) -> Iterator["Archive"]:
 
 
 class Archive:
+    """An open `.pt` file: what its pickle describes, and the tensors that its storages hold."""
+
     def __init__(self, path: Path, archive: zipfile.ZipFile):
         self.path, self.archive = path, archive
         self.members = {member.filename: member for member in checked_members(path, archive)}
