@@ -189,7 +189,7 @@ def _new_dictionary(
         try:
             dictionary = _built(cls, run.activation_dim, settings.dict_size, generator, options)
             assert isinstance(dictionary, SparseAutoencoder)
-        except (ConfigError, TypeError, AssertionError) as error:
+        except (ConfigError, TypeError, ValueError, AttributeError, AssertionError) as error:
             if settings.dict_class is None and isinstance(error, ConfigError):
                 raise
             reason = str(error).rstrip(".") or type(error).__name__
