@@ -41,8 +41,9 @@ class DictionaryInfo:
             value = getattr(self, name)
             if not isinstance(value, str | None):
                 raise ConfigError(f"Got {name}={short(value)} of a DictionaryInfo; give a text, or None.")
-        if not isinstance(self.config, Mapping):
-            raise ConfigError(f"Got config={short(self.config)} of a DictionaryInfo; give a mapping.")
+        config: Any = self.config
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"Got config={short(config)} of a DictionaryInfo; give a mapping.")
 
     @classmethod
     def from_config(

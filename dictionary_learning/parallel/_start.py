@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.parallel._launch import local_rank, timeout, world_size
@@ -61,8 +62,8 @@ def _meeting_place(longest: datetime.timedelta) -> dict[str, Any]:
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, world_size(), is_master=False, timeout=longest)
-    place = dist.PrefixStore(f"dictionary_learning/attempt_{attempt}", store)
+    store = TCPStore(address, port, world_size(), is_master=False, timeout=longest)
+    place = PrefixStore(f"dictionary_learning/attempt_{attempt}", store)
     return {"store": place, "rank": int(os.environ["RANK"]), "world_size": world_size()}
 
 
