@@ -18,6 +18,7 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import RankError
 from dictionary_learning.loggers import Evaluated, LoggerGroup
+from dictionary_learning.parallel import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Evaluation:
         best: Keeps the best dictionaries, or None.
         export: Returns all dictionaries of the run, as they would be saved; all ranks ask for them.
         places: Where each of them belongs.
+        ranks: The ranks of the run; the others wait until the first one has evaluated.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class Evaluation:
         best: Best | None,
         export: Callable[[], list[Dictionary]],
         places: Sequence[Place],
+        ranks: Ranks = ALONE,
     ):
         self.every, self.steps, self.data, self.sink, self.best = every, steps, data, sink, best
         self._export, self._places, self._jobs = export, places, jobs
+        self._ranks = ranks
 
     def after_step(self, step: int, n_tokens: int) -> None:
         """Evaluates if this step is one of those; a failure costs a warning."""
@@ -62,6 +66,7 @@ class Evaluation:
                 exported = self._export()
                 if self.data is not None:
                     self._evaluate(self.data, exported, step, n_tokens)
+                del exported
             except RankError:
                 raise
             except Exception as error:  # noqa: BLE001  (no evaluation is worth a run)
@@ -69,6 +74,7 @@ class Evaluation:
                     "The evaluation after step %d failed (%s: %s). The run goes on, and evaluates again after %d "
                     "steps.", step, type(error).__name__, error, self.every,
                 )  # fmt: skip
+        self._ranks.patient().tell([0])
 
     def _evaluate(self, data: HeldOutData, exported: Sequence[Dictionary], step: int, n_tokens: int) -> None:
         device = self._jobs[0].trainer.device

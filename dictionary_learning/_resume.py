@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import random
+import secrets
 import signal
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ import torch
 from dictionary_learning._checkpoint import (
     Checkpoint,
     Packed,
+    check_files,
     complete_checkpoints,
     read_checkpoint,
     read_manifest,
@@ -40,7 +42,7 @@ from dictionary_learning.activations._normalizers import saved_normalizers
 from dictionary_learning.activations._spread import SpreadStream
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.errors import CheckpointError, ConfigError, UnknownNameError
-from dictionary_learning.parallel import ALONE, SINGLE, Placement, Ranks
+from dictionary_learning.parallel import ALONE, SINGLE, Placement, Ranks, on_first
 from dictionary_learning.trainers._latent_state import (
     overlapping_shares,
     state_from_shares,
@@ -129,20 +131,23 @@ class RunCheckpoints:
             "data": None if isinstance(stream, SpreadStream) else stream.state_dict(),
             "random": _random_state(),
         }
+        mark: dict[str, Any] = {}
         parts: dict[str, Mapping[str, Any]] = {}
         if isinstance(stream, SpreadStream):
             names = [_share(n) for n in range(stream.n_shares)]
             slices = range(latent.size) if latent.size > 1 else [None]
             names += [_dictionary(n, one) for n in range(len(run["trainers"])) for one in slices] if spread else []
-            state |= {"n_shares": stream.n_shares, "parts": names, "latent_shares": latent.size}
-            parts |= {_share(n): {"data": one} for n, one in stream.state_dicts().items()}
+            mark = {"mark": self.world.share(secrets.token_hex(8))}
+            state |= {"n_shares": stream.n_shares, "parts": names, "latent_shares": latent.size, **mark}
+            parts |= {_share(n): {"data": one, "random": state["random"]} for n, one in stream.state_dicts().items()}
         if spread and placement.data.is_first:  # others have the same
             own = latent.rank if latent.size > 1 else None
             parts |= {_dictionary(job.number, own): one for job, one in zip(jobs, trainers, strict=True)}
         if self.world.is_first:
             parts[""] = state  # last: it stands for the whole
         try:
-            given = (step, {name: Packed.of(part) for name, part in parts.items()}, run)
+            packed = {name: Packed.of(part) for name, part in parts.items()}
+            given = (step, packed, {name: mark if name else run for name in parts})
         except CheckpointError as error:
             self._warn(step, error)
             return
@@ -157,10 +162,10 @@ class RunCheckpoints:
             self._writer = None
         return self._is_written
 
-    def _write(self, step: int, parts: Mapping[str, Packed], run: Mapping[str, Any]) -> None:
+    def _write(self, step: int, parts: Mapping[str, Packed], facts: Mapping[str, Mapping[str, Any]]) -> None:
         try:
             for name, state in parts.items():
-                write_checkpoint(self.root / name, step, state, run)
+                write_checkpoint(self.root / name, step, state, facts[name])
             for name in parts:
                 # a part of one more: the whole may not be written yet
                 remove_checkpoints(self.root / name, self.keep_last + bool(name), self.keep)
@@ -194,7 +199,7 @@ class RunCheckpoints:
             CheckpointError: There is none that is complete and undamaged.
         """
         # of one rank's view of the disk, for all
-        found = self.world.share(self._found(resume) if self.world.is_first else [])
+        found = self.world.share(on_first(self.world, lambda: self._found(resume)) or [])
         if resume == "auto" and not found:
             return None
         for checkpoint in reversed(found):
@@ -243,13 +248,16 @@ class Resumed:
         self.loggers: dict[str, Any] = self._state["loggers"]
         self.n_shares: int = self._state.get("n_shares", 1)
         """Shares of the data: the ranks of the run when it was started."""
-        for name in self._state.get("parts", ()):
-            read_manifest(self._part(name))
+        for number, name in enumerate(self._state.get("parts", ())):
+            self._check_part(name, number % world.size == world.rank)
         self._data: dict[int, Any] = {}
+        self._random: dict[str, Any] = self._state["random"]
         if self._state["data"] is None and self.n_shares % world.size == 0:  # refused later, if not
             each = self.n_shares // world.size
             own = range(world.rank * each, (world.rank + 1) * each)
-            self._data = {n: read_checkpoint(self._part(_share(n)))["data"] for n in own}
+            parts = {n: read_checkpoint(self._part(_share(n))) for n in own}
+            self._data = {n: part["data"] for n, part in parts.items()}
+            self._random = parts[own.start].get("random", self._random)  # ranks draw apart
         self._allowed: list[str] = []
         self.evaluation: dict[str, Any] = self._state.get("evaluation", {})  # older checkpoints have none
 
@@ -316,7 +324,19 @@ class Resumed:
             stream.load_state_dicts(self._data)
         else:
             stream.load_state_dict(self._state["data"])
-        _set_random_state(self._state["random"])
+        _set_random_state(self._random)
+
+    def _check_part(self, name: str, whole: bool) -> None:
+        """Checks that a part was written with this checkpoint; of several ranks, one reads it.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of another time at this step.
+        """
+        facts = read_manifest(self._part(name))["facts"]
+        if facts.get("mark") != self._state.get("mark"):
+            raise CheckpointError(f"'{self._part(name)}' and '{self.path}' were not written together.")
+        if whole:
+            check_files(self._part(name))
 
     def _part(self, name: str) -> Path:
         return self.path.parent / name / f"step_{self.step}"
@@ -344,9 +364,8 @@ def shares_of(folder: Path) -> int | None:
 
 def all_trainers(jobs: Sequence[TrainingJob], placement: Placement) -> tuple[list[str], list[dict[str, Any]]]:
     """Returns names and settings of the dictionaries of all ranks, in their order."""
-    own = [(job.number, job.name, job.trainer.config) for job in jobs]
-    found = sorted((one for part in placement.dictionary.collect(own) for one in part), key=lambda one: one[0])
-    return [name for _, name, _ in found], [config for _, _, config in found]
+    found = placement.of_all((job.number, (job.name, job.trainer.config)) for job in jobs)
+    return [name for name, _ in found], [config for _, config in found]
 
 
 def describe_run(names: Sequence[str], trainers: Sequence[Any], stream: Stream, run: Mapping[str, Any]) -> Any:

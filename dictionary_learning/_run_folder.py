@@ -29,7 +29,7 @@ OPTIONS: contextvars.ContextVar[str | None] = contextvars.ContextVar("options", 
 RUN_FILE = "run.yaml"
 """The file in a run's folder that `train --config` reads again."""
 _RUN = re.compile(
-    r"trainer_\d+|metrics\.jsonl|checkpoints/(step_\d+|\.step_\d+\..*\.unfinished|share_\d+|dictionary_\d+)"
+    r"trainer_\d+|metrics\.jsonl|checkpoints/(step_\d+|\.step_\d+\..*\.unfinished|share_\d+|dictionary_\d+(_latents_\d+)?)"
 )
 _WRITTEN = re.compile(_RUN.pattern + r"|run\.(json|yaml)|report\.(json|md|html)|tensorboard/events\.out\.tfevents\..*")
 """What a run writes into its folder, and all that `overwrite` removes: files of the user's stay."""

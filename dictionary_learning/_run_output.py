@@ -128,7 +128,9 @@ class RunOutput:
         self._is_due |= plan.wants_checkpoint(step)
         # a stop comes as a checkpoint does, between two whole steps; of one rank, on all
         stops = bool(self.placement.world.total(int(self.stop.signal is not None)))
-        if (self._is_due or stops) and all(job.trainer.is_between_steps for job in self.jobs):
+        is_open = not all(job.trainer.is_between_steps for job in self.jobs)
+        # of no rank's dictionaries: ranks save together, and may have others
+        if (self._is_due or stops) and not self.placement.world.total(int(is_open)):
             assert self.checkpoints is not None
             further = {"patience": self.patience.state_dict(), "loggers": self.sink.state_dict()}
             if self.evaluation is not None:
@@ -177,6 +179,7 @@ class RunOutput:
         """Returns to the newest checkpoint, but not in the data; None if there is none yet."""
         assert self.checkpoints is not None
         self.checkpoints.wait()
+        self.placement.world.tell([0])  # others may be writing a part of the newest one
         resumed = self.checkpoints.newest("auto")
         if resumed is None:
             logger.warning("Step %d: there is no checkpoint yet to roll back to.", step)

@@ -277,7 +277,7 @@ def trainSAE(
                 own = exported(jobs, stream.data, run_cfg)
                 return placed.of_all((job.number, one) for job, one in zip(jobs, own, strict=True))
 
-            evaluator = Evaluation(evaluate_every, plan.steps, jobs, held_out, sink, best, export, places)
+            evaluator = Evaluation(evaluate_every, plan.steps, jobs, held_out, sink, best, export, places, world)
         output = RunOutput(plan, jobs, stream, run_cfg, checkpoints, run, sink, console, stop, placed, evaluator)
         if evaluator is not None and resumed is not None:
             evaluator.load_state_dict(resumed.evaluation)

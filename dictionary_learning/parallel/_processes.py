@@ -5,6 +5,7 @@ CPU, so that the host does not wait for an accelerator.
 """
 
 import contextlib
+import datetime
 import time
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, ClassVar, cast
@@ -18,6 +19,9 @@ from dictionary_learning.parallel._launch import timeout
 from dictionary_learning.parallel._ranks import ALONE, Ranks
 from dictionary_learning.parallel._selection import kth_largest
 
+_LONG = datetime.timedelta(days=7)
+"""How long ranks wait for what one of them does alone."""
+
 
 class Processes(Ranks):
     """The processes of a group; by default of the whole job.
@@ -28,8 +32,10 @@ class Processes(Ranks):
 
     _waited: ClassVar[float] = 0.0  # of the process, in all of its groups
 
-    def __init__(self, group: Any = None):
+    def __init__(self, group: Any = None, is_patient: bool = False):
         self._group: Any = dist.group.WORLD if group is None else group
+        self._is_patient = is_patient
+        self._patient: Processes | None = None
         self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -122,6 +128,14 @@ class Processes(Ranks):
     def collect(self, value: Any) -> list[Any]:
         return [self.share(value, source) for source in range(self.size)]
 
+    def patient(self) -> Ranks:
+        if self._patient is None:
+            members = dist.get_process_group_ranks(self._group)
+            # a rank that ends still breaks its connection, which all notice at once
+            group = dist.new_group(members, timeout=_LONG, backend="gloo")
+            self._patient = Processes(group, is_patient=True)
+        return self._patient
+
     def waited(self) -> float:
         return Processes._waited
 
@@ -131,7 +145,8 @@ class Processes(Ranks):
         start = time.monotonic()
         try:
             yield
-            Processes._waited += time.monotonic() - start
+            if not self._is_patient:
+                Processes._waited += time.monotonic() - start
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RankError(

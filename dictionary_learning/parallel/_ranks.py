@@ -99,6 +99,10 @@ class Ranks(ABC):
     def collect(self, value: T) -> list[T]:
         """Returns the object of each rank."""
 
+    def patient(self) -> "Ranks":
+        """Returns the same ranks, which wait as long as it takes, as for what one does alone."""
+        return self
+
     def waited(self) -> float:
         """Returns the seconds that this process has waited for others so far."""
         return 0.0

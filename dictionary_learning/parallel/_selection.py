@@ -56,8 +56,8 @@ def kth_largest(values: Float[Tensor, "n"], k: int, *groups: Ranks) -> Float[Ten
         if not len(values):
             return values.new_full((), float("inf"))
         return values.topk(min(k, len(values))).values.amin()
-    # the bits of floats that are not negative have the order of the floats
-    bits = values.detach().float().view(torch.int32).long()
+    # the bits of floats that are not negative have the order of the floats; NaN has a sign
+    bits = (values.detach().float().nan_to_num(0.0, posinf=torch.inf).clamp_min(0) + 0.0).view(torch.int32).long()
     high, low = bits >> _HALF_BITS, bits & (_N_BINS - 1)
     counts = _histogram(high, groups)
     total = counts.sum()

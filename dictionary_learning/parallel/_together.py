@@ -23,7 +23,7 @@ def on_first(world: Ranks, action: Callable[[], T]) -> T | None:
             result = action()
         except DictionaryLearningError as failed:
             failure, error = str(failed), failed
-    told = world.share(failure)
+    told = world.patient().share(failure)  # an action may take long, as to read a text
     if error is not None:
         raise error
     if told is not None:

@@ -66,6 +66,8 @@ class Trainer(ABC):
             adapt(cls, next(base for base in cls.__mro__[1:] if issubclass(base, Trainer)))
             return
         cls.Config = own_config(cls)
+        if "objective" in vars(cls) and "spreads_latents" not in vars(cls):
+            cls.spreads_latents = False  # what its base says is of another loss
         check_methods(cls)
 
     def __init__(self, config: Any = None, run: Any = None, *older: Any, **options: Any):

@@ -105,7 +105,7 @@ def _joined(shares: Sequence[Any], wanted: Sequence[Held]) -> Any:
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(((one == other) | (one != one)).all())
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _renumber_dead_(state: dict[str, Any]) -> None:
