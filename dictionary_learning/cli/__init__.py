@@ -15,7 +15,9 @@ from typing import Any
 
 from dictionary_learning._border import said
 from dictionary_learning._run_folder import COMMAND
-from dictionary_learning.cli._arguments import IMPORT, JSON, QUIET, TRACEBACK, Parser, as_json, config_parser, without
+from dictionary_learning.cli._arguments import config_parser
+from dictionary_learning.cli._output import as_json
+from dictionary_learning.cli._parser import IMPORT, JSON, QUIET, TRACEBACK, Parser, without
 from dictionary_learning.cli._run_file import file_named_in, read_file
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, Stopped, UnknownNameError
 

@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder
-from dictionary_learning.cli._arguments import (
-    CommandArguments,
-    Parser,
-    add_config,
-    as_json,
-    config_parser,
-    read_config,
-    read_configs,
-    write_line,
-)
+from dictionary_learning.cli._arguments import CommandArguments, add_config, config_parser, read_config, read_configs
 from dictionary_learning.cli._methods import FILLED_IN, Method, method_of
+from dictionary_learning.cli._output import as_json, write_line
+from dictionary_learning.cli._parser import Parser
 from dictionary_learning.cli._run_file import read_file
 from dictionary_learning.errors import ConfigError
 

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from typing import Any, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments, write_result
+from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._compare import CompareArguments
 from dictionary_learning.cli._completion import CompletionArguments
 from dictionary_learning.cli._contexts import ContextsArguments
@@ -15,6 +15,7 @@ from dictionary_learning.cli._explain import ExplainArguments
 from dictionary_learning.cli._export import ExportArguments
 from dictionary_learning.cli._info import InfoArguments
 from dictionary_learning.cli._options import CaptureArguments, DataArguments
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._plan import PlanArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
 from dictionary_learning.cli._sweep import SweepArguments

@@ -5,8 +5,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dictionary_learning.cli._arguments import as_json, write_line
 from dictionary_learning.cli._evaluate import EvaluateArguments
+from dictionary_learning.cli._output import as_json, write_line
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 from typing import ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments, Parser, write_line
+from dictionary_learning.cli._arguments import CommandArguments
+from dictionary_learning.cli._output import write_line
+from dictionary_learning.cli._parser import Parser
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

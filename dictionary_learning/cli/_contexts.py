@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
 from dictionary_learning._trained_on import TrainedModel, buffer_of, check_named, held_out_of, model_of, text_of
-from dictionary_learning.cli._arguments import write_result
 from dictionary_learning.cli._evaluate import common, read_text
 from dictionary_learning.cli._options import DataArguments
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments, write_line, write_result
+from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._options import DataArguments
+from dictionary_learning.cli._output import write_line, write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, DataError
 

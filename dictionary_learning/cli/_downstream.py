@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder, resolve_latest
 from dictionary_learning._trained_on import TextReading, TrainedModel, check_named, model_of, text_of
-from dictionary_learning.cli._arguments import CommandArguments, write_result
+from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._evaluate import common, read_text
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, UnknownNameError
 

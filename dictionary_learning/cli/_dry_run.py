@@ -15,7 +15,7 @@ from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations._stream import ActivationStream
-from dictionary_learning.cli._arguments import write_result
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.sites import Site
 from dictionary_learning.training import train_step
 

@@ -21,8 +21,8 @@ from dictionary_learning._trained_on import (
     reading_of,
     text_of,
 )
-from dictionary_learning.cli._arguments import write_result
 from dictionary_learning.cli._options import DataArguments
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dictionary_learning.cli._arguments import CommandArguments, write_line, write_result
+from dictionary_learning.cli._arguments import CommandArguments
+from dictionary_learning.cli._output import write_line, write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError
 

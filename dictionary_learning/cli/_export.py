@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments, write_result
+from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._explain import only_name, read_latents
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError
 

@@ -5,7 +5,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dictionary_learning.cli._arguments import option_of, read_configs
+from dictionary_learning.cli._arguments import read_configs
+from dictionary_learning.cli._parser import option_of
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:

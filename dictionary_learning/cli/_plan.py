@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from dictionary_learning.cli._arguments import CommandArguments, write_result
+from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._options import CaptureArguments
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.errors import ConfigError
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}

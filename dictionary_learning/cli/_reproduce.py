@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dictionary_learning._run_folder import RUN_FILE, new_folder, resolve_latest
-from dictionary_learning.cli._arguments import CONFIG, CommandArguments, write_line
+from dictionary_learning.cli._arguments import CommandArguments
+from dictionary_learning.cli._output import write_line
+from dictionary_learning.cli._parser import CONFIG
 from dictionary_learning.cli._run_file import file_named_in
 from dictionary_learning.errors import ConfigError
 

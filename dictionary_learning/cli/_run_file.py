@@ -10,7 +10,7 @@ import yaml
 
 from dictionary_learning._run_folder import RUN_FILE
 from dictionary_learning._secrets import without_secrets
-from dictionary_learning.cli._arguments import CONFIG
+from dictionary_learning.cli._parser import CONFIG
 from dictionary_learning.errors import ConfigError
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")

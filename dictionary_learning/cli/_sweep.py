@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dictionary_learning._run_folder import new_folder
-from dictionary_learning.cli._arguments import CommandArguments, write_result
+from dictionary_learning.cli._arguments import CommandArguments
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._run_file import read_file
 from dictionary_learning.cli._train_data import how_to_evaluate, make_source
 from dictionary_learning.cli._train_options import TrainArguments, check_run

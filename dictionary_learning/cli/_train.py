@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
-from dictionary_learning.cli._arguments import Parser, add_config, config_parser, option_of, read_config
+from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
+from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
 from dictionary_learning.cli._train_data import adapted, held_out, how_to_evaluate, make_source
 from dictionary_learning.cli._train_options import TrainArguments, check_run

@@ -5,8 +5,8 @@ import importlib.util
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import option_of
 from dictionary_learning.cli._options import CaptureArguments
+from dictionary_learning.cli._parser import option_of
 from dictionary_learning.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:

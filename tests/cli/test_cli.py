@@ -6,7 +6,7 @@ import pytest
 
 from dictionary_learning import load_dictionary
 from dictionary_learning.cli import STOPPED, main
-from dictionary_learning.cli._arguments import without
+from dictionary_learning.cli._parser import without
 from dictionary_learning.cli._train import FILLED_IN
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.config import field_docs

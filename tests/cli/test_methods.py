@@ -10,8 +10,8 @@ import torch
 
 from dictionary_learning import ActivationBuffer, ContextStream, load_dictionary, load_model, trainSAE
 from dictionary_learning.cli import main
-from dictionary_learning.cli._arguments import option_of
 from dictionary_learning.cli._options import CaptureArguments
+from dictionary_learning.cli._parser import option_of
 from dictionary_learning.data import as_source
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig
 from dictionary_learning.trainers.recipes import RECIPES

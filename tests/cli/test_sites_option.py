@@ -3,7 +3,8 @@
 import pytest
 
 from dictionary_learning import load_model
-from dictionary_learning.cli._arguments import Parser, add_config, read_config
+from dictionary_learning.cli._arguments import add_config, read_config
+from dictionary_learning.cli._parser import Parser
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.errors import ConfigError
 from tests import tiny

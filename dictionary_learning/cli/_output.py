@@ -1,0 +1,29 @@
+"""What a command writes: results to standard output, for people or as JSON."""
+
+import contextvars
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+as_json: contextvars.ContextVar[bool] = contextvars.ContextVar("as_json", default=False)
+"""Whether results are written as JSON."""
+
+
+def write_line(text: str) -> None:
+    """Writes a line of a result to standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def write_result(value: Any, lines: Iterable[str] | None = None) -> None:
+    """Writes a result to standard output: as lines, or with `--json` as one JSON value.
+
+    Args:
+        value: the result as plain values.
+        lines: the same for people; by default the value, or each value of a list.
+    """
+    if as_json.get():
+        write_line(json.dumps(value, indent=2, default=str))
+        return
+    for line in lines if lines is not None else value if isinstance(value, list) else [value]:
+        write_line(str(line))
