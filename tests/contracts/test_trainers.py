@@ -124,6 +124,20 @@ def test_resumed_trainer_ends_in_the_same_bits(build):
     assert all(torch.equal(a, b) for a, b in zip(state(whole), state(second), strict=True))
 
 
+def test_frozen_parts_stay_and_the_others_learn(build, name):
+    for frozen, other in (("W_dec", "W_enc"), ("W_enc", "W_dec")):
+        t = build(decoder_lr_factor=float(frozen != "W_dec"), encoder_lr_factor=float(frozen != "W_enc"))
+        if "decoder_lr_factor" not in has(name) or t.dictionary.is_tied:
+            return  # one rate for all, or one weight that is both
+        run(t, 2)
+        before = {key: getattr(t.dictionary, key).detach().clone() for key in ("W_enc", "W_dec")}
+        run(t, 10)
+        now = {key: getattr(t.dictionary, key).detach() for key in before}
+        # rows are scaled to unit norm after each step, which rounds
+        torch.testing.assert_close(now[frozen], before[frozen], atol=1e-6, rtol=0)
+        assert not torch.allclose(now[other], before[other], atol=1e-4)
+
+
 IN_PARTS = [name for name in TRAINERS if name not in ("jump_relu", "temporal")]
 """Trainers that a batch may come to in parts; target_l0 is of a part's mean, and a part no whole context."""
 PER_TOKEN = [name for name in IN_PARTS if name not in ("batch_top_k", "matryoshka_batch_top_k")]
