@@ -8,7 +8,6 @@ import torch
 from dictionary_learning.compat.saelens._fields import IGNORED, MODELS, OF_TRANSFORMER_LENS, REFUSED
 from dictionary_learning.errors import ConfigError, ModelError
 from dictionary_learning.trainers import (
-    TRAINERS,
     AbsTopKTrainer,
     BatchTopKTrainer,
     GatedSAETrainer,
@@ -44,10 +43,13 @@ def check_fields(cfg: Any) -> None:
     """
     for owner in {id(one): one for one in (cfg, cfg.coder, cfg.logging)}.values():
         for name, value in owner.to_dict().items():
-            if name in REFUSED and value != REFUSED[name][0]:
+            if name in REFUSED and value not in REFUSED[name][0]:
                 raise ConfigError(f"{name}={value!r} of SAELens is not read here: {REFUSED[name][1]}.")
             if name in IGNORED and value not in IGNORED[name][0]:
                 logger.warning("%s=%r has no effect: %s.", name, value, IGNORED[name][1])
+    if cfg.is_nested and cfg.coder.given.get("device", cfg.device) != cfg.device:
+        own = cfg.coder.device
+        logger.warning("device=%r of the coder has no effect: it is trained on the run's, %r.", own, cfg.device)
     for owner in (cfg, cfg.coder):
         dtype = str(owner.dtype).removeprefix("torch.")
         if dtype != "float32":
@@ -114,7 +116,6 @@ def trainer_config(cfg: Any, width: int, site: str) -> OptimizationConfig:
     if cfg.from_pretrained_path is not None:
         settings.pop("dict_size")
     config = _TRAINERS[architecture].Config
-    assert config in [one.Config for _, one in TRAINERS.items()]
     known = set(config.__dataclass_fields__)
     return config.from_dict({name: value for name, value in settings.items() if name in known})
 
@@ -168,6 +169,9 @@ def _nested(coder: Any, architecture: str, width: int) -> dict[str, Any]:
     if architecture in ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk"):
         settings |= {"k": int(coder.k), "rank_by_norm": coder.rescale_acts_by_decoder_norm}
         settings |= {"encoder_lr_factor": 1.0, "decoder_lr_factor": 1.0, "auxk_alpha": coder.aux_loss_coefficient}
+        if architecture in ("batchtopk", "matryoshka_batchtopk"):
+            # threshold <- (1 - lr) threshold + lr * the batch's, from the first step
+            settings |= {"threshold_beta": 1 - coder.topk_threshold_lr, "threshold_start_step": 0}
         if architecture == "matryoshka_batchtopk":
             ends = sorted({*coder.matryoshka_widths, coder.d_sae or width * 4})
             sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]

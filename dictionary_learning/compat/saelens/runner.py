@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from dictionary_learning import parallel
+from dictionary_learning._held_out_data import IN_TRAINING
+from dictionary_learning._provenance import RUN
 from dictionary_learning.buffer import ActivationBuffer
+from dictionary_learning.compat.saelens._fields import RENAMED
 from dictionary_learning.compat.saelens._hooks import site_of_hook
 from dictionary_learning.compat.saelens._translation import (
     autocast_dtype,
@@ -31,6 +35,8 @@ from dictionary_learning.training import trainSAE
 
 logger = logging.getLogger(__name__)
 
+_KEY = "sae_lens"
+"""Where the record of a run, and its dictionaries, have the fields that it was started with."""
 _LEVELS = 4
 """Folders above a dictionary in which the record of its run is looked for."""
 _HELD_OUT = 100
@@ -56,10 +62,12 @@ class LanguageModelSAETrainingRunner:
     ):
         check_fields(cfg)
         self.cfg, self.sae = cfg, override_sae
-        device = None if cfg.device == "cpu" and override_model is not None else cfg.llm_device or str(cfg.device)
-        dtype = "bfloat16" if cfg.autocast_lm else "float32"
-        options: Any = {} if override_model is not None else {"device": device, "dtype": dtype}
-        self.model: TracedModel = load_model(model_of(cfg) if override_model is None else override_model, **options)
+        # before the model is loaded: of several processes, each has a device of its own
+        self.world = parallel.start()
+        if override_model is None:
+            dtype = "bfloat16" if cfg.autocast_lm else "float32"
+            override_model = load_model(model_of(cfg), device=cfg.llm_device or str(cfg.device), dtype=dtype)
+        self.model: TracedModel = load_model(override_model)
         self.site = site_of_hook(self.model, cfg.hook_name)
         _check_layer(cfg)
         data = cfg.dataset_path if override_dataset is None else override_dataset
@@ -78,13 +86,16 @@ class LanguageModelSAETrainingRunner:
         data, evaluation = self.data, {}
         if period <= steps and isinstance(data, Source):
             data, held_out = data.hold_out(_HELD_OUT)
-            tokens = cfg.n_eval_batches * cfg.store_batch_size_prompts * cfg.context_size
-            how_much = EvaluationConfig(n_tokens=tokens, n_fidelity_tokens=tokens, ctx_len=cfg.context_size)
+            prompts = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
+            tokens = cfg.n_eval_batches * prompts * cfg.context_size
+            how_much = EvaluationConfig(
+                n_tokens=tokens, n_fidelity_tokens=tokens, ctx_len=cfg.context_size, batch_size=prompts
+            ).replace(**IN_TRAINING)
             evaluation = {"evaluate_every": period, "evaluation_data": held_out, "evaluation": how_much}
         use_wandb = log.log_to_wandb and importlib.util.find_spec("wandb") is not None
         if log.log_to_wandb and not use_wandb:
             logger.warning("log_to_wandb=True, and wandb is not installed: the log is in metrics.jsonl only.")
-        folder = Path(cfg.checkpoint_path) / (log.wandb_id or secrets.token_hex(4))
+        folder = Path(cfg.checkpoint_path) / (log.wandb_id or self.world.share(secrets.token_hex(4)))
         (trained,) = trainSAE(
             buffer_of(cfg, self.model, self.site, data),
             config,
@@ -99,14 +110,11 @@ class LanguageModelSAETrainingRunner:
             wandb_entity=log.wandb_entity or "",
             device=str(cfg.device),
             autocast_dtype=autocast_dtype(cfg),
-            run_cfg={"sae_lens": _plain(cfg)},
+            run_cfg={_KEY: _plain(cfg)},
             **evaluation,
         )
         if cfg.output_path is not None:
-            folded = copy.deepcopy(trained)
-            if getattr(folded, "rank_by_norm", False):
-                fold_decoder_norm_(cast(Any, folded))
-            write_dictionary(folded, cfg.output_path, "sae_lens")
+            parallel.on_first(self.world, lambda: _write(trained, cfg.output_path))
         return trained
 
 
@@ -194,6 +202,13 @@ def buffer_of(cfg: Any, model: TracedModel, site: Site, data: Any) -> Activation
     )
 
 
+def _write(trained: Dictionary, folder: Any) -> None:
+    folded = copy.deepcopy(trained)
+    if getattr(folded, "rank_by_norm", False):
+        fold_decoder_norm_(cast(Any, folded))
+    write_dictionary(folded, folder, "sae_lens")
+
+
 def _check_layer(cfg: Any) -> None:
     parts = [part for part in str(cfg.hook_name).split(".") if part.isdigit()]
     if cfg.hook_layer is not None and parts and int(parts[0]) != cfg.hook_layer:
@@ -208,35 +223,27 @@ def _plain(cfg: Any) -> dict[str, Any]:
     return found
 
 
-def _said(sae: Dictionary) -> Mapping[str, Any]:
+def _said(sae: Dictionary) -> dict[str, Any]:
     """Returns what the files of a dictionary say about its run, by the names of SAELens."""
     config: Mapping[str, Any] = sae.info.config
-    found: dict[str, Any] = {}
     peer = config.get("peer") or {}
-    for part in (peer, peer.get("metadata"), (config.get("run") or {}).get("sae_lens")):
-        if isinstance(part, Mapping):
-            found |= {key: value for key, value in part.items() if value is not None}
-    from dictionary_learning.compat.saelens._fields import RENAMED
-
-    return {RENAMED.get(name, name): value for name, value in found.items()}
+    return _read(peer) | _read(peer.get("metadata")) | _read((config.get("run") or {}).get(_KEY))
 
 
-def _said_by_run(path: Path) -> Mapping[str, Any]:
+def _said_by_run(path: Path) -> dict[str, Any]:
     """Returns the fields that the record of a run has, in whose folder a dictionary is."""
     for folder in (path, *path.absolute().parents)[:_LEVELS]:
-        if (folder / "run.json").is_file():
-            return _fields_in(read_json(folder / "run.json")) or {}
+        if (folder / RUN).is_file():
+            found: Any = read_json(folder / RUN)
+            for key in ("arguments", "run_cfg", _KEY):
+                found = found.get(key) if isinstance(found, Mapping) else None  # it may be another's file
+            return _read(found)
     return {}
 
 
-def _fields_in(record: Any) -> Mapping[str, Any] | None:
-    """Returns the section of a record that this module wrote, at any depth."""
-    if not isinstance(record, Mapping):
-        return None
-    own = record.get("sae_lens")
-    if isinstance(own, Mapping):
-        return {key: value for key, value in own.items() if value is not None}
-    return next((found for part in record.values() if (found := _fields_in(part)) is not None), None)
+def _read(fields: Any) -> dict[str, Any]:
+    found: Mapping[str, Any] = fields if isinstance(fields, Mapping) else {}
+    return {RENAMED.get(name, name): value for name, value in found.items() if value is not None}
 
 
 __all__ = [
