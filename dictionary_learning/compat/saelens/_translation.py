@@ -31,6 +31,8 @@ _TRAINERS: dict[str, Any] = {
     "matryoshka_batchtopk": MatryoshkaBatchTopKTrainer,
     "matching_pursuit": MatchingPursuitTrainer,
 }
+_OF_FLAT = ("standard", "gated", "jumprelu", "topk", "batchtopk")
+"""Architectures of SAELens 3 to 5."""
 _PENALTIES = {"step": "l0", "tanh": "tanh", "quadratic": "quadratic_l0"}
 _CYCLES = {1: "cosine", 4: "cosine_restarts"}
 
@@ -47,7 +49,7 @@ def check_fields(cfg: Any) -> None:
                 raise ConfigError(f"{name}={value!r} of SAELens is not read here: {REFUSED[name][1]}.")
             if name in IGNORED and value not in IGNORED[name][0]:
                 logger.warning("%s=%r has no effect: %s.", name, value, IGNORED[name][1])
-    if cfg.is_nested and cfg.coder.given.get("device", cfg.device) != cfg.device:
+    if cfg.is_nested and "device" in cfg.coder.given and cfg.coder.device != cfg.device:
         own = cfg.coder.device
         logger.warning("device=%r of the coder has no effect: it is trained on the run's, %r.", own, cfg.device)
     for owner in (cfg, cfg.coder):
@@ -124,8 +126,11 @@ def _flat_architecture(cfg: Any) -> str:
     kind = str(cfg.activation_fn).lower()
     if kind not in ("relu", "topk", "batchtopk"):
         raise ConfigError(f"Got activation_fn={cfg.activation_fn!r}; relu, topk and batchtopk are trained here.")
-    if cfg.architecture not in _TRAINERS:
-        raise ConfigError(f"Got architecture={cfg.architecture!r}; known are {', '.join(_TRAINERS)}.")
+    if cfg.architecture not in _OF_FLAT:
+        raise ConfigError(
+            f"Got architecture={cfg.architecture!r}; known are {', '.join(_OF_FLAT)}. Further ones have a config of "
+            "their own in SAELens 6: give sae=."
+        )
     return kind if cfg.architecture == "standard" and kind != "relu" else cfg.architecture
 
 

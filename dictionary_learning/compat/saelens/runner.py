@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from dictionary_learning import parallel
 from dictionary_learning._held_out_data import IN_TRAINING
@@ -24,13 +24,15 @@ from dictionary_learning.compat.saelens._translation import (
 )
 from dictionary_learning.compat.saelens.config import LanguageModelSAERunnerConfig, Session
 from dictionary_learning.data import Source, as_source
-from dictionary_learning.dictionaries import Dictionary, fold_decoder_norm_, load_dictionary
+from dictionary_learning.dictionaries import Dictionary, expand_or_convert, fold_decoder_norm_, load_dictionary
+from dictionary_learning.dictionaries.nonlinearities import MatchingPursuit, StoppedPursuit
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.evaluation import EvaluationConfig
 from dictionary_learning.interop import write_dictionary
 from dictionary_learning.interop._safe import read_json
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
+from dictionary_learning.trainers import MatchingPursuitTrainer
 from dictionary_learning.training import trainSAE
 
 logger = logging.getLogger(__name__)
@@ -102,8 +104,7 @@ class LanguageModelSAETrainingRunner:
             steps,
             save_dir=folder,
             save_steps=save_steps(cfg),
-            # SAELens holds latents times decoder norms, which are folded in at the end
-            save_format="own" if getattr(config, "rank_by_norm", None) else "sae_lens",
+            save_format="sae_lens" if _is_as_there(config) else "own",
             log_steps=log.wandb_log_frequency,
             use_wandb=use_wandb,
             wandb_project=log.wandb_project,
@@ -114,7 +115,7 @@ class LanguageModelSAETrainingRunner:
             **evaluation,
         )
         if cfg.output_path is not None:
-            parallel.on_first(self.world, lambda: _write(trained, cfg.output_path))
+            parallel.on_first(self.world, lambda: _write(trained, cfg))
         return trained
 
 
@@ -202,11 +203,20 @@ def buffer_of(cfg: Any, model: TracedModel, site: Site, data: Any) -> Activation
     )
 
 
-def _write(trained: Dictionary, folder: Any) -> None:
-    folded = copy.deepcopy(trained)
-    if getattr(folded, "rank_by_norm", False):
-        fold_decoder_norm_(cast(Any, folded))
-    write_dictionary(folded, folder, "sae_lens")
+def _is_as_there(config: Any) -> bool:
+    """Returns whether SAELens has files for what is trained, without a conversion at the end."""
+    return not getattr(config, "rank_by_norm", None) and not isinstance(config, MatchingPursuitTrainer.Config)
+
+
+def _write(trained: Dictionary, cfg: Any) -> None:
+    made: Any = copy.deepcopy(trained)
+    if getattr(made, "rank_by_norm", False):  # SAELens holds latents times decoder norms
+        fold_decoder_norm_(made)
+    if isinstance(getattr(made, "nonlinearity", None), MatchingPursuit):  # where tokens may stop early
+        coder = cfg.coder
+        stopped = StoppedPursuit(made.k, coder.residual_threshold, coder.stop_on_duplicate_support)
+        made = expand_or_convert(made, nonlinearity=stopped)
+    write_dictionary(made, cfg.output_path, "sae_lens")
 
 
 def _check_layer(cfg: Any) -> None:
