@@ -1,6 +1,7 @@
 """Lines of scripts for dictionary-learning 0.1: each does what it did there, or says why not."""
 
 import collections
+import contextlib
 import importlib
 import inspect
 import json
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from dictionary_learning import load_dictionary, trainSAE, utils
+from dictionary_learning.compat._dictionary_names import of_release
 from dictionary_learning.dictionary import (
     AutoEncoder,
     AutoEncoderNew,
@@ -166,6 +168,8 @@ def test_identity():
         IdentityDict.from_pretrained(7, "nowhere"),
     ):
         assert torch.equal(ae(x), x) and torch.equal(ae(x, output_features=True)[1], x)
+        mask = torch.ones(7)
+        assert torch.equal(ae(x, ghost_mask=mask), x) and torch.equal(ae(x, True, mask)[1], x)
     assert IdentityDict(7, torch.float64).encode(x).dtype == torch.float64
 
 
@@ -222,6 +226,22 @@ def test_sae_lens_releases_are_asked_for_by_name():
         load_from_sae_lens=True, release=str(sae_lens.parent), sae_id="jumprelu"
     )
     assert type(loaded) is JumpReluAutoEncoder and loaded.apply_b_dec_to_input
+    named = {"release": str(sae_lens.parent), "sae_id": "jumprelu"}
+    for device in ("cpu", "meta"):  # the latter has no numbers, so it is refused where it is used
+        for placed, further in (
+            ((True, torch.float16, device), {}), ((True,), {"dtype": torch.float16, "device": device}),
+            ((True, torch.float16), {"device": device}),
+        ):  # fmt: skip
+            for where, flags, names in ((None, placed, named), (sae_lens, (False, *placed[1:]), {})):
+                with contextlib.nullcontext() if device == "cpu" else pytest.raises(ConfigError, match="device='meta'"):
+                    loaded = JumpReluAutoEncoder.from_pretrained(where, *flags, **names, **further)
+                    assert loaded.dtype == torch.float16
+    with pytest.raises(ConfigError, match="device='meta'"):
+        JumpReluAutoEncoder.from_pretrained(None, "meta", load_from_sae_lens=True, **named)
+    with pytest.raises(TypeError):
+        JumpReluAutoEncoder.from_pretrained(sae_lens, False, torch.float16, "cpu", "cpu")
+    with pytest.raises(CheckpointError, match="holds a JumpReluAutoEncoder"):
+        of_release(GatedAutoEncoder, **named)
 
 
 # --- trainers ---------------------------------------------------------------------------------
@@ -289,6 +309,8 @@ def test_attributes_and_saved_keys():
     assert top.num_tokens_since_fired.shape == (F,) and top.effective_l0 == 4
     assert top.scheduler.get_last_lr()[0] == top.learning_rate(3) and top.scheduler.last_epoch == 3
     assert top.config["top_k_aux"] == D // 2 and top.config["group_sizes"] == [24, 72]
+    thirds = MatryoshkaBatchTopKTrainer(**FORM, k=4, group_fractions=[1 / 3, 1 / 3, 1 / 3])
+    assert thirds.config["group_sizes"] == list(thirds.ae.group_sizes) == [32, 32, 32]
     assert StandardTrainer(**FORM, l1_penalty=0.3).config["l1_penalty"] == 0.3
     with pytest.raises(AttributeError, match=r"migrating\.md"):
         _ = top.get_auxiliary_loss
