@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dictionary_learning._disk import write_atomically
 from dictionary_learning.data import Chat, Source, TokenRow, as_source, mix
 from dictionary_learning.data._document import BadDocument, Conversation, ReadOptions
 from dictionary_learning.data._hub import cache_folder, dataset_reader, open_rows, write_rows
@@ -178,10 +179,8 @@ def chunk_and_tokenize(
         special = SpecialTokens(bos=eos, at_document=eos is not None, at_context=False, separator=None)
         contexts = PackedContexts(EpochReader(source, 1, lambda: None), tokenizer, special, length)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # written under another name: a file of that name is complete
-        unfinished = path.with_name(f"{name}-{os.getpid()}.tmp")
-        write_rows(_chunks(contexts, length, return_final_batch), unfinished, {"input_ids": "int32"})
-        os.replace(unfinished, path)
+        rows = _chunks(contexts, length, return_final_batch)
+        write_atomically(path, lambda unfinished: write_rows(rows, unfinished, {"input_ids": "int32"}))
     return open_rows(path).with_format(format)
 
 

@@ -152,6 +152,21 @@ def test_chunks_are_made_once(tmp_path, monkeypatch):
     assert served.take(1).input_ids.tolist() == first[:1]["input_ids"].tolist()
 
 
+def test_chunks_of_a_writer_that_fails_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("dictionary_learning.compat._generators.cache_folder", lambda: tmp_path)
+    data, generators = datasets.Dataset.from_dict({"text": DOCUMENTS}), "dictionary_learning.compat._generators"
+
+    def fails(rows, path, columns):
+        path.write_bytes(b"some")
+        raise OSError("full")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(f"{generators}.write_rows", fails)
+        chunk_and_tokenize(data, tiny.tokenizer(), max_seq_len=8)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(chunk_and_tokenize(data, tiny.tokenizer(), max_seq_len=8))
+
+
 def test_shuffle_is_in_the_file(tmp_path):
     pretokenize(as_source(DOCUMENTS, shuffle_seed=1), tiny.tokenizer(), tmp_path / "kept", ctx_len=16)
     on_disk = datasets.load_from_disk(str(tmp_path / "kept"))["input_ids"][:]
