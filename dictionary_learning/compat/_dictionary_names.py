@@ -18,6 +18,7 @@ from dictionary_learning.dictionaries._named import (
     JumpReluAutoEncoder,
     MatryoshkaBatchTopKSAE,
 )
+from dictionary_learning.dictionaries._serialization import load_dictionary
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.interop._releases import list_pretrained
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
@@ -93,17 +94,29 @@ def warn_of_norms(ae: AutoEncoder) -> None:
         )  # fmt: skip
 
 
-def of_release(cls: type[Any], device: Any, options: Mapping[str, Any]) -> Any:
-    """Returns a dictionary of a release of SAELens, by `release` and `sae_id`."""
-    further = dict(options)
-    release, site = further.pop("release", None), further.pop("sae_id", None)
+def of_release(
+    cls: type[Any], device: Any = None, *, release: Any = None, sae_id: str | None = None, **options: Any
+) -> Any:
+    """Returns a dictionary of a release of SAELens, as SAELens names it.
+
+    Args:
+        cls: Its class.
+        device: The CPU by default.
+        release: The release, or a place of files.
+        sae_id: Which of its dictionaries.
+        options: Further ones of `load_dictionary`.
+
+    Raises:
+        ConfigError: There is no release.
+        CheckpointError: It has no such dictionary, or one of another class.
+    """
     if not isinstance(release, str):
         raise ConfigError("load_from_sae_lens=True needs release= and sae_id=, as SAELens names them.")
     named = [one for one in list_pretrained() if one.name == release]
     if named:
-        loaded: Any = named[0].load(site, device, **further)
+        loaded: Any = named[0].load(sae_id, device, **options)
     else:
-        loaded = cls.__mro__[1].from_pretrained.__func__(cls, release, device, site=site, **further)
+        loaded = load_dictionary(release, device, site=sae_id, expected_class=cls.__name__, **options)
     if not isinstance(loaded, cls):
         raise CheckpointError(f"'{release}' holds a {type(loaded).__name__}. Use load_dictionary.")
     return loaded

@@ -11,7 +11,6 @@ from dictionary_learning.dictionaries._named import (
     AutoEncoderTopK,
     BatchTopKSAE,
     GatedAutoEncoder,
-    IdentityDict,
     JumpReluAutoEncoder,
     MatryoshkaBatchTopKSAE,
 )
@@ -103,7 +102,7 @@ def forward_with_flags(ae: Any, x: Tensor, output_features: bool, older: tuple[A
     Raises:
         ConfigError: The class has no such flag.
     """
-    own = {AutoEncoder: "ghost_mask", IdentityDict: "ghost_mask", GatedAutoEncoder: "normalize_decoder"}
+    own = {AutoEncoder: "ghost_mask", GatedAutoEncoder: "normalize_decoder"}
     name = next((name for cls, name in own.items() if isinstance(ae, cls)), None)
     flags = {**({} if name is None else dict(zip((name,), older, strict=False))), **named}
     if set(flags) != {name} or len(older) > 1:

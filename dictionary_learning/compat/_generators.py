@@ -8,6 +8,9 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from filelock import FileLock
+
+from dictionary_learning._disk import write_atomically
 from dictionary_learning.data import Chat, Source, TokenRow, as_source, mix
 from dictionary_learning.data._document import BadDocument, Conversation, ReadOptions
 from dictionary_learning.data._hub import cache_folder, dataset_reader, open_rows, write_rows
@@ -172,17 +175,16 @@ def chunk_and_tokenize(
     made_by = [getattr(data, "_fingerprint", None), fingerprint(tokenizer), text_key, length, return_final_batch]
     name = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]
     path = cache_folder() / "chunk_and_tokenize" / f"{name}.arrow"
-    if not (path.is_file() and load_from_cache_file and made_by[0]):
-        source = Source(*dataset_reader(data, ReadOptions(text_key), "the data set"))
-        eos = tokenizer.eos_token_id
-        special = SpecialTokens(bos=eos, at_document=eos is not None, at_context=False, separator=None)
-        contexts = PackedContexts(EpochReader(source, 1, lambda: None), tokenizer, special, length)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # written under another name: a file of that name is complete
-        unfinished = path.with_name(f"{name}-{os.getpid()}.tmp")
-        write_rows(_chunks(contexts, length, return_final_batch), unfinished, {"input_ids": "int32"})
-        os.replace(unfinished, path)
-    return open_rows(path).with_format(format)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # of several processes that need them, one makes them
+        if not (path.is_file() and load_from_cache_file and made_by[0]):
+            source = Source(*dataset_reader(data, ReadOptions(text_key), "the data set"))
+            eos = tokenizer.eos_token_id
+            special = SpecialTokens(bos=eos, at_document=eos is not None, at_context=False, separator=None)
+            contexts = PackedContexts(EpochReader(source, 1, lambda: None), tokenizer, special, length)
+            rows = _chunks(contexts, length, return_final_batch)
+            write_atomically(path, lambda unfinished: write_rows(rows, unfinished, {"input_ids": "int32"}))
+        return open_rows(path).with_format(format)
 
 
 def _chunks(contexts: PackedContexts, length: int, final: bool) -> Iterator[Mapping[str, list[int]]]:

@@ -6,12 +6,14 @@ own steps. `trainSAE` calls it through a `PlugInTrainer`.
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dictionary_learning.compat._plug_in_state import load_attributes, saved_attributes
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops import Encoder
@@ -43,26 +45,34 @@ def adapt(cls: type[Any], base: type[Any]) -> None:
 
     Args:
         cls: The class.
-        base: The abstract class of this package that it inherits from.
+        base: The trainer that it inherits from: of this package, or one of its author.
     """
     cls.is_plug_in = True
-    for name in base.__abstractmethods__:
-        if name not in vars(cls):
-            setattr(cls, name, _never_called)
-    for owner in base.__mro__:
-        for name, value in vars(owner).items():
-            # 0.1 sets these as plain attributes, as `self.ae`
-            is_computed = hasattr(value, "__get__") and not callable(value) and not name.startswith("_")
-            if is_computed and name not in vars(cls):
-                setattr(cls, name, None)
-    if "config" not in vars(cls) or vars(cls)["config"] is None:
-        cls.config = property(lambda self: {"wandb_name": "trainer"})
-    if "get_logging_parameters" not in vars(cls):
-        cls.get_logging_parameters = _logging_parameters
+    if not base.is_plug_in:  # what a plug-in has, its subclasses inherit
+        _replace_inherited(cls)
     cls.Config = dataclasses.dataclass(frozen=True, kw_only=True)(
         type("Config", (PlugInConfig,), {"__module__": cls.__module__, "__doc__": f"Arguments of {cls.__name__}."})
     )
     cls.Config.plug_in = cls.Config.trainer_class = cls
+
+
+def _replace_inherited(cls: type[Any]) -> None:
+    """Replaces what a class has from this package, where 0.1 has none, or another."""
+    inherited: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__):
+        if owner.__module__.startswith("dictionary_learning."):
+            inherited |= vars(owner)
+        else:  # the author's own stay
+            inherited = {name: value for name, value in inherited.items() if name not in vars(owner)}
+    for name, value in inherited.items():
+        if getattr(value, "__isabstractmethod__", False):
+            setattr(cls, name, _never_called)
+        elif isinstance(value, (property, functools.cached_property)):
+            setattr(cls, name, None)  # 0.1 sets these as plain attributes, as `self.ae`
+    if "config" in inherited:
+        cls.config = property(lambda self: {"wandb_name": "trainer"})
+    if "get_logging_parameters" in inherited:
+        cls.get_logging_parameters = _logging_parameters
 
 
 def split_arguments(config: type[PlugInConfig], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,18 +162,18 @@ class PlugInTrainer(Trainer):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {name: getattr(self.plug_in, name, None) for name in ("optimizer", "scheduler")}
-        states = {
-            name: part.state_dict() for name, part in parts.items() if part is not None and hasattr(part, "state_dict")
+        return {
+            "dictionary": self.dictionary.state_dict(),
+            "step": self.step,
+            "n_nonfinite_tokens": self.n_nonfinite_tokens,
+            **saved_attributes(self.plug_in),
         }
-        return {"dictionary": self.dictionary.state_dict(), "step": self.step, **states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.dictionary.load_state_dict(state["dictionary"])
         self.step = state["step"]
-        for name in ("optimizer", "scheduler"):
-            if name in state:
-                getattr(self.plug_in, name).load_state_dict(state[name])
+        self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
+        load_attributes(self.plug_in, state)
 
     def build_dictionary(self, trained: Dictionary | None) -> Dictionary:
         return self.dictionary

@@ -1,8 +1,6 @@
 """Attributes and saved keys of trainers by their names in dictionary-learning 0.1."""
 
-from typing import Any
-
-import torch
+from typing import Any, NoReturn
 
 from dictionary_learning.trainers._run_info import FACTS
 
@@ -25,8 +23,10 @@ class SavedSettings(dict[str, Any]):
         if name in ("l1_penalty", "top_k_aux", "initial_sparsity_penalty") and _older_name(name) in self:
             return self[_older_name(name)]
         if name == "group_sizes" and self.get("group_fractions"):
-            *inner, _ = (max(int(share * self["dict_size"] + 1e-6), 1) for share in self["group_fractions"])
-            return [*inner, self["dict_size"] - sum(inner)]
+            from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
+
+            fractions = tuple(self["group_fractions"])
+            return MatryoshkaBatchTopKTrainer.Config(group_fractions=fractions, dict_size=self["dict_size"]).group_sizes
         raise KeyError(name)
 
 
@@ -81,5 +81,5 @@ def _older_name(name: str) -> str:
     return {**_SETTINGS, "initial_sparsity_penalty": "sparsity_penalty"}.get(name, name)
 
 
-def _missing(trainer: Any, name: str) -> torch.Tensor:
+def _missing(trainer: Any, name: str) -> NoReturn:
     raise AttributeError(f"'{type(trainer).__name__}' has no attribute '{name}'.")

@@ -205,18 +205,16 @@ class JumpReluAutoEncoder(_Named):
         _warn_of_square(self)
 
     @classmethod
-    def from_pretrained(
-        cls, path: Any = None, device: Any = None, *older: Any, load_from_sae_lens: bool = False, **options: Any
-    ) -> Any:
+    def from_pretrained(cls, path: Any = None, *older: Any, load_from_sae_lens: bool = False, **options: Any) -> Any:
         """Loads one; with `load_from_sae_lens`, by `release` and `sae_id`."""
-        if isinstance(device, bool):  # (path, load_from_sae_lens, dtype, device)
-            load_from_sae_lens, older = device, (*older, None, None)[:2]
-            device, older = (older[0], older[1:]) if older[0] is not None else (older[1], ())
+        if older and isinstance(older[0], bool):  # (path, load_from_sae_lens, dtype, device)
+            named = dict(zip(("dtype", "device"), older[1:], strict=False))
+            load_from_sae_lens, older, options = older[0], older[3:], {**named, **options}
         if not load_from_sae_lens:
-            return super().from_pretrained(path, device, *older, **options)
+            return super().from_pretrained(path, *older, **options)
         from dictionary_learning.compat._dictionary_names import of_release
 
-        return of_release(cls, device, options)
+        return of_release(cls, *older, **options)
 
     @property
     def threshold(self) -> nn.Parameter:
@@ -362,6 +360,12 @@ class IdentityDict(Dictionary):
 
     def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
         return self.encode(latents)
+
+    def forward(
+        self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False, ghost_mask: Any = None
+    ) -> Any:
+        """Returns x, or (x, x) with `output_features`; a `ghost_mask` has no effect."""
+        return super().forward(x, output_features)
 
     def check_width(self, x: Any, width: int | None = None, what: str = "activations") -> None:
         if self.activation_dim is not None:  # pyright: ignore[reportUnnecessaryComparison]

@@ -1,5 +1,7 @@
 """Lines of scripts for dictionary-learning 0.1: each does what it did there, or says why not."""
 
+import collections
+import contextlib
 import importlib
 import inspect
 import json
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from dictionary_learning import load_dictionary, trainSAE, utils
+from dictionary_learning.compat._dictionary_names import of_release
 from dictionary_learning.dictionary import (
     AutoEncoder,
     AutoEncoderNew,
@@ -32,6 +35,7 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE, MatryoshkaBatchTopKTrainer
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.trainers.trainer import ConstrainedAdam
+from tests.test_resume import check_resumes
 from tests.tiny import Planted
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "dictionary_learning"
@@ -164,6 +168,8 @@ def test_identity():
         IdentityDict.from_pretrained(7, "nowhere"),
     ):
         assert torch.equal(ae(x), x) and torch.equal(ae(x, output_features=True)[1], x)
+        mask = torch.ones(7)
+        assert torch.equal(ae(x, ghost_mask=mask), x) and torch.equal(ae(x, True, mask)[1], x)
     assert IdentityDict(7, torch.float64).encode(x).dtype == torch.float64
 
 
@@ -220,6 +226,22 @@ def test_sae_lens_releases_are_asked_for_by_name():
         load_from_sae_lens=True, release=str(sae_lens.parent), sae_id="jumprelu"
     )
     assert type(loaded) is JumpReluAutoEncoder and loaded.apply_b_dec_to_input
+    named = {"release": str(sae_lens.parent), "sae_id": "jumprelu"}
+    for device in ("cpu", "meta"):  # the latter has no numbers, so it is refused where it is used
+        for placed, further in (
+            ((True, torch.float16, device), {}), ((True,), {"dtype": torch.float16, "device": device}),
+            ((True, torch.float16), {"device": device}),
+        ):  # fmt: skip
+            for where, flags, names in ((None, placed, named), (sae_lens, (False, *placed[1:]), {})):
+                with contextlib.nullcontext() if device == "cpu" else pytest.raises(ConfigError, match="device='meta'"):
+                    loaded = JumpReluAutoEncoder.from_pretrained(where, *flags, **names, **further)
+                    assert loaded.dtype == torch.float16
+    with pytest.raises(ConfigError, match="device='meta'"):
+        JumpReluAutoEncoder.from_pretrained(None, "meta", load_from_sae_lens=True, **named)
+    with pytest.raises(TypeError):
+        JumpReluAutoEncoder.from_pretrained(sae_lens, False, torch.float16, "cpu", "cpu")
+    with pytest.raises(CheckpointError, match="holds a JumpReluAutoEncoder"):
+        of_release(GatedAutoEncoder, **named)
 
 
 # --- trainers ---------------------------------------------------------------------------------
@@ -287,6 +309,8 @@ def test_attributes_and_saved_keys():
     assert top.num_tokens_since_fired.shape == (F,) and top.effective_l0 == 4
     assert top.scheduler.get_last_lr()[0] == top.learning_rate(3) and top.scheduler.last_epoch == 3
     assert top.config["top_k_aux"] == D // 2 and top.config["group_sizes"] == [24, 72]
+    thirds = MatryoshkaBatchTopKTrainer(**FORM, k=4, group_fractions=[1 / 3, 1 / 3, 1 / 3])
+    assert thirds.config["group_sizes"] == list(thirds.ae.group_sizes) == [32, 32, 32]
     assert StandardTrainer(**FORM, l1_penalty=0.3).config["l1_penalty"] == 0.3
     with pytest.raises(AttributeError, match=r"migrating\.md"):
         _ = top.get_auxiliary_loss
@@ -347,6 +371,8 @@ class MyTrainer(SAETrainer):
         self, steps, activation_dim, dict_size, layer, lm_name, lr=1e-2, seed=None, device="cpu", wandb_name="mine"
     ):
         super().__init__(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         self.layer, self.lm_name, self.lr, self.wandb_name = layer, lm_name, lr, wandb_name
         self.ae = MyDict(activation_dim, dict_size).to(device)
         self.optimizer = ConstrainedAdam(self.ae.parameters(), self.ae.decoder.parameters(), lr=lr)
@@ -382,7 +408,7 @@ def test_own_trainer_and_dictionary_train(tmp_path):
     config = {"trainer": MyTrainer, **FORM}
     (ae,) = trainSAE(
         list(Planted().batches(12, 64)), [config], 12, save_dir=tmp_path / "run", progress=False, loggers=[Log()],
-        log_steps=1, normalize_activations=True, checkpoint_steps=6,
+        log_steps=1, normalize_activations=True,
     )  # fmt: skip
     by_hand = MyTrainer(**FORM)
     assert by_hand.ae.output_dim == D and by_hand.seed is None
@@ -393,10 +419,116 @@ def test_own_trainer_and_dictionary_train(tmp_path):
     torch.testing.assert_close(again(x), ae(x))
     said = json.loads((tmp_path / "run" / "trainer_0" / "config.json").read_text())["trainer"]
     assert (said["trainer_class"], said["dict_class"], said["layer"]) == ("MyTrainer", "MyDict", 3)
-    resumed = trainSAE(
-        list(Planted().batches(12, 64)), [config], 12, save_dir=tmp_path / "run", progress=False, resume="auto", checkpoint_steps=6, normalize_activations=True
+
+
+class Counting(MyTrainer):
+    """Its next steps depend on what it counted, saw and drew before."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.since_fired, self.past, self.pace = torch.zeros(F), [], {"now": 1.0}
+        self.bias = nn.Parameter(torch.zeros(D))
+        self.optimizer = torch.optim.Adam([*self.ae.parameters(), self.bias], lr=self.lr)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
+        self.generator = torch.Generator().manual_seed(1)
+
+    def loss(self, x, step=None, logging=False):
+        x_hat, f = self.ae(x + self.bias, output_features=True)
+        weight = 1e-3 * self.pace["now"] * (1 + self.n_seen / 64) * (1 + self.since_fired)
+        return (x - x_hat).pow(2).sum(-1).mean() + (weight * f).sum(-1).mean() * (1 + len(self.past))
+
+    def update(self, step, activations):
+        x = activations + 0.1 * torch.randn(activations.shape, generator=self.generator)
+        with torch.no_grad():
+            fires = (self.ae.encode(x) > 0).any(0)
+        self.since_fired = torch.where(fires, 0.0, self.since_fired + 1)
+        self.past = [*self.past, fires.float().mean()][-3:]
+        self.pace["now"] = float(torch.stack(self.past).mean())
+        super().update(step, x)
+        self.scheduler.step()
+
+
+@pytest.mark.parametrize("normalize_activations", [True, False])
+def test_own_trainer_resumes_to_the_same_bytes(normalize_activations, tmp_path, caplog):
+    config = {"trainer": Counting, **FORM, "seed": 5}
+    data = list(Planted().batches(12, 64))
+    data[1][3] = torch.nan  # which is counted
+    check_resumes(
+        lambda: [x.clone() for x in data], config, tmp_path, stops=(2, 6),
+        normalize_activations=normalize_activations, save_format="dictionary_learning",
     )  # fmt: skip
-    torch.testing.assert_close(resumed[0](x), ae(x))
+    assert "do not hold" not in caplog.text
+    last = json.loads((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert '"n_seen": 768' in json.dumps(last) and '"nonfinite_tokens": 1' in json.dumps(last)
+
+
+def test_what_no_checkpoint_holds_is_told_where_a_run_goes_on(tmp_path, caplog):
+    class Queue(MyTrainer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.seen, self.on, self.made = collections.deque([0], 3), torch.device("cpu"), nn.ReLU
+
+    check_resumes(
+        lambda: list(Planted().batches(4, 64)), {"trainer": Queue, **FORM, "seed": 5, "steps": 4}, tmp_path, stops=(2,),
+        steps=4, save_format="dictionary_learning",
+    )  # fmt: skip
+    assert "Checkpoints of Queue do not hold seen (deque)" in caplog.text
+
+
+class Described(MyTrainer):
+    """Has more than a trainer of this package has, which its subclasses inherit."""
+
+    @classmethod
+    def of_form(cls):
+        return cls(**FORM)
+
+    @property
+    def n_batches(self):
+        return self.n_seen // 64
+
+    def get_logging_parameters(self):
+        return {"loudness": 7.0}
+
+
+class Further(Described):
+    def loss(self, x, step=None, logging=False):
+        return 2 * super().loss(x, step, logging)
+
+
+class Sized:
+    @property
+    def dict_size(self):
+        return self.ae.dict_size + 1
+
+
+class Mixed(Sized, SAETrainer):
+    def __init__(self, dict_size, **_):
+        super().__init__(None)
+        self.ae = MyDict(D, dict_size)
+
+    def update(self, step, activations):
+        pass
+
+
+def test_own_trainer_is_inherited_whole():
+    data = list(Planted().batches(2, 64))
+    made = Further.of_form()
+    for step, x in enumerate(data):
+        made.update(step, x)
+    assert made.config == MyTrainer(**FORM).config and made.config["layer"] == 3
+    assert made.n_batches == 2 and made.get_logging_parameters() == {"loudness": 7.0}
+    assert Further.Config is not Described.Config and Further.Config.trainer_class is Further
+    assert Mixed(dict_size=F).dict_size == F + 1 and Mixed(dict_size=F).config == {"wandb_name": "trainer"}
+    twice, once = Further(**FORM, seed=5), Described(**FORM, seed=5)
+    torch.testing.assert_close(twice.loss(data[0]), 2 * once.loss(data[0]))
+    torch.manual_seed(3)
+    by_hand = Further(**FORM)
+    for step, x in enumerate(data):
+        by_hand.update(step, x)
+    torch.manual_seed(3)
+    (ae,) = trainSAE([x.clone() for x in data], [{"trainer": Further, **FORM, "steps": 2}], 2, progress=False)
+    for one, other in zip(ae.parameters(), by_hand.ae.parameters(), strict=True):
+        torch.testing.assert_close(one, other.detach())
 
 
 def test_own_trainer_makes_its_own_steps():

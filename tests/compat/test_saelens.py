@@ -1,5 +1,6 @@
 """Cells of the tutorials of SAELens and mats_sae_training: imports and the model's name are other."""
 
+import copy
 import json
 import math
 
@@ -17,15 +18,22 @@ from dictionary_learning.compat.saelens import (
     JumpReLUTrainingSAEConfig,
     LanguageModelSAERunnerConfig,
     LoggingConfig,
+    MatchingPursuitTrainingSAEConfig,
     MatryoshkaBatchTopKTrainingSAEConfig,
     SAETrainingRunner,
     StandardTrainingSAEConfig,
     TopKTrainingSAEConfig,
+    _fields,
+    config as config_module,
+    runner as runner_module,
 )
 from dictionary_learning.compat.saelens._hooks import site_of_hook
 from dictionary_learning.compat.saelens._translation import check_fields, save_steps, steps_of, trainer_config
-from dictionary_learning.compat.saelens.runner import buffer_of
+from dictionary_learning.compat.saelens.config import TrainingSAEConfig
+from dictionary_learning.compat.saelens.runner import _plain, buffer_of
+from dictionary_learning.dictionaries import IdentityDict
 from dictionary_learning.errors import ConfigError, ModelError, SiteError, UnknownNameError
+from dictionary_learning.parallel._ranks import Alone
 from tests import tiny
 
 STEPS, BATCH = 8, 64
@@ -139,35 +147,195 @@ def test_mats_cell_and_session(places, tmp_path):
     assert model.layers() is not None
 
 
+class AbsTopKTrainingSAEConfig(TrainingSAEConfig, architecture="abstopk"):
+    """As a plug-in registers one."""
+
+
+SIZES = {"d_in": tiny.DIM, "d_sae": 64, "device": "cpu"}
+WEIGHTED = {"scale_sparsity_penalty_by_decoder_norm": True, "sparsity_penalty": 2.0}
+KEPT = {"k": 5, "auxk_alpha": 0.5, "decoder_lr_factor": 1.0}
+AVERAGED = {"threshold_beta": 0.75, "threshold_start_step": 0}
+TOP_K = {"k": 5, "aux_loss_coefficient": 0.5}
 CODERS = {
-    "standard": StandardTrainingSAEConfig(d_in=tiny.DIM, d_sae=64, l1_coefficient=2.0, l1_warm_up_steps=3),
-    "gated": GatedTrainingSAEConfig(d_in=tiny.DIM, d_sae=64, l1_coefficient=2.0),
-    "topk": TopKTrainingSAEConfig(d_in=tiny.DIM, d_sae=64, k=5),
-    "batchtopk": BatchTopKTrainingSAEConfig(d_in=tiny.DIM, d_sae=64, k=5),
-    "matryoshka": MatryoshkaBatchTopKTrainingSAEConfig(d_in=tiny.DIM, d_sae=64, k=5, matryoshka_widths=[16, 32]),
-    "jumprelu": JumpReLUTrainingSAEConfig(
-        d_in=tiny.DIM, d_sae=64, l0_coefficient=0.5, jumprelu_sparsity_loss_mode="tanh"
+    "standard": (
+        StandardTrainingSAEConfig(**SIZES, l1_coefficient=2.0, l1_warm_up_steps=3),
+        "Standard", {**WEIGHTED, "sparsity_warmup_steps": 3, "apply_b_dec_to_input": True},
     ),
-}
+    "lp": (StandardTrainingSAEConfig(**SIZES, l1_coefficient=2.0, lp_norm=0.5), "Standard", {**WEIGHTED, "lp_norm": 0.5}),
+    "gated": (
+        GatedTrainingSAEConfig(**SIZES, l1_coefficient=2.0, l1_warm_up_steps=2),
+        "Gated", {**WEIGHTED, "sparsity_warmup_steps": 2},
+    ),
+    "topk": (TopKTrainingSAEConfig(**SIZES, **TOP_K), "TopK", {**KEPT, "rank_by_norm": True}),
+    "abstopk": (
+        AbsTopKTrainingSAEConfig(**SIZES, **TOP_K, rescale_acts_by_decoder_norm=False),
+        "AbsTopK", {**KEPT, "rank_by_norm": False},
+    ),
+    "batchtopk": (
+        BatchTopKTrainingSAEConfig(**SIZES, **TOP_K, topk_threshold_lr=0.25), "BatchTopK", {**KEPT, **AVERAGED},
+    ),
+    "matryoshka": (
+        MatryoshkaBatchTopKTrainingSAEConfig(**SIZES, **TOP_K, topk_threshold_lr=0.25, matryoshka_widths=[16, 32]),
+        "Matryoshka", {**KEPT, **AVERAGED, "group_fractions": (0.25, 0.25, 0.5), "group_weights": (1.0, 1.0, 1.0)},
+    ),
+    "jumprelu": (
+        JumpReLUTrainingSAEConfig(**SIZES, l0_coefficient=0.5, jumprelu_sparsity_loss_mode="tanh"),
+        "JumpRelu", {"sparsity_function": "tanh", "bandwidth": 0.05, "sparsity_penalty": 0.5, "tanh_scale": 4.0},
+    ),
+    "jumprelu_quadratic": (
+        JumpReLUTrainingSAEConfig(**SIZES, jumprelu_sparsity_loss_mode="quadratic", target_l0=7.0),
+        "JumpRelu", {"sparsity_function": "quadratic_l0", "target_l0": 7.0},
+    ),
+    "matching_pursuit": (
+        MatchingPursuitTrainingSAEConfig(**SIZES, max_iterations=5), "MatchingPursuit", {"k": 5, "dict_size": 64},
+    ),
+}  # fmt: skip
+
+
+def nested(places, tmp_path, coder, **changes):
+    return LanguageModelSAERunnerConfig(**{
+        "sae": coder, "model_name": str(places / "model"), "hook_name": "blocks.1.hook_resid_post",
+        "training_tokens": 4 * BATCH, "dataset_path": str(places / "data"), "context_size": 16,
+        "train_batch_size_tokens": BATCH, "n_batches_in_buffer": 4, "store_batch_size_prompts": 4,
+        "lr_warm_up_steps": 1, "logger": LoggingConfig(log_to_wandb=False, wandb_log_frequency=1),
+        "checkpoint_path": str(tmp_path / "c"), "output_path": str(tmp_path / "out"), "lr": 3e-4, **changes,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", CODERS)
 def test_nested_configs_of_version_6(places, tmp_path, kind):
-    cfg = LanguageModelSAERunnerConfig(
-        sae=CODERS[kind], model_name=str(places / "model"), hook_name="blocks.1.hook_resid_post", training_tokens=4 * BATCH,
-        dataset_path=str(places / "data"), context_size=16, train_batch_size_tokens=BATCH, n_batches_in_buffer=4,
-        store_batch_size_prompts=4, lr_warm_up_steps=1, logger=LoggingConfig(log_to_wandb=False, wandb_log_frequency=1),
-        checkpoint_path=str(tmp_path / "c"), output_path=str(tmp_path / "out"), lr=3e-4,
-    )  # fmt: skip
-    sae = SAETrainingRunner(cfg, override_dataset=tiny.documents(100)).run()
-    assert sae.dict_size == 64 and (tmp_path / "out" / "cfg.json").is_file()
+    coder, method, expected = CODERS[kind]
+    cfg = nested(places, tmp_path, coder)
     config = trainer_config(cfg, tiny.DIM, "transformer.h.1:out")
-    if kind == "matryoshka":
-        assert config.group_fractions == (0.25, 0.25, 0.5)
-    if kind == "jumprelu":
-        assert (config.sparsity_function, config.bandwidth, config.sparsity_penalty) == ("tanh", 0.05, 0.5)
-    if kind == "standard":
-        assert config.scale_sparsity_penalty_by_decoder_norm and config.sparsity_warmup_steps == 3
+    assert method in type(config).__qualname__
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.lr == 3e-4 and config.warmup_steps == 1 and config.decoder_init_norm == 0.1
+    sae = SAETrainingRunner(cfg, override_dataset=tiny.documents(100)).run()
+    assert sae.dict_size == 64
+    # the file has the values of SAELens, which are multiplied by decoder norms where latents are ranked by them
+    written, x = load_dictionary(tmp_path / "out"), 3 * torch.randn(9, tiny.DIM)
+    if kind == "matching_pursuit":  # which may stop early in SAELens
+        assert written.nonlinearity.options() == {
+            "k": 5, "residual_threshold": 0.01, "stop_on_duplicate_support": True
+        }  # fmt: skip
+        torch.testing.assert_close(written.W_dec, sae.W_dec)
+        torch.testing.assert_close(written.b_dec, sae.b_dec)
+    else:
+        torch.testing.assert_close(written(x), sae(x), atol=1e-5, rtol=1e-4)
+    l0 = (written.encode(x) != 0).sum(-1)
+    assert (l0 <= 5).all() if kind in ("topk", "abstopk", "matching_pursuit") else l0.max() > 0
+
+
+def test_every_field_is_read_or_refused_or_said_to_have_no_effect(places, tmp_path, monkeypatch):
+    read, lookup = set(), config_module.Fields.__getattr__
+
+    def recorded(self, name):
+        read.add((type(self), name))
+        return lookup(self, name)
+
+    monkeypatch.setattr(config_module.Fields, "__getattr__", recorded)
+    monkeypatch.setattr(runner_module, "trainSAE", lambda *data, **options: (IdentityDict(),))
+    model = load_model(str(places / "model"))
+    monkeypatch.setattr(runner_module, "load_model", lambda *name, **options: model)
+    flat = {"eval_every_n_wandb_logs": 1, "n_checkpoints": 1, "mse_loss_normalization": None}
+    runs = [nested(places, tmp_path, coder, output_path=None) for coder, _, _ in CODERS.values()]
+    runs += [
+        tutorial(places, tmp_path, **flat, **changes)
+        for changes in (
+            {"decoder_heuristic_init": False}, {"architecture": "gated"}, {"architecture": "jumprelu"},
+            {"activation_fn": "topk", "activation_fn_kwargs": {"k": 4}},
+            {"lr_scheduler_name": "cosineannealingwarmrestarts", "lr_decay_steps": 0},
+        )
+    ]  # fmt: skip
+    kinds = {}
+    for cfg in runs:
+        SAETrainingRunner(cfg).run()
+        parts = (cfg, cfg.sae, cfg.logger) if cfg.is_nested else (cfg,)
+        kinds |= {(type(part), cfg.is_nested): part.known() for part in parts}
+    told = {*_fields.REFUSED, *_fields.IGNORED, *_fields.HARMLESS}
+    for (kind, is_nested), known in kinds.items():
+        # what the log is has its own config there, unless there is none
+        elsewhere = set(LoggingConfig.defaults) if is_nested and kind is LanguageModelSAERunnerConfig else set()
+        missing = [name for name in known if (kind, name) not in read and name not in told | elsewhere]
+        assert not missing, (kind, missing)
+    assert not {*_fields.HARMLESS} & {*_fields.REFUSED, *_fields.IGNORED}
+
+
+def test_fields_may_be_set_after_the_config_was_made(places, tmp_path):
+    cfg = tutorial(places, tmp_path)
+    cfg.train_batch_size, cfg.l1_coefficient = 32, 7  # the first by its older name
+    assert (cfg.train_batch_size_tokens, cfg.to_dict()["train_batch_size_tokens"]) == (32, 32)
+    assert trainer_config(cfg, tiny.DIM, "x:out").sparsity_penalty == 7 and steps_of(cfg) == STEPS * BATCH // 32
+    assert _plain(cfg)["l1_coefficient"] == 7
+    with pytest.raises(UnknownNameError, match="l1_coefficient"):
+        cfg.l1_coeficient = 3
+    with pytest.raises(UnknownNameError):
+        cfg.is_nested = True
+    cfg.noise_scale = 0.1
+    with pytest.raises(ConfigError, match="noise"):
+        check_fields(cfg)
+    again = copy.deepcopy(cfg)
+    again.noise_scale = 0.0
+    assert cfg.noise_scale == 0.1 and again.to_dict()["noise_scale"] == 0.0
+    of_6 = nested(places, tmp_path, TopKTrainingSAEConfig(**SIZES, k=5))
+    of_6.sae.k = 6
+    assert trainer_config(of_6, tiny.DIM, "x:out").k == 6
+    for name, value in (("sae", cfg), ("sae", None), ("logger", {"log_to_wandb": False})):
+        with pytest.raises(ConfigError, match=f"Got {name}="):
+            setattr(of_6, name, value)
+        with pytest.raises(ConfigError, match=f"Got {name}="):
+            nested(places, tmp_path, TopKTrainingSAEConfig(k=5), **{name: value})
+
+
+def test_evaluations_in_training_leave_out_what_takes_long(places, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(runner_module, "trainSAE", lambda *data, **options: given.update(options) or (IdentityDict(),))
+    SAETrainingRunner(tutorial(places, tmp_path, eval_batch_size_prompts=3, n_eval_batches=2)).run()
+    asked = given["evaluation"]
+    assert (asked.n_resamples, asked.n_geometry_latents, asked.breakdown, asked.together) == (0, 0, False, False)
+    assert (asked.batch_size, asked.n_tokens, asked.ctx_len) == (3, 2 * 3 * 16, 16)
+
+
+def test_a_session_reads_only_what_a_runner_wrote(places, tmp_path):
+    coder = StandardTrainingSAEConfig(**SIZES)
+    cfg = nested(places, tmp_path, coder, context_size=12)
+    SAETrainingRunner(cfg, override_dataset=tiny.documents(60)).run()
+    (run,) = (tmp_path / "c").iterdir()
+    load = LMSparseAutoencoderSessionloader.load_session_from_pretrained
+    _, _, activations = load(str(run / "trainer_0"), override_dataset=tiny.documents(40))
+    assert (activations.ctx_len, activations.out_batch_size) == (12, BATCH)
+    for other in ({"data": {"sae_lens": {"context_size": 5}}}, {"arguments": []}, {"arguments": {"run_cfg": None}}):
+        (run / "run.json").write_text(json.dumps(other))
+        model = load_model(str(places / "model"))
+        _, _, activations = load(str(run / "trainer_0"), tiny.documents(40), override_model=model)
+        assert activations.ctx_len == 128  # the default
+
+
+class SecondOfTwo(Alone):
+    rank, size = 1, 2
+
+    def share(self, value, source=0):
+        return "of_the_first" if isinstance(value, str) else None
+
+
+def test_several_processes_have_one_folder_and_each_its_device(places, tmp_path, monkeypatch):
+    order, given = [], {}
+
+    def start():
+        order.append("start")
+        return SecondOfTwo()
+
+    def load(*arguments, **options):
+        order.append("load")
+        return load_model(*arguments, **options)
+
+    monkeypatch.setattr(runner_module.parallel, "start", start)
+    monkeypatch.setattr(runner_module, "load_model", load)
+    monkeypatch.setattr(runner_module, "trainSAE", lambda *data, **options: given.update(options) or (IdentityDict(),))
+    SAETrainingRunner(nested(places, tmp_path, TopKTrainingSAEConfig(**SIZES, k=5))).run()
+    assert order[:2] == ["start", "load"]  # which chooses the device that the model is loaded on
+    assert given["save_dir"] == tmp_path / "c" / "of_the_first"
+    assert not (tmp_path / "out").exists()  # the first one writes it
 
 
 @pytest.mark.parametrize(("hook", "site"), [
@@ -208,11 +376,23 @@ def test_what_cannot_be_translated_says_what_to_use(places, tmp_path, changes, w
         check_fields(tutorial(places, tmp_path, **changes))
 
 
+@pytest.mark.parametrize(("changes", "word"), [
+    ({"residual_threshold": 0.5}, "max_iterations"), ({"stop_on_duplicate_support": False}, "twice"),
+    ({"reshape_activations": "hook_z"}, "heads"),
+])  # fmt: skip
+def test_fields_of_coders_that_cannot_be_translated(places, tmp_path, changes, word):
+    coder = MatchingPursuitTrainingSAEConfig(**SIZES, max_iterations=5, **changes)
+    with pytest.raises(ConfigError, match=word):
+        SAETrainingRunner(nested(places, tmp_path, coder))
+
+
 def test_wrong_fields(places, tmp_path, caplog):
     with pytest.raises(UnknownNameError, match="l1_coefficient"):
         LanguageModelSAERunnerConfig(l1_coeficient=3)
     with pytest.raises(ConfigError, match="twice"):
         LanguageModelSAERunnerConfig(hook_point="blocks.0.hook_mlp_out", hook_name="blocks.1.hook_mlp_out")
+    with pytest.raises(ConfigError, match="sae="):  # its k would be that of nobody
+        trainer_config(tutorial(places, tmp_path, architecture="abstopk"), tiny.DIM, "x:out")
     with pytest.raises(ConfigError, match="d_in=1024"):
         trainer_config(tutorial(places, tmp_path, d_in=1024), tiny.DIM, "x:out")
     with pytest.raises(ModelError, match="TransformerLens"):
@@ -221,6 +401,8 @@ def test_wrong_fields(places, tmp_path, caplog):
         SAETrainingRunner(tutorial(places, tmp_path, hook_layer=2))
     check_fields(tutorial(places, tmp_path, compile_llm=True))
     assert "compile_llm=True has no effect" in caplog.text
+    check_fields(nested(places, tmp_path, TopKTrainingSAEConfig(k=5, device="cuda"), model_class_name="HookedMamba"))
+    assert "device='cuda' of the coder" in caplog.text and "HookedMamba" in caplog.text
     assert tutorial(places, tmp_path).lp_norm == 1.0
     with pytest.raises(AttributeError):
         _ = tutorial(places, tmp_path).nothing

@@ -1,15 +1,19 @@
 """Scripts and commands for EleutherAI's sparsify: only the import is another."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
-from dictionary_learning import load_dictionary, load_model
+from dictionary_learning import ContextStream, load_dictionary, load_model, parallel, trainSAE
+from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.compat.sparsify import (
     Sae,
     SaeConfig,
@@ -18,12 +22,15 @@ from dictionary_learning.compat.sparsify import (
     TrainConfig,
     Trainer,
     TranscoderConfig,
+    __main__ as command_module,
+    trainer as trainer_module,
 )
 from dictionary_learning.compat.sparsify._options import parse
 from dictionary_learning.compat.sparsify._translation import configs_of, hookpoints_of
 from dictionary_learning.compat.sparsify.data import MemmapDataset, chunk_and_tokenize
-from dictionary_learning.errors import CheckpointError, ConfigError, DataError
+from dictionary_learning.errors import CheckpointError, ConfigError, DataError, Interrupted
 from tests import tiny
+from tests.test_resume import StopAfter
 
 CTX = 16
 
@@ -69,25 +76,65 @@ def test_older_name_trains_a_module_with_patterns(tokenized, tmp_path):
     assert all((tmp_path / "mlps" / name / "sae.safetensors").is_file() for name in names)
 
 
-@pytest.mark.parametrize("changes", [
-    {"sae": SaeConfig(k=4, expansion_factor=4, activation="groupmax")},
-    {"sae": SaeConfig(k=4, num_latents=96, multi_topk=True), "k_decay_steps": 4},
-    {"sae": TranscoderConfig(k=4, num_latents=64, skip_connection=True), "hookpoints": ["layers.1.mlp"]},
-    {"optimizer": "adam", "lr_warmup_steps": 2, "auxk_alpha": 1 / 32, "dead_feature_threshold": 100},
-    {"optimizer": "muon", "grad_acc_steps": 2, "micro_acc_steps": 2},
-    {"loss_fn": "kl", "layers": [1]}, {"loss_fn": "ce", "layers": [1], "exclude_tokens": [1, 5]},
-    {"save_best": True, "save_every": 2, "layers": [0]},
-], ids=lambda changes: "-".join(map(str, changes)))  # fmt: skip
-def test_every_setting_trains(tokenized, tmp_path, changes):
-    cfg = settings(tmp_path, **changes)
-    trainer = Trainer(cfg, tokenized.select(range(40)), tiny.model("llama"))
+IN_OUR_NAMES = {
+    "k": 4, "dict_size": 64, "seed": 0, "normalize": "none", "auxk_alpha": 0.0, "b_dec_init_method": "mean",
+    "scale_encoder": False, "encoder_lr_factor": 1.0, "decoder_lr_factor": 1.0, "max_grad_norm": None,
+    "unit_norm_decoder": True, "optimizer": "signum_schedule_free", "schedule": "constant", "warmup_steps": 0,
+    "dead_feature_threshold": 10_000_000,
+}  # fmt: skip
+"""What sparsify does without settings."""
+
+
+def rate(base, dict_size):
+    return base / (dict_size / 2**14) ** 0.5
+
+
+@pytest.mark.parametrize(("changes", "ours"), [
+    ({"sae": SaeConfig(k=4, expansion_factor=4, activation="groupmax")}, {"trainer": "group_max"}),
+    ({"sae": SaeConfig(k=4, num_latents=96, multi_topk=True), "k_decay_steps": 4}, {
+        "dict_size": 96, "multi_topk": True, "k_anneal_steps": 4, "k_anneal_start": 96, "lr": rate(5e-3, 96),
+    }),
+    ({"sae": TranscoderConfig(k=4, num_latents=64, skip_connection=True), "hookpoints": ["layers.1.mlp"]}, {
+        "wiring": "skip_transcoder", "unit_norm_decoder": False,
+        "site": "model.layers.1.mlp:in", "target_site": "model.layers.1.mlp:out",
+    }),
+    ({"optimizer": "adam", "lr_warmup_steps": 2, "auxk_alpha": 1 / 32, "dead_feature_threshold": 100}, {
+        "optimizer": "adam", "lr": rate(2e-4, 64), "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "schedule": "linear",
+        "warmup_steps": 2, "decay_start": 2, "auxk_alpha": 1 / 32, "dead_feature_threshold": 100,
+    }),
+    ({"optimizer": "muon", "grad_acc_steps": 2, "micro_acc_steps": 2}, {
+        "optimizer": "muon", "lr": 2e-3, "schedule": "linear", "warmup_steps": 0, "decay_start": 0,
+        "grad_acc_steps": 2, "micro_acc_steps": 2,
+    }),
+    ({"loss_fn": "kl", "layers": [1]}, {"loss_fn": "kl"}),
+    ({"loss_fn": "ce", "layers": [1], "exclude_tokens": [1, 5]}, {"loss_fn": "ce"}),
+    ({"save_best": True, "save_every": 2, "layers": [0]}, {}),
+], ids=["groupmax", "multi_topk", "skip_transcoder", "adam", "muon", "kl", "ce", "save_best"])  # fmt: skip
+def test_every_setting_trains_what_our_names_say(tokenized, tmp_path, changes, ours):
+    cfg, rows = settings(tmp_path, **changes), tokenized.select(range(40))
+    trainer = Trainer(cfg, rows, tiny.model("llama"))
     trainer.fit()
-    for name, sae in trainer.saes.items():
-        again = Sae.load_from_disk(tmp_path / "unnamed" / name)
-        x = torch.randn(6, tiny.DIM)
-        torch.testing.assert_close(again(x).sae_out, sae(x).sae_out)
-        assert again.cfg.transcode == cfg.sae.transcode and again.cfg.activation == cfg.sae.activation
-        assert again.num_latents == cfg.sae.size(tiny.DIM)
+    model = load_model(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    layers = changes.get("layers", [0, 1, 2])
+    configs = [
+        {"trainer": "top_k", "lr": rate(5e-3, 64), "site": f"model.layers.{n}:out", **IN_OUR_NAMES, **ours}
+        for n in (layers if "target_site" not in ours else [1])
+    ]
+    stream = ContextStream(
+        rows.select(range(36 if cfg.save_best else 40)), model,  # the others decide which is best
+        [config[name] for config in configs for name in ("site", "target_site") if name in config],
+        ctx_len=CTX, batch_size=4, remove_bos=False, pack=False, predict="loss_fn" in ours,
+    )  # fmt: skip
+    stream.filter = TokenFilter(exclude_ids=tuple(cfg.exclude_tokens))
+    expected = trainSAE(stream, configs, 9 if cfg.save_best else 10, progress=False)
+    assert len(trainer.saes) == len(expected)
+    for (name, sae), own in zip(trainer.saes.items(), expected, strict=True):
+        for one in (sae, Sae.load_from_disk(tmp_path / "unnamed" / name)):
+            found = one.state_dict()
+            assert found.keys() == SparseCoder.of_dictionary(own).state_dict().keys()
+            for part, tensor in SparseCoder.of_dictionary(own).state_dict().items():
+                assert torch.equal(found[part], tensor), part
+            assert one.cfg.transcode == cfg.sae.transcode and one.cfg.activation == cfg.sae.activation
     if cfg.save_best:
         assert (tmp_path / "unnamed" / "best" / "layers.0" / "cfg.json").is_file()
 
@@ -175,18 +222,39 @@ def test_settings_that_contradict_each_other(changes, tmp_path):
 
 
 def test_memory_mapped_ids(tmp_path):
-    import numpy as np
-
     np.arange(3, 3 + 70, dtype=np.uint16).tofile(tmp_path / "ids.bin")
     data = MemmapDataset(tmp_path / "ids.bin", CTX)
     assert len(data) == 4 and data[1]["input_ids"].tolist() == list(range(19, 35))
     assert len(data.shard(2, 1)) == 2 and data.shard(2, 1)[0]["input_ids"][0] == 35
     assert len(data.select(range(1, 3))) == 2 and len(MemmapDataset(tmp_path / "ids.bin", CTX, 3)) == 3
+    for chosen in (range(1, 3), range(0, 4, 2), range(3, 0, -1), range(0), [2, 0], range(-2, 0)):
+        expected = data.rows[np.array(list(chosen), dtype=int)]
+        assert np.array_equal(data.select(chosen).rows, expected)
+    with pytest.raises(IndexError):
+        data.select(range(2, 5))
     with pytest.raises(DataError):
         MemmapDataset(tmp_path / "ids.bin", 100)
     trainer = Trainer(settings(tmp_path / "run", layers=[0]), data, tiny.model("llama"))
     trainer.fit()
     assert list(trainer.saes) == ["layers.0"]
+    rows = Dataset.from_dict({"input_ids": data.rows.tolist()})
+    again = Trainer(settings(tmp_path / "of_rows", layers=[0]), rows, tiny.model("llama"))
+    again.fit()
+    assert torch.equal(again.saes["layers.0"].encoder.weight, trainer.saes["layers.0"].encoder.weight)
+
+
+def test_memory_mapped_ids_stay_in_their_file(tmp_path):
+    with open(tmp_path / "ids.bin", "wb") as file:
+        file.truncate(64 * 2**20)  # zeros
+    data = MemmapDataset(tmp_path / "ids.bin", CTX)
+    trainer = Trainer(settings(tmp_path / "run", layers=[0]), data, tiny.model("llama"))
+    tracemalloc.start()
+    try:
+        stream = trainer._stream(data.select(range(10, len(data))), predict=False)
+        assert next(stream).tokens.input_ids.shape == (4, CTX)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_options_have_their_names_and_defaults():
@@ -240,18 +308,45 @@ def command(places, tmp_path, *options, processes=0):
     return tmp_path / "unnamed"
 
 
-def test_command_and_resume(places, tmp_path):
-    from dictionary_learning.compat.sparsify.__main__ import main
+def test_command_tokenizes_and_connects_before_the_model_has_a_device(places, tmp_path, monkeypatch):
+    order = []
 
+    def noted(name, action):
+        return lambda *given, **named: order.append(name) or action(*given, **named)
+
+    for owner, name in ((command_module, "chunk_and_tokenize"), (parallel, "start"), (command_module, "load_model")):
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    monkeypatch.setattr(Trainer, "fit", lambda self: None)
+    assert command_module.main([str(places / "model"), str(places / "data"), "--ctx_len", "16", "--layers", "1"]) == 0
+    # connected processes wait for minutes only; connecting chooses the device that the model is loaded on
+    assert order == ["chunk_and_tokenize", "start", "load_model"]
+
+
+def test_command_says_what_data_a_model_without_tokenizer_needs(places, tmp_path, caplog):
+    tiny.model("llama").save_pretrained(tmp_path / "bare")
+    assert command_module.main([str(tmp_path / "bare"), str(places / "data"), "--ctx_len", "16"]) == 1
+    assert "has no tokenizer. Give data with a column input_ids." in caplog.text
+
+
+def test_command_and_resume(places, tmp_path):
+    main = command_module.main
     arguments = [str(places / "model"), str(places / "data"), "--batch_size", "1", "--ctx_len", "16", "--layers", "1"]
     arguments += ["--k", "4", "--expansion_factor", "4", "--max_examples", "12", "--log_to_wandb", "false"]
     arguments += ["--save_dir", str(tmp_path), "--run_name", "r", "--grad_acc_steps", "4", "--save_every", "1"]
     assert main(arguments) == 0
     log = [json.loads(line) for line in (tmp_path / ".r" / "metrics.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 12 and log[-1]["tokens"] == 12 * 16
-    before = Sae.load_from_disk(tmp_path / "r" / "layers.1").W_dec
-    assert main([*arguments, "--resume"]) == 0
-    assert torch.equal(Sae.load_from_disk(tmp_path / "r" / "layers.1").W_dec, before)
+    whole = Sae.load_from_disk(tmp_path / "r" / "layers.1").W_dec
+    stopped = [*arguments, "--run_name", "s"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainer_module, "trainSAE", functools.partial(trainSAE, loggers=[StopAfter(4)]))
+        with pytest.raises(Interrupted):
+            main(stopped)
+    assert not (tmp_path / "s" / "layers.1").exists() and (tmp_path / ".s" / "checkpoints").is_dir()
+    assert main([*stopped, "--resume"]) == 0
+    log = [json.loads(line)["step"] for line in (tmp_path / ".s" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1] == 12 and log.count(8) == 1
+    assert torch.equal(Sae.load_from_disk(tmp_path / "s" / "layers.1").W_dec, whole)
     assert main([*arguments[:2], "--hookpoints", "nothing", "--save_dir", str(tmp_path)]) == 1
 
 

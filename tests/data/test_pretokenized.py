@@ -1,5 +1,7 @@
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from dictionary_learning.cli import main
 from dictionary_learning.data import TokenStream, as_source, chunk_and_tokenize, pretokenize
+from dictionary_learning.data._hub import write_rows
 from dictionary_learning.errors import ConfigError, DataError
 from tests import tiny
 
@@ -150,6 +153,37 @@ def test_chunks_are_made_once(tmp_path, monkeypatch):
     assert first["input_ids"][:].tolist() == again["input_ids"][:].tolist()
     served = TokenStream(as_source(again), tiny.tokenizer(), ctx_len=8)
     assert served.take(1).input_ids.tolist() == first[:1]["input_ids"].tolist()
+
+
+def test_chunks_that_several_need_are_made_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("dictionary_learning.compat._generators.cache_folder", lambda: tmp_path)
+    data, written = datasets.Dataset.from_dict({"text": DOCUMENTS}), []
+
+    def slow(rows, path, columns):
+        written.append(path)
+        time.sleep(0.2)  # in which the other one arrives
+        return write_rows(rows, path, columns)
+
+    monkeypatch.setattr("dictionary_learning.compat._generators.write_rows", slow)
+    with ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(chunk_and_tokenize, data, tiny.tokenizer(), max_seq_len=8) for _ in range(2)]
+        first, second = (one.result()["input_ids"][:].tolist() for one in made)
+    assert len(written) == 1 and first == second
+
+
+def test_chunks_of_a_writer_that_fails_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("dictionary_learning.compat._generators.cache_folder", lambda: tmp_path)
+    data, generators = datasets.Dataset.from_dict({"text": DOCUMENTS}), "dictionary_learning.compat._generators"
+
+    def fails(rows, path, columns):
+        path.write_bytes(b"some")
+        raise OSError("full")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(f"{generators}.write_rows", fails)
+        chunk_and_tokenize(data, tiny.tokenizer(), max_seq_len=8)
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+    assert len(chunk_and_tokenize(data, tiny.tokenizer(), max_seq_len=8))
 
 
 def test_shuffle_is_in_the_file(tmp_path):

@@ -78,33 +78,50 @@ CODERS_6: dict[str, dict[str, Any]] = {
     "matching_pursuit": {"residual_threshold": 1e-2, "max_iterations": None, "stop_on_duplicate_support": True},
 }  # fmt: skip
 """Fields of each kind of coder of SAELens 6."""
-REFUSED: dict[str, tuple[Any, str]] = {
-    "hook_head_index": (None, "train all heads: ActivationBuffer(..., io='heads') with activations_split_by_head=True"),
-    "use_cached_activations": (False, "give an ActivationCache to trainSAE; files of SAELens' cache are not read"),
-    "finetuning_method": (None, "train further by from_pretrained_path"),
-    "finetuning_tokens": (0, "train further by from_pretrained_path"),
-    "resume": (False, "resume by trainSAE(..., resume='auto')"),
-    "resume_from_checkpoint": (None, "resume by trainSAE(..., resume='auto')"),
-    "noise_scale": (0.0, "no method here adds noise; raise the penalty"),
-    "use_chat_formatting": (False, "give conversations as data, which the chat template renders"),
-    "activations_mixing_fraction": (0.5, "half of the buffer is refilled at a time; change n_batches_in_buffer"),
-    "reshape_activations": ("none", "name the site 'model.layers.N:heads', which has all heads side by side"),
-    "use_matryoshka_aux_loss": (False, "AuxK is on the whole dictionary here"),
-    "sequence_separator_token": ("bos", "documents are separated by BOS; give a TokenStream as override_dataset"),
-}
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "hook_head_index": (
+        (None,), "train all heads: ActivationBuffer(..., io='heads') with activations_split_by_head=True"
+    ),
+    "use_cached_activations": ((False,), "give an ActivationCache to trainSAE; files of SAELens' cache are not read"),
+    "finetuning_method": ((None,), "train further by from_pretrained_path"),
+    "finetuning_tokens": ((0,), "train further by from_pretrained_path"),
+    "resume": ((False,), "resume by trainSAE(..., resume='auto')"),
+    "resume_from_checkpoint": ((None,), "resume by trainSAE(..., resume='auto')"),
+    "noise_scale": ((0.0,), "no method here adds noise; raise the penalty"),
+    "use_chat_formatting": ((False,), "give conversations as data, which the chat template renders"),
+    "activations_mixing_fraction": ((0.5,), "half of the buffer is refilled at a time; change n_batches_in_buffer"),
+    "reshape_activations": (("none",), "name the site 'model.layers.N:heads', which has all heads side by side"),
+    "use_matryoshka_aux_loss": ((False,), "AuxK is on the whole dictionary here"),
+    "sequence_separator_token": (("bos",), "documents are separated by BOS; give a TokenStream as override_dataset"),
+    "residual_threshold": (
+        (1e-2, 0), "each token takes max_iterations latents in training; lower max_iterations, or convert the trained "
+        "dictionary to the nonlinearity stopped_pursuit"
+    ),
+    "stop_on_duplicate_support": ((True,), "no latent is chosen twice for a token"),
+}  # fmt: skip
 """Fields that are refused unless they have a value without effect, and what to use instead."""
 IGNORED: dict[str, tuple[tuple[Any, ...], str]] = {
     "compile_llm": ((False,), "models and dictionaries are not compiled"),
     "compile_sae": ((False,), "models and dictionaries are not compiled"),
     "log_activations_store_to_wandb": ((False,), "upload files yourself"),
     "log_optimizer_state_to_wandb": ((False,), "upload files yourself"),
+    "model_class_name": (("HookedTransformer", "AutoModelForCausalLM"), "the model is that of transformers"),
     "model_kwargs": ((None, {}), "the model is that of transformers"),
     "model_from_pretrained_kwargs": (
         (None, {}, {"center_writing_weights": False}), "activations are those of the model of transformers, as they are"
     ),
     "feature_sampling_method": ((None, "anthropic"), "resampling is that of Anthropic"),
+    "n_batches_for_norm_estimate": ((1000,), "norms are estimated on a sample that trainSAE draws"),
+    "metadata": ((None, {}), "files say what this package knows of the run"),
 }  # fmt: skip
 """Fields that have no effect, the values for which that is nothing to tell, and why."""
+HARMLESS = (
+    "hook_eval", "dataset_trust_remote_code", "is_dataset_tokenized", "cached_activations_path",
+    "prefetch_llm_batches", "llm_compilation_mode", "sae_compilation_mode", "use_sparse_activations",
+    "dead_feature_threshold", "save_final_checkpoint", "verbose", "log_weights_to_wandb", "sae_lens_version",
+    "sae_lens_training_version",
+)  # fmt: skip
+"""Fields that are not read, and without which the same is trained: of speed, logs and labels."""
 MODELS = {
     "gpt2-small": "gpt2",
     "tiny-stories-1L-21M": "roneneldan/TinyStories-1Layer-21M",

@@ -8,7 +8,6 @@ import torch
 from dictionary_learning.compat.saelens._fields import IGNORED, MODELS, OF_TRANSFORMER_LENS, REFUSED
 from dictionary_learning.errors import ConfigError, ModelError
 from dictionary_learning.trainers import (
-    TRAINERS,
     AbsTopKTrainer,
     BatchTopKTrainer,
     GatedSAETrainer,
@@ -32,6 +31,8 @@ _TRAINERS: dict[str, Any] = {
     "matryoshka_batchtopk": MatryoshkaBatchTopKTrainer,
     "matching_pursuit": MatchingPursuitTrainer,
 }
+_OF_FLAT = ("standard", "gated", "jumprelu", "topk", "batchtopk")
+"""Architectures of SAELens 3 to 5."""
 _PENALTIES = {"step": "l0", "tanh": "tanh", "quadratic": "quadratic_l0"}
 _CYCLES = {1: "cosine", 4: "cosine_restarts"}
 
@@ -44,10 +45,13 @@ def check_fields(cfg: Any) -> None:
     """
     for owner in {id(one): one for one in (cfg, cfg.coder, cfg.logging)}.values():
         for name, value in owner.to_dict().items():
-            if name in REFUSED and value != REFUSED[name][0]:
+            if name in REFUSED and value not in REFUSED[name][0]:
                 raise ConfigError(f"{name}={value!r} of SAELens is not read here: {REFUSED[name][1]}.")
             if name in IGNORED and value not in IGNORED[name][0]:
                 logger.warning("%s=%r has no effect: %s.", name, value, IGNORED[name][1])
+    if cfg.is_nested and "device" in cfg.coder.given and cfg.coder.device != cfg.device:
+        own = cfg.coder.device
+        logger.warning("device=%r of the coder has no effect: it is trained on the run's, %r.", own, cfg.device)
     for owner in (cfg, cfg.coder):
         dtype = str(owner.dtype).removeprefix("torch.")
         if dtype != "float32":
@@ -114,7 +118,6 @@ def trainer_config(cfg: Any, width: int, site: str) -> OptimizationConfig:
     if cfg.from_pretrained_path is not None:
         settings.pop("dict_size")
     config = _TRAINERS[architecture].Config
-    assert config in [one.Config for _, one in TRAINERS.items()]
     known = set(config.__dataclass_fields__)
     return config.from_dict({name: value for name, value in settings.items() if name in known})
 
@@ -123,8 +126,11 @@ def _flat_architecture(cfg: Any) -> str:
     kind = str(cfg.activation_fn).lower()
     if kind not in ("relu", "topk", "batchtopk"):
         raise ConfigError(f"Got activation_fn={cfg.activation_fn!r}; relu, topk and batchtopk are trained here.")
-    if cfg.architecture not in _TRAINERS:
-        raise ConfigError(f"Got architecture={cfg.architecture!r}; known are {', '.join(_TRAINERS)}.")
+    if cfg.architecture not in _OF_FLAT:
+        raise ConfigError(
+            f"Got architecture={cfg.architecture!r}; known are {', '.join(_OF_FLAT)}. Further ones have a config of "
+            "their own in SAELens 6: give sae=."
+        )
     return kind if cfg.architecture == "standard" and kind != "relu" else cfg.architecture
 
 
@@ -168,6 +174,9 @@ def _nested(coder: Any, architecture: str, width: int) -> dict[str, Any]:
     if architecture in ("topk", "abstopk", "batchtopk", "matryoshka_batchtopk"):
         settings |= {"k": int(coder.k), "rank_by_norm": coder.rescale_acts_by_decoder_norm}
         settings |= {"encoder_lr_factor": 1.0, "decoder_lr_factor": 1.0, "auxk_alpha": coder.aux_loss_coefficient}
+        if architecture in ("batchtopk", "matryoshka_batchtopk"):
+            # threshold <- (1 - lr) threshold + lr * the batch's, from the first step
+            settings |= {"threshold_beta": 1 - coder.topk_threshold_lr, "threshold_start_step": 0}
         if architecture == "matryoshka_batchtopk":
             ends = sorted({*coder.matryoshka_widths, coder.d_sae or width * 4})
             sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]

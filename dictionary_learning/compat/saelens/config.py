@@ -14,28 +14,43 @@ class Fields:
 
     defaults: ClassVar[Mapping[str, Any]] = {}
 
+    given: dict[str, Any]
+    """The fields that were given or set."""
+
     def __init__(self, **given: Any):
-        self.given: dict[str, Any] = {}
+        vars(self)["given"] = {}
         for name, value in given.items():
-            own = RENAMED.get(name, name)
-            own = own if own in self.known() else name
-            if own not in self.known():
-                raise UnknownNameError(f"field of {type(self).__name__}", name, self.known())
+            own = self._own_name(name)
             if own in self.given:
                 raise ConfigError(f"{type(self).__name__} got {own} twice, also as {name}. Give it once.")
-            self.given[own] = value
+            setattr(self, own, value)
 
     def known(self) -> Mapping[str, Any]:
         """Returns the fields and their defaults."""
         return self.defaults
 
+    def check(self, name: str, value: Any) -> None:
+        """Refuses a value that a field cannot have."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self._own_name(name)
+        self.check(own, value)
+        self.given[own] = value
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "given":
             raise AttributeError(name)
-        own = RENAMED.get(name, name) if name not in self.known() else name
-        if own not in self.known():
-            raise AttributeError(f"{type(self).__name__} has no field {name!r}.")
+        try:
+            own = self._own_name(name)
+        except UnknownNameError:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}.") from None
         return self.given.get(own, self.known()[own])
+
+    def _own_name(self, name: str) -> str:
+        own = name if name in self.known() else RENAMED.get(name, name)
+        if own not in self.known():
+            raise UnknownNameError(f"field of {type(self).__name__}", name, self.known())
+        return own
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.given.items())})"
@@ -52,10 +67,14 @@ class LanguageModelSAERunnerConfig(Fields):
     is_mats: ClassVar[bool] = False
 
     def __init__(self, **given: Any):
-        self.is_nested = "sae" in given
+        vars(self)["is_nested"] = "sae" in given  # no field: it decides which there are
         super().__init__(**given)
-        if self.is_nested and not isinstance(given["sae"], TrainingSAEConfig):
-            raise ConfigError(f"Got sae={given['sae']!r}; give a config such as StandardTrainingSAEConfig(...).")
+
+    def check(self, name: str, value: Any) -> None:
+        if name == "sae" and not isinstance(value, TrainingSAEConfig):
+            raise ConfigError(f"Got sae={value!r}; give a config such as StandardTrainingSAEConfig(...).")
+        if name == "logger" and not isinstance(value, (LoggingConfig, type(None))):
+            raise ConfigError(f"Got logger={value!r}; give a LoggingConfig(...).")
 
     def known(self) -> Mapping[str, Any]:
         return NESTED if self.is_nested else self.flat_defaults

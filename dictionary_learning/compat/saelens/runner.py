@@ -6,9 +6,13 @@ import logging
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from dictionary_learning import parallel
+from dictionary_learning._held_out_data import IN_TRAINING
+from dictionary_learning._provenance import RUN
 from dictionary_learning.buffer import ActivationBuffer
+from dictionary_learning.compat.saelens._fields import RENAMED
 from dictionary_learning.compat.saelens._hooks import site_of_hook
 from dictionary_learning.compat.saelens._translation import (
     autocast_dtype,
@@ -20,17 +24,21 @@ from dictionary_learning.compat.saelens._translation import (
 )
 from dictionary_learning.compat.saelens.config import LanguageModelSAERunnerConfig, Session
 from dictionary_learning.data import Source, as_source
-from dictionary_learning.dictionaries import Dictionary, fold_decoder_norm_, load_dictionary
+from dictionary_learning.dictionaries import Dictionary, expand_or_convert, fold_decoder_norm_, load_dictionary
+from dictionary_learning.dictionaries.nonlinearities import MatchingPursuit, StoppedPursuit
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.evaluation import EvaluationConfig
 from dictionary_learning.interop import write_dictionary
 from dictionary_learning.interop._safe import read_json
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
+from dictionary_learning.trainers import MatchingPursuitTrainer
 from dictionary_learning.training import trainSAE
 
 logger = logging.getLogger(__name__)
 
+_KEY = "sae_lens"
+"""Where the record of a run, and its dictionaries, have the fields that it was started with."""
 _LEVELS = 4
 """Folders above a dictionary in which the record of its run is looked for."""
 _HELD_OUT = 100
@@ -56,10 +64,12 @@ class LanguageModelSAETrainingRunner:
     ):
         check_fields(cfg)
         self.cfg, self.sae = cfg, override_sae
-        device = None if cfg.device == "cpu" and override_model is not None else cfg.llm_device or str(cfg.device)
-        dtype = "bfloat16" if cfg.autocast_lm else "float32"
-        options: Any = {} if override_model is not None else {"device": device, "dtype": dtype}
-        self.model: TracedModel = load_model(model_of(cfg) if override_model is None else override_model, **options)
+        # before the model is loaded: of several processes, each has a device of its own
+        self.world = parallel.start()
+        if override_model is None:
+            dtype = "bfloat16" if cfg.autocast_lm else "float32"
+            override_model = load_model(model_of(cfg), device=cfg.llm_device or str(cfg.device), dtype=dtype)
+        self.model: TracedModel = load_model(override_model)
         self.site = site_of_hook(self.model, cfg.hook_name)
         _check_layer(cfg)
         data = cfg.dataset_path if override_dataset is None else override_dataset
@@ -78,35 +88,34 @@ class LanguageModelSAETrainingRunner:
         data, evaluation = self.data, {}
         if period <= steps and isinstance(data, Source):
             data, held_out = data.hold_out(_HELD_OUT)
-            tokens = cfg.n_eval_batches * cfg.store_batch_size_prompts * cfg.context_size
-            how_much = EvaluationConfig(n_tokens=tokens, n_fidelity_tokens=tokens, ctx_len=cfg.context_size)
+            prompts = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
+            tokens = cfg.n_eval_batches * prompts * cfg.context_size
+            how_much = EvaluationConfig(
+                n_tokens=tokens, n_fidelity_tokens=tokens, ctx_len=cfg.context_size, batch_size=prompts
+            ).replace(**IN_TRAINING)
             evaluation = {"evaluate_every": period, "evaluation_data": held_out, "evaluation": how_much}
         use_wandb = log.log_to_wandb and importlib.util.find_spec("wandb") is not None
         if log.log_to_wandb and not use_wandb:
             logger.warning("log_to_wandb=True, and wandb is not installed: the log is in metrics.jsonl only.")
-        folder = Path(cfg.checkpoint_path) / (log.wandb_id or secrets.token_hex(4))
+        folder = Path(cfg.checkpoint_path) / (log.wandb_id or self.world.share(secrets.token_hex(4)))
         (trained,) = trainSAE(
             buffer_of(cfg, self.model, self.site, data),
             config,
             steps,
             save_dir=folder,
             save_steps=save_steps(cfg),
-            # SAELens holds latents times decoder norms, which are folded in at the end
-            save_format="own" if getattr(config, "rank_by_norm", None) else "sae_lens",
+            save_format="sae_lens" if _is_as_there(config) else "own",
             log_steps=log.wandb_log_frequency,
             use_wandb=use_wandb,
             wandb_project=log.wandb_project,
             wandb_entity=log.wandb_entity or "",
             device=str(cfg.device),
             autocast_dtype=autocast_dtype(cfg),
-            run_cfg={"sae_lens": _plain(cfg)},
+            run_cfg={_KEY: _plain(cfg)},
             **evaluation,
         )
         if cfg.output_path is not None:
-            folded = copy.deepcopy(trained)
-            if getattr(folded, "rank_by_norm", False):
-                fold_decoder_norm_(cast(Any, folded))
-            write_dictionary(folded, cfg.output_path, "sae_lens")
+            parallel.on_first(self.world, lambda: _write(trained, cfg))
         return trained
 
 
@@ -194,6 +203,22 @@ def buffer_of(cfg: Any, model: TracedModel, site: Site, data: Any) -> Activation
     )
 
 
+def _is_as_there(config: Any) -> bool:
+    """Returns whether SAELens has files for what is trained, without a conversion at the end."""
+    return not getattr(config, "rank_by_norm", None) and not isinstance(config, MatchingPursuitTrainer.Config)
+
+
+def _write(trained: Dictionary, cfg: Any) -> None:
+    made: Any = copy.deepcopy(trained)
+    if getattr(made, "rank_by_norm", False):  # SAELens holds latents times decoder norms
+        fold_decoder_norm_(made)
+    if isinstance(getattr(made, "nonlinearity", None), MatchingPursuit):  # where tokens may stop early
+        coder = cfg.coder
+        stopped = StoppedPursuit(made.k, coder.residual_threshold, coder.stop_on_duplicate_support)
+        made = expand_or_convert(made, nonlinearity=stopped)
+    write_dictionary(made, cfg.output_path, "sae_lens")
+
+
 def _check_layer(cfg: Any) -> None:
     parts = [part for part in str(cfg.hook_name).split(".") if part.isdigit()]
     if cfg.hook_layer is not None and parts and int(parts[0]) != cfg.hook_layer:
@@ -208,35 +233,27 @@ def _plain(cfg: Any) -> dict[str, Any]:
     return found
 
 
-def _said(sae: Dictionary) -> Mapping[str, Any]:
+def _said(sae: Dictionary) -> dict[str, Any]:
     """Returns what the files of a dictionary say about its run, by the names of SAELens."""
     config: Mapping[str, Any] = sae.info.config
-    found: dict[str, Any] = {}
     peer = config.get("peer") or {}
-    for part in (peer, peer.get("metadata"), (config.get("run") or {}).get("sae_lens")):
-        if isinstance(part, Mapping):
-            found |= {key: value for key, value in part.items() if value is not None}
-    from dictionary_learning.compat.saelens._fields import RENAMED
-
-    return {RENAMED.get(name, name): value for name, value in found.items()}
+    return _read(peer) | _read(peer.get("metadata")) | _read((config.get("run") or {}).get(_KEY))
 
 
-def _said_by_run(path: Path) -> Mapping[str, Any]:
+def _said_by_run(path: Path) -> dict[str, Any]:
     """Returns the fields that the record of a run has, in whose folder a dictionary is."""
     for folder in (path, *path.absolute().parents)[:_LEVELS]:
-        if (folder / "run.json").is_file():
-            return _fields_in(read_json(folder / "run.json")) or {}
+        if (folder / RUN).is_file():
+            found: Any = read_json(folder / RUN)
+            for key in ("arguments", "run_cfg", _KEY):
+                found = found.get(key) if isinstance(found, Mapping) else None  # it may be another's file
+            return _read(found)
     return {}
 
 
-def _fields_in(record: Any) -> Mapping[str, Any] | None:
-    """Returns the section of a record that this module wrote, at any depth."""
-    if not isinstance(record, Mapping):
-        return None
-    own = record.get("sae_lens")
-    if isinstance(own, Mapping):
-        return {key: value for key, value in own.items() if value is not None}
-    return next((found for part in record.values() if (found := _fields_in(part)) is not None), None)
+def _read(fields: Any) -> dict[str, Any]:
+    found: Mapping[str, Any] = fields if isinstance(fields, Mapping) else {}
+    return {RENAMED.get(name, name): value for name, value in found.items() if value is not None}
 
 
 __all__ = [

@@ -11,8 +11,8 @@ from dictionary_learning.compat.sparsify._options import RunConfig, data_args, p
 from dictionary_learning.compat.sparsify.data import MemmapDataset, chunk_and_tokenize
 from dictionary_learning.compat.sparsify.trainer import Trainer
 from dictionary_learning.data._hub import load_rows
-from dictionary_learning.errors import ConfigError, DictionaryLearningError
-from dictionary_learning.models import TracedModel, load_model
+from dictionary_learning.errors import ConfigError, DictionaryLearningError, ModelError
+from dictionary_learning.models import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,12 @@ def run(args: RunConfig) -> None:
     args.hf_token = None
     if args.ctx_len < 1:
         raise ConfigError(f"Got --ctx_len {args.ctx_len}; it is at least 1.")
+    # before the processes connect: those that are connected wait for each other for minutes only
+    dataset = _dataset(args)
+    world = parallel.start()  # before the model is loaded: each process has a device of its own
     model = load_model(args.model, revision=args.revision, **_quantization(args))
-    world = parallel.start()
-    dataset = parallel.on_first(world, lambda: _dataset(args, model))
-    dataset = _dataset(args, model) if dataset is None else dataset  # of the first process's cache
-    logger.info("Training on '%s' (split '%s'): %d sequences.", args.dataset, args.split, len(dataset))
+    if world.is_first:
+        logger.info("Training on '%s' (split '%s'): %d sequences.", args.dataset, args.split, len(dataset))
     Trainer(args, dataset, model, resume=args.resume).fit()
 
 
@@ -51,14 +52,16 @@ def _quantization(args: RunConfig) -> dict[str, Any]:
     return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
 
 
-def _dataset(args: RunConfig, model: TracedModel) -> Any:
+def _dataset(args: RunConfig) -> Any:
     if args.dataset.endswith(".bin"):
         return MemmapDataset(args.dataset, args.ctx_len, args.max_examples)
     found = load_rows(args.dataset, args.split, **data_args(args.data_args))
     if "input_ids" not in found.column_names:
-        if model.tokenizer is None:
-            raise ConfigError(f"'{args.model}' has no tokenizer. Give data with a column input_ids.")
-        found = chunk_and_tokenize(found, model.tokenizer, max_seq_len=args.ctx_len, text_key=args.text_column)
+        try:
+            tokenizer = load_tokenizer(args.model, args.revision)
+        except ModelError as error:
+            raise ConfigError(f"'{args.model}' has no tokenizer. Give data with a column input_ids.") from error
+        found = chunk_and_tokenize(found, tokenizer, max_seq_len=args.ctx_len, text_key=args.text_column)
     found = found.shuffle(args.shuffle_seed).with_format("torch")
     return found if args.max_examples is None else found.select(range(min(args.max_examples, len(found))))
 

@@ -35,6 +35,11 @@ class MemmapDataset:
             raise DataError(f"'{data_path}' holds {len(ids)} ids, fewer than ctx_len={ctx_len}. Lower ctx_len.")
         self._rows = ids[: n * ctx_len].reshape(n, ctx_len)
 
+    @property
+    def rows(self) -> Any:
+        """The contexts as an array (n, ctx_len), which stays in the file."""
+        return self._rows
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -42,8 +47,10 @@ class MemmapDataset:
         return {"input_ids": torch.from_numpy(np.asarray(self._rows[index]).astype(np.int64))}
 
     def select(self, rows: Any) -> "MemmapDataset":
-        """Returns some of the contexts, in their order."""
-        return self._of(self._rows[np.asarray(list(rows))])
+        """Returns some of the contexts, in their order; those of a range without a copy."""
+        if isinstance(rows, range) and rows and rows.step > 0 and rows[0] >= 0 and rows[-1] < len(self):
+            return self._of(self._rows[rows[0] : rows[-1] + 1 : rows.step])
+        return self._of(self._rows[np.asarray(list(rows), dtype=np.int64)])
 
     def shard(self, num_shards: int, shard_id: int) -> "MemmapDataset":
         """Returns one of several equal parts, which follow each other."""

@@ -71,8 +71,7 @@ class Trainer:
         options: dict[str, Any] = {}
         if cfg.save_best:
             best = self._stream(self.dataset.select(range(n - held_out, n)), predict=cfg.loss_fn != "fvu")
-            metric = cfg.loss_fn if cfg.loss_fn != "fvu" else "fvu"
-            options = {"evaluate_every": min(every, steps), "evaluation_data": best, "save_best": metric}
+            options = {"evaluate_every": min(every, steps), "evaluation_data": best, "save_best": cfg.loss_fn}
         trained = trainSAE(
             self._stream(self.dataset.select(range(n - held_out)) if held_out else self.dataset, cfg.loss_fn != "fvu"),
             list(self.configs.values()),
@@ -111,8 +110,7 @@ class Trainer:
 
     def _stream(self, dataset: Any, predict: bool) -> ContextStream:
         if isinstance(dataset, MemmapDataset):
-            rows: Any = [dataset[i]["input_ids"].tolist() for i in range(len(dataset))]
-            length = len(rows[0])
+            rows, length = dataset.rows, dataset.rows.shape[1]
         else:
             rows, length = dataset, len(dataset[0]["input_ids"])
         sides = "in_and_out" if self.cfg.sae.transcode else "out"
