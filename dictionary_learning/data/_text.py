@@ -21,7 +21,8 @@ from dictionary_learning.data._document import (
     read_item,
     require_column,
 )
-from dictionary_learning.data._files import COMPRESSIONS, files_reader, kind_of
+from dictionary_learning.data._decompressed import COMPRESSIONS
+from dictionary_learning.data._files import files_reader, kind_of
 from dictionary_learning.data._memory_map import array_reader
 from dictionary_learning.data._reading import MapReader, SequentialReader
 from dictionary_learning.data._source import OnBadDocument, Source
