@@ -92,12 +92,7 @@ def targeted_probe_perturbation(
     """
     config = config or PerturbationConfig()
     traced, placed = _placed(model, candidates)
-    tasks = as_probe_tasks(task)
-    if len(tasks) != 1:
-        raise ConfigError(f"Got {len(tasks)} tasks; give one, of at least three classes.")
-    split = split_task(tasks[0], n_train=config.n_train, n_test=config.n_test, balanced=True, seed=config.seed)
-    if len(split.problems) < 3:
-        raise DataError(f"Task '{tasks[0].name}' has {len(split.classes)} classes with enough texts; TPP needs three.")
+    name, split = split_of(task, config)
     coded = _coded(traced, placed, split, config)
     probes = _probes(coded[0].x, split.problems, config)
     weights = _weights(split, config)
@@ -130,8 +125,24 @@ def targeted_probe_perturbation(
         for probe, one in zip(_probes(coded[0].x, split.problems, config), split.problems, strict=True)
     }
     return AblationScoresReport(
-        kind="tpp", name=tasks[0].name, scores=scores, probes=accuracies, warning=WARNING, settings=config.to_dict()
+        kind="tpp", name=name, scores=scores, probes=accuracies, warning=WARNING, settings=config.to_dict()
     )
+
+
+def split_of(task: TaskLike, config: PerturbationConfig) -> tuple[str, Split]:
+    """Returns the name of a task, and its texts that train and test probes.
+
+    Raises:
+        ConfigError: there are several tasks.
+        DataError: it cannot be read, or fewer than three classes have enough texts.
+    """
+    tasks = as_probe_tasks(task)
+    if len(tasks) != 1:
+        raise ConfigError(f"Got {len(tasks)} tasks; give one, of at least three classes.")
+    split = split_task(tasks[0], n_train=config.n_train, n_test=config.n_test, balanced=True, seed=config.seed)
+    if len(split.problems) < 3:
+        raise DataError(f"Task '{tasks[0].name}' has {len(split.classes)} classes with enough texts; TPP needs three.")
+    return tasks[0].name, split
 
 
 @checked()
