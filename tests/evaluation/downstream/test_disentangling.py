@@ -75,6 +75,12 @@ def test_cities_have_all_attributes_and_few_values():
     }
 
 
+def test_cities_may_have_other_prompts():
+    prompts = {"country": "{} is in", "language": "In {} people speak"}
+    assert as_entities(None, prompts) == (cities().table, prompts)
+    assert as_entities(None, None) == cities()
+
+
 def test_entities_of_rows_and_files_are_those_of_a_mapping(tmp_path):
     table = {"w1": {"one": "w2", "two": "w3"}, "w4": {"one": "w5", "two": "w6"}}
     rows = [{"entity": name, **row} for name, row in table.items()]
@@ -92,6 +98,10 @@ def test_entities_of_rows_and_files_are_those_of_a_mapping(tmp_path):
         ({"w1": {"one": "w2"}}, {"one": "{}"}, ConfigError, "at least two"),
         ({"w1": {"one": "w2"}}, None, ConfigError, "prompts=None"),
         ({"w1": {}}, {"one": "x", "two": "{}"}, ConfigError, "has to stand once"),
+        (None, {"country": "{} is in", "mayor": "{}'s mayor is"}, DataError, "has None as 'mayor'"),
+        (None, {"country": "{} is in"}, ConfigError, "at least two"),
+        (None, {}, ConfigError, "at least two"),
+        (None, {"country": "{} is in", "language": "People speak"}, ConfigError, "has to stand once"),
     ],
 )
 def test_wrong_entities_are_refused(given, prompts, error, said):
