@@ -181,6 +181,22 @@ def test_circuit_tracer_transcoders(tmp_path, kind):
             load_dictionary(folder / "layer_1.safetensors")
 
 
+@pytest.mark.parametrize("said", ["jumprelu", "relu", None])
+def test_a_jumprelu_without_thresholds_is_not_read_as_relu(tmp_path, said):
+    config = {"model_kind": "transcoder_set", **({"activation": said} if said else {})}
+    folder = write(tmp_path / "set", transcoder(), config, "layer_0.safetensors", "config.yaml")
+    if said == "jumprelu":
+        with pytest.raises(CheckpointError, match=r"has no activation_function\.threshold"):
+            load_dictionary(folder / "layer_0.safetensors")
+    else:
+        assert load_dictionary(folder / "layer_0.safetensors").encode(torch.randn(9, D)).any()
+    whole = write(
+        tmp_path / "whole", transcoder(**{"activation_function.threshold": torch.full((F,), 99.0)}), config,
+        "layer_0.safetensors", "config.yaml",
+    )  # fmt: skip
+    assert not load_dictionary(whole / "layer_0.safetensors").encode(torch.randn(9, D)).any()
+
+
 def check_cross_layer(loaded, W_enc, b_enc, W_dec, b_dec, thresholds):
     """W_dec[s][t] is the decoder from layer s to layer s + t."""
     assert isinstance(loaded, CrossLayerTranscoder)
