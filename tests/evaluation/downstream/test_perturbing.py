@@ -52,11 +52,12 @@ def test_effects_are_their_formula():
         one = change * float(made.W_dec[i].detach().double().numpy() @ weight)
         assert effects(view, weight, rows, truth, signed=False)[i] == pytest.approx(abs(one), abs=1e-9)
         assert effects(view, weight, rows, truth, signed=True)[i] == pytest.approx(one if change > 0 else 0, abs=1e-9)
-    assert strongest(effects(view, weight, rows, truth, signed=True), 24).tolist() == [
-        i
-        for i in strongest(effects(view, weight, rows, truth, signed=True), 24)
-        if effects(view, weight, rows, truth, signed=True)[i] > 0
-    ]
+    values = effects(view, weight, rows, truth, signed=True)
+    assert (values > 0).any() and (values < 0).any()
+    expected = [i for value, i in sorted((-value, i) for i, value in enumerate(values)) if value < 0]
+    for n in (1, 3, 24):
+        assert strongest(values, n).tolist() == expected[:n]
+    assert strongest(np.array([0.0, 2, -3, 2, 5]), 4).tolist() == [4, 1, 3]
 
 
 def words_and_dictionary():
