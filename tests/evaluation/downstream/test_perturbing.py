@@ -11,10 +11,12 @@ from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._candidates import place
 from dictionary_learning.evaluation.downstream import (
     PerturbationConfig,
+    _fitted,
     spurious_correlation_removal,
     targeted_probe_perturbation,
 )
 from dictionary_learning.evaluation.downstream._coded import coded_texts, effects, strongest
+from dictionary_learning.evaluation.downstream._logistic import fit_probe
 from dictionary_learning.evaluation.downstream._pooling import TextReader
 from tests import tiny
 from tests.evaluation.downstream.planted import SITE, loud_words, model, speller, texts_with
@@ -60,13 +62,26 @@ def test_effects_are_their_formula():
     assert strongest(np.array([0.0, 2, -3, 2, 5]), 4).tolist() == [4, 1, 3]
 
 
+@pytest.fixture
+def fits(monkeypatch):
+    """The number of probes that are fitted with cross-validation."""
+    counted = []
+
+    def counting(*given, **options):
+        counted.append(1)
+        return fit_probe(*given, **options)
+
+    monkeypatch.setattr(_fitted, "fit_probe", counting)
+    return counted
+
+
 def words_and_dictionary():
     traced = model()
     words = loud_words(traced, 3)
     return traced, words, speller(traced, words)
 
 
-def test_latents_of_one_class_hurt_its_probe_alone():
+def test_latents_of_one_class_hurt_its_probe_alone(fits):
     traced, words, made = words_and_dictionary()
     texts = texts_with(words, 240, 0, longest=4)
     rows = [(f"{text} {words[n % 3]}", "abc"[n % 3]) for n, text in enumerate(texts)]
@@ -79,9 +94,10 @@ def test_latents_of_one_class_hurt_its_probe_alone():
     assert own.errors["tpp"].low <= own.metrics["tpp"] <= own.errors["tpp"].high
     assert set(report.probes) == {"a", "b", "c"} and min(report.probes.values()) > 0.8
     assert "2605.18229" in report.warning
+    assert len(fits) == 3  # one for each class, and not for each view
 
 
-def test_ablating_the_attribute_frees_the_probe():
+def test_ablating_the_attribute_frees_the_probe(fits):
     traced = model()
     words = loud_words(traced, 4)
     made = speller(traced, words)
@@ -91,6 +107,7 @@ def test_ablating_the_attribute_frees_the_probe():
         for n, text in enumerate(texts)
     ]
     report = spurious_correlation_removal(traced, Candidate("d", made, SITE), rows, CONFIG)
+    assert len(fits) == 3  # of the label, the attribute, and both at once
     found = {(one.name, one.k): one for one in report.scores}
     assert report.probes["label"] > 0.9 and report.probes["biased on label"] < report.probes["label"]
     assert found["d", 2].metrics["scr_label"] > 0.5 and found["d", 2].metrics["scr_attribute"] > 0.5
