@@ -173,13 +173,13 @@ def _entry(
     dictionary = one.dictionary
     latents = to_dense(dictionary.reconstruct(x.to(dictionary.device, dictionary.dtype)).latents).float().cpu()
     decoder = directions_of(dictionary)
-    values = latents.double().numpy()
+    train, test = (latents[torch.from_numpy(rows)].double().numpy() for rows in (~is_test, is_test))
     reports: list[LetterReport] = []
     resampled: dict[str, list[Tensor]] = {"rate": [], "fraction": []}
     n = min((int(letter.told.sum()) for letter in told), default=0)
     for number, letter in enumerate(told):
         options = (config.most_main, config.least_gain, config.strength)
-        main, f1 = main_latents(values, letter.truth, is_test, RANKINGS[config.ranking], *options)
+        main, f1 = main_latents(train, test, letter.truth, is_test, RANKINGS[config.ranking], *options)
         held = torch.from_numpy(letter.told)
         found = absorbed(latents[held], x[held], decoder, torch.from_numpy(letter.probe.weight).float(), main)
         of_words = {"rate": found.is_full.double(), "fraction": found.fraction.double()}
