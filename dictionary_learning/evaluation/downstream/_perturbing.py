@@ -17,13 +17,14 @@ from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
+from dictionary_learning.evaluation._bootstrap import error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
 from dictionary_learning.evaluation.downstream._coded import Coded, coded_texts, effects, strongest
 from dictionary_learning.evaluation.downstream._directions import check_decoder
 from dictionary_learning.evaluation.downstream._fitted import FittedProbes
 from dictionary_learning.evaluation.downstream._pooling import TextReader
 from dictionary_learning.evaluation.downstream._records import AblationScoresReport, Scored
+from dictionary_learning.evaluation.downstream._rows import once_and_resampled
 from dictionary_learning.evaluation.downstream._splitting import Problem, Split, split_task
 from dictionary_learning.evaluation.downstream._tasks import TaskLike, as_probe_tasks
 from dictionary_learning.evaluation.downstream._triples import ExamplesLike, paired
@@ -95,7 +96,7 @@ def targeted_probe_perturbation(
     traced, placed = _placed(model, candidates)
     name, split = split_of(task, config)
     coded = _coded(traced, placed, split, config)
-    weights = _weights(split, config)
+    weights = once_and_resampled(split.n_test, config.n_resamples, config.seed)
     scores: list[Scored] = []
     accuracies: dict[str, float] = {}
     for views in _by_site(coded):
@@ -182,7 +183,7 @@ def spurious_correlation_removal(
     truths = {"label": label_of, "attribute": attribute_of}
     problems = {key: Problem(key, train, test, truth) for key, truth in truths.items()}
     biased = Problem("biased", train[label_of[train] == attribute_of[train]], test, label_of)
-    weights = _weights(split, config)
+    weights = once_and_resampled(split.n_test, config.n_resamples, config.seed)
     scores: list[Scored] = []
     accuracies: dict[str, float] = {}
     for views in _by_site(coded):
@@ -229,12 +230,6 @@ def _coded(
 def _by_site(coded: Sequence[Coded]) -> list[list[Coded]]:
     """Returns the views that have the same activations together: they stand one after another."""
     return [list(views) for _, views in itertools.groupby(coded, key=lambda view: id(view.x))]
-
-
-def _weights(split: Split, config: PerturbationConfig) -> Tensor:
-    once = torch.ones(1, split.n_test, dtype=torch.float64)
-    resampled = document_weights(split.n_test, config.n_resamples, config.seed)
-    return once if resampled is None else torch.cat([once, resampled])
 
 
 def _scored(view: Coded, n: int, values: Mapping[str, Tensor], n_test: int) -> Scored:

@@ -105,6 +105,13 @@ def test_no_letter_no_figure():
     assert math.isnan(random.entries[0].metrics["rate"]) and random.entries[0].letters == []
 
 
+def test_a_dictionary_may_have_the_name_of_a_random_one():
+    traced, made = letter_model()[0], absorbing_dictionary()
+    candidates = [Candidate("d", made, SITE), Candidate("random like d", made, SITE)]
+    report = feature_absorption(traced, candidates, config=CONFIG.replace(n_resamples=0))
+    assert len({one.name for one in report.entries}) == len(report.entries) == 4
+
+
 def test_words_are_tokens_of_letters_alone():
     traced, _ = letter_model()
     words = words_of(traced)

@@ -54,6 +54,14 @@ def test_scores_are_means_of_cause_and_isolation():
         assert one.errors is None or set(one.errors) <= {"score", "cause", "isolation"}
 
 
+def test_a_dictionary_may_have_the_name_of_a_random_one():
+    traced, made = model(), AutoEncoderTopK(tiny.DIM, 24, 4)
+    candidates = [Candidate("d", made, SITE), Candidate("random like d", made, "model.layers.0")]
+    report = disentangle_attributes(traced, candidates, told(traced), CONFIG, prompts=PROMPTS)
+    names = [(one.name, one.k) for one in report.scores if one.role in ("random", "dictionary")]
+    assert len(names) == len(set(names)) == 8
+
+
 def test_spread_is_the_share_of_variance_between_groups():
     x, groups = np.random.default_rng(0).normal(size=(30, 3)), np.arange(30) % 4
     x[:, 2] = groups
