@@ -1,6 +1,7 @@
 """What scores are compared with: dictionaries without training, and principal components."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,9 +82,19 @@ def random_dictionary(center: Float[Tensor, "dim"], dict_size: int, k: int, seed
     return made.requires_grad_(False)
 
 
-def principal_components(x: Float[np.ndarray, "n dim"], n_train: int) -> Float[np.ndarray, "n components"]:
-    """Returns the coordinates of all rows along the principal components of the first ones."""
-    mean = x[:n_train].mean(0)
-    _, sizes, axes = np.linalg.svd(x[:n_train] - mean, full_matrices=False)
-    real = sizes > 1e-9 * max(float(sizes[0]), 1e-300)
-    return (x - mean) @ axes[real].T
+class Components(NamedTuple):
+    """Principal components of rows: all that are more than rounding, the largest first."""
+
+    mean: Float[np.ndarray, "dim"]
+    axes: Float[np.ndarray, "components dim"]
+
+    def coordinates(self, x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n components"]:
+        """Returns where rows lie along the components."""
+        return (x - self.mean) @ self.axes.T
+
+
+def principal_components(x: Float[np.ndarray, "n dim"]) -> Components:
+    """Returns the principal components of rows."""
+    mean = x.mean(0)
+    _, sizes, axes = np.linalg.svd(x - mean, full_matrices=False)
+    return Components(mean, axes[sizes > 1e-9 * max(float(sizes[0]), 1e-300)])

@@ -21,7 +21,7 @@ from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place
 from dictionary_learning.evaluation.downstream._asking import Asked, answers, ask, at_entities
-from dictionary_learning.evaluation.downstream._baselines import random_like
+from dictionary_learning.evaluation.downstream._baselines import principal_components, random_like
 from dictionary_learning.evaluation.downstream._directions import check_decoder, directions_of
 from dictionary_learning.evaluation.downstream._entities import EntitiesLike, as_entities
 from dictionary_learning.evaluation.downstream._ranking import best_columns
@@ -144,9 +144,9 @@ def _views(
 ) -> Iterable[_View]:
     whole = torch.cat(list(x.values()))
     if config.random:
-        mean = whole.mean(0)
-        axes = torch.linalg.svd(whole - mean, full_matrices=False)[2]
-        yield _View("PCA", "pca", {key: (rows - mean) @ axes.T for key, rows in x.items()}, axes)
+        found = principal_components(whole.double().numpy())
+        of = {key: torch.from_numpy(found.coordinates(rows.double().numpy())).float() for key, rows in x.items()}
+        yield _View("PCA", "pca", of, torch.from_numpy(found.axes).float())
     for number, one in enumerate(each for each in placed if each.reads[0] == site):
         if config.random:
             random = random_like(one, whole, config.seed + number, placed)

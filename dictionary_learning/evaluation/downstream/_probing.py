@@ -176,9 +176,8 @@ def _figures(
         if "dense" in config.baselines:
             found += _at_ks(f"all activations{at}", "dense", x, None, split, config, weights)
         if "pca" in config.baselines:
-            found += _at_ks(
-                f"PCA{at}", "pca", principal_components(x, split.n_train), config.ks, split, config, weights
-            )
+            components = principal_components(x[: split.n_train]).coordinates(x)
+            found += _at_ks(f"PCA{at}", "pca", components, config.ks, split, config, weights)
         if "neurons" in config.baselines:
             found += _at_ks(f"neurons{at}", "neurons", x, config.ks, split, config, weights)
         baselines = {(one.role, one.k): one for one in found}

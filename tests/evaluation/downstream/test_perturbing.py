@@ -15,6 +15,7 @@ from dictionary_learning.evaluation.downstream import (
     spurious_correlation_removal,
     targeted_probe_perturbation,
 )
+from dictionary_learning.evaluation.downstream._baselines import principal_components
 from dictionary_learning.evaluation.downstream._coded import coded_texts, effects, strongest
 from dictionary_learning.evaluation.downstream._logistic import fit_probe
 from dictionary_learning.evaluation.downstream._pooling import TextReader
@@ -40,6 +41,16 @@ def test_means_without_latents_are_those_of_tokens_without_them():
         g[:, chosen] = 0
         expected = (made.decode(g) + x - made.decode(f)).mean(0)
         assert torch.allclose(torch.from_numpy(views[2].without(np.array(chosen))[number]).float(), expected, atol=1e-4)
+
+
+def test_components_are_directions_of_the_largest_variance_without_those_of_rounding():
+    x = np.random.default_rng(0).normal(size=(6, 9)) * np.arange(1, 10)
+    found = principal_components(x)
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    assert found.axes.shape == (5, 9)  # six rows differ in five directions
+    assert np.abs(np.diag(found.axes @ vectors[:, ::-1])) == pytest.approx(1)
+    assert found.coordinates(x).var(0) == pytest.approx(values[::-1][:5])
+    assert found.coordinates(x) @ found.axes + found.mean == pytest.approx(x)
 
 
 def test_effects_are_their_formula():
