@@ -123,6 +123,24 @@ def test_what_is_not_given_is_the_cases(tmp_path):
     assert (first.k, first.dict_size, second.k, second.dict_size) == (3, 24, 5, 40)
 
 
+def test_what_says_the_size_is_not_joined_by_the_cases(tmp_path):
+    config = TrainerTopK.Config(expansion_factor=2)
+    ways = {
+        "typed": config,
+        "dict": {"trainer": "top_k", "expansion_factor": 2},
+        "sweep": {"methods": {"top_k": {"expansion_factor": 2}}},
+    }
+    expected, _ = trained(config.replace(k=3))
+    assert expected.dict_size == 32
+    for name, way in ways.items():
+        assert_same(weights(run(way, tmp_path / name).rows[0].folder), expected.state_dict())
+    shell = by_shell(tmp_path / "shell", "--trainer", "top_k", "--expansion-factor", "2")
+    assert_same(weights(shell), expected.state_dict())
+    start, _ = trained(TrainerTopK.Config(dict_size=40, k=5))
+    again = load_dictionary(run(TrainerTopK.Config(finetune=start), tmp_path / "again").rows[0].folder)
+    assert (again.dict_size, again.k) == (40, 5)
+
+
 def test_the_report_says_the_same_in_every_form(tmp_path, capsys):
     words = ["--trainer", "top_k", "batch_top_k", "--k", "2", "4", *SHELL, "--seeds", "0", "1"]
     folder = tmp_path / "a"
@@ -180,6 +198,8 @@ def test_a_benchmark_that_was_stopped_goes_on_and_repeats_nothing(tmp_path):
         ("top_k", {"case": 3}, "Got 3 for a synthetic case"),
         ("top_k", {"case": {"like": "tiny", "k": "many"}}, "k='many'"),
         ("top_k", {"n_tokens": 0}, "n_tokens"),
+        ("top_k", {"n_eval_tokens": 0}, "n_eval_tokens"),
+        ("top_k", {"case": TINY._replace(n_tokens=0)}, "n_tokens=0"),
         ("top_k", {"resume": "yes"}, "resume='yes'"),
         ({"trainer": "top_k", "normalize": "layer_norm"}, {}, "no decoder rows of width 16"),
     ],
@@ -188,6 +208,7 @@ def test_a_benchmark_that_was_stopped_goes_on_and_repeats_nothing(tmp_path):
 def test_what_cannot_be_meant_is_refused(methods, options, said, tmp_path):
     with pytest.raises((ConfigError, UnknownNameError), match=said):
         run(methods, tmp_path / "a", **options)
+    assert "n_tokens" not in str(options) or not (tmp_path / "a").exists()  # before anything is trained
 
 
 def test_a_case_may_be_a_mapping_of_another():

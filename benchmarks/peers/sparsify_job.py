@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 model_path, corpus, n_tokens, ctx = sys.argv[1], sys.argv[2], int(sys.argv[3]), 256
 with open(corpus, "rb") as file:
-    lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8")
+    lines = io.TextIOWrapper(
+        zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), encoding="utf-8"
+    )
     documents = [json.loads(line) for line in lines]
 tokenizer = AutoTokenizer.from_pretrained(model_path)
 tokenizer.model_max_length = ctx

@@ -2,30 +2,29 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder, resolve_latest
-from dictionary_learning._trained_on import TextReading, TrainedModel, check_named, model_of, text_of
+from dictionary_learning._trained_on import TrainedModel, check_named, model_of
 from dictionary_learning.cli._arguments import CommandArguments
-from dictionary_learning.cli._evaluate import common, read_text
+from dictionary_learning.cli._evaluate import common
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
-    from dictionary_learning.evaluation import Candidate
-    from dictionary_learning.evaluation.downstream import DownstreamReport, ProbeTask
+    from dictionary_learning.evaluation.downstream import DownstreamReport
     from dictionary_learning.interop._saved import Saved
-    from dictionary_learning.models import TracedModel
 
 logger = logging.getLogger(__name__)
 
 MEASURES = ("probing", "absorption", "perturbation", "removal", "disentangling", "context")
 """What can be measured, by the names of the fields of `DownstreamReport`."""
 _NEED_DATA = ("probing", "perturbation", "removal")
-_SAE_PROBES = "sae-probes"
+SAE_PROBES = "sae-probes"
+"""What --data says for the tasks of that package."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ class DownstreamArguments(CommandArguments):
                 raise UnknownNameError("measure in --tasks", name, MEASURES)
         if not self.data and (wants := [name for name in self.tasks if name in _NEED_DATA]):
             raise ConfigError(
-                f"--tasks {wants[0]} needs labelled texts. Give --data tasks.csv, or --data {_SAE_PROBES}."
+                f"--tasks {wants[0]} needs labelled texts. Give --data tasks.csv, or --data {SAE_PROBES}."
             )
         for option, given in (("--ks", self.ks), ("--ns", self.ns or (1,))):
             if not given or min(given) < 1:
@@ -111,24 +110,26 @@ class DownstreamArguments(CommandArguments):
 
     def run(self) -> None:
         from dictionary_learning.cli._candidates import candidates_of, load_saved
+        from dictionary_learning.cli._measures import measures_of
         from dictionary_learning.evaluation.downstream import DownstreamReport
+        from dictionary_learning.evaluation.reports import write_report
         from dictionary_learning.models import load_model
 
         saved = load_saved(self.dictionaries)
         wanted = self._model(saved)
-        # labelled texts are read first, so that an error in them costs no time
-        found = labelled(self.data, self.names, self.prompt_column, self.label_column) if self._needs_tasks else []
+        # what the measures are given is read first, so that an error in it costs no time
+        measures = measures_of(self, saved)
         model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
+        folder = self._folder(saved)
+        report = _report_in(folder, model.describe())
         parts: dict[str, Any] = {}
-        for name in dict.fromkeys(self.tasks):
+        for name, measure in measures.items():
             logger.info("Measuring %s.", name)
-            parts[name] = _RUN[name](self, model, candidates, found, saved)
-        write_section(DownstreamReport(**parts), model.describe(), self._folder(saved))
-
-    @property
-    def _needs_tasks(self) -> bool:
-        return any(name in ("probing", "perturbation") for name in self.tasks)
+            parts[name] = measure(model, candidates)
+            # now, as the next measure may fail
+            write_report(_with_section(report, DownstreamReport(**parts)), folder)
+        write_result(str(folder / "report.html"))
 
     def _model(self, saved: "Sequence[Saved]") -> TrainedModel:
         trained_on = None if self.model else common(saved, "language models", model_of, "Give --model.")
@@ -151,108 +152,23 @@ class DownstreamArguments(CommandArguments):
         )
 
 
-def labelled(
-    places: Sequence[str], names: Sequence[str] = (), text: str | None = None, label: str | None = None
-) -> "list[ProbeTask]":
-    """Returns the tasks of files and folders, and of the package sae-probes."""
-    from dictionary_learning.evaluation.downstream import as_probe_tasks, sae_probes_tasks
-
-    found: list[Any] = []
-    for place in places:
-        if place == _SAE_PROBES or place.endswith(".whl"):
-            wanted = {"names": "all" if tuple(names) == ("all",) else names} if names else {}
-            found += sae_probes_tasks(**wanted, path=None if place == _SAE_PROBES else place)
-        else:
-            found += as_probe_tasks(place, text=text, label=label)
-    return as_probe_tasks(found)
-
-
-def write_section(section: "DownstreamReport", model: Mapping[str, Any], folder: Path) -> None:
-    """Adds a section to the report in a folder, or writes a new one; prints its page's path."""
+def _report_in(folder: Path, model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the report in a folder, or a new one."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation import read_report
-    from dictionary_learning.evaluation.reports import write_report
 
     if (folder / "report.json").is_file():
-        there = read_report(folder)
-        new = {key: value for key, value in section.items() if key != "schema_version"}
-        whole = section if there.downstream is None else dataclasses.replace(there.downstream, **new)
-        report: Mapping[str, Any] = dataclasses.replace(there, downstream=whole)
-    else:
-        title = f"Dictionaries of {model['name']}, downstream"
-        report = {"title": title, "schema_version": 2, "model": model, "downstream": section, "versions": versions()}
-    write_result(str(write_report(report, folder)["html"]))
+        return read_report(folder)
+    title = f"Dictionaries of {model['name']}, downstream"
+    return {"title": title, "schema_version": 2, "model": model, "versions": versions()}
 
 
-_Run = Callable[[DownstreamArguments, "TracedModel", "list[Candidate]", "list[ProbeTask]", "Sequence[Saved]"], Any]
+def _with_section(report: Mapping[str, Any], section: "DownstreamReport") -> Mapping[str, Any]:
+    """Returns a report with a section, beside the parts of one that is there."""
+    from dictionary_learning.evaluation import Report
 
-
-def _probing(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any, saved: Any) -> Any:
-    from dictionary_learning.evaluation.downstream import ProbingConfig, probe_latents
-
-    names = ("ks", "pooling", "ranking", "n_train", "n_test", "ctx_len", "batch_size", "n_resamples", "seed")
-    return probe_latents(model, candidates, tasks, ProbingConfig(**given.options(*names)))
-
-
-def _absorption(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any, saved: Any) -> Any:
-    from dictionary_learning.evaluation.downstream import AbsorptionConfig, feature_absorption
-
-    config = AbsorptionConfig(**given.options("n_words", "n_resamples", "seed"))
-    return feature_absorption(model, candidates, config=config)
-
-
-def _perturbing(given: DownstreamArguments) -> Any:
-    from dictionary_learning.evaluation.downstream import PerturbationConfig
-
-    names = ("n_train", "n_test", "ctx_len", "batch_size", "n_resamples", "seed", *_ns(given))
-    return PerturbationConfig(**given.options(*names))
-
-
-def _ns(given: DownstreamArguments) -> list[str]:
-    """Returns the option of the numbers of latents, if it was given."""
-    return ["ns"] if given.ns else []
-
-
-def _perturbation(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any, saved: Any) -> Any:
-    from dictionary_learning.evaluation.downstream import targeted_probe_perturbation
-
-    fit = [task for task in tasks if len(task.classes) > 2]
-    if len(fit) != 1:
-        raise ConfigError(f"Got {len(fit)} tasks of three classes or more in --data; perturbation needs one.")
-    return targeted_probe_perturbation(model, candidates, fit[0], _perturbing(given))
-
-
-def _removal(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any, saved: Any) -> Any:
-    from dictionary_learning.evaluation.downstream import spurious_correlation_removal
-
-    if len(given.data) != 1:
-        raise ConfigError(f"Got {len(given.data)} of --data; removal needs one file, with a column for the attribute.")
-    columns = {"text": given.prompt_column or "text", "label": given.label_column or "label"}
-    columns |= {"attribute": given.attribute_column}
-    return spurious_correlation_removal(model, candidates, given.data[0], _perturbing(given), **columns)
-
-
-def _disentangling(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any, saved: Any) -> Any:
-    from dictionary_learning.evaluation.downstream import DisentanglingConfig, disentangle_attributes
-
-    config = DisentanglingConfig(**given.options("batch_size", "n_resamples", "seed", *_ns(given)))
-    return disentangle_attributes(model, candidates, config=config)
-
-
-def _context(given: DownstreamArguments, model: Any, candidates: Any, tasks: Any, saved: Any) -> Any:
-    from dictionary_learning.evaluation.downstream import ContextConfig, context_sensitivity
-
-    trained = next((told for one in saved if (told := text_of(one.config))), None)
-    windows = tuple(m for m in (1, 2, 4, 8, 16, 32) if m < given.ctx_len)
-    config = ContextConfig(windows=windows, **given.options("n_tokens", "ctx_len", "batch_size", "n_resamples", "seed"))
-    return context_sensitivity(model, candidates, read_text(TextReading(), given.text, trained), config)
-
-
-_RUN: dict[str, _Run] = {
-    "probing": _probing,
-    "absorption": _absorption,
-    "perturbation": _perturbation,
-    "removal": _removal,
-    "disentangling": _disentangling,
-    "context": _context,
-}
+    if not isinstance(report, Report):
+        return {**report, "downstream": section}
+    new = {key: value for key, value in section.items() if key != "schema_version"}
+    whole = section if report.downstream is None else dataclasses.replace(report.downstream, **new)
+    return dataclasses.replace(report, downstream=whole)

@@ -83,7 +83,7 @@ class EvaluateArguments(DataArguments):
         """Evaluates, and writes the report."""
         from dictionary_learning.activations._filters import TokenFilter
         from dictionary_learning.cli._candidates import candidates_of, load_saved
-        from dictionary_learning.cli._downstream import labelled
+        from dictionary_learning.cli._measures import labelled
         from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
         from dictionary_learning.models import load_model
 

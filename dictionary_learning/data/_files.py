@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning.data._decompressed import COMPRESSIONS, decompressed
 from dictionary_learning.data._document import (
     RUNS_COLUMN,
     BadDocument,
@@ -35,7 +36,6 @@ from dictionary_learning.data._reading import ConcatReader, MapReader, Mark, Rea
 from dictionary_learning.data._retrying import is_transient
 from dictionary_learning.errors import DataError, did_you_mean
 
-COMPRESSIONS = {".zst": "zstd", ".gz": "gzip"}
 _SUPPORTED = ".txt and .jsonl (plain, .zst or .gz), .json, .parquet, .bin and .npy are supported"
 _CHUNK = 1 << 17  # bytes read in one call
 _ROWS_AT_ONCE = 256
@@ -139,10 +139,7 @@ def _open(path: Path) -> Any:
     """Opens a file for reading bytes, decompressed."""
     if path.suffix not in COMPRESSIONS:
         return open(path, "rb")
-    import pyarrow
-
-    # unlike gzip and zstandard, it raises where a file was cut off, and reads several frames
-    return io.BufferedReader(pyarrow.input_stream(str(path), compression=COMPRESSIONS[path.suffix]), _CHUNK)
+    return io.BufferedReader(decompressed(path, path.suffix), _CHUNK)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from dictionary_learning._border import checked
 from dictionary_learning._plain import to_plain
 from dictionary_learning._types import TextLike
+from dictionary_learning.data._decompressed import COMPRESSIONS
 from dictionary_learning.data._document import (
     Chat,
     ReadOptions,
@@ -21,7 +22,7 @@ from dictionary_learning.data._document import (
     read_item,
     require_column,
 )
-from dictionary_learning.data._files import COMPRESSIONS, files_reader, kind_of
+from dictionary_learning.data._files import files_reader, kind_of
 from dictionary_learning.data._memory_map import array_reader
 from dictionary_learning.data._reading import MapReader, SequentialReader
 from dictionary_learning.data._source import OnBadDocument, Source

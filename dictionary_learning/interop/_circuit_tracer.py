@@ -28,8 +28,8 @@ _GEMMA = re.compile(r"layer_(\d+)(?:_.*)?\.safetensors|params_layer_(\d+)\.safet
 class CircuitTracer(Format):
     """Reads `layer_<N>.safetensors` with the `config.yaml` of its set: ReLU, JumpReLU or TopK.
 
-    With a threshold in the file it is JumpReLU; TopK is said by the config alone (`activation`,
-    `k`), or by k=.
+    With a threshold in the file it is JumpReLU, which a config may say too; TopK is said by the
+    config alone (`activation`, `k`), or by k=.
     """
 
     name = "mwhanna"
@@ -61,6 +61,11 @@ class CircuitTracer(Format):
         elif _THRESHOLD in tensors:
             state = jump_thresholds(tensors.take(_THRESHOLD, "dict_size"))
             made = coder(parts, "jump_relu", state, centered=False, predicts=True)
+        elif kind == "jumprelu":
+            raise CheckpointError(
+                f"'{files}' is a JumpReLU by its {_YAML}, and has no {_THRESHOLD}; without it latents would be those "
+                "of ReLU. Get the whole file, or correct the activation."
+            )
         else:
             made = coder(parts, centered=False, predicts=True)
         tensors.finish()

@@ -24,6 +24,7 @@ from dictionary_learning.interop._tensors import Tensors, built, coder, read_ten
 _WEIGHTS, _CONFIG = "sae_weights.safetensors", "config.json"
 _NORM = "dataset_average_activation_norm."
 _THRESHOLD = "activation_function.log_jumprelu_threshold"
+_SAME = 1e-3  # norms that differ by less are equal but for rounding, as in bfloat16
 _KINDS = {"relu": "relu", "jumprelu": "jump_relu", "topk": "top_k", "batchtopk": "batch_top_k"}
 
 
@@ -138,11 +139,18 @@ def _crosscoder(
     W_E, W_D = tensors.take("W_E", "sites dim dict_size"), tensors.take("W_D", "sites dict_size dim")
     b_E, b_D = tensors.take("b_E", "sites dict_size"), tensors.take("b_D", "sites dim")
     n, dim, size = W_E.shape
-    norms = W_D.float().norm(dim=-1)  # (sites, dict_size)
-    if config.get("act_fn", "relu") != "relu" and not torch.allclose(norms, norms[:1].expand_as(norms), rtol=1e-3):
+    by_norm = setting(config, "sparsity_include_decoder_norm", bool, True, files)
+    norms = W_D.float().norm(dim=-1) if by_norm else torch.ones(n, size)  # (sites, dict_size)
+    kind = config.get("act_fn", "relu")
+    if kind != "relu" and not torch.allclose(norms, norms[:1].expand_as(norms), rtol=_SAME):
         raise CheckpointError(
             f"'{files}' compares latents times the decoder norm of each site, which differ: a latent may be on at one "
             "site and off at another, which no crosscoder here does."
+        )
+    if kind in ("topk", "batchtopk") and not torch.allclose(norms, norms[:, :1].expand_as(norms), rtol=_SAME):
+        raise CheckpointError(
+            f"'{files}' ranks latents by value times the decoder norm of a site, and latents have different norms; "
+            "crosscoders here rank by value alone, or by the norm over all sites. Convert it to jumprelu."
         )
     options, (state,) = _nonlinearity(tensors, config, norms[0], None, files)
     factors = torch.tensor([scales[hook] for hook in hooks[0]]).reshape(n, 1, 1)

@@ -19,6 +19,8 @@ _NO_SETTINGS = (SEED, "wandb_name")
 def points_of(methods: Any, case: Case) -> list[Point]:
     """Returns the methods, with the case's `dict_size` and `k` where they have none.
 
+    With another `expansion_factor` than the default `dict_size` is left out; with `finetune` both.
+
     Raises:
         ConfigError: A method cannot be used, or occurs twice.
     """
@@ -74,7 +76,11 @@ def _names_seed(sweep: SweepConfig) -> bool:
 
 
 def _filled(config: OptimizationConfig, case: Case) -> OptimizationConfig:
+    if config.finetune is not None:
+        return config  # what is left out is that of the dictionary to start from
     known = field_types(type(config))
     given = {"dict_size": case.dict_size, "k": case.k}
+    if config.expansion_factor != type(config).expansion_factor:
+        del given["dict_size"]  # the factor says it
     left_out = {name: value for name, value in given.items() if name in known and not config.is_set(name)}
     return config.replace(**{name: value for name, value in left_out.items() if value is not None})

@@ -95,7 +95,8 @@ def benchmark_synthetic(
     Args:
         methods: A trainer's or recipe's name, a config as `trainSAE` takes it, or several; or a
             sweep, `{"methods": ..., "grid": ...}`. `dict_size` and `k` that are not given are those
-            of the case. Methods with a penalty have the L0 that it leads to.
+            of the case, or of `finetune`; an `expansion_factor` other than the default says
+            `dict_size`. Methods with a penalty have the L0 that it leads to.
         save_dir: The folder for the report, and for the dictionaries in `seed_N`.
         case: A name of `dictionary_learning.synthetic.CASES`, a `SyntheticConfig`, or a mapping of
             its fields, where `like` may name a case to start from.
@@ -115,7 +116,7 @@ def benchmark_synthetic(
         raise ConfigError(f"Got seeds={tuple(seeds)}. Give at least one, and each once.")
     found, folder, device = as_case(case), Path(save_dir), as_device(device)
     batch_size = found.features.batch_size
-    steps = -(-(n_tokens or found.n_tokens) // batch_size)
+    steps = -(-(found.n_tokens if n_tokens is None else n_tokens) // batch_size)
     points = points_of(methods, found)
     groups = [
         [_Planned(f"{point.name} seed={seed}", point.config.replace(seed=seed), point, seed) for point in points]

@@ -91,7 +91,8 @@ def as_case(given: Any) -> Case:
     if isinstance(given, SyntheticConfig):
         return Case(given)
     if isinstance(given, Case):
-        return given
+        own = {name: value for name in _OF_A_CASE if (value := getattr(given, name)) is not None}
+        return given._replace(**{name: _whole(name, value) for name, value in own.items()})
     if not isinstance(given, Mapping):
         raise ConfigError(f"Got {given!r} for a synthetic case; give one of {', '.join(CASES)}, or a SyntheticConfig.")
     settings = {str(name): value for name, value in given.items()}

@@ -100,3 +100,34 @@ def test_what_cannot_be_measured_is_one_line(labelled, caplog, monkeypatch, word
     assert downstream("a", *words) == 2
     assert said in caplog.text
     assert not (labelled / "a" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["probing", "perturbation", "--label-column", "attribute"], "three classes"),
+        (["probing", "perturbation", "--data", "few.csv"], "TPP needs three"),
+        (["probing", "removal"], "label has 3 classes"),
+        (["probing", "removal", "--label-column", "attribute", "--attribute-column", "kind"], "no column 'kind'"),
+        (["probing", "removal", "--data", "tasks.csv", "tasks.csv"], "removal needs one file"),
+        (["absorption", "probing", "--data", "few.csv", "--label-column", "attribute"], "needs two classes"),
+        (["probing", "context", "--text", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_what_is_given_is_checked_before_the_model_is_loaded(labelled, caplog, monkeypatch, words, said):
+    few = [f"{text},{n % 2 if n > 1 else 2},{min(n, 1)}" for n, text in enumerate(tiny.documents(18, 9, seed=3))]
+    (labelled / "few.csv").write_text("text,label,attribute\n" + "\n".join(few))
+    loaded = []
+    monkeypatch.setattr("dictionary_learning.models.load_model", lambda *given, **options: loaded.append(given))
+    data = [] if "--data" in words else ["--data", "tasks.csv"]
+    assert downstream("a", *data, "--tasks", *words) == 2
+    assert said in caplog.text and not loaded
+    assert not (labelled / "a" / "report.json").exists()
+
+
+def test_a_measure_that_fails_loses_none_before_it(labelled, caplog):
+    assert downstream("a", "--data", "tasks.csv", "--tasks", "probing", "absorption") == 2
+    assert "words of one token" in caplog.text
+    found = read_report(labelled / "a").downstream
+    assert found.probing.tasks[0].name == "tasks" and found.absorption is None
+    assert "downstream" in (labelled / "a" / "report.html").read_text()

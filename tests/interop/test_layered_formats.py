@@ -90,24 +90,54 @@ def test_llamascopium_scales_each_token(tmp_path):
     torch.testing.assert_close(loaded(x), expected, **CLOSE)
 
 
-def test_llamascopium_crosscoder(tmp_path):
-    hooks = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
-    W_D = torch.nn.functional.normalize(torch.randn(2, F, D), dim=-1)
+HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+
+
+def crosscoder(act_fn, norms, **changes):
+    """Decoder rows of a latent have one norm at both sites."""
+    W_D = torch.nn.functional.normalize(torch.randn(2, F, D), dim=-1) * norms.unsqueeze(1)
     tensors = {"W_E": torch.randn(2, D, F), "b_E": torch.randn(2, F), "W_D": W_D, "b_D": torch.randn(2, D)}
-    tensors |= {f"dataset_average_activation_norm.{hook}": torch.tensor(n + 2.0) for n, hook in enumerate(hooks)}
-    tensors["activation_function.log_jumprelu_threshold"] = torch.randn(F)
-    config = {"sae_type": "crosscoder", "d_model": D, "hook_points": hooks, "act_fn": "jumprelu"}
+    tensors |= {f"dataset_average_activation_norm.{hook}": torch.tensor(n + 2.0) for n, hook in enumerate(HOOKS)}
+    if act_fn == "jumprelu":
+        tensors["activation_function.log_jumprelu_threshold"] = torch.randn(F)
+    config = {"sae_type": "crosscoder", "d_model": D, "hook_points": HOOKS, "act_fn": act_fn, "top_k": 4, **changes}
+    return tensors, config
+
+
+@pytest.mark.parametrize(
+    ("act_fn", "by_norm", "same"),
+    [(act_fn, by_norm, act_fn == "topk" and by_norm) for act_fn in ("relu", "jumprelu", "topk") for by_norm in (True, False)],
+)  # fmt: skip
+def test_llamascopium_crosscoder(tmp_path, act_fn, by_norm, same):
+    norms = torch.full((F,), 2.5) if same else torch.rand(F) + 0.5
+    tensors, config = crosscoder(act_fn, norms, sparsity_include_decoder_norm=by_norm)
     loaded = load_dictionary(write(tmp_path / "c", tensors, config))
-    assert isinstance(loaded, Crosscoder) and loaded.info.sites == tuple(hooks)
-    x, s = torch.randn(16, 2, D), (math.sqrt(D) / torch.tensor([2.0, 3.0])).unsqueeze(1)
+    assert isinstance(loaded, Crosscoder) and loaded.info.sites == tuple(HOOKS)
+    x, s = torch.randn(32, 2, D), (math.sqrt(D) / torch.tensor([2.0, 3.0])).unsqueeze(1)
     pre = torch.einsum("bnd,ndf->bf", s * x, tensors["W_E"]) + tensors["b_E"].sum(0)
-    f = pre * (pre > tensors["activation_function.log_jumprelu_threshold"].exp())
+    compared = pre * norms if by_norm else pre
+    if act_fn == "jumprelu":
+        f = pre * (compared > tensors["activation_function.log_jumprelu_threshold"].exp())
+    elif act_fn == "topk":
+        f = torch.zeros_like(pre).scatter(1, compared.topk(4).indices, pre.gather(1, compared.topk(4).indices).relu())
+    else:
+        f = pre.relu()
     torch.testing.assert_close(loaded.encode(x.flatten(1)), f, **CLOSE)
-    out = (torch.einsum("bf,nfd->bnd", f, W_D) + tensors["b_D"]) / s
+    out = (torch.einsum("bf,nfd->bnd", f, tensors["W_D"]) + tensors["b_D"]) / s
     torch.testing.assert_close(loaded(x.flatten(1)), out.flatten(1), **CLOSE)
-    tensors["W_D"] = W_D * torch.tensor([1.0, 2.0]).reshape(2, 1, 1)
+
+
+@pytest.mark.parametrize("act_fn", ["jumprelu", "topk", "batchtopk"])
+def test_llamascopium_crosscoders_of_other_norms_are_refused(tmp_path, act_fn):
+    tensors, config = crosscoder(act_fn, torch.rand(F) + 0.5)
+    if act_fn != "jumprelu":
+        with pytest.raises(CheckpointError, match="latents have different norms"):
+            load_dictionary(write(tmp_path / "c", tensors, config))
+    tensors["W_D"] = tensors["W_D"] * torch.tensor([1.0, 2.0]).reshape(2, 1, 1)
     with pytest.raises(CheckpointError, match="decoder norm of each site"):
         load_dictionary(write(tmp_path / "d", tensors, config))
+    config["sparsity_include_decoder_norm"] = False
+    assert isinstance(load_dictionary(write(tmp_path / "e", tensors, config)), Crosscoder)
 
 
 def test_llamascopium_cross_layer_transcoder(tmp_path):
@@ -179,6 +209,22 @@ def test_circuit_tracer_transcoders(tmp_path, kind):
         (folder / "config.yaml").write_text(yaml.safe_dump({**config, "k": None}))
         with pytest.raises(CheckpointError, match="k"):
             load_dictionary(folder / "layer_1.safetensors")
+
+
+@pytest.mark.parametrize("said", ["jumprelu", "relu", None])
+def test_a_jumprelu_without_thresholds_is_not_read_as_relu(tmp_path, said):
+    config = {"model_kind": "transcoder_set", **({"activation": said} if said else {})}
+    folder = write(tmp_path / "set", transcoder(), config, "layer_0.safetensors", "config.yaml")
+    if said == "jumprelu":
+        with pytest.raises(CheckpointError, match=r"has no activation_function\.threshold"):
+            load_dictionary(folder / "layer_0.safetensors")
+    else:
+        assert load_dictionary(folder / "layer_0.safetensors").encode(torch.randn(9, D)).any()
+    whole = write(
+        tmp_path / "whole", transcoder(**{"activation_function.threshold": torch.full((F,), 99.0)}), config,
+        "layer_0.safetensors", "config.yaml",
+    )  # fmt: skip
+    assert not load_dictionary(whole / "layer_0.safetensors").encode(torch.randn(9, D)).any()
 
 
 def check_cross_layer(loaded, W_enc, b_enc, W_dec, b_dec, thresholds):

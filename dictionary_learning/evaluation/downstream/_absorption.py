@@ -15,13 +15,13 @@ from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
 from dictionary_learning.evaluation.downstream._absorbed import absorbed
-from dictionary_learning.evaluation.downstream._baselines import RANDOM, random_like
+from dictionary_learning.evaluation.downstream._baselines import random_like
 from dictionary_learning.evaluation.downstream._directions import check_decoder, directions_of
 from dictionary_learning.evaluation.downstream._letters import Letter, letters_told, main_latents
 from dictionary_learning.evaluation.downstream._ranking import RANKINGS
 from dictionary_learning.evaluation.downstream._records import AbsorptionEntry, AbsorptionReport, LetterReport, Role
+from dictionary_learning.evaluation.downstream._rows import at_last_tokens, dense_latents
 from dictionary_learning.evaluation.downstream._words import letter_prefix, words_of
-from dictionary_learning.latents import to_dense
 from dictionary_learning.models import TracedModel, load_model
 
 _TEST_SHARE = 0.2
@@ -108,18 +108,9 @@ def feature_absorption(
             if one.reads != reads:
                 continue
             if config.random:
-                entries.append(
-                    _entry(
-                        RANDOM + one.name,
-                        "random",
-                        random_like(one, x, config.seed + number),
-                        x,
-                        told,
-                        is_test,
-                        config,
-                    )
-                )
-            entries.append(_entry(one.name, "dictionary", one, x, told, is_test, config))
+                random = random_like(one, x, config.seed + number, placed)
+                entries.append(_entry(random, "random", x, told, is_test, config))
+            entries.append(_entry(one, "dictionary", x, told, is_test, config))
     return AbsorptionReport(
         n_words=len(names), n_letters=max(n_letters), entries=entries, warning=_warning(traced, min(n_letters), config),
         settings=config.to_dict(),
@@ -157,29 +148,23 @@ def _is_test(letters: np.ndarray) -> np.ndarray:
 def _inputs(model: TracedModel, placed: Sequence[PlacedCandidate], ids: Tensor, batch_size: int) -> dict[tuple, Tensor]:
     """Returns the activations of the last tokens, by the sites that dictionaries read."""
     sites = list(dict.fromkeys(site for one in placed for site in one.reads))
-    parts: list[dict] = []
-    for batch in ids.split(batch_size):
-        captured = model.capture(batch, None, sites)
-        parts.append({site: x[:, -1].float() for site, x in captured.items()})
-    whole = {site: torch.cat([part[site] for part in parts]) for site in sites}
-    return {one.reads: torch.cat([whole[site] for site in one.reads], dim=-1).cpu() for one in placed}
+    whole = at_last_tokens(model, ids, sites, batch_size)
+    return {one.reads: torch.cat([whole[site] for site in one.reads], dim=-1) for one in placed}
 
 
 def _entry(
-    name: str, role: Role, one: PlacedCandidate, x: Float[Tensor, "n dim"], told: Sequence[Letter],
+    one: PlacedCandidate, role: Role, x: Float[Tensor, "n dim"], told: Sequence[Letter],
     is_test: np.ndarray, config: AbsorptionConfig,
 ) -> AbsorptionEntry:  # fmt: skip
     """Returns the figures of a dictionary."""
-    dictionary = one.dictionary
-    latents = to_dense(dictionary.reconstruct(x.to(dictionary.device, dictionary.dtype)).latents).float().cpu()
-    decoder = directions_of(dictionary)
-    values = latents.double().numpy()
+    latents, decoder = dense_latents(one, x), directions_of(one.dictionary)
+    train, test = (latents[torch.from_numpy(rows)].double().numpy() for rows in (~is_test, is_test))
     reports: list[LetterReport] = []
     resampled: dict[str, list[Tensor]] = {"rate": [], "fraction": []}
     n = min((int(letter.told.sum()) for letter in told), default=0)
     for number, letter in enumerate(told):
         options = (config.most_main, config.least_gain, config.strength)
-        main, f1 = main_latents(values, letter.truth, is_test, RANKINGS[config.ranking], *options)
+        main, f1 = main_latents(train, test, letter.truth, is_test, RANKINGS[config.ranking], *options)
         held = torch.from_numpy(letter.told)
         found = absorbed(latents[held], x[held], decoder, torch.from_numpy(letter.probe.weight).float(), main)
         of_words = {"rate": found.is_full.double(), "fraction": found.fraction.double()}
@@ -201,7 +186,7 @@ def _entry(
         for key, rows in resampled.items()
         if rows and len(rows[0]) > 1 and (bar := error_bar(torch.stack(rows).mean(0), max(n, 2))) is not None
     }
-    return AbsorptionEntry(name=name, role=role, metrics=metrics, errors=errors or None, letters=reports)
+    return AbsorptionEntry(name=one.name, role=role, metrics=metrics, errors=errors or None, letters=reports)
 
 
 def _warning(model: TracedModel, n_letters: int, config: AbsorptionConfig) -> str | None:

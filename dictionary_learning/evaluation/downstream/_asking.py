@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.evaluation.downstream._entities import Entities
+from dictionary_learning.evaluation.downstream._rows import bos_ids, padded
 from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
@@ -44,10 +45,7 @@ def ask(model: TracedModel, given: Entities, attribute: str) -> Asked:
         places.append(max(same - 1, 0))
         if row[attribute] not in firsts:
             firsts[row[attribute]] = _first_token(model, row[attribute])
-    longest = max(map(len, rows))
-    ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.bool)
-    for n, row in enumerate(rows):
-        ids[n, : len(row)], mask[n, : len(row)] = row, True
+    ids, mask = padded(rows)
     answers = torch.tensor([firsts[row[attribute]] for row in given.table.values()])
     choices = torch.tensor(sorted(set(firsts.values())))
     return Asked(ids, mask, torch.tensor(places), mask.sum(1) - 1, answers, choices)
@@ -55,8 +53,8 @@ def ask(model: TracedModel, given: Entities, attribute: str) -> Asked:
 
 def _first_token(model: TracedModel, value: str) -> int:
     ids = as_tokens(model, [f" {value}"]).input_ids[0].tolist()
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    return int(next(one for one in ids if one != bos))
+    bos = bos_ids(model).tolist()
+    return int(next(one for one in ids if one not in bos))
 
 
 def answers(

@@ -1,6 +1,7 @@
 """What scores are compared with: dictionaries without training, and principal components."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from dictionary_learning.dictionaries import AutoEncoderTopK
 from dictionary_learning.evaluation._candidates import PlacedCandidate
 from dictionary_learning.evaluation._splices import inputs_of
 from dictionary_learning.evaluation.downstream._pooling import TextReader
+from dictionary_learning.evaluation.downstream._rows import latents_of
 from dictionary_learning.latents import l0
 
 _SAMPLE = 64
 """Texts from which the L0 of dictionaries and the mean activation are measured."""
-RANDOM = "random like "
 
 
 @torch.no_grad()
@@ -39,26 +40,30 @@ def random_dictionaries(
             sums[number] += float(l0(made.latents)) * n
             totals[number] = totals[number] + x.float().sum(0)
     found: list[PlacedCandidate] = []
-    taken = {one.name for one in placed}
     for number, one in enumerate(placed):
-        name = RANDOM + one.name
-        while name in taken:  # somebody may call a dictionary so
-            name = f"a {name}"
         k = min(max(1, round(sums[number] / n_tokens)), one.dictionary.dict_size)
         mean = totals[number] / n_tokens
         assert isinstance(mean, Tensor)
         made = random_dictionary(mean, one.dictionary.dict_size, k, seed + number)
-        found.append(PlacedCandidate(name, made.to(one.dictionary.device), one.reads, one.reads))
+        found.append(PlacedCandidate(_name(one, placed), made.to(one.dictionary.device), one.reads, one.reads))
     return found
 
 
 @torch.no_grad()
-def random_like(one: PlacedCandidate, x: Float[Tensor, "n dim"], seed: int) -> PlacedCandidate:
-    """Returns a random dictionary of the shape and L0 that one has on these activations."""
-    rows = x.to(one.dictionary.device, one.dictionary.dtype)
-    k = max(1, round(float(l0(one.dictionary.reconstruct(rows).latents))))
+def random_like(
+    one: PlacedCandidate, x: Float[Tensor, "n dim"], seed: int, placed: Sequence[PlacedCandidate]
+) -> PlacedCandidate:
+    """Returns a random dictionary of one's shape, and of its L0 on these activations."""
+    k = max(1, round(float(l0(latents_of(one, x)))))
     made = random_dictionary(x.mean(0), one.dictionary.dict_size, min(k, one.dictionary.dict_size), seed)
-    return PlacedCandidate(RANDOM + one.name, made.to(one.dictionary.device), one.reads, one.writes)
+    return PlacedCandidate(_name(one, placed), made.to(one.dictionary.device), one.reads, one.writes)
+
+
+def _name(one: PlacedCandidate, placed: Sequence[PlacedCandidate]) -> str:
+    name = f"random like {one.name}"
+    while name in {other.name for other in placed}:  # somebody may call a dictionary so
+        name = f"a {name}"
+    return name
 
 
 def random_dictionary(center: Float[Tensor, "dim"], dict_size: int, k: int, seed: int) -> AutoEncoderTopK:
@@ -77,9 +82,19 @@ def random_dictionary(center: Float[Tensor, "dim"], dict_size: int, k: int, seed
     return made.requires_grad_(False)
 
 
-def principal_components(x: Float[np.ndarray, "n dim"], n_train: int) -> Float[np.ndarray, "n components"]:
-    """Returns the coordinates of all rows along the principal components of the first ones."""
-    mean = x[:n_train].mean(0)
-    _, sizes, axes = np.linalg.svd(x[:n_train] - mean, full_matrices=False)
-    real = sizes > 1e-9 * max(float(sizes[0]), 1e-300)
-    return (x - mean) @ axes[real].T
+class Components(NamedTuple):
+    """Principal components of rows: all that are more than rounding, the largest first."""
+
+    mean: Float[np.ndarray, "dim"]
+    axes: Float[np.ndarray, "components dim"]
+
+    def coordinates(self, x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n components"]:
+        """Returns where rows lie along the components."""
+        return (x - self.mean) @ self.axes.T
+
+
+def principal_components(x: Float[np.ndarray, "n dim"]) -> Components:
+    """Returns the principal components of rows."""
+    mean = x.mean(0)
+    _, sizes, axes = np.linalg.svd(x - mean, full_matrices=False)
+    return Components(mean, axes[sizes > 1e-9 * max(float(sizes[0]), 1e-300)])

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dictionary_learning.evaluation._candidates import PlacedCandidate
-from dictionary_learning.evaluation.downstream._baselines import random_dictionaries
+from dictionary_learning.evaluation.downstream._baselines import principal_components, random_dictionaries
 from dictionary_learning.evaluation.downstream._directions import directions_of
 from dictionary_learning.evaluation.downstream._pooling import TextReader, pool_texts
 from dictionary_learning.evaluation.downstream._records import Role
@@ -54,9 +54,8 @@ def coded_texts(
 
 
 def _components(x: np.ndarray, n_train: int, at: str) -> Coded:
-    mean = x[:n_train].mean(0)
-    axes = np.linalg.svd(x[:n_train] - mean, full_matrices=False)[2]
-    return Coded(f"PCA{at}", "pca", x, (x - mean) @ axes.T, axes)
+    found = principal_components(x[:n_train])
+    return Coded(f"PCA{at}", "pca", x, found.coordinates(x), found.axes)
 
 
 def effects(

@@ -1,11 +1,11 @@
 """How much of what latents say of a token comes from the text before it."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
@@ -17,7 +17,7 @@ from dictionary_learning.evaluation._bootstrap import document_weights, error_ba
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place
 from dictionary_learning.evaluation.downstream._baselines import random_like
 from dictionary_learning.evaluation.downstream._records import ContextReport, Role, Scored
-from dictionary_learning.latents import to_dense
+from dictionary_learning.evaluation.downstream._rows import at_last_tokens, bos_ids, dense_latents
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
 
@@ -86,12 +86,12 @@ def context_sensitivity(
             raise ConfigError(f"'{one.name}' reads whole contexts, and cannot read one token alone. Leave it out.")
     ids = _contexts(traced, text, config)
     sites = list(dict.fromkeys(site for one in placed for site in one.reads))
-    whole = _last(traced, ids, sites, config.batch_size)
-    special = _first(traced)
-    cut = {
-        m: _last(traced, torch.cat([special.expand(len(ids), -1), ids[:, -m:]], dim=1), sites, config.batch_size)
-        for m in dict.fromkeys(config.windows)
-    }
+    whole = at_last_tokens(traced, ids, sites, config.batch_size)
+    special = bos_ids(traced)
+    cut: dict[int, dict[Site, Tensor]] = {}
+    for m in dict.fromkeys(config.windows):
+        left = torch.cat([special.expand(len(ids), -1), ids[:, -m:]], dim=1)
+        cut[m] = at_last_tokens(traced, left, sites, config.batch_size)
     scores: list[Scored] = []
     for reads in dict.fromkeys(one.reads for one in placed):
         x = torch.cat([whole[site] for site in reads], dim=-1)
@@ -99,7 +99,7 @@ def context_sensitivity(
         scores += [_cosine(m, x, y, config) for m, y in others.items()]
         for number, one in enumerate(each for each in placed if each.reads == reads):
             if config.random:
-                scores += _kept(random_like(one, x, config.seed + number), "random", x, others, config)
+                scores += _kept(random_like(one, x, config.seed + number, placed), "random", x, others, config)
             scores += _kept(one, "dictionary", x, others, config)
     return ContextReport(n_tokens=len(ids), windows=tuple(cut), scores=scores, settings=config.to_dict())
 
@@ -122,27 +122,11 @@ def _contexts(model: TracedModel, text: Any, config: ContextConfig) -> Int[Tenso
     return torch.cat(found)[: config.n_tokens]
 
 
-def _first(model: TracedModel) -> Int[Tensor, "m"]:
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    return torch.tensor([bos] if isinstance(bos, int) else [], dtype=torch.long)
-
-
-def _last(
-    model: TracedModel, ids: Tensor, sites: Sequence[Site], batch_size: int
-) -> dict[Site, Float[Tensor, "n dim"]]:
-    parts = [model.capture(part, None, list(sites)) for part in ids.split(batch_size)]
-    return {site: torch.cat([part[site][:, -1].float().cpu() for part in parts]) for site in sites}
-
-
-def _latents(one: PlacedCandidate, x: Tensor) -> Any:
-    return one.dictionary.reconstruct(x.to(one.dictionary.device, one.dictionary.dtype)).latents
-
-
 def _kept(one: PlacedCandidate, role: Role, x: Tensor, others: Any, config: ContextConfig) -> list[Scored]:
-    f = to_dense(_latents(one, x)).float().cpu()
+    f = dense_latents(one, x)
     found: list[Scored] = []
     for m, y in others.items():
-        g = to_dense(_latents(one, y)).float().cpu()
+        g = dense_latents(one, y)
         smaller = torch.minimum(f.abs(), g.abs()) * (f * g > 0)
         sums = {
             "kept": (((f != 0) & (g != 0)).sum(1), (f != 0).sum(1)),

@@ -21,12 +21,12 @@ from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place
 from dictionary_learning.evaluation.downstream._asking import Asked, answers, ask, at_entities
-from dictionary_learning.evaluation.downstream._baselines import random_like
+from dictionary_learning.evaluation.downstream._baselines import principal_components, random_like
 from dictionary_learning.evaluation.downstream._directions import check_decoder, directions_of
 from dictionary_learning.evaluation.downstream._entities import EntitiesLike, as_entities
 from dictionary_learning.evaluation.downstream._ranking import best_columns
 from dictionary_learning.evaluation.downstream._records import DisentanglingReport, Role, Scored
-from dictionary_learning.latents import to_dense
+from dictionary_learning.evaluation.downstream._rows import dense_latents
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
 
@@ -117,9 +117,8 @@ def disentangle_attributes(
     pairs = _pairs(list(asked.values()), config)
     scores: list[Scored] = []
     for site in dict.fromkeys(one.reads[0] for one in placed):
-        own = [one for one in placed if one.reads[0] == site]
         x = {attribute: at_entities(traced, one, site, config.batch_size) for attribute, one in asked.items()}
-        for view in _views(own, x, config):
+        for view in _views(placed, site, x, config):
             scores += _scores(traced, view, site, asked, pairs, config)
         everything = _View("all activations", "dense", x, torch.eye(next(iter(x.values())).shape[1]))
         scores += _scores(traced, everything, site, asked, pairs, config)
@@ -140,26 +139,24 @@ def _pairs(asked: Sequence[Asked], config: DisentanglingConfig) -> Int[Tensor, "
     return torch.tensor(found[: config.n_pairs])
 
 
-def _views(placed: Sequence[PlacedCandidate], x: Mapping[str, Tensor], config: DisentanglingConfig) -> Iterable[_View]:
+def _views(
+    placed: Sequence[PlacedCandidate], site: Site, x: Mapping[str, Tensor], config: DisentanglingConfig
+) -> Iterable[_View]:
     whole = torch.cat(list(x.values()))
     if config.random:
-        mean = whole.mean(0)
-        axes = torch.linalg.svd(whole - mean, full_matrices=False)[2]
-        yield _View("PCA", "pca", {key: (rows - mean) @ axes.T for key, rows in x.items()}, axes)
-    for number, one in enumerate(placed):
+        found = principal_components(whole.double().numpy())
+        of = {key: torch.from_numpy(found.coordinates(rows.double().numpy())).float() for key, rows in x.items()}
+        yield _View("PCA", "pca", of, torch.from_numpy(found.axes).float())
+    for number, one in enumerate(each for each in placed if each.reads[0] == site):
         if config.random:
-            random = random_like(one, whole, config.seed + number)
+            random = random_like(one, whole, config.seed + number, placed)
             yield _view(random.name, "random", random, x)
         yield _view(one.name, "dictionary", one, x)
 
 
 def _view(name: str, role: Role, one: PlacedCandidate, x: Mapping[str, Tensor]) -> _View:
-    latents = {key: to_dense(_latents(one, rows)).float().cpu() for key, rows in x.items()}
+    latents = {key: dense_latents(one, rows) for key, rows in x.items()}
     return _View(name, role, latents, directions_of(one.dictionary))
-
-
-def _latents(one: PlacedCandidate, x: Tensor) -> Any:
-    return one.dictionary.reconstruct(x.to(one.dictionary.device, one.dictionary.dtype)).latents
 
 
 def _scores(

@@ -60,14 +60,14 @@ def cities() -> Entities:
 
 
 def as_entities(given: Any, prompts: Mapping[str, str] | None) -> Entities:
-    """Returns entities from a mapping, or from rows or a file with a column "entity".
+    """Returns entities from a mapping, rows or a file with a column "entity"; the cities for None.
 
     Raises:
         ConfigError: there is no prompt for two attributes, or one has no {}.
         DataError: an entity lacks an attribute.
     """
     if given is None:
-        return Entities(cities().table, dict(prompts or CITY_PROMPTS))
+        given, prompts = cities().table, CITY_PROMPTS if prompts is None else prompts
     if not prompts or len(prompts) < 2:
         raise ConfigError(
             f"Got prompts={short(prompts)}; give one for each of at least two attributes, with {{}} for the entity."

@@ -1,16 +1,16 @@
 """Rows of tables in files: CSV, TSV and JSONL, also compressed."""
 
 import csv
-import gzip
 import io
 import json
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning.data._decompressed import COMPRESSIONS, decompressed
 from dictionary_learning.errors import DataError
 
 _TABLES = (".csv", ".tsv", ".jsonl")
-SUFFIXES = tuple(f"{table}{packed}" for table in _TABLES for packed in ("", ".gz", ".zst"))
+SUFFIXES = tuple(f"{table}{packed}" for table in _TABLES for packed in ("", *COMPRESSIONS))
 
 
 def rows_of_file(path: Path) -> list[Any]:
@@ -31,22 +31,16 @@ def rows_of_bytes(data: bytes, name: str) -> list[Any]:
     if not low.endswith(SUFFIXES):
         raise DataError(f"'{name}' has another form than {', '.join(_TABLES)} (also .gz or .zst). Convert it to one.")
     try:
-        if low.endswith(".zst"):
-            import zstandard
-
-            data, low = zstandard.ZstdDecompressor().decompressobj().decompress(data), low.removesuffix(".zst")
-        elif low.endswith(".gz"):
-            data, low = gzip.decompress(data), low.removesuffix(".gz")
+        suffix = Path(low).suffix
+        if suffix in COMPRESSIONS:
+            with decompressed(data, suffix) as file:
+                data, low = file.read(), low.removesuffix(suffix)
         words = data.decode("utf-8-sig")
         if low.endswith(".jsonl"):
             return [json.loads(line) for line in words.split("\n") if line.strip()]
         return _table(words, "\t" if low.endswith(".tsv") else ",")
-    except (ValueError, EOFError, OSError, csv.Error, RuntimeError) as error:
+    except (ValueError, OSError, csv.Error, RuntimeError) as error:  # pyarrow raises the first two
         raise DataError(f"'{name}' cannot be read ({type(error).__name__}: {error}). Check the file.") from error
-    except Exception as error:
-        if type(error).__module__.split(".")[0] != "zstandard":
-            raise
-        raise DataError(f"'{name}' is damaged ({error}). Check the file.") from error
 
 
 def _table(words: str, delimiter: str) -> list[Any]:

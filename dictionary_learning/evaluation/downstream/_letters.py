@@ -49,7 +49,8 @@ def _f1(truth: np.ndarray, says: np.ndarray) -> float:
 
 
 def main_latents(
-    latents: Float[np.ndarray, "n dict_size"],
+    train: Float[np.ndarray, "n_train dict_size"],
+    test: Float[np.ndarray, "n_test dict_size"],
     truth: Bool[np.ndarray, "n"],
     is_test: Bool[np.ndarray, "n"],
     ranking: Ranking,
@@ -61,16 +62,16 @@ def main_latents(
 
     Only latents that are larger on words of the letter can be its own.
     """
-    train, y = latents[~is_test], truth[~is_test]
+    y = truth[~is_test]
     values = ranking(train, y)
     values = np.where(train[y].mean(0) > train[~y].mean(0), values, -1.0)
     order = best_columns(values, min(most_main, train.shape[1]))
     best, n = -1.0, 0
     for k in range(1, len(order) + 1):
-        part = latents[:, order[:k]]
-        scale = np.where(part[~is_test].std(0) > 0, part[~is_test].std(0), np.inf)
-        probe = fit_logistic(part[~is_test] / scale, y, strength)
-        f1 = _f1(truth[is_test], probe.scores(part[is_test] / scale) > 0)
+        part = train[:, order[:k]]
+        scale = np.where(part.std(0) > 0, part.std(0), np.inf)
+        probe = fit_logistic(part / scale, y, strength)
+        f1 = _f1(truth[is_test], probe.scores(test[:, order[:k]] / scale) > 0)
         if k > 1 and f1 - best <= least_gain:
             break
         best, n = f1, k

@@ -5,6 +5,7 @@ are logistic regressions that converge.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.evaluation._bootstrap import document_weights, error_bar
+from dictionary_learning.evaluation._bootstrap import error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
 from dictionary_learning.evaluation.downstream._coded import Coded, coded_texts, effects, strongest
 from dictionary_learning.evaluation.downstream._directions import check_decoder
-from dictionary_learning.evaluation.downstream._logistic import LinearProbe, fit_probe
+from dictionary_learning.evaluation.downstream._fitted import FittedProbes
 from dictionary_learning.evaluation.downstream._pooling import TextReader
 from dictionary_learning.evaluation.downstream._records import AblationScoresReport, Scored
+from dictionary_learning.evaluation.downstream._rows import once_and_resampled
 from dictionary_learning.evaluation.downstream._splitting import Problem, Split, split_task
 from dictionary_learning.evaluation.downstream._tasks import TaskLike, as_probe_tasks
 from dictionary_learning.evaluation.downstream._triples import ExamplesLike, paired
@@ -92,46 +94,47 @@ def targeted_probe_perturbation(
     """
     config = config or PerturbationConfig()
     traced, placed = _placed(model, candidates)
+    name, split = split_of(task, config)
+    coded = _coded(traced, placed, split, config)
+    weights = once_and_resampled(split.n_test, config.n_resamples, config.seed)
+    scores: list[Scored] = []
+    accuracies: dict[str, float] = {}
+    for views in _by_site(coded):
+        told = FittedProbes(views[0].x, split.problems, split, config.strengths, weights)
+        accuracies = accuracies or {
+            one.name: float(row[0]) for one, row in zip(split.problems, told.clean, strict=True)
+        }
+        for view in views:
+            ranked = [
+                effects(view, probe.weight, one.train, one.truth[one.train], signed=True)
+                for probe, one in zip(told.probes, split.problems, strict=True)
+            ]
+            for n in (n for n in config.ns if n <= len(view.decoder)):
+                # (ablated class, class of the probe, resamples)
+                lost = torch.stack([told.lost_by(view, values, n) for values in ranked])
+                intended = lost.diagonal(dim1=0, dim2=1).mean(-1)  # (resamples,)
+                unintended = (lost.sum(dim=(0, 1)) - intended * len(lost)) / (len(lost) * (len(lost) - 1))
+                values = {"tpp": intended - unintended, "intended": intended, "unintended": unintended}
+                scores.append(_scored(view, n, values, split.n_test))
+    return AblationScoresReport(
+        kind="tpp", name=name, scores=scores, probes=accuracies, warning=WARNING, settings=config.to_dict()
+    )
+
+
+def split_of(task: TaskLike, config: PerturbationConfig) -> tuple[str, Split]:
+    """Returns the name of a task, and its texts that train and test probes.
+
+    Raises:
+        ConfigError: there are several tasks.
+        DataError: it cannot be read, or fewer than three classes have enough texts.
+    """
     tasks = as_probe_tasks(task)
     if len(tasks) != 1:
         raise ConfigError(f"Got {len(tasks)} tasks; give one, of at least three classes.")
     split = split_task(tasks[0], n_train=config.n_train, n_test=config.n_test, balanced=True, seed=config.seed)
     if len(split.problems) < 3:
         raise DataError(f"Task '{tasks[0].name}' has {len(split.classes)} classes with enough texts; TPP needs three.")
-    coded = _coded(traced, placed, split, config)
-    probes = _probes(coded[0].x, split.problems, config)
-    weights = _weights(split, config)
-    scores: list[Scored] = []
-    for view in coded:
-        if view.x is not coded[0].x:
-            probes = _probes(view.x, split.problems, config)
-        ranked = [
-            effects(view, probe.weight, one.train, one.truth[one.train], signed=True)
-            for probe, one in zip(probes, split.problems, strict=True)
-        ]
-        clean = [
-            _accuracy(probe, view.x, one, split, weights) for probe, one in zip(probes, split.problems, strict=True)
-        ]
-        for n in (n for n in config.ns if n <= len(view.decoder)):
-            lost = torch.stack([
-                torch.stack([
-                    clean[j] - _accuracy(probes[j], changed, other, split, weights)
-                    for j, other in enumerate(split.problems)
-                ])
-                for values in ranked
-                for changed in [view.without(strongest(values, n))]
-            ])  # (ablated class, class of the probe, resamples)  # fmt: skip
-            intended = lost.diagonal(dim1=0, dim2=1).mean(-1)  # (resamples,)
-            unintended = (lost.sum(dim=(0, 1)) - intended * len(lost)) / (len(lost) * (len(lost) - 1))
-            values = {"tpp": intended - unintended, "intended": intended, "unintended": unintended}
-            scores.append(_scored(view, n, values, split.n_test))
-    accuracies = {
-        one.name: float(_accuracy(probe, coded[0].x, one, split, weights)[0])
-        for probe, one in zip(_probes(coded[0].x, split.problems, config), split.problems, strict=True)
-    }
-    return AblationScoresReport(
-        kind="tpp", name=tasks[0].name, scores=scores, probes=accuracies, warning=WARNING, settings=config.to_dict()
-    )
+    return tasks[0].name, split
 
 
 @checked()
@@ -180,25 +183,25 @@ def spurious_correlation_removal(
     truths = {"label": label_of, "attribute": attribute_of}
     problems = {key: Problem(key, train, test, truth) for key, truth in truths.items()}
     biased = Problem("biased", train[label_of[train] == attribute_of[train]], test, label_of)
-    weights = _weights(split, config)
+    weights = once_and_resampled(split.n_test, config.n_resamples, config.seed)
     scores: list[Scored] = []
     accuracies: dict[str, float] = {}
-    for view in coded:
-        probes = dict(zip(problems, _probes(view.x, list(problems.values()), config), strict=True))
-        (own,) = _probes(view.x, [biased], config)
-        clean = {key: _accuracy(probes[key], view.x, one, split, weights) for key, one in problems.items()}
-        before = {key: _accuracy(own, view.x, one, split, weights) for key, one in problems.items()}
+    for views in _by_site(coded):
+        x = views[0].x
+        told = FittedProbes(x, [*problems.values(), biased], split, config.strengths, weights)
+        probes, (*_, own) = dict(zip(problems, told.probes, strict=False)), told.probes
+        clean = dict(zip(problems, told.clean, strict=False))
+        before = {key: told.accuracy(own, x, one) for key, one in problems.items()}
         accuracies = accuracies or {
             **{key: float(value[0]) for key, value in clean.items()},
             **{f"biased on {key}": float(value[0]) for key, value in before.items()},
         }
         worse = min(before, key=lambda key: float(before[key][0]))
-        for n in (n for n in config.ns if n <= len(view.decoder)):
+        for view, n in ((view, n) for view in views for n in config.ns if n <= len(view.decoder)):
             found: dict[str, Tensor] = {}
             for key, other in (("label", "attribute"), ("attribute", "label")):
                 values = effects(view, probes[other].weight, train, truths[other][train], signed=False)
-                changed = view.without(strongest(values, n))
-                after = _accuracy(own, changed, problems[key], split, weights)
+                after = told.accuracy(own, view.without(strongest(values, n)), problems[key])
                 room = clean[key] - before[key]
                 found[f"scr_{key}"] = torch.where(room > 0, (after - before[key]) / room, torch.nan)
             scores.append(_scored(view, n, {"scr": found[f"scr_{worse}"], **found}, split.n_test))
@@ -224,21 +227,9 @@ def _coded(
     return coded_texts(reader, placed, split.texts, split.n_train, config.random, config.seed)
 
 
-def _probes(x: np.ndarray, problems: Sequence[Problem], config: PerturbationConfig) -> list[LinearProbe]:
-    return [fit_probe(x[one.train], one.truth[one.train], config.strengths) for one in problems]
-
-
-def _weights(split: Split, config: PerturbationConfig) -> Tensor:
-    once = torch.ones(1, split.n_test, dtype=torch.float64)
-    resampled = document_weights(split.n_test, config.n_resamples, config.seed)
-    return once if resampled is None else torch.cat([once, resampled])
-
-
-def _accuracy(probe: LinearProbe, x: np.ndarray, problem: Problem, split: Split, weights: Tensor) -> Tensor:
-    """Returns the accuracy over resamples; the first is that of the test itself."""
-    right = (probe.scores(x[problem.test]) > 0) == problem.truth[problem.test]
-    own = weights[:, torch.from_numpy(problem.test) - split.n_train]
-    return own @ torch.from_numpy(right.astype(np.float64)) / own.sum(1)
+def _by_site(coded: Sequence[Coded]) -> list[list[Coded]]:
+    """Returns the views that have the same activations together: they stand one after another."""
+    return [list(views) for _, views in itertools.groupby(coded, key=lambda view: id(view.x))]
 
 
 def _scored(view: Coded, n: int, values: Mapping[str, Tensor], n_test: int) -> Scored:

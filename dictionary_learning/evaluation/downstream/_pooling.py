@@ -10,6 +10,7 @@ from torch import Tensor
 from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation._candidates import PlacedCandidate
 from dictionary_learning.evaluation._splices import inputs_of
+from dictionary_learning.evaluation.downstream._rows import bos_ids, padded
 from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
 from dictionary_learning.latents import Latents, to_dense
 from dictionary_learning.models import TracedModel
@@ -63,7 +64,7 @@ class TextReader:
             ids = as_tokens(self.model, [text]).input_ids[0]
             if len(ids) > self.ctx_len:
                 n_cut += 1
-                has_bos = int(ids[0]) == getattr(self.model.tokenizer, "bos_token_id", None)
+                has_bos = ids[:1].tolist() == bos_ids(self.model).tolist()
                 first = 1 if has_bos and self.keeps_end else 0
                 ids = torch.cat([ids[:first], ids[first - self.ctx_len :]]) if self.keeps_end else ids[: self.ctx_len]
             found.append(ids)
@@ -80,11 +81,7 @@ class TextReader:
         special = special_ids(self.model)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            longest = max(len(tokens[n]) for n in chosen)
-            ids = torch.zeros(len(chosen), longest, dtype=torch.long)
-            mask = torch.zeros(len(chosen), longest, dtype=torch.bool)
-            for row, n in enumerate(chosen):
-                ids[row, : len(tokens[n])], mask[row, : len(tokens[n])] = tokens[n], True
+            ids, mask = padded([tokens[n] for n in chosen])
             counted = ordinary(ids, mask, special)  # (batch, ctx)
             lengths = counted.sum(-1)
             if not lengths.all():

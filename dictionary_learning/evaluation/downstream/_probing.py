@@ -15,7 +15,7 @@ from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation._bootstrap import ErrorBar, document_weights, error_bar
+from dictionary_learning.evaluation._bootstrap import ErrorBar, error_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
 from dictionary_learning.evaluation.downstream._baselines import principal_components, random_dictionaries
 from dictionary_learning.evaluation.downstream._figures import figures_of
@@ -23,6 +23,7 @@ from dictionary_learning.evaluation.downstream._logistic import fit_probe
 from dictionary_learning.evaluation.downstream._pooling import Pooled, Pooling, TextReader, pool_texts
 from dictionary_learning.evaluation.downstream._ranking import RANKINGS, best_columns
 from dictionary_learning.evaluation.downstream._records import ProbingReport, Role, Scored, TaskReport
+from dictionary_learning.evaluation.downstream._rows import once_and_resampled
 from dictionary_learning.evaluation.downstream._splitting import Problem, Split, split_task
 from dictionary_learning.evaluation.downstream._tasks import ProbeTask, TaskLike, as_probe_tasks
 from dictionary_learning.models import load_model
@@ -165,9 +166,7 @@ def _figures(
     seed: int,
 ) -> list[_Figures]:
     """Returns the figures of all dictionaries and baselines of a task."""
-    once = torch.ones(1, split.n_test, dtype=torch.float64)
-    resampled = document_weights(split.n_test, config.n_resamples, seed)
-    weights = once if resampled is None else torch.cat([once, resampled])  # the first row is the figure itself
+    weights = once_and_resampled(split.n_test, config.n_resamples, seed)
     found: list[_Figures] = []
     if "majority" in config.baselines:
         found.append(_Figures("majority class", "majority", None, _majority(split, weights), split.n_test))
@@ -177,9 +176,8 @@ def _figures(
         if "dense" in config.baselines:
             found += _at_ks(f"all activations{at}", "dense", x, None, split, config, weights)
         if "pca" in config.baselines:
-            found += _at_ks(
-                f"PCA{at}", "pca", principal_components(x, split.n_train), config.ks, split, config, weights
-            )
+            components = principal_components(x[: split.n_train]).coordinates(x)
+            found += _at_ks(f"PCA{at}", "pca", components, config.ks, split, config, weights)
         if "neurons" in config.baselines:
             found += _at_ks(f"neurons{at}", "neurons", x, config.ks, split, config, weights)
         baselines = {(one.role, one.k): one for one in found}

@@ -23,7 +23,7 @@ _L1_STRENGTH = 1.0
 
 @RANKINGS.register("mean_difference")
 def mean_difference(x: Float[np.ndarray, "n dim"], y: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "dim"]:
-    """Is |mean of the class - mean of the others| / mean of the absolute non-zero values.
+    """Returns |mean of the class - mean of the others| / mean of the absolute non-zero values.
 
     As in sae-probes 0.4; without the divisor, latents of large values come first.
     """
@@ -33,7 +33,7 @@ def mean_difference(x: Float[np.ndarray, "n dim"], y: Bool[np.ndarray, "n"]) -> 
 
 @RANKINGS.register("f_statistic")
 def f_statistic(x: Float[np.ndarray, "n dim"], y: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "dim"]:
-    """Is F of an analysis of variance: the variance between the classes over that within."""
+    """Returns F of an analysis of variance: the variance between the classes over that within."""
     groups = (x[y], x[~y])
     between = sum(len(g) * (g.mean(0) - x.mean(0)) ** 2 for g in groups)
     within = sum(((g - g.mean(0)) ** 2).sum(0) for g in groups) / max(len(x) - 2, 1)
@@ -43,7 +43,7 @@ def f_statistic(x: Float[np.ndarray, "n dim"], y: Bool[np.ndarray, "n"]) -> Floa
 
 @RANKINGS.register("l1")
 def l1(x: Float[np.ndarray, "n dim"], y: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "dim"]:
-    """Is |weight| of each standardized column in a logistic regression with an L1 penalty."""
+    """Returns |weight| of each standardized column in a logistic regression with an L1 penalty."""
     found = np.zeros(x.shape[1])
     chosen = best_columns(f_statistic(x, y), _CANDIDATES)
     part = x[:, chosen]

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from dictionary_learning.errors import DataError, ModelError
+from dictionary_learning.evaluation.downstream._rows import bos_ids
 from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.models import TracedModel
 
@@ -63,8 +63,7 @@ def letter_prefix(model: TracedModel, examples: Sequence[str]) -> Int[Tensor, "c
     lines = [f" {word} has the first letter: {word[0].upper()}\n" for word in examples]
     if lines:
         return as_tokens(model, ["".join(lines)]).input_ids[0]
-    bos = getattr(model.tokenizer, "bos_token_id", None)
-    return torch.tensor([bos] if isinstance(bos, int) else [], dtype=torch.long)
+    return bos_ids(model)
 
 
 def _is_word(text: str) -> bool:

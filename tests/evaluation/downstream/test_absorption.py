@@ -80,16 +80,17 @@ def test_main_latents_grow_while_f1_does():
     halves = np.arange(200) % 16 < 8
     x = np.random.default_rng(0).random((200, 6)) * 0.01
     x[y & halves, 2], x[y & ~halves, 4] = 1, 1
-    latents, f1 = main_latents(x, y, is_test, RANKINGS["f_statistic"], 5, 0.03, 100.0)
+    latents, f1 = main_latents(x[~is_test], x[is_test], y, is_test, RANKINGS["f_statistic"], 5, 0.03, 100.0)
     assert set(latents) == {2, 4} and f1 == 1
-    (one,), lower = main_latents(x, y, is_test, RANKINGS["f_statistic"], 1, 0.03, 100.0)
+    (one,), lower = main_latents(x[~is_test], x[is_test], y, is_test, RANKINGS["f_statistic"], 1, 0.03, 100.0)
     assert one in (2, 4) and lower < 1
 
 
 def test_latents_that_are_smaller_on_the_letter_are_not_its_own():
     y = np.arange(80) % 2 == 0
     x = np.column_stack([(~y).astype(float), y * 0.5 + np.random.default_rng(0).random(80) * 0.4])
-    assert main_latents(x, y, np.arange(80) >= 60, RANKINGS["f_statistic"], 1, 0.03, 1.0)[0] == [1]
+    found, _ = main_latents(x[:60], x[60:], y, np.arange(80) >= 60, RANKINGS["f_statistic"], 1, 0.03, 1.0)
+    assert found == [1]
 
 
 def test_no_letter_no_figure():
@@ -102,6 +103,13 @@ def test_no_letter_no_figure():
     )
     assert random.n_letters == 0 and "no figure" in random.warning
     assert math.isnan(random.entries[0].metrics["rate"]) and random.entries[0].letters == []
+
+
+def test_a_dictionary_may_have_the_name_of_a_random_one():
+    traced, made = letter_model()[0], absorbing_dictionary()
+    candidates = [Candidate("d", made, SITE), Candidate("random like d", made, SITE)]
+    report = feature_absorption(traced, candidates, config=CONFIG.replace(n_resamples=0))
+    assert len({one.name for one in report.entries}) == len(report.entries) == 4
 
 
 def test_words_are_tokens_of_letters_alone():

@@ -46,6 +46,14 @@ def test_shares_are_those_of_single_tokens():
     assert by_name(report)["d", 3]["kept"] == pytest.approx(kept / active)
 
 
+def test_a_dictionary_may_have_the_name_of_a_random_one():
+    made = AutoEncoderTopK(tiny.DIM, 24, 4)
+    candidates = [Candidate("d", made, SITE), Candidate("random like d", made, SITE)]
+    report = context_sensitivity(model(), candidates, TEXT, CONFIG)
+    names = [one.name for one in report.scores if one.k == 1 and one.role in ("random", "dictionary")]
+    assert len(names) == len(set(names)) == 4
+
+
 def test_wrong_windows_and_short_text_are_refused():
     with pytest.raises(ConfigError, match="windows"):
         ContextConfig(windows=(64,), ctx_len=64)

@@ -31,15 +31,15 @@ def told(traced, names=NAMES):
 
 def test_changing_everything_and_nothing_scores_a_half():
     traced = model()
-    silent = speller(traced, loud_words(traced, 2))
+    words = loud_words(traced, 2)
+    assert not set(words) & set(NAMES)  # so that the dictionary is silent on all entities
+    silent = speller(traced, words)
     report = disentangle_attributes(traced, Candidate("d", silent, SITE), told(traced), CONFIG, prompts=PROMPTS)
     assert report.n_entities == len(NAMES) and report.attributes == ("one", "two")
     found = {(one.name, one.k): one.metrics for one in report.scores}
     # the embedding of an entity is all that prompts differ in
     assert found["all activations", None] == {"score": 0.5, "cause": 1.0, "isolation": 0.0}
-    silent_on_all = not set(loud_words(traced, 2)) & set(NAMES)
-    if silent_on_all:
-        assert found["d", 8] == {"score": 0.5, "cause": 0.0, "isolation": 1.0}
+    assert found["d", 8] == {"score": 0.5, "cause": 0.0, "isolation": 1.0}
     assert {one.role for one in report.scores} == {"dictionary", "random", "pca", "dense"}
 
 
@@ -52,6 +52,14 @@ def test_scores_are_means_of_cause_and_isolation():
     for one in report.scores:
         assert one.metrics["score"] == pytest.approx((one.metrics["cause"] + one.metrics["isolation"]) / 2)
         assert one.errors is None or set(one.errors) <= {"score", "cause", "isolation"}
+
+
+def test_a_dictionary_may_have_the_name_of_a_random_one():
+    traced, made = model(), AutoEncoderTopK(tiny.DIM, 24, 4)
+    candidates = [Candidate("d", made, SITE), Candidate("random like d", made, "model.layers.0")]
+    report = disentangle_attributes(traced, candidates, told(traced), CONFIG, prompts=PROMPTS)
+    names = [(one.name, one.k) for one in report.scores if one.role in ("random", "dictionary")]
+    assert len(names) == len(set(names)) == 8
 
 
 def test_spread_is_the_share_of_variance_between_groups():
@@ -75,6 +83,12 @@ def test_cities_have_all_attributes_and_few_values():
     }
 
 
+def test_cities_may_have_other_prompts():
+    prompts = {"country": "{} is in", "language": "In {} people speak"}
+    assert as_entities(None, prompts) == (cities().table, prompts)
+    assert as_entities(None, None) == cities()
+
+
 def test_entities_of_rows_and_files_are_those_of_a_mapping(tmp_path):
     table = {"w1": {"one": "w2", "two": "w3"}, "w4": {"one": "w5", "two": "w6"}}
     rows = [{"entity": name, **row} for name, row in table.items()]
@@ -92,6 +106,10 @@ def test_entities_of_rows_and_files_are_those_of_a_mapping(tmp_path):
         ({"w1": {"one": "w2"}}, {"one": "{}"}, ConfigError, "at least two"),
         ({"w1": {"one": "w2"}}, None, ConfigError, "prompts=None"),
         ({"w1": {}}, {"one": "x", "two": "{}"}, ConfigError, "has to stand once"),
+        (None, {"country": "{} is in", "mayor": "{}'s mayor is"}, DataError, "has None as 'mayor'"),
+        (None, {"country": "{} is in"}, ConfigError, "at least two"),
+        (None, {}, ConfigError, "at least two"),
+        (None, {"country": "{} is in", "language": "People speak"}, ConfigError, "has to stand once"),
     ],
 )
 def test_wrong_entities_are_refused(given, prompts, error, said):

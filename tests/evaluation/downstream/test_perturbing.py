@@ -11,10 +11,13 @@ from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._candidates import place
 from dictionary_learning.evaluation.downstream import (
     PerturbationConfig,
+    _fitted,
     spurious_correlation_removal,
     targeted_probe_perturbation,
 )
+from dictionary_learning.evaluation.downstream._baselines import principal_components
 from dictionary_learning.evaluation.downstream._coded import coded_texts, effects, strongest
+from dictionary_learning.evaluation.downstream._logistic import fit_probe
 from dictionary_learning.evaluation.downstream._pooling import TextReader
 from tests import tiny
 from tests.evaluation.downstream.planted import SITE, loud_words, model, speller, texts_with
@@ -40,6 +43,16 @@ def test_means_without_latents_are_those_of_tokens_without_them():
         assert torch.allclose(torch.from_numpy(views[2].without(np.array(chosen))[number]).float(), expected, atol=1e-4)
 
 
+def test_components_are_directions_of_the_largest_variance_without_those_of_rounding():
+    x = np.random.default_rng(0).normal(size=(6, 9)) * np.arange(1, 10)
+    found = principal_components(x)
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    assert found.axes.shape == (5, 9)  # six rows differ in five directions
+    assert np.abs(np.diag(found.axes @ vectors[:, ::-1])) == pytest.approx(1)
+    assert found.coordinates(x).var(0) == pytest.approx(values[::-1][:5])
+    assert found.coordinates(x) @ found.axes + found.mean == pytest.approx(x)
+
+
 def test_effects_are_their_formula():
     traced, made = model(), AutoEncoderTopK(tiny.DIM, 24, 4)
     placed = place(traced, Candidate("d", made, "model.layers.1"))
@@ -52,11 +65,25 @@ def test_effects_are_their_formula():
         one = change * float(made.W_dec[i].detach().double().numpy() @ weight)
         assert effects(view, weight, rows, truth, signed=False)[i] == pytest.approx(abs(one), abs=1e-9)
         assert effects(view, weight, rows, truth, signed=True)[i] == pytest.approx(one if change > 0 else 0, abs=1e-9)
-    assert strongest(effects(view, weight, rows, truth, signed=True), 24).tolist() == [
-        i
-        for i in strongest(effects(view, weight, rows, truth, signed=True), 24)
-        if effects(view, weight, rows, truth, signed=True)[i] > 0
-    ]
+    values = effects(view, weight, rows, truth, signed=True)
+    assert (values > 0).any() and (values < 0).any()
+    expected = [i for value, i in sorted((-value, i) for i, value in enumerate(values)) if value < 0]
+    for n in (1, 3, 24):
+        assert strongest(values, n).tolist() == expected[:n]
+    assert strongest(np.array([0.0, 2, -3, 2, 5]), 4).tolist() == [4, 1, 3]
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """The number of probes that are fitted with cross-validation."""
+    counted = []
+
+    def counting(*given, **options):
+        counted.append(1)
+        return fit_probe(*given, **options)
+
+    monkeypatch.setattr(_fitted, "fit_probe", counting)
+    return counted
 
 
 def words_and_dictionary():
@@ -65,7 +92,7 @@ def words_and_dictionary():
     return traced, words, speller(traced, words)
 
 
-def test_latents_of_one_class_hurt_its_probe_alone():
+def test_latents_of_one_class_hurt_its_probe_alone(fits):
     traced, words, made = words_and_dictionary()
     texts = texts_with(words, 240, 0, longest=4)
     rows = [(f"{text} {words[n % 3]}", "abc"[n % 3]) for n, text in enumerate(texts)]
@@ -78,9 +105,10 @@ def test_latents_of_one_class_hurt_its_probe_alone():
     assert own.errors["tpp"].low <= own.metrics["tpp"] <= own.errors["tpp"].high
     assert set(report.probes) == {"a", "b", "c"} and min(report.probes.values()) > 0.8
     assert "2605.18229" in report.warning
+    assert len(fits) == 3  # one for each class, and not for each view
 
 
-def test_ablating_the_attribute_frees_the_probe():
+def test_ablating_the_attribute_frees_the_probe(fits):
     traced = model()
     words = loud_words(traced, 4)
     made = speller(traced, words)
@@ -90,6 +118,7 @@ def test_ablating_the_attribute_frees_the_probe():
         for n, text in enumerate(texts)
     ]
     report = spurious_correlation_removal(traced, Candidate("d", made, SITE), rows, CONFIG)
+    assert len(fits) == 3  # of the label, the attribute, and both at once
     found = {(one.name, one.k): one for one in report.scores}
     assert report.probes["label"] > 0.9 and report.probes["biased on label"] < report.probes["label"]
     assert found["d", 2].metrics["scr_label"] > 0.5 and found["d", 2].metrics["scr_attribute"] > 0.5

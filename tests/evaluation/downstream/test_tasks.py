@@ -133,6 +133,23 @@ def test_damaged_files_are_refused(tmp_path, suffix, data):
         as_probe_tasks(tmp_path / f"a.{suffix}")
 
 
+PACKERS = {".zst": zstandard.ZstdCompressor().compress, ".gz": gzip.compress}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_several_frames_are_read_and_a_cut_file_is_refused(tmp_path, suffix):
+    pack, path = PACKERS[suffix], tmp_path / f"task.csv{suffix}"
+    lines = csv_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(map(pack, lines)))
+    assert as_probe_tasks(path) == [TASK]
+    # each cut but those between frames, where nothing tells what is missing
+    whole = pack(csv_bytes())
+    for n in range(1, len(whole)):
+        path.write_bytes(whole[:n])
+        with pytest.raises(DataError, match="cannot be read"):
+            as_probe_tasks(path)
+
+
 @pytest.fixture
 def wheel(tmp_path):
     """A wheel as that of sae-probes 0.4.2 is made, with two binary tasks."""
