@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dictionary_learning.dictionaries import IdentityDict
     from dictionary_learning.dictionaries import JumpReluAutoEncoder, SparseAutoencoder, Transcoder
     from dictionary_learning.dictionaries import calibrate, expand_or_convert, fold_decoder_norm_, gradient_pursuit
+    from dictionary_learning.dictionaries import leave_one_out
     from dictionary_learning.dictionaries import load_dictionary, save_dictionary
     from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate_activations, evaluate_dictionaries
     from dictionary_learning.evaluation.reports import write_report
@@ -51,7 +52,7 @@ _MODULES = {
     "contexts": "ContextStream",
     "dictionaries": "AutoEncoder AutoEncoderTopK BatchTopKSAE Crosscoder CrossLayerTranscoder Dictionary "
     "DictionaryInfo GatedAutoEncoder IdentityDict JumpReluAutoEncoder SparseAutoencoder Transcoder calibrate "
-    "expand_or_convert fold_decoder_norm_ gradient_pursuit load_dictionary save_dictionary",
+    "expand_or_convert fold_decoder_norm_ gradient_pursuit leave_one_out load_dictionary save_dictionary",
     "evaluation": "Candidate EvaluationConfig evaluate_activations evaluate_dictionaries",
     "evaluation.reports": "write_report",
     "interop": "Sae as_custom_sae convert list_pretrained load_from_hub load_many push_to_hub write_dictionary",
@@ -71,7 +72,7 @@ __all__ = [
     "SAETrainer", "Sae", "Session", "Site", "SparseAutoencoder", "SweepConfig", "TokenFilter", "TopKTrainer",
     "TracedModel", "TrainerTopK", "Transcoder", "__version__", "as_custom_sae", "benchmark_synthetic", "calibrate",
     "convert", "evaluate", "evaluate_activations", "evaluate_dictionaries", "expand_or_convert", "fold_decoder_norm_",
-    "gradient_pursuit", "list_pretrained", "load_dictionary", "load_from_hub", "load_many", "load_model",
+    "gradient_pursuit", "leave_one_out", "list_pretrained", "load_dictionary", "load_from_hub", "load_many", "load_model",
     "load_session", "loss_recovered", "pretrained", "push_to_hub", "run_sweep", "save_dictionary", "trainSAE",
     "write_cache", "write_dictionary", "write_report",
 ]  # fmt: skip

@@ -264,6 +264,9 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     ),
     "expand_or_convert": lambda p: (dl.expand_or_convert, {"dictionary": p.dictionary, "expansion": 2}),
     "fold_decoder_norm_": lambda p: (dl.fold_decoder_norm_, {"dictionary": dl.AutoEncoder(tiny.DIM, 32)}),
+    "leave_one_out": lambda p: (
+        dl.leave_one_out, {"dictionary": p.dictionary, "activations": p.activations, "n_tokens": 64},
+    ),
     "gradient_pursuit": lambda p: (
         dl.gradient_pursuit, {"x": p.activations[0][:4], "W_dec": p.dictionary.W_dec, "target_l0": 2},
     ),
@@ -505,7 +508,7 @@ WRONG: dict[str, list[Any]] = {
 
 
 MEANT = {
-    ("as_custom_sae", "hook_layer"): ("0",), ("as_custom_sae", "config"): ("5", "'x'"), ("calibrate", "target_l0"): ("2.5",),
+    ("as_custom_sae", "hook_layer"): ("0",), ("as_custom_sae", "config"): ("5", "'x'"), ("calibrate", "target_l0"): ("2.5",), ("leave_one_out", "target_l0"): ("2.5",),
     ("EvaluationConfig", "n_fidelity_tokens"): ("0",), ("steer", "scale"): ("-1.0",), ("capture", "sites"): ("None",),
     ("config", "max_grad_norm"): ("None",), ("gradient_pursuit", "candidates"): ("5",), ("Chat", "seed"): (str(2**70),),
     ("trainer", "k"): ("None",), ("trainer", "dict_size"): ("None",), ("config", "k"): ("None",), ("use_backend", "name"): ("None",),

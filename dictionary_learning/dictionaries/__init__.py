@@ -7,6 +7,7 @@ from dictionary_learning.dictionaries._conversion import expand_or_convert
 from dictionary_learning.dictionaries._folding import fold_decoder_norm_
 from dictionary_learning.dictionaries._info import DictionaryInfo
 from dictionary_learning.dictionaries._initialization import geometric_median
+from dictionary_learning.dictionaries._leave_one_out import LeaveOneOut, leave_one_out
 from dictionary_learning.dictionaries._named import (
     AbsTopKSAE,
     AutoEncoder,
@@ -60,6 +61,7 @@ __all__ = [
     "JumpReluAutoEncoder",
     "MatchingPursuitSAE",
     "MatryoshkaBatchTopKSAE",
+    "LeaveOneOut",
     "Normalized",
     "ParallelCoders",
     "Reconstruction",
@@ -75,6 +77,7 @@ __all__ = [
     "geometric_median",
     "gradient_pursuit",
     "have_same_parts",
+    "leave_one_out",
     "load_dictionary",
     "save_dictionary",
     "wiring_of",

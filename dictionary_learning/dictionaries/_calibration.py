@@ -1,7 +1,7 @@
 """Thresholds in place of choosing the largest latents, found on data after training."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning.dictionaries._base import Dictionary
 from dictionary_learning.dictionaries._coder import Coder
 from dictionary_learning.dictionaries._conversion import rebuild_like
 from dictionary_learning.dictionaries._parallel_coders import ParallelCoders
@@ -77,24 +78,36 @@ def calibrate(
     share = None if target_l0 is None else target_l0 / len(parts)
     targets = [_target(part.coder, share, match) for part in parts]
     calibrations = [_Calibration(part.coder, target, n_tokens) for part, target in zip(parts, targets, strict=True)]
+    for batch in tokens_of(dictionary, activations, n_tokens, "calibrate"):
+        for part, calibration in zip(parts, calibrations, strict=True):
+            calibration.add(batch[:, part.reads])
+    made = [calibration.export() for calibration in calibrations]
+    return cast(D, dictionary.with_parts(made) if isinstance(dictionary, ParallelCoders) else made[0])
+
+
+def tokens_of(
+    dictionary: Dictionary, activations: Iterable[Tensor], n_tokens: int, who: str
+) -> Iterator[Float[Tensor, "batch activation_dim"]]:
+    """Yields the first `n_tokens` finite tokens, batch by batch, on the dictionary's device.
+
+    Raises:
+        DataError: They end before, or a batch has another shape.
+    """
     n_left = n_tokens
     for batch in activations:
         if not isinstance(batch, Tensor) or batch.ndim != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
             got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise DataError(f"calibrate got a batch {got}; a tensor (batch, activation_dim) of one site is needed.")
+            raise DataError(f"{who} got a batch {got}; a tensor (batch, activation_dim) of one site is needed.")
         dictionary.check_width(batch)
         batch = batch.to(dictionary.device)
         batch = batch[batch.sum(1, dtype=torch.float32).isfinite()][:n_left]
-        for part, calibration in zip(parts, calibrations, strict=True):
-            calibration.add(batch[:, part.reads])
+        yield batch
         n_left -= len(batch)
         if not n_left:
-            break
-    else:
-        got = n_tokens - n_left
-        raise DataError(f"calibrate got {got} tokens and needs {n_tokens}. Give more activations, or lower n_tokens.")
-    made = [calibration.export() for calibration in calibrations]
-    return cast(D, dictionary.with_parts(made) if isinstance(dictionary, ParallelCoders) else made[0])
+            return
+    raise DataError(
+        f"{who} got {n_tokens - n_left} tokens and needs {n_tokens}. Give more activations, or lower n_tokens."
+    )
 
 
 def _target(coder: Coder, target_l0: float | None, match: str) -> float | None:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary, Trainable
+from dictionary_learning.dictionaries._leave_one_out import LeaveOneOut
 from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.errors import ConfigError
 
@@ -27,7 +28,8 @@ class Directions:
     """
 
     def __init__(self, dictionary: Dictionary, by: Matrix = "decoder", write: int | None = None):
-        while isinstance(dictionary, Normalized):  # its factors are those of a token, for all latents the same
+        # factors of a token are the same for all its latents, and refinement leaves directions as they are
+        while isinstance(dictionary, (Normalized, LeaveOneOut)):
             dictionary = dictionary.dictionary
         if by not in ("decoder", "encoder"):
             raise ConfigError(f"Got by={by!r}; give 'decoder' or 'encoder'.")
