@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dictionary_learning._border import short
 from dictionary_learning.attribution._nodes import Placed
 from dictionary_learning.attribution._pairs import Pairs, active, one_by_one
 from dictionary_learning.data import TokenBatch
@@ -59,7 +60,7 @@ def layered(model: TracedModel, dictionaries: Any) -> Layered:
     """
     given: Any = [dictionaries] if isinstance(dictionaries, (Dictionary, Placed)) else dictionaries
     if not isinstance(given, Sequence) or not given:
-        raise ConfigError("Got no transcoder. Give at least one.")
+        raise ConfigError(f"Got no transcoder, but transcoders={short(given)}. Give at least one.")
     paths = [site.path for site in model.layers()]
     owners: list[tuple[Trainable, Places]] = []
     parts: list[Part] = []

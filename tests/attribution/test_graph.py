@@ -144,10 +144,10 @@ def test_logits_are_the_likeliest_or_those_asked_for():
     traced, given = model(), transcoders(layers=[0])
     with torch.no_grad():
         p = traced.run(torch.tensor([traced.tokenizer(TEXT).input_ids]))[0, -1].float().softmax(-1)
-    graph = attribution_graph(traced, given, TEXT, logit_share=0.3, max_latents=1)
+    graph = attribution_graph(traced, given, TEXT, logit_share=0.1, max_latents=1)
     n = len(graph.logit_ids)
     assert graph.logit_ids.tolist() == p.topk(n).indices.tolist()
-    assert float(graph.probability[:-1].sum()) < 0.3 <= float(graph.probability.sum())
+    assert float(graph.probability[:-1].sum()) < 0.1 <= float(graph.probability.sum())
     asked = attribution_graph(traced, given, TEXT, answers=[7, 5], max_latents=1)
     assert asked.logit_ids.tolist() == [7, 5] and asked.logit_tokens == ("w4", "w2")
     torch.testing.assert_close(asked.probability, p[[7, 5]])
