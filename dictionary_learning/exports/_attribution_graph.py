@@ -18,6 +18,7 @@ from dictionary_learning._border import checked, short
 from dictionary_learning._disk import write_json
 from dictionary_learning.attribution import AttributionGraph, Pruned, prune
 from dictionary_learning.errors import CheckpointError, ConfigError
+from dictionary_learning.exports._neuronpedia import check_set
 
 METADATA = "graph-metadata.json"
 _NAME = re.compile(r"[a-zA-Z0-9_.-]+")
@@ -61,9 +62,10 @@ def write_attribution_graph(
     if _NAME.fullmatch(slug) is None or slug in (".", "..", Path(METADATA).stem):
         raise ConfigError(f"Got slug={short(slug)}; give a name of letters, digits and '_.-', as 'my-graph'.")
     name = scan if scan is not None else re.sub(r"[^a-zA-Z0-9_.-]", "-", Path(graph.model).name)
-    for given, text in (("scan", name), ("source_set", source_set)):
-        if text is not None and not text.strip("\0"):
-            raise ConfigError(f"Got {given}={text!r}; give a name, as Neuronpedia or circuit-tracer has it, or None.")
+    if not name:
+        raise ConfigError("Got scan=''; give the id of the model at Neuronpedia, or the transcoders' repository.")
+    if source_set is not None:
+        check_set(source_set)
     folder, pruned = Path(path), prune(graph, node_threshold=node_threshold, edge_threshold=edge_threshold)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     metadata = {
