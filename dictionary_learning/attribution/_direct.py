@@ -108,7 +108,7 @@ class DirectEffects:
                 coder = self.at.parts[number].coder
                 x = run.reads[self.at.parts[number].read][rows, positions].to(coder.device, coder.dtype)
                 values = coder.encode(x).gather(1, columns.to(coder.device).unsqueeze(1)).sum()
-            total = total + values.to(run.start.device, torch.float64)
+            total = total + values.to(run.start.device, torch.promote_types(run.start.dtype, torch.float32))
         return total
 
 
