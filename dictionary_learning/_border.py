@@ -23,7 +23,8 @@ _COUNTS = (
     "refresh_batch_size shard_size window steps log_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates n_latents d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
-    "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes site_dims output_dims"
+    "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes n_logits max_latents "
+    "site_dims output_dims"
 )
 _FROM_ZERO = "save_steps n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
@@ -31,6 +32,7 @@ BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},
     **{name: {"at_least": -(2**63), "at_most": 2**63 - 1} for name in ("seed", "shuffle_seed")},
     **{name: {"above": 0} for name in ("max_activation_norm_multiple", "max_norm_multiple", "memory_gb")},
+    **{name: {"at_least": 0, "at_most": 1} for name in ("logit_share", "node_threshold", "edge_threshold")},
     "separator_id": {"at_least": 0, "at_most": 2**31 - 1},
     "held_out_every": {"at_least": 2},
     "expansion": {"at_least": 1},

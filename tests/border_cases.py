@@ -13,11 +13,13 @@ import dictionary_learning as dl
 from dictionary_learning import Candidate, DictionaryInfo, EvaluationConfig, Site, TokenFilter, Transcoder
 from dictionary_learning.attribution import (
     attribute,
+    attribution_graph,
     circuit,
     edges,
     faithfulness,
     logit_difference,
     mean_latents,
+    prune,
 )
 from dictionary_learning.dashboards import LiveServer, pages_of, write_dashboard
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
@@ -31,6 +33,7 @@ from dictionary_learning.evaluation.downstream import (
 from dictionary_learning.exports import (
     LatentFacts,
     control_direction,
+    write_attribution_graph,
     write_circuit_tracer,
     write_control_vector,
     write_latent_picture,
@@ -104,6 +107,9 @@ class Place:
         self.labelled = [{"words": text, "kind": n % 2} for n, text in enumerate(self.texts)]
         self.metric = logit_difference(3, 4)
         self.effects = attribute(self.model, self.two, self.texts[0], self.metric, method="gradient")
+        self.transcoder = Transcoder(tiny.DIM, 32, {"name": "relu"})
+        self.transcoder.info = DictionaryInfo(sites=("model.layers.1.mlp:in",), target_sites=("model.layers.1.mlp",))
+        self.graph = attribution_graph(self.model, self.transcoder, self.texts[0], max_latents=3)
         self.activations = [tiny.Planted(tiny.DIM).batch(64) for _ in range(2)]
         self.ids = torch.arange(3, 21).view(2, 9)
         self.module.save_pretrained(root / "model")
@@ -339,6 +345,10 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
             "downstream": SITE, "chosen": [0],
         },
     ),
+    "attribution_graph": lambda p: (
+        attribution_graph, {"model": p.model, "transcoders": p.transcoder, "prompt": p.texts[0], "max_latents": 3},
+    ),
+    "prune": lambda p: (prune, {"graph": p.graph}),
     "circuit": lambda p: (circuit, {"attribution": p.effects, "n_nodes": 3}),
     "mean_latents": lambda p: (mean_latents, {"model": p.model, "dictionaries": p.two, "inputs": p.ids}),
     "faithfulness": lambda p: (
@@ -416,6 +426,9 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "control_direction": lambda p: (control_direction, {"dictionary": p.dictionary, "strengths": {3: 1.0}, "layer": 1}),
     "write_control_vector": lambda p: (
         write_control_vector, {"directions": {1: torch.ones(tiny.DIM)}, "path": p.new() / "a.gguf"},
+    ),
+    "write_attribution_graph": lambda p: (
+        write_attribution_graph, {"graph": p.graph, "path": p.new(), "slug": "a"},
     ),
     "write_circuit_tracer": lambda p: (
         write_circuit_tracer,
@@ -495,6 +508,10 @@ WRONG: dict[str, list[Any]] = {
     "explanations": [5, None, "x", {3: 5}, {-1: None}],
     "prompts": [5, None, 2.5, "", [], [5], torch.rand(2, 9)], "max_new_tokens": _COUNT, "n_steps": _COUNT,
     "n_nodes": _COUNT, "threshold": _NUMBER,
+    "prompt": [5, None, "", ["w1", "w2"], torch.rand(2, 9)], "answers": [5, "x", [], [-1], [10**6], [3, 3], [0.5]],
+    "n_logits": _COUNT, "max_latents": [0, -1, 2.5, "x", [3]], "graph": [5, None, "x"],
+    **{n: [-0.1, 1.5, *_NUMBER] for n in ("logit_share", "node_threshold", "edge_threshold")},
+    "slug": [5, None, "", "a/b", "a b", ".."], "scan": [5, "", ["x"]],
     "metric": [5, None, "x", torch.ones(3), lambda logits: 5, lambda logits: logits],
     "baseline": [5, [], "", "w1", torch.rand(2, 9)], "attribution": [5, None, "x"], "upstream": [5, None, "nothing", SITE],
     "downstream": [5, None, "nothing", "model.layers.0"], "chosen": [5, None, "x", [-1], [10**6], [0, 0], [0.5]],

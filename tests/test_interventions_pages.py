@@ -83,7 +83,8 @@ def test_python_of_the_interventions_page_runs(small, tmp_path):
 
 
 def test_python_of_the_attribution_page_runs(small, tmp_path):
-    names = executed("attribution.md", 4, tmp_path)
+    names = executed("attribution.md", 5, tmp_path)
     assert names["same_length"] and max(map(abs, names["gaps"])) < 1e-3
     assert names["between"].weight.shape[0] == 10
+    assert names["graph"].n_active > 0 and bool(names["kept"].nodes.any())
     assert names["few"].n_nodes <= 50 and isinstance(names["result"].faithfulness, float)

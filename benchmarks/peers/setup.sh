@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a virtual environment for each peer under $PEERS (.cache/peers), from the package index alone.
-# usage: setup.sh [sparsify] [saelens] [dl]
+# usage: setup.sh [sparsify] [saelens] [dl] [circuit-tracer]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PEERS=${PEERS:-.cache/peers}
@@ -11,6 +11,7 @@ for peer in "${@:-sparsify}"; do
     $pip "$TORCH"
     case $peer in
         sparsify) $pip eai-sparsify==1.3.3 zstandard ;;
+        circuit-tracer) $pip circuit-tracer==0.5.0 nnsight==0.6.1 'transformer-lens>=2.16,<3' ;;
         saelens) $pip sae-lens==6.54.12 ;;
         dl)
             $pip nnsight==0.8.1 einops datasets transformers zstandard wandb pandas plotly tqdm

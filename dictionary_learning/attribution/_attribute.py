@@ -4,6 +4,7 @@ Marks et al. 2024, Sparse Feature Circuits, https://arxiv.org/abs/2403.19647.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from dictionary_learning.interventions import TokenMask
 from dictionary_learning.interventions._activations import check_keep, token_mask
 from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
 from dictionary_learning.interventions._latents import with_rows
-from dictionary_learning.models import load_model
+from dictionary_learning.models import Edit, load_model
 from dictionary_learning.sites import Site, SiteDict
 
 logger = logging.getLogger(__name__)
@@ -62,9 +63,13 @@ def attribute(
     Effects of several sites are each those on the whole model after it. They are not to be added:
     what one site passes on is in the effects of the next, too.
 
+    A dictionary that writes several sites is one entry, at the first: the effect of a latent is the
+    sum over sites of gradient times decoder, and each site has an error (`site_error`). While one
+    site is changed, the later ones are held, since a latent writes these itself.
+
     Args:
         model: The language model.
-        dictionaries: One or several, each at one site: autoencoders, transcoders, heads; as
+        dictionaries: One or several: autoencoders, transcoders, heads, crosscoders; as
             `Placed(dictionary, site)` if their `info` does not say where.
         inputs: A text, several, or token ids. Texts are padded on the left.
         metric: A function from logits (batch, ctx, vocab) to one number, such as
@@ -78,7 +83,7 @@ def attribute(
         batch_size: Of "ablation": runs at once.
 
     Raises:
-        ConfigError: A dictionary is at several sites, the metric is no number, or the method lacks
+        ConfigError: Two dictionaries are at one site, the metric is no number, or the method lacks
             its baseline.
         DataError: The two inputs have different shapes, or no token counts.
         ModelError: The model runs on a server, or the metric does not depend on a site.
@@ -99,13 +104,12 @@ def attribute(
     found: dict[Site, Found]
     if method == "ablation":
         value = run.value({})
-        found = {site: ablations(run, site, path, value, batch_size) for site, path in paths.items()}
+        found = {site: ablations(run, path, value, batch_size) for site, path in paths.items()}
     elif method == "integrated":
-        value, found = run.value({}), {site: _integrated(run, site, path, n_steps) for site, path in paths.items()}
+        value, found = run.value({}), {site: _integrated(run, path, n_steps) for site, path in paths.items()}
     else:
-        value, gradients = run.gradients(list(paths))
-        found = {site: Found.of(path, gradients[site]) for site, path in paths.items()}
-    effects = SiteDict({site: _effects(run, site, path, found[site], value) for site, path in paths.items()})
+        value, found = _at_inputs(run, paths)
+    effects = SiteDict({site: _effects(run, path, found[site], value) for site, path in paths.items()})
     if method == "integrated":
         _warn_of_gaps(effects, n_steps)
     return Attribution(effects, value, method, tokens, other)
@@ -122,22 +126,30 @@ def _warn_of_gaps(effects: SiteDict[Effects], n_steps: int) -> None:
             )
 
 
-def _integrated(run: Run, site: Site, path: Path, n_steps: int) -> Found:
+def _at_inputs(run: Run, paths: Mapping[Site, Path]) -> tuple[float, dict[Site, Found]]:
+    """Returns what the gradients of the unchanged model say: one pass for all of one site."""
+    alone = [site for site, path in paths.items() if len(path.node.writes) == 1]
+    value, gradients = run.gradients(alone) if alone else (run.value({}), {})
+    gradients |= {site: run.gradient_at(path.node)[1] for site, path in paths.items() if site not in gradients}
+    return value, {site: Found.of(path, gradients[site]) for site, path in paths.items()}
+
+
+def _integrated(run: Run, path: Path, n_steps: int) -> Found:
     total = torch.zeros_like(path.start)
     for step in range(n_steps):
         at = path.start + (step + 0.5) / n_steps * (path.clean.y - path.start)
-        total += run.gradients([site], {site: at})[1][site].to(total)
+        total += run.gradient_at(path.node, at)[1].to(total)
     return Found.of(path, total / n_steps)
 
 
-def _effects(run: Run, site: Site, path: Path, found: Found, value: float) -> Effects:
+def _effects(run: Run, path: Path, found: Found, value: float) -> Effects:
     rows, positions = run.mask.nonzero(as_tuple=True)
     tokens = path.pairs.tokens.cpu()
     activation, baseline, gradient = (t.detach().float().cpu() for t in (path.pairs.values, path.base.values, found[0]))
 
-    def at_start(x: Tensor) -> Tensor:
-        return with_rows(x, run.mask, path.start)
-
+    site_error = torch.zeros(len(found.error), *run.mask.shape)
+    site_error[:, rows, positions] = found.error.detach().float().cpu()
+    at_start = {site: _put(run, start) for site, start in path.node.at_sites(path.start).items()}
     return Effects(
         row=rows[tokens],
         position=positions[tokens],
@@ -146,11 +158,22 @@ def _effects(run: Run, site: Site, path: Path, found: Found, value: float) -> Ef
         baseline=baseline,
         gradient=gradient,
         effect=gradient * (activation - baseline),
-        error=torch.zeros(run.mask.shape).index_put((rows, positions), found.error.detach().float().cpu()),
+        error=site_error.sum(0),
         mask=run.mask,
-        change=value - run.value({site: at_start}),
+        change=value - run.value(at_start),
         dict_size=path.pairs.dictionary.dict_size,
+        sites=tuple(path.node.writes),
+        site_error=site_error,
     )
+
+
+def _put(run: Run, rows: Tensor) -> Edit:
+    """Returns the edit that gives the tokens that count other activations."""
+
+    def put(x: Tensor) -> Tensor:
+        return with_rows(x, run.mask, rows)
+
+    return put
 
 
 def _check_tokens(tokens: TokenBatch, other: TokenBatch | None, mask: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked, short
 from dictionary_learning._types import ModelLike
-from dictionary_learning.attribution._nodes import Node, nodes_of, states
+from dictionary_learning.attribution._nodes import Node, nodes_of_one_site, states
 from dictionary_learning.attribution._pairs import active, decoded, linear_part
 from dictionary_learning.attribution._records import Attribution, Effects
 from dictionary_learning.attribution._runs import Run
@@ -114,7 +114,7 @@ def circuit(
 def mean_latents(model: ModelLike, dictionaries: Any, inputs: Any, *, special_tokens: bool = False) -> SiteDict[Means]:
     """Returns the mean latents and errors over the tokens of some inputs, for `faithfulness`."""
     traced = load_model(model)
-    nodes = nodes_of(traced, dictionaries)
+    nodes = nodes_of_one_site(traced, dictionaries, "Circuits")
     tokens = as_tokens(traced, inputs, padding_side="left")
     mask = ordinary(*tokens, () if special_tokens else special_ids(traced))
     found: SiteDict[Means] = SiteDict({})
@@ -154,7 +154,7 @@ def faithfulness(
         ConfigError: A site of the circuit has no dictionary, or has other latents or positions.
     """
     traced = load_model(model)
-    nodes = nodes_of(traced, dictionaries)
+    nodes = nodes_of_one_site(traced, dictionaries, "Circuits")
     tokens = as_tokens(traced, inputs, padding_side="left")
     mask = ordinary(*tokens, () if special_tokens else special_ids(traced))
     run = Run(traced, tokens, mask, metric)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked, short
 from dictionary_learning._types import ModelLike, SitesLike
-from dictionary_learning.attribution._nodes import Node, nodes_of
+from dictionary_learning.attribution._nodes import Node, nodes_of_one_site
 from dictionary_learning.attribution._pairs import pulled
 from dictionary_learning.attribution._records import Attribution, Effects
 from dictionary_learning.attribution._runs import Path, paths_of
@@ -67,7 +67,7 @@ def edges(
         SiteError: A site has no effects, or the earlier one does not lead to the later one.
     """
     traced = load_model(model)
-    nodes = nodes_of(traced, dictionaries)
+    nodes = nodes_of_one_site(traced, dictionaries, "Edges")
     up, down = (_site_among(attribution, traced, site) for site in (upstream, downstream))
     if up not in nodes or down not in nodes:
         raise SiteError(

@@ -7,37 +7,53 @@ from torch import Tensor
 from dictionary_learning.attribution._metrics import scalar
 from dictionary_learning.attribution._pairs import one_by_one
 from dictionary_learning.attribution._runs import Found, Path, Run
-from dictionary_learning.sites import Site
+from dictionary_learning.interventions._latents import with_rows
+from dictionary_learning.models import Edit
 
 
 @torch.no_grad()
-def ablations(run: Run, site: Site, path: Path, value: float, batch_size: int) -> Found:
-    """Returns the effect of each latent over the difference, and that of each error."""
+def ablations(run: Run, path: Path, value: float, batch_size: int) -> Found:
+    """Returns the effect of each latent over the difference, and that of each error.
+
+    Of a dictionary at several sites, each site becomes what it was plus the change, so that no
+    change arrives twice.
+    """
     difference = path.pairs.values - path.base.values
     effects: list[float] = []
     for chosen in torch.arange(len(difference)).split(batch_size):
         some = path.pairs._replace(
             tokens=path.pairs.tokens[chosen], latents=path.pairs.latents[chosen], values=-difference[chosen]
         )
-        effects += _differences(run, site, some.tokens, one_by_one(some, path.clean.x), value)
-    errors: list[float] = []
-    for chosen in torch.arange(len(path.error)).split(batch_size):
-        errors += _differences(run, site, chosen, -path.error[chosen], value)
+        effects += _differences(run, path, some.tokens, one_by_one(some, path.clean.x), value)
+    errors: list[list[float]] = []
+    for place in path.node.writes.values():
+        at_site = torch.zeros_like(path.error)
+        at_site[:, place] = -path.error[:, place]
+        errors.append([])
+        for chosen in torch.arange(len(path.error)).split(batch_size):
+            errors[-1] += _differences(run, path, chosen, at_site[chosen], value)
     return Found(torch.tensor(effects, device=difference.device) / difference, torch.tensor(errors))
 
 
 def _differences(
-    run: Run, site: Site, tokens: Int[Tensor, "n"], added: Float[Tensor, "n dim"], value: float
+    run: Run, path: Path, tokens: Int[Tensor, "n"], added: Float[Tensor, "n output_dim"], value: float
 ) -> list[float]:
     """Returns what the metric loses by each of some changes, made side by side in one pass."""
     batch, n = len(run.mask), len(tokens)
     places = run.mask.nonzero()[tokens.cpu()]  # (n, 2): row and position
     rows = torch.arange(n) * batch + places[:, 0]
+    is_held = len(path.node.writes) > 1
 
-    def edit(x: Tensor) -> Tensor:
-        index = rows.to(x.device), places[:, 1].to(x.device)
-        return x.index_put(index, added.to(x.device, x.dtype), accumulate=True)
+    def edit_of(place: slice) -> Edit:
+        def edit(x: Tensor) -> Tensor:
+            if is_held:
+                x = with_rows(x, run.mask.repeat(n, 1), path.clean.y[:, place].repeat(n, 1))
+            index = rows.to(x.device), places[:, 1].to(x.device)
+            return x.index_put(index, added[:, place].to(x.device, x.dtype), accumulate=True)
+
+        return edit
 
     ids, mask = (part.repeat(n, 1) for part in run.tokens)
-    logits = run.model.run(ids, mask, {site: edit}).unflatten(0, (n, batch))
+    edits = {site: edit_of(place) for site, place in path.node.writes.items()}
+    logits = run.model.run(ids, mask, edits).unflatten(0, (n, batch))
     return [value - float(scalar(run.metric, each)) for each in logits]

@@ -33,15 +33,36 @@ class Placed(NamedTuple):
 
 
 DictionariesLike: TypeAlias = Dictionary | Placed | Sequence[Dictionary | Placed]
-"""One dictionary or several, each at one site, or one that reads a site and writes another."""
+"""One dictionary or several."""
 
 
 class Node(NamedTuple):
     """A dictionary, and the sites that it reads and writes."""
 
     dictionary: Dictionary
-    read: Site
-    write: Site
+    reads: dict[Site, slice]
+    """Each with its place among the inputs."""
+    writes: dict[Site, slice]
+    """Each with its place among the outputs."""
+
+    @property
+    def read(self) -> Site:
+        """The site that is read, or the first of several."""
+        return next(iter(self.reads))
+
+    @property
+    def write(self) -> Site:
+        """The site that is written, or the first of several."""
+        return next(iter(self.writes))
+
+    @property
+    def is_at_several(self) -> bool:
+        """Whether it reads or writes several sites."""
+        return len(self.reads) > 1 or len(self.writes) > 1
+
+    def at_sites(self, y: Float[Tensor, "n output_dim"]) -> dict[Site, Float[Tensor, "n dim"]]:
+        """Returns the part of outputs that is at each site."""
+        return {site: y[..., place] for site, place in self.writes.items()}
 
 
 class State(NamedTuple):
@@ -67,11 +88,10 @@ class State(NamedTuple):
 
 
 def nodes_of(model: TracedModel, dictionaries: Any) -> dict[Site, Node]:
-    """Returns dictionaries by the sites that they write, in the order of the model.
+    """Returns dictionaries by the (first) sites that they write, in the order of the model.
 
     Raises:
-        ConfigError: One is at several sites, reads other tokens, or does not fit; or two are at one
-            site.
+        ConfigError: One reads other tokens, or does not fit; or two are at one site.
     """
     single = isinstance(dictionaries, (Dictionary, Placed))
     given: Any = [dictionaries] if single else dictionaries
@@ -84,19 +104,31 @@ def nodes_of(model: TracedModel, dictionaries: Any) -> dict[Site, Node]:
         if dictionary.reads_contexts:
             raise ConfigError(f"Latents of this {name} depend on the tokens before; its effects have no one token.")
         reads, writes = places_of(model, dictionary, site, target)
-        if len(reads) != 1 or len(writes) != 1:
-            raise ConfigError(
-                f"This {name} reads {len(reads)} sites and writes {len(writes)}, so an effect of a latent is not at "
-                "one place, and what flows from one site to the next would count twice. Use dictionaries of one site, "
-                "or transcoders; latent_edits_for measures the effect of a latent by ablation."
-            )
-        node = Node(dictionary, next(iter(reads)), next(iter(writes)))
-        if node.write in found:
-            raise ConfigError(f"Two dictionaries are at '{node.write}'. Attribute to one after the other.")
+        node = Node(dictionary, reads, {one: writes[one] for one in model.in_order(list(writes))})
+        twice = [one for other in found.values() for one in other.writes if one in node.writes]
+        if twice:
+            raise ConfigError(f"Two dictionaries are at '{twice[0]}'. Attribute to one after the other.")
         found[node.write] = node
     if not found:
         raise ConfigError("Got no dictionary. Give at least one.")
     return {site: found[site] for site in model.in_order(list(found))}
+
+
+def nodes_of_one_site(model: TracedModel, dictionaries: Any, what: str) -> dict[Site, Node]:
+    """Returns the same, where each is to be at one site.
+
+    Raises:
+        ConfigError: One is at several, or as `nodes_of`.
+    """
+    found = nodes_of(model, dictionaries)
+    for node in found.values():
+        if node.is_at_several:
+            raise ConfigError(
+                f"This {type(node.dictionary).__name__} reads {len(node.reads)} sites and writes {len(node.writes)}. "
+                f"{what} need dictionaries of one site, or transcoders; attribute() takes it, and latent_edits_for "
+                "measures the effect of a latent by ablation."
+            )
+    return found
 
 
 @torch.no_grad()
@@ -104,15 +136,23 @@ def states(
     model: TracedModel, nodes: Mapping[Site, Node], tokens: TokenBatch, mask: Bool[Tensor, "batch ctx"]
 ) -> dict[Site, State]:
     """Returns what each dictionary makes of the tokens of a mask, by one forward pass."""
-    sites = list(dict.fromkeys(site for node in nodes.values() for site in (node.read, node.write)))
+    sites = list(dict.fromkeys(site for node in nodes.values() for site in (*node.reads, *node.writes)))
     values = model.capture(tokens.input_ids, tokens.attention_mask, sites)
-    return {site: state(node, values[node.read], values[node.write], mask) for site, node in nodes.items()}
+    return {site: _state(node, values, mask) for site, node in nodes.items()}
 
 
-def state(node: Node, x: Tensor, y: Tensor, mask: Tensor) -> State:
+def _state(node: Node, values: Mapping[Site, Tensor], mask: Tensor) -> State:
     """Returns what a dictionary makes of activations (batch, ctx, dim) at the tokens of a mask."""
     dictionary = node.dictionary
-    rows, written = (value[mask.to(value.device)].to(dictionary.device) for value in (x, y))
+    rows, written = (
+        torch.cat([values[site][mask.to(values[site].device)].to(dictionary.device) for site in in_place(places)], -1)
+        for places in (node.reads, node.writes)
+    )
     rows = rows.to(dictionary.dtype)
     made = dictionary.reconstruct_contexts(rows, mask.sum(-1).to(dictionary.device))
     return State(rows, written.to(made.outputs), active(made.latents, dictionary), written - made.outputs)
+
+
+def in_place(places: Mapping[Site, slice]) -> list[Site]:
+    """Returns sites in the order in which their activations are concatenated."""
+    return sorted(places, key=lambda site: places[site].start)

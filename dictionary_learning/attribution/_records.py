@@ -8,13 +8,13 @@ from torch import Tensor
 
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.sites import SiteDict
+from dictionary_learning.sites import Site, SiteDict
 
 Method = Literal["gradient", "patching", "integrated", "ablation"]
 
 
 class Effects(NamedTuple):
-    """Effects at one site: an entry for each token and latent that is active there.
+    """Effects of one dictionary: an entry for each token and latent that is active there.
 
     An effect is positive where the latent, as it is, raises the metric above what it would be with
     the latent's value in the baseline.
@@ -30,12 +30,16 @@ class Effects(NamedTuple):
     """Of the metric by the latent: effect = gradient * (activation - baseline)."""
     effect: Float[Tensor, "entries"]
     error: Float[Tensor, "batch ctx"]
-    """The effect of what the dictionary does not explain, at each token."""
+    """The effect of what the dictionary does not explain, at each token and all sites together."""
     mask: Bool[Tensor, "batch ctx"]
     """The tokens whose latents count."""
     change: float
     """The metric, less what it is with all latents and errors of the site at the baseline."""
     dict_size: int
+    sites: tuple[Site, ...]
+    """The sites that are written, in the order of the model."""
+    site_error: Float[Tensor, "sites batch ctx"]
+    """The effect of the error of each."""
 
     @property
     def total(self) -> float:
@@ -63,7 +67,7 @@ class Effects(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """Effects on a metric, by the site that a dictionary reconstructs."""
+    """Effects on a metric, by the site that a dictionary reconstructs, or the first of several."""
 
     effects: SiteDict[Effects]
     metric: float

@@ -1,7 +1,7 @@
 """Forward and backward passes of a model whose activations are rewritten at some sites."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictionary_learning.attribution._metrics import Metric, scalar
-from dictionary_learning.attribution._nodes import Node, State, states
+from dictionary_learning.attribution._nodes import Node, State, in_place, states
 from dictionary_learning.attribution._pairs import Pairs, decoded, joined_keys, pulled
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, ModelError
@@ -21,6 +21,7 @@ from dictionary_learning.sites import Site
 class Path(NamedTuple):
     """The way of a site's activations from a baseline, at the tokens that count."""
 
+    node: Node
     clean: State
     start: Float[Tensor, "n output_dim"]
     """The activations in the baseline."""
@@ -33,27 +34,32 @@ class Path(NamedTuple):
     and, where other inputs are the baseline, of what a dictionary adds by itself, as W_skip x."""
 
     @classmethod
-    def between(cls, clean: State, other: State | None) -> "Path":
+    def between(cls, node: Node, clean: State, other: State | None) -> "Path":
         """Returns the way from other inputs; from latents and an error of 0 if there are none."""
         if other is None:
-            return cls(clean, clean.origin, clean.pairs, clean.pairs.with_values(0 * clean.pairs.values), clean.error)
+            return cls(
+                node, clean, clean.origin, clean.pairs, clean.pairs.with_values(0 * clean.pairs.values), clean.error
+            )
         keys = joined_keys(clean.pairs, other.pairs)
         keys = keys[clean.pairs.at(keys).values != other.pairs.at(keys).values]  # the others have no effect
         pairs, base = clean.pairs.at(keys), other.pairs.at(keys)
         explained = decoded(pairs.with_values(pairs.values - base.values), clean.x)
-        return cls(clean, other.y, pairs, base, clean.y - other.y - explained)
+        return cls(node, clean, other.y, pairs, base, clean.y - other.y - explained)
 
 
 class Found(NamedTuple):
     """What a method finds at a site: the gradient of each latent, and the effect of each error."""
 
     gradient: Float[Tensor, "pairs"]
-    error: Float[Tensor, "n"]
+    error: Float[Tensor, "sites n"]
+    """At each site that is written, in the order of the model."""
 
     @classmethod
     def of(cls, path: Path, gradient: Float[Tensor, "n output_dim"]) -> "Found":
         """Returns them by the gradient of the activations."""
-        return cls(pulled(path.pairs, path.clean.x, gradient), (gradient.to(path.error) * path.error).sum(-1))
+        product = gradient.to(path.error) * path.error
+        errors = torch.stack([part.sum(-1) for part in path.node.at_sites(product).values()])
+        return cls(pulled(path.pairs, path.clean.x, gradient), errors)
 
 
 class Run(NamedTuple):
@@ -69,12 +75,25 @@ class Run(NamedTuple):
         """Returns the metric with edits."""
         return _finite(float(scalar(self.metric, self.model.run(*self.tokens, edits))))
 
+    def gradient_at(
+        self, node: Node, at: Float[Tensor, "n output_dim"] | None = None
+    ) -> tuple[float, Float[Tensor, "n output_dim"]]:
+        """Returns the metric, and its gradient by what a dictionary writes, at all its sites.
+
+        Sites after the first are held: each has its own latents and errors, and what the earlier
+        ones pass on is in these already. `at` has other activations of the tokens that count.
+        """
+        _, *held = node.writes
+        value, found = self.gradients(list(node.writes), None if at is None else node.at_sites(at), held)
+        return value, torch.cat([found[site].to(node.dictionary.device) for site in in_place(node.writes)], dim=-1)
+
     def gradients(
-        self, sites: list[Site], at: Mapping[Site, Tensor] | None = None
+        self, sites: list[Site], at: Mapping[Site, Tensor] | None = None, held: Sequence[Site] = ()
     ) -> tuple[float, dict[Site, Float[Tensor, "n dim"]]]:
         """Returns the metric, and its gradients at the tokens that count.
 
-        `at` has other activations (n, dim) of these tokens.
+        `at` has other activations (n, dim) of these tokens. At sites that are `held`, no gradient
+        goes on to earlier ones.
         """
         leaves: dict[Site, Tensor] = {}
 
@@ -85,6 +104,7 @@ class Run(NamedTuple):
                 leaves[site] = torch.zeros_like(rows, requires_grad=True)
                 given = None if at is None else at.get(site)
                 rows = rows if given is None else given.to(rows)
+                rows = rows.detach() if site in held else rows
                 return with_rows(x, self.mask, rows + leaves[site])
 
             return edit
@@ -113,4 +133,4 @@ def paths_of(
     """Returns the way of each site's activations from a baseline, by one forward pass for each."""
     clean = states(model, nodes, tokens, mask)
     base = {} if other is None else states(model, nodes, other, mask)
-    return {site: Path.between(clean[site], base.get(site)) for site in nodes}
+    return {site: Path.between(node, clean[site], base.get(site)) for site, node in nodes.items()}

@@ -24,17 +24,27 @@ class ExportArguments(CommandArguments):
     """Writes what is known of latents, or dictionaries, for other tools.
 
     Contexts (of collect_contexts) become neuronpedia, saedashboard or png; neuronpedia-upload sends
-    them. A run of transcoders of all layers becomes circuit-tracer, a dictionary control-vector.
+    them. A run of transcoders of all layers becomes circuit-tracer, or with a prompt an
+    attribution-graph; a dictionary becomes control-vector.
     Prints the path of what it writes. For the formats of one dictionary's weights see convert.
     """
 
     positional: ClassVar = ("source", "destination")
     source: str
-    """A folder of contexts; for circuit-tracer a run, for control-vector a dictionary."""
+    """A folder of contexts; for circuit-tracer and attribution-graph a run, for control-vector a
+    dictionary."""
     destination: str
     """The folder to write; for control-vector too, which gets control_vector.gguf. An upload keeps
     there what was sent."""
-    to: Literal["neuronpedia", "neuronpedia-upload", "saedashboard", "png", "circuit-tracer", "control-vector"]
+    to: Literal[
+        "neuronpedia",
+        "neuronpedia-upload",
+        "saedashboard",
+        "png",
+        "circuit-tracer",
+        "attribution-graph",
+        "control-vector",
+    ]
     """What is written."""
     dictionary: str | None = None
     """The name of the dictionary in the contexts; by default the only one."""
@@ -42,7 +52,8 @@ class ExportArguments(CommandArguments):
     """The dictionary of the contexts: its directions, and the latents that are nearest, are written
     too."""
     model: str | None = None
-    """The language model: which tokens each latent promotes is written too; needs --weights."""
+    """The language model: which tokens each latent promotes is written too; needs --weights. For
+    attribution-graph the model that the prompt is given to."""
     latents: tuple[str, ...] = ("all",)
     """Numbers and ranges, as 5 10-19, or all."""
     strengths: tuple[str, ...] = ()
@@ -50,8 +61,8 @@ class ExportArguments(CommandArguments):
     layer: int | None = setting(None, at_least=0)
     """The number of the layer; by default what the site says."""
     model_id: str | None = None
-    """The model's id at Neuronpedia, as gpt2-small; its name for circuit-tracer; and for
-    control-vector its architecture in llama.cpp, by default llama."""
+    """The model's id at Neuronpedia, as gpt2-small, for attribution-graph too; its name for
+    circuit-tracer; and for control-vector its architecture in llama.cpp, by default llama."""
     source_set: str | None = None
     """The name of the set of dictionaries at Neuronpedia, as res-mine."""
     url: str = "https://www.neuronpedia.org"
@@ -64,6 +75,16 @@ class ExportArguments(CommandArguments):
     """For circuit-tracer, the hook that is read, as mlp.hook_in; by default what the sites say."""
     hook_name_out: str | None = None
     """The same of the hook that is written, as mlp.hook_out."""
+    prompt: str | None = None
+    """For attribution-graph, the text whose next token is explained."""
+    slug: str = "graph"
+    """For attribution-graph, the name of the graph and of its file."""
+    max_latents: int = setting(7500, at_least=1)
+    """For attribution-graph, the most latents of which effects are computed."""
+    node_threshold: float = setting(0.8, at_least=0, at_most=1)
+    """For attribution-graph, the share of the influence on the prediction that is kept."""
+    edge_threshold: float = setting(0.98, at_least=0, at_most=1)
+    """The same of edges."""
 
     def run(self) -> None:
         writers: dict[str, Callable[[], Path]] = {
@@ -72,6 +93,7 @@ class ExportArguments(CommandArguments):
             "saedashboard": self._sae_dashboard,
             "png": self._pictures,
             "circuit-tracer": self._circuit_tracer,
+            "attribution-graph": self._attribution_graph,
             "control-vector": self._control_vector,
         }
         write_result(str(writers[self.to]()))
@@ -115,6 +137,24 @@ class ExportArguments(CommandArguments):
             feature_input_hook=self.hook_name,
             feature_output_hook=self.hook_name_out,
             **self.options("repository", "selection"),
+        )
+
+    def _attribution_graph(self) -> Path:
+        from dictionary_learning.attribution import attribution_graph
+        from dictionary_learning.cli._candidates import load_saved
+        from dictionary_learning.exports import write_attribution_graph
+
+        transcoders = [one.dictionary for one in load_saved([self.source])]
+        model = self.model or next((one.info.model for one in transcoders if one.info.model), None)
+        if self.prompt is None or model is None:
+            lacking = "--prompt" if self.prompt is None else "--model"
+            raise ConfigError(f"An attribution graph is of a prompt that a model is given. Give {lacking}.")
+        graph = attribution_graph(model, transcoders, self.prompt, max_latents=self.max_latents)
+        return write_attribution_graph(
+            graph,
+            self.destination,
+            scan=self.model_id,
+            **self.options("slug", "node_threshold", "edge_threshold", "source_set"),
         )
 
     def _control_vector(self) -> Path:

@@ -1,5 +1,6 @@
 """Dictionaries and what is known of their latents, in the files of other tools."""
 
+from dictionary_learning.exports._attribution_graph import write_attribution_graph
 from dictionary_learning.exports._circuit_tracer import write_circuit_tracer
 from dictionary_learning.exports._control_vectors import ControlDirection, control_direction, write_control_vector
 from dictionary_learning.exports._facts import LatentFacts
@@ -14,6 +15,7 @@ __all__ = [
     "control_direction",
     "upload_batches",
     "upload_to_neuronpedia",
+    "write_attribution_graph",
     "write_circuit_tracer",
     "write_control_vector",
     "write_latent_picture",

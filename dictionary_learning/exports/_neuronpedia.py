@@ -96,15 +96,24 @@ def checked_place(model: str, layer: int, source_set: str) -> Place:
             f"Got model={model!r}; Neuronpedia has ids of 1 to 32 lower-case letters, digits, '-' and '.', such as "
             "gpt2-small. Give such an id."
         )
+    check_set(source_set)
+    most = 126
+    if not 0 <= layer <= most:
+        raise ConfigError(f"Got layer={layer}; Neuronpedia has layers 0 to {most}. Give one of these.")
+    return Place(model, layer, source_set)
+
+
+def check_set(source_set: str) -> None:
+    """Checks the name of a set of dictionaries.
+
+    Raises:
+        ConfigError: It has characters that Neuronpedia does not take.
+    """
     if not _SET.fullmatch(source_set) or source_set == "neurons":
         raise ConfigError(
             f"Got source_set={source_set!r}; Neuronpedia has names of lower-case letters, digits and single '-', such "
             "as res-mine. Give such a name."
         )
-    most = 126
-    if not 0 <= layer <= most:
-        raise ConfigError(f"Got layer={layer}; Neuronpedia has layers 0 to {most}. Give one of these.")
-    return Place(model, layer, source_set)
 
 
 def _headers(

@@ -5,12 +5,12 @@ import torch
 
 from dictionary_learning import load_model
 from dictionary_learning.attribution import Placed, attribute, log_probability, logit_difference
-from dictionary_learning.dictionaries import AutoEncoderTopK, Crosscoder, CrossLayerTranscoder, DictionaryInfo
+from dictionary_learning.dictionaries import AutoEncoderTopK
 from dictionary_learning.errors import ConfigError, DataError, ModelError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.interventions import latent_edits, read_latents
 from tests import tiny
-from tests.attribution.cases import BUILD, LAYERS, OTHERS, TEXTS, TOP_K, Linear, llama, placed
+from tests.attribution.cases import BUILD, LAYERS, OTHERS, TEXTS, Linear, llama, placed
 
 METRIC = logit_difference(5, 9)
 METHODS = ["gradient", "patching", "integrated", "ablation"]
@@ -189,19 +189,6 @@ def test_metrics_are_those_of_the_last_token(model):
     torch.testing.assert_close(first.double(), expected.mean(), rtol=1e-4, atol=1e-5)
 
 
-def across_layers():
-    dictionary = CrossLayerTranscoder((16, 16), 48, TOP_K)
-    sites = tuple(f"{layer}.mlp" for layer in LAYERS[:2])
-    dictionary.info = DictionaryInfo(sites=tuple(f"{site}:in" for site in sites), target_sites=sites)
-    return dictionary
-
-
-def of_layers():
-    dictionary = Crosscoder((16, 16), 48, TOP_K)
-    dictionary.info = DictionaryInfo(sites=tuple(LAYERS[:2]))
-    return dictionary
-
-
 def none_at_all(logits):
     return torch.ones(())
 
@@ -209,8 +196,6 @@ def none_at_all(logits):
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ({"dictionaries": across_layers()}, ConfigError, "reads 2 sites and writes 2"),
-        ({"dictionaries": of_layers()}, ConfigError, "latent_edits_for"),
         ({"dictionaries": Placed(TemporalAutoencoder(16, 64, 4, n_heads=1), LAYERS[0])}, ConfigError, "tokens before"),
         ({"dictionaries": AutoEncoderTopK(16, 48, 6)}, ConfigError, "does not know its site"),
         ({"dictionaries": [BUILD["top_k"](), BUILD["normalized"]()]}, ConfigError, "Two dictionaries"),

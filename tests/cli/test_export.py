@@ -78,6 +78,15 @@ def test_circuit_tracer(place, tmp_path, capsys):
     assert folder == str(tmp_path) and config["model_name"] == "me/model" and len(config["transcoders"]) == 2
 
 
+def test_attribution_graph(place, tmp_path, capsys):
+    options = ["--model", place / "model", "--prompt", "w1 w2 w3", "--slug", "mine", "--model-id", "tiny"]
+    path = export(capsys, place / "run", tmp_path, "--to", "attribution-graph", *options, "--max-latents", "20")
+    assert path == str(tmp_path / "mine.json")
+    made = json.loads((tmp_path / "mine.json").read_text())
+    assert made["metadata"]["scan"] == "tiny" and made["metadata"]["prompt_tokens"] == ["<s>", "w1", "w2", "w3"]
+    assert made["metadata"]["generation_settings"]["max_feature_nodes"] == 20 and made["links"]
+
+
 def test_control_vector(place, tmp_path, capsys):
     gguf = pytest.importorskip("gguf")
     path = export(capsys, place / "mine", tmp_path, "--to", "control-vector", "--strengths", "5:2", "7:-0.5")
@@ -95,6 +104,8 @@ def test_control_vector(place, tmp_path, capsys):
         ("mine", ["--to", "control-vector", "--strengths", "5"], "5:10"),
         ("mine", ["--to", "control-vector", "--strengths", "99:1"], "latents 0 to 23"),
         ("mine", ["--to", "circuit-tracer"], "wiring="),
+        ("run", ["--to", "attribution-graph"], "Give --prompt"),
+        ("run", ["--to", "attribution-graph", "--prompt", "w1"], "Give --model"),
         ("mine", ["--to", "png"], "collect_contexts"),
         ("store", ["--to", "png", "--model", "m"], "Give both"),
         ("store", ["--to", "png", "--dictionary", "other"], "mine"),
