@@ -47,7 +47,7 @@ COMMANDS = {
 """Each command, and what it does."""
 
 
-_OF_THE_START = {"--save-dir": True, "--overwrite": False, "--resume": False}
+_OF_THE_START = {"--save-dir": True, "--overwrite": False, "--resume": False, "--resume-from": True}
 """Options that say where a run is and how it starts, and not which run it is."""
 STOPPED = 75
 """Exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""

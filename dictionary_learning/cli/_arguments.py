@@ -43,8 +43,8 @@ class CommandArguments(BaseConfig):
                 except ValueError as error:
                     raise ConfigError(f"Got {option_of(field.name)} {number}; it must be {error}.") from None
             check_local(field.name, value)
-            if field.name == "device":
-                check(field.name, value, Any)
+            if field.name in ("device", "storage_device"):
+                check("device", value, Any)
             if field.name in ("sites", "target_sites") and isinstance(value, tuple):
                 parse_sites(value)
             if field.name in ("save_dir", "out", "destination") and value and Path(str(value)).is_file():

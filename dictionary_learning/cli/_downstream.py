@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder, resolve_latest
-from dictionary_learning._trained_on import TextReading, TrainedModel, check_named, model_of, text_of
-from dictionary_learning.cli._arguments import CommandArguments
+from dictionary_learning._text_reading import TextReading
+from dictionary_learning._trained_on import TrainedModel, check_named, model_of, text_of
 from dictionary_learning.cli._evaluate import common, read_text
+from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, UnknownNameError
@@ -29,7 +30,7 @@ _SAE_PROBES = "sae-probes"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DownstreamArguments(CommandArguments):
+class DownstreamArguments(ModelArguments):
     """Measures what saved dictionaries are good for, beside baselines; prints the report's page.
 
     probing: few latents that tell the labels of texts. absorption: latents of a first letter that
@@ -87,10 +88,6 @@ class DownstreamArguments(CommandArguments):
     """Tokens of a text that are read."""
     batch_size: int = setting(16, at_least=1)
     """Texts in a forward pass."""
-    dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
-    device: str | None = None
-    """The device; the accelerator if there is one."""
     n_resamples: int = 1_000
     """Resamples of the texts for the error bars; 0 for none."""
     seed: int = 0
@@ -112,13 +109,12 @@ class DownstreamArguments(CommandArguments):
     def run(self) -> None:
         from dictionary_learning.cli._candidates import candidates_of, load_saved
         from dictionary_learning.evaluation.downstream import DownstreamReport
-        from dictionary_learning.models import load_model
 
         saved = load_saved(self.dictionaries)
         wanted = self._model(saved)
         # labelled texts are read first, so that an error in them costs no time
         found = labelled(self.data, self.names, self.prompt_column, self.label_column) if self._needs_tasks else []
-        model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
+        model = self.load(wanted.name, wanted.revision)
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
         parts: dict[str, Any] = {}
         for name in dict.fromkeys(self.tasks):

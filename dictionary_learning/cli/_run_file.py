@@ -10,6 +10,7 @@ import yaml
 
 from dictionary_learning._run_folder import RUN_FILE
 from dictionary_learning._secrets import without_secrets
+from dictionary_learning._text_reading import words_of_part
 from dictionary_learning.cli._parser import CONFIG
 from dictionary_learning.errors import ConfigError
 
@@ -55,7 +56,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"'{path}' cannot be read ({said}). Give a YAML, TOML or JSON file.") from error
     if not isinstance(found, Mapping):
         raise ConfigError(f"'{path}' is no mapping from names to values. Write lines such as 'k: 32'.")
-    return {str(key).replace("-", "_"): value for key, value in _numbers(found).items()}
+    values = {str(key).replace("-", "_"): value for key, value in _numbers(found).items()}
+    if isinstance(values.get("mix"), list):
+        values["mix"] = [words_of_part(part) for part in values["mix"]]
+    return values
 
 
 def text_of_run_file(command: str, options: Mapping[str, Any]) -> str:
