@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from dictionary_learning._secrets import HIDDEN
-from dictionary_learning.config import BaseConfig, setting
+from dictionary_learning.config import BaseConfig, coerce, field_types, setting
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -217,7 +217,11 @@ def _split(words: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"Got {words!r} in mix, with {what}. Settings of a part are {', '.join(fields)}.")
     given: dict[str, Any] = {}
     for name, _, value in (each.partition("=") for each in settings):
-        given[name.replace("-", "_")] = _value(name.replace("-", "_"), value)
+        field = name.replace("-", "_")
+        try:
+            given[field] = coerce(_value(field, value), field_types(TextReading)[field])
+        except TypeError as error:
+            raise ConfigError(f"Got {words!r} in mix; {field} must be {error}.") from None
     return data, given
 
 
