@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     that was stopped and can be resumed.
     """
     is_process = arguments is None
+    if is_process and (QUIET in sys.argv or not sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of transformers write over themselves
     given = list(sys.argv[1:] if arguments is None else arguments)
     arguments = [word for word in given if word not in (TRACEBACK, QUIET, JSON)]
     whole = TRACEBACK in given

@@ -111,7 +111,8 @@ def add_config(
         if has_default and default not in (None, (), False):  # what these mean, the help says
             options["help"] += f" (default: {_show(default)})"
         if bool in (item, *typing.get_args(item)):
-            parser.flags.add(option_of(field.name))
+            words = [word for part in typing.get_args(item) for word in typing.get_args(part)]
+            parser.flags[option_of(field.name)] = [str(word) for word in words]
         options["metavar"] = "" if default is False else _metavar(item)
         options["nargs"] = "+" if is_list or several else None
         group = parser.group(group_of(field.name, otherwise))
@@ -139,7 +140,7 @@ def read_configs(namespace: argparse.Namespace, config: type[C], build: Callable
 def _metavar(hint: Any) -> str:
     """Returns INT or FLOAT, choices as written, or NAME for what is an object in Python."""
     # that "none" is possible too, the help says where it matters
-    name = type_name(hint).replace(" or None", "").replace(" ", "")
+    name = type_name(hint).replace(" or None", "").replace("bool or ", "true|").replace(" ", "")
     return name if "|" in name else name.upper() if name in ("int", "float", "bool", "str") else "NAME"
 
 

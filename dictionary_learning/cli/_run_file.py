@@ -1,5 +1,6 @@
 """Run files: the options of a command in YAML, TOML or JSON, by their names."""
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -57,8 +58,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise ConfigError(f"'{path}' is no mapping from names to values. Write lines such as 'k: 32'.")
     values = {str(key).replace("-", "_"): value for key, value in _numbers(found).items()}
-    if isinstance(values.get("mix"), list):
-        values["mix"] = [words_of_part(part) for part in values["mix"]]
+    if isinstance(mix := values.get("mix"), (list, Mapping)):
+        values["mix"] = [words_of_part(part) for part in ([mix] if isinstance(mix, Mapping) else mix)]
+    for name in ("data_args", "model_args"):
+        if isinstance(pairs := values.get(name), Mapping):
+            values[name] = [f"{key}={one if isinstance(one, str) else json.dumps(one)}" for key, one in pairs.items()]
     return values
 
 

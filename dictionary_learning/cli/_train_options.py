@@ -14,6 +14,10 @@ from dictionary_learning.errors import ConfigError, MissingDependencyError
 if TYPE_CHECKING:
     from dictionary_learning.trainers import OptimizationConfig
 
+_Normalization = Literal[
+    "none", "unit_mean_square", "sqrt_dim", "expected_average_only_in", "layer_norm", "constant_norm_rescale"
+]  # fmt: skip
+"""Names of `NORMALIZATIONS`, which would import torch."""
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
     "max_activation_norm_multiple", "pack", "prefetch", "retrace", "n_ctxs", "max_examples",
@@ -81,8 +85,14 @@ class TrainArguments(EvaluationArguments, CaptureArguments):
     retrace: bool = False
     """Whether a checkpoint names the rows in the buffer instead of holding them: it is small, and
     the model reads their contexts again when the run resumes."""
-    normalize_activations: bool = False
-    """Whether activations are scaled to unit mean squared norm in training."""
+    normalize_activations: (
+        bool
+        | Literal[
+            "none", "unit_mean_square", "sqrt_dim", "expected_average_only_in", "layer_norm", "constant_norm_rescale"
+        ]
+    ) = False
+    """How activations are normalized in training where the method does not say; true for
+    unit_mean_square."""
     n_eval_tokens: int = 32_768
     """Tokens to evaluate the dictionaries on."""
     n_fidelity_tokens: int = 8_192

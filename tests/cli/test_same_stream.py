@@ -1,6 +1,7 @@
 """Data that the shell, a run file and Python describe: the same rows, in the same order."""
 
 import json
+import typing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from dictionary_learning import (
     load_session,
     write_cache,
 )
+from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import _train_data, build_parser, main
 from dictionary_learning.cli._arguments import read_config
@@ -23,6 +25,7 @@ from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stre
 from dictionary_learning.interop import convert
 from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
+from tests.cli.test_what_is_said import choices
 
 SITE = "transformer.h.1"
 SIZES = {"ctx_len": 16, "n_ctxs": 16, "refresh_batch_size": 4, "device": "cpu", "dtype": "float32"}
@@ -77,6 +80,7 @@ def by_file(place, settings, path) -> TrainArguments:
 
 
 def rows(arguments: TrainArguments, model) -> list[torch.Tensor]:
+    assert arguments.data is not None
     text = arguments.divided(arguments.data, arguments.held_out_every)[0]
     return first(_train_data.make_source(arguments, model, text, [TrainerTopK.Config(k=2)]))
 
@@ -177,7 +181,7 @@ def test_cache_is_that_of_python(place, model, tmp_path):
     write_cache(tmp_path / "python", stream, model, SITE, **options)
     ours, theirs = (ActivationCache(tmp_path / name, out_batch_size=32) for name in ("shell", "python"))
     for x, y in zip(ours, theirs, strict=True):
-        assert torch.equal(x, y)
+        assert isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and torch.equal(x, y)
 
 
 def test_pretokenized_contexts_are_those_of_python(place, model, tmp_path):
@@ -288,3 +292,38 @@ def test_what_cannot_be_is_refused(place, settings, message, caplog, monkeypatch
     line = ["train", "model", "text.jsonl", *words({**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE})]
     assert main([*line, *settings]) == 2
     assert message in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": ["text.jsonl", "a.jsonl"]}, "further data are the option mix"),
+        ({"dtype": ["float32"]}, "one value"),
+        ({"mix": [{"text_column": "body"}]}, "name its data"),
+        ({"mix": [{"data": "a.jsonl", "weight": 3}]}, "the setting weight"),
+        ({"bos": True}, "document | context"),
+        ({"normalize_activations": "by_hand"}, "unit_mean_square"),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused(place, settings, message, caplog, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"model": "model", "data": "text.jsonl", **settings}))
+    assert main(["train", "--config", str(path)]) == 2
+    assert message in caplog.records[-1].getMessage()
+
+
+def test_a_file_says_pairs_as_a_mapping(place, tmp_path):
+    said = {"model_args": {"attn_implementation": "eager", "low_cpu_mem_usage": True}, "mix": {"data": "a.jsonl"}}
+    found = by_file(place, said, tmp_path / "run.yaml")
+    assert found.model_args == ("attn_implementation=eager", "low_cpu_mem_usage=true") and found.mix == ("a.jsonl",)
+    model = found.replace(device="cpu").load(str(place / "model"))
+    assert model.module.config._attn_implementation == "eager"
+
+
+def test_normalization_is_a_flag_or_a_name(place):
+    for words_, expected in (([], True), (["layer_norm"], "layer_norm"), (["false"], False)):
+        line = ["--normalize-activations", *words_, "model", "text.jsonl"]
+        found = read_config(build_parser("train", line).read(line), TrainArguments)
+        assert (found.normalize_activations, found.data) == (expected, "text.jsonl")
+    names = {name for name, _ in NORMALIZATIONS.items()}
+    assert names <= choices(typing.get_type_hints(TrainArguments)["normalize_activations"])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -167,7 +169,7 @@ def test_choices_are_those_of_python(option, config):
 )  # fmt: skip
 def test_choices_are_those_of_a_function(option, function):
     name = {"token_dtype": "dtype"}.get(option, option)
-    theirs = inspect.signature(function).parameters[name].annotation
+    theirs = inspect.signature(function).parameters[str(name)].annotation
     assert choices(typing.get_type_hints(TrainArguments)[option]) == choices(theirs)
 
 
@@ -190,3 +192,14 @@ def test_defaults_are_those_of_python(function):
         if option in defaults and expected is not parameter.empty and option != "io":
             empty = ((), {}, None)
             assert defaults[option] == expected or (defaults[option] in empty and expected in empty), name
+
+
+def test_help_of_train_imports_no_library_of_models_or_data():
+    script = (
+        "import sys\nfrom dictionary_learning.cli import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = ('transformers', 'nnsight', 'datasets', 'pyarrow', 'pandas', 'matplotlib', 'numba', 'huggingface_hub')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
