@@ -32,9 +32,17 @@ class CommandArguments(BaseConfig):
     """The fields that are given by position instead."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # before the config says it in words of Python
+            value: Any = getattr(self, field.name)
+            try:
+                check_range(value, field.metadata.get("bounds", {}))
+            except ValueError as error:
+                raise ConfigError(f"Got {option_of(field.name)} {value}; it must be {error}.") from None
+            except TypeError:
+                continue  # which the config refuses
         super().__post_init__()
         for field in dataclasses.fields(self):
-            value: Any = getattr(self, field.name)
+            value = getattr(self, field.name)
             for number in value if isinstance(value, tuple) else (value,):
                 if number == "":
                     raise ConfigError(f"Got an empty {option_of(field.name)}. Give a value, or leave it out.")

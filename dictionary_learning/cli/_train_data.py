@@ -50,7 +50,6 @@ def make_source(
             out_batch_size=size,
             seed=seed if arguments.cache_order else None,
             window=arguments.cache_window,
-            dtype=arguments.storage_dtype,
             device=arguments.storage_device,
             **arguments.options("end_of_data", "model"),
         )

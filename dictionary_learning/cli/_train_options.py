@@ -20,7 +20,7 @@ _Normalization = Literal[
 """Names of `NORMALIZATIONS`, which would import torch."""
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
-    "max_activation_norm_multiple", "pack", "prefetch", "retrace", "n_ctxs", "max_examples",
+    "max_activation_norm_multiple", "pack", "prefetch", "retrace", "n_ctxs", "storage_dtype", "max_examples",
     "shuffle_seed", "shuffle_buffer", "exclude_tokens", "add_special_tokens", "bos", "separator", "padding_side",
     "long_documents", "rows", "epochs", "vocab_size",
 )  # fmt: skip
@@ -71,8 +71,7 @@ class TrainArguments(EvaluationArguments, CaptureArguments):
     n_ctxs: int = 1024
     """Contexts in the shuffle buffer."""
     storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
-    """The type of the rows in the shuffle buffer, or of those that a cache serves; by default the
-    model's dtype, or the cache's."""
+    """The type of the rows in the shuffle buffer; by default the model's dtype."""
     storage_device: str | None = None
     """The device of the shuffle buffer, or of the rows that a cache serves; by default the model's,
     or the CPU."""
@@ -85,12 +84,7 @@ class TrainArguments(EvaluationArguments, CaptureArguments):
     retrace: bool = False
     """Whether a checkpoint names the rows in the buffer instead of holding them: it is small, and
     the model reads their contexts again when the run resumes."""
-    normalize_activations: (
-        bool
-        | Literal[
-            "none", "unit_mean_square", "sqrt_dim", "expected_average_only_in", "layer_norm", "constant_norm_rescale"
-        ]
-    ) = False
+    normalize_activations: bool | _Normalization = False
     """How activations are normalized in training where the method does not say; true for
     unit_mean_square."""
     n_eval_tokens: int = 32_768

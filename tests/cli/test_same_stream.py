@@ -3,6 +3,7 @@
 import json
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -317,7 +318,8 @@ def test_a_file_says_pairs_as_a_mapping(place, tmp_path):
     found = by_file(place, said, tmp_path / "run.yaml")
     assert found.model_args == ("attn_implementation=eager", "low_cpu_mem_usage=true") and found.mix == ("a.jsonl",)
     model = found.replace(device="cpu").load(str(place / "model"))
-    assert model.module.config._attn_implementation == "eager"
+    config: Any = model.module.config
+    assert config._attn_implementation == "eager"
 
 
 def test_normalization_is_a_flag_or_a_name(place):

@@ -64,9 +64,9 @@ SAID = {
             ActivationCache,
             {
                 "path": "cache", "submodule": "sites", "out_batch_size": "batch_size", "window": "cache_window",
-                "device": "storage_device", "dtype": "storage_dtype",
+                "device": "storage_device",
             },
-            {"d_submodule": CHECK},
+            {"d_submodule": CHECK, "dtype": "as the cache was written"},
         ),
         (EvaluationConfig, EVALUATION, {}),
         (
