@@ -72,9 +72,9 @@ __all__ = [
     "SAETrainer", "Sae", "Session", "Site", "SparseAutoencoder", "SweepConfig", "TokenFilter", "TopKTrainer",
     "TracedModel", "TrainerTopK", "Transcoder", "__version__", "as_custom_sae", "benchmark_synthetic", "calibrate",
     "convert", "evaluate", "evaluate_activations", "evaluate_dictionaries", "expand_or_convert", "fold_decoder_norm_",
-    "gradient_pursuit", "leave_one_out", "list_pretrained", "load_dictionary", "load_from_hub", "load_many", "load_model",
-    "load_session", "loss_recovered", "pretrained", "push_to_hub", "run_sweep", "save_dictionary", "trainSAE",
-    "write_cache", "write_dictionary", "write_report",
+    "gradient_pursuit", "leave_one_out", "list_pretrained", "load_dictionary", "load_from_hub", "load_many",
+    "load_model", "load_session", "loss_recovered", "pretrained", "push_to_hub", "run_sweep", "save_dictionary",
+    "trainSAE", "write_cache", "write_dictionary", "write_report",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(

@@ -226,9 +226,7 @@ class RunCheckpoints:
                         "another folder, or overwrite=True without resume."
                     )
             return found
-        place = Path(resume)
-        found = complete_checkpoints(place / CHECKPOINTS) or complete_checkpoints(place)
-        return found or [c for c in complete_checkpoints(place.parent) if c.path == place]
+        return checkpoints_at(Path(resume))
 
 
 class Resumed:
@@ -356,9 +354,15 @@ class Resumed:
         return state if trainer.latent_ranks.size == 1 else state_of_whole(state, trainer), figures
 
 
-def shares_of(folder: Path) -> int | None:
-    """Returns the shares of the data of the run in a folder; None if it has no checkpoint."""
-    found = complete_checkpoints(folder / CHECKPOINTS)
+def checkpoints_at(place: Path) -> list[Checkpoint]:
+    """Returns the complete checkpoints of a run; or the one whose folder it is."""
+    found = complete_checkpoints(place / CHECKPOINTS) or complete_checkpoints(place)
+    return found or [c for c in complete_checkpoints(place.parent) if c.path == place]
+
+
+def shares_of(place: Path) -> int | None:
+    """Returns the shares of the data of a run or checkpoint; None if there is no checkpoint."""
+    found = checkpoints_at(place)
     return read_manifest(found[-1].path)["facts"].get("n_shares", 1) if found else None
 
 

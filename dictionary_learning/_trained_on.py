@@ -5,78 +5,19 @@ only if they are a name on the hub, or lie in the current folder.
 """
 
 import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from dictionary_learning._secrets import HIDDEN
-from dictionary_learning.config import BaseConfig
+from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dictionary_learning.data import Source
 
 _ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w./-]+)?")
 _HARMLESS = ("revision", "name", "num_proc")
 """Arguments of `datasets.load_dataset` that choose neither files nor code."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextReading(BaseConfig):
-    """How the text of a run is read."""
-
-    text_column: str = "text"
-    """The column or key of the text; data without it may have input_ids, tokens or messages."""
-    split: str = "train"
-    """The split of a data set on the hub."""
-    streaming: bool = True
-    """Whether a data set on the hub is read while it is downloaded."""
-    data_args: tuple[str, ...] = ()
-    """Further arguments of datasets.load_dataset, as name=value."""
-    max_examples: int | None = None
-    """The most documents to read; by default all."""
-    shuffle_seed: int | None = None
-    """Seed of a random order of the documents; by default their own order."""
-    token_dtype: Literal["uint16", "uint32", "int32", "int64", "uint8"] = "uint16"
-    """The type of the token ids in a .bin file."""
-    separator_id: int | None = None
-    """The token id that ends each document of a .bin or .npy file."""
-    on_bad_document: Literal["error", "skip"] = "error"
-    """What happens at a record without text: an error names it, or it is skipped and counted."""
-    chat_template: str | None = None
-    """A Jinja template that renders conversations, instead of the tokenizer's own."""
-
-    def source(self, data: str) -> "Source":
-        """Returns the documents."""
-        return self._limited(self._read(data))
-
-    def divided(self, data: str, held_out_every: int) -> "tuple[Source, Source]":
-        """Returns the documents to train on, and every n-th of all, which are held out."""
-        rest, held = self._read(data).hold_out(held_out_every)
-        return self._limited(rest), held
-
-    def _read(self, data: str) -> "Source":
-        from dictionary_learning.data import Chat, as_source
-
-        return as_source(
-            data,
-            chat=None if self.chat_template is None else Chat(template=self.chat_template),
-            data_args=_named(self.data_args),
-            dtype=self.token_dtype,
-            text_column=self.text_column,
-            split=self.split,
-            streaming=self.streaming,
-            separator_id=self.separator_id,
-            on_bad_document=self.on_bad_document,
-        )
-
-    def _limited(self, source: "Source") -> "Source":
-        if self.shuffle_seed is not None:
-            source = source.shuffled(self.shuffle_seed)
-        return source if self.max_examples is None else source.first(self.max_examples)
 
 
 class TrainedText(NamedTuple):
@@ -139,6 +80,17 @@ def held_out_of(config: Mapping[str, Any]) -> TrainedText | None:
     return text and text._replace(reading=text.reading.replace(shuffle_seed=None, max_examples=None))
 
 
+def contexts_of(config: Mapping[str, Any]) -> ContextReading | None:
+    """Returns how contexts were made of the text; None where the files do not tell."""
+    own = {name: value for name, value in buffer_of(config).items() if name in ("pack", "add_special_tokens")}
+    # contexts of a cache were made when it was written
+    run = buffer_of(config).get("run") or config.get("run", {})
+    known = {field.name for field in dataclasses.fields(ContextReading)} - {"epochs"}
+    if {"bos", "separator", "long_documents"} <= set(run):  # of the shell; a script may store what it likes
+        own = {**{name: value for name, value in run.items() if name in known}, **own}
+    return ContextReading.from_dict(own) if own else None
+
+
 def filter_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the rule which tokens count."""
     rule = {name: value for name, value in buffer_of(config).get("filter", {}).items() if name != "norm_limits"}
@@ -163,6 +115,18 @@ def check_named(what: str, option: str, name: Any) -> None:
         )
 
 
+def check_reading(reading: TextReading, option: str) -> None:
+    """Checks how files ask to read a text, which names further data where it is a mixture.
+
+    Raises:
+        ConfigError: something could be a stranger's choice.
+    """
+    check_data_args(reading.data_args)
+    for data, part in reading.parts():
+        check_named("text", option, data)
+        check_data_args(part.data_args)
+
+
 def check_data_args(pairs: Sequence[str]) -> None:
     """Checks arguments of `datasets.load_dataset` that files give.
 
@@ -175,16 +139,3 @@ def check_data_args(pairs: Sequence[str]) -> None:
             f"The dictionary's files ask to read the text with {', '.join(odd)}, which may be a stranger's choice. "
             f"Give --data-args {' '.join(odd)} if you mean it."
         )
-
-
-def _named(pairs: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in (pair for pair in pairs if not pair.endswith(HIDDEN)):  # a token of the run that was not stored
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise ConfigError(f"Got data_args={pair!r}; give name=value, as --data-args revision=main.")
-        try:
-            found[name] = json.loads(value)  # numbers and booleans; anything else is a string
-        except json.JSONDecodeError:
-            found[name] = value
-    return found

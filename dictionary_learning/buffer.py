@@ -13,7 +13,7 @@ import contextlib
 import copy
 import logging
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +82,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         retrace: whether a checkpoint names the rows that wait in the buffer instead of holding
             them. It is small then, and the model reads their contexts again when a run resumes.
         text_column: column that holds the text, if the data is a data set or JSON.
+        exclude_tokens: tokens to exclude too: ids, "eos", "bos", or as the vocabulary writes them.
 
     Raises:
         SiteError: a submodule is not in the model.
@@ -115,6 +116,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         prefetch: int | None = None,
         text_column: str = "text",
         retrace: bool = False,
+        exclude_tokens: Sequence[int | str] = (),
     ):
         config = ReadingConfig(
             io=io,
@@ -125,6 +127,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             pack=pack,
             seqpos_slice=seqpos_slice,
             text_column=text_column,
+            exclude_tokens=tuple(exclude_tokens),
         )
         self.io, self.end_of_data, self.seed, self.n_ctxs = io, end_of_data, seed, n_ctxs
         self.ctx_len: int = getattr(data, "ctx_len", ctx_len)  # a stream has its own

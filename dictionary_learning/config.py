@@ -8,6 +8,7 @@ its value from a rule that stands at the field, so that a resolved config has no
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -15,6 +16,7 @@ import math
 import numbers
 import operator
 import os
+import sys
 import textwrap
 import types
 import typing
@@ -224,14 +226,39 @@ def field_docs(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base) or not inspect.get_annotations(base):
             continue  # a class that was made at run time has no source, and no fields either
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
+        body = _definition(base)
         for statement, following in zip(body.body, body.body[1:], strict=False):
             if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
                 name, text = ast.unparse(statement.target), following.value
                 if name in names and isinstance(text, ast.Constant) and isinstance(text.value, str):
                     docs[name] = " ".join(text.value.split())
     return docs
+
+
+def _definition(cls: type) -> ast.ClassDef:
+    """Returns the source of a class."""
+    module = sys.modules.get(cls.__module__)
+    with contextlib.suppress(OSError, TypeError, SyntaxError):  # not every module has a file
+        if module is not None and (found := _classes_in(inspect.getsource(module)).get(cls.__qualname__)):
+            return found
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return body
+
+
+@functools.lru_cache(maxsize=64)
+def _classes_in(source: str) -> dict[str, ast.ClassDef]:
+    """Returns the classes of a module by their qualified names.
+
+    It is parsed once, which is faster than to look for each class in it, as `inspect` does.
+    """
+    found: dict[str, ast.ClassDef] = {}
+    left: list[tuple[str, ast.stmt]] = [("", statement) for statement in ast.parse(source).body]
+    for prefix, statement in left:
+        if isinstance(statement, ast.ClassDef):
+            found[prefix + statement.name] = statement
+            left += [(f"{prefix}{statement.name}.", inner) for inner in statement.body]
+    return found
 
 
 def coerce(value: Any, hint: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
+from dictionary_learning.activations._reader import ids_to_exclude
 from dictionary_learning.data import EndOfData, TokenBatch, as_source, as_token_stream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import TracedModel, load_model
@@ -116,6 +117,7 @@ class ContextStream:
         pack: bool = True,
         predict: bool = True,
         end_of_data: EndOfData = "stop",
+        exclude_tokens: Sequence[int | str] = (),
     ):
         if isinstance(data, (str, os.PathLike)):  # which may be missing: before the model is loaded
             data = as_source(data)
@@ -126,7 +128,9 @@ class ContextStream:
         self.tokens = as_token_stream(
             data, self.model.tokenizer, ctx_len=ctx_len, model=self.model, end_of_data=end_of_data, pack=pack
         )
-        self.filter = TokenFilter(exclude_ids=self.tokens.special_ids if remove_bos else (), exclude_first=remove_bos)
+        self.filter = TokenFilter(
+            exclude_ids=ids_to_exclude(self.tokens, remove_bos, exclude_tokens), exclude_first=remove_bos
+        )
         self._has_served = False
         self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
         self._computed: list[ContextBatch] = []  # of the first of these, where the model does not predict

@@ -9,7 +9,8 @@ import torch
 
 from dictionary_learning._border import checked
 from dictionary_learning._run_folder import resolve_latest
-from dictionary_learning._trained_on import buffer_of, check_data_args, check_named, model_of, text_of
+from dictionary_learning._text_reading import ContextReading
+from dictionary_learning._trained_on import buffer_of, check_named, check_reading, contexts_of, model_of, text_of
 from dictionary_learning._types import ModelLike
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.data import Source, as_source
@@ -20,12 +21,12 @@ from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
 
 _OF_THE_BUFFER = (
-    "n_ctxs", "ctx_len", "refresh_batch_size", "out_batch_size", "dtype", "pack", "add_special_tokens", "seed",
-    "end_of_data",
+    "n_ctxs", "refresh_batch_size", "out_batch_size", "dtype", "seed", "end_of_data",
 )  # fmt: skip
 """Settings that a buffer stores under the names of its arguments; sites name their sides."""
 
 
+_CTX_LEN = 128
 _N_CTXS = 1024
 """Contexts in the buffer, where the run had none."""
 
@@ -104,7 +105,7 @@ def _text(config: Mapping[str, Any], given: Any) -> tuple[Source, Source | None]
         return as_source(given), None
     if given is None:
         check_named("text", "data=", trained.data)
-        check_data_args(trained.reading.data_args)
+        check_reading(trained.reading, "data=")
     data = trained.data if given is None else str(given)
     if trained.held_out_every is None:
         return trained.reading.source(data), None
@@ -122,4 +123,10 @@ def _activations(config: Mapping[str, Any], text: Source, model: TracedModel, si
     if rule:
         options["remove_bos"] = bool(rule.get("exclude_first"))
         options["max_activation_norm_multiple"] = rule.get("max_norm_multiple")
-    return ActivationBuffer(text, model, sites, device=model.device, **options)
+    rules = contexts_of(config) or ContextReading()
+    contexts: Any = rules.contexts(text, model, own.get("ctx_len") or _CTX_LEN, options.get("end_of_data", "stop"))
+    if rule:
+        # those that are no special ones were asked for
+        options["exclude_tokens"] = [i for i in rule.get("exclude_ids", ()) if i not in contexts.special_ids]
+    options |= {"ctx_len": contexts.ctx_len, "pack": contexts.pack}
+    return ActivationBuffer(contexts, model, sites, device=model.device, **options)

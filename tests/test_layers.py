@@ -23,7 +23,7 @@ LAYERS = [
     {"finetune", "interventions"},
     {"run_setup"},
     {"resume", "saving", "watch"},
-    {"run_output"},
+    {"run_output", "text_reading"},
     {"estimate", "provenance", "trained_on"},
     {"evaluation", "interpretation", "attribution"},
     {"best", "held_out_data"},

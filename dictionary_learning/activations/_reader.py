@@ -21,6 +21,7 @@ from torch import Tensor
 from dictionary_learning.activations._filters import TokenFilter, at_all_sites, norm_limit
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source, as_source
+from dictionary_learning.data._tokenizing import excluded_ids
 from dictionary_learning.errors import DataError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Sides, Site
@@ -63,6 +64,8 @@ class ReadingConfig(BaseConfig):
     """Positions of a context to include, as (stop,), (start, stop) or (start, stop, step)."""
     text_column: str = "text"
     """Column that holds the text, if the data is a data set or JSON."""
+    exclude_tokens: tuple[int | str, ...] = ()
+    """Tokens to exclude too: ids, "eos", "bos", or a token as the vocabulary writes it."""
 
 
 class RowSource(ABC):
@@ -268,7 +271,7 @@ def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, 
     end_of_data = "repeat" if repeat else "stop"
     stream = as_context_source(data, traced.tokenizer, model=traced, end_of_data=end_of_data, **options)
     rule = TokenFilter(
-        exclude_ids=stream.special_ids if config.remove_bos else (),
+        exclude_ids=ids_to_exclude(stream, config.remove_bos, config.exclude_tokens),
         # an example, such as an image, has no BOS
         exclude_first=config.remove_bos and isinstance(stream, TokenStream),
         seqpos_slice=config.seqpos_slice,
@@ -276,6 +279,13 @@ def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, 
     )
     rule.check_context(stream.ctx_len)
     return RowReader(traced, stream, traced.sites(submodule, config.io), rule, repeat=repeat)
+
+
+def ids_to_exclude(stream: Any, remove_bos: bool, tokens: Sequence[int | str]) -> tuple[int, ...]:
+    """Returns the ids that count nowhere: special ones, and those that are asked for."""
+    n_known = getattr(stream, "vocab_size", None) if tokens else None  # it is slow to find
+    more = excluded_ids(getattr(stream, "tokenizer", None), tokens, n_known)
+    return tuple(dict.fromkeys([*(stream.special_ids if remove_bos else ()), *more]))
 
 
 def by_name(limits: Mapping[Site, float] | None) -> dict[str, float]:

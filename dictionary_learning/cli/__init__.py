@@ -5,12 +5,14 @@ Results go to standard output, messages to standard error.
 """
 
 import argparse
+import contextlib
+import gc
 import importlib
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dictionary_learning._border import said
@@ -47,7 +49,7 @@ COMMANDS = {
 """Each command, and what it does."""
 
 
-_OF_THE_START = {"--save-dir": True, "--overwrite": False, "--resume": False}
+_OF_THE_START = {"--save-dir": True, "--overwrite": False, "--resume": False, "--resume-from": True}
 """Options that say where a run is and how it starts, and not which run it is."""
 STOPPED = 75
 """Exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
@@ -59,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 2 for an error, of which one line is logged, or with `--traceback` all; and 75 for a run
     that was stopped and can be resumed.
     """
+    is_process = arguments is None
+    if is_process and (QUIET in sys.argv or not sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of transformers write over themselves
     given = list(sys.argv[1:] if arguments is None else arguments)
     arguments = [word for word in given if word not in (TRACEBACK, QUIET, JSON)]
     whole = TRACEBACK in given
@@ -69,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     token, style = COMMAND.set(tuple(without(arguments, _OF_THE_START))), as_json.set(JSON in given)
     try:
-        status = _run(arguments)
+        status = _run(arguments, is_process)
         sys.stdout.flush()  # a closed pipe is noticed here, not at exit
         return status
     except BrokenPipeError:  # the reader, as `head`, has what it wants
@@ -120,7 +125,7 @@ def _resuming(arguments: Sequence[str], folder: str) -> str:
     return shlex.join(["dictionary-learning", *kept, "--save-dir", folder, "--resume"])
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], is_process: bool) -> int:
     imports = Parser("", add_help=False)
     imports.add_argument(IMPORT, action="append", default=[], dest="modules")
     found, arguments = imports.parse_known_args(arguments)
@@ -136,7 +141,8 @@ def _run(arguments: list[str]) -> int:
     # those that are described by a file have their options in it
     path, options = (None, options) if command in ("sweep", "benchmark") else file_named_in(options)
     values = {} if path is None else read_file(path)
-    parser = build_parser(command, options, values)
+    with _imports(is_process):
+        parser = build_parser(command, options, values)
     if path is not None:
         parser.take(values, path)
     namespace = parser.read(options)
@@ -145,6 +151,24 @@ def _run(arguments: list[str]) -> int:
 
         refuse_several(f"dictionary-learning {command}", "Start it without torchrun.")
     return namespace.run(namespace) or 0
+
+
+@contextlib.contextmanager
+def _imports(is_process: bool) -> Iterator[None]:
+    """Stops garbage collection while modules are imported: it would look through all of torch.
+
+    In a process of our own it never does, as what is imported stays. Elsewhere, what is alive is
+    not ours.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_process:
+            gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def build_parser(command: str, options: Sequence[str], values: dict[str, Any] | None = None) -> Parser:

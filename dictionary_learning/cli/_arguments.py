@@ -32,9 +32,17 @@ class CommandArguments(BaseConfig):
     """The fields that are given by position instead."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # before the config says it in words of Python
+            value: Any = getattr(self, field.name)
+            try:
+                check_range(value, field.metadata.get("bounds", {}))
+            except ValueError as error:
+                raise ConfigError(f"Got {option_of(field.name)} {value}; it must be {error}.") from None
+            except TypeError:
+                continue  # which the config refuses
         super().__post_init__()
         for field in dataclasses.fields(self):
-            value: Any = getattr(self, field.name)
+            value = getattr(self, field.name)
             for number in value if isinstance(value, tuple) else (value,):
                 if number == "":
                     raise ConfigError(f"Got an empty {option_of(field.name)}. Give a value, or leave it out.")
@@ -43,8 +51,8 @@ class CommandArguments(BaseConfig):
                 except ValueError as error:
                     raise ConfigError(f"Got {option_of(field.name)} {number}; it must be {error}.") from None
             check_local(field.name, value)
-            if field.name == "device":
-                check(field.name, value, Any)
+            if field.name in ("device", "storage_device"):
+                check("device", value, Any)
             if field.name in ("sites", "target_sites") and isinstance(value, tuple):
                 parse_sites(value)
             if field.name in ("save_dir", "out", "destination") and value and Path(str(value)).is_file():
@@ -111,7 +119,8 @@ def add_config(
         if has_default and default not in (None, (), False):  # what these mean, the help says
             options["help"] += f" (default: {_show(default)})"
         if bool in (item, *typing.get_args(item)):
-            parser.flags.add(option_of(field.name))
+            words = [word for part in typing.get_args(item) for word in typing.get_args(part)]
+            parser.flags[option_of(field.name)] = [str(word) for word in words]
         options["metavar"] = "" if default is False else _metavar(item)
         options["nargs"] = "+" if is_list or several else None
         group = parser.group(group_of(field.name, otherwise))
@@ -139,7 +148,7 @@ def read_configs(namespace: argparse.Namespace, config: type[C], build: Callable
 def _metavar(hint: Any) -> str:
     """Returns INT or FLOAT, choices as written, or NAME for what is an object in Python."""
     # that "none" is possible too, the help says where it matters
-    name = type_name(hint).replace(" or None", "").replace(" ", "")
+    name = type_name(hint).replace(" or None", "").replace("bool or ", "true|").replace(" ", "")
     return name if "|" in name else name.upper() if name in ("int", "float", "bool", "str") else "NAME"
 
 

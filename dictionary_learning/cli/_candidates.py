@@ -34,8 +34,12 @@ def load_saved(places: Sequence[str]) -> list[Saved]:
 
 def trained(folder: Path, dictionaries: Sequence[Dictionary]) -> list[Saved]:
     """Returns the dictionaries of a run that has just saved them into a folder."""
-    folders = [folder / f"trainer_{number}" for number in range(len(dictionaries))]
-    configs = [read_config_file(one) for one in folders]
+    folders, own = [folder / f"trainer_{number}" for number in range(len(dictionaries))], own_folders(str(folder))
+    # formats of other packages keep less than the dictionary knows
+    configs: list[Any] = [
+        read_config_file(one) if one in own else d.info.to_config()
+        for one, d in zip(folders, dictionaries, strict=True)
+    ]
     return [Saved(c["name"], d, c, f) for c, d, f in zip(configs, dictionaries, folders, strict=True)]
 
 

@@ -14,7 +14,7 @@ from dictionary_learning.cli._evaluate import EvaluateArguments
 from dictionary_learning.cli._explain import ExplainArguments
 from dictionary_learning.cli._export import ExportArguments
 from dictionary_learning.cli._info import InfoArguments
-from dictionary_learning.cli._options import CaptureArguments, DataArguments
+from dictionary_learning.cli._options import CaptureArguments, ContextArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._plan import PlanArguments
 from dictionary_learning.cli._reproduce import ReproduceArguments
@@ -60,7 +60,7 @@ class CacheArguments(CaptureArguments):
         model = self.load(self.model)
         write_cache(
             self.out,
-            text,
+            self.stream(text, model),
             model,
             self.sites_of(model),
             dtype=self.storage_dtype,
@@ -71,7 +71,7 @@ class CacheArguments(CaptureArguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretokenizeArguments(DataArguments):
+class PretokenizeArguments(ContextArguments):
     """Writes the contexts of a text into a folder, which train and evaluate read as data.
 
     It can be put on the hub.
@@ -88,16 +88,10 @@ class PretokenizeArguments(DataArguments):
     """The folder for the contexts; it must not exist."""
     ctx_len: int = 128
     """Tokens in a context."""
-    pack: bool = True
-    """Whether documents are packed into full contexts; otherwise each is one, cut at its length."""
-    add_special_tokens: bool = True
-    """Whether BOS and separators are added."""
-    bos: Literal["document", "context", "both", "none"] | None = None
-    """What begins with BOS; by default both, where the tokenizer has a BOS token."""
-    separator: str = "auto"
-    """What ends each document: eos, bos, a token or its id, or none; auto is EOS without a BOS."""
     revision: str | None = None
     """The model's branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the tokenizer is run."""
     push: str | None = None
     """A data set on the hub, as user/name, to upload the contexts to."""
 
@@ -105,14 +99,9 @@ class PretokenizeArguments(DataArguments):
         from dictionary_learning.data import pretokenize
         from dictionary_learning.models import load_tokenizer
 
-        word = self.separator
-        pretokenize(
-            self.source(self.data),
-            load_tokenizer(self.model, self.revision),
-            self.out,
-            separator=None if word.lower() == "none" else int(word) if word.isdecimal() else word,
-            **self.options("ctx_len", "pack", "add_special_tokens", "bos", "push"),
-        )
+        tokenizer = load_tokenizer(self.model, self.revision, self.trust_remote_code)
+        options = {**self.tokens(), **self.options("ctx_len", "push")}
+        pretokenize(self.source(self.data), tokenizer, self.out, **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
 from dictionary_learning._trained_on import TrainedModel, buffer_of, check_named, held_out_of, model_of, text_of
-from dictionary_learning.cli._evaluate import common, read_text
-from dictionary_learning.cli._options import DataArguments
+from dictionary_learning.cli._evaluate import common, contexts_as_trained, read_text
+from dictionary_learning.cli._model_options import ModelArguments
+from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
     from dictionary_learning.evaluation import Candidate
 
-_CTX_LEN = 128
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContextsArguments(DataArguments):
+class ContextsArguments(ModelArguments, ContextArguments):
     """Finds in one pass over a text where each latent is active, and prints the store's folder.
 
     It holds for each latent top, quantile and quiet examples, and exact figures. The same command
@@ -59,18 +58,11 @@ class ContextsArguments(DataArguments):
     """Seed of what is sampled."""
     checkpoint_every: int = 250
     """Batches between two checkpoints."""
-    dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
-    device: str | None = None
-    """The device; the accelerator if there is one."""
-    revision: str | None = None
-    """The model's branch, tag or commit on the hub."""
 
     def run(self) -> None:
         from dictionary_learning.cli._candidates import candidates_of, load_saved
         from dictionary_learning.interop._saved import own_folders
         from dictionary_learning.interpretation import collect_contexts
-        from dictionary_learning.models import load_model
 
         is_run = bool(own_folders(resolve_latest(self.model)))
         places = self.dictionaries or ((self.model,) if is_run else ())
@@ -89,17 +81,17 @@ class ContextsArguments(DataArguments):
             common(saved, "texts", held_out_of, "Give --data.")
         text = next((told for one in saved if (told := text_of(one.config))), None)
         ctx_len = self.ctx_len or common(saved, "context lengths", _ctx_len_of, "Give --ctx-len.")
-        pack = common(saved, "ways of packing documents", lambda c: buffer_of(c).get("pack"))
-        model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
+        model = self.load(wanted.name, wanted.revision)
+        stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
         found = _named(candidates_of(saved, model, self.sites))
         store = collect_contexts(
             model,
             {name: one.dictionary for name, one in found.items()},
-            read_text(self, self.data, text),
+            stream,
             self.save_dir,
             sites={name: list(one.site) if isinstance(one.site, tuple) else one.site for name, one in found.items()},
-            ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
-            pack=True if pack is None else pack,
+            ctx_len=stream.ctx_len,
+            pack=stream.pack,
             **self.options(
                 *("n_tokens", "batch_size", "window", "n_top", "n_quantiles", "per_quantile", "n_quiet"),
                 *("seed", "checkpoint_every"),

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments
-from dictionary_learning.cli._options import DataArguments
+from dictionary_learning.cli._model_options import ModelArguments
+from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import write_line, write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, DataError
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONTEXTS = "contexts"
-_CTX_LEN = 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DashboardArguments(DataArguments):
+class DashboardArguments(ModelArguments, ContextArguments):
     """Writes pages about the latents of dictionaries, and prints the path of the first.
 
     Takes stores of contexts, dictionaries, and runs. Those that are in no store are read now, on
@@ -67,10 +66,6 @@ class DashboardArguments(DataArguments):
     """Neighbors, promoted and suppressed tokens of each latent."""
     map: Literal["auto", "umap", "pca"] = "auto"
     """How latents are placed on the map; auto is UMAP where umap-learn is installed."""
-    dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
-    device: str | None = None
-    """The device; the accelerator if there is one."""
 
     def run(self) -> None:
         from dictionary_learning.cli._candidates import load_saved
@@ -114,7 +109,7 @@ class DashboardArguments(DataArguments):
     ) -> "ContextStore":
         """Reads the text, and returns the contexts of dictionaries."""
         from dictionary_learning._trained_on import buffer_of, text_of
-        from dictionary_learning.cli._evaluate import common, read_text
+        from dictionary_learning.cli._evaluate import common, contexts_as_trained, read_text
         from dictionary_learning.interpretation import collect_contexts
 
         if not self.data:
@@ -123,15 +118,15 @@ class DashboardArguments(DataArguments):
         ctx_len = self.ctx_len or common(
             saved, "context lengths", lambda config: buffer_of(config).get("ctx_len"), "Give --ctx-len."
         )
-        pack = common(saved, "ways of packing documents", lambda config: buffer_of(config).get("pack"))
+        stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
         return collect_contexts(
             model,
             {one.name: one.dictionary for one in candidates},
-            read_text(self, self.data, text),
+            stream,
             Path(self.save_dir) / _CONTEXTS,
             sites={one.name: one.site for one in candidates},
-            ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
-            pack=True if pack is None else pack,
+            ctx_len=stream.ctx_len,
+            pack=stream.pack,
             **self.options("n_tokens", "batch_size", "n_top", "n_quantiles", "per_quantile", "n_quiet"),
         )
 
@@ -156,7 +151,7 @@ class DashboardArguments(DataArguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServeArguments(CommandArguments):
+class ServeArguments(ModelArguments):
     """Serves a page that shows latents of a typed text, and changes them while the model writes.
 
     Prints its address. Only this machine may open it, unless --host says another; Ctrl-C ends it.
@@ -173,10 +168,6 @@ class ServeArguments(CommandArguments):
     """The address to listen on."""
     port: int = setting(8765, at_least=0, at_most=65535)
     """The port; 0 for any that is free."""
-    dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
-    device: str | None = None
-    """The device; the accelerator if there is one."""
 
     def run(self) -> None:
         from dictionary_learning.cli._candidates import load_saved
@@ -207,7 +198,6 @@ def load_with_model(
     from dictionary_learning._trained_on import check_named, model_of
     from dictionary_learning.cli._candidates import candidates_of
     from dictionary_learning.cli._evaluate import common
-    from dictionary_learning.models import load_model
 
     trained_on = None if given.model else common(saved, "language models", model_of, "Give --model.")
     if trained_on is not None:
@@ -216,7 +206,7 @@ def load_with_model(
     if not name:
         raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
     revision = trained_on.revision if trained_on else None
-    model = load_model(name, revision=revision, device=given.device, dtype=given.dtype)
+    model = given.load(name, revision)
     return model, {one.name: one for one in candidates_of(saved, model, given.sites, target_sites)}
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder, resolve_latest
 from dictionary_learning._trained_on import TrainedModel, check_named, model_of
-from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._evaluate import common
+from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, UnknownNameError
@@ -28,7 +28,7 @@ SAE_PROBES = "sae-probes"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DownstreamArguments(CommandArguments):
+class DownstreamArguments(ModelArguments):
     """Measures what saved dictionaries are good for, beside baselines; prints the report's page.
 
     probing: few latents that tell the labels of texts. absorption: latents of a first letter that
@@ -86,10 +86,6 @@ class DownstreamArguments(CommandArguments):
     """Tokens of a text that are read."""
     batch_size: int = setting(16, at_least=1)
     """Texts in a forward pass."""
-    dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
-    device: str | None = None
-    """The device; the accelerator if there is one."""
     n_resamples: int = 1_000
     """Resamples of the texts for the error bars; 0 for none."""
     seed: int = 0
@@ -113,13 +109,12 @@ class DownstreamArguments(CommandArguments):
         from dictionary_learning.cli._measures import measures_of
         from dictionary_learning.evaluation.downstream import DownstreamReport
         from dictionary_learning.evaluation.reports import write_report
-        from dictionary_learning.models import load_model
 
         saved = load_saved(self.dictionaries)
         wanted = self._model(saved)
         # what the measures are given is read first, so that an error in it costs no time
         measures = measures_of(self, saved)
-        model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
+        model = self.load(wanted.name, wanted.revision)
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
         folder = self._folder(saved)
         report = _report_in(folder, model.describe())

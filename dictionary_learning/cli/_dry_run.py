@@ -47,7 +47,7 @@ def show_plan(
     device: torch.device,
     folder: Path,
     *,
-    normalize_activations: bool,
+    normalize_activations: bool | str,
     keep_checkpoints: int,
 ) -> None:
     """Prints tokens, steps, memory, disk and time of a run; writes nothing.

@@ -5,30 +5,34 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dictionary_learning._run_folder import new_folder
+from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning._trained_on import (
-    TextReading,
     TrainedModel,
     TrainedText,
     buffer_of,
-    check_data_args,
     check_named,
+    check_reading,
+    contexts_of,
     filter_of,
     held_out_of,
     model_of,
     reading_of,
     text_of,
 )
-from dictionary_learning.cli._options import DataArguments
+from dictionary_learning.cli._evaluation_options import EvaluationArguments
+from dictionary_learning.cli._model_options import ModelArguments
+from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dictionary_learning.data import Source
+    from dictionary_learning.data import ContextSource, Source
     from dictionary_learning.evaluation import DictionaryReport, Report
     from dictionary_learning.interop._saved import Saved
+    from dictionary_learning.models import TracedModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ _REPORTS = "reports"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateArguments(DataArguments):
+class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
     """Evaluates saved dictionaries on held-out text, and prints the path of the report's page."""
 
     positional: ClassVar = ("dictionaries",)
@@ -64,14 +68,8 @@ class EvaluateArguments(DataArguments):
     """Contexts in a forward pass."""
     ctx_len: int | None = None
     """Tokens in a context; by default as in training, or 128."""
-    dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
-    device: str | None = None
-    """The device; the accelerator if there is one."""
-    convention: Literal["canonical", "dictionary_learning", "saelens", "saebench"] = "canonical"
-    """A package whose figures are computed too, by its own rules and names."""
-    n_resamples: int = 1_000
-    """Resamples of the documents for the error bars; 0 for none."""
+    seed: int = 0
+    """Seed of the error bars and of what is drawn at random."""
     probe: tuple[str, ...] = ()
     """Labelled texts (.csv, .tsv, .jsonl, or sae-probes) that few latents should tell apart; the
     command downstream has more options."""
@@ -85,7 +83,6 @@ class EvaluateArguments(DataArguments):
         from dictionary_learning.cli._candidates import candidates_of, load_saved
         from dictionary_learning.cli._measures import labelled
         from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
-        from dictionary_learning.models import load_model
 
         saved = load_saved(self.dictionaries)
         tasks = labelled(self.probe) if self.probe else []
@@ -102,18 +99,19 @@ class EvaluateArguments(DataArguments):
         ctx_len = self.ctx_len or common(
             saved, "context lengths", lambda c: buffer_of(c).get("ctx_len"), "Give --ctx-len."
         )
-        pack = common(saved, "ways of packing documents", lambda c: buffer_of(c).get("pack"))
         rule = common(saved, "token filters", filter_of)
-        model = load_model(wanted.name, device=self.device, dtype=self.dtype, revision=wanted.revision)
+        model = self.load(wanted.name, wanted.revision)
+        stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
         report = evaluate_dictionaries(
             model,
             candidates,
-            read_text(self, self.data, text),
+            stream,
             EvaluationConfig(
-                ctx_len=ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN),
-                pack=True if pack is None else pack,
-                **self.options("n_tokens", "n_fidelity_tokens", "batch_size", "convention", "n_resamples"),
+                ctx_len=stream.ctx_len,
+                pack=stream.pack,
+                **self.options("n_tokens", "n_fidelity_tokens", "batch_size", "seed"),
+                **self.measured(),
             ),
             token_filter=TokenFilter.from_dict(rule) if rule else None,
             norm_limits=_norm_limits(saved),
@@ -236,6 +234,19 @@ def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     return limits
 
 
+def contexts_as_trained(
+    asked: ContextReading, saved: "Sequence[Saved]", text: "Source", model: "TracedModel", ctx_len: int | None
+) -> "ContextSource":
+    """Returns the contexts of a text, made as in training but for what is asked for otherwise.
+
+    Raises:
+        ConfigError: two dictionaries were trained on contexts that were made differently.
+    """
+    trained = common(saved, "ways of making contexts", contexts_of) or ContextReading()
+    rule = trained.replace(**asked.changed())
+    return rule.contexts(text, model, ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN))
+
+
 def read_text(arguments: TextReading, given: str | None, trained: TrainedText | None) -> "Source":
     """Returns what was held out in training, unless another text is asked for."""
     from dictionary_learning._plain import to_plain
@@ -249,11 +260,13 @@ def read_text(arguments: TextReading, given: str | None, trained: TrainedText | 
     asked = reading_of(arguments.to_dict())
     if not given:
         check_named("text", "--data", data)
-    if not asked.data_args:
-        check_data_args(trained.reading.data_args)
+    told: dict[str, Any] = {"data_args": ()} if asked.data_args else {}
+    told |= {"mix": (), "weights": ()} if asked.mix else {}
+    check_reading(trained.reading.replace(**told), "--mix")
     reading = trained.reading.replace(data_args=asked.data_args or trained.reading.data_args)
-    as_stored = asked.replace(data_args=tuple(to_plain(asked.data_args)))  # without tokens
-    if as_stored not in (TextReading(), trained.reading, TextReading(data_args=trained.reading.data_args)):
+    as_stored = asked.replace(data_args=tuple(to_plain(asked.data_args))).settings()  # without tokens
+    default, trained_by = TextReading().settings(), trained.reading.settings()
+    if any(value not in (default[name], trained_by[name]) for name, value in as_stored.items()):
         if asked.split == trained.reading.split:
             logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
         return arguments.source(data)

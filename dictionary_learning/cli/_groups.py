@@ -6,10 +6,13 @@ _GROUPS = {
         "on_bad_document", "ctx_len", "pack", "remove_bos", "seqpos_slice", "max_activation_norm_multiple",
         "held_out_every", "end_of_data", "cache", "n_ctxs", "refresh_batch_size", "storage_dtype", "prefetch",
         "normalize_activations", "bos", "separator", "add_special_tokens", "chat_template",
+        "mix", "weights", "mix_seed", "exhausted", "shuffle_buffer", "row_len", "system_prompt", "removal_frequency",
+        "chat_seed", "padding_side", "long_documents", "rows", "epochs", "vocab_size", "exclude_tokens",
+        "storage_device", "cache_window", "cache_order",
     ),
     "model and sites": (
         "revision", "dtype", "device", "sites", "target_sites", "layers", "layer_stride", "io", "load_in_8bit",
-        "device_map", "trust_remote_code",
+        "device_map", "trust_remote_code", "tokenizer", "model_args", "remote",
     ),
     "method": (
         "trainer", "recipe", "dict_size", "expansion_factor", "k", "wiring", "loss_fn", "n_heads", "finetune", "seed",
@@ -29,11 +32,12 @@ _GROUPS = {
     "run": (
         "config", "n_tokens", "batch_size", "save_dir", "overwrite", "resume", "allow_changed", "dry_run",
         "checkpoint_steps", "keep_checkpoints", "retrace", "save_steps", "on_anomaly", "patience", "placement",
-        "latent_ranks", "save_format",
+        "latent_ranks", "save_format", "resume_from",
     ),
     "figures": (
         "n_eval_tokens", "n_fidelity_tokens", "log_steps", "evaluate_every", "save_best", "wandb_project",
-        "wandb_entity", "tensorboard",
+        "wandb_entity", "tensorboard", "verbose", "convention", "n_resamples", "ablations", "together", "all_tokens",
+        "breakdown", "n_geometry_latents", "eval_batch_size", "eval_seed",
     ),
 }  # fmt: skip
 _ESSENTIAL = frozenset(

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dictionary_learning._trained_on import TextReading, text_of
+from dictionary_learning._text_reading import TextReading
+from dictionary_learning._trained_on import text_of
 from dictionary_learning.cli._downstream import SAE_PROBES, DownstreamArguments
 from dictionary_learning.cli._evaluate import read_text
 from dictionary_learning.errors import ConfigError

@@ -1,14 +1,15 @@
 """Options that several commands share: how data is read, and which activations are captured."""
 
 import dataclasses
-import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
-from dictionary_learning._trained_on import TextReading
+from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning.cli._arguments import CommandArguments
-from dictionary_learning.errors import ConfigError, MissingDependencyError, SiteError
+from dictionary_learning.cli._model_options import ModelArguments
+from dictionary_learning.errors import ConfigError, SiteError
 
 if TYPE_CHECKING:
+    from dictionary_learning.data import ContextSource, Source
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
 
@@ -22,7 +23,12 @@ class DataArguments(TextReading, CommandArguments):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CaptureArguments(DataArguments):
+class ContextArguments(ContextReading, DataArguments):
+    """How the data is read, and how contexts are made of it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptureArguments(ModelArguments, ContextArguments):
     """Which activations are captured."""
 
     sites: tuple[str, ...] = ()
@@ -42,46 +48,16 @@ class CaptureArguments(DataArguments):
     """Contexts in a forward pass of the model."""
     remove_bos: bool = True
     """Whether BOS, separators and the first token of each context are excluded."""
-    seqpos_slice: tuple[int, ...] = ()
+    exclude_tokens: tuple[int | str, ...] = ()
+    """Further tokens to exclude: ids, eos, bos, or tokens as the vocabulary writes them."""
+    seqpos_slice: tuple[int | None, ...] = ()
     """The positions that count, as a stop, a start and a stop, or with a step; by default all."""
     max_activation_norm_multiple: float | None = 10.0
     """Excludes tokens with a norm above this multiple of the median."""
-    pack: bool = True
-    """Whether documents are packed into full contexts; otherwise each is cut and padded."""
     held_out_every: int = 20
     """Every n-th document is held out of training; the dictionaries are evaluated on those."""
     prefetch: int | None = None
     """Forward passes computed ahead in a thread; by default 1 on a GPU, else 0."""
-    dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
-    device: str | None = None
-    """The device; the accelerator if there is one."""
-    revision: str | None = None
-    """The model's branch, tag or commit on the hub."""
-    load_in_8bit: bool = False
-    """Whether the model's weights are held in 8 bits, by bitsandbytes."""
-    device_map: str | None = None
-    """Spreads a model over several devices, as transformers does: auto, balanced or sequential."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the model is run."""
-
-    def load(self, model: str) -> "TracedModel":
-        """Returns the model.
-
-        Raises:
-            MissingDependencyError: 8 bits need bitsandbytes, which is not installed.
-            ConfigError: it is put on one device, and spread over several.
-        """
-        from dictionary_learning.models import load_model
-
-        if self.device_map is not None and self.device is not None:
-            raise ConfigError(f"Got --device {self.device} with --device-map {self.device_map}. Give one of them.")
-        options: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
-        if self.device_map is not None:
-            options["device_map"] = self.device_map
-        if self.load_in_8bit:
-            options |= _in_8_bits(self.device, self.device_map)
-        return load_model(model, device=self.device, dtype=self.dtype, revision=self.revision, **options)
 
     def check_sites(self) -> None:
         """Checks that sites are named in one way.
@@ -116,24 +92,15 @@ class CaptureArguments(DataArguments):
             return _mlps(model, model.layers(self.layers, self.layer_stride))
         return model.layers(self.layers, self.layer_stride, side=self.io or "out")
 
+    def stream(self, text: "Source", model: "TracedModel", end_of_data: str = "stop") -> "ContextSource":
+        """Returns the contexts of a text."""
+        return self.contexts(text, model, self.ctx_len, end_of_data)
+
     @property
     def reading(self) -> dict[str, Any]:
         """The arguments that a shuffle buffer and the writer of a cache have in common."""
-        names = ("ctx_len", "refresh_batch_size", "remove_bos", "max_activation_norm_multiple", "pack", "prefetch")
-        return {**self.options(*names), "seqpos_slice": self.seqpos_slice or None}
-
-
-def _in_8_bits(device: str | None, device_map: str | None) -> dict[str, Any]:
-    """Returns the arguments by which transformers holds weights in 8 bits."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError("bitsandbytes", "--load-in-8bit", "adam8bit")
-    from transformers import BitsAndBytesConfig
-
-    from dictionary_learning._hardware import as_device
-
-    # such weights cannot be moved afterwards
-    place = {} if device_map else {"device_map": {"": str(as_device(device))}}
-    return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), **place}
+        names = ("refresh_batch_size", "remove_bos", "max_activation_norm_multiple", "prefetch", "exclude_tokens")
+        return {**self.options(*names), "ctx_len": self.ctx_len, "seqpos_slice": self.seqpos_slice or None}
 
 
 def _mlps(model: "TracedModel", layers: "list[Site]") -> "list[Site]":

@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from dictionary_learning.cli._groups import TITLES, group_of, is_essential
@@ -39,8 +39,8 @@ class Parser(argparse.ArgumentParser):
             prog=prog, description=description, epilog=about, allow_abbrev=False, add_help=False, **options
         )
         self._groups: dict[str, Any] = {}
-        self.flags: set[str] = set()
-        """Options that may stand without a value, which then is true."""
+        self.flags: dict[str, Collection[str]] = {}
+        """Options that may stand without a value, which then is true; and words that are values."""
         self.elsewhere: dict[str, str] = {}
         """Options that this command has under other circumstances, and which those are."""
         self.from_file: set[str] = set()
@@ -113,7 +113,7 @@ class Parser(argparse.ArgumentParser):
                 given.add(name)  # tells what was asked for from what is a default
                 word = f"{option}{equals}{value}"
             words.append(word)
-            if word in self.flags and following.lower() not in (*TRUE, *FALSE, "none"):
+            if word in self.flags and following.lower() not in (*TRUE, *FALSE, "none", *self.flags[word]):
                 words.append("true")  # before argparse could take the next word as the value
         return self.parse_args(words, argparse.Namespace(given=given))
 
@@ -163,6 +163,9 @@ def _with_dashes(option: str) -> str:
 def _from_file(value: Any, action: argparse.Action) -> Any:
     """Returns a value of a run file as the parser would have read it."""
     if action.nargs not in ("+", "*"):
+        if isinstance(value, (list, tuple)):
+            more = "; further data are the option mix" if action.dest == "data" else ""
+            raise ValueError(f"it takes one value, and no list{more}")
         return _one_from_file(value, action)
     values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values:

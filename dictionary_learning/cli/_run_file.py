@@ -1,5 +1,6 @@
 """Run files: the options of a command in YAML, TOML or JSON, by their names."""
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ import yaml
 
 from dictionary_learning._run_folder import RUN_FILE
 from dictionary_learning._secrets import without_secrets
+from dictionary_learning._text_reading import words_of_part
 from dictionary_learning.cli._parser import CONFIG
 from dictionary_learning.errors import ConfigError
 
@@ -55,7 +57,13 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"'{path}' cannot be read ({said}). Give a YAML, TOML or JSON file.") from error
     if not isinstance(found, Mapping):
         raise ConfigError(f"'{path}' is no mapping from names to values. Write lines such as 'k: 32'.")
-    return {str(key).replace("-", "_"): value for key, value in _numbers(found).items()}
+    values = {str(key).replace("-", "_"): value for key, value in _numbers(found).items()}
+    if isinstance(mix := values.get("mix"), (list, Mapping)):
+        values["mix"] = [words_of_part(part) for part in ([mix] if isinstance(mix, Mapping) else mix)]
+    for name in ("data_args", "model_args"):
+        if isinstance(pairs := values.get(name), Mapping):
+            values[name] = [f"{key}={one if isinstance(one, str) else json.dumps(one)}" for key, one in pairs.items()]
+    return values
 
 
 def text_of_run_file(command: str, options: Mapping[str, Any]) -> str:

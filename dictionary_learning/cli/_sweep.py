@@ -11,7 +11,7 @@ from dictionary_learning._run_folder import new_folder
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._run_file import read_file
-from dictionary_learning.cli._train_data import how_to_evaluate, make_source
+from dictionary_learning.cli._train_data import held_out_contexts, how_to_evaluate, make_source
 from dictionary_learning.cli._train_options import TrainArguments, check_run
 from dictionary_learning.errors import ConfigError
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_IN_A_SWEEP = (
     "save_dir", "overwrite", "resume", "allow_changed", "dry_run", "save_steps", "keep_checkpoints", "patience",
-    "on_anomaly", "evaluate_every", "save_best", "wandb_project", "tensorboard",
+    "resume_from", "verbose", "on_anomaly", "evaluate_every", "save_best", "wandb_project", "tensorboard",
 )  # fmt: skip
 """Options of `train` that a sweep decides, or does not have."""
 _SWEEPS = "sweeps"
@@ -116,6 +116,7 @@ def _with_model(told: SweepFile, text: Any, model: Any, data: Any, config: Any) 
     """Returns held-out text; with the model, where the rows come from a cache, which has none."""
     from dictionary_learning.contexts import ContextStream
 
+    contexts = held_out_contexts(told, text, model, data)
     if told.cache is None:
-        return text
-    return ContextStream(text, model, list(data.sites), ctx_len=config.ctx_len, pack=config.pack)
+        return contexts
+    return ContextStream(contexts, model, list(data.sites), ctx_len=config.ctx_len, pack=config.pack)

@@ -14,8 +14,8 @@ from dictionary_learning.cli._arguments import add_config, config_parser, read_c
 from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
 from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
-from dictionary_learning.cli._train_data import adapted, held_out, how_to_evaluate, make_source
-from dictionary_learning.cli._train_options import TrainArguments, check_run
+from dictionary_learning.cli._train_data import adapted, held_out, held_out_contexts, how_to_evaluate, make_source
+from dictionary_learning.cli._train_options import TrainArguments, best_of, check_run
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 _OF_TRAINING = (
     "save_steps", "log_steps", "checkpoint_steps", "keep_checkpoints", "normalize_activations", "overwrite",
-    "on_anomaly", "patience", "allow_changed", "evaluate_every", "save_best", "placement", "save_format",
+    "on_anomaly", "patience", "verbose", "allow_changed", "evaluate_every", "placement", "save_format",
     "latent_ranks",
 )  # fmt: skip
-_NOT_SAVED = ("resume", "overwrite", "dry_run", "allow_changed", "placement", "latent_ranks")
-_OF_THE_START = ("save_dir", "resume", "overwrite", "dry_run", "allow_changed")
+_NOT_SAVED = ("resume", "resume_from", "verbose", "overwrite", "dry_run", "allow_changed", "placement", "latent_ranks")
+_OF_THE_START = ("save_dir", "resume", "resume_from", "overwrite", "dry_run", "allow_changed")
 """Options that say how a run starts, and not which run it is."""
 _RUNS = "runs"
 
@@ -164,7 +164,7 @@ def _train(
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one
     device = arguments.device or getattr(model, "device", None)
     if arguments.dry_run:
-        periods = {"evaluate_every": arguments.evaluate_every, "save_best": arguments.save_best}
+        periods = {"evaluate_every": arguments.evaluate_every, "save_best": best_of(arguments.save_best)}
         plan = plan_of(steps, arguments.log_steps, arguments.checkpoint_steps, None, arguments.save_steps, **periods)
         options = arguments.options("normalize_activations", "keep_checkpoints")
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
@@ -177,7 +177,8 @@ def _train(
         save_dir=save_dir,
         # a run that was resumed leaves the same files as one that was not
         run_cfg={name: value for name, value in arguments.to_dict().items() if name not in _NOT_SAVED},
-        resume="auto" if arguments.resume else "never",
+        resume=arguments.resume_from or ("auto" if arguments.resume else "never"),
+        save_best=best_of(arguments.save_best),
         use_wandb=arguments.wandb_project is not None,
         wandb_project=arguments.wandb_project or "",
         wandb_entity=arguments.wandb_entity or "",
@@ -227,7 +228,7 @@ def _evaluate(
     report = evaluate_dictionaries(
         model,
         candidates_of(saved, model),
-        text,
+        held_out_contexts(arguments, text, model, source),
         how_to_evaluate(arguments, source),
         token_filter=source.filter,
         norm_limits=source.norm_limits,

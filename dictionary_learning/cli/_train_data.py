@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dictionary_learning._text_reading import ContextReading
+from dictionary_learning._trained_on import contexts_of
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.errors import ConfigError
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from dictionary_learning.activations.cache import ActivationCache
     from dictionary_learning.buffer import ActivationBuffer
     from dictionary_learning.contexts import ContextStream
-    from dictionary_learning.data import Source
+    from dictionary_learning.data import ContextSource, Source
     from dictionary_learning.evaluation import EvaluationConfig
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
@@ -42,23 +44,32 @@ def make_source(
     # the dictionaries share one order of the rows, which the first seed decides
     seed = next((config.seed for config in configs if config.seed is not None), 0)
     if arguments.cache is not None:
-        options = {**arguments.options("end_of_data", "model"), "seed": seed}
-        return ActivationCache(arguments.cache, list(arguments.sites) or None, out_batch_size=size, **options)
+        return ActivationCache(
+            arguments.cache,
+            list(arguments.sites) or None,
+            out_batch_size=size,
+            seed=seed if arguments.cache_order else None,
+            window=arguments.cache_window,
+            device=arguments.storage_device,
+            **arguments.options("end_of_data", "model"),
+        )
     assert model is not None and text is not None
     wirings = {getattr(config, "wiring", None) or "autoencoder" for config in configs}
     sites = arguments.sites_of(model, predicts=any(WIRINGS[name].writes_others for name in wirings))
+    contexts = arguments.stream(text, model, arguments.end_of_data)
     if any(config.needs_contexts for config in configs):
         logger.info("Contexts stay whole: options of the shuffle buffer, token norms and positions have no effect.")
         return ContextStream(
-            text,
+            contexts,
             model,
             sites,
             batch_size=size // arguments.ctx_len,
             predict=any(config.needs_predictions for config in configs),
-            **arguments.options("ctx_len", "remove_bos", "pack", "end_of_data"),
+            **arguments.options("ctx_len", "remove_bos", "end_of_data", "pack", "exclude_tokens"),
         )
     options = {**arguments.options("n_ctxs", "end_of_data", "retrace"), **arguments.reading, "seed": seed}
-    return ActivationBuffer(text, model, sites, out_batch_size=size, dtype=arguments.storage_dtype, **options)
+    options |= {"dtype": arguments.storage_dtype, "device": arguments.storage_device, "pack": arguments.pack}
+    return ActivationBuffer(contexts, model, sites, out_batch_size=size, **options)
 
 
 def _tokens_of_a_share(arguments: TrainArguments) -> int:
@@ -66,7 +77,8 @@ def _tokens_of_a_share(arguments: TrainArguments) -> int:
     from dictionary_learning._resume import shares_of
     from dictionary_learning.parallel import world_size
 
-    n = (shares_of(Path(arguments.save_dir or "")) if arguments.resume else None) or world_size()
+    place = arguments.resume_from or (arguments.save_dir if arguments.resume else None)
+    n = (None if place is None else shares_of(Path(place))) or world_size()
     if arguments.batch_size % n:
         raise ConfigError(
             f"Got --batch-size {arguments.batch_size}, which {n} processes cannot share evenly. Give a multiple of {n}."
@@ -84,11 +96,22 @@ def held_out(
     if arguments.evaluate_every is None:
         return {}
     config = how_to_evaluate(arguments, source).replace(**IN_TRAINING)
-    data: Any = text
-    if arguments.cache is not None and text is not None and model is not None:
-        reading = {"ctx_len": config.ctx_len, "pack": config.pack}
-        data = ContextStream(text, model, list(source.sites), **reading)  # a cache has no model
-    return {"evaluation_data": data, "evaluation": config}
+    assert text is not None and model is not None
+    contexts = held_out_contexts(arguments, text, model, source)
+    if arguments.cache is not None:
+        # a cache has no model
+        contexts = ContextStream(contexts, model, list(source.sites), ctx_len=config.ctx_len, pack=config.pack)
+    return {"evaluation_data": contexts, "evaluation": config}
+
+
+def held_out_contexts(
+    arguments: TrainArguments, text: "Source", model: "TracedModel", source: "Activations"
+) -> "ContextSource":
+    """Returns the contexts of held-out text, which are made as in training."""
+    rule = arguments
+    if arguments.cache is not None:  # those of the cache were made by a rule of its own
+        rule = contexts_of({"buffer": source.config}) or arguments
+    return ContextReading(**{**rule.tokens(), "epochs": 1}).contexts(text, model, source.config["ctx_len"])
 
 
 def how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "EvaluationConfig":
@@ -100,6 +123,9 @@ def how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "Evalua
         n_fidelity_tokens=arguments.n_fidelity_tokens,
         ctx_len=source.config["ctx_len"],
         pack=source.config["pack"],
+        batch_size=arguments.eval_batch_size,
+        seed=arguments.eval_seed,
+        **arguments.measured(),
     )
 
 

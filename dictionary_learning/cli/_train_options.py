@@ -5,23 +5,30 @@ import importlib.util
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from dictionary_learning.cli._evaluation_options import EvaluationArguments
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.cli._parser import option_of
+from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
     from dictionary_learning.trainers import OptimizationConfig
 
+_Normalization = Literal[
+    "none", "unit_mean_square", "sqrt_dim", "expected_average_only_in", "layer_norm", "constant_norm_rescale"
+]  # fmt: skip
+"""Names of `NORMALIZATIONS`, which would import torch."""
 _OF_A_CACHE = (
     "io", "layers", "layer_stride", "ctx_len", "refresh_batch_size", "remove_bos", "seqpos_slice",
     "max_activation_norm_multiple", "pack", "prefetch", "retrace", "n_ctxs", "storage_dtype", "max_examples",
-    "shuffle_seed",
+    "shuffle_seed", "shuffle_buffer", "exclude_tokens", "add_special_tokens", "bos", "separator", "padding_side",
+    "long_documents", "rows", "epochs", "vocab_size",
 )  # fmt: skip
 """Options that were decided when a cache was written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainArguments(CaptureArguments):
+class TrainArguments(EvaluationArguments, CaptureArguments):
     """Trains dictionaries on a language model's activations, and evaluates them on held-out text.
 
     Writes a report and prints the path of its page. Options of the trainer take several values
@@ -49,6 +56,8 @@ class TrainArguments(CaptureArguments):
     """The number of newest checkpoints that stay; those of --save-steps stay too."""
     resume: bool = False
     """Whether the run in --save-dir goes on from its newest checkpoint, with the same options."""
+    resume_from: str | None = None
+    """Goes on from another run, or from one checkpoint, and saves in --save-dir."""
     allow_changed: tuple[str, ...] = ()
     """Settings that may differ from those of the checkpoint: steps warmup_steps decay_start to
     train longer."""
@@ -63,17 +72,29 @@ class TrainArguments(CaptureArguments):
     """Contexts in the shuffle buffer."""
     storage_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = None
     """The type of the rows in the shuffle buffer; by default the model's dtype."""
+    storage_device: str | None = None
+    """The device of the shuffle buffer, or of the rows that a cache serves; by default the model's,
+    or the CPU."""
+    cache_window: int = setting(8, at_least=1)
+    """Files of a cache whose rows are shuffled with each other."""
+    cache_order: bool = True
+    """Whether rows of a cache are shuffled; otherwise they come as they were written."""
     end_of_data: Literal["stop", "repeat", "error"] = "repeat"
     """What happens when the data ends."""
     retrace: bool = False
     """Whether a checkpoint names the rows in the buffer instead of holding them: it is small, and
     the model reads their contexts again when the run resumes."""
-    normalize_activations: bool = False
-    """Whether activations are scaled to unit mean squared norm in training."""
+    normalize_activations: bool | _Normalization = False
+    """How activations are normalized in training where the method does not say; true for
+    unit_mean_square."""
     n_eval_tokens: int = 32_768
     """Tokens to evaluate the dictionaries on."""
     n_fidelity_tokens: int = 8_192
     """Tokens on which cross-entropy is measured, with each dictionary spliced in."""
+    eval_batch_size: int = setting(8, at_least=1)
+    """Contexts in a forward pass of the evaluation."""
+    eval_seed: int = 0
+    """Seed of the evaluation's error bars and draws."""
     log_steps: int | None = None
     """Steps between two entries of the log; by default 100 entries."""
     autocast_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -94,7 +115,8 @@ class TrainArguments(CaptureArguments):
     of the dictionaries; --n-eval-tokens and --n-fidelity-tokens say on how many tokens."""
     save_best: str | None = None
     """The metric by which the best dictionary so far is kept, in trainer_N/best: fvu,
-    ce_recovered_zero, kl and others of the report; needs --evaluate-every."""
+    ce_recovered_zero, kl and others of the report, or l0=lower for one whose better side must be
+    said; needs --evaluate-every."""
     placement: Literal["auto", "data", "dictionary", "latent"] = "auto"
     """What is spread over the processes that torchrun has started: the tokens of each step, with
     every dictionary on every process; the dictionaries, of which each has some; or the latents of
@@ -106,6 +128,8 @@ class TrainArguments(CaptureArguments):
     """Logs to this project on Weights & Biases."""
     wandb_entity: str | None = None
     """The user or team that the project is of."""
+    verbose: bool = False
+    """Whether all figures are logged too."""
     tensorboard: bool = False
     """Whether metrics are also written for TensorBoard, into the folder's tensorboard/."""
 
@@ -124,6 +148,11 @@ def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]"
     needs_contexts = any(config.needs_contexts for config in configs)
     if arguments.resume and (arguments.save_dir is None or arguments.overwrite):
         raise ConfigError("--resume needs the folder of the run: give --save-dir, and no --overwrite.")
+    if arguments.resume_from is not None and (arguments.save_dir is None or arguments.overwrite or arguments.resume):
+        raise ConfigError(
+            "--resume-from goes on from another folder: give --save-dir for what is saved, and neither --resume nor "
+            "--overwrite."
+        )
     if arguments.cache is None and (arguments.model is None or arguments.data is None):
         raise ConfigError(
             "Give a model and data to train on, as 'train MODEL DATA', or a cache, as 'train --cache FOLDER'."
@@ -136,6 +165,9 @@ def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]"
         raise ConfigError("--save-best is decided by evaluations: give --evaluate-every too.")
     if arguments.cache is not None and needs_contexts:
         raise ConfigError("This method trains on whole contexts, with the model, and a cache has none. Omit --cache.")
+    of_caches = [option_of(name) for name in ("cache_window", "cache_order") if name in given]
+    if arguments.cache is None and of_caches:
+        raise ConfigError(f"Got {of_caches[0]} without --cache, whose rows it is about. Leave it out.")
     decided = [option_of(name) for name in _OF_A_CACHE if name in given]
     if arguments.cache is not None and decided:
         raise ConfigError(
@@ -150,3 +182,9 @@ def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]"
             f"Got --batch-size {size}; a training step needs at least {least} tokens ({what}). The batch size counts "
             f"tokens, not sequences as in sparsify: {size} sequences are --batch-size {size * arguments.ctx_len}."
         )
+
+
+def best_of(metric: str | None) -> str | dict[str, str] | None:
+    """Returns a metric, or {metric: its better side}, as `trainSAE` takes it."""
+    name, equals, side = (metric or "").partition("=")
+    return {name: side} if equals else metric

@@ -50,16 +50,39 @@ def special_tokens(
     return SpecialTokens(inserted, at_document, at_context, _token_id(tokenizer, separator))
 
 
-def _token_id(tokenizer: Any, token: int | str | None) -> int | None:
+def _token_id(tokenizer: Any, token: int | str | None, name: str = "separator") -> int | None:
     if token is None or isinstance(token, int):
         return token
     if tokenizer is None:
-        raise ConfigError(f"Got separator={token!r} without a tokenizer. Pass the token's id.")
+        raise ConfigError(f"Got {name}={token!r} without a tokenizer. Pass the token's id.")
     named = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
     found = named[token] if token in named else tokenizer.get_vocab().get(token)
     if found is None:
-        raise ConfigError(f"Got separator={token!r}, which the tokenizer does not have. Set another token, or None.")
+        raise ConfigError(
+            f"Got {name}={token!r}, which the tokenizer does not have. Set another token as its vocabulary writes it, "
+            "or its id."
+        )
     return found
+
+
+def excluded_ids(tokenizer: Any, tokens: Sequence[int | str], n_known: int | None) -> tuple[int, ...]:
+    """Returns the ids of tokens to leave out, given as ids or as the vocabulary writes them.
+
+    Args:
+        n_known: The number of known token ids; None where it is not known.
+
+    Raises:
+        ConfigError: There is no such token.
+    """
+    found: list[int] = []
+    for token in tokens:
+        known = _token_id(tokenizer, token, "exclude_tokens")
+        assert known is not None
+        if known < 0 or (n_known is not None and known >= n_known):
+            last = "" if n_known is None else f" to {n_known - 1}"
+            raise ConfigError(f"Got exclude_tokens={token}; the vocabulary has the ids from 0{last}.")
+        found.append(known)
+    return tuple(dict.fromkeys(found))
 
 
 def tokenize(documents: Sequence[Document], tokenizer: Any, *, special: bool) -> list[tuple[list[int], list[int]]]:

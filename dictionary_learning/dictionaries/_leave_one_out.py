@@ -30,7 +30,8 @@ _SHARES = torch.linspace(0, 0.75, 61).tolist()
 class LeaveOneOut(Dictionary):
     """A dictionary without the latents that add little to what the others reconstruct.
 
-    f = latents inside,  r = x - x_hat,  s_i = <r, d_i> / |d_i| + f_i |d_i|,  f_i = 0 if s_i <= threshold
+    f = latents inside,  r = x - x_hat,  s_i = <r, d_i> / |d_i| + f_i |d_i|
+    f_i = 0 where s_i <= threshold
 
     s_i is the length along the direction d_i of what is left of x by all other latents, so it is
     in units of the activations. A latent that fires on what belongs to another has a low s_i even
@@ -190,9 +191,8 @@ def _below(ordered: Float[Tensor, "n"], at: int) -> float:
 
 def _checked(dictionary: Dictionary) -> Coder:
     reads = dictionary.info.target_sites in ((), dictionary.info.sites)
-    if isinstance(dictionary, Coder) and not isinstance(dictionary, Transcoder):
-        if reads and dictionary.output_dim == dictionary.activation_dim:
-            return dictionary
+    if reads and isinstance(dictionary, Coder) and not isinstance(dictionary, Transcoder):
+        return dictionary
     name = type(dictionary).__name__
     if isinstance(dictionary, (Normalized, LeaveOneOut)):
         instead = f"Give the {type(dictionary.dictionary).__name__} inside (its attribute `dictionary`)."

@@ -28,7 +28,7 @@ class Directions:
     """
 
     def __init__(self, dictionary: Dictionary, by: Matrix = "decoder", write: int | None = None):
-        # factors of a token are the same for all its latents, and refinement leaves directions as they are
+        # factors of a token are the same for all its latents; refinement leaves directions alone
         while isinstance(dictionary, (Normalized, LeaveOneOut)):
             dictionary = dictionary.dictionary
         if by not in ("decoder", "encoder"):

@@ -110,7 +110,8 @@ class SharedStream:
                 refresh_batch_size=buffer.refresh_batch_size,
                 seed=buffer.seed,
                 dtype=buffer.dtype,
-                remove_bos=bool(rule.exclude_first or rule.exclude_ids),
+                remove_bos=rule.exclude_first,
+                exclude_tokens=rule.exclude_ids,
                 max_activation_norm_multiple=rule.max_norm_multiple,
                 seqpos_slice=rule.seqpos_slice,
             )

@@ -86,7 +86,8 @@ def write_cache(
         prefetch: forward passes made ahead while a shard is written (see `ActivationBuffer`).
         run_cfg: plain data to store in the index, under "run".
         reading: fields of `ReadingConfig`: `io`, `ctx_len`, `remove_bos`, `add_special_tokens`,
-            `max_activation_norm_multiple`, `pack`, `seqpos_slice`, `text_column`.
+            `max_activation_norm_multiple`, `pack`, `seqpos_slice`, `text_column`,
+            `exclude_tokens`.
 
     Returns:
         The index of the complete cache.

@@ -1,0 +1,331 @@
+"""Data that the shell, a run file and Python describe: the same rows, in the same order."""
+
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dictionary_learning import (
+    ActivationBuffer,
+    load_dictionary,
+    load_model,
+    load_session,
+    write_cache,
+)
+from dictionary_learning.activations._normalizers import NORMALIZATIONS
+from dictionary_learning.activations.cache import ActivationCache
+from dictionary_learning.cli import _train_data, build_parser, main
+from dictionary_learning.cli._arguments import read_config
+from dictionary_learning.cli._run_file import read_file
+from dictionary_learning.cli._train_options import TrainArguments
+from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix
+from dictionary_learning.interop import convert
+from dictionary_learning.trainers import TrainerTopK
+from tests import tiny
+from tests.cli.test_what_is_said import choices
+
+SITE = "transformer.h.1"
+SIZES = {"ctx_len": 16, "n_ctxs": 16, "refresh_batch_size": 4, "device": "cpu", "dtype": "float32"}
+EVERY = 10
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A saved model and three texts."""
+    place = tmp_path_factory.mktemp("same")
+    tiny.model("gpt2").save_pretrained(place / "model")
+    tiny.tokenizer().save_pretrained(place / "model")
+    write(place / "text.jsonl", [{"text": text} for text in tiny.documents(60)])
+    write(place / "two words.jsonl", [{"body": text} for text in tiny.documents(40, seed=1)])
+    turns = [[{"role": "user", "content": f"w9 w8 {text}"}] for text in tiny.documents(40, seed=2)]
+    write(place / "chats.jsonl", [{"messages": turn} for turn in turns])
+    return place
+
+
+def write(path: Path, records: list) -> None:
+    path.write_text("\n".join(map(json.dumps, records)))
+
+
+@pytest.fixture(scope="module")
+def model(place):
+    return load_model(str(place / "model"), device="cpu", dtype="float32")
+
+
+def words(settings: dict) -> list[str]:
+    found = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        found += [
+            f"--{name.replace('_', '-')}",
+            *("none" if v is None else str(v).lower() if v is True or v is False else str(v) for v in values),
+        ]
+    return found  # fmt: skip
+
+
+def by_words(place, settings) -> TrainArguments:
+    given = [str(place / "model"), str(place / "text.jsonl"), *words(settings)]
+    return read_config(build_parser("train", given).read(given), TrainArguments)
+
+
+def by_file(place, settings, path) -> TrainArguments:
+    path.write_text(yaml.safe_dump({"model": str(place / "model"), "data": str(place / "text.jsonl"), **settings}))
+    values = read_file(path)
+    parser = build_parser("train", [], values)
+    parser.take(values, str(path))
+    return read_config(parser.read([]), TrainArguments)
+
+
+def rows(arguments: TrainArguments, model) -> list[torch.Tensor]:
+    assert arguments.data is not None
+    text = arguments.divided(arguments.data, arguments.held_out_every)[0]
+    return first(_train_data.make_source(arguments, model, text, [TrainerTopK.Config(k=2)]))
+
+
+def first(stream) -> list[torch.Tensor]:
+    return [next(stream) for _ in range(4)]
+
+
+def books(place):
+    return str(place / "two words.jsonl")
+
+
+CASES = {
+    "mixture": (
+        lambda p: {
+            "mix": [f"{books(p)} text_column=body", f"{p / 'chats.jsonl'} max-examples=20"],
+            "weights": [1, 3, 2.5], "mix_seed": 4, "exhausted": "continue", "shuffle_seed": 1, "shuffle_buffer": 7,
+            "chat_template": TEMPLATE, "system_prompt": "w9 w8", "removal_frequency": 0.5, "chat_seed": 3,
+        },
+        lambda p: mix(
+            [
+                as_source(p / "text.jsonl").hold_out(EVERY)[0],
+                as_source(p / "two words.jsonl", text_column="body").hold_out(EVERY)[0],
+                as_source(
+                    p / "chats.jsonl",
+                    chat=Chat(template=TEMPLATE, system_prompt="w9 w8", removal_frequency=0.5, seed=3),
+                ).hold_out(EVERY)[0].first(20),
+            ],
+            [1, 3, 2.5], seed=4, exhausted="continue",
+        ).shuffled(1, 7),
+        {}, {},
+    ),
+    "a mixture that is held out as a whole": (
+        lambda p: {"mix": [f"{books(p)} text_column=body"], "exhausted": "restart"},
+        lambda p: mix(
+            [as_source(p / "text.jsonl"), as_source(p / "two words.jsonl", text_column="body")], exhausted="restart"
+        ).hold_out(EVERY)[0],
+        {}, {},
+    ),
+    "BOS and separator": (
+        lambda p: {"bos": "context", "separator": "w3", "exclude_tokens": [9, "w5", "eos"]},
+        None, {"bos": "context", "separator": "w3"}, {"exclude_tokens": [9, "w5", "eos"]},
+    ),
+    "no separator, and an id of one": (
+        lambda p: {"bos": "none", "separator": None}, None, {"bos": "none", "separator": None}, {},
+    ),
+    "an id as separator": (
+        lambda p: {"bos": "none", "separator": 7, "remove_bos": False},
+        None, {"bos": "none", "separator": 7}, {"remove_bos": False},
+    ),
+    "nothing inserted": (
+        lambda p: {"add_special_tokens": False, "exclude_tokens": [12]},
+        None, {"add_special_tokens": False}, {"exclude_tokens": [12]},
+    ),
+    "padded on the left, long ones split": (
+        lambda p: {"pack": False, "padding_side": "left", "long_documents": "split", "seqpos_slice": [2, None]},
+        None, {"pack": False, "padding_side": "left", "long_documents": "split"}, {"seqpos_slice": (2, None)},
+    ),
+    "two passes": (lambda p: {"epochs": 2, "end_of_data": "stop"}, None, {"epochs": 2}, {"end_of_data": "stop"}),
+}  # fmt: skip
+"""What the shell says; the same source, options of the stream and of the buffer, in Python."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shell_file_and_python_read_the_same_rows(place, model, tmp_path, case):
+    said, source, of_stream, of_buffer = CASES[case]
+    settings = {**SIZES, "batch_size": 32, "held_out_every": EVERY, "sites": [SITE], **said(place)}
+    text = source(place) if source else as_source(place / "text.jsonl").hold_out(EVERY)[0]
+    stream = as_token_stream(text, model.tokenizer, ctx_len=16, model=model, **of_stream)
+    options = {"n_ctxs": 16, "refresh_batch_size": 4, "ctx_len": 16, "end_of_data": "repeat", "pack": stream.pack}
+    expected = first(ActivationBuffer(stream, model, SITE, out_batch_size=32, **{**options, **of_buffer}))
+    for arguments in (by_words(place, settings), by_file(place, settings, tmp_path / "run.yaml")):
+        assert all(map(torch.equal, rows(arguments, model), expected))
+    default = rows(by_words(place, {**SIZES, "batch_size": 32, "held_out_every": EVERY, "sites": [SITE]}), model)
+    if case != "two passes":
+        assert not all(map(torch.equal, default, expected))
+
+
+def test_a_part_of_a_mixture_may_be_a_mapping_in_a_file(place, model, tmp_path):
+    settings = {**SIZES, "batch_size": 32, "held_out_every": EVERY, "sites": [SITE]}
+    mapped = {**settings, "mix": [{"data": books(place), "text-column": "body", "max_examples": 5}]}
+    worded = {**settings, "mix": [f"{books(place)} text_column=body max_examples=5"]}
+    one, other = by_file(place, mapped, tmp_path / "a.yaml"), by_words(place, worded)
+    assert list(one.parts()) == list(other.parts()) and len(one.mix) == 1
+    assert all(map(torch.equal, rows(one, model), rows(other, model)))
+
+
+def test_cache_is_that_of_python(place, model, tmp_path):
+    said = {"mix": [f"{books(place)} text_column=body"], "bos": "none", "separator": "w3", "exclude_tokens": ["w4"]}
+    sizes = {name: value for name, value in SIZES.items() if name != "n_ctxs"}
+    line = words({**sizes, "sites": SITE, "held_out_every": EVERY, **said, "shard_size": 64})
+    assert (
+        main(["cache", str(place / "model"), str(place / "text.jsonl"), "--out", str(tmp_path / "shell"), *line]) == 0
+    )
+    text = mix([as_source(place / "text.jsonl"), as_source(books(place), text_column="body")]).hold_out(EVERY)[0]
+    stream = TokenStream(text, model.tokenizer, ctx_len=16, bos="none", separator="w3")
+    options = {"ctx_len": 16, "refresh_batch_size": 4, "shard_size": 64, "exclude_tokens": ["w4"]}
+    write_cache(tmp_path / "python", stream, model, SITE, **options)
+    ours, theirs = (ActivationCache(tmp_path / name, out_batch_size=32) for name in ("shell", "python"))
+    for x, y in zip(ours, theirs, strict=True):
+        assert isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and torch.equal(x, y)
+
+
+def test_pretokenized_contexts_are_those_of_python(place, model, tmp_path):
+    said = {"mix": [f"{books(place)} text_column=body"], "bos": "none", "separator": None, "ctx_len": 16}
+    line = ["pretokenize", str(place / "text.jsonl"), "--model", str(place / "model"), "--out", str(tmp_path / "out")]
+    assert main([*line, *words(said)]) == 0
+    text = mix([as_source(place / "text.jsonl"), as_source(books(place), text_column="body")])
+    stream = TokenStream(text, model.tokenizer, ctx_len=16, bos="none", separator=None)
+    assert [row.ids for row in as_source(tmp_path / "out")] == [row.ids for row in stream.take_rows(10_000)]
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """A run on a mixture, with contexts of its own kind, as the format of another package too."""
+    said = {
+        "mix": [f"{books(place)} text_column=body"], "bos": "none", "separator": "w3", "exclude_tokens": ["w4"],
+        "held_out_every": EVERY, "n_tokens": 128, "batch_size": 32, "n_eval_tokens": 128, "n_fidelity_tokens": 64,
+        "k": 2, "expansion_factor": 2, "sites": SITE, "n_resamples": 0, "ablations": "zero", "n_geometry_latents": 0,
+    }  # fmt: skip
+    line = ["train", str(place / "model"), str(place / "text.jsonl"), *words({**SIZES, **said})]
+    for format in ("own", "dictionary_learning", "sae_lens", "sparsify"):
+        assert main([*line, "--save-dir", str(place / "runs" / format), "--save-format", format]) == 0
+    return place / "runs"
+
+
+def test_a_run_is_evaluated_on_contexts_like_its_own(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    options = ["--n-tokens", "128", "--n-fidelity-tokens", "64", "--dtype", "float32", "--device", "cpu"]
+    options += ["--n-resamples", "0", "--ablations", "zero", "--n-geometry-latents", "0"]
+    figures = []
+    for more in ([], ["--bos", "document"]):
+        out = str(tmp_path / f"out{len(more)}")
+        assert main(["evaluate", str(run / "own"), "--save-dir", out, *options, *more]) == 0
+        figures.append(json.loads((Path(out) / "report.json").read_text())["dictionaries"][0]["metrics"])
+    before = json.loads((run / "own" / "report.json").read_text())["dictionaries"][0]["metrics"]
+    numbers = [{k: v for k, v in found.items() if v is not None} for found in (figures[0], before)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)
+    assert figures[1]["fvu"] != pytest.approx(before["fvu"], rel=1e-6)
+
+
+def test_a_run_opens_again_with_its_rows(run, place, model, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    session = load_session(run / "own", device="cpu")
+    text = mix([as_source(place / "text.jsonl"), as_source(books(place), text_column="body")]).hold_out(EVERY)[0]
+    stream = TokenStream(text, model.tokenizer, ctx_len=16, bos="none", separator="w3", n_embeddings=tiny.VOCAB)
+    options = {"n_ctxs": 16, "refresh_batch_size": 4, "ctx_len": 16, "end_of_data": "repeat", "exclude_tokens": ["w4"]}
+    expected = first(ActivationBuffer(stream, model, SITE, out_batch_size=32, **options))
+    assert all(map(torch.equal, first(session.activations), expected))
+
+
+@pytest.mark.parametrize("format", ["dictionary_learning", "sae_lens", "sparsify"])
+def test_format_of_the_shell_is_that_of_python(run, format, tmp_path):
+    """A folder that --save-format writes holds what `convert` writes of the same dictionary."""
+    own = load_dictionary(run / "own" / "trainer_0")
+    assert (run / format / "report.json").is_file()  # it was evaluated too
+    convert(run / "own" / "trainer_0", tmp_path / "python", to=format)
+    x = torch.randn(32, tiny.DIM, generator=torch.Generator().manual_seed(0))
+    files = {path.name for path in (tmp_path / "python").rglob("*") if path.suffix in (".pt", ".safetensors")}
+    assert files and files <= {path.name for path in (run / format / "trainer_0").rglob("*")}
+    by_shell, by_python = (load_dictionary(path) for path in (run / format / "trainer_0", tmp_path / "python"))
+    assert torch.equal(by_shell(x), by_python(x))
+    assert torch.allclose(by_shell(x), own(x), atol=1e-5)
+
+
+def test_a_strangers_mixture_is_refused(run, tmp_path, monkeypatch, caplog):
+    """What files name is read without being asked for only in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", str(run.parent / "model"), "--save-dir", str(tmp_path / "out")]
+    config = json.loads((run / "own" / "trainer_0" / "config.json").read_text())
+    assert config["run"]["mix"] == [f"{books(run.parent)} text_column=body"]
+    config["run"]["data"] = "text.jsonl"
+    (tmp_path / "text.jsonl").write_text((run.parent / "text.jsonl").read_text())
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    for path in (run / "own" / "trainer_0").iterdir():
+        if path.is_file():
+            (stranger / path.name).write_bytes(path.read_bytes())
+    (stranger / "config.json").write_text(json.dumps(config))
+    assert main(["evaluate", str(stranger), *options]) == 2
+    assert "stranger" in caplog.text and "--mix" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--weights", "1", "2"], "Got 2 weights for 1 data"),
+        (["--mix", "a.jsonl", "--weights", "1"], "Got 1 weights for 2 data"),
+        (["--mix", "a.jsonl", "--weights", "1", "-1"], "a weight above 0"),
+        (["--mix", "a.jsonl colour=red"], "the setting colour"),
+        (["--mix", "a.jsonl max_examples=many"], "max_examples"),
+        (["--mix", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--exclude-tokens", "w1000"], "exclude_tokens='w1000'"),
+        (["--exclude-tokens", "5000"], "exclude_tokens=5000"),
+        (["--exclude-tokens", "-1"], "exclude_tokens=-1"),
+        (["--separator", "nowhere"], "separator='nowhere'"),
+        (["--bos", "sometimes"], "'sometimes'"),
+        (["--epochs", "0"], "epochs"),
+        (["--model-args", "eager"], "name=value"),
+        (["--model-args", "device=cpu"], "--device"),
+        (["--cache-window", "3"], "--cache"),
+        (["--resume-from", "elsewhere"], "--save-dir"),
+        (["--save-best", "l0=sideways", "--evaluate-every", "2"], "sideways"),
+    ],
+)
+def test_what_cannot_be_is_refused(place, settings, message, caplog, monkeypatch):
+    monkeypatch.chdir(place)
+    (place / "a.jsonl").write_text((place / "text.jsonl").read_text())
+    line = ["train", "model", "text.jsonl", *words({**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE})]
+    assert main([*line, *settings]) == 2
+    assert message in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": ["text.jsonl", "a.jsonl"]}, "further data are the option mix"),
+        ({"dtype": ["float32"]}, "one value"),
+        ({"mix": [{"text_column": "body"}]}, "name its data"),
+        ({"mix": [{"data": "a.jsonl", "weight": 3}]}, "the setting weight"),
+        ({"bos": True}, "document | context"),
+        ({"normalize_activations": "by_hand"}, "unit_mean_square"),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused(place, settings, message, caplog, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"model": "model", "data": "text.jsonl", **settings}))
+    assert main(["train", "--config", str(path)]) == 2
+    assert message in caplog.records[-1].getMessage()
+
+
+def test_a_file_says_pairs_as_a_mapping(place, tmp_path):
+    said = {"model_args": {"attn_implementation": "eager", "low_cpu_mem_usage": True}, "mix": {"data": "a.jsonl"}}
+    found = by_file(place, said, tmp_path / "run.yaml")
+    assert found.model_args == ("attn_implementation=eager", "low_cpu_mem_usage=true") and found.mix == ("a.jsonl",)
+    model = found.replace(device="cpu").load(str(place / "model"))
+    config: Any = model.module.config
+    assert config._attn_implementation == "eager"
+
+
+def test_normalization_is_a_flag_or_a_name(place):
+    for words_, expected in (([], True), (["layer_norm"], "layer_norm"), (["false"], False)):
+        line = ["--normalize-activations", *words_, "model", "text.jsonl"]
+        found = read_config(build_parser("train", line).read(line), TrainArguments)
+        assert (found.normalize_activations, found.data) == (expected, "text.jsonl")
+    names = {name for name, _ in NORMALIZATIONS.items()}
+    assert names <= choices(typing.get_type_hints(TrainArguments)["normalize_activations"])
