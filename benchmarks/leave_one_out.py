@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -54,11 +55,11 @@ def on_features(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
 def on_model(run: Path, data: str, model_name: str | None) -> Iterator[tuple[str, dict[str, float]]]:
     """Yields figures of every dictionary of a run, on text after what thresholds were found on."""
     saved = load_saved([run])
-    model = load_model(model_name or saved[0].dictionary.info.model)
+    model = load_model(model_name or saved[0].dictionary.info.model or "")
     for candidate in candidates_of(saved, model):
         buffer = ActivationBuffer(data, model, candidate.site, ctx_len=256, n_ctxs=128, out_batch_size=2048)
         batches = iter(buffer)
-        rows = [next(batches).float() for _ in range(N_TOKENS // 2048)]
+        rows = [cast(Tensor, next(batches)).float() for _ in range(N_TOKENS // 2048)]
         made = dict(enumerate(variants(candidate.dictionary, rows)))
         ways = [candidate._replace(name=str(n), dictionary=one) for n, (_, one) in made.items()]
         held_out = EvaluationConfig(n_tokens=N_TOKENS, n_fidelity_tokens=N_TOKENS, ctx_len=256)
