@@ -54,7 +54,7 @@ def on_features(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 def on_model(run: Path, data: str, model_name: str | None) -> Iterator[tuple[str, dict[str, float]]]:
     """Yields figures of every dictionary of a run, on text after what thresholds were found on."""
-    saved = load_saved([run])
+    saved = load_saved([str(run)])
     model = load_model(model_name or saved[0].dictionary.info.model or "")
     for candidate in candidates_of(saved, model):
         buffer = ActivationBuffer(data, model, candidate.site, ctx_len=256, n_ctxs=128, out_batch_size=2048)

@@ -78,7 +78,9 @@ def headline(report: Mapping[str, Any]) -> str:
     dictionaries = report.get("dictionaries") or []
     data, model = report.get("data") or {}, report.get("model") or {}
     n, n_sites = len(dictionaries), len(sites_of(dictionaries))
+    # a report of what dictionaries are good for alone has no entry of its own for each
     text = f"{n} {'dictionary' if n == 1 else 'dictionaries'} at {n_sites} {'site' if n_sites == 1 else 'sites'}"
+    text = text if n else "Dictionaries"
     detail = ", ".join(str(model[key]) for key in ("revision", "dtype") if model.get(key))
     if name := f"{shown_name(model.get('name') or '')}{f' ({detail})' if detail else ''}".strip():
         text += f" of {name}"
