@@ -25,6 +25,9 @@ from dictionary_learning.synthetic import SyntheticActivations, SyntheticConfig,
 SHARES = (0.85, 0.7, 0.55)
 """Shares of the latents that fire which stay."""
 N_TOKENS = 20_000
+"""Tokens to find thresholds on."""
+N_HELD_OUT, N_PREDICTED = 16_384, 4_096
+"""Tokens of a language model's text for the figures, and for the cross-entropy."""
 
 
 def variants(dictionary: Dictionary, rows: list[Tensor]) -> Iterator[tuple[str, Dictionary]]:
@@ -62,7 +65,7 @@ def on_model(run: Path, data: str, model_name: str | None) -> Iterator[tuple[str
         rows = [cast(Tensor, next(batches)).float() for _ in range(N_TOKENS // 2048)]
         made = dict(enumerate(variants(candidate.dictionary, rows)))
         ways = [candidate._replace(name=str(n), dictionary=one) for n, (_, one) in made.items()]
-        held_out = EvaluationConfig(n_tokens=N_TOKENS, n_fidelity_tokens=N_TOKENS, ctx_len=256)
+        held_out = EvaluationConfig(n_tokens=N_HELD_OUT, n_fidelity_tokens=N_PREDICTED, ctx_len=256)
         report = evaluate_dictionaries(model, ways, data, held_out)
         for (way, _), one in zip(made.values(), report.dictionaries, strict=True):
             yield f"{candidate.name}, {way}", {key: one.metrics[key] for key in ("l0", "fvu", "ce_recovered")}
