@@ -95,7 +95,9 @@ def read_by_rank_1_fails(folder):
         RowReader.read = read
 
 
-def on_a_small_disk(folder, free):
+def on_a_small_disk(folder, share):
+    """Writes where the disk has room for a share of the rows, of two sites with their places."""
+    free = share * 500 * (4 * 2 * tiny.DIM + 12)
     known, writing.Store.free = writing.Store.free, lambda self: free
     try:
         return said(lambda: write(folder, n_tokens=500, dtype="float32"))
@@ -119,7 +121,7 @@ def scenarios(folder):
         },
         "failed": read_by_rank_1_fails(folder / "broken"),
         "examples": said(lambda: write(folder / "examples", documents=examples)),
-        "disk": [on_a_small_disk(folder / "disk", free) for free in (100_000, 200_000)],
+        "disk": [on_a_small_disk(folder / "disk", share) for share in (0.7, 1.1)],
         "claimed": said(lambda: write(folder / "claimed", **PADDED)),
         "trained": trained_on(folder / "padded"),
     }
