@@ -19,7 +19,7 @@ from dictionary_learning.activations.cache import ActivationCache, _writer as wr
 from dictionary_learning.data import ExampleStream
 from dictionary_learning.errors import DataError
 from tests import tiny
-from tests.activations.cache_files import DOCUMENTS, FIRST, write
+from tests.activations.cache_files import DOCUMENTS, FIRST, TEXTS, write
 from tests.parallel.ranks import results, run_ranks
 from tests.parallel.test_torchrun import ROOT, SECONDS, environment
 
@@ -105,6 +105,12 @@ def on_a_small_disk(folder, share):
         writing.Store.free = known
 
 
+def of_kind(folder, kind):
+    """Returns the number of rows of a kind of text, of which each process has its own."""
+    text = TEXTS[kind](folder / f"text of {os.environ.get('RANK')}", DOCUMENTS)
+    return write(folder / f"{kind} {os.environ.get('WORLD_SIZE')}", documents=text).n_rows
+
+
 def scenarios(folder):
     """Writes with two ranks all that the tests below look at, in one pair of processes."""
     logging.disable(logging.ERROR)
@@ -123,6 +129,7 @@ def scenarios(folder):
         "examples": said(lambda: write(folder / "examples", documents=examples)),
         "disk": [on_a_small_disk(folder / "disk", share) for share in (0.7, 1.1)],
         "claimed": said(lambda: write(folder / "claimed", **PADDED)),
+        "kinds": {kind: of_kind(folder, kind) for kind in TEXTS},
         "trained": trained_on(folder / "padded"),
     }
 
@@ -188,6 +195,11 @@ def test_a_number_of_rows_is_split_exactly(two):
     assert n_parts == [128, 129] and exact.settings["n_tokens"] == 257
     assert 800 < all_rows.n_rows < 10**6 and all_rows.is_complete
     assert two[1]["counted"] == two[0]["counted"]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_each_kind_of_text_is_divided(two, tmp_path, kind):
+    assert two[0]["kinds"][kind] == two[1]["kinds"][kind] == of_kind(tmp_path, kind)
 
 
 @pytest.mark.parametrize("place", range(len(FEW)))
