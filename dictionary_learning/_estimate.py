@@ -14,12 +14,14 @@ from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import Trainer
+from dictionary_learning.trainers._main_memory import is_kept
 from dictionary_learning.trainers._optimizers import build_optimizer
 
 _LOG_BYTES = 700
 """A dictionary's figures in a line of `metrics.jsonl`."""
 _OTHER_BYTES = 1 << 20
 """Configs, `run.json` and a report."""
+_FLOAT_BYTES = 4
 _PROBE = 32
 """Rows and columns of the small parameters that show how much state an optimizer has."""
 _RANDOM_BYTES = 1 << 15
@@ -34,7 +36,7 @@ class RunEstimate(NamedTuple):
     weights: int
     gradients: int
     optimizer: int
-    """What trainers keep beside weights: the optimizer's state, averages, counts."""
+    """What trainers keep on their device beside weights: optimizer's state, averages, counts."""
     rows: int
     """Activations in the buffer, on its device."""
     model: int
@@ -72,7 +74,7 @@ def estimate_run(plan: Plan, jobs: Sequence[TrainingJob], data: Any, keep_checkp
     return RunEstimate(
         weights=weights,
         gradients=sum(p.nbytes for job in jobs for p in job.trainer.dictionary.parameters() if p.requires_grad),
-        optimizer=states - weights,
+        optimizer=states - weights - sum(_bytes_in_main_memory(job.trainer) for job in jobs),
         rows=rows,
         model=_model_bytes(getattr(data, "model", None)),
         dictionaries=weights,
@@ -127,6 +129,13 @@ def _state_bytes(trainer: Trainer) -> int:
         return now
     per_parameter = [_optimizer_bytes(p, trainer.settings.optimizer) for p in trainer.dictionary.parameters()]
     return now - tensor_bytes(trainer.optimizer.state_dict()) + sum(per_parameter)
+
+
+def _bytes_in_main_memory(trainer: Trainer) -> int:
+    """Returns the bytes of the optimizer's state that are not on the device."""
+    if trainer.settings.optimizer != "adam_offloaded" or trainer.device.type == "cpu":
+        return 0
+    return sum(2 * _FLOAT_BYTES * p.numel() for p in trainer.dictionary.parameters() if is_kept(p))
 
 
 def _optimizer_bytes(parameter: Tensor, optimizer: Any) -> int:

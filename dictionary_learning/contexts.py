@@ -60,11 +60,15 @@ class ContextBatch(dict[Site, Tensor]):
                     select(site, x)
         self.update({site: values[site] for site in sites})  # in their order, and not the model's
 
-    def model_loss_fn(self, replaced: Mapping[Site, Float[Tensor, "n dim"]]) -> dict[str, Float[Tensor, ""]]:
+    def model_loss_fn(
+        self, replaced: Mapping[Site, Float[Tensor, "n dim"]], *, activation_checkpointing: bool = False
+    ) -> dict[str, Float[Tensor, ""]]:
         """Returns the model's loss with other activations; only these get gradients.
 
         Args:
             replaced: the replacement of each site's activations, in the order of its rows here.
+            activation_checkpointing: whether the model's layers run again for gradients, instead of
+                keeping their activations (see `TracedModel.run`).
 
         Returns:
             `ce`, the mean of -log q(next token), and `kl`, the mean of sum p (log p - log q), in
@@ -81,7 +85,8 @@ class ContextBatch(dict[Site, Tensor]):
             return x.masked_scatter(self.keep.to(x.device).unsqueeze(-1), rows.to(x.device, x.dtype))
 
         edits = {site: functools.partial(put, rows) for site, rows in replaced.items()}
-        losses = self._untouched.lost(self.model.run(*self.tokens, edits))
+        logits = self.model.run(*self.tokens, edits, activation_checkpointing=activation_checkpointing)
+        losses = self._untouched.lost(logits)
         return {"ce": losses.ce.mean(), "kl": losses.kl.mean()}
 
 

@@ -356,12 +356,15 @@ def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | N
     if raw_loss is None:
         return None
 
+    runs_again = getattr(job.trainer.settings, "activation_checkpointing", False)
+    options = {"activation_checkpointing": True} if runs_again else {}  # data of the user's may not know it
+
     def model_loss_fn(outputs: Tensor) -> Mapping[str, Tensor]:
         raw: dict[Site, Tensor] = {}
         parts = torch.split(outputs, [batch[site].shape[1] for site in job.sites.writes], dim=1)
         for site, part in zip(job.sites.writes, parts, strict=True):
             raw[site] = job.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
-        return raw_loss(raw)
+        return raw_loss(raw, **options)
 
     return model_loss_fn
 

@@ -22,7 +22,7 @@ from dictionary_learning.activations._filters import TokenFilter, at_all_sites, 
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source, as_source
 from dictionary_learning.data._tokenizing import excluded_ids
-from dictionary_learning.errors import DataError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Sides, Site
 
@@ -142,6 +142,7 @@ class RowReader(RowSource):
         self._peeked: tuple[Any, dict[str, Any]] | None = None  # a batch and the stream's state before it
         self._seen: tuple[Rows | None, dict[str, Any]] | None = None  # rows of `look`, and the state before them
         self._rows_each = float(stream.ctx_len)  # rows of a context, in the last read
+        self._may_be_empty = False  # as a share may, where others have text
 
     def read(self, n_contexts: int) -> Rows | None:
         if self._seen is not None:
@@ -188,6 +189,22 @@ class RowReader(RowSource):
     def expect(self, n_rows: int | None) -> None:
         held = 0 if self._seen is None or self._seen[0] is None else self._seen[0].n
         self.expected = None if n_rows is None else n_rows - held
+
+    def share(self, number: int, of: int) -> "RowReader":
+        """Returns a reader of one of `of` shares of the documents, which may hold no text.
+
+        Raises:
+            ConfigError: Contexts come from a stream that cannot be divided.
+            DataError: The text was read from already.
+        """
+        stream: Any = self.stream
+        if not hasattr(stream, "share"):
+            raise ConfigError(
+                f"A {type(stream).__name__} cannot be divided among ranks. Give text, or start one process."
+            )
+        part = RowReader(self.model, stream.share(number, of), self.sites, self.filter, repeat=self.repeat)
+        part._may_be_empty = True
+        return part
 
     def peek(self, n_contexts: int) -> Any:
         """Returns the next inputs without consuming them; the next `read` must be for as many."""
@@ -253,6 +270,8 @@ class RowReader(RowSource):
             )
 
     def _check_not_empty(self) -> None:
+        if self._may_be_empty:
+            return
         if not self.n_tokens_read:
             raise DataError(f"{self.name} holds no text. At least one document must not be empty.")
         if self.n_tokens_dropped == self.n_tokens_read:

@@ -5,7 +5,7 @@ its embedding, and heads are found from what the config says of them and from ho
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -65,6 +65,22 @@ def layer_paths(module: nn.Module, name: str, layers: Sequence[int] | None = Non
             f"Got layers={list(layers)}; the model has {len(paths)} layers, 0 to {len(paths) - 1}. Choose among those."
         )
     return list(dict.fromkeys(paths[n] for n in layers))
+
+
+def parts_without(module: nn.Module, paths: Sequence[str], sites: Iterable[Site]) -> list[str]:
+    """Returns modules at these paths, or the largest inside them that have no site within.
+
+    A site at the input or output of a module itself is not within it.
+    """
+    places = [site.path for site in sites]
+    found: list[str] = []
+    for path in paths:
+        if any(place.startswith(f"{path}.") for place in places):
+            inside = [f"{path}.{name}" for name, _ in module.get_submodule(path).named_children()]
+            found += parts_without(module, inside, sites)
+        elif not isinstance(module.get_submodule(path), nn.ModuleList):  # a list is not called
+            found.append(path)
+    return found
 
 
 def embedding_path(probe: Probe) -> str:

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from dictionary_learning._border import as_tokenizer, checked
 from dictionary_learning._module_io import Channels, device_of
 from dictionary_learning._types import SitesLike, SubmodulesLike
-from dictionary_learning.capture._hookpoints import EMBEDDING, embedding_path, head_shape, heads_site, layer_paths
+from dictionary_learning.capture._hookpoints import (
+    EMBEDDING,
+    embedding_path,
+    head_shape,
+    heads_site,
+    layer_paths,
+    parts_without,
+)
 from dictionary_learning.capture._inputs import InputBuilder, InputsLike, MaskLike
 from dictionary_learning.capture._probing import Probe
 from dictionary_learning.capture._remote import RemoteTracer
@@ -292,6 +299,8 @@ class TracedModel:
         inputs: InputsLike,
         attention_mask: MaskLike | Mapping[Any, Edit] | None = None,
         edits: Mapping[Any, Edit] | None = None,
+        *,
+        activation_checkpointing: bool = False,
     ) -> Float[Tensor, "batch *prediction"]:
         """Returns the logits of a whole forward pass in which each edit may replace activations.
 
@@ -303,11 +312,14 @@ class TracedModel:
             attention_mask: as for `capture`. The edits may come second if there is none.
             edits: functions by site, pattern or string. Where a module runs several times, a site
                 without `@` edits every call.
+            activation_checkpointing: whether layers keep only their inputs for gradients, and run
+                again while these are computed; edits do not.
 
         Raises:
             SiteError: an edit returns another shape, or changes its argument and returns nothing;
                 or two edits are of one place.
-            ModelError: the inputs do not fit the model, or an edit uses this model.
+            ModelError: the inputs do not fit the model, or an edit uses this model; or the layers
+                of this one cannot run again.
         """
         if isinstance(attention_mask, Mapping):
             if edits is not None:
@@ -318,7 +330,23 @@ class TracedModel:
             of_calls = self._edits_of_calls(edits or {})
             ordered = self._probe.in_order(of_calls)
             self._warn_if_unread(ordered)
-            return self._tracer.run([(call, of_calls[call]) for call in ordered], made)
+            pairs = [(call, of_calls[call]) for call in ordered]
+            if not activation_checkpointing:
+                return self._tracer.run(pairs, made)
+            again = self._layers_to_run_again(ordered)
+            assert isinstance(self._tracer, Tracer), "a server was refused"
+            return self._tracer.run(pairs, made, again)
+
+    def _layers_to_run_again(self, edited: Sequence[Site]) -> list[str]:
+        if self._remote is not None:
+            raise ModelError(f"{self.name} runs on a server, which has no activation_checkpointing. Leave it out.")
+        try:
+            layers = layer_paths(self._original, self.name)
+        except SiteError as error:
+            raise ModelError(
+                f"{self.name} has no list of layers that could run again. Leave activation_checkpointing out."
+            ) from error
+        return parts_without(self.module, layers, edited)
 
     @checked()
     def check_is_read(self, sites: SitesLike) -> None:

@@ -4,8 +4,10 @@ nnsight offers values in the order in which the modules run, so the sites come h
 each with the number of its module's call.
 """
 
+import contextlib
+import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -55,8 +57,15 @@ class Tracer:
         _check_reached(sites, len(values))
         return values
 
-    def run(self, edits: Sequence[tuple[Site, Edit]], inputs: ModelInputs) -> Tensor:
-        """Returns the model's prediction after edits in order of execution."""
+    def run(self, edits: Sequence[tuple[Site, Edit]], inputs: ModelInputs, again: Sequence[str] = ()) -> Tensor:
+        """Returns the model's prediction after edits in order of execution.
+
+        Of the modules that run `again` only the inputs are kept for gradients.
+        """
+        with self._running_again(again):
+            return self._run(edits, inputs)
+
+    def _run(self, edits: Sequence[tuple[Site, Edit]], inputs: ModelInputs) -> Tensor:
         reached: list[Site] = []
         predictions: list[Tensor] = []
         envoys = [envoy_of(self._root, site) for site, _ in edits]
@@ -70,6 +79,30 @@ class Tracer:
             predictions.append(logits if isinstance(logits, torch.Tensor) else hidden(output))
         _check_reached([site for site, _ in edits], len(reached))
         return predictions[0]
+
+    @contextlib.contextmanager
+    def _running_again(self, paths: Sequence[str]) -> Generator[None]:
+        """Lets modules run again while gradients are computed, instead of keeping activations.
+
+        nnsight reads and replaces a module's input and output around what it calls the body. The
+        body alone runs again, outside of the trace. So an edit is applied once, and what runs again
+        gets the input that the first run got, edited or not.
+        """
+        from nnsight.intervention.source import STATE
+        from torch.utils.checkpoint import checkpoint
+
+        def twice(body: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return checkpoint(functools.partial(body, module, **kwargs), *args, use_reentrant=False)
+
+        found: list[Any] = [envoy_of(self._root, Site(path))._module.__dict__[STATE] for path in paths]
+        states = {id(state): (state, state.body) for state in found}  # a module may have several paths
+        try:
+            for state, body in states.values():
+                state.body = functools.partial(twice, body)
+            yield
+        finally:
+            for state, body in states.values():
+                state.body = body
 
 
 def envoy_of(root: Any, site: Site) -> Any:

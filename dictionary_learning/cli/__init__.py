@@ -146,7 +146,7 @@ def _run(arguments: list[str], is_process: bool) -> int:
     if path is not None:
         parser.take(values, path)
     namespace = parser.read(options)
-    if command != "train":
+    if command not in ("train", "cache"):
         from dictionary_learning.parallel import refuse_several
 
         refuse_several(f"dictionary-learning {command}", "Start it without torchrun.")

@@ -30,7 +30,8 @@ _SHOWN = 400
 class CacheArguments(CaptureArguments):
     """Writes activations into a folder, for train --cache; info --verify checks it.
 
-    The same command continues after a writer that was stopped at any point.
+    The same command continues after a writer that was stopped at any point. Under torchrun, each
+    process writes its share of the text.
     """
 
     positional: ClassVar = ("model", "data")
@@ -55,19 +56,21 @@ class CacheArguments(CaptureArguments):
 
     def run(self) -> None:
         from dictionary_learning.activations.cache import write_cache
+        from dictionary_learning.parallel import only_first_talks, start
 
-        text = self.divided(self.data, self.held_out_every)[0]
-        model = self.load(self.model)
-        write_cache(
-            self.out,
-            self.stream(text, model),
-            model,
-            self.sites_of(model),
-            dtype=self.storage_dtype,
-            run_cfg=self.to_dict(),
-            **self.options("n_tokens", "shard_size", "compression", "seed"),
-            **self.reading,
-        )
+        with only_first_talks(start()):
+            text = self.divided(self.data, self.held_out_every)[0]
+            model = self.load(self.model)
+            write_cache(
+                self.out,
+                self.stream(text, model),
+                model,
+                self.sites_of(model),
+                dtype=self.storage_dtype,
+                run_cfg=self.to_dict(),
+                **self.options("n_tokens", "shard_size", "compression", "seed"),
+                **self.reading,
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

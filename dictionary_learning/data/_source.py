@@ -56,6 +56,7 @@ class Source:
         self._mark: Mark = None
         self._documents: Iterator[tuple[Any, Mark]] | None = None
         self._is_broken = False
+        self._first, self._step = 0, 1  # numbers in the whole: of the first document, and from one to the next
 
     @property
     def repeatable(self) -> bool:
@@ -157,7 +158,13 @@ class Source:
             raise DataError(f"Got share {number} of {of}; they are numbered from 0 to {of - 1}.")
         if self.position:
             raise DataError(f"{self.name} was read from already, so it cannot be divided. Build it anew.")
-        return self._derive(share(self.reader, number, of), f"share {number} of {of} of {self.name}")
+        part = self._derive(share(self.reader, number, of), f"share {number} of {of} of {self.name}")
+        part._first, part._step = self.number_of(number), self._step * of
+        return part
+
+    def number_of(self, position: int) -> int:
+        """Returns the number of a document in the whole, of which this may be a share."""
+        return self._first + self._step * position
 
     @checked()
     def first(self, n: int) -> "Source":
@@ -269,4 +276,5 @@ class EpochReader:
 
     def _read(self, n: int) -> list[tuple[int, Document]]:
         # the source's position counts skipped documents too, so the number is read after each one
-        return [(self.source.position - 1, document) for document in islice(self.source, n)]
+        source = self.source
+        return [(source.number_of(source.position - 1), document) for document in islice(source, n)]

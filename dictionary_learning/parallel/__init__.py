@@ -11,7 +11,7 @@ from dictionary_learning.parallel._launch import local_rank, refuse_several, wor
 from dictionary_learning.parallel._placement import SINGLE, Placement, PlacementName, place
 from dictionary_learning.parallel._ranks import ALONE, Ranks
 from dictionary_learning.parallel._selection import kept_of_all, kth_largest
-from dictionary_learning.parallel._together import on_first, only_first_talks
+from dictionary_learning.parallel._together import on_each, on_first, only_first_talks
 from dictionary_learning.parallel._waits import Waits
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "kept_of_all",
     "kth_largest",
     "local_rank",
+    "on_each",
     "on_first",
     "only_first_talks",
     "place",

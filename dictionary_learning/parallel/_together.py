@@ -1,11 +1,11 @@
-"""What the ranks of a run do as one: rank 0 acts, and all learn how it went."""
+"""What the ranks of a run do as one: rank 0 acts, or each, and all learn how it went."""
 
 import contextlib
 import logging
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from dictionary_learning.errors import DictionaryLearningError, RankError
+from dictionary_learning.errors import RankError
 from dictionary_learning.parallel._ranks import Ranks
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ def on_first(world: Ranks, action: Callable[[], T]) -> T | None:
     if world.is_first:
         try:
             result = action()
-        except DictionaryLearningError as failed:
+        except Exception as failed:  # noqa: BLE001  (raised below; the others would wait for rank 0)
             failure, error = str(failed), failed
     told = world.patient().share(failure)  # an action may take long, as to read a text
     if error is not None:
@@ -29,6 +29,29 @@ def on_first(world: Ranks, action: Callable[[], T]) -> T | None:
     if told is not None:
         raise RankError(f"Rank 0 ended the run: {told}")
     return result
+
+
+def on_each(world: Ranks, action: Callable[[], T]) -> list[T]:
+    """Runs an action on every rank, and returns the results of all; an error on one ends all.
+
+    Raises:
+        RankError: The action failed on another rank, whose own error is raised there.
+    """
+    if world.size == 1:
+        return [action()]
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as failed:  # noqa: BLE001  (raised below; the others would wait for this rank)
+        error = failed
+    failure = None if error is None else f"{type(error).__name__}: {error}"
+    told = world.patient().collect((failure, result))
+    if error is not None:
+        raise error
+    for rank, (failure, _) in enumerate(told):
+        if failure is not None:
+            raise RankError(f"Rank {rank} ended the job: {failure}")
+    return [cast(T, found) for _, found in told]
 
 
 @contextlib.contextmanager

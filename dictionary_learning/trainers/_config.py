@@ -267,6 +267,9 @@ class TrainerConfig(OptimizationConfig):
     """Training objective: the reconstruction error; or, on a `ContextStream`, the model's
     cross-entropy or KL divergence with the reconstruction spliced in (Braun et al. 2024,
     https://arxiv.org/abs/2405.12241)."""
+    activation_checkpointing: bool = False
+    """Whether the model's layers run again for the gradients of loss_fn ce or kl, instead of
+    keeping their activations: less memory, for one more forward pass."""
     reconstruction_weight: float = auto(lambda c: float(c.loss_fn == "reconstruction"), at_least=0)
     """Weight of the error in the loss; by default 1, and 0 with loss_fn ce or kl."""
     auxk_alpha: float = setting(0.0, at_least=0)
@@ -296,6 +299,11 @@ class TrainerConfig(OptimizationConfig):
             raise ConfigError(
                 f"loss_fn={self.loss_fn!r} runs the model on whole contexts, which micro_acc_steps="
                 f"{self.micro_acc_steps} would cut. Give fewer contexts per batch, and use grad_acc_steps."
+            )
+        if self.activation_checkpointing and not self.needs_predictions:
+            raise ConfigError(
+                f"Got activation_checkpointing=True with loss_fn={self.loss_fn!r}, which needs no gradients through "
+                "the model. Leave it out, or set loss_fn to 'ce' or 'kl'."
             )
         if self.dict_class is not None and self.wiring not in (None, "autoencoder"):
             raise ConfigError(

@@ -74,4 +74,5 @@ def take_rows(optimizer: torch.optim.Optimizer, parameter: Tensor, rows: Tensor)
         return
     for name, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
-            value[rows] = parameter.detach()[rows].to(value.dtype) if name == "master" else 0
+            # means may be in main memory, and a copy of the weight is beside it
+            value[rows.to(value.device)] = parameter.detach()[rows].to(value.dtype) if name == "master" else 0

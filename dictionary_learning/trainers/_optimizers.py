@@ -23,6 +23,16 @@ OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer
 
 OPTIMIZERS.register("adam")(RowAdam)
 
+
+@OPTIMIZERS.register("adam_offloaded")
+def adam_offloaded(groups: Groups, *, betas: tuple[float, float], eps: float, **options: Any) -> RowAdam:
+    """Returns Adam whose means are in main memory, where the dictionary is on an accelerator.
+
+    They are copied to the device and back in each step. On a CPU that saves nothing.
+    """
+    return RowAdam(groups, betas=betas, eps=eps, offloads=True, **options)
+
+
 _SIGN_BETA = 0.95
 """Beta of schedule-free Signum: the size of the momentum that it replaces."""
 
@@ -57,6 +67,8 @@ def build_optimizer(
     build = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     if build is RowAdam:
         return RowAdam(groups, lr, betas, eps, max_grad_norm=max_grad_norm)
+    if build is adam_offloaded:
+        return adam_offloaded(groups, betas=betas, eps=eps, max_grad_norm=max_grad_norm)
     if isinstance(optimizer, str):
         build = functools.partial(build, betas=betas, eps=eps)
     return UnitNormOptimizer(groups, build, max_grad_norm=max_grad_norm)

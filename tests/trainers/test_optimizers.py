@@ -144,7 +144,7 @@ class TestEveryOptimizer:
         go(c, again, range(3, 6))
         assert same_bits(whole, again)
 
-    @pytest.mark.parametrize("name", [name for name in BUILT_HERE if name != "adam"])
+    @pytest.mark.parametrize("name", [name for name in BUILT_HERE if name not in ("adam", "adam_offloaded")])
     def test_gradient_that_is_not_finite_changes_nothing(self, name):
         params = parameters()
         optimizer = build_optimizer(name, groups(params), max_grad_norm=1.0)

@@ -1,6 +1,6 @@
 """Activations on disk."""
 
 from dictionary_learning.activations.cache._reader import ActivationCache
-from dictionary_learning.activations.cache._writer import write_cache
+from dictionary_learning.activations.cache._writing import write_cache
 
 __all__ = ["ActivationCache", "write_cache"]

@@ -25,6 +25,8 @@ FINGERPRINTS = {
     "text_fingerprint": "the text is another one",
     "model_fingerprint": "the model has other weights",
 }
+PARTS = "parts"
+"""The setting that says how many processes wrote a cache, where these were several."""
 _FINGERPRINT_LENGTH = 16  # hexadecimal digits
 
 
@@ -133,9 +135,9 @@ def load_index(store: Store) -> Index:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Returns in words how a writer's settings differ from a cache's; those under "run" may."""
+    """Returns in words how a writer's settings differ from a cache's; "run" and the parts may."""
     found: list[str] = []
-    for name in sorted((ours.keys() | theirs.keys()) - {"run", *FINGERPRINTS}):
+    for name in sorted((ours.keys() | theirs.keys()) - {"run", PARTS, *FINGERPRINTS}):
         mine, other = ours.get(name), theirs.get(name)
         if mine != other:
             found.append(f"{name}: {other!r} there, {mine!r} here")

@@ -20,7 +20,7 @@ from dictionary_learning.activations._stream import ActivationBatch, check_width
 from dictionary_learning.activations.cache._index import Index, load_index, model_fingerprint
 from dictionary_learning.activations.cache._shards import OpenShard, checksum, generator_of
 from dictionary_learning.activations.cache._store import Store
-from dictionary_learning.activations.cache._writer import write_cache
+from dictionary_learning.activations.cache._writing import write_cache
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError, SiteError
 from dictionary_learning.models import load_model
 from dictionary_learning.sites import Site, expand

@@ -44,6 +44,15 @@ class Store:
                 f"'{self.path}' cannot be opened: {error}. Give a local folder, or an address that fsspec knows."
             ) from error
 
+    def within(self, name: str) -> "Store":
+        """Returns a folder inside."""
+        return Store(f"{self.path.rstrip('/')}/{name}")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if it is local."""
+        return Path(self._root) if self.is_local else None
+
     def file(self, name: str) -> str:
         """Returns the address of a file; refuses a name that leads out of the folder."""
         parts = name.split("/")

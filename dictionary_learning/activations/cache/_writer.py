@@ -5,149 +5,88 @@ Only the position in the text is carried from one shard to the next, and it is s
 A writer that is killed continues after the last shard in the index and writes the same bytes.
 """
 
-import contextlib
 import dataclasses
 import logging
-import os
 import time
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dictionary_learning._border import checked
-from dictionary_learning._plain import as_bytes, to_plain
+from dictionary_learning._plain import as_bytes
 from dictionary_learning._progress import Progress
-from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._prefetch import ahead
-from dictionary_learning.activations._reader import (
-    ReadingConfig,
-    RowReader,
-    Rows,
-    RowSource,
-    by_name,
-    row_reader,
-)
-from dictionary_learning.activations._storage import storage_dtype
+from dictionary_learning.activations._reader import RowReader, Rows, RowSource, by_name
+from dictionary_learning.activations.cache._checks import bytes_of_a_row, check_same
 from dictionary_learning.activations.cache._index import (
     INDEX,
+    PARTS,
     Index,
     Shard,
     check_file,
-    differences,
     inputs_fingerprint,
     load_index,
-    model_fingerprint,
 )
-from dictionary_learning.activations.cache._shards import ORIGIN, generator_of, tensors_of, write_shard
+from dictionary_learning.activations.cache._shards import generator_of, tensors_of, write_shard
 from dictionary_learning.activations.cache._store import Store
-from dictionary_learning.errors import DataError, SiteError
-from dictionary_learning.parallel import refuse_several
+from dictionary_learning.errors import DataError
+from dictionary_learning.parallel import Ranks, on_each
 
 logger = logging.getLogger(__name__)
 
-_ORIGIN_BYTES = 4  # bytes of a token, a document or a position
-_ROOM = 1.02  # free space needed for each byte of rows: headers and the index come on top
 
-
-@checked(wraps=DataError)
-def write_cache(
-    path: str | os.PathLike[str],
-    data: TextLike,
-    model: ModelLike,
-    submodule: SubmodulesLike,
-    *,
-    n_tokens: int | None = None,
-    refresh_batch_size: int = 16,
-    shard_size: int = 65_536,
-    dtype: torch.dtype | str | None = None,
-    compression: Literal["zstd"] | None = None,
-    seed: int = 0,
-    prefetch: int | None = None,
-    run_cfg: Mapping[str, Any] | None = None,
-    **reading: Any,
-) -> Index:
-    """Writes the activations of a model at one or several sites; continues an incomplete cache.
-
-    The first contexts and some of the weights are compared with those of an existing cache.
-
-    Args:
-        path: a local folder, or an address that fsspec knows, such as `s3://bucket/folder`.
-        data: the text, or a stream of contexts (see `ActivationBuffer`).
-        model: the model, or its name.
-        submodule: the sites; one forward pass serves all.
-        n_tokens: rows to write; by default all of the data.
-        refresh_batch_size: contexts in a forward pass.
-        shard_size: rows in a file, or a few more. They are held in memory and shuffled together.
-        dtype: float32, float16, bfloat16 or int8 (see `RowStorage`); by default the model's.
-        compression: `zstd` compresses each shard, which then cannot be mapped into memory.
-        seed: seed of the shuffle.
-        prefetch: forward passes made ahead while a shard is written (see `ActivationBuffer`).
-        run_cfg: plain data to store in the index, under "run".
-        reading: fields of `ReadingConfig`: `io`, `ctx_len`, `remove_bos`, `add_special_tokens`,
-            `max_activation_norm_multiple`, `pack`, `seqpos_slice`, `text_column`,
-            `exclude_tokens`.
-
-    Returns:
-        The index of the complete cache.
+def opened(store: Store, settings: dict[str, Any], reader: RowReader) -> Index:
+    """Returns the index of a cache that is new, or was begun, and moves the reader to its end.
 
     Raises:
-        DataError: the disk is too small, no token counts, or another cache is there.
-        ConfigError: an argument cannot be used, or several processes write.
+        DataError: the cache there has other settings, text or weights.
     """
-    refuse_several("write_cache", "Write the cache first, without torchrun; any number of processes reads it.")
-    dtype = None if dtype is None else storage_dtype(dtype)
-    reader = row_reader(data, model, submodule, ReadingConfig.from_dict(reading))
-    stored = storage_dtype(dtype or reader.model.dtype)
-    settings: dict[str, Any] = {
-        **_reader_settings(reader),
-        "dtype": str(stored).removeprefix("torch."),
-        "compression": compression,
-        "seed": seed,
-        "n_tokens": n_tokens,
-        "refresh_batch_size": refresh_batch_size,
-        "shard_size": shard_size,
-    }
-    if run_cfg:
-        settings["run"] = to_plain(run_cfg, "run_cfg")
-    store = Store(path)
     index = Index(settings=settings, state={})
     exists = store.exists(INDEX)
     if exists:
         index = load_index(store)
     # a source that can be read only once cannot go back, as continuing needs
     if not index.state or getattr(reader.stream.source, "repeatable", True):
-        settings["text_fingerprint"] = inputs_fingerprint(reader.peek(refresh_batch_size))
+        settings["text_fingerprint"] = inputs_fingerprint(reader.peek(settings["refresh_batch_size"]))
     if exists:
-        _check_same(store, index, settings)
-    if index.is_complete:
-        logger.info("%s is complete: %s rows.", store.path, f"{index.n_rows:,}")
-        return index
+        check_same(store, index, settings)
     if index.state:
         reader.load_state_dict(index.state)
         logger.info("%s is continued after %s rows.", store.path, f"{index.n_rows:,}")
-    _check_disk(store, index, stored)
-    source = ahead(reader, refresh_batch_size, prefetch)
+    return index
+
+
+def written(
+    store: Store, index: Index, reader: RowReader, dtype: torch.dtype, prefetch: int | None, world: Ranks
+) -> Index:
+    """Writes what an opened cache lacks, and returns its index."""
+    source = ahead(reader, index.settings["refresh_batch_size"], prefetch)
     try:
-        return _Writer(store, index, source, stored).run()
+        return Writer(store, index, source, dtype).run(world)
     finally:
         source.close()
 
 
-class _Writer:
+class Writer:
     """Writes shards until the rows are enough, or the data ends."""
 
     def __init__(self, store: Store, index: Index, source: RowSource, dtype: torch.dtype):
         self.store, self.index, self.source, self.dtype, self.settings = store, index, source, dtype, index.settings
         self._started, self._n_before, self._is_estimated = time.monotonic(), index.n_rows, False
 
-    def run(self) -> Index:
+    def run(self, world: Ranks) -> Index:
+        """Writes all that is missing; ranks go from shard to shard together."""
         with Progress("writing the cache", self._missing, "rows") as progress:
-            return self._run(progress)
+            # so the failure of one ends all of them
+            while not all(on_each(world, lambda: self._advance(progress))):
+                pass
+        size = as_bytes(self.index.n_bytes)
+        logger.info("%s: %s. %s.", self.store.path, size, self.source.describe_dropped())
+        return self.index
 
-    def _run(self, progress: Progress) -> Index:
-        while not self.index.is_complete:
+    def _advance(self, progress: Progress) -> bool:
+        """Writes the next shard, if one is missing, and returns whether that was all."""
+        if not self.index.is_complete:
             rows, has_ended = self._next_rows(progress)
             shards = self.index.shards if rows is None else (*self.index.shards, self._write(rows))
             n_rows = sum(shard.n_rows for shard in shards)
@@ -166,9 +105,7 @@ class _Writer:
             self.index.save(self.store)
             rate = (n_rows - self._n_before) / max(time.monotonic() - self._started, 1e-9)
             logger.info("%s rows in %d shards, %.0f a second.", f"{n_rows:,}", len(shards), rate)
-        size = as_bytes(self.index.n_bytes)
-        logger.info("%s: %s. %s.", self.store.path, size, self.source.describe_dropped())
-        return self.index
+        return self.index.is_complete
 
     @property
     def _missing(self) -> int | None:
@@ -198,8 +135,9 @@ class _Writer:
 
     def _write(self, rows: dict[str, Tensor]) -> Shard:
         """Shuffles rows and writes them as the next shard."""
-        number = len(self.index.shards)
-        order = torch.randperm(len(rows["token"]), generator=generator_of(self.settings["seed"], number))
+        number, n_parts = len(self.index.shards), self.settings.get(PARTS, 1)
+        drawn = generator_of(self.settings["seed"], number * n_parts + self.settings.get("part", 0))
+        order = torch.randperm(len(rows["token"]), generator=drawn)
         suffix = ".safetensors.zst" if self.settings["compression"] else ".safetensors"
         shuffled = {name: tensor[order.to(tensor.device)].cpu() for name, tensor in rows.items()}
         return write_shard(self.store, f"shard_{number:05d}{suffix}", shuffled, self.settings["compression"])
@@ -215,56 +153,3 @@ class _Writer:
             f"{n:,}", len(rows.activations), as_bytes(n * bytes_of_a_row(self.settings, self.dtype)),
             n / rows.n * seconds / 60, seconds, rows.n,
         )  # fmt: skip
-
-
-def bytes_of_a_row(settings: dict[str, Any], dtype: torch.dtype) -> int:
-    """Returns the uncompressed size of a row at all sites, with its origin."""
-    widths = settings["sites"].values()
-    scales = 4 * len(widths) if dtype is torch.int8 else 0
-    return sum(widths) * dtype.itemsize + scales + len(ORIGIN) * _ORIGIN_BYTES
-
-
-def _reader_settings(reader: RowReader) -> dict[str, Any]:
-    """Returns the settings of text, model and filter that determine the rows."""
-    tokens, tokenizer = reader.stream, getattr(reader.model, "tokenizer", None)
-    heads: dict[str, int] = {}
-    for site in reader.sites:
-        # most sites hold no heads, and a `ModelSet` has no config
-        with contextlib.suppress(SiteError, AttributeError):
-            heads[str(site)] = reader.model.n_heads(site)
-    return {
-        "model": reader.model.describe(),
-        "model_fingerprint": model_fingerprint(reader.model),
-        "sites": {str(site): width for site, width in reader.model.widths(reader.sites).items()},
-        "n_heads": heads,
-        "source": reader.name,
-        "tokenizer": getattr(tokenizer, "name_or_path", None) or (type(tokenizer).__name__ if tokenizer else None),
-        "ctx_len": tokens.ctx_len,
-        "pack": tokens.pack,
-        "add_special_tokens": getattr(tokens, "add_special_tokens", False),
-        "rule": reader.filter.to_dict(),
-    }
-
-
-def _check_same(store: Store, index: Index, settings: dict[str, Any]) -> None:
-    """Checks that a cache was started with these settings, and that its shards are there."""
-    if differ := differences(settings, index.settings):
-        raise DataError(
-            f"'{store.path}' holds a cache with other settings ({'; '.join(differ)}). Use another folder, or those "
-            "settings."
-        )
-    for shard in index.shards:
-        check_file(store, shard)
-    store.remove_unfinished()
-
-
-def _check_disk(store: Store, index: Index, dtype: torch.dtype) -> None:
-    wanted, free = index.settings["n_tokens"], store.free()
-    if wanted is None or free is None or index.settings["compression"]:
-        return
-    needed = (wanted - index.n_rows) * bytes_of_a_row(index.settings, dtype)
-    if needed * _ROOM > free:
-        raise DataError(
-            f"{wanted - index.n_rows:,} rows take {as_bytes(needed)}, and '{store.path}' has {as_bytes(free)} left. "
-            "Write fewer tokens, store them as int8, compress them, or write elsewhere."
-        )
