@@ -493,7 +493,7 @@ WRONG: dict[str, list[Any]] = {
     "special_tokens": _FLAG, "keep_error": _FLAG, "when": [5, None, "x"],
     "layers": [5, "1", ["1"], [99], [-99], [0.5]], "side": [5, "x", None], "sources": [5, None, [], [5]],
     "parts": [5, None, [], [5, 5]], "chat": [5, "x"], "data_args": [5, "x"], "on_bad_document": [5, "x", None],
-    "exhausted": [5, "x"], "bos": [5, "x"], "separator": [5000, "nosuch", 2.5], "padding_side": [5, "x"],
+    "exclude_tokens": [5, None, [10**9], [-1], [0.5], [True], ["\ud800"]], "exhausted": [5, "x"], "bos": [5, "x"], "separator": [5000, "nosuch", 2.5], "padding_side": [5, "x"],
     "long_documents": [5, "x", None], "rows": [5, "x", None], "compression": [5, "x"], "options": [5],
     "exclude_ids": [5, "x", [2.5], ["x"]], "template": [5, ["x"]], "expected_class": _WORD, "repository": [5, None, "", "a/b/c/d"],
     "optimizer": [5, "nosuch"],

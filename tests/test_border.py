@@ -182,7 +182,7 @@ def test_traceback_is_shown_when_asked_for(caplog):
 
 
 def test_an_error_of_another_package_is_one_line_too(caplog, monkeypatch):
-    monkeypatch.setattr("dictionary_learning.cli._run", lambda arguments: {}["two\nlines"])
+    monkeypatch.setattr("dictionary_learning.cli._run", lambda arguments, is_process: {}["two\nlines"])
     assert main(["info"]) == 2
     assert caplog.records[-1].getMessage() == f"info failed: KeyError: 'two\\nlines'. {TRACEBACK} shows where."
 
