@@ -68,7 +68,7 @@ def on_model(run: Path, data: str, model_name: str | None) -> Iterator[tuple[str
         held_out = EvaluationConfig(n_tokens=N_HELD_OUT, n_fidelity_tokens=N_PREDICTED, ctx_len=256)
         report = evaluate_dictionaries(model, ways, data, held_out)
         for (way, _), one in zip(made.values(), report.dictionaries, strict=True):
-            yield f"{candidate.name}, {way}", {key: one.metrics[key] for key in ("l0", "fvu", "ce_recovered")}
+            yield f"{candidate.name}, {way}", {key: one.metrics[key] for key in ("l0", "fvu", "ce_increase", "kl")}
 
 
 def main() -> None:
