@@ -66,7 +66,7 @@ def on_model(run: Path, data: str, model_name: str | None) -> Iterator[tuple[str
         made = dict(enumerate(variants(candidate.dictionary, rows)))
         ways = [candidate._replace(name=str(n), dictionary=one) for n, (_, one) in made.items()]
         held_out = EvaluationConfig(n_tokens=N_HELD_OUT, n_fidelity_tokens=N_PREDICTED, ctx_len=256)
-        report = evaluate_dictionaries(model, ways, data, held_out)
+        report = evaluate_dictionaries(model, ways, data, held_out, norm_limits=buffer.find_norm_limits())
         for (way, _), one in zip(made.values(), report.dictionaries, strict=True):
             yield f"{candidate.name}, {way}", {key: one.metrics[key] for key in ("l0", "fvu", "ce_increase", "kl")}
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dictionary_learning.training import trainSAE
 # isort: on
 
-__version__ = "1.0.0.dev0"
+__version__ = "1.0.0rc1"
 
 # the names above by their modules: a test compares the two, and `__all__` with both
 _MODULES = {

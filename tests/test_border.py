@@ -63,6 +63,12 @@ HARMLESS_WORDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Folders that commands name themselves are not in the project."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Leaves types unchecked, as they are for a user."""
