@@ -19,6 +19,27 @@ logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 30.0
 
 
+def shows_bars() -> bool:
+    """Returns whether bars can be shown: in a terminal or a notebook.
+
+    In a file they would be thousands of lines.
+    """
+    return not _is_quiet() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+
+
+def say(message: str) -> None:
+    """Logs a line; where a script has not set up logging, writes it to standard error."""
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", message)
+    elif not logging.root.handlers and not _is_quiet():
+        sys.stderr.write(f"{message}\n")
+
+
+def _is_quiet() -> bool:
+    """Returns whether someone asked for warnings only, as `--quiet` does."""
+    return logging.getLogger("dictionary_learning").level > logging.INFO
+
+
 class Progress:
     """Shows what is done, the rate, and the time left; to be used as a context manager.
 
@@ -33,7 +54,7 @@ class Progress:
         self.done = 0
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
-        if logger.isEnabledFor(logging.INFO) and sys.stderr.isatty():  # in a file, a bar would be thousands of lines
+        if shows_bars():
             self._bar = tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, leave=False)
 
     def __enter__(self) -> "Progress":
@@ -52,7 +73,7 @@ class Progress:
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            logger.info("%s", self._line(now - self._start))
+            say(self._line(now - self._start))
 
     def _line(self, seconds: float) -> str:
         rate = self.done / max(seconds, 1e-9)

@@ -91,3 +91,37 @@ def test_a_terminal_of_any_width_has_a_bar_that_goes_away(columns):
     os.close(ours)
     assert process.returncode == 0 and shown.rstrip().endswith(b"ended")
     assert b"Traceback" not in shown and (columns < 80 or b"reading" in shown)
+
+
+TRAINING = """
+import sys, torch
+{setup}
+from dictionary_learning import trainSAE
+data = [torch.randn(64, 8) for _ in range(4)]
+trainSAE(data, {{"trainer": "top_k", "k": 2, "dict_size": 16}}, steps=4, progress={progress})
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "progress", "is_shown"),
+    [
+        ("", True, True),
+        ("", False, False),
+        ("import logging; logging.basicConfig(level='INFO')", True, True),
+        ("import logging; logging.basicConfig(level='WARNING')", True, False),
+        ("import logging; logging.getLogger('dictionary_learning').setLevel('WARNING')", True, False),
+    ],
+)
+def test_a_script_shows_its_run_unless_it_says_otherwise(setup, progress, is_shown):
+    script = TRAINING.format(setup=setup, progress=progress)
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert ("step 4 of 4" in done.stderr) == is_shown and done.stderr.count("step 4 of 4") <= 1
+    assert not done.stdout
+
+
+def test_a_notebook_has_bars(monkeypatch):
+    assert not _progress.shows_bars()
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    assert _progress.shows_bars()
+    monkeypatch.setattr(logging.getLogger("dictionary_learning"), "level", logging.WARNING)
+    assert not _progress.shows_bars()

@@ -1,6 +1,5 @@
 """Metrics on the console: a progress bar and a line for each dictionary; plain lines in a file."""
 
-import logging
 import math
 import sys
 import time
@@ -10,9 +9,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from dictionary_learning._plain import as_duration
+from dictionary_learning._progress import say, shows_bars
 from dictionary_learning.loggers._base import Evaluated, Figures
-
-logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
 _SHOWN = (("FVU", "fvu", ".4f"), ("L0", "l0", ".1f"))
@@ -28,7 +26,7 @@ class ConsoleLogger:
         self._last_line = -_SECONDS_BETWEEN_LINES
         self._first: tuple[int, float] | None = None
         self._bars: list[Any] = []
-        if sys.stderr.isatty():  # in a file, a bar would be thousands of lines
+        if shows_bars():
             self._bars = [tqdm(total=steps, unit="step", dynamic_ncols=True, desc="training")]
             self._bars += [tqdm(position=i, bar_format="  {desc}", desc=name) for i, name in enumerate(names, 1)]
 
@@ -47,7 +45,7 @@ class ConsoleLogger:
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or step == self.steps:
             self._last_line = time.monotonic()
             rate = f"{self._rate(tokens):,.0f} tokens/s{self._left(step)}"
-            logger.info("step %d of %d, %s\n    %s", step, self.steps, rate, "\n    ".join(lines))
+            say(f"step {step} of {self.steps}, {rate}\n    " + "\n    ".join(lines))
 
     def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
         """Writes a line for each dictionary, which stays above the bars."""
@@ -57,7 +55,7 @@ class ConsoleLogger:
             if self._bars:
                 self._bars[0].write(line, file=sys.stderr)
             else:
-                logger.info("%s", line)
+                say(line)
 
     def close(self) -> None:
         """Closes the bars; their last state stays on the screen."""
