@@ -151,7 +151,7 @@ class AutoEncoderNew(_Named):
         """Returns x_hat, or (x_hat, latents times decoder norms) with `output_features`."""
         if not output_features or older or flags:
             return super().forward(x, output_features, *older, **flags)
-        latents = self.encode_dense(x)
+        latents = self.encode(x)
         return self.decode(latents), latents * self.decoder_norms()
 
 

@@ -162,14 +162,15 @@ class Trainer(ABC):
         Raises:
             ConfigError: The method's latents cannot be spread.
         """
-        if not isinstance(self.dictionary, Trainable) or not self.spreads_latents:
+        own = self.dictionary
+        if not isinstance(own, Trainable) or own.encodes_itself or own.decodes_itself or not self.spreads_latents:
             raise ConfigError(f"The latents of {type(self).__name__} cannot be spread. Use placement='data'.")
-        hold_latents_(self.dictionary, ranks)
+        hold_latents_(own, ranks)
         self.device, self.latent_ranks = device, ranks
         self.dictionary.to(device)
         self.loss_scale, self.n_nonfinite_tokens = self.loss_scale.to(device), self.n_nonfinite_tokens.to(device)
         self._prepare()
-        shares = [p for part in self.dictionary.coders() for _, p in per_latent_tensors(part.coder)]
+        shares = [p for part in own.coders() for _, p in per_latent_tensors(part.coder)]
         self.optimizer.share_norm(ranks, shares)
 
     @abstractmethod
