@@ -128,12 +128,14 @@ def older_loss(
     logging: bool = False,
     lengths: Tensor | None = None,
 ) -> Any:
-    """Returns `trainer.loss(x, step, logging=...)` of dictionary-learning; the step is ignored.
+    """Returns `trainer.loss(x, step, logging=...)` of dictionary-learning, with schedules at step.
 
     The value that is differentiated; with `logging`, `LossLog(x, x_hat, f, losses)` with dense
     latents and plain numbers.
     """
-    loss = trainer.loss(x, y if isinstance(y, Tensor) else None, lengths=lengths)
+    at = y if step is None and isinstance(y, int) else step
+    with trainer.at_step(at):
+        loss = trainer.loss(x, y if isinstance(y, Tensor) else None, lengths=lengths)
     if not logging:
         return loss.total
     losses = {name: float(term.detach()) for name, term in {**loss.terms, "loss": loss.total}.items()}
