@@ -125,6 +125,12 @@ class Coder(Trainable):
         self.b_dec = nn.Parameter(torch.zeros(self.output_dim)) if has_output_bias else None
         self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if self.skip else None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("encoder", "decoder"):  # views, in the place of which a module would have no effect
+            getattr(self, name).assign(value, f"{type(self).__name__}.{name}")
+        else:
+            super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         if name == "W_enc" and self.is_tied:
             return self.W_dec

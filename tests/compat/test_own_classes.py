@@ -130,6 +130,39 @@ def test_no_class_of_this_package_is_taken_for_a_users():
             assert not cls.encodes_itself and not cls.decodes_itself, cls
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_0_1_on_a_method_of_this_package_are_refused(name):
+    base = TRAINERS[name]
+    older = {
+        "loss": [lambda self, x, step, logging=False, **kw: 0, lambda self, x, step=None, logging=False: 0],
+        "update": [lambda self, step, x: 0],
+    }
+    for method, written in older.items():
+        for one in written:
+            with pytest.raises(ConfigError, match=rf"Mine\.{method}.*objective.*SAETrainer"):
+                type("Mine", (base,), {method: one})
+    with pytest.raises(ConfigError, match=r"extra.*class Config"):
+
+        class Mine(base):
+            def __init__(self, *arguments, extra=3, **options):
+                super().__init__(*arguments, **options)
+
+        trainSAE(list(Planted(16).batches(2, 32)), [{"trainer": Mine, "extra": 5, "dict_size": 48}], 2, progress=False)
+
+
+def test_an_update_that_passes_all_on_is_called():
+    class Counting(TopKTrainer):
+        n_seen = 0
+
+        def update(self, step, x, *further, **options):
+            self.n_seen += len(x)
+            return super().update(step, x, *further, **options)
+
+    t = Counting(steps=3, activation_dim=16, dict_size=48, k=4, device="cpu")
+    t.update(0, Planted(16).batch(64))
+    assert t.n_seen == 64 and t.step == 1
+
+
 class Unscaled(Dictionary):
     """As a class of 0.1, without `scale_biases`."""
 

@@ -408,6 +408,30 @@ def test_fields_of_coders_that_cannot_be_translated(places, tmp_path, changes, w
         SAETrainingRunner(nested(places, tmp_path, coder))
 
 
+def test_latents_are_said_once(places, tmp_path):
+    def latents(**given):
+        cfg = tutorial(places, tmp_path, **given)
+        check_fields(cfg)
+        return trainer_config(cfg, tiny.DIM, "x:out").dict_size
+
+    assert latents(expansion_factor=None, d_sae=40) == 40 and latents(expansion_factor=2) == 2 * tiny.DIM
+    assert latents(expansion_factor=None) == latents(expansion_factor=None, d_sae=None) == 4 * tiny.DIM
+    with pytest.raises(ConfigError, match="d_sae=40 and expansion_factor=16"):
+        latents(d_sae=40)
+    for wrong in ({"d_sae": 0, "expansion_factor": None}, {"expansion_factor": "x"}, {"expansion_factor": 1.5}):
+        with pytest.raises(ConfigError, match="positive whole number"):
+            latents(**wrong)
+    with pytest.raises(ConfigError, match="lr_warm_up_steps=1000"):
+        trainer_config(tutorial(places, tmp_path, lr_warm_up_steps=1000), tiny.DIM, "x:out")
+
+
+def test_a_normalized_dictionary_has_the_directions_of_the_one_inside(places, tmp_path):
+    cfg = tutorial(places, tmp_path, normalize_activations="constant_norm_rescale")
+    sae = SAETrainingRunner(cfg).run()
+    assert sae.W_dec.shape == sae.W_enc.shape == (16 * tiny.DIM, tiny.DIM) and sae.b_dec.shape == (tiny.DIM,)
+    assert sae.W_dec is sae.dictionary.W_dec
+
+
 def test_wrong_fields(places, tmp_path, caplog):
     with pytest.raises(UnknownNameError, match="l1_coefficient"):
         LanguageModelSAERunnerConfig(l1_coeficient=3)

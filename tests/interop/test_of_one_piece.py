@@ -82,6 +82,27 @@ def test_a_config_that_says_otherwise_is_refused(made, name, tmp_path):
         assert load_dictionary(tmp_path).k == 4
 
 
+def test_fields_of_sae_lens_that_are_not_known(tmp_path, caplog):
+    write_dictionary(MADE[0], tmp_path, "sae_lens")
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    load_dictionary(tmp_path)
+    assert "not known here" not in caplog.text
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "gain_of_latents": 3}))
+    load_dictionary(tmp_path)
+    assert "not known here, and are not read: gain_of_latents." in caplog.text
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "reshape_activations": "weird"}))
+    with pytest.raises(CheckpointError, match="reshape_activations='weird'"):
+        load_dictionary(tmp_path)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_sparsify_says_whether_rows_were_kept_at_unit_norm(unit_norm, tmp_path):
+    config = {"trainer": TopKTrainer, "k": 4, "dict_size": 48, "unit_norm_decoder": unit_norm}
+    trainSAE(list(Planted(16).batches(3, 32)), [config], 3, save_dir=tmp_path, save_format="sparsify", progress=False)
+    assert json.loads((tmp_path / "trainer_0" / "cfg.json").read_text())["normalize_decoder"] is unit_norm
+    load_dictionary(tmp_path / "trainer_0")
+
+
 class Louder(AutoEncoderTopK):
     def encode(self, x, *older, **flags):
         return super().encode(x, *older, **flags) * 3
