@@ -102,19 +102,23 @@ class Normalized(Dictionary):
             )
 
     @property
+    def _inside(self) -> Any:
+        return self.dictionary
+
+    @property
     def W_enc(self) -> Float[Tensor, "dict_size activation_dim"]:
         """Encoder rows of the dictionary inside, for normalized activations."""
-        return self.dictionary.W_enc
+        return self._inside.W_enc
 
     @property
     def W_dec(self) -> Float[Tensor, "dict_size output_dim"]:
         """Directions of its latents."""
-        return self.dictionary.W_dec
+        return self._inside.W_dec
 
     @property
     def b_dec(self) -> Float[Tensor, "output_dim"] | None:
         """Its decoder's bias, for normalized activations."""
-        return self.dictionary.b_dec
+        return self._inside.b_dec
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         x, token = self._measured(x)
