@@ -125,16 +125,15 @@ def trainer_config(cfg: Any, width: int, site: str) -> OptimizationConfig:
 
 def _dict_size(cfg: Any, width: int) -> int:
     """Returns the number of latents; raises ConfigError where two fields say it."""
-    size, factor = cfg.coder.d_sae, None if cfg.is_nested else cfg.given.get("expansion_factor")
-    if size is not None and factor is not None:
+    size, factor = cfg.coder.d_sae, 4 if cfg.is_nested else cfg.expansion_factor
+    if size is not None and cfg.given.get("expansion_factor") is not None:
         raise ConfigError(f"Got d_sae={size} and expansion_factor={factor}, which both say the latents. Give one.")
     for name, value in (("d_sae", size), ("expansion_factor", factor)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"Got {name}={value!r}; give a positive whole number, or leave it out.")
     if size is not None:
         return int(size)
-    default = 4 if cfg.is_nested else cfg.known()["expansion_factor"]
-    return width * int(default if factor is None else factor)
+    return width * int(4 if factor is None else factor)  # None stands for that there
 
 
 def _flat_architecture(cfg: Any) -> str:
