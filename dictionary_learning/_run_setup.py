@@ -1,5 +1,6 @@
 """From configs and data to dictionaries in training: sites, widths, normalization, names."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -16,7 +17,7 @@ from dictionary_learning.activations._spread import SpreadStream
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
 from dictionary_learning.dictionaries._info import as_config, site_names
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError, DataError, SiteError
 from dictionary_learning.parallel import SINGLE, Placement, PlacementName, Ranks, Sizes, place
 from dictionary_learning.sites import Site, natural_key
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
@@ -204,7 +205,7 @@ def _dictionaries(
             asked = asked.replace(wiring=default_wiring)
         if seed is not None and asked.seed in (type(asked).seed, None):
             asked = asked.replace(seed=seed)
-        for config in expand_finetune(asked, stream.widths):
+        for config in expand_finetune(_with_places(asked, stream), stream.widths):
             config, inside = unwrap_normalized(_with_heads(config, stream))
             for sites in assign_sites(config, stream.widths):
                 yield facts, config, inside, sites
@@ -299,6 +300,18 @@ def _read_config(given: Any) -> tuple[OptimizationConfig, dict[str, Any]]:
 
     settings, facts = split_options(trainer.Config, options)
     return trainer.Config.from_dict(settings), facts
+
+
+def _with_places(config: OptimizationConfig, stream: Stream) -> OptimizationConfig:
+    """Returns the config with the places of sites that it names otherwise, such as heads."""
+    model: Any = getattr(stream.data, "model", None)
+    for field in ("site", "target_site"):
+        named = site_names(getattr(config, field, None))
+        if not named or not hasattr(model, "sites") or all(Site.parse(one) in stream.widths for one in named):
+            continue
+        with contextlib.suppress(SiteError):  # a site that the model does not have is refused later
+            config = config.replace(**{field: _in_config([model.sites(one)[0] for one in named])})
+    return config
 
 
 def _with_heads(config: OptimizationConfig, stream: Stream) -> OptimizationConfig:

@@ -132,8 +132,8 @@ def test_method_of_a_family_is_top_k():
     try:
         exec(compile(python("docs/add_a_method.md")[3], "add_a_method.md", "exec"), names)
         ours, theirs = (TRAINERS[name](**config, auxk_alpha=0.0) for name in ("my_top_k", "top_k"))
-        for x in data:
-            assert torch.equal(ours.update(0, x), theirs.update(0, x))
+        for step, x in enumerate(data):
+            assert torch.equal(ours.update(step, x), theirs.update(step, x))
         assert list(ours.components) == ["revival", "annealed_k"] and ours.metrics()["effective_l0"] == 2
     finally:
         TRAINERS._entries.pop("my_top_k", None)

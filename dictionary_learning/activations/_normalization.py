@@ -123,6 +123,9 @@ def _check_folding(dictionary: Dictionary, reads: SiteScales, writes: SiteScales
                 f"A {type(dictionary).__name__} has no weights that could absorb a scale for each site. "
                 "Choose unit_mean_square at one site, or none."
             )
+        # a class that says nothing of scales fails now, and not when it is trained
+        if type(dictionary).scale_ is Dictionary.scale_ and not hasattr(dictionary, "scale_biases"):
+            dictionary.scale_(reads[0][1], writes[0][1])
         return
     for part in dictionary.coders():
         coder, inside, outside = part.coder, _within(reads, part.reads), _within(writes, part.writes)

@@ -19,6 +19,7 @@ from dictionary_learning.dictionaries._named import (
     MatryoshkaBatchTopKSAE,
 )
 from dictionary_learning.dictionaries._serialization import load_dictionary
+from dictionary_learning.dictionaries._views import write_
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.interop._releases import list_pretrained
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
@@ -53,6 +54,23 @@ def older_attribute(ae: Any, name: str) -> Any:
     if method is not None and isinstance(ae, method[0]):
         return functools.partial(method[1], ae)
     raise AttributeError(f"'{type(ae).__name__}' has no attribute '{name}'.")
+
+
+def write_older_attribute(ae: Any, name: str, values: Tensor) -> bool:
+    """Writes values into the parameter that has this name there; returns whether there is one.
+
+    An `nn.Parameter` too is written: a second one in its place would be trained without effect.
+
+    Raises:
+        ConfigError: They have another shape.
+    """
+    own = _biases_of(ae).get(name)
+    if own is None and name == "threshold" and hasattr(ae.nonlinearity, "threshold"):
+        own = "nonlinearity.threshold"
+    if own is None:
+        return False
+    write_(ae.get_parameter(own) if own != "nonlinearity.threshold" else ae.nonlinearity.threshold, values, name)
+    return True
 
 
 def own_state(ae: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -61,7 +61,7 @@ def encode_with_flags(
             latents = ae.encode_dense(x)
         else:
             flat, lead = pack([x], "* dim")  # (batch, activation_dim)
-            (latents,) = unpack(to_dense(ae.encode_sparse(flat)), lead, "* latents")
+            (latents,) = unpack(to_dense(ae.kept(flat, ae.keeps)), lead, "* latents")
             latents = ae.in_use(latents) if isinstance(ae, MatryoshkaBatchTopKSAE) else latents
         if not flags.get("return_active"):
             return latents
@@ -107,8 +107,8 @@ def forward_with_flags(ae: Any, x: Tensor, output_features: bool, older: tuple[A
     flags = {**({} if name is None else dict(zip((name,), older, strict=False))), **named}
     if set(flags) != {name} or len(older) > 1:
         raise ConfigError(f"{type(ae).__name__} got {', '.join(named) or older!r}; it takes x and output_features.")
-    value, latents = next(iter(flags.values())), ae.encode_dense(x)
-    x_hat = ae.decode_dense(latents)
+    value, latents = next(iter(flags.values())), ae.encode(x)
+    x_hat = ae.decode(latents)
     if name == "normalize_decoder" or value is None:
         latents = latents * ae.decoder_norms() if value else latents
         return (x_hat, latents) if output_features else x_hat
@@ -119,7 +119,7 @@ def forward_with_flags(ae: Any, x: Tensor, output_features: bool, older: tuple[A
 
 def _top_k(ae: AutoEncoderTopK, x: Tensor) -> tuple[Tensor, ...]:
     flat, lead = pack([x], "* dim")  # (batch, activation_dim)
-    kept = ae.encode_sparse(flat)
+    kept = ae.kept(flat, ae.keeps)
     values, order = kept.values.sort(dim=-1, descending=True)
     sparse = (to_dense(kept), values, kept.indices.gather(-1, order))
     dense, values, indices = (unpack(tensor, lead, "* latents")[0] for tensor in sparse)

@@ -1,5 +1,6 @@
 """Arguments of trainers in dictionary-learning and SAELens, and what `loss` returns there."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -64,11 +65,27 @@ def split_options(
         renamed[own] = value
     for name in renamed:
         if name not in known and name not in FACTS:
+            _refuse_argument(config.trainer_class, name)
             raise UnknownNameError(f"option of {config.__qualname__}", name, [*known, *FACTS])
     if is_older(renamed):
         renamed = with_older_defaults(config.trainer_class, known, renamed)
     settings = {name: value for name, value in renamed.items() if name in known}
     return settings, {name: value for name, value in renamed.items() if name in FACTS}
+
+
+def _refuse_argument(trainer: Any, name: str) -> None:
+    """Refuses an argument that a class in the form of 0.1 adds to its method's `__init__`."""
+    owner = next((cls for cls in trainer.__mro__ if name in _arguments_of(vars(cls).get("__init__"))), None)
+    if owner is not None:
+        raise ConfigError(
+            f"{name} is an argument of {owner.__name__}.__init__, which is not called with it: settings of a method "
+            f"are fields of its Config. Write in {owner.__name__}: class Config({owner.__mro__[1].__name__}.Config): "
+            f"{name}: float = 0.0, and read self.settings.{name} (docs/add_a_method.md)."
+        )
+
+
+def _arguments_of(method: Any) -> Any:
+    return inspect.signature(method).parameters if inspect.isfunction(method) else ()
 
 
 def _without_class_names(config: type[OptimizationConfig], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,12 +145,14 @@ def older_loss(
     logging: bool = False,
     lengths: Tensor | None = None,
 ) -> Any:
-    """Returns `trainer.loss(x, step, logging=...)` of dictionary-learning; the step is ignored.
+    """Returns `trainer.loss(x, step, logging=...)` of dictionary-learning, with schedules at step.
 
     The value that is differentiated; with `logging`, `LossLog(x, x_hat, f, losses)` with dense
     latents and plain numbers.
     """
-    loss = trainer.loss(x, y if isinstance(y, Tensor) else None, lengths=lengths)
+    at = y if step is None and isinstance(y, int) else step
+    with trainer.at_step(at):
+        loss = trainer.loss(x, y if isinstance(y, Tensor) else None, lengths=lengths)
     if not logging:
         return loss.total
     losses = {name: float(term.detach()) for name, term in {**loss.terms, "loss": loss.total}.items()}

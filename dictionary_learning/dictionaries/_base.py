@@ -119,14 +119,15 @@ class Dictionary(nn.Module, ABC):
         Raises:
             ConfigError: This class does not say how it is scaled.
         """
+        if inputs == 1 and outputs in (None, 1):
+            return  # nothing to do, which any class can
         scale_biases = getattr(self, "scale_biases", None)
         if (outputs is not None and outputs != inputs) or scale_biases is None:
             raise ConfigError(
                 f"A {type(self).__name__} cannot be scaled by {inputs}: it has no `scale_`. Write it, or train on "
                 "activations as they are (normalize='none')."
             )
-        if inputs != 1:
-            scale_biases(inputs)
+        scale_biases(inputs)
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments of a dictionary of the same class and shape, as plain data."""

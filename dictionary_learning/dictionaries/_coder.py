@@ -12,6 +12,7 @@ from dictionary_learning._border import checked
 from dictionary_learning._hardware import check_memory
 from dictionary_learning.dictionaries._base import Reconstruction
 from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
+from dictionary_learning.dictionaries._own_code import decoded_itself, encoded_itself, sparse_encoded_itself
 from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
 from dictionary_learning.dictionaries._views import LinearView
 from dictionary_learning.dictionaries.nonlinearities import (
@@ -74,6 +75,8 @@ class Coder(Trainable):
     """The processes that hold the other latents; `dict_size` and all tensors are of this one."""
     first_latent: int = 0
     """The number of this process's first latent among those of all."""
+    keeps: int | None = None
+    """Latents per token that `encode` keeps as in training, while a class of a user's is asked."""
 
     @checked()
     def __init__(
@@ -122,6 +125,12 @@ class Coder(Trainable):
         self.b_dec = nn.Parameter(torch.zeros(self.output_dim)) if has_output_bias else None
         self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if self.skip else None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("encoder", "decoder"):  # views, in the place of which a module would have no effect
+            getattr(self, name).assign(value, f"{type(self).__name__}.{name}")
+        else:
+            super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         if name == "W_enc" and self.is_tied:
             return self.W_dec
@@ -139,10 +148,11 @@ class Coder(Trainable):
         return nn.functional.linear(centered, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.of_each_token:
+        selects = isinstance(self.nonlinearity, SparseSelection)
+        if selects and (self.nonlinearity.of_each_token or self.keeps is not None):
             self.check_width(x)
             flat, lead = pack([x], "* dim")  # (batch, activation_dim)
-            (dense,) = unpack(to_dense(self.encode_sparse(flat)), lead, "* dict_size")
+            (dense,) = unpack(to_dense(self.kept(flat, self.keeps)), lead, "* dict_size")
             return dense
         pre = self.pre_activations(x)
         if self.rank_by_norm and isinstance(self.nonlinearity, SparseSelection):
@@ -159,6 +169,8 @@ class Coder(Trainable):
     def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
         if not isinstance(self.nonlinearity, Elementwise):
             return self.encode_sparse(x), None
+        if self.encodes_itself:
+            return encoded_itself(self, x), self.pre_activations(x)
         encoder = self._encoder()
         pre = encoder.backend.encode_where(self._checked(x), encoder, self.nonlinearity.support_mask)
         return self.pointwise("activate", pre), pre
@@ -168,6 +180,10 @@ class Coder(Trainable):
         return apply(pre) if isinstance(pre, Tensor) else replace_values(pre, apply(pre.values, pre.indices))
 
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
+        return sparse_encoded_itself(self, x, k) if self.encodes_itself else self.kept(x, k)
+
+    def kept(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
+        """Returns the latents that the nonlinearity keeps, also where the class encodes itself."""
         nonlinearity = self.nonlinearity
         if not isinstance(nonlinearity, SparseSelection):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
@@ -211,6 +227,8 @@ class Coder(Trainable):
     def decode_latents(
         self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
     ) -> Float[Tensor, "batch output_dim"]:
+        if self.decodes_itself and not frozen:  # with `frozen` gates reconstruct, as in 0.1 by the weights
+            return decoded_itself(self, latents, x)
         W_dec = self.W_dec.detach() if frozen else self.W_dec
         if isinstance(latents, SparseLatents):
             out = backend_for(W_dec).decode(latents, W_dec)
@@ -275,7 +293,7 @@ class Coder(Trainable):
                 bias.copy_(offset)
         if init.fit_decoder and not self.is_tied:
             self.W_dec.copy_(fitted_decoder(self, x, y, init.generator))
-        elif init.scale_encoder and not self.is_tied:
+        elif init.scale_encoder and not (self.is_tied or self.encodes_itself or self.decodes_itself):
             scale = best_scale(self, x, y)
             self.W_enc.mul_(scale)
             for bias in self.encoder_biases():
@@ -285,7 +303,7 @@ class Coder(Trainable):
         yield CoderSlice(self, slice(0, self.dict_size), slice(0, self.activation_dim), slice(0, self.output_dim))
 
     def encoders(self) -> list[Encoder]:
-        return [] if self.b_enc is None or self.rank_by_norm else [self._encoder()]
+        return [] if self.b_enc is None or self.rank_by_norm or self.encodes_itself else [self._encoder()]
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         latents, pre = self.encode_latents(x) if self.nonlinearity.of_each_token else (self.encode(x), None)

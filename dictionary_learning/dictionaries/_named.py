@@ -1,7 +1,7 @@
 """Autoencoders by the names that people know: a nonlinearity each, and the extras of the name."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary, Reconstruction
+from dictionary_learning.dictionaries._coder import build_nonlinearity
 from dictionary_learning.dictionaries._folding import fold_decoder_norm_
 from dictionary_learning.dictionaries._views import LinearView
 from dictionary_learning.dictionaries._wirings import SparseAutoencoder
@@ -52,6 +53,14 @@ class _Named(SparseAutoencoder):
         from dictionary_learning.compat._dictionary_names import older_attribute
 
         return older_attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and "nonlinearity" in self._modules:
+            from dictionary_learning.compat._dictionary_names import write_older_attribute
+
+            if write_older_attribute(self, name, value):
+                return
+        super().__setattr__(name, value)
 
     def options(self) -> dict[str, Any]:
         own = {"activation_dim": self.activation_dim, "dict_size": self.dict_size, **self.nonlinearity.options()}
@@ -151,7 +160,7 @@ class AutoEncoderNew(_Named):
         """Returns x_hat, or (x_hat, latents times decoder norms) with `output_features`."""
         if not output_features or older or flags:
             return super().forward(x, output_features, *older, **flags)
-        latents = self.encode_dense(x)
+        latents = self.encode(x)
         return self.decode(latents), latents * self.decoder_norms()
 
 
@@ -223,11 +232,23 @@ class JumpReluAutoEncoder(_Named):
 
 
 class Count(int):
-    """A whole number that may also be read as a tensor of one is, by `item()`."""
+    """A whole number that is also read and written as a tensor of one is, by `item` and `fill_`."""
+
+    write: Callable[[int], None]
 
     def item(self) -> int:
         """Returns the number."""
         return int(self)
+
+    def fill_(self, value: Any) -> "Count":
+        """Writes the number that the dictionary keeps; this one stays."""
+        self.write(value)
+        return self
+
+    copy_ = fill_
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)  # a copy is a number
 
 
 class _KeepsK(_Named):
@@ -239,7 +260,19 @@ class _KeepsK(_Named):
     @property
     def k(self) -> "Count":
         """Latents per token that may be non-zero; with BatchTopK, on average."""
-        return Count(self.nonlinearity.k)
+        k = Count(self.nonlinearity.k)
+        k.write = self._keep
+        return k
+
+    @k.setter
+    def k(self, k: Any) -> None:
+        self._keep(k)
+
+    def _keep(self, k: Any) -> None:
+        asked = k.item() if isinstance(k, Tensor) and k.numel() == 1 else k
+        made = build_nonlinearity({**self.nonlinearity_options(), "k": asked})  # refuses what is no k
+        made.setup(self.dict_size)
+        self.nonlinearity.k = made.options()["k"]
 
 
 class _HasThreshold(_KeepsK):

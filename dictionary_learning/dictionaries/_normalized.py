@@ -101,6 +101,25 @@ class Normalized(Dictionary):
                 f"width {self.activation_dim}. Give widths with that sum, and one scale for each."
             )
 
+    @property
+    def _inside(self) -> Any:
+        return self.dictionary
+
+    @property
+    def W_enc(self) -> Float[Tensor, "dict_size activation_dim"]:
+        """Encoder rows of the dictionary inside, for normalized activations."""
+        return self._inside.W_enc
+
+    @property
+    def W_dec(self) -> Float[Tensor, "dict_size output_dim"]:
+        """Directions of its latents."""
+        return self._inside.W_dec
+
+    @property
+    def b_dec(self) -> Float[Tensor, "output_dim"] | None:
+        """Its decoder's bias, for normalized activations."""
+        return self._inside.b_dec
+
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         x, token = self._measured(x)
         return self.dictionary.encode((x - token.mean) / token.scale)

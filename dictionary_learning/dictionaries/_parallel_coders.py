@@ -128,6 +128,8 @@ class ParallelCoders(Trainable):
             part.coder.initialize_from_data(x[:, part.reads], y[:, part.writes], init)
 
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
+        if self.encodes_itself or self.decodes_itself:  # of a user's class
+            return super().reconstruct(x)
         parts = [coder.reconstruct(own) for coder, own in self._inputs(x)]
         return Reconstruction(self._write(part.outputs for part in parts), _joined([part.latents for part in parts]))
 

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from dictionary_learning.ops import Encoder
 if TYPE_CHECKING:
     from dictionary_learning.dictionaries._coder import Coder
 
+_PACKAGE = __name__.partition(".")[0]
 CenterName = Literal["geometric_median", "mean", "zeros"]
 
 
@@ -49,6 +50,16 @@ class CoderSlice(NamedTuple):
 
 class Trainable(Dictionary):
     """A dictionary of encoders and decoders, of any wiring."""
+
+    encodes_itself: ClassVar[bool] = False
+    """Whether the class is a user's, with an `encode` of its own, which then makes all latents."""
+    decodes_itself: ClassVar[bool] = False
+    """The same of `decode`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.encodes_itself = has_own_method(cls, "encode", "encode_dense")
+        cls.decodes_itself = has_own_method(cls, "decode", "decode_dense")
 
     @abstractmethod
     def encode_sparse(self, x: Float[Tensor, "batch activation_dim"], k: int | None = None) -> SparseLatents:
@@ -108,3 +119,9 @@ class Trainable(Dictionary):
         """Returns the encoders that are applied to the activations as they are, for one product
         with those of other dictionaries."""
         return []
+
+
+def has_own_method(cls: type, *names: str) -> bool:
+    """Returns whether a method of the class was written outside this package."""
+    found = [method for name in names if (method := getattr(cls, name, None)) is not None]
+    return any(str(getattr(method, "__module__", "")).partition(".")[0] != _PACKAGE for method in found)

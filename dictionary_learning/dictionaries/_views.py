@@ -50,6 +50,26 @@ class LinearView:
             raise ConfigError("This view has no bias. Write the dictionary's own parameter.")
         write_(self._bias, values, "bias")
 
+    def assign(self, module: Any, name: str) -> None:
+        """Writes weight and bias of a `torch.nn.Linear`; one without a bias has zeros.
+
+        Raises:
+            ConfigError: It is another module, has another shape, or a bias that this has not.
+        """
+        if not isinstance(module, (nn.Linear, LinearView)):
+            raise ConfigError(
+                f"{name} got a {type(module).__name__}; it is weights, and takes a torch.nn.Linear. For another "
+                "function write a subclass with an `encode` or `decode` of its own."
+            )
+        bias = module.bias
+        if self._bias is None and bias is not None and bool(bias.any()):
+            raise ConfigError(f"{name} got a torch.nn.Linear with a bias, which it has not. Give one with bias=False.")
+        if bias is not None and self._bias is not None and bias.shape != self._bias.shape:
+            write_(self._bias, bias, f"{name}.bias")
+        self.weight = module.weight
+        if self._bias is not None:
+            self.bias = torch.zeros_like(self._bias) if bias is None else bias
+
     @property
     def in_features(self) -> int:
         """Width of the inputs."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dictionary_learning.config import Registry
-from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.dictionaries import Coder, Dictionary, Normalized
+from dictionary_learning.dictionaries._trainable import has_own_method
 from dictionary_learning.errors import CheckpointError, UnknownNameError
 from dictionary_learning.interop._files import Files
 
@@ -53,8 +54,13 @@ class Format(ABC):
         """Writes a dictionary into an existing folder; formats with `writes` implement it."""
         raise NotImplementedError
 
-    def check(self, dictionary: Dictionary) -> None:  # noqa: B027
+    def check(self, dictionary: Dictionary) -> None:
         """Refuses a dictionary before it is trained, if it cannot be written."""
+        if self.name != "own" and (reason := own_part(dictionary)):
+            raise CheckpointError(
+                f"{type(dictionary).__name__} is a class of yours with {reason}, which {self.name} has no place for. "
+                "Write it as own or dictionary_learning, or write what it inherits, a dictionary of its base class."
+            )
 
     def write_step(self, dictionary: Dictionary, folder: Path, step: int, config: Mapping[str, Any]) -> None:
         """Writes a dictionary as it was after a step, in the folder of its trainer."""
@@ -73,6 +79,22 @@ class Format(ABC):
         values = {section: (peer if names is None else names).get(key) for section, key in keys.items()}
         texts = {section: value for section, value in values.items() if isinstance(value, str)}
         return {"format": self.name, "peer": dict(peer), **texts}
+
+
+def own_part(dictionary: Dictionary) -> str:
+    """Returns what a user's class has that its base in this package has not; empty for nothing."""
+    cls: Any = type(dictionary)
+    if isinstance(dictionary, Normalized):
+        return own_part(dictionary.dictionary)
+    for name in ("encode", "decode", "forward"):
+        if has_own_method(cls, name, *((f"{name}_dense",) if name != "forward" else ())):
+            return f"its own {name}"
+    base = next((c for c in cls.__mro__ if c.__module__.partition(".")[0] == __name__.partition(".")[0]), cls)
+    if base is cls or not isinstance(dictionary, Coder):
+        return ""
+    named = {"W_enc", "W_dec", "b_enc", "b_dec", "W_skip"}
+    further = [name for name in dictionary.state_dict() if name not in named and not name.startswith("nonlinearity.")]
+    return f"tensors of its own ({', '.join(further)})" if further else ""
 
 
 FORMATS: Registry[Format] = Registry("format")

@@ -120,6 +120,7 @@ def write_dictionary(
             folder holds a dictionary of another format. Nothing has been written then.
     """
     known = writable_format(to)
+    known.check(dictionary)
     check_finite(dictionary)
     folder = Path(path)
     foreign = [name for name in WHOLE if (folder / name).exists() and name not in known.needed]

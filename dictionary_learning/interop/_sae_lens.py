@@ -60,6 +60,25 @@ _METADATA = (
     *("seqpos_slice", "neuronpedia_id"),
 )
 
+_FIELDS = {
+    *("architecture", "d_in", "d_sae", "d_out", "dtype", "device", "apply_b_dec_to_input", "normalize_activations"),
+    *("reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm", "activation", "sae_lens_version"),
+    *("max_iterations", "residual_threshold", "stop_on_duplicate_support", "tied_weights", "n_attn_layers", "n_heads"),
+    *(
+        "sae_diff_type",
+        "kval_topk",
+        "bottleneck_factor",
+        "activation_normalization_factor",
+        "sae_lens_training_version",
+    ),
+    # of checkpoints, and without effect on what is computed
+    *("l0_coefficient", "l0_warm_up_steps", "l1_coefficient", "l1_warm_up_steps", "lp_norm", "decoder_init_norm"),
+    *("mse_loss_normalization", "jumprelu_init_threshold", "jumprelu_bandwidth", "jumprelu_sparsity_loss_mode"),
+    *("jumprelu_tanh_scale", "pre_act_loss_coefficient", "use_sparse_activations", "aux_loss_coefficient"),
+    *("topk_threshold_lr", "matryoshka_widths", "decoder_init", "noise_scale", "use_matryoshka_aux_loss"),
+}
+"""Fields of `cfg.json` of 6.x. Those of earlier versions are those of whole runs."""
+
 
 class SAELens(Format):
     """Reads all architectures of 6.x and 5.x, and their training checkpoints."""
@@ -75,6 +94,17 @@ class SAELens(Format):
         given = read_json(files.path(CONFIG))
         # settings were flat before 6.0
         config = given if isinstance(given.get("metadata"), dict) else modernized(given, files)
+        choice(
+            {"reshape_activations": config.get("reshape_activations") or "none"},
+            "reshape_activations",
+            ("none", "hook_z"),
+            "none",
+            files,
+        )
+        unknown = sorted(config.keys() - _FIELDS) if config is given else []
+        if unknown:
+            said = "The config of '%s' has fields that are not known here, and are not read: %s."
+            logger.warning(said, files, ", ".join(unknown))
         tensors = read_tensors(files.path(WEIGHTS))
         architecture = choice(config, "architecture", (*_KINDS, "temporal"), "standard", files)
         read = _temporal if architecture == "temporal" else read_coder

@@ -30,7 +30,17 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.errors import CheckpointError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
-from dictionary_learning.interop._base import PLAIN, Facts, Format, Loaded, check_fact, latents_kept, positive, setting
+from dictionary_learning.interop._base import (
+    PLAIN,
+    Facts,
+    Format,
+    Loaded,
+    check_fact,
+    latents_kept,
+    own_part,
+    positive,
+    setting,
+)
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._hook_names import hook_name, layer_of
 from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, stored_parts
@@ -174,7 +184,7 @@ def _known_class(dictionary: Any) -> Any:
     mro = type(dictionary).__mro__
     at = next((n for n, cls in enumerate(mro) if cls in _CLASSES), None)
     # a subclass of one's own that encodes otherwise is none of them
-    if at is None or any(name in vars(cls) for cls in mro[:at] for name in ("encode", "decode", "forward")):
+    if at is None or own_part(dictionary):
         return None
     if mro[at] in (AutoEncoder, AutoEncoderNew):  # they differ in this alone
         return AutoEncoder if dictionary.centered else AutoEncoderNew
@@ -201,7 +211,9 @@ def _dictionary(tensors: Tensors, settings: Mapping[str, Any]) -> Dictionary:
     name = settings.get("dict_class") or _class_of(tensors, settings.get("expected_class"))
     if not isinstance(name, str) or name not in _NAMES:
         raise CheckpointError(
-            f"'{tensors.where}' is of the class {name!r}.{did_you_mean(str(name), _NAMES)} Known: {', '.join(_NAMES)}."
+            f"'{tensors.where}' is of the class {name!r}.{did_you_mean(str(name), _NAMES)} Known: {', '.join(_NAMES)}. "
+            "A class of your own is built in its own module, and loads these tensors by "
+            "load_state_dict(torch.load('ae.pt'))."
         )
     cls = _NAMES[name]
     names = _CLASSES[cls]
@@ -233,6 +245,8 @@ def _top_k(
     """Returns one of the classes that keep k latents of a token, or of a batch."""
     stored = tensors.integers("k")
     # with annealing, a checkpoint holds the k of its step, and the config the final k
+    if stored and settings.get("k_anneal_steps") is None:
+        _check_said(settings, "k", stored[0], tensors.where)
     k = stored[0] if stored else latents_kept(settings, tensors.where, f"Put its {CONFIG} beside it, or give k=.")
     threshold = torch.tensor(float(tensors.take("threshold", "")) if "threshold" in tensors else -1.0)
     if cls is AutoEncoderTopK:
@@ -251,8 +265,18 @@ def _top_k(
         raise CheckpointError(
             f"'{tensors.where}' has no group_sizes; a MatryoshkaBatchTopKSAE needs them. Get the whole file."
         )
+    _check_said(settings, "group_sizes", groups, tensors.where)
     state = {**parts, "nonlinearity.threshold": threshold}
     return built(MatryoshkaBatchTopKSAE, state, tensors["dim"], tensors["dict_size"], k, groups)
+
+
+def _check_said(settings: Mapping[str, Any], name: str, stored: Any, where: object) -> None:
+    said = settings.get(name)
+    if said is not None and said != stored:
+        raise CheckpointError(
+            f"The {CONFIG} beside '{where}' says {name}={said!r}, and its tensors have {stored!r}: they do not belong "
+            "together."
+        )
 
 
 def _class_of(tensors: Tensors, expected: str | None) -> str:

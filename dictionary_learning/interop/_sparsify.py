@@ -71,11 +71,13 @@ class Sparsify(Format):
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         own = _writable(dictionary)
+        said = config.get("trainer")
+        trainer: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
         write_tensors(folder / WEIGHTS, stored_parts(own, {**_PARTS, **_SKIP}))
         settings = {
             "activation": "groupmax" if isinstance(own.nonlinearity, GroupMax) else "topk",
             "expansion_factor": max(own.dict_size // own.activation_dim, 1),
-            "normalize_decoder": False,
+            "normalize_decoder": bool(trainer.get("unit_norm_decoder", False)),
             "num_latents": own.dict_size,  # decides before expansion_factor
             "k": own.nonlinearity.options()["k"],
             "multi_topk": False,

@@ -194,6 +194,7 @@ def built(make: Callable[..., Dictionary], tensors: Mapping[str, Tensor], *sizes
             dictionary = make(*sizes, **options)
     except (DictionaryLearningError, TypeError, ValueError, ArithmeticError, AttributeError, KeyError) as error:
         raise CheckpointError(f"The checkpoint describes no dictionary that can be built: {error}") from error
+    tensors = _of_one_dtype(tensors, dictionary)
     needed = {name: tuple(tensor.shape) for name, tensor in dictionary.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = sorted(name for name in needed.keys() | got.keys() if needed.get(name) != got.get(name))
@@ -207,6 +208,15 @@ def built(make: Callable[..., Dictionary], tensors: Mapping[str, Tensor], *sizes
         )
     dictionary.load_state_dict(_separate(tensors), assign=True)  # the tensors themselves, no copy
     return dictionary
+
+
+def _of_one_dtype(tensors: Mapping[str, Tensor], dictionary: Dictionary) -> Mapping[str, Tensor]:
+    """Returns tensors of which the parameters have one dtype: float32 where a file has several."""
+    parameters = {name for name, _ in dictionary.named_parameters()}
+    dtypes = {tensor.dtype for name, tensor in tensors.items() if name in parameters and tensor.is_floating_point()}
+    if len(dtypes) < 2:
+        return tensors
+    return {name: tensor.float() if name in parameters else tensor for name, tensor in tensors.items()}
 
 
 def without_threshold() -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 import contextlib
 import copy
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -30,11 +31,14 @@ from dictionary_learning.trainers._batch import (
     finite_batch,
     usual_rows,
 )
+from dictionary_learning.trainers._by_hand import InitialWeights
 from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._definition import check_methods, makes_own_steps, own_config, read_arguments
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._spikes import LossGuard
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(ABC):
@@ -89,6 +93,7 @@ class Trainer(ABC):
         """Optimizer steps of the run."""
         self.step = 0
         """Optimizer steps made so far."""
+        self._scheduled: int | None = 0  # the step that components are at; None if it is not known
         self.device = run.torch_device
         self.ranks: Ranks = ALONE
         """The processes that share the tokens of a step; see `join`."""
@@ -117,6 +122,7 @@ class Trainer(ABC):
     def _prepare(self) -> None:
         """Makes what depends on the tensors of the dictionary: optimizer, average, components."""
         settings = self.settings
+        self._initial_weights = InitialWeights(self.dictionary)
         self.optimizer = self._build_optimizer()
         self.average: WeightAverage | None = None
         if settings.ema_decay is not None:
@@ -162,14 +168,15 @@ class Trainer(ABC):
         Raises:
             ConfigError: The method's latents cannot be spread.
         """
-        if not isinstance(self.dictionary, Trainable) or not self.spreads_latents:
+        own = self.dictionary
+        if not isinstance(own, Trainable) or own.encodes_itself or own.decodes_itself or not self.spreads_latents:
             raise ConfigError(f"The latents of {type(self).__name__} cannot be spread. Use placement='data'.")
-        hold_latents_(self.dictionary, ranks)
+        hold_latents_(own, ranks)
         self.device, self.latent_ranks = device, ranks
         self.dictionary.to(device)
         self.loss_scale, self.n_nonfinite_tokens = self.loss_scale.to(device), self.n_nonfinite_tokens.to(device)
         self._prepare()
-        shares = [p for part in self.dictionary.coders() for _, p in per_latent_tensors(part.coder)]
+        shares = [p for part in own.coders() for _, p in per_latent_tensors(part.coder)]
         self.optimizer.share_norm(ranks, shares)
 
     @abstractmethod
@@ -220,7 +227,9 @@ class Trainer(ABC):
         Tokens that are not finite are replaced by others and counted.
 
         Args:
-            step: Ignored. The trainer counts its steps; older scripts pass theirs.
+            step: The step of schedules, such as the penalty's; the learning rate follows from the
+                steps that were made. A dictionary is initialized from the data at step 0, and what
+                was set by hand stays. Ignored with `grad_acc_steps`.
             x: Input of the dictionary.
             y: Target of the reconstruction; by default x.
             model_loss_fn: As in `Batch`, and so is `lengths`.
@@ -230,12 +239,14 @@ class Trainer(ABC):
             The loss, on the device.
         """
         settings, n_tokens = self.settings, max(self.ranks.total(len(x)), 1)
+        at = self.step if settings.grad_acc_steps > 1 else step
+        self._go_to(at)
         batch, n_replaced = finite_batch(x, y, self.device)
         self.n_nonfinite_tokens += self.ranks.sum(n_replaced)
         self._n_tokens += n_tokens
         parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
         if not self._initialized:
-            self._initialize(self._of_all_ranks(parts[0]))
+            self._initialize(self._of_all_ranks(parts[0]), is_first=at == 0)
         total = torch.zeros((), device=self.device)
         with self.sharing(parts):  # BatchTopK selects over the whole batch
             for part in parts:
@@ -250,7 +261,7 @@ class Trainer(ABC):
                 total = total + loss.total.detach() * share
         self._n_batches += 1
         if self._n_batches % settings.grad_acc_steps == 0:
-            self._optimizer_step()
+            self._optimizer_step(at)
         return self.ranks.sum(total)
 
     def finish(self) -> None:
@@ -260,7 +271,7 @@ class Trainer(ABC):
             for parameter in self.dictionary.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.settings.grad_acc_steps / n_left)
-            self._optimizer_step()
+            self._optimizer_step(self.step)
             self._n_batches = self.step * self.settings.grad_acc_steps
 
     def loss(
@@ -274,8 +285,8 @@ class Trainer(ABC):
     ) -> Any:
         """Returns the `Loss` of a batch, given as in `update`. Changes nothing.
 
-        Older scripts give a step in the place of y, which is ignored, and further arguments, for
-        which `compat` returns what they expect.
+        Older scripts give the step of schedules in the place of y, and further arguments, for which
+        `compat` returns what they expect.
         """
         if older or not (y is None or isinstance(y, Tensor)):
             from dictionary_learning.compat._trainer_arguments import older_loss
@@ -394,6 +405,7 @@ class Trainer(ABC):
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.step, self._initialized = state["step"], state["initialized"]
+        self._scheduled = None  # components have steps of their own
         self._n_batches, self._gathered, self._n_tokens = self.step * self.settings.grad_acc_steps, [], 0
         self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
         self.loss_scale = state["loss_scale"].to(self.device)
@@ -416,7 +428,30 @@ class Trainer(ABC):
         rates: dict[str, Any] = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
         return build_optimizer(settings.optimizer, groups, **rates, max_grad_norm=settings.max_grad_norm)
 
-    def _initialize(self, batch: Batch) -> None:
+    @contextlib.contextmanager
+    def at_step(self, step: int | None) -> Generator[None, None, None]:
+        """Makes schedules, such as the penalty's, those of a step inside the `with` block."""
+        before = self.step if self._scheduled is None else self._scheduled
+        self._go_to(before if step is None else step)
+        try:
+            yield
+        finally:
+            self._go_to(before)
+
+    def _go_to(self, step: int) -> None:
+        if step != self._scheduled:
+            for part in self.components.values():
+                part.go_to(step)
+            self._scheduled = step
+
+    def _initialize(self, batch: Batch, *, is_first: bool = True) -> None:
+        with self._initial_weights.keep(everything=not is_first) as kept:
+            self._initialize_all(batch)
+        if kept:
+            why = f"were set by hand and stay: {', '.join(sorted(kept))}" if is_first else "stay: this is not step 0"
+            logger.info("What was not initialized from the data: weights %s.", why)
+
+    def _initialize_all(self, batch: Batch) -> None:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             dtype = torch.promote_types(self.dictionary.dtype, torch.float32)
             x, y = usual_rows(batch.x.to(dtype), None if batch.y is batch.x else batch.y.to(dtype))
@@ -436,7 +471,7 @@ class Trainer(ABC):
         x = self.ranks.gather(batch.x)
         return batch._replace(x=x, y=x if batch.y is batch.x else self.ranks.gather(batch.y))
 
-    def _optimizer_step(self) -> None:
+    def _optimizer_step(self, at: int) -> None:
         for group in self.optimizer.param_groups:
             rate = self.learning_rate(self.step) * group.get("lr_factor", 1.0)
             if isinstance(group["lr"], Tensor):
@@ -451,12 +486,12 @@ class Trainer(ABC):
         parts = [part._replace(share=len(part.batch.x) / max(self._n_tokens, 1)) for part in self._gathered]
         with torch.no_grad():
             for part in self.components.values():
-                part.after_step(parts, self.step)
+                part.after_step(parts, at)
             self.after_step(parts)
             if self.average is not None:
                 self.average.update()
         self._last, self._gathered, self._n_tokens = parts, [], 0
-        self.step += 1
+        self.step, self._scheduled = self.step + 1, at + 1
 
 
 TRAINERS: Registry[type[Trainer]] = Registry("trainer")

@@ -108,6 +108,9 @@ class Component(ABC):
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
         """Updates the state after the optimizer step with this number, counted from 0."""
 
+    def go_to(self, step: int) -> None:  # noqa: B027
+        """Makes what depends on the step that of another one, as older scripts ask for."""
+
     @abstractmethod
     def figures(self) -> Mapping[str, Tensor]:
         """Returns values for the log, on the device."""
@@ -146,6 +149,9 @@ class ScheduledValue(Component, Generic[Number]):
 
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
         self._step = step + 1
+
+    def go_to(self, step: int) -> None:
+        self._step = step
 
     def figures(self) -> dict[str, Tensor]:
         return {self._figure: torch.tensor(self.now)}

@@ -39,6 +39,7 @@ def check_methods(trainer: type[Any]) -> None:
     Raises:
         ConfigError: one takes other arguments.
     """
+    _refuse_older(trainer)
     for name, given in _CALLED.items():
         method: Any = vars(trainer).get(name)
         try:
@@ -47,6 +48,24 @@ def check_methods(trainer: type[Any]) -> None:
         except TypeError as error:
             called = f"{trainer.__name__}.{name} is called as {name}({', '.join(given)})"
             raise ConfigError(f"{called}; it cannot be: {error}.") from error
+
+
+def _refuse_older(trainer: type[Any]) -> None:
+    """Refuses a `loss` or `update` of dictionary-learning 0.1 on a method of this package."""
+    for name, theirs in {"loss": ("step", "logging"), "update": ()}.items():
+        method: Any = vars(trainer).get(name)
+        if not inspect.isfunction(method):
+            continue
+        parameters = inspect.signature(method).parameters
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or "model_loss_fn" in parameters
+        if takes_all and not any(older in parameters for older in theirs):
+            continue
+        base = next(c for c in trainer.__mro__[1:] if c.__name__ != trainer.__name__)
+        raise ConfigError(
+            f"{trainer.__name__}.{name}({', '.join(list(parameters)[1:])}) is written for dictionary-learning 0.1. A "
+            f"subclass of {base.__name__} writes `objective(self, batch)` and `after_step(self, parts)` here "
+            "(docs/add_a_method.md). To keep steps of your own, subclass SAETrainer and write `update(self, step, x)`."
+        )
 
 
 def read_arguments(

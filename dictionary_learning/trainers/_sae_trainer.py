@@ -25,6 +25,7 @@ from dictionary_learning.dictionaries import (
 )
 from dictionary_learning.dictionaries._folding import fold_decoder_norm_
 from dictionary_learning.dictionaries._initialization import set_decoder_
+from dictionary_learning.dictionaries._trainable import has_own_method
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops import Encoder
@@ -189,6 +190,9 @@ def _new_dictionary(
         try:
             dictionary = _built(cls, run.activation_dim, settings.dict_size, generator, options)
             assert isinstance(dictionary, SparseAutoencoder)
+            if has_own_method(cls, "forward"):
+                said = "%s.forward is not called in training, which calls its `encode` and `decode`."
+                logger.warning(said, cls.__name__)
         except (ConfigError, TypeError, ValueError, AttributeError, AssertionError) as error:
             if settings.dict_class is None and isinstance(error, ConfigError):
                 raise

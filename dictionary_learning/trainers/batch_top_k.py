@@ -116,7 +116,7 @@ def _largest(part: CoderSlice, parts: Sequence[Tensor], n: int) -> tuple[Tensor,
     for x in parts:
         most = min(-(-n // max(len(x), 1)), part.coder.dict_size)
         is_all &= most == part.coder.dict_size
-        values.append(ranked_values(part.coder.encode_sparse(upcast(x[:, part.reads]), most), part).flatten())
+        values.append(ranked_values(part.coder.kept(upcast(x[:, part.reads]), most), part).flatten())
     return torch.cat(values), is_all  # (candidates of all parts,)
 
 

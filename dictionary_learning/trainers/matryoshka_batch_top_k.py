@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -29,6 +30,8 @@ from dictionary_learning.trainers._top_k_family import (
     update_thresholds_,
 )
 from dictionary_learning.trainers.batch_top_k import batch_cut
+
+logger = logging.getLogger(__name__)
 
 _FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2 + 1 / 32)
 _ROUNDING = 1e-6
@@ -108,6 +111,9 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
 
     def build_dictionary(self, trained: Dictionary | None) -> Trainable:
         built, sizes = super().build_dictionary(trained), self.settings.group_sizes
+        if built.decodes_itself:  # as in dictionary-learning 0.1
+            said = "%s.decode is not called in training: prefixes are decoded by W_dec and b_dec."
+            logger.warning(said, type(built).__name__)
         if not isinstance(built, SparseAutoencoder) or getattr(built, "group_sizes", ()) == tuple(sizes):
             return built
         # a dictionary to start from without these groups gets them

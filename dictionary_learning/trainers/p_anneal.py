@@ -115,6 +115,9 @@ class AnnealedPenalty(Component):
             self.weight = self.weight * torch.where(means[1] > 0, means[0] / means[1].clamp_min(tiny), 1.0)
             self._sums.clear()
 
+    def go_to(self, step: int) -> None:
+        self._step = step
+
     def figures(self) -> dict[str, Tensor]:
         # with corrections, and the p of the last step
         p = torch.tensor(self.settings.power_at(max(self._step - 1, 0)))

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import copy
 import importlib
 import inspect
 import json
@@ -14,6 +15,7 @@ from torch import nn
 
 from dictionary_learning import load_dictionary, trainSAE, utils
 from dictionary_learning.compat._dictionary_names import of_release
+from dictionary_learning.dictionaries import Crosscoder
 from dictionary_learning.dictionary import (
     AutoEncoder,
     AutoEncoderNew,
@@ -93,11 +95,52 @@ def test_weights_are_written_through_encoder_and_decoder():
     torch.testing.assert_close(ae.W_dec, V.T)
     with pytest.raises(ConfigError, match="shape"):
         ae.decoder.weight.data = V.T
-    with pytest.raises(KeyError):
-        ae.bias = nn.Parameter(torch.zeros(2))  # a second parameter would be trained in its place
+    ae.bias = nn.Parameter(torch.full((2,), 3.0))  # written: a second parameter would be trained in its place
+    assert ae.b_dec.tolist() == [3, 3] and [n for n, _ in ae.named_parameters()] == ["W_dec", "W_enc", "b_enc", "b_dec"]
     ae.decoder.weight.norm(dim=0).sum().backward()
     torch.testing.assert_close(ae.decoder.weight.grad, ae.W_dec.grad.T)
     assert type(ae.decoder.weight + 1) is torch.Tensor
+
+
+@pytest.mark.parametrize("make", [
+    lambda: AutoEncoder(4, 6), lambda: AutoEncoderNew(4, 6), lambda: GatedAutoEncoder(4, 6),
+    lambda: JumpReluAutoEncoder(4, 6), lambda: AutoEncoderTopK(4, 6, 2), lambda: BatchTopKSAE(4, 6, 2),
+    lambda: MatryoshkaBatchTopKSAE(4, 6, 2, [2, 4]), lambda: Crosscoder([2, 2], 6, {"name": "relu"}),
+])  # fmt: skip
+def test_parts_are_assigned_or_refused(make):
+    ae, x = make(), torch.randn(5, 4)
+    encoder, decoder = nn.Linear(4, 6, bias=ae.b_enc is not None), nn.Linear(6, 4, bias=ae.decoder.bias is not None)
+    ae.encoder, ae.decoder = encoder, decoder
+    assert not {"encoder", "decoder"} & ae._modules.keys()
+    center = ae.b_dec if ae.centered else 0
+    torch.testing.assert_close(ae.pre_activations(x), encoder(x - center))
+    f = torch.rand(5, 6)
+    torch.testing.assert_close(ae.decode(f), f @ decoder.weight.T + ae.b_dec)
+    ae.encoder = nn.Linear(4, 6, bias=False)
+    assert ae.encoder.bias is None or not ae.encoder.bias.any()
+    for wrong in (nn.Linear(4, 7), nn.Sequential(nn.Linear(4, 6)), None):
+        with pytest.raises(ConfigError):
+            ae.encoder = wrong
+    if ae.decoder.bias is None:
+        with pytest.raises(ConfigError, match="bias=False"):
+            ae.decoder = nn.Linear(6, 4)
+    for name in ("bias", "decoder_bias", "r_mag", "gate_bias", "mag_bias", "threshold"):
+        if isinstance(getattr(ae, name, None), torch.Tensor):
+            value = torch.rand(getattr(ae, name).shape)
+            setattr(ae, name, nn.Parameter(value) if value.ndim else value)
+            torch.testing.assert_close(getattr(ae, name).detach(), value)
+            with pytest.raises(ConfigError, match="shape"):
+                setattr(ae, name, nn.Parameter(torch.zeros(3, 3)))
+    if hasattr(ae, "k"):
+        for write in (lambda k: setattr(ae, "k", k), lambda k: setattr(ae, "k", torch.tensor(k)), ae.k.fill_):
+            for k in (3, 5):
+                write(k)
+                assert ae.k == ae.nonlinearity.k == ae.k.item() == k
+                assert (ae.encode_sparse(x).values != 0).sum() <= 5 * k
+            for wrong in (0, 7, 2.5):
+                with pytest.raises(ConfigError):
+                    write(wrong)
+    copy.deepcopy(ae)
 
 
 def test_decoder_rows_are_normalized_and_the_output_stays():

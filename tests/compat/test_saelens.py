@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from dictionary_learning import load_dictionary, load_model
+from dictionary_learning import ActivationBuffer, load_dictionary, load_model, trainSAE
 from dictionary_learning.compat.sae_training.config import LanguageModelSAERunnerConfig as MatsConfig
 from dictionary_learning.compat.sae_training.lm_runner import language_model_sae_runner
 from dictionary_learning.compat.sae_training.utils import LMSparseAutoencoderSessionloader
@@ -34,6 +34,7 @@ from dictionary_learning.compat.saelens.runner import _plain, buffer_of
 from dictionary_learning.dictionaries import IdentityDict
 from dictionary_learning.errors import ConfigError, ModelError, SiteError, UnknownNameError
 from dictionary_learning.parallel._ranks import Alone
+from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
 
 STEPS, BATCH = 8, 64
@@ -342,6 +343,8 @@ def test_several_processes_have_one_folder_and_each_its_device(places, tmp_path,
     ("blocks.1.hook_resid_post", "transformer.h.1:out"), ("blocks.1.hook_resid_pre", "transformer.h.1:in"),
     ("blocks.1.hook_mlp_out", "transformer.h.1.mlp:out"), ("blocks.1.hook_attn_out", "transformer.h.1.attn:out"),
     ("blocks.1.hook_resid_mid", "transformer.h.1.ln_2:in"), ("transformer.h.1.mlp", "transformer.h.1.mlp:out"),
+    ("blocks.1.attn.hook_z", "transformer.h.1.attn.c_proj:in"),
+    ("blocks.1.mlp.hook_post", "transformer.h.1.mlp.c_proj:in"), ("hook_embed", "transformer.wte:out"),
 ])  # fmt: skip
 def test_hooks_of_transformer_lens(hook, site):
     model = load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
@@ -349,6 +352,25 @@ def test_hooks_of_transformer_lens(hook, site):
     for wrong in ("blocks.9.hook_resid_post", "blocks.0.ln1.hook_scale", "nothing"):
         with pytest.raises(SiteError):
             site_of_hook(model, wrong)
+
+
+@pytest.mark.parametrize("hook", [
+    "attn.hook_z", "mlp.hook_post", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_pre",
+    "hook_resid_post", "hook_embed",
+])  # fmt: skip
+def test_every_hook_of_the_table_trains(places, tmp_path, hook):
+    name = hook if hook == "hook_embed" else f"blocks.1.{hook}"
+    width = 4 * tiny.DIM if hook == "mlp.hook_post" else tiny.DIM
+    sae = SAETrainingRunner(tutorial(places, tmp_path, hook_name=name, hook_layer=None, d_in=width)).run()
+    assert sae.activation_dim == width
+
+
+def test_a_config_may_name_heads_as_the_data_did(places):
+    model = load_model(str(places / "model"))
+    for named in ("transformer.h.1:heads", "embedding"):
+        buffer = ActivationBuffer(tiny.documents(60), model, named, ctx_len=16, n_ctxs=16, out_batch_size=32)
+        (sae,) = trainSAE(buffer, TrainerTopK.Config(k=4, dict_size=64, site=named), 2, progress=False, device="cpu")
+        assert sae.activation_dim == tiny.DIM
 
 
 def test_schedules(places, tmp_path):
@@ -384,6 +406,30 @@ def test_fields_of_coders_that_cannot_be_translated(places, tmp_path, changes, w
     coder = MatchingPursuitTrainingSAEConfig(**SIZES, max_iterations=5, **changes)
     with pytest.raises(ConfigError, match=word):
         SAETrainingRunner(nested(places, tmp_path, coder))
+
+
+def test_latents_are_said_once(places, tmp_path):
+    def latents(**given):
+        cfg = tutorial(places, tmp_path, **given)
+        check_fields(cfg)
+        return trainer_config(cfg, tiny.DIM, "x:out").dict_size
+
+    assert latents(expansion_factor=None, d_sae=40) == 40 and latents(expansion_factor=2) == 2 * tiny.DIM
+    assert latents(expansion_factor=None) == latents(expansion_factor=None, d_sae=None) == 4 * tiny.DIM
+    with pytest.raises(ConfigError, match="d_sae=40 and expansion_factor=16"):
+        latents(d_sae=40)
+    for wrong in ({"d_sae": 0, "expansion_factor": None}, {"expansion_factor": "x"}, {"expansion_factor": 1.5}):
+        with pytest.raises(ConfigError, match="positive whole number"):
+            latents(**wrong)
+    with pytest.raises(ConfigError, match="lr_warm_up_steps=1000"):
+        trainer_config(tutorial(places, tmp_path, lr_warm_up_steps=1000), tiny.DIM, "x:out")
+
+
+def test_a_normalized_dictionary_has_the_directions_of_the_one_inside(places, tmp_path):
+    cfg = tutorial(places, tmp_path, normalize_activations="constant_norm_rescale")
+    sae = SAETrainingRunner(cfg).run()
+    assert sae.W_dec.shape == sae.W_enc.shape == (16 * tiny.DIM, tiny.DIM) and sae.b_dec.shape == (tiny.DIM,)
+    assert sae.W_dec is sae.dictionary.W_dec
 
 
 def test_wrong_fields(places, tmp_path, caplog):

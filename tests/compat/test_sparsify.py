@@ -324,8 +324,15 @@ def test_command_tokenizes_and_connects_before_the_model_has_a_device(places, tm
 
 def test_command_says_what_data_a_model_without_tokenizer_needs(places, tmp_path, caplog):
     tiny.model("llama").save_pretrained(tmp_path / "bare")
-    assert command_module.main([str(tmp_path / "bare"), str(places / "data"), "--ctx_len", "16"]) == 1
+    assert command_module.main([str(tmp_path / "bare"), str(places / "data"), "--ctx_len", "16"]) == 2
     assert "has no tokenizer. Give data with a column input_ids." in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [["--k", "0"], ["--num_latents", "8", "--k", "32"], ["--ctx_len", "0"]])
+def test_command_says_errors_in_one_line(wrong, places, tmp_path, caplog):
+    assert command_module.main([str(places / "model"), str(places / "data"), "--save_dir", str(tmp_path), *wrong]) == 2
+    last = caplog.records[-1]
+    assert last.levelname == "ERROR" and "\n" not in last.getMessage() and "Traceback" not in caplog.text
 
 
 def test_command_and_resume(places, tmp_path):
@@ -347,7 +354,7 @@ def test_command_and_resume(places, tmp_path):
     log = [json.loads(line)["step"] for line in (tmp_path / ".s" / "metrics.jsonl").read_text().splitlines()]
     assert log[-1] == 12 and log.count(8) == 1
     assert torch.equal(Sae.load_from_disk(tmp_path / "s" / "layers.1").W_dec, whole)
-    assert main([*arguments[:2], "--hookpoints", "nothing", "--save_dir", str(tmp_path)]) == 1
+    assert main([*arguments[:2], "--hookpoints", "nothing", "--save_dir", str(tmp_path)]) == 2
 
 
 @pytest.mark.parametrize("line", [

@@ -36,7 +36,7 @@ def site_of_hook(model: TracedModel, name: str) -> Site:
     for side in ("out", "heads", "in"):
         for one in inside:
             if hook_name(f"{one}:{side}", model.name) == name:
-                return Site(one, side)
+                return model.sites(Site(one, side))[0]  # heads stand for another place
     raise SiteError(
         f"'{name}' has no site that is known in this model. Name a module, as '{path}.mlp:out', or one of its hooks "
         "hook_resid_pre, hook_resid_post, hook_mlp_out, hook_attn_out, attn.hook_z, mlp.hook_post."

@@ -52,6 +52,7 @@ def check_fields(cfg: Any) -> None:
     if cfg.is_nested and "device" in cfg.coder.given and cfg.coder.device != cfg.device:
         own = cfg.coder.device
         logger.warning("device=%r of the coder has no effect: it is trained on the run's, %r.", own, cfg.device)
+    _dict_size(cfg, 1)
     for owner in (cfg, cfg.coder):
         dtype = str(owner.dtype).removeprefix("torch.")
         if dtype != "float32":
@@ -104,7 +105,7 @@ def trainer_config(cfg: Any, width: int, site: str) -> OptimizationConfig:
         "eps": 1e-8,
         "max_grad_norm": 1.0,
         "normalize": coder.normalize_activations,
-        "dict_size": coder.d_sae or width * (4 if cfg.is_nested else cfg.expansion_factor),
+        "dict_size": _dict_size(cfg, width),
         "apply_b_dec_to_input": coder.apply_b_dec_to_input,
         # windows are of steps there, of tokens here; only the window decides which latents are dead
         "dead_feature_threshold": cfg.dead_feature_window * batch,
@@ -120,6 +121,19 @@ def trainer_config(cfg: Any, width: int, site: str) -> OptimizationConfig:
     config = _TRAINERS[architecture].Config
     known = set(config.__dataclass_fields__)
     return config.from_dict({name: value for name, value in settings.items() if name in known})
+
+
+def _dict_size(cfg: Any, width: int) -> int:
+    """Returns the number of latents; raises ConfigError where two fields say it."""
+    size, factor = cfg.coder.d_sae, 4 if cfg.is_nested else cfg.expansion_factor
+    if size is not None and cfg.given.get("expansion_factor") is not None:
+        raise ConfigError(f"Got d_sae={size} and expansion_factor={factor}, which both say the latents. Give one.")
+    for name, value in (("d_sae", size), ("expansion_factor", factor)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigError(f"Got {name}={value!r}; give a positive whole number, or leave it out.")
+    if size is not None:
+        return int(size)
+    return width * int(4 if factor is None else factor)  # None stands for that there
 
 
 def _flat_architecture(cfg: Any) -> str:
@@ -213,6 +227,11 @@ def _power(lp_norm: float) -> dict[str, Any]:
 def _schedule(cfg: Any) -> dict[str, Any]:
     name, steps, warmup = str(cfg.lr_scheduler_name).lower(), steps_of(cfg), cfg.lr_warm_up_steps
     decay = cfg.lr_decay_steps
+    if warmup + (decay or 0) > steps:
+        raise ConfigError(
+            f"Got lr_warm_up_steps={warmup} and lr_decay_steps={decay}, and training_tokens={cfg.training_tokens} in "
+            f"batches of {cfg.train_batch_size_tokens} are {steps} steps. Lower the former, or train longer."
+        )
     if name in ("constant", "constantwithwarmup"):
         if decay:
             return {"schedule": "linear", "warmup_steps": warmup, "decay_start": max(steps - decay, 0)}

@@ -18,14 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
+    """Runs the command; returns the exit code: 2 for an error, of which one line is logged."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    args = parse(sys.argv[1:] if arguments is None else list(arguments))
     try:
-        run(args)
+        run(parse(sys.argv[1:] if arguments is None else list(arguments)))
     except DictionaryLearningError as error:
-        logger.error("%s", error)
-        return 1
+        logger.error("%s: %s", type(error).__name__, " ".join(str(error).split()))
+        return 2
     return 0
 
 

@@ -172,6 +172,7 @@ class SparseCoder(nn.Module):
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
+            Sparsify().check(dictionary)
             Sparsify().write(dictionary, Path(folder), dictionary.info.to_config())
             return cls.load_from_disk(folder, dictionary.device)
 
