@@ -1,5 +1,6 @@
 """Writes the report of a sweep: a page, tables, and all figures as JSON."""
 
+import collections
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -48,9 +49,11 @@ def write_files(
     from dictionary_learning.sweeps._as_html import as_html
 
     found = summaries(rows)
-    n_lost = sum(not row.figures for row in rows)
+    lost = collections.Counter(row.missing for row in rows if not row.figures)
     lead = f"{about} {len(rows)} dictionaries of {len(found)} combinations".strip()
-    lead += f"; {n_lost} diverged and have no figures." if n_lost else "."
+    told = {"diverged": "diverged", "not scored": "cannot be scored"}
+    lead += "".join(f"; {n} {told.get(why, why)}" for why, n in lost.items())
+    lead += f", and {'has' if lost.total() == 1 else 'have'} no figures." if lost else "."
     document: dict[str, Any] = {
         "schema_version": _VERSION,
         **(facts or {}),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from dictionary_learning.sweeps._tables import Column, Sheet
 from dictionary_learning.synthetic import Case, SyntheticActivations, as_case
 from dictionary_learning.synthetic._score import ground_truths
 from dictionary_learning.trainers import OptimizationConfig
+
+logger = logging.getLogger(__name__)
 
 FIGURES = "ground_truth.json"
 SYNTHETIC = Sheet(
@@ -89,8 +92,8 @@ def benchmark_synthetic(
     """Trains methods on activations with known features, and scores what they find of them.
 
     A seed is that of the features, of the rows and of the initial weights. All methods of a seed
-    are trained together, on the same rows in the same order. The report is `synthetic.html`, `.md`,
-    `.tex`, `.csv`, and `results.json`.
+    are trained together, on the same rows in the same order. One that diverges, or cannot be
+    scored, has no figures. The report is `synthetic.html`, `.md`, `.tex`, `.csv`, `results.json`.
 
     Args:
         methods: A trainer's or recipe's name, a config as `trainSAE` takes it, or several; or a
@@ -154,14 +157,20 @@ def _scored(group: Sequence[_Planned], place: Path, data: SyntheticActivations, 
     if not path.exists():
         there = [(one.name, at) for one, at in zip(group, folders, strict=True) if (at / WEIGHTS).is_file()]
         found = ground_truths([load_dictionary(at, data.device) for _, at in there], data, n_tokens=n_eval_tokens)
-        figures = [dataclasses.asdict(one) for one in found]
-        write_json(path, {name: one for (name, _), one in zip(there, figures, strict=True)})
+        figures = dict[str, dict[str, float]]()
+        for (name, _), one in zip(there, found, strict=True):
+            if isinstance(one, ConfigError):
+                logger.warning("'%s' cannot be scored, and has no figures: %s", name, one)
+            else:
+                figures[name] = dataclasses.asdict(one)
+        write_json(path, figures)
     measured: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     rows: list[Row] = []
     for one, at in zip(group, folders, strict=True):
         factors = {**one.point.factors, SEED: one.seed}
         figures = {name: value for name, value in measured.get(one.name, {}).items() if name != "n_tokens"}
-        rows.append(Row(one.name, one.point.method, factors, str(next(iter(data.widths))), at, figures, {}))
+        missing = "not scored" if (at / WEIGHTS).is_file() else "diverged"
+        rows.append(Row(one.name, one.point.method, factors, str(next(iter(data.widths))), at, figures, {}, missing))
     return rows
 
 

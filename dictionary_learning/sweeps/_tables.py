@@ -86,7 +86,7 @@ def cells(found: Sequence[Summary], plus_minus: str = " ± ", sheet: Sheet = SWE
     for i, one in enumerate(found):
         settings = [_text(one.factors.get(key)) for key in factors]
         figures = [_figure(one, column, plus_minus) for column in columns]
-        mark = "yes" if i in best else "diverged" if not one.n else ""
+        mark = "yes" if i in best else one.missing if not one.n else ""
         rows.append([one.method, *([one.site] if several else []), *settings, str(one.n), *figures, mark])
     return head, rows
 
