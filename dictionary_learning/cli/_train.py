@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import math
+import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -234,4 +235,5 @@ def _evaluate(
         norm_limits=source.norm_limits,
     )
     report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start}).show()
-    logger.info("Pages of their latents: dictionary-learning dashboard %s", save_dir)
+    place, pages = (shlex.quote(str(path)) for path in (save_dir, save_dir / "latents"))
+    logger.info("Pages of their latents: dictionary-learning dashboard %s --save-dir %s", place, pages)
