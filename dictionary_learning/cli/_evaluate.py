@@ -47,6 +47,7 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
     """Evaluates saved dictionaries on held-out text, and prints the path of the report's page."""
 
     positional: ClassVar = ("dictionaries",)
+    aliases: ClassVar = {"n_eval_tokens": "n_tokens", "eval_batch_size": "batch_size", "eval_seed": "seed"}
     dictionaries: tuple[str, ...]
     """Folders of dictionaries, or of whole runs; of other packages too, and hub repositories."""
     model: str | None = None
@@ -61,7 +62,7 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
     """The folder for the report; by default that of the run, if it has none yet. What is not one
     run on its own model and text gets a new folder in reports/, and so does a second report."""
     n_tokens: int = 32_768
-    """Tokens to evaluate on."""
+    """Tokens to evaluate on; --n-eval-tokens, as train has it, is the same."""
     n_fidelity_tokens: int = 8_192
     """Tokens on which cross-entropy is measured; 0 for none."""
     batch_size: int = 8

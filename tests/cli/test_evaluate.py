@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dictionary_learning import AutoEncoderTopK, load_model, save_dictionary
-from dictionary_learning.cli import main
+from dictionary_learning.cli import build_parser, main
+from dictionary_learning.errors import ConfigError
 from tests import tiny
 
 OPTIONS = ["--n-tokens", "64", "--n-fidelity-tokens", "0", "--device", "cpu", "--dtype", "float32"]
@@ -225,3 +226,28 @@ def test_a_comparison_across_texts_is_refused(place, caplog):
     save(place / "c")
     assert main(["compare", "a/report.json", "c"]) == 2
     assert "Give reports alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("command", "places", "told", "own"),
+    [
+        ("evaluate", ["a"], {"n_eval_tokens": 64, "eval_batch_size": 2, "eval_seed": 3, "out": "b"},
+         {"n_tokens": 64, "batch_size": 2, "seed": 3, "save_dir": "b"}),
+        ("compare", ["a", "b"], {"n_eval_tokens": 64}, {"n_tokens": 64}),
+        ("train", ["m", "text.txt"], {"out": "b"}, {"save_dir": "b"}),
+        ("cache", ["m", "text.txt"], {"save_dir": "b"}, {"out": "b"}),
+        ("pretokenize", ["text.txt", "--model", "m"], {"save_dir": "b"}, {"out": "b"}),
+    ],
+)  # fmt: skip
+def test_what_another_command_calls_it_is_understood_in_the_shell_and_in_a_file(command, places, told, own):
+    parser = build_parser(command, places)
+    words = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    read = parser.read([*places, *words])
+    assert {name: getattr(read, name) for name in own} == own
+    assert {*own} <= read.given
+    other = build_parser(command, places)
+    other.take(told, "run.yaml")
+    assert {name: getattr(other.read(places), name) for name in own} == own
+    twice = [f"--{next(iter(own)).replace('_', '-')}", "1"]
+    with pytest.raises(ConfigError, match="more than once"):
+        parser.read([*places, *words, *twice])
