@@ -24,7 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._lazy import lazy_names
-from dictionary_learning._plain import as_bytes
+from dictionary_learning._plain import as_bytes, counted
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._origins import Origins, read_again
@@ -474,8 +474,9 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         size, width = self.activation_buffer_size, sum(self.widths.values())
         in_flight = self.refresh_batch_size * self.ctx_len * width * self.model.dtype.itemsize
         logger.info(
-            "The buffer takes %s on %s: %d rows at %d sites, %s. A forward pass adds %s of activations on %s.",
-            as_bytes(self.n_bytes), self.device, size, len(self.sites), self.dtype, as_bytes(in_flight),
+            "The buffer takes %s on %s: %s at %s, %s. A forward pass adds %s of activations on %s.",
+            as_bytes(self.n_bytes), self.device, counted(size, "row"),
+            counted(len(self.sites), "site"), self.dtype, as_bytes(in_flight),
             self.model.device,
         )  # fmt: skip
         return {site: RowStorage(size, w, self.dtype, self.device, self.model.dtype) for site, w in self.widths.items()}

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import re
 import statistics
 from pathlib import Path
@@ -270,3 +271,16 @@ def test_a_method_that_cannot_be_scored_costs_its_own_row(tmp_path, monkeypatch,
     assert "cannot be scored" in caplog.text and "It has no decoder rows." in caplog.text
     assert "| not scored |" in (tmp_path / "synthetic.md").read_text()
     assert "1 cannot be scored, and has no figures" in (tmp_path / "synthetic.html").read_text()
+
+
+def test_each_seed_is_named_and_no_column_is_without_a_name(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run("top_k", tmp_path, seeds=(4, 7))
+    said = [record.getMessage() for record in caplog.records]
+    assert "A benchmark of 1 method, on 2 seeds: 4, 7." in said
+    assert said.index("Seed 4, 1 of 2.") < said.index("Seed 7, 2 of 2.")
+    head = next(line for line in (tmp_path / "synthetic.md").read_text().splitlines() if line.startswith("| method"))
+    assert all(cell.strip() for cell in head.strip("|").split("|"))
+    tex = (tmp_path / "synthetic.tex").read_text().splitlines()
+    columns = tex[1].partition("}{")[2].rstrip("}")
+    assert {len(line.split(" & ")) for line in tex if " & " in line} == {len(columns)}

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._plain import counted
 from dictionary_learning.activations._filters import TokenFilter, at_all_sites, norm_limit
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source, as_source
@@ -155,7 +156,7 @@ class RowReader(RowSource):
             self._check_not_empty()
             if not self.repeat:
                 return None
-            logger.info("%s has ended after %d tokens and restarts.", self.name, self.n_tokens_read)
+            logger.info("%s has ended after %s and restarts.", self.name, counted(self.n_tokens_read, "token"))
             self.stream.restart()
             batch = self.stream.take(n_contexts)
             if batch is None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
@@ -170,7 +171,7 @@ def _train(
         options = arguments.options("normalize_activations", "keep_checkpoints")
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
         return
-    logger.info("Training on %s: %d steps.", ", ".join(map(str, source.sites)), steps)
+    logger.info("Training on %s: %s.", ", ".join(map(str, source.sites)), counted(steps, "step"))
     dictionaries = trainSAE(
         source,
         configs,

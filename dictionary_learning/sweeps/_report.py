@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning._disk import write_atomically
+from dictionary_learning._plain import counted
 from dictionary_learning.sweeps._results import Row, Share, SweepResult, importance, summaries
 from dictionary_learning.sweeps._tables import COLUMNS, SWEEP, Sheet, as_csv, as_latex, as_markdown
 
@@ -50,7 +51,7 @@ def write_files(
 
     found = summaries(rows)
     lost = collections.Counter(row.missing for row in rows if not row.figures)
-    lead = f"{about} {len(rows)} dictionaries of {len(found)} combinations".strip()
+    lead = f"{about} {counted(len(rows), 'dictionary', 'dictionaries')} of {counted(len(found), 'combination')}".strip()
     told = {"diverged": "diverged", "not scored": "cannot be scored"}
     lead += "".join(f"; {n} {told.get(why, why)}" for why, n in lost.items())
     lead += f", and {'has' if lost.total() == 1 else 'have'} no figures." if lost else "."

@@ -13,6 +13,7 @@ import torch
 from dictionary_learning._border import checked
 from dictionary_learning._disk import write_json
 from dictionary_learning._hardware import as_device
+from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning.dictionaries import load_dictionary
 from dictionary_learning.dictionaries._serialization import WEIGHTS
@@ -138,11 +139,15 @@ def benchmark_synthetic(
     }
     rows: list[Row] = []
     with claim_run_folder(folder, keep=True):
-        for group in begin_or_resume(folder, groups, described, resume == "auto"):
+        groups = begin_or_resume(folder, groups, described, resume == "auto")
+        told = (counted(len(points), "method"), counted(len(groups), "seed"), ", ".join(map(str, seeds)))
+        logger.info("A benchmark of %s, on %s: %s.", *told)
+        for number, group in enumerate(groups, 1):
             seed = group[0].seed
             place = folder / f"seed_{seed}"
             data = SyntheticActivations(found.features.replace(seed=seed), device=device)
             if not (place / FINISHED).exists():
+                logger.info("Seed %d, %d of %d.", seed, number, len(groups))
                 train_group(group, data, steps, place, folder, training)
             rows += _scored(group, place, data, n_eval_tokens)
         result = SyntheticResult(folder, rows)
