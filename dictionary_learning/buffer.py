@@ -157,6 +157,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self._ended = False
         self._expected: int | None = None  # rows that will still be served; None where that is not known
         self._reached: dict[str, Any] | None = None  # during a refill: the reader's state after the last rows written
+        self._said = ""  # what was last told of the tokens that were read
         self._clear()
 
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
@@ -326,8 +327,9 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         done = (order, self._spare[self._n_filled :], generator, ended, 0, None)
         self._order, self._spare, self._generator, self._ended, self._n_filled, self._reached = done
         if is_first:
+            self._said = self.reader.describe_dropped()
             met = "%s. A row meets %.1f others of its document in a batch of %d, on average."
-            logger.info(met, self.reader.describe_dropped(), self.same_document_partners(), self.out_batch_size)
+            logger.info(met, self._said, self.same_document_partners(), self.out_batch_size)
 
     def _fill(self, storages: Mapping[Site, Any], progress: Progress | None) -> bool:
         """Writes rows into the free slots; returns whether the text has ended."""
@@ -397,7 +399,10 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         """Frees the memory of the rows. The next batch fills the buffer again."""
         self.reader.close()
         if self._storage is not None:
-            logger.info("%s: %s.", self.reader.name, self.reader.describe_dropped())
+            counts = self.reader.describe_dropped()
+            if counts != self._said:  # with little text, all was read at first
+                logger.info("%s: %s.", self.reader.name, counts)
+                self._said = counts
         self._clear()
 
     def state_dict(self) -> dict[str, Any]:

@@ -116,8 +116,10 @@ class RowSource(ABC):
 
     def describe_dropped(self) -> str:
         """Returns in words how many tokens were read, and how many each rule excluded."""
-        rules = ", ".join(f"{n:,} by {name}" for name, n in self.dropped.items() if n) or "none"
-        return f"{self.n_tokens_read:,} tokens read, {self.n_tokens_dropped:,} excluded ({rules})"
+        told = {name: n for name, n in self.dropped.items() if n}
+        rules = [f"by {name}" if len(told) == 1 else f"{n:,} by {name}" for name, n in told.items()]
+        shown = f" ({', '.join(rules)})" if rules else ""
+        return f"{counted(self.n_tokens_read, 'token')} read, {self.n_tokens_dropped:,} excluded{shown}"
 
     def load_counts(self, state: Mapping[str, Any]) -> None:
         """Sets counts and norm limits to those of a state."""

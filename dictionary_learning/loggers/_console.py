@@ -16,7 +16,12 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
 _SHOWN = (("FVU", "fvu", ".4f"), ("L0", "l0", ".1f"))
-_EVALUATED = (*_SHOWN, ("CE recovered", "ce_recovered_zero", ".4f"), ("never fired", "n_dead", ".0f"))
+_EVALUATED = (
+    *_SHOWN,
+    ("CE increase", "ce_increase", ".4f"),
+    ("CE recovered (zero)", "ce_recovered_zero", ".4f"),
+    ("never fired", "n_dead", ".0f"),
+)
 _MANY = 6
 """With more dictionaries than these, only the best and the worst are shown."""
 

@@ -26,7 +26,7 @@ COLUMNS = (
     Column("fvu", "FVU", "lower", ".4f", "variance unexplained, sum |x - x_hat|^2 / sum |x - mean x|^2"),
     Column("ce_increase", "CE increase", "lower", ".4f", "cross-entropy with x_hat spliced in, minus the model's own"),
     Column(
-        "ce_recovered_zero", "CE recovered", "higher", ".4f",
+        "ce_recovered_zero", "CE recovered (zero)", "higher", ".4f",
         "(zero-ablated CE - CE) / (zero-ablated CE - the model's own); none where zeroing does not raise the CE",
     ),
     Column("kl", "KL", "lower", ".4f", "KL divergence from the model's own predictions, nats per token"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -251,3 +252,28 @@ def test_what_another_command_calls_it_is_understood_in_the_shell_and_in_a_file(
     twice = [f"--{next(iter(own)).replace('_', '-')}", "1"]
     with pytest.raises(ConfigError, match="more than once"):
         parser.read([*places, *words, *twice])
+
+
+def test_the_table_names_its_ablation_and_explains_its_errors(place, caplog):
+    caplog.set_level("INFO")
+    for name, more, told in (
+        ("a", ["--ablations", "zero", "mean"], "CE recovered (zero)"),
+        ("b", ["--ablations", "mean"], "CE recovered (mean)"),
+        ("c", ["--ablations", "none"], None),
+    ):
+        save(place / name)
+        caplog.clear()
+        assert main(["evaluate", name, *OPTIONS[:2], *OPTIONS[4:], "--n-fidelity-tokens", "64", *more]) == 0
+        said = [record.getMessage() for record in caplog.records]
+        number = next(i for i, line in enumerate(said) if line.startswith("dictionary "))
+        columns = re.split(r" {2,}", said[number])
+        assert columns == ["dictionary", "FVU", "L0", "CE increase", *([told] if told else []), "folder"]
+        row = re.split(r" {2,}", said[number + 1])
+        metrics = report(place / name / "report.html")["dictionaries"][0]["metrics"]
+        assert row[3].split(" ")[0] == f"{metrics['ce_increase']:.4f}" and "\u00b1" in row[3]
+        assert any(line.startswith("\u00b1 is the standard error over ") for line in said)
+    save(place / "d")
+    caplog.clear()
+    assert evaluate("d") == 0  # without fidelity
+    head = next(line for line in caplog.text.splitlines() if "FVU" in line)
+    assert "CE" not in head
