@@ -90,6 +90,11 @@ def as_bytes(n_bytes: float) -> str:
     return f"{gigabytes:,.3g} GB" if gigabytes >= 0.1 else f"{n_bytes / 1e6:.3g} MB"
 
 
+def counted(n: int, one: str, several: str | None = None) -> str:
+    """Returns a number with its noun: "1 run", "2,000 runs"."""
+    return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
 def as_duration(seconds: float) -> str:
     """Returns a time in words, as "2 h 5 min", "3 min 20 s" or "12.3 s"."""
     minutes, rest = divmod(seconds, 60)

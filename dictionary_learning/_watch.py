@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from dictionary_learning._plain import counted
 from dictionary_learning._run_setup import TrainingJob
 
 Answer = Literal["skip", "stop", "rollback"]
@@ -100,7 +101,13 @@ class Watch:
                 if count > told and (told == 0 or count >= 2 * told):
                     self._told[number] = [*self._told[number][:kind], count, *self._told[number][kind + 1 :]]
                     logger.warning(
-                        "Step %d (%d tokens), '%s' at %s: so far %d %s", step, tokens, job.name, sites, count, remedy
+                        "Step %s (%s), '%s' at %s: so far %d %s",
+                        f"{step:,}",
+                        counted(tokens, "token"),
+                        job.name,
+                        sites,
+                        count,
+                        remedy,
                     )
         self._last = counts
         return found

@@ -24,7 +24,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._lazy import lazy_names
-from dictionary_learning._plain import as_bytes
+from dictionary_learning._plain import as_bytes, counted
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._origins import Origins, read_again
@@ -157,6 +157,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self._ended = False
         self._expected: int | None = None  # rows that will still be served; None where that is not known
         self._reached: dict[str, Any] | None = None  # during a refill: the reader's state after the last rows written
+        self._said = ""  # what was last told of the tokens that were read
         self._clear()
 
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
@@ -326,8 +327,9 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         done = (order, self._spare[self._n_filled :], generator, ended, 0, None)
         self._order, self._spare, self._generator, self._ended, self._n_filled, self._reached = done
         if is_first:
+            self._said = self.reader.describe_dropped()
             met = "%s. A row meets %.1f others of its document in a batch of %d, on average."
-            logger.info(met, self.reader.describe_dropped(), self.same_document_partners(), self.out_batch_size)
+            logger.info(met, self._said, self.same_document_partners(), self.out_batch_size)
 
     def _fill(self, storages: Mapping[Site, Any], progress: Progress | None) -> bool:
         """Writes rows into the free slots; returns whether the text has ended."""
@@ -397,7 +399,10 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         """Frees the memory of the rows. The next batch fills the buffer again."""
         self.reader.close()
         if self._storage is not None:
-            logger.info("%s: %s.", self.reader.name, self.reader.describe_dropped())
+            counts = self.reader.describe_dropped()
+            if counts != self._said:  # with little text, all was read at first
+                logger.info("%s: %s.", self.reader.name, counts)
+                self._said = counts
         self._clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -474,8 +479,9 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         size, width = self.activation_buffer_size, sum(self.widths.values())
         in_flight = self.refresh_batch_size * self.ctx_len * width * self.model.dtype.itemsize
         logger.info(
-            "The buffer takes %s on %s: %d rows at %d sites, %s. A forward pass adds %s of activations on %s.",
-            as_bytes(self.n_bytes), self.device, size, len(self.sites), self.dtype, as_bytes(in_flight),
+            "The buffer takes %s on %s: %s at %s, %s. A forward pass adds %s of activations on %s.",
+            as_bytes(self.n_bytes), self.device, counted(size, "row"),
+            counted(len(self.sites), "site"), self.dtype, as_bytes(in_flight),
             self.model.device,
         )  # fmt: skip
         return {site: RowStorage(size, w, self.dtype, self.device, self.model.dtype) for site, w in self.widths.items()}

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import re
 import statistics
 from pathlib import Path
@@ -18,6 +19,7 @@ from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.sweeps._known_methods import points_of
 from dictionary_learning.synthetic import CASES, Case, SyntheticActivations, SyntheticConfig, as_case, ground_truth
 from dictionary_learning.synthetic._data import effective_probabilities
+from dictionary_learning.synthetic._score import ground_truths
 from dictionary_learning.trainers import TRAINERS, TrainerTopK
 from dictionary_learning.trainers.recipes import RECIPES
 
@@ -201,7 +203,6 @@ def test_a_benchmark_that_was_stopped_goes_on_and_repeats_nothing(tmp_path):
         ("top_k", {"n_eval_tokens": 0}, "n_eval_tokens"),
         ("top_k", {"case": TINY._replace(n_tokens=0)}, "n_tokens=0"),
         ("top_k", {"resume": "yes"}, "resume='yes'"),
-        ({"trainer": "top_k", "normalize": "layer_norm"}, {}, "no decoder rows of width 16"),
     ],
     ids=str,
 )
@@ -247,3 +248,39 @@ def test_the_files_of_settings_can_be_trained(file):
     points = points_of({"methods": told["methods"]}, as_case(told["case"]))
     assert [point.method for point in points] == list(told["methods"])
     assert all(point.config.dict_size == as_case(told["case"]).dict_size for point in points)
+
+
+def test_a_recipe_with_a_normalization_of_each_token_is_scored(tmp_path):
+    folder = tmp_path / "gao"
+    by_shell(folder, "--recipe", "gao_2024", "--format", "latex")
+    (row,) = json.loads((folder / "results.json").read_text())["dictionaries"]
+    data = SyntheticActivations(FEATURES.replace(seed=0))
+    expected = dataclasses.asdict(ground_truth(load_dictionary(folder / "seed_0" / "trainer_0"), data, n_tokens=200))
+    assert row["figures"] == pytest.approx({k: v for k, v in expected.items() if k != "n_tokens"})
+
+
+def test_a_method_that_cannot_be_scored_costs_its_own_row(tmp_path, monkeypatch, caplog):
+    def some(dictionaries, data, **options):
+        found = ground_truths(dictionaries, data, **options)
+        return [ConfigError("It has no decoder rows."), *found[1:]]
+
+    monkeypatch.setattr("dictionary_learning.sweeps._synthetic.ground_truths", some)
+    result = run(["top_k", "standard"], tmp_path)
+    lost, kept = result.rows
+    assert (dict(lost.figures), lost.missing) == ({}, "not scored") and kept.figures["f1"] >= 0
+    assert "cannot be scored" in caplog.text and "It has no decoder rows." in caplog.text
+    assert "| not scored |" in (tmp_path / "synthetic.md").read_text()
+    assert "1 cannot be scored, and has no figures" in (tmp_path / "synthetic.html").read_text()
+
+
+def test_each_seed_is_named_and_no_column_is_without_a_name(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run("top_k", tmp_path, seeds=(4, 7))
+    said = [record.getMessage() for record in caplog.records]
+    assert "A benchmark of 1 method, on 2 seeds: 4, 7." in said
+    assert said.index("Seed 4, 1 of 2.") < said.index("Seed 7, 2 of 2.")
+    head = next(line for line in (tmp_path / "synthetic.md").read_text().splitlines() if line.startswith("| method"))
+    assert all(cell.strip() for cell in head.strip("|").split("|"))
+    tex = (tmp_path / "synthetic.tex").read_text().splitlines()
+    columns = tex[1].partition("}{")[2].rstrip("}")
+    assert {len(line.split(" & ")) for line in tex if " & " in line} == {len(columns)}

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dictionary_learning.dictionaries import AutoEncoder
+from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.synthetic import SyntheticActivations, SyntheticConfig
-from dictionary_learning.synthetic._score import ground_truth, matched_mean
+from dictionary_learning.synthetic._score import ground_truth, ground_truths, matched_mean
 
 # as many features as dimensions, and independent ones: a linear map finds them exactly
 CONFIG = SyntheticConfig(n_features=12, activation_dim=12, n_roots=1, branching=2, depth=1, min_probability=0.2)
@@ -91,3 +93,32 @@ def test_no_tokens_are_refused():
     data = SyntheticActivations(CONFIG)
     with pytest.raises(ConfigError):
         ground_truth(Inverse(data, torch.arange(12)), data, n_tokens=0)
+
+
+def test_a_normalized_dictionary_is_scored_by_the_rows_inside_and_its_own_outputs():
+    data = SyntheticActivations(CONFIG)
+    torch.manual_seed(0)
+    wrapped = Normalized(AutoEncoder(12, 24), "layer_norm")
+    result = ground_truth(wrapped, data, n_tokens=300, batch_size=128)
+    x = torch.cat([rows for rows, _ in data.held_out(300, 128)])
+    with torch.no_grad():
+        x_hat, latents = wrapped(x, output_features=True)
+    assert result.l0 == pytest.approx(float((latents != 0).sum()) / 300)
+    variance = (x - x.mean(dim=0)).double().square().sum()
+    assert result.explained_variance == pytest.approx(
+        1 - float((x - x_hat).double().square().sum() / variance), rel=1e-4
+    )
+    assert result.mcc == ground_truth(wrapped.dictionary, data, n_tokens=300).mcc
+
+
+def test_a_dictionary_that_cannot_be_scored_leaves_the_others_their_figures():
+    data = SyntheticActivations(CONFIG)
+    perfect = Inverse(data, torch.arange(12))
+
+    class Mute(Inverse):
+        def encode(self, x):
+            raise ConfigError("It does not encode.")
+
+    wrong, right, mute = ground_truths([AutoEncoder(5, 24), perfect, Mute(data, torch.arange(12))], data, n_tokens=200)
+    assert isinstance(wrong, ConfigError) and isinstance(mute, ConfigError)
+    assert right == ground_truth(perfect, data, n_tokens=200)

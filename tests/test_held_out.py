@@ -503,10 +503,10 @@ def test_console_says_what_was_found(caplog):
 
     caplog.set_level(logging.INFO)
     ConsoleLogger(20, ["a"]).log_evaluation({"a": EVALUATED}, 10, 100)
-    assert "held out, step 10: a: FVU 0.2500  L0 3.0  CE recovered 0.9000" in caplog.text
+    assert "held out, step 10: a: FVU 0.2500  L0 3.0  CE recovered (zero) 0.9000" in caplog.text
     harmless = {**EVALUATED.figures, "eval/ce_recovered_zero": math.nan, "eval/ce_zero": 1.0}
     ConsoleLogger(20, ["a"]).log_evaluation({"a": EVALUATED._replace(figures=harmless)}, 10, 100)
-    assert "CE recovered nothing (zero ablation does not raise the cross-entropy)" in caplog.text
+    assert "CE recovered (zero) nothing (zero ablation does not raise the cross-entropy)" in caplog.text
 
 
 def test_every_metric_has_a_better_side_or_says_that_it_has_none():

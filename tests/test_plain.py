@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dictionary_learning import Site
-from dictionary_learning._plain import MAX_ELEMENTS, to_plain
+from dictionary_learning._plain import MAX_ELEMENTS, counted, to_plain
 from dictionary_learning.errors import ConfigError
 
 
@@ -100,3 +100,8 @@ def test_values_that_contain_themselves_are_refused():
     loop.append(loop)
     with pytest.raises(ConfigError, match="nested deeper"):
         to_plain(loop)
+
+
+def test_a_count_agrees_with_its_noun():
+    assert [counted(n, "run") for n in (0, 1, 2000)] == ["0 runs", "1 run", "2,000 runs"]
+    assert counted(3, "dictionary", "dictionaries") == "3 dictionaries"

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._plain import counted
 from dictionary_learning.activations._filters import TokenFilter, at_all_sites, norm_limit
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.data import ContextSource, TokenBatch, TokenStream, as_context_source, as_source
@@ -115,8 +116,10 @@ class RowSource(ABC):
 
     def describe_dropped(self) -> str:
         """Returns in words how many tokens were read, and how many each rule excluded."""
-        rules = ", ".join(f"{n:,} by {name}" for name, n in self.dropped.items() if n) or "none"
-        return f"{self.n_tokens_read:,} tokens read, {self.n_tokens_dropped:,} excluded ({rules})"
+        told = {name: n for name, n in self.dropped.items() if n}
+        rules = [f"by {name}" if len(told) == 1 else f"{n:,} by {name}" for name, n in told.items()]
+        shown = f" ({', '.join(rules)})" if rules else ""
+        return f"{counted(self.n_tokens_read, 'token')} read, {self.n_tokens_dropped:,} excluded{shown}"
 
     def load_counts(self, state: Mapping[str, Any]) -> None:
         """Sets counts and norm limits to those of a state."""
@@ -155,7 +158,7 @@ class RowReader(RowSource):
             self._check_not_empty()
             if not self.repeat:
                 return None
-            logger.info("%s has ended after %d tokens and restarts.", self.name, self.n_tokens_read)
+            logger.info("%s has ended after %s and restarts.", self.name, counted(self.n_tokens_read, "token"))
             self.stream.restart()
             batch = self.stream.take(n_contexts)
             if batch is None:

@@ -7,7 +7,7 @@ import functools
 import itertools
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -20,6 +20,9 @@ from dictionary_learning.sites import parse_sites
 
 C = TypeVar("C", bound=BaseConfig)
 
+_FOLDERS = {"out": "save_dir", "save_dir": "out"}
+"""Names of the folder that a command writes, of which each command has one and understands both."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommandArguments(BaseConfig):
@@ -30,6 +33,8 @@ class CommandArguments(BaseConfig):
 
     positional: ClassVar[tuple[str, ...]] = ()
     """The fields that are given by position instead."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Names that other commands have for some of the fields, which are understood too."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # before the config says it in words of Python
@@ -71,6 +76,9 @@ def config_parser(command: str, config: type[CommandArguments], **options: Any) 
     """Returns the parser of a command that takes the fields of one config."""
     parser = Parser(command, " ".join((config.__doc__ or "").split()), **options)
     add_config(parser, config)
+    fields = {field.name for field in dataclasses.fields(config)}
+    parser.aliases |= {told: name for told, name in _FOLDERS.items() if name in fields and told not in fields}
+    parser.aliases |= config.aliases
     parser.set_defaults(run=lambda namespace: read_config(namespace, config).run())
     return parser
 

@@ -47,6 +47,7 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
     """Evaluates saved dictionaries on held-out text, and prints the path of the report's page."""
 
     positional: ClassVar = ("dictionaries",)
+    aliases: ClassVar = {"n_eval_tokens": "n_tokens", "eval_batch_size": "batch_size", "eval_seed": "seed"}
     dictionaries: tuple[str, ...]
     """Folders of dictionaries, or of whole runs; of other packages too, and hub repositories."""
     model: str | None = None
@@ -61,7 +62,7 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
     """The folder for the report; by default that of the run, if it has none yet. What is not one
     run on its own model and text gets a new folder in reports/, and so does a second report."""
     n_tokens: int = 32_768
-    """Tokens to evaluate on."""
+    """Tokens to evaluate on; --n-eval-tokens, as train has it, is the same."""
     n_fidelity_tokens: int = 8_192
     """Tokens on which cross-entropy is measured; 0 for none."""
     batch_size: int = 8
@@ -150,7 +151,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
     """Adds settings and training history to a report, and writes it."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
-    from dictionary_learning.evaluation.reports._contents import nothing_to_recover
+    from dictionary_learning.evaluation.reports._contents import nothing_to_recover, uncertainty
     from dictionary_learning.loggers import read_history
     from dictionary_learning.models import shown_name
 
@@ -163,8 +164,8 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
         entries.append(dataclasses.replace(entry, config=config, history=known))
     for line in _table(entries, saved):
         logger.info("%s", line)
-    if reason := nothing_to_recover(report):
-        logger.info("%s", reason)
+    for sentence in filter(None, (uncertainty(report), nothing_to_recover(report))):
+        logger.info("%s", sentence)
     title = f"Dictionaries of {shown_name(report.model['name'])}"
     whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
     page = str(write_report(whole, save_dir)["html"])
@@ -173,9 +174,13 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
 
 def _table(entries: "Sequence[DictionaryReport]", saved: "Sequence[Saved]") -> list[str]:
     """Returns the main figures of dictionaries, a line for each, with its folder."""
-    rows = [["dictionary", "FVU", "L0", "CE recovered", "folder"]]
+    columns = {"ce_increase": "CE increase"}
+    columns |= {f"ce_recovered_{kind}": f"CE recovered ({kind})" for kind in ("zero", "mean", "resample")}
+    # all of a report are measured against the same ablations; one of them is enough here
+    shown = [name for name in columns if any(_figure(entry, name) for entry in entries)][:2]
+    rows = [["dictionary", "FVU", "L0", *(columns[name] for name in shown), "folder"]]
     for entry, one in zip(entries, saved, strict=True):
-        figures = [_figure(entry, "fvu"), f"{entry.metrics['l0']:.1f}", _figure(entry, "ce_recovered_zero")]
+        figures = [_figure(entry, "fvu"), f"{entry.metrics['l0']:.1f}", *(_figure(entry, name) for name in shown)]
         rows.append([entry.name, *figures, str(one.folder or "")])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

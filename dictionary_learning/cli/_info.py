@@ -77,7 +77,7 @@ def _cache(path: str, verify: bool) -> dict[str, Any]:
     Raises:
         DataError: it is no cache, or it was to be verified and is damaged.
     """
-    from dictionary_learning._plain import as_bytes
+    from dictionary_learning._plain import as_bytes, counted
     from dictionary_learning.activations.cache import ActivationCache
 
     cache = ActivationCache(path)
@@ -86,7 +86,13 @@ def _cache(path: str, verify: bool) -> dict[str, Any]:
     config = {k: v for k, v in cache.config.items() if k not in ("out_batch_size", "end_of_data", "window")}
     config["sites"] = index.settings["sites"]
     state = "complete" if index.is_complete else "incomplete: the same `dictionary-learning cache` continues it"
-    logger.info("%s rows in %d files, %s, %s.", f"{index.n_rows:,}", len(index.shards), as_bytes(index.n_bytes), state)
+    logger.info(
+        "%s in %s, %s, %s.",
+        counted(index.n_rows, "row"),
+        counted(len(index.shards), "file"),
+        as_bytes(index.n_bytes),
+        state,
+    )
     if verify:
         cache.verify()
         logger.info(_VERIFIED)

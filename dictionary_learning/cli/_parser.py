@@ -43,6 +43,8 @@ class Parser(argparse.ArgumentParser):
         """Options that may stand without a value, which then is true; and words that are values."""
         self.elsewhere: dict[str, str] = {}
         """Options that this command has under other circumstances, and which those are."""
+        self.aliases: dict[str, str] = {}
+        """Names that other commands have for options of this one, by field."""
         self.from_file: set[str] = set()
         """The options that a run file gives."""
         if has_help:
@@ -72,7 +74,8 @@ class Parser(argparse.ArgumentParser):
             ConfigError: A name is no option, or a value cannot be one of it.
         """
         actions = {action.dest: action for action in self._actions if action.dest not in ("help", "help_all")}
-        for name, value in values.items():
+        for told, value in values.items():
+            name = self.aliases.get(told, told)
             if name not in actions:
                 there = self.elsewhere.get(option_of(name))
                 near = did_you_mean(name, actions)
@@ -100,6 +103,8 @@ class Parser(argparse.ArgumentParser):
             option, equals, value = word.partition("=")
             if option.startswith("--") and option != "--":
                 option = _with_dashes(option)
+                field = option.removeprefix("--").replace("-", "_")
+                option = option_of(self.aliases.get(field, field))
                 if option not in self._option_string_actions:
                     near = did_you_mean(option, self._option_string_actions)
                     message = f"Unknown option {option}.{near} See: {self.prog} --help"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from dictionary_learning._plain import counted
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.cli._output import write_result
@@ -71,7 +72,8 @@ class PlanArguments(CommandArguments):
             for n in self.gpus
             for cost in costs(dictionaries, self.batch_size, n, row_bytes, _MEMORY)[: 1 if n == 1 else None]
         ]
-        about = f"{len(dictionaries)} dictionaries at {len(widths)} sites, steps of {self.batch_size:,} tokens"
+        about = f"{counted(len(dictionaries), 'dictionary', 'dictionaries')} at {counted(len(widths), 'site')}, "
+        about += f"steps of {self.batch_size:,} tokens"
         head = f"{'GPUs':>4}  {'placement':<10}  {'memory':>10}  {'sent':>10}  {'step':>9}  {'tokens/s':>10}"
         write_result(rows, [about, head, *map(_line, rows)])
 

@@ -4,11 +4,13 @@ import argparse
 import contextlib
 import logging
 import math
+import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
@@ -169,7 +171,7 @@ def _train(
         options = arguments.options("normalize_activations", "keep_checkpoints")
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
         return
-    logger.info("Training on %s: %d steps.", ", ".join(map(str, source.sites)), steps)
+    logger.info("Training on %s: %s.", ", ".join(map(str, source.sites)), counted(steps, "step"))
     dictionaries = trainSAE(
         source,
         configs,
@@ -234,4 +236,5 @@ def _evaluate(
         norm_limits=source.norm_limits,
     )
     report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start}).show()
-    logger.info("Pages of their latents: dictionary-learning dashboard %s", save_dir)
+    place, pages = (shlex.quote(str(path)) for path in (save_dir, save_dir / "latents"))
+    logger.info("Pages of their latents: dictionary-learning dashboard %s --save-dir %s", place, pages)

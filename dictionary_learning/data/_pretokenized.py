@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning._border import checked
+from dictionary_learning._plain import counted
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import TextLike
 from dictionary_learning.data._document import RUNS_COLUMN
@@ -80,7 +81,7 @@ def pretokenize(
         save_with_metadata(dataset, written / "saved", metadata, push)
         del dataset  # holds the file open
         shutil.move(written / "saved", folder)
-    logger.info("Wrote %d contexts of %d tokens to %s.", n_rows, ctx_len, folder)
+    logger.info("Wrote %s of %d tokens to %s.", counted(n_rows, "context"), ctx_len, folder)
     return n_rows
 
 

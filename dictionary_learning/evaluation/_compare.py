@@ -6,6 +6,7 @@ of the two figures suggest.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -145,11 +146,42 @@ def _check_same(first: Report, other: Report) -> None:
     if told["tokens"][0] == told["tokens"][1]:
         changed.pop("text", None)  # one file may have two names
     if changed:
-        shown = "; ".join(f"{name}: {str(one)[:80]} and {str(two)[:80]}" for name, (one, two) in changed.items())
+        shown = {name: (str(one), str(two)) for name, (one, two) in changed.items()}
+        if "token filter" in shown:
+            shown["token filter"] = _only_different(*shown["token filter"])
+        told = "; ".join(f"{name}: {one} and {two}" for name, (one, two) in shown.items())
         raise DataError(
             f"The reports differ in {', '.join(changed)}, so differences between their figures are not those of the "
-            f"dictionaries ({shown}). Evaluate all of them in one command."
+            f"dictionaries ({told}). {_advice(changed)}"
         )
+
+
+def _only_different(one: str, two: str) -> tuple[str, str]:
+    """Returns the rules that only one of two token filters has, as they describe themselves."""
+    rules: list[list[str]] = []
+    for described in (one, two):
+        parts = re.split(r", (?=padding|the |positions |tokens )", described)
+        ids = [re.fullmatch(r"the token ids? ([\d, ]+)", part) for part in parts]
+        rules.append(
+            [f"the token id {n}" for found in ids if found for n in found[1].split(", ")]
+            + [part for part, found in zip(parts, ids, strict=True) if not found]
+        )
+    first, second = rules
+    only = ([rule for rule in first if rule not in second], [rule for rule in second if rule not in first])
+    return ", ".join(only[0]) or "nothing more", ", ".join(only[1]) or "nothing more"
+
+
+def _advice(changed: Mapping[str, Any]) -> str:
+    """Returns what makes reports comparable that differ in this."""
+    if "model" in changed or "revision of the model" in changed:
+        return "Compare dictionaries of one model."
+    if "token filter" in changed:  # the command takes that of the training
+        return (
+            "Train the dictionaries with one filter, or evaluate them together with evaluate_dictionaries(..., "
+            "token_filter=...)."
+        )
+    more = " --data DATA" * ("text" in changed) + " --ctx-len N" * ("context length" in changed)
+    return f"Evaluate them together, and compare that report: dictionary-learning evaluate A B{more}"
 
 
 def _pairs(entries: Sequence[tuple[Report, int]]) -> list[tuple[int, int]]:

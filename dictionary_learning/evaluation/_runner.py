@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dictionary_learning._border import check, checked
 from dictionary_learning._hardware import float64
+from dictionary_learning._plain import counted
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
@@ -99,8 +100,8 @@ def evaluate_dictionaries(
             masks.append(run.add_activations(number))
             progress.advance()
     if run.n_nonfinite:
-        message = "%d tokens have a NaN or an infinity in their activations; they are excluded from every metric."
-        logger.warning(message, run.n_nonfinite)
+        told = counted(run.n_nonfinite, "token has", "tokens have")
+        logger.warning("%s a NaN or an infinity in the activations, and no part in any metric.", told)
     if not run.n_kept:
         raise DataError(
             f"{stream.source.name} has no token that counts ({run.n_nonfinite} have a NaN or an infinity in their "
@@ -323,7 +324,9 @@ def _read(stream: TokenStream, config: EvaluationConfig) -> list[TokenBatch]:
     while n_tokens < config.n_tokens:
         tokens = stream.take(config.batch_size)
         if tokens is None:
-            logger.warning("The text ended after %d of %d tokens to evaluate on.", n_tokens, config.n_tokens)
+            logger.warning(
+                "The text ended after %s of %s tokens to evaluate on.", f"{n_tokens:,}", f"{config.n_tokens:,}"
+            )
             break
         batches.append(tokens)
         n_tokens += int(tokens.attention_mask.sum())

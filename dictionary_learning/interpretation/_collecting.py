@@ -18,7 +18,7 @@ from dictionary_learning._checkpoint import (
 )
 from dictionary_learning._disk import remove_unfinished
 from dictionary_learning._hardware import check_memory
-from dictionary_learning._plain import differences, to_plain
+from dictionary_learning._plain import counted, differences, to_plain
 from dictionary_learning._provenance import contents_of_text
 from dictionary_learning._resume import StopRequest
 from dictionary_learning._run_folder import claim_run_folder
@@ -203,7 +203,7 @@ class _Work:
             for name, collector in self.collectors.items():
                 collector.load_state_dict(state["collectors"][name])
             self.step = checkpoint.step
-            logger.info("Continues after %d tokens, from '%s'.", self.reading.n_read, checkpoint.path)
+            logger.info("Continues after %s, from '%s'.", counted(self.reading.n_read, "token"), checkpoint.path)
             return state["n_contexts"]
         return 0
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dictionary_learning._border import short
+from dictionary_learning._plain import counted
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, norm_limit, within_limits
@@ -138,7 +139,7 @@ class LatentPass:
             while self.n_read < self.n_tokens:
                 tokens = self.stream.take(self.batch_size)
                 if tokens is None:
-                    logger.warning("The text ended after %d of %d tokens.", self.n_read, self.n_tokens)
+                    logger.warning("The text ended after %s of %s tokens.", f"{self.n_read:,}", f"{self.n_tokens:,}")
                     return
                 n = int(tokens.attention_mask.sum())
                 self.n_read += n
@@ -199,8 +200,8 @@ def open_stream(data: TextLike, model: TracedModel, ctx_len: int, pack: bool) ->
 def check_read(reading: LatentPass, n_counted: int) -> None:
     """Raises DataError if no token of a pass counted."""
     if reading.n_nonfinite:
-        message = "%d tokens have a NaN or an infinity in their activations; they are left out."
-        logger.warning(message, reading.n_nonfinite)
+        told = counted(reading.n_nonfinite, "token has", "tokens have")
+        logger.warning("%s a NaN or an infinity in the activations, and no part in this.", told)
     if not n_counted:
         rules = {member.rule.describe() for member in reading.members.values()}
         raise DataError(

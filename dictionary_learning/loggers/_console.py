@@ -14,7 +14,14 @@ from dictionary_learning.loggers._base import Evaluated, Figures
 
 _SECONDS_BETWEEN_LINES = 15.0
 _SHOWN = (("FVU", "fvu", ".4f"), ("L0", "l0", ".1f"))
-_EVALUATED = (*_SHOWN, ("CE recovered", "ce_recovered_zero", ".4f"), ("never fired", "n_dead", ".0f"))
+_EVALUATED = (
+    *_SHOWN,
+    ("CE increase", "ce_increase", ".4f"),
+    ("CE recovered (zero)", "ce_recovered_zero", ".4f"),
+    ("never fired", "n_dead", ".0f"),
+)
+_MANY = 6
+"""With more dictionaries than these, only the best and the worst are shown."""
 
 
 class ConsoleLogger:
@@ -28,7 +35,9 @@ class ConsoleLogger:
         self._bars: list[Any] = []
         if shows_bars():
             self._bars = [tqdm(total=steps, unit="step", dynamic_ncols=True, desc="training")]
-            self._bars += [tqdm(position=i, bar_format="  {desc}", desc=name) for i, name in enumerate(names, 1)]
+            self._bars += [
+                tqdm(position=i, bar_format="  {desc}", desc=name) for i, name in enumerate(_lines_of(names), 1)
+            ]
 
     def advance(self, step: int, tokens: int) -> None:
         """Moves the bar to a step; reads no metric, so it never waits for the device."""
@@ -38,20 +47,23 @@ class ConsoleLogger:
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
         """Shows the metrics; without a terminal at most every 15 seconds."""
-        lines = [f"{name}: {_show(values)}" for name, values in figures.items()]
+        lines = _shortened(figures) or [f"{name}: {_show(values)}" for name, values in figures.items()]
         if self._bars:
             for bar, line in zip(self._bars[1:], lines, strict=False):
                 bar.set_description_str(line)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or step == self.steps:
             self._last_line = time.monotonic()
             rate = f"{self._rate(tokens):,.0f} tokens/s{self._left(step)}"
-            say(f"step {step} of {self.steps}, {rate}\n    " + "\n    ".join(lines))
+            say(f"step {step:,} of {self.steps:,}, {rate}\n    " + "\n    ".join(lines))
 
     def log_evaluation(self, evaluated: Mapping[str, Evaluated], step: int, tokens: int) -> None:
         """Writes a line for each dictionary, which stays above the bars."""
-        for name, one in evaluated.items():
-            values = {key.removeprefix("eval/"): value for key, value in one.figures.items()}
-            line = f"held out, step {step}: {name}: {_show(values, _EVALUATED)}"
+        figures = {
+            name: {key.removeprefix("eval/"): value for key, value in one.figures.items()}
+            for name, one in evaluated.items()
+        }
+        lines = _shortened(figures) or [f"{name}: {_show(values, _EVALUATED)}" for name, values in figures.items()]
+        for line in (f"held out, step {step:,}: {each}" for each in lines):
             if self._bars:
                 self._bars[0].write(line, file=sys.stderr)
             else:
@@ -73,6 +85,24 @@ class ConsoleLogger:
 
     def _rate(self, tokens: int) -> float:
         return tokens / max(time.monotonic() - self._start, 1e-9)
+
+
+def _lines_of(names: Sequence[str]) -> Sequence[str]:
+    return names if len(names) <= _MANY else [f"{len(names)} dictionaries"]
+
+
+def _shortened(figures: Figures) -> list[str]:
+    """Returns one line for many dictionaries, and none for few."""
+    if len(figures) <= _MANY:
+        return []
+    (about,) = _lines_of(list(figures))
+    known = [(one["fvu"], name) for name, one in figures.items() if "fvu" in one]
+    if not known:
+        return [f"{about}: no step yet"]
+    # what is not a number is the worst
+    known.sort(key=lambda one: math.inf if math.isnan(one[0]) else one[0])
+    (best, first), (worst, last) = known[0], known[-1]
+    return [f"{about}: FVU {best:.4f} (best, {first}) to {worst:.4f} (worst, {last})"]
 
 
 def _show(values: Mapping[str, float], kinds: Sequence[tuple[str, str, str]] = _SHOWN) -> str:

@@ -1,5 +1,6 @@
 """Writes the report of a sweep: a page, tables, and all figures as JSON."""
 
+import collections
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning._disk import write_atomically
+from dictionary_learning._plain import counted
 from dictionary_learning.sweeps._results import Row, Share, SweepResult, importance, summaries
 from dictionary_learning.sweeps._tables import COLUMNS, SWEEP, Sheet, as_csv, as_latex, as_markdown
 
@@ -48,9 +50,11 @@ def write_files(
     from dictionary_learning.sweeps._as_html import as_html
 
     found = summaries(rows)
-    n_lost = sum(not row.figures for row in rows)
-    lead = f"{about} {len(rows)} dictionaries of {len(found)} combinations".strip()
-    lead += f"; {n_lost} diverged and have no figures." if n_lost else "."
+    lost = collections.Counter(row.missing for row in rows if not row.figures)
+    lead = f"{about} {counted(len(rows), 'dictionary', 'dictionaries')} of {counted(len(found), 'combination')}".strip()
+    told = {"diverged": "diverged", "not scored": "cannot be scored"}
+    lead += "".join(f"; {n} {told.get(why, why)}" for why, n in lost.items())
+    lead += f", and {'has' if lost.total() == 1 else 'have'} no figures." if lost else "."
     document: dict[str, Any] = {
         "schema_version": _VERSION,
         **(facts or {}),

@@ -19,9 +19,11 @@ class Row(NamedTuple):
     site: str
     folder: Path
     figures: Mapping[str, float]
-    """Held-out figures by name; empty where it diverged."""
+    """Held-out figures by name; empty where it diverged, or could not be scored."""
     errors: Mapping[str, float]
     """Standard errors of figures, where the evaluation gives them."""
+    missing: str = "diverged"
+    """Why there are no figures, if there are none: "diverged" or "not scored"."""
 
 
 class SweepResult(NamedTuple):
@@ -48,6 +50,8 @@ class Summary(NamedTuple):
     means: Mapping[str, float]
     errors: Mapping[str, float]
     """Standard errors: of the mean over seeds, or of the evaluation where there is one seed."""
+    missing: str = "diverged"
+    """Why there are no figures, if n is 0."""
 
     @property
     def name(self) -> str:
@@ -92,7 +96,7 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
             elif len(measured) == 1 and key in measured[0].errors:
                 errors[key] = measured[0].errors[key]
         factors = {key: value for key, value in first.factors.items() if key != SEED}
-        found.append(Summary(first.method, factors, first.site, len(measured), means, errors))
+        found.append(Summary(first.method, factors, first.site, len(measured), means, errors, first.missing))
     return found
 
 

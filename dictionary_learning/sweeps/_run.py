@@ -16,6 +16,7 @@ from dictionary_learning._checkpoint import remove_checkpoints
 from dictionary_learning._disk import write_json
 from dictionary_learning._hardware import as_device, free_memory
 from dictionary_learning._held_out_data import HeldOutData, Place, held_out_data
+from dictionary_learning._plain import counted
 from dictionary_learning._resume import CHECKPOINTS
 from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning.config import BaseConfig
@@ -106,7 +107,8 @@ def run_sweep(
         }
         groups = grouped(entries, _budget(memory_gb, device, shared.data))
         groups = begin_or_resume(folder, groups, described, resume == "auto")
-        logger.info("A sweep of %d dictionaries, in %d runs: '%s'.", len(entries), len(groups), folder)
+        size = counted(len(entries), "dictionary", "dictionaries")
+        logger.info("A sweep of %s, in %s: '%s'.", size, counted(len(groups), "run"), folder)
         training: dict[str, Any] = {
             "normalize_activations": normalize_activations,
             "device": device,
@@ -119,6 +121,8 @@ def run_sweep(
         for number, group in enumerate(groups):
             place = folder / f"group_{number}"
             if not (place / FINISHED).exists():
+                if len(groups) > 1:
+                    logger.info("Run %d of %d: %s.", number + 1, len(groups), ", ".join(e.name for e in group))
                 train_group(group, shared.for_group(len(groups)), steps, place, folder, training)
             rows += _evaluated(group, place, held_out, facts, device)
         result = SweepResult(folder, rows)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from dictionary_learning._border import checked
 from dictionary_learning._disk import write_json
 from dictionary_learning._hardware import as_device
+from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning.dictionaries import load_dictionary
 from dictionary_learning.dictionaries._serialization import WEIGHTS
@@ -26,6 +28,8 @@ from dictionary_learning.sweeps._tables import Column, Sheet
 from dictionary_learning.synthetic import Case, SyntheticActivations, as_case
 from dictionary_learning.synthetic._score import ground_truths
 from dictionary_learning.trainers import OptimizationConfig
+
+logger = logging.getLogger(__name__)
 
 FIGURES = "ground_truth.json"
 SYNTHETIC = Sheet(
@@ -89,8 +93,8 @@ def benchmark_synthetic(
     """Trains methods on activations with known features, and scores what they find of them.
 
     A seed is that of the features, of the rows and of the initial weights. All methods of a seed
-    are trained together, on the same rows in the same order. The report is `synthetic.html`, `.md`,
-    `.tex`, `.csv`, and `results.json`.
+    are trained together, on the same rows in the same order. One that diverges, or cannot be
+    scored, has no figures. The report is `synthetic.html`, `.md`, `.tex`, `.csv`, `results.json`.
 
     Args:
         methods: A trainer's or recipe's name, a config as `trainSAE` takes it, or several; or a
@@ -135,11 +139,15 @@ def benchmark_synthetic(
     }
     rows: list[Row] = []
     with claim_run_folder(folder, keep=True):
-        for group in begin_or_resume(folder, groups, described, resume == "auto"):
+        groups = begin_or_resume(folder, groups, described, resume == "auto")
+        told = (counted(len(points), "method"), counted(len(groups), "seed"), ", ".join(map(str, seeds)))
+        logger.info("A benchmark of %s, on %s: %s.", *told)
+        for number, group in enumerate(groups, 1):
             seed = group[0].seed
             place = folder / f"seed_{seed}"
             data = SyntheticActivations(found.features.replace(seed=seed), device=device)
             if not (place / FINISHED).exists():
+                logger.info("Seed %d, %d of %d.", seed, number, len(groups))
                 train_group(group, data, steps, place, folder, training)
             rows += _scored(group, place, data, n_eval_tokens)
         result = SyntheticResult(folder, rows)
@@ -154,14 +162,20 @@ def _scored(group: Sequence[_Planned], place: Path, data: SyntheticActivations, 
     if not path.exists():
         there = [(one.name, at) for one, at in zip(group, folders, strict=True) if (at / WEIGHTS).is_file()]
         found = ground_truths([load_dictionary(at, data.device) for _, at in there], data, n_tokens=n_eval_tokens)
-        figures = [dataclasses.asdict(one) for one in found]
-        write_json(path, {name: one for (name, _), one in zip(there, figures, strict=True)})
+        figures = dict[str, dict[str, float]]()
+        for (name, _), one in zip(there, found, strict=True):
+            if isinstance(one, ConfigError):
+                logger.warning("'%s' cannot be scored, and has no figures: %s", name, one)
+            else:
+                figures[name] = dataclasses.asdict(one)
+        write_json(path, figures)
     measured: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
     rows: list[Row] = []
     for one, at in zip(group, folders, strict=True):
         factors = {**one.point.factors, SEED: one.seed}
         figures = {name: value for name, value in measured.get(one.name, {}).items() if name != "n_tokens"}
-        rows.append(Row(one.name, one.point.method, factors, str(next(iter(data.widths))), at, figures, {}))
+        missing = "not scored" if (at / WEIGHTS).is_file() else "diverged"
+        rows.append(Row(one.name, one.point.method, factors, str(next(iter(data.widths))), at, figures, {}, missing))
     return rows
 
 

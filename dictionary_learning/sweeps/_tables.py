@@ -26,7 +26,7 @@ COLUMNS = (
     Column("fvu", "FVU", "lower", ".4f", "variance unexplained, sum |x - x_hat|^2 / sum |x - mean x|^2"),
     Column("ce_increase", "CE increase", "lower", ".4f", "cross-entropy with x_hat spliced in, minus the model's own"),
     Column(
-        "ce_recovered_zero", "CE recovered", "higher", ".4f",
+        "ce_recovered_zero", "CE recovered (zero)", "higher", ".4f",
         "(zero-ablated CE - CE) / (zero-ablated CE - the model's own); none where zeroing does not raise the CE",
     ),
     Column("kl", "KL", "lower", ".4f", "KL divergence from the model's own predictions, nats per token"),
@@ -70,7 +70,7 @@ def factors_of(found: Sequence[Summary]) -> list[str]:
 
 
 def cells(found: Sequence[Summary], plus_minus: str = " ± ", sheet: Sheet = SWEEP) -> tuple[list[str], list[list[str]]]:
-    """Returns the head of the table, and its rows as text; the last column is of marks."""
+    """Returns the head of the table, and its rows as text; last, if there are any, of marks."""
     factors, columns = factors_of(found), shown_columns(found, sheet)
     best = set[int]() if sheet.front is None else pareto(found, sheet.front)
     several = len({one.site for one in found}) > 1
@@ -80,14 +80,16 @@ def cells(found: Sequence[Summary], plus_minus: str = " ± ", sheet: Sheet = SWE
         *factors,
         "seeds",
         *(c.label for c in columns),
-        "Pareto" if sheet.front else "",
+        "Pareto" if sheet.front else "remark",
     ]
     rows: list[list[str]] = []
     for i, one in enumerate(found):
         settings = [_text(one.factors.get(key)) for key in factors]
         figures = [_figure(one, column, plus_minus) for column in columns]
-        mark = "yes" if i in best else "diverged" if not one.n else ""
+        mark = "yes" if i in best else one.missing if not one.n else ""
         rows.append([one.method, *([one.site] if several else []), *settings, str(one.n), *figures, mark])
+    if not sheet.front and not any(row[-1] for row in rows):
+        return head[:-1], [row[:-1] for row in rows]
     return head, rows
 
 
@@ -98,7 +100,7 @@ def share_cells(shares: Sequence[Share]) -> tuple[list[str], list[list[str]]]:
          "" if share.is_balanced else "unbalanced: shares overlap"]
         for share in shares
     ]  # fmt: skip
-    return ["within", "setting", "values", "variance explained", ""], rows
+    return ["within", "setting", "values", "variance explained", "remark"], rows
 
 
 def as_markdown(
@@ -126,10 +128,10 @@ def as_markdown(
 def as_latex(found: Sequence[Summary], sheet: Sheet = SWEEP) -> str:
     """Returns the table for LaTeX, which needs the package booktabs."""
     head, rows = cells(found, "$\\,\\pm\\,$", sheet)
-    n_figures = len(shown_columns(found, sheet))
+    n_figures, n_settings = len(shown_columns(found, sheet)), head.index("seeds") + 1
     lines = [
         "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{{'l' * (len(head) - n_figures - 1)}{'r' * n_figures}l}}",
+        f"\\begin{{tabular}}{{{'l' * n_settings}{'r' * n_figures}{'l' * (len(head) - n_settings - n_figures)}}}",
         "\\toprule",
         " & ".join(map(_latex, head)) + " \\\\",
         "\\midrule",

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dictionary_learning._border import checked
+from dictionary_learning.dictionaries._leave_one_out import LeaveOneOut
+from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.synthetic._data import SyntheticActivations
 
@@ -51,7 +53,8 @@ def ground_truth(
     """Measures a dictionary, in eval mode, on held-out rows; training rows do not advance.
 
     Args:
-        dictionary: has `encode`, `decode` and `W_dec` of shape (dict_size, activation_dim).
+        dictionary: has `encode`, `decode` and `W_dec` of shape (dict_size, activation_dim), or is
+            a normalization or a refinement around one that has.
         data: the activations with known features.
         n_tokens: rows in all.
         batch_size: rows at a time.
@@ -59,21 +62,39 @@ def ground_truth(
     Raises:
         ConfigError: a number is below 1, or the dictionary has no such rows.
     """
-    return ground_truths([dictionary], data, n_tokens=n_tokens, batch_size=batch_size)[0]
+    (found,) = ground_truths([dictionary], data, n_tokens=n_tokens, batch_size=batch_size)
+    if isinstance(found, ConfigError):
+        raise found
+    return found
 
 
 @torch.no_grad()
 def ground_truths(
     dictionaries: Sequence[Any], data: SyntheticActivations, *, n_tokens: int = 100_000, batch_size: int = 1024
-) -> list[GroundTruth]:
-    """Measures several dictionaries on the same held-out rows, which are drawn once."""
+) -> list[GroundTruth | ConfigError]:
+    """Measures several dictionaries on the same held-out rows, which are drawn once.
+
+    Returns:
+        The figures of each; the error in their place where it cannot be measured.
+    """
     if n_tokens < 1 or batch_size < 1:
         raise ConfigError(f"n_tokens={n_tokens} and batch_size={batch_size} must be at least 1.")
-    tallies = [_Tally(dictionary, data) for dictionary in dictionaries]
-    for x, coefficients in data.held_out(n_tokens, batch_size):
-        for tally in tallies:
-            tally.add(x, coefficients)
-    return [tally.result(n_tokens) for tally in tallies]
+    found = dict[int, GroundTruth | ConfigError]()
+    tallies = dict[int, _Tally]()
+    for number, dictionary in enumerate(dictionaries):
+        try:
+            tallies[number] = _Tally(dictionary, data)
+        except ConfigError as error:
+            found[number] = error
+    for x, coefficients in data.held_out(n_tokens, batch_size) if tallies else ():
+        for number, tally in [*tallies.items()]:
+            try:
+                tally.add(x, coefficients)
+            except ConfigError as error:
+                found[number] = error
+                del tallies[number]
+    found |= {number: tally.result(n_tokens) for number, tally in tallies.items()}
+    return [found[number] for number in range(len(dictionaries))]
 
 
 class _Tally:
@@ -81,11 +102,16 @@ class _Tally:
 
     def __init__(self, dictionary: Any, data: SyntheticActivations):
         self.dictionary, self.bias = dictionary, data.bias.double()
-        rows, width = getattr(dictionary, "W_dec", None), data.config.activation_dim
+        inner: Any = dictionary
+        # factors of a token are the same for all its latents; refinement leaves directions alone
+        while isinstance(inner, (Normalized, LeaveOneOut)):
+            inner = inner.dictionary
+        self.is_wrapped = inner is not dictionary
+        rows, width = getattr(inner, "W_dec", None), data.config.activation_dim
         if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != width:
             raise ConfigError(
-                f"A {type(dictionary).__name__} has no decoder rows of width {width} to compare with features. Give an "
-                "autoencoder of these activations; of a normalization, one that is folded into the weights."
+                f"A {type(inner).__name__} has no decoder rows of width {width} to compare with features. Give an "
+                "autoencoder of these activations."
             )
         self.cosines = cosine_similarities(rows, data.features)  # (dict_size, n_features)
         self.best = self.cosines.argmax(dim=1)  # (dict_size,): the feature of each latent
@@ -97,7 +123,8 @@ class _Tally:
     def add(self, x: Float[Tensor, "batch dim"], coefficients: Float[Tensor, "batch n_features"]) -> None:
         """Adds rows."""
         latents = self.dictionary.encode(x)  # (batch, dict_size)
-        x_hat = self.dictionary.decode(latents).double()
+        # a normalization of each token takes the token's own scale
+        x_hat = (self.dictionary.decode(latents, x) if self.is_wrapped else self.dictionary.decode(latents)).double()
         # both (batch, dict_size): whether a latent fires, and whether its feature is present
         active, present, x = latents != 0, coefficients[:, self.best] > 0, x.double()
         self.fires += active.sum(dim=0)

@@ -142,6 +142,25 @@ class TestCounts:
         assert all(count > 0 for name, count in rows.dropped.items() if name != "first of its context")
         assert f"{rows.n_tokens_read:,} tokens read" in rows.describe_dropped()
 
+    def test_counts_are_told_once_unless_they_changed_and_one_rule_needs_no_number(self, caplog):
+        caplog.set_level("INFO")
+        rows = buffer(n_ctxs=8, documents=tiny.documents(200))
+        next(rows)
+        first = rows.reader.describe_dropped()
+        rows.close()
+        assert sum(first in record.getMessage() for record in caplog.records) == 1
+        rows.refresh()
+        rows.refresh()
+        later = rows.reader.describe_dropped()
+        rows.close()
+        assert later != first and sum(later in record.getMessage() for record in caplog.records) <= 2
+        rows.reader.dropped.clear()
+        assert rows.reader.describe_dropped().endswith(" read, 0 excluded")
+        rows.reader.dropped.update({"token id": 1270})
+        assert rows.reader.describe_dropped().endswith(" read, 1,270 excluded (by token id)")
+        rows.reader.dropped.update({"norm": 2})
+        assert rows.reader.describe_dropped().endswith(" read, 1,272 excluded (1,270 by token id, 2 by norm)")
+
     @pytest.mark.parametrize("side", ["left", "right"])
     @pytest.mark.parametrize("excluded", [0, 5])
     def test_ids_are_left_out_wherever_they_stand(self, side, excluded):

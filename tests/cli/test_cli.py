@@ -1,11 +1,13 @@
 import json
+import logging
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 from dictionary_learning import load_dictionary
-from dictionary_learning.cli import STOPPED, main
+from dictionary_learning.cli import STOPPED, build_parser, main
 from dictionary_learning.cli._parser import without
 from dictionary_learning.cli._train import FILLED_IN
 from dictionary_learning.cli._train_options import TrainArguments
@@ -42,7 +44,8 @@ def train(folder, *options: str) -> int:
     return main([*without(arguments(folder), instead), *options])
 
 
-def test_train_then_evaluate_then_info(folder, capsys, monkeypatch):
+def test_train_then_evaluate_then_info(folder, capsys, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     monkeypatch.chdir(folder)  # evaluate reads what files name only here
     sites = ["transformer.h.1", "h.1.mlp"]
     assert train(folder, "--sites", *sites, "--k", "2", "4", "--lr", "1e-3", "--dtype", "float32") == 0
@@ -80,6 +83,10 @@ def test_train_then_evaluate_then_info(folder, capsys, monkeypatch):
         assert after["metrics"] == pytest.approx(before["metrics"], rel=1e-6)
     assert again["data"] == report["data"]
 
+    (advice,) = [one.getMessage() for one in caplog.records if "Pages of their latents" in one.getMessage()]
+    words = shlex.split(advice.partition("dictionary-learning ")[2])
+    asked = build_parser(words[0], words[1:]).read(words[1:])
+    assert (asked.places, asked.save_dir) == ([str(run)], str(run / "latents"))
     capsys.readouterr()
     assert main(["info", str(run / "trainer_0")]) == 0
     assert '"AutoEncoderTopK"' in capsys.readouterr().out

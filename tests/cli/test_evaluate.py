@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from dictionary_learning import AutoEncoderTopK, load_model, save_dictionary
-from dictionary_learning.cli import main
+from dictionary_learning.cli import build_parser, main
+from dictionary_learning.errors import ConfigError
 from tests import tiny
 
 OPTIONS = ["--n-tokens", "64", "--n-fidelity-tokens", "0", "--device", "cpu", "--dtype", "float32"]
@@ -225,3 +227,53 @@ def test_a_comparison_across_texts_is_refused(place, caplog):
     save(place / "c")
     assert main(["compare", "a/report.json", "c"]) == 2
     assert "Give reports alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("command", "places", "told", "own"),
+    [
+        ("evaluate", ["a"], {"n_eval_tokens": 64, "eval_batch_size": 2, "eval_seed": 3, "out": "b"},
+         {"n_tokens": 64, "batch_size": 2, "seed": 3, "save_dir": "b"}),
+        ("compare", ["a", "b"], {"n_eval_tokens": 64}, {"n_tokens": 64}),
+        ("train", ["m", "text.txt"], {"out": "b"}, {"save_dir": "b"}),
+        ("cache", ["m", "text.txt"], {"save_dir": "b"}, {"out": "b"}),
+        ("pretokenize", ["text.txt", "--model", "m"], {"save_dir": "b"}, {"out": "b"}),
+    ],
+)  # fmt: skip
+def test_what_another_command_calls_it_is_understood_in_the_shell_and_in_a_file(command, places, told, own):
+    parser = build_parser(command, places)
+    words = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    read = parser.read([*places, *words])
+    assert {name: getattr(read, name) for name in own} == own
+    assert {*own} <= read.given
+    other = build_parser(command, places)
+    other.take(told, "run.yaml")
+    assert {name: getattr(other.read(places), name) for name in own} == own
+    twice = [f"--{next(iter(own)).replace('_', '-')}", "1"]
+    with pytest.raises(ConfigError, match="more than once"):
+        parser.read([*places, *words, *twice])
+
+
+def test_the_table_names_its_ablation_and_explains_its_errors(place, caplog):
+    caplog.set_level("INFO")
+    for name, more, told in (
+        ("a", ["--ablations", "zero", "mean"], "CE recovered (zero)"),
+        ("b", ["--ablations", "mean"], "CE recovered (mean)"),
+        ("c", ["--ablations", "none"], None),
+    ):
+        save(place / name)
+        caplog.clear()
+        assert main(["evaluate", name, *OPTIONS[:2], *OPTIONS[4:], "--n-fidelity-tokens", "64", *more]) == 0
+        said = [record.getMessage() for record in caplog.records]
+        number = next(i for i, line in enumerate(said) if line.startswith("dictionary "))
+        columns = re.split(r" {2,}", said[number])
+        assert columns == ["dictionary", "FVU", "L0", "CE increase", *([told] if told else []), "folder"]
+        row = re.split(r" {2,}", said[number + 1])
+        metrics = report(place / name / "report.html")["dictionaries"][0]["metrics"]
+        assert row[3].split(" ")[0] == f"{metrics['ce_increase']:.4f}" and "\u00b1" in row[3]
+        assert any(line.startswith("\u00b1 is the standard error over ") for line in said)
+    save(place / "d")
+    caplog.clear()
+    assert evaluate("d") == 0  # without fidelity
+    head = next(line for line in caplog.text.splitlines() if "FVU" in line)
+    assert "CE" not in head

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dictionary_learning import ops
 from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Coder, Dictionary, DictionaryShape, Trainable
+from dictionary_learning.dictionaries._leave_one_out import LeaveOneOut
 from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, SparseSelection
 from dictionary_learning.latents import to_dense
@@ -40,7 +41,7 @@ NAMED = {
     "BatchTopKSAE": {"k": 3, "rank_by_norm": True},
     **{name: {"k": 3} for name in ("AutoEncoderTopK", "GroupMaxSAE", "AbsTopKSAE", "MatchingPursuitSAE")},
 }
-ANY = [*PAIRS, *NAMED, "IdentityDict", "Normalized"]
+ANY = [*PAIRS, *NAMED, "IdentityDict", "Normalized", "LeaveOneOut"]
 SELECTING = [name for name in KINDS if issubclass(NONLINEARITIES[name], SparseSelection)]
 X = torch.randn(24, 12, generator=torch.Generator().manual_seed(1))
 
@@ -62,6 +63,8 @@ def build(case: tuple[str, str] | str) -> Dictionary:
         return wired(*case)
     if case == "IdentityDict":
         return DICTIONARIES[case](12)  # type: ignore[call-arg]
+    if case == "LeaveOneOut":
+        return LeaveOneOut(build("AutoEncoderTopK"), 0.3)
     if case == "Normalized":
         return Normalized(build("AutoEncoderTopK"), "layer_norm", site_dims=[7, 5], scales=[0.5, 3.0])
     return moved(DICTIONARIES[case](12, 40, **NAMED[case]))  # type: ignore[arg-type]
@@ -80,7 +83,7 @@ def moved(built: Trainable) -> Trainable:
 
 
 def decoded(built: Dictionary, latents: Tensor, x: Tensor) -> Tensor:
-    return built.decode(latents, x) if isinstance(built, Coder | Normalized) else built.decode(latents)
+    return built.decode(latents, x) if isinstance(built, Coder | Normalized | LeaveOneOut) else built.decode(latents)
 
 
 def close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:

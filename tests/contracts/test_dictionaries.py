@@ -31,9 +31,8 @@ def test_every_wiring_and_class_is_tested():
     assert set(SHAPES) == set(WIRINGS)
     wirings = {type(wired(name, "relu")) for name in WIRINGS}
     of_contexts = "TemporalAutoencoder"  # tokens of a context depend on each other
-    assert wirings | {DICTIONARIES[name] for name in [*NAMED, "IdentityDict", "Normalized", of_contexts]} == {
-        DICTIONARIES[n] for n in DICTIONARIES
-    }
+    others = ["IdentityDict", "Normalized", "LeaveOneOut", of_contexts]
+    assert wirings | {DICTIONARIES[name] for name in [*NAMED, *others]} == {DICTIONARIES[n] for n in DICTIONARIES}
 
 
 @pytest.mark.parametrize("case", ANY, ids=str)

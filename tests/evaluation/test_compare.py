@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dictionary_learning import AutoEncoderTopK, Candidate, EvaluationConfig, evaluate_dictionaries, load_model
+from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation import compare_reports, read_report
 from dictionary_learning.evaluation._bootstrap import document_weights
@@ -108,6 +109,8 @@ def whole_of(report, number: int, n: int):
 def test_other_texts_filters_and_models_are_refused(one):
     with pytest.raises(DataError, match="differ in .*tokens"):
         compare_reports([one, report(8, text=TEXT[:30])])
+    with pytest.raises(DataError, match="dictionary-learning evaluate A B$"):
+        compare_reports([one, report(8, n_fidelity_tokens=64)])
     with pytest.raises(DataError, match="number of predictions: .* and "):
         compare_reports([one, report(8, n_fidelity_tokens=64)])
     with pytest.raises(DataError, match="differ in model"):
@@ -154,3 +157,19 @@ def test_names_command_no_terminal_and_no_tex(one, two):
     found = compare_reports([one, renamed])
     assert "\x1b" not in COMPARISONS["text"](found)
     assert r"\%\$\_\&\textbackslash{}x" in COMPARISONS["latex"](found)
+
+
+def test_of_two_filters_the_rules_that_differ_are_named_whole(one):
+    many = tuple(range(100, 140))
+    first = TokenFilter(exclude_ids=many, exclude_first=True, max_norm_multiple=10.0)
+    second = TokenFilter(exclude_ids=(*many[1:], 7), exclude_first=True, seqpos_slice=(1, None))
+    described = [
+        dataclasses.replace(one, data=dataclasses.replace(one.data, filter=rule.describe())) for rule in (first, second)
+    ]
+    with pytest.raises(DataError) as raised:
+        compare_reports(described)
+    assert (
+        "(token filter: the token id 100, tokens with more than 10 times the median norm and the token id 7, "
+        "positions outside (1, None))"
+    ) in str(raised.value)
+    assert "token_filter=" in str(raised.value)  # as no command evaluates them together

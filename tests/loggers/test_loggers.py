@@ -12,6 +12,7 @@ from dictionary_learning.loggers import (
     WandbLogger,
     read_history,
 )
+from dictionary_learning.loggers._base import Evaluated
 from tests import tiny
 
 FIGURES = {"a": {"fvu": 0.5, "l0": 3.0}, "b": {"fvu": float("nan"), "l0": 4.0}}
@@ -40,6 +41,23 @@ def test_console_without_a_terminal_writes_lines(caplog):
     assert [line.split(",")[0] for line in shown] == ["step 10 of 20", "step 20 of 20"]
     assert "a: FVU 0.5000  L0 3.0" in shown[0]
     assert "tokens/s" in shown[0]
+
+
+def test_of_many_dictionaries_the_console_shows_the_best_and_the_worst(caplog, monkeypatch, capsys):
+    figures = {f"a{i}": {"fvu": 0.1 * (i + 1), "l0": 3.0} for i in range(7)} | {"bad": {"fvu": float("nan")}}
+    told = "8 dictionaries: FVU 0.1000 (best, a0) to nan (worst, bad)"
+    with caplog.at_level(logging.INFO):
+        ConsoleLogger(2000, list(figures)).log(figures, 2000, 100)
+        ConsoleLogger(2000, list(figures)).log({name: {} for name in figures}, 2000, 100)
+        ConsoleLogger(2000, list(figures)).log_evaluation({n: Evaluated(f, None) for n, f in figures.items()}, 10, 100)
+    first, second, third = [record.getMessage() for record in caplog.records]
+    assert first.startswith("step 2,000 of 2,000") and first.splitlines()[1:] == [f"    {told}"]
+    assert "8 dictionaries: no step yet" in second and third == f"held out, step 10: {told}"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    logger = ConsoleLogger(20, list(figures))
+    logger.log(figures, 10, 100)
+    logger.close()
+    assert told in capsys.readouterr().err and len(logger._bars) == 2
 
 
 def test_console_on_a_terminal_shows_bars(monkeypatch, capsys):

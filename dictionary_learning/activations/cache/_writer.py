@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictionary_learning._plain import as_bytes
+from dictionary_learning._plain import as_bytes, counted
 from dictionary_learning._progress import Progress
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import RowReader, Rows, RowSource, by_name
@@ -149,7 +149,8 @@ class Writer:
         self._is_estimated = True
         n = 1_000_000 if self._missing is None else self._missing
         logger.info(
-            "%s rows at %d sites take %s and about %.0f min (a forward pass took %.1f s, for %d rows).",
-            f"{n:,}", len(rows.activations), as_bytes(n * bytes_of_a_row(self.settings, self.dtype)),
-            n / rows.n * seconds / 60, seconds, rows.n,
+            "%s at %s take %s and about %.0f min (a forward pass took %.1f s, for %s).",
+            counted(n, "row"), counted(len(rows.activations), "site"),
+            as_bytes(n * bytes_of_a_row(self.settings, self.dtype)),
+            n / rows.n * seconds / 60, seconds, counted(rows.n, "row"),
         )  # fmt: skip

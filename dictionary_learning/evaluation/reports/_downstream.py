@@ -1,6 +1,6 @@
 """The tables of downstream evaluations, for every form of report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dictionary_learning.evaluation.reports._contents import Cell, count, decimal, plus_minus, tenths
@@ -137,7 +137,13 @@ def _by_k(title: str, note: str, scores: Sequence[Mapping[str, Any]], metric: st
 
 def _cells(one: Mapping[str, Any], columns: Mapping[str, Any]) -> list[Cell]:
     held, errors = one.get("metrics") or {}, one.get("errors") or {}
-    return [Cell(write(held.get(key)), plus_minus(errors.get(key), write)) for key, write in columns.items()]
+    return [Cell(write(held.get(key)), _error(errors.get(key), write)) for key, write in columns.items()]
+
+
+def _error(error: Mapping[str, Any] | None, write: Callable[[Any], str]) -> str:
+    # of a probe that is right on every text the error is known, and 0
+    is_zero = error is not None and error.get("standard_error") == 0
+    return f" \u00b1 {write(0.0)}" if is_zero else plus_minus(error, write)
 
 
 def _named(one: Mapping[str, Any]) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from dictionary_learning.evaluation.downstream import (
     TaskReport,
 )
 from dictionary_learning.evaluation.reports import write_report
+from dictionary_learning.evaluation.reports._downstream import downstream_tables
 
 BAR = ErrorBar(0.01, 0.7, 0.74)
 NAME = "<b>d|`"
@@ -102,6 +103,16 @@ def test_pages_have_every_part_and_escape_names(tmp_path):
     assert "<b>d" not in markdown
     assert "Careful." in html and "Careful." in markdown
     assert re.search(r"0\.7200 ± 0\.0100", markdown)
+
+
+def test_an_error_of_exactly_zero_is_shown_and_one_that_is_not_known_is_not():
+    exact = {"standard_error": 0.0, "low": 1.0, "high": 1.0}
+    scores = [
+        {"name": "a", "role": "dictionary", "k": 1, "metrics": {"auc": 1.0}, "errors": {"auc": exact}},
+        {"name": "b", "role": "majority", "k": 1, "metrics": {"auc": 0.5}, "errors": None},
+    ]
+    (table,) = downstream_tables({"downstream": {"probing": {"tasks": [{"name": "t", "scores": scores}]}}})
+    assert ["".join(cells[0][:2]) for _, _, cells in table.rows] == ["1.0000 \u00b1 0.0000", "0.5000"]
 
 
 def test_a_section_of_a_later_version_is_refused(tmp_path):
