@@ -212,7 +212,8 @@ def built(make: Callable[..., Dictionary], tensors: Mapping[str, Tensor], *sizes
 
 def _of_one_dtype(tensors: Mapping[str, Tensor], dictionary: Dictionary) -> Mapping[str, Tensor]:
     """Returns tensors of which the parameters have one dtype: float32 where a file has several."""
-    parameters = {name for name, _ in dictionary.named_parameters()}
+    # thresholds are float32 beside weights of any dtype
+    parameters = {name for name, _ in dictionary.named_parameters() if not name.endswith("threshold")}
     dtypes = {tensor.dtype for name, tensor in tensors.items() if name in parameters and tensor.is_floating_point()}
     if len(dtypes) < 2:
         return tensors
