@@ -1,6 +1,5 @@
 """Run files: the options of a command in YAML, TOML or JSON, by their names."""
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ import yaml
 
 from dictionary_learning._run_folder import RUN_FILE
 from dictionary_learning._secrets import without_secrets
-from dictionary_learning._text_reading import words_of_part
+from dictionary_learning._text_reading import mapping_of_part, words_of_pairs, words_of_part
 from dictionary_learning.cli._parser import CONFIG
 from dictionary_learning.errors import ConfigError
 
@@ -58,18 +57,21 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise ConfigError(f"'{path}' is no mapping from names to values. Write lines such as 'k: 32'.")
     values = {str(key).replace("-", "_"): value for key, value in _numbers(found).items()}
-    if isinstance(mix := values.get("mix"), (list, Mapping)):
-        values["mix"] = [words_of_part(part) for part in ([mix] if isinstance(mix, Mapping) else mix)]
+    if (mix := values.get("mix")) is not None:
+        values["mix"] = [words_of_part(part) for part in (mix if isinstance(mix, list) else [mix])]
     for name in ("data_args", "model_args"):
-        if isinstance(pairs := values.get(name), Mapping):
-            values[name] = [f"{key}={one if isinstance(one, str) else json.dumps(one)}" for key, one in pairs.items()]
+        if name in values:
+            values[name] = words_of_pairs(values[name])
     return values
 
 
 def text_of_run_file(command: str, options: Mapping[str, Any]) -> str:
     """Returns what was given to a command as a file with which it can be given again."""
     head = f"# dictionary-learning {command} {CONFIG} {RUN_FILE}\n"
-    return head + yaml.safe_dump(_without_secrets(dict(options)), sort_keys=False, allow_unicode=True)
+    options = dict(options)
+    if "mix" in options:  # as mappings, which leave no doubt where a value ends
+        options["mix"] = [mapping_of_part(words) for words in options["mix"]]
+    return head + yaml.safe_dump(_without_secrets(options), sort_keys=False, allow_unicode=True)
 
 
 def _read_toml(text: str) -> Any:

@@ -1,12 +1,16 @@
 """Options in a file: they mean what the words of a command mean."""
 
 import json
+import re
 
 import pytest
 import yaml
 
 from dictionary_learning import load_dictionary
+from dictionary_learning._text_reading import TextReading
 from dictionary_learning.cli import _train, main
+from dictionary_learning.cli._run_file import read_file, text_of_run_file
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import TRAINERS
 from tests import tiny
 
@@ -217,3 +221,65 @@ def test_shells_complete_commands_and_options(capsys, shell):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert "--dict-size" in script and "--sparsity-penalty" in script and "reproduce" in script
+
+
+def part_of(tmp_path, part):
+    (tmp_path / "part.yaml").write_text(yaml.safe_dump({"mix": part}, sort_keys=False))
+    (reading,) = TextReading(mix=tuple(read_file(tmp_path / "part.yaml")["mix"])).parts()
+    return reading
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "be brief max_examples=5",
+        "x=1",
+        " padded ",
+        "",
+        "none",
+        '"quoted"',
+        "it's",
+        "line\nof=two",
+        'a "b" c=d \\n',
+        "[1]",
+    ],
+)
+def test_a_mapping_of_a_mixture_stays_one(tmp_path, prompt):
+    """No value is taken for settings, on the way in or in the file that the run writes."""
+    part = {"data": "b c=d.jsonl", "system_prompt": prompt, "data_args": {"revision": "main, a=b", "n": 3}}
+    data, reading = part_of(tmp_path, [part])
+    assert data == part["data"] and reading.system_prompt == prompt and reading.max_examples is None
+    assert reading.data_args == ("revision=main, a=b", "n=3")
+    words = read_file(tmp_path / "part.yaml")["mix"]
+    kept = yaml.safe_load(text_of_run_file("train", {"mix": words}))["mix"]
+    assert kept == [{**part, "data_args": list(reading.data_args)}]
+    assert part_of(tmp_path, kept) == (data, reading)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"data": "b.jsonl", "removal_frequncy": 0}, "the setting removal_frequncy"),
+        ({"data": "b.jsonl", "weights": 2}, "the setting weights"),
+        ({"data": "b.jsonl", "max_examples": [5]}, "one value"),
+        ({"data": ""}, "name its data"),
+        (5, "Got 5 in mix; give the name of data"),
+        ([["b.jsonl", "body"]], "Got ['b.jsonl', 'body'] in mix"),
+        ("b.jsonl system_prompt=w7 w8 removal_frequncy=0", "the setting removal_frequncy"),
+        ("b.jsonl text_column=a text_column=b", "text_column twice"),
+        ("b.jsonl text-column=a text_column=b", "text_column twice"),
+        ('b.jsonl system_prompt="\\d"', "cannot be read"),
+        ("text_column=body", "no data"),
+    ],
+)
+def test_a_part_of_a_mixture_that_cannot_be_is_refused(tmp_path, part, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        part_of(tmp_path, part)
+
+
+def test_a_value_in_quotes_is_text(tmp_path):
+    for quoted in ("'w7 removal_frequncy=0'", '"w7 removal_frequncy=0"'):
+        _, reading = part_of(tmp_path, f"b.jsonl system_prompt={quoted} chat-seed=3")
+        assert (reading.system_prompt, reading.chat_seed) == ("w7 removal_frequncy=0", 3)
+    _, reading = part_of(tmp_path, "b.jsonl system_prompt=it's w7 x==1 text_column=body")
+    assert (reading.system_prompt, reading.text_column) == ("it's w7 x==1", "body")
