@@ -121,7 +121,7 @@ def add_config(
         if bool in (item, *typing.get_args(item)):
             words = [word for part in typing.get_args(item) for word in typing.get_args(part)]
             parser.flags[option_of(field.name)] = [str(word) for word in words]
-        options["metavar"] = "" if default is False else _metavar(item)
+        options["metavar"] = "" if default is False and not several and item is bool else _metavar(item)
         options["nargs"] = "+" if is_list or several else None
         group = parser.group(group_of(field.name, otherwise))
         group.add_argument(option_of(field.name), dest=field.name, required=not has_default, **options)
@@ -157,12 +157,22 @@ def _read(hint: Any, word: str) -> Any:
     try:
         return _value(word, hint)
     except (TypeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{word!r} is not {type_name(hint)}") from error
+        wanted = type_name(hint)
+        if _has_none(hint):  # a choice "none" beside None, the default, which no word means
+            wanted = wanted.replace(" or None", "")
+        raise argparse.ArgumentTypeError(f"{word!r} is not {wanted}") from error
+
+
+def _has_none(hint: Any) -> bool:
+    """Returns whether "none" is a choice of its own, and no word for None."""
+    return any("none" in typing.get_args(part) for part in (hint, *typing.get_args(hint)))
 
 
 def _value(word: str, hint: Any) -> Any:
     """Returns what a word stands for in a type; raises ValueError if it stands for nothing."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if _has_none(hint):
+        arguments = tuple(part for part in arguments if part is not type(None))
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
             with contextlib.suppress(TypeError, ValueError):

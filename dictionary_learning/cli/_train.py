@@ -70,6 +70,10 @@ def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None)
             "their own, with --seed and --save-dir, or train them together by trainSAE."
         )
     named = {name: values.pop(name, None) for name in ("trainer", "recipe")}
+    for name, told in named.items():
+        if told is not None and not isinstance(told, str):
+            what = "no list: a run file trains several as 'methods'" if isinstance(told, list) else "it is no name"
+            raise ConfigError(f"The run file has {name}: {told!r}, and {what}, as docs/sweeps.md shows.")
     if "methods" in values:
         return _parser_of_methods(values, choice, {name: getattr(chosen, name) or told for name, told in named.items()})
     if chosen.trainer is None and chosen.recipe is None:

@@ -1,5 +1,6 @@
 """Options in a file: they mean what the words of a command mean."""
 
+import dataclasses
 import json
 import re
 
@@ -8,10 +9,13 @@ import yaml
 
 from dictionary_learning import load_dictionary
 from dictionary_learning._text_reading import TextReading
-from dictionary_learning.cli import _train, main
+from dictionary_learning.cli import _train, build_parser, main
+from dictionary_learning.cli._arguments import read_config
 from dictionary_learning.cli._run_file import read_file, text_of_run_file
+from dictionary_learning.cli._train_options import TrainArguments
+from dictionary_learning.config import field_types
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.trainers import TRAINERS
+from dictionary_learning.trainers import TRAINERS, TrainerTopK
 from tests import tiny
 
 GIVEN = {
@@ -147,6 +151,12 @@ def test_several_methods_train_as_each_alone(place, tmp_path):
         ({"help": True}, "has 'help'. There is no such option"),
         ({"trainer": "top_kk"}, "Did you mean 'top_k'"),
         ({"trainer": "top_k", "recipe": "bricken_2023"}, "Give one of the two"),
+        ({"trainer": ["top_k", "batch_top_k"]}, "has trainer: ['top_k', 'batch_top_k'], and no list: a run file"),
+        ({"recipe": 5}, "has recipe: 5"),
+        ({"bos": "None"}, "'None' is not document | context | both | none."),
+        ({"exclude_tokens": [[5]]}, "a list in a list"),
+        ({"mix": 5}, "Got 5 in mix"),
+        ({"batch-size": 3}, "has 'batch_size' twice"),
         ({"methods": [1]}, "Got methods: [1] in the run file"),
         ({"methods": {}}, "Got a sweep without methods"),
         ({"methods": {"top_k": {}}, "trainer": "top_k"}, "Got --trainer top_k with a run file that has 'methods'"),
@@ -159,6 +169,39 @@ def test_what_a_file_has_wrong_is_named(place, tmp_path, caplog, settings, said)
     path = write(tmp_path / "run.yaml", given(place, **settings))
     assert said in failed(caplog, "train", "--config", path, "--save-dir", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("k: 1\nk: 2", "'k' is there twice, again in line 2"), ("methods: {top_k: {k: 1, k: 2}}", "'k' is there twice"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["yaml", "json"])
+def test_no_key_is_there_twice(tmp_path, caplog, text, said, kind):
+    (tmp_path / f"a.{kind}").write_text(text)
+    assert said in failed(caplog, "train", "--config", str(tmp_path / f"a.{kind}"))
+
+
+def test_null_says_nothing(place, tmp_path):
+    """Where nothing is the default, and for lists, which have no null."""
+    nothing = dict.fromkeys(("mix", "exclude_tokens", "weights", "bos", "save_steps", "system_prompt", "data_args"))
+    values = read_file(write(tmp_path / "a.yaml", given(place, **nothing)))
+    parser = build_parser("train", [], values)
+    parser.take(values, "a.yaml")
+    found = parser.read([])
+    assert not set(nothing) & found.given
+    default = {field.name: field.default for field in dataclasses.fields(TrainArguments)}
+    assert all(getattr(read_config(found, TrainArguments), name) == default[name] for name in nothing)
+
+
+def test_options_with_words_show_them():
+    parser = build_parser("train", [])
+    flags = {action.dest for action in parser._actions if action.option_strings and action.metavar == ""}
+    hints = {**field_types(TrainArguments), **field_types(TrainerTopK.Config)}
+    assert {hints[name] for name in flags if name in hints} == {bool}
+    words = {action.dest: action.metavar for action in parser._actions}
+    assert words["normalize_activations"].startswith("true|none|unit_mean_square")
 
 
 @pytest.mark.parametrize(

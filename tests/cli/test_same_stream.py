@@ -277,6 +277,7 @@ def test_a_strangers_mixture_is_refused(run, tmp_path, monkeypatch, caplog):
         (["--exclude-tokens", "w1000"], "exclude_tokens='w1000'"),
         (["--exclude-tokens", "5000"], "exclude_tokens=5000"),
         (["--exclude-tokens", "-1"], "exclude_tokens=-1"),
+        (["--bos", "None"], "is not document | context | both | none."),
         (["--separator", "nowhere"], "separator='nowhere'"),
         (["--bos", "sometimes"], "'sometimes'"),
         (["--epochs", "0"], "epochs"),
