@@ -7,9 +7,10 @@ and `TokenStream`, and mean the same.
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._mix_words import Word, as_word, split_words
+from dictionary_learning._said import check_contexts_said, check_reading_said, saying
 from dictionary_learning._secrets import HIDDEN
 from dictionary_learning.config import BaseConfig, coerce, field_types, setting
 from dictionary_learning.errors import ConfigError
@@ -27,6 +28,8 @@ _PART = "give the name of data, as books.jsonl, or a mapping, as {data: books.js
 class TextReading(BaseConfig):
     """How the text of a run is read."""
 
+    said: ClassVar[frozenset[str]] = frozenset()
+    """The settings that are no defaults but were said (see `saying`)."""
     text_column: str = "text"
     """The column or key of the text; data without it may have input_ids, tokens or messages."""
     split: str = "train"
@@ -88,25 +91,35 @@ class TextReading(BaseConfig):
         own = {name: value for name, value in self.settings().items() if name not in (*_OF_THE_MIXTURE, *_OF_THE_WHOLE)}
         for words in self.mix:
             data, given = _split(words)
-            yield data, TextReading.from_dict({**own, **given})
+            yield data, saying(TextReading.from_dict({**own, **given}), given)
 
     def settings(self) -> dict[str, Any]:
         """Returns these settings, without those of a class that has more."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(TextReading)}
 
     def source(self, data: str) -> "Source":
-        """Returns the documents."""
+        """Returns the documents.
+
+        Raises:
+            ConfigError: A setting was said that can have no effect on them.
+        """
         from dictionary_learning.data import mix
 
-        parts = [self._read(data), *(part.source(name) for name, part in self.parts())]
+        check_reading_said(self, data, self.said)
+        parts = [self.read(data), *(saying(part, ()).source(name) for name, part in self.parts())]
         return self._limited(parts[0] if len(parts) == 1 else mix(parts, **self._drawn()))
 
     def divided(self, data: str, held_out_every: int) -> "tuple[Source, Source]":
-        """Returns the documents to train on, and every n-th of all, which are held out."""
+        """Returns the documents to train on, and every n-th of all, which are held out.
+
+        Raises:
+            ConfigError: A setting was said that can have no effect on them.
+        """
         from dictionary_learning.data import mix
 
-        parts = [self._read(data).hold_out(held_out_every)]
-        parts += [part.divided(name, held_out_every) for name, part in self.parts()]
+        check_reading_said(self, data, self.said)
+        parts = [self.read(data).hold_out(held_out_every)]
+        parts += [saying(part, ()).divided(name, held_out_every) for name, part in self.parts()]
         if len(parts) == 1:
             return self._limited(parts[0][0]), parts[0][1]
         rest, held = (mix([part[side] for part in parts], **self._drawn()) for side in (0, 1))
@@ -115,7 +128,8 @@ class TextReading(BaseConfig):
     def _drawn(self) -> dict[str, Any]:
         return {"weights": self.weights or None, "seed": self.mix_seed, "exhausted": self.exhausted}
 
-    def _read(self, data: str) -> "Source":
+    def read(self, data: str) -> "Source":
+        """Returns all documents of one data, in their own order."""
         from dictionary_learning.data import Chat, as_source
 
         chat = Chat(
@@ -147,6 +161,8 @@ class TextReading(BaseConfig):
 class ContextReading(BaseConfig):
     """How contexts of tokens are made of documents."""
 
+    said: ClassVar[frozenset[str]] = frozenset()
+    """The settings that are no defaults but were said (see `saying`)."""
     pack: bool = True
     """Whether documents are packed into full contexts; otherwise each is cut and padded."""
     add_special_tokens: bool = True
@@ -179,10 +195,17 @@ class ContextReading(BaseConfig):
         return {name: value for name, value in self.tokens().items() if value != default[name]}
 
     def contexts(self, text: "Source", model: Any, ctx_len: int, end_of_data: Any = "stop") -> "ContextSource":
-        """Returns the contexts of a text, for a `TracedModel`."""
+        """Returns the contexts of a text, for a `TracedModel`.
+
+        Raises:
+            ConfigError: A setting was said that can have no effect on them.
+        """
         from dictionary_learning.data import as_context_source
 
+        check_contexts_said(self, text, self.said)
         options = {"ctx_len": ctx_len, "end_of_data": end_of_data, **self.tokens()}
+        if self.pack:  # those of a run may say more than one evaluation of it needs
+            options["long_documents"] = "cut"
         return as_context_source(text, model.tokenizer, model=model, **options)
 
 

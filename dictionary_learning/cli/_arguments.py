@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from dictionary_learning._border import BOUNDS, check, check_local
+from dictionary_learning._said import saying
 from dictionary_learning.cli._groups import group_of
 from dictionary_learning.cli._parser import FALSE, OTHERS, TRUE, Parser, option_of
 from dictionary_learning.config import BaseConfig, check_range, coerce, field_docs, field_types, type_name
@@ -129,7 +130,8 @@ def add_config(
 
 def read_config(namespace: argparse.Namespace, config: type[C]) -> C:
     """Returns the config that the parsed options describe."""
-    return config.from_dict({name: value for name, value in vars(namespace).items() if name in field_types(config)})
+    values = {name: value for name, value in vars(namespace).items() if name in field_types(config)}
+    return saying(config.from_dict(values), namespace.given)
 
 
 def read_configs(namespace: argparse.Namespace, config: type[C], build: Callable[..., C] | None = None) -> list[C]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
+from dictionary_learning._said import saying
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
 from dictionary_learning.cli._parser import Parser, option_of
@@ -130,7 +131,8 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
         given = {name: getattr(namespace, name) for name in _kept(namespace, arguments)}
         token = OPTIONS.set(text_of_run_file("train", method.described(given)))
         stack.callback(OPTIONS.reset, token)
-        _train(arguments.replace(save_dir=str(folder)), folder, method, configs, namespace.given)
+        arguments = saying(arguments.replace(save_dir=str(folder)), namespace.given)
+        _train(arguments, folder, method, configs, namespace.given)
 
 
 def _kept(namespace: argparse.Namespace, arguments: TrainArguments) -> list[str]:

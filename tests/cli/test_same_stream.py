@@ -5,6 +5,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -294,6 +295,89 @@ def test_what_cannot_be_is_refused(place, settings, message, caplog, monkeypatch
     line = ["train", "model", "text.jsonl", *words({**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE})]
     assert main([*line, *settings]) == 2
     assert message in caplog.records[-1].getMessage()
+
+
+NO_EFFECT = [
+    (["--mix-seed", "0"], "--mix-seed without --mix"),
+    (["--exhausted", "stop"], "--exhausted without --mix"),
+    (["--shuffle-buffer", "9"], "--shuffle-buffer without --shuffle-seed"),
+    (["--token-dtype", "uint32"], "--token-dtype and no .bin file"),
+    (["--separator-id", "3"], "--separator-id and no .bin or .npy"),
+    (["--row-len", "64"], "--row-len and no .bin or .npy"),
+    (["--streaming", "false"], "--streaming and no data set on the hub"),
+    (["--removal-frequency", "0.5"], "--removal-frequency without --system-prompt"),
+    (["--chat-seed", "1"], "--chat-seed without --system-prompt"),
+    (["--system-prompt", "w9"], "--system-prompt and the data hold no conversations"),
+    (["--chat-template", "{% if %}"], "--chat-template and the data hold no conversations"),
+    (["--mix", "a.jsonl chat_seed=2"], "chat_seed for 'a.jsonl' in mix without"),
+    (["--mix", "a.jsonl", "--system-prompt", "w9"], "--system-prompt and the data hold no conversations"),
+    (["--mix", "chats.jsonl", "a.jsonl system_prompt=w9"], "system_prompt for 'a.jsonl' in mix and the data hold no"),
+    (["--long-documents", "split"], "--long-documents with packed contexts"),
+    (["--padding-side", "left"], "--padding-side with packed contexts"),
+    (["--rows", "contexts"], "--rows, and the data hold no token ids"),
+    (["--vocab-size", "97"], "--vocab-size, and the data hold no token ids"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), NO_EFFECT)
+def test_what_is_said_has_an_effect(place, settings, message, caplog, monkeypatch, tmp_path):
+    """What is said and changes nothing is refused, in words and in a file, before a run begins."""
+    monkeypatch.chdir(place)
+    (place / "a.jsonl").write_text((place / "text.jsonl").read_text())
+    sizes = {**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE}
+    lines = [["train", "model", "text.jsonl", *words(sizes), *settings]]
+    given: dict[str, Any] = {}
+    for word in settings:
+        if word.startswith("--"):
+            given[name := word[2:].replace("-", "_")] = []
+        else:
+            given[name].append(word)
+    told = {
+        name: value if name == "mix" else yaml.safe_load(value[0])
+        for name, value in given.items()
+        if value[0] != "{% if %}"
+    }
+    if told:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({"model": "model", "data": "text.jsonl", **sizes, **told}))
+        lines.append(["train", "--config", str(path)])
+    for line in lines:
+        assert main([*line, "--save-dir", str(tmp_path / "out")]) == 2
+        assert message in caplog.records[-1].getMessage() and not (tmp_path / "out").exists()
+
+
+def test_what_has_an_effect_somewhere_is_read(place, tmp_path):
+    """An option may be for one part of a mixture only, or for one file of a folder."""
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    for n in range(2):
+        np.arange(64, dtype=np.uint32).tofile(folder / f"{n}.bin")
+    (folder / "notes").write_text("of no kind")
+    for data, settings in (
+        (str(folder), ["--token-dtype", "uint32", "--row-len", "8"]),
+        (str(folder / "*.bin"), ["--token-dtype", "uint32", "--separator-id", "5"]),
+        (str(place / "chats.jsonl"), ["--system-prompt", "w9", "--chat-seed", "1", "--chat-template", TEMPLATE]),
+        (str(place / "text.jsonl"), ["--mix", str(place / "chats.jsonl"), "--system-prompt", "w9", "--mix-seed", "1"]),
+    ):
+        line = [str(place / "model"), data, *settings]
+        found = read_config(build_parser("train", line).read(line), TrainArguments)
+        assert next(found.source(data)) is not None and next(found.divided(data, 5)[0]) is not None
+
+
+def test_a_run_without_a_mixture_has_no_options_of_one(place, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(place)
+    sizes = {**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE, "n_eval_tokens": 64, "n_fidelity_tokens": 0}
+    assert main(["train", "model", "text.jsonl", *words(sizes), "--save-dir", str(tmp_path / "run")]) == 0
+    for settings, message in (
+        (["--exhausted", "restart"], "--exhausted without --mix"),
+        (["--mix-seed", "0"], "--mix-seed without --mix"),
+        (["--rows", "documents"], "--rows, and the data hold no token ids"),
+        (["--long-documents", "split"], "--long-documents with packed contexts"),
+    ):
+        caplog.clear()
+        line = ["evaluate", str(tmp_path / "run"), "--n-tokens", "64", *settings]
+        assert main([*line, "--save-dir", str(tmp_path / "out")]) == 2
+        assert message in caplog.records[-1].getMessage() and "not read as in training" not in caplog.text
 
 
 @pytest.mark.parametrize(
