@@ -1,6 +1,7 @@
 """Data that the shell, a run file and Python describe: the same rows, in the same order."""
 
 import json
+import os
 import typing
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import _train_data, build_parser, main
 from dictionary_learning.cli._arguments import read_config
+from dictionary_learning.cli._in_options import in_options
 from dictionary_learning.cli._run_file import read_file
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix
@@ -284,6 +286,11 @@ def test_a_strangers_mixture_is_refused(run, tmp_path, monkeypatch, caplog):
         (["--epochs", "0"], "epochs"),
         (["--model-args", "eager"], "name=value"),
         (["--model-args", "device=cpu"], "--device"),
+        (["--model-args", "nonesuch=3"], "Got --model-args nonesuch=3 for 'model', and its model takes no such"),
+        (["--ablations", "zero", "none"], "--ablations zero none: none stands alone"),
+        (["--ablations", "none", "none"], "none stands alone"),
+        (["--ablations", "zero", "zero"], "one of them twice"),
+        (["--tokenizer", "empty"], "The folder 'empty' has no file of a tokenizer"),
         (["--cache-window", "3"], "--cache"),
         (["--resume-from", "elsewhere"], "--save-dir"),
         (["--save-best", "l0=sideways", "--evaluate-every", "2"], "sideways"),
@@ -292,6 +299,7 @@ def test_a_strangers_mixture_is_refused(run, tmp_path, monkeypatch, caplog):
 def test_what_cannot_be_is_refused(place, settings, message, caplog, monkeypatch):
     monkeypatch.chdir(place)
     (place / "a.jsonl").write_text((place / "text.jsonl").read_text())
+    (place / "empty").mkdir(exist_ok=True)
     line = ["train", "model", "text.jsonl", *words({**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE})]
     assert main([*line, *settings]) == 2
     assert message in caplog.records[-1].getMessage()
@@ -414,3 +422,42 @@ def test_normalization_is_a_flag_or_a_name(place):
         assert (found.normalize_activations, found.data) == (expected, "text.jsonl")
     names = {name for name, _ in NORMALIZATIONS.items()}
     assert names <= choices(typing.get_type_hints(TrainArguments)["normalize_activations"])
+
+
+def test_a_folder_of_a_tokenizer_is_one(place, tmp_path):
+    """What the tokenizer alone wrote has no config of a model."""
+    tiny.tokenizer(bos=False).save_pretrained(tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer" / "config.json").exists()
+    for folder in (tmp_path / "tokenizer", str(tmp_path / "tokenizer")):
+        loaded = load_model(str(place / "model"), tokenizer=folder, device="cpu", dtype="float32").tokenizer
+        assert loaded.bos_token is None and loaded("w1 w2").input_ids == tiny.tokenizer(bos=False)("w1 w2").input_ids
+    found = by_words(place, {"tokenizer": str(tmp_path / "tokenizer"), "device": "cpu"}).load(str(place / "model"))
+    assert found.tokenizer is not None and found.tokenizer.bos_token is None
+
+
+def test_errors_speak_of_options(place, tmp_path, monkeypatch, caplog):
+    """The shell has no arguments of Python, and what it advises can be typed."""
+    monkeypatch.chdir(place)
+    (place / "bad.jsonl").write_text((place / "text.jsonl").read_text() + '\n{"text": null}')
+    for dtype in ("uint32", "int64"):
+        np.arange(64, dtype=dtype).tofile(place / f"{dtype}.bin")
+    os.mkfifo(tmp_path / "pipe")
+    sizes = words({**SIZES, "n_tokens": 4096, "batch_size": 32, "sites": SITE})
+    for data, settings, message, python in (
+        ("text.jsonl", ["--resume-from", str(tmp_path)], "or leave out --resume-from", "resume="),
+        ("bad.jsonl", ["--held-out-every", "1000"], "--on-bad-document skip", "on_bad_document"),
+        ("uint32.bin", [], "Set --token-dtype uint32", "dtype="),
+        ("int64.bin", [], "Set --token-dtype int64", "dtype="),
+        ("int64.bin", ["--token-dtype", "uint32"], "Set --token-dtype int64", "dtype="),
+        (str(tmp_path / "pipe"), [], "no file that can be read again", "hub"),
+        ("-", [], "no file that can be read again", "hub"),
+    ):
+        caplog.clear()
+        line = ["train", "model", data, *sizes, *settings, "--k", "2", "--overwrite"]
+        line = [word for word in line if word != "--overwrite" or "--resume-from" not in settings]
+        assert main([*line, "--save-dir", str(tmp_path / "out")]) == 2
+        said = caplog.records[-1].getMessage()
+        assert message in said and python not in said
+    assert in_options("Go on by resume='auto' (--resume), or overwrite=True (--overwrite on the command line).") == (
+        "Go on by --resume, or --overwrite."
+    )
