@@ -1,8 +1,9 @@
 """Errors of the library in the words of the shell: arguments of Python are options there."""
 
 import re
+from collections.abc import Callable
 
-_OPTIONS = (
+_OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\b\w+=\S+ \((--[\w-]+)(?: on the command line)?\)", r"\1"),
     (r"\bor resume='never'", "or leave out --resume-from"),
     (r"\bresume='auto'", "--resume"),
@@ -29,6 +30,6 @@ def in_options(message: str) -> str:
     return message
 
 
-def _said(found: re.Match[str], instead: object) -> str:
-    text = instead(found) if callable(instead) else found.expand(str(instead))
+def _said(found: re.Match[str], instead: str | Callable[[re.Match[str]], str]) -> str:
+    text = found.expand(instead) if isinstance(instead, str) else instead(found)
     return text[0].upper() + text[1:] if found[0][0].isupper() else text

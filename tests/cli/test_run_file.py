@@ -201,7 +201,7 @@ def test_options_with_words_show_them():
     hints = {**field_types(TrainArguments), **field_types(TrainerTopK.Config)}
     assert {hints[name] for name in flags if name in hints} == {bool}
     words = {action.dest: action.metavar for action in parser._actions}
-    assert words["normalize_activations"].startswith("true|none|unit_mean_square")
+    assert str(words["normalize_activations"]).startswith("true|none|unit_mean_square")
 
 
 @pytest.mark.parametrize(

@@ -335,9 +335,11 @@ def test_what_is_said_has_an_effect(place, settings, message, caplog, monkeypatc
     sizes = {**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE}
     lines = [["train", "model", "text.jsonl", *words(sizes), *settings]]
     given: dict[str, Any] = {}
+    name = ""
     for word in settings:
         if word.startswith("--"):
-            given[name := word[2:].replace("-", "_")] = []
+            name = word[2:].replace("-", "_")
+            given[name] = []
         else:
             given[name].append(word)
     told = {
