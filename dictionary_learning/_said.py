@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ON_THE_HUB, _SAVED = "on the hub", "saved"
+_BY_NAME, _SAVED = "read by datasets", "saved"
+"""No file that is read here: a name on the hub, or a file such as .csv; and a folder of rows."""
 _N_INSPECTED = 8
 
 
@@ -63,7 +64,7 @@ _NEEDS: tuple[tuple[tuple[str, ...], Callable[[_Data], bool], str], ...] = (
         lambda data: bool(data.kinds & {".bin", ".npy"}),
         "and no .bin or .npy file is read, which it is about",
     ),
-    (("streaming",), lambda data: _ON_THE_HUB in data.kinds, "and no data set on the hub is read, which it is about"),
+    (("streaming",), lambda data: _BY_NAME in data.kinds, "and no data set on the hub is read, which it is about"),
     (
         ("removal_frequency", "chat_seed"),
         lambda data: any(reading.system_prompt for _, reading in data.parts),
@@ -125,4 +126,4 @@ def _kinds_of(name: str) -> set[str]:
         return {kind for file in path.rglob("*") if (kind := kind_of(file))}
     if glob.has_magic(name) and not path.exists():
         return {kind for file in glob.iglob(str(path), recursive=True) if (kind := kind_of(Path(file)))}
-    return {kind_of(path) or (_SAVED if path.exists() else _ON_THE_HUB)}
+    return {kind_of(path) or _BY_NAME}

@@ -329,10 +329,10 @@ NO_EFFECT = [
 
 @pytest.mark.parametrize(("settings", "message"), NO_EFFECT)
 def test_what_is_said_has_an_effect(place, settings, message, caplog, monkeypatch, tmp_path):
-    """What is said and changes nothing is refused, in words and in a file, before a run begins."""
+    """What is said and changes nothing is refused, in words and files, before anything is written."""
     monkeypatch.chdir(place)
     (place / "a.jsonl").write_text((place / "text.jsonl").read_text())
-    sizes = {**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE}
+    sizes = {**SIZES, "n_tokens": 64, "batch_size": 32, "sites": [SITE]}
     lines = [["train", "model", "text.jsonl", *words(sizes), *settings]]
     given: dict[str, Any] = {}
     name = ""
@@ -351,8 +351,14 @@ def test_what_is_said_has_an_effect(place, settings, message, caplog, monkeypatc
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump({"model": "model", "data": "text.jsonl", **sizes, **told}))
         lines.append(["train", "--config", str(path)])
+        sweep = tmp_path / "sweep.yaml"
+        sweep.write_text(path.read_text() + "methods: {top_k: {k: 2}}\n")
+        lines.append(["sweep", str(sweep)])
+    lines += [["cache", "model", "text.jsonl", "--sites", SITE, "--device", "cpu", *settings]]
+    lines += [["pretokenize", "text.jsonl", "--model", "model", *settings]]
     for line in lines:
-        assert main([*line, "--save-dir", str(tmp_path / "out")]) == 2
+        out = "--out" if line[0] in ("cache", "pretokenize") else "--save-dir"
+        assert main([*line, out, str(tmp_path / "out")]) == 2
         assert message in caplog.records[-1].getMessage() and not (tmp_path / "out").exists()
 
 
