@@ -6,10 +6,11 @@ and `TokenStream`, and mean the same.
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from dictionary_learning._mix_words import Word, as_word, split_words
+from dictionary_learning._said import check_contexts_said, check_reading_said, saying
 from dictionary_learning._secrets import HIDDEN
 from dictionary_learning.config import BaseConfig, coerce, field_types, setting
 from dictionary_learning.errors import ConfigError
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 _OF_THE_MIXTURE = ("mix", "weights", "mix_seed", "exhausted")
 _OF_THE_WHOLE = ("shuffle_seed", "shuffle_buffer", "max_examples")
 """Settings of a mixture as a whole, which its parts do not take over."""
+_PART = "give the name of data, as books.jsonl, or a mapping, as {data: books.jsonl, text_column: body}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextReading(BaseConfig):
     """How the text of a run is read."""
 
+    said: ClassVar[frozenset[str]] = frozenset()
+    """The settings that are no defaults but were said (see `saying`)."""
     text_column: str = "text"
     """The column or key of the text; data without it may have input_ids, tokens or messages."""
     split: str = "train"
@@ -36,7 +40,8 @@ class TextReading(BaseConfig):
     """Further arguments of datasets.load_dataset, as name=value."""
     mix: tuple[str, ...] = ()
     """Further data, from which documents are drawn too. Settings of one may follow its name, as in
-    "chats.jsonl text_column=body"; those of the command are the defaults."""
+    "chats.jsonl text_column=body"; those of the command are the defaults. A value that holds
+    name=value stands in quotes."""
     weights: tuple[float, ...] = ()
     """With --mix, how often each is drawn from, relative to the others, the main data first; by
     default equally often."""
@@ -86,25 +91,35 @@ class TextReading(BaseConfig):
         own = {name: value for name, value in self.settings().items() if name not in (*_OF_THE_MIXTURE, *_OF_THE_WHOLE)}
         for words in self.mix:
             data, given = _split(words)
-            yield data, TextReading.from_dict({**own, **given})
+            yield data, saying(TextReading.from_dict({**own, **given}), given)
 
     def settings(self) -> dict[str, Any]:
         """Returns these settings, without those of a class that has more."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(TextReading)}
 
     def source(self, data: str) -> "Source":
-        """Returns the documents."""
+        """Returns the documents.
+
+        Raises:
+            ConfigError: A setting was said that can have no effect on them.
+        """
         from dictionary_learning.data import mix
 
-        parts = [self._read(data), *(part.source(name) for name, part in self.parts())]
+        check_reading_said(self, data, self.said)
+        parts = [self.read(data), *(saying(part, ()).source(name) for name, part in self.parts())]
         return self._limited(parts[0] if len(parts) == 1 else mix(parts, **self._drawn()))
 
     def divided(self, data: str, held_out_every: int) -> "tuple[Source, Source]":
-        """Returns the documents to train on, and every n-th of all, which are held out."""
+        """Returns the documents to train on, and every n-th of all, which are held out.
+
+        Raises:
+            ConfigError: A setting was said that can have no effect on them.
+        """
         from dictionary_learning.data import mix
 
-        parts = [self._read(data).hold_out(held_out_every)]
-        parts += [part.divided(name, held_out_every) for name, part in self.parts()]
+        check_reading_said(self, data, self.said)
+        parts = [self.read(data).hold_out(held_out_every)]
+        parts += [saying(part, ()).divided(name, held_out_every) for name, part in self.parts()]
         if len(parts) == 1:
             return self._limited(parts[0][0]), parts[0][1]
         rest, held = (mix([part[side] for part in parts], **self._drawn()) for side in (0, 1))
@@ -113,7 +128,8 @@ class TextReading(BaseConfig):
     def _drawn(self) -> dict[str, Any]:
         return {"weights": self.weights or None, "seed": self.mix_seed, "exhausted": self.exhausted}
 
-    def _read(self, data: str) -> "Source":
+    def read(self, data: str) -> "Source":
+        """Returns all documents of one data, in their own order."""
         from dictionary_learning.data import Chat, as_source
 
         chat = Chat(
@@ -145,6 +161,8 @@ class TextReading(BaseConfig):
 class ContextReading(BaseConfig):
     """How contexts of tokens are made of documents."""
 
+    said: ClassVar[frozenset[str]] = frozenset()
+    """The settings that are no defaults but were said (see `saying`)."""
     pack: bool = True
     """Whether documents are packed into full contexts; otherwise each is cut and padded."""
     add_special_tokens: bool = True
@@ -177,64 +195,96 @@ class ContextReading(BaseConfig):
         return {name: value for name, value in self.tokens().items() if value != default[name]}
 
     def contexts(self, text: "Source", model: Any, ctx_len: int, end_of_data: Any = "stop") -> "ContextSource":
-        """Returns the contexts of a text, for a `TracedModel`."""
+        """Returns the contexts of a text, for a `TracedModel`.
+
+        Raises:
+            ConfigError: A setting was said that can have no effect on them.
+        """
         from dictionary_learning.data import as_context_source
 
+        check_contexts_said(self, text, self.said)
         options = {"ctx_len": ctx_len, "end_of_data": end_of_data, **self.tokens()}
+        if self.pack:  # those of a run may say more than one evaluation of it needs
+            options["long_documents"] = "cut"
         return as_context_source(text, model.tokenizer, model=model, **options)
 
 
-def words_of_part(part: Any) -> Any:
-    """Returns a part of a mixture that a run file says as a mapping, as the shell says it.
+def words_of_part(part: Any) -> str:
+    """Returns a part of a mixture, which a run file may say as a mapping, in words.
 
     Raises:
-        ConfigError: The mapping names no data.
+        ConfigError: It names no data, or has a setting that is none or cannot be used.
     """
-    if not isinstance(part, Mapping):
+    if isinstance(part, str):
         return part
+    if not isinstance(part, Mapping):
+        raise ConfigError(f"Got {part!r} in mix; {_PART}.")
     given = {str(key).replace("-", "_"): value for key, value in part.items()}
     data = given.pop("data", None)
-    if not isinstance(data, str):
+    if not isinstance(data, str) or not data.strip():
         raise ConfigError(f"Got {dict(part)} in mix; name its data, as {{data: books.jsonl, text_column: body}}.")
-    words = [f"{name}={_word(value)}" for name, value in given.items()]
-    return " ".join([data, *words])
+    words = " ".join([as_word(data), *(f"{name}={_word(name, value)}" for name, value in given.items())])
+    _split(words)
+    return words
 
 
-def _word(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_word, value))
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def mapping_of_part(words: str) -> str | dict[str, Any]:
+    """Returns a part of a mixture as a run file says it: its data, with settings as a mapping."""
+    data, given = _split(words)
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    return {"data": data, **plain} if plain else words
+
+
+def _word(name: str, value: Any) -> str:
+    if name == "data_args":
+        return as_word(json.dumps(words_of_pairs(value)))
+    if isinstance(value, (list, tuple, Mapping)):
+        raise ConfigError(f"Got {name}: {value!r} for a part of mix; it takes one value.")
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else as_word(str(value))
+
+
+def words_of_pairs(pairs: Any) -> Any:
+    """Returns pairs of a run file, which may be a mapping, as name=value."""
+    if isinstance(pairs, Mapping):
+        return [f"{key}={one if isinstance(one, str) else json.dumps(one)}" for key, one in pairs.items()]
+    return pairs
 
 
 def _split(words: str) -> tuple[str, dict[str, Any]]:
     """Returns the name of data, which may have spaces, and the settings that follow it."""
     fields = [field.name for field in dataclasses.fields(TextReading) if field.name not in _OF_THE_MIXTURE]
-    dashed = "|".join(name.replace("_", "[_-]") for name in fields)
-    data, *settings = re.split(rf"\s+(?=(?:{dashed})=)", words.strip())
-    odd = re.search(r"\s([\w-]+)=", data)
+    data, settings = split_words(words)
+    odd = next((name for name, _ in settings if name not in fields), None)
     if not data or odd:
-        what = f"the setting {odd[1]}" if odd else "no data"
-        raise ConfigError(f"Got {words!r} in mix, with {what}. Settings of a part are {', '.join(fields)}.")
+        what = f"the setting {odd}" if odd else "no data"
+        raise ConfigError(
+            f"Got {words!r} in mix, with {what}. Settings of a part are {', '.join(fields)}; a value that holds "
+            'name=value stands in quotes, as system_prompt="x=1 y=2".'
+        )
     given: dict[str, Any] = {}
-    for name, _, value in (each.partition("=") for each in settings):
-        field = name.replace("-", "_")
+    for name, word in settings:
+        if name in given:
+            raise ConfigError(f"Got {words!r} in mix, with {name} twice, and only the last would count. Give it once.")
         try:
-            given[field] = coerce(_value(field, value), field_types(TextReading)[field])
+            given[name] = coerce(_value(name, word), field_types(TextReading)[name])
         except TypeError as error:
-            raise ConfigError(f"Got {words!r} in mix; {field} must be {error}.") from None
+            raise ConfigError(f"Got {words!r} in mix; {name} must be {error}.") from None
     return data, given
 
 
-def _value(name: str, word: str) -> Any:
+def _value(name: str, word: Word) -> Any:
     """Returns what a word means for a setting; what it cannot mean, the config refuses."""
+    text = word.text
     if name == "data_args":
-        return tuple(word.split(","))
-    if not isinstance(getattr(TextReading(), name, None), str) and name not in ("chat_template", "system_prompt"):
+        return tuple(json.loads(text)) if word.is_quoted and text.startswith("[") else tuple(text.split(","))
+    if name in ("chat_template", "system_prompt"):
+        return None if text.lower() == "none" and not word.is_quoted else text
+    if not isinstance(getattr(TextReading(), name, None), str):
         try:
-            return None if word.lower() == "none" else json.loads(word.lower())
+            return None if text.lower() == "none" else json.loads(text.lower())
         except json.JSONDecodeError:
-            return word
-    return word
+            return text
+    return text
 
 
 def named_values(pairs: tuple[str, ...], option: str) -> dict[str, Any]:

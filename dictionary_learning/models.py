@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,17 @@ __all__ = ["Edit", "InputsLike", "TracedModel", "load_model"]
 
 _ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
+_SAVED = ("config.json", "adapter_config.json")
+"""Files of which a folder of a saved model has one."""
+_SAVED_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Files of which a folder of a saved tokenizer has one, where it has no config."""
 
 if TYPE_CHECKING:
     _Model = TracedModel
@@ -89,8 +101,8 @@ def load_model(
             example=example, remote=remote or None, **options,
         )  # fmt: skip
         return model  # pyright: ignore[reportReturnType]
-    if isinstance(tokenizer, str):
-        tokenizer = load_tokenizer(tokenizer)
+    if isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = load_tokenizer(str(tokenizer))
     if isinstance(remote, str) and remote != "local" and "://" not in remote:
         raise ConfigError(f"Got remote={remote!r}; give True for NDIF, the URL of a server, or 'local'.")
     if not isinstance(model, (str, os.PathLike)):
@@ -189,7 +201,7 @@ def load_pretrained(
     except (DictionaryLearningError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise ModelError(_not_loaded(name, error)) from error
+        raise ModelError(_not_loaded(name, error, options)) from error
     lacking = sorted(set(info["missing_keys"]) & {key for key, _ in module.named_parameters()})
     if lacking:
         raise ModelError(
@@ -203,7 +215,7 @@ def load_pretrained(
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """Returns the tokenizer of that name, or of the model of that name, or raises ModelError."""
     transformers: Any = importlib.import_module("transformers")
-    source, extra = _source(name)
+    source, extra = _source(name, (*_SAVED, *_SAVED_TOKENIZERS))
     try:
         extra |= {"revision": revision or "main", "trust_remote_code": trust_remote_code}
         return transformers.AutoTokenizer.from_pretrained(source, **extra)
@@ -235,17 +247,18 @@ def _model_class(source: str, extra: dict[str, str], options: dict[str, Any]) ->
     return transformers.AutoModelForCausalLM
 
 
-def _source(name: str) -> tuple[str, dict[str, Any]]:
+def _source(name: str, marks: Sequence[str] = _SAVED) -> tuple[str, dict[str, Any]]:
     """Returns the arguments of `from_pretrained` for a hub name, a folder, or a GGUF file."""
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        if not any((path / file).is_file() for file in marks):
             gguf = sorted(p.name for p in path.glob("*.gguf"))
             saved = "Name the folder that save_pretrained wrote."
             hint = f"It holds {', '.join(gguf)}: name that file." if gguf else saved
-            raise ModelError(f"The folder '{name}' has no config.json, and is no saved model. {hint}")
+            lacks = "config.json, and is no saved model" if marks == _SAVED else "file of a tokenizer that was saved"
+            raise ModelError(f"The folder '{name}' has no {lacks}. {hint}")
         return str(path), {}
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith(("./", "../", "~")):
         raise ModelError(_missing_path(path))
@@ -272,13 +285,19 @@ def _missing_path(path: Path) -> str:
     return f"{message}{near} '{path.parent}' holds: {holds}. {advice}"
 
 
-def _not_loaded(name: str, error: Exception) -> str:
+def _not_loaded(name: str, error: Exception, options: Mapping[str, Any]) -> str:
     if Path(name).expanduser().exists():
         where = "its files cannot be used"
     elif os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
         where = "the hub is switched off by HF_HUB_OFFLINE"
     else:
         where = "it is no local folder, and the hub did not serve it"
+    refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if refused and refused[1] in options:
+        return (
+            f"Got {refused[1]}={options[refused[1]]!r} for '{name}', and its model takes no such argument of "
+            "from_pretrained. Check its name, or leave it out."
+        )
     return (
         f"The model '{name}' could not be loaded ({where}): {type(error).__name__}: {_first_line(error)} "
         "Check the name and the options, or give a local folder or a .gguf file."

@@ -22,7 +22,7 @@ LAYERS = [
     {"interop"},
     {"finetune", "interventions"},
     {"run_setup"},
-    {"resume", "saving", "watch"},
+    {"resume", "saving", "watch", "mix_words", "said"},
     {"run_output", "text_reading"},
     {"estimate", "provenance", "trained_on"},
     {"evaluation", "interpretation", "attribution"},

@@ -39,7 +39,7 @@ def stream_of(documents, ctx_len, pack, long_documents):
 @few
 @given(documents=DOCUMENTS, ctx_len=st.integers(2, 17), pack=st.booleans())
 def test_every_token_of_a_text_is_once_in_its_contexts(documents, ctx_len, pack):
-    batches = taken(stream_of(documents, ctx_len, pack, "split"))
+    batches = taken(stream_of(documents, ctx_len, pack, "cut" if pack else "split"))
     found = [
         (int(document), int(position), int(token))
         for batch in batches

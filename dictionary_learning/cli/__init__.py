@@ -18,6 +18,7 @@ from typing import Any
 from dictionary_learning._border import said
 from dictionary_learning._run_folder import COMMAND
 from dictionary_learning.cli._arguments import config_parser
+from dictionary_learning.cli._in_options import in_options
 from dictionary_learning.cli._output import as_json
 from dictionary_learning.cli._parser import IMPORT, JSON, QUIET, TRACEBACK, Parser, without
 from dictionary_learning.cli._run_file import file_named_in, read_file
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DictionaryLearningError as error:
         if _was_interrupted(error):
             return _interrupted()
-        logger.error("%s: %s", type(error).__name__, " ".join(str(error).split()), exc_info=whole)
+        logger.error("%s: %s", type(error).__name__, in_options(" ".join(str(error).split())), exc_info=whole)
         return 2
     except Exception as error:  # of another package, or a fault of this one
         if _was_interrupted(error):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from dictionary_learning._border import BOUNDS, check, check_local
+from dictionary_learning._said import saying
 from dictionary_learning.cli._groups import group_of
 from dictionary_learning.cli._parser import FALSE, OTHERS, TRUE, Parser, option_of
 from dictionary_learning.config import BaseConfig, check_range, coerce, field_docs, field_types, type_name
@@ -129,7 +130,7 @@ def add_config(
         if bool in (item, *typing.get_args(item)):
             words = [word for part in typing.get_args(item) for word in typing.get_args(part)]
             parser.flags[option_of(field.name)] = [str(word) for word in words]
-        options["metavar"] = "" if default is False else _metavar(item)
+        options["metavar"] = "" if default is False and not several and item is bool else _metavar(item)
         options["nargs"] = "+" if is_list or several else None
         group = parser.group(group_of(field.name, otherwise))
         group.add_argument(option_of(field.name), dest=field.name, required=not has_default, **options)
@@ -137,7 +138,8 @@ def add_config(
 
 def read_config(namespace: argparse.Namespace, config: type[C]) -> C:
     """Returns the config that the parsed options describe."""
-    return config.from_dict({name: value for name, value in vars(namespace).items() if name in field_types(config)})
+    values = {name: value for name, value in vars(namespace).items() if name in field_types(config)}
+    return saying(config.from_dict(values), namespace.given)
 
 
 def read_configs(namespace: argparse.Namespace, config: type[C], build: Callable[..., C] | None = None) -> list[C]:
@@ -165,12 +167,22 @@ def _read(hint: Any, word: str) -> Any:
     try:
         return _value(word, hint)
     except (TypeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{word!r} is not {type_name(hint)}") from error
+        wanted = type_name(hint)
+        if _has_none(hint):  # a choice "none" beside None, the default, which no word means
+            wanted = wanted.replace(" or None", "")
+        raise argparse.ArgumentTypeError(f"{word!r} is not {wanted}") from error
+
+
+def _has_none(hint: Any) -> bool:
+    """Returns whether "none" is a choice of its own, and no word for None."""
+    return any("none" in typing.get_args(part) for part in (hint, *typing.get_args(hint)))
 
 
 def _value(word: str, hint: Any) -> Any:
     """Returns what a word stands for in a type; raises ValueError if it stands for nothing."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if _has_none(hint):
+        arguments = tuple(part for part in arguments if part is not type(None))
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
             with contextlib.suppress(TypeError, ValueError):

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from typing import Any, ClassVar, Literal
 
+from dictionary_learning._said import check_contexts_said
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._compare import CompareArguments
 from dictionary_learning.cli._completion import CompletionArguments
@@ -104,7 +105,9 @@ class PretokenizeArguments(ContextArguments):
 
         tokenizer = load_tokenizer(self.model, self.revision, self.trust_remote_code)
         options = {**self.tokens(), **self.options("ctx_len", "push")}
-        pretokenize(self.source(self.data), tokenizer, self.out, **options)
+        text = self.source(self.data)
+        check_contexts_said(self, text, self.said)
+        pretokenize(text, tokenizer, self.out, **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dictionary_learning._run_folder import new_folder
+from dictionary_learning._said import check_reading_said, saying
 from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning._trained_on import (
     TrainedModel,
@@ -248,7 +249,7 @@ def contexts_as_trained(
         ConfigError: two dictionaries were trained on contexts that were made differently.
     """
     trained = common(saved, "ways of making contexts", contexts_of) or ContextReading()
-    rule = trained.replace(**asked.changed())
+    rule = saying(trained.replace(**asked.changed()), asked.said)
     return rule.contexts(text, model, ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN))
 
 
@@ -268,6 +269,8 @@ def read_text(arguments: TextReading, given: str | None, trained: TrainedText | 
     told: dict[str, Any] = {"data_args": ()} if asked.data_args else {}
     told |= {"mix": (), "weights": ()} if asked.mix else {}
     check_reading(trained.reading.replace(**told), "--mix")
+    said = {name: value for name, value in asked.settings().items() if name in arguments.said}
+    check_reading_said(asked if asked.mix else trained.reading.replace(**said), data, arguments.said)
     reading = trained.reading.replace(data_args=asked.data_args or trained.reading.data_args)
     as_stored = asked.replace(data_args=tuple(to_plain(asked.data_args))).settings()  # without tokens
     default, trained_by = TextReading().settings(), trained.reading.settings()

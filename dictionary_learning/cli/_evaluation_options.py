@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from dictionary_learning.cli._arguments import CommandArguments
+from dictionary_learning.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,14 @@ class EvaluationArguments(CommandArguments):
     """Whether the error is also given by position and by kind of token."""
     n_geometry_latents: int = 2_048
     """Latents whose nearest neighbors are looked for among all; 0 for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shown = " ".join(self.ablations)
+        if "none" in self.ablations and len(self.ablations) > 1:
+            raise ConfigError(f"Got --ablations {shown}: none stands alone. Leave it out, or give only none.")
+        if len(set(self.ablations)) < len(self.ablations):
+            raise ConfigError(f"Got --ablations {shown}, with one of them twice. Give each once.")
 
     def measured(self) -> dict[str, Any]:
         """Returns these options, as arguments of an `EvaluationConfig`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dictionary_learning._text_reading import named_values
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._parser import FALSE, TRUE, option_of
-from dictionary_learning.errors import ConfigError, MissingDependencyError
+from dictionary_learning.errors import ConfigError, MissingDependencyError, ModelError
 
 if TYPE_CHECKING:
     from dictionary_learning.models import TracedModel
@@ -64,7 +64,13 @@ class ModelArguments(CommandArguments):
         if self.load_in_8bit:
             options |= _in_8_bits(self.device, self.device_map)
         where = {**self.options("dtype", "device", "tokenizer"), "remote": _remote(self.remote)}
-        return load_model(model, revision=self.revision or revision, **where, **options)
+        try:
+            return load_model(model, revision=self.revision or revision, **where, **options)
+        except ModelError as error:
+            given = (pair.partition("=")[0] for pair in self.model_args)
+            if name := next((name for name in given if f"Got {name}=" in str(error)), None):
+                raise ConfigError(str(error).replace(f"Got {name}=", f"Got --model-args {name}=", 1)) from error
+            raise
 
 
 def _remote(word: str | None) -> bool | str:

@@ -81,6 +81,8 @@ class Parser(argparse.ArgumentParser):
                 near = did_you_mean(name, actions)
                 raise ConfigError(f"'{path}' has '{name}'. {there or f'There is no such option.{near}'}")
             action = actions[name]
+            if value is None and _is_not_given(action):
+                continue
             try:
                 action.default = _from_file(value, action)
             except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
@@ -165,6 +167,12 @@ def _with_dashes(option: str) -> str:
     return option.replace("_", "-")
 
 
+def _is_not_given(action: argparse.Action) -> bool:
+    """Returns whether null says nothing: None is the default, or it stands for a list."""
+    one = action.default[0] if isinstance(action.default, list) and len(action.default) == 1 else action.default
+    return one is None or isinstance(action.default, tuple)
+
+
 def _from_file(value: Any, action: argparse.Action) -> Any:
     """Returns a value of a run file as the parser would have read it."""
     if action.nargs not in ("+", "*"):
@@ -185,6 +193,8 @@ def _one_from_file(value: Any, action: argparse.Action) -> Any:
     if value is None:
         # a setting of words has no word for None, and may be None by default
         return None if action.default in (None, [None]) else read("none")
+    if isinstance(value, (list, tuple)) and isinstance(action.default, tuple):
+        raise ValueError("a list in a list is no value")
     if isinstance(value, (list, tuple)):
         return read(",".join(map(str, value)))
     return read(str(value).lower() if isinstance(value, bool) else str(value))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dictionary_learning._run_folder import new_folder
+from dictionary_learning._said import saying
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._run_file import read_file
@@ -65,7 +66,7 @@ class SweepArguments(CommandArguments):
         if self.resume and self.save_dir is None:
             raise ConfigError("--resume needs the folder of the sweep: give --save-dir.")
         chosen = {"device": self.device or told.device, "memory_gb": self.memory_gb or told.memory_gb}
-        told = told.replace(**chosen)
+        told = saying(told.replace(**chosen), given)
         sweep = SweepConfig(methods=told.methods, grid=told.grid)
         configs = [point.config for point in sweep.points()]
         if told.model is None or told.data is None:

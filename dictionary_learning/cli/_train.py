@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
+from dictionary_learning._said import saying
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
 from dictionary_learning.cli._parser import Parser, option_of
@@ -72,6 +73,10 @@ def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None)
             "their own, with --seed and --save-dir, or train them together by trainSAE."
         )
     named = {name: values.pop(name, None) for name in ("trainer", "recipe")}
+    for name, told in named.items():
+        if told is not None and not isinstance(told, str):
+            what = "no list: a run file trains several as 'methods'" if isinstance(told, list) else "it is no name"
+            raise ConfigError(f"The run file has {name}: {told!r}, and {what}, as docs/sweeps.md shows.")
     if "methods" in values:
         return _parser_of_methods(values, choice, {name: getattr(chosen, name) or told for name, told in named.items()})
     if chosen.trainer is None and chosen.recipe is None:
@@ -128,7 +133,8 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
         given = {name: getattr(namespace, name) for name in _kept(namespace, arguments)}
         token = OPTIONS.set(text_of_run_file("train", method.described(given)))
         stack.callback(OPTIONS.reset, token)
-        _train(arguments.replace(save_dir=str(folder)), folder, method, configs, namespace.given)
+        arguments = saying(arguments.replace(save_dir=str(folder)), namespace.given)
+        _train(arguments, folder, method, configs, namespace.given)
 
 
 def _kept(namespace: argparse.Namespace, arguments: TrainArguments) -> list[str]:

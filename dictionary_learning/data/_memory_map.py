@@ -87,10 +87,22 @@ def _map_bin(path: Path, dtype: str) -> Any:
     if not size:
         return np.empty(0, kind)
     tokens = np.memmap(path, dtype=kind, mode="r")
-    # ids below 65,536 that were written as uint32 have 0 in their upper halves
-    if dtype == "uint16" and len(tokens) > 2 and len(tokens) % 2 == 0 and not tokens[1:_N_INSPECTED:2].any():
+    if (wider := _written_as(tokens)) is not None:
         raise DataError(
-            f"Every second number of '{path}' is 0 when it is read as uint16, so it was written as uint32. Set "
-            "dtype='uint32'."
+            f"Most numbers of '{path}' are 0 when it is read as {dtype}, so it was written as {wider}. Set "
+            f"dtype='{wider}'."
         )
     return tokens
+
+
+def _written_as(tokens: Any) -> str | None:
+    """Returns the wider type of a file, where the upper parts of its ids are all 0."""
+    width, is_even = tokens.dtype.itemsize, len(tokens) % 2 == 0
+    seen = tokens[:_N_INSPECTED]
+    if width == 2 and len(tokens) > 4 and len(tokens) % 4 == 0 and not any(seen[n::4].any() for n in (1, 2, 3)):
+        return "int64"
+    if width == 2 and len(tokens) > 2 and is_even and not seen[1::2].any():
+        return "uint32"
+    if width == 4 and len(tokens) > 4 and is_even and not seen[1::2].any():
+        return "int64"
+    return None

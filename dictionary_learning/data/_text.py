@@ -166,6 +166,12 @@ def _column(columns: Mapping[str, Any], options: ReadOptions, name: str) -> Any:
 
 def _read_name(name: str, options: ReadOptions) -> SourceParts:
     path = Path(name).expanduser()
+    is_stream = path.exists() or str(path).startswith(("/dev/stdin", "/dev/fd/"))
+    if name == "-" or (is_stream and not path.is_file() and not path.is_dir()):
+        raise DataError(
+            f"'{name}' is no file that can be read again, which data must be: they are divided, and read once more for "
+            "the evaluation. Write the text to a file first, such as text.jsonl."
+        )
     # `save_to_disk` writes either file into its folder
     is_saved = any((path / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json"))
     holds_files = path.is_dir() and not is_saved

@@ -85,6 +85,11 @@ class TokenStream:
             raise ConfigError(f"Got ctx_len={ctx_len}; a context needs at least 2 tokens.")
         if not pack and separator not in ("auto", None):
             raise ConfigError(f"Got separator={separator!r} with pack=False; only packed documents are separated.")
+        if pack and long_documents != "cut":
+            raise ConfigError(
+                f"Got long_documents={long_documents!r} with pack=True; packed documents are not cut. Leave it out, or "
+                "set pack=False."
+            )
         check_tokenizer(source, tokenizer)
         self.source, self.tokenizer, self.ctx_len, self.pack = source, tokenizer, ctx_len, pack
         self.add_special_tokens, self._bos_policy = add_special_tokens, bos

@@ -45,3 +45,5 @@ class EvaluationConfig(BaseConfig):
         super().__post_init__()
         if unknown := [one for one in self.ablations if one not in ABLATIONS]:
             raise ConfigError(f"Got ablations={self.ablations}; {unknown[0]!r} is none of {', '.join(ABLATIONS)}.")
+        if len(set(self.ablations)) < len(self.ablations):
+            raise ConfigError(f"Got ablations={self.ablations}, with one of them twice. Give each once.")

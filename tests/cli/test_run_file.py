@@ -1,13 +1,21 @@
 """Options in a file: they mean what the words of a command mean."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 import yaml
 
 from dictionary_learning import load_dictionary
-from dictionary_learning.cli import _train, main
-from dictionary_learning.trainers import TRAINERS
+from dictionary_learning._text_reading import TextReading
+from dictionary_learning.cli import _train, build_parser, main
+from dictionary_learning.cli._arguments import read_config
+from dictionary_learning.cli._run_file import read_file, text_of_run_file
+from dictionary_learning.cli._train_options import TrainArguments
+from dictionary_learning.config import field_types
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.trainers import TRAINERS, TrainerTopK
 from tests import tiny
 
 GIVEN = {
@@ -143,6 +151,12 @@ def test_several_methods_train_as_each_alone(place, tmp_path):
         ({"help": True}, "has 'help'. There is no such option"),
         ({"trainer": "top_kk"}, "Did you mean 'top_k'"),
         ({"trainer": "top_k", "recipe": "bricken_2023"}, "Give one of the two"),
+        ({"trainer": ["top_k", "batch_top_k"]}, "has trainer: ['top_k', 'batch_top_k'], and no list: a run file"),
+        ({"recipe": 5}, "has recipe: 5"),
+        ({"bos": "None"}, "'None' is not document | context | both | none."),
+        ({"exclude_tokens": [[5]]}, "a list in a list"),
+        ({"mix": 5}, "Got 5 in mix"),
+        ({"batch-size": 3}, "has 'batch_size' twice"),
         ({"methods": [1]}, "Got methods: [1] in the run file"),
         ({"methods": {}}, "Got a sweep without methods"),
         ({"methods": {"top_k": {}}, "trainer": "top_k"}, "Got --trainer top_k with a run file that has 'methods'"),
@@ -155,6 +169,39 @@ def test_what_a_file_has_wrong_is_named(place, tmp_path, caplog, settings, said)
     path = write(tmp_path / "run.yaml", given(place, **settings))
     assert said in failed(caplog, "train", "--config", path, "--save-dir", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("k: 1\nk: 2", "'k' is there twice, again in line 2"), ("methods: {top_k: {k: 1, k: 2}}", "'k' is there twice"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["yaml", "json"])
+def test_no_key_is_there_twice(tmp_path, caplog, text, said, kind):
+    (tmp_path / f"a.{kind}").write_text(text)
+    assert said in failed(caplog, "train", "--config", str(tmp_path / f"a.{kind}"))
+
+
+def test_null_says_nothing(place, tmp_path):
+    """Where nothing is the default, and for lists, which have no null."""
+    nothing = dict.fromkeys(("mix", "exclude_tokens", "weights", "bos", "save_steps", "system_prompt", "data_args"))
+    values = read_file(write(tmp_path / "a.yaml", given(place, **nothing)))
+    parser = build_parser("train", [], values)
+    parser.take(values, "a.yaml")
+    found = parser.read([])
+    assert not set(nothing) & found.given
+    default = {field.name: field.default for field in dataclasses.fields(TrainArguments)}
+    assert all(getattr(read_config(found, TrainArguments), name) == default[name] for name in nothing)
+
+
+def test_options_with_words_show_them():
+    parser = build_parser("train", [])
+    flags = {action.dest for action in parser._actions if action.option_strings and action.metavar == ""}
+    hints = {**field_types(TrainArguments), **field_types(TrainerTopK.Config)}
+    assert {hints[name] for name in flags if name in hints} == {bool}
+    words = {action.dest: action.metavar for action in parser._actions}
+    assert str(words["normalize_activations"]).startswith("true|none|unit_mean_square")
 
 
 @pytest.mark.parametrize(
@@ -217,3 +264,65 @@ def test_shells_complete_commands_and_options(capsys, shell):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert "--dict-size" in script and "--sparsity-penalty" in script and "reproduce" in script
+
+
+def part_of(tmp_path, part):
+    (tmp_path / "part.yaml").write_text(yaml.safe_dump({"mix": part}, sort_keys=False))
+    (reading,) = TextReading(mix=tuple(read_file(tmp_path / "part.yaml")["mix"])).parts()
+    return reading
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "be brief max_examples=5",
+        "x=1",
+        " padded ",
+        "",
+        "none",
+        '"quoted"',
+        "it's",
+        "line\nof=two",
+        'a "b" c=d \\n',
+        "[1]",
+    ],
+)
+def test_a_mapping_of_a_mixture_stays_one(tmp_path, prompt):
+    """No value is taken for settings, on the way in or in the file that the run writes."""
+    part = {"data": "b c=d.jsonl", "system_prompt": prompt, "data_args": {"revision": "main, a=b", "n": 3}}
+    data, reading = part_of(tmp_path, [part])
+    assert data == part["data"] and reading.system_prompt == prompt and reading.max_examples is None
+    assert reading.data_args == ("revision=main, a=b", "n=3")
+    words = read_file(tmp_path / "part.yaml")["mix"]
+    kept = yaml.safe_load(text_of_run_file("train", {"mix": words}))["mix"]
+    assert kept == [{**part, "data_args": list(reading.data_args)}]
+    assert part_of(tmp_path, kept) == (data, reading)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"data": "b.jsonl", "removal_frequncy": 0}, "the setting removal_frequncy"),
+        ({"data": "b.jsonl", "weights": 2}, "the setting weights"),
+        ({"data": "b.jsonl", "max_examples": [5]}, "one value"),
+        ({"data": ""}, "name its data"),
+        (5, "Got 5 in mix; give the name of data"),
+        ([["b.jsonl", "body"]], "Got ['b.jsonl', 'body'] in mix"),
+        ("b.jsonl system_prompt=w7 w8 removal_frequncy=0", "the setting removal_frequncy"),
+        ("b.jsonl text_column=a text_column=b", "text_column twice"),
+        ("b.jsonl text-column=a text_column=b", "text_column twice"),
+        ('b.jsonl system_prompt="\\d"', "cannot be read"),
+        ("text_column=body", "no data"),
+    ],
+)
+def test_a_part_of_a_mixture_that_cannot_be_is_refused(tmp_path, part, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        part_of(tmp_path, part)
+
+
+def test_a_value_in_quotes_is_text(tmp_path):
+    for quoted in ("'w7 removal_frequncy=0'", '"w7 removal_frequncy=0"'):
+        _, reading = part_of(tmp_path, f"b.jsonl system_prompt={quoted} chat-seed=3")
+        assert (reading.system_prompt, reading.chat_seed) == ("w7 removal_frequncy=0", 3)
+    _, reading = part_of(tmp_path, "b.jsonl system_prompt=it's w7 x==1 text_column=body")
+    assert (reading.system_prompt, reading.text_column) == ("it's w7 x==1", "body")

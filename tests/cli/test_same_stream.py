@@ -1,10 +1,12 @@
 """Data that the shell, a run file and Python describe: the same rows, in the same order."""
 
 import json
+import os
 import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +22,7 @@ from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import _train_data, build_parser, main
 from dictionary_learning.cli._arguments import read_config
+from dictionary_learning.cli._in_options import in_options
 from dictionary_learning.cli._run_file import read_file
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix
@@ -277,11 +280,17 @@ def test_a_strangers_mixture_is_refused(run, tmp_path, monkeypatch, caplog):
         (["--exclude-tokens", "w1000"], "exclude_tokens='w1000'"),
         (["--exclude-tokens", "5000"], "exclude_tokens=5000"),
         (["--exclude-tokens", "-1"], "exclude_tokens=-1"),
+        (["--bos", "None"], "is not document | context | both | none."),
         (["--separator", "nowhere"], "separator='nowhere'"),
         (["--bos", "sometimes"], "'sometimes'"),
         (["--epochs", "0"], "epochs"),
         (["--model-args", "eager"], "name=value"),
         (["--model-args", "device=cpu"], "--device"),
+        (["--model-args", "nonesuch=3"], "Got --model-args nonesuch=3 for 'model', and its model takes no such"),
+        (["--ablations", "zero", "none"], "--ablations zero none: none stands alone"),
+        (["--ablations", "none", "none"], "none stands alone"),
+        (["--ablations", "zero", "zero"], "one of them twice"),
+        (["--tokenizer", "empty"], "The folder 'empty' has no file of a tokenizer"),
         (["--cache-window", "3"], "--cache"),
         (["--resume-from", "elsewhere"], "--save-dir"),
         (["--save-best", "l0=sideways", "--evaluate-every", "2"], "sideways"),
@@ -290,9 +299,101 @@ def test_a_strangers_mixture_is_refused(run, tmp_path, monkeypatch, caplog):
 def test_what_cannot_be_is_refused(place, settings, message, caplog, monkeypatch):
     monkeypatch.chdir(place)
     (place / "a.jsonl").write_text((place / "text.jsonl").read_text())
+    (place / "empty").mkdir(exist_ok=True)
     line = ["train", "model", "text.jsonl", *words({**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE})]
     assert main([*line, *settings]) == 2
     assert message in caplog.records[-1].getMessage()
+
+
+NO_EFFECT = [
+    (["--mix-seed", "0"], "--mix-seed without --mix"),
+    (["--exhausted", "stop"], "--exhausted without --mix"),
+    (["--shuffle-buffer", "9"], "--shuffle-buffer without --shuffle-seed"),
+    (["--token-dtype", "uint32"], "--token-dtype and no .bin file"),
+    (["--separator-id", "3"], "--separator-id and no .bin or .npy"),
+    (["--row-len", "64"], "--row-len and no .bin or .npy"),
+    (["--streaming", "false"], "--streaming and no data set on the hub"),
+    (["--removal-frequency", "0.5"], "--removal-frequency without --system-prompt"),
+    (["--chat-seed", "1"], "--chat-seed without --system-prompt"),
+    (["--system-prompt", "w9"], "--system-prompt and the data hold no conversations"),
+    (["--chat-template", "{% if %}"], "--chat-template and the data hold no conversations"),
+    (["--mix", "a.jsonl chat_seed=2"], "chat_seed for 'a.jsonl' in mix without"),
+    (["--mix", "a.jsonl", "--system-prompt", "w9"], "--system-prompt and the data hold no conversations"),
+    (["--mix", "chats.jsonl", "a.jsonl system_prompt=w9"], "system_prompt for 'a.jsonl' in mix and the data hold no"),
+    (["--long-documents", "split"], "--long-documents with packed contexts"),
+    (["--padding-side", "left"], "--padding-side with packed contexts"),
+    (["--rows", "contexts"], "--rows, and the data hold no token ids"),
+    (["--vocab-size", "97"], "--vocab-size, and the data hold no token ids"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), NO_EFFECT)
+def test_what_is_said_has_an_effect(place, settings, message, caplog, monkeypatch, tmp_path):
+    """What is said and changes nothing is refused, in words and files, before anything is written."""
+    monkeypatch.chdir(place)
+    (place / "a.jsonl").write_text((place / "text.jsonl").read_text())
+    sizes = {**SIZES, "n_tokens": 64, "batch_size": 32, "sites": [SITE]}
+    lines = [["train", "model", "text.jsonl", *words(sizes), *settings]]
+    given: dict[str, Any] = {}
+    name = ""
+    for word in settings:
+        if word.startswith("--"):
+            name = word[2:].replace("-", "_")
+            given[name] = []
+        else:
+            given[name].append(word)
+    told = {
+        name: value if name == "mix" else yaml.safe_load(value[0])
+        for name, value in given.items()
+        if value[0] != "{% if %}"
+    }
+    if told:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({"model": "model", "data": "text.jsonl", **sizes, **told}))
+        lines.append(["train", "--config", str(path)])
+        sweep = tmp_path / "sweep.yaml"
+        sweep.write_text(path.read_text() + "methods: {top_k: {k: 2}}\n")
+        lines.append(["sweep", str(sweep)])
+    lines += [["cache", "model", "text.jsonl", "--sites", SITE, "--device", "cpu", *settings]]
+    lines += [["pretokenize", "text.jsonl", "--model", "model", *settings]]
+    for line in lines:
+        out = "--out" if line[0] in ("cache", "pretokenize") else "--save-dir"
+        assert main([*line, out, str(tmp_path / "out")]) == 2
+        assert message in caplog.records[-1].getMessage() and not (tmp_path / "out").exists()
+
+
+def test_what_has_an_effect_somewhere_is_read(place, tmp_path):
+    """An option may be for one part of a mixture only, or for one file of a folder."""
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    for n in range(2):
+        np.arange(64, dtype=np.uint32).tofile(folder / f"{n}.bin")
+    (folder / "notes").write_text("of no kind")
+    for data, settings in (
+        (str(folder), ["--token-dtype", "uint32", "--row-len", "8"]),
+        (str(folder / "*.bin"), ["--token-dtype", "uint32", "--separator-id", "5"]),
+        (str(place / "chats.jsonl"), ["--system-prompt", "w9", "--chat-seed", "1", "--chat-template", TEMPLATE]),
+        (str(place / "text.jsonl"), ["--mix", str(place / "chats.jsonl"), "--system-prompt", "w9", "--mix-seed", "1"]),
+    ):
+        line = [str(place / "model"), data, *settings]
+        found = read_config(build_parser("train", line).read(line), TrainArguments)
+        assert next(found.source(data)) is not None and next(found.divided(data, 5)[0]) is not None
+
+
+def test_a_run_without_a_mixture_has_no_options_of_one(place, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(place)
+    sizes = {**SIZES, "n_tokens": 64, "batch_size": 32, "sites": SITE, "n_eval_tokens": 64, "n_fidelity_tokens": 0}
+    assert main(["train", "model", "text.jsonl", *words(sizes), "--save-dir", str(tmp_path / "run")]) == 0
+    for settings, message in (
+        (["--exhausted", "restart"], "--exhausted without --mix"),
+        (["--mix-seed", "0"], "--mix-seed without --mix"),
+        (["--rows", "documents"], "--rows, and the data hold no token ids"),
+        (["--long-documents", "split"], "--long-documents with packed contexts"),
+    ):
+        caplog.clear()
+        line = ["evaluate", str(tmp_path / "run"), "--n-tokens", "64", *settings]
+        assert main([*line, "--save-dir", str(tmp_path / "out")]) == 2
+        assert message in caplog.records[-1].getMessage() and "not read as in training" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -329,3 +430,42 @@ def test_normalization_is_a_flag_or_a_name(place):
         assert (found.normalize_activations, found.data) == (expected, "text.jsonl")
     names = {name for name, _ in NORMALIZATIONS.items()}
     assert names <= choices(typing.get_type_hints(TrainArguments)["normalize_activations"])
+
+
+def test_a_folder_of_a_tokenizer_is_one(place, tmp_path):
+    """What the tokenizer alone wrote has no config of a model."""
+    tiny.tokenizer(bos=False).save_pretrained(tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer" / "config.json").exists()
+    for folder in (tmp_path / "tokenizer", str(tmp_path / "tokenizer")):
+        loaded = load_model(str(place / "model"), tokenizer=folder, device="cpu", dtype="float32").tokenizer
+        assert loaded.bos_token is None and loaded("w1 w2").input_ids == tiny.tokenizer(bos=False)("w1 w2").input_ids
+    found = by_words(place, {"tokenizer": str(tmp_path / "tokenizer"), "device": "cpu"}).load(str(place / "model"))
+    assert found.tokenizer is not None and found.tokenizer.bos_token is None
+
+
+def test_errors_speak_of_options(place, tmp_path, monkeypatch, caplog):
+    """The shell has no arguments of Python, and what it advises can be typed."""
+    monkeypatch.chdir(place)
+    (place / "bad.jsonl").write_text((place / "text.jsonl").read_text() + '\n{"text": null}')
+    for dtype in ("uint32", "int64"):
+        np.arange(64, dtype=dtype).tofile(place / f"{dtype}.bin")
+    os.mkfifo(tmp_path / "pipe")
+    sizes = words({**SIZES, "n_tokens": 4096, "batch_size": 32, "sites": SITE})
+    for data, settings, message, python in (
+        ("text.jsonl", ["--resume-from", str(tmp_path)], "or leave out --resume-from", "resume="),
+        ("bad.jsonl", ["--held-out-every", "1000"], "--on-bad-document skip", "on_bad_document"),
+        ("uint32.bin", [], "Set --token-dtype uint32", "dtype="),
+        ("int64.bin", [], "Set --token-dtype int64", "dtype="),
+        ("int64.bin", ["--token-dtype", "uint32"], "Set --token-dtype int64", "dtype="),
+        (str(tmp_path / "pipe"), [], "no file that can be read again", "hub"),
+        ("-", [], "no file that can be read again", "hub"),
+    ):
+        caplog.clear()
+        line = ["train", "model", data, *sizes, *settings, "--k", "2", "--overwrite"]
+        line = [word for word in line if word != "--overwrite" or "--resume-from" not in settings]
+        assert main([*line, "--save-dir", str(tmp_path / "out")]) == 2
+        said = caplog.records[-1].getMessage()
+        assert message in said and python not in said
+    assert in_options("Go on by resume='auto' (--resume), or overwrite=True (--overwrite on the command line).") == (
+        "Go on by --resume, or --overwrite."
+    )

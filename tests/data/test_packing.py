@@ -105,7 +105,7 @@ def test_every_token_says_whose_it_is(bos, pack):
 
 def test_state_is_plain_data_and_resumes_exactly():
     for pack, bos in itertools.product([True, False], POLICIES):
-        options = {"pack": pack, "bos": bos, "long_documents": "split", "epochs": 2}
+        options = {"pack": pack, "bos": bos, "long_documents": "cut" if pack else "split", "epochs": 2}
         whole = stream(ctx_len=8, **options)
         for n in (1, 5, 2, 9):
             whole.take(n)
@@ -236,3 +236,8 @@ def test_token_that_both_ends_and_begins_documents_stands_once():
     tokenizer.bos_token = tokenizer.eos_token
     contexts = served(stream(["w1", "w2 w3"], tokenizer=tokenizer, separator="eos", bos="document"))
     assert contexts == [[EOS, 4, EOS, 5, 6, EOS]]
+
+
+def test_packed_documents_are_not_split():
+    with pytest.raises(ConfigError, match="long_documents='split' with pack=True"):
+        stream(long_documents="split")
