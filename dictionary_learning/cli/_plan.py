@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from dictionary_learning._plain import counted
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.cli._output import write_result
@@ -48,6 +47,7 @@ class PlanArguments(CommandArguments):
     """The model's branch, tag or commit on the hub."""
 
     def run(self) -> None:
+        from dictionary_learning._plain import counted
         from dictionary_learning.models import load_model
         from dictionary_learning.parallel import Sizes, costs
 
