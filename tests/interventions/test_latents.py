@@ -20,7 +20,7 @@ from dictionary_learning.interventions import (
 )
 from dictionary_learning.latents import columns_of, to_dense
 from tests import tiny
-from tests.contracts.dictionary_cases import ANY, X, build
+from tests.contracts.dictionary_cases import ANY, X, build, decoded
 
 SITE = tiny.LAYER["llama"]
 IDS = torch.arange(3, 27).view(2, 12)
@@ -70,7 +70,7 @@ def test_each_change_is_that_of_the_dense_latents(case, change):
     rows = x.view(24, 12)
     f = to_dense(dictionary.reconstruct(rows).latents)
     with torch.no_grad():
-        difference = dictionary.decode_latents(CHANGES[change](f), rows) - dictionary.decode_latents(f, rows)
+        difference = decoded(dictionary, CHANGES[change](f), rows) - decoded(dictionary, f, rows)
         with_error = edit_latents(dictionary, **{change: GIVEN[change]})(x).view(24, 12)
         without = edit_latents(dictionary, keep_error=False, **{change: GIVEN[change]})(x).view(24, 12)
     torch.testing.assert_close(with_error, rows + difference)
