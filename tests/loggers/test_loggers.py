@@ -109,7 +109,7 @@ def test_training_survives_its_logger(caplog):
 
 def test_console_shows_dictionaries_without_a_step(caplog):
     """As with more batches to accumulate than lie between two lines."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "dictionary_learning")
     ConsoleLogger(20, ["a", "b"]).log({"a": {}, "b": {"l0": 2.0}}, 1, 10)
     assert "a: no step yet" in caplog.text and "b: L0 2.0" in caplog.text
 
