@@ -24,7 +24,7 @@ def shows_bars() -> bool:
 
     In a file they would be thousands of lines.
     """
-    return not _is_quiet() and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return not _is_quiet() and (sys.stderr.isatty() or _is_notebook())
 
 
 def say(message: str) -> None:
@@ -33,6 +33,12 @@ def say(message: str) -> None:
         logger.info("%s", message)
     elif not logging.root.handlers and not _is_quiet():
         sys.stderr.write(f"{message}\n")
+
+
+def _is_notebook() -> bool:
+    """Returns whether a kernel runs this; that its package is imported, as by a test of notebooks, is not enough."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def _is_quiet() -> bool:

@@ -1,6 +1,7 @@
 """Set-up of all tests: no network, checked shapes, few threads."""
 
 import beartype  # noqa: F401  (nnsight puts an attribute on `object` that beartype cannot be imported after)
+import logging
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,6 +25,12 @@ torch.set_num_threads(1)
 def seeded() -> None:
     """Begins every test with the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def unset_level() -> None:
+    """Forgets the level that a command of an earlier test has set."""
+    logging.getLogger("dictionary_learning").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

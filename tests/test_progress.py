@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 import time
+import types
 
 import pytest
 
@@ -120,8 +121,12 @@ def test_a_script_shows_its_run_unless_it_says_otherwise(setup, progress, is_sho
 
 
 def test_a_notebook_has_bars(monkeypatch):
+    shell = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "ipykernel", object())  # imported, and nothing runs in it
     assert not _progress.shows_bars()
-    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))  # as in a terminal
+    assert not _progress.shows_bars()
+    shell.kernel = object()
     assert _progress.shows_bars()
     monkeypatch.setattr(logging.getLogger("dictionary_learning"), "level", logging.WARNING)
     assert not _progress.shows_bars()
