@@ -13,6 +13,7 @@ import contextlib
 import copy
 import logging
 import pickle
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -201,12 +202,10 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         return served
 
     def __reduce__(self) -> Any:
-        import cloudpickle  # as nnsight does: readers of text hold functions
-
         self._finish_refill()
         try:
             # unpickled, it goes on with the next row, beside this one
-            content = cloudpickle.dumps({**self.__dict__, "_generator": self._generator.get_state()})
+            content = _pickled({**self.__dict__, "_generator": self._generator.get_state()})
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise ConfigError(
                 f"A part of the ActivationBuffer over {self.reader.name} cannot be pickled ({error}). Build the buffer "
@@ -485,6 +484,22 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             self.model.device,
         )  # fmt: skip
         return {site: RowStorage(size, w, self.dtype, self.device, self.model.dtype) for site, w in self.widths.items()}
+
+
+def _pickled(state: dict[str, Any]) -> bytes:
+    """Returns a state as bytes for a process that has this package."""
+    import cloudpickle  # as nnsight does: readers of text hold functions
+
+    # models on a server register it, for a server that lacks it
+    package = sys.modules[__package__]
+    is_sent = package.__name__ in cloudpickle.list_registry_pickle_by_value()
+    if is_sent:
+        cloudpickle.unregister_pickle_by_value(package)
+    try:
+        return cloudpickle.dumps(state)
+    finally:
+        if is_sent:
+            cloudpickle.register_pickle_by_value(package)
 
 
 def _unpickled(content: bytes) -> ActivationBuffer:

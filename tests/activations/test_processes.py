@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -135,6 +136,14 @@ class TestOtherProcesses:
             assert all(map(torch.equal, found, expected))
             held.close()
             copied.close()
+
+    def test_a_buffer_is_copied_beside_a_model_on_a_server(self, monkeypatch):
+        """For such a model the functions of the package are registered to be sent whole."""
+        sent = cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES
+        monkeypatch.setattr(cloudpickle.cloudpickle, "_PICKLE_BY_VALUE_MODULES", {*sent, "dictionary_learning"})
+        held = buffer()
+        assert all(map(torch.equal, pickle.loads(pickle.dumps(held)), held))
+        assert "dictionary_learning" in cloudpickle.list_registry_pickle_by_value()
 
     def test_a_buffer_over_an_iterator_is_not_copied(self):
         with pytest.raises(ConfigError, match="cannot be pickled"):
