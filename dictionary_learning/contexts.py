@@ -24,6 +24,9 @@ from dictionary_learning.errors import ConfigError, DataError, DataExhaustedErro
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Sides, Site
 
+_PART = {"cpu": 1 << 21, "cuda": 1 << 25}
+"""Logits whose losses are computed at a time, by device: on a CPU they stay in its cache."""
+
 
 class ContextBatch(dict[Site, Tensor]):
     """Activations by site of the tokens that count (`keep`), (n, dim) each, and their contexts.
@@ -268,19 +271,41 @@ class Predictions:
     def __init__(self, logits: Float[Tensor, "batch ctx vocab"], tokens: TokenBatch, keep: Bool[Tensor, "batch ctx"]):
         self.scored = (keep[:, :-1] & keep[:, 1:]).to(logits.device)  # (batch, ctx - 1)
         self.targets: Int[Tensor, "n"] = tokens.input_ids[:, 1:].to(logits.device)[self.scored]
-        self.log_p = self.log_probabilities(logits)
-
-    def log_probabilities(self, logits: Float[Tensor, "batch ctx vocab"]) -> Float[Tensor, "n vocab"]:
-        """Returns log-probabilities at the scored positions, in float32."""
-        return logits[:, :-1][self.scored].float().log_softmax(-1)
+        with torch.no_grad():
+            self.log_p: Float[Tensor, "n vocab"] = logits.new_empty(
+                len(self.targets), logits.shape[-1], dtype=torch.float32
+            )
+            for rows, log_p in self._in_parts(logits):
+                self.log_p[rows] = log_p
 
     def lost(self, logits: Float[Tensor, "batch ctx vocab"] | None = None) -> TokenLosses:
         """Returns the losses of a model q with these logits; by default of the untouched model."""
-        log_q = self.log_p if logits is None else self.log_probabilities(logits)  # (n, vocab)
-        ce = -log_q.gather(1, self.targets.unsqueeze(1)).squeeze(1)
         if logits is None:
-            return TokenLosses(ce, ce.new_zeros(ce.shape))
-        p = self.log_p.exp()
+            return TokenLosses(_cross_entropy(self.log_p, self.targets), torch.zeros_like(self.log_p[:, 0]))
+        parts = [self._lost(rows, log_q) for rows, log_q in self._in_parts(logits)]
+        if not parts:
+            return TokenLosses(self.log_p[:, 0], self.log_p[:, 0])
+        return TokenLosses(torch.cat([part.ce for part in parts]), torch.cat([part.kl for part in parts]))
+
+    def _lost(self, rows: slice, log_q: Float[Tensor, "part vocab"]) -> TokenLosses:
+        log_p = self.log_p[rows]
+        p = log_p.exp()
         # 0 log 0 is 0: a masked token has log p = -inf, and its log q may be -inf too
-        terms = torch.where(p > 0, p * (self.log_p - log_q), 0)
-        return TokenLosses(ce, terms.sum(-1))
+        terms = torch.where(p > 0, p * (log_p - log_q), 0)
+        return TokenLosses(_cross_entropy(log_q, self.targets[rows]), terms.sum(-1))
+
+    def _in_parts(
+        self, logits: Float[Tensor, "batch ctx vocab"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "part vocab"]]]:
+        """Yields log-probabilities in float32 of some scored positions at a time."""
+        context, position = self.scored.nonzero(as_tuple=True)  # each (n,)
+        n = len(context)
+        # the gradient of each part would be as large as all logits
+        n_rows = n if logits.requires_grad else max(1, _PART.get(logits.device.type, _PART["cuda"]) // logits.shape[-1])
+        for start in range(0, n, max(n_rows, 1)):
+            rows = slice(start, start + n_rows)
+            yield rows, logits[context[rows], position[rows]].float().log_softmax(-1)
+
+
+def _cross_entropy(log_q: Float[Tensor, "n vocab"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    return -log_q.gather(1, targets.unsqueeze(1)).squeeze(1)
