@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dictionary_learning import contexts
 from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch
 
@@ -37,3 +38,33 @@ class TestMaskedVocabulary:
     def test_what_is_impossible_only_with_the_dictionary_costs_everything(self):
         predictions, _, q = self.losses([], [4])
         assert (predictions.lost(q).kl == torch.inf).all()
+
+
+@pytest.mark.parametrize("part", [9, 20, 45])
+def test_parts_of_the_positions_lose_what_all_lose(monkeypatch, part):
+    """Parts of one position, of two, and of five with a shorter one at the end."""
+    p, q = torch.randn(3, 5, 9), torch.randn(3, 5, 9)
+    keep = torch.rand(3, 5) < 0.9
+    tokens = TokenBatch(torch.randint(0, 9, (3, 5)), torch.ones_like(keep))
+
+    def losses():
+        predictions = Predictions(p, tokens, keep)
+        return *predictions.lost(q), *predictions.lost()
+
+    whole = losses()
+    monkeypatch.setitem(contexts._PART, "cpu", part)
+    assert len(whole[0]) > 5 and all(map(torch.equal, losses(), whole))
+    for changed in (p, q):
+        empty = Predictions(p, tokens, torch.zeros_like(keep)).lost(changed)
+        assert empty.ce.shape == empty.kl.shape == (0,)
+
+
+def test_gradients_need_no_copy_of_the_logits_for_each_part(monkeypatch):
+    monkeypatch.setitem(contexts._PART, "cpu", 9)
+    p, q = torch.randn(1, 6, 9), torch.randn(1, 6, 9, requires_grad=True)
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    predictions = Predictions(p, TokenBatch(torch.arange(6)[None], mask), mask)
+    assert len(list(predictions._in_parts(p))) == 5 and len(list(predictions._in_parts(q))) == 1
+    predictions.lost(q).kl.sum().backward()
+    expected = (q.detach().softmax(-1) - p.softmax(-1))[:, :-1]  # of the divergence, by the logits
+    torch.testing.assert_close(q.grad[:, :-1], expected)
