@@ -36,7 +36,7 @@ def say(message: str) -> None:
 
 
 def _is_notebook() -> bool:
-    """Returns whether a kernel runs this; that its package is imported, as by a test of notebooks, is not enough."""
+    """Returns whether a kernel runs this; an import of its package, as by a test, is not enough."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
