@@ -56,7 +56,7 @@ def make_source(
     assert model is not None and text is not None
     wirings = {getattr(config, "wiring", None) or "autoencoder" for config in configs}
     sites = arguments.sites_of(model, predicts=any(WIRINGS[name].writes_others for name in wirings))
-    contexts = arguments.stream(text, model, arguments.end_of_data)
+    contexts = arguments.contexts(text, model, arguments.ctx_len, arguments.end_of_data)
     if any(config.needs_contexts for config in configs):
         logger.info("Contexts stay whole: options of the shuffle buffer, token norms and positions have no effect.")
         return ContextStream(
