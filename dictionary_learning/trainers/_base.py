@@ -34,6 +34,7 @@ from dictionary_learning.trainers._batch import (
 from dictionary_learning.trainers._by_hand import InitialWeights
 from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._definition import check_methods, makes_own_steps, own_config, read_arguments
+from dictionary_learning.trainers._optimizer_rows import CommonNorm
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._spikes import LossGuard
@@ -177,7 +178,7 @@ class Trainer(ABC):
         self.loss_scale, self.n_nonfinite_tokens = self.loss_scale.to(device), self.n_nonfinite_tokens.to(device)
         self._prepare()
         shares = [p for part in own.coders() for _, p in per_latent_tensors(part.coder)]
-        self.optimizer.share_norm(ranks, shares)
+        self.optimizer.norm = CommonNorm(ranks, shares)
 
     @abstractmethod
     def build_dictionary(self, trained: Dictionary | None) -> Dictionary:
