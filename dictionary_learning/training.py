@@ -321,8 +321,8 @@ def _stream(data: Any, world: Ranks, n_shares: int, split_by_head: bool) -> Stre
 
 def train_step(
     jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device, autocast_dtype: torch.dtype
-) -> int:
-    """Makes one step of every dictionary; returns the number of tokens."""
+) -> None:
+    """Makes one step of every dictionary."""
 
     @functools.cache  # once for all dictionaries
     def normalized(site: Site, normalizer: Normalizer) -> Tensor:
@@ -347,7 +347,6 @@ def train_step(
                 model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
                     job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
-    return len(next(iter(batch.values())))
 
 
 def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:
