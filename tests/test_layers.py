@@ -11,6 +11,7 @@ LAYERS = [
     {"errors", "_lazy", "_types"},
     {"_plain"},
     {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http", "_progress"},
+    {"_random_state", "_stop_request"},
     {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},
     {"capture"},
@@ -22,6 +23,7 @@ LAYERS = [
     {"interop"},
     {"finetune", "interventions"},
     {"run_setup"},
+    {"resumed"},
     {"resume", "saving", "watch", "mix_words", "said"},
     {"run_output", "text_reading"},
     {"estimate", "provenance", "trained_on"},
@@ -86,7 +88,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> list[str]:
 
 
 def part(module: str) -> str:
-    """Returns the entry of `LAYERS`: private modules stand there by their plain names, but for the four smallest."""
+    """Returns the entry of `LAYERS`: private modules stand there by their plain names, but for the smallest."""
     name = module.split(".")[1]
     return name if name in LEVEL or name.startswith("__") else name.lstrip("_")
 

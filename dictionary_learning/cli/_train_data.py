@@ -74,7 +74,7 @@ def make_source(
 
 def _tokens_of_a_share(arguments: TrainArguments) -> int:
     """Returns what each share of the data gives to a step: as many shares as ranks at first."""
-    from dictionary_learning._resume import shares_of
+    from dictionary_learning._resumed import shares_of
     from dictionary_learning.parallel import world_size
 
     place = arguments.resume_from or (arguments.save_dir if arguments.resume else None)

@@ -11,7 +11,8 @@ from torch import Tensor
 from dictionary_learning._disk import write_json
 from dictionary_learning._estimate import estimate_run
 from dictionary_learning._plain import as_bytes, differences, to_plain
-from dictionary_learning._resume import MAY_DIFFER, kept_random_state
+from dictionary_learning._random_state import kept_random_state
+from dictionary_learning._resumed import MAY_DIFFER
 from dictionary_learning._run_output import plan_of
 from dictionary_learning._run_setup import SiteAssignment, training_jobs
 from dictionary_learning.activations._stream import ActivationStream
