@@ -29,9 +29,9 @@ from dictionary_learning._disk import remove_unfinished
 from dictionary_learning._plain import to_plain
 from dictionary_learning._random_state import random_state
 from dictionary_learning._resumed import CHECKPOINTS, Resumed, checkpoints_at, dictionary_name, share_name
-from dictionary_learning._run_setup import Stream, TrainingJob
+from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.activations._normalizers import saved_normalizers
-from dictionary_learning.activations._spread import SpreadStream
+from dictionary_learning.activations._spread import SpreadStream, Stream
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.parallel import ALONE, SINGLE, Placement, Ranks, on_first

@@ -14,8 +14,8 @@ from dictionary_learning._checkpoint import (
 )
 from dictionary_learning._plain import differences
 from dictionary_learning._random_state import set_random_state
-from dictionary_learning._run_setup import Stream, TrainingJob
-from dictionary_learning.activations._spread import SpreadStream
+from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning.activations._spread import SpreadStream, Stream
 from dictionary_learning.errors import CheckpointError, ConfigError, UnknownNameError
 from dictionary_learning.parallel import ALONE, Ranks
 from dictionary_learning.trainers._latent_state import overlapping_shares, state_from_shares, state_of_whole

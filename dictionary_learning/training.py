@@ -23,12 +23,12 @@ from dictionary_learning._provenance import RunRecord, contents_of
 from dictionary_learning._resume import RunCheckpoints, all_trainers, describe_run
 from dictionary_learning._run_folder import claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, check_accumulation, figures_of, plan_of
-from dictionary_learning._run_setup import Stream, TrainingJob, placement_of, training_jobs
+from dictionary_learning._run_setup import TrainingJob, placement_of, training_jobs
 from dictionary_learning._saving import check_finite, exported
 from dictionary_learning._stop_request import StopRequest
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
-from dictionary_learning.activations._spread import SpreadStream
+from dictionary_learning.activations._spread import SpreadStream, Stream
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError

@@ -22,6 +22,7 @@ LAYERS = [
     {"experimental"},
     {"interop"},
     {"finetune", "interventions"},
+    {"assignment"},
     {"run_setup"},
     {"resumed"},
     {"resume", "saving", "watch", "mix_words", "said"},
