@@ -24,7 +24,7 @@ LAYERS = [
     {"finetune", "interventions"},
     {"assignment"},
     {"run_setup"},
-    {"resumed"},
+    {"resumed", "training_step"},
     {"resume", "saving", "watch", "mix_words", "said"},
     {"run_output", "text_reading"},
     {"estimate", "provenance", "trained_on"},
