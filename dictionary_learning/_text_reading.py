@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from dictionary_learning._coercion import coerce
 from dictionary_learning._mix_words import Word, as_word, split_words
 from dictionary_learning._said import check_contexts_said, check_reading_said, saying
 from dictionary_learning._secrets import HIDDEN
-from dictionary_learning.config import BaseConfig, coerce, field_types, setting
+from dictionary_learning.config import BaseConfig, field_types, setting
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
