@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from dictionary_learning.config import check_range, coerce
+from dictionary_learning._coercion import check_range, coerce
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, UnknownNameError
 
 P = ParamSpec("P")

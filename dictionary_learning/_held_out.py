@@ -12,7 +12,7 @@ from typing import Any
 
 from dictionary_learning._best import Best
 from dictionary_learning._held_out_data import HeldOutData, Place
-from dictionary_learning._resume import kept_random_state
+from dictionary_learning._random_state import kept_random_state
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import nonfinite_names

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning._resume import kept_random_state
-from dictionary_learning._run_setup import SiteAssignment, TrainingJob
+from dictionary_learning._assignment import SiteAssignment
+from dictionary_learning._random_state import kept_random_state
+from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.activations._stream import ActivationBatch, ActivationStream
 from dictionary_learning.data import Source, TokenStream, as_source
 from dictionary_learning.dictionaries import Dictionary

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 import torch
 
 from dictionary_learning._border import check
-from dictionary_learning._resume import RunCheckpoints, StopRequest
-from dictionary_learning._run_setup import Stream, TrainingJob
+from dictionary_learning._resume import RunCheckpoints
+from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning._saving import exported, save_all
+from dictionary_learning._stop_request import StopRequest
 from dictionary_learning._watch import Answer, Patience, Watch
+from dictionary_learning.activations._spread import Stream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import ConfigError, DivergenceError, Interrupted

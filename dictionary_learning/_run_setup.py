@@ -1,6 +1,5 @@
-"""From configs and data to dictionaries in training: sites, widths, normalization, names."""
+"""From configs and data to dictionaries in training: widths, samples, normalization, names."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -8,18 +7,17 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from dictionary_learning._assignment import SiteAssignment, assign_sites, in_config, joined, with_heads, with_places
 from dictionary_learning._finetune import expand_finetune, unwrap_normalized
 from dictionary_learning._hardware import free_memory
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalization import check_normalizers, export, fold_
 from dictionary_learning.activations._normalizers import NORMALIZATIONS, Normalizer, Scalar
-from dictionary_learning.activations._spread import SpreadStream
-from dictionary_learning.activations._stream import ActivationStream
+from dictionary_learning.activations._spread import Stream
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
-from dictionary_learning.dictionaries._info import as_config, site_names
-from dictionary_learning.errors import ConfigError, DataError, SiteError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.parallel import SINGLE, Placement, PlacementName, Ranks, Sizes, place
-from dictionary_learning.sites import Site, natural_key
+from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
 
 _SAMPLE = 32_768
@@ -28,27 +26,6 @@ _USUAL_BATCH, _USUAL_K, _ROW_BYTES = 2048, 32, 2
 """For the choice of a placement: tokens of a rank's step, latents of a token, bytes of a value."""
 _SCALE_SAMPLE = 131_072
 """Rows for the scale of the activations. Heavy tails make the mean of fewer rows unstable."""
-
-
-Stream = ActivationStream | SpreadStream
-"""Where a run gets its activations."""
-
-
-class SiteAssignment(NamedTuple):
-    """The sites of one dictionary."""
-
-    reads: tuple[Site, ...]
-    writes: tuple[Site, ...]
-
-    @property
-    def is_autoencoder(self) -> bool:
-        """Whether the dictionary reconstructs what it reads."""
-        return self.reads == self.writes
-
-    def both_sides(self, normalizers: Mapping[Site, Normalizer]) -> tuple[list[Normalizer], list[Normalizer] | None]:
-        """Returns the normalizers of the sites that are read, and of others that are written."""
-        writes = None if self.is_autoencoder else [normalizers[site] for site in self.writes]
-        return [normalizers[site] for site in self.reads], writes
 
 
 class TrainingJob(NamedTuple):
@@ -109,9 +86,9 @@ def training_jobs(
         divides = placement.latent.size > 1
         # whole dictionaries are built where memory is larger; each rank then keeps a part
         run = _run_info(facts, sites, stream, steps, torch.device("cpu") if divides else device)
-        placed: dict[str, Any] = {"site": _in_config(sites.reads), "normalize": kind}
+        placed: dict[str, Any] = {"site": in_config(sites.reads), "normalize": kind}
         if not sites.is_autoencoder:
-            placed["target_site"] = _in_config(sites.writes)
+            placed["target_site"] = in_config(sites.writes)
         if config.seed is None and placement.world.size > 1:  # the ranks of a dictionary draw the same
             placed["seed"] = placement.world.share(torch.Generator().seed())
         trainer = config.replace(**placed).build(run)
@@ -205,39 +182,10 @@ def _dictionaries(
             asked = asked.replace(wiring=default_wiring)
         if seed is not None and asked.seed in (type(asked).seed, None):
             asked = asked.replace(seed=seed)
-        for config in expand_finetune(_with_places(asked, stream), stream.widths):
-            config, inside = unwrap_normalized(_with_heads(config, stream))
+        for config in expand_finetune(with_places(asked, stream), stream.widths):
+            config, inside = unwrap_normalized(with_heads(config, stream))
             for sites in assign_sites(config, stream.widths):
                 yield facts, config, inside, sites
-
-
-def assign_sites(config: OptimizationConfig, widths: Mapping[Site, int]) -> list[SiteAssignment]:
-    """Returns the sites of each dictionary that a config's wiring, site and target_site ask for."""
-    name = getattr(config, "wiring", None) or "autoencoder"
-    wiring = WIRINGS[name]
-    if config.target_site and not wiring.writes_others:
-        raise ConfigError(
-            f"A config has target_site={config.target_site!r} with wiring={name!r}, which reconstructs what it reads. "
-            "Leave target_site out, or set wiring='transcoder'."
-        )
-    reads, targets = _named(config.site, widths), _named(config.target_site, widths)
-    if not wiring.writes_others:
-        sites = reads or list(widths)
-        groups = [tuple(sites)] if wiring.reads_several else [(site,) for site in sites]
-        return [SiteAssignment(group, group) for group in groups]
-    if not reads:
-        reads = sorted((site for site in widths if site.side == "in"), key=lambda site: natural_key(site.path))
-    if not targets:
-        targets = [Site(site.path, "out") for site in reads]
-    missing = [site for site in targets if site not in widths]
-    if not reads or missing or len(reads) != len(targets):
-        raise ConfigError(
-            f"wiring={name!r} predicts one site from another; the data has {_joined(widths)}. Give the input and the "
-            "output of a module, as ActivationBuffer(..., io='in_and_out') does, or name both by site and target_site."
-        )
-    if wiring.reads_several:
-        return [SiteAssignment(tuple(reads), tuple(targets))]
-    return [SiteAssignment((read,), (write,)) for read, write in zip(reads, targets, strict=True)]
 
 
 class _Samples:
@@ -262,7 +210,7 @@ class _Samples:
         parts = [normalizers[site].apply(sample[site][:_SAMPLE].to(self.device, torch.float32)) for site in sites]
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if not bool(rows.isfinite().all(1).any()):
-            none = f"None of the first {len(rows)} activations at {_joined(sites)} is finite"
+            none = f"None of the first {len(rows)} activations at {joined(sites)} is finite"
             raise DataError(f"{none}. Check the site and the model's dtype.")
         return rows
 
@@ -302,35 +250,6 @@ def _read_config(given: Any) -> tuple[OptimizationConfig, dict[str, Any]]:
     return trainer.Config.from_dict(settings), facts
 
 
-def _with_places(config: OptimizationConfig, stream: Stream) -> OptimizationConfig:
-    """Returns the config with the places of sites that it names otherwise, such as heads."""
-    model: Any = getattr(stream.data, "model", None)
-    for field in ("site", "target_site"):
-        named = site_names(getattr(config, field, None))
-        if not named or not hasattr(model, "sites") or all(Site.parse(one) in stream.widths for one in named):
-            continue
-        with contextlib.suppress(SiteError):  # a site that the model does not have is refused later
-            config = config.replace(**{field: _in_config([model.sites(one)[0] for one in named])})
-    return config
-
-
-def _with_heads(config: OptimizationConfig, stream: Stream) -> OptimizationConfig:
-    """Returns the config with the number of attention heads, where each has latents of its own."""
-    if getattr(config, "wiring", None) != "heads" or getattr(config, "n_heads", None) is not None:
-        return config
-    if stream.n_heads:
-        return config.replace(n_heads=stream.n_heads)
-    model: Any = stream.data if hasattr(stream.data, "n_heads") else getattr(stream.data, "model", None)
-    if not hasattr(model, "n_heads"):
-        unknown = "The number of attention heads is not known from the data"
-        raise ConfigError(f"{unknown}. Set n_heads, or give (batch, heads, dim).")
-    found = {site: model.n_heads(site) for sites in assign_sites(config, stream.widths) for site in sites.reads}
-    if len(set(found.values())) > 1:
-        numbers = ", ".join(f"{site}: {n}" for site, n in found.items())
-        raise ConfigError(f"The sites have different numbers of heads ({numbers}). Give a config for each site.")
-    return config.replace(n_heads=next(iter(found.values())))
-
-
 def _default_normalization(normalize: bool | str, config: OptimizationConfig) -> str:
     if isinstance(normalize, str):
         return normalize
@@ -345,7 +264,7 @@ def _run_info(
     """Returns the facts of the run; those in a dict config are notes, or must be what is found."""
     inputs = tuple(stream.widths[site] for site in sites.reads)
     outputs = tuple(stream.widths[site] for site in sites.writes)
-    at, written = f"the activations at {_joined(sites.reads)} have width", f"those at {_joined(sites.writes)} have"
+    at, written = f"the activations at {joined(sites.reads)} have width", f"those at {joined(sites.writes)} have"
     known = {
         "activation_dim": (sum(inputs), f"{at} {sum(inputs)}"),
         "site_dims": (inputs, f"{at} {inputs}"),
@@ -399,19 +318,3 @@ def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
     if len(places) > 1:
         return f"{own} @ {places[0]} to {places[-1]}"
     return f"{own} @ {places[0]}{':in' if sites.reads[0].side == 'in' and sites.is_autoencoder else ''}"
-
-
-def _named(named: str | Sequence[str] | None, widths: Mapping[Site, int]) -> list[Site]:
-    sites = [Site.parse(site) for site in site_names(named)]
-    for site in sites:
-        if site not in widths:
-            raise ConfigError(f"A config names the site '{site}'; the data has {_joined(widths)}.")
-    return sites
-
-
-def _in_config(sites: Sequence[Site]) -> str | list[str]:
-    return as_config([str(site) for site in sites])
-
-
-def _joined(sites: Iterable[Site]) -> str:
-    return ", ".join(map(str, sites))

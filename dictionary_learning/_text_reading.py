@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from dictionary_learning._coercion import coerce
 from dictionary_learning._mix_words import Word, as_word, split_words
 from dictionary_learning._said import check_contexts_said, check_reading_said, saying
 from dictionary_learning._secrets import HIDDEN
-from dictionary_learning.config import BaseConfig, coerce, field_types, setting
+from dictionary_learning.config import BaseConfig, field_types, setting
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,11 +104,9 @@ class TextReading(BaseConfig):
         Raises:
             ConfigError: A setting was said that can have no effect on them.
         """
-        from dictionary_learning.data import mix
-
         check_reading_said(self, data, self.said)
         parts = [self.read(data), *(saying(part, ()).source(name) for name, part in self.parts())]
-        return self._limited(parts[0] if len(parts) == 1 else mix(parts, **self._drawn()))
+        return self._limited(self._mixed(parts))
 
     def divided(self, data: str, held_out_every: int) -> "tuple[Source, Source]":
         """Returns the documents to train on, and every n-th of all, which are held out.
@@ -115,18 +114,11 @@ class TextReading(BaseConfig):
         Raises:
             ConfigError: A setting was said that can have no effect on them.
         """
-        from dictionary_learning.data import mix
-
         check_reading_said(self, data, self.said)
-        parts = [self.read(data).hold_out(held_out_every)]
-        parts += [saying(part, ()).divided(name, held_out_every) for name, part in self.parts()]
-        if len(parts) == 1:
-            return self._limited(parts[0][0]), parts[0][1]
-        rest, held = (mix([part[side] for part in parts], **self._drawn()) for side in (0, 1))
+        own = self.read(data).hold_out(held_out_every)
+        parts = [own, *(saying(part, ()).divided(name, held_out_every) for name, part in self.parts())]
+        rest, held = (self._mixed([part[side] for part in parts]) for side in (0, 1))
         return self._limited(rest), held
-
-    def _drawn(self) -> dict[str, Any]:
-        return {"weights": self.weights or None, "seed": self.mix_seed, "exhausted": self.exhausted}
 
     def read(self, data: str) -> "Source":
         """Returns all documents of one data, in their own order."""
@@ -150,6 +142,13 @@ class TextReading(BaseConfig):
             row_len=self.row_len,
             on_bad_document=self.on_bad_document,
         )
+
+    def _mixed(self, parts: "list[Source]") -> "Source":
+        from dictionary_learning.data import mix
+
+        if len(parts) == 1:
+            return parts[0]
+        return mix(parts, weights=self.weights or None, seed=self.mix_seed, exhausted=self.exhausted)
 
     def _limited(self, source: "Source") -> "Source":
         if self.shuffle_seed is not None:

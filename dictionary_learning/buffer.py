@@ -30,7 +30,7 @@ from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._origins import Origins, read_again
 from dictionary_learning.activations._prefetch import ahead
-from dictionary_learning.activations._reader import ReadingConfig, RowReader, by_name, row_reader
+from dictionary_learning.activations._reader import ReadingConfig, RowReader, by_name, row_reader, share_of
 from dictionary_learning.activations._storage import RowStorage, storage_dtype
 from dictionary_learning.activations._stream import ActivationBatch, check_width, expected_partners
 from dictionary_learning.data import EndOfData, TokenBatch
@@ -228,12 +228,10 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             ConfigError: Contexts come from a stream that cannot be divided.
             DataError: The text was read from already.
         """
-        stream: Any = self.tokens
-        if not hasattr(stream, "share"):
-            raise ConfigError(f"A {type(self.tokens).__name__} cannot be divided among ranks. Give text, or a cache.")
+        stream = share_of(self.tokens, number, of)
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
-        part.tokens = stream.share(number, of)
+        part.tokens = stream
         rows = RowReader(self.model, part.tokens, self.sites, self.filter, repeat=self._repeats)
         part.reader = ahead(rows, self.refresh_batch_size, self.prefetch)
         # orders of shares are independent

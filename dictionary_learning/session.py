@@ -10,8 +10,17 @@ import torch
 from dictionary_learning._border import checked
 from dictionary_learning._run_folder import resolve_latest
 from dictionary_learning._text_reading import ContextReading
-from dictionary_learning._trained_on import buffer_of, check_named, check_reading, contexts_of, model_of, text_of
+from dictionary_learning._trained_on import (
+    buffer_of,
+    check_named,
+    check_reading,
+    contexts_of,
+    filter_of,
+    model_of,
+    text_of,
+)
 from dictionary_learning._types import ModelLike
+from dictionary_learning.activations import TokenFilter
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.data import Source, as_source
 from dictionary_learning.dictionaries import Dictionary
@@ -114,19 +123,15 @@ def _text(config: Mapping[str, Any], given: Any) -> tuple[Source, Source | None]
 
 def _activations(config: Mapping[str, Any], text: Source, model: TracedModel, sites: list[Site]) -> ActivationBuffer:
     own = buffer_of(config)
-    rule: Mapping[str, Any] = own.get("filter", {})
+    rule = filter_of(config)
     options: dict[str, Any] = {"n_ctxs": _N_CTXS} | {
         name: own[name] for name in _OF_THE_BUFFER if own.get(name) is not None
     }
-    if rule.get("seqpos_slice"):
-        options["seqpos_slice"] = tuple(rule["seqpos_slice"])
-    if rule:
-        options["remove_bos"] = bool(rule.get("exclude_first"))
-        options["max_activation_norm_multiple"] = rule.get("max_norm_multiple")
     rules = contexts_of(config) or ContextReading()
     contexts: Any = rules.contexts(text, model, own.get("ctx_len") or _CTX_LEN, options.get("end_of_data", "stop"))
     if rule:
+        options |= TokenFilter.from_dict(rule).arguments()
         # those that are no special ones were asked for
-        options["exclude_tokens"] = [i for i in rule.get("exclude_ids", ()) if i not in contexts.special_ids]
+        options["exclude_tokens"] = [i for i in options["exclude_tokens"] if i not in contexts.special_ids]
     options |= {"ctx_len": contexts.ctx_len, "pack": contexts.pack}
     return ActivationBuffer(contexts, model, sites, device=model.device, **options)

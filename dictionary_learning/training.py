@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from dictionary_learning._best import Best, criterion
 from dictionary_learning._border import checked
@@ -20,14 +19,16 @@ from dictionary_learning._held_out_data import Place, held_out_data
 from dictionary_learning._lazy import lazy_names
 from dictionary_learning._plain import as_bytes, to_plain
 from dictionary_learning._provenance import RunRecord, contents_of
-from dictionary_learning._resume import RunCheckpoints, StopRequest, all_trainers, describe_run
+from dictionary_learning._resume import RunCheckpoints, all_trainers, describe_run
 from dictionary_learning._run_folder import claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, check_accumulation, figures_of, plan_of
-from dictionary_learning._run_setup import Stream, TrainingJob, placement_of, training_jobs
+from dictionary_learning._run_setup import TrainingJob, placement_of, training_jobs
 from dictionary_learning._saving import check_finite, exported
+from dictionary_learning._stop_request import StopRequest
+from dictionary_learning._training_step import train_step
 from dictionary_learning._types import ConfigLike
-from dictionary_learning.activations._normalizers import Normalizer, restored_normalizers
-from dictionary_learning.activations._spread import SpreadStream
+from dictionary_learning.activations._normalizers import restored_normalizers
+from dictionary_learning.activations._spread import SpreadStream, Stream
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
@@ -40,10 +41,7 @@ from dictionary_learning.loggers import (
     MetricLogger,
     WandbLogger,
 )
-from dictionary_learning.ops._joint import shared_product
 from dictionary_learning.parallel import PlacementName, Ranks, on_first, only_first_talks, start
-from dictionary_learning.sites import Site
-from dictionary_learning.trainers._batch import ModelLoss
 
 logger = logging.getLogger(__name__)
 
@@ -317,67 +315,6 @@ def _stream(data: Any, world: Ranks, n_shares: int, split_by_head: bool) -> Stre
     if n_shares == world.size == 1:
         return ActivationStream(data, split_by_head=split_by_head)
     return SpreadStream(data, n_shares, world, split_by_head=split_by_head)
-
-
-def train_step(
-    jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device, autocast_dtype: torch.dtype
-) -> int:
-    """Makes one step of every dictionary; returns the number of tokens."""
-
-    @functools.cache  # once for all dictionaries
-    def normalized(site: Site, normalizer: Normalizer) -> Tensor:
-        if site not in batch:
-            raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
-        return normalizer.apply(batch[site].to(device, torch.float32))
-
-    @functools.cache
-    def activations(*places: tuple[Site, Normalizer]) -> Tensor:
-        parts = [normalized(*place) for place in places]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
-
-    groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
-    for job in jobs:
-        groups.setdefault(job.places(job.sites.reads), []).append(job)
-    for places, group in groups.items():
-        x = activations(*places)
-        # dictionaries on the same activations share one product where that is faster
-        with shared_product(x, [encoder for job in group for encoder in job.trainer.encoders()]):
-            for job in group:
-                y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
-                model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
-                with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-                    job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
-    return len(next(iter(batch.values())))
-
-
-def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:
-    """Returns the model's loss as a function of reconstructions in the trainer's units."""
-    raw_loss = getattr(batch, "model_loss_fn", None)
-    if raw_loss is None:
-        return None
-
-    runs_again = getattr(job.trainer.settings, "activation_checkpointing", False)
-    options = {"activation_checkpointing": True} if runs_again else {}  # data of the user's may not know it
-
-    def model_loss_fn(outputs: Tensor) -> Mapping[str, Tensor]:
-        raw: dict[Site, Tensor] = {}
-        parts = torch.split(outputs, [batch[site].shape[1] for site in job.sites.writes], dim=1)
-        for site, part in zip(job.sites.writes, parts, strict=True):
-            raw[site] = job.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
-        return raw_loss(raw, **options)
-
-    return model_loss_fn
-
-
-def _lengths(job: TrainingJob, batch: Mapping[Site, Tensor]) -> Tensor | None:
-    """Returns the number of rows of each context (contexts,), where the batch is contexts."""
-    lengths = getattr(batch, "lengths", None)
-    if lengths is None and job.trainer.dictionary.reads_contexts:
-        raise ConfigError(
-            f"'{job.name}' reads contexts, and these data are tokens in no order. Train on a ContextStream: "
-            "trainSAE(ContextStream(text, model, site, predict=False), ...)."
-        )
-    return lengths
 
 
 def _warn_of_divergence(jobs: Sequence[TrainingJob]) -> None:

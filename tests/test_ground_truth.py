@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dictionary_learning.dictionaries import AutoEncoder
-from dictionary_learning.dictionaries._normalized import Normalized
+from dictionary_learning.dictionaries import AutoEncoder, LeaveOneOut, Normalized, SkipAutoencoder
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.synthetic import SyntheticActivations, SyntheticConfig
 from dictionary_learning.synthetic._score import ground_truth, ground_truths, matched_mean
@@ -109,6 +108,17 @@ def test_a_normalized_dictionary_is_scored_by_the_rows_inside_and_its_own_output
         1 - float((x - x_hat).double().square().sum() / variance), rel=1e-4
     )
     assert result.mcc == ground_truth(wrapped.dictionary, data, n_tokens=300).mcc
+
+
+@pytest.mark.parametrize("refine", [lambda d: d, lambda d: LeaveOneOut(d, -1e9)], ids=["plain", "refined"])
+def test_outputs_that_need_the_activations_are_scored_too(refine):
+    data = SyntheticActivations(CONFIG)
+    dictionary = SkipAutoencoder(data.config.activation_dim, 24, {"name": "top_k", "k": 3})
+    torch.nn.init.normal_(dictionary.W_skip)
+    x = torch.cat([x for x, _ in data.held_out(200, 200)])
+    error, variance = (dictionary(x).detach() - x).square().sum(), (x - x.mean(0)).square().sum()
+    result = ground_truth(refine(dictionary), data, n_tokens=200, batch_size=200)
+    assert result.explained_variance == pytest.approx(1 - float(error / variance), rel=1e-4)
 
 
 def test_a_dictionary_that_cannot_be_scored_leaves_the_others_their_figures():

@@ -24,7 +24,7 @@ from dictionary_learning import (
     write_cache,
 )
 from dictionary_learning._best import Best, criterion
-from dictionary_learning._resume import kept_random_state
+from dictionary_learning._random_state import kept_random_state
 from dictionary_learning._run_setup import _read_config
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import main

@@ -9,8 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"_secrets"},
     {"errors", "_lazy", "_types"},
-    {"_plain"},
+    {"_plain", "_coercion"},
     {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http", "_progress"},
+    {"_random_state", "_stop_request"},
     {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},
     {"capture"},
@@ -21,7 +22,9 @@ LAYERS = [
     {"experimental"},
     {"interop"},
     {"finetune", "interventions"},
+    {"assignment"},
     {"run_setup"},
+    {"resumed", "training_step"},
     {"resume", "saving", "watch", "mix_words", "said"},
     {"run_output", "text_reading"},
     {"estimate", "provenance", "trained_on"},
@@ -86,7 +89,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> list[str]:
 
 
 def part(module: str) -> str:
-    """Returns the entry of `LAYERS`: private modules stand there by their plain names, but for the four smallest."""
+    """Returns the entry of `LAYERS`: private modules stand there by their plain names, but for the smallest."""
     name = module.split(".")[1]
     return name if name in LEVEL or name.startswith("__") else name.lstrip("_")
 

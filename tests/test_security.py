@@ -33,8 +33,7 @@ def nothing_ran(monkeypatch):
 
 
 def saved(folder):
-    tiny.model("llama").save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    tiny.save_model(folder)
     return folder
 
 

@@ -17,8 +17,7 @@ SITE = "model.layers.1:out"
 def place(tmp_path, monkeypatch):
     """A folder with a model and a text, where commands run."""
     monkeypatch.chdir(tmp_path)
-    tiny.model().save_pretrained("model")
-    tiny.tokenizer().save_pretrained("model")
+    tiny.save_model("model")
     lines = [json.dumps({"body": text}) for text in tiny.documents(60)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     return tmp_path

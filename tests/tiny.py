@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -136,6 +137,12 @@ def documents(n: int = 20, longest: int = 40, seed: int = 0) -> list[str]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest + 1, (n,), generator=generator).tolist()
     return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (m,), generator=generator).tolist()) for m in lengths]
+
+
+def save_model(folder: str | Path, family: str = "llama") -> None:
+    """Writes a model with its tokenizer, as its folder on the hub is."""
+    model(family).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
 
 
 class Planted:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,6 +50,15 @@ class TokenFilter(BaseConfig):
             raise ConfigError(
                 f"Got max_activation_norm_multiple={multiple}; it is a finite number above 0, or None for no limit."
             )
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns how an `ActivationBuffer`, and the writer of a cache, are told the same."""
+        return {
+            "remove_bos": self.exclude_first,
+            "exclude_tokens": self.exclude_ids,
+            "seqpos_slice": self.seqpos_slice,
+            "max_activation_norm_multiple": self.max_norm_multiple,
+        }
 
     def check_context(self, ctx_len: int) -> None:
         """Checks that the filter leaves something of a full context."""

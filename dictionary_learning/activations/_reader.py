@@ -200,12 +200,8 @@ class RowReader(RowSource):
             ConfigError: Contexts come from a stream that cannot be divided.
             DataError: The text was read from already.
         """
-        stream: Any = self.stream
-        if not hasattr(stream, "share"):
-            raise ConfigError(
-                f"A {type(stream).__name__} cannot be divided among ranks. Give text, or start one process."
-            )
-        part = RowReader(self.model, stream.share(number, of), self.sites, self.filter, repeat=self.repeat)
+        stream = share_of(self.stream, number, of)
+        part = RowReader(self.model, stream, self.sites, self.filter, repeat=self.repeat)
         part._may_be_empty = True
         return part
 
@@ -301,6 +297,18 @@ def row_reader(data: Any, model: Any, submodule: Any, config: ReadingConfig, *, 
     )
     rule.check_context(stream.ctx_len)
     return RowReader(traced, stream, traced.sites(submodule, config.io), rule, repeat=repeat)
+
+
+def share_of(stream: Any, number: int, of: int) -> ContextSource:
+    """Returns one of `of` shares of a stream of contexts.
+
+    Raises:
+        ConfigError: The stream cannot be divided.
+        DataError: It was read from already.
+    """
+    if not hasattr(stream, "share"):
+        raise ConfigError(f"A {type(stream).__name__} cannot be divided among ranks. Give text, or start one process.")
+    return stream.share(number, of)
 
 
 def ids_to_exclude(stream: Any, remove_bos: bool, tokens: Sequence[int | str]) -> tuple[int, ...]:

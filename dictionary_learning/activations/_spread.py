@@ -132,6 +132,10 @@ class SpreadStream:
         return {site: world.gather(x).tensor_split(world.size)[world.rank] for site, x in batch.items()}
 
 
+Stream = ActivationStream | SpreadStream
+"""Where a run gets its activations."""
+
+
 class _TextShares:
     """Shares of data that divide themselves: each is a stream of its own."""
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning.dictionaries import Dictionary, Normalized, Trainable
+from dictionary_learning.dictionaries import Dictionary, Trainable
 from dictionary_learning.latents import Latents, SparseLatents, Support, replace_values, to_dense
 
 
@@ -89,5 +89,4 @@ def one_by_one(pairs: Pairs, x: Float[Tensor, "n dim"]) -> Float[Tensor, "pairs 
 def _decode(dictionary: Dictionary, latents: Latents, x: Tensor) -> Tensor:
     if isinstance(dictionary, Trainable):
         return dictionary.decode_latents(latents, x)
-    dense = to_dense(latents)
-    return dictionary.decode(dense, x) if isinstance(dictionary, Normalized) else dictionary.decode(dense)
+    return dictionary.decode_with(to_dense(latents), x)

@@ -20,21 +20,15 @@ from torch import Tensor, nn
 from dictionary_learning._border import as_tokenizer, checked
 from dictionary_learning._module_io import Channels, device_of
 from dictionary_learning._types import SitesLike, SubmodulesLike
-from dictionary_learning.capture._hookpoints import (
-    EMBEDDING,
-    embedding_path,
-    head_shape,
-    heads_site,
-    layer_paths,
-    parts_without,
-)
+from dictionary_learning.capture._addresses import Addresses
+from dictionary_learning.capture._hookpoints import head_shape, layer_paths, parts_without
 from dictionary_learning.capture._inputs import InputBuilder, InputsLike, MaskLike
 from dictionary_learning.capture._probing import Probe
 from dictionary_learning.capture._remote import RemoteTracer
 from dictionary_learning.capture._skeleton import Snapshot, skeleton
 from dictionary_learning.capture._tracing import Edit, Tracer
 from dictionary_learning.errors import ModelError, SiteError
-from dictionary_learning.sites import Side, Sides, Site, SiteDict, expand, parse_sites
+from dictionary_learning.sites import Side, Sides, Site, SiteDict
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +83,7 @@ class TracedModel:
             self.module, self.name, example, reads_text=self.tokenizer is not None, channels=self.channels
         )
         self._probe = Probe(self._builder)
-        self._paths = dict.fromkeys(path for path, _ in self._original.named_modules())
-        self._places: dict[Site, Site] = {}  # of sites, some of which are aliases
+        self._addresses = Addresses(self._original, self.module, self.name, self._probe)
 
     @contextmanager
     def _exclusive(self, inputs: InputsLike | None = None) -> Iterator[None]:
@@ -176,8 +169,7 @@ class TracedModel:
         items: Any = submodules if several else [submodules]
         default: Side = "out" if side == "in_and_out" else side
         with self._exclusive():
-            wanted = [self._alias(self._site(item, default)) for item in items]
-            found = [self._place(site) for site in expand(wanted, self._paths, model=type(self._original).__name__)]
+            found = self._addresses.named(items, default)
         if side == "in_and_out":
             found = [Site(site.path, each, call=site.call) for site in found for each in ("in", "out")]
         return list(dict.fromkeys(found))
@@ -210,7 +202,7 @@ class TracedModel:
                 number.
         """
         with self._exclusive():
-            (place,) = self._resolve(site).values()
+            (place,) = self._addresses.places(site).values()
             n_heads, _ = head_shape(self.module, place.path, self.name)
             _, width = self._probe.size(place)
         if width % n_heads:
@@ -230,7 +222,7 @@ class TracedModel:
             ModelError: the model takes no token ids, and there is no example yet.
         """
         with self._exclusive():
-            return SiteDict({site: self._probe.size(place)[1] for site, place in self._resolve(sites).items()})
+            return SiteDict({site: self._probe.size(place)[1] for site, place in self._addresses.places(sites).items()})
 
     @checked()
     def in_order(self, sites: SitesLike) -> list[Site]:
@@ -241,7 +233,7 @@ class TracedModel:
                 not name the call.
         """
         with self._exclusive():
-            calls = {self._probe.single_call(place): site for site, place in self._resolve(sites).items()}
+            calls = {self._probe.single_call(place): site for site, place in self._addresses.places(sites).items()}
             return [calls[call] for call in self._probe.in_order(calls)]
 
     @checked()
@@ -252,7 +244,7 @@ class TracedModel:
             SiteError: the sites have different numbers, or no activations (see `widths`).
         """
         with self._exclusive():
-            found = {site: self._probe.size(place)[0] for site, place in self._resolve(sites).items()}
+            found = {site: self._probe.size(place)[0] for site, place in self._addresses.places(sites).items()}
         if len(set(found.values())) != 1:
             listed = ", ".join(f"{site}: {n}" for site, n in found.items())
             raise SiteError(f"The sites have different numbers of positions ({listed}). Read them one at a time.")
@@ -280,7 +272,7 @@ class TracedModel:
         """
         with self._exclusive(inputs), torch.no_grad():
             made = self._builder.build(inputs, attention_mask)
-            places = self._resolve(layer_paths(self.module, self.name) if sites is None else sites)
+            places = self._addresses.places(layer_paths(self.module, self.name) if sites is None else sites)
             calls = {site: self._probe.single_call(place) for site, place in places.items()}
             widths = {call: self._probe.size(call)[1] for call in calls.values()}
             ordered = self._probe.in_order(widths)
@@ -357,7 +349,7 @@ class TracedModel:
             ModelError: the model takes no token ids, and there is no example yet.
         """
         with self._exclusive():
-            self._warn_if_unread(list(self._resolve(sites).values()))
+            self._warn_if_unread(list(self._addresses.places(sites).values()))
 
     def _warn_if_unread(self, places: Sequence[Site]) -> None:
         for site in dict.fromkeys(place._replace(call=None) for place in places):
@@ -372,13 +364,13 @@ class TracedModel:
     def _edits_of_calls(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
         """Returns the edit of each call of a module."""
         found: dict[Site, Edit] = {}
-        self._resolve(list(edits))  # one probe for all
+        self._addresses.places(list(edits))  # one probe for all
         for key, edit in edits.items():
             if not callable(edit):
                 raise SiteError(
                     f"Got a {type(edit).__name__} as the edit at '{key}'; give a function of the activations."
                 )
-            for call in itertools.chain.from_iterable(map(self._probe.calls, self._resolve(key).values())):
+            for call in itertools.chain.from_iterable(map(self._probe.calls, self._addresses.places(key).values())):
                 if call in found:
                     raise SiteError(
                         f"Got edits at {', '.join(map(str, edits))}, of which two are the same place by different "
@@ -387,42 +379,3 @@ class TracedModel:
                 self._probe.size(call)  # checks the shape
                 found[call] = edit
         return found
-
-    def _site(self, item: Any, side: Side) -> Site:
-        if isinstance(item, nn.Module):
-            for tree in (self._original, self.module):
-                for path, module in tree.named_modules():
-                    if module is item:
-                        return Site(path, side)
-            raise SiteError(
-                f"The module {type(item).__name__} is not a part of {self.name}; give one of its submodules."
-            )
-        path = None if isinstance(item, Site) else getattr(item, "path", None)
-        if isinstance(path, str):  # an nnsight envoy: its path starts with the name of its root
-            return Site(path.partition(".")[2], side)
-        return Site.parse(item, side)
-
-    def _resolve(self, sites: SitesLike) -> dict[Site, Site]:
-        """Returns the sites, and the matches of patterns, each with its place in the model."""
-        places: dict[Site, Site] = {}
-        for site in parse_sites(sites):
-            known = site in self._places or self._alias(site) is not site
-            matches = [site] if known else expand(site, self._paths, model=type(self._original).__name__)
-            places.update((match, self._place(match)) for match in matches)
-        self._probe.add(places.values())
-        return places
-
-    def _alias(self, site: Site) -> Site:
-        """Returns the site of the embedding, if that is asked for by its name in any model."""
-        if site.path != EMBEDDING or any(path.split(".")[-1] == EMBEDDING for path in self._paths):
-            return site
-        return site._replace(path=embedding_path(self._probe))
-
-    def _place(self, site: Site) -> Site:
-        """Returns where a site is: itself, or what an alias stands for."""
-        if site not in self._places:
-            place = self._alias(site)
-            if place.side == "heads":
-                place = heads_site(self._probe, place.path)._replace(call=place.call)
-            self._places[site] = place
-        return self._places[site]

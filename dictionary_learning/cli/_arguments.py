@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from dictionary_learning._border import BOUNDS, check, check_local
+from dictionary_learning._coercion import check_range, coerce, type_name
 from dictionary_learning._said import saying
 from dictionary_learning.cli._groups import group_of
 from dictionary_learning.cli._parser import FALSE, OTHERS, TRUE, Parser, option_of
-from dictionary_learning.config import BaseConfig, check_range, coerce, field_docs, field_types, type_name
+from dictionary_learning.config import BaseConfig, field_docs, field_types
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import parse_sites
 

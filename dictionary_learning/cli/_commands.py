@@ -64,7 +64,7 @@ class CacheArguments(CaptureArguments):
             model = self.load(self.model)
             write_cache(
                 self.out,
-                self.stream(text, model),
+                self.contexts(text, model, self.ctx_len),
                 model,
                 self.sites_of(model),
                 dtype=self.storage_dtype,

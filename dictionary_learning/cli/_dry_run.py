@@ -13,11 +13,11 @@ from dictionary_learning._hardware import free_memory, peak_memory
 from dictionary_learning._plain import as_bytes, as_duration
 from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob, training_jobs
+from dictionary_learning._training_step import train_step
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.sites import Site
-from dictionary_learning.training import train_step
 
 if TYPE_CHECKING:
     from dictionary_learning.trainers import OptimizationConfig

@@ -1,6 +1,6 @@
 """The measures of `dictionary-learning downstream`, with what they are given: read and checked."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +8,15 @@ from dictionary_learning._text_reading import TextReading
 from dictionary_learning._trained_on import text_of
 from dictionary_learning.cli._downstream import SAE_PROBES, DownstreamArguments
 from dictionary_learning.cli._evaluate import read_text
+from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
     from dictionary_learning.evaluation.downstream import PerturbationConfig, ProbeTask
     from dictionary_learning.interop._saved import Saved
+
+_MEASURES: Registry[Callable[..., Callable[..., Any]]] = Registry("measure in --tasks")
+"""Functions of the arguments, the labelled tasks and what was saved; a measure each."""
 
 
 def measures_of(given: DownstreamArguments, saved: "Sequence[Saved]") -> dict[str, Callable[..., Any]]:
@@ -43,6 +47,7 @@ def labelled(
     return as_probe_tasks(found)
 
 
+@_MEASURES.register("probing")
 def _probing(given: DownstreamArguments, tasks: "list[ProbeTask]", saved: Any) -> Callable[..., Any]:
     from dictionary_learning.evaluation.downstream import ProbingConfig, probe_latents
     from dictionary_learning.evaluation.downstream._probing import split_of
@@ -54,6 +59,7 @@ def _probing(given: DownstreamArguments, tasks: "list[ProbeTask]", saved: Any) -
     return partial(probe_latents, tasks=tasks, config=config)
 
 
+@_MEASURES.register("absorption")
 def _absorption(given: DownstreamArguments, tasks: Any, saved: Any) -> Callable[..., Any]:
     from dictionary_learning.evaluation.downstream import AbsorptionConfig, feature_absorption
 
@@ -61,6 +67,7 @@ def _absorption(given: DownstreamArguments, tasks: Any, saved: Any) -> Callable[
     return partial(feature_absorption, config=config)
 
 
+@_MEASURES.register("perturbation")
 def _perturbation(given: DownstreamArguments, tasks: "list[ProbeTask]", saved: Any) -> Callable[..., Any]:
     from dictionary_learning.evaluation.downstream import targeted_probe_perturbation
     from dictionary_learning.evaluation.downstream._perturbing import split_of
@@ -73,6 +80,7 @@ def _perturbation(given: DownstreamArguments, tasks: "list[ProbeTask]", saved: A
     return partial(targeted_probe_perturbation, task=fit[0], config=config)
 
 
+@_MEASURES.register("removal")
 def _removal(given: DownstreamArguments, tasks: Any, saved: Any) -> Callable[..., Any]:
     from dictionary_learning.evaluation.downstream import spurious_correlation_removal
     from dictionary_learning.evaluation.downstream._triples import paired
@@ -99,6 +107,7 @@ def _ns(given: DownstreamArguments) -> list[str]:
     return ["ns"] if given.ns else []
 
 
+@_MEASURES.register("disentangling")
 def _disentangling(given: DownstreamArguments, tasks: Any, saved: Any) -> Callable[..., Any]:
     from dictionary_learning.evaluation.downstream import DisentanglingConfig, disentangle_attributes
 
@@ -106,6 +115,7 @@ def _disentangling(given: DownstreamArguments, tasks: Any, saved: Any) -> Callab
     return partial(disentangle_attributes, config=config)
 
 
+@_MEASURES.register("context")
 def _context(given: DownstreamArguments, tasks: Any, saved: "Sequence[Saved]") -> Callable[..., Any]:
     from dictionary_learning.evaluation.downstream import ContextConfig, context_sensitivity
 
@@ -114,13 +124,3 @@ def _context(given: DownstreamArguments, tasks: Any, saved: "Sequence[Saved]") -
     config = ContextConfig(windows=windows, **given.options("n_tokens", "ctx_len", "batch_size", "n_resamples", "seed"))
     text = read_text(TextReading(), given.text, trained)
     return partial(context_sensitivity, text=text, config=config)
-
-
-_MEASURES: Mapping[str, Callable[..., Callable[..., Any]]] = {
-    "probing": _probing,
-    "absorption": _absorption,
-    "perturbation": _perturbation,
-    "removal": _removal,
-    "disentangling": _disentangling,
-    "context": _context,
-}

@@ -9,7 +9,6 @@ from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.errors import ConfigError, SiteError
 
 if TYPE_CHECKING:
-    from dictionary_learning.data import ContextSource, Source
     from dictionary_learning.models import TracedModel
     from dictionary_learning.sites import Site
 
@@ -91,10 +90,6 @@ class CaptureArguments(ModelArguments, ContextArguments):
         if self.io is None and predicts:
             return _mlps(model, model.layers(self.layers, self.layer_stride))
         return model.layers(self.layers, self.layer_stride, side=self.io or "out")
-
-    def stream(self, text: "Source", model: "TracedModel", end_of_data: str = "stop") -> "ContextSource":
-        """Returns the contexts of a text."""
-        return self.contexts(text, model, self.ctx_len, end_of_data)
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from dictionary_learning._plain import as_bytes, counted
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.cli._output import write_result
@@ -47,7 +48,6 @@ class PlanArguments(CommandArguments):
     """The model's branch, tag or commit on the hub."""
 
     def run(self) -> None:
-        from dictionary_learning._plain import counted
         from dictionary_learning.models import load_model
         from dictionary_learning.parallel import Sizes, costs
 
@@ -79,8 +79,9 @@ class PlanArguments(CommandArguments):
 
 
 def _line(row: Mapping[str, Any]) -> str:
+    memory, sent = as_bytes(row["memory_bytes"]), as_bytes(row["sent_bytes"])
     return (
-        f"{row['gpus']:>4}  {row['placement']:<10}  {_size(row['memory_bytes']):>10}  {_size(row['sent_bytes']):>10}  "
+        f"{row['gpus']:>4}  {row['placement']:<10}  {memory:>10}  {sent:>10}  "
         f"{row['step_seconds'] * 1e3:>6.1f} ms  {row['tokens_per_second']:>10,.0f}"
         + ("" if row["fits"] else "  does not fit")
     )
@@ -96,7 +97,3 @@ def _count(text: str) -> int:
     if found is None or not int(found[1]):
         raise ConfigError(f"Got --dict-size {text}; give a number of latents, as 65536, 64k or 1m.")
     return int(found[1]) * _UNITS[found[2]]
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"

@@ -56,7 +56,7 @@ def make_source(
     assert model is not None and text is not None
     wirings = {getattr(config, "wiring", None) or "autoencoder" for config in configs}
     sites = arguments.sites_of(model, predicts=any(WIRINGS[name].writes_others for name in wirings))
-    contexts = arguments.stream(text, model, arguments.end_of_data)
+    contexts = arguments.contexts(text, model, arguments.ctx_len, arguments.end_of_data)
     if any(config.needs_contexts for config in configs):
         logger.info("Contexts stay whole: options of the shuffle buffer, token norms and positions have no effect.")
         return ContextStream(
@@ -74,7 +74,7 @@ def make_source(
 
 def _tokens_of_a_share(arguments: TrainArguments) -> int:
     """Returns what each share of the data gives to a step: as many shares as ranks at first."""
-    from dictionary_learning._resume import shares_of
+    from dictionary_learning._resumed import shares_of
     from dictionary_learning.parallel import world_size
 
     place = arguments.resume_from or (arguments.save_dir if arguments.resume else None)

@@ -14,8 +14,9 @@ from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, SparseAutoen
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import to_dense
 from dictionary_learning.trainers._base import Trainer
-from dictionary_learning.trainers._config import OptimizationConfig, TrainerConfig
+from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._run_info import FACTS, RunInfo
+from dictionary_learning.trainers._sae_config import TrainerConfig
 
 ALIASES = {
     "lr_scheduler_name": "schedule",

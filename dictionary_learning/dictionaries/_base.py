@@ -80,10 +80,16 @@ class Dictionary(nn.Module, ABC):
     def decode(self, latents: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch output_dim"]:
         """Returns the reconstruction from dense latents."""
 
+    def decode_with(
+        self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"]
+    ) -> Float[Tensor, "*batch output_dim"]:
+        """Returns the reconstruction from dense latents of x, also where `decode` needs x too."""
+        return self.decode(latents)
+
     def reconstruct(self, x: Float[Tensor, "batch activation_dim"]) -> Reconstruction:
         """Returns outputs and latents of a batch. Latents are sparse where few are kept."""
         latents = self.encode(x)
-        return Reconstruction(self.decode(latents), latents)
+        return Reconstruction(self.decode_with(latents, x), latents)
 
     def reconstruct_contexts(
         self, x: Float[Tensor, "n activation_dim"], lengths: Int[Tensor, "contexts"]
@@ -106,7 +112,7 @@ class Dictionary(nn.Module, ABC):
         self.check_width(x)
         if output_features:
             latents = self.encode(x)
-            return self.decode(latents), latents
+            return self.decode_with(latents, x), latents
         flat, lead = pack([x], "* dim")
         (x_hat,) = unpack(self.reconstruct(flat).outputs, lead, "* dim")
         return x_hat

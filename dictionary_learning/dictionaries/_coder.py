@@ -12,7 +12,7 @@ from dictionary_learning._border import checked
 from dictionary_learning._hardware import check_memory
 from dictionary_learning.dictionaries._base import Reconstruction
 from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
-from dictionary_learning.dictionaries._own_code import decoded_itself, encoded_itself, sparse_encoded_itself
+from dictionary_learning.dictionaries._own_code import encoded_itself, sparse_encoded_itself
 from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
 from dictionary_learning.dictionaries._views import LinearView
 from dictionary_learning.dictionaries.nonlinearities import (
@@ -160,12 +160,6 @@ class Coder(Trainable):
             return self.nonlinearity(pre * norms) / norms
         return self.nonlinearity(pre)
 
-    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
-        if not output_features:
-            return super().forward(x)
-        latents = self.encode(x)
-        return self.decode(latents, x), latents
-
     def encode_latents(self, x: Float[Tensor, "batch activation_dim"]) -> tuple[Latents, Latents | None]:
         if not isinstance(self.nonlinearity, Elementwise):
             return self.encode_sparse(x), None
@@ -224,11 +218,16 @@ class Coder(Trainable):
         out = latents.to(dtype) @ self.W_dec.to(dtype)
         return self.with_affine_part(out, None if x is None else x.to(dtype))
 
+    def decode_with(
+        self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"]
+    ) -> Float[Tensor, "*batch output_dim"]:
+        return self.decode(latents) if self.W_skip is None else self.decode(latents, x)
+
     def decode_latents(
         self, latents: Latents, x: Float[Tensor, "batch activation_dim"], *, frozen: bool = False
     ) -> Float[Tensor, "batch output_dim"]:
         if self.decodes_itself and not frozen:  # with `frozen` gates reconstruct, as in 0.1 by the weights
-            return decoded_itself(self, latents, x)
+            return self.decode_with(to_dense(latents), x)
         W_dec = self.W_dec.detach() if frozen else self.W_dec
         if isinstance(latents, SparseLatents):
             out = backend_for(W_dec).decode(latents, W_dec)

@@ -13,8 +13,8 @@ from dictionary_learning._border import checked
 from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries._calibration import tokens_of
 from dictionary_learning.dictionaries._coder import Coder
-from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.dictionaries._wirings import Transcoder
+from dictionary_learning.dictionaries._wrapper import Wrapper
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, gather_per_latent, nonzeros, replace_values, to_dense
 from dictionary_learning.ops._pairs import pair_dots
@@ -27,7 +27,7 @@ _SHARES = torch.linspace(0, 0.75, 61).tolist()
 
 
 @DICTIONARIES.register("LeaveOneOut")
-class LeaveOneOut(Dictionary):
+class LeaveOneOut(Wrapper):
     """A dictionary without the latents that add little to what the others reconstruct.
 
     f = latents inside,  r = x - x_hat,  s_i = <r, d_i> / |d_i| + f_i |d_i|
@@ -51,15 +51,12 @@ class LeaveOneOut(Dictionary):
 
     @checked()
     def __init__(self, dictionary: Dictionary | Mapping[str, Any], threshold: float):
-        if isinstance(dictionary, Mapping):
-            options = dict(dictionary)
-            dictionary = DICTIONARIES[options.pop("class", "")](**options)
-        coder = _checked(dictionary)
-        super().__init__(coder.activation_dim, coder.dict_size, coder.output_dim)
+        super().__init__(dictionary)
+        self.dictionary = _checked(self.dictionary)
         if not math.isfinite(threshold):
             raise ConfigError(f"LeaveOneOut got threshold={threshold!r}; give a finite number.")
-        self.dictionary, self.threshold = coder, float(threshold)
-        self.info = coder.info
+        self.threshold = float(threshold)
+        self.info = self.dictionary.info
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         self.check_width(x)
@@ -81,38 +78,16 @@ class LeaveOneOut(Dictionary):
     ) -> Float[Tensor, "n output_dim"]:
         return self.dictionary.decode_change(latents, change, x)
 
-    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
-        if not output_features:
-            return super().forward(x)
-        latents = self.encode(x)
-        return self.decode(latents, x), latents
-
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         self.dictionary.scale_(inputs, outputs)
         self.threshold *= inputs if outputs is None else outputs
-
-    @property
-    def W_enc(self) -> Float[Tensor, "dict_size activation_dim"]:
-        """Encoder rows."""
-        return self.dictionary.W_enc
-
-    @property
-    def W_dec(self) -> Float[Tensor, "dict_size output_dim"]:
-        """Directions of the latents."""
-        return self.dictionary.W_dec
-
-    @property
-    def b_dec(self) -> Float[Tensor, "output_dim"] | None:
-        """The decoder's bias."""
-        return self.dictionary.b_dec
 
     @property
     def site_widths(self) -> Any:
         return self.dictionary.site_widths
 
     def options(self) -> dict[str, Any]:
-        inside = {"class": DICTIONARIES.name_of(type(self.dictionary)), **self.dictionary.options()}
-        return {"dictionary": inside, "threshold": self.threshold}
+        return {**super().options(), "threshold": self.threshold}
 
     def _refined(self, x: Float[Tensor, "batch activation_dim"]) -> Latents:
         latents, left = left_by_others(self.dictionary, x)
@@ -194,7 +169,7 @@ def _checked(dictionary: Dictionary) -> Coder:
     if reads and isinstance(dictionary, Coder) and not isinstance(dictionary, Transcoder):
         return dictionary
     name = type(dictionary).__name__
-    if isinstance(dictionary, (Normalized, LeaveOneOut)):
+    if isinstance(dictionary, Wrapper):
         instead = f"Give the {type(dictionary.dictionary).__name__} inside (its attribute `dictionary`)."
     else:
         instead = "Give an autoencoder or a crosscoder: what is left of an activation is known only of what is read."

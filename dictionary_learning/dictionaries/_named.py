@@ -1,7 +1,7 @@
 """Autoencoders by the names that people know: a nonlinearity each, and the extras of the name."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary, Reconstruction
-from dictionary_learning.dictionaries._coder import build_nonlinearity
 from dictionary_learning.dictionaries._folding import fold_decoder_norm_
-from dictionary_learning.dictionaries._views import LinearView
+from dictionary_learning.dictionaries._named_base import HasThreshold, KeepsK, NamedAutoencoder
 from dictionary_learning.dictionaries._wirings import SparseAutoencoder
 from dictionary_learning.dictionaries.nonlinearities import (
     AbsTopK,
@@ -22,8 +21,6 @@ from dictionary_learning.dictionaries.nonlinearities import (
     MatchingPursuit,
     Nonlinearity,
     ReLU,
-    SparseSelection,
-    ThresholdedTopK,
     TopK,
 )
 from dictionary_learning.errors import ConfigError
@@ -32,96 +29,8 @@ from dictionary_learning.ops._straight_through import KernelName
 logger = logging.getLogger(__name__)
 
 
-class _Named(SparseAutoencoder):
-    """An autoencoder whose class determines its nonlinearity."""
-
-    nonlinearity_class: ClassVar[type[Nonlinearity]]
-    has_decoder_bias: ClassVar[bool] = False
-    """Whether `decoder`, as dictionary-learning has it, adds b_dec."""
-
-    def __init__(self, activation_dim: int, dict_size: int, *options: Any, device: Any = None, **wiring: Any):
-        super().__init__(activation_dim, dict_size, self.nonlinearity_class(*options), **wiring)
-        if device is not None:
-            self.to(device)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_"):
-                raise
-        from dictionary_learning.compat._dictionary_names import older_attribute
-
-        return older_attribute(self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and "nonlinearity" in self._modules:
-            from dictionary_learning.compat._dictionary_names import write_older_attribute
-
-            if write_older_attribute(self, name, value):
-                return
-        super().__setattr__(name, value)
-
-    def options(self) -> dict[str, Any]:
-        own = {"activation_dim": self.activation_dim, "dict_size": self.dict_size, **self.nonlinearity.options()}
-        if self.rank_by_norm != self.ranks_by_norm:
-            own["rank_by_norm"] = self.rank_by_norm
-        if self.apply_b_dec_to_input != self.subtracts_b_dec:
-            own["apply_b_dec_to_input"] = self.apply_b_dec_to_input
-        return own
-
-    def encode(self, x: Float[Tensor, "*batch activation_dim"], *older: bool, **flags: bool) -> Any:
-        """Returns the latents, dense; or what flags of dictionary-learning ask for (`compat`)."""
-        if not older and not flags:
-            return self.encode_dense(x)
-        from dictionary_learning.compat._encode_flags import encode_with_flags
-
-        return encode_with_flags(self, x, older, flags)
-
-    def encode_dense(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        """Returns the latents, dense."""
-        return super().encode(x)
-
-    def decode(self, latents: Any = None, x: Any = None, **older: Any) -> Float[Tensor, "*batch output_dim"]:
-        """Returns the reconstruction; also by arguments of dictionary-learning (`compat`)."""
-        if latents is not None and not older and not isinstance(x, bool):
-            return self.decode_dense(latents, x)
-        from dictionary_learning.compat._encode_flags import decode_with_flags
-
-        return decode_with_flags(self, latents, x, older)
-
-    def decode_dense(
-        self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
-    ) -> Float[Tensor, "*batch output_dim"]:
-        """Returns the reconstruction from dense latents."""
-        return super().decode(latents, x)
-
-    def forward(
-        self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False, *older: Any, **flags: Any
-    ) -> Any:
-        """Returns x_hat, or (x_hat, latents); flags are those of dictionary-learning (`compat`)."""
-        if not older and not flags:
-            return super().forward(x, output_features)
-        from dictionary_learning.compat._encode_flags import forward_with_flags
-
-        return forward_with_flags(self, x, output_features, older, flags)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads tensors by this package's names, or by those of dictionary-learning's `ae.pt`."""
-        if not any(name.startswith("nonlinearity.") for name in state_dict):
-            from dictionary_learning.compat._dictionary_names import own_state
-
-            state_dict = own_state(self, state_dict)
-        return super().load_state_dict(state_dict, strict, assign)
-
-    @property
-    def decoder(self) -> LinearView:
-        """`decoder.weight` (output_dim, dict_size) and, where its class has one, `decoder.bias`."""
-        return LinearView(self.W_dec, self.b_dec if self.has_decoder_bias else None, transposed=True)
-
-
 @DICTIONARIES.register("AutoEncoder")
-class AutoEncoder(_Named):
+class AutoEncoder(NamedAutoencoder):
     """An autoencoder with ReLU (Bricken et al. 2023, Towards Monosemanticity)."""
 
     nonlinearity_class = ReLU
@@ -144,7 +53,7 @@ class AutoEncoder(_Named):
 
 
 @DICTIONARIES.register("AutoEncoderNew")
-class AutoEncoderNew(_Named):
+class AutoEncoderNew(NamedAutoencoder):
     """An autoencoder with ReLU that does not subtract b_dec, with decoder rows of any norm.
 
     Conerly et al. 2024, Anthropic's April update.
@@ -165,7 +74,7 @@ class AutoEncoderNew(_Named):
 
 
 @DICTIONARIES.register("GatedAutoEncoder")
-class GatedAutoEncoder(_Named):
+class GatedAutoEncoder(NamedAutoencoder):
     """An autoencoder with gates (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014)."""
 
     nonlinearity: Gated
@@ -184,7 +93,7 @@ class GatedAutoEncoder(_Named):
 
 
 @DICTIONARIES.register("JumpReluAutoEncoder")
-class JumpReluAutoEncoder(_Named):
+class JumpReluAutoEncoder(NamedAutoencoder):
     """An autoencoder with a threshold for each latent.
 
     Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
@@ -231,61 +140,8 @@ class JumpReluAutoEncoder(_Named):
         return self.nonlinearity.threshold
 
 
-class Count(int):
-    """A whole number that is also read and written as a tensor of one is, by `item` and `fill_`."""
-
-    write: Callable[[int], None]
-
-    def item(self) -> int:
-        """Returns the number."""
-        return int(self)
-
-    def fill_(self, value: Any) -> "Count":
-        """Writes the number that the dictionary keeps; this one stays."""
-        self.write(value)
-        return self
-
-    copy_ = fill_
-
-    def __reduce__(self) -> Any:
-        return int, (int(self),)  # a copy is a number
-
-
-class _KeepsK(_Named):
-    nonlinearity: SparseSelection
-
-    def __init__(self, activation_dim: int, dict_size: int, k: int, **wiring: Any):
-        super().__init__(activation_dim, dict_size, k, **wiring)
-
-    @property
-    def k(self) -> "Count":
-        """Latents per token that may be non-zero; with BatchTopK, on average."""
-        k = Count(self.nonlinearity.k)
-        k.write = self._keep
-        return k
-
-    @k.setter
-    def k(self, k: Any) -> None:
-        self._keep(k)
-
-    def _keep(self, k: Any) -> None:
-        asked = k.item() if isinstance(k, Tensor) and k.numel() == 1 else k
-        made = build_nonlinearity({**self.nonlinearity_options(), "k": asked})  # refuses what is no k
-        made.setup(self.dict_size)
-        self.nonlinearity.k = made.options()["k"]
-
-
-class _HasThreshold(_KeepsK):
-    nonlinearity: ThresholdedTopK
-
-    @property
-    def threshold(self) -> Tensor:
-        """The threshold estimated for inference; -1 if there is none."""
-        return self.nonlinearity.threshold
-
-
 @DICTIONARIES.register("AutoEncoderTopK")
-class AutoEncoderTopK(_HasThreshold):
+class AutoEncoderTopK(HasThreshold):
     """An autoencoder that keeps the k largest latents of each token.
 
     Gao et al. 2024, https://arxiv.org/abs/2406.04093.
@@ -295,7 +151,7 @@ class AutoEncoderTopK(_HasThreshold):
 
 
 @DICTIONARIES.register("BatchTopKSAE")
-class BatchTopKSAE(_HasThreshold):
+class BatchTopKSAE(HasThreshold):
     """An autoencoder that keeps the k * batch largest latents of a batch in training.
 
     For inference, latents above the estimated threshold are kept, so that those of a token do not
@@ -306,7 +162,7 @@ class BatchTopKSAE(_HasThreshold):
 
 
 @DICTIONARIES.register("MatryoshkaBatchTopKSAE")
-class MatryoshkaBatchTopKSAE(_HasThreshold):
+class MatryoshkaBatchTopKSAE(HasThreshold):
     """BatchTopK with groups of latents, each prefix of which is a dictionary.
 
     Bussmann et al. 2025, https://arxiv.org/abs/2503.17547. `group_sizes` has the number of latents
@@ -354,21 +210,21 @@ class MatryoshkaBatchTopKSAE(_HasThreshold):
 
 
 @DICTIONARIES.register("GroupMaxSAE")
-class GroupMaxSAE(_KeepsK):
+class GroupMaxSAE(KeepsK):
     """An autoencoder that keeps the largest latent of each of k groups (EleutherAI's sparsify)."""
 
     nonlinearity_class = GroupMax
 
 
 @DICTIONARIES.register("AbsTopKSAE")
-class AbsTopKSAE(_KeepsK):
+class AbsTopKSAE(KeepsK):
     """An autoencoder that keeps the k latents of largest absolute value (arXiv:2510.00404)."""
 
     nonlinearity_class = AbsTopK
 
 
 @DICTIONARIES.register("MatchingPursuitSAE")
-class MatchingPursuitSAE(_KeepsK):
+class MatchingPursuitSAE(KeepsK):
     """An autoencoder that chooses latents one after another (arXiv:2506.03093)."""
 
     nonlinearity_class = MatchingPursuit
@@ -435,6 +291,6 @@ def _warn_of_square(ae: SparseAutoencoder) -> None:
 def autoencoder_class(nonlinearity: type[Nonlinearity]) -> type[SparseAutoencoder]:
     """Returns the class known for autoencoders with a nonlinearity, or else `SparseAutoencoder`."""
     for _, known in DICTIONARIES.items():  # the first one, so that variants stand after the plain class
-        if issubclass(known, _Named) and known.nonlinearity_class is nonlinearity:
+        if issubclass(known, NamedAutoencoder) and known.nonlinearity_class is nonlinearity:
             return known
     return SparseAutoencoder

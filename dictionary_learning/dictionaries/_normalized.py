@@ -12,6 +12,7 @@ from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries._base import DICTIONARIES, Dictionary, Reconstruction
 from dictionary_learning.dictionaries._parallel_coders import CrossLayerTranscoder
 from dictionary_learning.dictionaries._wirings import Transcoder
+from dictionary_learning.dictionaries._wrapper import Wrapper
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._precision import upcast
 
@@ -60,7 +61,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @DICTIONARIES.register("Normalized")
-class Normalized(Dictionary):
+class Normalized(Wrapper):
     """A dictionary of normalized activations that reads and returns activations of the model.
 
     z = (x / scale - mean) / deviation,  x_hat = (z_hat * deviation + mean) * scale
@@ -86,39 +87,16 @@ class Normalized(Dictionary):
         site_dims: Sequence[int] | None = None,
         scales: Sequence[float] | None = None,
     ):
-        if isinstance(dictionary, Mapping):
-            options = dict(dictionary)
-            dictionary = DICTIONARIES[options.pop("class", "")](**options)
-        super().__init__(dictionary.activation_dim, dictionary.dict_size, dictionary.output_dim)
-        check_reconstructs_inputs(dictionary)
-        self.dictionary = dictionary
+        super().__init__(dictionary)
+        check_reconstructs_inputs(self.dictionary)
         self.normalization = None if normalization is None else PER_TOKEN.canonical(normalization)
-        self.site_dims = tuple(site_dims) if site_dims is not None else (dictionary.activation_dim,)
+        self.site_dims = tuple(site_dims) if site_dims is not None else (self.activation_dim,)
         self.scales = tuple(map(float, scales)) if scales is not None else (1.0,) * len(self.site_dims)
         if sum(self.site_dims) != self.activation_dim or len(self.scales) != len(self.site_dims):
             raise ConfigError(
-                f"Got sites of widths {self.site_dims} and scales {self.scales}; the {type(dictionary).__name__} reads "
-                f"width {self.activation_dim}. Give widths with that sum, and one scale for each."
+                f"Got sites of widths {self.site_dims} and scales {self.scales}; the {type(self.dictionary).__name__} "
+                f"reads width {self.activation_dim}. Give widths with that sum, and one scale for each."
             )
-
-    @property
-    def _inside(self) -> Any:
-        return self.dictionary
-
-    @property
-    def W_enc(self) -> Float[Tensor, "dict_size activation_dim"]:
-        """Encoder rows of the dictionary inside, for normalized activations."""
-        return self._inside.W_enc
-
-    @property
-    def W_dec(self) -> Float[Tensor, "dict_size output_dim"]:
-        """Directions of its latents."""
-        return self._inside.W_dec
-
-    @property
-    def b_dec(self) -> Float[Tensor, "output_dim"] | None:
-        """Its decoder's bias, for normalized activations."""
-        return self._inside.b_dec
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         x, token = self._measured(x)
@@ -155,16 +133,6 @@ class Normalized(Dictionary):
         x, token = self._measured(x)
         return self.dictionary.decode_change(latents, change, (x - token.mean) / token.scale) * token.restored
 
-    @property
-    def reads_contexts(self) -> bool:
-        return self.dictionary.reads_contexts
-
-    def forward(self, x: Float[Tensor, "*batch activation_dim"], output_features: bool = False) -> Any:
-        if not output_features:
-            return super().forward(x)
-        latents = self.encode(x)
-        return self.decode(latents, x), latents
-
     def scale_(self, inputs: float, outputs: float | None = None) -> None:
         if outputs not in (None, inputs):
             raise ConfigError(f"A normalized dictionary has one scale; got inputs={inputs} and outputs={outputs}.")
@@ -172,7 +140,7 @@ class Normalized(Dictionary):
 
     def options(self) -> dict[str, Any]:
         return {
-            "dictionary": {"class": DICTIONARIES.name_of(type(self.dictionary)), **self.dictionary.options()},
+            **super().options(),
             "normalization": self.normalization,
             "site_dims": list(self.site_dims),
             "scales": list(self.scales),

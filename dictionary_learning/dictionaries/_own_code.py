@@ -1,4 +1,4 @@
-"""Latents and outputs of a user's class that has an `encode` or `decode` of its own.
+"""Latents of a user's class that has an `encode` of its own.
 
 Losses, reconstructions and measures ask a coder for sparse latents. Such a class is asked for dense
 ones instead, which are made sparse, so that its own code makes them everywhere.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries.nonlinearities import SparseSelection
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
+from dictionary_learning.latents import SparseLatents, Support
 
 if TYPE_CHECKING:
     from dictionary_learning.dictionaries._coder import Coder
@@ -54,9 +54,3 @@ def sparse_encoded_itself(coder: "Coder", x: Tensor, k: int | None) -> SparseLat
     tokens, latents = fires.nonzero(as_tuple=True)  # (pairs,)
     offsets = torch.searchsorted(tokens, torch.arange(len(x) + 1, device=x.device))
     return SparseLatents(dense[tokens, latents], Support(latents, coder.dict_size, offsets))
-
-
-def decoded_itself(coder: "Coder", latents: Latents, x: Tensor) -> Tensor:
-    """Returns the outputs that the class itself makes of latents."""
-    dense = to_dense(latents)
-    return coder.decode(dense) if coder.W_skip is None else coder.decode(dense, x)

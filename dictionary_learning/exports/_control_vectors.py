@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._coercion import check_range, coerce
 from dictionary_learning._disk import write_atomically
-from dictionary_learning.config import check_range, coerce
 from dictionary_learning.dictionaries import Coder, Dictionary, DictionaryInfo
 from dictionary_learning.errors import CheckpointError, ConfigError, MissingDependencyError, SiteError
 from dictionary_learning.sites import Site

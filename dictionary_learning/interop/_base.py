@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dictionary_learning.config import Registry
-from dictionary_learning.dictionaries import Coder, Dictionary, Normalized
+from dictionary_learning.dictionaries import Coder, Dictionary
 from dictionary_learning.dictionaries._trainable import has_own_method
+from dictionary_learning.dictionaries._wrapper import innermost
 from dictionary_learning.errors import CheckpointError, UnknownNameError
 from dictionary_learning.interop._files import Files
 
@@ -83,9 +84,8 @@ class Format(ABC):
 
 def own_part(dictionary: Dictionary) -> str:
     """Returns what a user's class has that its base in this package has not; empty for nothing."""
+    dictionary = innermost(dictionary)
     cls: Any = type(dictionary)
-    if isinstance(dictionary, Normalized):
-        return own_part(dictionary.dictionary)
     for name in ("encode", "decode", "forward"):
         if has_own_method(cls, name, *((f"{name}_dense",) if name != "forward" else ())):
             return f"its own {name}"

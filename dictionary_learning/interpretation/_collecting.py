@@ -20,8 +20,8 @@ from dictionary_learning._disk import remove_unfinished
 from dictionary_learning._hardware import check_memory
 from dictionary_learning._plain import counted, differences, to_plain
 from dictionary_learning._provenance import contents_of_text
-from dictionary_learning._resume import StopRequest
 from dictionary_learning._run_folder import claim_run_folder
+from dictionary_learning._stop_request import StopRequest
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.data import as_source

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Dictionary, Trainable
-from dictionary_learning.dictionaries._leave_one_out import LeaveOneOut
-from dictionary_learning.dictionaries._normalized import Normalized
+from dictionary_learning.dictionaries._wrapper import innermost
 from dictionary_learning.errors import ConfigError
 
 Matrix = Literal["decoder", "encoder"]
@@ -29,8 +28,7 @@ class Directions:
 
     def __init__(self, dictionary: Dictionary, by: Matrix = "decoder", write: int | None = None):
         # factors of a token are the same for all its latents; refinement leaves directions alone
-        while isinstance(dictionary, (Normalized, LeaveOneOut)):
-            dictionary = dictionary.dictionary
+        dictionary = innermost(dictionary)
         if by not in ("decoder", "encoder"):
             raise ConfigError(f"Got by={by!r}; give 'decoder' or 'encoder'.")
         if not isinstance(dictionary, Trainable):

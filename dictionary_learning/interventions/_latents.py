@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
-from dictionary_learning.config import coerce
+from dictionary_learning._coercion import coerce
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, UnknownNameError
 from dictionary_learning.interventions._activations import TokenMask, check_apart, check_keep, token_mask

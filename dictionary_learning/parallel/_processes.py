@@ -17,7 +17,6 @@ from torch import Tensor
 from dictionary_learning.errors import RankError
 from dictionary_learning.parallel._launch import timeout
 from dictionary_learning.parallel._ranks import ALONE, Ranks
-from dictionary_learning.parallel._selection import kth_largest
 
 _LONG = datetime.timedelta(days=7)
 """How long ranks wait for what one of them does alone."""
@@ -69,9 +68,6 @@ class Processes(Ranks):
             dist.all_gather(parts, padded, group=self._group)
         whole = torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).view(rows.dtype)
         return whole.reshape(-1, *rows.shape[1:])
-
-    def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        return kth_largest(values, k, self)
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         with self._others():

@@ -51,13 +51,6 @@ class Ranks(ABC):
         """Returns the rows of all ranks, one rank after another; their numbers may differ."""
 
     @abstractmethod
-    def kth_largest(self, values: Float[Tensor, "n"], k: int) -> Float[Tensor, ""]:
-        """Returns the k-th largest of the values of all ranks, none of which is negative.
-
-        If there are fewer, it is the smallest one, and infinite if there are none.
-        """
-
-    @abstractmethod
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Replaces tensors, such as gradients, by their sums over ranks."""
 
@@ -133,11 +126,6 @@ class Alone(Ranks):
 
     def gather(self, rows: Tensor) -> Tensor:
         return rows
-
-    def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        if not len(values):
-            return values.new_full((), float("inf"))
-        return values.topk(min(k, len(values))).values.amin()
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         pass

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from dictionary_learning._assignment import SiteAssignment
 from dictionary_learning._disk import write_json
 from dictionary_learning._estimate import estimate_run
 from dictionary_learning._plain import as_bytes, differences, to_plain
-from dictionary_learning._resume import MAY_DIFFER, kept_random_state
+from dictionary_learning._random_state import kept_random_state
+from dictionary_learning._resumed import MAY_DIFFER
 from dictionary_learning._run_output import plan_of
-from dictionary_learning._run_setup import SiteAssignment, training_jobs
+from dictionary_learning._run_setup import training_jobs
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.dictionaries._info import as_config
 from dictionary_learning.errors import ConfigError

@@ -17,7 +17,7 @@ from dictionary_learning._disk import write_json
 from dictionary_learning._hardware import as_device, free_memory
 from dictionary_learning._held_out_data import HeldOutData, Place, held_out_data
 from dictionary_learning._plain import counted
-from dictionary_learning._resume import CHECKPOINTS
+from dictionary_learning._resumed import CHECKPOINTS
 from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.dictionaries import load_dictionary

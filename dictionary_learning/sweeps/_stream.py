@@ -98,7 +98,7 @@ class SharedStream:
 
     def _cache(self, buffer: ActivationBuffer) -> ActivationCache:
         """Returns the rows that the buffer would read, from a cache; it is written or continued."""
-        path, rule = self._folder / CACHE, buffer.filter
+        path = self._folder / CACHE
         if not self._is_written:
             logger.info("The dictionaries do not fit into memory together: activations are written to '%s'.", path)
             write_cache(
@@ -110,10 +110,7 @@ class SharedStream:
                 refresh_batch_size=buffer.refresh_batch_size,
                 seed=buffer.seed,
                 dtype=buffer.dtype,
-                remove_bos=rule.exclude_first,
-                exclude_tokens=rule.exclude_ids,
-                max_activation_norm_multiple=rule.max_norm_multiple,
-                seqpos_slice=rule.seqpos_slice,
+                **buffer.filter.arguments(),
             )
             self._is_written = True
         options = {"out_batch_size": buffer.out_batch_size, "seed": buffer.seed, "end_of_data": buffer.end_of_data}

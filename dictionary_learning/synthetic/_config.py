@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dictionary_learning.config import BaseConfig, Registry, check_range, coerce
+from dictionary_learning._coercion import check_range, coerce
+from dictionary_learning.config import BaseConfig, Registry
 from dictionary_learning.errors import ConfigError
 
 

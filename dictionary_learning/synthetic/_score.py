@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dictionary_learning._border import checked
-from dictionary_learning.dictionaries._leave_one_out import LeaveOneOut
-from dictionary_learning.dictionaries._normalized import Normalized
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.dictionaries._wrapper import innermost
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.synthetic._data import SyntheticActivations
 
@@ -102,11 +102,8 @@ class _Tally:
 
     def __init__(self, dictionary: Any, data: SyntheticActivations):
         self.dictionary, self.bias = dictionary, data.bias.double()
-        inner: Any = dictionary
         # factors of a token are the same for all its latents; refinement leaves directions alone
-        while isinstance(inner, (Normalized, LeaveOneOut)):
-            inner = inner.dictionary
-        self.is_wrapped = inner is not dictionary
+        inner = innermost(dictionary)
         rows, width = getattr(inner, "W_dec", None), data.config.activation_dim
         if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != width:
             raise ConfigError(
@@ -123,8 +120,9 @@ class _Tally:
     def add(self, x: Float[Tensor, "batch dim"], coefficients: Float[Tensor, "batch n_features"]) -> None:
         """Adds rows."""
         latents = self.dictionary.encode(x)  # (batch, dict_size)
-        # a normalization of each token takes the token's own scale
-        x_hat = (self.dictionary.decode(latents, x) if self.is_wrapped else self.dictionary.decode(latents)).double()
+        takes_x = isinstance(self.dictionary, Dictionary)  # others may have no more than `encode` and `decode`
+        x_hat = self.dictionary.decode_with(latents, x) if takes_x else self.dictionary.decode(latents)
+        x_hat = x_hat.double()
         # both (batch, dict_size): whether a latent fires, and whether its feature is present
         active, present, x = latents != 0, coefficients[:, self.best] > 0, x.double()
         self.fires += active.sum(dim=0)

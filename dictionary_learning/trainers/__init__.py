@@ -6,10 +6,11 @@ from dictionary_learning.dictionaries._initialization import geometric_median
 from dictionary_learning.dictionaries._named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers._base import TRAINERS, Trainer
 from dictionary_learning.trainers._batch import Batch, Component, Loss, ScheduledValue, StepPart, component
-from dictionary_learning.trainers._config import OptimizationConfig, TrainerConfig
+from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._optimizers import OPTIMIZERS
 from dictionary_learning.trainers._penalties import PENALTIES, PenaltyConfig
 from dictionary_learning.trainers._run_info import RunInfo
+from dictionary_learning.trainers._sae_config import TrainerConfig
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import SCHEDULES
 from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, reconstruction_loss

@@ -16,7 +16,6 @@ from dictionary_learning.dictionaries import Dictionary, Trainable
 from dictionary_learning.dictionaries._latent_shares import hold_latents_, per_latent_tensors, with_all_latents
 from dictionary_learning.dictionaries._serialization import nonfinite_names
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.latents import l0
 from dictionary_learning.ops import Encoder
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.parallel import ALONE, Ranks
@@ -34,6 +33,8 @@ from dictionary_learning.trainers._batch import (
 from dictionary_learning.trainers._by_hand import InitialWeights
 from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._definition import check_methods, makes_own_steps, own_config, read_arguments
+from dictionary_learning.trainers._figures import step_figures
+from dictionary_learning.trainers._optimizer_rows import CommonNorm
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._spikes import LossGuard
@@ -177,7 +178,7 @@ class Trainer(ABC):
         self.loss_scale, self.n_nonfinite_tokens = self.loss_scale.to(device), self.n_nonfinite_tokens.to(device)
         self._prepare()
         shares = [p for part in own.coders() for _, p in per_latent_tensors(part.coder)]
-        self.optimizer.share_norm(ranks, shares)
+        self.optimizer.norm = CommonNorm(ranks, shares)
 
     @abstractmethod
     def build_dictionary(self, trained: Dictionary | None) -> Dictionary:
@@ -311,17 +312,7 @@ class Trainer(ABC):
         """Returns figures of the last step, on the device: loss terms, fvu, l0, learning rate."""
         if not self._last:
             return dict(self.figures_before)
-        figures: dict[str, Tensor] = {}
-        for _, loss, share in self._last:
-            values = {"loss": loss.total, **loss.terms, "l0": self.latent_ranks.sum(l0(loss.reconstruction.latents))}
-            for name, value in values.items():
-                figures[name] = figures.get(name, torch.zeros(())) + share * value.detach()
-        figures = {name: self.ranks.sum(value) for name, value in figures.items()}
-        y = torch.cat([part.batch.y for part in self._last]).float()
-        outputs = torch.cat([part.loss.reconstruction.outputs for part in self._last]).float()
-        center = self.ranks.mean(y.mean(0), len(y))
-        error, variance = (outputs - y).pow(2).sum(), (y - center).pow(2).sum()
-        figures["fvu"] = self.ranks.sum(error) / self.ranks.sum(variance)
+        figures = step_figures(self._last, self.ranks, self.latent_ranks)
         figures["lr"] = torch.tensor(self.learning_rate(max(self.step - 1, 0)))
         figures["nonfinite_tokens"] = self.n_nonfinite_tokens
         figures["skipped_steps"] = self.optimizer.n_skipped

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_, row_kernels
-from dictionary_learning.parallel import Ranks
 from dictionary_learning.trainers._main_memory import MEANS, in_main_memory, is_kept, lent, slices, without_means
 from dictionary_learning.trainers._optimizer_rows import (
     LOW_PRECISION,
@@ -77,10 +76,6 @@ class RowAdam(torch.optim.Optimizer):
         for m in moving:
             m.step(divisor, skip)
         return loss
-
-    def share_norm(self, ranks: Ranks, parameters: Iterable[Tensor]) -> None:
-        """Makes gradients of all ranks have one norm; these parameters are parts of larger ones."""
-        self.norm = CommonNorm(ranks, parameters)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resumes from a saved state."""

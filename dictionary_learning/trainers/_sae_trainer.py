@@ -31,9 +31,10 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops import Encoder
 from dictionary_learning.trainers._base import Trainer
 from dictionary_learning.trainers._batch import Batch, Loss, component
-from dictionary_learning.trainers._config import OptimizationConfig, TrainerConfig
+from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._dead_latents import DeadLatents, Revival
 from dictionary_learning.trainers._run_info import RunInfo
+from dictionary_learning.trainers._sae_config import TrainerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
-from dictionary_learning.parallel import Ranks
 from dictionary_learning.trainers._optimizer_rows import (
     LOW_PRECISION,
     Closure,
@@ -80,10 +79,6 @@ class UnitNormOptimizer(torch.optim.Optimizer):
                     normalize_rows_(twin.weight)
                 twin.write()
         return loss
-
-    def share_norm(self, ranks: Ranks, parameters: Iterable[Tensor]) -> None:
-        """Makes gradients of all ranks have one norm; these parameters are parts of larger ones."""
-        self.norm = CommonNorm(ranks, parameters)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Removes the gradients of the parameters and of their float32 copies."""

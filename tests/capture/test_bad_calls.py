@@ -257,8 +257,7 @@ def test_longest_context_runs_and_a_longer_one_is_refused_or_runs(name):
 
 
 def saved(folder):
-    tiny.model("llama").save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    tiny.save_model(folder)
     return folder / "model.safetensors"
 
 

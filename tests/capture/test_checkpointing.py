@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from dictionary_learning import ContextStream, load_dictionary, load_model, trainSAE
+from dictionary_learning import ContextStream, load_model, trainSAE
 from dictionary_learning.errors import ConfigError, ModelError
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS
-from tests import tiny
+from tests import shell, tiny
 
 LAYERS = {
     "llama": "model.layers", "gpt2": "transformer.h", "mamba": "backbone.layers", "falcon": "transformer.h",
@@ -123,21 +123,10 @@ def test_end_to_end_training_has_the_same_bits(options):
 
 
 def test_the_shell_and_a_run_file_ask_for_it(tmp_path):
-    from dictionary_learning.cli import main
-
-    tiny.model().save_pretrained(tmp_path / "model")
-    tiny.tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("\n\n".join(tiny.documents(60)))
-    train = ["train", str(tmp_path / "model"), str(tmp_path / "text.txt"), "--trainer", "end_to_end", "--layers", "0"]
-    train += ["--k", "3", "--dict-size", "48", "--ctx-len", "16", "--batch-size", "64", "--n-tokens", "192"]
-    train += ["--n-eval-tokens", "100", "--n-fidelity-tokens", "100", "--device", "cpu"]
-    assert main([*train, "--save-dir", str(tmp_path / "plain")]) == 0
-    assert main([*train, "--activation-checkpointing", "--save-dir", str(tmp_path / "again")]) == 0
-    assert "activation_checkpointing:\n- true" in (tmp_path / "again" / "run.yaml").read_text()
-    assert main(["train", "--config", str(tmp_path / "again" / "run.yaml"), "--save-dir", str(tmp_path / "file")]) == 0
-    plain, again, file = (load_dictionary(tmp_path / n / "trainer_0") for n in ("plain", "again", "file"))
-    for name, value in plain.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value) and torch.equal(file.state_dict()[name], value)
+    plain, again, file = shell.trained(tmp_path, ["--trainer", "end_to_end"], ["--activation-checkpointing"])
+    assert "activation_checkpointing:\n- true" in (tmp_path / "switched" / "run.yaml").read_text()
+    for name, value in plain.items():
+        assert torch.equal(again[name], value) and torch.equal(file[name], value)
     config = json.loads((tmp_path / "file" / "trainer_0" / "config.json").read_text())
     assert config["trainer"]["activation_checkpointing"] is True
 

@@ -50,8 +50,7 @@ PLACES = {
 @pytest.mark.parametrize("places", PLACES)
 def test_model_spread_by_a_device_map_gives_the_same(places, tmp_path):
     pytest.importorskip("accelerate")
-    tiny.model("llama").save_pretrained(tmp_path / "model")
-    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.save_model(tmp_path / "model")
     whole = load_model(tmp_path / "model", dtype="float32", device="cpu")
     spread = load_model(
         tmp_path / "model", dtype="float32", device_map=PLACES[places], offload_folder=str(tmp_path / "disk")

@@ -8,8 +8,7 @@ from tests import tiny
 
 
 def test_dictionary_of_another_model_is_warned_of(tmp_path, caplog):
-    tiny.model("gpt2").save_pretrained(tmp_path / "model")
-    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.save_model(tmp_path / "model", "gpt2")
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(10)))
     told = []
     for name in ("other/model", str(tmp_path / "model")):

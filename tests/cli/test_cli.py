@@ -23,8 +23,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 def folder(tmp_path_factory):
     """A saved model and a text."""
     folder = tmp_path_factory.mktemp("cli")
-    tiny.model("gpt2").save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
+    tiny.save_model(folder / "model", "gpt2")
     lines = [json.dumps({"text": text}) for text in tiny.documents(60)]
     (folder / "text.jsonl").write_text("\n".join(lines))
     return folder

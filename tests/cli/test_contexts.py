@@ -16,8 +16,7 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("contexts")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        tiny.model().save_pretrained("model")
-        tiny.tokenizer().save_pretrained("model")
+        tiny.save_model("model")
         (root / "text.txt").write_text("\n".join(tiny.documents(40)))
         train = ["train", "model", "text.txt", "--sites", SITE, "--ctx-len", "16", "--refresh-batch-size", "2"]
         train += ["--n-ctxs", "4", "--batch-size", "32", "--n-tokens", "64", "--k", "4", "6", "--dict-size", "32"]

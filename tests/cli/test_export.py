@@ -24,8 +24,7 @@ def place(tmp_path_factory):
     dictionary = dl.AutoEncoderTopK(tiny.DIM, 24, 4)
     dictionary.info = DictionaryInfo(sites=("model.layers.1",), name="mine")
     dl.save_dictionary(dictionary, root / "mine")
-    tiny.model().save_pretrained(root / "model")
-    tiny.tokenizer().save_pretrained(root / "model")
+    tiny.save_model(root / "model")
     options = {"n_tokens": 400, "ctx_len": 16, "window": (4, 2)}
     collect_contexts(model, {"mine": dictionary}, tiny.documents(40), root / "store", **options)
     save_explanations(root / "store" / "0", {3: Explanation("cats", "somebody", {})})

@@ -28,8 +28,7 @@ GIVEN = {
 def place(tmp_path_factory):
     """A saved model and a text."""
     place = tmp_path_factory.mktemp("files")
-    tiny.model("gpt2").save_pretrained(place / "model")
-    tiny.tokenizer().save_pretrained(place / "model")
+    tiny.save_model(place / "model", "gpt2")
     (place / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(60)))
     return place
 

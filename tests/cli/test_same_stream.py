@@ -41,8 +41,7 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 def place(tmp_path_factory):
     """A saved model and three texts."""
     place = tmp_path_factory.mktemp("same")
-    tiny.model("gpt2").save_pretrained(place / "model")
-    tiny.tokenizer().save_pretrained(place / "model")
+    tiny.save_model(place / "model", "gpt2")
     write(place / "text.jsonl", [{"text": text} for text in tiny.documents(60)])
     write(place / "two words.jsonl", [{"body": text} for text in tiny.documents(40, seed=1)])
     turns = [[{"role": "user", "content": f"w9 w8 {text}"}] for text in tiny.documents(40, seed=2)]

@@ -45,8 +45,7 @@ TRAINERS = [
 
 @pytest.fixture
 def model(tmp_path):
-    tiny.model("llama").save_pretrained(tmp_path / "model")
-    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    tiny.save_model(tmp_path / "model")
     return AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 

@@ -43,8 +43,7 @@ STEPS, BATCH = 8, 64
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saelens")
-    tiny.model("gpt2").save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
+    tiny.save_model(folder / "model", "gpt2")
     Dataset.from_dict({"text": tiny.documents(200, seed=5)}).save_to_disk(str(folder / "data"))
     return folder
 

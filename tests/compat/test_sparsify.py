@@ -283,8 +283,7 @@ def test_options_have_their_names_and_defaults():
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sparsify")
-    tiny.model("llama").save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
+    tiny.save_model(folder / "model")
     Dataset.from_dict({"text": tiny.documents(300, seed=5)}).save_to_disk(str(folder / "data"))
     return folder
 

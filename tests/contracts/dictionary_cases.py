@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning import ops
-from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Coder, Dictionary, DictionaryShape, Trainable
+from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Dictionary, DictionaryShape, Trainable
 from dictionary_learning.dictionaries._leave_one_out import LeaveOneOut
 from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES, SparseSelection
@@ -80,10 +80,6 @@ def moved(built: Trainable) -> Trainable:
             if part.coder.is_tied:
                 part.coder.W_dec.copy_(torch.nn.functional.normalize(part.coder.W_dec, dim=1))
     return built
-
-
-def decoded(built: Dictionary, latents: Tensor, x: Tensor) -> Tensor:
-    return built.decode(latents, x) if isinstance(built, Coder | Normalized | LeaveOneOut) else built.decode(latents)
 
 
 def close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:

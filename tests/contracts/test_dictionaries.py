@@ -20,7 +20,6 @@ from tests.contracts.dictionary_cases import (
     X,
     build,
     close,
-    decoded,
     objective,
     wired,
     with_gradients,
@@ -45,7 +44,7 @@ def test_leading_dimensions_do_not_matter(case, lead):
     assert latents.shape == (*lead, built.dict_size)
     torch.testing.assert_close(latents.view(n, built.dict_size), built.encode(flat))
     x_hat = built(x)
-    assert x_hat.shape == (*lead, built.output_dim) == decoded(built, latents, x).shape
+    assert x_hat.shape == (*lead, built.output_dim) == built.decode_with(latents, x).shape
     torch.testing.assert_close(x_hat.view(n, built.output_dim), built(flat))
 
 
@@ -53,7 +52,7 @@ def test_leading_dimensions_do_not_matter(case, lead):
 def test_all_ways_give_the_same(case):
     built = build(case)
     latents = built.encode(X)
-    expected = decoded(built, latents, X)
+    expected = built.decode_with(latents, X)
     torch.testing.assert_close(built(X), expected)
     x_hat, shown = built(X, output_features=True)
     torch.testing.assert_close(x_hat, expected)
@@ -77,7 +76,7 @@ def test_training_latents_are_those_of_inference(case):
         assert not torch.equal(to_dense(latents), built.encode(X))
     else:
         torch.testing.assert_close(to_dense(latents), built.encode(X))
-    torch.testing.assert_close(built.decode_latents(latents, X), decoded(built, to_dense(latents), X))
+    torch.testing.assert_close(built.decode_latents(latents, X), built.decode_with(to_dense(latents), X))
     frozen = built.decode_latents(latents, X, frozen=True)
     assert torch.equal(frozen, built.decode_latents(latents, X))
     reached = torch.autograd.grad(frozen.sum(), [p for _, p in built.named_parameters()], allow_unused=True)

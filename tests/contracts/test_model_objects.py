@@ -36,8 +36,7 @@ class Wrapped(torch.nn.Module):
 
 
 def folder(tmp_path):
-    tiny.model("llama").save_pretrained(tmp_path)
-    tiny.tokenizer().save_pretrained(tmp_path)
+    tiny.save_model(tmp_path)
     return tmp_path
 
 

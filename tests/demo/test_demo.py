@@ -26,8 +26,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.syspath_prepend(DEMO)
-        tiny.model().save_pretrained("model")
-        tiny.tokenizer().save_pretrained("model")
+        tiny.save_model("model")
         (root / "text.txt").write_text("\n".join(tiny.documents(60)))
         small = ["--n-tokens", "640", "--batch-size", "64", "--n-ctxs", "16", "--ctx-len", "16", "--k", "2", "4"]
         small += ["--held-out-every", "3", "--n-eval-tokens", "128", "--n-fidelity-tokens", "64", "--device", "cpu"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dictionary_learning import calibrate, leave_one_out, load_dictionary, save_dictionary, trainSAE
+from dictionary_learning.attribution._pairs import linear_part
 from dictionary_learning.dictionaries import Crosscoder, LeaveOneOut, Normalized, SkipAutoencoder, Transcoder
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.interpretation._directions import Directions
@@ -101,6 +102,15 @@ def test_crosscoders_are_refined_and_others_refused(trained):
         with pytest.raises(ConfigError, match=instead):
             leave_one_out(other, [x], 10)
     assert LeaveOneOut(SkipAutoencoder(12, 32, {"name": "top_k", "k": 4}), 0.1)(x).shape == x.shape
+
+
+def test_what_latents_add_does_not_count_the_skip():
+    torch.manual_seed(0)
+    skip, x = SkipAutoencoder(12, 32, {"name": "top_k", "k": 4}), torch.randn(5, 12)
+    torch.nn.init.normal_(skip.W_skip)
+    refined = LeaveOneOut(skip, 0.1)
+    latents = refined.encode(x)
+    torch.testing.assert_close(linear_part(refined, latents, x), latents @ skip.W_dec, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "much", None])

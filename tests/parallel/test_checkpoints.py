@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dictionary_learning import trainSAE
-from dictionary_learning._resume import Resumed
+from dictionary_learning._resumed import Resumed
 from dictionary_learning._run_folder import files_of_run
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.parallel import kth_largest

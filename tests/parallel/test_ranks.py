@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from dictionary_learning.cli import main
 from dictionary_learning.errors import ConfigError, RankError
-from dictionary_learning.parallel import ALONE, Sizes, costs, on_first, place, start
+from dictionary_learning.parallel import ALONE, Sizes, costs, kth_largest, on_first, place, start
 from tests import tiny
 from tests.parallel.ranks import results
 from tests.tiny import Planted
@@ -55,8 +55,8 @@ def everything():
         "column": ranks.gather(own[:, 0]),
         "mean": mean.detach(),
         "gradient": gradient.grad,
-        "kth": {k: ranks.kth_largest(own.flatten(), k) for k in KTH},
-        "nothing": ranks.kth_largest(torch.zeros(0), 3),
+        "kth": {k: kth_largest(own.flatten(), k, ranks) for k in KTH},
+        "nothing": kth_largest(torch.zeros(0), 3, ranks),
         "tell": ranks.tell([ranks.rank, 7]),
         "total": ranks.total(ranks.rank),
         "collect": ranks.collect({"rank": ranks.rank}),
@@ -139,8 +139,8 @@ def test_gradient_of_a_mean_is_that_of_the_own_mean(told):
 def test_kth_largest_is_exact_with_ties_and_without_enough_values(told, k):
     values = torch.cat([part(rank) for rank in range(N_RANKS)]).flatten()
     for one in told:
-        assert one["kth"][k] == ALONE.kth_largest(values, k) == values.sort(descending=True).values[:k][-1]
-        assert one["nothing"] == ALONE.kth_largest(torch.zeros(0), 3) == torch.inf
+        assert one["kth"][k] == kth_largest(values, k) == values.sort(descending=True).values[:k][-1]
+        assert one["nothing"] == kth_largest(torch.zeros(0), 3) == torch.inf
 
 
 def test_what_rank_zero_refuses_is_raised_on_all(told):

@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from dictionary_learning.parallel import ALONE, Ranks, kth_largest
+from dictionary_learning.parallel import ALONE, Ranks
 
 TIMEOUT = 60
 
@@ -50,9 +50,6 @@ class Threads(Ranks):
 
     def gather(self, rows: Tensor) -> Tensor:
         return torch.cat(self._all(rows))
-
-    def kth_largest(self, values: Tensor, k: int) -> Tensor:
-        return kth_largest(values, k, self)
 
     def sum_(self, tensors: Any) -> None:
         for x in tensors:

@@ -6,12 +6,12 @@ import logging
 import pytest
 import torch
 
-from dictionary_learning import load_dictionary, trainSAE
-from dictionary_learning.cli import main
+from dictionary_learning import trainSAE
 from dictionary_learning.errors import Interrupted
 from dictionary_learning.trainers import TRAINERS, _main_memory
 from dictionary_learning.trainers._optimizer_rows import take_rows
 from dictionary_learning.trainers._row_adam import RowAdam
+from tests import shell
 from tests.tiny import Planted
 from tests.trainers.test_row_adam import gradients, groups, parameters
 
@@ -127,19 +127,6 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path):
 
 
 def test_the_shell_knows_it(tmp_path):
-    from tests import tiny
-
-    tiny.model().save_pretrained(tmp_path / "model")
-    tiny.tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("\n\n".join(tiny.documents(60)))
-    train = ["train", str(tmp_path / "model"), str(tmp_path / "text.txt"), "--layers", "0", "--k", "3"]
-    train += ["--dict-size", "48", "--ctx-len", "16", "--batch-size", "64", "--n-tokens", "192", "--device", "cpu"]
-    train += ["--n-eval-tokens", "100", "--n-fidelity-tokens", "0", "--n-ctxs", "32"]
-    for name, more in {"adam": [], "adam_offloaded": ["--optimizer", "adam_offloaded"]}.items():
-        assert main([*train, *more, "--save-dir", str(tmp_path / name)]) == 0
-    plain, offloaded = (load_dictionary(tmp_path / name / "trainer_0") for name in ("adam", "adam_offloaded"))
-    assert all(torch.equal(offloaded.state_dict()[name], value) for name, value in plain.state_dict().items())
-    run = ["train", "--config", str(tmp_path / "adam_offloaded" / "run.yaml"), "--save-dir", str(tmp_path / "file")]
-    assert main(run) == 0
-    file = load_dictionary(tmp_path / "file" / "trainer_0").state_dict()
-    assert all(torch.equal(file[name], value) for name, value in plain.state_dict().items())
+    plain, offloaded, file = shell.trained(tmp_path, ["--n-ctxs", "32"], ["--optimizer", "adam_offloaded"])
+    assert all(torch.equal(offloaded[name], value) for name, value in plain.items())
+    assert all(torch.equal(file[name], value) for name, value in plain.items())

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dictionary_learning.config import Registry, coerce
+from dictionary_learning._coercion import coerce
+from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents
 from dictionary_learning.ops import Encoder

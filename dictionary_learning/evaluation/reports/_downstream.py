@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dictionary_learning.config import Registry
 from dictionary_learning.evaluation.reports._contents import Cell, count, decimal, plus_minus, tenths
 
 ROLES = {
@@ -14,6 +15,7 @@ ROLES = {
     "majority": "floor",
 }
 """What stands behind a name."""
+_TABLES: Registry[Callable[[Mapping[str, Any]], "list[DownstreamTable]"]] = Registry("downstream evaluation")
 
 
 class DownstreamTable(NamedTuple):
@@ -30,12 +32,13 @@ def downstream_tables(report: Mapping[str, Any]) -> list[DownstreamTable]:
     """Returns the tables of what a report has."""
     held: Mapping[str, Any] = report.get("downstream") or {}
     found: list[DownstreamTable] = []
-    for name, make in _PARTS.items():
+    for name, make in _TABLES.items():
         if held.get(name):
             found += make(held[name])
     return found
 
 
+@_TABLES.register("probing")
 def _probing(part: Mapping[str, Any]) -> list[DownstreamTable]:
     tasks: Sequence[Mapping[str, Any]] = part.get("tasks") or []
     note = (
@@ -58,6 +61,7 @@ def _probing(part: Mapping[str, Any]) -> list[DownstreamTable]:
     return tables
 
 
+@_TABLES.register("absorption")
 def _absorption(part: Mapping[str, Any]) -> list[DownstreamTable]:
     note = (
         f"First letters of {count(part.get('n_words'))} words; {count(part.get('n_letters'))} letters count. Rate: "
@@ -69,6 +73,7 @@ def _absorption(part: Mapping[str, Any]) -> list[DownstreamTable]:
     return [DownstreamTable("Absorption", note.strip(), ["rate", "fraction", "latents of a letter"], rows)]
 
 
+@_TABLES.register("perturbation")
 def _perturbation(part: Mapping[str, Any]) -> list[DownstreamTable]:
     note = (
         "Accuracy that ablating n latents of a class takes from its own probe, less what it takes from the probes of "
@@ -79,6 +84,7 @@ def _perturbation(part: Mapping[str, Any]) -> list[DownstreamTable]:
     ]
 
 
+@_TABLES.register("removal")
 def _removal(part: Mapping[str, Any]) -> list[DownstreamTable]:
     note = (
         "Share of the accuracy lost to a spurious correlation that ablating n latents brings back. 1 is all, 0 none. "
@@ -88,6 +94,7 @@ def _removal(part: Mapping[str, Any]) -> list[DownstreamTable]:
     return [_by_k(title, note.strip(), part.get("scores") or [], "scr", "n")]
 
 
+@_TABLES.register("disentangling")
 def _disentangling(part: Mapping[str, Any]) -> list[DownstreamTable]:
     scores = part.get("scores") or []
     names = ", ".join(map(str, part.get("attributes") or []))
@@ -99,6 +106,7 @@ def _disentangling(part: Mapping[str, Any]) -> list[DownstreamTable]:
     return tables + [_by_k(f"Disentangling: {key}", "", scores, key, "n") for key in ("cause", "isolation")]
 
 
+@_TABLES.register("context")
 def _context(part: Mapping[str, Any]) -> list[DownstreamTable]:
     note = (
         f"Share of the active latents of {count(part.get('n_tokens'))} tokens that stay active where only the last m "
@@ -110,16 +118,6 @@ def _context(part: Mapping[str, Any]) -> list[DownstreamTable]:
         for one in part.get("scores") or []
     ]  # fmt: skip
     return [_by_k("Sensitivity to context", note, scores, "kept", "m")]
-
-
-_PARTS = {
-    "probing": _probing,
-    "absorption": _absorption,
-    "perturbation": _perturbation,
-    "removal": _removal,
-    "disentangling": _disentangling,
-    "context": _context,
-}
 
 
 def _by_k(title: str, note: str, scores: Sequence[Mapping[str, Any]], metric: str, letter: str) -> DownstreamTable:

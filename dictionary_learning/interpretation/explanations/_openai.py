@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._coercion import check_range
 from dictionary_learning._http import Secret, Server, as_url
-from dictionary_learning.config import check_range
 from dictionary_learning.errors import ConfigError, ModelError
 from dictionary_learning.interpretation.explanations._prompts import Prompt
 

@@ -66,7 +66,7 @@ class _Product:
         return (bounds << self.shift).view(torch.float32)
 
 
-def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
+def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> SparseLatents:
     """Returns the k largest of relu(x W^T + b) of each row; see `SparseBackend.select`."""
     weight, bias = upcast(W), upcast(b)
     values, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.long)
@@ -101,7 +101,7 @@ def _top_k_of(x: Tensor, W: Tensor, b: Tensor, values: Tensor, indices: Tensor) 
     return (~certain).nonzero().squeeze(1)
 
 
-def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None) -> SparseLatents:
+def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> SparseLatents:
     """Returns the n_kept largest of x W^T + b of all rows together; see `ops._selection`."""
     found = _candidates(x, upcast(W), upcast(b), n_kept) if len(x) and n_kept else None
     if found is None:

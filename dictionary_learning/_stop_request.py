@@ -1,0 +1,38 @@
+"""A request to stop, which is met after the step that is being made."""
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Notices SIGTERM and Ctrl-C inside a `with` block; a second Ctrl-C ends the process at once.
+
+    Signals reach the main thread alone: elsewhere this does nothing. `is_on` is false for runs that
+    have no folder for a checkpoint.
+    """
+
+    def __init__(self, is_on: bool) -> None:
+        self.signal: signal.Signals | None = None
+        self._is_on = is_on and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if self._is_on:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        logger.warning("Got %s: the run stops after this step, and writes a checkpoint.", self.signal.name)

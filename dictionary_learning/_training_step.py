@@ -1,0 +1,74 @@
+"""One step of all dictionaries on one batch, normalized once for each site."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning.activations._normalizers import Normalizer
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.ops._joint import shared_product
+from dictionary_learning.sites import Site
+from dictionary_learning.trainers._batch import ModelLoss
+
+
+def train_step(
+    jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device, autocast_dtype: torch.dtype
+) -> None:
+    """Makes one step of every dictionary."""
+
+    @functools.cache  # once for all dictionaries
+    def normalized(site: Site, normalizer: Normalizer) -> Tensor:
+        if site not in batch:
+            raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
+        return normalizer.apply(batch[site].to(device, torch.float32))
+
+    @functools.cache
+    def activations(*places: tuple[Site, Normalizer]) -> Tensor:
+        parts = [normalized(*place) for place in places]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
+
+    groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
+    for job in jobs:
+        groups.setdefault(job.places(job.sites.reads), []).append(job)
+    for places, group in groups.items():
+        x = activations(*places)
+        # dictionaries on the same activations share one product where that is faster
+        with shared_product(x, [encoder for job in group for encoder in job.trainer.encoders()]):
+            for job in group:
+                y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
+                model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
+                with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
+                    job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
+
+
+def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:
+    """Returns the model's loss as a function of reconstructions in the trainer's units."""
+    raw_loss = getattr(batch, "model_loss_fn", None)
+    if raw_loss is None:
+        return None
+
+    runs_again = getattr(job.trainer.settings, "activation_checkpointing", False)
+    options = {"activation_checkpointing": True} if runs_again else {}  # data of the user's may not know it
+
+    def model_loss_fn(outputs: Tensor) -> Mapping[str, Tensor]:
+        raw: dict[Site, Tensor] = {}
+        parts = torch.split(outputs, [batch[site].shape[1] for site in job.sites.writes], dim=1)
+        for site, part in zip(job.sites.writes, parts, strict=True):
+            raw[site] = job.normalizers[site].undo(part, batch[site].to(part.device, torch.float32))
+        return raw_loss(raw, **options)
+
+    return model_loss_fn
+
+
+def _lengths(job: TrainingJob, batch: Mapping[Site, Tensor]) -> Tensor | None:
+    """Returns the number of rows of each context (contexts,), where the batch is contexts."""
+    lengths = getattr(batch, "lengths", None)
+    if lengths is None and job.trainer.dictionary.reads_contexts:
+        raise ConfigError(
+            f"'{job.name}' reads contexts, and these data are tokens in no order. Train on a ContextStream: "
+            "trainSAE(ContextStream(text, model, site, predict=False), ...)."
+        )
+    return lengths
