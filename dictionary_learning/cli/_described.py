@@ -83,7 +83,11 @@ def _figures_of(run: Path, found: Sequence[Described]) -> tuple[list[dict[str, f
     """Returns figures of each dictionary, and a sentence that says what they are of."""
     entries = _read(run / "report.json").get("dictionaries")
     if isinstance(entries, list):
-        by_name = {one.get("name"): one.get("metrics") for one in entries if isinstance(one, Mapping)}
+        measured = [one for one in entries if isinstance(one, Mapping)]
+        by_name = {one.get("name"): one.get("metrics") for one in measured}
+        if not by_name.keys() & {one.name for one in found} and len(measured) == len(found):
+            # in another package's format they have the names of their folders, in the same order
+            by_name = {one.name: entry.get("metrics") for one, entry in zip(found, measured, strict=True)}
         figures = [_finite(by_name.get(one.name)) for one in found]
         return figures, f"Figures are of held-out text: {run / 'report.html'}" if any(figures) else ""
     if not (run / "metrics.jsonl").is_file():

@@ -94,8 +94,8 @@ def checked_place(model_id: str, layer: int, source_set: str) -> Place:
     """
     if not _MODEL.fullmatch(model_id):
         raise ConfigError(
-            f"Got model_id={model_id!r}; Neuronpedia has ids of 1 to 32 lower-case letters, digits, '-' and '.', such as "
-            "gpt2-small. Give such an id."
+            f"Got model_id={model_id!r}; Neuronpedia has ids of 1 to 32 lower-case letters, digits, '-' and '.', such "
+            "as gpt2-small. Give such an id."
         )
     check_set(source_set)
     most = 126

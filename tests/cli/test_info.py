@@ -111,6 +111,16 @@ def test_files_of_other_packages_and_damaged_reports(terminal, tmp_path):
         assert "FVU" not in terminal(str(run))[0]
 
 
+def test_a_run_in_the_format_of_another_package_has_its_figures(folder, terminal, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    options = ["--k", "2", "3", "--save-format", "dictionary_learning", "--save-dir", str(run), "--n-resamples", "0"]
+    assert train(folder, "--sites", "transformer.h.1", *options) == 0
+    entries = json.loads((run / "report.json").read_text())["dictionaries"]
+    shown = terminal(str(run))
+    for line, entry in zip(shown[1:3], entries, strict=True):
+        assert f"{entry['metrics']['fvu']:.4f}" in line and "AutoEncoderTopK" in line and f"{DIM} x {4 * DIM}" in line
+
+
 def test_a_cache_is_a_list_of_facts(folder, terminal, capsys):  # noqa: F811
     assert cache(folder, "--n-tokens", "64", "--dtype", "float32") == 0
     place = str(folder / "cache")

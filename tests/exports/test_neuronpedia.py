@@ -238,6 +238,6 @@ def test_older_names_write_the_same_bytes(tmp_path):
         {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in "01"
     ]
     assert files[0] == files[1] and len(files[0]) > 5
-    assert list(upload_batches(facts(), **PLACE))[0]["modelId"] == "tiny-model"
+    assert next(iter(upload_batches(facts(), **PLACE)))["modelId"] == "tiny-model"
     with pytest.raises(ConfigError, match="model and model_id, which are one argument of write_neuronpedia"):
         write_neuronpedia(facts(), tmp_path / "new", **PLACE, model="other")
