@@ -96,7 +96,7 @@ def test_a_run_that_was_stopped_says_how_it_goes_on(folder, terminal, tmp_path):
     assert any(line.startswith("Interrupted after step 7") for line in shown)
     (resuming,) = [read(line.strip()) for line in shown if " train " in line]
     assert resuming[-3:] == ["--save-dir", str(tmp_path / "a"), "--resume"]
-    whole = {word: True for word in ("--save-dir",)} | {"--overwrite": False}
+    whole = dict.fromkeys(("--save-dir",), True) | {"--overwrite": False}
     assert resuming[1:-3] == without([*arguments(folder)[1:], "--sites", "transformer.h.1", "--k", "2", "--dtype", "float32"], whole)  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dictionary_learning import load_dictionary, trainSAE
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import build_parser, main
 from dictionary_learning.cli._arguments import read_config
+from dictionary_learning.cli._parser import without
 from dictionary_learning.cli._train_data import make_source
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.interpretation import ContextStore
@@ -20,6 +21,12 @@ from tests.cli.test_cli import arguments, cache, folder, train  # noqa: F401  (a
 
 SITE = ("--sites", "transformer.h.1", "--k", "2", "--dtype", "float32")
 QUICK = ("--n-fidelity-tokens", "0", "--n-resamples", "0", "--n-geometry-latents", "0", "--ablations", "none")
+
+
+def once(folder, *options: str) -> int:  # noqa: F811
+    """Trains in a folder that is not overwritten."""
+    instead = {word: True for word in options if word.startswith("--")} | {"--overwrite": False}
+    return main([*without(arguments(folder), instead), *options])
 
 
 def weights(run) -> bytes:
@@ -46,18 +53,14 @@ def test_resume_from_ends_with_the_bytes_of_resume_and_of_a_whole_run(folder, tm
     shutil.rmtree(same / "trainer_0")
     for later in ("step_16", "step_20"):
         shutil.rmtree(same / "checkpoints" / later)
-    line = [word for word in arguments(folder) if word != "--overwrite"]
-    line[line.index("--save-dir") + 1] = str(same)
-    assert main([*line, *options, "--resume"]) == 0
-    assert (
-        train(folder, *options, "--save-dir", str(other), "--resume-from", str(whole / "checkpoints" / "step_8")) == 0
-    )
+    assert once(folder, *options, "--save-dir", str(same), "--resume") == 0
+    assert once(folder, *options, "--save-dir", str(other), "--resume-from", str(whole / "checkpoints" / "step_8")) == 0
     assert weights(whole) == weights(same) == weights(other)
     assert [one["step"] for one in logged(other)] == list(range(9, 21))
     assert logged(other) == logged(whole)[8:] == logged(same)[8:]
     # of a run, its newest checkpoint: the last step, after which nothing is left to do
     newest = tmp_path / "newest"
-    assert train(folder, *options, "--save-dir", str(newest), "--resume-from", str(whole)) == 0
+    assert once(folder, *options, "--save-dir", str(newest), "--resume-from", str(whole)) == 0
     assert weights(newest) == weights(whole) and (whole / "checkpoints" / "step_8").is_dir()
 
 
@@ -100,7 +103,8 @@ def test_a_buffer_lies_where_it_is_told(folder, tmp_path):  # noqa: F811
     assert train(folder, *options, "--save-dir", str(tmp_path / "a")) == 0
     assert train(folder, *options, "--save-dir", str(tmp_path / "b"), "--storage-device", tiny.DEVICE) == 0
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
-    line = [*arguments(folder)[1:], *options, "--storage-device", tiny.DEVICE]
+    instead = {word: True for word in options if word.startswith("--")}
+    line = [*without(arguments(folder)[1:], instead), *options, "--storage-device", tiny.DEVICE]
     parsed = read_config(build_parser("train", line).read(line), TrainArguments)
     source = make_source(
         parsed, parsed.load(parsed.model), parsed.divided(parsed.data, 10)[0], [TrainerTopK.Config(k=2)]
