@@ -115,7 +115,7 @@ def runs(tmp_path_factory):
         lines = [line for page in LINES for line in re.findall(r"^```bash\n(.*?)```", (DOCS / page).read_text(), re.S | re.M)[0].splitlines()]  # fmt: skip
         for line in dict.fromkeys(lines):
             words = shlex.split(line.replace(MODEL, "model").replace("demo/sotu.jsonl.zst", "text.txt"))
-            smaller = {"--n-tokens": "256", "--k": "2"}
+            smaller = {"--n-tokens": "256"}
             words = [smaller.get(before, word) for before, word in zip(["", *words], words, strict=False)]
             further = TINY if words[1] == "train" else ["--device", "cpu"]
             assert words[0] == "dictionary-learning" and main([*words[1:], *further]) == 0, line
@@ -147,4 +147,4 @@ def test_python_of_the_pages_runs_on_what_their_lines_made(runs, page, tmp_path,
     real = dictionary_learning.load_model
     monkeypatch.setattr(dictionary_learning, "load_model", lambda name: real("model", dtype="float32"))
     names = executed(page, 7 if page == "interventions.md" else 5, tmp_path)
-    assert len(names["both"]) == 2 if "both" in names else names["graph"].n_active > 0
+    assert len(names["both"]) == 3 if page == "interventions.md" else names["graph"].n_active > 0

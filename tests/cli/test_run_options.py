@@ -40,7 +40,7 @@ def logged(run) -> list[dict]:
 @pytest.fixture(scope="module")
 def held(folder):  # noqa: F811
     """A cache of all rows in several files."""
-    assert cache(folder, "--dtype", "float32", "--shard-size", "64") == 0
+    assert cache(folder, "--dtype", "float32") == 0
     return folder / "cache"
 
 
