@@ -1,7 +1,6 @@
 """Commands that read a run read it as it was trained, but for what they are told, be it the default."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -92,11 +91,13 @@ def test_a_default_that_is_said_counts(run, evaluate):
 
 
 def test_a_default_of_the_text_that_is_said_counts(run, evaluate, monkeypatch, caplog, tmp_path):
-    line = ["evaluate", str(run), *SMALL, "--device", "cpu", "--save-dir", str(tmp_path / "b")]
-    assert main([*line, "--on-bad-document", "error"]) == 2 and "text.jsonl" in caplog.text
+    line = ["evaluate", str(run), *SMALL, "--device", "cpu", "--save-dir"]
+    assert main([*line, str(tmp_path / "a"), "--on-bad-document", "error"]) == 2 and "text.jsonl" in caplog.text
     caplog.clear()
-    assert main([*line, "--on-bad-document", "skip", "--text-column", "text"]) == 0  # both as in training
+    assert (
+        main([*line, str(tmp_path / "b"), "--on-bad-document", "skip", "--text-column", "text"]) == 0
+    )  # both as in training
     assert "not read as in training" not in caplog.text
     # what is not said stays: a part of the text, with records that are skipped
-    assert main([*line, "--max-examples", "50", "--save-dir", str(Path(tmp_path) / "c")]) == 0
+    assert main([*line, str(tmp_path / "c"), "--max-examples", "50"]) == 0
     assert "not read as in training" in caplog.text

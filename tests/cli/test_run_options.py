@@ -74,14 +74,26 @@ CACHES = {
 
 @pytest.mark.parametrize("said", CACHES, ids=" ".join)
 def test_rows_of_a_cache_are_those_of_python_and_so_is_the_run(held, said, tmp_path):
-    line = ["--cache", str(held), "--batch-size", "32", "--n-tokens", "320", "--device", tiny.DEVICE, *said]
+    line = [
+        "--cache",
+        str(held),
+        "--batch-size",
+        "32",
+        "--n-tokens",
+        "320",
+        "--device",
+        tiny.DEVICE,
+        "--sites",
+        "transformer.h.1",
+        *said,
+    ]
     parsed = read_config(build_parser("train", line).read(line), TrainArguments)
     ours = make_source(parsed, None, None, [TrainerTopK.Config(k=2)])
-    theirs = ActivationCache(held, out_batch_size=32, end_of_data="repeat", **CACHES[said])
+    theirs = ActivationCache(held, ["transformer.h.1"], out_batch_size=32, end_of_data="repeat", **CACHES[said])
     pairs = [(next(ours), next(theirs)) for _ in range(8)]
     assert all(torch.equal(x, y) and x.device == y.device for x, y in pairs)
     assert main(["train", *line, "--k", "2", "--dict-size", "48", "--save-dir", str(tmp_path / "run")]) == 0
-    theirs = ActivationCache(held, out_batch_size=32, end_of_data="repeat", **CACHES[said])
+    theirs = ActivationCache(held, ["transformer.h.1"], out_batch_size=32, end_of_data="repeat", **CACHES[said])
     config = TrainerTopK.Config(k=2, dict_size=48)
     trainSAE(theirs, config, 10, save_dir=tmp_path / "python", progress=False, device=tiny.DEVICE)
     assert weights(tmp_path / "run") == weights(tmp_path / "python")
@@ -90,7 +102,7 @@ def test_rows_of_a_cache_are_those_of_python_and_so_is_the_run(held, said, tmp_p
 def test_these_orders_of_a_cache_are_different_and_of_the_same_rows(held):
     found = {}
     for said, options in CACHES.items():
-        rows = torch.cat(list(ActivationCache(held, out_batch_size=32, **options))).cpu()
+        rows = torch.cat(list(ActivationCache(held, ["transformer.h.1"], out_batch_size=32, **options))).cpu()
         found[said] = rows
     plain, window, written, device = found.values()
     for rows in found.values():
