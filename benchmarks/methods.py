@@ -269,7 +269,7 @@ def main() -> None:
 def _table(results: dict[str, dict[str, Any]]) -> str:
     """Returns the results as Markdown: a line for each method, both targets beside each other."""
     lines = [
-        "| method | paper | file | recipe | L0 | FVU | CE recovered | L0 | FVU | CE recovered |",
+        "| method | paper | file | recipe | L0 | FVU | CE recovered (zero) | L0 | FVU | CE recovered (zero) |",
         "|---|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for method in METHODS:

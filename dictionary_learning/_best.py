@@ -28,10 +28,11 @@ class Best:
         metric: The metric.
         direction: Which way it is better.
         folder: The folder of the run.
+        format: The format of its dictionaries.
     """
 
-    def __init__(self, metric: str, direction: Direction, folder: Path):
-        self.metric, self.direction, self.folder = metric, direction, folder
+    def __init__(self, metric: str, direction: Direction, folder: Path, format: str = "own"):
+        self.metric, self.direction, self.folder, self.format = metric, direction, folder, format
         self.found: dict[int, dict[str, float]] = {}
         """Value, step and tokens of the best dictionary, by its number."""
 
@@ -65,7 +66,7 @@ class Best:
             best = {"metric": self.metric, "better": self.direction, **found, "figures": dict(values)}
             place = self.folder / f"trainer_{number}" / BEST
             try:
-                save_whole(dictionary, place, {"best": best})
+                save_whole(dictionary, place, {"best": best}, self.format)
             except Exception as error:  # noqa: BLE001  (the run goes on, and its end is saved anyway)
                 logger.warning("'%s' could not be written (%s: %s).", place, type(error).__name__, error)
                 continue

@@ -79,6 +79,27 @@ def checked(*, wraps: type[DictionaryLearningError] | None = None) -> Callable[[
     return decorate
 
 
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Returns a decorator: a function knows older names of its keywords, given as older=new."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            given: dict[str, Any] = dict(kwargs)
+            for older in names.keys() & given.keys():
+                if names[older] in given:
+                    raise ConfigError(
+                        f"Got {older} and {names[older]}, which are one argument of {function.__name__}. Give "
+                        f"{names[older]}."
+                    )
+                given[names[older]] = given.pop(older)
+            return function(*args, **given)  # pyright: ignore[reportCallIssue]
+
+        return call
+
+    return decorate
+
+
 def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
     """Returns an argument in its annotated type.
 

@@ -27,8 +27,9 @@ from dictionary_learning._secrets import HIDDEN, is_secret, without_secrets
 from dictionary_learning.activations.cache._index import model_fingerprint
 from dictionary_learning.data import Source
 from dictionary_learning.data._reading import files_of, samples_of
-from dictionary_learning.dictionaries._serialization import WEIGHTS, versions
+from dictionary_learning.dictionaries._serialization import versions
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.interop._files import weights_in
 from dictionary_learning.models import TracedModel
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class RunRecord:
             run.pop("contents")
             self._document["run"] = run
             self._document["data"] |= {"n_tokens": self.n_tokens, **_place(self._data)}
-            weights = sorted(self.folder.glob(f"trainer_*/{WEIGHTS}"))
+            weights = [path for place in sorted(self.folder.glob("trainer_*")) if (path := weights_in(place))]
             self._document["dictionaries"] = {path.parent.name: sha256_of(path) for path in weights}
             if best := _best(self.folder):
                 self._document["best"] = best
@@ -150,10 +151,15 @@ def read_run(folder: Path) -> dict[str, Any]:
 def _best(folder: Path) -> dict[str, Any]:
     """Returns metric, value, step and checksum of the best dictionaries that were kept."""
     found: dict[str, Any] = {}
-    for path in sorted(folder.glob("trainer_*/best/config.json")):
-        said = json.loads(path.read_text(encoding="utf-8")).get("best", {})
+    for place in sorted(folder.glob("trainer_*/best")):
+        if (weights := weights_in(place)) is None:
+            continue
+        # other packages' configs have no section for it
+        beside, config = place / "best.json", place / "config.json"
+        read = json.loads((beside if beside.is_file() else config).read_text(encoding="utf-8"))
+        said = read if beside.is_file() else read.get("best", {})
         facts = {key: said[key] for key in ("metric", "value", "step", "n_tokens") if key in said}
-        found[path.parents[1].name] = {**facts, "sha256": sha256_of(path.with_name(WEIGHTS))}
+        found[place.parent.name] = {**facts, "sha256": sha256_of(weights)}
     return found
 
 

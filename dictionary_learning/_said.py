@@ -4,6 +4,7 @@ A setting that is only a default is not said. What the shell or a file says stan
 """
 
 import contextlib
+import dataclasses
 import glob
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
@@ -27,6 +28,16 @@ def saying(config: T, names: Collection[str]) -> T:
     """Returns a config that knows which of its settings were said."""
     object.__setattr__(config, "said", frozenset(names))
     return config
+
+
+def asked_of(config: Any, kind: Any) -> dict[str, Any]:
+    """Returns the settings of a class that were said, even if as the default, or differ from it."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        value = getattr(config, field.name)
+        if field.name in config.said or value != field.default:
+            found[field.name] = value
+    return found
 
 
 class _Data:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning._checkpoint import replace_folder
-from dictionary_learning._disk import UNFINISHED, flush_to_disk
+from dictionary_learning._disk import UNFINISHED, flush_to_disk, write_json
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.dictionaries import DICTIONARIES, Dictionary, DictionaryInfo, save_dictionary
@@ -57,7 +57,10 @@ def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "", f
         _save_elsewhere({f"trainer_{number}": dictionaries[number] for number in failed}, folder)
 
 
-def _save(dictionary: Dictionary, folder: Path, part: str, format: str) -> None:
+def _save(
+    dictionary: Dictionary, folder: Path, part: str, format: str, further: Mapping[str, Any] | None = None
+) -> None:
+    """Saves in a format, or in this package's what it cannot express; `further` as `save_whole`."""
     if format == "own" and not any(type(dictionary) is cls for _, cls in DICTIONARIES.items()):
         format = "dictionary_learning"  # a class of a plug-in, which only its own module can build
     if format != "own":
@@ -68,26 +71,30 @@ def _save(dictionary: Dictionary, folder: Path, part: str, format: str) -> None:
             else:
                 (folder / part).mkdir(parents=True, exist_ok=True)
                 known.write(dictionary, folder / part, config)
+                for section, facts in (further or {}).items():
+                    write_json(folder / part / f"{section}.json", facts)
             return
         except CheckpointError as error:
             logger.warning("%s It is saved in this package's format.", error)
-    save_dictionary(dictionary, folder / part)
+    save_dictionary(dictionary, folder / part, further)
 
 
-def save_whole(dictionary: Dictionary, place: Path, further: Mapping[str, Any]) -> None:
+def save_whole(dictionary: Dictionary, place: Path, further: Mapping[str, Any], format: str = "own") -> None:
     """Saves a dictionary as a folder that is complete, or as it was before, at any moment.
 
     Args:
         dictionary: The dictionary.
         place: The folder; one that is there is replaced.
-        further: Sections of its config.
+        further: Sections of its config; `<section>.json` in formats whose config has no place for
+            them.
+        format: The format, unless it cannot express the dictionary.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f".{place.name}.*{UNFINISHED}"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     folder = place.with_name(f".{place.name}.{secrets.token_hex(8)}{UNFINISHED}")
     try:
-        save_dictionary(dictionary, folder, further)
+        _save(dictionary, folder, "", format, further)
         flush_to_disk(folder)
         replace_folder(folder, place)
         flush_to_disk(place.parent)

@@ -188,11 +188,6 @@ class ContextReading(BaseConfig):
         # the word of the shell: no token is called so
         return {**found, "separator": None if self.separator == "none" else self.separator}
 
-    def changed(self) -> dict[str, Any]:
-        """Returns the settings that are not the default."""
-        default = ContextReading().tokens()
-        return {name: value for name, value in self.tokens().items() if value != default[name]}
-
     def contexts(self, text: "Source", model: Any, ctx_len: int, end_of_data: Any = "stop") -> "ContextSource":
         """Returns the contexts of a text, for a `TracedModel`.
 
@@ -254,6 +249,12 @@ def _split(words: str) -> tuple[str, dict[str, Any]]:
     fields = [field.name for field in dataclasses.fields(TextReading) if field.name not in _OF_THE_MIXTURE]
     data, settings = split_words(words)
     odd = next((name for name, _ in settings if name not in fields), None)
+    if data and odd in {field.name for field in dataclasses.fields(ContextReading)}:
+        raise ConfigError(
+            f"Got {words!r} in mix, with {odd}: contexts are made of the whole mixture, so {odd} is of all its parts. "
+            f"Give {odd} beside mix. To mix contexts that are made differently, mix caches or buffers of them in "
+            "Python, by ActivationMixture."
+        )
     if not data or odd:
         what = f"the setting {odd}" if odd else "no data"
         raise ConfigError(

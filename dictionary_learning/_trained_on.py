@@ -16,6 +16,7 @@ from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning.errors import ConfigError
 
 _ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w./-]+)?")
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
 _HARMLESS = ("revision", "name", "num_proc")
 """Arguments of `datasets.load_dataset` that choose neither files nor code."""
 
@@ -60,6 +61,12 @@ def model_of(config: Mapping[str, Any]) -> TrainedModel | None:
     run = _run_of(config)
     name = run.get("model") or buffer_of(config).get("model", {}).get("name")
     return None if name is None else TrainedModel(name, run.get("revision"))
+
+
+def dtype_of(config: Mapping[str, Any]) -> str | None:
+    """Returns the dtype of the language model in training; None where the files do not tell."""
+    found = buffer_of(config).get("model", {}).get("dtype")
+    return found if found in _DTYPES else None
 
 
 def text_of(config: Mapping[str, Any]) -> TrainedText | None:

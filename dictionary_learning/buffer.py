@@ -224,6 +224,8 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
     def share(self, number: int, of: int) -> "ActivationBuffer":
         """Returns a buffer of the same size over one of `of` shares of the text.
 
+        A share that has no text, as of fewer documents than shares, ends at once.
+
         Raises:
             ConfigError: Contexts come from a stream that cannot be divided.
             DataError: The text was read from already.
@@ -232,7 +234,10 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
         part.tokens = stream
-        rows = RowReader(self.model, part.tokens, self.sites, self.filter, repeat=self._repeats)
+        # documents are dealt out from the first share on: where that has none, the text is empty
+        rows = RowReader(
+            self.model, part.tokens, self.sites, self.filter, repeat=self._repeats, may_be_empty=number > 0
+        )
         part.reader = ahead(rows, self.refresh_batch_size, self.prefetch)
         # orders of shares are independent
         part._generator = torch.Generator().manual_seed((self.seed + _SHARE_STRIDE * number) % 2**63)

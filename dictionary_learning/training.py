@@ -269,7 +269,7 @@ def trainSAE(
         record = stack.enter_context(RunRecord(record_at, record_of_run, data, device, step, n_tokens, asked))
         evaluator = None
         if evaluate_every is not None:
-            best = None if best_by is None or folder is None else Best(*best_by, folder)
+            best = None if best_by is None or folder is None else Best(*best_by, folder, save_format)
 
             def export() -> list[Dictionary]:
                 own = exported(jobs, stream.data, run_cfg)

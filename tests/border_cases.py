@@ -419,7 +419,7 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     ),
     "load_explanations": lambda p: (load_explanations, {"path": p.root / "explained"}),
     "write_neuronpedia": lambda p: (
-        write_neuronpedia, {"facts": p.facts(), "path": p.new(), "model": "m1", "layer": 1, "source_set": "a", "latents": [1]},
+        write_neuronpedia, {"facts": p.facts(), "path": p.new(), "model_id": "m1", "layer": 1, "source_set": "a", "latents": [1]},
     ),
     "write_sae_dashboard": lambda p: (write_sae_dashboard, {"facts": p.facts(), "path": p.new(), "latents": [1]}),
     "write_latent_picture": lambda p: (write_latent_picture, {"facts": p.facts(), "latent": 1, "path": p.new()}),

@@ -51,7 +51,7 @@ HARMLESS = {
                                    f"'{SITE}:side'", "'model.layers.9'") for part in ("model", "site", "name")},
     ("as_custom_sae", "config"): ("what other packages read of it is theirs", "{'a': {"),
     ("logit_lens", "site"): ("what is no linear module's input is the residual stream", "''", "'model.layers.9'"),
-    **{("write_sae_dashboard", part): (_LABEL, "''", r"'a\x00b'", "'A'", "'a--b'") for part in ("model", "source_set")},
+    **{("write_sae_dashboard", part): (_LABEL, "''", r"'a\x00b'", "'A'", "'a--b'") for part in ("model_id", "source_set")},
     ("decode", "x"): ("without a part W_skip x nothing reads it", "tensor("),
 }  # fmt: skip
 """What is accepted: by function and argument, why, and how the values begin."""

@@ -323,3 +323,20 @@ def test_a_batch_costs_nothing_of_the_size_of_the_buffer():
     with Meter() as meter:
         batch = next(held)
     assert meter.peak <= 2 * batch.nbytes
+
+
+@pytest.mark.parametrize("end_of_data", ["stop", "repeat"])
+def test_a_share_without_a_text_ends_at_once_and_the_other_has_all(end_of_data):
+    document = ["w5 " * 300]
+    whole = id_buffer(documents=document, end_of_data=end_of_data)
+    first, second = (id_buffer(documents=document, end_of_data=end_of_data).share(n, 2) for n in (0, 1))
+    assert list(second) == [] and list(second) == []
+    assert len(second.sample(9)[second.sites[0]]) == 0
+    assert torch.equal(next(first), next(whole))
+
+
+def test_a_share_without_a_text_is_an_error_where_an_end_is_and_where_all_are_empty():
+    with pytest.raises(DataExhaustedError, match="share 1 of 2 of the list ended after 0 tokens. Give more text"):
+        next(id_buffer(documents=["w5 " * 300], end_of_data="error").share(1, 2))
+    with pytest.raises(DataError, match="holds no text"):
+        next(id_buffer(documents=[], end_of_data="error").share(0, 2))

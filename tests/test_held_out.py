@@ -24,6 +24,7 @@ from dictionary_learning import (
     write_cache,
 )
 from dictionary_learning._best import Best, criterion
+from dictionary_learning._disk import sha256_of
 from dictionary_learning._random_state import kept_random_state
 from dictionary_learning._run_setup import _read_config
 from dictionary_learning.activations.cache import ActivationCache
@@ -312,6 +313,41 @@ def test_the_best_is_a_whole_dictionary_of_its_step(save_best, tmp_path):
         assert "best" not in json.loads((folder / "config.json").read_text())
         assert evaluate_activations(best, held())[metric] == pytest.approx(values[step])
     assert not list(tmp_path.glob("trainer_*/.best*"))
+
+
+@pytest.mark.parametrize("format", ["own", "dictionary_learning", "sae_lens", "sparsify"])
+def test_the_best_is_in_the_format_of_the_run(format, tmp_path):
+    data = lambda: ActivationBuffer(tiny.documents(30), load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer()), "transformer.h.1", **BUFFER)  # noqa: E731 # fmt: skip
+    options = {"evaluate_every": 4, "evaluation_data": tiny.documents(20, seed=5), "evaluation": SMALL}
+    run(data=data(), save_dir=tmp_path / "steps", save_steps=[4, 8, 12], **options)
+    run(data=data(), save_dir=tmp_path / "run", save_format=format, save_best={"fvu": "higher"}, **options)
+    folder = tmp_path / "run" / "trainer_0"
+    history = read_history(tmp_path / "run" / "metrics.jsonl", "top_k-3")
+    step = max((line for line in history if "eval/fvu" in line), key=lambda line: line["eval/fvu"])["step"]
+    assert step != STEPS  # what is kept is not the last step, which is beside it
+    best, then = load_dictionary(folder / "best"), load_dictionary(tmp_path / "steps" / "trainer_0" / f"checkpoints/step_{step}")  # fmt: skip
+    assert best.info.format == load_dictionary(folder).info.format == format
+    x = torch.randn(32, tiny.DIM, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(best(x), then(x))
+    weights = [path for path in (folder / "best").iterdir() if path.suffix in (".pt", ".safetensors")]
+    assert [path.name for path in weights] == [path.name for path in folder.iterdir() if path.suffix in (".pt", ".safetensors")]  # fmt: skip
+    said = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (said["best"]["trainer_0"]["step"], said["best"]["trainer_0"]["sha256"]) == (step, sha256_of(weights[0]))
+    assert said["dictionaries"] == {"trainer_0": sha256_of(folder / weights[0].name)}
+    beside = folder / "best" / "best.json"
+    facts = best.info.config["best"] if format == "own" else json.loads(beside.read_text())
+    assert (facts["step"], facts["metric"], beside.is_file()) == (step, "fvu", format != "own")
+
+
+def test_the_best_of_an_own_class_is_kept_as_its_end_is(tmp_path):
+    from tests.compat.test_dictionary_learning import FORM, MyTopK
+
+    config = {"trainer": "top_k", "dict_class": MyTopK, "k": 4, **FORM}
+    data = {"data": list(tiny.Planted().batches(STEPS, 64)), "evaluation_data": list(tiny.Planted(seed=2).batches(2, 64))}  # fmt: skip
+    (ae,) = run(config, save_dir=tmp_path, save_best={"fvu": "lower"}, evaluate_every=STEPS, **data)
+    best = load_dictionary(tmp_path / "trainer_0" / "best")
+    assert (tmp_path / "trainer_0" / "best" / "ae.pt").is_file()
+    torch.testing.assert_close(best(held()[0]), ae(held()[0]))
 
 
 def test_evaluations_and_the_best_resume_to_the_same_bytes(model, tmp_path):

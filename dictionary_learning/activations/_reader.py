@@ -133,11 +133,18 @@ class RowReader(RowSource):
     """Reads the activations of a `TracedModel` or `ModelSet` over a stream of contexts.
 
     The norm limits of the filter are computed from the first contexts and then fixed. With
-    `repeat`, the stream restarts at its end.
+    `repeat`, the stream restarts at its end. It may be empty where it is one of several shares.
     """
 
     def __init__(
-        self, model: Any, stream: ContextSource, sites: Sequence[Site], filter: TokenFilter, *, repeat: bool = False
+        self,
+        model: Any,
+        stream: ContextSource,
+        sites: Sequence[Site],
+        filter: TokenFilter,
+        *,
+        repeat: bool = False,
+        may_be_empty: bool = False,
     ):
         self.model, self.stream, self.sites, self.filter, self.repeat = model, stream, list(sites), filter, repeat
         self.name: str = stream.source.name
@@ -145,7 +152,7 @@ class RowReader(RowSource):
         self._peeked: tuple[Any, dict[str, Any]] | None = None  # a batch and the stream's state before it
         self._seen: tuple[Rows | None, dict[str, Any]] | None = None  # rows of `look`, and the state before them
         self._rows_each = float(stream.ctx_len)  # rows of a context, in the last read
-        self._may_be_empty = False  # as a share may, where others have text
+        self._may_be_empty = may_be_empty
 
     def read(self, n_contexts: int) -> Rows | None:
         if self._seen is not None:
@@ -156,7 +163,7 @@ class RowReader(RowSource):
         batch = self._take(n_contexts)
         if batch is None:
             self._check_not_empty()
-            if not self.repeat:
+            if not self.repeat or not self.n_tokens_read:
                 return None
             logger.info("%s has ended after %s and restarts.", self.name, counted(self.n_tokens_read, "token"))
             self.stream.restart()
@@ -200,10 +207,8 @@ class RowReader(RowSource):
             ConfigError: Contexts come from a stream that cannot be divided.
             DataError: The text was read from already.
         """
-        stream = share_of(self.stream, number, of)
-        part = RowReader(self.model, stream, self.sites, self.filter, repeat=self.repeat)
-        part._may_be_empty = True
-        return part
+        part = share_of(self.stream, number, of)
+        return RowReader(self.model, part, self.sites, self.filter, repeat=self.repeat, may_be_empty=True)
 
     def peek(self, n_contexts: int) -> Any:
         """Returns the next inputs without consuming them; the next `read` must be for as many."""

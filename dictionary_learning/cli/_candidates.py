@@ -1,7 +1,7 @@
 """What the command line loads: saved dictionaries, as candidates at their own sites."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,6 @@ def trained(folder: Path, dictionaries: Sequence[Dictionary]) -> list[Saved]:
         for one, d in zip(folders, dictionaries, strict=True)
     ]
     return [Saved(c["name"], d, c, f) for c, d, f in zip(configs, dictionaries, folders, strict=True)]
-
-
-def configs_at(place: str) -> dict[str, Mapping[str, Any]]:
-    """Returns each dictionary's config by its folder or name; no weights of ours are read."""
-    place = resolve_latest(place)
-    own: dict[str, Mapping[str, Any]] = {str(folder): read_config_file(folder) for folder in own_folders(place)}
-    return own or {one.name: {"class": type(one.dictionary).__name__, **one.config} for one in saved_at(place)}
 
 
 def candidates_of(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
 from dictionary_learning._trained_on import TrainedModel, buffer_of, check_named, held_out_of, model_of, text_of
-from dictionary_learning.cli._evaluate import common, contexts_as_trained, read_text
+from dictionary_learning.cli._evaluate import common, contexts_as_trained, dtype_in_training, read_text
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import write_result
@@ -81,7 +81,7 @@ class ContextsArguments(ModelArguments, ContextArguments):
             common(saved, "texts", held_out_of, "Give --data.")
         text = next((told for one in saved if (told := text_of(one.config))), None)
         ctx_len = self.ctx_len or common(saved, "context lengths", _ctx_len_of, "Give --ctx-len.")
-        model = self.load(wanted.name, wanted.revision)
+        model = self.load(wanted.name, wanted.revision, dtype_in_training(self, saved))
         stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
         found = _named(candidates_of(saved, model, self.sites))
         store = collect_contexts(

@@ -197,7 +197,7 @@ def load_with_model(
     """
     from dictionary_learning._trained_on import check_named, model_of
     from dictionary_learning.cli._candidates import candidates_of
-    from dictionary_learning.cli._evaluate import common
+    from dictionary_learning.cli._evaluate import common, dtype_in_training
 
     trained_on = None if given.model else common(saved, "language models", model_of, "Give --model.")
     if trained_on is not None:
@@ -206,7 +206,7 @@ def load_with_model(
     if not name:
         raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
     revision = trained_on.revision if trained_on else None
-    model = given.load(name, revision)
+    model = given.load(name, revision, dtype_in_training(given, saved))
     return model, {one.name: one for one in candidates_of(saved, model, given.sites, target_sites)}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder, resolve_latest
 from dictionary_learning._trained_on import TrainedModel, check_named, model_of
-from dictionary_learning.cli._evaluate import common
+from dictionary_learning.cli._evaluate import common, dtype_in_training
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.config import setting
@@ -114,7 +114,7 @@ class DownstreamArguments(ModelArguments):
         wanted = self._model(saved)
         # what the measures are given is read first, so that an error in it costs no time
         measures = measures_of(self, saved)
-        model = self.load(wanted.name, wanted.revision)
+        model = self.load(wanted.name, wanted.revision, dtype_in_training(self, saved))
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
         folder = self._folder(saved)
         report = _report_in(folder, model.describe())

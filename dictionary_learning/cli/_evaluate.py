@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dictionary_learning._run_folder import new_folder
-from dictionary_learning._said import check_reading_said, saying
+from dictionary_learning._said import asked_of, saying
 from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning._trained_on import (
     TrainedModel,
@@ -17,16 +17,16 @@ from dictionary_learning._trained_on import (
     check_named,
     check_reading,
     contexts_of,
+    dtype_of,
     filter_of,
     held_out_of,
     model_of,
-    reading_of,
     text_of,
 )
 from dictionary_learning.cli._evaluation_options import EvaluationArguments
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._options import ContextArguments
-from dictionary_learning.cli._output import write_result
+from dictionary_learning.cli._output import aligned, write_result
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
             saved, "context lengths", lambda c: buffer_of(c).get("ctx_len"), "Give --ctx-len."
         )
         rule = common(saved, "token filters", filter_of)
-        model = self.load(wanted.name, wanted.revision)
+        model = self.load(wanted.name, wanted.revision, dtype_in_training(self, saved))
         stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
         report = evaluate_dictionaries(
@@ -183,8 +183,7 @@ def _table(entries: "Sequence[DictionaryReport]", saved: "Sequence[Saved]") -> l
     for entry, one in zip(entries, saved, strict=True):
         figures = [_figure(entry, "fvu"), f"{entry.metrics['l0']:.1f}", *(_figure(entry, name) for name in shown)]
         rows.append([entry.name, *figures, str(one.folder or "")])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _figure(entry: "DictionaryReport", name: str) -> str:
@@ -229,6 +228,15 @@ def common(
     return told[0][1] if told else None
 
 
+def dtype_in_training(asked: ModelArguments, saved: "Sequence[Saved]") -> str | None:
+    """Returns the dtype of the model in training, unless another is asked for.
+
+    Raises:
+        ConfigError: two dictionaries were trained with different ones.
+    """
+    return asked.dtype or common(saved, "dtypes of the model", dtype_of, "Or give --dtype for both.")
+
+
 def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
     """Returns the norm limit of each site, as found in training; the lowest of several runs."""
     limits: dict[str, float] = {}
@@ -249,7 +257,7 @@ def contexts_as_trained(
         ConfigError: two dictionaries were trained on contexts that were made differently.
     """
     trained = common(saved, "ways of making contexts", contexts_of) or ContextReading()
-    rule = saying(trained.replace(**asked.changed()), asked.said)
+    rule = saying(trained.replace(**asked_of(asked, ContextReading)), asked.said)
     return rule.contexts(text, model, ctx_len or min(_CTX_LEN, model.longest_context or _CTX_LEN))
 
 
@@ -263,21 +271,20 @@ def read_text(arguments: TextReading, given: str | None, trained: TrainedText | 
         raise ConfigError("The dictionaries do not say which text they were trained on. Give --data.")
     if trained is None or to_plain(data) != own:
         return arguments.source(data)
-    asked = reading_of(arguments.to_dict())
+    asked = asked_of(arguments, TextReading)
     if not given:
         check_named("text", "--data", data)
-    told: dict[str, Any] = {"data_args": ()} if asked.data_args else {}
-    told |= {"mix": (), "weights": ()} if asked.mix else {}
+    told: dict[str, Any] = {"data_args": ()} if asked.get("data_args") else {}
+    told |= {"mix": (), "weights": ()} if asked.get("mix") else {}
     check_reading(trained.reading.replace(**told), "--mix")
-    said = {name: value for name, value in asked.settings().items() if name in arguments.said}
-    check_reading_said(asked if asked.mix else trained.reading.replace(**said), data, arguments.said)
-    reading = trained.reading.replace(data_args=asked.data_args or trained.reading.data_args)
-    as_stored = asked.replace(data_args=tuple(to_plain(asked.data_args))).settings()  # without tokens
-    default, trained_by = TextReading().settings(), trained.reading.settings()
-    if any(value not in (default[name], trained_by[name]) for name, value in as_stored.items()):
-        if asked.split == trained.reading.split:
+    if asked.get("mix", trained.reading.mix) != trained.reading.mix:
+        asked.setdefault("weights", ())  # the others' were for other parts
+    reading = saying(trained.reading.replace(**asked), arguments.said)
+    as_stored = reading.replace(data_args=tuple(to_plain(reading.data_args)))  # without tokens
+    if as_stored.settings() != trained.reading.settings():
+        if reading.split == trained.reading.split:
             logger.warning("The data is not read as in training; documents that were trained on may be evaluated on.")
-        return arguments.source(data)
+        return reading.source(data)
     # read in another way, other documents would be held out, some of which were trained on
     every = trained.held_out_every
     return reading.divided(data, every)[1] if every else reading.source(data)

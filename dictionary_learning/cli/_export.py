@@ -30,6 +30,7 @@ class ExportArguments(CommandArguments):
     """
 
     positional: ClassVar = ("source", "destination")
+    aliases: ClassVar = {"scan": "model_id"}
     source: str
     """A folder of contexts; for circuit-tracer and attribution-graph a run, for control-vector a
     dictionary."""
@@ -61,8 +62,9 @@ class ExportArguments(CommandArguments):
     layer: int | None = setting(None, at_least=0)
     """The number of the layer; by default what the site says."""
     model_id: str | None = None
-    """The model's id at Neuronpedia, as gpt2-small, for attribution-graph too; its name for
-    circuit-tracer; and for control-vector its architecture in llama.cpp, by default llama."""
+    """The model's id at Neuronpedia, as gpt2-small, for attribution-graph too (where circuit-tracer
+    has the transcoders' repository, as scan); its name for circuit-tracer; and for control-vector
+    its architecture in llama.cpp, by default llama."""
     source_set: str | None = None
     """The name of the set of dictionaries at Neuronpedia, as res-mine."""
     url: str = "https://www.neuronpedia.org"
@@ -115,7 +117,7 @@ class ExportArguments(CommandArguments):
         from dictionary_learning.exports import write_sae_dashboard
 
         facts, latents = self._facts()
-        named = {"model": self.model_id, "layer": self._layer(facts) or 0, "source_set": self.source_set}
+        named = {"model_id": self.model_id, "layer": self._layer(facts) or 0, "source_set": self.source_set}
         return write_sae_dashboard(facts, self.destination, latents=latents, **named)
 
     def _pictures(self) -> Path:
@@ -153,8 +155,7 @@ class ExportArguments(CommandArguments):
         return write_attribution_graph(
             graph,
             self.destination,
-            scan=self.model_id,
-            **self.options("slug", "node_threshold", "edge_threshold", "source_set"),
+            **self.options("model_id", "slug", "node_threshold", "edge_threshold", "source_set"),
         )
 
     def _control_vector(self) -> Path:
@@ -198,7 +199,7 @@ class ExportArguments(CommandArguments):
         missing = [name for name, value in given.items() if value is None]
         if missing:
             raise ConfigError(f"Neuronpedia has a place for each latent. Give {' and '.join(missing)}.")
-        return {"model": self.model_id, "layer": layer, "source_set": self.source_set}
+        return {"model_id": self.model_id, "layer": layer, "source_set": self.source_set}
 
     def _layer(self, facts: "LatentFacts") -> int | None:
         """Returns the number of the layer: what is given, or the first number in the site."""

@@ -1,13 +1,17 @@
 """`dictionary-learning info`: what this machine will use, or what is saved at a path."""
 
 import dataclasses
-import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from dictionary_learning._run_folder import resolve_latest
 from dictionary_learning.cli._arguments import CommandArguments
-from dictionary_learning.cli._output import write_line, write_result
+from dictionary_learning.cli._output import write_facts, write_result
+
+if TYPE_CHECKING:
+    from dictionary_learning.cli._described import Described
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +20,10 @@ _VERIFIED = "All checksums are right."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoArguments(CommandArguments):
-    """Shows how this machine computes each operation, and why; or what saved dictionaries are."""
+    """Shows how this machine computes each operation, and why; or what saved dictionaries are.
+
+    What is saved is shown as a table in a terminal, and written as JSON elsewhere or with --json.
+    """
 
     positional: ClassVar = ("paths",)
     paths: tuple[str, ...] = ()
@@ -27,21 +34,51 @@ class InfoArguments(CommandArguments):
     def run(self) -> None:
         from dictionary_learning.activations.cache._index import INDEX
         from dictionary_learning.activations.cache._store import Store
-        from dictionary_learning.cli._candidates import configs_at
+        from dictionary_learning.cli._described import described, facts_of
         from dictionary_learning.interpretation._index import CONTEXTS
 
         found: dict[str, Any] = {}
+        lines: list[str] = []
         for path in self.paths:
             if (Path(path) / CONTEXTS).is_file():
                 found[path] = _contexts(path, self.verify)
             elif Store(path).exists(INDEX):
                 found[path] = _cache(path, self.verify)
             else:
-                found |= configs_at(path)
+                place = resolve_latest(path)
+                dictionaries = _dictionaries(place)
+                lines += described(place, list(dictionaries.values()))
+                found |= {name: _as_json(one) for name, one in dictionaries.items()}
+                continue
+            lines += [path, *(f"  {line}" for line in facts_of(found[path]))]
         if self.paths:
-            write_line(json.dumps(found, indent=2, default=str))
+            write_facts(found, lines)
         else:
             _show_machine()
+
+
+def _dictionaries(place: str) -> "dict[str, Described]":
+    """Returns each dictionary by its folder or name; no weights of ours are read.
+
+    Raises:
+        CheckpointError: there is none, or one cannot be read.
+    """
+    from dictionary_learning.cli._described import Described, built_of
+    from dictionary_learning.dictionaries._serialization import read_config_file
+    from dictionary_learning.interop._saved import own_folders, saved_at
+
+    found: dict[str, Described] = {}
+    for folder in own_folders(place):
+        config = read_config_file(folder)
+        found[str(folder)] = Described(config.get("name") or folder.name, str(folder), config, config["dictionary"])
+    if found:
+        return found
+    return {one.name: Described(one.name, place, one.config, built_of(one.dictionary)) for one in saved_at(place)}
+
+
+def _as_json(one: "Described") -> Mapping[str, Any]:
+    own = "dictionary" in one.config
+    return one.config if own else {"class": one.built_of["class"], **one.config}
 
 
 def _show_machine() -> None:

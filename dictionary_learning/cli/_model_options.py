@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any
 
 from dictionary_learning._text_reading import named_values
@@ -12,13 +13,16 @@ from dictionary_learning.errors import ConfigError, MissingDependencyError, Mode
 if TYPE_CHECKING:
     from dictionary_learning.models import TracedModel
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelArguments(CommandArguments):
     """How the language model is loaded."""
 
     dtype: str | None = None
-    """The model's dtype; bfloat16 where the hardware is fast at it, else float32."""
+    """The model's dtype; by default that of the run whose dictionaries are read, or else bfloat16
+    where the hardware is fast at it, or float32."""
     device: str | None = None
     """The device; the accelerator if there is one."""
     revision: str | None = None
@@ -37,12 +41,13 @@ class ModelArguments(CommandArguments):
     """Runs the model elsewhere, without its weights here: true for NDIF, or the address of a
     server."""
 
-    def load(self, model: str, revision: str | None = None) -> "TracedModel":
+    def load(self, model: str, revision: str | None = None, dtype: str | None = None) -> "TracedModel":
         """Returns the model.
 
         Args:
             model: its name.
             revision: its branch, tag or commit, where the command names none.
+            dtype: the same of its dtype: that of training.
 
         Raises:
             MissingDependencyError: 8 bits need bitsandbytes, which is not installed.
@@ -64,6 +69,9 @@ class ModelArguments(CommandArguments):
         if self.load_in_8bit:
             options |= _in_8_bits(self.device, self.device_map)
         where = {**self.options("dtype", "device", "tokenizer"), "remote": _remote(self.remote)}
+        if self.dtype is None and dtype is not None and where["remote"] is False:
+            where["dtype"] = dtype
+            logger.info("The model is loaded in %s, as in training; --dtype says another.", dtype)
         try:
             return load_model(model, revision=self.revision or revision, **where, **options)
         except ModelError as error:

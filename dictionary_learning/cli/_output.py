@@ -3,7 +3,7 @@
 import contextvars
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 as_json: contextvars.ContextVar[bool] = contextvars.ContextVar("as_json", default=False)
@@ -27,3 +27,18 @@ def write_result(value: Any, lines: Iterable[str] | None = None) -> None:
         return
     for line in lines if lines is not None else value if isinstance(value, list) else [value]:
         write_line(str(line))
+
+
+def write_facts(value: Any, lines: Iterable[str]) -> None:
+    """Writes what programs mostly read: as JSON, but as lines in a terminal without `--json`."""
+    if as_json.get() or not sys.stdout.isatty():
+        write_line(json.dumps(value, indent=2, default=str))
+        return
+    for line in lines:
+        write_line(line)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns rows as lines, whose columns begin below one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

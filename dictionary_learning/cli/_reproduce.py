@@ -116,15 +116,15 @@ def _run_again(command: list[str], folder: Path, run: Mapping[str, Any]) -> int:
 def _show_dictionary(name: str, folder: Path, again: Path, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Prints how a dictionary and its repetition differ; returns whether their bytes do not."""
     from dictionary_learning._disk import sha256_of
-    from dictionary_learning.dictionaries._serialization import WEIGHTS
+    from dictionary_learning.interop._files import weights_in
 
-    ours, theirs = folder / name / WEIGHTS, again / name / WEIGHTS
+    ours, theirs = weights_in(folder / name), weights_in(again / name)
     is_same = first["dictionaries"][name] == second["dictionaries"].get(name)
     if is_same:
         write_line(f"{name}: the same bytes")
-    elif not ours.is_file() or sha256_of(ours) != first["dictionaries"][name]:
-        write_line(f"{name}: differs, and '{ours}' is not what the run wrote")
-    elif not theirs.is_file():
+    elif ours is None or sha256_of(ours) != first["dictionaries"][name]:
+        write_line(f"{name}: differs, and '{ours or folder / name}' is not what the run wrote")
+    elif theirs is None:
         write_line(f"{name}: not in the repetition")
     else:
         shown = ", ".join(f"{tensor} {value}" for tensor, value in _tensor_differences(ours, theirs).items())
@@ -134,10 +134,11 @@ def _show_dictionary(name: str, folder: Path, again: Path, first: Mapping[str, A
 
 def _tensor_differences(first: Path, second: Path) -> dict[str, str]:
     """Returns max |a - b| / max |a| of each tensor, or why there is none."""
-    from safetensors.torch import load_file
+    from dictionary_learning.interop._archives import read_pt
+    from dictionary_learning.interop._safe import read_safetensors
 
     found: dict[str, str] = {}
-    ours, theirs = load_file(first), load_file(second)
+    ours, theirs = (read_pt(path) if path.suffix == ".pt" else read_safetensors(path) for path in (first, second))
     for name in sorted({*ours, *theirs}):
         if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
             found[name] = "has another shape"

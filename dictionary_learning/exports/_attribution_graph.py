@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dictionary_learning._border import checked, short
+from dictionary_learning._border import checked, renamed, short
 from dictionary_learning._disk import write_json
 from dictionary_learning.attribution import AttributionGraph, Pruned, prune
 from dictionary_learning.errors import CheckpointError, ConfigError
@@ -26,13 +26,14 @@ _LATENT = "cross layer transcoder"
 """The kind of latents, of which the format has one, also where transcoders are of one layer."""
 
 
+@renamed(scan="model_id")
 @checked()
 def write_attribution_graph(
     graph: AttributionGraph,
     path: str | os.PathLike[str],
     *,
     slug: str,
-    scan: str | None = None,
+    model_id: str | None = None,
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
     source_set: str | None = None,
@@ -44,9 +45,9 @@ def write_attribution_graph(
         graph: What `attribution_graph` returned.
         path: The folder, which may have other graphs.
         slug: The name of the graph, and of its file; an older one of that name is replaced.
-        scan: What tells a reader the model and transcoders: at Neuronpedia the id of the model, as
-            gemma-2-2b, for circuit-tracer the repository of the transcoders. By default the last
-            part of the model's name.
+        model_id: What tells a reader the model and transcoders: at Neuronpedia the id of the model,
+            as gemma-2-2b, for circuit-tracer the repository of the transcoders. By default the last
+            part of the model's name. In the file, and as an older name here, it is `scan`.
         node_threshold: The share of the influence on the logits that the nodes have.
         edge_threshold: The same of edges.
         source_set: The name of the set of dictionaries at Neuronpedia, where it has pages of them.
@@ -61,9 +62,9 @@ def write_attribution_graph(
     """
     if _NAME.fullmatch(slug) is None or slug in (".", "..", Path(METADATA).stem):
         raise ConfigError(f"Got slug={short(slug)}; give a name of letters, digits and '_.-', as 'my-graph'.")
-    name = scan if scan is not None else re.sub(r"[^a-zA-Z0-9_.-]", "-", Path(graph.model).name)
+    name = model_id if model_id is not None else re.sub(r"[^a-zA-Z0-9_.-]", "-", Path(graph.model).name)
     if not name:
-        raise ConfigError("Got scan=''; give the id of the model at Neuronpedia, or the transcoders' repository.")
+        raise ConfigError("Got model_id=''; give the id of the model at Neuronpedia, or the transcoders' repository.")
     if source_set is not None:
         check_set(source_set)
     folder, pruned = Path(path), prune(graph, node_threshold=node_threshold, edge_threshold=edge_threshold)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, renamed
 from dictionary_learning._disk import write_atomically
 from dictionary_learning._http import as_url
 from dictionary_learning.errors import ConfigError
@@ -23,12 +23,13 @@ _MODEL = re.compile(r"[a-z]([a-z0-9.-]{0,30}[a-z0-9])?")
 _SET = re.compile(r"[a-z0-9]|[a-z](?!.*--)[a-z0-9-]*[a-z0-9]")
 
 
+@renamed(model="model_id")
 @checked()
 def write_neuronpedia(
     facts: LatentFacts,
     path: str | os.PathLike[str],
     *,
-    model: str,
+    model_id: str,
     layer: int,
     source_set: str,
     latents: Sequence[int] | None = None,
@@ -39,7 +40,7 @@ def write_neuronpedia(
     url: str | None = None,
     created: datetime.datetime | None = None,
 ) -> Path:
-    """Writes the folder `{model}/{layer}-{source_set}` of Neuronpedia's bulk import.
+    """Writes the folder `{model_id}/{layer}-{source_set}` of Neuronpedia's bulk import.
 
     Neuronpedia's importer reads its own storage, so such folders are sent to its maintainers;
     `upload_to_neuronpedia` needs nobody. Latents that were never active have no activations.
@@ -47,7 +48,7 @@ def write_neuronpedia(
     Args:
         facts: What is known of the dictionary.
         path: The folder that gets the model's folder.
-        model: The model's id there, such as gpt2-small.
+        model_id: The model's id there, such as gpt2-small; `model` is an older name.
         layer: The number of the layer.
         source_set: The name of the set of dictionaries, such as res-mine.
         latents: Which latents; all by default.
@@ -64,10 +65,10 @@ def write_neuronpedia(
     Raises:
         ConfigError: An id has characters that Neuronpedia does not take.
     """
-    place, urls = checked_place(model, layer, source_set), [] if url is None else [as_url(url)]
+    place, urls = checked_place(model_id, layer, source_set), [] if url is None else [as_url(url)]
     wanted = facts.chosen(latents)
     rows = Rows(facts, place, creator_id or os.environ.get(CREATOR, ""), _time(created))
-    folder = Path(path) / model / place.source
+    folder = Path(path) / model_id / place.source
     for name in ("features", "activations", "explanations"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for old in (folder / name).glob("batch-*.jsonl.gz"):
@@ -85,22 +86,22 @@ def write_neuronpedia(
     return folder
 
 
-def checked_place(model: str, layer: int, source_set: str) -> Place:
+def checked_place(model_id: str, layer: int, source_set: str) -> Place:
     """Returns where latents stand.
 
     Raises:
         ConfigError: An id has characters that Neuronpedia does not take.
     """
-    if not _MODEL.fullmatch(model):
+    if not _MODEL.fullmatch(model_id):
         raise ConfigError(
-            f"Got model={model!r}; Neuronpedia has ids of 1 to 32 lower-case letters, digits, '-' and '.', such as "
-            "gpt2-small. Give such an id."
+            f"Got model_id={model_id!r}; Neuronpedia has ids of 1 to 32 lower-case letters, digits, '-' and '.', such "
+            "as gpt2-small. Give such an id."
         )
     check_set(source_set)
     most = 126
     if not 0 <= layer <= most:
         raise ConfigError(f"Got layer={layer}; Neuronpedia has layers 0 to {most}. Give one of these.")
-    return Place(model, layer, source_set)
+    return Place(model_id, layer, source_set)
 
 
 def check_set(source_set: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, renamed
 from dictionary_learning._http import Secret, Server, as_url
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.exports._facts import Group, LatentFacts, LatentPage, Shown, page_of
@@ -29,13 +29,13 @@ _TIMEOUT = 600.0
 
 
 def upload_batches(
-    facts: LatentFacts, *, model: str, layer: int, source_set: str, latents: Sequence[int] | None = None
+    facts: LatentFacts, *, model_id: str, layer: int, source_set: str, latents: Sequence[int] | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields the bodies of requests to `/api/feature/upload-batch`: at most 128 latents and 3 MB.
 
     Latents that were never active are left out: the site takes none without activations.
     """
-    place = checked_place(model, layer, source_set)
+    place = checked_place(model_id, layer, source_set)
     batch: list[dict[str, Any]] = []
     n_bytes = 0
     for latent in facts.chosen(latents):
@@ -53,11 +53,12 @@ def upload_batches(
         yield _body(place, batch)
 
 
+@renamed(model="model_id")
 @checked()
 def upload_to_neuronpedia(
     facts: LatentFacts,
     *,
-    model: str,
+    model_id: str,
     layer: int,
     source_set: str,
     latents: Sequence[int] | None = None,
@@ -72,7 +73,7 @@ def upload_to_neuronpedia(
 
     Args:
         facts: What is known of the dictionary.
-        model: The model's id there.
+        model_id: The model's id there; `model` is an older name.
         layer: The number of the layer.
         source_set: The name of the set, which the owner of the key has made.
         latents: Which latents; all by default.
@@ -95,7 +96,7 @@ def upload_to_neuronpedia(
     sent = Answers(None if folder is None else Path(folder), "uploaded.jsonl")
     n = 0
     try:
-        for body in upload_batches(facts, model=model, layer=layer, source_set=source_set, latents=latents):
+        for body in upload_batches(facts, model_id=model_id, layer=layer, source_set=source_set, latents=latents):
             key = hashlib.sha256(json.dumps([url, body]).encode()).hexdigest()
             if key in sent:
                 continue

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, renamed
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.exports._facts import Group, LatentFacts, LatentPage, page_of
 from dictionary_learning.exports._neuronpedia import PER_BATCH
@@ -20,12 +20,13 @@ from dictionary_learning.exports._neuronpedia_rows import feature_fields
 SKIPPED = "skipped_indexes.json"
 
 
+@renamed(model="model_id")
 @checked()
 def write_sae_dashboard(
     facts: LatentFacts,
     path: str | os.PathLike[str],
     *,
-    model: str | None = None,
+    model_id: str | None = None,
     layer: int = 0,
     source_set: str | None = None,
     latents: Sequence[int] | None = None,
@@ -37,7 +38,7 @@ def write_sae_dashboard(
     Args:
         facts: What is known of the dictionary.
         path: The folder; it is returned.
-        model: The model's id; by default its name.
+        model_id: The model's id; by default its name. `model` is an older name.
         layer: The number of the layer.
         source_set: The name of the set; by default the dictionary's.
         latents: Which latents; all by default.
@@ -46,7 +47,7 @@ def write_sae_dashboard(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("batch-*.json"):
         old.unlink()  # of an earlier call with more latents
-    head = {"model_id": model or facts.model, "layer": layer, "sae_set": source_set or facts.name}
+    head = {"model_id": model_id or facts.model, "layer": layer, "sae_set": source_set or facts.name}
     alive = [one for one in wanted if float(facts.statistics.density[one]) > 0]
     for number, start in enumerate(range(0, len(alive), PER_BATCH)):
         pages = [page_of(facts, latent) for latent in alive[start : start + PER_BATCH]]

@@ -2,6 +2,7 @@
 
 from dictionary_learning.interop._base import FORMATS, Format, Loaded
 from dictionary_learning.interop._circuit_tracer import CIRCUIT_TRACER
+from dictionary_learning.interop._gemma_scope_2 import GEMMA_SCOPE_2
 from dictionary_learning.interop._hub import load_from_hub, push_to_hub
 from dictionary_learning.interop._llamascopium import Llamascopium
 from dictionary_learning.interop._loading import convert, load_many, write_dictionary
@@ -30,5 +31,6 @@ __all__ = [
 ]
 
 FORMATS.register("dictionary_learning", "saprmarks")(DictionaryLearning())
-for _format in (Own(), Sparsify(), SAELens(), Temporal(), *SCOPES, Llamascopium(), *SINGLE_FILES, *CIRCUIT_TRACER):
+_READ = (*SCOPES, Llamascopium(), *SINGLE_FILES, *CIRCUIT_TRACER, *GEMMA_SCOPE_2)
+for _format in (Own(), Sparsify(), SAELens(), Temporal(), *_READ):
     FORMATS.register(_format.name)(_format)

@@ -15,14 +15,12 @@ from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import read_names
 from dictionary_learning.interop._base import Facts, Format, Loaded, check_fact, choice, latents_kept
 from dictionary_learning.interop._files import Files
-from dictionary_learning.interop._safe import read_json
 from dictionary_learning.interop._tensors import built, coder, jump_thresholds, read_tensors, without_threshold
 
-_YAML, _JSON = "config.yaml", "config.json"
+_YAML = "config.yaml"
 _PARTS = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _THRESHOLD = "activation_function.threshold"
 _FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")
-_GEMMA = re.compile(r"layer_(\d+)(?:_.*)?\.safetensors|params_layer_(\d+)\.safetensors")
 
 
 class CircuitTracer(Format):
@@ -114,53 +112,11 @@ class CircuitTracerCrossLayer(Format):
         for hook, section in sites:
             if isinstance(hook, str):
                 known[section] = [f"blocks.{layer}.{hook}" for layer in range(n)]
-        return Loaded(_cross_layer(layers, files), known)
+        return Loaded(cross_layer(layers, files), known)
 
 
-class GemmaScope2CrossLayer(Format):
-    """Reads a cross-layer transcoder of Gemma Scope 2: a file for each layer, with all decoders.
-
-    w_dec is (dict_size, layers, width). Its rows of earlier layers are not used.
-    """
-
-    name = "gemma_scope_2_clt"
-    spans_files = True
-    needed = ("*layer_*.safetensors", _JSON)
-
-    def recognizes(self, files: Files) -> bool:
-        found = self._layers(files)
-        return files.chosen is None and 0 in found and {"w_enc", "w_dec", "threshold"} <= read_names(files, found[0])
-
-    def read(self, files: Files, facts: Facts) -> Loaded:
-        found = self._layers(files)
-        layers: list[dict[str, Tensor]] = []
-        for layer in range(len(found)):
-            if layer not in found:
-                raise CheckpointError(f"'{files}' has the layers {sorted(found)}; those from 0 on are needed.")
-            tensors = read_tensors(files.path(found[layer]))
-            one = {
-                "W_enc": tensors.take("w_enc", "dim dict_size").T,
-                "b_enc": tensors.take("b_enc", "dict_size"),
-                "b_dec": tensors.take("b_dec", "dim"),
-                "W_dec": tensors.take("w_dec", "dict_size layers dim")[:, layer:],
-                "threshold": tensors.take("threshold", "dict_size"),
-            }
-            if "affine_skip_connection" in tensors:
-                raise CheckpointError(f"'{files}' has an affine part, which cross-layer transcoders here have not.")
-            tensors.finish()
-            if tensors["layers"] != len(found):
-                raise CheckpointError(f"'{files}' writes {tensors['layers']} layers, and has {len(found)} files.")
-            layers.append(one)
-        config = read_json(files.path(_JSON)) if files.has(_JSON) else {}
-        known = self.known(config, model="model_name")
-        return Loaded(_cross_layer(layers, files), known)
-
-    def _layers(self, files: Files) -> dict[int, str]:
-        matches = [(name, _GEMMA.fullmatch(name)) for name in files.entries]
-        return {int(match[1] or match[2]): name for name, match in matches if match is not None}
-
-
-def _cross_layer(layers: list[dict[str, Tensor]], files: Files) -> Any:
+def cross_layer(layers: list[dict[str, Tensor]], files: Files) -> Any:
+    """Returns the transcoder of layers, each with W_dec (dict_size, layers that it writes, dim)."""
     has_thresholds = {"threshold" in layer for layer in layers}
     widths = {tuple(layer["W_enc"].shape) for layer in layers}
     if len(has_thresholds) != 1 or len(widths) != 1:
@@ -178,4 +134,4 @@ def _cross_layer(layers: list[dict[str, Tensor]], files: Files) -> Any:
     return built(CrossLayerTranscoder, state, [dim] * n, n * size, {"name": kind})
 
 
-CIRCUIT_TRACER: tuple[Format, ...] = (CircuitTracer(), CircuitTracerCrossLayer(), GemmaScope2CrossLayer())
+CIRCUIT_TRACER: tuple[Format, ...] = (CircuitTracer(), CircuitTracerCrossLayer())

@@ -42,6 +42,11 @@ _MOST_FOLDERS, _DEEPEST = 5_000, 6
 """Folders below a run that are looked into."""
 
 
+def weights_in(folder: Path) -> Path | None:
+    """Returns the weights of the one dictionary in a folder, of any format that a run writes."""
+    return next((folder / name for name in WHOLE if (folder / name).is_file()), None)
+
+
 class Files:
     """One folder of a checkpoint.
 

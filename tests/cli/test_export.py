@@ -77,8 +77,9 @@ def test_circuit_tracer(place, tmp_path, capsys):
     assert folder == str(tmp_path) and config["model_name"] == "me/model" and len(config["transcoders"]) == 2
 
 
-def test_attribution_graph(place, tmp_path, capsys):
-    options = ["--model", place / "model", "--prompt", "w1 w2 w3", "--slug", "mine", "--model-id", "tiny"]
+@pytest.mark.parametrize("option", ["--model-id", "--scan"])
+def test_attribution_graph(place, tmp_path, capsys, option):
+    options = ["--model", place / "model", "--prompt", "w1 w2 w3", "--slug", "mine", option, "tiny"]
     path = export(capsys, place / "run", tmp_path, "--to", "attribution-graph", *options, "--max-latents", "20")
     assert path == str(tmp_path / "mine.json")
     made = json.loads((tmp_path / "mine.json").read_text())

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dictionary_learning import load_dictionary, trainSAE
@@ -89,6 +90,25 @@ def test_what_differs_is_shown_relative_to_the_largest_value(run, capsys, tmp_pa
     (run / "trainer_0" / "dictionary.safetensors").write_bytes(b"")
     assert main(["reproduce", str(run), "--save-dir", str(tmp_path / "again")]) == 1
     assert "is not what the run wrote" in capsys.readouterr().out
+
+
+def test_a_run_in_the_format_of_another_package_is_compared_too(folder, capsys, tmp_path, monkeypatch):  # noqa: F811
+    assert train(folder, *SITE, "--seed", "3", "--save-format", "dictionary_learning") == 0
+    run = folder / "run"
+
+    def repeat(command, again, document):
+        shutil.copytree(run, again)
+        state = torch.load(run / "trainer_0" / "ae.pt", weights_only=True)
+        state["b_dec"] += 0.5 * state["b_dec"].abs().max()
+        torch.save(state, again / "trainer_0" / "ae.pt")
+        changed = sha256_of(again / "trainer_0" / "ae.pt")
+        edit(again / "run.json", dictionaries=lambda d: d.update(trainer_0=changed))
+        return 0
+
+    monkeypatch.setattr(_reproduce, "_run_again", repeat)
+    capsys.readouterr()
+    assert main(["reproduce", str(run), "--save-dir", str(tmp_path / "again")]) == 1
+    assert "trainer_0: differs: b_dec 0.5, decoder.weight 0" in capsys.readouterr().out
 
 
 def test_what_cannot_be_repeated_says_why(run, caplog, tmp_path, monkeypatch):

@@ -46,6 +46,9 @@ def place(tmp_path_factory):
     write(place / "two words.jsonl", [{"body": text} for text in tiny.documents(40, seed=1)])
     turns = [[{"role": "user", "content": f"w9 w8 {text}"}] for text in tiny.documents(40, seed=2)]
     write(place / "chats.jsonl", [{"messages": turn} for turn in turns])
+    ids = torch.randint(3, tiny.VOCAB, (600,), generator=torch.Generator().manual_seed(5))
+    ids[::20] = 1
+    np.save(place / "ids.npy", ids.numpy().astype(np.uint16))
     return place
 
 
@@ -114,6 +117,24 @@ CASES = {
             ],
             [1, 3, 2.5], seed=4, exhausted="continue",
         ).shuffled(1, 7),
+        {}, {},
+    ),
+    "parts that are rendered and tokenized in their own ways": (
+        lambda p: {
+            "mix": [
+                f"{p / 'chats.jsonl'} chat_template={json.dumps(TEMPLATE)} system_prompt='w9 w8'",
+                f"{p / 'chats.jsonl'} chat_template={json.dumps('w7 ' + TEMPLATE)}",
+                f"{p / 'ids.npy'} separator_id=1",
+            ],
+        },
+        lambda p: mix(
+            [
+                as_source(p / "text.jsonl"),
+                as_source(p / "chats.jsonl", chat=Chat(template=TEMPLATE, system_prompt="w9 w8")),
+                as_source(p / "chats.jsonl", chat=Chat(template="w7 " + TEMPLATE)),
+                as_source(p / "ids.npy", separator_id=1),
+            ]
+        ).hold_out(EVERY)[0],
         {}, {},
     ),
     "a mixture that is held out as a whole": (
@@ -274,6 +295,7 @@ def test_a_strangers_mixture_is_refused(run, tmp_path, monkeypatch, caplog):
         (["--mix", "a.jsonl", "--weights", "1"], "Got 1 weights for 2 data"),
         (["--mix", "a.jsonl", "--weights", "1", "-1"], "a weight above 0"),
         (["--mix", "a.jsonl colour=red"], "the setting colour"),
+        (["--mix", "a.jsonl bos=none"], "with bos: contexts are made of the whole mixture"),
         (["--mix", "a.jsonl max_examples=many"], "max_examples"),
         (["--mix", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--exclude-tokens", "w1000"], "exclude_tokens='w1000'"),

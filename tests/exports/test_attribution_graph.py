@@ -35,7 +35,7 @@ def written(graph, folder, **options):
 
 
 def test_every_key_is_there_with_its_type(graph, tmp_path):
-    made = written(graph, tmp_path, scan="gemma-2-2b", source_set="mine-16k")
+    made = written(graph, tmp_path, model_id="gemma-2-2b", source_set="mine-16k")
     assert set(made) == {"metadata", "qParams", "nodes", "links"} and made["qParams"] == VIEW
     for name, kind in METADATA.items():
         assert type(made["metadata"][name]) is kind, name
@@ -159,7 +159,7 @@ def test_a_folder_lists_its_graphs(graph, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "match"),
-    [({"slug": "../a"}, "slug"), ({"slug": ""}, "slug"), ({"slug": "graph-metadata"}, "slug"), ({"scan": ""}, "scan"),
+    [({"slug": "../a"}, "slug"), ({"slug": ""}, "slug"), ({"slug": "graph-metadata"}, "slug"), ({"model_id": ""}, "model_id"),
      ({"node_threshold": 1.5}, "node_threshold"), ({"edge_threshold": -1}, "edge_threshold"), ({"graph": 5}, "graph")],
     ids=str,
 )  # fmt: skip
@@ -174,3 +174,10 @@ def test_a_list_of_another_form_is_kept(graph, tmp_path):
     with pytest.raises(CheckpointError, match="no list of graphs"):
         write_attribution_graph(graph, tmp_path, slug="a")
     assert (tmp_path / "graph-metadata.json").read_text() == "[5]" and not (tmp_path / "a.json").exists()
+
+
+def test_scan_is_an_older_name_of_the_id(graph, tmp_path):
+    one, other = (written(graph, tmp_path / name, **{name: "me/set"}) for name in ("model_id", "scan"))
+    assert one["metadata"]["scan"] == other["metadata"]["scan"] == "me/set" and one["nodes"] == other["nodes"]
+    with pytest.raises(ConfigError, match="scan and model_id"):
+        write_attribution_graph(graph, tmp_path, slug="a", scan="a", model_id="b")

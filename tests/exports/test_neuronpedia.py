@@ -24,7 +24,7 @@ from tests.exports.planted_facts import DIM, SIZE, facts, statistics
 from tests.interpretation.planted import PlantedContexts
 from tests.stub_server import Reply, serving
 
-PLACE = {"model": "tiny-model", "layer": 5, "source_set": "res-mine"}
+PLACE = {"model_id": "tiny-model", "layer": 5, "source_set": "res-mine"}
 TIME = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
 SECRET = "np-secret-key-123"
 
@@ -176,7 +176,7 @@ def test_upload_needs_a_key(monkeypatch):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"model": "GPT2"}, {"model": "a/b"}, {"model": ""}, {"model": "x" * 33}, {"source_set": "a--b"}, {"source_set": "-a"},
+    [{"model_id": "GPT2"}, {"model_id": "a/b"}, {"model_id": ""}, {"model_id": "x" * 33}, {"source_set": "a--b"}, {"source_set": "-a"},
      {"source_set": "neurons"}, {"layer": -1}, {"layer": 127}, {"latents": [22]}, {"latents": []}, {"latents": [-1]}],
     ids=str,
 )  # fmt: skip
@@ -227,3 +227,17 @@ def test_facts_of_other_dictionaries_are_refused():
         facts(neighbors=type(given.neighbors)(*(t[:5] for t in given.neighbors)))
     with pytest.raises(ConfigError, match="store"):
         LatentFacts.of_store(5)
+
+
+def test_older_names_write_the_same_bytes(tmp_path):
+    older = {"model": PLACE["model_id"], **{name: value for name, value in PLACE.items() if name != "model_id"}}
+    for number, given in enumerate((PLACE, older)):
+        write_neuronpedia(facts(), tmp_path / str(number), **given, created=TIME)
+        write_sae_dashboard(facts(), tmp_path / str(number) / "sae", **given)
+    files = [
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*") if p.is_file()} for n in "01"
+    ]
+    assert files[0] == files[1] and len(files[0]) > 5
+    assert next(iter(upload_batches(facts(), **PLACE)))["modelId"] == "tiny-model"
+    with pytest.raises(ConfigError, match="model and model_id, which are one argument of write_neuronpedia"):
+        write_neuronpedia(facts(), tmp_path / "new", **PLACE, model="other")

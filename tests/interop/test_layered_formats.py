@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from dictionary_learning import load_dictionary
+from dictionary_learning import load_dictionary, save_dictionary
 from dictionary_learning.dictionaries import Crosscoder, CrossLayerTranscoder, Transcoder
 from dictionary_learning.errors import CheckpointError
 
@@ -271,3 +271,76 @@ def test_gemma_scope_2_cross_layer(tmp_path):
         write(tmp_path / "clt", own, None, f"params_layer_{n}.safetensors")
     loaded = load_dictionary(tmp_path / "clt")
     check_cross_layer(loaded, W_enc, b_enc, [W_dec[n][:, n:] for n in range(L)], b_dec, thresholds)
+
+
+def several_layers(folder, config=None, causal=True):
+    """Writes Gemma Scope 2's files of several layers; returns them, with a new first axis for the layers."""
+    made = {"w_enc": torch.randn(L, D, F), "b_enc": torch.randn(L, F), "w_dec": torch.randn(L, F, L, D)}
+    made |= {"b_dec": torch.randn(L, D), "threshold": torch.rand(L, F)}
+    for n in range(1, L if causal else 0):
+        made["w_dec"][n, :, :n] = 0
+    for n in range(L):
+        write(folder, {name: tensor[n] for name, tensor in made.items()}, config, f"params_layer_{n}.safetensors")
+    return made
+
+
+CROSSCODER = {
+    "hf_hook_point_in": "model.layers.{5,9,12}.output", "hf_hook_point_out": "model.layers.{5,9,12}.output",
+    "width": L * F, "model_name": "google/gemma-3-270m-pt", "architecture": "jump_relu", "l0": 150,
+    "affine_connection": False, "type": "crosscoder",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("says", ["config", "folder"])
+def test_gemma_scope_2_crosscoder(tmp_path, says, causal):
+    folder = tmp_path / ("any" if says == "config" else "crosscoder/layer_5_9_12_width_72_l0_big")
+    w = several_layers(folder, CROSSCODER if says == "config" else None, causal)
+    loaded = load_dictionary(folder)
+    assert isinstance(loaded, Crosscoder) and loaded.info.format == "gemma_scope_2_crosscoder"
+    assert (loaded.site_dims, loaded.dict_size) == ((D,) * L, L * F)
+    if says == "config":
+        layers = tuple(f"model.layers.{n}.output" for n in (5, 9, 12))
+        assert loaded.info.sites == loaded.info.target_sites == layers
+        assert loaded.info.model == "google/gemma-3-270m-pt"
+    x = torch.randn(6, L, D)
+    pre = torch.einsum("bld,ldf->blf", x, w["w_enc"]) + w["b_enc"]  # a layer's latents read that layer
+    f = pre.relu() * (pre > w["threshold"])
+    x_hat = torch.einsum("blf,lfmd->bmd", f, w["w_dec"]) + w["b_dec"]
+    assert 0 < (f > 0).float().mean() < 1
+    torch.testing.assert_close(loaded.encode(x.flatten(1)), f.flatten(1), **CLOSE)
+    torch.testing.assert_close(loaded(x.flatten(1)), x_hat.flatten(1), **CLOSE)
+    save_dictionary(loaded, tmp_path / "own")
+    torch.testing.assert_close(load_dictionary(tmp_path / "own")(x.flatten(1)), x_hat.flatten(1), **CLOSE)
+
+
+def test_gemma_scope_2_cross_layer_with_its_config(tmp_path):
+    hook = "model.layers.{all}.pre_feedforward_layernorm.output"
+    config = {**CROSSCODER, "type": "clt", "hf_hook_point_in": hook, "hf_hook_point_out": hook.replace("pre", "post")}
+    w = several_layers(tmp_path / "clt", config)
+    loaded = load_dictionary(tmp_path / "clt")
+    assert loaded.info.format == "gemma_scope_2_clt"
+    assert loaded.info.sites == tuple(f"model.layers.{n}.pre_feedforward_layernorm.output" for n in range(L))
+    assert loaded.info.target_sites == tuple(f"model.layers.{n}.post_feedforward_layernorm.output" for n in range(L))
+    W_dec = [w["w_dec"][n][:, n:] for n in range(L)]
+    check_cross_layer(loaded, w["w_enc"].transpose(1, 2), w["b_enc"], W_dec, w["b_dec"], w["threshold"])
+
+
+def test_gemma_scope_2_files_that_do_not_belong_together(tmp_path):
+    several_layers(tmp_path / "a", {**CROSSCODER, "hf_hook_point_in": "model.layers.{5,9}.output"})
+    with pytest.raises(CheckpointError, match=r"hf_hook_point_in='model.layers.\{5,9\}.output', and there are 3"):
+        load_dictionary(tmp_path / "a")
+    (tmp_path / "a" / "params_layer_1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"layers \[0, 2\]"):
+        load_dictionary(tmp_path / "a")
+    several_layers(tmp_path / "b", {**CROSSCODER, "type": "clt"})
+    with pytest.raises(CheckpointError, match="type='clt'"):
+        load_dictionary(tmp_path / "b", format="gemma_scope_2_crosscoder")
+    w = several_layers(tmp_path / "c", CROSSCODER)
+    own = {name: tensor[2] for name, tensor in w.items()} | {"affine_skip_connection": torch.randn(D, D)}
+    write(tmp_path / "c", own, None, "params_layer_2.safetensors")
+    with pytest.raises(CheckpointError, match="affine part"):
+        load_dictionary(tmp_path / "c")
+    write(tmp_path / "c", {**{name: tensor[2] for name, tensor in w.items()}, "w_dec": torch.randn(F, 2, D)}, None, "params_layer_2.safetensors")  # fmt: skip
+    with pytest.raises(CheckpointError, match="writes 2 layers"):
+        load_dictionary(tmp_path / "c")

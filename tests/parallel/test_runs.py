@@ -113,7 +113,7 @@ def scenarios(folder):
     """Runs what needs two ranks, in one pair of processes."""
     logging.disable(logging.WARNING)
     return {
-        "served": {n: served(n) for n in (3, 14)},
+        "served": {n: served(n) for n in (1, 3, 14)},
         "contexts": contexts(),
         "dictionaries": of_dictionaries(folder),
         "nan": broken("part"),
@@ -132,7 +132,7 @@ def two(folder):
     return results(2, scenarios, folder)
 
 
-@pytest.mark.parametrize("n", [3, 14])
+@pytest.mark.parametrize("n", [1, 3, 14])  # of one document, the second rank has none
 def test_text_is_divided_without_overlap_and_without_loss(two, n):
     alone = []
     for number in range(2):
