@@ -192,12 +192,13 @@ class TracedElsewhere:
             self._receive()
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Returns what the data answer: all of them on each rank that has a part, if this is no share."""
+        """Returns what the data answer: of all of them, on each rank that has a part."""
         self._receive_all()  # they are answered first
         channels = [self._channel] if self._number is not None else self._lines.all
         for channel in channels:
             self._lines.ask(channel, self._number, name, *arguments)
-        return [_value(self._lines.answer(channel, self._number)) for channel in channels][0]
+        first, *_ = [_value(self._lines.answer(channel, self._number)) for channel in channels]
+        return first
 
 
 class _ModelElsewhere:

@@ -141,7 +141,7 @@ class Processes(Ranks):
         return self._patient
 
     def _is_part(self) -> bool:
-        """Returns whether other ranks of the job, as those that trace, make no groups with these."""
+        """Returns whether the job has others, as those that trace, which make no groups too."""
         return self.size < dist.get_world_size()
 
     def waited(self) -> float:

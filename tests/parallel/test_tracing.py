@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dictionary_learning import ActivationBuffer, ContextStream, load_dictionary, parallel, trainSAE
+from dictionary_learning.cli import main
 from dictionary_learning.errors import ConfigError, Interrupted
 from dictionary_learning.parallel._division import overlapping
 from dictionary_learning.trainers import TRAINERS
@@ -116,7 +117,7 @@ def stopped(folder, steps):
 
 
 def test_a_signal_to_a_rank_that_traces_stops_all_and_the_run_goes_on_to_the_same_bits(tmp_path):
-    steps, folder = 30, tmp_path / "run"
+    steps, folder = 16, tmp_path / "run"
     found = results(3, stopped, folder, steps)
     assert len(set(found)) == 1 and 0 < found[0][1] < steps
     shutil.copytree(folder, tmp_path / "copy")
@@ -190,3 +191,61 @@ def test_each_share_is_traced_once_and_trained_on_once(n_training, n_tracing):
     for times in (1, 3):  # a run may have more shares, if it was started on more ranks
         pairs = {(share // (n * times // n_training), share // (n * times // n_tracing)) for share in range(n * times)}
         assert pairs == set(overlapping(n_training, n_tracing))
+
+
+def commanded(commands):
+    logging.disable(logging.WARNING)
+    assert [main(words) for words in commands] == [0] * len(commands)
+
+
+def test_the_command_traces_apart_by_options_and_by_a_run_file(tmp_path):
+    tiny.model().save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("\n\n".join(tiny.documents(60)))
+    file = tmp_path / "run.yaml"
+    file.write_text("tracing_ranks: 1\nplacement: latent\n")
+    small = ["--layers", "1", "--n-tokens", "640", "--batch-size", "64", "--ctx-len", "16", "--n-ctxs", "8"]
+    small += ["--refresh-batch-size", "4", "--k", "4", "--dict-size", "64", "--device", "cpu"]
+    small += ["--n-eval-tokens", "100", "--n-fidelity-tokens", "50", "--n-resamples", "0"]
+    asked = {
+        "plain": ["--placement", "latent"],
+        "shell": ["--tracing-ranks", "1", "--placement", "latent"],
+        "file": ["--config", str(file)],
+    }
+    plain, *apart = (
+        [
+            "train",
+            str(tmp_path / "model"),
+            str(tmp_path / "text.txt"),
+            *small,
+            *more,
+            "--save-dir",
+            str(tmp_path / name),
+        ]
+        for name, more in asked.items()
+    )
+    results(2, commanded, [plain])
+    results(3, commanded, apart)
+    wanted, *found = (load_dictionary(tmp_path / name / "trainer_0").state_dict() for name in asked)
+    assert all(same([one], [wanted]) for one in found)
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in asked]
+    assert all(one["dictionaries"][0]["metrics"] == reports[0]["dictionaries"][0]["metrics"] for one in reports)
+    assert all("tracing_ranks" in (tmp_path / name / "run.yaml").read_text() for name in ("shell", "file"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "Got tracing_ranks=1 in a job of 1 process."),
+        (["--evaluate-every", "3"], "processes that train have no model to read held-out text"),
+        (["--trainer", "end_to_end"], "--tracing-ranks cannot move it to other processes"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be_traced_apart(more, said, caplog):
+    assert main(["train", "model", "data.txt", "--tracing-ranks", "1", *more]) == 2
+    assert said in caplog.text
+
+
+def test_the_command_refuses_to_trace_for_a_cache(caplog):
+    assert main(["train", "--cache", "folder", "--tracing-ranks", "1"]) == 2
+    assert "Got --tracing-ranks with --cache, for which no language model runs" in caplog.text
