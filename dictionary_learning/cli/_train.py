@@ -182,7 +182,7 @@ def _train(
         source: Any = make_source_apart(arguments, text[0], configs, world)
     else:
         source = make_source(arguments, model, text[0] if text else None, configs)
-    if method.recipe is not None and not isinstance(source, parallel.TracedHere):
+    if method.recipe is not None and hasattr(source, "widths"):  # not where it is only traced
         configs = [adapted(config, source.widths, given) for config in configs]
     loaded = time.monotonic()
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one

@@ -165,11 +165,13 @@ class TracedElsewhere:
 
     def _now(self) -> tuple[Any, Any]:
         try:
-            self._known = self.ask(_config_and_limits)
+            found = self.ask(_config_and_limits)
         except RankError:  # what a run that has ended or failed saves, it saves with what was known
             if self._known is None:
                 raise
-        return self._known
+            return self._known
+        self._known = found
+        return found
 
     def _ask_ahead(self) -> None:
         held = len(self._ahead) + self._n_asked
