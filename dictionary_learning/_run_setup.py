@@ -172,7 +172,7 @@ def placement_of(
         name,
         world,
         sizes,
-        n_tokens=world.size * getattr(stream.data, "out_batch_size", _USUAL_BATCH),
+        n_tokens=getattr(stream, "n_shares", world.size) * getattr(stream.data, "out_batch_size", _USUAL_BATCH),
         row_bytes=sum(stream.widths.values()) * _ROW_BYTES,
         latent_ranks=latent_ranks,
         needs_contexts=any(config.needs_contexts for config, _ in found),
