@@ -31,6 +31,7 @@ from dictionary_learning.dictionaries._serialization import versions
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interop._files import weights_in
 from dictionary_learning.models import TracedModel
+from dictionary_learning.parallel import TracedElsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +203,8 @@ def _source(data: Any) -> Source | None:
 
 def _place(data: Any) -> dict[str, Any]:
     """Returns the documents read in this pass, and the passes before, where documents are read."""
+    if isinstance(data, TracedElsewhere):
+        return data.ask(_place)
     if _source(data) is None:
         return {}
     # what a thread has read ahead does not count
@@ -216,6 +219,8 @@ def contents_of(data: Any) -> dict[str, Any]:
     Files have checksums up to 1 GiB, and sizes above it. Of documents in memory and of the model's
     weights, some stand for all. A stream that can be read only once has nothing.
     """
+    if isinstance(data, TracedElsewhere):
+        return data.ask(contents_of)
     parts = [data, *getattr(data, "sources", ())]
     texts = [contents_of_text(_source(part), getattr(part, "model", None)) for part in parts]
     rows = [found for part in parts if (found := _rows_fingerprint(part)) is not None]

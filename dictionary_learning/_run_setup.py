@@ -15,8 +15,9 @@ from dictionary_learning.activations._normalization import check_normalizers, ex
 from dictionary_learning.activations._normalizers import NORMALIZATIONS, Normalizer, Scalar
 from dictionary_learning.activations._spread import Stream
 from dictionary_learning.dictionaries import WIRINGS, Dictionary
+from dictionary_learning.dictionaries._initialization import building_slices
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.parallel import SINGLE, Placement, PlacementName, Ranks, Sizes, place
+from dictionary_learning.parallel import ALONE, SINGLE, Placement, PlacementName, Ranks, Sizes, place
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
 
@@ -84,14 +85,16 @@ def training_jobs(
     ):
         kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)
         divides = placement.latent.size > 1
-        # whole dictionaries are built where memory is larger; each rank then keeps a part
+        # from files, or by a class of the user's, it is whole at first: where memory is larger
+        builds_slice = divides and config.finetune is None and getattr(config, "dict_class", None) is None
         run = _run_info(facts, sites, stream, steps, torch.device("cpu") if divides else device)
         placed: dict[str, Any] = {"site": in_config(sites.reads), "normalize": kind}
         if not sites.is_autoencoder:
             placed["target_site"] = in_config(sites.writes)
         if config.seed is None and placement.world.size > 1:  # the ranks of a dictionary draw the same
             placed["seed"] = placement.world.share(torch.Generator().seed())
-        trainer = config.replace(**placed).build(run)
+        with building_slices(placement.latent if builds_slice else ALONE):
+            trainer = config.replace(**placed).build(run)
         name = _name(trainer, sites, len(stream.widths) > 1)
         name = next(one for one in (name, *(f"{name} #{n}" for n in range(2, len(names) + 2))) if one not in names)
         names.add(name)
@@ -110,8 +113,10 @@ def training_jobs(
             y = None if sites.is_autoencoder else samples.rows(sites.writes, normalizers)
             if not placement.owns(number):
                 continue
-            trainer.initialize(*((x, y) if not divides else (x.cpu(), None if y is None else y.cpu())))
-        if divides:
+            if builds_slice:
+                trainer.hold_latents(placement.latent, device)
+            trainer.initialize(x, y)
+        if divides and trainer.latent_ranks.size == 1:
             trainer.hold_latents(placement.latent, device)
         if fitted is None:
             placement.data.take_first_(trainer.dictionary.state_dict().values())
@@ -144,7 +149,7 @@ def placement_of(
         name,
         world,
         sizes,
-        n_tokens=world.size * getattr(stream.data, "out_batch_size", _USUAL_BATCH),
+        n_tokens=getattr(stream, "n_shares", world.size) * getattr(stream.data, "out_batch_size", _USUAL_BATCH),
         row_bytes=sum(stream.widths.values()) * _ROW_BYTES,
         latent_ranks=latent_ranks,
         needs_contexts=any(config.needs_contexts for config, _ in found),

@@ -99,3 +99,6 @@ class Interrupted(Stopped):
     def __init__(self, step: int, steps: int, folder: str):
         super().__init__(f"The run stopped after step {step} of {steps}. It can go on with resume='auto'.")
         self.step, self.steps, self.folder = step, steps, folder
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.step, self.steps, self.folder)

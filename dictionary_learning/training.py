@@ -41,7 +41,16 @@ from dictionary_learning.loggers import (
     MetricLogger,
     WandbLogger,
 )
-from dictionary_learning.parallel import PlacementName, Ranks, on_first, only_first_talks, start
+from dictionary_learning.parallel import (
+    PlacementName,
+    Ranks,
+    TracedElsewhere,
+    TracedHere,
+    on_first,
+    only_first_talks,
+    start,
+    traced_apart,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +97,7 @@ def trainSAE(
     save_best: str | Mapping[str, str] | None = None,
     placement: PlacementName = "auto",
     latent_ranks: int | None = None,
+    tracing_ranks: int | None = None,
     save_format: str = "own",
 ) -> list[Dictionary]:
     """Trains several dictionaries on one stream of activations.
@@ -154,12 +164,16 @@ def trainSAE(
             can hold. "auto": what takes the least time and fits (docs/devices.md).
         latent_ranks: With "latent", how many processes share the latents of a dictionary; others
             have other tokens. By default all of them share.
+        tracing_ranks: How many processes, the last ones, only run the language model, and send its
+            activations to the others ahead. Then `data` is best a function that returns an
+            `ActivationBuffer`: processes that train do not call it, and load no model.
         save_format: The format of the dictionaries in `save_dir`, as a name of `interop.FORMATS`
             that is written. "dictionary_learning" writes `ae.pt`, `config.json` and
             `checkpoints/ae_<step>.pt`.
 
     Returns:
-        The trained dictionaries, in the order of the configs and, for each, of the sites.
+        The trained dictionaries, in the order of the configs and, for each, of the sites; an empty
+        list on processes that only trace.
 
     Raises:
         ConfigError: A config or an argument cannot be used, or does not fit the data or the run
@@ -196,7 +210,15 @@ def trainSAE(
         raise ConfigError(
             "save_steps, checkpoint_steps, backup_steps, save_best and resume need a folder: give save_dir."
         )
+    if tracing_ranks is not None:
+        data = traced_apart(data, tracing_ranks, world)
+    if isinstance(data, TracedHere):
+        with only_first_talks(world), StopRequest(save_dir is not None) as stop:
+            data.serve(stop)
+        return []
     with contextlib.ExitStack() as stack:
+        if isinstance(data, TracedElsewhere):
+            world, data.device = stack.enter_context(data), device
         stack.enter_context(only_first_talks(world))
         checkpoints = resumed = None
         if save_dir is not None:
@@ -208,7 +230,8 @@ def trainSAE(
             resumed = None if resume == "never" else checkpoints.newest(resume)
         if seed is not None and hasattr(data, "reseed"):
             data.reseed(seed)
-        n_shares = world.size if resumed is None else resumed.n_shares
+        n_shares = data.n_shares if isinstance(data, TracedElsewhere) else world.size
+        n_shares = n_shares if resumed is None else resumed.n_shares
         stream = _stream(data, world, n_shares, activations_split_by_head)
         placed = placement_of(placement, world, trainer_configs, stream, wiring, device, latent_ranks)
         if isinstance(stream, SpreadStream):
@@ -312,6 +335,8 @@ def trainSAE(
 
 
 def _stream(data: Any, world: Ranks, n_shares: int, split_by_head: bool) -> Stream:
+    if isinstance(data, TracedElsewhere):
+        data.check_shares(n_shares)
     if n_shares == world.size == 1:
         return ActivationStream(data, split_by_head=split_by_head)
     return SpreadStream(data, n_shares, world, split_by_head=split_by_head)

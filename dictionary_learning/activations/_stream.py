@@ -86,8 +86,11 @@ class ActivationStream:
         """Returns the state of the data, where it has one, or else the number of batches served."""
         if not (hasattr(self.data, "state_dict") and hasattr(self.data, "load_state_dict")):
             return {"n_served": self._n_served}
-        ahead = [{str(site): x for site, x in batch.items()} for batch in self._ahead]
-        return {"n_served": self._n_served, "data": self.data.state_dict(), "ahead": ahead}
+        data = self.data.state_dict()
+        # also those that another rank has sent before it was asked for its state
+        batches = [*self._ahead, *map(self._as_batch, getattr(self.data, "sent_ahead", ()))]
+        ahead = [{str(site): x for site, x in batch.items()} for batch in batches]
+        return {"n_served": self._n_served, "data": data, "ahead": ahead}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where another stream over the same data was.
@@ -132,6 +135,9 @@ class ActivationStream:
                 raise
             message = f"The data failed after {self._n_served + len(self._ahead)} batches: {said(error)}"
             raise DataError(f"{message} Check what makes them.") from error
+        return self._as_batch(given)
+
+    def _as_batch(self, given: Any) -> ActivationBatch:
         batch: Any = self._by_site(given) if isinstance(given, Tensor) else given
         if not isinstance(batch, Mapping) or not batch:
             raise DataError(

@@ -32,7 +32,7 @@ _GROUPS = {
     "run": (
         "config", "n_tokens", "batch_size", "save_dir", "overwrite", "resume", "allow_changed", "dry_run",
         "checkpoint_steps", "keep_checkpoints", "retrace", "save_steps", "on_anomaly", "patience", "placement",
-        "latent_ranks", "save_format", "resume_from",
+        "latent_ranks", "tracing_ranks", "save_format", "resume_from",
     ),
     "figures": (
         "n_eval_tokens", "n_fidelity_tokens", "log_steps", "evaluate_every", "save_best", "wandb_project",

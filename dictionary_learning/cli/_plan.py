@@ -44,38 +44,69 @@ class PlanArguments(CommandArguments):
     """Tokens in a training step, of all GPUs together."""
     gpus: tuple[int, ...] = (8,)
     """Numbers of GPUs."""
+    tracing_ranks: int | None = None
+    """How many of them only run the language model, for the others."""
+    n_ctxs: int = 1024
+    """Contexts in a shuffle buffer, with --tracing-ranks."""
+    ctx_len: int = 128
+    """Tokens in a context, with --tracing-ranks."""
     revision: str | None = None
     """The model's branch, tag or commit on the hub."""
 
     def run(self) -> None:
         from dictionary_learning.models import load_model
-        from dictionary_learning.parallel import Sizes, costs
+        from dictionary_learning.parallel import Sizes, check_division, costs
 
         counts = [_count(text) for text in self.dict_size]
         if min(self.gpus, default=0) < 1:
             raise ConfigError(f"Got --gpus {' '.join(map(str, self.gpus))}; give numbers of at least 1.")
+        for n in self.gpus if self.tracing_ranks is not None else ():
+            check_division(n, self.tracing_ranks or 0)
         model = load_model(self.model, device="cpu", revision=self.revision)
         asked = CaptureArguments(sites=self.sites, layers=self.layers, layer_stride=self.layer_stride)
         widths = list(model.widths(asked.sites_of(model)).values())
         dictionaries = [Sizes(width, width, size, self.k) for size in counts for width in widths]
         row_bytes = sum(widths) * _ROW_BYTES
+        parameters = sum(p.numel() for p in model.module.parameters())
+        n_tracing = self.tracing_ranks or 0
         rows = [
             {
                 "gpus": n,
-                "placement": "none" if n == 1 else cost.placement,
+                "placement": "none" if n - n_tracing == 1 else cost.placement,
                 "memory_bytes": cost.memory,
                 "sent_bytes": cost.sent,
                 "step_seconds": cost.seconds,
                 "tokens_per_second": cost.tokens_per_second(self.batch_size),
                 "fits": cost.memory <= _MEMORY,
+                **(self._of_tracing(n, n_tracing, parameters, row_bytes) if n_tracing else {}),
             }
             for n in self.gpus
-            for cost in costs(dictionaries, self.batch_size, n, row_bytes, _MEMORY)[: 1 if n == 1 else None]
+            for cost in costs(dictionaries, self.batch_size, n - n_tracing, row_bytes, _MEMORY)[
+                : 1 if n - n_tracing == 1 else None
+            ]
         ]
         about = f"{counted(len(dictionaries), 'dictionary', 'dictionaries')} at {counted(len(widths), 'site')}, "
         about += f"steps of {self.batch_size:,} tokens"
         head = f"{'GPUs':>4}  {'placement':<10}  {'memory':>10}  {'sent':>10}  {'step':>9}  {'tokens/s':>10}"
-        write_result(rows, [about, head, *map(_line, rows)])
+        apart = {
+            row["gpus"]: f"of {row['gpus']} GPUs, {n_tracing} trace: each holds {_size(row['tracing_bytes'])} of model "
+            f"and rows; the others, up to {_size(row['host_bytes'])} of rows in main memory"
+            for row in rows
+            if n_tracing
+        }
+        write_result(rows, [about, head, *map(_line, rows), *apart.values()])
+
+    def _of_tracing(self, n: int, n_tracing: int, parameters: int, row_bytes: int) -> dict[str, int]:
+        """Returns what a rank that traces holds, and what another holds of rows sent ahead."""
+        from dictionary_learning.parallel import n_shares
+
+        shares, buffer = n_shares(n, n_tracing), self.n_ctxs * self.ctx_len * row_bytes
+        model = parameters * _ROW_BYTES
+        # half of each buffer is sent ahead
+        return {
+            "tracing_bytes": model + shares // n_tracing * buffer,
+            "host_bytes": shares // (n - n_tracing) * buffer // 2,
+        }
 
 
 def _line(row: Mapping[str, Any]) -> str:

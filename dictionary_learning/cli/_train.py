@@ -17,7 +17,14 @@ from dictionary_learning.cli._arguments import add_config, config_parser, read_c
 from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
 from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
-from dictionary_learning.cli._train_data import adapted, held_out, held_out_contexts, how_to_evaluate, make_source
+from dictionary_learning.cli._train_data import (
+    adapted,
+    held_out,
+    held_out_contexts,
+    how_to_evaluate,
+    make_source,
+    make_source_apart,
+)
 from dictionary_learning.cli._train_options import TrainArguments, best_of, check_run
 from dictionary_learning.errors import ConfigError
 
@@ -39,7 +46,10 @@ _OF_TRAINING = (
     "on_anomaly", "patience", "verbose", "allow_changed", "evaluate_every", "placement", "save_format",
     "latent_ranks",
 )  # fmt: skip
-_NOT_SAVED = ("resume", "resume_from", "verbose", "overwrite", "dry_run", "allow_changed", "placement", "latent_ranks")
+_NOT_SAVED = (
+    "resume", "resume_from", "verbose", "overwrite", "dry_run", "allow_changed", "placement", "latent_ranks",
+    "tracing_ranks",
+)  # fmt: skip
 _OF_THE_START = ("save_dir", "resume", "resume_from", "overwrite", "dry_run", "allow_changed")
 """Options that say how a run starts, and not which run it is."""
 _RUNS = "runs"
@@ -164,9 +174,15 @@ def _train(
     world, start = parallel.start(), time.monotonic()
     text = arguments.divided(arguments.data, arguments.held_out_every) if arguments.data is not None else None
     needs_model = arguments.cache is None or (arguments.evaluate_every is not None and text is not None)
+    traces_apart = arguments.tracing_ranks is not None and not arguments.dry_run
+    needs_model = needs_model and not traces_apart
     model = arguments.load(arguments.model) if arguments.model is not None and needs_model else None
-    source = make_source(arguments, model, text[0] if text else None, configs)
-    if method.recipe is not None:
+    if traces_apart:
+        assert text is not None
+        source: Any = make_source_apart(arguments, text[0], configs, world)
+    else:
+        source = make_source(arguments, model, text[0] if text else None, configs)
+    if method.recipe is not None and hasattr(source, "widths"):  # not where it is only traced
         configs = [adapted(config, source.widths, given) for config in configs]
     loaded = time.monotonic()
     steps = math.ceil(arguments.n_tokens / arguments.batch_size)  # at least one
@@ -177,7 +193,8 @@ def _train(
         options = arguments.options("normalize_activations", "keep_checkpoints")
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
         return
-    logger.info("Training on %s: %s.", ", ".join(map(str, source.sites)), counted(steps, "step"))
+    if world.is_first:
+        logger.info("Training on %s: %s.", ", ".join(map(str, source.sites)), counted(steps, "step"))
     dictionaries = trainSAE(
         source,
         configs,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dictionary_learning.data import ContextSource, Source
     from dictionary_learning.evaluation import EvaluationConfig
     from dictionary_learning.models import TracedModel
+    from dictionary_learning.parallel import Ranks, TracedElsewhere, TracedHere
     from dictionary_learning.sites import Site
     from dictionary_learning.trainers import OptimizationConfig
 
@@ -72,13 +73,29 @@ def make_source(
     return ActivationBuffer(contexts, model, sites, out_batch_size=size, **options)
 
 
+def make_source_apart(
+    arguments: TrainArguments, text: "Source", configs: "Sequence[OptimizationConfig]", world: "Ranks"
+) -> "TracedHere | TracedElsewhere":
+    """Returns the same on a process that only traces, and what others see of it."""
+    from dictionary_learning.parallel import traced_apart
+
+    def make() -> "Activations":
+        assert arguments.model is not None
+        return make_source(arguments, arguments.load(arguments.model), text, configs)
+
+    assert arguments.tracing_ranks is not None
+    return traced_apart(make, arguments.tracing_ranks, world)
+
+
 def _tokens_of_a_share(arguments: TrainArguments) -> int:
     """Returns what each share of the data gives to a step: as many shares as ranks at first."""
     from dictionary_learning._resumed import shares_of
-    from dictionary_learning.parallel import world_size
+    from dictionary_learning.parallel import n_shares, world_size
 
     place = arguments.resume_from or (arguments.save_dir if arguments.resume else None)
-    n = (None if place is None else shares_of(Path(place))) or world_size()
+    n = (None if place is None else shares_of(Path(place))) or n_shares(
+        world_size(), None if arguments.dry_run else arguments.tracing_ranks
+    )
     if arguments.batch_size % n:
         raise ConfigError(
             f"Got --batch-size {arguments.batch_size}, which {n} processes cannot share evenly. Give a multiple of {n}."

@@ -124,6 +124,9 @@ class TrainArguments(EvaluationArguments, CaptureArguments):
     latent_ranks: int | None = None
     """With --placement latent, the number of processes that share the latents of a dictionary;
     others have other tokens."""
+    tracing_ranks: int | None = None
+    """How many of the processes that torchrun has started, the last ones, only run the language
+    model, and send its activations to the others ahead of their steps."""
     wandb_project: str | None = None
     """Logs to this project on Weights & Biases."""
     wandb_entity: str | None = None
@@ -168,6 +171,7 @@ def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]"
     of_caches = [option_of(name) for name in ("cache_window", "cache_order") if name in given]
     if arguments.cache is None and of_caches:
         raise ConfigError(f"Got {of_caches[0]} without --cache, whose rows it is about. Leave it out.")
+    _check_tracing(arguments, needs_contexts)
     decided = [option_of(name) for name in _OF_A_CACHE if name in given]
     if arguments.cache is not None and decided:
         raise ConfigError(
@@ -182,6 +186,27 @@ def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]"
             f"Got --batch-size {size}; a training step needs at least {least} tokens ({what}). The batch size counts "
             f"tokens, not sequences as in sparsify: {size} sequences are --batch-size {size * arguments.ctx_len}."
         )
+
+
+def _check_tracing(arguments: TrainArguments, needs_contexts: bool) -> None:
+    if arguments.tracing_ranks is None:
+        return
+    if arguments.cache is not None:
+        raise ConfigError("Got --tracing-ranks with --cache, for which no language model runs. Leave it out.")
+    if needs_contexts:
+        raise ConfigError(
+            "This method trains on whole contexts, beside the model that computes a loss of them: --tracing-ranks "
+            "cannot move it to other processes. Leave it out."
+        )
+    if arguments.evaluate_every is not None:
+        raise ConfigError(
+            "Got --evaluate-every with --tracing-ranks: processes that train have no model to read held-out text. "
+            "Leave one out; the report at the end is made in any case."
+        )
+    if not arguments.dry_run:  # of one process
+        from dictionary_learning.parallel import check_division, world_size
+
+        check_division(world_size(), arguments.tracing_ranks)
 
 
 def best_of(metric: str | None) -> str | dict[str, str] | None:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import check_memory
 from dictionary_learning.dictionaries._base import Reconstruction
-from dictionary_learning.dictionaries._initialization import CENTERS, best_scale, fitted_decoder, unit_rows
+from dictionary_learning.dictionaries._initialization import (
+    CENTERS,
+    best_scale,
+    bounds,
+    fitted_decoder,
+    ranks_of_new,
+    unit_rows,
+)
 from dictionary_learning.dictionaries._own_code import encoded_itself, sparse_encoded_itself
 from dictionary_learning.dictionaries._trainable import CoderSlice, InitConfig, Trainable
 from dictionary_learning.dictionaries._views import LinearView
@@ -93,8 +100,10 @@ class Coder(Trainable):
         has_output_bias: bool = True,
         generator: torch.Generator | None = None,
     ):
-        super().__init__(activation_dim, dict_size, output_dim)
-        n_bytes = 4 * dict_size * (activation_dim + self.output_dim)
+        ranks = ranks_of_new()
+        own = bounds(dict_size, ranks.rank, ranks.size)
+        super().__init__(activation_dim, own[1] - own[0], output_dim)
+        n_bytes = 4 * self.dict_size * (activation_dim + self.output_dim)
         check_memory(n_bytes, torch.empty(0).device, f"A dictionary of dict_size={dict_size}", "Lower dict_size.")
         nonlinearity = build_nonlinearity(nonlinearity)
         self.is_tied = nonlinearity.is_tied
@@ -110,18 +119,20 @@ class Coder(Trainable):
             )
         nonlinearity.setup(dict_size)
         self.nonlinearity = nonlinearity
+        if ranks.size > 1:
+            self._hold_own(ranks, dict_size, own)
         self.site_dims = tuple(site_dims) if site_dims is not None else (self.output_dim,)
         if sum(self.site_dims) != self.output_dim:
             raise ConfigError(
                 f"Got site_dims={self.site_dims}; their sum must be the output's width {self.output_dim}."
             )
-        self.W_dec = nn.Parameter(unit_rows(dict_size, self.output_dim, generator))
+        self.W_dec = nn.Parameter(unit_rows(dict_size, self.output_dim, generator, own))
         if not self.is_tied:
             same = activation_dim == self.output_dim
-            start = self.W_dec.detach().clone() if same else unit_rows(dict_size, activation_dim, generator)
+            start = self.W_dec.detach().clone() if same else unit_rows(dict_size, activation_dim, generator, own)
             self.W_enc = nn.Parameter(start)
         # gates have biases of their own, which replace b_enc
-        self.b_enc = None if nonlinearity.has_bias else nn.Parameter(torch.zeros(dict_size))
+        self.b_enc = None if nonlinearity.has_bias else nn.Parameter(torch.zeros(self.dict_size))
         self.b_dec = nn.Parameter(torch.zeros(self.output_dim)) if has_output_bias else None
         self.W_skip = nn.Parameter(torch.zeros(self.output_dim, activation_dim)) if self.skip else None
 
@@ -291,9 +302,9 @@ class Coder(Trainable):
             for bias in self.encoder_biases():
                 bias.copy_(offset)
         if init.fit_decoder and not self.is_tied:
-            self.W_dec.copy_(fitted_decoder(self, x, y, init.generator))
+            self.W_dec.copy_(fitted_decoder(self, x, y, init.generator, init.selecting))
         elif init.scale_encoder and not (self.is_tied or self.encodes_itself or self.decodes_itself):
-            scale = best_scale(self, x, y)
+            scale = best_scale(self, x, y, init.selecting)
             self.W_enc.mul_(scale)
             for bias in self.encoder_biases():
                 bias.mul_(scale)
@@ -361,6 +372,17 @@ class Coder(Trainable):
 
     def _center(self) -> Tensor | None:
         return self.latent_ranks.lend(self.b_dec) if self.apply_b_dec_to_input and self.b_dec is not None else None
+
+    def _hold_own(self, ranks: Ranks, whole: int, own: tuple[int, int]) -> None:
+        """Makes this coder hold a slice of the latents, before it has weights of its own."""
+        if whole < ranks.size:
+            raise ConfigError(
+                f"{whole} latents cannot be spread over {ranks.size} ranks. Raise dict_size, or use placement='data'."
+            )
+        self.latent_ranks, self.first_latent = ranks, own[0]
+        for tensor in (*self.nonlinearity.parameters(), *self.nonlinearity.buffers()):
+            if tensor.shape[:1] == (whole,):
+                tensor.data = tensor.data[slice(*own)].clone()
 
     def _of_all(self, latents: SparseLatents, k: int | None) -> SparseLatents:
         nonlinearity = self.nonlinearity

@@ -1,6 +1,12 @@
-"""Initial weights, at random and from data."""
+"""Initial weights, at random and from data.
 
-from collections.abc import Callable
+Where ranks have slices of the latents, each builds its own. It draws what one process would draw,
+in chunks, and keeps its rows; what is computed from a sample is summed over ranks.
+"""
+
+import contextlib
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +15,7 @@ from torch import Tensor
 
 from dictionary_learning.latents import Latents, SparseLatents, replace_values
 from dictionary_learning.ops import backend_for
+from dictionary_learning.parallel import ALONE, Ranks
 
 if TYPE_CHECKING:
     from dictionary_learning.dictionaries._coder import Coder
@@ -21,9 +28,52 @@ _LARGEST_SAMPLE = 32_768
 """Tokens for the geometric median, as in Gao et al. 2024 (A.1)."""
 
 
-def unit_rows(rows: int, columns: int, generator: torch.Generator | None = None) -> Float[Tensor, "rows columns"]:
-    """Returns random rows of unit norm, uniform on the sphere."""
-    return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator), dim=-1)
+_CHUNK = 1 << 24
+"""Values that are drawn at once where only some of them are kept."""
+_BLOCK = 16
+"""Values that torch.randn makes together: chunks of whole blocks are parts of one long draw."""
+_BUILT: ContextVar[Ranks] = ContextVar("ranks among which the latents of new dictionaries are divided", default=ALONE)
+
+
+@contextlib.contextmanager
+def building_slices(ranks: Ranks) -> Generator[None]:
+    """Makes new coders hold this rank's slice of their latents, inside the `with` block."""
+    token = _BUILT.set(ranks)
+    try:
+        yield
+    finally:
+        _BUILT.reset(token)
+
+
+def ranks_of_new() -> Ranks:
+    """Returns the ranks among which the latents of a new coder are divided."""
+    return _BUILT.get()
+
+
+def bounds(whole: int, number: int, n: int) -> tuple[int, int]:
+    """Returns where one of n slices of the latents starts and ends."""
+    return whole * number // n, whole * (number + 1) // n
+
+
+def unit_rows(
+    rows: int, columns: int, generator: torch.Generator | None = None, own: tuple[int, int] | None = None
+) -> Float[Tensor, "own_rows columns"]:
+    """Returns random rows of unit norm, uniform on the sphere; of so many, those of a stretch."""
+    if own in (None, (0, rows)):
+        return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator), dim=-1)
+    assert own is not None
+    kept = torch.empty(own[1] - own[0], columns)
+    step, first = max(_CHUNK // columns // _BLOCK * _BLOCK, _BLOCK), 0
+    while first < rows:
+        last = min(first + step, rows)
+        if (rows - last) * columns < _BLOCK:  # fewer would be drawn in another way
+            last = rows
+        drawn = torch.randn(last - first, columns, generator=generator)
+        start, stop = max(own[0], first), min(own[1], last)
+        if start < stop:
+            kept[start - own[0] : stop - own[0]] = drawn[start - first : stop - first]
+        first = last
+    return torch.nn.functional.normalize(kept, dim=-1, out=kept)
 
 
 def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: float = 1e-5) -> Float[Tensor, "dim"]:
@@ -54,13 +104,28 @@ def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: f
     return median.to(given)
 
 
-def best_scale(dictionary: "Coder", x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"]) -> float:
+Selecting = Callable[["Coder", Tensor], contextlib.AbstractContextManager[object]]
+"""In its `with` block a coder keeps of a sample what all ranks that have its latents would keep."""
+
+
+def selects_alone(coder: "Coder", x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Returns a context for a coder that selects by itself, for each token."""
+    return contextlib.nullcontext()
+
+
+def best_scale(
+    dictionary: "Coder",
+    x: Float[Tensor, "n activation_dim"],
+    y: Float[Tensor, "n output_dim"],
+    selecting: Selecting = selects_alone,
+) -> float:
     """Returns the s that minimizes |y - b_dec - s d|^2, where d is the initial W_dec^T latents.
 
     It is below 1 where kept latents have similar directions, so that unit rows overshoot.
     """
     x, y = x[:_SCALE_SAMPLE], y[:_SCALE_SAMPLE]
-    latents, _ = dictionary.encode_latents(x)
+    with selecting(dictionary, x):
+        latents, _ = dictionary.encode_latents(x)
     affine = dictionary.with_affine_part(torch.zeros_like(y), x)
     decoded = dictionary.decode_latents(latents, x) - affine
     length = decoded.pow(2).sum()
@@ -73,6 +138,7 @@ def fitted_decoder(
     x: Float[Tensor, "n activation_dim"],
     y: Float[Tensor, "n output_dim"],
     generator: torch.Generator | None,
+    selecting: Selecting = selects_alone,
 ) -> Float[Tensor, "dict_size output_dim"]:
     """Returns rows s * sum_n f_i r / sum_n f_i^2 with r = y - b_dec: regressions on each latent.
 
@@ -80,8 +146,9 @@ def fitted_decoder(
     latent that does not fire on the sample gets a random direction, with the mean norm of the other
     rows.
     """
-    x, y = x[:_FIT_SAMPLE], y[:_FIT_SAMPLE]
-    latents, _ = coder.encode_latents(x)
+    x, y, ranks = x[:_FIT_SAMPLE], y[:_FIT_SAMPLE], coder.latent_ranks
+    with selecting(coder, x):
+        latents, _ = coder.encode_latents(x)
     residual = y - coder.with_affine_part(torch.zeros_like(y), x)
     values = latents.values.square() if isinstance(latents, SparseLatents) else latents.square()
     squares = replace_values(latents, values)
@@ -89,10 +156,16 @@ def fitted_decoder(
     weights = _sums_by_latent(squares, torch.ones_like(y[:, :1]), coder.dict_size)  # (dict_size, 1)
     rows = rows / weights.clamp_min(torch.finfo(rows.dtype).tiny)
     fires = weights[:, 0] > 0
-    usual = rows[fires].norm(dim=1).mean() if bool(fires.any()) else 1.0
-    random = unit_rows(len(rows), rows.shape[1], generator).to(rows) * usual
+    if ranks.size == 1:
+        usual = rows[fires].norm(dim=1).mean() if bool(fires.any()) else 1.0
+    else:
+        n, total = ranks.sum(torch.stack([fires.sum().to(rows), rows[fires].norm(dim=1).sum()]))
+        usual = total / n if n > 0 else 1.0
+    whole, first = ranks.total(len(rows)), coder.first_latent
+    random = unit_rows(whole, rows.shape[1], generator, (first, first + len(rows))).to(rows) * usual
     rows = torch.where(fires.unsqueeze(1), rows, random)
     decoded = backend_for(rows).decode(latents, rows) if isinstance(latents, SparseLatents) else latents @ rows
+    decoded = ranks.add(decoded)
     length = decoded.pow(2).sum()
     return rows * ((residual * decoded).sum() / length if length > 0 else 1.0)
 
@@ -117,19 +190,30 @@ CENTERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @torch.no_grad()
 def set_decoder_(
-    W_dec: Tensor, W_enc: Tensor | None, *, norm: float, orthogonal: bool, generator: torch.Generator | None
+    W_dec: Tensor,
+    W_enc: Tensor | None,
+    *,
+    norm: float,
+    orthogonal: bool,
+    generator: torch.Generator | None,
+    first: int = 0,
+    whole: int | None = None,
 ) -> None:
     """Sets decoder rows to one norm, and the encoder to the decoder's transpose, in place.
 
     With `orthogonal`, new rows are drawn, of which each block of output_dim is orthogonal. An
-    encoder of another shape, or None, is left.
+    encoder of another shape, or None, is left. Rows are those from `first` on of so many as
+    `whole`, by default all.
     """
     if orthogonal:
-        width = W_dec.shape[1]
-        for rows in W_dec.split(width):
+        width, last = W_dec.shape[1], first + len(W_dec)
+        for block in range(0, whole or len(W_dec), width):
             # the signs make Q uniform over rotations
-            q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
-            rows.copy_((q * r.diagonal().sign())[: len(rows)])
+            drawn = torch.randn(width, width, generator=generator)
+            start, stop = max(first, block), min(last, block + width)
+            if start < stop:
+                q, r = torch.linalg.qr(drawn)
+                W_dec[start - first : stop - first] = (q * r.diagonal().sign())[start - block : stop - block]
     W_dec.mul_(norm / W_dec.norm(dim=1, keepdim=True))
     if W_enc is not None and W_enc.shape == W_dec.shape:
         W_enc.copy_(W_dec)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning.dictionaries._coder import Coder
+from dictionary_learning.dictionaries._initialization import bounds
 from dictionary_learning.dictionaries._trainable import Trainable
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.parallel import ALONE, Ranks
@@ -37,20 +38,17 @@ def per_latent_tensors(coder: Coder) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def bounds(whole: int, number: int, n: int) -> tuple[int, int]:
-    """Returns where one of n slices of the latents starts and ends."""
-    return whole * number // n, whole * (number + 1) // n
-
-
 @torch.no_grad()
 def hold_latents_(dictionary: Trainable, ranks: Ranks) -> None:
-    """Keeps this rank's slice of the latents of each coder, in place.
+    """Keeps this rank's slice of the latents of each coder, in place; one built so stays.
 
     Raises:
         ConfigError: A coder has fewer latents than there are ranks.
     """
     for part in dictionary.coders():
         coder, whole = part.coder, part.coder.dict_size
+        if coder.latent_ranks is ranks:
+            continue
         if whole < ranks.size:
             raise ConfigError(
                 f"{whole} latents cannot be spread over {ranks.size} ranks. Raise dict_size, or use placement='data'."

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries._base import Dictionary
+from dictionary_learning.dictionaries._initialization import Selecting, selects_alone
 from dictionary_learning.latents import Latents, SparseLatents, Support
 from dictionary_learning.ops import Encoder
 
@@ -30,6 +31,8 @@ class InitConfig(NamedTuple):
     """Whether each decoder row is fitted to the outputs, as where they are not the inputs."""
     generator: torch.Generator | None = None
     """Draws directions of latents that do not fire on the sample; None for the global generator."""
+    selecting: Selecting = selects_alone
+    """How a coder selects where its latents are on several ranks."""
 
 
 class CoderSlice(NamedTuple):

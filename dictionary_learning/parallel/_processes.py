@@ -102,7 +102,11 @@ class Processes(Ranks):
 
     def _member_of(self, groups: Sequence[list[int]]) -> Ranks:
         """Returns this rank's group; all ranks make all of them, in one order."""
-        made = [dist.new_group(members, timeout=timeout()) if len(members) > 1 else None for members in groups]
+        local = self._is_part()
+        made = [
+            dist.new_group(members, timeout=timeout(), use_local_synchronization=local) if len(members) > 1 else None
+            for members in groups
+        ]
         own = next(group for group, members in zip(made, groups, strict=True) if dist.get_rank() in members)
         return ALONE if own is None else Processes(own)
 
@@ -128,9 +132,13 @@ class Processes(Ranks):
         if self._patient is None:
             members = dist.get_process_group_ranks(self._group)
             # a rank that ends still breaks its connection, which all notice at once
-            group = dist.new_group(members, timeout=_LONG, backend="gloo")
+            group = dist.new_group(members, timeout=_LONG, backend="gloo", use_local_synchronization=self._is_part())
             self._patient = Processes(group, is_patient=True)
         return self._patient
+
+    def _is_part(self) -> bool:
+        """Returns whether the job has others, as those that trace, which make no groups too."""
+        return self.size < dist.get_world_size()
 
     def waited(self) -> float:
         return Processes._waited

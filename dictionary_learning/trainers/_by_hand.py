@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers by the bytes of a value: their sums do not depend on the order."""
+_BLOCK = 1 << 22
+"""Values that are added up at once."""
 
 
 class InitialWeights:
@@ -41,7 +43,15 @@ def _marks(module: nn.Module) -> dict[str, tuple[Tensor, ...]]:
 def _mark(values: Tensor) -> tuple[Tensor, ...]:
     """Returns what a change of values changes: a vector itself, of a matrix its sums both ways."""
     bits = values.contiguous().view(_WHOLE[values.element_size()])
-    return (bits.clone(),) if bits.ndim < 2 else (bits.flatten(1).sum(0), bits.flatten(1).sum(1))
+    if bits.ndim < 2:
+        return (bits.clone(),)
+    # in blocks, since a sum makes a copy of 8 bytes for each value
+    bits = bits.flatten(1)
+    blocks = bits.split(max(_BLOCK // max(bits.shape[1], 1), 1))
+    by_column = blocks[0].sum(0)
+    for block in blocks[1:]:
+        by_column += block.sum(0)
+    return by_column, torch.cat([block.sum(1) for block in blocks])
 
 
 def _are_same(one: tuple[Tensor, ...], other: tuple[Tensor, ...] | None) -> bool:

@@ -1,5 +1,6 @@
 """The base of every method that trains an encoder and a decoder around a nonlinearity."""
 
+import contextlib
 import copy
 import inspect
 import logging
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries import (
     WIRINGS,
+    Coder,
     Dictionary,
     DictionaryShape,
     InitConfig,
@@ -99,11 +101,17 @@ class SAETrainer(Trainer):
         # where another site is written, the decoder is fitted, unless its norm was asked for
         fit = WIRINGS[settings.wiring].writes_others and settings.decoder_init_norm is None
         self.dictionary.initialize_from_data(
-            x, y, InitConfig(settings.b_dec_init_method, settings.scale_encoder, fit, self.generator)
+            x,
+            y,
+            InitConfig(settings.b_dec_init_method, settings.scale_encoder, fit, self.generator, self.selecting),
         )
         if settings.unit_norm_decoder and fit:
             for part in self.dictionary.coders():
                 part.coder.W_dec.copy_(torch.nn.functional.normalize(part.coder.W_dec, dim=1))
+
+    def selecting(self, coder: Coder, x: Tensor) -> contextlib.AbstractContextManager[object]:
+        """Returns a context in which a coder keeps of a sample what all of its ranks would."""
+        return contextlib.nullcontext()
 
     def with_auxiliary_losses(self, loss: Loss, batch: Batch) -> Loss:
         settings = self.settings
@@ -209,10 +217,12 @@ def _new_dictionary(
         dictionary = WIRINGS[settings.wiring].build(shape, nonlinearity, generator, **options)
     # where another site is written, the decoder is fitted to data later
     norm = 1.0 if settings.decoder_init_norm is None else settings.decoder_init_norm
-    for part in dictionary.coders():
+    coders = list(dictionary.coders())
+    for part in coders:
         coder = part.coder
         W_enc = coder.W_enc if settings.init_encoder_as_decoder_transpose and not coder.is_tied else None
-        set_decoder_(coder.W_dec, W_enc, norm=norm, orthogonal=settings.orthogonal_init, generator=generator)
+        place: dict[str, Any] = {"first": coder.first_latent, "whole": settings.dict_size // len(coders)}
+        set_decoder_(coder.W_dec, W_enc, norm=norm, orthogonal=settings.orthogonal_init, generator=generator, **place)
     return dictionary
 
 

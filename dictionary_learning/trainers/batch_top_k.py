@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictionary_learning.dictionaries import BatchTopKSAE, Trainable
+from dictionary_learning.dictionaries import BatchTopKSAE, Coder, Trainable
 from dictionary_learning.dictionaries._trainable import CoderSlice
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinearity
 from dictionary_learning.ops._precision import upcast
@@ -52,6 +52,9 @@ class BatchTopKTrainer(SAETrainer):
 
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         return batch_cut(self.dictionary, parts, self.annealed_k.now, self.ranks, self.latent_ranks)
+
+    def selecting(self, coder: Coder, x: Tensor) -> contextlib.AbstractContextManager[object]:
+        return batch_cut(coder, [Batch(x, x)], self.settings.k, latent_ranks=coder.latent_ranks)
 
     def after_step(self, parts: Sequence[StepPart]) -> None:
         update_thresholds_(self, self.settings, parts, smallest_of_batch)

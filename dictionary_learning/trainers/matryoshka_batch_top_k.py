@@ -146,6 +146,9 @@ class MatryoshkaBatchTopKTrainer(SAETrainer):
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         return batch_cut(self.dictionary, parts, self.annealed_k.now, self.ranks, self.latent_ranks)
 
+    def selecting(self, coder: Coder, x: Tensor) -> contextlib.AbstractContextManager[object]:
+        return batch_cut(coder, [Batch(x, x)], self.settings.k, latent_ranks=coder.latent_ranks)
+
     def after_step(self, parts: Sequence[StepPart]) -> None:
         update_thresholds_(self, self.settings, parts, smallest_of_batch)
 

@@ -179,6 +179,19 @@ def test_plan_shows_what_auto_would_take(tmp_path, capsys):
     assert [line.split()[:2] for line in lines[:1]] == [["1", "none"]]
     assert sorted(line.split()[1] for line in lines[1:]) == ["data", "dictionary", "latent"]
     assert main(["plan", str(tmp_path / "model"), "--dict-size", "none"]) == 2
+    words = ["plan", str(tmp_path / "model"), "--layers", "1", "--dict-size", "1k"]
+    assert main([*words, "--gpus", "2"]) == 0
+    one, two = (capsys.readouterr().out, main([*words, "--gpus", "3", "--tracing-ranks", "1"]))
+    *lines, apart = capsys.readouterr().out.splitlines()
+    # two GPUs train as before
+    assert two == 0 and [line[4:] for line in lines] == [line[4:] for line in one.splitlines()]
+    parameters = sum(p.numel() for p in tiny.model().parameters())
+    rows = 1024 * 128 * tiny.model().config.hidden_size * 2
+    assert apart == (
+        f"of 3 GPUs, 1 trace: each holds {(2 * parameters + 2 * rows) / 1e6:.2f} MB of model and rows; the others, up "
+        f"to {rows / 2e6:.2f} MB of rows in main memory"
+    )
+    assert main([*words, "--gpus", "2", "--tracing-ranks", "2"]) == 2
 
 
 @pytest.mark.parametrize("words", [["info"], ["pretrained", "gemma"], ["train", "m", "d", "--dry-run"]])
