@@ -494,7 +494,7 @@ def _pickled(state: dict[str, Any]) -> bytes:
     import cloudpickle  # as nnsight does: readers of text hold functions
 
     # models on a server register it, for a server that lacks it
-    package = sys.modules[__package__]
+    package = sys.modules[__name__.partition(".")[0]]
     is_sent = package.__name__ in cloudpickle.list_registry_pickle_by_value()
     if is_sent:
         cloudpickle.unregister_pickle_by_value(package)

@@ -89,8 +89,10 @@ class PlanArguments(CommandArguments):
         about += f"steps of {self.batch_size:,} tokens"
         head = f"{'GPUs':>4}  {'placement':<10}  {'memory':>10}  {'sent':>10}  {'step':>9}  {'tokens/s':>10}"
         apart = {
-            row["gpus"]: f"of {row['gpus']} GPUs, {n_tracing} trace: each holds {_size(row['tracing_bytes'])} of model "
-            f"and rows; the others, up to {_size(row['host_bytes'])} of rows in main memory"
+            row[
+                "gpus"
+            ]: f"of {row['gpus']} GPUs, {n_tracing} trace: each holds {as_bytes(row['tracing_bytes'])} of model "
+            f"and rows; the others, up to {as_bytes(row['host_bytes'])} of rows in main memory"
             for row in rows
             if n_tracing
         }
