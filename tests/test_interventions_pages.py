@@ -47,6 +47,7 @@ TINY = [
     "--device", "cpu", "--dtype", "float32", "--batch-size", "64", "--ctx-len", "32", "--n-ctxs", "16",
     "--refresh-batch-size", "4", "--n-eval-tokens", "64", "--n-fidelity-tokens", "0", "--n-resamples", "0",
     "--ablations", "none", "--n-geometry-latents", "0", "--held-out-every", "5",
+    "--together", "false", "--all-tokens", "false", "--breakdown", "false",
 ]  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def runs(tmp_path_factory):
         lines = [line for page in LINES for line in re.findall(r"^```bash\n(.*?)```", (DOCS / page).read_text(), re.S | re.M)[0].splitlines()]  # fmt: skip
         for line in dict.fromkeys(lines):
             words = shlex.split(line.replace(MODEL, "model").replace("demo/sotu.jsonl.zst", "text.txt"))
-            smaller = {"--n-tokens": "256", "--k": "2"}
+            smaller = {"--n-tokens": "128", "--k": "2"}
             words = [smaller.get(before, word) for before, word in zip(["", *words], words, strict=False)]
             further = TINY if words[1] == "train" else ["--device", "cpu"]
             assert words[0] == "dictionary-learning" and main([*words[1:], *further]) == 0, line
