@@ -15,6 +15,7 @@ import torch.distributed as dist
 from dictionary_learning.errors import RankError
 from dictionary_learning.parallel._launch import timeout
 from dictionary_learning.parallel._messages import NOTHING, Message, receive, send
+from dictionary_learning.parallel._requests import End
 
 _ALIVE_EVERY = 0.25
 """Part of the timeout after which a silent rank says that it is alive."""
@@ -44,6 +45,8 @@ class Channel:
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._pause = timeout().total_seconds() * _ALIVE_EVERY
         self._is_closed = False
+        self.has_ended = False
+        """Whether the other rank has said that it ends; what it has asked before may wait still."""
         # as daemons: a rank that fails does not wait for others to end
         self._threads = [
             threading.Thread(target=work, name=f"rank {peer}", daemon=True) for work in (self._send, self._receive)
@@ -81,6 +84,7 @@ class Channel:
                 value = receive(self.peer, self._inward)
                 if isinstance(value, str) and value == _END:
                     return
+                self.has_ended |= isinstance(value, End)
                 if value is not NOTHING:
                     self._inbox.put(Received(self, value))
         except (RuntimeError, ValueError) as error:

@@ -73,6 +73,8 @@ class TracedHere:
     def _take(self, channel: "Channel", told: Request | End | BaseException) -> None:
         if isinstance(told, BaseException):
             raise self._failed or told
+        if isinstance(told, Request) and channel.has_ended:
+            return  # rows that were asked for ahead, and are not needed now
         if isinstance(told, Request):
             channel.put(Answer(told.share, self._answer(*told)))
             return

@@ -79,8 +79,8 @@ def _say(facts: Facts, n_training: int, n_tracing: int) -> None:
     shares = n_shares(n_training + n_tracing, n_tracing)
     rows = facts.n_bytes * facts.out_batch_size // max(facts.activation_buffer_size, 1)  # of a batch
     logger.info(
-        "The last %d of %d ranks trace: each holds the model (%s) and %s of rows. The others train: each holds up to "
+        "Of %d ranks, the last %d trace: each holds the model (%s) and %s of rows. The others train: each holds up to "
         "%s of rows in main memory, which were sent ahead.",
-        n_tracing, n_training + n_tracing, as_bytes(facts.model_bytes), as_bytes(shares // n_tracing * facts.n_bytes),
+        n_training + n_tracing, n_tracing, as_bytes(facts.model_bytes), as_bytes(shares // n_tracing * facts.n_bytes),
         as_bytes(shares // n_training * n_sent_ahead(facts) * rows),
     )  # fmt: skip
