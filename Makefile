@@ -13,7 +13,7 @@ OUT ?= runs/demo
 # the lowest versions that pyproject.toml allows of what this stands on and changes most
 OLDEST = $(shell sed -nE 's/^ *"(nnsight|transformers|datasets)>=([0-9.]+).*/\1==\2/p' pyproject.toml)
 
-.PHONY: demo docs test test-latest test-oldest lint format bench lock clean
+.PHONY: demo docs test test-full test-latest test-oldest lint format bench lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python demo/demo.py --save-dir $(OUT) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA))
@@ -27,6 +27,10 @@ docs:
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# what is heavy, too, and every case of each grid (tests/conftest.py)
+test-full: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --full
 
 # not what the lock says, but what pip would take today, and what it might have taken at first
 test-latest:

@@ -1,24 +1,108 @@
-"""Set-up of all tests: no network, checked shapes, few threads."""
+"""Set-up of all tests: no network, checked shapes, few threads; and which tests run.
+
+`make test` runs a part of all cases, `make test-full` (`--full`) every one:
+
+* `@pytest.mark.slow` is on what is heavy by nature, beside a small version of the same.
+* `@pytest.mark.covering(shows=...)` is on grids. `shows` gets parameters of a case and returns what
+  the case shows, such as ``{trainer, wiring, (family, wiring)}``; of a grid run as few cases as
+  together show all of it.
+* `full` is a fixture for sizes, and `parameters_of` tells a fixture that computes for several tests
+  which of them run.
+"""
 
 import beartype  # noqa: F401  (nnsight puts an attribute on `object` that beartype cannot be imported after)
+import inspect
 import logging
 import os
+import random
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.pop("DICTIONARY_LEARNING_BACKEND", None)
 
-from jaxtyping import install_import_hook
+from tests import checks
 
-# an int will do where a float is asked for
-install_import_hook("dictionary_learning", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+checks.install()
 
 import jaxtyping
 import pytest
 import torch
 
 torch.set_num_threads(1)
+Shows = Callable[..., Iterable[Hashable]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run what is marked slow, too, and grids whole")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: runs with --full only")
+    config.addinivalue_line("markers", "covering(shows): without --full, the cases that show something new")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Chooses after -k and -m have: a case that is asked for alone shows something new."""
+    for item in items:
+        _keep_together(item)
+    yield
+    if config.getoption("--full"):
+        return
+    left_out = {item for item in items if item.get_closest_marker("slow")}
+    grids: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("covering") and item not in left_out:
+            grids.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for grid in grids.values():
+        left_out |= set(grid) - covering(grid)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _keep_together(item: pytest.Item) -> None:
+    """Puts tests that share a fixture of their module on one worker, so that it is built once."""
+    fixtures = item._fixtureinfo.name2fixturedefs if hasattr(item, "_fixtureinfo") else {}
+    shared = any(one.scope == "module" for found in fixtures.values() for one in found)
+    if shared and not item.get_closest_marker("xdist_group"):
+        item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
+def covering(grid: list[pytest.Item]) -> set[pytest.Item]:
+    """Returns cases that together show all that the grid does: always the one that shows most of what is left."""
+    rest = [(item, set(_shown_by(item))) for item in grid]
+    random.Random(0).shuffle(rest)  # of equals, not always the first values of each parameter
+    missing, kept = set().union(*(shown for _, shown in rest)), set()
+    while missing:
+        item, shown = max(rest, key=lambda one: len(one[1] & missing))
+        kept.add(item)
+        missing -= shown
+    return kept
+
+
+def _shown_by(item: pytest.Item) -> Iterable[Hashable]:
+    shows: Shows = item.get_closest_marker("covering").kwargs["shows"]
+    return shows(**{name: item.callspec.params[name] for name in inspect.signature(shows).parameters})
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether everything is asked for."""
+    return pytestconfig.getoption("--full")
+
+
+@pytest.fixture(scope="session")
+def parameters_of(request: pytest.FixtureRequest) -> Callable[[Any], list[dict[str, Any]]]:
+    """Returns the parameters of the cases of a test that run."""
+
+    def found(test: Any) -> list[dict[str, Any]]:
+        return [item.callspec.params for item in request.session.items if getattr(item, "obj", None) is test]
+
+    return found
 
 
 @pytest.fixture(autouse=True)

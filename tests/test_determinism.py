@@ -22,23 +22,29 @@ from tests.tiny import Planted
 
 METHODS = ("top_k", "batch_top_k", "jump_relu", "gated")
 RUN = f"""
-import sys
+import sys, torch
 from dictionary_learning import trainSAE
 from tests.tiny import Planted
 configs = [{{"trainer": name, "dict_size": 256, **({{"k": 8}} if "top_k" in name else {{}})}} for name in {METHODS}]
-trainSAE(list(Planted(dim=64).batches(10, 256)), configs, 10, save_dir=sys.argv[1], seed=int(sys.argv[2]),
-         progress=False, device="cpu")
+for run in sys.argv[1:]:
+    folder, seed, threads = run.split(":")
+    torch.set_num_threads(int(threads))
+    trainSAE(list(Planted(dim=64).batches(10, 256)), configs, 10, save_dir=folder, seed=int(seed),
+             progress=False, device="cpu")
 """
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The weights of each method by seed, threads and number of the run, each in a process of its own."""
-    found = {}
-    for run in ((0, 1, "first"), (0, 1, "again"), (0, 2, "first"), (1, 1, "first")):
-        folder = tmp_path_factory.mktemp("run")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(run[1])}
-        subprocess.run([sys.executable, "-c", RUN, folder, str(run[0])], check=True, env=environment)
+    """The weights of each method by seed, threads and number of the run; the first and its equal in new processes."""
+    place, found = tmp_path_factory.mktemp("runs"), {}
+    others = [(0, 1, "again"), (0, 2, "first"), (1, 1, "first")]
+    for of_process in ([(0, 1, "first")], others):
+        said = [f"{place / f'{seed} {threads} {number}'}:{seed}:{threads}" for seed, threads, number in of_process]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-c", RUN, *said], check=True, env=environment)
+    for run in [(0, 1, "first"), *others]:
+        folder = place / " ".join(map(str, run))
         weights = [folder / f"trainer_{n}" / "dictionary.safetensors" for n in range(len(METHODS))]
         found[run] = {name: path.read_bytes() for name, path in zip(METHODS, weights, strict=True)}
         found[run, "tensors"] = {name: load_file(path) for name, path in zip(METHODS, weights, strict=True)}

@@ -13,20 +13,20 @@ from dictionary_learning.evaluation import Candidate, EvaluationConfig, evaluate
 from tests import tiny
 from tests.activations.cache_files import DOCUMENTS, buffer, traced
 
-STEPS, SAMPLES = 2000, 10
+SAMPLES = 10
 SITE = "model.layers.0"
 
 
 class Watch:
     """Evaluates what was saved, and notes what the process holds."""
 
-    def __init__(self, model, folder):
-        self.model, self.folder, self.found = model, folder, []
+    def __init__(self, model, folder, every):
+        self.model, self.folder, self.every, self.found = model, folder, every, []
 
     def log(self, figures, step, tokens):
-        if step % (STEPS // SAMPLES):
+        if step % self.every:
             return
-        if step > STEPS // SAMPLES:
+        if step > self.every:
             dictionary = load_dictionary(self.folder / "trainer_0" / "checkpoints" / "latest")
             settings = EvaluationConfig(n_tokens=64, n_fidelity_tokens=32, ctx_len=16, batch_size=2)
             evaluate_dictionaries(self.model, Candidate("latest", dictionary, f"{SITE}:out"), DOCUMENTS, settings)
@@ -40,13 +40,14 @@ class Watch:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="no /proc")
-def test_a_long_run_does_not_grow(tmp_path):
-    model = traced()
-    watch = Watch(model, tmp_path)
+def test_a_long_run_does_not_grow(tmp_path, full):
+    model, steps = traced(), 2000 if full else 400
+    every = steps // SAMPLES
+    watch = Watch(model, tmp_path, every)
     data = buffer(model=model, prefetch=1, end_of_data="repeat", out_batch_size=4)
     trainSAE(
-        data, {"trainer": "top_k", "k": 3, "dict_size": 32}, STEPS, save_dir=tmp_path, device="cpu",
-        log_steps=50, backup_steps=STEPS // SAMPLES, loggers=[watch], progress=False,
+        data, {"trainer": "top_k", "k": 3, "dict_size": 32}, steps, save_dir=tmp_path, device="cpu",
+        log_steps=every // 4, backup_steps=every, loggers=[watch], progress=False,
     )  # fmt: skip
     data.close()
     assert len(watch.found) == SAMPLES
@@ -55,5 +56,6 @@ def test_a_long_run_does_not_grow(tmp_path):
         [max(values) for values in zip(*part, strict=True)] for part in (watch.found[2:half], watch.found[half:])
     )
     assert all(a <= b for a, b in zip(late[:3], warm[:3], strict=True)), (warm, late)
-    assert late[3] < warm[3] + STEPS // 2, f"{late[3] - warm[3]} blocks of memory more"  # one for each step of a half
+    # one for each step of a half of the 2,000; the log that is kept takes most of it
+    assert late[3] < warm[3] + 1000, f"{late[3] - warm[3]} blocks of memory more"
     assert model.widths(SITE)[SITE] == tiny.DIM

@@ -11,6 +11,7 @@ from dictionary_learning.errors import ConfigError, DataError, DictionaryLearnin
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers._spikes import LossGuard
 from tests.contracts.test_paths import METHODS, options_of
+from tests.contracts.test_trainers import family
 from tests.tiny import Planted
 
 STEPS = 8
@@ -62,24 +63,29 @@ ORDINARY = {"float16", "bfloat16", "float64", "a constant", "one row", "two rows
 VARIANTS = [{}, {"grad_acc_steps": 2, "ema_decay": 0.9}]
 
 
+def shown(name: str, kind: str, further: dict) -> set:
+    """Every method, every kind of data with every family, and both with either variant."""
+    return {(family(name), kind), (name, str(further)), (kind, str(further))}
+
+
+@pytest.mark.parametrize("further", VARIANTS, ids=["plain", "accumulated"])
 @pytest.mark.parametrize("kind", list(DATA))
 @pytest.mark.parametrize("name", METHODS)
-def test_whatever_the_data_only_finite_dictionaries_are_saved_and_returned(name, kind, tmp_path):
-    for number, further in enumerate(VARIANTS):
-        config = TRAINERS[name].Config(**options_of(TRAINERS[name].Config), **further)
-        folder = tmp_path / str(number)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                trained = trainSAE(DATA[kind](), config, STEPS, save_dir=folder, progress=False, device="cpu")
-        except DictionaryLearningError as error:
-            assert kind not in ORDINARY, error
-            trained = getattr(error, "dictionaries", [])
-        for dictionary in trained:
-            assert all(t.isfinite().all() for t in dictionary.parameters())
-        for path in folder.glob("trainer_*"):
-            loaded = load_dictionary(path)
-            assert all(t.isfinite().all() for t in loaded.parameters())
+@pytest.mark.covering(shows=shown)
+def test_whatever_the_data_only_finite_dictionaries_are_saved_and_returned(name, kind, further, tmp_path):
+    config = TRAINERS[name].Config(**options_of(TRAINERS[name].Config), **further)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trained = trainSAE(DATA[kind](), config, STEPS, save_dir=tmp_path, progress=False, device="cpu")
+    except DictionaryLearningError as error:
+        assert kind not in ORDINARY, error
+        trained = getattr(error, "dictionaries", [])
+    for dictionary in trained:
+        assert all(t.isfinite().all() for t in dictionary.parameters())
+    for path in tmp_path.glob("trainer_*"):
+        loaded = load_dictionary(path)
+        assert all(t.isfinite().all() for t in loaded.parameters())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -387,11 +387,11 @@ trainSAE(list(Planted().batches(60, 64)), {"trainer": "top_k", "k": 3, "dict_siz
 """
 
 
-def test_a_run_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path):
+def test_a_run_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path, full):
     """`kill -9` at any moment, also while a checkpoint is written."""
     command = [sys.executable, "-c", KILLED]
     subprocess.run([*command, tmp_path / "whole"], check=True)
-    for n_checkpoints in (2, 9, 30):
+    for n_checkpoints in (2, 9, 30) if full else (9,):
         process = subprocess.Popen([*command, tmp_path / "parts"])
         newest = f"step_{n_checkpoints}"
         while process.poll() is None and not list((tmp_path / "parts").glob(f"checkpoints/{newest}")):

@@ -6,48 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import transformers  # names of its models are looked up where one is built: each is slow to import
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForMaskedLM,
-    BloomConfig,
-    BloomForCausalLM,
-    FalconConfig,
-    FalconForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTJConfig,
-    GPTJForCausalLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    T5Config,
-    T5ForConditionalGeneration,
-    ViTConfig,
-    ViTForImageClassification,
-)
 
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")
 """Where the tests of ops, and those of a GPU, run."""
@@ -58,45 +19,47 @@ _SHARED = {"vocab_size": VOCAB, "hidden_size": DIM, "num_hidden_layers": LAYERS,
 _HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}
 _IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 _BUILD = {
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCAB, n_embd=DIM, n_layer=LAYERS, n_head=2, n_positions=POSITIONS, **_IDS)
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=VOCAB, n_embd=DIM, n_layer=LAYERS, n_head=2, n_positions=POSITIONS, **_IDS)
     ),
-    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SHARED, num_attention_heads=2, intermediate_size=32, **_IDS)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHARED, **_HEADS, **_IDS)),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**_SHARED, **_HEADS, **_IDS)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SHARED, **_HEADS, **_IDS)),
+    "neox": lambda: transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(**_SHARED, num_attention_heads=2, intermediate_size=32, **_IDS)
+    ),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**_SHARED, **_HEADS, **_IDS)),
+    "gemma3": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**_SHARED, **_HEADS, **_IDS)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_SHARED, **_HEADS, **_IDS)),
 }
 FAMILIES = list(_BUILD)
 _WHOLE_HEADS = {"num_attention_heads": 2, "intermediate_size": 32}
 _GPT = {"vocab_size": VOCAB, "n_embd": DIM, "n_layer": LAYERS, "n_head": 2, "n_positions": POSITIONS}
 _MORE = {
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**_SHARED, **_HEADS, **_IDS)),
-    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**_SHARED, **_HEADS, **_IDS, num_local_experts=4)),
-    "phi": lambda: PhiForCausalLM(PhiConfig(**_SHARED, **_WHOLE_HEADS, **_IDS)),
-    "opt": lambda: OPTForCausalLM(
-        OPTConfig(**_SHARED, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=DIM, **_IDS)
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**_SHARED, **_HEADS, **_IDS)),
+    "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**_SHARED, **_HEADS, **_IDS, num_local_experts=4)),
+    "phi": lambda: transformers.PhiForCausalLM(transformers.PhiConfig(**_SHARED, **_WHOLE_HEADS, **_IDS)),
+    "opt": lambda: transformers.OPTForCausalLM(
+        transformers.OPTConfig(**_SHARED, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=DIM, **_IDS)
     ),
-    "gptj": lambda: GPTJForCausalLM(GPTJConfig(**_GPT, rotary_dim=4, **_IDS)),
-    "falcon": lambda: FalconForCausalLM(
-        FalconConfig(vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=2, **_IDS)
+    "gptj": lambda: transformers.GPTJForCausalLM(transformers.GPTJConfig(**_GPT, rotary_dim=4, **_IDS)),
+    "falcon": lambda: transformers.FalconForCausalLM(
+        transformers.FalconConfig(vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=2, **_IDS)
     ),
-    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=DIM, n_layer=LAYERS, n_head=2, **_IDS)),
-    "bert": lambda: BertForMaskedLM(BertConfig(**_SHARED, **_WHOLE_HEADS, pad_token_id=2)),
-    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**_SHARED, **_WHOLE_HEADS, **_IDS)),
-    "t5": lambda: T5ForConditionalGeneration(
-        T5Config(vocab_size=VOCAB, d_model=DIM, d_kv=8, d_ff=32, num_layers=LAYERS, num_heads=2)
+    "bloom": lambda: transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=VOCAB, hidden_size=DIM, n_layer=LAYERS, n_head=2, **_IDS)),
+    "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**_SHARED, **_WHOLE_HEADS, pad_token_id=2)),
+    "roberta": lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**_SHARED, **_WHOLE_HEADS, **_IDS)),
+    "t5": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=VOCAB, d_model=DIM, d_kv=8, d_ff=32, num_layers=LAYERS, num_heads=2)
     ),
-    "bart": lambda: BartForConditionalGeneration(
-        BartConfig(
+    "bart": lambda: transformers.BartForConditionalGeneration(
+        transformers.BartConfig(
             vocab_size=VOCAB, d_model=DIM, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_ffn_dim=32, decoder_ffn_dim=32,
             encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=POSITIONS, **_IDS,
         )
     ),
-    "mamba": lambda: MambaForCausalLM(
-        MambaConfig(vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, **_IDS)
+    "mamba": lambda: transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, **_IDS)
     ),
-    "vit": lambda: ViTForImageClassification(
-        ViTConfig(hidden_size=DIM, num_hidden_layers=LAYERS, **_WHOLE_HEADS, image_size=16, patch_size=8)
+    "vit": lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(hidden_size=DIM, num_hidden_layers=LAYERS, **_WHOLE_HEADS, image_size=16, patch_size=8)
     ),
 }  # fmt: skip
 """Models that few tests need."""
@@ -112,7 +75,7 @@ ATTENTION = {"gpt2": "attn", "neox": "attention", "llama": "self_attn", "gemma3"
 """The name of a layer's attention, which returns a tuple."""
 
 
-def model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
+def model(family: str = "llama", seed: int = 0) -> "transformers.PreTrainedModel":
     """Returns a random model whose weights are large enough that layers matter."""
     torch.manual_seed(seed)
     built = {**_BUILD, **_MORE}[family]()
@@ -123,13 +86,13 @@ def model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     return built
 
 
-def tokenizer(bos: bool = True, padding_side: str = "right") -> PreTrainedTokenizerFast:
+def tokenizer(bos: bool = True, padding_side: str = "right") -> "transformers.PreTrainedTokenizerFast":
     """Returns a tokenizer of words: w0 is 3, w1 is 4; BOS is 0, a falsy id, EOS is 1 and padding 2."""
     vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2, **{word: i for i, word in enumerate(WORDS, 3)}}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"eos_token": "</s>", "pad_token": "<pad>", **({"bos_token": "<s>"} if bos else {})}
-    return PreTrainedTokenizerFast(tokenizer_object=words, padding_side=padding_side, **special)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, padding_side=padding_side, **special)
 
 
 def documents(n: int = 20, longest: int = 40, seed: int = 0) -> list[str]:

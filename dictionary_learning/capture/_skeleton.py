@@ -48,10 +48,16 @@ class Snapshot:
             all(type(part) is kind for part, kind in self._classes)
             and all(_forward_of(kind) is forward for kind, forward in self._forwards.items())
             and all(
-                _same(whole, _items(part.__dict__)) or _same(values, self._values(part))
+                # before every run, over every module: calls of small functions would cost the most
+                (len(whole) == len(part.__dict__) and all(map(operator.is_, whole, part.__dict__.values())))
+                or _same(values, self._values(part))
                 for part, whole, values in self._attributes
             )
-            and all(_same(items, _items(container)) for container, items in self._containers)
+            and all(
+                len(items) == len(container)
+                and all(map(operator.is_, items, container.values() if isinstance(container, dict) else container))
+                for container, items in self._containers
+            )
             # `p.data = new` leaves the parameter the same object
             and all(_address(p) == address and p.dtype == dtype for p, address, dtype in self._parameters)
         )

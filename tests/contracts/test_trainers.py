@@ -28,6 +28,13 @@ LEARNS = {
 SIGNED = {"abs_top_k"}
 SIMILARITY = {"group_max": 0.8, "matryoshka_batch_top_k": 0.85}
 """How close the rows come to the features at least, where it is less than with others: groups share latents out."""
+FAMILY = {
+    **dict.fromkeys(("standard", "standard_april_update", "p_anneal"), "penalty"),
+    **dict.fromkeys(("gated", "gated_anneal"), "gated"),
+    **dict.fromkeys(("top_k", "group_max", "abs_top_k", "end_to_end"), "top_k"),
+    **dict.fromkeys(("batch_top_k", "matryoshka_batch_top_k"), "batch_top_k"),
+}
+"""Methods that share most of their code, for grids of which a part runs."""
 UNIT_ROWS = [name for name in TRAINERS if name not in ("standard_april_update", "temporal")]
 ONE_SUPPORT = ["top_k", "batch_top_k", "group_max", "abs_top_k"]
 
@@ -49,6 +56,10 @@ def build(name):
         return TRAINERS[name](**{key: value for key, value in wanted.items() if key in has(name)})
 
     return built
+
+
+def family(name: str) -> str:
+    return FAMILY.get(name, name)
 
 
 def state(t: SAETrainer) -> list[torch.Tensor]:
@@ -75,6 +86,8 @@ def run(t: SAETrainer, steps: int, n: int = 64, autocast: torch.dtype | None = N
         return [t.update(t.step, x).item() for x in batches]
 
 
+# one of each family; the wirings' contracts have all of them learn
+@pytest.mark.covering(shows=lambda name: {family(name)})
 def test_planted_features_are_recovered(build, name):
     data = Planted()
     t = build(dict_size=64, steps=400, **{"k": 4, **LEARNS.get(name, {})})
@@ -208,6 +221,8 @@ def test_decoder_rows_have_unit_norm_after_each_step(build):
 
 @pytest.mark.parametrize("backend", [name for name in ops.available() if name != "triton"])
 @pytest.mark.parametrize("multiplier", [1, 8])
+# a backend has forms for few and for many latents, and for each kind of choice
+@pytest.mark.covering(shows=lambda name, backend, multiplier: {(name, backend), (family(name), backend, multiplier)})
 def test_every_backend_learns_the_same(build, name, backend, multiplier):
     """The same run, eventful and with dead latents; with more of them kept than the sparse forms are made for, too."""
 
@@ -223,6 +238,8 @@ def test_every_backend_learns_the_same(build, name, backend, multiplier):
 class TestNonfinite:
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
     @pytest.mark.parametrize("row", [0, 7, 63])
+    # which row it is matters to the mask, which all methods share
+    @pytest.mark.covering(shows=lambda name, bad, row: {(name, str(bad)), (family(name), row), (str(bad), row)})
     def test_token_is_counted_and_the_others_do_not_notice(self, build, bad, row):
         t = build()
         run(t, 3)
@@ -262,6 +279,8 @@ class TestNonfinite:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+# the full weights are the optimizer's, whatever the method
+@pytest.mark.covering(shows=lambda name, dtype: {name, (family(name), dtype)})
 def test_low_precision_weights_are_trained_beside_their_full_ones(build, dtype):
     """Steps far below the precision of bfloat16 add up: the run ends where float32's does, up to rounding."""
     full, low = build(lr=1e-4, scale_encoder=False), build(lr=1e-4, scale_encoder=False)

@@ -8,7 +8,7 @@ from dictionary_learning.dictionaries import WIRINGS, load_dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS
-from tests.contracts.test_trainers import LEARNS, has
+from tests.contracts.test_trainers import LEARNS, family, has
 from tests.tiny import Planted
 
 DIM, OUT, HEADS, STEPS = 32, 24, 4, 60
@@ -28,6 +28,8 @@ REFUSED = {
     ("matryoshka_batch_top_k", "cross_layer_transcoder"),
 }
 """One matrix cannot serve two widths, and groups of prefixes not several parts."""
+GRADUAL = {"penalty": "penalized", "gated": "penalized", "jump_relu": "penalized"}
+"""Families whose sparsity is learnt, not chosen."""
 PAIRS = [(t, w) for t in TRAINERS for w in WIRINGS if t not in ("end_to_end", "temporal")]
 
 
@@ -54,21 +56,14 @@ def config(trainer: str, wiring: str) -> dict:
     return {"trainer": trainer, **{name: value for name, value in options.items() if name in has(trainer)}}
 
 
-@pytest.mark.parametrize(("trainer", "wiring"), PAIRS)
-def test_learns_from_sites_and_is_read_back(trainer, wiring, tmp_path):
-    data = batches(wiring)
-    if (trainer, wiring) in REFUSED:
-        with pytest.raises(ConfigError):
-            trainSAE(data, config(trainer, wiring), STEPS, progress=False)
-        return
-    (dictionary,) = trainSAE(
-        data,
-        config(trainer, wiring),
-        STEPS,
-        save_dir=tmp_path,
-        progress=False,
-        activations_split_by_head=wiring == "heads",
-    )
+def trained(trainer: str, wiring: str, steps: int, folder=None):
+    options = {"save_dir": folder, "activations_split_by_head": wiring == "heads", "progress": False}
+    (dictionary,) = trainSAE(batches(wiring, steps), config(trainer, wiring), steps, **options)
+    return dictionary
+
+
+def sides(wiring: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns what a dictionary reads of other tokens, and what it is to write."""
     held_out = batches(wiring, 1, 512)[0]
     reads, writes = (
         torch.cat(
@@ -76,9 +71,26 @@ def test_learns_from_sites_and_is_read_back(trainer, wiring, tmp_path):
         )
         for side in ("in", "out")
     )
-    reconstruction = dictionary.reconstruct(reads)
-    error = (reconstruction.outputs - writes).pow(2).sum() / (writes - writes.mean(0)).pow(2).sum()
+    return reads, writes
+
+
+# each method, and of each family every wiring
+@pytest.mark.covering(shows=lambda trainer, wiring: {trainer, (GRADUAL.get(family(trainer), "chosen"), wiring)})
+@pytest.mark.parametrize(("trainer", "wiring"), [pair for pair in PAIRS if pair not in REFUSED])
+def test_learns_from_sites(trainer, wiring):
+    dictionary, (reads, writes) = trained(trainer, wiring, STEPS), sides(wiring)
+    error = (dictionary.reconstruct(reads).outputs - writes).pow(2).sum() / (writes - writes.mean(0)).pow(2).sum()
     assert error < 0.9
+
+
+@pytest.mark.parametrize(("trainer", "wiring"), PAIRS)
+def test_trains_from_sites_and_is_read_back(trainer, wiring, tmp_path):
+    if (trainer, wiring) in REFUSED:
+        with pytest.raises(ConfigError):
+            trained(trainer, wiring, 3)
+        return
+    dictionary, (reads, _) = trained(trainer, wiring, 3, tmp_path), sides(wiring)
+    reconstruction = dictionary.reconstruct(reads)
     loaded = load_dictionary(tmp_path / "trainer_0")
     saved = loaded.info.config
     assert torch.equal(loaded.reconstruct(reads).outputs, reconstruction.outputs)

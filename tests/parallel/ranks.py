@@ -12,7 +12,12 @@ from typing import Any
 import torch
 
 TIMEOUT = 150
-PRELOADED = ["dictionary_learning.training", "dictionary_learning.trainers", "transformers", "tests.tiny"]
+PRELOADED = [
+    "dictionary_learning.training",
+    "dictionary_learning.trainers",
+    "transformers.models.llama.modeling_llama",
+    "tests.tiny",
+]
 """What takes seconds to import."""
 
 

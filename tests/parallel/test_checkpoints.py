@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,10 +52,17 @@ def test_ranks_whose_dictionaries_accumulate_differently_save_together(tmp_path)
     assert steps == ["step_4", "step_6"]  # between two steps of both
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "run"
+    return on_two(folder), folder
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(made, tmp_path):
     """A run whose latents are on two ranks."""
-    return on_two(tmp_path / "run"), tmp_path / "run"
+    weights, folder = made
+    return weights, Path(shutil.copytree(folder, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("part", ["dictionary_0_latents_1", "share_1"])

@@ -13,7 +13,7 @@ from dictionary_learning import trainSAE
 from dictionary_learning.dictionaries import WIRINGS
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import TRAINERS
-from tests.contracts.test_trainers import has
+from tests.contracts.test_trainers import family, has
 from tests.contracts.test_wirings import REFUSED, batches, config
 from tests.parallel.ranks import results
 from tests.parallel.threads import run_threads
@@ -83,9 +83,15 @@ def all_trained(runs, parts):
     return {(name, placement): trained(name, parts, placement) for name, placement in runs}
 
 
+def shown(name, placement):
+    """Every method, every wiring and every option, each with every placement."""
+    return {(part, placement) for part in name.split()}
+
+
 @pytest.fixture(scope="module")
-def spread():
-    return results(SIZE, all_trained, RUNS, SIZE)
+def spread(parameters_of):
+    of_test = parameters_of(test_two_ranks_equal_one_process_with_twice_the_batch)
+    return results(SIZE, all_trained, [(case["name"], case["placement"]) for case in of_test], SIZE)
 
 
 @functools.cache
@@ -94,6 +100,7 @@ def alone_trained(name):
 
 
 @pytest.mark.parametrize(("name", "placement"), RUNS)
+@pytest.mark.covering(shows=shown)
 def test_two_ranks_equal_one_process_with_twice_the_batch(spread, name, placement):
     (first, figures), (second, silent) = (of_rank[name, placement] for of_rank in spread)
     alone, expected = alone_trained(name)
@@ -118,11 +125,14 @@ two slices for each of two halves of the tokens."""
 
 
 @pytest.fixture(scope="module")
-def four():
-    return results(4, all_trained, ON_FOUR, 4)
+def four(parameters_of):
+    of_test = parameters_of(test_four_ranks_with_slices_of_the_latents_equal_one_process)
+    return results(4, all_trained, [(case["name"], case["placement"]) for case in of_test], 4)
 
 
 @pytest.mark.parametrize(("name", "placement"), ON_FOUR)
+# every family and wiring in slices: two ranks have every method
+@pytest.mark.covering(shows=lambda name, placement: {(family(part), placement) for part in name.split()})
 def test_four_ranks_with_slices_of_the_latents_equal_one_process(four, name, placement):
     alone, expected = alone_trained(name)
     for of_rank in four:

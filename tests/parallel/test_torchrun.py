@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from dictionary_learning import load_dictionary, trainSAE
@@ -60,6 +61,7 @@ def test_a_run_that_torchrun_starts_again_goes_on_from_its_checkpoint(tmp_path):
         torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow  # that ranks train and evaluate as one process does is shown in test_runs, of smaller runs
 def test_the_demo_on_two_processes_reports_what_one_does(tmp_path):
     tiny.model().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
