@@ -44,6 +44,7 @@ from dictionary_learning.loggers import (
 from dictionary_learning.trainers import TRAINERS
 from tests import tiny
 from tests.contracts.test_paths import METHODS, options_of
+from tests.contracts.test_trainers import family
 from tests.contracts.test_wirings import SITES, batches
 from tests.test_resume import StopAfter, check_resumes, files
 from tests.tiny import Planted
@@ -96,20 +97,22 @@ FURTHER += [
 ]
 
 
+@pytest.mark.parametrize("way", ["typed", "by name"])
 @pytest.mark.parametrize(("name", "further"), FURTHER, ids=str)
-def test_no_bit_of_any_method_changes(name, further, tmp_path):
+# every method; and in both ways every family, since a config is read before anything is trained
+@pytest.mark.covering(shows=lambda name, further, way: {(name, str(further)), (family(name), way)})
+def test_no_bit_of_any_method_changes(name, further, way, tmp_path):
     cls = TRAINERS[name]
     options = {**options_of(cls.Config), **further}
-    ways = [cls.Config(**options), {"trainer": name, **options}]
-    plain = run(ways[0], save_dir=tmp_path / "plain", log_steps=1)
-    for number, way in enumerate(ways):
-        folder = tmp_path / str(number)
-        found = run(way, save_dir=folder, log_steps=1, evaluate_every=2, evaluation_data=held(), save_best="fvu")
-        assert_same_bits(plain, found)
-        ours, theirs = files(tmp_path / "plain"), files(folder)
-        for file, content in ours.items():
-            if file.startswith("trainer_"):
-                assert theirs[file] == content, file
+    plain = run(cls.Config(**options), save_dir=tmp_path / "plain", log_steps=1)
+    config = cls.Config(**options) if way == "typed" else {"trainer": name, **options}
+    seen = {"evaluate_every": 2, "evaluation_data": held(), "save_best": "fvu"}
+    found = run(config, save_dir=tmp_path / "seen", log_steps=1, **seen)
+    assert_same_bits(plain, found)
+    ours, theirs = files(tmp_path / "plain"), files(tmp_path / "seen")
+    for file, content in ours.items():
+        if file.startswith("trainer_"):
+            assert theirs[file] == content, file
 
 
 @pytest.mark.parametrize("wiring", SITES)

@@ -37,6 +37,7 @@ from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers.recipes import RECIPES
 from tests import tiny
 from tests.contracts.test_paths import METHODS, options_of
+from tests.contracts.test_trainers import family
 from tests.tiny import Planted
 
 STEPS = 6
@@ -68,6 +69,7 @@ def assert_same_bits(one, other) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.covering(shows=lambda name: {family(name)})  # lists are put together before a method is known
 def test_every_combination_is_what_it_names(name, tmp_path):
     cls = TRAINERS[name]
     options = {key: value for key, value in options_of(cls.Config).items() if key != "seed"}

@@ -51,6 +51,7 @@ def traced(family: str = "llama", seed: int = 0) -> TracedModel:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("wiring", ["transcoder", "skip_transcoder"])
+@pytest.mark.covering(shows=lambda family, wiring: {family, wiring})  # what is read is the same
 def test_transcoder_of_an_mlp(family, wiring):
     lm = traced(family)
     path = f"{LAYERS[family]}.1.mlp"

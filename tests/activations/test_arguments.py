@@ -42,6 +42,8 @@ class TestStates:
 class TestSizesOfBatches:
     @pytest.mark.parametrize("out_batch_size", [20, 128, 129, 200, 250, 256])
     @pytest.mark.parametrize("refresh_batch_size", [1, 4, 8])
+    # rows are cut into batches wherever they come from
+    @pytest.mark.covering(shows=lambda out_batch_size, refresh_batch_size: {out_batch_size, -refresh_batch_size})
     def test_only_the_last_batch_is_short(self, out_batch_size, refresh_batch_size):
         held = buffer(out_batch_size=out_batch_size, refresh_batch_size=refresh_batch_size)
         sizes = [len(batch) for batch in held]

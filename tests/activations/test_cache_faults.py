@@ -13,6 +13,7 @@ from tests.activations.cache_files import DOCUMENTS, TEXTS, bytes_of, other_docu
 class TestOtherTextOrModel:
     @pytest.mark.parametrize("kind", list(TEXTS))
     @pytest.mark.parametrize("n_tokens", [150, 100_000], ids=["complete", "ended"])
+    @pytest.mark.covering(shows=lambda kind, n_tokens: {kind, n_tokens})  # texts are compared before counts
     def test_other_text_of_the_same_kind_is_refused(self, tmp_path, kind, n_tokens):
         make = TEXTS[kind]
         write(tmp_path / "cache", documents=make(tmp_path / "a", DOCUMENTS), n_tokens=n_tokens)

@@ -210,6 +210,7 @@ class TestInterrupts:
 
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("kind", INTERRUPTED)
+    @pytest.mark.covering(shows=lambda kind, seed: {kind, seed})  # 25 random lines each
     def test_interrupts_at_any_line_change_no_batch(self, tmp_path, kind, seed):
         write(tmp_path / "cache", shard_size=40)
         expected, chances = list(INTERRUPTED[kind](tmp_path)), random.Random(seed)

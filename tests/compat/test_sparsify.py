@@ -357,7 +357,8 @@ def test_command_and_resume(places, tmp_path):
 
 
 @pytest.mark.parametrize("line", [
-    "--batch_size 1 --layers 0 2 --k 8 --grad_acc_steps 8 --ctx_len 16",
+    # ranks with equal dictionaries are compared in tests/parallel
+    pytest.param("--batch_size 1 --layers 0 2 --k 8 --grad_acc_steps 8 --ctx_len 16", marks=pytest.mark.slow),
     "--distribute_modules --batch_size 1 --layer_stride 2 --grad_acc_steps 8 --ctx_len 16 --k 8 --micro_acc_steps 2",
 ], ids=["copies", "distributed"])  # fmt: skip
 def test_torchrun_lines_of_the_readme(places, tmp_path, line):

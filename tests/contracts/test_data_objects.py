@@ -176,8 +176,14 @@ def assert_equal(one: Any, other: Any) -> None:
         assert one == other
 
 
+READS = {"buffer": "rows", "cache": "rows", "evaluate": "figures", "evaluate_dictionaries": "figures"}
+"""Consumers that read in the same way."""
+
+
 @pytest.mark.parametrize("consumer", CONSUMERS)
 @pytest.mark.parametrize("kind", KINDS)
+# every kind in every way of reading, and both names of each way
+@pytest.mark.covering(shows=lambda kind, consumer: {(kind, READS.get(consumer, consumer)), consumer})
 def test_every_kind_gives_every_consumer_the_tokens_of_the_list(kind, consumer, model, dictionary, expected, tmp_path):
     assert_equal(CONSUMERS[consumer](KINDS[kind](tmp_path), model, dictionary, tmp_path), expected[consumer])
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from tests.browser import Visits
 from tests.dashboards import fake
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -18,6 +19,14 @@ def opened(visits, folder):
         return visits.open(f"file://{folder}/index.html{address and '#'}{address}", **options)
 
     return open_at
+
+
+@pytest.fixture(scope="module")
+def any_page(browser, folder):
+    """A page of which only functions are called."""
+    visits = Visits(browser)
+    yield visits.open(f"file://{folder}/index.html")
+    visits.contexts[0].close()
 
 
 def numbers(page) -> list[int]:
@@ -222,8 +231,8 @@ def test_latent_that_is_not_there_is_said_beside_one_that_is(opened):
         ("short(1500000)", "1.5M"),
     ],
 )
-def test_numbers_have_digits_that_tell_them_apart(opened, call, text):
-    assert opened().evaluate(call) == text
+def test_numbers_have_digits_that_tell_them_apart(any_page, call, text):
+    assert any_page.evaluate(call) == text
 
 
 def test_charts_and_map_follow_the_window_in_silence(opened):

@@ -9,6 +9,7 @@ from dictionary_learning.dictionaries import Crosscoder, LeaveOneOut, Normalized
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.interpretation._directions import Directions
 from dictionary_learning.trainers import TRAINERS
+from tests.contracts.test_trainers import family
 from tests.tiny import Planted
 
 METHODS = [name for name in TRAINERS if name not in ("temporal", "end_to_end")]
@@ -44,6 +45,7 @@ def by_hand(dictionary, x, threshold):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.covering(shows=lambda name: {family(name)})  # what is left out are latents of any method
 def test_latents_stay_that_the_others_do_not_replace(trained, name):
     dictionary, x = trained(name), Planted(seed=5).batch(24)
     refined = leave_one_out(dictionary, [x], len(x), target_l0=0.6 * float((dictionary.encode(x) != 0).sum()) / len(x))
@@ -60,6 +62,7 @@ def test_latents_stay_that_the_others_do_not_replace(trained, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.covering(shows=lambda name: {family(name)})  # what is left out are latents of any method
 def test_threshold_is_found_on_data(trained, name):
     dictionary, x = trained(name), Planted(seed=6).batch(600)
     # BatchTopK keeps as many of a batch together: the same batch is looked at

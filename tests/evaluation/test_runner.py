@@ -63,12 +63,10 @@ def test_figures_do_not_depend_on_batches_or_on_other_candidates():
     one = Candidate("one", dictionary, SITE)
     other = Candidate("other", IdentityDict(tiny.DIM), Site("model.layers.0.mlp"))
     expected = entries(evaluate_dictionaries(model(), [one], TEXT, CONFIG))["one"]
+    everything = CONFIG.replace(n_tokens=10**6, n_fidelity_tokens=10**6)
+    whole = entries(evaluate_dictionaries(model(), [one], TEXT, everything))["one"]
     for candidates, size in (([one, other], 4), ([other, one], 2), ([one], 1)):
-        config = CONFIG.replace(batch_size=size, n_tokens=10**6, n_fidelity_tokens=10**6)
-        whole = entries(
-            evaluate_dictionaries(model(), [one], TEXT, CONFIG.replace(n_tokens=10**6, n_fidelity_tokens=10**6))
-        )["one"]
-        got = entries(evaluate_dictionaries(model(), candidates, TEXT, config))["one"]
+        got = entries(evaluate_dictionaries(model(), candidates, TEXT, everything.replace(batch_size=size)))["one"]
         assert got == pytest.approx(whole, rel=1e-4, abs=1e-4, nan_ok=True)
     assert expected["n_tokens"] < whole["n_tokens"]
 

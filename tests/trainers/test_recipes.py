@@ -40,11 +40,11 @@ def test_recipes_cite_their_source_and_take_changes():
     [name for name in OPTIMIZERS if name != "adam_8bit"] + [functools.partial(torch.optim.RMSprop, alpha=0.9)],
     ids=str,
 )
-def test_optimizer_learns_and_the_finished_dictionary_is_the_averaged_one(optimizer):
-    data = Planted()
+def test_optimizer_learns_and_the_finished_dictionary_is_the_averaged_one(optimizer, full):
+    data, steps = Planted(), 250 if full else 120
     schedule = {"schedule": "constant"} if "free" in str(optimizer) else {}
     config = {"trainer": "top_k", "k": 4, "dict_size": 64, "optimizer": optimizer, "lr": 5e-3, **schedule}
-    (dictionary,) = trainSAE(list(data.batches(250, 128)), config, 250, progress=False)
+    (dictionary,) = trainSAE(list(data.batches(steps, 128)), config, steps, progress=False)
     assert fvu(dictionary, data.batch(1024)) < 0.4
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(64))
 
