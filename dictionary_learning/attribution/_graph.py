@@ -40,7 +40,9 @@ def attribution_graph(
 
     Attention patterns and the denominators of norms are what they are on this prompt, and
     transcoders stand for MLPs. Then all between two nodes is linear, and the effects on a node sum
-    to its value, but for what biases add. An MLP without a transcoder is an error as a whole.
+    to its value, but for what biases add. An MLP without a transcoder is an error as a whole. A
+    logit is that before a cap (Gemma 2), which is not linear, less the mean; with a factor that a
+    model has for its logits (Granite, Cohere).
 
     Args:
         model: The language model.
