@@ -51,18 +51,18 @@ def logits_of(root: Any, unembedding: nn.Module, name: str) -> Logits:
     given, made = _tried(root, unembedding)
     if given is None or made is None or made.shape != given.shape:
         raise ModelError(f"{name} did not return what its unembedding computes. Give a language model that predicts.")
-    small, large, turned = (made[1:] - made[0]).unbind(0)  # less what is added afterwards
+    small, large, half = (made[1:] - made[0]).unbind(0)  # less what is added afterwards
     is_used = small.isfinite() & (small != 0)  # a model may have tokens that it never predicts
-    is_kept = is_used & is_used.flip(0)
     some = given[1] * is_used
     small = torch.where(is_used, small, 0.0)
     factor = float(small @ some / (some @ some).clamp_min(torch.finfo(some.dtype).tiny))
-    if not factor or not _is_near(small, factor * some) or not _is_near(turned[is_kept], large.flip(0)[is_kept]):
+    is_alone = _is_near(half[is_used], torch.where(given[3] != 0, large, 0.0)[is_used])
+    if not factor or not _is_near(small, factor * some) or not is_alone:
         raise ModelError(
             f"The logits of {name} are neither a multiple of what its unembedding returns nor a cap of it, so that "
             "the part of a latent in them is not known. Give a model of which they are."
         )
-    return Logits(factor, not _is_near(large[is_kept], factor * given[2][is_kept]))
+    return Logits(factor, not _is_near(large[is_used], factor * given[2][is_used]))
 
 
 def _tried(root: Any, unembedding: nn.Module) -> tuple[Tensor | None, Tensor | None]:
@@ -73,7 +73,8 @@ def _tried(root: Any, unembedding: nn.Module) -> tuple[Tensor | None, Tensor | N
         if not isinstance(output, Tensor) or output.shape[:2] != (1, _TOKENS) or output.ndim != 3:
             return None
         ramp = torch.linspace(-1, 1, output.shape[-1], dtype=torch.float32, device=output.device)
-        rows = torch.stack([0 * ramp, _SMALL * ramp, _LARGE * ramp, _LARGE * ramp.flip(0)])
+        every_second = torch.arange(len(ramp), device=ramp.device) % 2
+        rows = torch.stack([0 * ramp, _SMALL * ramp, _LARGE * ramp, _LARGE * ramp * every_second])
         put.append(rows.to(output.dtype))
         return put[-1].unsqueeze(0)
 
