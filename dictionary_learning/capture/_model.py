@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dictionary_learning._border import as_tokenizer, checked
 from dictionary_learning._module_io import Channels, device_of
 from dictionary_learning._types import SitesLike, SubmodulesLike
+from dictionary_learning.capture._hook_names import is_hook, site_of_hook
 from dictionary_learning.capture._hookpoints import (
     EMBEDDING,
     embedding_path,
@@ -164,7 +165,8 @@ class TracedModel:
 
         Args:
             submodules: `"model.layers.[0-3].mlp:in"`, `"model.layers.0.self_attn:out[1]"`,
-                `"model.layers.10:heads"`, `"embedding"`, a `Site`, a `torch.nn.Module`, an nnsight
+                `"model.layers.10:heads"`, `"embedding"`, a hook of TransformerLens
+                (`"blocks.10.hook_resid_post"`), a `Site`, a `torch.nn.Module`, an nnsight
                 envoy, or several.
             side: the side of those that name none; `in_and_out` for the input and the output of
                 each, one after the other, whichever side they name.
@@ -413,7 +415,10 @@ class TracedModel:
         return places
 
     def _alias(self, site: Site) -> Site:
-        """Returns the site of the embedding, if that is asked for by its name in any model."""
+        """Returns the site of a name that is the same in any model: of the embedding, or a hook."""
+        if is_hook(site.path) and site.path not in self._paths:  # a model of TransformerLens has hooks
+            kind = getattr(getattr(self._original, "config", None), "model_type", "")
+            return site_of_hook(site.path, self._paths, f"{self.name} {kind}")._replace(call=site.call)
         if site.path != EMBEDDING or any(path.split(".")[-1] == EMBEDDING for path in self._paths):
             return site
         return site._replace(path=embedding_path(self._probe))
