@@ -92,11 +92,16 @@ class DirectEffects:
 
     def _of_part(self, number: int, gradients: dict[Site, Tensor]) -> Float[Tensor, "targets pairs"]:
         part, added = self.at.parts[number], self.sources.added[number]
-        positions, found = self.positions[number].to(added.device), 0
+        positions, counts = self.positions[number].unique_consecutive(
+            return_counts=True
+        )  # pairs are in order of tokens
+        found = added.new_zeros(len(next(iter(gradients.values()))), len(added))
         for site, place in part.writes.items():
-            gradient = gradients[site].to(added.device)[:, positions]  # (targets, pairs, dim)
-            found = found + torch.einsum("tpd,pd->tp", gradient.to(added), added[:, place])
-        assert isinstance(found, Tensor)  # a part writes somewhere
+            gradient = gradients[site].to(added)
+            rows = zip(positions.tolist(), added[:, place].split(counts.tolist()), strict=True)
+            # a product for each token: gathered for each pair, gradients would be k times as large
+            products = [gradient[:, position] @ vectors.T for position, vectors in rows]
+            found += torch.cat(products, 1) if products else 0
         return found
 
     def _value(self, nodes: Sequence[Node], run: "_Run") -> Float[Tensor, ""]:
