@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked, is_foreign, said, short
 from dictionary_learning._types import ModelLike
-from dictionary_learning.errors import ConfigError, ModelError, UnknownNameError
+from dictionary_learning.errors import ConfigError, DataError, ModelError, UnknownNameError
 from dictionary_learning.interventions._attached import EditsLike, attached_for
 from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._tokens import When
@@ -79,6 +79,9 @@ def generate(
     root = _generating(traced)
     _check_options(root, options)
     ids, mask = as_tokens(traced, prompts, padding_side="left")
+    size = traced._builder.vocabulary_size
+    if size is not None and int(ids[mask].max()) >= size:
+        raise DataError(f"Got token {int(ids[mask].max())}; {traced.name} has ids from 0 to {size - 1}. Give such ids.")
     n_prompt, device = ids.shape[1], traced.device
     setting = _Settings(root, options)
     options = {"pad_token_id": _padding_id(traced, setting), **options}

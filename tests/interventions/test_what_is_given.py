@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from dictionary_learning import AutoEncoderTopK, load_model
 from dictionary_learning.attribution import Placed, attribute, attribution_graph, logit_difference
 from dictionary_learning.dictionaries import DictionaryInfo, Transcoder
-from dictionary_learning.errors import ConfigError, DataError, SiteError
+from dictionary_learning.errors import ConfigError, DataError, DictionaryLearningError, SiteError
 from dictionary_learning.interventions import (
     ablate,
     attached,
@@ -105,6 +105,12 @@ def test_what_are_no_ids_is_refused_in_short(model, given):
     with pytest.raises(DataError) as error:
         as_tokens(model, given)
     assert len(str(error.value)) < 300
+
+
+def test_ids_beyond_the_vocabulary_are_refused(model):
+    for use in (lambda ids: generate(model, ids), lambda ids: read_latents(model, sae(SITE), ids)):
+        with pytest.raises(DictionaryLearningError, match=str(tiny.VOCAB)):
+            use([[4, tiny.VOCAB]])
 
 
 # Sites by the names of TransformerLens
