@@ -165,7 +165,10 @@ def short(value: Any) -> str:
     """Returns a value as an error shows it: in one line, and not at length."""
     if type(value).__module__ in ("torch", "pandas", "numpy") and hasattr(value, "shape"):
         return f"a {type(value).__name__} of shape {list(value.shape)}"
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"a {type(value).__name__} too long to show"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

@@ -50,10 +50,13 @@ def coerce(value: Any, hint: Any) -> Any:
             raise TypeError(type_name(hint))
         if arguments[0] in (int, float) and type(value) in (list, tuple):
             return type(value)(coerce(part, arguments[0]) for part in value)
-    if hint is int and _is_number(value) and math.isfinite(value) and int(value) == value:
+    if hint is int and _is_number(value) and _is_finite(value) and int(value) == value:
         return int(value)
     if hint is float and _is_number(value):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError("a number below 1e308") from None
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(coerce(part, arguments[0] if arguments else Any) for part in cast("Iterable[Any]", value))
     if hint in (int, float) and isinstance(value, bool):
@@ -69,11 +72,15 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int) or math.isfinite(value)  # an int may be larger than any float
+
+
 def check_range(value: Any, bounds: Mapping[str, float]) -> None:
     """Raises ValueError for a number that is not finite or out of range, saying what is needed."""
     if not _is_number(value):
         return
-    if not math.isfinite(value):
+    if not _is_finite(value):
         raise ValueError("a finite number")
     if not all(_BOUNDS[kind][0](value, bound) for kind, bound in bounds.items()):
         raise ValueError(" and ".join(f"{_BOUNDS[kind][1]} {bound:g}" for kind, bound in bounds.items()))

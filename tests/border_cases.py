@@ -535,7 +535,7 @@ MEANT = {
     ("coactivation", "latents"): ("None",), ("feature_effect", "inputs"): ("'w1'", "tensor([3])"), **{(name, "dictionary"): ("None",) for name in ("feature_effect", "examine_dimension")},
     ("pages_of", "dictionaries"): ("{}",), ("write_circuit_tracer", "repository"): ("'a/b/c/d'",), ("explain", "latents"): ("[]",),
     **{(name, "inputs"): ("'w1'", "tensor([3])") for name in ("latent_edits_for", "read_latents", "attribute", "mean_latents", "faithfulness")},
-    ("latent_view", "latents"): ("5",), ("test_prompt", "answer"): ("['x']",),
+    ("latent_view", "latents"): ("5",), ("generate", "prompts"): ("[5]",), **{(name, "text"): ("[5]",) for name in ("latent_view", "token_predictions")}, ("test_prompt", "answer"): ("['x']",),
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""

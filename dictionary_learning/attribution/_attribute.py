@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._exact import ablations
 from dictionary_learning.attribution._metrics import Metric
 from dictionary_learning.attribution._nodes import nodes_of
 from dictionary_learning.attribution._records import Attribution, Effects, Method
-from dictionary_learning.attribution._runs import Found, Path, Run, paths_of
+from dictionary_learning.attribution._runs import Found, Path, Run, check_some, paths_of
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.interventions import TokenMask
@@ -33,6 +34,7 @@ _LARGEST_GAP = 0.1
 
 
 @checked()
+@torch.inference_mode(False)  # which has no gradients
 def attribute(
     model: ModelLike,
     dictionaries: Any,
@@ -103,10 +105,16 @@ def attribute(
     paths = paths_of(traced, nodes, tokens, other, mask)
     found: dict[Site, Found]
     if method == "ablation":
-        value = run.value({})
-        found = {site: ablations(run, path, value, batch_size) for site, path in paths.items()}
+        value, found = run.value({}), {}
+        n_runs = sum(len(path.pairs.values) + path.error.shape[0] * len(path.node.writes) for path in paths.values())
+        with Progress("ablating latents and errors", n_runs, "runs") as progress:
+            for site, path in paths.items():
+                found[site] = ablations(run, path, value, batch_size, progress)
     elif method == "integrated":
-        value, found = run.value({}), {site: _integrated(run, path, n_steps) for site, path in paths.items()}
+        value, found = run.value({}), {}
+        with Progress("following gradients", n_steps * len(paths), "passes") as progress:
+            for site, path in paths.items():
+                found[site] = _integrated(run, path, n_steps, progress)
     else:
         value, found = _at_inputs(run, paths)
     effects = SiteDict({site: _effects(run, path, found[site], value) for site, path in paths.items()})
@@ -134,11 +142,12 @@ def _at_inputs(run: Run, paths: Mapping[Site, Path]) -> tuple[float, dict[Site, 
     return value, {site: Found.of(path, gradients[site]) for site, path in paths.items()}
 
 
-def _integrated(run: Run, path: Path, n_steps: int) -> Found:
+def _integrated(run: Run, path: Path, n_steps: int, progress: Progress) -> Found:
     total = torch.zeros_like(path.start)
     for step in range(n_steps):
         at = path.start + (step + 0.5) / n_steps * (path.clean.y - path.start)
         total += run.gradient_at(path.node, at)[1].to(total)
+        progress.advance()
     return Found.of(path, total / n_steps)
 
 
@@ -177,8 +186,7 @@ def _put(run: Run, rows: Tensor) -> Edit:
 
 
 def _check_tokens(tokens: TokenBatch, other: TokenBatch | None, mask: Tensor) -> None:
-    if not mask.any():
-        raise DataError("No token counts: all are padding or special, or left out by keep. Give other inputs.")
+    check_some(mask)
     if other is not None and not torch.equal(tokens.attention_mask, other.attention_mask):
         raise DataError(
             f"The inputs have the shape {tuple(tokens.input_ids.shape)} and the baseline "

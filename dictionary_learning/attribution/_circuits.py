@@ -12,7 +12,7 @@ from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._nodes import Node, nodes_of_one_site, states
 from dictionary_learning.attribution._pairs import active, decoded, linear_part
 from dictionary_learning.attribution._records import Attribution, Effects
-from dictionary_learning.attribution._runs import Run
+from dictionary_learning.attribution._runs import Run, check_some
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions import combine
 from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
@@ -112,15 +112,20 @@ def circuit(
 @checked()
 @torch.no_grad()
 def mean_latents(model: ModelLike, dictionaries: Any, inputs: Any, *, special_tokens: bool = False) -> SiteDict[Means]:
-    """Returns the mean latents and errors over the tokens of some inputs, for `faithfulness`."""
+    """Returns the mean latents and errors over the tokens of some inputs, for `faithfulness`.
+
+    Raises:
+        DataError: No token counts.
+    """
     traced = load_model(model)
     nodes = nodes_of_one_site(traced, dictionaries, "Circuits")
     tokens = as_tokens(traced, inputs, padding_side="left")
     mask = ordinary(*tokens, () if special_tokens else special_ids(traced))
+    check_some(mask)
     found: SiteDict[Means] = SiteDict({})
     for site, state in states(traced, nodes, tokens, mask).items():
         latents = state.pairs.values.new_zeros(nodes[site].dictionary.dict_size)
-        latents = latents.index_add(0, state.pairs.latents, state.pairs.values) / max(len(state.x), 1)
+        latents = latents.index_add(0, state.pairs.latents, state.pairs.values) / len(state.x)
         found[site] = Means(latents, state.error.mean(0))
     return found
 
@@ -152,11 +157,13 @@ def faithfulness(
 
     Raises:
         ConfigError: A site of the circuit has no dictionary, or has other latents or positions.
+        DataError: No token counts.
     """
     traced = load_model(model)
     nodes = nodes_of_one_site(traced, dictionaries, "Circuits")
     tokens = as_tokens(traced, inputs, padding_side="left")
     mask = ordinary(*tokens, () if special_tokens else special_ids(traced))
+    check_some(mask)
     run = Run(traced, tokens, mask, metric)
     for site, kept in circuit.kept.items():
         _check_kept(site, kept, nodes.get(site), mask.shape[1])

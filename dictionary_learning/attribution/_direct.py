@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dictionary_learning.attribution._frozen import Frozen
 from dictionary_learning.attribution._layered import Layered, Sources, layered, skips_of, sources_of
+from dictionary_learning.capture._logits import logits_of, named_unembedding
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ModelError
 from dictionary_learning.models import Edit, TracedModel
@@ -33,6 +34,8 @@ class Node(NamedTuple):
 class DirectEffects:
     """The direct effects on any latent or logit of a prompt.
 
+    Logits are multiplied as in the model, and taken before a cap, as in circuit-tracer.
+
     Args:
         model: The language model.
         dictionaries: Transcoders.
@@ -42,7 +45,7 @@ class DirectEffects:
     Raises:
         ConfigError: The dictionaries are no transcoders of layers.
         ModelError: The model's attention or norms are computed in a way that is not known, its
-            unembedding is not known, or the prediction is no number.
+            unembedding or what follows it is not known, or the prediction is no number.
     """
 
     def __init__(self, model: TracedModel, dictionaries: Any, tokens: TokenBatch, mask: Bool[Tensor, "1 ctx"]):
@@ -50,6 +53,8 @@ class DirectEffects:
         self.at: Layered = layered(model, dictionaries)
         self._head, path = _unembedding(model)
         self._reads = Site(path, "in")
+        # a cap bends logits, and is left out: its slope at one prompt's logits is not theirs
+        self._factor = logits_of(model._original, model._original.get_submodule(path), model.name).factor
         self.sources: Sources = sources_of(model, self.at, tokens, mask)
         positions = mask[0].nonzero().squeeze(1)
         self.positions = [positions[pairs.tokens.cpu()] for pairs in self.sources.pairs]
@@ -87,11 +92,16 @@ class DirectEffects:
 
     def _of_part(self, number: int, gradients: dict[Site, Tensor]) -> Float[Tensor, "targets pairs"]:
         part, added = self.at.parts[number], self.sources.added[number]
-        positions, found = self.positions[number].to(added.device), 0
+        positions, counts = self.positions[number].unique_consecutive(
+            return_counts=True
+        )  # pairs are in order of tokens
+        found = added.new_zeros(len(next(iter(gradients.values()))), len(added))
         for site, place in part.writes.items():
-            gradient = gradients[site].to(added.device)[:, positions]  # (targets, pairs, dim)
-            found = found + torch.einsum("tpd,pd->tp", gradient.to(added), added[:, place])
-        assert isinstance(found, Tensor)  # a part writes somewhere
+            gradient = gradients[site].to(added)
+            rows = zip(positions.tolist(), added[:, place].split(counts.tolist()), strict=True)
+            # a product for each token: gathered for each pair, gradients would be k times as large
+            products = [gradient[:, position] @ vectors.T for position, vectors in rows]
+            found += torch.cat(products, 1) if products else 0
         return found
 
     def _value(self, nodes: Sequence[Node], run: "_Run") -> Float[Tensor, ""]:
@@ -103,7 +113,7 @@ class DirectEffects:
             if number is None:
                 x = run.reads[self._reads][rows, positions]  # (n, dim)
                 weight = self._head.weight.detach().to(x)
-                values = (x * (weight[columns.to(x.device)] - weight.mean(0))).sum()
+                values = self._factor * (x * (weight[columns.to(x.device)] - weight.mean(0))).sum()
             else:
                 coder = self.at.parts[number].coder
                 x = run.reads[self.at.parts[number].read][rows, positions].to(coder.device, coder.dtype)
@@ -166,11 +176,8 @@ def _along(gradient: Float[Tensor, "targets ctx dim"], vectors: Float[Tensor, "c
 def _unembedding(model: TracedModel) -> tuple[Any, str]:
     """Returns the module that computes logits, and its path."""
     root: Any = model.module
-    try:
-        found = root.get_output_embeddings()
-    except (AttributeError, NotImplementedError):  # not a model of transformers
-        found = None
+    found = named_unembedding(root)
     path = next((path for path, part in root.named_modules() if part is found and found is not None), None)
-    if path is None or getattr(getattr(found, "weight", None), "ndim", 0) != 2:
+    if path is None:
         raise ModelError(f"{model.name} names no unembedding with a matrix. Give a language model of transformers.")
     return found, path

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SitesLike
 from dictionary_learning.attribution._nodes import Node, nodes_of_one_site
 from dictionary_learning.attribution._pairs import pulled
@@ -34,6 +35,7 @@ class Edges(NamedTuple):
 
 
 @checked()
+@torch.inference_mode(False)  # which has no gradients
 def edges(
     model: ModelLike,
     dictionaries: Any,
@@ -80,7 +82,11 @@ def edges(
     stops = [] if stop_at is None else traced.sites(stop_at)
     path = paths_of(traced, {up: nodes[up]}, attribution.tokens, attribution.baseline, effects.mask)[up]
     leaf, values = _graph(traced, attribution, nodes[up], nodes[down], stops, effects.mask)
-    found = [_edge(values, leaf, effects, int(entry), path) for entry in wanted]
+    found: list[tuple[Tensor, Tensor]] = []
+    with Progress("following edges", len(wanted), "latents") as progress:
+        for entry in wanted:
+            found.append(_edge(values, leaf, effects, int(entry), path))
+            progress.advance()
     rows, positions = effects.mask.nonzero(as_tuple=True)
     errors = torch.zeros(len(found), *effects.mask.shape)
     for number, (_, error) in enumerate(found):

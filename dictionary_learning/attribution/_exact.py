@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._progress import Progress
 from dictionary_learning.attribution._metrics import scalar
 from dictionary_learning.attribution._pairs import one_by_one
 from dictionary_learning.attribution._runs import Found, Path, Run
@@ -12,7 +13,7 @@ from dictionary_learning.models import Edit
 
 
 @torch.no_grad()
-def ablations(run: Run, path: Path, value: float, batch_size: int) -> Found:
+def ablations(run: Run, path: Path, value: float, batch_size: int, progress: Progress) -> Found:
     """Returns the effect of each latent over the difference, and that of each error.
 
     Of a dictionary at several sites, each site becomes what it was plus the change, so that no
@@ -25,6 +26,7 @@ def ablations(run: Run, path: Path, value: float, batch_size: int) -> Found:
             tokens=path.pairs.tokens[chosen], latents=path.pairs.latents[chosen], values=-difference[chosen]
         )
         effects += _differences(run, path, some.tokens, one_by_one(some, path.clean.x), value)
+        progress.advance(len(chosen))
     errors: list[list[float]] = []
     for place in path.node.writes.values():
         at_site = torch.zeros_like(path.error)
@@ -32,6 +34,7 @@ def ablations(run: Run, path: Path, value: float, batch_size: int) -> Found:
         errors.append([])
         for chosen in torch.arange(len(path.error)).split(batch_size):
             errors[-1] += _differences(run, path, chosen, at_site[chosen], value)
+            progress.advance(len(chosen))
     return Found(torch.tensor(effects, device=difference.device) / difference, torch.tensor(errors))
 
 

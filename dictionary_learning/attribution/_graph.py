@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._direct import DirectEffects, Node
 from dictionary_learning.attribution._graph_records import AttributionGraph
@@ -24,6 +25,7 @@ _RANKED_EVERY = 4
 
 
 @checked()
+@torch.inference_mode(False)  # which has no gradients
 def attribution_graph(
     model: ModelLike,
     transcoders: Any,
@@ -40,7 +42,9 @@ def attribution_graph(
 
     Attention patterns and the denominators of norms are what they are on this prompt, and
     transcoders stand for MLPs. Then all between two nodes is linear, and the effects on a node sum
-    to its value, but for what biases add. An MLP without a transcoder is an error as a whole.
+    to its value, but for what biases add. An MLP without a transcoder is an error as a whole. A
+    logit is that before a cap (Gemma 2), which is not linear, less the mean; with a factor that a
+    model has for its logits (Granite, Cohere).
 
     Args:
         model: The language model.
@@ -73,8 +77,9 @@ def attribution_graph(
         for position, number in zip(positions.tolist(), pairs.latents.tolist(), strict=True)
     ]
     last = tokens.input_ids.shape[1] - 1
-    logits = effects_on(effects, [Node(None, last, number) for number in ids.tolist()], batch_size)
-    chosen, rows = _latent_rows(effects, nodes, logits, probability, max_latents, batch_size)
+    with Progress("following effects", len(ids) + min(max_latents or len(nodes), len(nodes)), "nodes") as progress:
+        logits = effects_on(effects, [Node(None, last, number) for number in ids.tolist()], batch_size, progress)
+        chosen, rows = _latent_rows(effects, nodes, logits, probability, max_latents, batch_size, progress)
     values = torch.cat([pairs.values.detach().cpu() for pairs in effects.sources.pairs])
     layers = torch.tensor([part.layer for part in effects.at.parts])
     kept = torch.tensor([list(nodes[one]) for one in chosen.tolist()], dtype=torch.long).reshape(-1, 3)
@@ -98,9 +103,15 @@ def attribution_graph(
     )
 
 
-def effects_on(effects: DirectEffects, nodes: Sequence[Node], batch_size: int) -> Float[Tensor, "targets sources"]:
+def effects_on(
+    effects: DirectEffects, nodes: Sequence[Node], batch_size: int, progress: Progress
+) -> Float[Tensor, "targets sources"]:
     """Returns what each source adds to some nodes, a batch at a time, on the CPU."""
-    found = [effects.on(nodes[n : n + batch_size], batch_size).cpu() for n in range(0, len(nodes), batch_size)]
+    found: list[Tensor] = []
+    for n in range(0, len(nodes), batch_size):
+        some = nodes[n : n + batch_size]
+        found.append(effects.on(some, batch_size).cpu())
+        progress.advance(len(some))
     return torch.cat(found)
 
 
@@ -111,6 +122,7 @@ def _latent_rows(
     probability: Float[Tensor, "logits"],
     most: int | None,
     batch_size: int,
+    progress: Progress,
 ) -> tuple[Int[Tensor, "chosen"], Float[Tensor, "chosen sources"]]:
     """Returns the latents that are in the graph, in order, and the effects on each."""
     n, n_sources = len(nodes), logits.shape[1]
@@ -126,7 +138,8 @@ def _latent_rows(
             influence = influence_of(weight, targets, start)[:n]
             influence[chosen] = -1
             pending = influence.argsort(descending=True)[: min(_RANKED_EVERY * batch_size, most - len(chosen))]
-        found = effects_on(effects, [nodes[one] for one in pending.tolist()], batch_size)
+            pending = pending.sort().values  # by layer: a backward pass begins at the latest of its batch
+        found = effects_on(effects, [nodes[one] for one in pending.tolist()], batch_size, progress)
         weight = torch.cat([weight, torch.cat([found, found.new_zeros(len(found), n_logits)], 1)])
         targets, chosen = torch.cat([targets, pending]), torch.cat([chosen, pending])
     order = chosen.argsort()

@@ -31,7 +31,7 @@ class AttributionGraph(NamedTuple):
     probability: Float[Tensor, "logits"]
     weight: Float[Tensor, "targets nodes"]
     """Row t has what each node adds to latent t, or to logit t - latents, less the mean of all
-    logits. What is missing from the sum is added by biases."""
+    logits, before a cap if the model has one. What is missing from the sum is added by biases."""
     n_active: int
     """Latents that are active, of which the graph has some or all."""
 

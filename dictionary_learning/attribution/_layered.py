@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictionary_learning._border import short
-from dictionary_learning.attribution._nodes import Placed
+from dictionary_learning.attribution._nodes import Placed, check_usual
 from dictionary_learning.attribution._pairs import Pairs, active, one_by_one
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.dictionaries import Coder, Dictionary, Trainable
@@ -77,6 +77,7 @@ def layered(model: TracedModel, dictionaries: Any) -> Layered:
             )
         owners.append((dictionary, places))
         parts += _parts(dictionary, places, paths)
+    check_usual(model, [owner for owner, _ in owners])
     outputs = _outputs(model, [site for _, places in owners for site in places.writes], paths)
     _check(model, parts, owners)
     return Layered(sorted(parts, key=lambda part: part.layer), owners, outputs, Site(paths[0], "in"))

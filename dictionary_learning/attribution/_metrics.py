@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning._border import short
+from dictionary_learning._border import checked, short
 from dictionary_learning.errors import ConfigError
 
 Metric: TypeAlias = Callable[[Tensor], Tensor]
@@ -16,6 +16,7 @@ IdsLike: TypeAlias = int | Sequence[int] | Int[Tensor, "batch"]
 """A token for every row, or one for each."""
 
 
+@checked()
 def logit_difference(answer: IdsLike, other: IdsLike, *, position: int = -1) -> Metric:
     """Returns the metric logit(answer) - logit(other), after the token at a position.
 
@@ -24,20 +25,29 @@ def logit_difference(answer: IdsLike, other: IdsLike, *, position: int = -1) -> 
         other: The token whose logit counts negatively.
         position: The place in the context. Prompts are padded on the left, so -1 is the last token
             of each.
+
+    Raises:
+        ConfigError: A token is no id; or, in the pass, the model does not know it, or the context
+            has no such position.
     """
 
     def metric(logits: Float[Tensor, "batch ctx vocab"]) -> Float[Tensor, ""]:
-        at = logits[:, position].float()
+        at = _at(logits, position)
         return (_of(at, answer) - _of(at, other)).mean()
 
     return metric
 
 
+@checked()
 def log_probability(answer: IdsLike, *, position: int = -1) -> Metric:
-    """Returns the metric log p(answer), in nats, after the token at a position."""
+    """Returns the metric log p(answer), in nats, after the token at a position.
+
+    Raises:
+        ConfigError: As `logit_difference`.
+    """
 
     def metric(logits: Float[Tensor, "batch ctx vocab"]) -> Float[Tensor, ""]:
-        return _of(logits[:, position].float().log_softmax(-1), answer).mean()
+        return _of(_at(logits, position).log_softmax(-1), answer).mean()
 
     return metric
 
@@ -57,13 +67,23 @@ def scalar(metric: Any, logits: Tensor) -> Float[Tensor, ""]:
     return made.reshape(())
 
 
+def _at(logits: Float[Tensor, "batch ctx vocab"], position: int) -> Float[Tensor, "batch vocab"]:
+    ctx = logits.shape[1]
+    if not -ctx <= position < ctx:
+        given = f"Got position={position}, and contexts have {ctx} tokens"
+        raise ConfigError(f"{given}; give a position from {-ctx} to {ctx - 1}.")
+    return logits[:, position].float()
+
+
 def _of(values: Float[Tensor, "batch vocab"], ids: IdsLike) -> Float[Tensor, "batch"]:
     """Returns the value of one token in each row."""
     index = torch.as_tensor(ids, device=values.device)
+    index = index if index.is_floating_point() or index.dtype == torch.bool else index.long()
     vocab = values.shape[-1]
-    if index.is_floating_point() or index.ndim > 1 or not bool(((index >= 0) & (index < vocab)).all()):
-        raise ConfigError(f"Got {ids!r} as tokens; give ids from 0 to {vocab - 1}, one for all rows or one for each.")
+    if index.dtype != torch.long or index.ndim > 1 or not bool(((index >= 0) & (index < vocab)).all()):
+        needed = f"give ids from 0 to {vocab - 1}, one for all rows or one for each"
+        raise ConfigError(f"Got {short(ids)} as tokens; {needed}.")
     try:
         return values.gather(-1, index.expand(len(values)).unsqueeze(-1)).squeeze(-1)
     except RuntimeError as error:
-        raise ConfigError(f"Got {len(index)} tokens for {len(values)} rows; give one for each.") from error
+        raise ConfigError(f"Got {index.numel()} tokens for {len(values)} rows; give one for each.") from error

@@ -16,7 +16,7 @@ from dictionary_learning._types import SubmodulesLike
 from dictionary_learning.attribution._pairs import Pairs, active, decoded
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, ModelError
 from dictionary_learning.interventions._places import places_of
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
@@ -111,7 +111,20 @@ def nodes_of(model: TracedModel, dictionaries: Any) -> dict[Site, Node]:
         found[node.write] = node
     if not found:
         raise ConfigError("Got no dictionary. Give at least one.")
+    check_usual(model, [node.dictionary for node in found.values()])
     return {site: found[site] for site in model.in_order(list(found))}
+
+
+def check_usual(model: TracedModel, dictionaries: Sequence[Dictionary]) -> None:
+    """Raises ModelError if gradients cannot go through tensors, made under `inference_mode`."""
+    if torch.is_inference_mode_enabled():
+        return
+    for module in (model._original, *dictionaries):
+        if any(part.is_inference() for part in (*module.parameters(), *module.buffers())):
+            raise ModelError(
+                f"The {type(module).__name__} was made under torch.inference_mode(), whose tensors have no gradients. "
+                "Load it outside."
+            )
 
 
 def nodes_of_one_site(model: TracedModel, dictionaries: Any, what: str) -> dict[Site, Node]:

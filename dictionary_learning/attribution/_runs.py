@@ -12,7 +12,7 @@ from dictionary_learning.attribution._metrics import Metric, scalar
 from dictionary_learning.attribution._nodes import Node, State, in_place, states
 from dictionary_learning.attribution._pairs import Pairs, decoded, joined_keys, pulled
 from dictionary_learning.data import TokenBatch
-from dictionary_learning.errors import ConfigError, ModelError
+from dictionary_learning.errors import ConfigError, DataError, ModelError
 from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import Edit, TracedModel
 from dictionary_learning.sites import Site
@@ -119,6 +119,12 @@ class Run(NamedTuple):
         found = torch.autograd.grad(value, [leaves[site] for site in sites], allow_unused=True)
         zeros = (torch.zeros_like(leaves[site]) if g is None else g for site, g in zip(sites, found, strict=True))
         return _finite(float(value.detach())), {site: g.float() for site, g in zip(sites, zeros, strict=True)}
+
+
+def check_some(mask: Bool[Tensor, "batch ctx"]) -> None:
+    """Raises DataError if no token counts."""
+    if not mask.any():
+        raise DataError("No token counts: all are padding or special, or left out by keep. Give other inputs.")
 
 
 def _finite(value: float) -> float:

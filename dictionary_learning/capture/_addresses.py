@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from dictionary_learning._types import SitesLike
+from dictionary_learning.capture._hook_names import is_hook, site_of_hook
 from dictionary_learning.capture._hookpoints import EMBEDDING, embedding_path, heads_site
 from dictionary_learning.capture._probing import Probe
 from dictionary_learning.errors import SiteError
@@ -25,6 +26,7 @@ class Addresses:
     def __init__(self, original: nn.Module, module: nn.Module, name: str, probe: Probe):
         self._trees, self._class, self._name, self._probe = (original, module), type(original).__name__, name, probe
         self._paths = dict.fromkeys(path for path, _ in original.named_modules())
+        self._kind = getattr(getattr(original, "config", None), "model_type", "")
         self._places: dict[Site, Site] = {}  # of sites, some of which are aliases
 
     def named(self, items: Iterable[Any], side: Side) -> list[Site]:
@@ -61,7 +63,9 @@ class Addresses:
         return Site.parse(item, side)
 
     def _alias(self, site: Site) -> Site:
-        """Returns the site of the embedding, if that is asked for by its name in any model."""
+        """Returns the site of a name that is the same in any model: of the embedding, or a hook."""
+        if is_hook(site.path) and site.path not in self._paths:  # a model of TransformerLens has hooks
+            return site_of_hook(site.path, self._paths, f"{self._name} {self._kind}")._replace(call=site.call)
         if site.path != EMBEDDING or any(path.split(".")[-1] == EMBEDDING for path in self._paths):
             return site
         return site._replace(path=embedding_path(self._probe))

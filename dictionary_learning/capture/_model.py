@@ -157,7 +157,8 @@ class TracedModel:
 
         Args:
             submodules: `"model.layers.[0-3].mlp:in"`, `"model.layers.0.self_attn:out[1]"`,
-                `"model.layers.10:heads"`, `"embedding"`, a `Site`, a `torch.nn.Module`, an nnsight
+                `"model.layers.10:heads"`, `"embedding"`, a hook of TransformerLens
+                (`"blocks.10.hook_resid_post"`), a `Site`, a `torch.nn.Module`, an nnsight
                 envoy, or several.
             side: the side of those that name none; `in_and_out` for the input and the output of
                 each, one after the other, whichever side they name.

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._explain import only_name, read_latents
+from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._output import write_result
+from dictionary_learning.cli._parser import option_of
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError
 
@@ -20,7 +21,7 @@ _STRENGTH = re.compile(r"([0-9]{1,9}):(-?[0-9]+(?:\.[0-9]+)?)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportArguments(CommandArguments):
+class ExportArguments(ModelArguments):
     """Writes what is known of latents, or dictionaries, for other tools.
 
     Contexts (of collect_contexts) become neuronpedia, saedashboard or png; neuronpedia-upload sends
@@ -54,7 +55,8 @@ class ExportArguments(CommandArguments):
     too."""
     model: str | None = None
     """The language model: which tokens each latent promotes is written too; needs --weights. For
-    attribution-graph the model that the prompt is given to."""
+    attribution-graph the model that the prompt is given to, which is loaded in float32 unless
+    --dtype says otherwise: sums over a graph need it."""
     latents: tuple[str, ...] = ("all",)
     """Numbers and ranges, as 5 10-19, or all."""
     strengths: tuple[str, ...] = ()
@@ -82,7 +84,8 @@ class ExportArguments(CommandArguments):
     slug: str = "graph"
     """For attribution-graph, the name of the graph and of its file."""
     max_latents: int = setting(7500, at_least=1)
-    """For attribution-graph, the most latents of which effects are computed."""
+    """For attribution-graph, the most latents of which effects are computed: a backward pass for
+    every 32."""
     node_threshold: float = setting(0.8, at_least=0, at_most=1)
     """For attribution-graph, the share of the influence on the prediction that is kept."""
     edge_threshold: float = setting(0.98, at_least=0, at_most=1)
@@ -98,7 +101,19 @@ class ExportArguments(CommandArguments):
             "attribution-graph": self._attribution_graph,
             "control-vector": self._control_vector,
         }
+        self._check_model_options()
         write_result(str(writers[self.to]()))
+
+    def _check_model_options(self) -> None:
+        """Raises ConfigError if it is said how a model is loaded, and none is."""
+        takes_one = self.to not in ("circuit-tracer", "control-vector")
+        if takes_one and (self.model is not None or self.to == "attribution-graph"):
+            return
+        fields = dataclasses.fields(ModelArguments)
+        given = next((field.name for field in fields if getattr(self, field.name) != field.default), None)
+        if given is not None:
+            advice = "Give --model too, or leave it out." if takes_one else "Leave it out."
+            raise ConfigError(f"Got {option_of(given)} with --to {self.to}, which loads no language model. {advice}")
 
     def _neuronpedia(self) -> Path:
         from dictionary_learning.exports import write_neuronpedia
@@ -145,17 +160,22 @@ class ExportArguments(CommandArguments):
         from dictionary_learning.attribution import attribution_graph
         from dictionary_learning.cli._candidates import load_saved
         from dictionary_learning.exports import write_attribution_graph
+        from dictionary_learning.exports._attribution_graph import check_place
 
+        named = self.options("model_id", "slug", "source_set")
+        check_place(self.destination, **named)  # before what takes long
         transcoders = [one.dictionary for one in load_saved([self.source])]
         model = self.model or next((one.info.model for one in transcoders if one.info.model), None)
         if self.prompt is None or model is None:
             lacking = "--prompt" if self.prompt is None else "--model"
             raise ConfigError(f"An attribution graph is of a prompt that a model is given. Give {lacking}.")
-        graph = attribution_graph(model, transcoders, self.prompt, max_latents=self.max_latents)
+        loaded = dataclasses.replace(self, dtype=self.dtype or "float32").load(model)
+        graph = attribution_graph(loaded, transcoders, self.prompt, max_latents=self.max_latents)
         return write_attribution_graph(
             graph,
             self.destination,
-            **self.options("model_id", "slug", "node_threshold", "edge_threshold", "source_set"),
+            **named,
+            **self.options("node_threshold", "edge_threshold"),
         )
 
     def _control_vector(self) -> Path:
@@ -187,7 +207,7 @@ class ExportArguments(CommandArguments):
             if isinstance(dictionary, Coder):  # others have several decoders
                 more["directions"] = dictionary.W_dec.detach()
             if self.model is not None:
-                more["effects"] = logit_lens(self.model, dictionary)
+                more["effects"] = logit_lens(self.load(self.model), dictionary)
         elif self.model is not None:
             raise ConfigError("Got --model without --weights: tokens are promoted by directions. Give both.")
         return LatentFacts.of_store(contexts, **more), read_latents(self.latents, contexts.dict_size)

@@ -60,13 +60,8 @@ def write_attribution_graph(
         ConfigError: The slug has other characters than letters, digits and `_.-`.
         CheckpointError: The folder lists its graphs in a form that is not known.
     """
-    if _NAME.fullmatch(slug) is None or slug in (".", "..", Path(METADATA).stem):
-        raise ConfigError(f"Got slug={short(slug)}; give a name of letters, digits and '_.-', as 'my-graph'.")
+    others = check_place(path, slug, model_id, source_set)
     name = model_id if model_id is not None else re.sub(r"[^a-zA-Z0-9_.-]", "-", Path(graph.model).name)
-    if not name:
-        raise ConfigError("Got model_id=''; give the id of the model at Neuronpedia, or the transcoders' repository.")
-    if source_set is not None:
-        check_set(source_set)
     folder, pruned = Path(path), prune(graph, node_threshold=node_threshold, edge_threshold=edge_threshold)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     metadata = {
@@ -87,12 +82,29 @@ def write_attribution_graph(
     }
     if source_set is not None:
         metadata["feature_details"] = {"neuronpedia_source_set": source_set}
-    others = _others(folder / METADATA, slug)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{slug}.json"
     write_json(file, {"metadata": metadata, "qParams": _view(), **_nodes_and_links(graph, pruned)})
     write_json(folder / METADATA, {"graphs": [*others, metadata]})
     return file
+
+
+def check_place(path: str | os.PathLike[str], slug: str, model_id: str | None, source_set: str | None) -> list[Any]:
+    """Returns what a folder lists of other graphs; to be called before a graph is computed.
+
+    Raises:
+        ConfigError: A name cannot be written.
+        CheckpointError: The folder lists its graphs in a form that is not known, or is a file.
+    """
+    if _NAME.fullmatch(slug) is None or slug in (".", "..", Path(METADATA).stem):
+        raise ConfigError(f"Got slug={short(slug)}; give a name of letters, digits and '_.-', as 'my-graph'.")
+    if model_id == "":
+        raise ConfigError("Got model_id=''; give the id of the model at Neuronpedia, or the transcoders' repository.")
+    if source_set is not None:
+        check_set(source_set)
+    if Path(path).is_file():
+        raise CheckpointError(f"'{path}' is a file. Give a folder for graphs.")
+    return _others(Path(path) / METADATA, slug)
 
 
 def _others(path: Path, slug: str) -> list[Any]:

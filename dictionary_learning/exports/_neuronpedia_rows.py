@@ -4,8 +4,8 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
+from dictionary_learning.capture._hook_names import hook_name
 from dictionary_learning.exports._facts import Group, LatentFacts, LatentPage
-from dictionary_learning.interop._hook_names import hook_name
 
 _ID = 24
 """Letters and digits of an id, behind its first "c"."""

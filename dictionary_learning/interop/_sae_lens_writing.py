@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._disk import write_json
+from dictionary_learning.capture._hook_names import hook_name, model_name
 from dictionary_learning.dictionaries import (
     Coder,
     Dictionary,
@@ -28,7 +29,6 @@ from dictionary_learning.dictionaries.nonlinearities import (
 )
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
-from dictionary_learning.interop._hook_names import hook_name, model_name
 from dictionary_learning.interop._sae_lens import CONFIG, GATED, NORMALIZATIONS, PARTS, UNIT, WEIGHTS
 from dictionary_learning.interop._tensors import stored_parts
 

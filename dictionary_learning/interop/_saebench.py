@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning._border import checked
+from dictionary_learning.capture._hook_names import hook_name as hook_at, layer_of
 from dictionary_learning.dictionaries import Coder, Dictionary, DictionaryInfo, expand_or_convert, fold_decoder_norm_
 from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Gated
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.interop._hook_names import hook_name as hook_at, layer_of
 
 
 @dataclasses.dataclass

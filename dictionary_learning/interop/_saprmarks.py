@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._disk import write_atomically, write_json
+from dictionary_learning.capture._hook_names import hook_name, layer_of
 from dictionary_learning.dictionaries import (
     DICTIONARIES,
     AutoEncoder,
@@ -42,7 +43,6 @@ from dictionary_learning.interop._base import (
     setting,
 )
 from dictionary_learning.interop._files import Files
-from dictionary_learning.interop._hook_names import hook_name, layer_of
 from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, stored_parts
 
 logger = logging.getLogger(__name__)

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dictionary_learning.capture._hook_names import hook_name
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
 from dictionary_learning.dictionaries._serialization import WEIGHTS
 from dictionary_learning.errors import ConfigError, SiteError
-from dictionary_learning.interop._hook_names import hook_name
 from dictionary_learning.interop._loading import load_many
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site, natural_key

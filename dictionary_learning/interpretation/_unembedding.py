@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dictionary_learning._module_io import hidden_or_none, input_or_none
+from dictionary_learning.capture._logits import logits_of, named_unembedding
 from dictionary_learning.errors import ModelError
 from dictionary_learning.models import TracedModel
 
@@ -29,7 +30,7 @@ class Unembedding(NamedTuple):
 
     weight: Float[Tensor, "vocab dim"]
     scale: Float[Tensor, "dim"]
-    """Of the final norm, and a factor that follows it."""
+    """Of the final norm, and factors that follow it and the unembedding."""
     centers: bool
     """Whether the norm subtracts the mean over the dimensions."""
 
@@ -49,7 +50,7 @@ def unembedding_of(model: TracedModel) -> Unembedding:
     root: Any = model._original
     if any(parameter.device.type == "meta" for parameter in root.parameters()):
         raise ModelError(f"The weights of {model.name} are not in this process. Load it here for the logit lens.")
-    unembedding = _named_unembedding(root)
+    unembedding = named_unembedding(root)
     if unembedding is None:
         raise ModelError(
             f"{model.name} names no unembedding with a matrix (vocab, dim), so its logits cannot be told from a "
@@ -66,6 +67,7 @@ def unembedding_of(model: TracedModel) -> Unembedding:
         measured = _measured(module, x.shape[-1])
         if measured is not None:
             scale, centers = measured
+            factor *= logits_of(root, unembedding, model.name).factor
             return Unembedding(unembedding.weight.detach(), scale.to(unembedding.weight.device) * factor, centers)
     raise ModelError(
         f"{model.name} has no norm between its last layer and its unembedding, so a direction of its residual stream "
@@ -81,14 +83,6 @@ class _Seen:
         """Each module, its input and output, and the output of the layer before it."""
         self.last_layer: Tensor | None = None
         self.unembedding_input: Tensor | None = None
-
-
-def _named_unembedding(root: Any) -> Any:
-    try:
-        found = root.get_output_embeddings()
-    except (AttributeError, NotImplementedError):  # not a model of transformers
-        return None
-    return found if getattr(getattr(found, "weight", None), "ndim", 0) == 2 else None
 
 
 def _record(root: nn.Module, unembedding: nn.Module, model: TracedModel) -> _Seen:

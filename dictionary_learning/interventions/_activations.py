@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked, short
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError, DataError, SiteError
 from dictionary_learning.models import Edit
 from dictionary_learning.sites import Site
 
@@ -18,8 +18,13 @@ TokenMask: TypeAlias = Bool[Tensor, "..."] | Int[Tensor, "..."]
 
 @checked()
 def graft(dictionary: Dictionary, keep: TokenMask | None = None) -> Edit:
-    """Replaces the activations with the dictionary's reconstruction, computed in its own dtype."""
+    """Replaces the activations with the dictionary's reconstruction, computed in its own dtype.
+
+    Raises:
+        ConfigError: The dictionary reconstructs other activations than it reads.
+    """
     check_keep(keep)
+    check_reads_what_it_writes(dictionary, "graft_across(dictionary, read, write)")
 
     def edit(x: Tensor) -> Tensor:
         return _with_reconstructions(dictionary, x, x, keep)
@@ -121,8 +126,8 @@ def steer(
     if (unit == "max_activation") != (max_activation is not None):
         raise ConfigError(f"Got unit={unit!r} and max_activation={max_activation}; give both or neither.")
     largest = _check_finite("direction", direction)
-    if not direction.ndim or not direction.numel() or (unit == "norm" and not direction.any(dim=-1).all()):
-        needed = "a vector is needed, and with unit='norm' one that is not 0"
+    if direction.ndim != 1 or not direction.numel() or (unit == "norm" and not direction.any()):
+        needed = "a vector (dim,) is needed, and with unit='norm' one that is not 0"
         raise ConfigError(f"Got direction={_shown(direction)}; {needed}. Give a row of W_dec.")
     strength = scale * (1.0 if max_activation is None else max_activation)
 
@@ -144,6 +149,24 @@ def check_keep(keep: Tensor | None) -> None:
         raise ConfigError(f"Got keep={_shown(keep)}; give a tensor (batch, ctx) of booleans, or of 1 and 0.")
 
 
+def check_reads_what_it_writes(dictionary: Dictionary, instead: str) -> None:
+    """Raises ConfigError if a dictionary is known to reconstruct another site than it reads."""
+    info = dictionary.info
+    reads, writes = (list(map(_parsed, names)) for names in (info.sites, info.target_sites))
+    is_apart = bool(reads and writes) and set(reads) != set(writes)
+    if is_apart or dictionary.output_dim != dictionary.activation_dim:
+        what = f"reads '{reads[0]}' and writes '{writes[0]}'" if is_apart else "writes another site"
+        raise ConfigError(f"This {type(dictionary).__name__} {what}, and one edit changes one site. Use {instead}.")
+
+
+def _parsed(name: str) -> Site | str:
+    """Returns the site of a name; other packages' files may have names of another form."""
+    try:
+        return Site.parse(name)
+    except SiteError:
+        return name
+
+
 def check_apart(read: Site, write: Site, within: str) -> None:
     """Raises ConfigError if a site is read and written, which `within` is for."""
     if read == write:
@@ -154,7 +177,7 @@ def _check_finite(name: str, value: Tensor | float) -> float:
     """Returns the largest of finite real numbers, or raises ConfigError."""
     if not isinstance(value, Tensor):
         return abs(value)
-    if value.is_complex() or not value.isfinite().all():
+    if value.is_complex() or value.dtype == torch.bool or not value.isfinite().all():
         raise ConfigError(f"Got {name}={_shown(value)}; give finite real numbers.")
     return float(value.detach().abs().max()) if value.numel() else 0.0
 
@@ -167,7 +190,7 @@ def _check_fits(name: str, largest: float, x: Tensor) -> None:
 
 def _shown(value: Tensor) -> str:
     """Returns a tensor as an error shows it."""
-    if value.is_complex() or not value.numel():
+    if value.is_complex() or value.dtype == torch.bool or not value.numel():
         return f"{short(value)} ({value.dtype})"
     return f"{short(value)} ({value.dtype}) from {float(value.min()):.3g} to {float(value.max()):.3g}"
 
@@ -177,15 +200,14 @@ def _where(keep: Tensor | None, new: Tensor, x: Tensor) -> Tensor:
 
 
 def _like(value: Tensor | float, x: Tensor) -> Tensor:
-    """Returns values in the shape of the activations."""
+    """Returns values in the shape of the activations: one number, (dim,), or as many."""
     given = torch.as_tensor(value, device=x.device).to(x.dtype)
-    try:
-        return given.expand_as(x)
-    except RuntimeError as error:
+    if given.ndim and given.shape[-1] == x.shape[-1] and set(given.shape[:-1]) <= {1}:
+        given = given.reshape(-1)
+    if given.shape not in ((), x.shape[-1:], x.shape):  # others would be broadcast along something else
         message = f"Got values of shape {tuple(given.shape)} for activations {tuple(x.shape)}; give"
-        raise DataError(
-            f"{message} one for each of the {x.shape[-1]} dimensions, or one for each activation."
-        ) from error
+        raise DataError(f"{message} one for each of the {x.shape[-1]} dimensions, or one for each activation.")
+    return given.expand_as(x)
 
 
 def token_mask(keep: Tensor, x: Tensor) -> Bool[Tensor, "batch ctx"]:

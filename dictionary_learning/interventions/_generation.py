@@ -2,16 +2,16 @@
 
 import contextlib
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dictionary_learning._border import checked, is_foreign, said
+from dictionary_learning._border import checked, is_foreign, said, short
 from dictionary_learning._types import ModelLike
-from dictionary_learning.errors import ConfigError, ModelError, UnknownNameError
+from dictionary_learning.errors import ConfigError, DataError, ModelError, UnknownNameError
 from dictionary_learning.interventions._attached import EditsLike, attached_for
 from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._tokens import When
@@ -19,6 +19,8 @@ from dictionary_learning.models import TracedModel, load_model
 
 _OURS = ("inputs", "input_ids", "attention_mask", "inputs_embeds", "return_dict_in_generate")
 """Arguments of transformers' `generate` that are made here."""
+_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+"""What `generate` returns beside tokens, where a model's own settings ask for it."""
 
 
 class Generation(NamedTuple):
@@ -56,7 +58,8 @@ def generate(
 
     Args:
         model: A Hugging Face model that generates, or what `load_model` takes.
-        prompts: A text, several, or token ids; of different lengths they are padded on the left.
+        prompts: A text, several, token ids, or what a tokenizer returns; of different lengths they
+            are padded on the left.
         edits: Functions by site, or several mappings of these, as for `attached`; none by default.
         when: Which tokens change: "always" all, those of the "prompt", or "generated" ones; the
             same with and without a cache.
@@ -67,7 +70,7 @@ def generate(
             min_new_tokens, num_return_sequences or use_cache.
 
     Raises:
-        ConfigError: An option is made here.
+        ConfigError: An option is made here, or has no effect here.
         ModelError: The model cannot generate.
         DataError: There is no prompt.
         SiteError: A site is not in the model, or an edit returns another shape.
@@ -76,13 +79,24 @@ def generate(
     root = _generating(traced)
     _check_options(root, options)
     ids, mask = as_tokens(traced, prompts, padding_side="left")
+    size = traced._builder.vocabulary_size
+    if size is not None and int(ids[mask].max()) >= size:
+        raise DataError(f"Got token {int(ids[mask].max())}; {traced.name} has ids from 0 to {size - 1}. Give such ids.")
     n_prompt, device = ids.shape[1], traced.device
-    options = {"pad_token_id": _padding_id(traced, root), **options}
+    setting = _Settings(root, options)
+    options = {"pad_token_id": _padding_id(traced, setting), **options}
+    options |= {name: False for name in ("return_dict_in_generate", *_OUTPUTS) if setting[name]}
+    if isinstance(setting["eos_token_id"], Tensor):
+        options["eos_token_id"] = _ids(setting["eos_token_id"])
+    if setting["stop_strings"] and traced.tokenizer is not None:
+        options = {"tokenizer": traced.tokenizer, **options}
     given = cast(EditsLike, edits)
     with attached_for(traced, given, when, special_tokens), _seeded(generator, device), _evaluating(root):
         made = _generated(root, ids.to(device), mask.long().to(device), max_new_tokens=max_new_tokens, **options)
     made = made.cpu()
-    real = _before_the_end(made[:, n_prompt:], options.get("eos_token_id", root.generation_config.eos_token_id))
+    real = _before_the_end(made[:, n_prompt:], setting["eos_token_id"])
+    if setting["stop_strings"]:
+        real &= _before_padding(made[:, n_prompt:], options["pad_token_id"])
     whole = torch.cat([mask.repeat_interleave(len(made) // len(mask), 0), real], dim=1)
     texts = [] if traced.tokenizer is None else _decoded(traced.tokenizer, made[:, n_prompt:], real)
     return Generation(made, whole, n_prompt, texts)
@@ -104,7 +118,11 @@ def _generating(model: TracedModel) -> Any:
 
 def _generated(root: Any, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
     try:
-        return root.generate(ids, attention_mask=mask, **options)
+        made = root.generate(ids, attention_mask=mask, **options)
+        made = getattr(made, "sequences", made)
+        if not isinstance(made, Tensor) or made.ndim != 2 or len(made) % len(ids) or made.shape[1] < ids.shape[1]:
+            raise ModelError(f"The model's generate returned {short(made)}; prompts with what follows are needed.")
+        return made
     except (TypeError, ValueError) as error:  # of values that transformers checks
         if not is_foreign(error):
             raise
@@ -128,25 +146,50 @@ def _check_options(root: Any, options: Mapping[str, Any]) -> None:
     functions = (root.generate, root.forward)
     known = {
         *vars(root.generation_config),
+        "tokenizer",
         *(name for each in functions for name in inspect.signature(each).parameters),
     }
     for name in options:
+        if name in _OUTPUTS and options[name]:
+            raise ConfigError(f"Got {name}, and generate returns tokens only. Use attached, and call model.generate.")
+        if name == "max_length":
+            raise ConfigError("Got max_length, and new tokens are counted here. Give max_new_tokens.")
         if name in _OURS:
             raise ConfigError(f"Got {name}, which generate makes of the prompts. Leave it out, or use attached.")
         if name not in known:
-            raise UnknownNameError("argument of generate", name, known)
+            raise UnknownNameError("argument of generate", name, [one for one in known if not one.startswith("_")])
 
 
-def _padding_id(model: TracedModel, root: Any) -> int:
+class _Settings:
+    """What holds while a model generates: options, a config among them, then the model's own."""
+
+    def __init__(self, root: Any, options: Mapping[str, Any]):
+        configs = (options.get("generation_config"), root.generation_config)
+        self._configs = [one for one in configs if one is not None]
+        self._options = options
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._options:
+            return self._options[name]
+        found = (getattr(one, name, None) for one in self._configs)
+        return next((value for value in found if value is not None), None)
+
+
+def _padding_id(model: TracedModel, setting: _Settings) -> int:
     """Returns the id that fills rows which have ended."""
-    own = root.generation_config.pad_token_id, getattr(model.tokenizer, "pad_token_id", None)
-    eos = root.generation_config.eos_token_id
-    return next((one for one in own if isinstance(one, int)), _ids(eos)[0] if _ids(eos) else 0)
+    own = setting["pad_token_id"], getattr(model.tokenizer, "pad_token_id", None)
+    eos = _ids(setting["eos_token_id"])
+    return next((one for one in own if isinstance(one, int)), eos[0] if eos else 0)
 
 
 def _ids(given: Any) -> list[int]:
-    several: Sequence[Any] = given if isinstance(given, (list, tuple)) else [given]
-    return [int(one) for one in several if one is not None]
+    """Returns the ids of one token or of several, or raises ConfigError."""
+    several: Any = given.flatten().tolist() if isinstance(given, Tensor) else given
+    several = several if isinstance(several, (list, tuple)) else [several]
+    found = [one.item() if hasattr(one, "item") else one for one in several if one is not None]
+    if not all(type(one) is int for one in found):
+        raise ConfigError(f"Got eos_token_id={short(given)}; give the id of a token, or a list of ids.")
+    return found
 
 
 @contextlib.contextmanager
@@ -167,6 +210,11 @@ def _before_the_end(ids: Int[Tensor, "rows new"], eos: Any) -> Bool[Tensor, "row
     """Returns the tokens up to the first EOS."""
     ends = torch.isin(ids, torch.tensor(_ids(eos), dtype=ids.dtype)).long()
     return (ends.cumsum(-1) - ends) == 0
+
+
+def _before_padding(ids: Int[Tensor, "rows new"], pad: int) -> Bool[Tensor, "rows new"]:
+    """Returns the tokens up to the last that is no padding; a stop string is no token that ends."""
+    return (ids != pad).flip(1).cumsum(1).flip(1) > 0
 
 
 def _decoded(tokenizer: Any, ids: Tensor, real: Tensor) -> list[str]:

@@ -10,7 +10,13 @@ from dictionary_learning._border import checked, short
 from dictionary_learning._coercion import coerce
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, UnknownNameError
-from dictionary_learning.interventions._activations import TokenMask, check_apart, check_keep, token_mask
+from dictionary_learning.interventions._activations import (
+    TokenMask,
+    check_apart,
+    check_keep,
+    check_reads_what_it_writes,
+    token_mask,
+)
 from dictionary_learning.interventions._combine import reading_contexts
 from dictionary_learning.interventions._wires import wired
 from dictionary_learning.latents import Latents, columns_of
@@ -54,8 +60,7 @@ def edit_latents(
     """
     check_keep(keep)
     change = LatentChange(dictionary, ablate, clamp or {}, scale or {}, add or {})
-    if dictionary.output_dim != dictionary.activation_dim:
-        raise ConfigError(f"A {type(dictionary).__name__} writes another site; use edit_latents_across.")
+    check_reads_what_it_writes(dictionary, "latent_edits(model, dictionary, ...) or edit_latents_across")
 
     def edit(x: Tensor) -> Tensor:
         mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if keep is None else token_mask(keep, x)

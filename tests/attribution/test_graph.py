@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from dictionary_learning import load_model
 from dictionary_learning.attribution import Placed, attribution_graph
 from dictionary_learning.dictionaries import AutoEncoderTopK, Crosscoder, Transcoder
 from dictionary_learning.errors import ConfigError, DataError, ModelError
 from dictionary_learning.interventions import read_latents
 from tests import tiny
 from tests.attribution.graph_cases import TEXT, FrozenLlama, cross_layer, model, transcoders
+from tests.attribution.scaled import FACTORS, scaled
 
 ALL = {"max_latents": None, "n_logits": 4}
 
@@ -31,6 +33,37 @@ def test_effects_on_a_node_sum_to_its_value(family, kind):
     graph = attribution_graph(traced, given, TEXT, **ALL)
     assert len(graph.latent) == graph.n_active > 50 and graph.weight.dtype == torch.float64
     torch.testing.assert_close(graph.weight.sum(1), values_of(traced, graph), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_logits_have_the_models_factor_and_no_cap(name):
+    module = scaled(name).double()
+    traced = load_model(module, tokenizer=tiny.tokenizer(bos=False))
+    graph = attribution_graph(traced, transcoders(), TEXT, **ALL)
+    seen = []
+    handle = module.lm_head.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        logits = module(graph.input_ids.unsqueeze(0)).logits[0, -1]
+    handle.remove()
+    raw = seen[0][0, -1] * FACTORS[name]
+    assert torch.allclose(raw, logits, rtol=1e-6) == (name != "gemma2")
+    sums = graph.weight.sum(1)[len(graph.latent) :]
+    torch.testing.assert_close(sums, raw[graph.logit_ids] - raw.mean(), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(graph.probability.double(), logits.softmax(-1)[graph.logit_ids], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("after", ["log_softmax", "norm"])
+def test_logits_that_are_no_multiple_are_refused(after):
+    class Other(type(tiny.model())):
+        def forward(self, *args, **kwargs):
+            made = super().forward(*args, **kwargs)
+            made.logits = made.logits.log_softmax(-1) if after == "log_softmax" else made.logits / made.logits.norm()
+            return made
+
+    module = tiny.model()
+    module.__class__ = Other
+    with pytest.raises(ModelError, match="neither a multiple"):
+        attribution_graph(load_model(module.double().eval(), tokenizer=tiny.tokenizer()), transcoders(), TEXT)
 
 
 @pytest.mark.parametrize("kind", ["skip", "no_skip", "cross_layer"])

@@ -10,6 +10,7 @@ import yaml
 import dictionary_learning as dl
 from dictionary_learning.cli import main
 from dictionary_learning.dictionaries import DictionaryInfo
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.interpretation import Explanation, collect_contexts
 from dictionary_learning.interpretation.explanations import save_explanations
 from tests import tiny
@@ -87,6 +88,34 @@ def test_attribution_graph(place, tmp_path, capsys, option):
     assert made["metadata"]["generation_settings"]["max_feature_nodes"] == 20 and made["links"]
 
 
+@pytest.mark.parametrize(("options", "dtype"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
+def test_a_graph_is_computed_in_float32_by_default(place, tmp_path, monkeypatch, options, dtype):
+    """Also where bfloat16 is fast, and other commands load in it."""
+    seen = []
+
+    def graph(model, transcoders, prompt, **more):
+        seen.append(str(model.dtype))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("dictionary_learning.models.fast_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("dictionary_learning.attribution.attribution_graph", graph)
+    words = ["export", str(place / "run"), str(tmp_path), "--to", "attribution-graph", "--prompt", "w1 w2"]
+    assert main([*words, "--model", str(place / "model"), *options]) == 2
+    assert seen == [f"torch.{dtype}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--slug", "a b"], "slug"), (["--source-set", "a b"], "a b"), ([], "no list of graphs")],
+)
+def test_names_of_a_graph_are_checked_before_it_is_computed(place, tmp_path, monkeypatch, caplog, options, message):
+    monkeypatch.setattr("dictionary_learning.attribution.attribution_graph", lambda *_, **__: pytest.fail("computed"))
+    (tmp_path / "graph-metadata.json").write_text("{}" if options else "[5]")
+    words = ["export", str(place / "run"), str(tmp_path), "--to", "attribution-graph", "--prompt", "w1 w2"]
+    assert main([*words, "--model", str(place / "model"), *options]) == 2
+    assert message in caplog.records[-1].getMessage()
+
+
 def test_control_vector(place, tmp_path, capsys):
     gguf = pytest.importorskip("gguf")
     path = export(capsys, place / "mine", tmp_path, "--to", "control-vector", "--strengths", "5:2", "7:-0.5")
@@ -111,6 +140,8 @@ def test_control_vector(place, tmp_path, capsys):
         ("store", ["--to", "png", "--dictionary", "other"], "mine"),
         ("store", ["--to", "png", "--latents", "99"], "latents 0 to 23"),
         ("store", ["--to", "nosuch"], "control-vector"),
+        ("store", ["--to", "png", "--dtype", "float32"], "Got --dtype with --to png"),
+        ("mine", ["--to", "control-vector", "--strengths", "5:1", "--device", "cpu"], "Got --device"),
     ],
     ids=str,
 )

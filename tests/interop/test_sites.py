@@ -15,9 +15,9 @@ from dictionary_learning import (
     save_dictionary,
     write_dictionary,
 )
+from dictionary_learning.capture._hook_names import hook_name, layer_of, model_name
 from dictionary_learning.cli import main
 from dictionary_learning.errors import CheckpointError, ConfigError
-from dictionary_learning.interop._hook_names import hook_name, layer_of, model_name
 from dictionary_learning.interop._saved import match_site, match_sites, saved_at, sites_in_model
 from tests import tiny
 

@@ -32,6 +32,7 @@ from dictionary_learning.interpretation import (
 )
 from dictionary_learning.interpretation._directions import Directions
 from tests import tiny
+from tests.attribution.scaled import FACTORS, scaled
 from tests.interpretation.brute import CTX, activations, contexts, dense_latents, usual_keep
 
 SITE = "model.layers.1"
@@ -67,6 +68,18 @@ def sae(dict_size: int = 24):
 @pytest.fixture(scope="module")
 def model():
     return load_model(tiny.model(), tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_logit_lens_has_the_factor_of_the_models_logits(name):
+    module, dictionary = scaled(name), sae()
+    norm = module.model.norm
+    rows = dictionary.W_dec.detach()
+    rows = rows - rows.mean(dim=1, keepdim=True) if name == "cohere" else rows
+    scale = norm.weight.detach() + (1 if name == "gemma2" else 0)
+    logits = FACTORS[name] * (rows * scale) @ module.lm_head.weight.detach().T
+    found = logit_lens(load_model(module, tokenizer=tiny.tokenizer()), dictionary, n=5)
+    torch.testing.assert_close(found.promoted_logits, logits.topk(5).values, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NORM)

@@ -2,8 +2,8 @@
 
 import re
 
+from dictionary_learning.capture._hook_names import hook_name
 from dictionary_learning.errors import SiteError
-from dictionary_learning.interop._hook_names import hook_name
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
 

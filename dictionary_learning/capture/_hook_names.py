@@ -1,15 +1,17 @@
 """Sites by the names of TransformerLens, which SAELens, SAEBench and Neuronpedia use."""
 
 import re
+from collections.abc import Iterable
 
 from dictionary_learning.errors import SiteError
-from dictionary_learning.sites import Site
+from dictionary_learning.sites import Side, Site
 
 _LAYER = re.compile(r"(?P<before>.*?)(?:layers|h|blocks)\.(?P<layer>\d+)(?:\.(?P<part>.+))?")
 _BEFORE = ("", "model.", "transformer.", "gpt_neox.", "model.decoder.", "model.language_model.", "backbone.")
 """Prefixes of a language model's layers. Vision towers and encoders have other hooks."""
 _LABEL = re.compile(r"(resid_pre|resid_post|mlp_out|attn_out)_layer_(\d+)")
 """Labels in configs of dictionary_learning before this package."""
+_SIDES: tuple[Side, ...] = ("in", "out")
 _HOOKS = {
     r":in": "hook_resid_pre",
     r":out": "hook_resid_post",
@@ -39,7 +41,7 @@ def hook_name(site: str | Site, model: str | None = None) -> str | None:
             returns.
     """
     text = str(site)
-    if re.fullmatch(r"(blocks\.\d+\.)?([\w.]+\.)?hook_\w+", text):
+    if is_hook(text):
         return text
     label = _LABEL.fullmatch(text)
     if label is not None:
@@ -59,6 +61,32 @@ def hook_name(site: str | Site, model: str | None = None) -> str | None:
         hooks = {pattern: hook for pattern, hook in hooks.items() if hook not in _POST_NORMED.values()} | _POST_NORMED
     found = next((hook for pattern, hook in hooks.items() if re.fullmatch(pattern, part)), None)
     return None if found is None else f"blocks.{match['layer']}.{found}"
+
+
+def is_hook(name: str) -> bool:
+    """Returns whether a name is one of TransformerLens."""
+    return re.fullmatch(r"(blocks\.\d+\.)?([\w.]+\.)?hook_\w+", name) is not None
+
+
+def site_of_hook(name: str, paths: Iterable[str], model: str) -> Site:
+    """Returns the site of a model where TransformerLens has a hook.
+
+    Args:
+        name: the hook.
+        paths: the model's modules.
+        model: its name, or more words that tell its architecture.
+
+    Raises:
+        SiteError: there is none, or several may be meant.
+    """
+    found = [site for path in paths for side in _SIDES if hook_name(site := Site(path, side), model) == name]
+    if len(found) != 1:
+        several = f"; it may be {', '.join(map(str, found))}" if found else ""
+        raise SiteError(
+            f"'{name}' is a hook of TransformerLens, and no one module of the model has its activations{several}. "
+            "Give a site, such as 'model.layers.10:out'."
+        )
+    return found[0]
 
 
 def layer_of(name: str) -> int | None:
