@@ -56,7 +56,7 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
     return _padded(model, [torch.tensor(one) for one in found], padding_side)
 
 
-def _padded(model: TracedModel, rows: Sequence[Int[Tensor, "ctx"]], padding_side: str) -> TokenBatch:
+def _padded(model: TracedModel, rows: Sequence[Int[Tensor, "_"]], padding_side: str) -> TokenBatch:
     longest, device = max(map(len, rows)), rows[0].device
     # any id will do for padding, which the mask hides
     pad = getattr(model.tokenizer, "pad_token_id", None) or 0
@@ -85,7 +85,7 @@ def _usual(given: Tensor) -> Tensor:
     return given.clone() if given.is_inference() and not torch.is_inference_mode_enabled() else given
 
 
-def _rows(given: Sequence[Any]) -> list[Int[Tensor, "ctx"]]:
+def _rows(given: Sequence[Any]) -> list[Int[Tensor, "_"]]:
     """Returns the ids of each row; of one row, if the ids are no lists of them."""
     if all(isinstance(one, int) or getattr(one, "shape", None) == () for one in given):
         return [_as_ids([one if isinstance(one, bool) else int(one) for one in given] if _are_whole(given) else given)]
