@@ -111,14 +111,15 @@ def _masked(model: TracedModel, given: TokenBatch | Mapping[Any, Any]) -> TokenB
     if isinstance(ids, (list, tuple)) and ids:  # a tokenizer returns lists by default, of several lengths
         rows = _rows(cast(Any, ids))
         is_single = isinstance(cast(Any, ids)[0], int)
-        masks = [torch.ones_like(row) for row in rows] if mask is None else _rows([mask] if is_single else mask)
+        given_masks = None if mask is None else [mask] if is_single else list(mask)
+        masks = [torch.ones_like(row) for row in rows] if given_masks is None else list(map(_as_mask, given_masks))
         if len({len(row) for row in rows}) > 1 and [len(row) for row in rows] == [len(row) for row in masks]:
             kept = [row[one.bool()] for row, one in zip(rows, masks, strict=True)]
             if all(map(len, kept)):
                 return _padded(model, kept, "right")
         ids, mask = (_stacked(each) for each in (rows, masks))
     ids = _as_ids(ids)
-    mask = torch.ones_like(ids) if mask is None else torch.as_tensor(mask)
+    mask = torch.ones_like(ids) if mask is None else _as_mask(mask)
     if mask.shape != ids.shape or not bool(((mask == 0) | (mask == 1)).all()) or not bool(mask.any(-1).all()):
         raise DataError(
             f"Got {short(mask)} as the mask of token ids {list(ids.shape)}; give 1 or True for tokens and 0 for "
@@ -126,6 +127,15 @@ def _masked(model: TracedModel, given: TokenBatch | Mapping[Any, Any]) -> TokenB
         )
     ids, mask = (one.unsqueeze(0) if one.ndim == 1 else one for one in (ids, mask))
     return TokenBatch(ids, _usual(mask.bool()))
+
+
+def _as_mask(given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"Got {short(given)} as the mask of token ids; give 1 or True for tokens, 0 for padding."
+        ) from None
 
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:
