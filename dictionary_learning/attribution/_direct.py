@@ -92,9 +92,8 @@ class DirectEffects:
 
     def _of_part(self, number: int, gradients: dict[Site, Tensor]) -> Float[Tensor, "targets pairs"]:
         part, added = self.at.parts[number], self.sources.added[number]
-        positions, counts = self.positions[number].unique_consecutive(
-            return_counts=True
-        )  # pairs are in order of tokens
+        # pairs are in the order of tokens
+        positions, counts = self.positions[number].unique_consecutive(return_counts=True)
         found = added.new_zeros(len(next(iter(gradients.values()))), len(added))
         for site, place in part.writes.items():
             gradient = gradients[site].to(added)

@@ -78,7 +78,7 @@ def generate(
     traced = load_model(model)
     root = _generating(traced)
     _check_options(root, options)
-    ids, mask = as_tokens(traced, prompts, padding_side="left")
+    ids, mask = (part.cpu() for part in as_tokens(traced, prompts, padding_side="left"))
     size = traced._builder.vocabulary_size
     if size is not None and int(ids[mask].max()) >= size:
         raise DataError(f"Got token {int(ids[mask].max())}; {traced.name} has ids from 0 to {size - 1}. Give such ids.")

@@ -56,7 +56,7 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
     return _padded(model, [torch.tensor(one) for one in found], padding_side)
 
 
-def _padded(model: TracedModel, rows: Sequence[Int[Tensor, "ctx"]], padding_side: str) -> TokenBatch:
+def _padded(model: TracedModel, rows: Sequence[Int[Tensor, "_"]], padding_side: str) -> TokenBatch:
     longest, device = max(map(len, rows)), rows[0].device
     # any id will do for padding, which the mask hides
     pad = getattr(model.tokenizer, "pad_token_id", None) or 0
@@ -85,7 +85,7 @@ def _usual(given: Tensor) -> Tensor:
     return given.clone() if given.is_inference() and not torch.is_inference_mode_enabled() else given
 
 
-def _rows(given: Sequence[Any]) -> list[Int[Tensor, "ctx"]]:
+def _rows(given: Sequence[Any]) -> list[Int[Tensor, "_"]]:
     """Returns the ids of each row; of one row, if the ids are no lists of them."""
     if all(isinstance(one, int) or getattr(one, "shape", None) == () for one in given):
         return [_as_ids([one if isinstance(one, bool) else int(one) for one in given] if _are_whole(given) else given)]
@@ -111,14 +111,15 @@ def _masked(model: TracedModel, given: TokenBatch | Mapping[Any, Any]) -> TokenB
     if isinstance(ids, (list, tuple)) and ids:  # a tokenizer returns lists by default, of several lengths
         rows = _rows(cast(Any, ids))
         is_single = isinstance(cast(Any, ids)[0], int)
-        masks = [torch.ones_like(row) for row in rows] if mask is None else _rows([mask] if is_single else mask)
+        given_masks = None if mask is None else [mask] if is_single else list(mask)
+        masks = [torch.ones_like(row) for row in rows] if given_masks is None else list(map(_as_mask, given_masks))
         if len({len(row) for row in rows}) > 1 and [len(row) for row in rows] == [len(row) for row in masks]:
             kept = [row[one.bool()] for row, one in zip(rows, masks, strict=True)]
             if all(map(len, kept)):
                 return _padded(model, kept, "right")
         ids, mask = (_stacked(each) for each in (rows, masks))
     ids = _as_ids(ids)
-    mask = torch.ones_like(ids) if mask is None else torch.as_tensor(mask)
+    mask = torch.ones_like(ids) if mask is None else _as_mask(mask)
     if mask.shape != ids.shape or not bool(((mask == 0) | (mask == 1)).all()) or not bool(mask.any(-1).all()):
         raise DataError(
             f"Got {short(mask)} as the mask of token ids {list(ids.shape)}; give 1 or True for tokens and 0 for "
@@ -126,6 +127,15 @@ def _masked(model: TracedModel, given: TokenBatch | Mapping[Any, Any]) -> TokenB
         )
     ids, mask = (one.unsqueeze(0) if one.ndim == 1 else one for one in (ids, mask))
     return TokenBatch(ids, _usual(mask.bool()))
+
+
+def _as_mask(given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"Got {short(given)} as the mask of token ids; give 1 or True for tokens, 0 for padding."
+        ) from None
 
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:

@@ -28,6 +28,14 @@ SITE, HOOK = "model.layers.1", "blocks.1.hook_resid_post"
 TEXTS = ["w1 w2 w3", "w5"]
 
 
+@pytest.fixture(autouse=True)
+def unchecked_types():
+    """Leaves types unchecked, as they are for a user."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="module")
 def model():
     return load_model(tiny.model().eval(), tokenizer=tiny.tokenizer(bos=False))
