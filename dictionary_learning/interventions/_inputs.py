@@ -28,8 +28,8 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
         DataError: There is no text, or it has no token; or ids or their mask are none.
     """
     if isinstance(inputs, (TokenBatch, Mapping)):
-        found = _masked(model, inputs)
-        return _on_the_left(found) if padding_side == "left" else found
+        given = _masked(model, inputs)
+        return _on_the_left(given) if padding_side == "left" else given
     if isinstance(inputs, Tensor) or hasattr(inputs, "__array__"):
         ids = _as_ids(inputs)  # (ctx,) or (batch, ctx)
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids

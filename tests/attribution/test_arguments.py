@@ -88,15 +88,15 @@ def test_gradients_do_not_depend_on_the_mode_of_the_caller(model):
     expected = quick(model, given)
     chosen = expected.effects[later].top(2)
     weight = edges(model, given, expected, first, later, chosen).weight
-    traced, graph = double_model(), {"max_latents": 8}
-    nodes = attribution_graph(traced, transcoders(), TEXT, **graph)
+    traced, layers, graph = double_model(), transcoders(), {"max_latents": 8}
+    nodes = attribution_graph(traced, layers, TEXT, **graph)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             ids = expected.tokens.input_ids.clone()
             found = attribute(model, given, ids, logit_difference(5, 7), method="gradient")
             assert torch.equal(found.effects[later].effect, expected.effects[later].effect)
             assert torch.equal(edges(model, given, found, first, later, chosen).weight, weight)
-            again = attribution_graph(traced, transcoders(), nodes.input_ids.clone(), **graph)
+            again = attribution_graph(traced, layers, nodes.input_ids.clone(), **graph)
         assert torch.equal(again.weight, nodes.weight)
 
 

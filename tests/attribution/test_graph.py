@@ -57,7 +57,11 @@ def test_logits_that_are_no_multiple_are_refused(after):
     class Other(type(tiny.model())):
         def forward(self, *args, **kwargs):
             made = super().forward(*args, **kwargs)
-            made.logits = made.logits.log_softmax(-1) if after == "log_softmax" else made.logits / made.logits.norm()
+            made.logits = (
+                made.logits.log_softmax(-1)
+                if after == "log_softmax"
+                else made.logits / made.logits.norm(dim=-1, keepdim=True)
+            )
             return made
 
     module = tiny.model()
