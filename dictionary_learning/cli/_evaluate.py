@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from dictionary_learning._run_folder import new_folder
-from dictionary_learning._said import asked_of, saying
+from dictionary_learning._said import asked_of, check_reading_said, saying
 from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning._trained_on import (
     TrainedModel,
@@ -280,6 +280,7 @@ def read_text(arguments: TextReading, given: str | None, trained: TrainedText | 
     if asked.get("mix", trained.reading.mix) != trained.reading.mix:
         asked.setdefault("weights", ())  # the others' were for other parts
     reading = saying(trained.reading.replace(**asked), arguments.said)
+    check_reading_said(reading, data, reading.said)  # before a word on what is read
     as_stored = reading.replace(data_args=tuple(to_plain(reading.data_args)))  # without tokens
     if as_stored.settings() != trained.reading.settings():
         if reading.split == trained.reading.split:

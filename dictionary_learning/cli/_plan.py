@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from dictionary_learning._plain import as_bytes, counted
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.cli._output import write_result
@@ -54,6 +53,7 @@ class PlanArguments(CommandArguments):
     """The model's branch, tag or commit on the hub."""
 
     def run(self) -> None:
+        from dictionary_learning._plain import as_bytes, counted  # which imports torch
         from dictionary_learning.models import load_model
         from dictionary_learning.parallel import Sizes, check_division, costs
 
@@ -112,6 +112,8 @@ class PlanArguments(CommandArguments):
 
 
 def _line(row: Mapping[str, Any]) -> str:
+    from dictionary_learning._plain import as_bytes
+
     memory, sent = as_bytes(row["memory_bytes"]), as_bytes(row["sent_bytes"])
     return (
         f"{row['gpus']:>4}  {row['placement']:<10}  {memory:>10}  {sent:>10}  "
