@@ -95,7 +95,8 @@ class SpreadStream:
     def __next__(self) -> ActivationBatch:
         self._waits.step()
         batch = self._parts.read()
-        counts = [n for (n,) in self.world.tell([0 if batch is None else _n_rows(batch)])]
+        told = self.world.tell([0 if batch is None else _n_rows(batch), bool(batch or self._empty)])
+        counts = [n for n, _ in told]
         self.n_tokens = sum(counts)
         # a step of fewer rows than ranks would leave a rank without any
         if self.n_tokens < self.world.size:
@@ -105,6 +106,8 @@ class SpreadStream:
             if has_contexts and not all(counts):
                 raise StopIteration
             if not has_contexts:
+                if not all(has_seen for _, has_seen in told):
+                    self._learn(batch, counts.index(max(counts)))
                 batch = self._dealt_out(self._empty if batch is None else batch)
         assert batch is not None
         self._empty = {site: x[:0] for site, x in batch.items()}
@@ -126,6 +129,13 @@ class SpreadStream:
     def load_state_dicts(self, states: Mapping[int, Any]) -> None:
         """Continues from the states of this rank's shares."""
         self._parts.load_state_dicts(states)
+
+    def _learn(self, batch: ActivationBatch | None, source: int) -> None:
+        """Learns from a rank what rows are like, where this one has had none."""
+        rows = {} if batch is None else {site: x[:0].cpu() for site, x in batch.items()}
+        shared = self.world.share(rows, source)
+        device = getattr(self.data, "device", "cpu")
+        self._empty = self._empty or {site: x.to(device) for site, x in shared.items()}
 
     def _dealt_out(self, batch: ActivationBatch) -> dict[Site, Tensor]:
         world = self.world

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dictionary_learning._plain import as_bytes
 from dictionary_learning.cli import main
 from dictionary_learning.errors import ConfigError, RankError
 from dictionary_learning.parallel import ALONE, Sizes, costs, kth_largest, on_first, place, start
@@ -188,8 +189,8 @@ def test_plan_shows_what_auto_would_take(tmp_path, capsys):
     parameters = sum(p.numel() for p in tiny.model().parameters())
     rows = 1024 * 128 * tiny.model().config.hidden_size * 2
     assert apart == (
-        f"of 3 GPUs, 1 trace: each holds {(2 * parameters + 2 * rows) / 1e6:.2f} MB of model and rows; the others, up "
-        f"to {rows / 2e6:.2f} MB of rows in main memory"
+        f"of 3 GPUs, 1 trace: each holds {as_bytes(2 * parameters + 2 * rows)} of model and rows; the others, up "
+        f"to {as_bytes(rows // 2)} of rows in main memory"
     )
     assert main([*words, "--gpus", "2", "--tracing-ranks", "2"]) == 2
 
