@@ -20,7 +20,7 @@ from dictionary_learning.interventions import (
 )
 from dictionary_learning.latents import columns_of, to_dense
 from tests import tiny
-from tests.contracts.dictionary_cases import ANY, X, build, decoded
+from tests.contracts.dictionary_cases import ANY, X, build
 
 SITE = tiny.LAYER["llama"]
 IDS = torch.arange(3, 27).view(2, 12)
@@ -70,7 +70,7 @@ def test_each_change_is_that_of_the_dense_latents(case, change):
     rows = x.view(24, 12)
     f = to_dense(dictionary.reconstruct(rows).latents)
     with torch.no_grad():
-        difference = decoded(dictionary, CHANGES[change](f), rows) - decoded(dictionary, f, rows)
+        difference = dictionary.decode_with(CHANGES[change](f), rows) - dictionary.decode_with(f, rows)
         with_error = edit_latents(dictionary, **{change: GIVEN[change]})(x).view(24, 12)
         without = edit_latents(dictionary, keep_error=False, **{change: GIVEN[change]})(x).view(24, 12)
     torch.testing.assert_close(with_error, rows + difference)
@@ -198,7 +198,7 @@ def test_a_dictionary_of_another_package_finds_its_hook(model, dictionary):
         read_latents(model, other, IDS, site="blocks.77.hook_resid_post")
 
 
-@pytest.mark.parametrize("bad", ["", [], ["w1", ""], [3], None, {"a": 1}], ids=str)
+@pytest.mark.parametrize("bad", ["", [], ["w1", ""], [3.5], None, {"a": 1}], ids=str)
 def test_what_is_no_text_is_refused(model, dictionary, bad):
     with pytest.raises(DataError):
         read_latents(model, dictionary, bad)
