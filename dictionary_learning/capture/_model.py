@@ -353,14 +353,14 @@ class TracedModel:
             self._warn_if_unread(list(self._addresses.places(sites).values()))
 
     def _warn_if_unread(self, places: Sequence[Site]) -> None:
-        for site in dict.fromkeys(place._replace(call=None) for place in places):
-            if site not in self._tried and not self._probe.changes_output(site):
-                logger.warning(
-                    "Replacing the activations at '%s' of %s does not change what the model predicts: nothing "
-                    "reads them.",
-                    *(site, self.name),
-                )
-            self._tried.add(site)
+        sites = dict.fromkeys(place._replace(call=None) for place in places)
+        untried = [site for site in sites if site not in self._tried]
+        for site in self._probe.unread(untried):
+            logger.warning(
+                "Replacing the activations at '%s' of %s does not change what the model predicts: nothing reads them.",
+                *(site, self.name),
+            )
+        self._tried.update(untried)
 
     def _edits_of_calls(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
         """Returns the edit of each call of a module."""

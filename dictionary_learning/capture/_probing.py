@@ -5,7 +5,7 @@ Everything is seen by PyTorch's own hooks, on one text of two tokens or on one e
 
 import collections
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -138,10 +138,10 @@ class Probe:
         return self._sizes[call]
 
     @torch.no_grad()
-    def changes_output(self, site: Site) -> bool:
-        """Returns whether other activations at a site change the output, if weights are here."""
-        if self.builder.is_elsewhere:
-            return True
+    def unread(self, sites: Sequence[Site]) -> list[Site]:
+        """Returns the sites at which other activations change no output; none without weights."""
+        if self.builder.is_elsewhere or not sites:
+            return []
 
         def other(x: Tensor | None, call: int) -> Tensor | None:
             if x is None:
@@ -151,9 +151,13 @@ class Probe:
 
         inputs = self.builder.probe()
         clean = hidden_or_none(self.run(inputs))
-        with hooked(self.module, {site: other}):
-            changed = hidden_or_none(self.run(inputs))
-        return clean is None or changed is None or not torch.equal(clean, changed)
+        found: list[Site] = []
+        for site in sites:
+            with hooked(self.module, {site: other}):
+                changed = hidden_or_none(self.run(inputs))
+            if clean is not None and changed is not None and torch.equal(clean, changed):
+                found.append(site)
+        return found
 
     @torch.no_grad()
     def run(self, inputs: ModelInputs) -> Any:
