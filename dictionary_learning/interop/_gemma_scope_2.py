@@ -4,6 +4,7 @@ Cross-layer transcoders and crosscoders have the same files: each layer's latent
 and `w_dec` is (dict_size, layers, width). `config.json` says which they are, or the folder's name.
 """
 
+import logging
 import re
 from typing import Any
 
@@ -19,6 +20,8 @@ from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import read_json
 from dictionary_learning.interop._tensors import built, jump_thresholds, read_tensors
 
+logger = logging.getLogger(__name__)
+
 _CONFIG = "config.json"
 _LAYER = re.compile(r"layer_(\d+)(?:_.*)?\.safetensors|params_layer_(\d+)\.safetensors")
 _PLACES = re.compile(r"\{(all|\d+(?:,\d+)*)\}")
@@ -28,7 +31,7 @@ _FOLDERS = 2
 
 
 class GemmaScope2CrossLayer(Format):
-    """Reads a cross-layer transcoder. Rows of w_dec for earlier layers are not used."""
+    """Reads a cross-layer transcoder. Rows of w_dec for earlier layers are left out."""
 
     name = "gemma_scope_2_clt"
     spans_files = True
@@ -38,7 +41,15 @@ class GemmaScope2CrossLayer(Format):
         return _has_layers(files) and not _is_crosscoder(files)
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        layers = [{**one, "W_dec": one["W_dec"][:, number:]} for number, one in enumerate(_read_layers(files))]
+        layers = _read_layers(files)
+        for number, one in enumerate(layers):
+            if bool(one["W_dec"][:, :number].any()):
+                logger.warning(
+                    "The latents of layer %d of '%s' have decoder rows for earlier layers, which they cannot write; "
+                    "these are left out.",
+                    *(number, files),
+                )
+            one["W_dec"] = one["W_dec"][:, number:]
         return Loaded(cross_layer(layers, files), _known(self, files, len(layers)))
 
 

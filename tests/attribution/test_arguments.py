@@ -2,7 +2,6 @@
 
 import logging
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -25,16 +24,9 @@ from tests import tiny
 from tests.attribution.graph_cases import model as double_model, transcoders
 
 TEXT = "w1 w2 w3 w4"
+pytestmark = pytest.mark.usefixtures("as_for_a_user")
 SITES = ("model.layers.0", "model.layers.2")
 LOGITS = torch.randn(2, 5, tiny.VOCAB, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def unchecked_types():
-    """Leaves types unchecked, as they are for a user."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")

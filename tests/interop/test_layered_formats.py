@@ -314,12 +314,14 @@ def test_gemma_scope_2_crosscoder(tmp_path, says, causal):
     torch.testing.assert_close(load_dictionary(tmp_path / "own")(x.flatten(1)), x_hat.flatten(1), **CLOSE)
 
 
-def test_gemma_scope_2_cross_layer_with_its_config(tmp_path):
+@pytest.mark.parametrize("causal", [True, False])
+def test_gemma_scope_2_cross_layer_with_its_config(tmp_path, causal, caplog):
     hook = "model.layers.{all}.pre_feedforward_layernorm.output"
     config = {**CROSSCODER, "type": "clt", "hf_hook_point_in": hook, "hf_hook_point_out": hook.replace("pre", "post")}
-    w = several_layers(tmp_path / "clt", config)
+    w = several_layers(tmp_path / "clt", config, causal)
     loaded = load_dictionary(tmp_path / "clt")
     assert loaded.info.format == "gemma_scope_2_clt"
+    assert ("decoder rows for earlier layers" in caplog.text) == (not causal)
     assert loaded.info.sites == tuple(f"model.layers.{n}.pre_feedforward_layernorm.output" for n in range(L))
     assert loaded.info.target_sites == tuple(f"model.layers.{n}.post_feedforward_layernorm.output" for n in range(L))
     W_dec = [w["w_dec"][n][:, n:] for n in range(L)]

@@ -2,7 +2,6 @@
 
 import copy
 
-import jaxtyping
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -25,16 +24,9 @@ from dictionary_learning.interventions._inputs import as_tokens
 from tests import tiny
 from tests.attribution.graph_cases import transcoders
 
+pytestmark = pytest.mark.usefixtures("as_for_a_user")
 SITE, HOOK = "model.layers.1", "blocks.1.hook_resid_post"
 TEXTS = ["w1 w2 w3", "w5"]
-
-
-@pytest.fixture(autouse=True)
-def unchecked_types():
-    """Leaves types unchecked, as they are for a user."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")
