@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning._side_by_side import is_worthwhile, side_by_side
 from dictionary_learning.activations._normalizers import Normalizer
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._joint import shared_product
 from dictionary_learning.sites import Site
+from dictionary_learning.trainers._base import Trainer
 from dictionary_learning.trainers._batch import ModelLoss
 
 
@@ -30,18 +32,37 @@ def train_step(
         parts = [normalized(*place) for place in places]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
 
+    def step(job: TrainingJob) -> None:
+        x = activations(*job.places(job.sites.reads))
+        y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
+        model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
+        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
+            job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
+
+    if _may_go_side_by_side(jobs, batch, device):
+        for job in jobs:  # what they share is computed once
+            activations(*job.places(job.sites.reads)), activations(*job.places(job.sites.writes))
+        side_by_side([functools.partial(step, job) for job in jobs])
+        return
     groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
     for job in jobs:
         groups.setdefault(job.places(job.sites.reads), []).append(job)
     for places, group in groups.items():
-        x = activations(*places)
         # dictionaries on the same activations share one product where that is faster
-        with shared_product(x, [encoder for job in group for encoder in job.trainer.encoders()]):
+        with shared_product(activations(*places), [encoder for job in group for encoder in job.trainer.encoders()]):
             for job in group:
-                y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
-                model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
-                with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-                    job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
+                step(job)
+
+
+def _may_go_side_by_side(jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device) -> bool:
+    """Returns whether dictionaries make their steps in several threads.
+
+    Not where steps run the model, which is one, or wait for other processes in an order that must
+    be the same in all; nor where a class makes its own steps, which may share anything.
+    """
+    runs_model = getattr(batch, "model_loss_fn", None) is not None
+    are_apart = all(type(t).update is Trainer.update and t.ranks.size == 1 for t in (job.trainer for job in jobs))
+    return len(jobs) > 1 and is_worthwhile(device) and not runs_model and are_apart
 
 
 def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:

@@ -11,7 +11,7 @@ LAYERS = [
     {"errors", "_lazy", "_types"},
     {"_plain", "_coercion"},
     {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http", "_progress"},
-    {"_random_state", "_stop_request"},
+    {"_random_state", "_stop_request", "side_by_side"},
     {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},
     {"capture"},

@@ -52,6 +52,16 @@ class ModelInputs(NamedTuple):
         args = tuple(changed(value) for value in self.args)
         return self._replace(args=args, kwargs={name: changed(value) for name, value in self.kwargs.items()})
 
+    def halves(self) -> "tuple[ModelInputs, ModelInputs]":
+        """Returns the arguments for the first half of the examples, and for the others."""
+        n, middle = self.n_examples, self.n_examples // 2
+
+        def part(place: slice, size: int) -> ModelInputs:
+            made = self.map(lambda x: x[place] if x.ndim and x.shape[0] == n else x)
+            return made._replace(n_examples=size)
+
+        return part(slice(middle), middle), part(slice(middle, n), n - middle)
+
     def check(self, site: Site, x: Tensor) -> None:
         """Checks that activations (batch, positions, dim) belong to these examples and tokens.
 

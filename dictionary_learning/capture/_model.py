@@ -21,6 +21,7 @@ from dictionary_learning._border import as_tokenizer, checked
 from dictionary_learning._module_io import Channels, device_of
 from dictionary_learning._types import SitesLike, SubmodulesLike
 from dictionary_learning.capture._addresses import Addresses
+from dictionary_learning.capture._halves import Halves
 from dictionary_learning.capture._hookpoints import head_shape, layer_paths, parts_without
 from dictionary_learning.capture._inputs import InputBuilder, InputsLike, MaskLike
 from dictionary_learning.capture._probing import Probe
@@ -77,7 +78,9 @@ class TracedModel:
     def _prepare(self, example: InputsLike | None) -> None:
         """Builds the skeleton and forgets what is known of an earlier one."""
         self.module = self._original if self._remote else skeleton(self._original)
-        self._tracer: Tracer | RemoteTracer = self._remote or Tracer(self.module)
+        tracer = self._remote or Tracer(self.module)
+        self._tracer: Tracer | RemoteTracer = tracer
+        self._collector = Halves(self._original, tracer) if isinstance(tracer, Tracer) else tracer
         self._snapshot = None if self._remote else Snapshot(self._original)
         self._builder = InputBuilder(
             self.module, self.name, example, reads_text=self.tokenizer is not None, channels=self.channels
@@ -277,7 +280,7 @@ class TracedModel:
             calls = {site: self._probe.single_call(place) for site, place in places.items()}
             widths = {call: self._probe.size(call)[1] for call in calls.values()}
             ordered = self._probe.in_order(widths)
-            found = dict(zip(ordered, self._tracer.collect(ordered, made), strict=True))
+            found = dict(zip(ordered, self._collector.collect(ordered, made), strict=True))
         for site, x in found.items():
             made.check(site, x)
             if x.shape[-1] != widths[site]:

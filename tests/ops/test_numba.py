@@ -1,7 +1,9 @@
 """Compiled loops equal the reference in values and every gradient, on one thread and on several."""
 
+import functools
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -188,3 +190,26 @@ assert ops.status(torch.device("mps"))
 assert "numba" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("team", ["of PyTorch", "of our own"])
+def test_calls_run_beside_each_other_and_an_error_is_raised_after_all_have_ended(team, monkeypatch):
+    from dictionary_learning.ops._numba import _threads
+
+    if team == "of our own":
+        monkeypatch.setattr(_threads, "_openmp", lambda: None)
+    elif _threads._openmp() is None:
+        pytest.skip("PyTorch has not GCC's OpenMP here")
+    done, met = [], threading.Barrier(2, timeout=60)
+
+    def call(number):
+        met.wait()  # only where two run at once
+        if number == 1:
+            raise KeyboardInterrupt("1")
+        done.append(number)
+
+    _threads.run_beside([functools.partial(call, number) for number in (0, 2)])
+    assert sorted(done) == [0, 2]
+    with pytest.raises(KeyboardInterrupt, match="1"):
+        _threads.run_beside([functools.partial(call, number) for number in (1, 3)])
+    assert sorted(done) == [0, 2, 3]
