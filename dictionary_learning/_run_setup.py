@@ -1,6 +1,7 @@
 """From configs and data to dictionaries in training: widths, samples, normalization, names."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +21,8 @@ from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.parallel import ALONE, SINGLE, Placement, PlacementName, Ranks, Sizes, place
 from dictionary_learning.sites import Site
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, Trainer
+
+logger = logging.getLogger(__name__)
 
 _SAMPLE = 32_768
 """Rows for initialization, as the geometric median (Gao et al. 2024, A.1)."""
@@ -84,6 +87,12 @@ def training_jobs(
         _dictionaries(trainer_configs, stream, default_wiring, seed)
     ):
         kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)
+        if isinstance(normalize, str) and kind != normalize and inside is None:
+            logger.warning(
+                "normalize_activations='%s' is for configs that choose no normalization; the config of %s has '%s', "
+                "which stays. Give it normalize='%s', if that was meant.",
+                *(normalize, config.trainer_class.__name__, kind, normalize),
+            )
         divides = placement.latent.size > 1
         # from files, or by a class of the user's, it is whole at first: where memory is larger
         builds_slice = divides and config.finetune is None and getattr(config, "dict_class", None) is None

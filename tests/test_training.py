@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -19,6 +21,7 @@ from dictionary_learning import (
 )
 from dictionary_learning.errors import ConfigError, DataError, DivergenceError, UnknownNameError
 from dictionary_learning.loggers import read_history
+from dictionary_learning.trainers import TRAINERS
 from tests import tiny
 from tests.tiny import Planted
 
@@ -340,6 +343,17 @@ def test_divergence_of_one_dictionary_loses_no_other(tmp_path, saves):
     (good,) = raised.value.dictionaries
     assert same(good, train()[0])
     assert saves == (tmp_path / "run" / "trainer_1").exists() and not (tmp_path / "run" / "trainer_0").exists()
+
+
+@pytest.mark.parametrize("method", list(TRAINERS))
+def test_a_normalization_that_a_method_does_not_take_is_said(method, caplog):
+    config = TRAINERS[method].Config
+    own = next(field.default for field in dataclasses.fields(config) if field.name == "normalize")
+    k = {"k": 4} if "k" in {field.name for field in dataclasses.fields(config)} else {}
+    data = list(Planted().batches(2, 64))
+    with contextlib.suppress(ConfigError):  # a method that reads contexts
+        train(config(dict_size=16, **k), data, 2, normalize_activations="sqrt_dim")
+    assert (f"has '{own}'" in caplog.text) == (own is not None)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

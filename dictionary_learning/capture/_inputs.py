@@ -142,6 +142,7 @@ class InputBuilder:
         Raises:
             ModelError: the inputs or the mask do not fit the model.
         """
+        inputs = _with_wide_ids(inputs)
         if isinstance(inputs, Tensor) and (self._reads_text or _is_ids(inputs)):
             mask = self._checked_mask(attention_mask, self._checked_ids(inputs))
             made = self._text({"input_ids": inputs}, mask) if self._takes_ids else self._arguments((inputs,), {})
@@ -356,6 +357,15 @@ def _is_ids(tensor: Tensor) -> bool:
     return (
         tensor.ndim == 2 and not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
     )
+
+
+def _with_wide_ids(inputs: InputsLike) -> InputsLike:
+    """Returns inputs with token ids of a type that embeddings take, which files may not have."""
+    if isinstance(inputs, Tensor):
+        return inputs.long() if _is_ids(inputs) and inputs.dtype not in (torch.int32, torch.int64) else inputs
+    if isinstance(inputs, Mapping) and isinstance(inputs.get("input_ids"), Tensor):
+        return {**inputs, "input_ids": _with_wide_ids(inputs["input_ids"])}
+    return inputs
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

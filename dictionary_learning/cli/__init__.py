@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     that was stopped and can be resumed.
     """
     is_process = arguments is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (until the process ends)
     if is_process and (QUIET in sys.argv or not sys.stderr.isatty()):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of transformers write over themselves
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -125,14 +125,23 @@ class Source:
         if every < 2:
             raise DataError(f"Got every={every}; to hold out every n-th document, n must be at least 2.")
         rest, held = hold_out(self.reader, every)
-        if next(rest.read(), None) is None:  # two documents at most are read to know
+        first, _ = next(rest.read(), (None, None))  # two documents at most are read to know
+        if first is None:
             raise DataError(
                 f"{self.name} has fewer than two documents. The first of every {every} documents is held out, so none "
                 "is left for training. Provide more documents, or do not hold any out."
             )
+        is_part = isinstance(first, TokenRow) and (first.runs is not None or first.start is not None)
+        if is_part:
+            logger.warning(
+                "%s holds contexts, not documents: every %dth context is held out, and other parts of its documents "
+                "may be in training. For figures on new text, hold documents out before they become tokens.",
+                *(self.name, every),
+            )
+        unit = "context" if is_part else "document"
         return (
-            self._derive(rest, f"{self.name} without every {every}th document"),
-            self._derive(held, f"every {every}th document of {self.name}"),
+            self._derive(rest, f"{self.name} without every {every}th {unit}"),
+            self._derive(held, f"every {every}th {unit} of {self.name}"),
         )
 
     @checked()

@@ -29,6 +29,12 @@ COMPARED = (
     "kl", "frac_alive",
 )  # fmt: skip
 """The metrics that are compared by default, where both have them."""
+_OF_ALL_TEXT = ("frac_alive", "n_alive")
+"""Metrics that no document has by itself. What a document takes with it may be the same number of
+latents for both dictionaries, which tells nothing of the error of their difference."""
+
+_CERTAIN = 1e-6
+"""Share of a difference below which its error is only rounding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +131,7 @@ def compare_reports(
         n_differences=len(found),
         differences=_adjusted(found),
         settings=settings,
-        notes=_notes(entries, len(found), measured.n_documents),
+        notes=[*_notes(entries, len(found), measured.n_documents), *_left_out(entries, metrics, found)],
     )
 
 
@@ -206,7 +212,8 @@ def _names(entries: Sequence[tuple[Report, int]]) -> list[str]:
 def _figures(report: Report, number: int, weights: Any, metrics: Sequence[str]) -> dict[str, tuple[float, Any]]:
     """Returns (value, values of the resamples) of each metric that a dictionary has."""
     assert report.measured is not None
-    whole, resampled = report.measured.figures(number), report.measured.figures(number, weights)
+    whole = report.measured.figures(number)
+    resampled = whole if weights is None else report.measured.figures(number, weights)
     return {name: (float(whole[name]), resampled[name]) for name in metrics if name in whole}
 
 
@@ -221,9 +228,9 @@ def _differences(
     for metric in (metric for metric in mine if metric in theirs):
         (value, resampled), (base, base_resampled) = mine[metric], theirs[metric]
         bar = error_bar(resampled - base_resampled, n_groups)
-        if bar is None:
-            continue
         difference = value - base
+        if bar is None or (metric in _OF_ALL_TEXT and _is_unknown(bar, difference, n_groups)):
+            continue
         p = chance_of(difference, bar.standard_error, n_groups)
         found.append(
             Difference(
@@ -241,6 +248,11 @@ def _differences(
             )
         )
     return found
+
+
+def _is_unknown(bar: ErrorBar, difference: float, n_groups: int) -> bool:
+    """Returns whether documents cannot tell the error of a metric that none has by itself."""
+    return n_groups < FEW_DOCUMENTS or bar.standard_error < _CERTAIN * abs(difference)
 
 
 def _adjusted(found: Sequence[Difference]) -> list[Difference]:
@@ -263,6 +275,17 @@ def _changed(base: DictionaryReport, other: DictionaryReport) -> dict[str, tuple
     one, two = ({**{key: entry.get(key) for key in plain}, **flatten(entry.config or {})} for entry in (base, other))
     keys = dict.fromkeys([*one, *two])
     return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
+
+
+def _left_out(entries: Sequence[tuple[Report, int]], metrics: Sequence[str], found: Sequence[Difference]) -> list[str]:
+    compared = {one.metric for one in found}
+    missing = [metric for metric in metrics if metric in _OF_ALL_TEXT and metric not in compared]
+    known = [name for name in missing if all(name in _figures(report, i, None, [name]) for report, i in entries)]
+    return [
+        f"{name} is not compared: no document has it by itself, and the error of a difference cannot be told from "
+        f"these. Read more text: at least {FEW_DOCUMENTS} documents."
+        for name in known
+    ]
 
 
 def _notes(entries: Sequence[tuple[Report, int]], n_differences: int, n_documents: int) -> list[str]:

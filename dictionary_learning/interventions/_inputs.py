@@ -35,7 +35,7 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
         ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
         return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
     texts: Any = [inputs] if isinstance(inputs, str) else inputs
-    if not isinstance(texts, Sequence) or not texts:
+    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Sequence) or not texts:
         raise DataError(f"Got {short(inputs)} as text; {_NEEDED}.")
     if not any(isinstance(text, str) for text in cast(Any, texts)):
         return _padded(model, _rows(texts), padding_side)
@@ -75,9 +75,11 @@ def _as_ids(given: Any) -> Int[Tensor, "..."]:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise DataError(f"Got {short(given)} as token ids; {_NEEDED}.") from None
     is_whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-    if ids.ndim not in (1, 2) or not is_whole or not ids.numel() or bool((ids < 0).any()):
+    # PyTorch compares no unsigned ones, which files of ids hold
+    whole = ids.long() if is_whole else ids
+    if ids.ndim not in (1, 2) or not is_whole or not ids.numel() or bool((whole < 0).any()):
         raise DataError(f"Got {short(given)} of {ids.dtype} as token ids; {_NEEDED}.")
-    return _usual(ids)
+    return _usual(whole)
 
 
 def _usual(given: Tensor) -> Tensor:

@@ -286,6 +286,9 @@ class Trainer(ABC):
     ) -> Any:
         """Returns the `Loss` of a batch, given as in `update`. Changes nothing.
 
+        What depends on data, as the factor by which methods divide errors, is 1 until `initialize`
+        or the first `update` has set it.
+
         Older scripts give the step of schedules in the place of y, and further arguments, for which
         `compat` returns what they expect.
         """

@@ -1,5 +1,6 @@
 """Whatever is asked for wrongly ends with one line that says so, and status 2."""
 
+import os
 import re
 import subprocess
 import sys
@@ -149,3 +150,11 @@ def test_a_module_of_the_users_is_imported_first(tmp_path, monkeypatch, capsys):
         assert "--my-setting" in shown and "A setting of my own." in shown
     finally:
         TRAINERS._entries.pop("my_top_k", None)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_the_shell_closed_are_no_error(closed):
+    command = f"'{sys.executable}' -m dictionary_learning pretrained gemma-scope-2b {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, "Error" in done.stderr) == (0, False)

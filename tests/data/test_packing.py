@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dictionary_learning.data import TokenStream, as_source
+from dictionary_learning.data import TokenStream, as_source, pretokenize
 from dictionary_learning.errors import ConfigError, DataError
 from tests import tiny
 
@@ -241,3 +241,17 @@ def test_token_that_both_ends_and_begins_documents_stands_once():
 def test_packed_documents_are_not_split():
     with pytest.raises(ConfigError, match="long_documents='split' with pack=True"):
         stream(long_documents="split")
+
+
+def test_contexts_that_share_documents_are_not_called_documents(tmp_path, caplog):
+    pretokenize(tiny.documents(30), tiny.tokenizer(), tmp_path / "rows", ctx_len=16)
+    np.save(tmp_path / "a.npy", np.arange(3, 60, dtype=np.uint16))
+    for data in (as_source(tmp_path / "rows"), as_source(tmp_path / "a.npy", row_len=9)):
+        caplog.clear()
+        rest, held = data.hold_out(2)
+        assert ("every 2th context of" in held.name) and ("every 2th context" in rest.name)
+        assert "other parts of its documents may be in training" in caplog.text
+    caplog.clear()
+    for data in (tiny.documents(4), [[3, 4, 5], [4, 5], [5, 6, 7]]):
+        assert "every 2th document" in as_source(data).hold_out(2)[1].name
+    assert not caplog.text

@@ -81,6 +81,27 @@ def test_noise_is_not_real():
     assert n_found <= 7  # 5 % of 60, and two standard errors
 
 
+@pytest.mark.parametrize("n_documents", [2, 40])
+def test_what_no_document_has_by_itself_is_called_real_by_no_two_documents(n_documents):
+    found = compare_reports([report(4, 8, text=TEXT[:n_documents])])
+    compared = {d.metric for d in found.differences}
+    assert {"l0", "fvu"} <= compared
+    told = any("frac_alive is not compared" in note for note in found.notes)
+    assert told == ("frac_alive" not in compared)
+    if n_documents == 2:
+        assert told
+    # none is certain but by construction, as the k of TopK is
+    assert all(d.p_value > 0 for d in found.differences if d.metric != "l0")
+
+
+def test_an_error_of_zero_of_a_count_is_no_certainty():
+    from dictionary_learning.evaluation._compare import _differences
+
+    same = torch.full((300,), 0.4).double()
+    mine, theirs = {"frac_alive": (0.5, same + 0.1)}, {"frac_alive": (0.4, same)}
+    assert not _differences("a", "b", mine, theirs, 60)
+
+
 def test_the_first_of_each_site_is_the_reference():
     model = load_model(tiny.model(), tokenizer=tiny.tokenizer())
     named = {"a": SITE, "b": OTHER, "c": SITE, "d": OTHER}

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -86,6 +87,17 @@ def test_one_row_is_a_prompt(model, one):
     assert torch.equal(graph.input_ids, expected[0])
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_whole_numbers_of_every_width_are_ids(model, dtype):
+    expected, given = torch.tensor([[4, 5, 6]]), np.array([[4, 5, 6]], dtype=dtype)
+    for ids in (given, torch.from_numpy(given)):
+        assert torch.equal(read_latents(model, sae(SITE), ids).input_ids, expected)
+        assert torch.equal(generate(model, ids, max_new_tokens=1).input_ids[:, :3], expected)
+    clean = model.capture(expected)
+    for inputs in (ids, {"input_ids": ids}):
+        assert all(torch.equal(x, clean[site]) for site, x in model.capture(inputs).items())
+
+
 @pytest.mark.parametrize("form", forms())
 def test_generation_continues_rows_of_several_lengths_as_it_would_each(model, form):
     made = generate(model, forms()[form], max_new_tokens=3)
@@ -99,7 +111,7 @@ def test_generation_continues_rows_of_several_lengths_as_it_would_each(model, fo
     [[], [[]], [[4], []], [True], [1.5], [[4.0]], [-1], [["a"]], ["w1", 3], [None], None, 5, {}, {"input_ids": None},
      {"input_ids": [[4, 5]], "attention_mask": [[1]]}, {"input_ids": [[4, 5]], "attention_mask": [[0, 0]]},
      {"input_ids": [[4, 5]], "attention_mask": [[1, 7]]}, {"input_ids": [[4, 5], [6]], "attention_mask": [[1, 1], [0]]},
-     [torch.ones(2, 2, dtype=torch.long)], [2**70], [list(range(5000)), 1.5]],
+     [torch.ones(2, 2, dtype=torch.long)], [2**70], b"abc", bytearray(b"abc"), [list(range(5000)), 1.5]],
     ids=lambda given: str(given)[:40],
 )  # fmt: skip
 def test_what_are_no_ids_is_refused_in_short(model, given):
