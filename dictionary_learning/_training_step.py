@@ -41,7 +41,8 @@ def train_step(
 
     if _may_go_side_by_side(jobs, batch, device):
         for job in jobs:  # what they share is computed once
-            activations(*job.places(job.sites.reads)), activations(*job.places(job.sites.writes))
+            for sites in (job.sites.reads, job.sites.writes):
+                activations(*job.places(sites))
         side_by_side([functools.partial(step, job) for job in jobs])
         return
     groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
