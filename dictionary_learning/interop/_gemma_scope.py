@@ -1,4 +1,4 @@
-"""DeepMind's Gemma Scope and Gemma Scope 2: JumpReLU that does not subtract b_dec from its input."""
+"""DeepMind's Gemma Scope and Gemma Scope 2: JumpReLU that does not subtract b_dec."""
 
 import math
 import re
@@ -35,7 +35,8 @@ class GemmaScope(Format):
         choice(config, "architecture", ("jump_relu",), "jump_relu", files)
         tensors, folders = read_tensors(files.path(self.needed[0])), files.folder.absolute().parts[-_LAYOUT:]
         has_skip = "affine_skip_connection" in tensors
-        said = True if has_skip else _said_to_predict(config, files)
+        said = _said_to_predict(config, files)
+        said = True if has_skip else said
         check_fact(facts, "transcoder", said, files)
         by_name = any("transcoder" in name for name in folders)
         predicts = bool(facts.get("transcoder", by_name if said is None else said))

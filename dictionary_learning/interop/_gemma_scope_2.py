@@ -24,6 +24,7 @@ from dictionary_learning.interop._tensors import built, jump_thresholds, read_te
 logger = logging.getLogger(__name__)
 
 _LAYER = re.compile(r"layer_(\d+)(?:_.*)?\.safetensors|params_layer_(\d+)\.safetensors")
+_PART = re.compile(r"params_layer_\d+\.safetensors")
 _PLACES = re.compile(r"\{(all|\d+(?:,\d+)*)\}")
 _CROSSCODER = "crosscoder"
 _CROSS_LAYER = ("clt", "transcoder")
@@ -36,7 +37,7 @@ class GemmaScope2CrossLayer(Format):
     """Reads a cross-layer transcoder. Rows of w_dec for earlier layers are left out."""
 
     name = "gemma_scope_2_clt"
-    spans_files = True
+    file_names = _PART
     needed = ("*layer_*.safetensors", CONFIG)
 
     def recognizes(self, files: Files) -> bool:
@@ -69,7 +70,7 @@ class GemmaScope2Crosscoder(Format):
     """
 
     name = "gemma_scope_2_crosscoder"
-    spans_files = True
+    file_names = _PART
     needed = ("*layer_*.safetensors", CONFIG)
 
     def recognizes(self, files: Files) -> bool:
@@ -143,7 +144,7 @@ def _read_layers(files: Files) -> list[dict[str, Tensor]]:
 
 
 def _known(format: Format, files: Files, n_layers: int) -> dict[str, Any]:
-    """Returns the config, with the sites that its hook points stand for: model.layers.{5,9}.output is two."""
+    """Returns the config, with the sites of its hook points: model.layers.{5,9}.output is two."""
     config = _config(files)
     known = format.known(config, model="model_name")
     sites = {section: _sites(config, key, n_layers, files) for section, key in HOOKS.items()}

@@ -57,7 +57,9 @@ class Llamascopium(Format):
         tensors.check_expansion(config, "expansion_factor")
         if config.get("norm_activation") == "token-wise":
             if kind != "sae" or hooks[0] != hooks[1]:
-                raise CheckpointError(f"'{files}' normalizes each token of several sites, which is not read.")
+                raise CheckpointError(
+                    f"'{files}' says norm_activation='token-wise' of several sites, which is not read."
+                )
             dictionary = Normalized(
                 dictionary, "constant_norm_rescale", site_dims=[dictionary.activation_dim], scales=[1.0]
             )
@@ -77,6 +79,15 @@ def _hooks(config: Mapping[str, Any], kind: str, files: Files) -> tuple[list[str
     if not reads or not writes or not all(isinstance(one, str) for one in (*reads, *writes)):
         raise CheckpointError(f"The config of '{files}' has no {' or '.join(names)}. Get the whole file.")
     return list(reads), list(writes)
+
+
+def _check_number(hooks: tuple[list[str], list[str]], n: int, files: Files) -> None:
+    """Checks that there is a hook for each site of the tensors."""
+    if any(len(names) != n for names in hooks):
+        raise CheckpointError(
+            f"The config of '{files}' has {len(hooks[0])} hook_points that are read and {len(hooks[1])} that are "
+            f"written, and its tensors have {n}: they do not belong together."
+        )
 
 
 def _text(config: Mapping[str, Any], name: str, files: Files) -> str:
@@ -163,6 +174,7 @@ def _crosscoder(
     W_E, W_D = tensors.take("W_E", "sites dim dict_size"), tensors.take("W_D", "sites dict_size dim")
     b_E, b_D = tensors.take("b_E", "sites dict_size"), tensors.take("b_D", "sites dim")
     n, dim, size = W_E.shape
+    _check_number(hooks, n, files)
     by_norm = setting(config, "sparsity_include_decoder_norm", bool, True, files)
     norms = W_D.float().norm(dim=-1) if by_norm else torch.ones(n, size)  # (sites, dict_size)
     kind = config.get("act_fn", "relu")
@@ -194,6 +206,7 @@ def _cross_layer(
 ) -> Dictionary:
     W_E, b_E = tensors.take("W_E", "layers dim dict_size"), tensors.take("b_E", "layers dict_size")
     n, dim, size = W_E.shape
+    _check_number(hooks, n, files)
     by_target = [tensors.take(f"W_D.{to}", f"from_{to} dict_size dim") for to in range(n)]
     b_D = [tensors.take(f"b_D.{to}", "dim") for to in range(n)]
     if any(len(rows) != to + 1 for to, rows in enumerate(by_target)):

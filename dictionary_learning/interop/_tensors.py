@@ -130,7 +130,7 @@ class Tensors:
                 )
 
     def check_expansion(self, config: Mapping[str, Any], key: str) -> None:
-        """Checks that a config says right how many times as many latents there are as dimensions."""
+        """Checks how many times as many latents there are as dimensions, if a config says it."""
         said, dim, size = config.get(key), self.sizes["dim"], self.sizes["dict_size"]
         if isinstance(said, (int, float)) and said and round(said * dim) != size:
             raise CheckpointError(

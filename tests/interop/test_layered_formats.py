@@ -282,7 +282,11 @@ def test_a_jumprelu_without_thresholds_is_not_read_as_relu(tmp_path, said):
         tmp_path / "whole", transcoder(**{"activation_function.threshold": torch.full((F,), 99.0)}), config,
         "layer_0.safetensors", "config.yaml",
     )  # fmt: skip
-    assert not load_dictionary(whole / "layer_0.safetensors").encode(torch.randn(9, D)).any()
+    if said == "relu":
+        with pytest.raises(CheckpointError, match="activation='relu', and the file has"):
+            load_dictionary(whole / "layer_0.safetensors")
+    else:
+        assert not load_dictionary(whole / "layer_0.safetensors").encode(torch.randn(9, D)).any()
 
 
 def check_cross_layer(loaded, W_enc, b_enc, W_dec, b_dec, thresholds):
