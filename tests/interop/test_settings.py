@@ -20,7 +20,12 @@ _SAE_LENS = {
     "architecture": "gated", "apply_b_dec_to_input": False, "normalize_activations": "layer_norm",
     "reshape_activations": "hook_x", "metadata": _PLACE, **SIZES,
 }  # fmt: skip
-_TRANSCODER = {**_SAE_LENS, "apply_b_dec_to_input": True, "d_out": 9, "metadata": {**_PLACE, "hook_name_out": OTHER_HOOK}}
+_TRANSCODER = {
+    **_SAE_LENS,
+    "apply_b_dec_to_input": True,
+    "d_out": 9,
+    "metadata": {**_PLACE, "hook_name_out": OTHER_HOOK},
+}
 _OLD = {"apply_b_dec_to_input": False, "activation_fn_str": "topk", "normalize_activations": True, **SIZES}
 _GEMMA = {
     "architecture": "topk", "affine_connection": True, "width": 63, "type": "transcoder",
@@ -37,7 +42,13 @@ _MOSS_RELU = {key: value for key, value in _MOSS.items() if "norm" not in key or
 _MWHANNA = {
     "model_kind": "foo", "feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out", "activation": "foo",
 }  # fmt: skip
-_TRAINER = {"activation_dim": 15, "dict_size": 63, "dict_class": "GatedAutoEncoder", "submodule_name": "m", "lm_name": "m"}
+_TRAINER = {
+    "activation_dim": 15,
+    "dict_size": 63,
+    "dict_class": "GatedAutoEncoder",
+    "submodule_name": "m",
+    "lm_name": "m",
+}
 _SPARSIFY = {
     "k": 5, "activation": "groupmax", "d_in": 15, "num_latents": 63, "skip_connection": True, "transcode": True,
     "signed": True,
