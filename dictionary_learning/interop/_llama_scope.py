@@ -106,8 +106,10 @@ def _ends(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _known(format: Format, config: Mapping[str, Any]) -> dict[str, Any]:
-    target = {"target_site": "hook_point_out"} if _predicts(config) else {}
-    return format.known(config, site="hook_point_in", **target)
+    known = format.known(config, site="hook_point_in", target_site="hook_point_out")
+    if not _predicts(config):
+        known.pop("target_site", None)
+    return known
 
 
 def _parts(tensors: Tensors, config: Mapping[str, Any], files: Files) -> dict[str, Tensor]:

@@ -48,6 +48,8 @@ class Llamascopium(Format):
         config = read_json(files.path(_CONFIG))
         kind = choice(config, "sae_type", ("sae", "crosscoder", "clt"), None, files)
         check_encoder(config, files)
+        if setting(config, "apply_decoder_bias_to_pre_encoder", bool, False, files):
+            raise CheckpointError(f"'{files}' says apply_decoder_bias_to_pre_encoder, which this format has not.")
         tensors = read_tensors(files.path(_WEIGHTS))
         hooks = _hooks(config, kind, files)
         scales = _scales(tensors, config, [*hooks[0], *hooks[1]], files)

@@ -44,6 +44,8 @@ class Sparsify(Format):
         tensors = read_tensors(path)
         activation = choice(config, "activation", _NONLINEARITIES, "topk", files)
         signed = setting(config, "signed", bool, False, files)
+        if signed and activation != "topk":
+            raise CheckpointError(f"'{files}' says signed and activation={activation!r}; TopK alone has signs.")
         k = latents_kept(config, path.parent / CONFIG, "Add it.")
         has_skip = "W_skip" in tensors
         predicts = setting(config, "transcode", bool, False, files)

@@ -35,7 +35,7 @@ _GEMMA = {
 _GEMMA_LAYERS = {**_GEMMA, "type": "sae", "hf_hook_point_out": [f"model.layers.{n}.mlp.output" for n in (2, 1, 0)]}
 _MOSS = {
     "d_model": 15, "expansion_factor": 3, "act_fn": "jumprelu", "norm_activation": "token-wise",
-    "use_glu_encoder": True, "sparsity_include_decoder_norm": True, "sae_type": "lorsa",
+    "use_glu_encoder": True, "apply_decoder_bias_to_pre_encoder": True, "sparsity_include_decoder_norm": True, "sae_type": "lorsa",
 }  # fmt: skip
 _MOSS_RELU = {key: value for key, value in _MOSS.items() if "norm" not in key or key == "norm_activation"}
 """Of ReLU, the norms by which latents are compared change nothing."""
@@ -58,6 +58,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "dictionary_learning/AutoEncoderTopK": ("config.json", {"trainer": {**_TRAINER, "dict_class": "BatchTopKSAE", "k": 5}}),
     "dictionary_learning/MatryoshkaBatchTopKSAE": ("config.json", {"trainer": {**_TRAINER, "k": 5, "group_sizes": [1, 63]}}),
     "sparsify/topk": ("cfg.json", _SPARSIFY),
+    "sparsify/groupmax": ("cfg.json", {"activation": "topk", "k": 8, "signed": True}),
     "sparsify/topk_expansion_factor": ("cfg.json", {"expansion_factor": 3}),
     "saelens/standard": ("cfg.json", {**_SAE_LENS, "activation": "tanh-relu"}),
     "saelens/gated": ("cfg.json", {**_SAE_LENS, "architecture": "standard", "activation": "tanh-relu"}),

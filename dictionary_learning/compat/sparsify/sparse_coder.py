@@ -15,8 +15,8 @@ from dictionary_learning.compat.sparsify.config import SparseCoderConfig
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.interop._files import Files
-from dictionary_learning.interop._places import sites_in
 from dictionary_learning.interop._loading import find_files, load_dictionary
+from dictionary_learning.interop._places import sites_in
 from dictionary_learning.interop._safe import read_json, read_safetensors
 from dictionary_learning.interop._sparsify import Sparsify
 from dictionary_learning.sites import natural_key
