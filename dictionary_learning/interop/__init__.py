@@ -2,8 +2,10 @@
 
 from dictionary_learning.interop._base import FORMATS, Format, Loaded
 from dictionary_learning.interop._circuit_tracer import CIRCUIT_TRACER
+from dictionary_learning.interop._gemma_scope import GEMMA_SCOPE
 from dictionary_learning.interop._gemma_scope_2 import GEMMA_SCOPE_2
 from dictionary_learning.interop._hub import load_from_hub, push_to_hub
+from dictionary_learning.interop._llama_scope import LLAMA_SCOPE
 from dictionary_learning.interop._llamascopium import Llamascopium
 from dictionary_learning.interop._loading import convert, load_many, write_dictionary
 from dictionary_learning.interop._own import Own
@@ -11,7 +13,6 @@ from dictionary_learning.interop._releases import Release, list_pretrained
 from dictionary_learning.interop._sae_lens import SAELens, Temporal
 from dictionary_learning.interop._saebench import as_custom_sae
 from dictionary_learning.interop._saprmarks import DictionaryLearning
-from dictionary_learning.interop._scopes import SCOPES
 from dictionary_learning.interop._single_files import SINGLE_FILES
 from dictionary_learning.interop._sparsify import Sae, Sparsify
 
@@ -31,6 +32,6 @@ __all__ = [
 ]
 
 FORMATS.register("dictionary_learning", "saprmarks")(DictionaryLearning())
-_READ = (*SCOPES, Llamascopium(), *SINGLE_FILES, *CIRCUIT_TRACER, *GEMMA_SCOPE_2)
+_READ = (*GEMMA_SCOPE, *LLAMA_SCOPE, Llamascopium(), *SINGLE_FILES, *CIRCUIT_TRACER, *GEMMA_SCOPE_2)
 for _format in (Own(), Sparsify(), SAELens(), Temporal(), *_READ):
     FORMATS.register(_format.name)(_format)

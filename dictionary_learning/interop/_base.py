@@ -3,6 +3,8 @@
 All functions raise a CheckpointError where a checkpoint, a fact or a name does not fit.
 """
 
+import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,7 +15,10 @@ from dictionary_learning.dictionaries import Coder, Dictionary
 from dictionary_learning.dictionaries._trainable import has_own_method
 from dictionary_learning.dictionaries._wrapper import innermost
 from dictionary_learning.errors import CheckpointError, UnknownNameError
-from dictionary_learning.interop._files import Files
+from dictionary_learning.interop._archives import read_names
+from dictionary_learning.interop._files import Files, shorten
+
+logger = logging.getLogger(__name__)
 
 Facts = Mapping[str, Any]
 """Facts about a checkpoint that its files do not hold, by name."""
@@ -40,8 +45,8 @@ class Format(ABC):
     """Patterns of the files that are read, relative to the folder."""
     writes: bool = False
     """Whether dictionaries can be written in this format."""
-    spans_files: bool = False
-    """Whether several files of weights are one dictionary, as those of each layer."""
+    file_names: re.Pattern[str] | None = None
+    """Names of files that are one dictionary together, as those of layers; None for one file."""
 
     def recognizes(self, files: Files) -> bool:
         """Returns whether files are of this format, and by names and keys of no other."""
@@ -117,13 +122,18 @@ def format_of(files: Files, name: str | None = None) -> Format:
     if name is not None:
         return _format_named(name)
     found = [known for _, known in FORMATS.items() if known.recognizes(files)]
-    if len(found) != 1:
-        may_be = f"may be any of {', '.join(known.name for known in found)}, which compute different things"
+    if len(found) == 1:
+        return found[0]
+    advice = f"Give the folder with the weights and their config, or say the format by format=: {', '.join(FORMATS)}."
+    if found:
         raise CheckpointError(
-            f"'{files}' {may_be if found else 'is no dictionary of a known format'}. It holds: {files.listing()}. "
-            f"Give the folder with the weights and their config, or say the format by format=: {', '.join(FORMATS)}."
+            f"'{files}' may be any of {', '.join(known.name for known in found)}, which compute different "
+            f"things.{files.listing()} {advice}"
         )
-    return found[0]
+    held = files.listing()
+    if files.chosen is not None and files.chosen.endswith((".pt", ".pth", ".safetensors")):
+        held = f" It holds: {shorten(sorted(read_names(files, files.chosen))) or 'nothing by name'}."
+    raise CheckpointError(f"'{files}' is no dictionary of a known format.{held} {advice}")
 
 
 def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, where: object) -> Any:
@@ -145,6 +155,14 @@ def choice(config: Mapping[str, Any], name: str, known: Collection[str], default
     if not isinstance(value, str) or value not in known:
         raise CheckpointError(f"The config of '{where}' says {name}={value!r}; known are: {', '.join(known)}.")
     return value
+
+
+def warn_unknown(config: Mapping[str, Any], known: Collection[str], where: object) -> None:
+    """Warns of settings that a format does not have."""
+    unknown = sorted(config.keys() - set(known))
+    if unknown:
+        said = "The config of '%s' has fields that are not known here, and are not read: %s."
+        logger.warning(said, where, ", ".join(unknown))
 
 
 def check_fact(facts: Facts, name: str, found: Any, where: object) -> None:

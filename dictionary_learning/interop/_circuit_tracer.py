@@ -13,13 +13,17 @@ from torch import Tensor
 from dictionary_learning.dictionaries import CrossLayerTranscoder
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import read_names
-from dictionary_learning.interop._base import Facts, Format, Loaded, check_fact, choice, latents_kept
+from dictionary_learning.interop._base import Facts, Format, Loaded, check_fact, choice, latents_kept, warn_unknown
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._tensors import built, coder, jump_thresholds, read_tensors, without_threshold
 
 _YAML = "config.yaml"
 _PARTS = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 _THRESHOLD = "activation_function.threshold"
+_SETTINGS = (
+    *("model_kind", "model_name", "feature_input_hook", "feature_output_hook", "activation", "k", "transcoders"),
+    *("scan", "repo_id", "subfolder", "revision"),
+)
 _FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")
 
 
@@ -41,29 +45,24 @@ class CircuitTracer(Format):
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         name = files.only_weights(".safetensors")
-        tensors, config = read_tensors(name), files.settings(_YAML)
+        tensors, config = read_tensors(name), _config(files, "transcoder_set")
         skip = {"W_skip": "W_skip"} if "W_skip" in tensors else {}
         parts = tensors.parts({**_PARTS, **skip}, wide="output_dim")
-        kind = choice(config, "activation", ("relu", "topk", "jumprelu"), "relu", files) if config else "relu"
         stored = tensors.integers("k")
         known = self.known(config, model="model_name", site="feature_input_hook", target_site="feature_output_hook")
         layer = re.search(r"layer_(\d+)", name.name)
         for section in ("site", "target_site"):
             if isinstance(known.get(section), str) and layer and not known[section].startswith("blocks."):
                 known[section] = f"blocks.{layer[1]}.{known[section]}"
-        if kind == "topk" or stored or "k" in facts:
-            said = stored[0] if stored else config.get("k")
+        said = stored[0] if stored else config.get("k")
+        kind = "topk" if stored or "k" in facts else _activation(config, _THRESHOLD in tensors, files)
+        if kind == "topk":
             check_fact(facts, "k", said, files)
             k = latents_kept({"k": facts.get("k", said)}, files, f"Its {_YAML} does, or give k=.")
             made = coder(parts, "top_k", without_threshold(), centered=False, predicts=True, k=k)
-        elif _THRESHOLD in tensors:
+        elif kind == "jumprelu":
             state = jump_thresholds(tensors.take(_THRESHOLD, "dict_size"))
             made = coder(parts, "jump_relu", state, centered=False, predicts=True)
-        elif kind == "jumprelu":
-            raise CheckpointError(
-                f"'{files}' is a JumpReLU by its {_YAML}, and has no {_THRESHOLD}; without it latents would be those "
-                "of ReLU. Get the whole file, or correct the activation."
-            )
         else:
             made = coder(parts, centered=False, predicts=True)
         tensors.finish()
@@ -74,13 +73,14 @@ class CircuitTracerCrossLayer(Format):
     """Reads `W_enc_<N>.safetensors` and `W_dec_<N>.safetensors` of all layers of one transcoder."""
 
     name = "circuit_tracer_clt"
-    spans_files = True
+    file_names = _FILE
     needed = ("W_enc_*.safetensors", "W_dec_*.safetensors", _YAML)
 
     def recognizes(self, files: Files) -> bool:
         return files.chosen is None and files.has("W_enc_0.safetensors") and files.has("W_dec_0.safetensors")
 
     def read(self, files: Files, facts: Facts) -> Loaded:
+        config = _config(files, "cross_layer_transcoder")
         matches = [_FILE.fullmatch(name) for name in files.entries]
         numbers = sorted(int(match[2]) for match in matches if match is not None and match[1] == "enc")
         n = len(numbers)
@@ -106,13 +106,39 @@ class CircuitTracerCrossLayer(Format):
                     f"{n - layer}. Get all files."
                 )
             layers.append(one)
-        config = files.settings(_YAML)
         known = self.known(config, model="model_name")
         sites = [(config.get("feature_input_hook"), "site"), (config.get("feature_output_hook"), "target_site")]
         for hook, section in sites:
             if isinstance(hook, str):
                 known[section] = [f"blocks.{layer}.{hook}" for layer in range(n)]
+        if _activation(config, "threshold" in layers[0], files) == "topk":
+            raise CheckpointError(f"'{files}' says activation='topk', which cross-layer transcoders have not.")
         return Loaded(cross_layer(layers, files), known)
+
+
+def _config(files: Files, kind: str) -> dict[str, Any]:
+    """Returns the settings of a set, which has to be of a kind if it says one."""
+    config = {name: value for name, value in files.settings(_YAML).items() if value is not None}
+    warn_unknown(config, _SETTINGS, files)
+    choice(config, "model_kind", (kind,), kind, files)
+    return config
+
+
+def _activation(config: Mapping[str, Any], has_threshold: bool, files: Files) -> str:
+    """Returns the activation; weights with thresholds are JumpReLU, and others are not."""
+    found = "jumprelu" if has_threshold else "relu"
+    kind = choice(config, "activation", ("relu", "topk", "jumprelu"), found, files)
+    if kind not in (found, "topk"):
+        raise CheckpointError(
+            f"The {_YAML} of '{files}' says activation={kind!r}, and the file {'has' if has_threshold else 'has no'} "
+            f"{_THRESHOLD}: it would be {found}. Get the whole file, or correct the activation."
+        )
+    if kind != "topk" and "k" in config:
+        raise CheckpointError(
+            f"The {_YAML} of '{files}' says k={config['k']!r} without activation: topk. Add one, or remove the other; "
+            "k= says it, too."
+        )
+    return kind
 
 
 def cross_layer(layers: list[dict[str, Tensor]], files: Files) -> Any:

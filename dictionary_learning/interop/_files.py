@@ -1,4 +1,4 @@
-"""The files of a checkpoint, the border around them, and where in a folder dictionaries are.
+"""The files of a checkpoint, and the border around them.
 
 A `Files` is one folder, or one file in it that was asked for. Names lead to nothing outside of it,
 neither through `..` nor through a symbolic link. The one exception is the hub's cache, where each
@@ -38,8 +38,6 @@ TRAINING = re.compile(
 _DECODERS = ("W_dec", "w_dec", "decoder", "D")
 _MOST_NAMES = 20_000
 """Entries of a folder that are looked at."""
-_MOST_FOLDERS, _DEEPEST = 5_000, 6
-"""Folders below a run that are looked into."""
 
 
 def weights_in(folder: Path) -> Path | None:
@@ -92,7 +90,7 @@ class Files:
         found = self.folder / name
         _check_inside(found, self.root)
         if not found.is_file():
-            raise CheckpointError(f"'{self.folder}' has no {name}; it holds: {self.listing()}. Get the whole folder.")
+            raise CheckpointError(f"'{self.folder}' has no {name}.{self.listing()} Get the whole folder.")
         return found
 
     def wants(self, name: str) -> bool:
@@ -125,8 +123,10 @@ class Files:
         return next((read(place.path(name)) for place in (self, *above) if place.has(name)), {})
 
     def listing(self) -> str:
-        """Returns the content of the folder in words."""
-        return shorten([name + ("/" if is_dir else "") for name, is_dir in self.entries.items()]) or "nothing"
+        """Returns a sentence of what the folder holds; none where one file was asked for."""
+        if self.chosen is not None:
+            return ""  # what else is in its folder says nothing of it
+        return f" It holds: {shorten([n + '/' * is_dir for n, is_dir in self.entries.items()]) or 'nothing'}."
 
     def _has_decoder(self, name: str) -> bool:
         if not name.endswith(".safetensors"):
@@ -139,33 +139,6 @@ class Files:
 
     def __str__(self) -> str:
         return str(self.folder if self.chosen is None else self.folder / self.chosen)
-
-
-def sites_in(files: Files) -> dict[str, str]:
-    """Returns each dictionary's path below a run ("" for itself), by site, in natural order.
-
-    The site is that path without the ending of a file, and without a folder within one of the same
-    name: `layers.3` for `layers.3/layers.3`.
-    """
-    if files.chosen is not None:
-        return {"": ""}
-    found: dict[str, str] = {}
-    waiting, n = [(files, "")], 0
-    while waiting:
-        place, path = waiting.pop()  # a folder, and its path below the run
-        n += 1
-        if n > _MOST_FOLDERS:
-            raise CheckpointError(f"'{files}' has more than {_MOST_FOLDERS} folders. Give the folder of one run.")
-        names = [""] if any(place.has(name) for name in WHOLE) else place.weights(*ENDINGS)
-        names = [""] if len(names) == 1 else names  # the only file is the folder's dictionary
-        for name in names:
-            stem = re.sub(r"(\.sae)?\.(pt|pth|safetensors)$", "", name)
-            parts = itertools.groupby(part for part in f"{path}/{stem}".split("/") if part)
-            found["/".join(part for part, _ in parts)] = f"{path}/{name}".strip("/")
-        if "" not in names and path.count("/") < _DEEPEST:
-            below = [name for name, is_dir in place.entries.items() if is_dir and name not in COPIES]
-            waiting += [(place.at(name), f"{path}/{name}".strip("/")) for name in below]
-    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
 
 def shorten(names: list[str], most: int = 12) -> str:

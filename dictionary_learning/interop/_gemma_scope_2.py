@@ -17,15 +17,18 @@ from dictionary_learning.interop._archives import read_names
 from dictionary_learning.interop._base import Facts, Format, Loaded, choice, setting
 from dictionary_learning.interop._circuit_tracer import cross_layer
 from dictionary_learning.interop._files import Files
+from dictionary_learning.interop._gemma_scope import CONFIG, HOOKS, site_of
 from dictionary_learning.interop._safe import read_json
 from dictionary_learning.interop._tensors import built, jump_thresholds, read_tensors
 
 logger = logging.getLogger(__name__)
 
-_CONFIG = "config.json"
 _LAYER = re.compile(r"layer_(\d+)(?:_.*)?\.safetensors|params_layer_(\d+)\.safetensors")
+_PART = re.compile(r"params_layer_\d+\.safetensors")
 _PLACES = re.compile(r"\{(all|\d+(?:,\d+)*)\}")
 _CROSSCODER = "crosscoder"
+_CROSS_LAYER = ("clt", "transcoder")
+"""Words in the type of a cross-layer transcoder."""
 _FOLDERS = 2
 """Levels of folders whose names may say what is in them: crosscoder/layer_7_13_width_65k_l0_big."""
 
@@ -34,13 +37,19 @@ class GemmaScope2CrossLayer(Format):
     """Reads a cross-layer transcoder. Rows of w_dec for earlier layers are left out."""
 
     name = "gemma_scope_2_clt"
-    spans_files = True
-    needed = ("*layer_*.safetensors", _CONFIG)
+    file_names = _PART
+    needed = ("*layer_*.safetensors", CONFIG)
 
     def recognizes(self, files: Files) -> bool:
         return _has_layers(files) and not _is_crosscoder(files)
 
     def read(self, files: Files, facts: Facts) -> Loaded:
+        kind = setting(_config(files), "type", str, "clt", files)
+        if not any(word in kind for word in _CROSS_LAYER):
+            raise CheckpointError(
+                f"The config of '{files}' says type={kind!r}; of several layers, cross-layer transcoders (clt) and "
+                "crosscoders are read."
+            )
         layers = _read_layers(files)
         for number, one in enumerate(layers):
             if bool(one["W_dec"][:, :number].any()):
@@ -61,8 +70,8 @@ class GemmaScope2Crosscoder(Format):
     """
 
     name = "gemma_scope_2_crosscoder"
-    spans_files = True
-    needed = ("*layer_*.safetensors", _CONFIG)
+    file_names = _PART
+    needed = ("*layer_*.safetensors", CONFIG)
 
     def recognizes(self, files: Files) -> bool:
         return _has_layers(files) and _is_crosscoder(files)
@@ -83,7 +92,7 @@ class GemmaScope2Crosscoder(Format):
 
 
 def _config(files: Files) -> dict[str, Any]:
-    return read_json(files.path(_CONFIG)) if files.has(_CONFIG) else {}
+    return read_json(files.path(CONFIG)) if files.has(CONFIG) else {}
 
 
 def _has_layers(files: Files) -> bool:
@@ -107,38 +116,56 @@ def _read_layers(files: Files) -> list[dict[str, Tensor]]:
 
     w_enc is (width, dict_size), and w_dec (dict_size, layers, width).
     """
-    choice(_config(files), "architecture", ("jump_relu",), "jump_relu", files)
+    config = _config(files)
+    choice(config, "architecture", ("jump_relu",), "jump_relu", files)
     found = _layers(files)
     if set(found) != set(range(len(found))):
         raise CheckpointError(f"'{files}' has the layers {sorted(found)}; those from 0 on are needed.")
     layers: list[dict[str, Tensor]] = []
     for number in range(len(found)):
         tensors = read_tensors(files.path(found[number]))
-        if "affine_skip_connection" in tensors:
-            raise CheckpointError(f"'{files}' has an affine part, which dictionaries of several layers here have not.")
+        if "affine_skip_connection" in tensors or setting(config, "affine_connection", bool, False, files):
+            raise CheckpointError(
+                f"'{files}' has an affine part (affine_connection), which dictionaries of several layers here have not."
+            )
         one = {"W_enc": tensors.take("w_enc", "dim dict_size").T, "b_enc": tensors.take("b_enc", "dict_size")}
         one |= {"W_dec": tensors.take("w_dec", "dict_size layers dim"), "b_dec": tensors.take("b_dec", "dim")}
         layers.append({**one, "threshold": tensors.take("threshold", "dict_size")})
         tensors.finish()
+        said, sizes = config.get("width"), (tensors["dict_size"], tensors["dict_size"] * len(found))
+        if said and said not in sizes:  # of a layer, or of all together
+            raise CheckpointError(
+                f"The config of '{files}' says width={said!r}, and its tensors have {sizes[0]} latents in each of "
+                f"{len(found)} layers: they do not belong together."
+            )
         if tensors["layers"] != len(found):
             raise CheckpointError(f"'{files}' writes {tensors['layers']} layers, and has {len(found)} files.")
     return layers
 
 
 def _known(format: Format, files: Files, n_layers: int) -> dict[str, Any]:
-    """Returns the config, with all sites that a name as model.layers.{5,9}.output stands for."""
+    """Returns the config, with the sites of its hook points: model.layers.{5,9}.output is two."""
     config = _config(files)
     known = format.known(config, model="model_name")
-    for section, key in (("site", "hf_hook_point_in"), ("target_site", "hf_hook_point_out")):
-        name = setting(config, key, str, "", files)
-        places = _PLACES.search(name)
-        if places is None:
-            continue
-        numbers = [str(n) for n in range(n_layers)] if places[1] == "all" else places[1].split(",")
-        if len(numbers) != n_layers:
-            raise CheckpointError(f"The config of '{files}' says {key}={name!r}, and there are {n_layers} layers.")
-        known[section] = [name.replace(places[0], number) for number in numbers]
-    return known
+    sites = {section: _sites(config, key, n_layers, files) for section, key in HOOKS.items()}
+    return known | {section: names for section, names in sites.items() if names}
+
+
+def _sites(config: dict[str, Any], key: str, n_layers: int, files: Files) -> list[str]:
+    """Returns the sites that a hook point of all layers, or a list of one for each, stands for."""
+    said = config.get(key)
+    names = said if isinstance(said, list) else _listed(setting(config, key, str, "", files), n_layers)
+    if not all(isinstance(name, str) for name in names) or len(names) not in (0, n_layers):
+        raise CheckpointError(f"The config of '{files}' says {key}={said!r}, and there are {n_layers} layers.")
+    return [site_of(name) for name in names]
+
+
+def _listed(name: str, n_layers: int) -> list[str]:
+    places = _PLACES.search(name)
+    if places is None:
+        return []
+    numbers = map(str, range(n_layers)) if places[1] == "all" else places[1].split(",")
+    return [name.replace(places[0], number) for number in numbers]
 
 
 GEMMA_SCOPE_2: tuple[Format, ...] = (GemmaScope2CrossLayer(), GemmaScope2Crosscoder())

@@ -206,7 +206,9 @@ def _check_found(paths: list[str], listed: list[str], place: str, named: str, ma
             f"{named} has no dictionary{at}. There are dictionaries in: {shorten(folders) or 'none of its folders'}. "
             "Say which by site=."
         )
-    several = sorted(name for name in names if name.endswith(ENDINGS) and name not in WHOLE)
+    parts = [entry.file_names for _, entry in FORMATS.items() if entry.file_names is not None]
+    apart = [name for name in names if not any(pattern.fullmatch(name) for pattern in parts)]
+    several = sorted(name for name in apart if name.endswith(ENDINGS) and name not in WHOLE)
     if not many and len(several) > 1 and not names.intersection(WHOLE):
         raise CheckpointError(f"{named} has a dictionary in each of: {shorten(several)}. Say which by site=.")
 

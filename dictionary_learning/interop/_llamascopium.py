@@ -7,7 +7,7 @@ dictionaries take activations as the model gives them, and return the latents of
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ _SAME = 1e-3  # norms that differ by less are equal but for rounding, as in bflo
 _KINDS = {"relu": "relu", "jumprelu": "jump_relu", "topk": "top_k", "batchtopk": "batch_top_k"}
 
 
+class Scales(NamedTuple):
+    """The factors that activations were multiplied by in training."""
+
+    read: float
+    write: float
+
+
 class Llamascopium(Format):
     """Reads `config.json` and `sae_weights.safetensors` with the tensors W_E, b_E, W_D and b_D."""
 
@@ -40,17 +47,21 @@ class Llamascopium(Format):
     def read(self, files: Files, facts: Facts) -> Loaded:
         config = read_json(files.path(_CONFIG))
         kind = choice(config, "sae_type", ("sae", "crosscoder", "clt"), None, files)
-        if setting(config, "use_glu_encoder", bool, False, files):
-            raise CheckpointError(f"'{files}' has a gated linear unit as encoder, which no dictionary here has.")
+        check_encoder(config, files)
+        if setting(config, "apply_decoder_bias_to_pre_encoder", bool, False, files):
+            raise CheckpointError(f"'{files}' says apply_decoder_bias_to_pre_encoder, which this format has not.")
         tensors = read_tensors(files.path(_WEIGHTS))
         hooks = _hooks(config, kind, files)
         scales = _scales(tensors, config, [*hooks[0], *hooks[1]], files)
         read = {"sae": _autoencoder, "crosscoder": _crosscoder, "clt": _cross_layer}[kind]
         dictionary = read(tensors, config, hooks, scales, files)
-        tensors.finish(config, dim="d_model")
+        tensors.finish(config, dim="d_model", dict_size="d_sae")
+        tensors.check_expansion(config, "expansion_factor")
         if config.get("norm_activation") == "token-wise":
             if kind != "sae" or hooks[0] != hooks[1]:
-                raise CheckpointError(f"'{files}' normalizes each token of several sites, which is not read.")
+                raise CheckpointError(
+                    f"'{files}' says norm_activation='token-wise' of several sites, which is not read."
+                )
             dictionary = Normalized(
                 dictionary, "constant_norm_rescale", site_dims=[dictionary.activation_dim], scales=[1.0]
             )
@@ -72,6 +83,15 @@ def _hooks(config: Mapping[str, Any], kind: str, files: Files) -> tuple[list[str
     return list(reads), list(writes)
 
 
+def _check_number(hooks: tuple[list[str], list[str]], n: int, files: Files) -> None:
+    """Checks that there is a hook for each site of the tensors."""
+    if any(len(names) != n for names in hooks):
+        raise CheckpointError(
+            f"The config of '{files}' has {len(hooks[0])} hook_points that are read and {len(hooks[1])} that are "
+            f"written, and its tensors have {n}: they do not belong together."
+        )
+
+
 def _text(config: Mapping[str, Any], name: str, files: Files) -> str:
     value = config.get(name)
     if not isinstance(value, str):
@@ -81,10 +101,7 @@ def _text(config: Mapping[str, Any], name: str, files: Files) -> str:
 
 def _scales(tensors: Tensors, config: Mapping[str, Any], hooks: Sequence[str], files: Files) -> dict[str, float]:
     """Returns the factor of the activations at each hook, and takes its tensors."""
-    modes = ("dataset-wise", "inference", "token-wise", "batch-wise")
-    mode = choice(config, "norm_activation", modes, "dataset-wise", files)
-    if mode == "batch-wise":
-        raise CheckpointError(f"'{files}' scales each batch by its own norm, so no token has latents of its own.")
+    mode = normalization_of(config, files)
     dim = setting(config, "d_model", int, None, files)
     found: dict[str, float] = {}
     for hook in dict.fromkeys(hooks):
@@ -96,6 +113,26 @@ def _scales(tensors: Tensors, config: Mapping[str, Any], hooks: Sequence[str], f
             norm = positive(float(tensors.take(name, "")), name, files)
             found[hook] = math.sqrt(dim) / norm
     return found
+
+
+def check_encoder(config: Mapping[str, Any], files: Files) -> None:
+    """Checks that the encoder is a matrix."""
+    if setting(config, "use_glu_encoder", bool, False, files):
+        raise CheckpointError(
+            f"'{files}' says use_glu_encoder: it has a gated linear unit as encoder, which no dictionary here has."
+        )
+
+
+def normalization_of(config: Mapping[str, Any], files: Files) -> str:
+    """Returns how activations were scaled: by their mean norm, not (any more), or each token."""
+    modes = ("dataset-wise", "inference", "token-wise", "batch-wise")
+    mode = choice(config, "norm_activation", modes, "dataset-wise", files)
+    if mode == "batch-wise":
+        raise CheckpointError(
+            f"'{files}' says norm_activation='batch-wise': each batch is scaled by its own norm, so no token has "
+            "latents of its own."
+        )
+    return mode
 
 
 def _nonlinearity(
@@ -126,7 +163,7 @@ def _autoencoder(
     by_norm = setting(config, "sparsity_include_decoder_norm", bool, True, files)
     norms = parts["W_dec"].float().norm(dim=1) if by_norm else torch.ones(len(parts["W_dec"]))
     options, (state,) = _nonlinearity(tensors, config, norms, None, files)
-    parts = _scaled(parts, scales[read], scales[write])
+    parts = scaled(parts, Scales(scales[read], scales[write]))
     name = options.pop("name")
     made = coder(parts, name, state, centered=False, predicts=predicts, **options)
     made.rank_by_norm = by_norm and name in ("top_k", "batch_top_k")
@@ -139,6 +176,7 @@ def _crosscoder(
     W_E, W_D = tensors.take("W_E", "sites dim dict_size"), tensors.take("W_D", "sites dict_size dim")
     b_E, b_D = tensors.take("b_E", "sites dict_size"), tensors.take("b_D", "sites dim")
     n, dim, size = W_E.shape
+    _check_number(hooks, n, files)
     by_norm = setting(config, "sparsity_include_decoder_norm", bool, True, files)
     norms = W_D.float().norm(dim=-1) if by_norm else torch.ones(n, size)  # (sites, dict_size)
     kind = config.get("act_fn", "relu")
@@ -170,6 +208,7 @@ def _cross_layer(
 ) -> Dictionary:
     W_E, b_E = tensors.take("W_E", "layers dim dict_size"), tensors.take("b_E", "layers dict_size")
     n, dim, size = W_E.shape
+    _check_number(hooks, n, files)
     by_target = [tensors.take(f"W_D.{to}", f"from_{to} dict_size dim") for to in range(n)]
     b_D = [tensors.take(f"b_D.{to}", "dim") for to in range(n)]
     if any(len(rows) != to + 1 for to, rows in enumerate(by_target)):
@@ -197,7 +236,8 @@ def _cross_layer(
     return built(CrossLayerTranscoder, state, [dim] * n, n * size, options)
 
 
-def _scaled(parts: Mapping[str, Tensor], read: float, write: float) -> dict[str, Tensor]:
+def scaled(parts: Mapping[str, Tensor], scales: Scales) -> dict[str, Tensor]:
     """Returns the weights for activations that are not yet multiplied by their scales."""
-    factors = {"W_enc": read, "W_dec": 1 / write, "b_dec": 1 / write}
+    # W_enc (s x) + b_enc, and x_hat / s
+    factors = {"W_enc": scales.read, "W_dec": 1 / scales.write, "b_dec": 1 / scales.write}
     return {name: tensor.float() * factors.get(name, 1.0) for name, tensor in parts.items()}

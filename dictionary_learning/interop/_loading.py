@@ -13,8 +13,9 @@ from dictionary_learning._border import checked
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
 from dictionary_learning.dictionaries._serialization import WEIGHTS, check_finite, nonfinite_names
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
-from dictionary_learning.interop._base import FORMATS, Facts, format_of, writable_format
-from dictionary_learning.interop._files import WHOLE, Files, check_relative, shorten, sites_in
+from dictionary_learning.interop._base import Facts, format_of, writable_format
+from dictionary_learning.interop._files import WHOLE, Files, check_relative, shorten
+from dictionary_learning.interop._places import sites_in
 from dictionary_learning.interop._safe import READ_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -79,9 +80,7 @@ def load_many(
     files = find_files(path, revision=revision, many=True)
     sites = sites_in(files)
     if not sites:
-        raise CheckpointError(
-            f"There is no dictionary in '{files}'. It holds: {files.listing()}. Give the folder of a run."
-        )
+        raise CheckpointError(f"There is no dictionary in '{files}'.{files.listing()} Give the folder of a run.")
     if wanted is not None:
         asked = {site: place for site, place in sites.items() if wanted(site) or files.at(place).has(WEIGHTS)}
         sites = asked or sites  # names that say nothing exclude nothing
@@ -218,8 +217,7 @@ def read(
     expected_class: str | None = None,
 ) -> Dictionary:
     """Returns the dictionary that files hold, with its `info`."""
-    spanning = next((entry for _, entry in FORMATS.items() if entry.spans_files and entry.recognizes(files)), None)
-    if format is None and spanning is None:
+    if format is None:
         sites = sites_in(files)
         if len(sites) > 1 and "" not in sites:
             raise CheckpointError(
@@ -228,7 +226,7 @@ def read(
             )
         place = "" if "" in sites else next(iter(sites.values()), "")
         files, source = files.at(place), "/".join(part for part in (source, place) if part)
-    known = format_of(files, format) if spanning is None or format is not None else spanning
+    known = format_of(files, format)
     for name in facts:
         if name not in known.facts:
             usable = f"it uses: {', '.join(known.facts)}" if known.facts else "it uses no facts"

@@ -13,10 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictionary_learning.dictionaries import Coder, Dictionary, Normalized
+from dictionary_learning.dictionaries import Coder, Dictionary, Normalized, Transcoder
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
-from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, positive, setting
+from dictionary_learning.interop._base import (
+    Facts,
+    Format,
+    Loaded,
+    choice,
+    latents_kept,
+    positive,
+    setting,
+    warn_unknown,
+)
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import read_json, read_yaml
 from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, read_tensors, without_threshold
@@ -57,7 +66,7 @@ _NAMES = {
 """Settings by their names before 3.0, and since then."""
 _METADATA = (
     *("model_name", "hook_name", "hook_layer", "hook_head_index", "context_size", "prepend_bos", "dataset_path"),
-    *("seqpos_slice", "neuronpedia_id"),
+    *("seqpos_slice", "neuronpedia_id", "hook_name_out", "hook_layer_out", "hook_head_index_out"),
 )
 
 _FIELDS = {
@@ -101,17 +110,16 @@ class SAELens(Format):
             "none",
             files,
         )
-        unknown = sorted(config.keys() - _FIELDS) if config is given else []
-        if unknown:
-            said = "The config of '%s' has fields that are not known here, and are not read: %s."
-            logger.warning(said, files, ", ".join(unknown))
+        if config is given:
+            warn_unknown(config, _FIELDS, files)
         tensors = read_tensors(files.path(WEIGHTS))
         architecture = choice(config, "architecture", (*_KINDS, "temporal"), "standard", files)
         read = _temporal if architecture == "temporal" else read_coder
         dictionary = read(tensors, config, architecture, files)
         tensors.finish(config, dim="d_in", dict_size="d_sae", output_dim="d_out")
+        tensors.check_expansion(config, "expansion_factor")
         metadata = setting(config, "metadata", dict, {}, files)
-        known = self.known(given, metadata, model="model_name", site="hook_name")
+        known = self.known(given, metadata, model="model_name", site="hook_name", target_site="hook_name_out")
         if config.get("reshape_activations") == "hook_z":
             known["reshape_activations"] = "hook_z"  # heads one after another, as in sites of this package
         if files.has(SCALER):
@@ -139,6 +147,7 @@ class Temporal(Format):
         names = {"W_dec": "D", "b_dec": "b", "W_enc": "E.T"}
         dictionary = _read_temporal(tensors, settings, files, names, scale=1 / scale)
         tensors.finish(setting(config, "llm", dict, {}, files), dim="dimin")
+        tensors.check_expansion(settings, "exp_factor")
         return Loaded(dictionary, self.known(config))
 
 
@@ -163,6 +172,8 @@ def modernized(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     else:
         new["activation"] = activation
     hook = old.get("hook_name")
+    if setting(old, "is_transcoder", bool, False, where):
+        raise CheckpointError(f"'{where}' says is_transcoder; of transcoders, those of 6.x of SAELens are read.")
     return {
         **new,
         "architecture": architecture,
@@ -174,7 +185,12 @@ def modernized(config: Mapping[str, Any], where: object) -> dict[str, Any]:
 def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, files: Files) -> Coder:
     """Returns a dictionary of one encoder and one decoder."""
     kind, predicts = _KINDS[architecture], "transcoder" in architecture
-    centered = not predicts and setting(config, "apply_b_dec_to_input", bool, True, files)
+    centered = setting(config, "apply_b_dec_to_input", bool, not predicts, files)
+    if predicts and centered:
+        raise CheckpointError(
+            f"'{files}' says architecture={architecture!r} and apply_b_dec_to_input, which no transcoder of SAELens "
+            "has. Correct one of them."
+        )
     absent = {
         "W_enc": kind == "matching_pursuit",
         "b_enc": kind in ("gated", "matching_pursuit"),  # the nonlinearity of gated ones has the biases
@@ -184,7 +200,7 @@ def read_coder(tensors: Tensors, config: Mapping[str, Any], architecture: str, f
     parts = tensors.parts(names, wide="output_dim" if predicts else "dim")
     nonlinearity, state, options = _nonlinearity(kind, tensors, config, files)
     if not predicts:
-        parts["W_dec"] = _finetuned(parts["W_dec"], tensors)
+        parts["W_dec"] = _finetuned(parts["W_dec"], tensors, config, files)
     default = kind == "batchtopk"
     if kind.endswith("topk") and setting(config, "rescale_acts_by_decoder_norm", bool, default, files):
         parts |= _folded(parts)
@@ -204,19 +220,26 @@ def _folded(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"W_enc": W_enc, "b_enc": parts["b_enc"].float() * norms, "W_dec": W_dec / rows}
 
 
-def _finetuned(W_dec: Tensor, tensors: Tensors) -> Tensor:
+def _finetuned(W_dec: Tensor, tensors: Tensors, config: Mapping[str, Any], files: Files) -> Tensor:
     """Returns the decoder with the factor of each latent that fine-tuning in 5.x learned."""
     names = ("scaling_factor", "finetuning_scaling_factor")
     factors = [tensors.take(name, "dict_size") for name in names if name in tensors]
-    if not factors or bool((factors[0] == 1).all()):
-        return W_dec
-    return W_dec.float() * factors[0].float().unsqueeze(1)
+    is_one = not factors or bool((factors[0] == 1).all())  # files of a while have factors of 1 without need
+    said = setting(config, "finetuning_scaling_factor", bool, bool(factors), files)
+    if said != bool(factors) and not (factors and is_one):
+        raise CheckpointError(
+            f"'{files}' says finetuning_scaling_factor={said}, and {'has' if factors else 'lacks'} the factors: config "
+            "and weights do not belong together."
+        )
+    return W_dec if is_one else W_dec.float() * factors[0].float().unsqueeze(1)
 
 
 def _nonlinearity(
     kind: str, tensors: Tensors, config: Mapping[str, Any], files: Files
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """Returns the name of the nonlinearity, its tensors, and its options."""
+    if kind != "standard":
+        choice(config, "activation", ("relu",), "relu", files)
     if kind in ("topk", "abstopk"):
         options = {"k": latents_kept(config, files, "Add it to the config.")}
         return ("top_k", without_threshold(), options) if kind == "topk" else ("abs_top_k", {}, options)
@@ -299,4 +322,9 @@ def _normalized(dictionary: Dictionary, config: Mapping[str, Any], files: Files)
     if name == "constant_scalar_rescale" and not isinstance(dictionary, TemporalAutoencoder):
         raise CheckpointError(f"'{files}' says normalize_activations={name}, which temporal dictionaries alone have.")
     token = NORMALIZATIONS[name]
+    if token is not None and isinstance(dictionary, Transcoder):
+        raise CheckpointError(
+            f"'{files}' is a transcoder and says normalize_activations={name!r}: SAELens normalizes its input and not "
+            "its output, which no dictionary here does."
+        )
     return dictionary if token is None else Normalized(dictionary, token)

@@ -8,6 +8,7 @@ latents through there; it is read as 0, which does the same.
 
 import itertools
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from dictionary_learning.dictionaries import (
     MatryoshkaBatchTopKSAE,
 )
 from dictionary_learning.errors import CheckpointError, did_you_mean
-from dictionary_learning.interop._archives import read_pt
+from dictionary_learning.interop._archives import read_names, read_pt
 from dictionary_learning.interop._base import (
     PLAIN,
     Facts,
@@ -90,7 +91,8 @@ class DictionaryLearning(Format):
         return bool(_weights(files))
 
     def read(self, files: Files, facts: Facts) -> Loaded:
-        found = _weights(files)
+        named = [files.chosen] if files.chosen is not None and files.chosen.endswith((".pt", ".pth")) else []
+        found = _weights(files) or named  # one that was named may have any name
         if len(found) != 1:
             raise CheckpointError(f"'{files}' holds {', '.join(found) or 'no ae.pt'}; one is needed. Name the file.")
         path = files.path(found[0])
@@ -197,9 +199,23 @@ def _is_plug_in(dictionary: Any) -> bool:
 
 
 def _weights(files: Files) -> list[str]:
+    """Returns the files of weights: by name, or the only one of any name with such tensors."""
     if files.wants(WEIGHTS):
         return [WEIGHTS]
-    return [name for name in files.weights(".pt") if name.startswith("ae_") and name[3:-3].isdigit()]
+    found = files.weights(".pt", ".pth")
+    steps = [name for name in found if re.fullmatch(r"ae_\d+\.pt", name)]
+    return steps or [name for name in found if len(found) == 1 and _holds_one(files, name)]
+
+
+def _holds_one(files: Files, name: str) -> bool:
+    """Returns whether a file has tensors that this format alone has, or the entries of a backup."""
+    names = read_names(files, name)
+    # AutoEncoderNew's are those of other packages, too, and W_enc and W_dec alone as well
+    classes = [parts for cls, parts in _CLASSES.items() if cls is not AutoEncoderNew]
+    own = [{part.removesuffix(".T") for part in parts.values()} for parts in classes]
+    return {"ae", "optimizer"} <= names or any(
+        parts <= names and ("W_enc" not in parts or "threshold" in names) for parts in own
+    )
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -88,6 +88,7 @@ class MatsSAE(Format):
             )
         dictionary = read_coder(tensors, config, "standard", files)
         tensors.finish(config, dim="d_in", dict_size="d_sae")
+        tensors.check_expansion(config, "expansion_factor")
         return Loaded(dictionary, self.known(given, config["metadata"], model="model_name", site="hook_name"))
 
 

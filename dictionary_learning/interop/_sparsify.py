@@ -44,6 +44,8 @@ class Sparsify(Format):
         tensors = read_tensors(path)
         activation = choice(config, "activation", _NONLINEARITIES, "topk", files)
         signed = setting(config, "signed", bool, False, files)
+        if signed and activation != "topk":
+            raise CheckpointError(f"'{files}' says signed and activation={activation!r}; TopK alone has signs.")
         k = latents_kept(config, path.parent / CONFIG, "Add it.")
         has_skip = "W_skip" in tensors
         predicts = setting(config, "transcode", bool, False, files)
@@ -56,6 +58,8 @@ class Sparsify(Format):
             k=k,
         )
         tensors.finish(config, dim="d_in", dict_size="num_latents")
+        if not config.get("num_latents"):
+            tensors.check_expansion(config, "expansion_factor")
         if setting(config, "skip_connection", bool, False, files) != has_skip:
             raise CheckpointError(
                 f"'{path.parent / CONFIG}' says skip_connection={config.get('skip_connection')}, and '{path}' "
@@ -67,7 +71,10 @@ class Sparsify(Format):
             )
         # the folder of a dictionary is named after its hookpoint, unless a user has renamed it
         hookpoint = next((part for part in reversed(files.folder.parts[-2:]) if _HOOKPOINT.fullmatch(part)), None)
-        return Loaded(dictionary, self.known(config, {"folder": hookpoint}, site="folder"))
+        if not predicts or hookpoint is None:
+            return Loaded(dictionary, self.known(config, {"folder": hookpoint}, site="folder"))
+        ends = {"in": f"{hookpoint}:in", "out": f"{hookpoint}:out"}  # of a module, what it reads and returns
+        return Loaded(dictionary, self.known(config, ends, site="in", target_site="out"))
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         own = _writable(dictionary)

@@ -129,6 +129,15 @@ class Tensors:
                     "do not belong together."
                 )
 
+    def check_expansion(self, config: Mapping[str, Any], key: str) -> None:
+        """Checks how many times as many latents there are as dimensions, if a config says it."""
+        said, dim, size = config.get(key), self.sizes["dim"], self.sizes["dict_size"]
+        if isinstance(said, (int, float)) and said and round(said * dim) != size:
+            raise CheckpointError(
+                f"The config of '{self.where}' says {key}={said!r}, and its tensors have {size} latents for {dim} "
+                "dimensions: they do not belong together."
+            )
+
 
 def read_tensors(path: Path) -> Tensors:
     """Returns the tensors of a file."""

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -13,7 +14,7 @@ import torch
 
 from dictionary_learning import AutoEncoderTopK, Sae, load_dictionary, load_from_hub, load_many, push_to_hub
 from dictionary_learning.errors import CheckpointError
-from tests.interop import golden
+from tests.interop import by_hand, golden
 
 ADDRESS = os.environ["HF_ENDPOINT"]
 REPORT = {
@@ -77,6 +78,12 @@ def main() -> None:
     said["no repository"] = error("owner/none", site="layers.7")
     said["no revision"] = error("owner/mine", site="layers.3", revision="v9")
     said["no name"] = error("owner/bad name!", site="a")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("circuit_tracer_clt", "gemma_scope_2_clt"):
+            by_hand.WRITTEN[name](Path(folder) / name)
+            push_to_hub(str(Path(folder) / name), "owner/layers", site=name)
+            told = [load_dictionary(f"owner/layers/{name}"), *load_many(f"owner/layers/{name}").values()]
+            said[name] = [one.info.format for one in told]
     stop()
     again = Sae.load_from_hub("owner/run", hookpoint="layers.10")
     said["from the cache"] = torch.equal(again.W_enc, one.W_enc)

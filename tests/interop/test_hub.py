@@ -56,6 +56,12 @@ def test_a_dictionary_is_pushed_in_the_format_of_others(session):
     assert sorted(files) == ["README.md", "cfg.json", "sae.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["circuit_tracer_clt", "gemma_scope_2_clt"])
+def test_files_of_layers_are_one_dictionary(session, name):
+    said, _ = session
+    assert said[name] == [name, name]
+
+
 def test_runs_come_in_natural_order(session):
     said, _ = session
     assert said["names"] == ["layers.0", "layers.2", "layers.10"]

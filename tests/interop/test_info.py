@@ -24,6 +24,7 @@ from dictionary_learning import (
 from dictionary_learning.compat import _loading as loading
 from dictionary_learning.dictionaries import BatchTopKSAE
 from dictionary_learning.errors import CheckpointError, ConfigError
+from dictionary_learning.interop import FORMATS
 from tests.interop import golden
 
 CONFIG = {
@@ -107,6 +108,44 @@ def test_class_that_is_called_decides_where_files_fit_two(cls, tmp_path):
     assert type(cls.from_pretrained(tmp_path / "ae.pt", k=4)) is cls
     with pytest.raises(CheckpointError, match="alike"):
         Dictionary.from_pretrained(tmp_path / "ae.pt", k=4)
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth"])
+@pytest.mark.parametrize("name", ["AutoEncoder", "AutoEncoderNew", "AutoEncoderTopK", "BatchTopKSAE", "GatedAutoEncoder", "JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"])  # fmt: skip
+def test_weights_of_a_class_may_have_any_name(name, ending, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there = golden.folder(f"dictionary_learning/{name}")
+    (tmp_path / f"old{ending}").write_bytes((there / "ae.pt").read_bytes())
+    (tmp_path / "other.txt").write_text("")
+    expected = load_dictionary(there)
+    cls = type(expected)
+    given = {"dict_class": name} if name != "AutoEncoderNew" else {}
+    for loaded in (
+        cls.from_pretrained(f"old{ending}"),
+        cls.from_pretrained(tmp_path / f"old{ending}", format="dictionary_learning"),
+        load_dictionary(f"old{ending}", **given),
+    ):
+        assert type(loaded) is cls
+        assert all(torch.equal(loaded.state_dict()[key], tensor) for key, tensor in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["empty.safetensors", "text.jsonl", "other.safetensors", "other.pt", "state.pth"])
+def test_what_is_said_of_a_file_says_nothing_of_its_folder(name, tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_neighbor.txt").write_text("")
+    write = {"other.safetensors": save_file, "other.pt": torch.save, "state.pth": torch.save}.get(name)
+    if write is None:
+        (tmp_path / name).write_text("")
+    else:
+        write({"a_tensor": torch.zeros(2)}, tmp_path / name)
+    for format in (None, *FORMATS):
+        with pytest.raises(CheckpointError) as caught:
+            load_dictionary(name, format=format)
+        assert "a_neighbor" not in str(caught.value)
+        if format is None and write is not None:
+            assert "a_tensor" in str(caught.value)
 
 
 def test_class_that_is_called_does_not_overrule_the_files():

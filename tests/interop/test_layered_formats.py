@@ -90,6 +90,64 @@ def test_llamascopium_scales_each_token(tmp_path):
     torch.testing.assert_close(loaded(x), expected, **CLOSE)
 
 
+LLAMA = {
+    "hook_point_in": "blocks.1.hook_resid_post", "hook_point_out": "blocks.1.hook_resid_post", "d_model": D,
+    "d_sae": F, "expansion_factor": F / D, "act_fn": "jumprelu", "jump_relu_threshold": 0.9, "top_k": 4,
+    "norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 3.0, "out": 5.0},
+    "apply_decoder_bias_to_pre_encoder": False, "use_decoder_bias": True, "sparsity_include_decoder_norm": False,
+}  # fmt: skip
+
+
+def llama_scope(folder, **changes):
+    config = {**LLAMA, **changes}
+    w = {"encoder.weight": torch.randn(F, D), "encoder.bias": torch.randn(F), "decoder.weight": torch.randn(D, F)}
+    w |= {"decoder.bias": torch.randn(D)} if config["use_decoder_bias"] else {}
+    write(folder / "checkpoints", w, None, "final.safetensors")
+    (folder / "hyperparams.json").write_text(json.dumps(config))
+    return w, config
+
+
+@pytest.mark.parametrize("act_fn", ["relu", "topk", "jumprelu"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sparsity_include_decoder_norm": True},
+        {"apply_decoder_bias_to_pre_encoder": True},
+        {"norm_activation": "token-wise"},
+        {"norm_activation": "inference"},
+        {"use_decoder_bias": False},
+        {"hook_point_out": "blocks.1.hook_mlp_out"},
+    ],
+)
+def test_llama_scope_reads_each_setting(tmp_path, act_fn, changes):
+    w, config = llama_scope(tmp_path, act_fn=act_fn, **changes)
+    loaded = load_dictionary(tmp_path)
+    assert loaded.info.format == "llama_scope" and loaded.info.sites == ("blocks.1.hook_resid_post",)
+    predicts = config["hook_point_out"] != config["hook_point_in"]
+    assert isinstance(loaded, Transcoder) == predicts
+    assert loaded.info.target_sites == (("blocks.1.hook_mlp_out",) if predicts else ())
+    x, root = torch.randn(32, D), math.sqrt(D)
+    b_dec = w.get("decoder.bias", torch.zeros(D))
+    read, write_ = root / 3, root / (5 if predicts else 3)
+    if config["norm_activation"] == "token-wise":
+        read = write_ = root / x.norm(dim=1, keepdim=True)
+    elif config["norm_activation"] == "inference":
+        read = write_ = 1.0
+    z = read * x - (b_dec if config["apply_decoder_bias_to_pre_encoder"] else 0)
+    pre = z @ w["encoder.weight"].T + w["encoder.bias"]
+    compared = pre * (w["decoder.weight"].norm(dim=0) if config["sparsity_include_decoder_norm"] else 1)
+    if act_fn == "jumprelu":
+        f = pre.relu() * (compared > 0.9 * (read if isinstance(read, float) else 1))
+    elif act_fn == "topk":
+        kept = compared.topk(4).indices
+        f = torch.zeros_like(pre).scatter(1, kept, pre.gather(1, kept).relu())
+    else:
+        f = pre.relu()
+    torch.testing.assert_close(loaded.encode(x), f, **CLOSE)
+    torch.testing.assert_close(loaded(x), (f @ w["decoder.weight"].T + b_dec) / write_, **CLOSE)
+
+
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
 
@@ -224,7 +282,11 @@ def test_a_jumprelu_without_thresholds_is_not_read_as_relu(tmp_path, said):
         tmp_path / "whole", transcoder(**{"activation_function.threshold": torch.full((F,), 99.0)}), config,
         "layer_0.safetensors", "config.yaml",
     )  # fmt: skip
-    assert not load_dictionary(whole / "layer_0.safetensors").encode(torch.randn(9, D)).any()
+    if said == "relu":
+        with pytest.raises(CheckpointError, match="activation='relu', and the file has"):
+            load_dictionary(whole / "layer_0.safetensors")
+    else:
+        assert not load_dictionary(whole / "layer_0.safetensors").encode(torch.randn(9, D)).any()
 
 
 def check_cross_layer(loaded, W_enc, b_enc, W_dec, b_dec, thresholds):
@@ -300,7 +362,7 @@ def test_gemma_scope_2_crosscoder(tmp_path, says, causal):
     assert isinstance(loaded, Crosscoder) and loaded.info.format == "gemma_scope_2_crosscoder"
     assert (loaded.site_dims, loaded.dict_size) == ((D,) * L, L * F)
     if says == "config":
-        layers = tuple(f"model.layers.{n}.output" for n in (5, 9, 12))
+        layers = tuple(f"model.layers.{n}:out" for n in (5, 9, 12))
         assert loaded.info.sites == loaded.info.target_sites == layers
         assert loaded.info.model == "google/gemma-3-270m-pt"
     x = torch.randn(6, L, D)
@@ -315,15 +377,18 @@ def test_gemma_scope_2_crosscoder(tmp_path, says, causal):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_gemma_scope_2_cross_layer_with_its_config(tmp_path, causal, caplog):
+@pytest.mark.parametrize("listed", [True, False])
+def test_gemma_scope_2_cross_layer_with_its_config(tmp_path, causal, listed, caplog):
     hook = "model.layers.{all}.pre_feedforward_layernorm.output"
     config = {**CROSSCODER, "type": "clt", "hf_hook_point_in": hook, "hf_hook_point_out": hook.replace("pre", "post")}
+    if listed:
+        config |= {key: [config[key].replace("{all}", str(n)) for n in range(L)] for key in config if "hook" in key}
     w = several_layers(tmp_path / "clt", config, causal)
     loaded = load_dictionary(tmp_path / "clt")
     assert loaded.info.format == "gemma_scope_2_clt"
     assert ("decoder rows for earlier layers" in caplog.text) == (not causal)
-    assert loaded.info.sites == tuple(f"model.layers.{n}.pre_feedforward_layernorm.output" for n in range(L))
-    assert loaded.info.target_sites == tuple(f"model.layers.{n}.post_feedforward_layernorm.output" for n in range(L))
+    assert loaded.info.sites == tuple(f"model.layers.{n}.pre_feedforward_layernorm:out" for n in range(L))
+    assert loaded.info.target_sites == tuple(f"model.layers.{n}.post_feedforward_layernorm:out" for n in range(L))
     W_dec = [w["w_dec"][n][:, n:] for n in range(L)]
     check_cross_layer(loaded, w["w_enc"].transpose(1, 2), w["b_enc"], W_dec, w["b_dec"], w["threshold"])
 

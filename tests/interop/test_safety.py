@@ -395,5 +395,5 @@ def test_yaml_refers_to_nothing(tmp_path):
 
 def test_files_name_what_is_there(tmp_path):
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(CheckpointError, match="it holds: a.txt"):
+    with pytest.raises(CheckpointError, match="It holds: a.txt"):
         Files(tmp_path).path("b.txt")

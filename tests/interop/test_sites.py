@@ -19,6 +19,7 @@ from dictionary_learning.capture._hook_names import hook_name, layer_of, model_n
 from dictionary_learning.cli import main
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.interop._saved import match_site, match_sites, saved_at, sites_in_model
+from dictionary_learning.interventions._places import places_of
 from tests import tiny
 
 DATA = [Site("model.layers.0"), Site("model.layers.3"), Site("model.layers.3", "in"), Site("model.layers.3.mlp")]
@@ -114,6 +115,25 @@ def test_transcoder_has_two_hooks(tmp_path):
     folder = our_run(tmp_path, "model.layers.3:in", "model.layers.3.mlp:out", made)
     said = metadata(write_dictionary(load_dictionary(folder), tmp_path / "out", "sae_lens"))
     assert (said["hook_name"], said["hook_name_out"]) == ("blocks.3.hook_resid_pre", "blocks.3.hook_mlp_out")
+
+
+@pytest.mark.parametrize("to", ["own", "sae_lens"])
+def test_edits_of_a_transcoder_that_was_written_are_at_its_target(to, tmp_path):
+    """Without its target, a transcoder of a layer's input would be taken to write the layer's output."""
+    model = load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
+    made = Transcoder(tiny.DIM, 40, {"name": "relu"}, output_dim=tiny.DIM)
+    made.info = DictionaryInfo(sites=("transformer.h.1:in",), target_sites=("transformer.h.1.mlp:out",))
+    loaded = load_dictionary(write_dictionary(made, tmp_path / "a", to))
+    again = load_dictionary(write_dictionary(loaded, tmp_path / "b", to))
+    for one in (loaded, again):
+        reads, writes = places_of(model, one, None, None)
+        assert (list(reads), list(writes)) == ([Site("transformer.h.1", "in")], [Site("transformer.h.1.mlp")])
+
+
+def test_a_transcoder_of_sparsify_predicts_what_the_module_returns(tmp_path):
+    made = Transcoder(12, 40, {"name": "top_k", "k": 4}, output_dim=12)
+    info = load_dictionary(write_dictionary(made, tmp_path / "layers.3.mlp", "sparsify")).info
+    assert (info.sites, info.target_sites) == (("layers.3.mlp:in",), ("layers.3.mlp:out",))
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dictionary_learning.compat.sparsify.config import SparseCoderConfig
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import CheckpointError, ConfigError
-from dictionary_learning.interop._files import Files, sites_in
+from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._loading import find_files, load_dictionary
+from dictionary_learning.interop._places import sites_in
 from dictionary_learning.interop._safe import read_json, read_safetensors
 from dictionary_learning.interop._sparsify import Sparsify
 from dictionary_learning.sites import natural_key
@@ -237,7 +238,7 @@ Sae = SparseCoder
 def _loaded(files: Files, device: str | torch.device, decoder: bool) -> SparseCoder:
     if not files.has(CONFIG) or not files.has(WEIGHTS):
         raise CheckpointError(
-            f"'{files}' has no {CONFIG} and {WEIGHTS}; it holds: {files.listing()}. Give the folder of a coder, or its "
+            f"'{files}' has no {CONFIG} and {WEIGHTS}.{files.listing()} Give the folder of a coder, or its "
             "hookpoint; dictionaries of other formats are read by dictionary_learning.load_dictionary."
         )
     config = read_json(files.path(CONFIG))
