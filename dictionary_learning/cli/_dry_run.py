@@ -67,8 +67,7 @@ def show_plan(
     entries = {**_tokens(plan, jobs, source, reading, size), **_sizes(need, room)}
     # measured: weights, states, a forward pass, a step. To come: rows, and a copy in the end
     if per_step is not None and (most := peak_memory(device)):
-        held = min(1.0, plan.steps * size / max(getattr(source, "activation_buffer_size", 0), 1))
-        entries["memory: at most, about"] = as_bytes(most + int(held * need.rows) + need.dictionaries)
+        entries["memory: at most, about"] = as_bytes(most + need.rows + need.dictionaries)
     seconds = {"activations": reading.seconds * plan.steps * size / reading.n_rows}
     if per_step is not None:
         seconds["training"] = per_step * plan.steps
