@@ -25,7 +25,7 @@ from dictionary_learning.cli._train_data import (
     make_source,
     make_source_apart,
 )
-from dictionary_learning.cli._train_options import TrainArguments, best_of, check_run
+from dictionary_learning.cli._train_options import TrainArguments, best_of, check_run, sized
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
     """Runs the command."""
     from dictionary_learning.parallel import on_first, only_first_talks, refuse_several, start
 
-    arguments = read_config(namespace, TrainArguments)
+    arguments = sized(read_config(namespace, TrainArguments))
     configs = method.configs(namespace)
     check_run(arguments, configs, namespace.given)
     if arguments.dry_run:
@@ -223,7 +223,9 @@ def _train(
         advice = "Trained in %.0f s. Evaluate with: dictionary-learning evaluate %s --model MODEL --data DATA"
         logger.info(advice, end - loaded, save_dir)
         return
-    logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, text[1].name)
+    told = "" if "n_eval_tokens" in given else " (--n-eval-tokens says another number)"
+    on = f"{counted(arguments.n_eval_tokens or 0, 'token')}{told} of {text[1].name}"
+    logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, on)
     seconds = {"load": loaded - start, "train": end - loaded}
     try:
         _evaluate(arguments, model or arguments.load(arguments.model), dictionaries, text[1], source, save_dir, seconds)
