@@ -331,8 +331,9 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self._order, self._spare, self._generator, self._ended, self._n_filled, self._reached = done
         if is_first:
             self._said = self.reader.describe_dropped()
-            met = "%s. A row meets %.1f others of its document in a batch of %d, on average."
-            logger.info(met, self._said, self.same_document_partners(), self.out_batch_size)
+            logger.info("%s.", self._said)
+            met = "Of a batch of %d rows, %.1f are of one row's own document, on average; a larger n_ctxs lowers it."
+            logger.debug(met, self.out_batch_size, self.same_document_partners())
 
     def _fill(self, storages: Mapping[Site, Any], progress: Progress | None) -> bool:
         """Writes rows into the free slots; returns whether the text has ended."""

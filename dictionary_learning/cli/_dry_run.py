@@ -1,5 +1,6 @@
 """`dictionary-learning train --dry-run`: what a run would read, compute, hold and write."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from dictionary_learning.sites import Site
 
 if TYPE_CHECKING:
     from dictionary_learning.trainers import OptimizationConfig
+
+logger = logging.getLogger(__name__)
 
 _LONG = 20.0
 """Seconds after which a measurement is not repeated."""
@@ -73,6 +76,7 @@ def show_plan(
         seconds["training"] = per_step * plan.steps
         seconds["all, without loading and evaluation"] = sum(seconds.values())
     entries |= {f"time: {name}": as_duration(value) for name, value in seconds.items()}
+    logger.info("Times are measured, beside whatever else this machine computes now.")
     width = max(map(len, entries))
     write_result(entries, [f"{name.ljust(width)}  {value}" for name, value in entries.items()])
 

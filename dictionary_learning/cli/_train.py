@@ -220,20 +220,25 @@ def _train(
         point_latest_at(save_dir)
     end = time.monotonic()
     if text is None or arguments.model is None:
-        advice = "Trained in %.0f s. Evaluate with: dictionary-learning evaluate %s --model MODEL --data DATA"
-        logger.info(advice, end - loaded, save_dir)
+        advice = "Trained in %.0f s. Evaluate with: %s --model MODEL --data DATA"
+        logger.info(advice, end - loaded, _evaluating(save_dir))
         return
     told = "" if "n_eval_tokens" in given else " (--n-eval-tokens says another number)"
     on = f"{counted(arguments.n_eval_tokens or 0, 'token')}{told} of {text[1].name}"
     logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, on)
     seconds = {"load": loaded - start, "train": end - loaded}
+    again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir)}"
     try:
         _evaluate(arguments, model or arguments.load(arguments.model), dictionaries, text[1], source, save_dir, seconds)
+    except KeyboardInterrupt:
+        logger.warning("The evaluation was interrupted. %s", again)
+        raise
     except Exception as error:  # noqa: BLE001  (what was trained is saved, and no failure of a run)
-        logger.warning(
-            "The evaluation failed (%s: %s). The dictionaries are in '%s'. Try again with: dictionary-learning "
-            "evaluate %s", type(error).__name__, error, save_dir, save_dir,
-        )  # fmt: skip
+        logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
+
+
+def _evaluating(save_dir: Path) -> str:
+    return shlex.join(["dictionary-learning", "evaluate", str(save_dir)])
 
 
 def _evaluate(

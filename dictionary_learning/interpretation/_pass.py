@@ -138,7 +138,7 @@ class LatentPass:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Batch]:
-        with Progress("reading latents", self.n_tokens - self.n_read, "tokens") as progress:
+        with Progress("reading latents", self._n_to_read(), "tokens") as progress:
             while self.n_read < self.n_tokens:
                 tokens = self.stream.take(self.batch_size)
                 if tokens is None:
@@ -164,6 +164,11 @@ class LatentPass:
         self.stream.load_state_dict(state["stream"])
         self.n_read, self.n_nonfinite = state["n_read"], state["n_nonfinite"]
         self._found = {name: {Site.parse(s): x for s, x in found.items()} for name, found in state["limits"].items()}
+
+    def _n_to_read(self) -> int:
+        """Returns how many tokens are left: of full contexts, whole batches are read."""
+        left, batch = self.n_tokens - self.n_read, self.batch_size * self.stream.ctx_len
+        return -(-left // batch) * batch if getattr(self.stream, "pack", False) else left
 
     def _read(self, tokens: TokenBatch) -> Batch:
         values = self.model.capture(*tokens, self.sites)  # each (batch, ctx, dim)

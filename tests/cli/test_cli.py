@@ -284,3 +284,19 @@ def test_the_size_of_the_evaluation_is_said_and_stored(folder, caplog):
     assert "Evaluating on 4,096 tokens (--n-eval-tokens says another number) of " in caplog.text
     run = load_dictionary(folder / "run" / "trainer_0").info.config["run"]
     assert (run["n_eval_tokens"], run["n_fidelity_tokens"]) == (4_096, 2_048)
+
+
+def test_an_interrupt_of_the_evaluation_says_that_all_is_saved_and_what_goes_on(folder, caplog, monkeypatch):
+    from dictionary_learning import evaluation
+
+    def interrupted(*_: object, **__: object):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate_dictionaries", interrupted)
+    assert train(folder, "--sites", "transformer.h.1", "--k", "2") == 130
+    assert f"Evaluate them with: dictionary-learning evaluate {folder / 'run'}" in caplog.text
+    assert load_dictionary(folder / "run" / "trainer_0").k == 2
+    caplog.clear()
+    assert main(["evaluate", str(folder / "run"), "--device", "cpu", "--model", str(folder / "model"),
+                 "--data", str(folder / "text.jsonl")]) == 130  # fmt: skip
+    assert caplog.messages[-1] == "Interrupted." and "Traceback" not in caplog.text
