@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning._plain import counted
-
 _PARTS = ("group", "seed")
 """Runs of a sweep, and of a benchmark on known features, are in folders of these names."""
 
@@ -62,7 +60,7 @@ def _unfinished_sweep(folder: Path) -> str:
     now = folder / left[0]
     command = next(filter(None, (_command(folder / name) for name in parts)), [])
     what = "benchmark" if command[:1] == ["benchmark"] else "sweep"
-    done = f"{len(parts) - len(left)} of {counted(len(parts), 'run')} {'is' if len(parts) == 1 else 'are'} finished"
+    done = f"{len(parts) - len(left)} of {len(parts)} runs finished"
     stands = f"{done}, and {now.name} is {_at(now)}"
     return f"'{folder}' is a {what} that is not finished: {stands}. {_going_on(command, folder)}"
 

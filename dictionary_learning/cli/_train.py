@@ -53,6 +53,10 @@ _NOT_SAVED = (
 _OF_THE_START = ("save_dir", "resume", "resume_from", "overwrite", "dry_run", "allow_changed")
 """Options that say how a run starts, and not which run it is."""
 _RUNS = "runs"
+_SEVERAL = (
+    "For several on one stream, name them in a run file, as 'methods: {top_k: {k: 32}, gao_2024: {k: 64}}', and give "
+    "it with --config; docs/command_line.md shows one. Several values of a setting, as --k 32 64, need no file."
+)
 
 
 def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None) -> Parser:
@@ -76,12 +80,12 @@ def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None)
     )
     choice.add_argument("--recipe", help=f"The settings of a paper, with its method: {', '.join(sorted(RECIPES))}.")
     chosen, others = choice.parse_known_args(arguments)
-    more = [word for word in others if word in TRAINERS and not Path(word).exists()]
-    if chosen.trainer is not None and more:
-        raise ConfigError(
-            f"Got --trainer {chosen.trainer} with {more[0]}. A command trains one method: give the others commands of "
-            "their own, with --seed and --save-dir, or train them together by trainSAE."
-        )
+    for option, name, known in (("--trainer", chosen.trainer, TRAINERS), ("--recipe", chosen.recipe, RECIPES)):
+        more = [word for word in others if word in known and not Path(word).exists()]
+        is_twice = sum(word.partition("=")[0] == option for word in arguments) > 1
+        if name is not None and (more or is_twice):
+            got = f"Got {option} more than once" if is_twice else f"Got {option} {name} with {more[0]}"
+            raise ConfigError(f"{got}, and it names one method. {_SEVERAL}")
     named = {name: values.pop(name, None) for name in ("trainer", "recipe")}
     for name, told in named.items():
         if told is not None and not isinstance(told, str):
