@@ -65,9 +65,9 @@ def estimate_run(plan: Plan, jobs: Sequence[TrainingJob], data: Any, keep_checkp
     """Returns what a run needs; nothing is computed, and the data are not read."""
     weights = sum(tensor_bytes(job.trainer.dictionary.state_dict()) for job in jobs)
     states = sum(_state_bytes(job.trainer) for job in jobs)
-    rows = getattr(data, "n_bytes", 0)
+    rows, documents = _bytes_of_rows(plan, data)
     n_checkpoints = _kept_checkpoints(plan, keep_checkpoints)
-    held = rows + _DOCUMENT_BYTES * getattr(data, "activation_buffer_size", 0)
+    held = rows + documents
     if n_checkpoints and not rows and hasattr(data, "state_dict"):
         held = tensor_bytes(data.state_dict())
     n_lines = plan.steps // plan.log_steps + 1
@@ -120,6 +120,17 @@ def tensor_bytes(tree: Any) -> int:
         parts: Any = tree
         return sum(tensor_bytes(part) for part in (parts.values() if isinstance(tree, Mapping) else parts))
     return 0
+
+
+def _bytes_of_rows(plan: Plan, data: Any) -> tuple[int, int]:
+    """Returns the bytes of a buffer's rows, of which no more are held than a run takes, and of
+    their documents."""
+    size = getattr(data, "activation_buffer_size", 0)
+    if not size:
+        return 0, 0
+    too_many = getattr(data, "refresh_batch_size", 0) * getattr(data, "ctx_len", 0)
+    n = min(size, plan.steps * data.out_batch_size + too_many)
+    return data.n_bytes * n // size, _DOCUMENT_BYTES * n
 
 
 def _state_bytes(trainer: Trainer) -> int:

@@ -4,9 +4,11 @@ Both are messages of the level INFO: the command line shows them, and a Python p
 such messages does.
 """
 
+import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +19,12 @@ from dictionary_learning._plain import as_duration
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 30.0
+_BARS = {
+    "datasets": "progress_bars",
+    "transformers.utils.logging": "progress_bar",  # which switches the next one too
+    "huggingface_hub.utils": "progress_bars",
+}
+"""Modules that show bars, with the name of these in their functions."""
 
 
 def shows_bars() -> bool:
@@ -33,6 +41,36 @@ def say(message: str) -> None:
         logger.info("%s", message)
     elif not logging.root.handlers and not _is_quiet():
         sys.stderr.write(f"{message}\n")
+
+
+@contextlib.contextmanager
+def other_bars(what: str) -> Iterator[None]:
+    """Switches bars of other packages off, where none can be shown: a line says what is done.
+
+    Args:
+        what: what is done, as "Loading gpt2".
+    """
+    if shows_bars():
+        yield
+        return
+    logger.info("%s.", what)
+    were_on = {name: _are_on(sys.modules[name]) for name in _BARS if name in sys.modules}
+    for name in were_on:
+        _switch(name, False)
+    try:
+        yield
+    finally:
+        for name, is_on in were_on.items():
+            _switch(name, is_on)
+
+
+def _are_on(module: Any) -> bool:
+    asked = getattr(module, "is_progress_bar_enabled", None)
+    return not module.are_progress_bars_disabled() if asked is None else asked()
+
+
+def _switch(name: str, on: bool) -> None:
+    getattr(sys.modules[name], f"{'enable' if on else 'disable'}_{_BARS[name]}")()
 
 
 def _is_notebook() -> bool:
@@ -69,6 +107,10 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         if self._bar is not None:
             self._bar.close()
+        if isinstance(error, KeyboardInterrupt):
+            note = f"Interrupted while {self._counted()}. What was saved before stays."
+            # the traceback ends with it
+            error.add_note(note) if hasattr(error, "add_note") else say(note)
 
     def advance(self, n: int = 1) -> None:
         """Says that more is done."""
@@ -83,8 +125,16 @@ class Progress:
 
     def _line(self, seconds: float) -> str:
         rate = self.done / max(seconds, 1e-9)
-        of = "" if self.total is None else f" of {self.total:,}"
-        shown = f"{self.what}: {self.done:,}{of} {self.unit}, {rate:,.{1 if rate < 10 else 0}f} a second"
-        if self.total is None or not rate:
+        shown, total = self._counted(), self._total()
+        if not rate:
             return shown
-        return f"{shown}, {as_duration(max(self.total - self.done, 0) / rate)} left"
+        shown += f", {rate:,.{1 if rate < 10 else 0}f} a second" if rate >= 1 else f", {as_duration(1 / rate)} each"
+        return shown if total is None else f"{shown}, {as_duration((total - self.done) / rate)} left"
+
+    def _counted(self) -> str:
+        total = self._total()
+        return f"{self.what}: {self.done:,}{'' if total is None else f' of {total:,}'} {self.unit}"
+
+    def _total(self) -> int | None:
+        """Returns how much there is to do; None if more is done than was known of."""
+        return None if self.total is None or self.done > self.total else self.total

@@ -24,6 +24,7 @@ from dictionary_learning._model_set import ModelSet
 from dictionary_learning._plain import to_plain
 from dictionary_learning._run_folder import COMMAND, OPTIONS, RUN_FILE
 from dictionary_learning._secrets import HIDDEN, is_secret, without_secrets
+from dictionary_learning._what_is import what_is
 from dictionary_learning.activations.cache._index import model_fingerprint
 from dictionary_learning.data import Source
 from dictionary_learning.data._reading import files_of, samples_of
@@ -143,7 +144,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         document = json.loads((folder / RUN).read_text(encoding="utf-8"))
         _ = document["environment"], document["run"], document["volatile"]["sessions"]
     except OSError:  # there is none, or a folder
-        raise ConfigError(f"'{folder}' has no {RUN}. Give the folder of a run that this version trained.") from None
+        told = what_is(folder) or "Give the folder of a run that this version trained."
+        raise ConfigError(f"'{folder}' has no {RUN}. {told}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"'{folder / RUN}' is of no run ({error}). Move it, or give another folder.") from error
     return document

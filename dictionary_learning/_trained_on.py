@@ -7,18 +7,29 @@ only if they are a name on the hub, or lie in the current folder.
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from dictionary_learning._secrets import HIDDEN
 from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning.errors import ConfigError
 
+T = TypeVar("T")
 _ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w./-]+)?")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _HARMLESS = ("revision", "name", "num_proc")
 """Arguments of `datasets.load_dataset` that choose neither files nor code."""
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A dictionary by what its files say."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
 
 
 class TrainedText(NamedTuple):
@@ -47,7 +58,8 @@ class TrainedModel(NamedTuple):
 
 def buffer_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns what a dictionary's config says of the activations."""
-    return config.get("buffer", {})
+    found = config.get("buffer")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _run_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -100,8 +112,32 @@ def contexts_of(config: Mapping[str, Any]) -> ContextReading | None:
 
 def filter_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the rule which tokens count."""
-    rule = {name: value for name, value in buffer_of(config).get("filter", {}).items() if name != "norm_limits"}
-    return rule or None
+    saved = buffer_of(config).get("filter") or {}
+    return {name: value for name, value in saved.items() if name != "norm_limits"} or None
+
+
+def norm_limits_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the norm limits that were found in training, by site."""
+    return dict((buffer_of(config).get("filter") or {}).get("norm_limits") or {})
+
+
+def common(
+    saved: Iterable[Named], what: str, read: Callable[[Mapping[str, Any]], T | None], advice: str = ""
+) -> T | None:
+    """Returns what all dictionaries that tell it agree on; None where none tells it.
+
+    Raises:
+        ConfigError: two of them differ.
+    """
+    told = [(one.name, value) for one in saved if (value := read(one.config)) is not None]
+    for name, value in told:
+        if value != told[0][1]:
+            shown = f"{told[0][1]} and {value}"
+            raise ConfigError(
+                f"'{told[0][0]}' and '{name}' were trained with different {what} ({shown}), so one evaluation would be "
+                f"wrong for one of them. Evaluate them apart. {advice}".rstrip()
+            )
+    return told[0][1] if told else None
 
 
 def check_named(what: str, option: str, name: Any) -> None:

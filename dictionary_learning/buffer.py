@@ -6,7 +6,8 @@ text, its activations fill the slots that were served, and a new order is drawn.
 order, so row i of a batch is the same token at each of them. A batch costs one gather.
 
 Where it is known how many batches will be taken, the model reads no more text than they need: a
-short run shuffles all of its rows at once, and the last refill stops where the run ends.
+short run shuffles all of its rows at once, and allocates no slots beyond these; the last refill
+stops where the run ends.
 """
 
 import contextlib
@@ -271,7 +272,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
 
     @property
     def n_bytes(self) -> int:
-        """Memory of the rows at all sites, in bytes."""
+        """Memory of the rows at all sites, in bytes, if all are held."""
         return self.activation_buffer_size * sum(self.widths.values()) * self.dtype.itemsize
 
     @property
@@ -330,8 +331,9 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self._order, self._spare, self._generator, self._ended, self._n_filled, self._reached = done
         if is_first:
             self._said = self.reader.describe_dropped()
-            met = "%s. A row meets %.1f others of its document in a batch of %d, on average."
-            logger.info(met, self._said, self.same_document_partners(), self.out_batch_size)
+            logger.info("%s.", self._said)
+            met = "Of a batch of %d rows, %.1f are of one row's own document, on average; a larger n_ctxs lowers it."
+            logger.debug(met, self.out_batch_size, self.same_document_partners())
 
     def _fill(self, storages: Mapping[Site, Any], progress: Progress | None) -> bool:
         """Writes rows into the free slots; returns whether the text has ended."""
@@ -432,7 +434,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
                 f"{self.activation_buffer_size} at {', '.join(sites)}. Build it with the same arguments."
             )
         self._clear()
-        origins = state["origins"]
+        self._expected, origins = None, state["origins"]
         if rows and self._origins:
             raise ConfigError("The state holds its rows, and retrace=True wants to read them again. Set retrace=False.")
         self._storage = self._allocate() if rows or origins else None
@@ -450,7 +452,6 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self._ended, self._reached = state["ended"], None
         self._generator.set_state(state["generator"].cpu())
         self.reader.load_state_dict({**copy.deepcopy(state["reader"]), "expected": None})
-        self._expected = None
 
     def _clear(self) -> None:
         self._storage: dict[Site, RowStorage] | None = None
@@ -477,16 +478,22 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         return {site: storage.read(slots) for site, storage in self._storage.items()}
 
     def _allocate(self) -> dict[Site, RowStorage]:
-        """Logs the buffer's memory, before the first forward pass, and allocates it."""
-        size, width = self.activation_buffer_size, sum(self.widths.values())
+        """Logs the buffer's memory, before the first forward pass, and allocates it.
+
+        A run that takes fewer rows than there are slots needs no more of them than it fills.
+        """
+        whole, width = self.activation_buffer_size, sum(self.widths.values())
+        most = self.refresh_batch_size * self.ctx_len  # rows of the last forward pass that are too many
+        size = whole if self._expected is None else min(whole, self._expected + most)
         in_flight = self.refresh_batch_size * self.ctx_len * width * self.model.dtype.itemsize
         logger.info(
             "The buffer takes %s on %s: %s at %s, %s. A forward pass adds %s of activations on %s.",
-            as_bytes(self.n_bytes), self.device, counted(size, "row"),
+            as_bytes(self.n_bytes * size // whole), self.device, counted(size, "row"),
             counted(len(self.sites), "site"), self.dtype, as_bytes(in_flight),
             self.model.device,
         )  # fmt: skip
-        return {site: RowStorage(size, w, self.dtype, self.device, self.model.dtype) for site, w in self.widths.items()}
+        kinds = (self.dtype, self.device, self.model.dtype)
+        return {site: RowStorage(whole, w, *kinds, at_first=size) for site, w in self.widths.items()}
 
 
 def _pickled(state: dict[str, Any]) -> bytes:

@@ -19,6 +19,7 @@ from torch import nn
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, fast_dtype
 from dictionary_learning._module_io import Channels
+from dictionary_learning._progress import other_bars
 from dictionary_learning._types import ModelLike
 from dictionary_learning.capture import Edit, InputsLike, TracedModel
 from dictionary_learning.capture._remote import RemoteTracer
@@ -197,7 +198,8 @@ def load_pretrained(
     }
     try:
         kind = _model_class(source, extra, options)
-        module, info = kind.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
+        with other_bars(f"Loading {name}"):
+            module, info = kind.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
     except (DictionaryLearningError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -17,7 +17,7 @@ from dictionary_learning._hardware import as_device, keep_freed_memory, peak_mem
 from dictionary_learning._held_out import Evaluation
 from dictionary_learning._held_out_data import Place, held_out_data
 from dictionary_learning._lazy import lazy_names
-from dictionary_learning._plain import as_bytes, to_plain
+from dictionary_learning._plain import as_bytes, counted, to_plain
 from dictionary_learning._provenance import RunRecord, contents_of
 from dictionary_learning._resume import RunCheckpoints, all_trainers, describe_run
 from dictionary_learning._run_folder import claim_run_folder, remove_run
@@ -328,6 +328,8 @@ def trainSAE(
         dictionaries = output.export()
         if most := peak_memory(device):
             logger.info("The process has held at most %s on %s.", as_bytes(most), device)
+    if folder is not None and world.is_first:
+        logger.info("Saved %s in '%s'.", counted(len(dictionaries), "dictionary", "dictionaries"), folder)
     check_finite(names, dictionaries)
     with only_first_talks(world):
         _warn_of_divergence(jobs)

@@ -43,7 +43,7 @@ def test_what_is_on_disk_in_the_end_is_what_was_estimated(tmp_path):
         return ActivationBuffer(tiny.documents(30), model, "model.layers.1", **sizes, end_of_data="repeat")
 
     need, _ = estimate(data(), checkpoint_steps=2, save_steps=[3], keep=2)
-    assert need.model == sum(p.nbytes for p in model.module.parameters()) and need.rows == data().n_bytes
+    assert need.model == sum(p.nbytes for p in model.module.parameters()) and need.rows == (12 * 32 + 4 * 16) * 16 * 4
     trainSAE(data(), CONFIG, 12, save_dir=tmp_path, checkpoint_steps=2, save_steps=[3], progress=False, device="cpu")
     found = list((tmp_path / "checkpoints").iterdir())
     assert len(found) == need.n_checkpoints - 1  # none is being written

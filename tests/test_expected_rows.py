@@ -46,6 +46,10 @@ def build(model, **options) -> ActivationBuffer:
     return ActivationBuffer(model=traced, **{**given, **options})
 
 
+def values(batch):
+    return list(batch.values()) if hasattr(batch, "values") and not isinstance(batch, torch.Tensor) else [batch]
+
+
 def train(data, steps: int, **options):
     config = TrainerTopK.Config(dict_size=32, k=4, seed=0, site=str(data.sites[0]))
     return trainSAE(data, config, steps, device="cpu", progress=False, **options)
@@ -62,6 +66,25 @@ def test_a_run_reads_what_it_trains_on(kind, steps):
     assert data.n_tokens_read - data.n_tokens_dropped - surplus == needed
     # how many rows the last contexts have is a guess: whole documents are of very different lengths
     assert surplus <= (3 if kind in ("whole documents", "norm limit") else 1) * data.ctx_len
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_slots_are_allocated_that_a_short_run_does_not_fill(kind, caplog):
+    caplog.set_level("INFO")
+    data, plain = build(tiny.model(), **KINDS[kind]), build(tiny.model(), **KINDS[kind])
+    size = data.activation_buffer_size
+    data.expect(SHORT)
+    first = next(data)
+    held = SHORT * BATCH + data.refresh_batch_size * data.ctx_len
+    assert {len(storage.rows) for storage in data._storage.values()} == {min(held, size)}
+    assert f": {min(held, size)} rows at" in caplog.text
+    # a run that goes on after all takes them, with every row that it holds
+    state = data.state_dict()
+    plain.load_state_dict(state)
+    data.expect(None)
+    for _ in range(LONG):
+        assert all(map(torch.equal, *(values(next(one)) for one in (data, plain))))
+    assert {len(storage.rows) for storage in data._storage.values()} == {size} and values(first)
 
 
 def test_a_run_of_mixed_buffers_reads_what_it_trains_on():

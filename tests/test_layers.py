@@ -10,7 +10,7 @@ LAYERS = [
     {"_secrets"},
     {"errors", "_lazy", "_types"},
     {"_plain", "_coercion"},
-    {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http", "_progress"},
+    {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http", "_progress", "_what_is"},
     {"_random_state", "_stop_request", "side_by_side"},
     {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},

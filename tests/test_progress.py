@@ -13,7 +13,7 @@ import types
 import pytest
 
 from dictionary_learning import _progress
-from dictionary_learning._progress import Progress
+from dictionary_learning._progress import Progress, other_bars
 
 
 @pytest.fixture
@@ -47,9 +47,54 @@ def test_without_a_total_there_is_no_time_left_and_more_than_the_total_is_no_fau
     run(clock, 3, 100.0, None)
     run(clock, 3, 100.0, 50)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "reading: 100 tokens, 1.0 a second" and lines[-1].endswith(
-        "300 of 50 tokens, 1.0 a second, 0.0 s left"
-    )
+    assert lines[0] == "reading: 100 tokens, 1.0 a second" and lines[-1] == "reading: 300 tokens, 1.0 a second"
+
+
+def test_an_interrupt_says_where_and_stays_one(caplog):
+    caplog.set_level(logging.INFO, "dictionary_learning")
+    with pytest.raises(KeyboardInterrupt) as raised, Progress("reading", 300, "tokens") as progress:
+        progress.advance(100)
+        raise KeyboardInterrupt
+    said = [*getattr(raised.value, "__notes__", ()), *caplog.messages]
+    assert said == ["Interrupted while reading: 100 of 300 tokens. What was saved before stays."]
+
+
+def test_what_is_slow_has_a_time_for_each(clock, caplog):
+    caplog.set_level(logging.INFO, "dictionary_learning")
+    run(clock, 2, 1230.0, 300)
+    assert caplog.messages == [
+        "reading: 100 of 300 tokens, 12.3 s each, 41 min 0 s left", "reading: 200 of 300 tokens, 12.3 s each, 20 min 30 s left",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("were_on", [False, True])
+def test_bars_of_other_packages_are_off_outside_of_a_terminal(is_terminal, were_on, monkeypatch, caplog):
+    import datasets
+    import huggingface_hub.utils as hub
+    import transformers.utils.logging as transformers
+
+    def are_on():
+        return (
+            transformers.is_progress_bar_enabled(), not hub.are_progress_bars_disabled(),
+            not datasets.are_progress_bars_disabled(),
+        )  # fmt: skip
+
+    def switch(on):
+        (transformers.enable_progress_bar if on else transformers.disable_progress_bar)()
+        (datasets.enable_progress_bars if on else datasets.disable_progress_bars)()
+
+    before = are_on()[0]
+    monkeypatch.setattr(_progress, "shows_bars", lambda: is_terminal)
+    caplog.set_level(logging.INFO, "dictionary_learning")
+    try:
+        switch(were_on)
+        with other_bars("Loading gpt2"):
+            assert are_on() == ((were_on,) * 3 if is_terminal else (False,) * 3)
+        assert are_on() == (were_on,) * 3
+    finally:
+        switch(before)
+    assert caplog.messages == ([] if is_terminal else ["Loading gpt2."])
 
 
 def test_what_is_short_and_who_asks_for_nothing_see_nothing(clock, caplog):

@@ -24,6 +24,7 @@ from dictionary_learning import (
     trainSAE,
     write_cache,
 )
+from dictionary_learning._what_is import what_is
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import main
 from dictionary_learning.cli._options import CaptureArguments
@@ -236,6 +237,11 @@ def test_a_sweep_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, monkeypat
             sweep(folder, memory_gb=little, checkpoint_steps=2)
     assert stopped.value.folder == str(folder)
     assert (folder / "group_0" / "finished.json").exists() and not (folder / "group_1" / "finished.json").exists()
+    assert "is a sweep that is not finished: 1 of " in what_is(folder) and "group_1 is at step 5 of 6" in what_is(
+        folder
+    )
+    assert "resume='auto'" in what_is(folder) and "is a sweep; give one of its runs" in what_is(tmp_path / "whole")
+    assert f"'{folder / 'group_1'}' is a part of a sweep, at step 5 of 6" in what_is(folder / "group_1")
     before = {path: path.stat().st_mtime_ns for path in (folder / "group_0").rglob("*") if path.is_file()}
     from dictionary_learning.sweeps import _run
 
@@ -425,9 +431,17 @@ def file(model, tmp_path, monkeypatch):
     return write
 
 
-def test_the_shell_sweeps_and_resumes(file, tmp_path, capsys, caplog):
+def test_the_shell_sweeps_and_resumes(file, tmp_path, capsys, caplog, monkeypatch):
     folder = tmp_path / "sweep"
-    assert main(["sweep", file(), "--save-dir", str(folder)]) == 0
+    with monkeypatch.context() as patch:
+        StopAt(patch, 2)
+        assert main(["sweep", file(), "--save-dir", str(folder)]) == 75
+    going_on = f"Go on with: dictionary-learning sweep {tmp_path}/sweep.yaml --save-dir {folder} --resume"
+    for command in (["compare"], ["evaluate"], ["info"], ["contexts", "--save-dir", str(tmp_path / "store")]):
+        for place in (folder, folder / "group_0"):
+            caplog.clear()
+            assert main([*command, str(place)]) == 2 and "at step 3 of 6" in caplog.text and going_on in caplog.text
+    assert main(["sweep", file(), "--save-dir", str(folder), "--resume"]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "sweep.html")
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
     assert [row["name"] for row in rows][:2] == ["top_k k=2 seed=0", "top_k k=2 seed=1"] and len(rows) == 6

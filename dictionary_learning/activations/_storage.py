@@ -36,7 +36,9 @@ def as_dtype(rows: Float[Tensor, "*batch"], dtype: torch.dtype) -> Float[Tensor,
 
 
 class RowStorage:
-    """A fixed number of rows that are written and read by their slots.
+    """A number of rows that are written and read by their slots.
+
+    Memory is taken for the first `at_first` of them, and for all once a later one is written.
 
     In int8, a row is divided by its largest absolute value / 127 and rounded. That takes half the
     memory of 16 bits, with an error of at most 1/254 of the largest value in each coordinate.
@@ -46,14 +48,17 @@ class RowStorage:
 
     def __init__(
         self, size: int, width: int, dtype: torch.dtype, device: torch.device | str = "cpu",
-        served: torch.dtype = torch.float32,
+        served: torch.dtype = torch.float32, at_first: int | None = None,
     ):  # fmt: skip
-        self.rows = torch.empty(size, width, dtype=dtype, device=device)
-        self.scales = torch.empty(size, device=device) if dtype is torch.int8 else None
-        self._served = served
+        self._size, self._served = size, served
+        n = size if at_first is None else min(at_first, size)
+        self.rows = torch.empty(n, width, dtype=dtype, device=device)
+        self.scales = torch.empty(n, device=device) if dtype is torch.int8 else None
 
     def write(self, slots: Int[Tensor, "n"], rows: Float[Tensor, "n width"]) -> None:
         """Writes rows into slots."""
+        if len(self.rows) < self._size and len(slots) and int(slots.max()) >= len(self.rows):
+            self._grow()
         rows = rows.to(self.rows.device)
         if self.scales is None:
             self.rows.index_copy_(0, slots, as_dtype(rows, self.rows.dtype))
@@ -85,6 +90,14 @@ class RowStorage:
             )
         for name, tensor in own.items():
             tensor[:n].copy_(stored[name])
+
+    def _grow(self) -> None:
+        rows, scales = (
+            None if old is None else torch.cat([old, old.new_empty(self._size - len(old), *old.shape[1:])])
+            for old in (self.rows, self.scales)
+        )
+        assert rows is not None
+        self.rows, self.scales = rows, scales
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"rows": self.rows} if self.scales is None else {"rows": self.rows, "scales": self.scales}

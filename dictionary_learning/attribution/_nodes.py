@@ -26,8 +26,8 @@ class Placed(NamedTuple):
     """A dictionary and its site, where its `info` does not say it."""
 
     dictionary: Dictionary
-    site: SubmodulesLike
-    """The site that it reads."""
+    site: SubmodulesLike | None = None
+    """The site that it reads; by default the one that its `info` names."""
     target: SubmodulesLike | None = None
     """The site that a transcoder writes; by default as in `latent_edits`."""
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
-from dictionary_learning._trained_on import TrainedModel, buffer_of, check_named, held_out_of, model_of, text_of
-from dictionary_learning.cli._evaluate import common, contexts_as_trained, dtype_in_training, read_text
+from dictionary_learning._trained_on import TrainedModel, buffer_of, check_named, common, held_out_of, model_of, text_of
+from dictionary_learning._what_is import what_is
+from dictionary_learning.cli._evaluate import contexts_as_trained, dtype_in_training, read_text
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import write_result
@@ -67,7 +68,8 @@ class ContextsArguments(ModelArguments, ContextArguments):
         is_run = bool(own_folders(resolve_latest(self.model)))
         places = self.dictionaries or ((self.model,) if is_run else ())
         if not places:
-            raise ConfigError(f"'{self.model}' holds no dictionary. Give --dictionaries, or a run in its place.")
+            told = what_is(resolve_latest(self.model)) or "Give --dictionaries, or a run in its place."
+            raise ConfigError(f"'{self.model}' holds no dictionary. {told}")
         saved = load_saved(places)
         advice = "Give the model instead of the run."
         wanted = (
@@ -89,7 +91,7 @@ class ContextsArguments(ModelArguments, ContextArguments):
             {name: one.dictionary for name, one in found.items()},
             stream,
             self.save_dir,
-            sites={name: list(one.site) if isinstance(one.site, tuple) else one.site for name, one in found.items()},
+            sites={name: one.site for name, one in found.items() if one.site is not None},
             ctx_len=stream.ctx_len,
             pack=stream.pack,
             **self.options(

@@ -108,8 +108,8 @@ class DashboardArguments(ModelArguments, ContextArguments):
         self, candidates: "Sequence[Candidate]", saved: "Sequence[Saved]", model: "TracedModel"
     ) -> "ContextStore":
         """Reads the text, and returns the contexts of dictionaries."""
-        from dictionary_learning._trained_on import buffer_of, text_of
-        from dictionary_learning.cli._evaluate import common, contexts_as_trained, read_text
+        from dictionary_learning._trained_on import buffer_of, common, text_of
+        from dictionary_learning.cli._evaluate import contexts_as_trained, read_text
         from dictionary_learning.interpretation import collect_contexts
 
         if not self.data:
@@ -124,7 +124,7 @@ class DashboardArguments(ModelArguments, ContextArguments):
             {one.name: one.dictionary for one in candidates},
             stream,
             Path(self.save_dir) / _CONTEXTS,
-            sites={one.name: one.site for one in candidates},
+            sites={one.name: one.site for one in candidates if one.site is not None},
             ctx_len=stream.ctx_len,
             pack=stream.pack,
             **self.options("n_tokens", "batch_size", "n_top", "n_quantiles", "per_quantile", "n_quiet"),
@@ -178,7 +178,7 @@ class ServeArguments(ModelArguments):
         server = LiveServer(
             model,
             {name: one.dictionary for name, one in found.items()},
-            sites={name: one.site for name, one in found.items()},
+            sites={name: one.site for name, one in found.items() if one.site is not None},
             **self.options("host", "port"),
         )
         write_line(server.url)
@@ -195,9 +195,9 @@ def load_with_model(
     Raises:
         ConfigError: They do not say which model, or different ones; or do not belong to it.
     """
-    from dictionary_learning._trained_on import check_named, model_of
+    from dictionary_learning._trained_on import check_named, common, model_of
     from dictionary_learning.cli._candidates import candidates_of
-    from dictionary_learning.cli._evaluate import common, dtype_in_training
+    from dictionary_learning.cli._evaluate import dtype_in_training
 
     trained_on = None if given.model else common(saved, "language models", model_of, "Give --model.")
     if trained_on is not None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder, resolve_latest
-from dictionary_learning._trained_on import TrainedModel, check_named, model_of
-from dictionary_learning.cli._evaluate import common, dtype_in_training
+from dictionary_learning._trained_on import TrainedModel, check_named, common, model_of
+from dictionary_learning.cli._evaluate import dtype_in_training
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.config import setting

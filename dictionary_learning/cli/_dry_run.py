@@ -1,5 +1,6 @@
 """`dictionary-learning train --dry-run`: what a run would read, compute, hold and write."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from dictionary_learning.sites import Site
 
 if TYPE_CHECKING:
     from dictionary_learning.trainers import OptimizationConfig
+
+logger = logging.getLogger(__name__)
 
 _LONG = 20.0
 """Seconds after which a measurement is not repeated."""
@@ -67,13 +70,13 @@ def show_plan(
     entries = {**_tokens(plan, jobs, source, reading, size), **_sizes(need, room)}
     # measured: weights, states, a forward pass, a step. To come: rows, and a copy in the end
     if per_step is not None and (most := peak_memory(device)):
-        held = min(1.0, plan.steps * size / max(getattr(source, "activation_buffer_size", 0), 1))
-        entries["memory: at most, about"] = as_bytes(most + int(held * need.rows) + need.dictionaries)
+        entries["memory: at most, about"] = as_bytes(most + need.rows + need.dictionaries)
     seconds = {"activations": reading.seconds * plan.steps * size / reading.n_rows}
     if per_step is not None:
         seconds["training"] = per_step * plan.steps
         seconds["all, without loading and evaluation"] = sum(seconds.values())
     entries |= {f"time: {name}": as_duration(value) for name, value in seconds.items()}
+    logger.info("Times are measured, beside whatever else this machine computes now.")
     width = max(map(len, entries))
     write_result(entries, [f"{name.ljust(width)}  {value}" for name, value in entries.items()])
 

@@ -3,9 +3,9 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning._said import asked_of, check_reading_said, saying
@@ -16,6 +16,7 @@ from dictionary_learning._trained_on import (
     buffer_of,
     check_named,
     check_reading,
+    common,
     contexts_of,
     dtype_of,
     filter_of,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from dictionary_learning.models import TracedModel
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _CTX_LEN = 128
 _REPORTS = "reports"
@@ -116,7 +115,6 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
                 **self.measured(),
             ),
             token_filter=TokenFilter.from_dict(rule) if rule else None,
-            norm_limits=_norm_limits(saved),
         )
         if tasks:
             report = dataclasses.replace(report, downstream=self._probed(model, candidates, tasks))
@@ -209,25 +207,6 @@ def _report_folder(arguments: EvaluateArguments, saved: "Sequence[Saved]") -> Pa
     return Path(place) if is_own else new_folder(_REPORTS, *(Path(one).name for one in arguments.dictionaries[:3]))
 
 
-def common(
-    saved: "Sequence[Saved]", what: str, read: Callable[[Mapping[str, Any]], T | None], advice: str = ""
-) -> T | None:
-    """Returns what all dictionaries that tell it agree on; None where none tells it.
-
-    Raises:
-        ConfigError: two of them differ.
-    """
-    told = [(one.name, value) for one in saved if (value := read(one.config)) is not None]
-    for name, value in told:
-        if value != told[0][1]:
-            shown = f"{told[0][1]} and {value}"
-            raise ConfigError(
-                f"'{told[0][0]}' and '{name}' were trained with different {what} ({shown}), so one evaluation would be "
-                f"wrong for one of them. Evaluate them apart. {advice}".rstrip()
-            )
-    return told[0][1] if told else None
-
-
 def dtype_in_training(asked: ModelArguments, saved: "Sequence[Saved]") -> str | None:
     """Returns the dtype of the model in training, unless another is asked for.
 
@@ -235,17 +214,6 @@ def dtype_in_training(asked: ModelArguments, saved: "Sequence[Saved]") -> str | 
         ConfigError: two dictionaries were trained with different ones.
     """
     return asked.dtype or common(saved, "dtypes of the model", dtype_of, "Or give --dtype for both.")
-
-
-def _norm_limits(saved: "Sequence[Saved]") -> dict[str, float]:
-    """Returns the norm limit of each site, as found in training; the lowest of several runs."""
-    limits: dict[str, float] = {}
-    for one in saved:
-        for site, limit in buffer_of(one.config).get("filter", {}).get("norm_limits", {}).items():
-            if limits.get(site, limit) != limit:
-                logger.warning("The runs found different norm limits at %s; the lower one counts for all.", site)
-            limits[site] = min(limit, limits.get(site, limit))
-    return limits
 
 
 def contexts_as_trained(

@@ -13,7 +13,7 @@ from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._run_file import read_file
 from dictionary_learning.cli._train_data import held_out_contexts, how_to_evaluate, make_source
-from dictionary_learning.cli._train_options import TrainArguments, check_run
+from dictionary_learning.cli._train_options import TrainArguments, check_run, sized
 from dictionary_learning.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class SweepArguments(CommandArguments):
         if self.resume and self.save_dir is None:
             raise ConfigError("--resume needs the folder of the sweep: give --save-dir.")
         chosen = {"device": self.device or told.device, "memory_gb": self.memory_gb or told.memory_gb}
-        told = saying(told.replace(**chosen), given)
+        told = sized(saying(told.replace(**chosen), given))
         sweep = SweepConfig(methods=told.methods, grid=told.grid)
         configs = [point.config for point in sweep.points()]
         if told.model is None or told.data is None:

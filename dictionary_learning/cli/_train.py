@@ -25,7 +25,7 @@ from dictionary_learning.cli._train_data import (
     make_source,
     make_source_apart,
 )
-from dictionary_learning.cli._train_options import TrainArguments, best_of, check_run
+from dictionary_learning.cli._train_options import TrainArguments, best_of, check_run, sized
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ _NOT_SAVED = (
 _OF_THE_START = ("save_dir", "resume", "resume_from", "overwrite", "dry_run", "allow_changed")
 """Options that say how a run starts, and not which run it is."""
 _RUNS = "runs"
+_SEVERAL = (
+    "For several on one stream, name them in a run file, as 'methods: {top_k: {k: 32}, gao_2024: {k: 64}}', and give "
+    "it with --config; docs/command_line.md shows one. Several values of a setting, as --k 32 64, need no file."
+)
 
 
 def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None) -> Parser:
@@ -76,12 +80,12 @@ def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None)
     )
     choice.add_argument("--recipe", help=f"The settings of a paper, with its method: {', '.join(sorted(RECIPES))}.")
     chosen, others = choice.parse_known_args(arguments)
-    more = [word for word in others if word in TRAINERS and not Path(word).exists()]
-    if chosen.trainer is not None and more:
-        raise ConfigError(
-            f"Got --trainer {chosen.trainer} with {more[0]}. A command trains one method: give the others commands of "
-            "their own, with --seed and --save-dir, or train them together by trainSAE."
-        )
+    for option, name, known in (("--trainer", chosen.trainer, TRAINERS), ("--recipe", chosen.recipe, RECIPES)):
+        more = [word for word in others if word in known and not Path(word).exists()]
+        is_twice = sum(word.partition("=")[0] == option for word in arguments) > 1
+        if name is not None and (more or is_twice):
+            got = f"Got {option} more than once" if is_twice else f"Got {option} {name} with {more[0]}"
+            raise ConfigError(f"{got}, and it names one method. {_SEVERAL}")
     named = {name: values.pop(name, None) for name in ("trainer", "recipe")}
     for name, told in named.items():
         if told is not None and not isinstance(told, str):
@@ -124,7 +128,7 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
     """Runs the command."""
     from dictionary_learning.parallel import on_first, only_first_talks, refuse_several, start
 
-    arguments = read_config(namespace, TrainArguments)
+    arguments = sized(read_config(namespace, TrainArguments))
     configs = method.configs(namespace)
     check_run(arguments, configs, namespace.given)
     if arguments.dry_run:
@@ -220,18 +224,25 @@ def _train(
         point_latest_at(save_dir)
     end = time.monotonic()
     if text is None or arguments.model is None:
-        advice = "Trained in %.0f s. Evaluate with: dictionary-learning evaluate %s --model MODEL --data DATA"
-        logger.info(advice, end - loaded, save_dir)
+        advice = "Trained in %.0f s. Evaluate with: %s --model MODEL --data DATA"
+        logger.info(advice, end - loaded, _evaluating(save_dir))
         return
-    logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, text[1].name)
+    told = "" if "n_eval_tokens" in given else " (--n-eval-tokens says another number)"
+    on = f"{counted(arguments.n_eval_tokens or 0, 'token')}{told} of {text[1].name}"
+    logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, on)
     seconds = {"load": loaded - start, "train": end - loaded}
+    again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir)}"
     try:
         _evaluate(arguments, model or arguments.load(arguments.model), dictionaries, text[1], source, save_dir, seconds)
+    except KeyboardInterrupt:
+        logger.warning("The evaluation was interrupted. %s", again)
+        raise
     except Exception as error:  # noqa: BLE001  (what was trained is saved, and no failure of a run)
-        logger.warning(
-            "The evaluation failed (%s: %s). The dictionaries are in '%s'. Try again with: dictionary-learning "
-            "evaluate %s", type(error).__name__, error, save_dir, save_dir,
-        )  # fmt: skip
+        logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
+
+
+def _evaluating(save_dir: Path) -> str:
+    return shlex.join(["dictionary-learning", "evaluate", str(save_dir)])
 
 
 def _evaluate(

@@ -135,9 +135,11 @@ def how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "Evalua
     """Returns how much held-out text is read, in contexts as in training."""
     from dictionary_learning.evaluation import EvaluationConfig
 
+    n_eval_tokens, n_fidelity_tokens = arguments.n_eval_tokens, arguments.n_fidelity_tokens
+    assert n_eval_tokens is not None and n_fidelity_tokens is not None  # see `sized`
     return EvaluationConfig(
-        n_tokens=arguments.n_eval_tokens,
-        n_fidelity_tokens=arguments.n_fidelity_tokens,
+        n_tokens=n_eval_tokens,
+        n_fidelity_tokens=n_fidelity_tokens,
         ctx_len=source.config["ctx_len"],
         pack=source.config["pack"],
         batch_size=arguments.eval_batch_size,

@@ -3,8 +3,9 @@
 import dataclasses
 import importlib.util
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
+from dictionary_learning._said import saying
 from dictionary_learning.cli._evaluation_options import EvaluationArguments
 from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.cli._parser import option_of
@@ -87,10 +88,12 @@ class TrainArguments(EvaluationArguments, CaptureArguments):
     normalize_activations: bool | _Normalization = False
     """How activations are normalized in training where the method does not say; true for
     unit_mean_square."""
-    n_eval_tokens: int = 32_768
-    """Tokens to evaluate the dictionaries on."""
-    n_fidelity_tokens: int = 8_192
-    """Tokens on which cross-entropy is measured, with each dictionary spliced in."""
+    n_eval_tokens: int | None = None
+    """Tokens to evaluate the dictionaries on; by default a tenth of --n-tokens, but at least 4,096
+    and at most 32,768."""
+    n_fidelity_tokens: int | None = None
+    """Tokens on which cross-entropy is measured, with each dictionary spliced in; by default a
+    quarter of --n-eval-tokens, but at least 2,048 and at most 8,192."""
     eval_batch_size: int = setting(8, at_least=1)
     """Contexts in a forward pass of the evaluation."""
     eval_seed: int = 0
@@ -135,6 +138,20 @@ class TrainArguments(EvaluationArguments, CaptureArguments):
     """Whether all figures are logged too."""
     tensorboard: bool = False
     """Whether metrics are also written for TensorBoard, into the folder's tensorboard/."""
+
+
+T = TypeVar("T", bound=TrainArguments)
+
+
+def sized(arguments: T) -> T:
+    """Returns options whose evaluation is no longer than the run makes worthwhile, unless said."""
+    n_eval_tokens, n_fidelity_tokens = arguments.n_eval_tokens, arguments.n_fidelity_tokens
+    if n_eval_tokens is None:
+        n_eval_tokens = min(max(arguments.n_tokens // 10, 4_096), 32_768)
+    if n_fidelity_tokens is None:
+        n_fidelity_tokens = min(max(n_eval_tokens // 4, 2_048), 8_192)
+    found = arguments.replace(n_eval_tokens=n_eval_tokens, n_fidelity_tokens=n_fidelity_tokens)
+    return saying(found, arguments.said)
 
 
 def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]", given: Collection[str]) -> None:

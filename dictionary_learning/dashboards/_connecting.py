@@ -1,5 +1,6 @@
 """Pages from a store of contexts, and from the dictionaries themselves where they are at hand."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from dictionary_learning.interpretation import ContextStore, Neighbors, latent_m
 from dictionary_learning.interpretation.explanations import load_explanations
 from dictionary_learning.interpretation.explanations._files import EXPLANATIONS
 from dictionary_learning.models import TracedModel, load_model
+
+logger = logging.getLogger(__name__)
 
 _N_MATCHES = 3
 
@@ -87,6 +90,8 @@ def _page(
     }
     dictionary = dictionaries.get(name)
     if dictionary is not None:
+        also = "" if model is None else ", and what they promote"
+        logger.info("Finding neighbors and places of the latents of '%s'%s.", name, also)
         found |= {
             "map": latent_map(dictionary, map_method),
             "matches": _matches(store, name, dictionaries),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dictionary_learning._progress import Progress
 from dictionary_learning.dashboards._pages import DictionaryPage
 from dictionary_learning.dashboards._scripts import number, rounded, write_script
 from dictionary_learning.interpretation import Example, Explanation, LatentContexts, Neighbors
@@ -49,7 +50,9 @@ class Tokens:
         return [self._place[token] for token in ids]
 
 
-def write_panels(page: DictionaryPage, number_of_page: int, folder: Path, names: Sequence[str]) -> Words:
+def write_panels(
+    page: DictionaryPage, number_of_page: int, folder: Path, names: Sequence[str], progress: Progress
+) -> Words:
     """Writes the files of a dictionary's latents; returns the texts by which they are found."""
     words = Words()
     for start in range(0, page.dict_size, PER_FILE):
@@ -64,6 +67,7 @@ def write_panels(page: DictionaryPage, number_of_page: int, folder: Path, names:
         part = start // PER_FILE
         key = f"{number_of_page}/panels-{part}"
         write_script(folder / f"panels-{part}.js", key, {"tokens": table.texts, "latents": panels})
+        progress.advance(len(latents))
     return words
 
 

@@ -6,6 +6,7 @@ of all latents in one file (`columns.js`), the words by which they are found in 
 needed, as a script, since a browser reads no other file for a page from a disk.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,11 +19,14 @@ from torch import Tensor
 import dictionary_learning
 from dictionary_learning._border import checked
 from dictionary_learning._disk import UNFINISHED
+from dictionary_learning._plain import counted
 from dictionary_learning._progress import Progress
 from dictionary_learning.dashboards._pages import DictionaryPage, check_pages
 from dictionary_learning.dashboards._panels import PER_FILE, Words, score_of, write_panels
 from dictionary_learning.dashboards._scripts import packed, write_script
 from dictionary_learning.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 CONTEXTS = "contexts"
@@ -54,10 +58,10 @@ def write_dashboard(
     unfinished = target / _UNFINISHED
     shutil.rmtree(unfinished, ignore_errors=True)
     names = [page.name for page in pages]
-    with Progress("writing pages", len(pages), "dictionaries") as progress:
+    logger.info("Writing pages of %s into '%s'.", counted(sum(page.dict_size for page in pages), "latent"), target)
+    with Progress("writing pages", sum(page.dict_size for page in pages), "latents") as progress:
         for place, page in enumerate(pages):
-            _write_page(page, place, unfinished / str(place), names)
-            progress.advance()
+            _write_page(page, place, unfinished / str(place), names, progress)
     version = dictionary_learning.__version__
     manifest = {"title": title, "about": about, "version": version, "dictionaries": [_facts(page) for page in pages]}
     write_script(unfinished / _MANIFEST, "manifest", manifest)
@@ -83,9 +87,9 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"'{folder}' holds other files ({others[0]}), and no dashboard. Give a new folder.")
 
 
-def _write_page(page: DictionaryPage, place: int, folder: Path, names: Sequence[str]) -> None:
+def _write_page(page: DictionaryPage, place: int, folder: Path, names: Sequence[str], progress: Progress) -> None:
     folder.mkdir(parents=True)
-    words = write_panels(page, place, folder, names)
+    words = write_panels(page, place, folder, names, progress)
     columns = {name: packed(column) for name, column in _columns(page).items()}
     write_script(folder / "columns.js", f"{place}/columns", columns)
     write_script(folder / "words.js", f"{place}/words", _lines(words))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning._progress import other_bars
 from dictionary_learning.data._document import (
     RUNS_COLUMN,
     ReadOptions,
@@ -112,7 +113,8 @@ def load_rows(name: str, split: str = "train", streaming: bool = False, **data_a
             arguments: dict[str, Any] = {"split": split, "streaming": streaming, **data_args}
             if "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters:
                 arguments.setdefault("trust_remote_code", False)  # left out, it would ask standard input
-            loaded = datasets.load_dataset(path, *filter(None, [configuration]), **arguments)
+            with other_bars(f"Loading {name}"):
+                loaded = datasets.load_dataset(path, *filter(None, [configuration]), **arguments)
     except (OSError, ValueError, KeyError, TypeError, DatasetNotFoundError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         if not folder.is_dir() and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):

@@ -11,6 +11,7 @@ from dictionary_learning._types import SubmodulesLike
 from dictionary_learning.dictionaries import WIRINGS, Dictionary, DictionaryInfo, Trainable, wiring_of
 from dictionary_learning.errors import ConfigError, SiteError
 from dictionary_learning.evaluation._on_activations import check_finite
+from dictionary_learning.interop._saved import sites_in_model
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
 
@@ -22,8 +23,9 @@ class Candidate(NamedTuple):
 
     name: str
     dictionary: Dictionary
-    site: SubmodulesLike
-    """The site that it reads; several if it reads their activations concatenated."""
+    site: SubmodulesLike | None = None
+    """The site that it reads, by default the one that its `info` names; several if it reads their
+    activations concatenated."""
     target: SubmodulesLike | None = None
     """The sites that it reconstructs, if they are not those that it reads. Of a transcoder, by
     default those that its `info` names, or the module's output where it reads the input."""
@@ -49,7 +51,7 @@ def place(model: TracedModel, candidates: Candidate | Iterable[Candidate]) -> li
         if not isinstance(one, Candidate) or not isinstance(one.dictionary, Dictionary):
             got = type(one.dictionary if isinstance(one, Candidate) else one).__name__
             raise ConfigError(
-                f"Got a {got} to evaluate; give Candidate(name, dictionary, site). "
+                f"Got a {got} to evaluate; give Candidate(name, dictionary). "
                 "A trainer's dictionary is trainer.export()."
             )
         check("name", one.name, str, "a Candidate")
@@ -57,8 +59,8 @@ def place(model: TracedModel, candidates: Candidate | Iterable[Candidate]) -> li
         names = itertools.chain([one.name], (f"{one.name} #{n}" for n in itertools.count(2)))
         name = next(name for name in names if name not in found)
         check_finite(one.dictionary, f"Dictionary '{name}'")
-        reads = sites_of(model, one.site)
-        writes = targets_of(model, one, reads, name)
+        reads = _reads(model, one, name)
+        writes = _writes(model, one, reads, name)
         widths = model.widths(list(dict.fromkeys((*reads, *writes))))
         try:
             one.dictionary.check_sites([widths[site] for site in reads], [widths[site] for site in writes])
@@ -67,7 +69,7 @@ def place(model: TracedModel, candidates: Candidate | Iterable[Candidate]) -> li
             raise ConfigError(f"Dictionary '{name}' does not fit {sites} in {model.name}: {error}") from error
         found[name] = PlacedCandidate(name, one.dictionary, reads, writes)
     if not found:
-        raise ConfigError("Got no dictionary to evaluate. Give at least one Candidate(name, dictionary, site).")
+        raise ConfigError("Got no dictionary to evaluate. Give at least one Candidate(name, dictionary).")
     return list(found.values())
 
 
@@ -80,7 +82,24 @@ def sites_of(model: TracedModel, given: Any) -> tuple[Site, ...]:
     return tuple(site for one in listed for site in (model.widths(one) if isinstance(one, Site) else model.sites(one)))
 
 
-def targets_of(model: TracedModel, candidate: Candidate, reads: tuple[Site, ...], name: str) -> tuple[Site, ...]:
+def _reads(model: TracedModel, candidate: Candidate, name: str) -> tuple[Site, ...]:
+    """Returns the sites that a candidate reads.
+
+    Raises:
+        ConfigError: none was given, and the dictionary does not know it.
+    """
+    if candidate.site is not None:
+        return sites_of(model, candidate.site)
+    info = candidate.dictionary.info
+    if not info.sites:
+        raise ConfigError(
+            f"Dictionary '{name}' does not know at which site of {model.name} it belongs. Give "
+            f"Candidate({name!r}, dictionary, 'model.layers.10')."
+        )
+    return sites_of(model, sites_in_model(info, model))
+
+
+def _writes(model: TracedModel, candidate: Candidate, reads: tuple[Site, ...], name: str) -> tuple[Site, ...]:
     """Returns the sites that a candidate reconstructs.
 
     Raises:
@@ -92,7 +111,7 @@ def targets_of(model: TracedModel, candidate: Candidate, reads: tuple[Site, ...]
     if not WIRINGS[wiring].writes_others:
         return reads
     if candidate.dictionary.info.target_sites:
-        return sites_of(model, candidate.dictionary.info.target_sites)
+        return sites_of(model, sites_in_model(candidate.dictionary.info, model, target=True))
     if all(site.side == "in" for site in reads):
         return tuple(Site(site.path, call=site.call) for site in reads)
     raise ConfigError(

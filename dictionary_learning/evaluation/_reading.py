@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning._border import checked
+from dictionary_learning._what_is import what_is
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation._bootstrap import ErrorBar, document_weights
 from dictionary_learning.evaluation._geometry import Geometry
@@ -58,10 +59,8 @@ def read_report(path: str | os.PathLike) -> Report:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"'{file}' is no report of an evaluation ({type(error).__name__}: {error}). Give a report.json, or its "
-            "folder."
-        ) from error
+        told = (not file.is_file() and what_is(path)) or "Give a report.json, or its folder."
+        raise DataError(f"'{file}' is no report of an evaluation ({type(error).__name__}: {error}). {told}") from error
     sums = file.with_suffix(".safetensors")
     return dataclasses.replace(report, measured=load_measured(sums)) if sums.is_file() else report
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dictionary_learning._border import check, checked
+from dictionary_learning._border import checked
 from dictionary_learning._hardware import float64
 from dictionary_learning._plain import counted
 from dictionary_learning._progress import Progress
@@ -19,7 +19,7 @@ from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
 from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation._bootstrap import document_weights
 from dictionary_learning.evaluation._breakdown import TokenKinds
-from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, sites_of, warn_of_others
+from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
 from dictionary_learning.evaluation._config import EvaluationConfig
 from dictionary_learning.evaluation._conventions import (
     CONVENTIONS,
@@ -33,6 +33,7 @@ from dictionary_learning.evaluation._measured import COUNTED, EXCLUDED, Facts, M
 from dictionary_learning.evaluation._metrics import EvaluationBatch
 from dictionary_learning.evaluation._records import DataReport, DictionaryReport, Report
 from dictionary_learning.evaluation._resampling import ResamplePool
+from dictionary_learning.evaluation._rule import filter_in_training, given_limits, limits_in_training
 from dictionary_learning.evaluation._splices import inputs_of, sets_of_sites, splice_together, splices
 from dictionary_learning.evaluation._summary import bars, described_ablations, described_metrics, described_together
 from dictionary_learning.interventions import ablate, graft_across
@@ -65,17 +66,18 @@ def evaluate_dictionaries(
 
     Args:
         model: the language model, or its name.
-        candidates: a dictionary with its name and site, or several. Names that occur twice get a
-            number.
+        candidates: a dictionary with its name, or several. Names that occur twice get a number.
         text: text that was not used for training.
         config: how much text, and what is measured.
-        token_filter: which tokens count; by default all but padding, BOS and the first of each
-            context.
-        norm_limits: the largest norm that counts at each site, as found in training.
+        token_filter: which tokens count; by default those that counted in training, and where no
+            dictionary tells it all but padding, BOS and the first of each context.
+        norm_limits: the largest norm that counts at each site; by default as found in training
+            with the same filter.
 
     Raises:
         DataError: the text has no token that counts.
-        ConfigError: a dictionary's width is not that of its site, or a tensor holds a NaN.
+        ConfigError: a dictionary's width is not that of its site, its site is not known, a tensor
+            holds a NaN, or two were trained with different filters and none is given.
         SiteError: a site is not in the model.
     """
     config = config or EvaluationConfig()
@@ -86,12 +88,11 @@ def evaluate_dictionaries(
     own = {"ctx_len": config.ctx_len, "pack": config.pack}
     own = {name: getattr(text, name, value) for name, value in own.items()}  # a stream has made its contexts
     stream = as_token_stream(text, traced.tokenizer, model=traced, fresh=True, **own)
-    token_filter = token_filter or TokenFilter(exclude_ids=stream.special_ids, exclude_first=True)
-    limits = {
-        site: check(f"norm_limits[{key!r}]", limit, float)
-        for key, limit in (norm_limits or {}).items()
-        for site in sites_of(traced, key)
-    }
+    token_filter = token_filter or filter_in_training(placed, stream)
+    if norm_limits is None:
+        limits = limits_in_training(traced, placed, token_filter)
+    else:
+        limits = given_limits(traced, norm_limits)
     batches = _read(stream, config)
     run = _Run(traced, placed, stream, batches, config, token_filter, limits)
     masks: list[tuple[Tensor, Tensor]] = []

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dictionary_learning._border import checked
+from dictionary_learning._what_is import unfinished, what_is
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
 from dictionary_learning.dictionaries._serialization import WEIGHTS, check_finite, nonfinite_names
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError
@@ -80,7 +81,10 @@ def load_many(
     files = find_files(path, revision=revision, many=True)
     sites = sites_in(files)
     if not sites:
-        raise CheckpointError(f"There is no dictionary in '{files}'.{files.listing()} Give the folder of a run.")
+        told = what_is(path) or f"{files.listing().strip()} Give the folder of a run."
+        raise CheckpointError(f"There is no dictionary in '{files}'. {told}")
+    if told := unfinished(Path(path)):
+        logger.warning("%s", told)
     if wanted is not None:
         asked = {site: place for site, place in sites.items() if wanted(site) or files.at(place).has(WEIGHTS)}
         sites = asked or sites  # names that say nothing exclude nothing

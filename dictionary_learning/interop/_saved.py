@@ -105,7 +105,8 @@ def sites_in_model(
     if sites is None:
         raise ConfigError(
             f"The files of '{name or info.source}' do not say at which site of {model.name} it belongs ({tried} is "
-            f"none of its modules). Give {'--target-sites' if target else '--sites'}, as 'model.layers.10:out'."
+            f"none of its modules). Give {'--target-sites' if target else '--sites'}, as 'model.layers.10:out'; in "
+            f"Python, {'target' if target else 'site'}."
         )
     return sites
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dictionary_learning._border import short
 from dictionary_learning._disk import size_and_checksum
+from dictionary_learning._what_is import what_is
 from dictionary_learning.errors import CheckpointError, DataError
 from dictionary_learning.interop._safe import read_safetensors
 
@@ -71,7 +72,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     if not path.is_file():
-        raise DataError(f"'{folder}' holds no contexts, or unfinished ones. Write them with collect_contexts.")
+        told = what_is(folder) or "Write them with collect_contexts."
+        raise DataError(f"'{folder}' holds no contexts, or unfinished ones. {told}")
     try:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version: Any = index["format_version"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from dictionary_learning._border import short
 from dictionary_learning._plain import counted
 from dictionary_learning._progress import Progress
+from dictionary_learning._trained_on import filter_of, norm_limits_of
 from dictionary_learning._types import SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, norm_limit, within_limits
 from dictionary_learning.data import TokenBatch, as_token_stream
@@ -108,8 +109,10 @@ def members_of(
                 "dictionary is trainer.export()."
             )
         reads = tuple(_sites_of(model, dictionary, sites.get(name), name))
-        rule, limits = (token_filter, None) if token_filter is not None else _saved_filter(dictionary, default)
-        found[name] = Member(dictionary, reads, rule, _in_model(model, limits))
+        saved = filter_of(dictionary.info.config)
+        rule = token_filter or (TokenFilter.from_dict(saved) if saved else default)
+        limits = norm_limits_of(dictionary.info.config) if token_filter is None else None
+        found[name] = Member(dictionary, reads, rule, _in_model(model, limits or None))
     return found
 
 
@@ -135,7 +138,7 @@ class LatentPass:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Batch]:
-        with Progress("reading latents", self.n_tokens - self.n_read, "tokens") as progress:
+        with Progress("reading latents", self._n_to_read(), "tokens") as progress:
             while self.n_read < self.n_tokens:
                 tokens = self.stream.take(self.batch_size)
                 if tokens is None:
@@ -161,6 +164,11 @@ class LatentPass:
         self.stream.load_state_dict(state["stream"])
         self.n_read, self.n_nonfinite = state["n_read"], state["n_nonfinite"]
         self._found = {name: {Site.parse(s): x for s, x in found.items()} for name, found in state["limits"].items()}
+
+    def _n_to_read(self) -> int:
+        """Returns how many tokens are left: of full contexts, whole batches are read."""
+        left, batch = self.n_tokens - self.n_read, self.batch_size * self.stream.ctx_len
+        return -(-left // batch) * batch if getattr(self.stream, "pack", False) else left
 
     def _read(self, tokens: TokenBatch) -> Batch:
         values = self.model.capture(*tokens, self.sites)  # each (batch, ctx, dim)
@@ -222,14 +230,6 @@ def _sites_of(model: TracedModel, dictionary: Dictionary, given: SubmodulesLike 
     except (ConfigError, SiteError) as error:
         raise type(error)(f"Dictionary '{name}' cannot be read in {model.name}: {error}") from error
     return reads
-
-
-def _saved_filter(dictionary: Dictionary, default: TokenFilter) -> tuple[TokenFilter, dict[str, float] | None]:
-    """Returns the filter and the norm limits of a dictionary's training, as its files tell them."""
-    buffer = dictionary.info.config.get("buffer")
-    saved = dict(buffer.get("filter") or {}) if isinstance(buffer, Mapping) else {}
-    limits = saved.pop("norm_limits", None)
-    return (TokenFilter.from_dict(saved), limits or None) if saved else (default, None)
 
 
 def _in_model(model: TracedModel, limits: Mapping[str, float] | None) -> dict[Site, float] | None:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dictionary_learning._disk import size_and_checksum, write_atomically, write_json
+from dictionary_learning._plain import counted
 from dictionary_learning.interpretation._collector import Collector, Wanted
 from dictionary_learning.interpretation._index import CONTEXTS, INDEX, STATISTICS, TOKENS, VERSION, shard_name
 from dictionary_learning.interpretation._pass import LatentPass
@@ -30,6 +31,8 @@ def write_store(
     wanted: Wanted,
 ) -> None:
     """Writes all files of a store, the index last: a folder with an index is complete."""
+    n_latents = sum(collector.dict_size for collector in collectors.values())
+    logger.info("Writing the contexts of %s into '%s'.", counted(n_latents, "latent"), folder)
     spool.write(folder / CONTEXTS)
     tokenizer = reading.model.tokenizer
     pieces = None if tokenizer is None else pieces_of(tokenizer, range(len(tokenizer)))

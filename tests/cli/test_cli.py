@@ -10,7 +10,7 @@ from dictionary_learning import load_dictionary
 from dictionary_learning.cli import STOPPED, build_parser, main
 from dictionary_learning.cli._parser import without
 from dictionary_learning.cli._train import FILLED_IN
-from dictionary_learning.cli._train_options import TrainArguments
+from dictionary_learning.cli._train_options import TrainArguments, sized
 from dictionary_learning.config import field_docs
 from dictionary_learning.errors import Stopped
 from dictionary_learning.trainers import TRAINERS
@@ -260,3 +260,43 @@ def test_what_the_same_command_goes_on_with_exits_with_75(monkeypatch, caplog):
 
     monkeypatch.setattr("dictionary_learning.cli._contexts.ContextsArguments.run", run)
     assert main(["contexts", "m", "--save-dir", "s"]) == STOPPED and "The same command goes on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"n_tokens": 10_000_000}, (32_768, 8_192)),
+        ({"n_tokens": 100_000}, (10_000, 2_500)),
+        ({"n_tokens": 20_000}, (4_096, 2_048)),
+        ({"n_tokens": 20_000, "n_eval_tokens": 32_768}, (32_768, 8_192)),
+        ({"n_tokens": 20_000, "n_fidelity_tokens": 0}, (4_096, 0)),
+    ],
+)
+def test_the_evaluation_is_as_long_as_the_run_makes_worthwhile(given, expected):
+    found = sized(TrainArguments(model="m", data="d", **given))
+    assert (found.n_eval_tokens, found.n_fidelity_tokens) == expected
+
+
+def test_the_size_of_the_evaluation_is_said_and_stored(folder, caplog):
+    caplog.set_level(logging.INFO)
+    line = without(arguments(folder), {"--n-eval-tokens": True, "--n-fidelity-tokens": True})
+    assert main([*line, "--sites", "transformer.h.1", "--k", "2", "--n-resamples", "0"]) == 0
+    assert "Evaluating on 4,096 tokens (--n-eval-tokens says another number) of " in caplog.text
+    run = load_dictionary(folder / "run" / "trainer_0").info.config["run"]
+    assert (run["n_eval_tokens"], run["n_fidelity_tokens"]) == (4_096, 2_048)
+
+
+def test_an_interrupt_of_the_evaluation_says_that_all_is_saved_and_what_goes_on(folder, caplog, monkeypatch):
+    from dictionary_learning import evaluation
+
+    def interrupted(*_: object, **__: object):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate_dictionaries", interrupted)
+    assert train(folder, "--sites", "transformer.h.1", "--k", "2") == 130
+    assert f"Evaluate them with: dictionary-learning evaluate {folder / 'run'}" in caplog.text
+    assert load_dictionary(folder / "run" / "trainer_0").k == 2
+    caplog.clear()
+    assert main(["evaluate", str(folder / "run"), "--device", "cpu", "--model", str(folder / "model"),
+                 "--data", str(folder / "text.jsonl")]) == 130  # fmt: skip
+    assert caplog.messages[-1] == "Interrupted." and "Traceback" not in caplog.text

@@ -21,7 +21,7 @@ from dictionary_learning import (
     loss_recovered,
 )
 from dictionary_learning.data import TokenStream, as_text_source
-from dictionary_learning.errors import ConfigError, DataError, SiteError
+from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.evaluation.reports import render_json
 from tests import tiny
 
@@ -224,7 +224,7 @@ def test_dictionaries_with_a_nan_are_refused_by_the_tensor():
 
 
 def test_what_is_no_dictionary_is_refused():
-    with pytest.raises(ConfigError, match=r"Got a NoneType to evaluate; give Candidate\(name, dictionary, site\)"):
+    with pytest.raises(ConfigError, match=r"Got a NoneType to evaluate; give Candidate\(name, dictionary\)"):
         evaluate_dictionaries(model(), [Candidate("d", None, SITE)], TEXT, CONFIG)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="Got no dictionary"):
         evaluate_dictionaries(model(), [], TEXT, CONFIG)
@@ -318,15 +318,13 @@ def test_every_name_of_a_site_is_found(llama, given):
     assert entry["site"] == "model.layers.1:out"
 
 
-def test_a_module_is_a_site_and_none_is_not(llama, request):
+def test_a_module_is_a_site(llama, request):
     request.addfinalizer(lambda: config.update("jaxtyping_disable", False))
     identity = IdentityDict(tiny.DIM)
     module = llama.module.model.layers[1]
     (entry,) = evaluate_dictionaries(llama, Candidate("a", identity, module), TEXT, CONFIG)["dictionaries"]
     assert entry["site"] == "model.layers.1:out"
     config.update("jaxtyping_disable", True)  # as for a user
-    with pytest.raises(SiteError, match="Got None as a site"):
-        evaluate_dictionaries(llama, Candidate("a", identity, None), TEXT, CONFIG)
     with pytest.raises(ConfigError, match="Got norm_limits=3.0"):
         evaluate_dictionaries(llama, Candidate("a", identity, SITE), TEXT, CONFIG, norm_limits=3.0)
 

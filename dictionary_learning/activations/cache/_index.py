@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dictionary_learning._what_is import what_is
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.errors import DataError
@@ -103,10 +104,8 @@ def check_file(store: Store, shard: Shard) -> None:
 def load_index(store: Store) -> Index:
     """Returns the index of a cache."""
     if not store.exists(INDEX):
-        raise DataError(
-            f"'{store.path}' has no {INDEX}, so it is no cache of activations. Write one with "
-            "`dictionary-learning cache`."
-        )
+        told = what_is(store.path) or "Write one with `dictionary-learning cache`."
+        raise DataError(f"'{store.path}' has no {INDEX}, so it is no cache of activations. {told}")
     try:
         document: dict[str, Any] = json.loads(store.read(INDEX))
         if document.get("format") != FORMAT:

@@ -39,7 +39,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     if dictionaries:
         parts += ["## Dictionaries", _dictionaries(dictionaries)]
         if best_values(dictionaries):
-            parts.append("Bold: the best value among the dictionaries of the same site.")
+            parts.append("Bold: the best value among the dictionaries of the same site, and all within its error.")
         parts += [_line(uncertainty(report)), _line(nothing_to_recover(report))]
     if report.get("together"):
         parts += ["## Together", "Dictionaries of several sites, spliced into the model at once.", _together(report)]

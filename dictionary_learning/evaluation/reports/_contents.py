@@ -283,7 +283,8 @@ def all_metrics(dictionary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def best_values(dictionaries: Entries) -> set[tuple[int, str]]:
     """Returns (index of dictionary, metric) of the best values among the dictionaries of each site.
 
-    A site with one value, or with equal values, has no best one.
+    With error bars these are all that are within the error of the best: both standard errors
+    together. A site with one value, or of which all would be best, has no best one.
     """
     best: set[tuple[int, str]] = set()
     for site in {d["site"] for d in dictionaries}:
@@ -291,7 +292,12 @@ def best_values(dictionaries: Entries) -> set[tuple[int, str]]:
             values = {i: finite(d["metrics"].get(metric.key)) for i, d in enumerate(dictionaries) if d["site"] == site}
             present = {i: value for i, value in values.items() if value is not None}
             if metric.better in ("lower", "higher") and len(set(present.values())) > 1:
-                # equal best values are all marked
-                top = min(present.values()) if metric.better == "lower" else max(present.values())
-                best |= {(i, metric.key) for i, value in present.items() if value == top}
+                top = (min if metric.better == "lower" else max)(present, key=lambda i: present[i])
+                errors = {i: _standard_error(dictionaries[i], metric.key) for i in present}
+                near = {i for i in present if abs(present[i] - present[top]) <= math.hypot(errors[i], errors[top])}
+                best |= {(i, metric.key) for i in near if len(near) < len(present)}
     return best
+
+
+def _standard_error(dictionary: Mapping[str, Any], key: str) -> float:
+    return finite(((dictionary.get("errors") or {}).get(key) or {}).get("standard_error")) or 0.0

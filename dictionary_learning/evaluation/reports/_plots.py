@@ -63,23 +63,27 @@ def scatter_plot(dictionaries: Entries, looks: Sequence[Look]) -> str:
         return ""
 
     def paint(axes: Axes) -> None:
+        bars: dict[int, tuple[float, float]] = {}
         for i, (x, y) in points.items():
             look, errors = looks[i], dictionaries[i].get("errors") or {}
             wide, high = (finite((errors.get(key) or {}).get("standard_error")) or 0.0 for key in ("l0", "fvu"))
+            bars[i] = (wide, high)
             draw_error(axes, (x, y), wide, high, look)
             axes.plot([x], [y], look.marker, markersize=10, color=look.color, gid=look.gid, **_POINT)
         xs, ys = zip(*points.values(), strict=True)
-        if min(xs) > 0 and max(xs) / min(xs) > 1:
+        if min(xs) > 0:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(LogLocator(base=2))
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:,.4g}")
         axes.margins(x=0.18, y=0.16)  # room for names beside the points
+        if 0 < max(xs) < _WIDE_RANGE * min(xs):  # at least two powers of two are within the axis
+            axes.set_xlim(min(xs) / 2, max(xs) * 2)
         _choose_scale(axes.yaxis, list(ys))
         axes.grid(axis="x")
         axes.set_xlabel("L0, latents that fire per token")
         _write_title(axes, "FVU, variance unexplained")
-        _label_points(axes, points, looks)
+        _label_points(axes, points, bars, looks)
 
     return draw("fvu-l0", "FVU against L0", _HEIGHT, looks, paint)
 
@@ -177,7 +181,12 @@ def _write_title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", color=MUTED, fontsize="medium", pad=10)
 
 
-def _label_points(axes: Axes, points: Mapping[int, tuple[float, float]], looks: Sequence[Look]) -> None:
+def _label_points(
+    axes: Axes,
+    points: Mapping[int, tuple[float, float]],
+    bars: Mapping[int, tuple[float, float]],
+    looks: Sequence[Look],
+) -> None:
     """Writes a name beside each point, unless it would cover something; the legend has all."""
     figure = axes.figure
     assert isinstance(figure, Figure)
@@ -186,10 +195,17 @@ def _label_points(axes: Axes, points: Mapping[int, tuple[float, float]], looks: 
     centers = {i: axes.transData.transform(point).tolist() for i, point in points.items()}
     scale = figure.dpi / 72  # pixels per point
     taken = [Bbox.from_bounds(x - 8 * scale, y - 8 * scale, 16 * scale, 16 * scale) for x, y in centers.values()]
+    # a name on an error bar would look struck through
+    lines = {i: _bars_drawn(axes, point, bars[i]) for i, point in points.items()}
+    taken += [box.padded(2 * scale) for each in lines.values() for box in each]
     for i, (x, y) in centers.items():
+        across, up = (max(size) / 2 / scale for size in zip(*(box.size for box in lines[i]), strict=True))
+        right, above = max(11.0, across + 6), max(15.0, up + 12)
         text = shortened(looks[i].name, limit=_LABEL)
         width, height = 6.4 * len(text) * scale, 13 * scale  # of a text of that many letters, about
-        for dx, dy, align in ((11, 0, "left"), (-11, 0, "right"), (0, 15, "center"), (0, -15, "center")):
+        beside = ((right, 0.0, "left"), (-right, 0.0, "right"), (0.0, above, "center"), (0.0, -above, "center"))
+        corners = [(dx, dy, align) for dy in (13.0, -13.0) for dx, align in ((9.0, "left"), (-9.0, "right"))]
+        for dx, dy, align in (*beside, *corners):
             left = x + dx * scale - {"left": 0, "right": width, "center": width / 2}[align]
             box = Bbox.from_bounds(left, y + dy * scale - height / 2, width, height)
             is_inside = frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
@@ -198,6 +214,13 @@ def _label_points(axes: Axes, points: Mapping[int, tuple[float, float]], looks: 
                 place = (points[i], (dx, dy))
                 axes.annotate(text, *place, textcoords="offset points", ha=align, va="center", gid=looks[i].gid)
                 break
+
+
+def _bars_drawn(axes: Axes, point: tuple[float, float], bars: tuple[float, float]) -> list[Bbox]:
+    """Returns where the error bars of a point are, in pixels: the horizontal one, and the other."""
+    (x, y), (wide, high) = point, bars
+    ends = ([(x - wide, y), (x + wide, y)], [(x, y - high), (x, y + high)])
+    return [Bbox(axes.transData.transform(each)) for each in ends]
 
 
 def _mark_resolution(axes: Axes, dictionaries: Entries) -> None:

@@ -1,0 +1,105 @@
+"""What a folder is that this package wrote, in words: for who gives it to a wrong command.
+
+Only names of files and a few JSON values are looked at, so that any command can ask.
+"""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PARTS = ("group", "seed")
+"""Runs of a sweep, and of a benchmark on known features, are in folders of these names."""
+
+
+def what_is(place: str | os.PathLike[str]) -> str:
+    """Returns a sentence on a folder: what it is for or what goes on with it; "" if unknown."""
+    folder = Path(place)
+    if told := unfinished(folder):
+        return told
+    if (folder / "sweep.json").is_file():
+        return f"'{folder}' is a sweep; give one of its runs, as '{folder / _parts(folder)[0]}'."
+    if any(folder.glob("trainer_*/config.json")):
+        return f"'{folder}' is a run; its dictionaries are in trainer_0 and so on."
+    if (folder / "contexts.safetensors").is_file():
+        return f"'{folder}' is a store of contexts, which explain, dashboard and export take."
+    index = _read(folder / "index.json")
+    if index.get("format") == "dictionary_learning.activations":
+        rest = (
+            "which 'train --cache' takes"
+            if index.get("complete")
+            else "not finished: the command that began it goes on"
+        )
+        return f"'{folder}' is a cache of activations, {rest}."
+    if (folder / "data" / "manifest.js").is_file():
+        return f"'{folder}' holds pages of latents; open its index.html."
+    if (folder / "report.json").is_file():
+        return f"'{folder}' holds a report, which compare takes."
+    return ""
+
+
+def unfinished(folder: Path) -> str:
+    """Returns where an unfinished sweep or run stands, and what goes on with it; else ""."""
+    if (folder / "sweep.json").is_file():
+        return _unfinished_sweep(folder)
+    if not (folder / "run.json").is_file() or any(folder.glob("trainer_*/config.json")):
+        return ""
+    of = folder.parent
+    if (of / "sweep.json").is_file():
+        return f"'{folder}' is a part of a sweep, {_at(folder)}. {_going_on(_command(folder), of)}"
+    return f"'{folder}' is a run that is not finished, {_at(folder)}. {_going_on(_command(folder), folder)}"
+
+
+def _unfinished_sweep(folder: Path) -> str:
+    parts = _parts(folder)
+    left = [name for name in parts if not (folder / name / "finished.json").is_file()]
+    if not left:
+        return ""
+    now = folder / left[0]
+    command = next(filter(None, (_command(folder / name) for name in parts)), [])
+    what = "benchmark" if command[:1] == ["benchmark"] else "sweep"
+    done = f"{len(parts) - len(left)} of {len(parts)} runs finished"
+    stands = f"{done}, and {now.name} is {_at(now)}"
+    return f"'{folder}' is a {what} that is not finished: {stands}. {_going_on(command, folder)}"
+
+
+def _parts(folder: Path) -> list[str]:
+    """Returns the folders of a sweep's runs, which are there from the start of each."""
+    n = max(len(_read(folder / "sweep.json").get("groups") or ()), 1)
+    there = [path.name for kind in _PARTS for path in sorted(folder.glob(f"{kind}_*")) if path.is_dir()]
+    return [*there, *(f"{_PARTS[0]}_{number}" for number in range(len(there), n))]
+
+
+def _at(run: Path) -> str:
+    """Returns the step of a run's newest checkpoint."""
+    steps = [
+        int(digits) for path in run.glob("checkpoints/step_*") if (digits := path.name.removeprefix("step_")).isdigit()
+    ]
+    whole = _mapping(_read(run / "run.json").get("run")).get("steps")
+    of = f" of {whole}" if isinstance(whole, int) else ""
+    return f"at step {max(steps)}{of}" if steps else "without a checkpoint yet"
+
+
+def _command(run: Path) -> list[str]:
+    """Returns the words of the shell's command that a run is of; none of a run of Python."""
+    found = _read(run / "run.json").get("command")
+    return [str(word) for word in found] if isinstance(found, list) else []
+
+
+def _going_on(command: list[str], folder: Path) -> str:
+    if not command:
+        return "Go on by resume='auto' in the call that began it."
+    return f"Go on with: {shlex.join(['dictionary-learning', *command, '--save-dir', str(folder), '--resume'])}"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        return _mapping(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
