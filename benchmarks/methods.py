@@ -269,16 +269,15 @@ def main() -> None:
 def _table(results: dict[str, dict[str, Any]]) -> str:
     """Returns the results as Markdown: a line for each method, both targets beside each other."""
     lines = [
-        "| method | paper | file | recipe | L0 | FVU | CE recovered (zero) | L0 | FVU | CE recovered (zero) |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|--:|",
+        "| method | paper | recipe | L0 near 32: L0 | FVU | CE recovered | L0 near 64: L0 | FVU | CE recovered |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for method in METHODS:
         found = [results.get(f"{method.name} at {target}") for target in TARGETS]
         if any(found):
-            source = Path(inspect.getfile(TRAINERS[method.trainer])).relative_to(ROOT / "dictionary_learning")
             cells = [f"{r['l0']:.1f} | {r['fvu']:.4f} | {r['ce_recovered_zero']:.4f}" if r else "| |" for r in found]
             recipe = f"`{method.recipe}`" if method.recipe else ""
-            lines.append(f"| {method.name} | {method.paper} | `{source}` | {recipe} | {' | '.join(cells)} |")
+            lines.append(f"| {method.name} | {method.paper} | {recipe} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
