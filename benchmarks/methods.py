@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import BATCH, CORPUS, CTX, ROOT, language_model, machine
+from common import BATCH, CORPUS, CTX, language_model, machine
 from quality import STEPS, activations, documents_after
 
 from dictionary_learning import trainSAE
@@ -269,7 +269,7 @@ def main() -> None:
 def _table(results: dict[str, dict[str, Any]]) -> str:
     """Returns the results as Markdown: a line for each method, both targets beside each other."""
     lines = [
-        "| method | paper | recipe | L0 near 32: L0 | FVU | CE recovered | L0 near 64: L0 | FVU | CE recovered |",
+        "| method | paper | recipe | L0 (32) | FVU (32) | CE recovered (32) | L0 (64) | FVU (64) | CE recovered (64) |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for method in METHODS:

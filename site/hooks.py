@@ -75,7 +75,7 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Lets long names of files and tests in tables break after a slash or a colon, and nowhere else."""
+    """Lets names of files and tests in tables break after a slash or a colon, and nowhere else."""
 
     def breakable(found: re.Match[str]) -> str:
         return re.sub(r"(::|/)(?=\w)", r"\1<wbr>", found[0])

@@ -217,9 +217,7 @@ def test_page_makes_the_runs_that_it_reads(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_sites_and_labels_of_a_page_are_those_of_its_runs(page):
     """The dictionaries of a run are those of one k after another, each on all sites."""
-    shell = {
-        name: words.split() for name, ways in recipes(page).items() for words in ways if "learning train" in words
-    }
+    shell = {name: words.split() for name, ways in recipes(page).items() for words in ways if "learning train" in words}
     blocks = re.findall(r"```python\n(.*?)```", text_of(page), re.S)
     loaded = "\n".join(blocks) if any(f"runs/{name}" in block for name in shell for block in blocks) else ""
     layers = {layer for words in shell.values() for layer in values(words, "--layers")}
