@@ -34,7 +34,7 @@ NOT_YET: set[str] = set()
 """Layers without a module, for which the test of the layers keeps a place."""
 OLD_NAMES = (
     r"finetuned\(|\bbeginnings|\btrainees|\bAlarm\b|[^_]pretrained\(|whitening`|inverse_sqrt|`exponential|gdm\.py|"
-    r"CoderTrainer|SelectingTrainer|\bBlocks\b|trainers/temporal|register_sparse_forms|answers_for"
+    r"CoderTrainer|SelectingTrainer|\bBlocks\b|trainers/temporal|register_sparse_forms|answers_for|dictionary-learning\["
 )
 
 
