@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import BATCH, CORPUS, CTX, ROOT, language_model, machine
+from common import BATCH, CORPUS, CTX, language_model, machine
 from quality import STEPS, activations, documents_after
 
 from dictionary_learning import trainSAE
@@ -269,16 +269,15 @@ def main() -> None:
 def _table(results: dict[str, dict[str, Any]]) -> str:
     """Returns the results as Markdown: a line for each method, both targets beside each other."""
     lines = [
-        "| method | paper | file | recipe | L0 | FVU | CE recovered (zero) | L0 | FVU | CE recovered (zero) |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|--:|",
+        "| method | paper | recipe | L0 (32) | FVU (32) | CE recovered (32) | L0 (64) | FVU (64) | CE recovered (64) |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for method in METHODS:
         found = [results.get(f"{method.name} at {target}") for target in TARGETS]
         if any(found):
-            source = Path(inspect.getfile(TRAINERS[method.trainer])).relative_to(ROOT / "dictionary_learning")
             cells = [f"{r['l0']:.1f} | {r['fvu']:.4f} | {r['ce_recovered_zero']:.4f}" if r else "| |" for r in found]
             recipe = f"`{method.recipe}`" if method.recipe else ""
-            lines.append(f"| {method.name} | {method.paper} | `{source}` | {recipe} | {' | '.join(cells)} |")
+            lines.append(f"| {method.name} | {method.paper} | {recipe} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

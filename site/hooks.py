@@ -48,6 +48,7 @@ MODULES = {
 }
 """The public modules, in the order of the reference."""
 _SHIM, _OWN_SHIM = "https://unpkg.com/iframe-worker/shim", "assets/iframe-worker.js"
+ASSETS = (_OWN_SHIM, "assets/extra.css")
 _LINK = re.compile(r"\[([^][]*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -55,8 +56,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages that lie outside docs/, and one for each public module."""
     for target, source in PROJECT.items():
         files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
-    shim = (ROOT / "site" / "iframe-worker.js").read_text(encoding="utf-8")
-    files.append(File.generated(config, _OWN_SHIM, content=shim))
+    for asset in ASSETS:
+        content = (ROOT / "site" / Path(asset).name).read_text(encoding="utf-8")
+        files.append(File.generated(config, asset, content=content))
     listed = [f"- [{title}]({module}.md): `dictionary_learning.{module}`" for module, title in MODULES.items()]
     about = "# Reference\n\nWhat scripts may import, from the docstrings. All else may change.\n\n"
     files.append(File.generated(config, "reference/index.md", content=about + "\n".join(listed) + "\n"))
@@ -70,6 +72,15 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     """Lets the search of pages on a disk load its helper from there too."""
     up = "../" * page.file.src_uri.count("/")
     return output.replace(_SHIM, f"{up}{_OWN_SHIM}")
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Lets names of files and tests in tables break after a slash or a colon, and nowhere else."""
+
+    def breakable(found: re.Match[str]) -> str:
+        return re.sub(r"(::|/)(?=\w)", r"\1<wbr>", found[0])
+
+    return re.sub(r"<td[^>]*>.*?</td>", lambda cell: re.sub(r"(?<=<code>)[^<]+", breakable, cell[0]), html, flags=re.S)
 
 
 def on_config(config: Any) -> Any:

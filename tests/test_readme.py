@@ -37,7 +37,7 @@ def test_python_of_the_readme_runs(small_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     block = (
         block.replace("k in (32, 64)", "k in (2, 4)")
-        .replace("n_ctxs=1024", "n_ctxs=64")
+        .replace('"n_ctxs": 1024', '"n_ctxs": 64')
         .replace("steps=100", "steps=5")
     )
     exec(compile(block, "README.md", "exec"), {})
