@@ -38,7 +38,7 @@ WORDS = [
 ]
 SMALLER = {
     "n_ctxs=512": "n_ctxs=16", "out_batch_size=2048": "out_batch_size=256", "steps=50": "steps=3, progress=False",
-    "10_000": "512", "8_192": "512", "2_048": "256", "max_new_tokens=30": "max_new_tokens=4",
+    "10_000": "512", "4_096": "512", "1_024": "256", "max_new_tokens=30": "max_new_tokens=4",
 }  # fmt: skip
 FOLDER = ".cache/models/SmolLM2-135M-Instruct"
 
@@ -71,7 +71,7 @@ def test_jobs_of_the_start_page_run_each_by_itself(small, monkeypatch, capsys):
     assert [str(site) for site in names["dictionary"].info.sites] == ["model.layers.15:out"]
     names = run(read)
     assert names["theirs"].info.format == "sae_lens" and names["store"]["theirs"].site == "model.layers.15:out"
-    assert (small / "latent.html").is_file()
+    assert (small / "runs" / "first" / "latent.html").is_file()
     capsys.readouterr()
     run(evaluate)
     assert (small / "runs" / "first" / "report.html").is_file()
