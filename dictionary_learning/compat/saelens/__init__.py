@@ -10,6 +10,7 @@ from dictionary_learning.compat._no_counterpart import refusing
 from dictionary_learning.compat.saelens._names import NAMES
 from dictionary_learning.compat.saelens._sae_config import SAEConfig, SAEMetadata
 from dictionary_learning.compat.saelens.config import (
+    AbsTopKTrainingSAEConfig,
     BatchTopKTrainingSAEConfig,
     GatedTrainingSAEConfig,
     JumpReLUTrainingSAEConfig,
@@ -31,6 +32,7 @@ from dictionary_learning.compat.saelens.sae import SAE
 
 __all__ = [
     "SAE",
+    "AbsTopKTrainingSAEConfig",
     "BatchTopKTrainingSAEConfig",
     "GatedTrainingSAEConfig",
     "JumpReLUTrainingSAEConfig",

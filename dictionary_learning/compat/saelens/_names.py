@@ -72,7 +72,6 @@ NAMES: dict[str, str] = {
     **dict.fromkeys(_CLASSES, _ONE_CLASS),
     **dict.fromkeys((f"{name}Config" for name in _CLASSES), "sae.cfg has the settings of a dictionary that was loaded"),
     **dict.fromkeys(_TRAINING_CLASSES, _TRAINED_IN),
-    "AbsTopKTrainingSAEConfig": "trainSAE trains it: dictionary_learning.trainers.AbsTopKTrainer.Config(k=...)",
 }
 """Names of `sae_lens`."""
 MATS_NAMES: dict[str, dict[str, str]] = {
@@ -80,10 +79,20 @@ MATS_NAMES: dict[str, dict[str, str]] = {
     "cache_activations_runner": {"CacheActivationsRunner": _CACHE, "cache_activations_runner": _CACHE},
     "config": {"CacheActivationsRunnerConfig": _CACHE, "RunnerConfig": "LanguageModelSAERunnerConfig has all fields"},
     "evals": {"run_evals": _EVALUATED},
+    "geometric_median": {
+        "compute_geometric_median": "dictionary_learning.trainers.top_k.geometric_median(points) returns the median"
+    },
     "sae_group": {"SAEGroup": _SEVERAL, "SAETrainingGroup": _SEVERAL},
+    "sparse_autoencoder": {
+        "SparseAutoencoder": "SAE.load_from_pretrained(path) of dictionary_learning.compat.saelens reads its files; "
+        "sae(x) is the reconstruction alone, and sae.encode(x) the latents"
+    },
     "toy_model_runner": {"SAEToyModelRunnerConfig": _TOY, "toy_model_sae_runner": _TOY},
     "toy_models": {"Config": _TOY, "Model": _TOY},
-    "train_sae_on_language_model": {"train_sae_on_language_model": _TRAINER, "train_sae_group_on_language_model": _TRAINER},
+    "train_sae_on_language_model": {
+        "train_sae_on_language_model": _TRAINER,
+        "train_sae_group_on_language_model": _TRAINER,
+    },
     "train_sae_on_toy_model": {"train_toy_sae": _TOY},
 }
 """Names of `sae_training`, by its modules."""

@@ -48,8 +48,8 @@ class SAE(Wrapper, StandIn):
         dictionary: The dictionary inside.
     """
 
-    def __init__(self, dictionary: Dictionary):
-        if not isinstance(dictionary, Dictionary):  # pyright: ignore[reportUnnecessaryIsInstance]
+    def __init__(self, dictionary: Any):
+        if not isinstance(dictionary, Dictionary):
             raise ConfigError(
                 f"Got SAE({type(dictionary).__name__}); SAE takes a dictionary of this package. For one of SAELens' "
                 "files use SAE.load_from_disk(path), or SAE.from_pretrained(release, sae_id)."
@@ -166,7 +166,7 @@ class SAE(Wrapper, StandIn):
 
     save_inference_model = save_model
 
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+    def encode(self, x: Float[Tensor, "..."]) -> Float[Tensor, "*batch d_sae"]:
         """Returns the latents, dense, in the dtype of the weights. Heads are put side by side."""
         x = self._flat(x)
         if self._needs_inputs:
@@ -175,7 +175,7 @@ class SAE(Wrapper, StandIn):
 
     def decode(
         self, feature_acts: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
-    ) -> Float[Tensor, "*batch d_out"]:
+    ) -> Float[Tensor, "..."]:
         """Returns the reconstruction, without W_skip x, as SAELens does.
 
         Where tokens are normalized one by one, that of what was encoded last; or of x.
@@ -194,7 +194,7 @@ class SAE(Wrapper, StandIn):
             out = inner.decode(feature_acts)
         return self._in_heads(out.to(self.dtype))
 
-    def forward(self, x: Float[Tensor, "*batch d_in"], output_features: bool = False) -> Any:
+    def forward(self, x: Float[Tensor, "..."], output_features: bool = False) -> Any:
         """Returns the reconstruction, or (reconstruction, latents) with `output_features`."""
         flat = self._flat(x)
         if output_features:
@@ -293,7 +293,7 @@ class SAE(Wrapper, StandIn):
 
     def _tensors(self) -> list[str]:
         inner: Any = innermost(self.dictionary)
-        is_tied = getattr(inner, "is_tied", False)
+        is_tied = getattr(inner, "is_tied", getattr(inner, "tied", False))
         found: list[str] = []
         for name, place in _PLACES.items():
             part, _, last = place.rpartition(".")
