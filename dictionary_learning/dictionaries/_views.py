@@ -121,7 +121,7 @@ def write_(parameter: Tensor, values: Tensor, name: str) -> None:
 
 
 def transposed(rows: Tensor) -> Tensor:
-    """Returns the transpose of a parameter; what is written into it, or into its `data`, is written there."""
+    """Returns the transpose of a parameter, a view of which `data` too writes the parameter."""
     view = rows.T.as_subclass(_Transposed)
     view._of = rows
     return view

@@ -33,7 +33,7 @@ class Release:
     paths: tuple[str, ...]
     """The paths of the dictionaries in the repository, as patterns of `releases.json`."""
     ids: tuple[str, ...] = ()
-    """SAELens' names of the same dictionaries, in the same order; empty where they are the paths."""
+    """SAELens' names of the same dictionaries, in the same order; empty if they are the paths."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Facts that the files do not hold."""
     scales: Mapping[str, float] = dataclasses.field(default_factory=dict)

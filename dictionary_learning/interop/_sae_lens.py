@@ -48,7 +48,7 @@ NORMALIZATIONS = {
 """How tokens are normalized. The fourth and fifth are for training; final saves fold them."""
 _OUTSIDE = ("expected_average_only_in", "covariance_whitening")
 SCALED_OUTSIDE = "scaled_outside"
-"""Section of the config of a dictionary whose activations are scaled outside of it, as SAELens names this."""
+"""Section of the config that names how activations are scaled outside of a dictionary."""
 UNIT = 1e-5
 """How far from 1 norms may be that were normalized in float32."""
 _NAMES = {

@@ -55,8 +55,8 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
         name, scales = dictionary.normalization, dictionary.scales
         if name not in NORMALIZATIONS_THERE or scales != (1.0,):
             raise CheckpointError(
-                f"SAELens normalizes tokens by {', '.join(NORMALIZATIONS_THERE)}, at one site and without a scale; this "
-                f"dictionary has {name} with scales {scales}. Convert it to own."
+                f"SAELens normalizes tokens by {', '.join(NORMALIZATIONS_THERE)}, at one site and without a scale; "
+                f"this dictionary has {name} with scales {scales}. Convert it to own."
             )
         normalization, inner = NORMALIZATIONS_THERE[name], dictionary.dictionary
     if isinstance(inner, TemporalAutoencoder) and inner is dictionary:
@@ -83,7 +83,7 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
 
 
 def architecture_of(dictionary: Dictionary) -> str:
-    """Returns the architecture's name in SAELens; of one that it has not, the nonlinearity's name here."""
+    """Returns the architecture's name in SAELens, or the nonlinearity's here if it has none."""
     if not isinstance(dictionary, Coder):
         return "temporal" if isinstance(dictionary, TemporalAutoencoder) else type(dictionary).__name__.lower()
     known = _TRANSCODERS if isinstance(dictionary, Transcoder) else _ARCHITECTURES

@@ -1,6 +1,6 @@
 """SAELens 3 to 6 by its names: change the import and the model's name, and nothing else.
 
-    from dictionary_learning.compat.saelens import SAE, LanguageModelSAERunnerConfig, SAETrainingRunner
+    from dictionary_learning.compat.saelens import SAE, SAETrainingRunner
 
 Fields count what they count there: windows and warm-ups steps, the buffer batches of prompts. What
 has no counterpart is refused, with what to use; docs/migrating.md lists it.

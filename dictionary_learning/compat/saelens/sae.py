@@ -73,7 +73,7 @@ class SAE(Wrapper, StandIn):
         return self.dictionary
 
     @classmethod
-    def load_from_disk(  # names of SAELens
+    def load_from_disk(
         cls,
         path: str | os.PathLike[str],
         device: str | torch.device = "cpu",
@@ -173,7 +173,7 @@ class SAE(Wrapper, StandIn):
             self._of = x
         return self.dictionary.encode(x).to(self.dtype)
 
-    def decode(
+    def decode(  # pyright: ignore[reportIncompatibleMethodOverride]  # the name there
         self, feature_acts: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
     ) -> Float[Tensor, "..."]:
         """Returns the reconstruction, without W_skip x, as SAELens does.
