@@ -56,7 +56,9 @@ def test_python_of_the_page_runs(small):
         exec(compile(block, "migrating.md", "exec"), names)
     assert len(BLOCKS) == PAGE.count("```python") == 6
     first, second = (names[name].info.config["trainer"] for name in ("first", "second"))
-    assert first["lr"] != second["lr"] and second["decay_start"] is None != first["decay_start"]  # as the text says
+    # as the text says: the second has the rates of 0.1, plain Adam and no decay
+    assert (first["schedule"], second["schedule"]) == ("linear", "constant") and first["lr"] > 10 * second["lr"]
+    assert (second["beta1"], second["beta2"], second["decoder_lr_factor"]) == (0.9, 0.999, 1.0)
     assert names["latents"].shape[-1] == 64 and isinstance(names["sae"], SAE) and names["sae"].cfg.d_sae
     assert Path("saes/unnamed/layers.15/cfg.json").is_file()
 

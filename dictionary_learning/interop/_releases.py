@@ -32,12 +32,12 @@ class Release:
     format: str
     paths: tuple[str, ...]
     """The paths of the dictionaries in the repository, as patterns of `releases.json`."""
-    ids: tuple[str, ...] = ()
-    """SAELens' names of the same dictionaries, in the same order; empty if they are the paths."""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Facts that the files do not hold."""
     scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The factor that activations are multiplied by, by path, where the files do not hold it."""
+    ids: tuple[str, ...] = ()
+    """SAELens' names of the same dictionaries, in the same order; empty if they are the paths."""
 
     @property
     def sites(self) -> list[str]:

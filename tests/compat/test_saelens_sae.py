@@ -215,7 +215,7 @@ def test_batch_top_k_has_the_threshold_that_is_saved(tmp_path):
 @pytest.fixture
 def releases(monkeypatch):
     paths = ("saelens/standard", "saelens/topk")
-    one = Release("a-release", str(golden.FIXTURES), "gpt2", "sae_lens", paths, ("blocks.{0-1}.hook_resid_pre",))
+    one = Release("a-release", str(golden.FIXTURES), "gpt2", "sae_lens", paths, ids=("blocks.{0-1}.hook_resid_pre",))
     monkeypatch.setattr(_releases, "_all", lambda: (one,))
 
 
