@@ -1,6 +1,8 @@
 """`SAE` of SAELens around a dictionary: its values, its orientation, its files, and its place in functions here."""
 
+import copy
 import json
+import pickle
 
 import jaxtyping
 import pytest
@@ -309,6 +311,15 @@ def test_functions_take_an_sae_as_the_dictionary_inside(place, monkeypatch):
 def test_a_config_may_start_from_an_sae():
     sae = SAE(AutoEncoderTopK(DIM, SIZE, 2))
     assert TrainerTopK.Config(k=2, finetune=sae).finetune is sae.dictionary
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda sae: pickle.loads(pickle.dumps(sae))])
+def test_copies_are_apart(copied):
+    sae = SAE(known(AutoEncoderTopK(DIM, SIZE, 2)))
+    other = copied(sae)
+    assert (other.cfg.k, other.cfg.hook_name, other.info) == (2, "blocks.1.hook_resid_post", sae.info)
+    other.W_enc.data[:], other.cfg.hook_name = 0.0, "blocks.0.hook_mlp_out"
+    assert sae.W_enc.abs().max() > 0 and sae.cfg.hook_name == "blocks.1.hook_resid_post"
 
 
 def test_transcoders_have_their_widths():

@@ -73,12 +73,12 @@ class SAEConfig:
         vars(self).update(settings, metadata=metadata)
 
     def __getattr__(self, name: str) -> Any:
-        own = RENAMED.get(name, name)
-        if own in OF_METADATA:
-            return vars(self)["metadata"][own]
-        if own in vars(self):
-            return vars(self)[own]
-        raise AttributeError(f"The cfg of this SAE has no field {name!r}; it has: {', '.join(self.to_dict())}.")
+        known, own = vars(self), RENAMED.get(name, name)
+        if own in OF_METADATA and "metadata" in known:  # which a copy does not have at first
+            return known["metadata"][own]
+        if own in known:
+            return known[own]
+        raise AttributeError(f"The cfg of this SAE has no field {name!r}; it has: {', '.join(known)}.")
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = RENAMED.get(name, name)
