@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from dictionary_learning._coercion import check_range, coerce
+from dictionary_learning._coercion import check_range, coerce, meant
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, UnknownNameError
 
 P = ParamSpec("P")
@@ -107,7 +107,7 @@ def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
         ConfigError: It has another type, or is out of the range that its name has.
     """
     try:
-        found: Any = coerce(value, hint)
+        found: Any = coerce(meant(value), hint)
         for part in found if isinstance(found, (list, tuple)) else (found,):
             check_range(part, BOUNDS.get(name, {}))
         if _is_path(hint):

@@ -21,6 +21,30 @@ _LARGEST = 2**63
 """What no size or count of torch reaches."""
 
 
+class StandIn:
+    """An object with the interface of another package, which stands for one of this package."""
+
+    def stands_for(self) -> Any:
+        """Returns the object that functions of this package take in its place."""
+        raise NotImplementedError
+
+
+def meant(value: Any) -> Any:
+    """Returns what an argument stands for, also within a list, a tuple or a dict."""
+    if isinstance(value, StandIn):
+        return value.stands_for()
+    is_dict = type(value) is dict
+    parts: Any = value.values() if is_dict else value if isinstance(value, (list, tuple)) else ()
+    if not any(isinstance(part, (StandIn, tuple)) for part in parts):
+        return value
+    found = [meant(part) for part in parts]
+    if all(one is part for one, part in zip(found, parts, strict=True)):
+        return value
+    if is_dict:
+        return dict(zip(value, found, strict=True))
+    return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)  # of a named tuple
+
+
 def coerce(value: Any, hint: Any) -> Any:
     """Returns the value in the annotated type, or raises TypeError saying what is needed.
 

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast
 
-from dictionary_learning._coercion import check_range, coerce, type_name as type_name
+from dictionary_learning._coercion import check_range, coerce, meant, type_name as type_name
 from dictionary_learning.errors import ConfigError, UnknownNameError
 
 C = TypeVar("C", bound="BaseConfig")
@@ -81,7 +81,7 @@ class BaseConfig:
             if value is None and "rule" in field.metadata:
                 continue  # left to `resolve`
             try:
-                value = coerce(value, hints[field.name])
+                value = coerce(meant(value), hints[field.name])
                 check_range(value, field.metadata.get("bounds", {}))
             except (TypeError, ValueError) as error:
                 where = f"{type(self).__qualname__}.{field.name}"

@@ -66,6 +66,13 @@ class MissingDependencyError(DictionaryLearningError, ImportError):
         super().__init__(f"{purpose} needs the package '{package}', which is not installed. Install it with: {install}")
 
 
+class NoCounterpartError(DictionaryLearningError, ImportError):
+    """A name of another package that has no counterpart here; the message says what to use."""
+
+    def __init__(self, name: str, package: str, instead: str):
+        super().__init__(f"{name} of {package} has no counterpart here (docs/migrating.md). {instead}.")
+
+
 def check_own(what: str, settings: Mapping[str, tuple[Any, Any, Any]]) -> None:
     """Checks that nobody asks for other settings than data or a model has already.
 

@@ -18,10 +18,9 @@ from dictionary_learning.dictionaries._named import (
     JumpReluAutoEncoder,
     MatryoshkaBatchTopKSAE,
 )
-from dictionary_learning.dictionaries._serialization import load_dictionary
 from dictionary_learning.dictionaries._views import write_
 from dictionary_learning.errors import CheckpointError, ConfigError
-from dictionary_learning.interop._releases import list_pretrained
+from dictionary_learning.interop._releases import load_release
 from dictionary_learning.ops._row_updates import normalize_rows_, remove_parallel_part_
 
 logger = logging.getLogger(__name__)
@@ -130,11 +129,7 @@ def of_release(
     """
     if not isinstance(release, str):
         raise ConfigError("load_from_sae_lens=True needs release= and sae_id=, as SAELens names them.")
-    named = [one for one in list_pretrained() if one.name == release]
-    if named:
-        loaded: Any = named[0].load(sae_id, device, **options)
-    else:
-        loaded = load_dictionary(release, device, site=sae_id, expected_class=cls.__name__, **options)
+    loaded: Any = load_release(release, sae_id, device, expected_class=cls.__name__, **options)
     if not isinstance(loaded, cls):
         raise CheckpointError(f"'{release}' holds a {type(loaded).__name__}. Use load_dictionary.")
     return loaded

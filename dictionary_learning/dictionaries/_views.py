@@ -33,7 +33,7 @@ class LinearView:
     @property
     def weight(self) -> Tensor:
         """The weight (out_features, in_features)."""
-        return _transposed(self._rows) if self._transposed else self._rows
+        return transposed(self._rows) if self._transposed else self._rows
 
     @weight.setter
     def weight(self, values: Tensor) -> None:
@@ -120,7 +120,8 @@ def write_(parameter: Tensor, values: Tensor, name: str) -> None:
         parameter.copy_(values)
 
 
-def _transposed(rows: Tensor) -> Tensor:
+def transposed(rows: Tensor) -> Tensor:
+    """Returns the transpose of a parameter, a view of which `data` too writes the parameter."""
     view = rows.T.as_subclass(_Transposed)
     view._of = rows
     return view

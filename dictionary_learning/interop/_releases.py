@@ -36,32 +36,41 @@ class Release:
     """Facts that the files do not hold."""
     scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The factor that activations are multiplied by, by path, where the files do not hold it."""
+    ids: tuple[str, ...] = ()
+    """SAELens' names of the same dictionaries, in the same order; empty if they are the paths."""
 
     @property
     def sites(self) -> list[str]:
         """The paths of the dictionaries; patterns with a * where only the repository lists them."""
         return [path for pattern in self.paths for path in _expanded(pattern)]
 
+    @property
+    def site_of_id(self) -> dict[str, str]:
+        """The paths by SAELens' ids; empty where these are the paths."""
+        ids = [one for pattern in self.ids for one in _expanded(pattern)]
+        return dict(zip(ids, self.sites, strict=True)) if ids else {}
+
     @checked()
     def load(self, site: str | None = None, device: torch.device | str | None = None, **options: Any) -> Dictionary:
         """Loads one of the dictionaries.
 
         Args:
-            site: one of `sites`; may be left out where there is only one.
+            site: one of `sites`, or its id in SAELens; may be left out where there is only one.
             device: the CPU by default.
             options: further arguments of `load_dictionary`.
 
         Raises:
             CheckpointError: there is no such site.
         """
-        sites = self.sites
+        sites, ids = self.sites, self.site_of_id
+        site = site if site in sites else ids.get(site or "", site)
         is_exact = not any("*" in known for known in sites)
         if site is None and len(sites) == 1 and is_exact:
             (site,) = sites
         if site is None or (is_exact and site not in sites):
             raise CheckpointError(
-                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), sites)} It has: "
-                f"{shorten(sites, 6)}. Give one as site=."
+                f"The release {self.name} has no site {site!r}.{did_you_mean(str(site), [*sites, *ids])} It has: "
+                f"{shorten(list(ids) or sites, 6)}. Give one as site=."
             )
         facts = {**self.facts, **({"scale": self.scales[site]} if site in self.scales else {}), **options}
         dictionary = load_dictionary(self.repo, device, site=site, **{"format": self.format, **facts})
@@ -92,7 +101,33 @@ def list_pretrained(model: str | None = None, site: str | None = None, name: str
 @functools.cache
 def _all() -> tuple[Release, ...]:
     listed = json.loads(_FILE.read_text(encoding="utf-8"))["releases"]
-    return tuple(Release(**{**entry, "paths": tuple(entry["paths"])}) for entry in listed)
+    lists = ("paths", "ids")
+    return tuple(Release(**{**entry, **{name: tuple(entry.get(name, ())) for name in lists}}) for entry in listed)
+
+
+def load_release(
+    release: str, site: str | None = None, device: torch.device | str | None = None, **options: Any
+) -> Dictionary:
+    """Loads a dictionary of a release by its name, or of a repository or a folder.
+
+    Args:
+        release: a name of `list_pretrained`, "owner/name" on the hub, or a folder.
+        site: which of its dictionaries; of a release also by its id in SAELens.
+        device: the CPU by default.
+        options: further arguments of `load_dictionary`.
+
+    Raises:
+        CheckpointError: there is no such release, or no such dictionary in it.
+    """
+    named = {one.name: one for one in _all()}
+    if release in named:
+        return named[release].load(site, device, **options)
+    if "/" not in release and not Path(release).exists():
+        raise CheckpointError(
+            f"There is no release '{release}'.{did_you_mean(release, named)} list_pretrained() has {len(named)} of "
+            "them. Give one of their names, a repository as 'owner/name', or a folder."
+        )
+    return load_dictionary(release, device, site=site, **options)
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -55,6 +55,9 @@ NORMALIZATIONS = {
     "constant_scalar_rescale": None,
 }
 """How tokens are normalized. The fourth and fifth are for training; final saves fold them."""
+_OUTSIDE = ("expected_average_only_in", "covariance_whitening")
+SCALED_OUTSIDE = "scaled_outside"
+"""Section of the config that names how activations are scaled outside of a dictionary."""
 UNIT = 1e-5
 """How far from 1 norms may be that were normalized in float32."""
 _NAMES = {
@@ -93,6 +96,7 @@ class SAELens(Format):
     """Reads all architectures of 6.x and 5.x, and their training checkpoints."""
 
     name = "sae_lens"
+    facts = ("scale",)
     needed = (WEIGHTS, CONFIG, SCALER)
     writes = True
 
@@ -125,7 +129,10 @@ class SAELens(Format):
         if files.has(SCALER):
             scale = read_json(files.path(SCALER)).get("scaling_factor")
             known |= {} if scale is None else {"activation_scale": positive(scale, "scaling_factor", files)}
-        return Loaded(_normalized(dictionary, config, files), known)
+        scaled = config.get("normalize_activations")
+        if scaled in _OUTSIDE and "scale" not in facts:
+            known[SCALED_OUTSIDE] = scaled
+        return Loaded(_normalized(dictionary, config, facts, files), known)
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         from dictionary_learning.interop._sae_lens_writing import write
@@ -305,13 +312,37 @@ def _read_temporal(
     )
 
 
-def _normalized(dictionary: Dictionary, config: Mapping[str, Any], files: Files) -> Dictionary:
+def fold_activation_scale_(dictionary: Dictionary, scale: float) -> None:
+    """Converts a dictionary of x * scale into one of x, in place; latents stay.
+
+    Raises:
+        CheckpointError: it has no encoder and decoder of one scale.
+    """
+    if not isinstance(dictionary, Coder) or dictionary.is_tied or dictionary.W_skip is not None:
+        raise CheckpointError(f"A scale of activations cannot be folded into a {type(dictionary).__name__} that is "
+                              "tied, or has no encoder and decoder. Scale the activations instead.")  # fmt: skip
+    with torch.no_grad():
+        dictionary.W_enc.mul_(scale)
+        dictionary.W_dec.div_(scale)
+        if dictionary.b_dec is not None:
+            dictionary.b_dec.div_(scale)
+
+
+def _normalized(dictionary: Dictionary, config: Mapping[str, Any], facts: Facts, files: Files) -> Dictionary:
     """Returns the dictionary with the normalization of each token around it."""
     name = config.get("normalize_activations", "none")
     if name is None or isinstance(name, bool):
         name = "expected_average_only_in" if name else "none"
     name = choice({"normalize_activations": name}, "normalize_activations", NORMALIZATIONS, "none", files)
-    if name in ("expected_average_only_in", "covariance_whitening"):
+    if "scale" in facts:
+        if name != "expected_average_only_in":
+            raise CheckpointError(
+                f"Got scale={facts['scale']!r}, and '{files}' says normalize_activations={name}: its activations are "
+                "not scaled. Leave scale out."
+            )
+        fold_activation_scale_(dictionary, positive(facts["scale"], "scale", files))
+        return dictionary
+    if name in _OUTSIDE:
         logger.warning(
             "'%s' was trained on activations that were scaled outside of it (%s). Give it activations scaled in the "
             "same way, or, where the config has activation_scale, call dictionary.scale_(1 / "

@@ -29,12 +29,13 @@ from dictionary_learning.dictionaries.nonlinearities import (
 )
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.experimental.temporal import TemporalAutoencoder
-from dictionary_learning.interop._sae_lens import CONFIG, GATED, NORMALIZATIONS, PARTS, UNIT, WEIGHTS
+from dictionary_learning.interop._sae_lens import CONFIG, GATED, NORMALIZATIONS, PARTS, SCALED_OUTSIDE, UNIT, WEIGHTS
 from dictionary_learning.interop._tensors import stored_parts
 
 _VERSION = "6.0.0"
 """The version of the form that is written; readers take a config without one for that of 5.x."""
-_NORMALIZATIONS = {ours: theirs for theirs, ours in NORMALIZATIONS.items() if ours is not None}
+NORMALIZATIONS_THERE = {ours: theirs for theirs, ours in NORMALIZATIONS.items() if ours is not None}
+"""Normalizations of each token by their names here, and in SAELens."""
 _ARCHITECTURES = {
     ReLU: "standard",
     TopK: "topk",
@@ -49,16 +50,16 @@ _TRANSCODERS = {ReLU: "transcoder", JumpReLU: "jumprelu_transcoder", BatchTopK: 
 
 def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
     """Writes `cfg.json` and `sae_weights.safetensors`; BatchTopK as JumpReLU, as SAELens does."""
-    normalization, inner = "none", dictionary
+    normalization, inner = config.get(SCALED_OUTSIDE) or "none", dictionary
     if isinstance(dictionary, Normalized):
         name, scales = dictionary.normalization, dictionary.scales
-        if name not in _NORMALIZATIONS or scales != (1.0,):
+        if name not in NORMALIZATIONS_THERE or scales != (1.0,):
             raise CheckpointError(
-                f"SAELens normalizes tokens by {', '.join(_NORMALIZATIONS)}, at one site and without a scale; this "
-                f"dictionary has {name} with scales {scales}. Convert it to own."
+                f"SAELens normalizes tokens by {', '.join(NORMALIZATIONS_THERE)}, at one site and without a scale; "
+                f"this dictionary has {name} with scales {scales}. Convert it to own."
             )
-        normalization, inner = _NORMALIZATIONS[name], dictionary.dictionary
-    if isinstance(inner, TemporalAutoencoder) and normalization == "none":
+        normalization, inner = NORMALIZATIONS_THERE[name], dictionary.dictionary
+    if isinstance(inner, TemporalAutoencoder) and inner is dictionary:
         own, tensors = _temporal(inner)
     elif isinstance(inner, (SparseAutoencoder, Transcoder)):
         own, tensors = _coder(inner)
@@ -79,6 +80,16 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
     }
     write_tensors(folder / WEIGHTS, tensors)
     write_json(folder / CONFIG, settings)
+
+
+def architecture_of(dictionary: Dictionary) -> str:
+    """Returns the architecture's name in SAELens, or the nonlinearity's here if it has none."""
+    if not isinstance(dictionary, Coder):
+        return "temporal" if isinstance(dictionary, TemporalAutoencoder) else type(dictionary).__name__.lower()
+    known = _TRANSCODERS if isinstance(dictionary, Transcoder) else _ARCHITECTURES
+    kind = type(dictionary.nonlinearity)
+    found = known.get(kind, kind.__name__.lower())
+    return found if dictionary.W_skip is None else found.replace("transcoder", "skip_transcoder")
 
 
 def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,29 +117,20 @@ def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     nonlinearity = coder.nonlinearity
     predicts = isinstance(coder, Transcoder)
     known = _TRANSCODERS if predicts else _ARCHITECTURES
-    architecture = known.get(type(nonlinearity))
-    if architecture is None:
+    if type(nonlinearity) not in known:
         raise CheckpointError(
             f"SAELens has no {'transcoder' if predicts else 'autoencoder'} with {type(nonlinearity).__name__}; it has "
             f"{', '.join(kind.__name__ for kind in known)}. Convert it to own, or to one of these by "
             "expand_or_convert(..., nonlinearity=...)."
         )
-    has_unit_rows = bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
-    if coder.rank_by_norm and not has_unit_rows:
+    if coder.rank_by_norm and not _has_unit_rows(coder):
         raise CheckpointError(
             "This dictionary ranks latents by value times the norm of their decoder row and returns the values; "
             "SAELens returns the products. Apply fold_decoder_norm_ to a copy first, which makes both the same."
         )
-    if coder.W_skip is not None:
-        architecture = architecture.replace("transcoder", "skip_transcoder")
-    settings: dict[str, Any] = {"architecture": architecture, "apply_b_dec_to_input": coder.centered}
-    settings |= {"d_out": coder.output_dim} if predicts else {}
     names = {part: name for part, name in PARTS.items() if part != "W_enc" or not coder.is_tied}
     tensors = stored_parts(coder, names)
-    if isinstance(nonlinearity, (TopK, AbsTopK)):
-        # with unit rows both values mean the same, and SAEDashboard folds norms, which needs True
-        settings |= {"k": nonlinearity.k, "rescale_acts_by_decoder_norm": has_unit_rows}
-    elif isinstance(nonlinearity, JumpReLU):
+    if isinstance(nonlinearity, JumpReLU):
         tensors["threshold"] = nonlinearity.threshold
     elif isinstance(nonlinearity, BatchTopK):
         if float(nonlinearity.threshold) < 0:
@@ -140,10 +142,24 @@ def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors["threshold"] = torch.full((coder.dict_size,), float(nonlinearity.threshold))
     elif isinstance(nonlinearity, Gated):
         tensors |= {theirs: getattr(nonlinearity, ours) for ours, theirs in GATED.items()}
-    elif isinstance(nonlinearity, StoppedPursuit):
-        own = nonlinearity.options()
+    return coder_settings(coder), tensors
+
+
+def coder_settings(coder: Coder) -> dict[str, Any]:
+    """Returns the settings of a dictionary beside its sizes, as `cfg.json` has them."""
+    settings: dict[str, Any] = {"architecture": architecture_of(coder), "apply_b_dec_to_input": coder.centered}
+    settings |= {"d_out": coder.output_dim} if isinstance(coder, Transcoder) else {}
+    if isinstance(coder.nonlinearity, (TopK, AbsTopK)):
+        # with unit rows both values mean the same, and SAEDashboard folds norms, which needs True
+        settings |= {"k": coder.nonlinearity.k, "rescale_acts_by_decoder_norm": _has_unit_rows(coder)}
+    elif isinstance(coder.nonlinearity, StoppedPursuit):
+        own = coder.nonlinearity.options()
         settings |= {"max_iterations": own.pop("k"), **own}
-    return settings, tensors
+    return settings
+
+
+def _has_unit_rows(coder: Coder) -> bool:
+    return bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
 
 
 def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str, Tensor]]:

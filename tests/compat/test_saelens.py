@@ -13,6 +13,7 @@ from dictionary_learning.compat.sae_training.config import LanguageModelSAERunne
 from dictionary_learning.compat.sae_training.lm_runner import language_model_sae_runner
 from dictionary_learning.compat.sae_training.utils import LMSparseAutoencoderSessionloader
 from dictionary_learning.compat.saelens import (
+    AbsTopKTrainingSAEConfig,
     BatchTopKTrainingSAEConfig,
     GatedTrainingSAEConfig,
     JumpReLUTrainingSAEConfig,
@@ -29,7 +30,6 @@ from dictionary_learning.compat.saelens import (
 )
 from dictionary_learning.compat.saelens._hooks import site_of_hook
 from dictionary_learning.compat.saelens._translation import check_fields, save_steps, steps_of, trainer_config
-from dictionary_learning.compat.saelens.config import TrainingSAEConfig
 from dictionary_learning.compat.saelens.runner import _plain, buffer_of
 from dictionary_learning.dictionaries import IdentityDict
 from dictionary_learning.errors import ConfigError, ModelError, SiteError, UnknownNameError
@@ -145,10 +145,6 @@ def test_mats_cell_and_session(places, tmp_path):
     x = next(loader)
     torch.testing.assert_close(loaded(x), sae(x), atol=1e-5, rtol=1e-4)
     assert model.layers() is not None
-
-
-class AbsTopKTrainingSAEConfig(TrainingSAEConfig, architecture="abstopk"):
-    """As a plug-in registers one."""
 
 
 SIZES = {"d_in": tiny.DIM, "d_sae": 64, "device": "cpu"}
@@ -427,8 +423,10 @@ def test_latents_are_said_once(places, tmp_path):
 def test_a_normalized_dictionary_has_the_directions_of_the_one_inside(places, tmp_path):
     cfg = tutorial(places, tmp_path, normalize_activations="constant_norm_rescale")
     sae = SAETrainingRunner(cfg).run()
-    assert sae.W_dec.shape == sae.W_enc.shape == (16 * tiny.DIM, tiny.DIM) and sae.b_dec.shape == (tiny.DIM,)
-    assert sae.W_dec is sae.dictionary.W_dec
+    assert sae.W_dec.shape == (16 * tiny.DIM, tiny.DIM) and sae.b_dec.shape == (tiny.DIM,)
+    assert sae.W_dec is sae.dictionary.W_dec is sae.dictionary.dictionary.W_dec
+    assert sae.W_enc.shape == (tiny.DIM, 16 * tiny.DIM)  # as there
+    assert sae.cfg.normalize_activations == "constant_norm_rescale"
 
 
 def test_wrong_fields(places, tmp_path, caplog):

@@ -22,6 +22,8 @@ def test_every_release_says_what_is_needed():
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", release.repo) and release.model and release.format in FORMATS
         assert release.sites and len(set(release.sites)) == len(release.sites)
         assert all(check_relative(site, "it") for site in release.sites if site)
+        assert not release.ids or len(release.site_of_id) == len(release.sites)  # one each
+        assert set(release.scales) <= set(release.sites)
 
 
 def test_the_list_says_where_it_is_from():

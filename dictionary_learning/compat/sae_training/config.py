@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from dictionary_learning.compat._no_counterpart import refusing
 from dictionary_learning.compat.saelens import config
 from dictionary_learning.compat.saelens._fields import MATS
+from dictionary_learning.compat.saelens._names import MATS_NAMES
 
 
 class LanguageModelSAERunnerConfig(config.LanguageModelSAERunnerConfig):
@@ -12,3 +14,6 @@ class LanguageModelSAERunnerConfig(config.LanguageModelSAERunnerConfig):
 
     flat_defaults: ClassVar[Mapping[str, Any]] = MATS
     is_mats: ClassVar[bool] = True
+
+
+__getattr__ = refusing(__name__, "mats_sae_training", MATS_NAMES["config"])

@@ -125,6 +125,10 @@ class TopKTrainingSAEConfig(TrainingSAEConfig, architecture="topk"):
     """The k largest latents."""
 
 
+class AbsTopKTrainingSAEConfig(TrainingSAEConfig, architecture="abstopk"):
+    """The k latents of the largest absolute values."""
+
+
 class BatchTopKTrainingSAEConfig(TrainingSAEConfig, architecture="batchtopk"):
     """The k * batch largest latents of a batch."""
 

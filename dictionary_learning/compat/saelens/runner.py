@@ -23,12 +23,12 @@ from dictionary_learning.compat.saelens._translation import (
     trainer_config,
 )
 from dictionary_learning.compat.saelens.config import LanguageModelSAERunnerConfig, Session
+from dictionary_learning.compat.saelens.sae import SAE
 from dictionary_learning.data import Source, as_source
 from dictionary_learning.dictionaries import Dictionary, expand_or_convert, fold_decoder_norm_, load_dictionary
 from dictionary_learning.dictionaries.nonlinearities import MatchingPursuit, StoppedPursuit
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.evaluation import EvaluationConfig
-from dictionary_learning.interop import write_dictionary
 from dictionary_learning.interop._safe import read_json
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
@@ -77,8 +77,12 @@ class LanguageModelSAETrainingRunner:
             raise ConfigError("There is no dataset_path. Give the name of a data set, a file, or override_dataset.")
         self.data = data if hasattr(data, "take") else as_source(data, streaming=cfg.streaming)
 
-    def run(self) -> Dictionary:
-        """Trains, saves in SAELens' format under `checkpoint_path`, and returns the dictionary."""
+    def run(self) -> SAE:
+        """Trains, saves in SAELens' format under `checkpoint_path`, and returns the dictionary.
+
+        It has the values of SAELens: where latents are ranked by value times decoder norm, they are
+        the products.
+        """
         cfg, log, steps = self.cfg, self.cfg.logging, steps_of(self.cfg)
         width = self.model.widths([self.site])[self.site]
         config = trainer_config(cfg, width, str(self.site))
@@ -114,15 +118,16 @@ class LanguageModelSAETrainingRunner:
             run_cfg={_KEY: _plain(cfg)},
             **evaluation,
         )
+        sae = SAE(_as_there(trained, cfg))
         if cfg.output_path is not None:
-            parallel.on_first(self.world, lambda: _write(trained, cfg))
-        return trained
+            parallel.on_first(self.world, lambda: sae.save_model(cfg.output_path))
+        return sae
 
 
 SAETrainingRunner = LanguageModelSAETrainingRunner
 
 
-def language_model_sae_runner(cfg: LanguageModelSAERunnerConfig, **overrides: Any) -> Dictionary:
+def language_model_sae_runner(cfg: LanguageModelSAERunnerConfig, **overrides: Any) -> SAE:
     """Trains as `SAETrainingRunner(cfg).run()` does; the name in mats_sae_training."""
     return SAETrainingRunner(cfg, **overrides).run()
 
@@ -139,7 +144,7 @@ class LMSparseAutoencoderSessionloader:
         width = runner.model.widths([runner.site])[runner.site]
         config = trainer_config(runner.cfg, width, str(runner.site))
         sae = config.build(activation_dim=width, steps=steps_of(runner.cfg)).dictionary
-        return Session(runner.model, sae, buffer_of(runner.cfg, runner.model, runner.site, runner.data))
+        return Session(runner.model, SAE(sae), buffer_of(runner.cfg, runner.model, runner.site, runner.data))
 
     load_session = load_sae_training_group_session
 
@@ -169,7 +174,7 @@ class LMSparseAutoencoderSessionloader:
             raise CheckpointError(f"'{path}' does not say its {', '.join(missing)}. Give override_model, and a run.")
         cfg = LanguageModelSAERunnerConfig(**{**fields, "log_to_wandb": False})
         runner = LanguageModelSAETrainingRunner(cfg, override_dataset, override_model)
-        return Session(runner.model, sae, buffer_of(cfg, runner.model, runner.site, runner.data))
+        return Session(runner.model, SAE(sae), buffer_of(cfg, runner.model, runner.site, runner.data))
 
 
 _OF_SESSIONS = (
@@ -208,15 +213,17 @@ def _is_as_there(config: Any) -> bool:
     return not getattr(config, "rank_by_norm", None) and not isinstance(config, MatchingPursuitTrainer.Config)
 
 
-def _write(trained: Dictionary, cfg: Any) -> None:
-    made: Any = copy.deepcopy(trained)
+def _as_there(trained: Dictionary, cfg: Any) -> Dictionary:
+    """Returns a dictionary with the values of SAELens."""
+    made: Any = trained
     if getattr(made, "rank_by_norm", False):  # SAELens holds latents times decoder norms
+        made = copy.deepcopy(trained)
         fold_decoder_norm_(made)
     if isinstance(getattr(made, "nonlinearity", None), MatchingPursuit):  # where tokens may stop early
         coder = cfg.coder
         stopped = StoppedPursuit(made.k, coder.residual_threshold, coder.stop_on_duplicate_support)
         made = expand_or_convert(made, nonlinearity=stopped)
-    write_dictionary(made, cfg.output_path, "sae_lens")
+    return made
 
 
 def _check_layer(cfg: Any) -> None:

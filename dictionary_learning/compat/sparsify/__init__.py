@@ -7,6 +7,8 @@
 docs/migrating.md says what differs, and why.
 """
 
+from dictionary_learning.compat._no_counterpart import refusing
+from dictionary_learning.compat.sparsify._names import NAMES
 from dictionary_learning.compat.sparsify.config import SaeConfig, SparseCoderConfig, TrainConfig, TranscoderConfig
 from dictionary_learning.compat.sparsify.sparse_coder import EncoderOutput, ForwardOutput, Sae, SparseCoder
 from dictionary_learning.compat.sparsify.trainer import SaeTrainer, Trainer
@@ -23,3 +25,5 @@ __all__ = [
     "Trainer",
     "TranscoderConfig",
 ]
+
+__getattr__ = refusing(__name__, "sparsify", NAMES)

@@ -1,0 +1,6 @@
+"""The loop of training of mats_sae_training: what to use instead."""
+
+from dictionary_learning.compat._no_counterpart import refusing
+from dictionary_learning.compat.saelens._names import MATS_NAMES
+
+__getattr__ = refusing(__name__, "mats_sae_training", MATS_NAMES["train_sae_on_language_model"])
