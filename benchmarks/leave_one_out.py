@@ -60,6 +60,7 @@ def on_model(run: Path, data: str, model_name: str | None) -> Iterator[tuple[str
     saved = load_saved([str(run)])
     model = load_model(model_name or saved[0].dictionary.info.model or "")
     for candidate in candidates_of(saved, model):
+        assert candidate.site is not None  # of what is saved it is found
         buffer = ActivationBuffer(data, model, candidate.site, ctx_len=256, n_ctxs=128, out_batch_size=2048)
         batches = iter(buffer)
         rows = [cast(Tensor, next(batches)).float() for _ in range(N_TOKENS // 2048)]

@@ -109,8 +109,7 @@ class Progress:
             self._bar.close()
         if isinstance(error, KeyboardInterrupt):
             note = f"Interrupted while {self._counted()}. What was saved before stays."
-            # the traceback ends with it
-            error.add_note(note) if hasattr(error, "add_note") else say(note)
+            getattr(error, "add_note", say)(note)  # the traceback ends with it, from Python 3.11 on
 
     def advance(self, n: int = 1) -> None:
         """Says that more is done."""
