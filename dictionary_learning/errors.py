@@ -61,9 +61,10 @@ class RankError(DictionaryLearningError):
 class MissingDependencyError(DictionaryLearningError, ImportError):
     """An optional package is needed for what was asked."""
 
-    def __init__(self, package: str, purpose: str, extra: str | None = None):
-        install = f"pip install 'dictionary-learning[{extra}]'" if extra else f"pip install {package}"
-        super().__init__(f"{purpose} needs the package '{package}', which is not installed. Install it with: {install}")
+    def __init__(self, package: str, purpose: str):
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed. Install it with: pip install {package}"
+        )
 
 
 class NoCounterpartError(DictionaryLearningError, ImportError):

@@ -273,7 +273,7 @@ def _quantization(extra: dict[str, str]) -> dict[str, Any]:
         return {}
     for package in ("accelerate", "gguf"):
         if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(package, "Reading a GGUF file", "gguf")
+            raise MissingDependencyError(package, "Reading a GGUF file")
     config = getattr(importlib.import_module("transformers"), "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
 

@@ -91,7 +91,7 @@ def _remote(word: str | None) -> bool | str:
 def _in_8_bits(device: str | None, device_map: str | None) -> dict[str, Any]:
     """Returns the arguments by which transformers holds weights in 8 bits."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError("bitsandbytes", "--load-in-8bit", "adam8bit")
+        raise MissingDependencyError("bitsandbytes", "--load-in-8bit")
     from transformers import BitsAndBytesConfig
 
     from dictionary_learning._hardware import as_device

@@ -35,7 +35,7 @@ class CaptureArguments(ModelArguments, ContextArguments):
     embedding; by default the residual stream after each layer, or the MLPs for a wiring that
     predicts a module's output from its input."""
     layers: tuple[int, ...] = ()
-    """Numbers of layers, from 0, instead of sites."""
+    """Numbers of layers, from 0, or from -1 backwards, instead of sites."""
     layer_stride: int = 1
     """Every n-th layer, instead of sites."""
     io: Literal["in", "out", "in_and_out", "heads"] | None = None

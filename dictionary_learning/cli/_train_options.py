@@ -161,7 +161,7 @@ def check_run(arguments: TrainArguments, configs: "Sequence[OptimizationConfig]"
         ConfigError: there are no activations to train on, or batches are too small for the method.
     """
     if arguments.wandb_project is not None and importlib.util.find_spec("wandb") is None:
-        raise MissingDependencyError("wandb", "--wandb-project", "wandb")
+        raise MissingDependencyError("wandb", "--wandb-project")
     if arguments.wandb_entity is not None and arguments.wandb_project is None:
         raise ConfigError("--wandb-entity says whose project it is: give --wandb-project too.")
     arguments.check_sites()

@@ -183,7 +183,7 @@ def feature_umap(
         raise ConfigError(f"Got n_components={n_components}; a figure has 2 or 3 dimensions. Give one of them.")
     for module, package in (("umap", "umap-learn"), ("plotly", "plotly")):
         if importlib.util.find_spec(module) is None:
-            raise MissingDependencyError(package, "feature_umap", "umap")
+            raise MissingDependencyError(package, "feature_umap")
     rows = Directions(dictionary, weight).rows(0, dictionary.dict_size).cpu().numpy()
     umap: Any = importlib.import_module("umap")
     express: Any = importlib.import_module("plotly.express")

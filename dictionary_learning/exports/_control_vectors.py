@@ -108,7 +108,7 @@ def write_control_vector(
     try:
         import gguf
     except ImportError:
-        raise MissingDependencyError("gguf", "A control vector", extra="gguf") from None
+        raise MissingDependencyError("gguf", "A control vector") from None
 
     def write(temporary: Path) -> None:
         writer = gguf.GGUFWriter(temporary, _ARCHITECTURE)

@@ -15,7 +15,7 @@ from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import read_names
 from dictionary_learning.interop._base import Facts, Format, Loaded, check_fact, choice, latents_kept, warn_unknown
 from dictionary_learning.interop._files import Files
-from dictionary_learning.interop._tensors import built, coder, jump_thresholds, read_tensors, without_threshold
+from dictionary_learning.interop._tensors import built, coder, jump_thresholds, read_tensors
 
 _YAML = "config.yaml"
 _PARTS = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
@@ -59,7 +59,8 @@ class CircuitTracer(Format):
         if kind == "topk":
             check_fact(facts, "k", said, files)
             k = latents_kept({"k": facts.get("k", said)}, files, f"Its {_YAML} does, or give k=.")
-            made = coder(parts, "top_k", without_threshold(), centered=False, predicts=True, k=k)
+            # it keeps the largest as they are, also negative ones
+            made = coder(parts, "top_k_unrectified", centered=False, predicts=True, k=k)
         elif kind == "jumprelu":
             state = jump_thresholds(tensors.take(_THRESHOLD, "dict_size"))
             made = coder(parts, "jump_relu", state, centered=False, predicts=True)

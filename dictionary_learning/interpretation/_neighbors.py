@@ -79,7 +79,7 @@ def latent_map(
     rows = Directions(dictionary, by).all_unit_rows()
     is_there = importlib.util.find_spec("umap") is not None
     if method == "umap" and not is_there:
-        raise MissingDependencyError("umap-learn", "latent_map(method='umap')", "umap")
+        raise MissingDependencyError("umap-learn", "latent_map(method='umap')")
     # UMAP needs more points than neighbors
     if method == "umap" or (method == "auto" and is_there and len(rows) > _NEIGHBORS):
         umap: Any = importlib.import_module("umap")

@@ -24,7 +24,7 @@ class TensorBoardLogger:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise MissingDependencyError("tensorboard", "Writing for TensorBoard", "tensorboard") from error
+            raise MissingDependencyError("tensorboard", "Writing for TensorBoard") from error
         self._open: Callable[..., Any] = functools.partial(SummaryWriter, str(folder))
         self._writer: Any = None
 
@@ -83,7 +83,7 @@ class WandbLogger:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise MissingDependencyError("wandb", "Logging to Weights & Biases", "wandb") from error
+            raise MissingDependencyError("wandb", "Logging to Weights & Biases") from error
         options = {"project": project or "dictionary_learning", "entity": entity or None}
         old = {name: {"id": run_id, "resume": "allow"} for name, run_id in (ids or {}).items()}
         # the runs of several dictionaries are open together

@@ -118,6 +118,13 @@ def test_every_field_has_its_unit(places, tmp_path):
     )
 
 
+def test_without_a_folder_nothing_is_saved(places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sae = SAETrainingRunner(tutorial(places, tmp_path, checkpoint_path=None, n_checkpoints=0)).run()
+    assert sae.cfg.d_in == tiny.DIM
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_mats_cell_and_session(places, tmp_path):
     cfg = MatsConfig(
         model_name=str(places / "model"), hook_point="blocks.1.hook_resid_pre", hook_point_layer=1, d_in=tiny.DIM,

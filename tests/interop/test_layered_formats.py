@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dictionary_learning import load_dictionary, save_dictionary
 from dictionary_learning.dictionaries import Crosscoder, CrossLayerTranscoder, Transcoder
 from dictionary_learning.errors import CheckpointError
+from tests.interop import by_hand
 
 D, F, L = 8, 24, 3
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -411,3 +412,18 @@ def test_gemma_scope_2_files_that_do_not_belong_together(tmp_path):
     write(tmp_path / "c", {**{name: tensor[2] for name, tensor in w.items()}, "w_dec": torch.randn(F, 2, D)}, None, "params_layer_2.safetensors")  # fmt: skip
     with pytest.raises(CheckpointError, match="writes 2 layers"):
         load_dictionary(tmp_path / "c")
+
+
+def test_top_k_of_circuit_tracer_keeps_the_largest_also_where_they_are_negative(tmp_path):
+    by_hand.circuit_tracer(tmp_path)
+    raw = load_file(tmp_path / "layer_1.safetensors")
+    loaded = load_dictionary(tmp_path)
+    x = 3 * torch.randn(50, raw["W_enc"].shape[1])
+    pre = x @ raw["W_enc"].T + raw["b_enc"] - 12  # fewer than k are positive in most rows
+    with torch.no_grad():
+        loaded.b_enc -= 12
+    kept = pre.topk(4)
+    expected = torch.zeros_like(pre).scatter(1, kept.indices, kept.values)
+    assert bool((expected < 0).any())
+    torch.testing.assert_close(loaded.encode(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loaded(x), expected @ raw["W_dec"] + raw["b_dec"], rtol=1e-4, atol=1e-4)

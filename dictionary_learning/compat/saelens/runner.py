@@ -101,14 +101,16 @@ class LanguageModelSAETrainingRunner:
         use_wandb = log.log_to_wandb and importlib.util.find_spec("wandb") is not None
         if log.log_to_wandb and not use_wandb:
             logger.warning("log_to_wandb=True, and wandb is not installed: the log is in metrics.jsonl only.")
-        folder = Path(cfg.checkpoint_path) / (log.wandb_id or self.world.share(secrets.token_hex(4)))
+        run_name = log.wandb_id or self.world.share(secrets.token_hex(4))
+        saved: dict[str, Any] = {}
+        if cfg.checkpoint_path is not None:
+            save_format = "sae_lens" if _is_as_there(config) else "own"
+            folder = Path(cfg.checkpoint_path) / run_name
+            saved = {"save_dir": folder, "save_steps": save_steps(cfg), "save_format": save_format}
         (trained,) = trainSAE(
             buffer_of(cfg, self.model, self.site, data),
             config,
             steps,
-            save_dir=folder,
-            save_steps=save_steps(cfg),
-            save_format="sae_lens" if _is_as_there(config) else "own",
             log_steps=log.wandb_log_frequency,
             use_wandb=use_wandb,
             wandb_project=log.wandb_project,
@@ -116,6 +118,7 @@ class LanguageModelSAETrainingRunner:
             device=str(cfg.device),
             autocast_dtype=autocast_dtype(cfg),
             run_cfg={_KEY: _plain(cfg)},
+            **saved,
             **evaluation,
         )
         sae = SAE(_as_there(trained, cfg))

@@ -100,7 +100,7 @@ def usable(device_type: str) -> bool:
 def problem() -> str | None:
     """Returns why numba cannot be used, which is logged once; None if it can."""
     if not IS_INSTALLED:
-        return "numba is not installed: pip install 'dictionary-learning[fast]'"
+        return "numba is not installed: pip install numba"
     try:
         for name in _LOOPS:  # with what uses it: there may be no place for what is compiled
             importlib.import_module(f"{__name__}.{name}")
