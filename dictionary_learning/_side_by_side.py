@@ -39,11 +39,16 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     n_threads, numbers, must_stop = torch.get_num_threads(), iter(range(len(calls))), threading.Event()
     returned: dict[int, T] = {}
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
 
     def work() -> None:
         torch.set_num_threads(n_threads // _N_WORKERS)
         try:
-            with torch.inference_mode(modes[1]), torch.set_grad_enabled(modes[0]):
+            with (
+                torch.inference_mode(modes[1]),
+                torch.set_grad_enabled(modes[0]),
+                torch.autocast("cpu", autocast[0], enabled=autocast[1]),
+            ):
                 while not must_stop.is_set() and (number := next(numbers, None)) is not None:
                     returned[number] = calls[number]()
         except BaseException:

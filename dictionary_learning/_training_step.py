@@ -1,7 +1,7 @@
 """One step of all dictionaries on one batch, normalized once for each site."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -32,27 +32,25 @@ def train_step(
         parts = [normalized(*place) for place in places]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
 
-    def step(job: TrainingJob) -> None:
-        x = activations(*job.places(job.sites.reads))
-        y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
-        model_loss_fn, lengths = _model_loss(job, batch), _lengths(job, batch)
-        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype != torch.float32):
-            job.trainer.update(job.trainer.step, x, y, model_loss_fn, lengths)
-
-    if _may_go_side_by_side(jobs, batch, device):
-        for job in jobs:  # what they share is computed once
-            for sites in (job.sites.reads, job.sites.writes):
-                activations(*job.places(sites))
-        side_by_side([functools.partial(step, job) for job in jobs])
-        return
+    updates: dict[str, Callable[[], Tensor]] = {}
     groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
     for job in jobs:
-        groups.setdefault(job.places(job.sites.reads), []).append(job)
+        places = job.places(job.sites.reads)
+        groups.setdefault(places, []).append(job)
+        y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
+        what = (activations(*places), y, _model_loss(job, batch), _lengths(job, batch))
+        updates[job.name] = functools.partial(job.trainer.update, job.trainer.step, *what)
+    autocast = functools.partial(torch.autocast, device.type, autocast_dtype, enabled=autocast_dtype != torch.float32)
+    if _may_go_side_by_side(jobs, batch, device):
+        with autocast():
+            side_by_side(list(updates.values()))
+        return
     for places, group in groups.items():
         # dictionaries on the same activations share one product where that is faster
-        with shared_product(activations(*places), [encoder for job in group for encoder in job.trainer.encoders()]):
+        encoders = [encoder for job in group for encoder in job.trainer.encoders()]
+        with shared_product(activations(*places), encoders), autocast():
             for job in group:
-                step(job)
+                updates[job.name]()
 
 
 def _may_go_side_by_side(jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device) -> bool:

@@ -120,6 +120,10 @@ def test_calls_have_half_the_threads_the_modes_and_the_context_of_their_caller()
     assert torch.get_num_threads() == 5
     with torch.inference_mode():
         assert all(side_by_side([torch.is_inference_mode_enabled] * 4))
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {one.dtype for one in side_by_side([lambda: x @ x] * 4)} == {torch.bfloat16}
+    assert {one.dtype for one in side_by_side([lambda: x @ x] * 4)} == {torch.float32}
     assert torch.is_grad_enabled()
 
 

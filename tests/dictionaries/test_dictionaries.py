@@ -281,7 +281,7 @@ class TestDamagedFiles:
 
     def test_missing_config(self, folder):
         (folder / "config.json").unlink()
-        self.refused(folder, "it holds: dictionary.safetensors")
+        self.refused(folder, "It holds: dictionary.safetensors")
 
     def test_missing_weights(self, folder):
         (folder / "dictionary.safetensors").unlink()
