@@ -213,7 +213,7 @@ def test_missing_package_says_how_to_install_it(monkeypatch, module, build):
     import sys
 
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install 'dictionary-learning\["):
+    with pytest.raises(ImportError, match="pip install "):
         build()
 
 
