@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -34,6 +35,7 @@ def main() -> None:
 
     from dictionary_learning import ops
     from dictionary_learning._hardware import bfloat16_is_fast, keep_freed_memory
+    from dictionary_learning._side_by_side import is_worthwhile, side_by_side
 
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
@@ -46,9 +48,13 @@ def main() -> None:
             make_dead(trainers[0], DEAD)
 
         def step() -> None:
+            calls = [functools.partial(one.update, one.step, xs[one.step % len(xs)]) for one in trainers]
             with ops.use_backend(backend):
-                for trainer in trainers:
-                    trainer.update(trainer.step, xs[trainer.step % len(xs)])
+                if n > 1 and is_worthwhile(xs[0].device):  # as a run does
+                    side_by_side(calls)
+                    return
+                for call in calls:
+                    call()
 
         return step
 
