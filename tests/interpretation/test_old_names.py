@@ -167,5 +167,5 @@ def test_feature_umap_passes_directions_on_and_colors_features(dictionary, monke
 
 def test_feature_umap_names_what_is_missing(dictionary, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"dictionary-learning\[umap\]"):
+    with pytest.raises(MissingDependencyError, match="feature_umap needs .* pip install "):
         feature_umap(dictionary)
