@@ -116,7 +116,7 @@ def uncertainty(report: Mapping[str, Any]) -> str:
     if n_documents is None:
         return ""
     if not n:
-        return f"No error bars: {count(n_documents)} {'document' if n_documents == 1 else 'documents'} were read."
+        return f"No error bars: {count(n_documents)} {'document was' if n_documents == 1 else 'documents were'} read."
     text = f"\u00b1 is the standard error over {count(n_documents)} documents ({count(n)} resamples)."
     return f"{text} They are few, so it is a rough guess." if n_documents < FEW_DOCUMENTS else text
 
