@@ -213,3 +213,16 @@ def test_calls_run_beside_each_other_and_an_error_is_raised_after_all_have_ended
     with pytest.raises(KeyboardInterrupt, match="1"):
         _threads.run_beside([functools.partial(call, number) for number in (1, 3)])
     assert sorted(done) == [0, 2, 3]
+
+
+def test_each_call_is_made_once_however_threads_take_turns():
+    from dictionary_learning.ops._numba import _threads
+
+    before, made = sys.getswitchinterval(), []
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            _threads.run_beside([functools.partial(made.append, number) for number in range(4)])
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(made) == sorted([0, 1, 2, 3] * 300)

@@ -58,13 +58,13 @@ def run_beside(calls: list[Callable[[], None]]) -> None:
         for done in [pool.submit(call) for call in calls]:
             done.result()
         return
-    waiting, errors = list(calls), list[BaseException]()
+    waiting, errors = iter(calls), list[BaseException]()
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     def work(_: Any) -> None:
         try:
-            while waiting:  # the team may be smaller than was asked for
-                waiting.pop()()
+            for call in waiting:  # of all threads: the team may be smaller than was asked for
+                call()
         except BaseException as error:  # noqa: BLE001  (an interrupt, too: no exception passes through OpenMP)
             errors.append(error)
 
