@@ -105,6 +105,27 @@ def test_what_is_not_finite_is_as_in_the_reference(bad, coarse, monkeypatch):
     torch.testing.assert_close(broken.values.sort(-1).values, expected.values.sort(-1).values, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 500])
+def test_blocks_are_compared_and_searched_as_number_by_number(dtype, n):
+    from dictionary_learning.ops._numba import _bits
+
+    whole = torch.randint(-300, 300, (n + 7,), generator=torch.Generator().manual_seed(n)).to(dtype)
+    whole[3:-4] *= torch.iinfo(dtype).max // 300
+    row = whole[3:-4]  # what lies beside it is not read
+    for bound in [*row[:5].tolist(), 0, torch.iinfo(dtype).max, torch.iinfo(dtype).min]:
+        assert _bits.n_above(row.numpy(), bound) == int((row > bound).sum())
+        found = _bits.above(row.numpy(), 0, bound)
+        assert [j for j in range(_bits.BLOCK) if found >> j & 1] == (
+            row[: _bits.BLOCK] > bound
+        ).nonzero().flatten().tolist()
+    for k in {1, n // 3 + 1, n}:
+        exact = max(int(row.topk(k).values[-1]), 0)
+        assert _bits.kth_largest(row.numpy(), k, 0, -1) == exact
+        near = _bits.kth_largest(row.numpy(), k, 4, k + 2)
+        assert near <= exact and (near == exact >> 4 << 4 or k <= (row >= near).sum() <= k + 2)
+
+
 def test_ties_and_few_positive_ones_give_distinct_latents():
     W = -torch.ones(50, 3)
     W[7] = W[9] = 1.0

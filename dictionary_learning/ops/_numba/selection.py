@@ -12,12 +12,11 @@ Letters: B tokens, F latents, K kept, C places of a table, P pairs.
 
 import numpy as np
 
+from dictionary_learning.ops._numba._bits import BLOCK, above, kth_largest, lowest, n_above
 from dictionary_learning.ops._numba._compile import compiled, compiled_sums
 
-_BLOCK = 32
 _GROUPS_FOR_EACH_KEPT = 4  # so many groups for each kept latent that few of the largest share one
-_FEWER_GROUPS = 2  # where there are too few latents for these
-_MANY = 16  # a tile with fewer latents for each kept one has several candidates in most blocks
+_SURPLUS = 16  # a k-th of so many latents may be above a first bound, beside the k largest
 ROUNDING = np.float32(2.0**-9)  # the largest relative error of a number rounded to bfloat16
 
 
@@ -29,40 +28,29 @@ def scan(tile, start, bits, latents, counts, bounds, slack, bias_error, shift, k
     (B,) places are used; -1 for a table that was too small. `bounds` (B,) are bits as in the tile.
     """
     n_places, width = bits.shape[1], tile.shape[1]
-    maxima = np.empty(width, tile.dtype)
-    many = _MANY * k > width
+    maxima = np.empty(width // 2, tile.dtype)
     for n in range(first, last):
         row, bound, count = tile[n], bounds[n], counts[n]
         if count < 0:
             continue
         if start == 0:
-            group_bound = bound_of_groups(row, k, maxima)
-            if group_bound > 0:  # k are at least as large: the bound is below, so that they enter
-                lowered = lower(np.int32(group_bound) << shift, slack[n], bias_error, shift)
+            reached = reached_by(row, k, maxima)
+            if reached > 0:  # k are at least as large: the bound is below, so that they enter
+                lowered = lower(np.int32(reached) << shift, slack[n], bias_error, shift)
                 bound = max(bound, lowered if shift else lowered - 1)
-        for begin in range(0, width, _BLOCK):
-            end = min(begin + _BLOCK, width)
-            largest = row[begin]
-            for j in range(begin, end):
-                largest = max(largest, row[j])
-            if largest <= bound:
-                continue
-            if count + _BLOCK > n_places:
+        for begin in range(0, width, BLOCK):
+            hits = above(row, begin, bound)
+            if hits and count + BLOCK > n_places:
                 count, bound = shrink(bits[n], latents[n], count, bound, slack[n], bias_error, shift, k)
-                if count + _BLOCK > n_places:
+                if count + BLOCK > n_places:
                     count = -1
                     break
-            if many:  # without a branch, which would often be guessed wrong
-                for j in range(begin, end):
-                    bits[n, count] = np.int32(row[j]) << shift
-                    latents[n, count] = start + j
-                    count += row[j] > bound
-                continue
-            for j in range(begin, end):
-                if row[j] > bound:
-                    bits[n, count] = np.int32(row[j]) << shift
-                    latents[n, count] = start + j
-                    count += 1
+            while hits:
+                j = begin + lowest(hits)
+                bits[n, count] = np.int32(row[j]) << shift
+                latents[n, count] = start + j
+                count += 1
+                hits &= hits - 1
         counts[n] = count
         bounds[n] = bound
 
@@ -78,18 +66,27 @@ def finish(bits, latents, counts, bounds, slack, bias_error, shift, k, first, la
 @compiled
 def shrink(bits, latents, n, bound, slack, bias_error, shift, k):
     """Keeps what may be among the k largest of n; returns their number and the new bound."""
-    put_largest_first(bits, latents, n, k)
-    smallest = bits[0]
-    for i in range(1, k):
-        smallest = min(smallest, bits[i])
+    smallest = np.int32(kth_largest(bits[:n], k, shift, k))
     bound = max(bound, lower(smallest, slack, bias_error, shift))
-    count = k
-    if shift:
-        for i in range(k, n):
-            if bits[i] >> shift > bound:
-                bits[count], latents[count] = bits[i], latents[i]
-                count += 1
+    if not shift:
+        return keep(bits, latents, n, smallest, k), bound
+    count = 0
+    for i in range(n):
+        bits[count], latents[count] = bits[i], latents[i]
+        count += bits[i] >> shift > bound
     return count, bound
+
+
+@compiled
+def keep(bits, latents, n, smallest, k):
+    """Keeps the first k that are above the k-th largest or equal to it; returns their number."""
+    count, n_equal = 0, k - n_above(bits[:n], smallest)
+    for i in range(n):
+        bits[count], latents[count] = bits[i], latents[i]
+        is_equal = bits[i] == smallest and n_equal > 0
+        count += bits[i] > smallest or is_equal
+        n_equal -= is_equal
+    return count
 
 
 @compiled
@@ -109,74 +106,23 @@ def lower(bits, slack, bias_error, shift):
 
 
 @compiled
-def bound_of_groups(row, k, maxima):
-    """Returns a number that k of a row reach at least: the k-th largest of maxima of groups.
+def reached_by(row, k, maxima):
+    """Returns a number that at least k of a row reach, and few others; 0 if it is not positive.
 
-    A group is every (n / size)-th latent. 0 where there are too few latents for groups.
+    Where there are many latents for each kept one, at least k groups have such a maximum. A group
+    is every (n / size)-th latent.
     """
-    size = max(row.shape[0] // (_GROUPS_FOR_EACH_KEPT * k), min(row.shape[0] // (_FEWER_GROUPS * k), 2))
-    if size < 2:
-        return np.int32(0)
-    n_groups = row.shape[0] // size
-    for j in range(n_groups):
-        maxima[j] = row[j]
-    for i in range(1, size):
-        part = row[i * n_groups : (i + 1) * n_groups]
+    size = row.shape[0] // (_GROUPS_FOR_EACH_KEPT * k)
+    if size > 1:
+        n_groups = row.shape[0] // size
         for j in range(n_groups):
-            maxima[j] = max(maxima[j], part[j])
-    return np.int32(kth_largest(maxima, n_groups, k))
-
-
-@compiled
-def put_largest_first(bits, latents, n, k):
-    """Moves the k largest of n entries to the front, in no order (Hoare's selection)."""
-    low, high = 0, n - 1
-    while low < high:
-        a, b, c = bits[low], bits[(low + high) // 2], bits[high]
-        pivot = max(min(a, b), min(max(a, b), c))
-        i, j = low, high
-        while i <= j:
-            while bits[i] > pivot:
-                i += 1
-            while bits[j] < pivot:
-                j -= 1
-            if i <= j:
-                bits[i], bits[j] = bits[j], bits[i]
-                latents[i], latents[j] = latents[j], latents[i]
-                i += 1
-                j -= 1
-        if k - 1 <= j:
-            high = j
-        elif k - 1 >= i:
-            low = i
-        else:
-            return
-
-
-@compiled
-def kth_largest(bits, n, k):
-    """Returns the k-th largest of n numbers, and changes their order."""
-    low, high = 0, n - 1
-    while low < high:
-        a, b, c = bits[low], bits[(low + high) // 2], bits[high]
-        pivot = max(min(a, b), min(max(a, b), c))
-        i, j = low, high
-        while i <= j:
-            while bits[i] > pivot:
-                i += 1
-            while bits[j] < pivot:
-                j -= 1
-            if i <= j:
-                bits[i], bits[j] = bits[j], bits[i]
-                i += 1
-                j -= 1
-        if k - 1 <= j:
-            high = j
-        elif k - 1 >= i:
-            low = i
-        else:
-            break
-    return bits[k - 1]
+            maxima[j] = row[j]
+        for i in range(1, size):
+            part = row[i * n_groups : (i + 1) * n_groups]
+            for j in range(n_groups):
+                maxima[j] = max(maxima[j], part[j])
+        row = maxima[:n_groups]
+    return kth_largest(row, k, 8 * row.itemsize - 16, k + k // _SURPLUS)
 
 
 @compiled
@@ -237,11 +183,13 @@ def write_ranked(x, W, b, bits, latents, counts, values, indices, errors, first,
         exact_of(x[n], W, b, latents[n], count, ranked)
         for i in range(count):
             stored = np.int32(bits[n, i])
-            worst = max(worst, abs(stored.view(np.float32) - ranked[i]) - ROUNDING * abs(ranked[i]))
+            error = abs(stored.view(np.float32) - ranked[i]) - ROUNDING * abs(ranked[i])
+            worst = worst if error <= worst else error  # one that is not a number stays
             places[i] = latents[n, i]
         if count > k:
-            put_largest_first(ranked, places, count, k)
-        for i in range(min(count, k)):
+            by_bits = ranked.view(np.int32)
+            count = keep(by_bits, places, count, np.int32(kth_largest(by_bits[:count], k, 0, k)), k)
+        for i in range(count):
             values[n, i], indices[n, i] = ranked[i], places[i]
         for i in range(count, k):
             values[n, i], indices[n, i] = -np.inf, 0
@@ -258,17 +206,13 @@ def collect(tile, start, bounds, shift, tokens, latents, bits, counts, first, la
     count = first * width
     for n in range(first, last):
         row, bound = tile[n], bounds[n]
-        for begin in range(0, width, _BLOCK):
-            end = min(begin + _BLOCK, width)
-            largest = row[begin]
-            for j in range(begin, end):
-                largest = max(largest, row[j])
-            if largest <= bound:
-                continue
-            for j in range(begin, end):
-                if row[j] > bound:
-                    tokens[count] = n
-                    latents[count] = start + j
-                    bits[count] = np.int32(row[j]) << shift
-                    count += 1
+        for begin in range(0, width, BLOCK):
+            hits = above(row, begin, bound)
+            while hits:
+                j = begin + lowest(hits)
+                tokens[count] = n
+                latents[count] = start + j
+                bits[count] = np.int32(row[j]) << shift
+                count += 1
+                hits &= hits - 1
     counts[first] = count - first * width
