@@ -4,8 +4,8 @@ None is left over, no random weights are drawn, and no memory is unused. All fun
 CheckpointError where a tensor is missing, unknown or misshapen.
 """
 
+import functools
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._hardware import in_large_pages
+from dictionary_learning._side_by_side import is_worthwhile, side_by_side
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
 from dictionary_learning.dictionaries._named import autoencoder_class
 from dictionary_learning.dictionaries._serialization import is_finite
@@ -261,17 +262,25 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """Returns a contiguous copy. A large matrix that lies by columns is copied in threads."""
+    """Returns a contiguous copy.
+
+    The halves of a large matrix that lies by columns are copied beside each other.
+    """
     out = in_large_pages(torch.empty_like(tensor, memory_format=torch.contiguous_format))
-    n_threads = torch.get_num_threads()
-    if tensor.dim() != 2 or not tensor.T.is_contiguous() or tensor.numel() < _LARGE or n_threads < 2:
+    if tensor.dim() != 2 or not tensor.T.is_contiguous() or tensor.numel() < _LARGE:
         return out.copy_(tensor)
 
-    def copy(rows: slice) -> None:
-        # PyTorch is fast at whole matrices, and on one thread only
-        out[rows].copy_(tensor.T[:, rows].contiguous().T)
+    def copy(first: int, last: int) -> None:
+        for start in range(first, last, _ROWS):
+            rows = slice(start, min(start + _ROWS, last))
+            # PyTorch is fast where both are whole matrices
+            out[rows].copy_(tensor.T[:, rows].contiguous().T)
 
-    with ThreadPoolExecutor(n_threads) as threads:
-        parts = [slice(start, start + _ROWS) for start in range(0, len(tensor), _ROWS)]
-        list(threads.map(copy, parts))
+    middle = len(tensor) // 2
+    halves = [functools.partial(copy, 0, middle), functools.partial(copy, middle, len(tensor))]
+    if is_worthwhile(tensor.device):
+        side_by_side(halves)
+    else:
+        for half in halves:
+            half()
     return out

@@ -229,3 +229,21 @@ def test_arguments_by_position_are_those_of_dictionary_learning(tmp_path):
     assert AutoEncoderTopK.from_pretrained(tmp_path, torch.float64, "cpu").dtype == torch.float64
     with pytest.raises(ConfigError, match="name the arguments"):
         AutoEncoderTopK.from_pretrained(tmp_path, "cpu", 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(1500, 700), (700, 1501), (3, 400_000)])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_matrices_that_lie_by_columns_are_copied_whole(dtype, size, n_threads, monkeypatch):
+    from dictionary_learning.interop import _tensors
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(_tensors, "_LARGE", 1)
+    matrix = torch.randn(size).to(dtype)
+    try:
+        torch.set_num_threads(n_threads)
+        for given in (matrix.T, matrix, matrix[:, 1:], matrix[0]):
+            copy = _tensors._copied(given)
+            assert torch.equal(copy, given) and copy.is_contiguous() and copy.data_ptr() != given.data_ptr()
+    finally:
+        torch.set_num_threads(before)
