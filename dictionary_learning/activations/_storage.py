@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._hardware import in_large_pages
 from dictionary_learning.errors import ConfigError, DataError
 
 _LARGEST = 127  # the largest int8 whose negative is an int8 too
@@ -52,7 +53,7 @@ class RowStorage:
     ):  # fmt: skip
         self._size, self._served = size, served
         n = size if at_first is None else min(at_first, size)
-        self.rows = torch.empty(n, width, dtype=dtype, device=device)
+        self.rows = in_large_pages(torch.empty(n, width, dtype=dtype, device=device))
         self.scales = torch.empty(n, device=device) if dtype is torch.int8 else None
 
     def write(self, slots: Int[Tensor, "n"], rows: Float[Tensor, "n width"]) -> None:

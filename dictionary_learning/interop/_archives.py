@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dictionary_learning._hardware import in_large_pages
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import READ_ERRORS, checked_members, damaged, open_safetensors, plain_name
@@ -224,7 +225,7 @@ class Archive:
             if n_bytes != n * dtype.itemsize:
                 # torch.load believes the number, and reads past the end
                 raise damaged(self.path, f"{name} has {n_bytes} bytes, and {n} numbers of {dtype} were claimed")
-            data = torch.empty(n_bytes, dtype=torch.uint8)  # no more than the archive holds
+            data = in_large_pages(torch.empty(n_bytes, dtype=torch.uint8))  # no more than the archive holds
             with self.archive.open(name) as file:
                 for at in range(0, n_bytes, _CHUNK):  # a file that ends early does not fill the slice: ValueError
                     data.numpy()[at : at + _CHUNK] = np.frombuffer(file.read(_CHUNK), np.uint8)
