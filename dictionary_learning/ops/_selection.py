@@ -122,12 +122,19 @@ def _candidates(scan: Scan, share: float) -> tuple[Pairs, Tensor]:
     return scan.exact(found, in_order=False), torch.where(bound.isfinite(), bound, 0)
 
 
-def largest_pairs(pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: int) -> SparseLatents:
-    """Returns the n pairs that reach the cut, in order of token; of equal values the first."""
+def largest_pairs(
+    pairs: Pairs, cut: Tensor, n: int, n_tokens: int, n_latents: int, *, in_order: bool = False
+) -> SparseLatents:
+    """Returns the n pairs that reach the cut, in order of token; of equal values the first.
+
+    `in_order` says that the pairs are in order of token already.
+    """
     above, level = pairs.exact > cut, pairs.exact == cut  # (P,)
     kept = (above | (level & (level.cumsum(0) <= n - above.sum()))).nonzero().squeeze(1)
-    tokens, order = pairs.tokens[kept].sort(stable=True)
-    kept = kept[order]
+    tokens = pairs.tokens[kept]
+    if not in_order:
+        tokens, order = tokens.sort(stable=True)
+        kept = kept[order]
     offsets = torch.searchsorted(tokens, torch.arange(n_tokens + 1))
     return SparseLatents(pairs.exact[kept], Support(pairs.latents[kept], n_latents, offsets))
 

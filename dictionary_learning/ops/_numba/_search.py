@@ -106,7 +106,7 @@ def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> SparseLatents:
     found = _candidates(x, upcast(W), upcast(b), n_kept) if len(x) and n_kept else None
     if found is None:
         return plain.batch_top_k(x, W, b, n_kept)
-    return plain.largest_pairs(*found, len(x), len(W))
+    return plain.largest_pairs(*found, len(x), len(W), in_order=True)
 
 
 def _candidates(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> tuple[Pairs, Tensor, int] | None:
@@ -123,11 +123,12 @@ def _candidates(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> tuple[Pairs, Te
             bounds = _raised(product, bounds, _cut_of_groups(tile, n_kept))
         held = tuple(torch.cat(parts) for parts in zip(held, _above(tile, bounds, product.shift), strict=True))
         if len(held[0]) > 2 * n_kept:
-            cut = held[2].kthvalue(len(held[2]) - n_kept + 1).values
-            bounds = _raised(product, bounds, cut.view(torch.float32))
+            cut = _kth_largest(held[2].view(torch.float32), n_kept)
+            bounds = _raised(product, bounds, cut)
             above = held[2] >> product.shift > bounds.index_select(0, held[0])
-            above |= held[2] == cut  # in full precision the bound is the cut itself
-            held = tuple(part[above] for part in held)
+            above |= held[2] == cut.view(torch.int32)  # in full precision the bound is the cut itself
+            above = above.nonzero().squeeze(1)
+            held = tuple(part.index_select(0, above) for part in held)
     tokens, order = held[0].long().sort(stable=True)
     latents, seen = held[1].long()[order], held[2][order].view(torch.float32)
     exact = seen
@@ -136,7 +137,7 @@ def _candidates(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> tuple[Pairs, Te
         exact = _exact(x, W, b, latents, offsets)
     found = Pairs(tokens, latents, seen, exact)
     n = min(n_kept, int((exact > 0).sum()))
-    cut = exact.kthvalue(len(exact) - n + 1).values if n else x.new_tensor(torch.inf)
+    cut = _kth_largest(exact, n) if n else x.new_tensor(torch.inf)
     finite = product.slack.isfinite()
     bound = torch.where(finite, product.value(bounds), 0)
     worst = found.errors.amax() if product.shift and len(seen) else x.new_zeros(())
@@ -162,8 +163,15 @@ def _cut_of_groups(tile: _Tile, n_kept: int) -> Tensor:
     groups = tile.values[:, : width // size * size].view(n, size, -1).amax(1).float().flatten()
     if len(groups) <= n_kept:
         return torch.zeros(())
-    cut = groups.kthvalue(len(groups) - n_kept).values  # the next smaller one: what equals the n-th must be above
+    cut = _kth_largest(groups, n_kept + 1)  # the next smaller one: what equals the n-th must be above
     return torch.nan_to_num(cut, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _kth_largest(values: Tensor, k: int) -> Tensor:
+    """Returns the k-th largest of some numbers, or another that just as many reach; at least 0."""
+    return torch.tensor(loops.kth_largest(values.view(torch.int32).numpy(), k, 0, k), dtype=torch.int32).view(
+        torch.float32
+    )
 
 
 def _above(tile: _Tile, bounds: Tensor, shift: int) -> tuple[Tensor, Tensor, Tensor]:
