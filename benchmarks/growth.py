@@ -1,6 +1,6 @@
-"""How ms of a step grow with latents, k, batch and the number of dictionaries, for this CPU and for one without bfloat16.
+"""How ms of a step grow with latents, k, batch, dictionaries and sites, for this CPU and for one without bfloat16.
 
-Draws docs/images/growth.png. For a quiet machine: about 25 minutes on 2 cores; --quick takes two points of each curve.
+Draws docs/images/growth.png. For a quiet machine: about 20 minutes on 2 cores; --quick takes two points of each curve.
 """
 
 import argparse
@@ -21,39 +21,48 @@ CURVES = {
 }
 """Place in the shape (width, latents, k, batch), and values."""
 SHAPE = (576, 9216, 32, 2048)
-DICTIONARIES = (1, 2, 4, 6, 8)
-_STEPS, _WARM_UP = 7, 3
+MANY = {"dictionaries": (1, 2, 4, 6, 8), "sites": (1, 2, 4, 6, 8)}
+"""Dictionaries on one site, and as many on sites of their own."""
+_STEPS, _WARM_UP = 5, 2
 
 
-def measure(n: int, shape: list[int]) -> dict[str, float]:
+def measure(n: int, n_sites: int, shape: list[int]) -> dict[str, float]:
     """Returns the smallest ms of an encode product in float32, and of a step of n dictionaries, in turns."""
+    import functools
     import time
 
     import torch
     from step import batches, build
 
     from dictionary_learning._hardware import keep_freed_memory
+    from dictionary_learning._side_by_side import is_worthwhile, side_by_side
 
     keep_freed_memory()
     dim, dict_size, k, batch = shape
-    xs, W, out = batches(dim, batch, 2), torch.randn(dict_size, dim), torch.empty(batch, dict_size)
+    xs, W, out = batches(dim, batch, n_sites + 1), torch.randn(dict_size, dim), torch.empty(batch, dict_size)
     trainers = [build("top_k", dim, dict_size, k) for _ in range(n)]
+    together = n > 1 and is_worthwhile(W.device)  # as a run does
     best = {"product": float("inf"), "step": float("inf")}
     for step in range(_STEPS + _WARM_UP):
         start = time.perf_counter()
         torch.mm(xs[0], W.T, out=out)
         middle = time.perf_counter()
-        for trainer in trainers:
-            trainer.update(step, xs[step % 2])
+        given = [xs[(step + i % n_sites) % len(xs)] for i in range(n)]
+        calls = [functools.partial(one.update, step, x) for one, x in zip(trainers, given, strict=True)]
+        if together:
+            side_by_side(calls)
+        else:
+            for call in calls:
+                call()
         if step >= _WARM_UP:
             best["product"] = min(best["product"], middle - start)
             best["step"] = min(best["step"], time.perf_counter() - middle)
     return {name: seconds * 1e3 for name, seconds in best.items()}
 
 
-def apart(n: int, shape: tuple[int, ...], imitated: bool) -> dict[str, float]:
+def apart(n: int, n_sites: int, shape: tuple[int, ...], imitated: bool) -> dict[str, float]:
     """Measures in a process of its own."""
-    command = [sys.executable, __file__, "--one", str(n), *map(str, shape)]
+    command = [sys.executable, __file__, "--one", str(n), str(n_sites), *map(str, shape)]
     environment = {**os.environ, **(AVX2 if imitated else {})}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
@@ -65,11 +74,12 @@ def figures(quick: bool) -> dict[str, Any]:
     """Returns the points of all curves, by kind of CPU and name."""
     found: dict[str, Any] = {}
     for kind in ("as it is", "AVX2, imitated"):
-        for name, (place, values) in {**CURVES, "dictionaries": (0, DICTIONARIES)}.items():
+        for name, (place, values) in {**CURVES, **{name: (0, values) for name, values in MANY.items()}}.items():
             points = []
             for value in values[1:3] if quick else values:
-                shape = SHAPE if name == "dictionaries" else (*SHAPE[:place], value, *SHAPE[place + 1 :])
-                ms = apart(value if name == "dictionaries" else 1, shape, kind != "as it is")
+                shape = SHAPE if name in MANY else (*SHAPE[:place], value, *SHAPE[place + 1 :])
+                n = value if name in MANY else 1
+                ms = apart(n, n if name == "sites" else 1, shape, kind != "as it is")
                 points.append({"x": value, **ms})
                 print(kind, name, points[-1], flush=True)
             found[f"{kind}: {name}"] = points
@@ -80,8 +90,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     """Draws one row of curves for each kind of CPU."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 6.4), layout="constrained")
-    for axes, (name, points) in zip(figure.subplots(2, 4).flat, found.items(), strict=True):
+    figure = Figure(figsize=(15, 6), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(2, 5).flat, found.items(), strict=True):
         for line in ("product", "step"):
             axes.plot([p["x"] for p in points], [p[line] for p in points], marker="o", markersize=4, label=line)
         axes.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
@@ -100,14 +110,20 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", type=Path, help="a .json file: is drawn if it exists, else written")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "growth.png")
-    parser.add_argument("--one", nargs=5, type=int, metavar=("N", "DIM", "LATENTS", "K", "BATCH"))
+    parser.add_argument("--one", nargs=6, type=int, metavar=("N", "SITES", "DIM", "LATENTS", "K", "BATCH"))
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.one[0], arguments.one[1:])))
+        n, n_sites, *shape = arguments.one
+        print(json.dumps(measure(n, n_sites, shape)))
         return
-    draw(figures(arguments.quick), arguments.out)
+    path = arguments.points
+    found = json.loads(path.read_text()) if path and path.exists() else figures(arguments.quick)
+    if path:
+        path.write_text(json.dumps(found))
+    draw(found, arguments.out)
 
 
 if __name__ == "__main__":
