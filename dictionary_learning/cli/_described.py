@@ -81,7 +81,7 @@ def _run_of(place: str) -> Path:
 
 
 def begun(run: Path) -> list[Described]:
-    """Returns the dictionaries of a run that has begun, as its record describes them; none without."""
+    """Returns the dictionaries of a run that has begun, by its record; none without one."""
     record = _read(run / "run.json").get("run", {})
     steps, at = record.get("steps"), checkpoint_steps(run)
     found: list[Described] = []
@@ -147,11 +147,8 @@ def _state(run: Path) -> list[str]:
     step = f"after step {last.get('last_step')}, {last.get('end')}"
     if last.get("outcome") == "finished":
         return [f"The run finished {step}."]
-    ended = (
-        f"{last['outcome']} {step}."
-        if "outcome" in last
-        else f"It began {last.get('start')} and goes on, or was killed."
-    )
+    unknown = f"It began {last.get('start')} and goes on, or was killed."
+    ended = f"{last['outcome']} {step}." if "outcome" in last else unknown
     at = checkpoint_steps(run)
     held = f"Checkpoints: after step {', '.join(map(str, at))}." if at else "It has no checkpoint."
     return [ended, held, *([] if _read(run / "run.json").get("command") else [IN_PYTHON])]
