@@ -91,6 +91,7 @@ def begun(run: Path) -> list[Described]:
         built = {"class": settings.get("dict_class") or settings.get("trainer_class")}
         built |= {key: settings.get(key) for key in ("activation_dim", "dict_size", "k")}
         config |= {"name": name, "trainer": settings, "trained": trained, "checkpoints": at, "finished": False}
+        config["state"] = unfinished(run)
         found.append(Described(name, "", config, built))
     return found
 
@@ -140,6 +141,8 @@ def _state(run: Path) -> list[str]:
     """Returns lines that say whether a run or sweep has ended, and how."""
     if (run / "sweep.json").is_file():
         return [unfinished(run) or "The sweep finished."]
+    if (run.parent / "sweep.json").is_file() and (told := unfinished(run)):
+        return [told]
     sessions = _read(run / "run.json").get("volatile", {}).get("sessions", [])
     if not sessions:
         return []

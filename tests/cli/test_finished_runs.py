@@ -63,6 +63,7 @@ def test_a_signal_in_the_evaluation_of_a_run_says_what_is_saved(folder, caplog, 
     assert "Got SIGTERM. The evaluation ends. The dictionaries are saved in" in last
     words = shlex.split(last.splitlines()[-1])
     assert words[1:] == ["evaluate", str(folder / "run")]
+    monkeypatch.chdir(folder)  # where the model is
     assert main([*words[1:], "--n-tokens", "64", "--n-fidelity-tokens", "0", "--dtype", "float32"]) == 0
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
