@@ -68,6 +68,8 @@ class Resumed:
             self._data = {n: part["data"] for n, part in parts.items()}
             self._random = parts[own.start].get("random", self._random)  # ranks draw apart
         self._allowed: list[str] = []
+        self._steps = self._run.get("steps")
+        """Steps of the run that goes on."""
         self.evaluation: dict[str, Any] = self._state.get("evaluation", {})  # older checkpoints have none
 
     def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
@@ -87,7 +89,8 @@ class Resumed:
         for name in names - {*MAY_DIFFER}:
             if name not in known:
                 raise UnknownNameError("setting in allow_changed", str(name), known)
-        if (steps := now.get("steps")) is not None and steps < self.step:
+        self._steps = steps = now.get("steps", self.step)
+        if steps < self.step:
             raise ConfigError(f"'{self.path}' was written after step {self.step}, and the run has {steps} steps.")
         found = differences(self._run, now)
         self._allowed = sorted(set(allowed) & {part for place, *_ in found for part in _parts(place)})
@@ -122,7 +125,22 @@ class Resumed:
                 f"The state of '{self.path}' does not fit what changed ({', '.join(self._allowed)}): {error}. Start "
                 "another run with these settings, from the trained dictionary by finetune=, or change less."
             ) from error
+        if self.step == self._steps:
+            logger.info("The run is finished already, at step %d ('%s').", self.step, self.path)
+            return
         logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
+        if self._steps != (before := self._run.get("steps")):
+            rates = [
+                (job.name, float(job.trainer.figures_before["lr"]), job.trainer.learning_rate(self.step))
+                for job in jobs
+            ]
+            told = ", ".join(f"{name} {old:.2g}, then {new:.2g}" for name, old, new in rates if old != new)
+            logger.info(
+                "Schedules are those of %s steps from here on, and were of %s. Learning rates: %s.",
+                self._steps,
+                before,
+                told,
+            )
 
     def _load(self, jobs: Sequence[TrainingJob], stream: Stream) -> None:
         for job in jobs:

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning._what_is import unfinished
 from dictionary_learning.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -62,10 +63,9 @@ def claim_run_folder(path: str | os.PathLike[str], keep: bool = False) -> Genera
     try:
         found = [] if keep else _files_of_a_run(folder, _RUN)
         if found:
-            raise ConfigError(
-                f"'{folder}' holds another run ({found[0].name} and others). Give another folder, or remove that run "
-                "with overwrite=True (--overwrite on the command line)."
-            )
+            instead = "Give another folder, or remove that run with overwrite=True (--overwrite on the command line)."
+            held = f"'{folder}' holds another run ({found[0].name} and others). {instead}"
+            raise ConfigError(unfinished(folder, f"To begin anew: {instead[0].lower()}{instead[1:]}") or held)
         yield folder
     finally:
         # the folder may be gone, or another's by now: what was trained must not be lost with it

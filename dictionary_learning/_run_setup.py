@@ -24,6 +24,8 @@ from dictionary_learning.trainers import TRAINERS, OptimizationConfig, RunInfo, 
 
 logger = logging.getLogger(__name__)
 
+_NAMED_SITES = 3
+"""Sites that the name of a dictionary says one by one."""
 _SAMPLE = 32_768
 """Rows for initialization, as the geometric median (Gao et al. 2024, A.1)."""
 _USUAL_BATCH, _USUAL_K, _ROW_BYTES = 2048, 32, 2
@@ -329,6 +331,8 @@ def _name(trainer: Trainer, sites: SiteAssignment, several_sites: bool) -> str:
         return own
     # without the base model's prefix, as "model."
     places = [site.path.partition(".")[2] or site.path for site in sites.reads]
+    if len(places) > _NAMED_SITES:
+        return f"{own} @ {len(places)} sites, {places[0]} to {places[-1]}"
     if len(places) > 1:
-        return f"{own} @ {places[0]} to {places[-1]}"
+        return f"{own} @ {', '.join(places[:-1])} and {places[-1]}"
     return f"{own} @ {places[0]}{':in' if sites.reads[0].side == 'in' and sites.is_autoencoder else ''}"

@@ -1,12 +1,33 @@
 """A request to stop, which is met after the step that is being made."""
 
+import contextlib
 import logging
 import signal
 import threading
+from collections.abc import Generator
 from types import FrameType
 from typing import Any
 
+from dictionary_learning.errors import Stopped
+
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Generator[None]:
+    """Makes SIGTERM raise `Stopped` inside a `with` block, as Ctrl-C raises KeyboardInterrupt."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(f"Got {signal.Signals(number).name}.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+IN_PYTHON = 'Go on by resume="auto" in the call that began it.'
+"""How a run of Python goes on; the shell says the same, which has no option for it."""
+_ENDED = ("finished", "DivergenceError")
+"""How a run ends that nothing goes on from: a run that diverged would do so again."""
 _PARTS = ("group", "seed")
 """Runs of a sweep, and of a benchmark on known features, are in folders of these names."""
 
@@ -20,7 +24,7 @@ def what_is(place: str | os.PathLike[str]) -> str:
     if told := unfinished(folder):
         return told
     if (folder / "sweep.json").is_file():
-        return f"'{folder}' is a sweep; give one of its runs, as '{folder / _parts(folder)[0]}'."
+        return f"'{folder}' is a sweep; give one of its runs, as '{folder / parts_of(folder)[0]}'."
     if any(folder.glob("trainer_*/config.json")):
         return f"'{folder}' is a run; its dictionaries are in trainer_0 and so on."
     if (folder / "contexts.safetensors").is_file():
@@ -40,20 +44,37 @@ def what_is(place: str | os.PathLike[str]) -> str:
     return ""
 
 
-def unfinished(folder: Path) -> str:
-    """Returns where an unfinished sweep or run stands, and what goes on with it; else ""."""
+def unfinished(folder: Path, instead: str = "") -> str:
+    """Returns where an unfinished sweep or run stands, and what goes on with it; else "".
+
+    Args:
+        folder: The folder.
+        instead: A sentence on what else may be done.
+    """
     if (folder / "sweep.json").is_file():
         return _unfinished_sweep(folder)
-    if not (folder / "run.json").is_file() or any(folder.glob("trainer_*/config.json")):
+    if not _is_open(folder):
         return ""
     of = folder.parent
     if (of / "sweep.json").is_file():
         return f"'{folder}' is a part of a sweep, {_at(folder)}. {_going_on(_command(folder), of)}"
-    return f"'{folder}' is a run that is not finished, {_at(folder)}. {_going_on(_command(folder), folder)}"
+    told = " ".join(filter(None, (instead, _going_on(_command(folder), folder))))
+    return f"'{folder}' is a run that is not finished, {_at(folder)}. {told}"
+
+
+def _is_open(folder: Path) -> bool:
+    """Returns whether a run has no dictionaries yet, or was stopped on its way to further steps."""
+    if not (folder / "run.json").is_file():
+        return False
+    if not any(folder.glob("trainer_*/config.json")):
+        return True
+    sessions = _mapping(_read(folder / "run.json").get("volatile")).get("sessions")
+    last = _mapping(sessions[-1]) if isinstance(sessions, list) and sessions else {"outcome": _ENDED[0]}
+    return last.get("outcome") not in _ENDED and bool(checkpoint_steps(folder))
 
 
 def _unfinished_sweep(folder: Path) -> str:
-    parts = _parts(folder)
+    parts = parts_of(folder)
     left = [name for name in parts if not (folder / name / "finished.json").is_file()]
     if not left:
         return ""
@@ -65,21 +86,25 @@ def _unfinished_sweep(folder: Path) -> str:
     return f"'{folder}' is a {what} that is not finished: {stands}. {_going_on(command, folder)}"
 
 
-def _parts(folder: Path) -> list[str]:
+def parts_of(folder: Path) -> list[str]:
     """Returns the folders of a sweep's runs, which are there from the start of each."""
     n = max(len(_read(folder / "sweep.json").get("groups") or ()), 1)
     there = [path.name for kind in _PARTS for path in sorted(folder.glob(f"{kind}_*")) if path.is_dir()]
     return [*there, *(f"{_PARTS[0]}_{number}" for number in range(len(there), n))]
 
 
+def checkpoint_steps(run: Path) -> list[int]:
+    """Returns the steps after which a run wrote a checkpoint that is there."""
+    names = [path.parent.name.removeprefix("step_") for path in run.glob("checkpoints/step_*/manifest.json")]
+    return sorted(int(digits) for digits in names if digits.isdigit())
+
+
 def _at(run: Path) -> str:
     """Returns the step of a run's newest checkpoint."""
-    steps = [
-        int(digits) for path in run.glob("checkpoints/step_*") if (digits := path.name.removeprefix("step_")).isdigit()
-    ]
+    steps = checkpoint_steps(run)
     whole = _mapping(_read(run / "run.json").get("run")).get("steps")
     of = f" of {whole}" if isinstance(whole, int) else ""
-    return f"at step {max(steps)}{of}" if steps else "without a checkpoint yet"
+    return f"at step {steps[-1]}{of}" if steps else "without a checkpoint yet"
 
 
 def _command(run: Path) -> list[str]:
@@ -90,7 +115,7 @@ def _command(run: Path) -> list[str]:
 
 def _going_on(command: list[str], folder: Path) -> str:
     if not command:
-        return "Go on by resume='auto' in the call that began it."
+        return IN_PYTHON
     return f"Go on with: {shlex.join(['dictionary-learning', *command, '--save-dir', str(folder), '--resume'])}"
 
 

@@ -98,7 +98,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped what the same call goes on with."""
+    """A signal stopped what the same call goes on with, or in the shell a command."""
+
+    command: Sequence[str] = ()
+    """The words of that command, if it is another one."""
 
 
 class Interrupted(Stopped):

@@ -240,7 +240,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, monkeypat
     assert "is a sweep that is not finished: 1 of " in what_is(folder) and "group_1 is at step 5 of 6" in what_is(
         folder
     )
-    assert "resume='auto'" in what_is(folder) and "is a sweep; give one of its runs" in what_is(tmp_path / "whole")
+    assert 'resume="auto"' in what_is(folder) and "is a sweep; give one of its runs" in what_is(tmp_path / "whole")
     assert f"'{folder / 'group_1'}' is a part of a sweep, at step 5 of 6" in what_is(folder / "group_1")
     before = {path: path.stat().st_mtime_ns for path in (folder / "group_0").rglob("*") if path.is_file()}
     from dictionary_learning.sweeps import _run
@@ -437,10 +437,13 @@ def test_the_shell_sweeps_and_resumes(file, tmp_path, capsys, caplog, monkeypatc
         StopAt(patch, 2)
         assert main(["sweep", file(), "--save-dir", str(folder)]) == 75
     going_on = f"Go on with: dictionary-learning sweep {tmp_path}/sweep.yaml --save-dir {folder} --resume"
-    for command in (["compare"], ["evaluate"], ["info"], ["contexts", "--save-dir", str(tmp_path / "store")]):
-        for place in (folder, folder / "group_0"):
+    for place in (folder, folder / "group_0"):
+        for command in (["compare"], ["evaluate"], ["contexts", "--save-dir", str(tmp_path / "store")]):
             caplog.clear()
             assert main([*command, str(place)]) == 2 and "at step 3 of 6" in caplog.text and going_on in caplog.text
+        assert main(["info", str(place)]) == 0
+        shown = capsys.readouterr().out
+        assert '"step": 3' in shown and going_on in shown
     assert main(["sweep", file(), "--save-dir", str(folder), "--resume"]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "sweep.html")
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))

@@ -1,5 +1,6 @@
 """Streams of activations: what trainers read, and a look ahead that consumes nothing."""
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -44,8 +45,14 @@ class ActivationStream:
         self.data = data
         self.n_heads: int | None = None  # number of attention heads, where tensors hold them separately
         self._split_by_head = split_by_head
-        if not hasattr(data, "__iter__"):
-            raise DataError(f"Got a {type(data).__name__} as data; an iterable of activations is needed.")
+        if not hasattr(data, "__iter__") or isinstance(data, (str, os.PathLike)):
+            raise DataError(f"Got {_shown(data)} as data; an iterable of activations is needed.{_from_file(data)}")
+        if getattr(data, "ndim", None) == 2:  # its rows would be taken for batches
+            rows = "data" if isinstance(data, Tensor) else "torch.from_numpy(data)"
+            raise DataError(
+                f"Got a {type(data).__name__} of shape {tuple(data.shape)} as data; batches of rows are needed. "
+                f"{_in_batches(rows)}"
+            )
         self._batches = iter(data)
         self._sites: tuple[Site, ...] = tuple(getattr(data, "sites", ()))
         self._ahead: list[ActivationBatch] = []
@@ -177,6 +184,35 @@ class ActivationStream:
             sites = self._sites if len(self._sites) == 2 else (Site(PLAIN.path, "in"), PLAIN)
             return dict(zip(sites, batch.unbind(1), strict=True))
         return {self._sites[0] if len(self._sites) == 1 else PLAIN: batch}
+
+
+def _in_batches(rows: str) -> str:
+    """Returns what makes batches of a table of rows, as Python."""
+    shuffled = f"{rows}[torch.randperm(len({rows}), generator=torch.Generator().manual_seed(0))]"
+    return f"Give {shuffled}.split(256); that times 10 makes ten passes."
+
+
+def _shown(data: Any) -> str:
+    return repr(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else f"a {type(data).__name__}"
+
+
+_READERS = {
+    ".pt": "torch.load({path!r})",
+    ".pth": "torch.load({path!r})",
+    ".npy": "torch.from_numpy(numpy.load({path!r}))",
+    ".safetensors": "next(iter(safetensors.torch.load_file({path!r}).values()))",
+}
+"""What reads rows from a file of a name."""
+
+
+def _from_file(data: Any) -> str:
+    """Returns advice on a path that is given as activations."""
+    if not isinstance(data, (str, os.PathLike)):
+        return ""
+    path: str = os.fspath(cast(Any, data))
+    if reader := _READERS.get(os.path.splitext(path)[1]):
+        return f" Read it: data = {reader.format(path=path)}. {_in_batches('data')}"
+    return f" For a text, give ActivationBuffer({path!r}, model, site); for a cache, ActivationCache({path!r})."
 
 
 def check_width(wanted: int | None, widths: Mapping[Site, int]) -> None:

@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error(stopped, error.step, error.steps, _resuming(arguments, error.folder))
         return STOPPED
     except Stopped as error:
-        logger.error("%s The same command goes on.", error)
+        going_on = f"What goes on is:\n  {shlex.join(error.command)}" if error.command else "The same command goes on."
+        logger.error("%s %s", error, going_on)
         return STOPPED
     except KeyboardInterrupt:
         return _interrupted()

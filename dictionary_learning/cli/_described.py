@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dictionary_learning._what_is import IN_PYTHON, checkpoint_steps, unfinished
 from dictionary_learning.cli._output import aligned
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
 from dictionary_learning.dictionaries._info import site_names
@@ -33,7 +34,7 @@ def built_of(dictionary: Dictionary) -> dict[str, Any]:
 def described(place: str, found: Sequence[Described]) -> list[str]:
     """Returns lines on dictionaries: a table, what their figures are of, and commands."""
     run = _run_of(place)
-    figures, of = _figures_of(run, found)
+    figures, of = _held_out_figures(run, found) or _figures_of(run, found)
     shown = [name for name in _FIGURES if any(name in one for one in figures)]
     rows = [["dictionary", "class", "site", "size", "k", "step", *(_FIGURES[name][0] for name in shown), "folder"]]
     for one, values in zip(found, figures, strict=True):
@@ -79,8 +80,34 @@ def _run_of(place: str) -> Path:
     return path.parent if is_one else path
 
 
-def _figures_of(run: Path, found: Sequence[Described]) -> tuple[list[dict[str, float]], str]:
-    """Returns figures of each dictionary, and a sentence that says what they are of."""
+def begun(run: Path) -> list[Described]:
+    """Returns the dictionaries of a run that has begun, by its record; none without one."""
+    record = _read(run / "run.json").get("run", {})
+    steps, at = record.get("steps"), checkpoint_steps(run)
+    found: list[Described] = []
+    for name, settings in zip(record.get("names", ()), record.get("trainers", ()), strict=False):
+        config = {key: settings.get(key) for key in ("site", "target_site")}
+        trained = {"step": at[-1] if at else 0, "steps": steps}
+        built = {"class": settings.get("dict_class") or settings.get("trainer_class")}
+        built |= {key: settings.get(key) for key in ("activation_dim", "dict_size", "k")}
+        config |= {"name": name, "trainer": settings, "trained": trained, "checkpoints": at, "finished": False}
+        config["state"] = unfinished(run)
+        found.append(Described(name, "", config, built))
+    return found
+
+
+def _sweep_of(run: Path) -> Path | None:
+    """Returns the folder of the sweep, which a run may be a part of, that has its results."""
+    return next((place for place in (run, run.parent) if (place / "results.json").is_file()), None)
+
+
+def _held_out_figures(run: Path, found: Sequence[Described]) -> tuple[list[dict[str, float]], str] | None:
+    """Returns what a report, or that of a sweep, says of each dictionary; None if there is none."""
+    if (sweep := _sweep_of(run)) is not None:
+        entries = [one for one in _read(sweep / "results.json").get("dictionaries", ()) if isinstance(one, Mapping)]
+        by_folder = {sweep / str(one.get("folder")): one.get("figures") for one in entries}
+        page = next(iter(sorted(sweep.glob("*.html"))), sweep / "results.json")
+        return [_finite(by_folder.get(Path(one.folder))) for one in found], f"Figures are those of {page}"
     entries = _read(run / "report.json").get("dictionaries")
     if isinstance(entries, list):
         measured = [one for one in entries if isinstance(one, Mapping)]
@@ -90,12 +117,18 @@ def _figures_of(run: Path, found: Sequence[Described]) -> tuple[list[dict[str, f
             by_name = {one.name: entry.get("metrics") for one, entry in zip(found, measured, strict=True)}
         figures = [_finite(by_name.get(one.name)) for one in found]
         return figures, f"Figures are of held-out text: {run / 'report.html'}" if any(figures) else ""
-    if not (run / "metrics.jsonl").is_file():
-        return [{} for _ in found], ""
+    return None
+
+
+def _figures_of(run: Path, found: Sequence[Described]) -> tuple[list[dict[str, float]], str]:
+    """Returns figures of each dictionary as logged, and a sentence that says so."""
     from dictionary_learning.loggers import read_history
 
-    history = [read_history(run / "metrics.jsonl", one.name) for one in found]
-    figures = [_finite(next((line for line in reversed(lines) if "fvu" in line), None)) for lines in history]
+    figures: list[dict[str, float]] = []
+    for one in found:
+        log = (Path(one.folder).parent if one.folder else run) / "metrics.jsonl"
+        lines = read_history(log, one.name) if log.is_file() else []
+        figures.append(_finite(next((line for line in reversed(lines) if "fvu" in line), None)))
     return figures, "Figures are of the last training batch that was logged." if any(figures) else ""
 
 
@@ -105,15 +138,23 @@ def _finite(values: Any) -> dict[str, float]:
 
 
 def _state(run: Path) -> list[str]:
-    """Returns a line that says whether a run has ended, and how."""
+    """Returns lines that say whether a run or sweep has ended, and how."""
+    if (run / "sweep.json").is_file():
+        return [unfinished(run) or "The sweep finished."]
+    if (run.parent / "sweep.json").is_file() and (told := unfinished(run)):
+        return [told]
     sessions = _read(run / "run.json").get("volatile", {}).get("sessions", [])
     if not sessions:
         return []
     last = sessions[-1]
-    if "outcome" not in last:
-        return [f"The run that began {last.get('start')} goes on, or was killed."]
     step = f"after step {last.get('last_step')}, {last.get('end')}"
-    return [f"The run finished {step}." if last["outcome"] == "finished" else f"{last['outcome']} {step}."]
+    if last.get("outcome") == "finished":
+        return [f"The run finished {step}."]
+    unknown = f"It began {last.get('start')} and goes on, or was killed."
+    ended = f"{last['outcome']} {step}." if "outcome" in last else unknown
+    at = checkpoint_steps(run)
+    held = f"Checkpoints: after step {', '.join(map(str, at))}." if at else "It has no checkpoint."
+    return [ended, held, *([] if _read(run / "run.json").get("command") else [IN_PYTHON])]
 
 
 def _commands(place: str, run: Path, found: Sequence[Described]) -> list[str]:
@@ -129,10 +170,10 @@ def _commands(place: str, run: Path, found: Sequence[Described]) -> list[str]:
     for option, known, value in (("--model", model_of, "MODEL"), ("--data", text_of, "DATA")):
         if any(known(one.config) is None for one in found):
             asked += [option, value]
-    if not (run / "report.json").is_file():
+    has_some, pages = any(one.folder for one in found), run / "latents"
+    if has_some and not (run / "report.json").is_file() and _sweep_of(run) is None:
         lines.append(["evaluate", place, *asked])
-    pages = run / "latents"
-    if not pages.is_dir():
+    if has_some and not pages.is_dir():
         lines.append(["dashboard", place, *asked, "--save-dir", str(pages)])
     lines.append(["info", place, "--json"])
     return [shlex.join(["dictionary-learning", *words]) for words in lines]

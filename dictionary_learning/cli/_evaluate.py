@@ -150,7 +150,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
     """Adds settings and training history to a report, and writes it."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
-    from dictionary_learning.evaluation.reports._contents import nothing_to_recover, uncertainty
+    from dictionary_learning.evaluation.reports._contents import remarks
     from dictionary_learning.loggers import read_history
     from dictionary_learning.models import shown_name
 
@@ -163,7 +163,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
         entries.append(dataclasses.replace(entry, config=config, history=known))
     for line in _table(entries, saved):
         logger.info("%s", line)
-    for sentence in filter(None, (uncertainty(report), nothing_to_recover(report))):
+    for sentence in remarks(report):
         logger.info("%s", sentence)
     title = f"Dictionaries of {shown_name(report.model['name'])}"
     whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
+from dictionary_learning._what_is import parts_of
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_facts, write_result
 
@@ -63,14 +64,18 @@ def _dictionaries(place: str) -> "dict[str, Described]":
     Raises:
         CheckpointError: there is none, or one cannot be read.
     """
-    from dictionary_learning.cli._described import Described, built_of
+    from dictionary_learning.cli._described import Described, begun, built_of
     from dictionary_learning.dictionaries._serialization import read_config_file
     from dictionary_learning.interop._saved import own_folders, saved_at
 
     found: dict[str, Described] = {}
-    for folder in own_folders(place):
-        config = read_config_file(folder)
-        found[str(folder)] = Described(config.get("name") or folder.name, str(folder), config, config["dictionary"])
+    runs = [Path(place, part) for part in parts_of(Path(place))] if (Path(place) / "sweep.json").is_file() else [place]
+    for run in map(str, runs):
+        for folder in own_folders(run):
+            config = read_config_file(folder)
+            found[str(folder)] = Described(config.get("name") or folder.name, str(folder), config, config["dictionary"])
+        if not any(name.startswith(run) for name in found):
+            found |= {f"{run}/trainer_{n}": one for n, one in enumerate(begun(Path(run)))}
     if found:
         return found
     return {one.name: Described(one.name, place, one.config, built_of(one.dictionary)) for one in saved_at(place)}

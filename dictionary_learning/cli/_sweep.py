@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning._said import saying
 from dictionary_learning.cli._arguments import CommandArguments
-from dictionary_learning.cli._output import write_result
+from dictionary_learning.cli._output import aligned, write_result
 from dictionary_learning.cli._run_file import read_file
 from dictionary_learning.cli._train_data import held_out_contexts, how_to_evaluate, make_source
 from dictionary_learning.cli._train_options import TrainArguments, check_run, sized
@@ -61,6 +62,8 @@ class SweepArguments(CommandArguments):
 
     def run(self) -> None:
         from dictionary_learning.sweeps import SweepConfig, run_sweep
+        from dictionary_learning.sweeps._results import summaries
+        from dictionary_learning.sweeps._tables import cells
 
         told, given = read_sweep_file(Path(self.config))
         if self.resume and self.save_dir is None:
@@ -91,7 +94,15 @@ class SweepArguments(CommandArguments):
             run_cfg=kept,
             **told.options("memory_gb", "normalize_activations", "checkpoint_steps", "log_steps"),
         )
-        write_result(str(result.report))
+        table = cells(summaries(result.rows))
+        for line in aligned([table[0], *table[1]]):
+            logger.info("%s", line)
+        logger.info("Their folders: dictionary-learning info %s", shlex.quote(str(result.folder)))
+        found = [
+            {"name": row.name, "site": row.site, "folder": str(row.folder), "metrics": dict(row.figures)}
+            for row in result.rows
+        ]
+        write_result({"report": str(result.report), "dictionaries": found}, [str(result.report)])
 
 
 def read_sweep_file(path: Path) -> tuple[SweepFile, frozenset[str]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import logging
 import math
 import shlex
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
 from dictionary_learning._said import saying
+from dictionary_learning._stop_request import ending_at_once
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
+from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
 from dictionary_learning.cli._train_data import (
@@ -26,7 +29,7 @@ from dictionary_learning.cli._train_data import (
     make_source_apart,
 )
 from dictionary_learning.cli._train_options import TrainArguments, best_of, check_run, sized
-from dictionary_learning.errors import ConfigError
+from dictionary_learning.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
     from dictionary_learning.activations.cache import ActivationCache
@@ -53,6 +56,11 @@ _NOT_SAVED = (
 _OF_THE_START = ("save_dir", "resume", "resume_from", "overwrite", "dry_run", "allow_changed")
 """Options that say how a run starts, and not which run it is."""
 _RUNS = "runs"
+_REPORT = "report.json"
+_NOTHING_NEW = (
+    "No step was made, and '%s' is on these dictionaries. To train on, give a larger --n-tokens with --resume "
+    "--allow-changed steps warmup_steps decay_start; to evaluate again: %s"
+)
 _SEVERAL = (
     "For several on one stream, name them in a run file, as 'methods: {top_k: {k: 32}, gao_2024: {k: 64}}', and give "
     "it with --config; docs/command_line.md shows one. Several values of a setting, as --k 32 64, need no file."
@@ -170,6 +178,7 @@ def _train(
 
     from dictionary_learning import parallel
     from dictionary_learning._hardware import as_device
+    from dictionary_learning._provenance import read_run
     from dictionary_learning._run_output import plan_of
     from dictionary_learning.cli._dry_run import show_plan
     from dictionary_learning.loggers import TensorBoardLogger
@@ -197,6 +206,7 @@ def _train(
         options = arguments.options("normalize_activations", "keep_checkpoints")
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
         return
+    reported = _step_of_report(save_dir)
     if world.is_first:
         logger.info("Training on %s: %s.", ", ".join(map(str, source.sites)), counted(steps, "step"))
     dictionaries = trainSAE(
@@ -223,6 +233,10 @@ def _train(
     if save_dir.parent == Path(_RUNS):
         point_latest_at(save_dir)
     end = time.monotonic()
+    if reported is not None and reported == read_run(save_dir)["volatile"]["sessions"][-1]["last_step"]:
+        logger.info(_NOTHING_NEW, save_dir / _REPORT, _evaluating(save_dir))
+        _show_report(save_dir)
+        return
     if text is None or arguments.model is None:
         advice = "Trained in %.0f s. Evaluate with: %s --model MODEL --data DATA"
         logger.info(advice, end - loaded, _evaluating(save_dir))
@@ -233,7 +247,13 @@ def _train(
     seconds = {"load": loaded - start, "train": end - loaded}
     again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir)}"
     try:
-        _evaluate(arguments, model or arguments.load(arguments.model), dictionaries, text[1], source, save_dir, seconds)
+        with ending_at_once():
+            model = model or arguments.load(arguments.model)
+            _evaluate(arguments, model, dictionaries, text[1], source, save_dir, seconds)
+    except Stopped as stopped:
+        stopped.args = (f"{stopped} The evaluation ends. The dictionaries are saved in '{save_dir}'.",)
+        stopped.command = _words_that_evaluate(save_dir)
+        raise
     except KeyboardInterrupt:
         logger.warning("The evaluation was interrupted. %s", again)
         raise
@@ -242,7 +262,31 @@ def _train(
 
 
 def _evaluating(save_dir: Path) -> str:
-    return shlex.join(["dictionary-learning", "evaluate", str(save_dir)])
+    return shlex.join(_words_that_evaluate(save_dir))
+
+
+def _words_that_evaluate(save_dir: Path) -> list[str]:
+    return ["dictionary-learning", "evaluate", str(save_dir)]
+
+
+def _show_report(save_dir: Path) -> None:
+    """Prints what the evaluation printed that wrote the report of a run."""
+    report, page = json.loads((save_dir / _REPORT).read_text(encoding="utf-8")), str(save_dir / "report.html")
+    found = [
+        {"name": one["name"], "site": one["site"], "folder": str(save_dir / f"trainer_{n}"), "metrics": one["metrics"]}
+        for n, one in enumerate(report["dictionaries"])
+    ]
+    write_result({"report": page, "dictionaries": found}, [page])
+
+
+def _step_of_report(save_dir: Path) -> int | None:
+    """Returns the step whose dictionaries the report of a run is on; None without such a report."""
+    try:
+        report = json.loads((save_dir / _REPORT).read_text(encoding="utf-8"))
+        (step,) = {one["history"][-1]["step"] for one in report["dictionaries"]}
+        return step
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def _evaluate(

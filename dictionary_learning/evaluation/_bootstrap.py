@@ -18,6 +18,8 @@ LEVEL = 0.95
 """Share of intervals that hold the true value."""
 FEW_DOCUMENTS = 20
 """Documents below which an error bar is a rough guess."""
+_ROUNDING = 1e-12
+"""Spread of a figure, as a share of it, up to which it is one of rounding: sums are in float64."""
 _LEAST_FINITE = 0.95
 """Share of resamples in which a figure must exist."""
 
@@ -59,7 +61,9 @@ def error_bar(resampled: Float[Tensor, "resamples"], n_groups: int) -> ErrorBar 
     middle = finite.mean()
     tails = finite.quantile(torch.tensor([tail, 1 - tail], dtype=finite.dtype))
     ends = middle + widening * _heavier_tails(n_groups) * (tails - middle)
-    return ErrorBar(float(widening * finite.std()), *ends.tolist())
+    spread = float(widening * finite.std())
+    # where all documents have one value, resamples differ by rounding
+    return ErrorBar(spread if spread > _ROUNDING * abs(float(middle)) else 0.0, *ends.tolist())
 
 
 def chance_of(difference: float, standard_error: float, n_groups: int) -> float:

@@ -16,6 +16,8 @@ from dictionary_learning._types import ModelLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter, within_limits
 from dictionary_learning.contexts import Predictions
 from dictionary_learning.data import TokenBatch, TokenStream, as_token_stream
+from dictionary_learning.dictionaries import Dictionary
+from dictionary_learning.dictionaries._wrapper import Wrapper
 from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation._bootstrap import document_weights
 from dictionary_learning.evaluation._breakdown import TokenKinds
@@ -246,7 +248,7 @@ class _Run:
             name=e.name,
             site=", ".join(map(str, e.writes)),
             reads=None if e.reads == e.writes else ", ".join(map(str, e.reads)),
-            class_name=type(e.dictionary).__name__,
+            class_name=_class_name(e.dictionary),
             activation_dim=e.dictionary.activation_dim,
             dict_size=e.dictionary.dict_size,
             k=getattr(e.dictionary, "k", None),
@@ -332,3 +334,9 @@ def _read(stream: TokenStream, config: EvaluationConfig) -> list[TokenBatch]:
         batches.append(tokens)
         n_tokens += int(tokens.attention_mask.sum())
     return batches
+
+
+def _class_name(dictionary: Dictionary) -> str:
+    """Returns the class of a dictionary, after those of what is around it, as a normalization."""
+    inside = _class_name(dictionary.dictionary) if isinstance(dictionary, Wrapper) else ""
+    return f"{type(dictionary).__name__} {inside}".rstrip()

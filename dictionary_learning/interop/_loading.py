@@ -188,7 +188,24 @@ def convert(
                 dictionary, target, to, hook_name=hook_name, hook_name_out=hook_name_out, model_name=model_name
             )
         )
+        _warn_of_losses(dictionary.info, read(Files(target), to, {}).info, target, to)
     return written
+
+
+def _warn_of_losses(info: DictionaryInfo, there: DictionaryInfo, target: Path, to: str) -> None:
+    """Warns of what is known of a dictionary, and is not in the files to which it was converted."""
+    known = {"its site": info.sites, "the site that it writes": info.target_sites, "its model": (info.model or "",)}
+    held = (there.sites, there.target_sites, there.model)
+    lost = [
+        f"{what} ({', '.join(names)})"
+        for (what, names), own in zip(known.items(), held, strict=True)
+        if any(names) and not own
+    ]
+    if lost:
+        logger.warning(
+            "The files of %s in '%s' do not tell %s. Note it beside them: evaluate and others ask for it.",
+            to, target, " and ".join(lost),
+        )  # fmt: skip
 
 
 def find_files(

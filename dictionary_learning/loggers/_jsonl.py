@@ -29,13 +29,14 @@ class JSONLLogger:
         self.path, self._after_step = Path(path), 0
         self._file: TextIO | None = None
         self._start = time.monotonic()
+        """When the run would have begun, had it made its earlier steps in one piece with these."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns nothing: the file is found by its path."""
         return {}
 
     def resume(self, step: int, state: Mapping[str, Any]) -> None:
-        """Keeps the lines up to a step, and writes others after them."""
+        """Keeps the lines up to a step, and writes others after them, whose seconds go on."""
         self._after_step = step
 
     def log(self, figures: Figures, step: int, tokens: int) -> None:
@@ -50,15 +51,16 @@ class JSONLLogger:
         )
 
     def _write(self, step: int, tokens: int, found: Mapping[str, Any]) -> None:
-        seconds = round(time.monotonic() - self._start, 3)
-        line = {"step": step, "tokens": tokens, "seconds": seconds, **found}
         if self._file is None:
-            self._file = self._opened(_lines_up_to(self.path, self._after_step))
+            before = _lines_up_to(self.path, self._after_step)
+            self._start -= json.loads(before[-1]).get("seconds", 0) if before else 0
+            self._file = self._opened(before)
         elif not _is_at(self._file, self.path):
             logger.warning("'%s' was removed or replaced; it is written again.", self.path)
             self._file.seek(0)
             with self._file as lost:  # what was written can still be read
                 self._file = self._opened(lost.readlines())
+        line = {"step": step, "tokens": tokens, "seconds": round(time.monotonic() - self._start, 3), **found}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()  # a run that is killed keeps its metrics
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dictionary_learning._disk import write_atomically
 from dictionary_learning._plain import counted
+from dictionary_learning.models import shown_name
 from dictionary_learning.sweeps._results import Row, Share, SweepResult, importance, summaries
 from dictionary_learning.sweeps._tables import COLUMNS, SWEEP, Sheet, as_csv, as_latex, as_markdown
 
@@ -17,11 +18,32 @@ _EXPLAINED = ("fvu", "ce_recovered_zero")
 """Figures whose variance over the grid is explained by settings."""
 
 
-def write_sweep_report(result: SweepResult) -> dict[str, Path]:
-    """Writes `sweep.html`, `.md`, `.tex`, `.csv` and `results.json`; each is complete or absent."""
+def write_sweep_report(result: SweepResult, described: Mapping[str, Any] | None = None) -> dict[str, Path]:
+    """Writes `sweep.html`, `.md`, `.tex`, `.csv` and `results.json`; each is complete or absent.
+
+    Args:
+        result: The figures.
+        described: What the sweep is, as `sweep.json` says it.
+    """
     labels = {column.key: column.label for column in COLUMNS}
     shares = {labels[key]: importance(result.rows, key) for key in _EXPLAINED}
-    return write_files(result.folder, result.rows, "sweep", f"Sweep: {result.folder.name}", "", shares, SWEEP)
+    title, about = _told(described or {}, [row.site for row in result.rows])
+    title = title or f"Sweep: {result.folder.name}"
+    return write_files(result.folder, result.rows, "sweep", title, about, shares, SWEEP)
+
+
+def _told(described: Mapping[str, Any], sites: Sequence[str]) -> tuple[str, str]:
+    """Returns the title, if the model is known, and a sentence on rows, text and sites."""
+    data, evaluation = (described.get(key) or {} for key in ("data", "evaluation"))
+    model = (data.get("model") or {}).get("name") if isinstance(data, Mapping) else None
+    steps, rows = described.get("steps"), data.get("out_batch_size") if isinstance(data, Mapping) else None
+    told = [f"{steps:,} steps" if steps else ""]
+    told += [f" on {steps * rows:,} tokens" if steps and rows else ""]
+    told += [f" of {data['source']}" if isinstance(data, Mapping) and data.get("source") else ""]
+    if any(told):
+        told += [f", at {' and '.join(dict.fromkeys(sites))}"]
+        told += [f"; evaluated on {evaluation['n_tokens']:,} others" if evaluation.get("n_tokens") else "", "."]
+    return f"Sweep on {shown_name(model)}" if model else "", "".join(told)
 
 
 def write_files(

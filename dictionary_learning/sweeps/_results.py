@@ -92,7 +92,8 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
             means[key] = sum(values) / len(values)
             if len(values) > 1:
                 variance = sum((value - means[key]) ** 2 for value in values) / (len(values) - 1)
-                errors[key] = math.sqrt(variance / len(values))
+                # of the same value each time, rounding of the mean is no error
+                errors[key] = math.sqrt(variance / len(values)) if len(set(values)) > 1 else 0.0
             elif len(measured) == 1 and key in measured[0].errors:
                 errors[key] = measured[0].errors[key]
         factors = {key: value for key, value in first.factors.items() if key != SEED}

@@ -19,6 +19,7 @@ from dictionary_learning._held_out_data import HeldOutData, Place, held_out_data
 from dictionary_learning._plain import counted
 from dictionary_learning._resumed import CHECKPOINTS
 from dictionary_learning._run_folder import claim_run_folder
+from dictionary_learning._stop_request import ending_at_once
 from dictionary_learning.config import BaseConfig
 from dictionary_learning.dictionaries import load_dictionary
 from dictionary_learning.dictionaries._serialization import WEIGHTS
@@ -124,9 +125,14 @@ def run_sweep(
                 if len(groups) > 1:
                     logger.info("Run %d of %d: %s.", number + 1, len(groups), ", ".join(e.name for e in group))
                 train_group(group, shared.for_group(len(groups)), steps, place, folder, training)
-            rows += _evaluated(group, place, held_out, facts, device)
+            try:
+                with ending_at_once():
+                    rows += _evaluated(group, place, held_out, facts, device)
+            except KeyboardInterrupt as stopped:
+                logger.warning("The evaluation was stopped. The dictionaries are saved in '%s'.", place)
+                raise Interrupted(steps, steps, str(folder)) from stopped
         result = SweepResult(folder, rows)
-        write_sweep_report(result)
+        write_sweep_report(result, described)
     return result
 
 

@@ -100,7 +100,8 @@ def share_cells(shares: Sequence[Share]) -> tuple[list[str], list[list[str]]]:
          "" if share.is_balanced else "unbalanced: shares overlap"]
         for share in shares
     ]  # fmt: skip
-    return ["within", "setting", "values", "variance explained", "remark"], rows
+    head = ["within", "setting", "values", "variance explained", "remark"]
+    return (head, rows) if any(row[-1] for row in rows) else (head[:-1], [row[:-1] for row in rows])
 
 
 def as_markdown(
@@ -165,8 +166,8 @@ def _figure(one: Summary, column: Column, plus_minus: str) -> str:
     value = one.means.get(column.key, math.nan)
     if not math.isfinite(value):
         return DASH
-    error = one.errors.get(column.key)
-    return f"{value:{column.form}}" + (f"{plus_minus}{error:{column.form}}" if error else "")
+    error = format(one.errors.get(column.key) or 0.0, column.form)
+    return f"{value:{column.form}}" + (f"{plus_minus}{error}" if float(error) else "")
 
 
 def _text(value: Any, missing: str = DASH) -> str:

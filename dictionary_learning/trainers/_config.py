@@ -54,7 +54,8 @@ class OptimizationConfig(BaseConfig):
     dict_size: int = auto(lambda c: _default_dict_size(c), at_least=1)
     """Number of latents; by default expansion_factor * activation_dim, or as in `finetune`."""
     expansion_factor: int = setting(16, at_least=1)
-    """Latents per dimension of the activations, where dict_size is not given."""
+    """Latents per dimension of what is read, where dict_size is not given; a crosscoder reads the
+    dimensions of all its sites."""
     seed: int | None = setting(0, at_least=-(2**63), at_most=2**64 - 1)
     """Seed of the initial weights; None for a random one. The command's first seed, and `seed` of
     `trainSAE`, decide the order of the rows too."""

@@ -23,7 +23,7 @@ def page_path(tmp_path_factory):
     """A report with error bars, of two dictionaries of a site."""
     model = load_model(tiny.model(), tokenizer=tiny.tokenizer())
     folder = tmp_path_factory.mktemp("report")
-    candidates = [Candidate(f"top_k-{k}", AutoEncoderTopK(tiny.DIM, 64, k), SITE) for k in (2, 16)]
+    candidates = [Candidate(f"top_k-{k}", AutoEncoderTopK(tiny.DIM, 64, k), SITE) for k in (8, 10)]
     config = EvaluationConfig(n_tokens=600, n_fidelity_tokens=300, ctx_len=16, n_resamples=50)
     report = evaluate_dictionaries(model, candidates, tiny.documents(40), config)
     return write_report(replace(report, dictionaries=[full(one) for one in report.dictionaries]), folder)["html"]

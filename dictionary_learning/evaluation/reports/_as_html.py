@@ -22,14 +22,13 @@ from dictionary_learning.evaluation.reports._contents import (
     excluded,
     finite,
     headline,
-    nothing_to_recover,
     percent,
+    remarks,
     shown_columns,
     signed,
     sites_of,
     together,
     token_groups,
-    uncertainty,
 )
 from dictionary_learning.evaluation.reports._downstream import downstream_tables
 from dictionary_learning.evaluation.reports._links import links
@@ -85,8 +84,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         definitions=defined(dictionaries),
         together=together(report),
         downstream=downstream_tables(report),
-        uncertainty=uncertainty(report),
-        nothing_to_recover=nothing_to_recover(report),
+        remarks=remarks(report),
         seconds=[(name, duration(s)) for name, s in seconds.items() if finite(s) is not None],
         versions=report.get("versions") or {},
     )

@@ -16,11 +16,10 @@ from dictionary_learning.evaluation.reports._contents import (
     error_of,
     excluded,
     headline,
-    nothing_to_recover,
+    remarks,
     shown_columns,
     together,
     token_groups,
-    uncertainty,
 )
 from dictionary_learning.evaluation.reports._downstream import downstream_tables
 from dictionary_learning.evaluation.reports._links import links
@@ -40,7 +39,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         parts += ["## Dictionaries", _dictionaries(dictionaries)]
         if best_values(dictionaries):
             parts.append("Bold: the best value among the dictionaries of the same site, and all within its error.")
-        parts += [_line(uncertainty(report)), _line(nothing_to_recover(report))]
+        parts += map(_line, remarks(report))
     if report.get("together"):
         parts += ["## Together", "Dictionaries of several sites, spliced into the model at once.", _together(report)]
     for title, key in (("position", "by_position"), ("kind of token", "by_token_class")):

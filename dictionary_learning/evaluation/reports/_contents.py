@@ -15,6 +15,11 @@ Entries: TypeAlias = Sequence[Mapping[str, Any]]
 
 DASH = "\u2014"
 
+_FEW_OF_K = 0.6
+"""Share of k below which L0 is worth a word: in training nearly all k latents fire."""
+_SIMILAR_L0 = 1.5
+"""Ratio of L0 up to which figures of reconstruction are compared."""
+
 
 class Cell(NamedTuple):
     """A figure in a table, and its error bar."""
@@ -77,7 +82,9 @@ def headline(report: Mapping[str, Any]) -> str:
     """Returns a sentence: what was evaluated, and on how many tokens."""
     dictionaries = report.get("dictionaries") or []
     data, model = report.get("data") or {}, report.get("model") or {}
-    n, n_sites = len(dictionaries), len(sites_of(dictionaries))
+    n = len(dictionaries)
+    # a dictionary of several sites, as a crosscoder, has them in one text
+    n_sites = len({one for site in sites_of(dictionaries) for one in site.split(", ")})
     # a report of what dictionaries are good for alone has no entry of its own for each
     text = f"{n} {'dictionary' if n == 1 else 'dictionaries'} at {n_sites} {'site' if n_sites == 1 else 'sites'}"
     text = text if n else "Dictionaries"
@@ -118,7 +125,32 @@ def uncertainty(report: Mapping[str, Any]) -> str:
     if not n:
         return f"No error bars: {count(n_documents)} {'document was' if n_documents == 1 else 'documents were'} read."
     text = f"\u00b1 is the standard error over {count(n_documents)} documents ({count(n)} resamples)."
-    return f"{text} They are few, so it is a rough guess." if n_documents < FEW_DOCUMENTS else text
+    text += " They are few, so it is a rough guess." if n_documents < FEW_DOCUMENTS else ""
+    # fewer tokens are spliced than are reconstructed, and so are fewer documents
+    if any(
+        "ce_increase" in d["metrics"] and "ce_increase" not in (d.get("errors") or {}) for d in report["dictionaries"]
+    ):
+        text += " Cross-entropy has none: it was measured on too few of them; --n-fidelity-tokens measures on more."
+    return text
+
+
+def sparser_than_k(report: Mapping[str, Any]) -> str:
+    """Returns a sentence: which dictionaries keep k latents, of which few are positive."""
+    found = [(d["name"], finite(d["metrics"].get("l0")), finite(d.get("k"))) for d in report.get("dictionaries") or []]
+    told = [
+        f"'{name}' {tenths(l0)} of {count(k)}" for name, l0, k in found if l0 is not None and k and l0 < _FEW_OF_K * k
+    ]
+    if not told:
+        return ""
+    return (
+        f"Far fewer latents fire than k: {', '.join(told)}. Few of the k largest pre-activations of a token are "
+        "positive, and only these count. Train at a third of the learning rate, or lower k to what fires."
+    )
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on the figures of a report that is read by itself."""
+    return [text for text in (uncertainty(report), nothing_to_recover(report), sparser_than_k(report)) if text]
 
 
 def nothing_to_recover(report: Mapping[str, Any]) -> str:
@@ -284,10 +316,16 @@ def best_values(dictionaries: Entries) -> set[tuple[int, str]]:
     """Returns (index of dictionary, metric) of the best values among the dictionaries of each site.
 
     With error bars these are all that are within the error of the best: both standard errors
-    together. A site with one value, or of which all would be best, has no best one.
+    together. A site with one value, or of which all would be best, has no best one, and neither has
+    one whose dictionaries differ in L0: more latents reconstruct better.
     """
     best: set[tuple[int, str]] = set()
     for site in {d["site"] for d in dictionaries}:
+        sparsity = [
+            l0 for d in dictionaries if d["site"] == site and (l0 := finite(d["metrics"].get("l0"))) is not None
+        ]
+        if sparsity and max(sparsity) > _SIMILAR_L0 * min(sparsity):
+            continue
         for metric in TABLE:
             values = {i: finite(d["metrics"].get(metric.key)) for i, d in enumerate(dictionaries) if d["site"] == site}
             present = {i: value for i, value in values.items() if value is not None}

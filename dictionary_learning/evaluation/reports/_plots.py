@@ -28,6 +28,8 @@ _LABEL = 24  # letters of a name beside a point
 _MAX_FILLED = 4  # histograms; more would only make gray
 _MAX_POINTS = 400  # of a curve; more are not seen at this width
 _WIDE_RANGE = 4.0  # a ratio of largest to smallest from which a logarithmic axis is the clearer one
+_TICKS = {30.0: (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 1e3: (1.0, 2.0, 5.0), math.inf: (1.0,)}
+"""Ticks of a logarithmic axis within a factor of ten, by the largest ratio of its ends."""
 _POINT: dict[str, Any] = {"markeredgecolor": CARD, "clip_on": False}
 
 
@@ -44,6 +46,7 @@ def training_plot(dictionaries: Entries, looks: Sequence[Look], key: str, label:
             look, marker = looks[i], looks[i].marker if len(points) == 1 else None
             axes.plot(tokens, values, color=look.color, linestyle=look.line, marker=marker, gid=look.gid)
         _choose_scale(axes.yaxis, [value for points in curves.values() for _, value in points])
+        _write_title(axes, label)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("training tokens")
@@ -170,15 +173,16 @@ def _choose_scale(axis: Axis, values: list[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high / low > _WIDE_RANGE:
         axis.axes.set_yscale("log")
-        wide = high / low > 1e3
-        axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        subs = next(subs for widest, subs in _TICKS.items() if high / low <= widest)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=20))
         axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:,.6g}")
 
 
 def _write_title(axes: Axes, text: str) -> None:
     """Writes the title of the vertical axis above it, horizontally."""
-    axes.set_title(text, loc="left", color=MUTED, fontsize="medium", pad=10)
+    scale = ", log scale" if axes.get_yscale() == "log" else ""
+    axes.set_title(text + scale, loc="left", color=MUTED, fontsize="medium", pad=10)
 
 
 def _label_points(

@@ -1,0 +1,97 @@
+"""A run that is finished says so, is not evaluated twice, and is made longer; an evaluation can be stopped."""
+
+import json
+import logging
+import shlex
+import signal
+
+import pytest
+import yaml
+
+import dictionary_learning.evaluation as evaluation
+from dictionary_learning.cli import STOPPED, main
+from dictionary_learning.cli._parser import without
+from dictionary_learning.cli._train import _step_of_report
+from dictionary_learning.sweeps import _run as of_sweeps
+from tests.cli.test_cli import arguments, folder, train  # noqa: F401  (a fixture)
+
+OPTIONS = ["--layers", "1", "--k", "2", "--checkpoint-steps", "5", "--log-steps", "1", "--dtype", "float32"]
+LONGER = ["--allow-changed", "steps", "warmup_steps", "decay_start"]
+
+
+def resume(folder, *options):  # noqa: F811
+    instead = {"--overwrite": False} | {word: True for word in options if word in ("--n-tokens",)}
+    return main([*without(arguments(folder), instead), *OPTIONS, "--resume", *options])
+
+
+def stopping(*_, **__):
+    signal.raise_signal(signal.SIGTERM)
+    raise AssertionError("the signal was not noticed")
+
+
+def seconds(run):
+    return [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_is_neither_trained_nor_evaluated_again(folder, caplog, capsys, monkeypatch):  # noqa: F811
+    caplog.set_level(logging.INFO)
+    run, tokens = folder / "run", 20 * 32
+    assert train(folder, *OPTIONS) == 0
+    shown = capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate_dictionaries", stopping)
+        assert resume(folder) == 0
+    assert capsys.readouterr().out == shown
+    assert "finished already, at step 20" in caplog.text and "give a larger --n-tokens" in caplog.text
+    before = seconds(run)
+    caplog.clear()
+    assert resume(folder, *LONGER, "--n-tokens", str(2 * tokens)) == 0
+    assert "Schedules are those of 40 steps from here on, and were of 20. Learning rates:" in caplog.text
+    after = seconds(run)
+    assert after[:20] == before and after == sorted(after) and len(after) == 40
+    assert "No step was made" not in caplog.text
+    (run / "report.json").unlink()  # what is missing is made
+    assert resume(folder, "--n-tokens", str(2 * tokens)) == 0
+    assert (run / "report.json").is_file()
+
+
+def test_a_signal_in_the_evaluation_of_a_run_says_what_is_saved(folder, caplog, monkeypatch):  # noqa: F811
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate_dictionaries", stopping)
+        assert train(folder, *OPTIONS) == STOPPED
+    last = caplog.records[-1].getMessage()
+    assert "Got SIGTERM. The evaluation ends. The dictionaries are saved in" in last
+    words = shlex.split(last.splitlines()[-1])
+    assert words[1:] == ["evaluate", str(folder / "run")]
+    monkeypatch.chdir(folder)  # where the model is
+    assert main([*words[1:], "--n-tokens", "64", "--n-fidelity-tokens", "0", "--dtype", "float32"]) == 0
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_in_the_evaluation_of_a_sweep_says_what_goes_on(folder, caplog, capsys, monkeypatch):  # noqa: F811
+    told = {"model": str(folder / "model"), "data": str(folder / "text.jsonl"), "layers": [1], "dtype": "float32"}
+    told |= {
+        "ctx_len": 16,
+        "n_ctxs": 16,
+        "batch_size": 32,
+        "n_tokens": 320,
+        "n_eval_tokens": 64,
+        "n_fidelity_tokens": 32,
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**told, "methods": {"top_k": {"k": [2, 3], "dict_size": 48}}}))
+    with monkeypatch.context() as patch:
+        patch.setattr(of_sweeps, "_evaluated", stopping)
+        assert main(["sweep", str(folder / "sweep.yaml"), "--save-dir", str(folder / "s")]) == STOPPED
+    assert f"The dictionaries are saved in '{folder}/s/group_0'" in caplog.text
+    words = shlex.split(caplog.records[-1].getMessage().splitlines()[-1])
+    assert words[-3:] == ["--save-dir", str(folder / "s"), "--resume"]
+    caplog.set_level(logging.INFO)
+    capsys.readouterr()
+    assert main(words[1:]) == 0
+    assert capsys.readouterr().out == f"{folder}/s/sweep.html\n"
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"dictionaries": []}', '{"dictionaries": [{"history": []}]}'])
+def test_a_damaged_report_is_none(tmp_path, damage):
+    (tmp_path / "report.json").write_text(damage)
+    assert _step_of_report(tmp_path) is None
