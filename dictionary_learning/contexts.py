@@ -88,7 +88,9 @@ class ContextBatch(dict[Site, Tensor]):
             return x.masked_scatter(self.keep.to(x.device).unsqueeze(-1), rows.to(x.device, x.dtype))
 
         edits = {site: functools.partial(put, rows) for site, rows in replaced.items()}
-        logits = self.model.run(*self.tokens, edits, activation_checkpointing=activation_checkpointing)
+        logits = self.model.run(
+            *self.tokens, edits, special_tokens=True, activation_checkpointing=activation_checkpointing
+        )
         losses = self._untouched.lost(logits)
         return {"ce": losses.ce.mean(), "kl": losses.kl.mean()}
 

@@ -18,11 +18,12 @@ from dictionary_learning.attribution._metrics import Metric
 from dictionary_learning.attribution._nodes import nodes_of
 from dictionary_learning.attribution._records import Attribution, Effects, Method
 from dictionary_learning.attribution._runs import Found, Path, Run, check_some, paths_of
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.interventions import TokenMask
 from dictionary_learning.interventions._activations import check_keep, token_mask
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import Edit, load_model
 from dictionary_learning.sites import Site, SiteDict

@@ -13,9 +13,10 @@ from dictionary_learning.attribution._nodes import Node, nodes_of_one_site, stat
 from dictionary_learning.attribution._pairs import active, decoded, linear_part
 from dictionary_learning.attribution._records import Attribution, Effects
 from dictionary_learning.attribution._runs import Run, check_some
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions import combine
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import Edit, load_model
 from dictionary_learning.sites import Site, SiteDict

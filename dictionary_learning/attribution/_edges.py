@@ -135,7 +135,7 @@ def _graph(
         raise SiteError("The paths would stop at one of the two sites; name sites between them in stop_at.")
     edits: dict[Site, Edit] = {up.write: write, **dict.fromkeys(stops, stop), down.read: remember}
     with torch.enable_grad():
-        model.run(*attribution.tokens, edits)
+        model.run(*attribution.tokens, edits, special_tokens=True)
         rows = read[0][mask.to(read[0].device)].to(down.dictionary.device, down.dictionary.dtype)
         made = down.dictionary.reconstruct_contexts(rows, mask.sum(-1).to(down.dictionary.device))
     return leaves[0], made.latents

@@ -16,8 +16,9 @@ from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._direct import DirectEffects, Node
 from dictionary_learning.attribution._graph_records import AttributionGraph
 from dictionary_learning.attribution._influence import influence_of
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.models import TracedModel, load_model
 
 _RANKED_EVERY = 4

@@ -73,7 +73,7 @@ class Run(NamedTuple):
     @torch.no_grad()
     def value(self, edits: Mapping[Site, Edit]) -> float:
         """Returns the metric with edits."""
-        return _finite(float(scalar(self.metric, self.model.run(*self.tokens, edits))))
+        return _finite(float(scalar(self.metric, self.model.run(*self.tokens, edits, special_tokens=True))))
 
     def gradient_at(
         self, node: Node, at: Float[Tensor, "n output_dim"] | None = None
@@ -110,7 +110,9 @@ class Run(NamedTuple):
             return edit
 
         with torch.enable_grad():
-            value = scalar(self.metric, self.model.run(*self.tokens, {site: edit_at(site) for site in sites}))
+            value = scalar(
+                self.metric, self.model.run(*self.tokens, {site: edit_at(site) for site in sites}, special_tokens=True)
+            )
         if not value.requires_grad:
             raise ModelError(
                 f"The metric of {self.model.name} has no gradient: the model runs on a server, or the metric does not "

@@ -179,7 +179,7 @@ def _add(model: TracedModel, place: _Place, batch: Batch, waiting: Mapping[int, 
         active = torch.zeros(len(keep), ctx, dtype=torch.bool)
         active.view(-1)[places] = True
         own = TokenBatch(tokens.input_ids[rows], tokens.attention_mask[rows])
-        changed = model.run(*own, place.edits(latent, keep[rows]))
+        changed = model.run(*own, place.edits(latent, keep[rows]), special_tokens=True)
         _compare(sums, own, keep[rows], active[rows, :width], clean[rows.to(clean.device)], changed)
 
 

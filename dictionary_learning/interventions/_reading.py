@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike, SubmodulesLike
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._places import sites_read
 from dictionary_learning.latents import Latents, to_dense
 from dictionary_learning.models import load_model
