@@ -17,7 +17,7 @@ from dictionary_learning.attribution._exact import ablations
 from dictionary_learning.attribution._metrics import Metric
 from dictionary_learning.attribution._nodes import nodes_of
 from dictionary_learning.attribution._records import Attribution, Effects, Method
-from dictionary_learning.attribution._runs import Found, Path, Run, check_some, paths_of
+from dictionary_learning.attribution._runs import Found, Path, Run, check_some, paths_of, warn_of_rounding
 from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, DataError
@@ -93,6 +93,7 @@ def attribute(
     """
     check_keep(keep)
     traced = load_model(model)
+    warn_of_rounding(traced)
     nodes = nodes_of(traced, dictionaries)
     if method == "patching" and baseline is None:
         raise ConfigError("method='patching' compares with other inputs: give baseline, or use 'gradient'.")

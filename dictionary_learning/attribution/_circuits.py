@@ -12,7 +12,7 @@ from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._nodes import Node, nodes_of_one_site, states
 from dictionary_learning.attribution._pairs import active, decoded, linear_part
 from dictionary_learning.attribution._records import Attribution, Effects
-from dictionary_learning.attribution._runs import Run, check_some
+from dictionary_learning.attribution._runs import Run, check_some, warn_of_rounding
 from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions import combine
@@ -161,6 +161,7 @@ def faithfulness(
         DataError: No token counts.
     """
     traced = load_model(model)
+    warn_of_rounding(traced)
     nodes = nodes_of_one_site(traced, dictionaries, "Circuits")
     tokens = as_tokens(traced, inputs, padding_side="left")
     mask = ordinary(*tokens, () if special_tokens else special_ids(traced))

@@ -70,6 +70,7 @@ class TracedModel:
         self.channels: Channels | None = channels
         self._original = module
         self._remote = tracer
+        self._warned: set[str] = set()
         self._tried: set[Site] = set()  # sites that are known to change the prediction, or not to
         self._is_busy = False
         self._is_torn = False  # whether an interrupt may have left the tracer in the middle of a run
@@ -154,6 +155,12 @@ class TracedModel:
                 *(model.get("name"), revisions[0], mine["name"], revisions[1]),
             )
         return not any(differs)
+
+    def warn_once(self, message: str, *values: object) -> None:
+        """Logs a warning about this model, if it was not logged before."""
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message, *values)
 
     @checked()
     def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
