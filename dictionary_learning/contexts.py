@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import ids_to_exclude
@@ -261,6 +262,8 @@ class TokenLosses(NamedTuple):
     """-log q(next token)."""
     kl: Float[Tensor, "n"]
     """sum p (log p - log q), where p is the untouched model."""
+
+    __repr__ = brief
 
 
 class Predictions:

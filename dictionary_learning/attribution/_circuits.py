@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._nodes import Node, nodes_of_one_site, states
 from dictionary_learning.attribution._pairs import active, decoded, linear_part
@@ -29,11 +30,15 @@ class Kept(NamedTuple):
     """One row if all positions are alike."""
     errors: Bool[Tensor, "positions"]
 
+    __repr__ = brief
+
 
 class Circuit(NamedTuple):
     """The latents and errors of some sites that are kept."""
 
     kept: SiteDict[Kept]
+
+    __repr__ = brief
 
     @property
     def n_nodes(self) -> int:
@@ -50,6 +55,8 @@ class Means(NamedTuple):
 
     latents: Float[Tensor, "dict_size"]
     error: Float[Tensor, "output_dim"]
+
+    __repr__ = brief
 
 
 class Faithfulness(NamedTuple):

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._brief import brief
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SitesLike
 from dictionary_learning.attribution._nodes import Node, nodes_of_one_site
@@ -32,6 +33,8 @@ class Edges(NamedTuple):
     """From each entry of the earlier site."""
     error: Float[Tensor, "m batch ctx"]
     """From the earlier dictionary's errors at each token."""
+
+    __repr__ = brief
 
 
 @checked()

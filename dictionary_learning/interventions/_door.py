@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike, SubmodulesLike
 from dictionary_learning.capture._ordinary import CHANGES_SPECIAL, ordinary, special_ids
 from dictionary_learning.dictionaries import Dictionary
@@ -26,6 +27,8 @@ class EditedText(NamedTuple):
     input_ids: Int[Tensor, "batch ctx"]
     attention_mask: Bool[Tensor, "batch ctx"]
     edits: dict[Site, Edit]
+
+    __repr__ = brief
 
 
 @checked()

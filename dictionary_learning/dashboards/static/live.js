@@ -98,7 +98,10 @@ async function generate() {
   if (asked !== live.asked) return;
   const same = answer.clean.findIndex((text, i) => text !== answer.steered[i]);
   const shown = (tokens) => [el("span", { class: "given" }, inText(answer.prompt)),
-    ...tokens.map((text, i) => el("span", { class: same >= 0 && i >= same ? "differs" : "" }, inText(text)))];
+    ...tokens.flatMap((text, i) => {
+      const spaces = spacesBefore(text);
+      return [spaces, el("span", { class: same >= 0 && i >= same ? "differs" : "" }, inText(text.slice(spaces.length)))];
+    })];
   at("clean").replaceChildren(...shown(answer.clean));
   at("steered").replaceChildren(...shown(answer.steered));
   say(same < 0 ? "Both texts are the same." : `The texts differ from generated token ${same + 1} on.`);

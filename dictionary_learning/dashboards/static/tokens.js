@@ -59,12 +59,17 @@ function count(n) {
   return n.toLocaleString("en-US");
 }
 
+/** Returns the spaces before a word. */
+function spacesBefore(text) {
+  return text.trim() ? text.match(/^ */)[0] : "";
+}
+
 /**
  * Returns a span of a text; the color says how large its value is, and hovering which value.
  * Spaces before a word have none: where a line breaks they would be slivers at its end.
  */
 function token(text, value, largest, isPeak = false) {
-  const spaces = text.trim() ? text.match(/^ */)[0] : "";
+  const spaces = spacesBefore(text);
   const share = largest > 0 ? Math.min(1, Math.abs(value) / largest) : 0;
   return el("span", {
     class: `token${value < 0 ? " cold" : ""}${isPeak ? " peak" : ""}`,
