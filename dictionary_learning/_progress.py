@@ -19,6 +19,8 @@ from dictionary_learning._plain import as_duration
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 30.0
+_STEPS_OF_A_RATE = 2
+"""Steps after the first that a rate is taken from. The first may be small, and warms up."""
 _BARS = {
     "datasets": "progress_bars",
     "transformers.utils.logging": "progress_bar",  # which switches the next one too
@@ -96,7 +98,8 @@ class Progress:
     def __init__(self, what: str, total: int | None, unit: str):
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
-        self._start = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._n_steps, self._first_done, self._first_end = 0, 0, self._last_line
         self._bar: Any = None
         if shows_bars():
             self._bar = tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, leave=False)
@@ -114,18 +117,21 @@ class Progress:
     def advance(self, n: int = 1) -> None:
         """Says that more is done."""
         self.done += n
+        self._n_steps += 1
         if self._bar is not None:
             self._bar.update(n)
             return
         now = time.monotonic()
+        if self._n_steps == 1:
+            self._first_done, self._first_end = n, now
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            say(self._line(now - self._start))
+            say(self._line(now - self._first_end))
 
     def _line(self, seconds: float) -> str:
-        rate = self.done / max(seconds, 1e-9)
+        rate = (self.done - self._first_done) / max(seconds, 1e-9)
         shown, total = self._counted(), self._total()
-        if not rate:
+        if not rate or self._n_steps <= _STEPS_OF_A_RATE:
             return shown
         shown += f", {rate:,.{1 if rate < 10 else 0}f} a second" if rate >= 1 else f", {as_duration(1 / rate)} each"
         return shown if total is None else f"{shown}, {as_duration((total - self.done) / rate)} left"

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import ids_to_exclude
@@ -88,7 +89,9 @@ class ContextBatch(dict[Site, Tensor]):
             return x.masked_scatter(self.keep.to(x.device).unsqueeze(-1), rows.to(x.device, x.dtype))
 
         edits = {site: functools.partial(put, rows) for site, rows in replaced.items()}
-        logits = self.model.run(*self.tokens, edits, activation_checkpointing=activation_checkpointing)
+        logits = self.model.run(
+            *self.tokens, edits, special_tokens=True, activation_checkpointing=activation_checkpointing
+        )
         losses = self._untouched.lost(logits)
         return {"ce": losses.ce.mean(), "kl": losses.kl.mean()}
 
@@ -259,6 +262,8 @@ class TokenLosses(NamedTuple):
     """-log q(next token)."""
     kl: Float[Tensor, "n"]
     """sum p (log p - log q), where p is the untouched model."""
+
+    __repr__ = brief
 
 
 class Predictions:

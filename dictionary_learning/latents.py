@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._brief import brief
+
 
 class Segments(NamedTuple):
     """The (token, latent) pairs of a support, sorted by latent."""
@@ -17,6 +19,8 @@ class Segments(NamedTuple):
     latents: Int[Tensor, "pairs"]
     offsets: Int[Tensor, "latent_starts"]
     """The pairs of latent i are those from offsets[i] up to offsets[i + 1]."""
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, tokens: Int[Tensor, "pairs"], latents: Int[Tensor, "pairs"], dict_size: int) -> "Segments":
@@ -98,6 +102,8 @@ class SparseLatents(NamedTuple):
     """In the shape of the support's indices."""
     support: Support
 
+    __repr__ = brief
+
     @property
     def indices(self) -> Int[Tensor, "batch k"] | Int[Tensor, "pairs"]:
         """The latent of each value."""
@@ -133,6 +139,14 @@ def top_k_of(latents: SparseLatents, k: int) -> SparseLatents:
 def nonzeros(latents: Latents) -> Tensor:
     """Returns all non-zero values, and maybe zeros: dense latents, or the sparse values."""
     return latents if isinstance(latents, Tensor) else latents.values
+
+
+def entries_of(latents: Latents) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "n"]]:
+    """Returns the values of the same, and the token and the latent of each."""
+    if not isinstance(latents, Tensor):
+        return latents.values.flatten(), latents.support.tokens, latents.support.latents
+    token, latent = latents.nonzero().unbind(1)
+    return latents[token, latent], token, latent
 
 
 def l0(latents: Latents) -> Float[Tensor, ""]:

@@ -189,7 +189,7 @@ FAULTS: dict[str, Callable[[Place], Any]] = {
     "latents that are a number": lambda p: latent_edits(p.model, p.dictionary, site=SITE, ablate=5),
     "value above float32": lambda p: edit_latents(p.dictionary, clamp={1: 1e39}),
     "strength above float32": lambda p: run_attached(p, {SITE: steer(torch.ones(tiny.DIM), 1e39)}),
-    "share of no direction": lambda p: steer(torch.zeros(tiny.DIM), unit="norm"),
+    "share of no direction": lambda p: steer(torch.zeros(tiny.DIM), 1.0, unit="norm"),
     "attached site": lambda p: run_attached(p, [LATER]),
     "attached word": lambda p: run_attached(p, {SITE: "x"}),
     "attached nothing": lambda p: run_attached(p, None),

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"_secrets"},
     {"errors", "_lazy", "_types"},
-    {"_plain", "_coercion", "_what_is"},
+    {"_brief", "_plain", "_coercion", "_what_is"},
     {"config", "latents", "sites", "hardware", "disk", "_run_folder", "_http", "_progress"},
     {"_random_state", "_stop_request", "side_by_side"},
     {"border"},

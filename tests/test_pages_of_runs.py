@@ -78,7 +78,7 @@ def small(monkeypatch):
     monkeypatch.setattr(tiny, "WORDS", [*WORDS, *(f"w{i}" for i in range(tiny.VOCAB - 3 - len(WORDS)))])
     torch.manual_seed(0)
     model = dictionary_learning.load_model(LlamaForCausalLM(CONFIG).eval(), tokenizer=tiny.tokenizer())
-    monkeypatch.setattr(dictionary_learning, "load_model", lambda name: model)
+    monkeypatch.setattr(dictionary_learning, "load_model", lambda name, dtype=None: model)
     monkeypatch.setattr(dictionary_learning, "load_dictionary", built)
 
 
@@ -158,7 +158,7 @@ def test_python_of_the_pages_runs_on_what_their_lines_made(runs, page, tmp_path,
     monkeypatch.chdir(runs)
     Path("tasks.csv").write_text("text,label\n" + "".join(f"{' '.join(WORDS[n:])},{n % 2}\n" for n in range(12)))
     real = dictionary_learning.load_model
-    monkeypatch.setattr(dictionary_learning, "load_model", lambda name: real("model", dtype="float32"))
+    monkeypatch.setattr(dictionary_learning, "load_model", lambda name, dtype=None: real("model", dtype="float32"))
     names = executed(page, tmp_path)
     candidates = [one for one in [*names.get("candidates", []), names.get("candidate")] if one is not None]
     assert candidates or page not in ("evaluation.md", "downstream.md", "contexts.md")

@@ -47,7 +47,18 @@ def test_without_a_total_there_is_no_time_left_and_more_than_the_total_is_no_fau
     run(clock, 3, 100.0, None)
     run(clock, 3, 100.0, 50)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "reading: 100 tokens, 1.0 a second" and lines[-1] == "reading: 300 tokens, 1.0 a second"
+    assert lines[0] == "reading: 100 tokens" and lines[2] == lines[-1] == "reading: 300 tokens, 1.0 a second"
+
+
+def test_time_left_is_of_steps_of_full_size_after_the_first(clock, caplog):
+    caplog.set_level(logging.INFO, "dictionary_learning")
+    with Progress("reading", 100, "rows") as progress:
+        for n, seconds in ((4, 60.0), (32, 40.0), (32, 40.0)):
+            clock[0] += seconds
+            progress.advance(n)
+    assert caplog.messages == [
+        "reading: 4 of 100 rows", "reading: 36 of 100 rows", "reading: 68 of 100 rows, 1.2 s each, 40.0 s left",
+    ]  # fmt: skip
 
 
 def test_an_interrupt_says_where_and_stays_one(caplog):
@@ -61,9 +72,9 @@ def test_an_interrupt_says_where_and_stays_one(caplog):
 
 def test_what_is_slow_has_a_time_for_each(clock, caplog):
     caplog.set_level(logging.INFO, "dictionary_learning")
-    run(clock, 2, 1230.0, 300)
-    assert caplog.messages == [
-        "reading: 100 of 300 tokens, 12.3 s each, 41 min 0 s left", "reading: 200 of 300 tokens, 12.3 s each, 20 min 30 s left",
+    run(clock, 4, 1230.0, 500)
+    assert caplog.messages[2:] == [
+        "reading: 300 of 500 tokens, 12.3 s each, 41 min 0 s left", "reading: 400 of 500 tokens, 12.3 s each, 20 min 30 s left",
     ]  # fmt: skip
 
 

@@ -17,12 +17,13 @@ from dictionary_learning.attribution._exact import ablations
 from dictionary_learning.attribution._metrics import Metric
 from dictionary_learning.attribution._nodes import nodes_of
 from dictionary_learning.attribution._records import Attribution, Effects, Method
-from dictionary_learning.attribution._runs import Found, Path, Run, check_some, paths_of
+from dictionary_learning.attribution._runs import Found, Path, Run, check_some, paths_of, warn_of_rounding
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.interventions import TokenMask
 from dictionary_learning.interventions._activations import check_keep, token_mask
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import Edit, load_model
 from dictionary_learning.sites import Site, SiteDict
@@ -92,6 +93,7 @@ def attribute(
     """
     check_keep(keep)
     traced = load_model(model)
+    warn_of_rounding(traced)
     nodes = nodes_of(traced, dictionaries)
     if method == "patching" and baseline is None:
         raise ConfigError("method='patching' compares with other inputs: give baseline, or use 'gradient'.")

@@ -8,14 +8,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._nodes import Node, nodes_of_one_site, states
 from dictionary_learning.attribution._pairs import active, decoded, linear_part
 from dictionary_learning.attribution._records import Attribution, Effects
-from dictionary_learning.attribution._runs import Run, check_some
+from dictionary_learning.attribution._runs import Run, check_some, warn_of_rounding
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions import combine
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import Edit, load_model
 from dictionary_learning.sites import Site, SiteDict
@@ -28,11 +30,15 @@ class Kept(NamedTuple):
     """One row if all positions are alike."""
     errors: Bool[Tensor, "positions"]
 
+    __repr__ = brief
+
 
 class Circuit(NamedTuple):
     """The latents and errors of some sites that are kept."""
 
     kept: SiteDict[Kept]
+
+    __repr__ = brief
 
     @property
     def n_nodes(self) -> int:
@@ -49,6 +55,8 @@ class Means(NamedTuple):
 
     latents: Float[Tensor, "dict_size"]
     error: Float[Tensor, "output_dim"]
+
+    __repr__ = brief
 
 
 class Faithfulness(NamedTuple):
@@ -160,6 +168,7 @@ def faithfulness(
         DataError: No token counts.
     """
     traced = load_model(model)
+    warn_of_rounding(traced)
     nodes = nodes_of_one_site(traced, dictionaries, "Circuits")
     tokens = as_tokens(traced, inputs, padding_side="left")
     mask = ordinary(*tokens, () if special_tokens else special_ids(traced))

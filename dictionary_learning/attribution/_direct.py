@@ -159,7 +159,12 @@ def _run(
     edits = {site: remember(site) for site in (*(part.read for part in at.parts), last)}
     edits |= {site: constant(site) for site in (at.start, *at.outputs)}
     with torch.enable_grad(), Frozen() as frozen:
-        model.run(tokens.input_ids.expand(n_copies, -1), tokens.attention_mask.expand(n_copies, -1), edits)
+        model.run(
+            tokens.input_ids.expand(n_copies, -1),
+            tokens.attention_mask.expand(n_copies, -1),
+            edits,
+            special_tokens=True,
+        )
     if frozen.n_attentions < len(at.outputs) or not frozen.n_norms:
         raise ModelError(
             f"The attention or the norms of {model.name} are not computed by functions of torch that are known, so "

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._brief import brief
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SitesLike
 from dictionary_learning.attribution._nodes import Node, nodes_of_one_site
@@ -32,6 +33,8 @@ class Edges(NamedTuple):
     """From each entry of the earlier site."""
     error: Float[Tensor, "m batch ctx"]
     """From the earlier dictionary's errors at each token."""
+
+    __repr__ = brief
 
 
 @checked()
@@ -135,7 +138,7 @@ def _graph(
         raise SiteError("The paths would stop at one of the two sites; name sites between them in stop_at.")
     edits: dict[Site, Edit] = {up.write: write, **dict.fromkeys(stops, stop), down.read: remember}
     with torch.enable_grad():
-        model.run(*attribution.tokens, edits)
+        model.run(*attribution.tokens, edits, special_tokens=True)
         rows = read[0][mask.to(read[0].device)].to(down.dictionary.device, down.dictionary.dtype)
         made = down.dictionary.reconstruct_contexts(rows, mask.sum(-1).to(down.dictionary.device))
     return leaves[0], made.latents

@@ -58,5 +58,5 @@ def _differences(
 
     ids, mask = (part.repeat(n, 1) for part in run.tokens)
     edits = {site: edit_of(place) for site, place in path.node.writes.items()}
-    logits = run.model.run(ids, mask, edits).unflatten(0, (n, batch))
+    logits = run.model.run(ids, mask, edits, special_tokens=True).unflatten(0, (n, batch))
     return [value - float(scalar(run.metric, each)) for each in logits]

@@ -3,6 +3,7 @@
 Ameisen et al. 2025, "Circuit Tracing", Transformer Circuits.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ from dictionary_learning._types import ModelLike
 from dictionary_learning.attribution._direct import DirectEffects, Node
 from dictionary_learning.attribution._graph_records import AttributionGraph
 from dictionary_learning.attribution._influence import influence_of
+from dictionary_learning.attribution._runs import warn_of_rounding
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.models import TracedModel, load_model
 
 _RANKED_EVERY = 4
@@ -65,6 +68,7 @@ def attribution_graph(
         ModelError: The model's attention or norms cannot be held constant.
     """
     traced = load_model(model)
+    warn_of_rounding(traced)
     tokens = as_tokens(traced, prompt)
     if len(tokens.input_ids) != 1 or not bool(tokens.attention_mask.all()):
         raise DataError(f"Got {len(tokens.input_ids)} prompts, or padding. Give one prompt: each has its own graph.")
@@ -77,7 +81,9 @@ def attribution_graph(
         for position, number in zip(positions.tolist(), pairs.latents.tolist(), strict=True)
     ]
     last = tokens.input_ids.shape[1] - 1
-    with Progress("following effects", len(ids) + min(max_latents or len(nodes), len(nodes)), "nodes") as progress:
+    n_latents = min(max_latents or len(nodes), len(nodes))
+    n_passes = sum(math.ceil(n / batch_size) for n in (len(ids), n_latents))
+    with Progress("following effects", n_passes, "passes") as progress:
         logits = effects_on(effects, [Node(None, last, number) for number in ids.tolist()], batch_size, progress)
         chosen, rows = _latent_rows(effects, nodes, logits, probability, max_latents, batch_size, progress)
     values = torch.cat([pairs.values.detach().cpu() for pairs in effects.sources.pairs])
@@ -111,7 +117,7 @@ def effects_on(
     for n in range(0, len(nodes), batch_size):
         some = nodes[n : n + batch_size]
         found.append(effects.on(some, batch_size).cpu())
-        progress.advance(len(some))
+        progress.advance()  # a pass of few nodes takes as long as one of many
     return torch.cat(found)
 
 

@@ -35,6 +35,14 @@ class AttributionGraph(NamedTuple):
     n_active: int
     """Latents that are active, of which the graph has some or all."""
 
+    def __repr__(self) -> str:
+        logits = zip(self.logit_tokens, self.probability.tolist(), strict=True)
+        return (
+            f"AttributionGraph({self.model}, {self.prompt!r}: {len(self.latent):,} of {self.n_active:,} active latents "
+            f"in {self.n_layers} layers, {self.n_nodes:,} nodes; predicts "
+            f"{', '.join(f'{token!r} {share:.3f}' for token, share in logits)})"
+        )
+
     @property
     def n_nodes(self) -> int:
         """Number of nodes."""

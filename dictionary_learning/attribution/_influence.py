@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import brief
 from dictionary_learning.attribution._graph_records import AttributionGraph
 
 _LEAST = 1e-10
@@ -25,6 +26,8 @@ class Pruned(NamedTuple):
     entered: Float[Tensor, "nodes"]
     """The share of all influence of the nodes that matter as much or more: the threshold from which
     on a node is kept."""
+
+    __repr__ = brief
 
 
 def influence_of(

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dictionary_learning._brief import brief, top_few
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site, SiteDict
@@ -40,6 +41,13 @@ class Effects(NamedTuple):
     """The sites that are written, in the order of the model."""
     site_error: Float[Tensor, "sites batch ctx"]
     """The effect of the error of each."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Effects({len(self.effect):,} entries of {self.dict_size:,} latents at {', '.join(map(str, self.sites))}; "
+            f"total {self.total:.4g}, change {self.change:.4g}; "
+            f"largest (latent at position): {top_few(self.effect, self.latent.tolist(), self.position.tolist())})"
+        )
 
     @property
     def total(self) -> float:
@@ -76,3 +84,5 @@ class Attribution(NamedTuple):
     tokens: TokenBatch
     baseline: TokenBatch | None
     """The other inputs, whose latents are the baseline; None if that is 0."""
+
+    __repr__ = brief

@@ -17,6 +17,9 @@ from dictionary_learning.interventions._latents import with_rows
 from dictionary_learning.models import Edit, TracedModel
 from dictionary_learning.sites import Site
 
+_LOGIT = 16
+"""A usual size of a logit."""
+
 
 class Path(NamedTuple):
     """The way of a site's activations from a baseline, at the tokens that count."""
@@ -73,7 +76,7 @@ class Run(NamedTuple):
     @torch.no_grad()
     def value(self, edits: Mapping[Site, Edit]) -> float:
         """Returns the metric with edits."""
-        return _finite(float(scalar(self.metric, self.model.run(*self.tokens, edits))))
+        return _finite(float(scalar(self.metric, self.model.run(*self.tokens, edits, special_tokens=True))))
 
     def gradient_at(
         self, node: Node, at: Float[Tensor, "n output_dim"] | None = None
@@ -110,7 +113,9 @@ class Run(NamedTuple):
             return edit
 
         with torch.enable_grad():
-            value = scalar(self.metric, self.model.run(*self.tokens, {site: edit_at(site) for site in sites}))
+            value = scalar(
+                self.metric, self.model.run(*self.tokens, {site: edit_at(site) for site in sites}, special_tokens=True)
+            )
         if not value.requires_grad:
             raise ModelError(
                 f"The metric of {self.model.name} has no gradient: the model runs on a server, or the metric does not "
@@ -119,6 +124,17 @@ class Run(NamedTuple):
         found = torch.autograd.grad(value, [leaves[site] for site in sites], allow_unused=True)
         zeros = (torch.zeros_like(leaves[site]) if g is None else g for site, g in zip(sites, found, strict=True))
         return _finite(float(value.detach())), {site: g.float() for site, g in zip(sites, zeros, strict=True)}
+
+
+def warn_of_rounding(model: TracedModel) -> None:
+    """Warns, once for a model, if its logits are of so few bits that effects come in steps."""
+    if model.dtype.is_floating_point and torch.finfo(model.dtype).eps > torch.finfo(torch.float32).eps:
+        step = _LOGIT * torch.finfo(model.dtype).eps
+        model.warn_once(
+            "%s is in %s, where a logit near %d comes in steps of %.2g: so do metrics, effects and faithfulness. "
+            "Load it with load_model(..., dtype='float32').",
+            *(model.name, str(model.dtype).removeprefix("torch."), _LOGIT, step),
+        )
 
 
 def check_some(mask: Bool[Tensor, "batch ctx"]) -> None:

@@ -143,14 +143,14 @@ class InputBuilder:
             ModelError: the inputs or the mask do not fit the model.
         """
         inputs = _with_wide_ids(inputs)
-        if isinstance(inputs, Tensor) and (self._reads_text or _is_ids(inputs)):
+        if isinstance(inputs, Tensor) and (self._reads_text or is_ids(inputs)):
             mask = self._checked_mask(attention_mask, self._checked_ids(inputs))
             made = self._text({"input_ids": inputs}, mask) if self._takes_ids else self._arguments((inputs,), {})
             return made._replace(ctx_len=inputs.shape[1])
         if isinstance(inputs, Mapping):
             kwargs = dict(inputs)
             ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask", attention_mask)
-            if isinstance(ids, Tensor) and _is_ids(ids) and (mask is None or mask.shape == ids.shape):
+            if isinstance(ids, Tensor) and is_ids(ids) and (mask is None or mask.shape == ids.shape):
                 kwargs.pop("attention_mask", None)
                 made = self._text(kwargs, self._checked_mask(mask, self._checked_ids(ids)))
                 return made._replace(ctx_len=ids.shape[1]) if _TEXT_KEYS.issuperset(inputs) else made
@@ -200,7 +200,7 @@ class InputBuilder:
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
         """Returns token ids, if the model has embeddings of them and of their positions."""
-        if not _is_ids(ids) or not ids.numel():
+        if not is_ids(ids) or not ids.numel():
             raise ModelError(
                 f"Got token ids of shape {tuple(ids.shape)} and {ids.dtype} for {self.name}; it needs integers of "
                 "shape (batch, ctx), at least one. For one text, give ids[None]."
@@ -353,7 +353,8 @@ def _is_close(x: Tensor, y: Tensor) -> bool:
     return bool(difference.abs().mean() <= tolerance * x.where(x.isfinite(), 0).abs().mean())
 
 
-def _is_ids(tensor: Tensor) -> bool:
+def is_ids(tensor: Tensor) -> bool:
+    """Returns whether a tensor may be token ids (batch, ctx)."""
     return (
         tensor.ndim == 2 and not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
     )
@@ -362,7 +363,7 @@ def _is_ids(tensor: Tensor) -> bool:
 def _with_wide_ids(inputs: InputsLike) -> InputsLike:
     """Returns inputs with token ids of a type that embeddings take, which files may not have."""
     if isinstance(inputs, Tensor):
-        return inputs.long() if _is_ids(inputs) and inputs.dtype not in (torch.int32, torch.int64) else inputs
+        return inputs.long() if is_ids(inputs) and inputs.dtype not in (torch.int32, torch.int64) else inputs
     if isinstance(inputs, Mapping) and isinstance(inputs.get("input_ids"), Tensor):
         return {**inputs, "input_ids": _with_wide_ids(inputs["input_ids"])}
     return inputs

@@ -23,7 +23,8 @@ from dictionary_learning._types import SitesLike, SubmodulesLike
 from dictionary_learning.capture._addresses import Addresses
 from dictionary_learning.capture._halves import Halves
 from dictionary_learning.capture._hookpoints import head_shape, layer_paths, parts_without
-from dictionary_learning.capture._inputs import InputBuilder, InputsLike, MaskLike
+from dictionary_learning.capture._inputs import InputBuilder, InputsLike, MaskLike, ModelInputs
+from dictionary_learning.capture._ordinary import encoder_of, ordinary_of, sparing, special_ids
 from dictionary_learning.capture._probing import Probe
 from dictionary_learning.capture._remote import RemoteTracer
 from dictionary_learning.capture._skeleton import Snapshot, skeleton
@@ -69,6 +70,7 @@ class TracedModel:
         self.channels: Channels | None = channels
         self._original = module
         self._remote = tracer
+        self._warned: set[str] = set()
         self._tried: set[Site] = set()  # sites that are known to change the prediction, or not to
         self._is_busy = False
         self._is_torn = False  # whether an interrupt may have left the tracer in the middle of a run
@@ -153,6 +155,12 @@ class TracedModel:
                 *(model.get("name"), revisions[0], mine["name"], revisions[1]),
             )
         return not any(differs)
+
+    def warn_once(self, message: str, *values: object) -> None:
+        """Logs a warning about this model, if it was not logged before."""
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message, *values)
 
     @checked()
     def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
@@ -296,18 +304,21 @@ class TracedModel:
         attention_mask: MaskLike | Mapping[Any, Edit] | None = None,
         edits: Mapping[Any, Edit] | None = None,
         *,
+        special_tokens: bool = False,
         activation_checkpointing: bool = False,
     ) -> Float[Tensor, "batch *prediction"]:
         """Returns the logits of a whole forward pass in which each edit may replace activations.
 
-        Gradients flow through the edits unless the caller disables them; the model's own parameters
-        are frozen. A model without logits returns its first output.
+        BOS, EOS and padding stay as they are, whatever an edit returns for them. Gradients flow
+        through the edits unless the caller disables them; the model's own parameters are frozen. A
+        model without logits returns its first output.
 
         Args:
             inputs: as for `capture`.
             attention_mask: as for `capture`. The edits may come second if there is none.
             edits: functions by site, pattern or string. Where a module runs several times, a site
                 without `@` edits every call.
+            special_tokens: whether BOS, EOS and padding ids change too.
             activation_checkpointing: whether layers keep only their inputs for gradients, and run
                 again while these are computed; edits do not.
 
@@ -326,12 +337,23 @@ class TracedModel:
             of_calls = self._edits_of_calls(edits or {})
             ordered = self._probe.in_order(of_calls)
             self._warn_if_unread(ordered)
+            if not special_tokens:
+                of_calls = self._sparing_special(of_calls, made)
             pairs = [(call, of_calls[call]) for call in ordered]
             if not activation_checkpointing:
                 return self._tracer.run(pairs, made)
             again = self._layers_to_run_again(ordered)
             assert isinstance(self._tracer, Tracer), "a server was refused"
             return self._tracer.run(pairs, made, again)
+
+    def _sparing_special(self, edits: Mapping[Site, Edit], inputs: ModelInputs) -> dict[Site, Edit]:
+        """Returns edits that leave BOS, EOS and padding of these inputs as they are."""
+        special, encoder, found = special_ids(self), encoder_of(self.module), dict(edits)
+        for site, edit in edits.items():
+            mask = ordinary_of(inputs, special, is_encoder=self.module.get_submodule(site.path) in encoder)
+            if mask is not None and not mask.all():
+                found[site] = sparing(edit, mask, site)
+        return found
 
     def _layers_to_run_again(self, edited: Sequence[Site]) -> list[str]:
         if self._remote is not None:

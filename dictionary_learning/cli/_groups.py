@@ -40,13 +40,13 @@ _GROUPS = {
         "breakdown", "n_geometry_latents", "eval_batch_size", "eval_seed",
     ),
 }  # fmt: skip
-_ESSENTIAL = frozenset(
+ESSENTIAL = frozenset(
     (
         "config", "trainer", "recipe", "dict_size", "expansion_factor", "k", "lr", "seed", "layers", "sites",
-        "n_tokens", "batch_size", "ctx_len", "device", "save_dir", "checkpoint_steps", "resume", "dry_run", "help",
-        "help_all",
+        "n_tokens", "batch_size", "ctx_len", "device", "save_dir", "checkpoint_steps", "resume", "dry_run",
     )
 )  # fmt: skip
+"""Options that are shown where not all are, and no method is named."""
 TITLES = tuple(_GROUPS)
 """The groups, in the order in which they are shown."""
 _GROUP_OF = {name: title for title, names in _GROUPS.items() for name in names}
@@ -55,8 +55,3 @@ _GROUP_OF = {name: title for title, names in _GROUPS.items() for name in names}
 def group_of(name: str, otherwise: str) -> str:
     """Returns the title of the group of an option."""
     return _GROUP_OF.get(name, otherwise)
-
-
-def is_essential(name: str) -> bool:
-    """Returns whether an option is shown where not all are."""
-    return name in _ESSENTIAL

@@ -81,6 +81,14 @@ def method_of(trainer: str | None, recipe: str | None) -> Method:
     return Method(recipe, config.trainer_class, RECIPES[recipe])
 
 
+def own_settings(trainer: "type[Trainer]") -> list[str]:
+    """Returns the settings of a trainer that not every method has."""
+    from dictionary_learning.trainers import TrainerConfig
+
+    common = {field.name for field in dataclasses.fields(TrainerConfig)}
+    return [field.name for field in dataclasses.fields(trainer.Config) if field.name not in common]
+
+
 def trainers_of_options() -> dict[str, list[str]]:
     """Returns the names of the trainers that have an option."""
     from dictionary_learning.trainers import TRAINERS

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
-from dictionary_learning.cli._groups import TITLES, group_of, is_essential
+from dictionary_learning.cli._groups import TITLES, group_of
 from dictionary_learning.errors import ConfigError, did_you_mean
 
 CONFIG = "--config"
@@ -45,6 +45,8 @@ class Parser(argparse.ArgumentParser):
         """Options that this command has under other circumstances, and which those are."""
         self.aliases: dict[str, str] = {}
         """Names that other commands have for options of this one, by field."""
+        self.shown: set[str] = set()
+        """Where --help-all is for the others, the fields whose options --help shows."""
         self.from_file: set[str] = set()
         """The options that a run file gives."""
         if has_help:
@@ -61,11 +63,11 @@ class Parser(argparse.ArgumentParser):
             self._groups[title] = self.add_argument_group(title)
         return self._groups[title]
 
-    def show_only_essential(self) -> None:
-        """Adds `--help-all`, without which --help shows only the options that most people need."""
-        n_shown = sum(is_essential(action.dest) for action in self._actions if action.option_strings)
-        about = f"Shows all {len(self._actions) - n_shown + 1} other options too."
-        self.add_argument("--help-all", action=_Help, help=about)
+    def show_only(self, chosen: Collection[str]) -> None:
+        """Adds `--help-all`, without which --help shows only some options, by field."""
+        self.shown = {*chosen, "help", "help_all"}
+        n_others = sum(action.dest not in self.shown for action in self._actions if action.option_strings)
+        self.add_argument("--help-all", action=_Help, help=f"Shows all {n_others} other options too.")
 
     def take(self, values: Mapping[str, Any], path: str) -> None:
         """Takes what a run file gives; what the command gives itself goes before it.
@@ -130,13 +132,13 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse._HelpAction):
-    """Prints the help and ends: of essential options, where --help-all is for the others."""
+    """Prints the help and ends: of some options, where --help-all is for the others."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        has_two = any(action.dest == "help_all" for action in parser._actions)
-        if has_two and self.dest != "help_all":
+        shown = getattr(parser, "shown", set[str]())
+        if shown and self.dest != "help_all":
             for action in parser._actions:
-                if action.option_strings and not is_essential(action.dest):
+                if action.option_strings and action.dest not in shown:
                     action.help = argparse.SUPPRESS
         places = [a.metavar or a.dest for a in parser._actions if not a.option_strings]
         parser.usage = " ".join(["%(prog)s", *(str(place).upper() for place in places), "[options]"])

@@ -16,7 +16,16 @@ from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folde
 from dictionary_learning._said import saying
 from dictionary_learning._stop_request import ending_at_once
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
-from dictionary_learning.cli._methods import DEFAULT, FILLED_IN, Method, Methods, method_of, trainers_of_options
+from dictionary_learning.cli._groups import ESSENTIAL
+from dictionary_learning.cli._methods import (
+    DEFAULT,
+    FILLED_IN,
+    Method,
+    Methods,
+    method_of,
+    own_settings,
+    trainers_of_options,
+)
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
@@ -84,7 +93,7 @@ def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None)
     choice = Parser("train", add_help=False)
     choice.add_argument(
         "--trainer",
-        help=f"The method: {', '.join(sorted(TRAINERS))}; with --help, its options are shown. (default: {DEFAULT})",
+        help=f"The method: {', '.join(sorted(TRAINERS))}; --help then shows its own settings. (default: {DEFAULT})",
     )
     choice.add_argument("--recipe", help=f"The settings of a paper, with its method: {', '.join(sorted(RECIPES))}.")
     chosen, others = choice.parse_known_args(arguments)
@@ -111,7 +120,10 @@ def build_parser(arguments: Sequence[str], values: dict[str, Any] | None = None)
     for option, trainers in trainers_of_options().items():
         parser.elsewhere[option] = f"The trainer {own} has no {option}, which is an option of {', '.join(trainers)}."
     parser.set_defaults(run=lambda namespace: run(namespace, method))
-    parser.show_only_essential()
+    is_named = any(getattr(chosen, name) is not None for name in named)
+    parser.show_only(own_settings(method.trainer) if is_named else ESSENTIAL)
+    if is_named:
+        parser.description = f"The settings of {method.name} itself; 'train --help' without it shows the usual ones."
     return parser
 
 
@@ -128,7 +140,7 @@ def _parser_of_methods(values: dict[str, Any], choice: Parser, named: Mapping[st
     for option in trainers_of_options():
         parser.elsewhere[option] = f"The run file has 'methods': give {option} there, or for all of them in 'grid'."
     parser.set_defaults(run=lambda namespace: run(namespace, chosen))
-    parser.show_only_essential()
+    parser.show_only(ESSENTIAL)
     return parser
 
 

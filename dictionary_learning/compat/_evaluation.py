@@ -140,8 +140,10 @@ def _losses(
         keep = token_filter.token_mask(tokens)  # (batch, ctx)
         predictions = Predictions(model.run(*tokens), tokens, keep)
         clean.update(predictions)
-        spliced.update(predictions, model.run(*tokens, {site: _splice(dictionary, keep, normalize_batch)}))
-        zero.update(predictions, model.run(*tokens, {site: ablate(0.0, keep)}))
+        spliced.update(
+            predictions, model.run(*tokens, {site: _splice(dictionary, keep, normalize_batch)}, special_tokens=True)
+        )
+        zero.update(predictions, model.run(*tokens, {site: ablate(0.0, keep)}, special_tokens=True))
     return clean, spliced, zero
 
 

@@ -96,7 +96,9 @@ def feature_effect(
     for batch in _batches(traced, inputs, max_length):
         last = batch.attention_mask.sum(-1) - 1
         before, after = _edits(dictionary, features, add_residual, batch.attention_mask)
-        clean, changed = (traced.run(*batch, {} if edit is None else {site: edit}) for edit in (before, after))
+        clean, changed = (
+            traced.run(*batch, {} if edit is None else {site: edit}, special_tokens=True) for edit in (before, after)
+        )
         rows = torch.arange(len(last))
         log_p, log_q = (logits[rows, last].float().log_softmax(-1) for logits in (clean, changed))  # (batch, vocab)
         total, n = total + (log_p - log_q).sum(0).cpu(), n + len(rows)

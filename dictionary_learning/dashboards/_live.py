@@ -19,7 +19,7 @@ from dictionary_learning.interventions import generate, latent_edits, read_laten
 from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._places import sites_read
 from dictionary_learning.latents import to_dense
-from dictionary_learning.models import Edit, load_model
+from dictionary_learning.models import Edit, load_model, shown_name
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_LATENTS, MOST_CHANGES = 20_000, 512, 200, 32
 _WAYS = ("clamp", "add", "scale")
@@ -48,7 +48,7 @@ class LiveModel:
             {"name": name, "site": ", ".join(map(str, self._sites[name])), "size": one.dict_size}
             for name, one in self._dictionaries.items()
         ]
-        return {"model": self._model.name, "dictionaries": found, "ways": list(_WAYS)}
+        return {"model": shown_name(self._model.name), "dictionaries": found, "ways": list(_WAYS)}
 
     def read(self, fields: Fields) -> dict[str, Any]:
         """Returns the tokens of a text, and the values of its strongest latents on each."""

@@ -17,6 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dictionary_learning._border import checked, is_foreign, said
+from dictionary_learning._brief import brief
 from dictionary_learning.data._reading import MapReader, Mark, Reader, SequentialReader
 from dictionary_learning.data._source import Source
 from dictionary_learning.errors import ConfigError, DataError
@@ -32,6 +33,8 @@ class ExampleBatch(NamedTuple):
     """The arguments of the model, by name or by position."""
     attention_mask: Bool[Tensor, "batch ctx"] | None = None
     """The positions that count; None for all."""
+
+    __repr__ = brief
 
     @property
     def n_examples(self) -> int:

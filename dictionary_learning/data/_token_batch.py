@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dictionary_learning._brief import brief
 from dictionary_learning.errors import ConfigError, DataError
 
 
@@ -50,6 +51,8 @@ class TokenBatch(_Inputs):
         batch = super().__new__(cls, input_ids, attention_mask.bool())
         batch.document, batch.position = document, position
         return batch
+
+    __repr__ = brief
 
     def __getitem__(self, key: Any) -> Any:
         """Returns a part by its place, or by its name, such as "input_ids"."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dictionary_learning._border import short
+from dictionary_learning._brief import brief
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries._info import DictionaryInfo
 from dictionary_learning.errors import CheckpointError, ConfigError
@@ -37,6 +38,8 @@ class Reconstruction(NamedTuple):
     """Sparse where the nonlinearity keeps a set number of latents, else dense."""
     pre_activations: Latents | None = None
     """Dense or sparse as the latents are; None where only the kept latents were computed."""
+
+    __repr__ = brief
 
 
 class Dictionary(nn.Module, ABC):

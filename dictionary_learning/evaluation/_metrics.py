@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._brief import brief
 from dictionary_learning._hardware import float64
 from dictionary_learning.config import Registry
 from dictionary_learning.evaluation._sums import DocumentSums
@@ -23,6 +24,8 @@ class EvaluationBatch(NamedTuple):
     latents: Latents
     groups: Int[Tensor, "batch"] | None = None
     """The group of documents that each token belongs to; None if all are of one."""
+
+    __repr__ = brief
 
 
 class Metric(ABC):

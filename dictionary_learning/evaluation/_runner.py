@@ -194,18 +194,18 @@ class _Run:
         part("clean").update(predictions, None, groups)
         for i, e in enumerate(self.placed):
             for edits in splices(self.model, e, tokens, keep, self.widths):
-                part(f"spliced/{i}").update(predictions, self.model.run(*tokens, edits), groups)
+                part(f"spliced/{i}").update(predictions, self.model.run(*tokens, edits, special_tokens=True), groups)
             if i in self.conventions:
                 self._update_convention_losses(self.conventions[i], e, tokens, clean)
         for i, numbers in enumerate(self.sets):
             edits = splice_together(self.model, [self.placed[n] for n in numbers], tokens, keep, self.widths)
-            part(f"together/{i}").update(predictions, self.model.run(*tokens, edits), groups)
+            part(f"together/{i}").update(predictions, self.model.run(*tokens, edits, special_tokens=True), groups)
         resampled = self.pool.edits(keep) if self.pool is not None else {}
         for site, total in self.sums.items():
             edits = {"zero": ablate(0.0, keep), "mean": ablate(total / self.n_kept, keep)}
             edits |= {"resample": resampled[site]} if resampled else {}
             for kind in self.config.ablations:
-                logits = self.model.run(*tokens, {site: edits[kind]})
+                logits = self.model.run(*tokens, {site: edits[kind]}, special_tokens=True)
                 part(f"{kind}/{site}").update(predictions, logits, groups)
 
     def report(self, counted: Sequence[Tensor]) -> Report:
@@ -316,8 +316,8 @@ class _Run:
             edits = next(splices(self.model, e, tokens, mask, self.widths))
         else:
             edits = graft_across(e.dictionary, e.reads[0], e.writes[0], mask)
-        spliced = self.model.run(*tokens, edits)
-        zero = self.model.run(*tokens, {e.writes[0]: ablate(0.0)})
+        spliced = self.model.run(*tokens, edits, special_tokens=True)
+        zero = self.model.run(*tokens, {e.writes[0]: ablate(0.0)}, special_tokens=True)
         convention.update_losses(tokens, Logits(clean, spliced, zero))
 
 

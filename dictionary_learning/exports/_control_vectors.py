@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._brief import brief
 from dictionary_learning._coercion import check_range, coerce
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.dictionaries import Coder, Dictionary, DictionaryInfo
@@ -31,6 +32,8 @@ class ControlDirection(NamedTuple):
 
     layer: int
     vector: Float[Tensor, "dim"]
+
+    __repr__ = brief
 
 
 @checked()

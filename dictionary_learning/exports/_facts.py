@@ -1,6 +1,7 @@
 """What exports are told of a dictionary, and the same of one latent as plain data."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -159,13 +160,10 @@ def page_of(facts: LatentFacts, latent: int) -> LatentPage:
     top = float(end[latent])
     maximum = number(statistics.maximum[latent])
     groups = [Group([_shown(facts, one) for one in found.top], 0.0, maximum, None)] if found.top else []
-    edges = quantile_edges(counts, top, len(found.quantiles), maximum)
-    for n, examples in enumerate(found.quantiles):
-        shown = [_shown(facts, one) for one in examples]
-        peaks = [one.values[one.peak] for one in shown]
-        # the edges are exact to a bin; an example may lie just outside
-        low, high = min([edges[n + 1], *peaks]), max([edges[n], *peaks])
-        groups.append(Group(shown, number(low), number(high), 1 / len(found.quantiles)))
+    parts = [[_shown(facts, one) for one in examples] for examples in found.quantiles]
+    edges = _between(quantile_edges(counts, top, len(parts), maximum), parts)
+    for shown, high, low in zip(parts, edges, edges[1:], strict=False):
+        groups.append(Group(shown, number(low), number(high), 1 / len(parts)))
     return LatentPage(
         latent,
         number(statistics.density[latent]),
@@ -211,6 +209,16 @@ def quantile_edges(counts: Sequence[int], high: float, n: int, maximum: float) -
         inside = (wanted - above) / counts[place - 1] if place > 0 and counts[place - 1] else 0.0
         edges.append(min(max(place - inside, 0.0) * width, maximum))
     return [*edges, 0.0]
+
+
+def _between(edges: Sequence[float], parts: Sequence[Sequence[Shown]]) -> list[float]:
+    """Returns edges, which are exact to a bin, moved to where they divide the examples too."""
+    peaks = [[one.values[one.peak] for one in part] for part in parts]
+    moved = list(edges)
+    for n in range(1, len(parts)):
+        above, below = (list(itertools.chain(*some)) for some in (peaks[:n], peaks[n:]))
+        moved[n] = min(max(moved[n], *below, 0.0), *above, edges[0])
+    return moved
 
 
 def _shown(facts: LatentFacts, example: Example) -> Shown:

@@ -5,6 +5,7 @@ that comes with matplotlib. Characters that it lacks are drawn as a box.
 """
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
 
 from dictionary_learning._border import checked
 from dictionary_learning._disk import write_atomically
 from dictionary_learning.exports._facts import Bars, LatentFacts, LatentPage, Shown, page_of
+from dictionary_learning.models import shown_name
 
 _WIDTH, _ROW, _HEAD = 11.0, 0.24, 3.1  # inches
 _COLUMNS = 118  # characters of an example
@@ -53,15 +56,15 @@ def _drawn(facts: LatentFacts, page: LatentPage) -> Figure:
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)  # no window, whatever the user's backend is
     _write_title(figure, facts, page, height)
-    _draw_bars(
-        _axes(figure, (0.35, height - 2.65, 3.2, 1.35), height), page.histogram, "activation, where active (log scale)"
-    )
-    _draw_bars(_axes(figure, (4.05, height - 2.65, 2.6, 1.35), height), page.logits, "added to logits (log scale)")
-    for left, title, color, tokens in (
-        (7.0, "promoted", _HOT, page.promoted),
-        (9.0, "suppressed", _COLD, page.suppressed),
-    ):
-        _write_tokens(figure, left, height, title, color, tokens[:_N_TOKENS])
+    knows_logits = facts.effects is not None
+    wide = 2.75 if knows_logits else _WIDTH / 2
+    axes = _axes(figure, (0.8, height - 2.65, wide, 1.35), height)
+    _draw_bars(axes, page.histogram, "activation, where active", "tokens (log scale)", page.maximum)
+    if knows_logits:
+        axes = _axes(figure, (4.25, height - 2.65, 2.4, 1.35), height)
+        _draw_bars(axes, page.logits, "added to logits", "vocabulary (log scale)")
+        _write_tokens(figure, 7.0, height, "promoted", _HOT, page.promoted[:_N_TOKENS])
+        _write_tokens(figure, 9.0, height, "suppressed", _COLD, page.suppressed[:_N_TOKENS])
     _draw_examples(figure, rows, page.maximum, height)
     return figure
 
@@ -92,12 +95,12 @@ def _write(figure: Figure, x: float, y: float, text: str, **look: Any) -> None:
 
 def _write_title(figure: Figure, facts: LatentFacts, page: LatentPage, height: float) -> None:
     title = f"{facts.name}, latent {page.latent}"
-    place = ", ".join(part for part in (facts.model, facts.site) if part)
+    place = ", ".join(part for part in (facts.model and shown_name(facts.model), facts.site) if part)
     large = _font().copy()
     large.set_size(13)
     _write(figure, 0.35, height - 0.3, drawable(title), fontproperties=large)
     figures = f"active on {page.density:.3%} of {facts.statistics.n_tokens:,} tokens"
-    figures += f", mean {page.mean:.3g}, maximum {page.maximum:.3g}"
+    figures += f", mean {_three(page.mean)}, maximum {_three(page.maximum)}"
     _write(figure, 0.35, height - 0.58, drawable(f"{place}   {figures}".strip()), color=_MUTED)
     if page.explanations:
         said = page.explanations[0]
@@ -111,21 +114,40 @@ def _axes(figure: Figure, box: tuple[float, float, float, float], height: float)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_RULE)
-    axes.tick_params(left=False, labelleft=False, colors=_MUTED, labelsize=7.5, length=3)
+    axes.tick_params(colors=_MUTED, labelsize=7.5, length=3)
     return axes
 
 
-def _draw_bars(axes: Axes, bars: Bars, label: str) -> None:
-    axes.set_xlabel(label, fontsize=_SIZE, color=_MUTED)
+def _draw_bars(axes: Axes, bars: Bars, what: str, counted: str, maximum: float | None = None) -> None:
+    axes.set_xlabel(what, fontsize=_SIZE, color=_MUTED)
     if not sum(bars.heights):
         axes.set_xticks([])
-        axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", color=_MUTED, fontsize=_SIZE)
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=_MUTED, fontsize=_SIZE)
         return
     width = bars.values[1] - bars.values[0] if len(bars.values) > 1 else 1.0
     # a logarithm shows what is rare: large activations are
     axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 2 * max(bars.heights))
+    axes.set_yticks(_powers_of_ten(max(bars.heights)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel(counted, fontsize=_SIZE - 1, color=_MUTED)
     axes.bar(bars.values, bars.heights, width=0.92 * width, color=_BAR)
     axes.locator_params(axis="x", nbins=5)
+    if maximum is not None:  # the range of the bins is a power of two
+        axes.set_xlim(0, math.ceil(maximum / width) * width)
+
+
+def _powers_of_ten(largest: int) -> list[int]:
+    """Returns 0, 1 and at most three more powers of ten up to a count."""
+    most = int(math.log10(largest))
+    return [0, *(10**n for n in range(0, most + 1, max(math.ceil(most / 3), 1)))]
+
+
+def _three(value: float) -> str:
+    """Returns three digits of a number, zeros too, as 6.00 beside 6.12."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _write_tokens(
@@ -146,7 +168,7 @@ def _rows(page: LatentPage) -> list[tuple[str, Shown | None]]:
     for group in page.groups:
         name = "largest activations"
         if group.share is not None:
-            name = f"{group.share:.0%} of active tokens, from {group.low:.3g} to {group.high:.3g}"
+            name = f"{group.share:.0%} of active tokens, from {_three(group.low)} to {_three(group.high)}"
         rows.append((name, None))
         rows += [("", one) for one in group.examples[: _N_TOP if group.share is None else _N_OTHER]]
     return rows or [("never active", None)]
@@ -165,7 +187,7 @@ def _draw_examples(figure: Figure, rows: Sequence[tuple[str, Shown | None]], max
         if example is None:
             _write(figure, 0.35, y, heading, color=_MUTED)
             continue
-        _write(figure, 0.85, y, f"{example.values[example.peak]:.3g}", color=_MUTED, ha="right")
+        _write(figure, 0.85, y, _three(example.values[example.peak]), color=_MUTED, ha="right")
         for place, text, share in _pieces(example, maximum):
             if share > 0:
                 box = ((0.95 + place * step), y - 0.4 * _ROW)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.data import TokenBatch
@@ -45,6 +46,8 @@ class AblationEffects(NamedTuple):
     suppressed: Int[Tensor, "m n"]
     """The tokens whose probability falls most without it: what the latent was for."""
     suppressed_changes: Float[Tensor, "m n"]
+
+    __repr__ = brief
 
 
 @checked()
@@ -179,7 +182,7 @@ def _add(model: TracedModel, place: _Place, batch: Batch, waiting: Mapping[int, 
         active = torch.zeros(len(keep), ctx, dtype=torch.bool)
         active.view(-1)[places] = True
         own = TokenBatch(tokens.input_ids[rows], tokens.attention_mask[rows])
-        changed = model.run(*own, place.edits(latent, keep[rows]))
+        changed = model.run(*own, place.edits(latent, keep[rows]), special_tokens=True)
         _compare(sums, own, keep[rows], active[rows, :width], clean[rows.to(clean.device)], changed)
 
 

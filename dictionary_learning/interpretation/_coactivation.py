@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import brief
 from dictionary_learning._hardware import check_memory
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning.activations._filters import TokenFilter
@@ -26,6 +27,8 @@ class Coactivation(NamedTuple):
     latents: Int[Tensor, "m"]
     counts: Int[Tensor, "m m"]
     n_tokens: int
+
+    __repr__ = brief
 
     @property
     def jaccard(self) -> Float[Tensor, "m m"]:

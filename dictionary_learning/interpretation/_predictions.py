@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError, DataError
@@ -33,6 +34,8 @@ class TokenPredictions(NamedTuple):
     """The most likely tokens at each place, also where the first stands: -1 there."""
     top_tokens: list[list[str]]
     top_log_probs: Float[Tensor, "ctx n"]
+
+    __repr__ = brief
 
     def show(self) -> TokenView:
         """Returns a view: blue for what surprised the model, with what it expected as a tip."""

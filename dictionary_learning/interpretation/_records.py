@@ -5,6 +5,8 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._brief import brief
+
 
 class Example(NamedTuple):
     """A window of text, and a latent's activation on each of its tokens."""
@@ -17,6 +19,8 @@ class Example(NamedTuple):
     position: int
     """The place in its document of the token at `peak`."""
 
+    __repr__ = brief
+
 
 class LatentContexts(NamedTuple):
     """Where a latent is active, and where it is not."""
@@ -27,6 +31,10 @@ class LatentContexts(NamedTuple):
     """Random tokens of equal shares of those where it is active, from the largest activations."""
     quiet: tuple[Example, ...]
     """Random windows on which it is never active."""
+
+    def __repr__(self) -> str:
+        each = ", ".join(str(len(one)) for one in self.quantiles)
+        return f"LatentContexts({len(self.top)} top examples, {each} of quantiles, {len(self.quiet)} quiet)"
 
 
 class LatentStatistics(NamedTuple):
@@ -43,6 +51,8 @@ class LatentStatistics(NamedTuple):
     upper: Float[Tensor, "dict_size"] | None = None
     """The end of the last bin, the first power of two above `maximum`; None for `maximum`."""
 
+    __repr__ = brief
+
 
 class TokenEffects(NamedTuple):
     """What one unit of each latent adds to the logits, by the logit lens."""
@@ -57,12 +67,16 @@ class TokenEffects(NamedTuple):
     low: Float[Tensor, "dict_size"]
     high: Float[Tensor, "dict_size"]
 
+    __repr__ = brief
+
 
 class Neighbors(NamedTuple):
     """The latents of a dictionary whose directions are nearest, by cosine similarity."""
 
     latents: Int[Tensor, "dict_size n"]
     similarities: Float[Tensor, "dict_size n"]
+
+    __repr__ = brief
 
 
 class Explanation(NamedTuple):

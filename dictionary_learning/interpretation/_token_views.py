@@ -176,7 +176,10 @@ def _text(tokens: Sequence[str], values: Sequence[float], tips: Sequence[str] | 
             *(tips[i : i + 1] if tips else []),
         ]
         tip = html.escape("\n".join(said))
-        spans.append(f'<span class="t" tabindex="0"{style}>{_in_text(token)}<span class="tip">{tip}</span></span>')
+        word = token.lstrip(" ") or token
+        # spaces before a word have no color: where a line breaks they would be slivers at its end
+        spans.append(token[: len(token) - len(word)])
+        spans.append(f'<span class="t" tabindex="0"{style}>{_in_text(word)}<span class="tip">{tip}</span></span>')
     return "".join(spans)
 
 

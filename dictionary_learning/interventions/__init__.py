@@ -2,8 +2,9 @@
 
 Functions that change activations return an `Edit`, a plain function from a site's activations to
 new ones: for `TracedModel.run`, for the body of any nnsight trace, and for `attached`, which edits
-a model while it is used in any way. Edits are named functions, not lambdas, which nnsight could not
-send to a server.
+a model while it is used in any way. These leave special tokens as they are, unless they are asked
+not to; a plain function cannot know them. Edits are named functions, not lambdas, which nnsight
+could not send to a server.
 """
 
 from dictionary_learning.interventions._activations import TokenMask, ablate, graft, graft_across, put, steer

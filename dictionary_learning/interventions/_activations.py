@@ -101,7 +101,7 @@ def ablate(value: Float[Tensor, "dim"] | float = 0.0, keep: TokenMask | None = N
 @checked()
 def steer(
     direction: Float[Tensor, "dim"],
-    scale: float = 1.0,
+    scale: float,
     keep: TokenMask | None = None,
     *,
     unit: Literal["raw", "norm", "max_activation"] = "raw",
@@ -111,7 +111,7 @@ def steer(
 
     Args:
         direction: the direction, which is not normalized.
-        scale: the strength.
+        scale: the strength. It has no default: what is right for one direction is not for others.
         keep: the tokens whose activations change.
         unit: of the strength. "raw": x + scale * direction. "norm": a share of the token's norm, x
             + scale * |x| * direction / |direction|. "max_activation": x + scale * max_activation *

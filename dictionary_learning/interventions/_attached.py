@@ -12,10 +12,10 @@ from torch import nn
 from dictionary_learning._border import checked
 from dictionary_learning._module_io import flat, hidden, input_or_none, unflat, with_hidden, with_input
 from dictionary_learning._types import ModelLike
+from dictionary_learning.capture._ordinary import special_ids
 from dictionary_learning.errors import ModelError, SiteError
 from dictionary_learning.interventions._calls import Call
 from dictionary_learning.interventions._combine import check_edits, combine
-from dictionary_learning.interventions._inputs import special_ids
 from dictionary_learning.interventions._tokens import When, reads_tokens
 from dictionary_learning.models import Edit, TracedModel, load_model
 from dictionary_learning.sites import Site

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning._module_io import apply_edit
+from dictionary_learning.capture._ordinary import encoder_of
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions._combine import reads_contexts
 from dictionary_learning.interventions._tokens import (
@@ -47,7 +48,7 @@ class Call:
         """Calls of the model, or of a part of it from outside."""
         self._open: list[tuple[nn.Module, CallTokens]] = []
         self._last = _UNKNOWN
-        self._encoder = _encoder_of(root)
+        self._encoder = encoder_of(root)
         self._n_prompt: int | None = None
         self._is_generating = False
         self._counted: tuple[Any, int] = (None, 0)  # a cache without a length, and how many tokens it has read
@@ -151,11 +152,3 @@ class Call:
     def had_effect(self, site: Site) -> bool:
         """Returns whether an edit changed an activation, or only reads."""
         return bool(self._effects.get(site, False))
-
-
-def _encoder_of(root: Any) -> frozenset[nn.Module]:
-    """Returns the modules of the encoder of a model that has a decoder too."""
-    if not getattr(getattr(root, "config", None), "is_encoder_decoder", False) or not hasattr(root, "get_encoder"):
-        return frozenset()
-    found: Any = root.get_encoder()
-    return frozenset(found.modules()) if isinstance(found, nn.Module) else frozenset()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked, short
 from dictionary_learning._module_io import apply_edit
+from dictionary_learning.capture._ordinary import CHANGES_SPECIAL
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.models import Edit
@@ -63,6 +64,12 @@ def _in_turn(edits: list[Edit], site: Site) -> Edit:
             changed = changed if new is None else new
         return changed
 
+    changes_special = {getattr(each, CHANGES_SPECIAL, False) for each in edits}
+    if len(changes_special) > 1:
+        raise ConfigError(
+            f"Got edits at '{site}' of which only some were made with special_tokens=True. Make all or none with it."
+        )
+    setattr(edit, CHANGES_SPECIAL, True in changes_special)
     if any(map(reads_contexts, edits)):
         setattr(edit, _READS_CONTEXTS, True)
     return edit

@@ -7,11 +7,13 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike, SubmodulesLike
+from dictionary_learning.capture._ordinary import CHANGES_SPECIAL, ordinary, special_ids
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions._activations import TokenMask, check_keep, putting, token_mask
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._latents import LatentChange, change_of, with_rows
 from dictionary_learning.interventions._places import Places, places_of
 from dictionary_learning.interventions._wires import known_too_late, wired
@@ -25,6 +27,8 @@ class EditedText(NamedTuple):
     input_ids: Int[Tensor, "batch ctx"]
     attention_mask: Bool[Tensor, "batch ctx"]
     edits: dict[Site, Edit]
+
+    __repr__ = brief
 
 
 @checked()
@@ -50,7 +54,7 @@ def latent_edits(
         site: The sites that it reads; by default those that its `info` names.
         target: The sites that it writes; by default those that its `info` names.
         keep_error: Whether the part that the dictionary does not explain stays.
-        keep: The tokens whose activations change; by default all.
+        keep: Which tokens change, of those that the run with the edits changes; by default all.
         changes: `ablate`, `clamp`, `scale` and `add`, as in `edit_latents`.
 
     Raises:
@@ -103,7 +107,7 @@ def latent_edits_for(
         target: The sites that it writes; by default those that its `info` names.
         keep_error: Whether the part that the dictionary does not explain stays. Without it, a site
             becomes decode(f').
-        keep: The tokens whose activations change; by default all.
+        keep: Which tokens change, of those that are not special; by default all.
         special_tokens: Whether BOS, EOS and padding ids change too.
         changes: `ablate`, `clamp`, `scale` and `add`, as in `edit_latents`.
 
@@ -131,6 +135,7 @@ def latent_edits_for(
         changed = with_rows(y, mask, base.to(added) + added[:, place])  # (batch, ctx, dim)
         is_sum = onto == "running" and keep_error
         edits[one] = _plus(with_rows(torch.zeros_like(y), mask, added[:, place])) if is_sum else putting(changed, mask)
+        setattr(edits[one], CHANGES_SPECIAL, special_tokens)
     return EditedText(ids, real, edits)
 
 

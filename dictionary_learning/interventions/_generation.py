@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked, is_foreign, said, short
+from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike
 from dictionary_learning.errors import ConfigError, DataError, ModelError, UnknownNameError
 from dictionary_learning.interventions._attached import EditsLike, attached_for
@@ -34,6 +35,8 @@ class Generation(NamedTuple):
     """Tokens before the first that is generated, padding included."""
     texts: list[str]
     """What was generated, without special tokens; empty if the model has no tokenizer."""
+
+    __repr__ = brief
 
     @property
     def generated(self) -> Int[Tensor, "rows new"]:

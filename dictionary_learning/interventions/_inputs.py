@@ -1,10 +1,10 @@
-"""Texts as token ids, and which tokens an intervention may touch."""
+"""Texts as token ids."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from dictionary_learning._border import short
@@ -155,18 +155,3 @@ def _on_the_left(batch: TokenBatch) -> TokenBatch:
         return batch
     place = (torch.arange(ids.shape[1], device=ids.device) - n_after.unsqueeze(1)) % ids.shape[1]
     return TokenBatch(ids.gather(1, place), mask.gather(1, place))
-
-
-def special_ids(model: TracedModel) -> tuple[int, ...]:
-    """Returns the ids of BOS, EOS and padding, by the tokenizer or else the model's config."""
-    known: Any = getattr(model.module, "config", None) if model.tokenizer is None else model.tokenizer
-    found = [getattr(known, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
-    several = [one for each in found for one in (cast(Any, each) if isinstance(each, (list, tuple)) else [each])]
-    return tuple(one for one in several if isinstance(one, int))
-
-
-def ordinary(
-    ids: Int[Tensor, "batch ctx"], mask: Bool[Tensor, "batch ctx"], special: tuple[int, ...]
-) -> Bool[Tensor, "batch ctx"]:
-    """Returns which tokens are neither padding nor special."""
-    return mask & ~torch.isin(ids, torch.tensor(special, dtype=ids.dtype, device=ids.device))

@@ -7,11 +7,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._brief import top_few
+from dictionary_learning._plain import counted
 from dictionary_learning._types import ModelLike, SubmodulesLike
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.dictionaries import Dictionary
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.interventions._places import sites_read
-from dictionary_learning.latents import Latents, to_dense
+from dictionary_learning.latents import Latents, entries_of, to_dense
 from dictionary_learning.models import load_model
 
 
@@ -27,6 +30,16 @@ class LatentReading(NamedTuple):
     """Of the tokens that are read, row by row (n, dict_size)."""
     attention_mask: Bool[Tensor, "batch ctx"] | None = None
     """All tokens but padding: what the model is run with."""
+
+    def __repr__(self) -> str:
+        values, tokens, latents = entries_of(self.latents)
+        places = self.mask.nonzero()[tokens.to(self.mask.device)].tolist()  # (n, 2)
+        dict_size = self.latents.shape[1] if isinstance(self.latents, Tensor) else self.latents.dict_size
+        strongest = top_few(values, latents.tolist(), [tuple(place) for place in places])
+        return (
+            f"LatentReading({counted(len(self.mask), 'text')}, {counted(int(self.mask.sum()), 'token')} read; "
+            f"largest of {dict_size:,} latents, at (row, position): {strongest})"
+        )
 
     @property
     def row(self) -> Int[Tensor, "n"]:

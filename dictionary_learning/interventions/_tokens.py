@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from dictionary_learning.capture._ordinary import ordinary
 from dictionary_learning.errors import SiteError
-from dictionary_learning.interventions._inputs import ordinary
 from dictionary_learning.sites import Site
 
 When = Literal["always", "prompt", "generated"]

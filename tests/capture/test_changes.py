@@ -249,7 +249,8 @@ def test_edit_of_a_shared_module_reaches_every_call_or_the_one_that_is_named(kin
         clean = model.run(IDS)
         assert torch.equal(model.run(IDS, {path: lambda x: calls.append(len(calls))}), clean)
         assert calls == [0, 1, 2]
-        second = model.run(IDS, {f"{path}:in@1": ablate(), f"{path}:out@1": lambda x: calls.append(x.clone())})
+        edits = {f"{path}:in@1": ablate(), f"{path}:out@1": lambda x: calls.append(x.clone())}
+        second = model.run(IDS, edits, special_tokens=True)
     values = every_call(module, path)
     counted = iter(range(3))
     part = module.get_submodule(path)

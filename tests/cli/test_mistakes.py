@@ -148,7 +148,7 @@ def test_a_module_of_the_users_is_imported_first(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     try:
         with pytest.raises(SystemExit):
-            main(["train", "--import", "my_method_of_a_test.py", "--trainer", "my_top_k", "--help-all"])
+            main(["train", "--import", "my_method_of_a_test.py", "--trainer", "my_top_k", "--help"])
         shown = capsys.readouterr().out
         assert "--my-setting" in shown and "A setting of my own." in shown
     finally:

@@ -15,7 +15,8 @@ from dictionary_learning.cli._run_file import read_file, text_of_run_file
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.config import field_types
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.trainers import TRAINERS, TrainerTopK
+from dictionary_learning.trainers import TRAINERS, TrainerConfig, TrainerTopK
+from dictionary_learning.trainers.recipes import RECIPES
 from tests import tiny
 
 GIVEN = {
@@ -249,6 +250,18 @@ def test_help_is_short_and_help_all_is_whole(capsys):
             main(["train", option])
         lengths.append(len(capsys.readouterr().out.splitlines()))
     assert lengths[0] < 100 < 300 < lengths[1]
+
+
+@pytest.mark.parametrize("words", [["--trainer", name] for name in TRAINERS] + [["--recipe", name] for name in RECIPES])
+def test_help_of_a_method_shows_its_own_settings_alone(capsys, words):
+    config = TRAINERS[words[1]].Config if words[0] == "--trainer" else type(RECIPES[words[1]]())
+    with pytest.raises(SystemExit):
+        main(["train", *words, "--help"])
+    shown = capsys.readouterr().out
+    common = {field.name for field in dataclasses.fields(TrainerConfig)}
+    own = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config) if field.name not in common}
+    assert own and set(re.findall(r"^  (--[\w-]+)", shown, re.M)) == {*own, "--help-all"}
+    assert words[1] in shown
 
 
 def test_quiet_writes_only_results(by_words, tmp_path, capsys, caplog, monkeypatch):

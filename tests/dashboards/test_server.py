@@ -218,6 +218,14 @@ def test_live_page_reads_and_steers(server, visits):
     changes = [{"latent": latent, "way": "clamp", "value": value}]
     answer = post(server, "generate", {"dictionary": "first", "text": TEXT, "n_tokens": 6, "changes": changes})
     assert page.locator("#steered").inner_text() == TEXT + "".join(answer["steered"])
+    assert page.inner_text("#status").startswith(("Both texts are the same.", "The texts differ from generated token "))
+    for width in (320, 400):  # with a changed latent, whose slider and number are wide
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        edges = page.locator("#changes li > *").evaluate_all(
+            "all => all.map((one) => one.getBoundingClientRect().right)"
+        )
+        assert len(edges) == 5 and max(edges) <= width
     page.select_option("#dictionary", EVIL)
     page.wait_for_timeout(300)
     assert page.locator("img").count() == 0 and page.title() == "Live latents"

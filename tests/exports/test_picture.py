@@ -1,5 +1,7 @@
 """A picture of a latent, whatever its tokens are."""
 
+import itertools
+
 import matplotlib
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ from PIL import Image
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.exports import write_latent_picture
-from dictionary_learning.exports._facts import Shown
-from dictionary_learning.exports._picture import _COLUMNS, _pieces, drawable
+from dictionary_learning.exports._facts import Shown, page_of
+from dictionary_learning.exports._picture import _COLUMNS, _drawn, _pieces, _three, drawable
 from dictionary_learning.interpretation import Explanation
 from tests.exports.planted_facts import facts
 from tests.interpretation.planted import PlantedContexts
@@ -35,6 +37,40 @@ def test_picture_is_drawn(tmp_path, latent):
     # where it is active, tokens have the warm color
     warm = (found[..., 0] > 200) & (found[..., 2] < 120)
     assert bool(warm.any())
+
+
+def drawn(given, latent):
+    figure = _drawn(given, page_of(given, latent))
+    figure.canvas.draw()
+    return [axes for axes in figure.axes if axes.get_xlabel()], [text.get_text() for text in figure.texts]
+
+
+def test_axes_say_what_they_are_and_end_at_the_maximum():
+    (first, second), texts = drawn(facts(), 3)
+    assert (first.get_xlabel(), first.get_ylabel()) == ("activation, where active", "tokens (log scale)")
+    assert (second.get_xlabel(), second.get_ylabel()) == ("added to logits", "vocabulary (log scale)")
+    assert first.get_xscale() == "linear" and first.get_yscale() == "symlog"
+    assert first.get_xlim() == (0, pytest.approx(10.4))  # of 16 in 20 bins; the maximum is 10
+    assert [label.get_text() for label in first.get_yticklabels()] == ["0", "1", "10"]
+    assert "promoted" in texts and "suppressed" in texts
+
+
+def test_what_is_not_known_takes_no_place():
+    axes, texts = drawn(facts(effects=None, model="some/where/models/SmolLM2"), 3)
+    assert len(axes) == 1 and not {"promoted", "suppressed", "not known"} & set(texts)
+    assert any(text.startswith("SmolLM2, model.layers.5 ") for text in texts)
+
+
+def test_numbers_have_as_many_digits():
+    assert [_three(value) for value in (6, 6.123, 35.71, 123.4, 0.5)] == ["6.00", "6.12", "35.7", "123", "0.500"]
+
+
+@pytest.mark.parametrize("latent", range(22))
+def test_ranges_of_quantiles_hold_their_examples_and_do_not_overlap(latent):
+    groups = [group for group in page_of(facts(), latent).groups if group.share is not None]
+    for group in groups:
+        assert all(group.low <= one.values[one.peak] <= group.high for one in group.examples)
+    assert all(after.high == group.low for group, after in itertools.pairwise(groups))
 
 
 def test_odd_tokens_are_drawn_as_text(tmp_path):

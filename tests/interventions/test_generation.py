@@ -155,7 +155,7 @@ def test_latents_of_contexts_need_the_whole_text(model):
         ({"attention_mask": None}, ConfigError, "Leave it out"),
         ({"max_new_tokens": 0}, ConfigError, "max_new_tokens"),
         ({"temperature": -1.0, "do_sample": True}, ConfigError, "temperature"),
-        ({"edits": {"model.layers.7": steer(torch.ones(16))}}, SiteError, "layers.7"),
+        ({"edits": {"model.layers.7": steer(torch.ones(16), 1.0)}}, SiteError, "layers.7"),
         ({"edits": {SITE: 5}}, ConfigError, "mappings from sites"),
         ({"prompts": ""}, DataError, "no token"),
         ({"prompts": []}, DataError, "give a string"),

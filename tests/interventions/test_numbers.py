@@ -47,7 +47,7 @@ def test_what_a_dtype_does_not_hold_is_refused(dictionary, dtype):
     x = torch.zeros(1, 2, DIM, dtype=dtype)
     wide = torch.full((DIM,), 2 * largest, dtype=torch.float64)
     for edit in (
-        steer(wide),
+        steer(wide, 1.0),
         steer(torch.ones(DIM), 2 * largest),
         ablate(wide),
         ablate(2 * largest),

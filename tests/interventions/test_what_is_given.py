@@ -200,7 +200,7 @@ def test_values_are_not_broadcast_along_tokens(shape):
 
 @pytest.mark.parametrize(
     "build",
-    [lambda: steer(torch.ones(tiny.DIM).bool()), lambda: steer(torch.ones(tiny.DIM), 10**400),
+    [lambda: steer(torch.ones(tiny.DIM).bool(), 1.0), lambda: steer(torch.ones(tiny.DIM), 10**400),
      lambda: ablate(10**400), lambda: steer(torch.ones(tiny.DIM), 10**5000),
      lambda: edit_latents(sae(SITE), add={3: 10**400}), lambda: edit_latents(sae(SITE), ablate=[10**400])],
 )  # fmt: skip

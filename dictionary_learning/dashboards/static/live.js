@@ -58,13 +58,13 @@ function showReading() {
     onclick: () => { live.chosen = one.latent; showReading(); },
   }, el("span", { class: "number" }, String(one.latent)), el("span", { class: "grow" }, chip(tokens[one.values.indexOf(largest(one))] ?? "")),
   el("span", { class: "value" }, decimal(largest(one))),
-  el("button", { type: "button", onclick: (event) => { event.stopPropagation(); change(one.latent, largest(one)); } }, "Change"))));
+  el("button", { type: "button", title: "Clamps it at twice this value", onclick: (event) => { event.stopPropagation(); change(one.latent, largest(one)); } }, "Change"))));
 }
 
 function change(latent, value = 0) {
   if (live.changes.some((one) => one.latent === latent)) return;
   const range = Math.max(10, Math.ceil(4 * Math.abs(value)));
-  live.changes.push({ latent, way: "clamp", value: Number(decimal(2 * value)), range });
+  live.changes.push({ latent, way: "clamp", value: Number(decimal(2 * value)), range }); // as the page says
   showChanges();
 }
 
@@ -98,10 +98,13 @@ async function generate() {
   if (asked !== live.asked) return;
   const same = answer.clean.findIndex((text, i) => text !== answer.steered[i]);
   const shown = (tokens) => [el("span", { class: "given" }, inText(answer.prompt)),
-    ...tokens.map((text, i) => el("span", { class: same >= 0 && i >= same ? "differs" : "" }, inText(text)))];
+    ...tokens.flatMap((text, i) => {
+      const spaces = spacesBefore(text);
+      return [spaces, el("span", { class: same >= 0 && i >= same ? "differs" : "" }, inText(text.slice(spaces.length)))];
+    })];
   at("clean").replaceChildren(...shown(answer.clean));
   at("steered").replaceChildren(...shown(answer.steered));
-  say(same < 0 ? "The two are the same." : `They differ from token ${same + 1} on.`);
+  say(same < 0 ? "Both texts are the same." : `The texts differ from generated token ${same + 1} on.`);
 }
 
 async function start() {

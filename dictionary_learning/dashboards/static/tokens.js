@@ -59,14 +59,23 @@ function count(n) {
   return n.toLocaleString("en-US");
 }
 
-/** Returns a span of a text; the color says how large its value is, and hovering which value. */
+/** Returns the spaces before a word. */
+function spacesBefore(text) {
+  return text.trim() ? text.match(/^ */)[0] : "";
+}
+
+/**
+ * Returns a span of a text; the color says how large its value is, and hovering which value.
+ * Spaces before a word have none: where a line breaks they would be slivers at its end.
+ */
 function token(text, value, largest, isPeak = false) {
+  const spaces = spacesBefore(text);
   const share = largest > 0 ? Math.min(1, Math.abs(value) / largest) : 0;
   return el("span", {
     class: `token${value < 0 ? " cold" : ""}${isPeak ? " peak" : ""}`,
     style: share ? { "--a": share.toFixed(3) } : {},
     "data-tip": `${visible(text)}   ${value ? decimal(value, 4) : "0"}`,
-  }, inText(text));
+  }, spaces, el("span", {}, inText(text.slice(spaces.length))));
 }
 
 /** Shows what `data-tip` of the element under the pointer says. */

@@ -75,7 +75,7 @@ def answers(
                 return changed
 
             edits = {site: edit}
-        logits = model.run(asked.ids[part], asked.mask[part], edits)
+        logits = model.run(asked.ids[part], asked.mask[part], edits, special_tokens=True)
         last = logits[rows, asked.end[part]][:, asked.choices]  # (n, values)
         found.append(asked.choices[last.argmax(1).cpu()])
     return torch.cat(found)

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dictionary_learning.capture._ordinary import ordinary, special_ids
 from dictionary_learning.errors import DataError
 from dictionary_learning.evaluation._candidates import PlacedCandidate
 from dictionary_learning.evaluation._splices import inputs_of
 from dictionary_learning.evaluation.downstream._rows import bos_ids, padded
-from dictionary_learning.interventions._inputs import as_tokens, ordinary, special_ids
+from dictionary_learning.interventions._inputs import as_tokens
 from dictionary_learning.latents import Latents, to_dense
 from dictionary_learning.models import TracedModel
 from dictionary_learning.sites import Site
