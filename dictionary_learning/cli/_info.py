@@ -30,6 +30,14 @@ class InfoArguments(CommandArguments):
     """Folders of dictionaries of any format, of runs, of cached activations, or of contexts."""
     verify: bool = False
     """Whether the files of a cache or of contexts are compared with their checksums."""
+    format: str | None = None
+    """The format of dictionaries, if their files do not tell."""
+    k: int | None = None
+    """The k of dictionaries, if their files do not tell."""
+    scale: float | None = None
+    """The factor on activations before encoding, if the files do not tell."""
+    dict_class: str | None = None
+    """The class of dictionary_learning, if there is no config."""
 
     def run(self) -> None:
         from dictionary_learning.activations.cache._index import INDEX
@@ -46,7 +54,7 @@ class InfoArguments(CommandArguments):
                 found[path] = _cache(path, self.verify)
             else:
                 place = resolve_latest(path)
-                dictionaries = _dictionaries(place)
+                dictionaries = _dictionaries(place, self.options("format", "k", "scale", "dict_class"))
                 lines += described(place, list(dictionaries.values()))
                 found |= {name: _as_json(one) for name, one in dictionaries.items()}
                 continue
@@ -57,23 +65,26 @@ class InfoArguments(CommandArguments):
             _show_machine()
 
 
-def _dictionaries(place: str) -> "dict[str, Described]":
+def _dictionaries(place: str, facts: Mapping[str, Any]) -> "dict[str, Described]":
     """Returns each dictionary by its folder or name; no weights of ours are read.
 
     Raises:
-        CheckpointError: there is none, or one cannot be read.
+        CheckpointError: there is none, or one cannot be read, is damaged, or has no use for a fact.
     """
     from dictionary_learning.cli._described import Described, built_of
-    from dictionary_learning.dictionaries._serialization import read_config_file
+    from dictionary_learning.dictionaries._serialization import WEIGHTS, read_config_file
+    from dictionary_learning.interop._own import check_weights
     from dictionary_learning.interop._saved import own_folders, saved_at
 
     found: dict[str, Described] = {}
-    for folder in own_folders(place):
+    for folder in () if facts else own_folders(place):
         config = read_config_file(folder)
+        check_weights(folder / WEIGHTS, config["dictionary"])
         found[str(folder)] = Described(config.get("name") or folder.name, str(folder), config, config["dictionary"])
     if found:
         return found
-    return {one.name: Described(one.name, place, one.config, built_of(one.dictionary)) for one in saved_at(place)}
+    saved = saved_at(place, **facts)
+    return {one.name: Described(one.name, place, one.config, built_of(one.dictionary)) for one in saved}
 
 
 def _as_json(one: "Described") -> Mapping[str, Any]:
