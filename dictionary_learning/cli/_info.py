@@ -54,7 +54,8 @@ class InfoArguments(CommandArguments):
                 found[path] = _cache(path, self.verify)
             else:
                 place = resolve_latest(path)
-                dictionaries = _dictionaries(place, self.options("format", "k", "scale", "dict_class"))
+                given = self.options("format", "k", "scale", "dict_class").items()
+                dictionaries = _dictionaries(place, {name: value for name, value in given if value is not None})
                 lines += described(place, list(dictionaries.values()))
                 found |= {name: _as_json(one) for name, one in dictionaries.items()}
                 continue
