@@ -48,7 +48,11 @@ class ModelSet:
 
     def describe(self) -> dict[str, Any]:
         """Returns what a checkpoint stores: the models, each as its own `describe` says."""
-        return {"name": None, "label": self.name, "models": {name: model.describe() for name, model in self.models.items()}}
+        return {
+            "name": None,
+            "label": self.name,
+            "models": {name: model.describe() for name, model in self.models.items()},
+        }
 
     def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
         """Returns the sites of strings and patterns, with models' names, or raises SiteError."""
