@@ -43,11 +43,16 @@ class ModelSet:
         first = next(iter(self.models.values()))
         self.tokenizer = self._common_tokenizer()
         self.device, self.dtype = first.device, first.dtype
+        self.known_name = None  # no one name loads several models
         self.name = ", ".join(f"{name}: {model.name}" for name, model in self.models.items())
 
     def describe(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores: the models, each with name, revision and dtype."""
-        return {"name": self.name, "models": {name: model.describe() for name, model in self.models.items()}}
+        """Returns what a checkpoint stores: the models, each as its own `describe` says."""
+        return {
+            "name": None,
+            "label": self.name,
+            "models": {name: model.describe() for name, model in self.models.items()},
+        }
 
     def sites(self, submodules: SubmodulesLike, side: Sides = "out") -> list[Site]:
         """Returns the sites of strings and patterns, with models' names, or raises SiteError."""

@@ -294,7 +294,7 @@ def _run_info(
     model = getattr(stream.data, "model", None)
     found: dict[str, Any] = {
         "device": device,
-        "lm_name": getattr(model, "name", None),
+        "lm_name": getattr(model, "known_name", None),
         "submodule_name": sites.reads[0].path if model is not None else None,
     }
     found |= {name: value for name, value in facts.items() if value is not None and name not in known}

@@ -53,9 +53,14 @@ else:
     _Model = Any  # a `ModelSet` is returned as it is, and serves where only activations are needed
 
 
-def shown_name(name: Any) -> str:
-    """Returns a model's name as titles show it: a hub name as it is, of a path its last part."""
-    text = str(name)
+def called(model: Mapping[str, Any]) -> str:
+    """Returns what people call a model of which `describe` was stored; "" if nothing is known."""
+    return str(model.get("name") or model.get("label") or "")
+
+
+def shown_name(model: Mapping[str, Any] | str) -> str:
+    """Returns the same as titles show it: a hub name as it is, of a path its last part."""
+    text = model if isinstance(model, str) else called(model)
     return text if _ON_THE_HUB.fullmatch(text) else Path(text).name or text
 
 

@@ -428,13 +428,13 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
         write_control_vector, {"directions": {1: torch.ones(tiny.DIM)}, "path": p.new() / "a.gguf"},
     ),
     "write_attribution_graph": lambda p: (
-        write_attribution_graph, {"graph": p.graph, "path": p.new(), "slug": "a"},
+        write_attribution_graph, {"graph": p.graph, "path": p.new(), "slug": "a", "model_id": "tiny"},
     ),
     "write_circuit_tracer": lambda p: (
         write_circuit_tracer,
         {
             "transcoders": Transcoder(tiny.DIM, 32, {"name": "relu"}), "path": p.new(),
-            "feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out",
+            "feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out", "model_name": "tiny",
         },
     ),
 }  # fmt: skip

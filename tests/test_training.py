@@ -103,7 +103,9 @@ def test_saved_files_hold_everything(tmp_path):
     assert config["trainer"]["lr"] == 1e-3
     assert config["trainer"]["trainer_class"] == "TrainerTopK"
     assert config["trainer"]["submodule_name"] == "model.layers.1"
-    assert config["buffer"]["model"]["name"] == "LlamaForCausalLM"
+    # a class is no name that loads a model
+    assert config["buffer"]["model"]["name"] is None and loaded.info.model is None
+    assert config["buffer"]["model"]["label"] == "LlamaForCausalLM"
     assert config["buffer"]["filter"]["norm_limits"]["model.layers.1:out"] > 0
     assert config["run"] == {"note": "x"}
     assert config["trained"] == {"step": 20, "steps": 20}

@@ -92,7 +92,7 @@ def attribution_graph(
     columns = torch.cat([chosen, torch.arange(len(nodes), logits.shape[1])])
     weight = torch.cat([rows, logits])[:, columns]
     return AttributionGraph(
-        model=traced.name,
+        model=traced.known_name or "",
         prompt=prompt if isinstance(prompt, str) else "".join(_texts(traced, tokens.input_ids[0])),
         n_layers=len(effects.at.outputs),
         input_ids=tokens.input_ids[0].cpu(),

@@ -15,6 +15,7 @@ class AttributionGraph(NamedTuple):
     """
 
     model: str
+    """The model's name; "" of an object without one."""
     prompt: str
     n_layers: int
     input_ids: Int[Tensor, "ctx"]

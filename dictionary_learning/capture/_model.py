@@ -41,7 +41,8 @@ class TracedModel:
     Args:
         module: the model; it is not changed. What the caller changes in it later is followed.
         tokenizer: its tokenizer, or a processor that holds one; None if no text will be read.
-        name: the name stored with what is trained on it; by default that of the hub or the class.
+        name: the name stored with what is trained on it; by default that of the hub or the folder
+            that the model is from. A model that is from neither has no name.
         example: inputs of a model that takes no token ids: a tuple of positional arguments, a
             mapping of keyword arguments, as `{"pixel_values": images}`, or the only one. By default
             the first batch that is captured.
@@ -65,7 +66,7 @@ class TracedModel:
     ):
         module = getattr(module, "_orig_mod", module)  # of torch.compile, whose prefix no other name would match
         self.tokenizer = as_tokenizer(tokenizer)
-        self.name = name or getattr(module, "name_or_path", "") or type(module).__name__
+        self.known_name: str | None = name or getattr(module, "name_or_path", None) or None
         self.revision = revision or getattr(getattr(module, "config", None), "_commit_hash", None)
         self.channels: Channels | None = channels
         self._original = module
@@ -125,8 +126,13 @@ class TracedModel:
                 self._is_busy = False
 
     def __reduce__(self) -> Any:
-        own = {"name": self.name, "revision": self.revision, "channels": self.channels, "tracer": self._remote}
+        own = {"name": self.known_name, "revision": self.revision, "channels": self.channels, "tracer": self._remote}
         return functools.partial(TracedModel, example=self._builder.example, **own), (self._original, self.tokenizer)
+
+    @property
+    def name(self) -> str:
+        """What people call the model: its name, or its class where it has none."""
+        return self.known_name or type(self._original).__name__
 
     @property
     def device(self) -> torch.device:
@@ -140,19 +146,25 @@ class TracedModel:
         return next((p.dtype for p in self._original.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     def describe(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores of the model: name, revision and dtype."""
-        return {"name": self.name, "revision": self.revision, "dtype": str(self.dtype).removeprefix("torch.")}
+        """Returns what a checkpoint stores of the model: name, revision and dtype.
+
+        A model without a name has None, and its class as "label".
+        """
+        label = {} if self.known_name else {"label": self.name}
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"name": self.known_name, **label, "revision": self.revision, "dtype": dtype}
 
     def check_trained_on(self, model: Mapping[str, Any]) -> bool:
         """Returns whether another model's `describe()` may be this one's; logs a warning if not."""
         mine = self.describe()
-        differs = [model.get(key) and mine[key] and model[key] != mine[key] for key in ("name", "revision")]
+        both = [key for key in ("name", "label", "revision") if model.get(key) and mine.get(key)]
+        differs = [model[key] != mine[key] for key in both]
         if any(differs):
             revisions = [f" at revision {m['revision']}" if m.get("revision") else "" for m in (model, mine)]
             logger.warning(
                 "What was trained on '%s'%s is used with '%s'%s: its figures will be of another model. Load that one, "
                 "if this was not meant.",
-                *(model.get("name"), revisions[0], mine["name"], revisions[1]),
+                *(model.get("name") or model.get("label"), revisions[0], self.name, revisions[1]),
             )
         return not any(differs)
 

@@ -45,8 +45,8 @@ def ordinary_of(inputs: ModelInputs, special: tuple[int, ...], *, is_encoder: bo
     if not isinstance(ids, Tensor) or not is_ids(ids):
         return None
     mask = given.get(f"{prefix}attention_mask")
-    is_mask = isinstance(mask, Tensor) and mask.shape == ids.shape
-    return ordinary(ids, mask.bool() if is_mask else torch.ones_like(ids, dtype=torch.bool), special)
+    whole = torch.ones_like(ids, dtype=torch.bool)
+    return ordinary(ids, mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else whole, special)
 
 
 def sparing(edit: Edit, mask: Bool[Tensor, "batch ctx"], site: Site) -> Edit:

@@ -88,7 +88,7 @@ class DashboardArguments(ModelArguments, ContextArguments):
                 stores.append(self._collected(unread, saved, model))
         pages = self._pages(stores, known, model)
         first = stores[0]
-        name = shown_name(first.model.get("name") or "a model")
+        name = shown_name(first.model) or "a model"
         about = f"{name}, {first.data['n_tokens_read']:,} tokens of {first.data.get('source')}"
         page = write_dashboard(pages, self.save_dir, title=self.title or f"Latents of {name}", about=about)
         _link_from_report(page, {one.name for one in pages})

@@ -76,6 +76,7 @@ def _facts(one: Described) -> list[str]:
 def _run_of(place: str) -> Path:
     """Returns the folder of the run: a dictionary's own place lies in it."""
     path = Path(place)
+    path = path.parent if path.is_file() else path
     is_one = path.name.startswith("trainer_") and (path.parent / "run.json").is_file()
     return path.parent if is_one else path
 

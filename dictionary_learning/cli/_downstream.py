@@ -151,10 +151,11 @@ def _report_in(folder: Path, model: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the report in a folder, or a new one."""
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation import read_report
+    from dictionary_learning.models import shown_name
 
     if (folder / "report.json").is_file():
         return read_report(folder)
-    title = f"Dictionaries of {model['name']}, downstream"
+    title = f"Dictionaries of {shown_name(model)}, downstream"
     return {"title": title, "schema_version": 2, "model": model, "versions": versions()}
 
 

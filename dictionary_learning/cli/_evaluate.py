@@ -165,7 +165,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
         logger.info("%s", line)
     for sentence in remarks(report):
         logger.info("%s", sentence)
-    title = f"Dictionaries of {shown_name(report.model['name'])}"
+    title = f"Dictionaries of {shown_name(report.model)}"
     whole = dataclasses.replace(report, title=title, dictionaries=entries, versions=versions(), seconds=dict(seconds))
     page = str(write_report(whole, save_dir)["html"])
     return Written(whole, page, [None if one.folder is None else str(one.folder) for one in saved])

@@ -18,6 +18,8 @@ _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bset text_column to", "set --text-column to"),
     (r"\bset split\b", "set --split"),
     (r"\bset tokenizer= to a name or an object", "set --tokenizer to a name or a folder"),
+    (r"\bgive (k|scale)=", r"give --\1 (of info and convert)"),
+    (r"\bgive dict_class=", "give --dict-class (of info and convert)"),
     (r"\bpack=(True|False)", lambda found: f"--pack {found[1].lower()}"),
 )
 """What advice says in Python, and what the shell says for it; capitals stay."""

@@ -31,6 +31,14 @@ class InfoArguments(CommandArguments):
     """Folders of dictionaries of any format, of runs, of cached activations, or of contexts."""
     verify: bool = False
     """Whether the files of a cache or of contexts are compared with their checksums."""
+    format: str | None = None
+    """The format of dictionaries, if their files do not tell."""
+    k: int | None = None
+    """The k of dictionaries, if their files do not tell."""
+    scale: float | None = None
+    """The factor on activations before encoding, if the files do not tell."""
+    dict_class: str | None = None
+    """The class of dictionary_learning, if there is no config."""
 
     def run(self) -> None:
         from dictionary_learning.activations.cache._index import INDEX
@@ -47,7 +55,8 @@ class InfoArguments(CommandArguments):
                 found[path] = _cache(path, self.verify)
             else:
                 place = resolve_latest(path)
-                dictionaries = _dictionaries(place)
+                given = self.options("format", "k", "scale", "dict_class").items()
+                dictionaries = _dictionaries(place, {name: value for name, value in given if value is not None})
                 lines += described(place, list(dictionaries.values()))
                 found |= {name: _as_json(one) for name, one in dictionaries.items()}
                 continue
@@ -58,27 +67,31 @@ class InfoArguments(CommandArguments):
             _show_machine()
 
 
-def _dictionaries(place: str) -> "dict[str, Described]":
+def _dictionaries(place: str, facts: Mapping[str, Any]) -> "dict[str, Described]":
     """Returns each dictionary by its folder or name; no weights of ours are read.
 
     Raises:
-        CheckpointError: there is none, or one cannot be read.
+        CheckpointError: there is none, or one cannot be read, is damaged, or has no use for a fact.
     """
     from dictionary_learning.cli._described import Described, begun, built_of
-    from dictionary_learning.dictionaries._serialization import read_config_file
+    from dictionary_learning.dictionaries._serialization import WEIGHTS, read_config_file
+    from dictionary_learning.interop._own import check_weights
     from dictionary_learning.interop._saved import own_folders, saved_at
 
     found: dict[str, Described] = {}
     runs = [Path(place, part) for part in parts_of(Path(place))] if (Path(place) / "sweep.json").is_file() else [place]
-    for run in map(str, runs):
-        for folder in own_folders(run):
+    for run in () if facts else map(str, runs):
+        folders = own_folders(run)
+        for folder in folders:
             config = read_config_file(folder)
+            check_weights(folder / WEIGHTS, config["dictionary"])
             found[str(folder)] = Described(config.get("name") or folder.name, str(folder), config, config["dictionary"])
-        if not any(name.startswith(run) for name in found):
+        if not folders:
             found |= {f"{run}/trainer_{n}": one for n, one in enumerate(begun(Path(run)))}
     if found:
         return found
-    return {one.name: Described(one.name, place, one.config, built_of(one.dictionary)) for one in saved_at(place)}
+    saved = saved_at(place, **facts)
+    return {one.name: Described(one.name, place, one.config, built_of(one.dictionary)) for one in saved}
 
 
 def _as_json(one: "Described") -> Mapping[str, Any]:

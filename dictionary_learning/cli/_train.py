@@ -218,7 +218,8 @@ def _train(
         options = arguments.options("normalize_activations", "keep_checkpoints")
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
         return
-    reported = _step_of_report(save_dir)
+    # a report of a run that is overwritten is none of this one
+    reported = _step_of_report(save_dir) if arguments.resume or arguments.resume_from else None
     if world.is_first:
         logger.info("Training on %s: %s.", ", ".join(map(str, source.sites)), counted(steps, "step"))
     dictionaries = trainSAE(

@@ -153,5 +153,5 @@ def _trained_on(info: DictionaryInfo, model: TracedModel) -> Mapping[str, Any]:
     if isinstance(described, Mapping):
         return described
     # other packages leave out the owner, or say "gpt2-small" of gpt2
-    mine, theirs = ((name or "").split("/")[-1].lower() for name in (model.name, info.model))
+    mine, theirs = ((name or "").split("/")[-1].lower() for name in (model.known_name, info.model))
     return {} if mine.startswith(theirs) or theirs.startswith(mine) else {"name": info.model}

@@ -23,6 +23,7 @@ from dictionary_learning.evaluation._bootstrap import (
 from dictionary_learning.evaluation._measured import flatten
 from dictionary_learning.evaluation._record import Record
 from dictionary_learning.evaluation._records import DictionaryReport, Report
+from dictionary_learning.models import called
 
 COMPARED = (
     "l0", "fvu", "cossim", "l2_ratio", "ce_increase", "ce_recovered_zero", "ce_recovered_mean", "ce_recovered_resample",
@@ -146,7 +147,7 @@ def _check_same(first: Report, other: Report) -> None:
         "tokens": "tokens_sha256", "tokens that count": "scored_sha256", "number of predictions": "n_tokens_predicted",
     }  # fmt: skip
     told = {name: (first.data.get(key), other.data.get(key)) for name, key in what.items()}
-    told["model"] = (first.model.get("name"), other.model.get("name"))
+    told["model"] = (called(first.model), called(other.model))
     told["revision of the model"] = (first.model.get("revision"), other.model.get("revision"))
     changed = {name: pair for name, pair in told.items() if pair[0] != pair[1]}
     if told["tokens"][0] == told["tokens"][1]:

@@ -57,10 +57,13 @@ def write_attribution_graph(
         The file of the graph.
 
     Raises:
-        ConfigError: The slug has other characters than letters, digits and `_.-`.
+        ConfigError: The slug has other characters than letters, digits and `_.-`, or there is no
+            model_id and the model has no name.
         CheckpointError: The folder lists its graphs in a form that is not known.
     """
     others = check_place(path, slug, model_id, source_set)
+    if model_id is None and not graph.model:
+        raise ConfigError("The model of this graph has no name: it was given as an object. Give model_id=.")
     name = model_id if model_id is not None else re.sub(r"[^a-zA-Z0-9_.-]", "-", Path(graph.model).name)
     folder, pruned = Path(path), prune(graph, node_threshold=node_threshold, edge_threshold=edge_threshold)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}

@@ -83,8 +83,14 @@ def write_circuit_tracer(
         files, k = _per_layer(given, selection)
         start = f"hf://{place}" if repository else place
         kind = {"model_kind": "transcoder_set", "transcoders": [f"{start}/{name}" for name in files]}
-    config: dict[str, Any] = {"model_name": model_name or given[0].info.model, "scan": place, **kind}
+    name = model_name or given[0].info.model
+    config: dict[str, Any] = {"model_name": name, "scan": place, **kind}
     config |= _named_hooks(hooks, feature_input_hook, feature_output_hook)
+    if name is None:
+        raise CheckpointError(
+            "circuit-tracer finds the language model by its name, and the files of these dictionaries do not say it. "
+            "Give model_name= (--model-id in the shell)."
+        )
     if k is not None:
         config |= {"activation": "topk", "k": k}
     _write(folder, files, config)

@@ -49,7 +49,7 @@ class LatentFacts:
     site: str = ""
     """The site that it reads."""
     model: str = ""
-    """The name of the language model."""
+    """The name of the language model; "" if it is not known."""
     data: str = ""
     """The name of the text."""
 

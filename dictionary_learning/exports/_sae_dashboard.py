@@ -13,6 +13,7 @@ from typing import Any
 
 from dictionary_learning._border import checked, renamed
 from dictionary_learning._disk import write_atomically
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.exports._facts import Group, LatentFacts, LatentPage, page_of
 from dictionary_learning.exports._neuronpedia import PER_BATCH
 from dictionary_learning.exports._neuronpedia_rows import feature_fields
@@ -38,11 +39,16 @@ def write_sae_dashboard(
     Args:
         facts: What is known of the dictionary.
         path: The folder; it is returned.
-        model_id: The model's id; by default its name. `model` is an older name.
+        model_id: The model's id; by default its name, if it has one. `model` is an older name.
         layer: The number of the layer.
         source_set: The name of the set; by default the dictionary's.
         latents: Which latents; all by default.
+
+    Raises:
+        ConfigError: There is no model_id, and the name of the model is not known.
     """
+    if not model_id and not facts.model:
+        raise ConfigError(f"The contexts of '{facts.name}' name no model. Give model_id=, as 'gpt2-small'.")
     folder, wanted = Path(path), facts.chosen(latents)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("batch-*.json"):

@@ -4,6 +4,7 @@ All functions raise a CheckpointError where a checkpoint, a fact or a name does 
 """
 
 import logging
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -74,16 +75,20 @@ class Format(ABC):
         place.mkdir(parents=True, exist_ok=True)
         self.write(dictionary, place, config)
 
-    def known(self, peer: Mapping[str, Any], names: Mapping[str, Any] | None = None, **keys: str) -> dict[str, Any]:
+    def known(
+        self, where: object, peer: Mapping[str, Any], names: Mapping[str, Any] | None = None, **keys: str
+    ) -> dict[str, Any]:
         """Returns a config of what is known.
 
         Args:
+            where: the place of the files, for errors.
             peer: the settings of the other package as they stand in its files.
             names: where the keys below are looked up; `peer` by default.
             keys: the key there of each of our sections: model, site, target_site.
         """
-        values = {section: (peer if names is None else names).get(key) for section, key in keys.items()}
-        texts = {section: value for section, value in values.items() if isinstance(value, str)}
+        said = peer if names is None else names
+        values = {section: label(said, key, where) for section, key in keys.items()}
+        texts = {section: value for section, value in values.items() if value is not None}
         return {"format": self.name, "peer": dict(peer), **texts}
 
 
@@ -144,9 +149,25 @@ def setting(config: Mapping[str, Any], name: str, kind: type, default: Any, wher
     # JSON writes 1.0 as 1; bool is an int in Python, but no number in a config
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else value
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+    is_odd = isinstance(value, float) and not math.isfinite(value)
+    if not isinstance(value, kind) or is_odd or (kind is not bool and isinstance(value, bool)):
         raise CheckpointError(f"The config of '{where}' says {name}={value!r}; a {kind.__name__} is needed.")
     return value
+
+
+def label(config: Mapping[str, Any], name: str, where: object) -> str | None:
+    """Returns a setting that names a model or a site; None if it is not said."""
+    value = config.get(name)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise CheckpointError(f"The config of '{where}' says {name}={value!r}; a name is needed, or null for none.")
+    return value
+
+
+def whole_number(config: Mapping[str, Any], name: str, where: object) -> int | None:
+    """Returns a setting that counts something, also if it was written as 64.0; None if not said."""
+    value = config.get(name)
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    return setting({name: value}, name, int, None, where)
 
 
 def choice(config: Mapping[str, Any], name: str, known: Collection[str], default: str | None, where: object) -> str:
@@ -175,8 +196,7 @@ def check_fact(facts: Facts, name: str, found: Any, where: object) -> None:
 
 def latents_kept(settings: Mapping[str, Any], where: object, add: str = "Get the whole file.") -> int:
     """Returns the setting k, which there has to be; `add` says how to add a missing one."""
-    k = settings.get("k")
-    k = setting({"k": int(k) if isinstance(k, float) and k.is_integer() else k}, "k", int, None, where)
+    k = whole_number(settings, "k", where)
     if k is None:
         raise CheckpointError(f"'{where}' does not say how many latents are kept: k is needed. {add}")
     return k

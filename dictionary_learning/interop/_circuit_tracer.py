@@ -49,7 +49,9 @@ class CircuitTracer(Format):
         skip = {"W_skip": "W_skip"} if "W_skip" in tensors else {}
         parts = tensors.parts({**_PARTS, **skip}, wide="output_dim")
         stored = tensors.integers("k")
-        known = self.known(config, model="model_name", site="feature_input_hook", target_site="feature_output_hook")
+        known = self.known(
+            files, config, model="model_name", site="feature_input_hook", target_site="feature_output_hook"
+        )
         layer = re.search(r"layer_(\d+)", name.name)
         for section in ("site", "target_site"):
             if isinstance(known.get(section), str) and layer and not known[section].startswith("blocks."):
@@ -107,11 +109,12 @@ class CircuitTracerCrossLayer(Format):
                     f"{n - layer}. Get all files."
                 )
             layers.append(one)
-        known = self.known(config, model="model_name")
-        sites = [(config.get("feature_input_hook"), "site"), (config.get("feature_output_hook"), "target_site")]
-        for hook, section in sites:
-            if isinstance(hook, str):
-                known[section] = [f"blocks.{layer}.{hook}" for layer in range(n)]
+        known = self.known(
+            files, config, model="model_name", site="feature_input_hook", target_site="feature_output_hook"
+        )
+        for section in ("site", "target_site"):
+            if section in known:
+                known[section] = [f"blocks.{layer}.{known[section]}" for layer in range(n)]
         if _activation(config, "threshold" in layers[0], files) == "topk":
             raise CheckpointError(f"'{files}' says activation='topk', which cross-layer transcoders have not.")
         return Loaded(cross_layer(layers, files), known)

@@ -70,7 +70,10 @@ class Files:
 
     @property
     def entries(self) -> dict[str, bool]:
-        """Whether each name in the folder is a folder's, in natural order; without hidden names."""
+        """Whether each name in the folder is a folder's, in natural order.
+
+        Hidden names and links that lead nowhere are left out.
+        """
         with os.scandir(self.folder) as entries:
             found = list(itertools.islice(entries, _MOST_NAMES + 1))
         if len(found) > _MOST_NAMES:
@@ -78,7 +81,8 @@ class Files:
                 f"'{self.folder}' holds more than {_MOST_NAMES} files. Give the folder of a dictionary."
             )
         # files that are being written have hidden names, too
-        is_dir = {entry.name: entry.is_dir() for entry in found if not entry.name.startswith(".")}
+        seen = [entry for entry in found if not entry.name.startswith(".") and os.path.exists(entry)]
+        is_dir = {entry.name: os.path.isdir(entry) for entry in seen}
         return {name: is_dir[name] for name in sorted(is_dir, key=natural_key)}
 
     def has(self, name: str) -> bool:
@@ -155,7 +159,10 @@ def check_relative(name: str, of: str) -> str:
 
 
 def _check_inside(path: Path, root: Path) -> None:
-    resolved = path.resolve()  # follows links
+    try:
+        resolved = path.resolve()  # follows links
+    except (OSError, RuntimeError) as error:  # which differs between versions of Python
+        raise CheckpointError(f"'{path}' is a link that leads to itself ({error}). Give the file itself.") from error
     blobs = [  # of the repository in whose snapshot the root is
         folder.parent.parent / "blobs"
         for folder in (root, *root.parents)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dictionary_learning.errors import CheckpointError
-from dictionary_learning.interop._base import Facts, Format, Loaded, check_fact, choice, setting
+from dictionary_learning.interop._base import Facts, Format, Loaded, check_fact, choice, label, setting
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._tensors import coder, jump_thresholds, read_tensors
 
@@ -54,8 +54,8 @@ class GemmaScope(Format):
             parts |= {"W_enc": parts["W_enc"] / root, "W_dec": parts["W_dec"] * root}
         tensors.finish(config, dict_size="width")
         made = coder(parts, "jump_relu", jump_thresholds(thresholds), centered=False, predicts=predicts)
-        sites = {section: site_of(setting(config, key, str, "", files)) for section, key in HOOKS.items()}
-        return Loaded(made, self.known(config, model="model_name") | {key: site for key, site in sites.items() if site})
+        known = self.known(files, config, model="model_name", site=HOOKS["site"], target_site=HOOKS["target_site"])
+        return Loaded(made, known | {section: site_of(known[section]) for section in HOOKS if section in known})
 
 
 def site_of(name: str) -> str:
@@ -65,14 +65,15 @@ def site_of(name: str) -> str:
 
 def _said_to_predict(config: Mapping[str, Any], files: Files) -> bool | None:
     """Returns whether a config says that other activations are reconstructed than are read."""
-    read, written, kind = config.get("hf_hook_point_in"), config.get("hf_hook_point_out"), config.get("type")
+    read, written = (label(config, name, files) for name in HOOKS.values())
+    kind = None if config.get("type") is None else choice(config, "type", _KINDS, None, files)
     differ = None if written is None else written != read
-    if kind in _KINDS and differ is not None and _KINDS[kind] != differ:
+    if kind is not None and differ is not None and _KINDS[kind] != differ:
         raise CheckpointError(
             f"The config of '{files}' says type={kind!r}, hf_hook_point_in={read!r} and hf_hook_point_out={written!r}, "
             "which contradict each other. Correct it."
         )
-    return _KINDS.get(kind, differ) if isinstance(kind, str) else differ
+    return differ if kind is None else _KINDS[kind]
 
 
 GEMMA_SCOPE: tuple[Format, ...] = (

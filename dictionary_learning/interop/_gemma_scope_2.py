@@ -14,7 +14,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Crosscoder
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import read_names
-from dictionary_learning.interop._base import Facts, Format, Loaded, choice, setting
+from dictionary_learning.interop._base import Facts, Format, Loaded, choice, label, setting, whole_number
 from dictionary_learning.interop._circuit_tracer import cross_layer
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._gemma_scope import CONFIG, HOOKS, site_of
@@ -132,8 +132,9 @@ def _read_layers(files: Files) -> list[dict[str, Tensor]]:
         one |= {"W_dec": tensors.take("w_dec", "dict_size layers dim"), "b_dec": tensors.take("b_dec", "dim")}
         layers.append({**one, "threshold": tensors.take("threshold", "dict_size")})
         tensors.finish()
-        said, sizes = config.get("width"), (tensors["dict_size"], tensors["dict_size"] * len(found))
-        if said and said not in sizes:  # of a layer, or of all together
+        said = whole_number(config, "width", files)
+        sizes = (tensors["dict_size"], tensors["dict_size"] * len(found))
+        if said is not None and said not in sizes:  # of a layer, or of all together
             raise CheckpointError(
                 f"The config of '{files}' says width={said!r}, and its tensors have {sizes[0]} latents in each of "
                 f"{len(found)} layers: they do not belong together."
@@ -146,7 +147,7 @@ def _read_layers(files: Files) -> list[dict[str, Tensor]]:
 def _known(format: Format, files: Files, n_layers: int) -> dict[str, Any]:
     """Returns the config, with the sites of its hook points: model.layers.{5,9}.output is two."""
     config = _config(files)
-    known = format.known(config, model="model_name")
+    known = format.known(files, config, model="model_name")
     sites = {section: _sites(config, key, n_layers, files) for section, key in HOOKS.items()}
     return known | {section: names for section, names in sites.items() if names}
 
@@ -154,16 +155,21 @@ def _known(format: Format, files: Files, n_layers: int) -> dict[str, Any]:
 def _sites(config: dict[str, Any], key: str, n_layers: int, files: Files) -> list[str]:
     """Returns the sites that a hook point of all layers, or a list of one for each, stands for."""
     said = config.get(key)
-    names = said if isinstance(said, list) else _listed(setting(config, key, str, "", files), n_layers)
-    if not all(isinstance(name, str) for name in names) or len(names) not in (0, n_layers):
-        raise CheckpointError(f"The config of '{files}' says {key}={said!r}, and there are {n_layers} layers.")
+    if said is None:
+        return []
+    names = said if isinstance(said, list) else _listed(label(config, key, files) or "", n_layers)
+    if not all(isinstance(name, str) and name for name in names) or len(names) != n_layers:
+        raise CheckpointError(
+            f"The config of '{files}' says {key}={said!r}, and there are {n_layers} layers. Give the hook points of all, "
+            "as 'model.layers.{all}.output', or null."
+        )
     return [site_of(name) for name in names]
 
 
 def _listed(name: str, n_layers: int) -> list[str]:
     places = _PLACES.search(name)
     if places is None:
-        return []
+        return [name]
     numbers = map(str, range(n_layers)) if places[1] == "all" else places[1].split(",")
     return [name.replace(places[0], number) for number in numbers]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dictionary_learning.dictionaries import Dictionary, Normalized
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import read_names
-from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, positive, setting
+from dictionary_learning.interop._base import Facts, Format, Loaded, choice, label, latents_kept, positive, setting
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._llamascopium import Scales, check_encoder, normalization_of, scaled
 from dictionary_learning.interop._safe import read_json
@@ -49,20 +49,18 @@ class LlamaScope(Format):
             raise CheckpointError(
                 f"'{files}' has no {_SETTINGS}, without which its scale is not known. Get the whole folder."
             )
+        _check_kind(config, files)
         tensors = read_tensors((files if files.has(_FINAL) else files.at("checkpoints")).path(_FINAL))
-        parts = _parts(tensors, config, files)
-        scales = Scales(1.0, 1.0)
+        parts, scales = _parts(tensors, config, files), Scales(1.0, 1.0)
         if normalization_of(config, files) == "dataset-wise":
-            norms = setting(config, _NORMS, dict, {}, files)
-            known = [positive(norms.get(key, norms.get("in")), f"{_NORMS}.{key}", files) for key in _ends(config)]
-            scales = Scales(*(math.sqrt(tensors["dim"]) / norm for norm in known))
+            scales = Scales(*(math.sqrt(tensors["dim"]) / norm for norm in _norms(config, files)))
         threshold = None
         if choice(config, "act_fn", ("relu", "jumprelu", "topk"), "jumprelu", files) == "jumprelu":
             threshold = setting(config, "jump_relu_threshold", float, None, files)
             if threshold is None:
                 raise CheckpointError(f"'{files}' is a JumpReLU, and says no jump_relu_threshold. Get the whole file.")
             threshold = torch.full((tensors["dict_size"],), threshold * scales.read)
-        return Loaded(_built(parts, tensors, config, threshold, scales, files), _known(self, config))
+        return Loaded(_built(parts, tensors, config, threshold, scales, files), _known(self, config, files))
 
 
 class LlamaScopeR1(Format):
@@ -77,6 +75,7 @@ class LlamaScopeR1(Format):
 
     def read(self, files: Files, facts: Facts) -> Loaded:
         config = read_json(files.path(_CONFIG))
+        _check_kind(config, files)
         tensors = read_tensors(files.path(_R1))
         choice(config, "act_fn", ("jumprelu",), "jumprelu", files)
         choice(config, "norm_activation", ("dataset-wise", "inference"), "dataset-wise", files)
@@ -94,19 +93,39 @@ class LlamaScopeR1(Format):
             )
         scale = positive(facts["scale"], "scale", files)
         made = _built(parts, tensors, config, thresholds, Scales(scale, scale), files)
-        return Loaded(made, _known(self, config))
+        return Loaded(made, _known(self, config, files))
 
 
 def _predicts(config: Mapping[str, Any]) -> bool:
     return config.get("hook_point_out") not in (None, config.get("hook_point_in"))
 
 
-def _ends(config: Mapping[str, Any]) -> tuple[str, str]:
-    return ("in", "out") if _predicts(config) else ("in", "in")
+def _check_kind(config: Mapping[str, Any], files: Files) -> None:
+    """Checks that it is a dictionary of one site, or of two that are named."""
+    choice(config, "sae_type", ("sae",), "sae", files)
+    read, written = (label(config, name, files) for name in ("hook_point_in", "hook_point_out"))
+    if read is None and written is not None:
+        raise CheckpointError(
+            f"The config of '{files}' says hook_point_out={written!r} and no hook_point_in, so that it may be of one "
+            "site or of two. Add hook_point_in."
+        )
 
 
-def _known(format: Format, config: Mapping[str, Any]) -> dict[str, Any]:
-    known = format.known(config, site="hook_point_in", target_site="hook_point_out")
+def _norms(config: Mapping[str, Any], files: Files) -> tuple[float, float]:
+    """Returns the mean norms of what is read and written."""
+    norms = setting(config, _NORMS, dict, {}, files)
+    read = positive(norms.get("in"), f"{_NORMS}.in", files)
+    written = read if norms.get("out") is None else positive(norms["out"], f"{_NORMS}.out", files)
+    if written != read and not _predicts(config):
+        raise CheckpointError(
+            f"'{files}' has {_NORMS}.in={read} and {_NORMS}.out={written}, and reads and writes one site, which has "
+            "one norm. Correct one of them."
+        )
+    return read, written
+
+
+def _known(format: Format, config: Mapping[str, Any], files: Files) -> dict[str, Any]:
+    known = format.known(files, config, site="hook_point_in", target_site="hook_point_out")
     if not _predicts(config):
         known.pop("target_site", None)
     return known

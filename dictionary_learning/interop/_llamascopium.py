@@ -16,7 +16,17 @@ from dictionary_learning.dictionaries import Crosscoder, CrossLayerTranscoder, D
 from dictionary_learning.dictionaries._normalized import Normalized
 from dictionary_learning.errors import CheckpointError
 from dictionary_learning.interop._archives import read_names
-from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, positive, setting
+from dictionary_learning.interop._base import (
+    Facts,
+    Format,
+    Loaded,
+    choice,
+    label,
+    latents_kept,
+    positive,
+    setting,
+    whole_number,
+)
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import read_json
 from dictionary_learning.interop._tensors import Tensors, built, coder, read_tensors, without_threshold
@@ -65,7 +75,7 @@ class Llamascopium(Format):
             dictionary = Normalized(
                 dictionary, "constant_norm_rescale", site_dims=[dictionary.activation_dim], scales=[1.0]
             )
-        known = self.known(config)
+        known = self.known(files, config)
         known |= {"site": hooks[0][0] if len(hooks[0]) == 1 else list(hooks[0])}
         if hooks[0] != hooks[1]:
             known["target_site"] = hooks[1][0] if len(hooks[1]) == 1 else list(hooks[1])
@@ -75,10 +85,15 @@ class Llamascopium(Format):
 def _hooks(config: Mapping[str, Any], kind: str, files: Files) -> tuple[list[str], list[str]]:
     """Returns the hooks that are read, and those that are written."""
     if kind == "sae":
-        return [_text(config, "hook_point_in", files)], [_text(config, "hook_point_out", files)]
+        hooks = [label(config, name, files) for name in ("hook_point_in", "hook_point_out")]
+        if hooks[0] is None or hooks[1] is None:
+            raise CheckpointError(
+                f"The config of '{files}' has no hook_point_in or hook_point_out. Get the whole file."
+            )
+        return [hooks[0]], [hooks[1]]
     names = ("hook_points", "hook_points") if kind == "crosscoder" else ("hook_points_in", "hook_points_out")
     reads, writes = (setting(config, name, list, None, files) for name in names)
-    if not reads or not writes or not all(isinstance(one, str) for one in (*reads, *writes)):
+    if not reads or not writes or not all(isinstance(one, str) and one for one in (*reads, *writes)):
         raise CheckpointError(f"The config of '{files}' has no {' or '.join(names)}. Get the whole file.")
     return list(reads), list(writes)
 
@@ -92,17 +107,12 @@ def _check_number(hooks: tuple[list[str], list[str]], n: int, files: Files) -> N
         )
 
 
-def _text(config: Mapping[str, Any], name: str, files: Files) -> str:
-    value = config.get(name)
-    if not isinstance(value, str):
-        raise CheckpointError(f"The config of '{files}' says {name}={value!r}; the name of a hook is needed.")
-    return value
-
-
 def _scales(tensors: Tensors, config: Mapping[str, Any], hooks: Sequence[str], files: Files) -> dict[str, float]:
     """Returns the factor of the activations at each hook, and takes its tensors."""
     mode = normalization_of(config, files)
-    dim = setting(config, "d_model", int, None, files)
+    dim = whole_number(config, "d_model", files) or 0
+    if dim < 1:
+        raise CheckpointError(f"The config of '{files}' says d_model={config.get('d_model')!r}; scales depend on it.")
     found: dict[str, float] = {}
     for hook in dict.fromkeys(hooks):
         name = f"{_NORM}{hook}"

@@ -34,13 +34,7 @@ class Own(Format):
                 f"'{files.folder}' has a {CONFIG} but no {WEIGHTS}. Save the dictionary again, or get the whole folder."
             )
         path = files.path(WEIGHTS)
-        with open_safetensors(path) as file:
-            header = json.loads((file.metadata() or {}).get("dictionary", "null"))
-        if header != section:  # one of the two files is of another save
-            raise CheckpointError(
-                f"In '{files.folder}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are "
-                "of different saves."
-            )
+        check_weights(path, section)
         try:
             return Loaded(built(DICTIONARIES[section.pop("class")], read_safetensors(path), **section), config)
         except (DictionaryLearningError, TypeError) as error:
@@ -48,3 +42,18 @@ class Own(Format):
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         save_dictionary(dictionary, folder, config)
+
+
+def check_weights(path: Path, section: Mapping[str, Any]) -> None:
+    """Checks that a file of weights is whole, and is of a config's section; reads no weights.
+
+    Raises:
+        CheckpointError: it is damaged, or of another save.
+    """
+    with open_safetensors(path) as file:
+        header = json.loads((file.metadata() or {}).get("dictionary", "null"))
+    if header != section:
+        raise CheckpointError(
+            f"In '{path.parent}', {CONFIG} describes {section} and {WEIGHTS} holds {header}: the two files are of "
+            "different saves."
+        )

@@ -25,6 +25,7 @@ from dictionary_learning.interop._base import (
     positive,
     setting,
     warn_unknown,
+    whole_number,
 )
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._safe import read_json, read_yaml
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 SCALER = "activation_scaler.json"
+_WHITENING = "activation_whitening.safetensors"
 PARTS = {"W_enc": "W_enc.T", "W_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec", "W_skip": "W_skip"}
 GATED = {"gate_bias": "b_gate", "mag_bias": "b_mag", "r_mag": "r_mag"}
 _KINDS = {
@@ -60,6 +62,8 @@ SCALED_OUTSIDE = "scaled_outside"
 """Section of the config that names how activations are scaled outside of a dictionary."""
 UNIT = 1e-5
 """How far from 1 norms may be that were normalized in float32."""
+_OF_TEMPORAL = ("scaling_factor", "n_heads", "n_attn_layers", "bottleneck_factor", "tied_weights", "sae_diff_type")
+"""Settings that a release of temporal dictionaries has."""
 _NAMES = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",
@@ -106,14 +110,10 @@ class SAELens(Format):
     def read(self, files: Files, facts: Facts) -> Loaded:
         given = read_json(files.path(CONFIG))
         # settings were flat before 6.0
-        config = given if isinstance(given.get("metadata"), dict) else modernized(given, files)
-        choice(
-            {"reshape_activations": config.get("reshape_activations") or "none"},
-            "reshape_activations",
-            ("none", "hook_z"),
-            "none",
-            files,
-        )
+        config = modernized(given, files) if given.get("metadata") is None else given
+        metadata = setting(config, "metadata", dict, {}, files)
+        if config.get("reshape_activations") is not None:
+            choice(config, "reshape_activations", ("none", "hook_z"), None, files)
         if config is given:
             warn_unknown(config, _FIELDS, files)
         tensors = read_tensors(files.path(WEIGHTS))
@@ -122,14 +122,22 @@ class SAELens(Format):
         dictionary = read(tensors, config, architecture, files)
         tensors.finish(config, dim="d_in", dict_size="d_sae", output_dim="d_out")
         tensors.check_expansion(config, "expansion_factor")
-        metadata = setting(config, "metadata", dict, {}, files)
-        known = self.known(given, metadata, model="model_name", site="hook_name", target_site="hook_name_out")
+        known = self.known(files, given, metadata, model="model_name", site="hook_name", target_site="hook_name_out")
         if config.get("reshape_activations") == "hook_z":
             known["reshape_activations"] = "hook_z"  # heads one after another, as in sites of this package
-        if files.has(SCALER):
-            scale = read_json(files.path(SCALER)).get("scaling_factor")
-            known |= {} if scale is None else {"activation_scale": positive(scale, "scaling_factor", files)}
+        for section, end in (("site", ""), ("target_site", "_out")):
+            if section in known and _is_of_one_head(metadata, f"hook_head_index{end}", files):
+                del known[section]
+        beside = read_json(files.path(SCALER)) if files.has(SCALER) else {}
+        if (scale := beside.get("scaling_factor")) is not None:
+            known |= {"activation_scale": positive(scale, "scaling_factor", files)}
         scaled = config.get("normalize_activations")
+        if scaled not in _OUTSIDE and (files.has(_WHITENING) or beside.get("has_whitening")):
+            logger.warning(
+                "'%s' has a whitening of activations (%s) and says normalize_activations=%r: whether it belongs to "
+                "this dictionary is not known, and it is not applied.",
+                *(files, _WHITENING, scaled),
+            )
         if scaled in _OUTSIDE and "scale" not in facts:
             known[SCALED_OUTSIDE] = scaled
         return Loaded(_normalized(dictionary, config, facts, files), known)
@@ -150,12 +158,28 @@ class Temporal(Format):
         weights, conf = map(files.path, self.needed)
         config, tensors = read_yaml(conf), read_tensors(weights)
         settings = setting(config, "sae", dict, {}, files)
-        scale = positive(settings.get("scaling_factor", 1.0), "scaling_factor", files)
+        selects = settings.get("sae_diff_type") != "relu"
+        needed = (*_OF_TEMPORAL, "kval_topk") if selects else _OF_TEMPORAL
+        if missing := [name for name in needed if settings.get(name) is None]:
+            raise CheckpointError(f"The conf.yaml of '{files}' does not say {', '.join(missing)}. Get the whole file.")
+        scale = positive(settings["scaling_factor"], "scaling_factor", files)
         names = {"W_dec": "D", "b_dec": "b", "W_enc": "E.T"}
         dictionary = _read_temporal(tensors, settings, files, names, scale=1 / scale)
         tensors.finish(setting(config, "llm", dict, {}, files), dim="dimin")
         tensors.check_expansion(settings, "exp_factor")
-        return Loaded(dictionary, self.known(config))
+        return Loaded(dictionary, self.known(files, config))
+
+
+def _is_of_one_head(metadata: Mapping[str, Any], name: str, files: Files) -> bool:
+    """Returns whether a dictionary is of one attention head, for which there is no site here."""
+    head = whole_number(metadata, name, files)
+    if head is not None:
+        logger.warning(
+            "'%s' is of one attention head (%s=%d), and sites here are of all heads: give it the activations of that "
+            "head. Its info has no site.",
+            *(files, name, head),
+        )
+    return head is not None
 
 
 def modernized(config: Mapping[str, Any], where: object) -> dict[str, Any]:

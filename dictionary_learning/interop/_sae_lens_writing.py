@@ -1,5 +1,6 @@
 """Dictionaries as SAELens 6 saves them for inference."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.interop._sae_lens import CONFIG, GATED, NORMALIZATIONS, PARTS, SCALED_OUTSIDE, UNIT, WEIGHTS
 from dictionary_learning.interop._tensors import stored_parts
 
+logger = logging.getLogger(__name__)
+
 _VERSION = "6.0.0"
 """The version of the form that is written; readers take a config without one for that of 5.x."""
 NORMALIZATIONS_THERE = {ours: theirs for theirs, ours in NORMALIZATIONS.items() if ours is not None}
@@ -60,7 +63,7 @@ def write(dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> No
             )
         normalization, inner = NORMALIZATIONS_THERE[name], dictionary.dictionary
     if isinstance(inner, TemporalAutoencoder) and inner is dictionary:
-        own, tensors = _temporal(inner)
+        own, tensors = temporal_settings(inner), _temporal_tensors(inner)
     elif isinstance(inner, (SparseAutoencoder, Transcoder)):
         own, tensors = _coder(inner)
     else:
@@ -100,6 +103,12 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": None, **(peers or {})}
     if info.model is not None and (name := model_name(info.model)) is not None:
         metadata["model_name"] = name
+    elif info.sites:
+        logger.warning(
+            "SAELens finds the language model by its name, and none is known for certain (%s). It is left out; give "
+            "model_name= to have it.",
+            info.model or "the model was given as an object, or the files do not say it",
+        )
     for key, sites in (("hook_name", info.sites), ("hook_name_out", info.target_sites)):
         hooks = [hook_name(site, info.model) for site in sites]
         if sites and (len(hooks) != 1 or hooks[0] is None):
@@ -162,10 +171,9 @@ def _has_unit_rows(coder: Coder) -> bool:
     return bool(((coder.decoder_norms() - 1).abs() <= UNIT).all())
 
 
-def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if dictionary.has_output_bias != (dictionary.subtracts_b_dec or not dictionary.tied):
-        raise CheckpointError("SAELens adds b_dec where it subtracts it; this dictionary does not. Convert it to own.")
-    settings = {
+def temporal_settings(dictionary: TemporalAutoencoder) -> dict[str, Any]:
+    """Returns the same of a dictionary that reads whole contexts, with its scale."""
+    return {
         "architecture": "temporal",
         "apply_b_dec_to_input": dictionary.subtracts_b_dec,
         "normalize_activations": "constant_scalar_rescale",
@@ -177,6 +185,11 @@ def _temporal(dictionary: TemporalAutoencoder) -> tuple[dict[str, Any], dict[str
         "kval_topk": dictionary.k,
         "tied_weights": dictionary.tied,
     }
+
+
+def _temporal_tensors(dictionary: TemporalAutoencoder) -> dict[str, Tensor]:
+    if dictionary.has_output_bias != (dictionary.subtracts_b_dec or not dictionary.tied):
+        raise CheckpointError("SAELens adds b_dec where it subtracts it; this dictionary does not. Convert it to own.")
     # dim 0 is the latent axis here, and the last axis there
     turned = {} if dictionary.tied else {"W_enc": dictionary.W_enc.T}
-    return settings, {**dictionary.state_dict(), **turned}
+    return {**dictionary.state_dict(), **turned}

@@ -105,6 +105,7 @@ class DictionaryLearning(Format):
             scale = 1.0 if held.get("norm_factor") is None else positive(held["norm_factor"], "norm_factor", path)
             held = held["ae"]
         said = {key: value for key, value in trainer.items() if value is not None}
+        setting(said, "dict_class", str, None, path)
         # a class that is not known here may be one of these by another name
         said |= facts if said.get("dict_class") not in _NAMES else {}
         dictionary = _dictionary(Tensors(held, path), {**facts, **said})
@@ -114,7 +115,7 @@ class DictionaryLearning(Format):
         if scale != 1.0:
             dictionary.scale_(scale)
         plain = {name: value for name, value in trainer.items() if isinstance(value, (*PLAIN, list))}
-        known = self.known(config, trainer, model="lm_name", site="submodule_name")
+        known = self.known(files, config, trainer, model="lm_name", site="submodule_name")
         return Loaded(dictionary, {**known, "trainer": plain})
 
     def check(self, dictionary: Dictionary) -> None:

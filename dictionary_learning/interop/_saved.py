@@ -24,25 +24,35 @@ class Saved(NamedTuple):
 
 
 def own_folders(place: str) -> list[Path]:
-    """Returns the folders of this package's dictionaries: the path itself, or those of a run."""
-    folder = Path(place)
+    """Returns the folders of this package's dictionaries: of the path itself, or those of a run."""
+    folder = _folder_of(place)
     if (folder / WEIGHTS).is_file():
         return [folder]
     return sorted((path.parent for path in folder.glob(f"*/{WEIGHTS}")), key=lambda path: natural_key(path.name))
 
 
-def saved_at(place: str) -> list[Saved]:
+def saved_at(place: str, **options: Any) -> list[Saved]:
     """Returns the dictionaries at a path or in a repository of the hub, of any format.
+
+    Args:
+        place: the path or the repository.
+        options: those of `load_many`: a format, and facts that the files do not hold.
 
     Raises:
         CheckpointError: there is no dictionary, or one cannot be read.
     """
     found: list[Saved] = []
-    for site, dictionary in load_many(place).items():
+    for site, dictionary in load_many(place, **options).items():
         info = dictionary.info
-        folder = Path(info.source or place) if info.format == "own" else None
+        folder = _folder_of(info.source or place) if info.format == "own" else None
         found.append(Saved(info.name or site or Path(place).name, dictionary, info.config, folder))
     return found
+
+
+def _folder_of(place: str) -> Path:
+    """Returns the folder of a dictionary that may be given by its file of weights."""
+    path = Path(place)
+    return path.parent if path.name == WEIGHTS and path.is_file() else path
 
 
 def match_site(name: str | Site, available: Collection[Site], model: str | None = None) -> Site | None:
@@ -97,7 +107,7 @@ def sites_in_model(
     if names and info.format in ("own", None):  # None: of a run in this process
         return tuple(Site.parse(one) for one in names)  # whether the model has them, the evaluation checks
     tried = " and ".join(repr(one) for one in (*names, name) if one) or "no name"
-    if info.model is not None and _short(info.model) != _short(model.name):
+    if info.model is not None and _short(info.model) != _short(model.known_name or info.model):
         names = tuple(one for one in names if "hook_" not in one)  # hooks of another model say nothing of this one
     # without "heads", which means the same as the projection's "in"
     available = [Site(path, side) for path, _ in model.module.named_modules() for side in ("in", "out")]

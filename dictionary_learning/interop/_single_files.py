@@ -55,7 +55,7 @@ class OpenAI(Format):
         else:
             dictionary = coder(parts, _RECTIFIERS[activation])
         tensors.finish()
-        return Loaded(dictionary, self.known({"activation": activation, **state}))
+        return Loaded(dictionary, self.known(files, {"activation": activation, **state}))
 
 
 class MatsSAE(Format):
@@ -78,9 +78,10 @@ class MatsSAE(Format):
             raise CheckpointError(f"'{path}' holds no cfg and state_dict, as mats_sae_training wrote them.")
         cfg = held.get("cfg")
         values = cfg.state if isinstance(cfg, Inert) else cfg
-        # settings that are no plain values, such as devices and dtypes, have no effect here
-        given = {str(name): value for name, value in dict(values or {}).items() if isinstance(value, PLAIN)}
-        config = modernized(given, path)
+        settings = {str(name): value for name, value in dict(values or {}).items()}
+        config = modernized(settings, path)
+        # those that are no plain values, such as devices and dtypes, have no effect here
+        given = {name: value for name, value in settings.items() if isinstance(value, PLAIN)}
         tensors = Tensors(held.get("state_dict"), path)
         if config["architecture"] != "standard":
             raise CheckpointError(
@@ -89,7 +90,7 @@ class MatsSAE(Format):
         dictionary = read_coder(tensors, config, "standard", files)
         tensors.finish(config, dim="d_in", dict_size="d_sae")
         tensors.check_expansion(config, "expansion_factor")
-        return Loaded(dictionary, self.known(given, config["metadata"], model="model_name", site="hook_name"))
+        return Loaded(dictionary, self.known(files, given, config["metadata"], model="model_name", site="hook_name"))
 
 
 class TwoMatrices(Format):
@@ -118,9 +119,9 @@ class TwoMatrices(Format):
         parts = tensors.parts(self.parts)
         tensors.finish()
         if self.needs_k:
-            known = self.known({"k": _k(files, facts)})
+            known = self.known(files, {"k": _k(files, facts)})
             return Loaded(coder(parts, "top_k", without_threshold(), centered=False, k=known["peer"]["k"]), known)
-        return Loaded(coder(parts, centered=False, named=AutoEncoderNew), self.known({}))
+        return Loaded(coder(parts, centered=False, named=AutoEncoderNew), self.known(files, {}))
 
 
 _PICKLES = ("*.pt", "*.pth")

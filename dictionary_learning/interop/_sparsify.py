@@ -13,7 +13,7 @@ from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder,
 from dictionary_learning.dictionaries._serialization import write_tensors
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, TopK
 from dictionary_learning.errors import CheckpointError
-from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, setting
+from dictionary_learning.interop._base import Facts, Format, Loaded, choice, latents_kept, setting, whole_number
 from dictionary_learning.interop._files import Files
 from dictionary_learning.interop._loading import load_dictionary, load_many
 from dictionary_learning.interop._safe import read_json
@@ -57,8 +57,9 @@ class Sparsify(Format):
             predicts=predicts,
             k=k,
         )
-        tensors.finish(config, dim="d_in", dict_size="num_latents")
-        if not config.get("num_latents"):
+        counted = whole_number(config, "num_latents", files)  # 0 there means that expansion_factor says it
+        tensors.finish({**config, "num_latents": counted or None}, dim="d_in", dict_size="num_latents")
+        if not counted:
             tensors.check_expansion(config, "expansion_factor")
         if setting(config, "skip_connection", bool, False, files) != has_skip:
             raise CheckpointError(
@@ -72,9 +73,9 @@ class Sparsify(Format):
         # the folder of a dictionary is named after its hookpoint, unless a user has renamed it
         hookpoint = next((part for part in reversed(files.folder.parts[-2:]) if _HOOKPOINT.fullmatch(part)), None)
         if not predicts or hookpoint is None:
-            return Loaded(dictionary, self.known(config, {"folder": hookpoint}, site="folder"))
+            return Loaded(dictionary, self.known(files, config, {"folder": hookpoint}, site="folder"))
         ends = {"in": f"{hookpoint}:in", "out": f"{hookpoint}:out"}  # of a module, what it reads and returns
-        return Loaded(dictionary, self.known(config, ends, site="in", target_site="out"))
+        return Loaded(dictionary, self.known(files, config, ends, site="in", target_site="out"))
 
     def write(self, dictionary: Dictionary, folder: Path, config: Mapping[str, Any]) -> None:
         own = _writable(dictionary)

@@ -20,6 +20,7 @@ from dictionary_learning.dictionaries._serialization import is_finite
 from dictionary_learning.dictionaries.nonlinearities import NONLINEARITIES
 from dictionary_learning.errors import CheckpointError, DictionaryLearningError, did_you_mean
 from dictionary_learning.interop._archives import read_pt
+from dictionary_learning.interop._base import setting, whole_number
 from dictionary_learning.interop._safe import plain_name, read_npz, read_safetensors
 
 _ALIGNMENT = 64
@@ -119,7 +120,7 @@ class Tensors:
         """Checks that all tensors were taken, and that a config says their sizes.
 
         Args:
-            config: the config; None or 0 in it means that the size is not said.
+            config: the config; None in it means that the size is not said.
             keys: the config's key of each size, by its word here.
         """
         if self._left:
@@ -128,8 +129,8 @@ class Tensors:
                 "may change what the dictionary computes; give the format that the file is of."
             )
         for word, key in keys.items():
-            said = (config or {}).get(key)
-            if said and word in self.sizes and said != self.sizes[word]:
+            said = whole_number(config or {}, key, self.where)
+            if said is not None and word in self.sizes and said != self.sizes[word]:
                 raise CheckpointError(
                     f"The config of '{self.where}' says {key}={said!r}, and its tensors have {self.sizes[word]}: they "
                     "do not belong together."
@@ -137,8 +138,8 @@ class Tensors:
 
     def check_expansion(self, config: Mapping[str, Any], key: str) -> None:
         """Checks how many times as many latents there are as dimensions, if a config says it."""
-        said, dim, size = config.get(key), self.sizes["dim"], self.sizes["dict_size"]
-        if isinstance(said, (int, float)) and said and round(said * dim) != size:
+        said, dim, size = setting(config, key, float, None, self.where), self.sizes["dim"], self.sizes["dict_size"]
+        if said is not None and abs(said * dim - size) > 1 / 2:
             raise CheckpointError(
                 f"The config of '{self.where}' says {key}={said!r}, and its tensors have {size} latents for {dim} "
                 "dimensions: they do not belong together."

@@ -207,7 +207,7 @@ class _ModelElsewhere:
     """What is asked of a language model while dictionaries are built."""
 
     def __init__(self, name: str | None, data: TracedElsewhere):
-        self.name, self._data = name, data
+        self.known_name, self._data = name, data
 
     def sites(self, named: Any) -> Any:
         return self._data.ask(functools.partial(_of_model, "sites", named))

@@ -89,6 +89,6 @@ def facts_of(data: Any) -> Facts:
         data.out_batch_size,
         data.activation_buffer_size,
         data.n_bytes,
-        getattr(model, "name", None),
+        getattr(model, "known_name", None),
         sum(weights.values()),
     )

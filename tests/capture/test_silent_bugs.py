@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dictionary_learning import IdentityDict, Site, load_dictionary, load_model, save_dictionary
+from dictionary_learning.capture import TracedModel
 from dictionary_learning.dictionaries import AutoEncoder
 from dictionary_learning.errors import SiteError
 from dictionary_learning.interventions import ablate, graft
@@ -159,12 +160,16 @@ def test_forward_pass_stops_after_the_last_site_whatever_it_is():
 
 
 def test_dictionary_of_another_model_is_warned_of(caplog):
-    model = load_model(tiny.model("llama"))
+    model = TracedModel(tiny.model("llama"), name="one/model")
     assert model.check_trained_on(model.describe()) and not caplog.records
     assert model.check_trained_on({}) and model.check_trained_on({**model.describe(), "dtype": "bfloat16"})
     with caplog.at_level(logging.WARNING):
         assert not model.check_trained_on({"name": "other/model", "revision": "abc"})
     assert "What was trained on 'other/model' at revision abc is used with" in caplog.text
+    unnamed = load_model(tiny.model("llama"))
+    # a model without a name may be any of its class
+    assert unnamed.check_trained_on({"name": "other/model"}) and unnamed.check_trained_on(unnamed.describe())
+    assert not unnamed.check_trained_on(load_model(tiny.model("gpt2")).describe())
 
 
 def test_batched_edit_changes_every_text():

@@ -27,7 +27,8 @@ EVERYTHING = {"node_threshold": 1.0, "edge_threshold": 1.0}
 @pytest.fixture(scope="module", params=["layers", "cross_layer"])
 def graph(request):
     given = transcoders(biases=True) if request.param == "layers" else cross_layer(biases=True)
-    return attribution_graph(model(), given, TEXT, max_latents=None, n_logits=4)
+    # the model is an object, which has no name
+    return attribution_graph(model(), given, TEXT, max_latents=None, n_logits=4)._replace(model="owner/tiny")
 
 
 def written(graph, folder, **options):
@@ -167,6 +168,14 @@ def test_wrong_arguments_are_refused(graph, tmp_path, given, match):
     with pytest.raises(ConfigError, match=match):
         write_attribution_graph(**{"graph": graph, "path": tmp_path, "slug": "a", **given})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_name_needs_an_id(graph, tmp_path):
+    assert written(graph, tmp_path)["metadata"]["scan"] == "tiny"
+    assert attribution_graph(model(), transcoders(biases=True), TEXT).model == ""
+    with pytest.raises(ConfigError, match="given as an object. Give model_id="):
+        written(graph._replace(model=""), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_list_of_another_form_is_kept(graph, tmp_path):

@@ -172,7 +172,9 @@ def test_cross_layer_computes_what_ours_computes(tmp_path, nonlinearity):
     made = filled(CrossLayerTranscoder([D] * L, F * L, options))
     paths = [f"model.layers.{layer}.mlp" for layer in range(L)]
     made.info = DictionaryInfo(sites=tuple(f"{p}:in" for p in paths), target_sites=tuple(f"{p}:out" for p in paths))
-    write_circuit_tracer(made, tmp_path)
+    with pytest.raises(CheckpointError, match="do not say it. Give model_name="):
+        write_circuit_tracer(made, tmp_path)
+    write_circuit_tracer(made, tmp_path, model_name="tiny")
     x = torch.randn(L, 32, D, generator=torch.Generator().manual_seed(2))
     flat = torch.cat(list(x), dim=-1)
     latents, out = cross_layer_forward(tmp_path, x)
@@ -205,7 +207,7 @@ def test_hooks_of_transformer_lens_and_gemma_are_known(tmp_path):
          ("mlp.hook_in", "hook_mlp_out")),
     ):  # fmt: skip
         made.info = DictionaryInfo(sites=(site,), target_sites=(target,))
-        write_circuit_tracer([made], tmp_path)
+        write_circuit_tracer([made], tmp_path, model_name="tiny")
         config = yaml.safe_load((tmp_path / "config.yaml").read_text())
         assert (config["feature_input_hook"], config["feature_output_hook"]) == hooks
 

@@ -27,7 +27,7 @@ def llama_scope(folder: Path, **changes: Any) -> None:
     config: dict[str, Any] = {
         "hook_point_in": HOOKS[1], "hook_point_out": HOOKS[1], "d_model": D, "d_sae": F, "expansion_factor": F / D,
         "act_fn": "jumprelu", "jump_relu_threshold": 0.9, "top_k": 4, "norm_activation": "dataset-wise",
-        "dataset_average_activation_norm": {"in": 3.0, "out": 5.0}, "apply_decoder_bias_to_pre_encoder": False,
+        "dataset_average_activation_norm": {"in": 3.0, "out": 3.0}, "apply_decoder_bias_to_pre_encoder": False,
         "use_decoder_bias": True, "use_glu_encoder": False, "sparsity_include_decoder_norm": False, **changes,
     }  # fmt: skip
     w = {"encoder.weight": torch.randn(F, D), "encoder.bias": torch.randn(F)}

@@ -94,7 +94,7 @@ def test_llamascopium_scales_each_token(tmp_path):
 LLAMA = {
     "hook_point_in": "blocks.1.hook_resid_post", "hook_point_out": "blocks.1.hook_resid_post", "d_model": D,
     "d_sae": F, "expansion_factor": F / D, "act_fn": "jumprelu", "jump_relu_threshold": 0.9, "top_k": 4,
-    "norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 3.0, "out": 5.0},
+    "norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": 3.0, "out": 3.0},
     "apply_decoder_bias_to_pre_encoder": False, "use_decoder_bias": True, "sparsity_include_decoder_norm": False,
 }  # fmt: skip
 
@@ -118,7 +118,7 @@ def llama_scope(folder, **changes):
         {"norm_activation": "token-wise"},
         {"norm_activation": "inference"},
         {"use_decoder_bias": False},
-        {"hook_point_out": "blocks.1.hook_mlp_out"},
+        {"hook_point_out": "blocks.1.hook_mlp_out", "dataset_average_activation_norm": {"in": 3.0, "out": 5.0}},
     ],
 )
 def test_llama_scope_reads_each_setting(tmp_path, act_fn, changes):

@@ -86,8 +86,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "third_party/llama_scope_r1": (
         "config.json",
         {
-            **{key: value for key, value in _MOSS.items() if key != "sae_type"},
-            "act_fn": "topk", "hook_point_in": OTHER_HOOK, "hook_point_out": OTHER_HOOK, "use_decoder_bias": False,
+            **_MOSS, "act_fn": "topk", "hook_point_in": OTHER_HOOK, "hook_point_out": OTHER_HOOK, "use_decoder_bias": False,
             "apply_decoder_bias_to_pre_encoder": True,
         },
     ),
@@ -96,8 +95,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "llama_scope": (
         "hyperparams.json",
         {
-            **{key: value for key, value in _MOSS.items() if key != "sae_type"},
-            "d_sae": 63, "act_fn": "topk", "jump_relu_threshold": 0.5, "dataset_average_activation_norm": {"in": 2.0},
+            **_MOSS, "d_sae": 63, "act_fn": "topk", "jump_relu_threshold": 0.5, "dataset_average_activation_norm": {"in": 2.0},
             "apply_decoder_bias_to_pre_encoder": True, "use_decoder_bias": False, "hook_point_in": OTHER_HOOK,
             "hook_point_out": OTHER_HOOK,
         },
@@ -118,6 +116,13 @@ CASES: dict[str, tuple[str, dict]] = {
 """Of each reader files, the settings beside the weights, and another value of each setting."""
 WITHOUT = {"own", "gemma_scope", "openai", "qwen_scope", "goodfire", "deepseek_r1", "saprmarks"}
 """Formats without settings in a file, and ours, whose weights repeat them (`test_safety`)."""
+SIZES_AND_NAMES = {
+    "d_in", "d_sae", "d_model", "expansion_factor", "exp_factor", "width", "activation_dim", "dict_size", "dimin",
+    "hook_name", "hook_name_out", "hook_point", "hook_point_in", "hook_point_out", "hf_hook_point_in", "hf_hook_point_out",
+    "feature_input_hook", "feature_output_hook", "submodule_name", "model_name",
+}  # fmt: skip
+ODD: tuple = (0, False, "", [], {})
+"""Values that Python takes for nothing; null alone says nothing."""
 X = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(3))
 
 
@@ -183,3 +188,55 @@ def test_another_setting_is_another_dictionary_or_refused(name, key, inner, valu
     same = all(torch.equal(one, other) for one, other in zip(before[1], after[1], strict=True))
     warned = "not known here" in caplog.text or "scaled outside of it" in caplog.text
     assert before[0] != after[0] or not same or warned
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "inner"), [case[:3] for case in each() if (case[2] or case[1]) in SIZES_AND_NAMES]
+)
+def test_sizes_and_names_of_a_wrong_type_are_refused_by_their_name(name, key, inner, tmp_path):
+    path = put(name, tmp_path / "d")
+    for value in ODD:
+        change(path, key, inner, value)
+        with pytest.raises(CheckpointError, match=f"{inner or key}|hook_name") as caught:  # or by its later name
+            load_dictionary(tmp_path / "d", **golden.FACTS.get(name, {}))
+        assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["scaling_factor", "n_heads", "n_attn_layers", "bottleneck_factor", "tied_weights", "sae_diff_type", "kval_topk"],
+)
+def test_temporal_settings_have_no_defaults(key, tmp_path):
+    change(put("third_party/temporal", tmp_path / "d"), "sae", key, None)
+    with pytest.raises(CheckpointError, match=f"does not say {key}"):
+        load_dictionary(tmp_path / "d")
+
+
+def test_scales_of_one_site_are_one(tmp_path):
+    path = put("llama_scope", tmp_path / "d")
+    change(path, "dataset_average_activation_norm", "out", 5.0)
+    with pytest.raises(CheckpointError, match=r"\.out=5.0, and reads and writes one site"):
+        load_dictionary(tmp_path / "d")
+    change(path, "hook_point_in", "", None)
+    with pytest.raises(CheckpointError, match="Add hook_point_in"):
+        load_dictionary(tmp_path / "d")
+
+
+@pytest.mark.parametrize("name", ["saelens/standard", "saelens_legacy/standard", "saelens_legacy/old_key_names"])
+def test_one_head_is_warned_of_and_has_no_site(name, tmp_path, caplog):
+    path = put(name, tmp_path / "d")
+    if name == "saelens/standard":
+        change(path, "metadata", "hook_head_index", 3)
+    else:
+        change(path, "hook_point_head_index" if "old" in name else "hook_head_index", "", 3)
+    loaded = load_dictionary(tmp_path / "d")
+    assert loaded.info.sites == () and "of one attention head (hook_head_index=3)" in caplog.text
+
+
+def test_whitening_that_may_be_another_run_s_is_warned_of(tmp_path, caplog):
+    put("saelens/standard", tmp_path / "d")
+    load_dictionary(tmp_path / "d")
+    assert "whitening" not in caplog.text
+    (tmp_path / "d" / "activation_whitening.safetensors").write_bytes(b"")
+    load_dictionary(tmp_path / "d")
+    assert "whitening of activations" in caplog.text

@@ -22,7 +22,7 @@ from dictionary_learning.activations.cache._shards import OpenShard, checksum, g
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.activations.cache._writing import write_cache
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError, SiteError
-from dictionary_learning.models import load_model
+from dictionary_learning.models import called, load_model
 from dictionary_learning.sites import Site, expand
 
 logger = logging.getLogger(__name__)
@@ -303,10 +303,10 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
             known = settings.get("model_fingerprint") if wanted.get("dtype") == written.get("dtype") else None
             if known not in (None, model_fingerprint(traced)):
                 raise DataError(
-                    f"The cache '{self.store.path}' is of {written['name']!r} with other weights. Use another cache."
+                    f"The cache '{self.store.path}' is of {called(written)!r} with other weights. Use another cache."
                 )
-        if wanted["name"] != written.get("name"):
+        if called(wanted) != called(written):
             raise DataError(
-                f"The cache '{self.store.path}' is of the model {written.get('name')!r}, not {wanted['name']!r}. "
+                f"The cache '{self.store.path}' is of the model {called(written)!r}, not {called(wanted)!r}. "
                 "Use another cache."
             )

@@ -8,8 +8,15 @@ from dictionary_learning.compat.saelens._fields import RENAMED
 from dictionary_learning.dictionaries import Coder, Dictionary, DictionaryInfo, Normalized
 from dictionary_learning.dictionaries._wrapper import innermost
 from dictionary_learning.dictionaries.nonlinearities import SparseSelection
+from dictionary_learning.errors import ConfigError
+from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.interop._sae_lens import SCALED_OUTSIDE
-from dictionary_learning.interop._sae_lens_writing import NORMALIZATIONS_THERE, architecture_of, coder_settings
+from dictionary_learning.interop._sae_lens_writing import (
+    NORMALIZATIONS_THERE,
+    architecture_of,
+    coder_settings,
+    temporal_settings,
+)
 
 OF_METADATA = (
     "model_name", "hook_name", "hook_name_out", "hook_layer", "hook_head_index", "context_size", "prepend_bos",
@@ -17,6 +24,10 @@ OF_METADATA = (
     "model_from_pretrained_kwargs", "dataset_trust_remote_code",
 )  # fmt: skip
 """Fields that stand beside the others in 3 to 5, and in `metadata` in 6."""
+
+
+_MAY_BE_SET = ("device", "dtype")
+"""Fields that scripts set beside moving the weights themselves."""
 
 
 class Architecture(str):
@@ -67,7 +78,11 @@ class SAEMetadata:
 
 
 class SAEConfig:
-    """The settings of a dictionary. They say what it is, and do not change it."""
+    """The settings of a dictionary. They say what it is: only names of the model and hook are set.
+
+    Raises:
+        ConfigError: A setting that the weights have already would get another value.
+    """
 
     def __init__(self, metadata: SAEMetadata, **settings: Any):
         vars(self).update(settings, metadata=metadata)
@@ -84,8 +99,14 @@ class SAEConfig:
         own = RENAMED.get(name, name)
         if own in OF_METADATA:
             vars(self)["metadata"][own] = value
-        else:
+        elif own in _MAY_BE_SET or own not in vars(self) or vars(self)[own] == value:
             vars(self)[own] = value
+        else:
+            raise ConfigError(
+                f"Got cfg.{name} = {value!r}, and this SAE has {vars(self)[own]!r}: its cfg says what it is, and does "
+                "not change what it computes. Change the dictionary itself (sae.dictionary), or the file before it is "
+                "loaded."
+            )
 
     def __repr__(self) -> str:
         return f"SAEConfig({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
@@ -115,9 +136,8 @@ def config_of(dictionary: Dictionary) -> SAEConfig:
         own["reshape_activations"] = "hook_z"
     if isinstance(inner, Coder):
         own |= coder_settings(inner)
-    elif isinstance(peer := dictionary.info.config.get("peer"), Mapping):  # temporal: as its file says
-        own = {**peer, **{name: own[name] for name in ("d_in", "d_sae", "dtype", "device", "architecture")}}
-        own.pop("metadata", None)
+    elif isinstance(inner, TemporalAutoencoder):
+        own |= temporal_settings(inner)
     own["architecture"] = Architecture(own["architecture"])
     if isinstance(inner, Coder) and isinstance(inner.nonlinearity, SparseSelection):
         own["k"] = inner.nonlinearity.k

@@ -80,6 +80,7 @@ class SAE(Wrapper, StandIn):
         dtype: str | torch.dtype | None = None,
         *,
         fold_W_dec_norm: bool = False,
+        **options: Any,
     ) -> "SAE":
         """Loads a dictionary from a folder, in SAELens' format or in any other.
 
@@ -88,16 +89,25 @@ class SAE(Wrapper, StandIn):
             device: Where to.
             dtype: By default that of `cfg.json`, as there.
             fold_W_dec_norm: Whether decoder rows get unit norm.
+            options: Further ones of `load_dictionary`, such as facts that the files do not hold
+                (`k=`, `scale=`).
+
+        Raises:
+            CheckpointError: There is no dictionary, or it cannot be read.
         """
-        loaded = load_dictionary(path, device, dtype=_dtype(dtype) or _stored_dtype(Path(path)))
+        loaded = load_dictionary(path, device, dtype=_dtype(dtype) or _stored_dtype(Path(path)), **options)
         return cls(loaded)._folded_if(fold_W_dec_norm)
 
     @classmethod
     def load_from_pretrained(
-        cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        **options: Any,
     ) -> "SAE":
         """Loads a dictionary from a folder, as `load_from_disk` does; the name in 3 to 5."""
-        return cls.load_from_disk(path, device, dtype)
+        return cls.load_from_disk(path, device, dtype, **options)
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # a release, as there
@@ -221,9 +231,9 @@ class SAE(Wrapper, StandIn):
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """Converts a dictionary of x * scaling_factor into one of x; latents stay."""
         fold_activation_scale_(innermost(self), scaling_factor)
-        self.cfg.normalize_activations = "none"
         known = {name: value for name, value in self.info.config.items() if name != SCALED_OUTSIDE}
         self.info = dataclasses.replace(self.info, config=known)
+        vars(self.cfg)["normalize_activations"] = "none"  # what was set by hand of the others stays
 
     def get_name(self) -> str:
         """Returns a name made of model, hook and number of latents."""

@@ -89,7 +89,7 @@ def headline(report: Mapping[str, Any]) -> str:
     text = f"{n} {'dictionary' if n == 1 else 'dictionaries'} at {n_sites} {'site' if n_sites == 1 else 'sites'}"
     text = text if n else "Dictionaries"
     detail = ", ".join(str(model[key]) for key in ("revision", "dtype") if model.get(key))
-    if name := f"{shown_name(model.get('name') or '')}{f' ({detail})' if detail else ''}".strip():
+    if name := f"{shown_name(model)}{f' ({detail})' if detail else ''}".strip():
         text += f" of {name}"
     if finite(data.get("n_tokens_scored")) is not None:
         text += f", evaluated on {count(data['n_tokens_scored'])} tokens"

@@ -168,7 +168,11 @@ class TemporalAutoencoder(Dictionary):
                 f"Got activations of shape {tuple(x.shape)}; a TemporalAutoencoder takes whole contexts, "
                 f"(..., ctx, {self.activation_dim}). Give the tokens of each context in order."
             )
-        rest = upcast(x.to(self.dtype)).reshape(-1, *x.shape[-2:]) / self.scale  # (contexts, ctx, dim)
+        x = upcast(x.to(self.dtype))
+        if not x.numel():
+            empty = x.new_zeros(*x.shape[:-1], self.dict_size)
+            return empty, empty
+        rest = x.reshape(-1, *x.shape[-2:]) / self.scale  # (contexts, ctx, dim)
         if self.subtracts_b_dec:
             rest = rest - self.b_dec
         predicted = rest.new_zeros(*rest.shape[:-1], self.dict_size)
