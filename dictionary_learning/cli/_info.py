@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
-from dictionary_learning._what_is import parts_of
+from dictionary_learning._what_is import parts_of, unfinished
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_facts, write_result
 
@@ -74,7 +74,7 @@ def _dictionaries(place: str) -> "dict[str, Described]":
         for folder in own_folders(run):
             config = read_config_file(folder)
             found[str(folder)] = Described(config.get("name") or folder.name, str(folder), config, config["dictionary"])
-        if not any(name.startswith(run) for name in found):
+        if not any(name.startswith(f"{run}/") for name in found) and unfinished(Path(run)):
             found |= {f"{run}/trainer_{n}": one for n, one in enumerate(begun(Path(run)))}
     if found:
         return found
