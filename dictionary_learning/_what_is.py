@@ -66,11 +66,12 @@ def _is_open(folder: Path) -> bool:
     """Returns whether a run has no dictionaries yet, or was stopped on its way to further steps."""
     if not (folder / "run.json").is_file():
         return False
-    if not any(folder.glob("trainer_*/config.json")):
-        return True
     sessions = _mapping(_read(folder / "run.json").get("volatile")).get("sessions")
-    last = _mapping(sessions[-1]) if isinstance(sessions, list) and sessions else {"outcome": _ENDED[0]}
-    return last.get("outcome") not in _ENDED and bool(checkpoint_steps(folder))
+    last = _mapping(sessions[-1]) if isinstance(sessions, list) and sessions else {}
+    if last.get("outcome") in _ENDED and any(folder.glob("trainer_*")):  # in any format
+        return False
+    has_some = any(folder.glob("trainer_*/config.json"))
+    return not has_some or bool(last and checkpoint_steps(folder))
 
 
 def _unfinished_sweep(folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
-from dictionary_learning._what_is import parts_of
+from dictionary_learning._what_is import parts_of, unfinished
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_facts, write_result
 
@@ -86,7 +86,7 @@ def _dictionaries(place: str, facts: Mapping[str, Any]) -> "dict[str, Described]
             config = read_config_file(folder)
             check_weights(folder / WEIGHTS, config["dictionary"])
             found[str(folder)] = Described(config.get("name") or folder.name, str(folder), config, config["dictionary"])
-        if not folders:
+        if not folders and unfinished(Path(run)):
             found |= {f"{run}/trainer_{n}": one for n, one in enumerate(begun(Path(run)))}
     if found:
         return found

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dictionary_learning import load_dictionary, trainSAE
+from dictionary_learning._what_is import what_is
 from dictionary_learning.cli import build_parser, main
 from dictionary_learning.cli._parser import without
 from dictionary_learning.errors import Interrupted
@@ -118,6 +119,7 @@ def test_a_run_in_the_format_of_another_package_has_its_figures(folder, terminal
     entries = json.loads((run / "report.json").read_text())["dictionaries"]
     shown = terminal(str(run))
     for line, entry in zip(shown[1:3], entries, strict=True):
+        assert "not finished" not in what_is(run)
         assert f"{entry['metrics']['fvu']:.4f}" in line and "AutoEncoderTopK" in line and f"{DIM} x {4 * DIM}" in line
 
 
