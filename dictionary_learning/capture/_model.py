@@ -321,9 +321,10 @@ class TracedModel:
     ) -> Float[Tensor, "batch *prediction"]:
         """Returns the logits of a whole forward pass in which each edit may replace activations.
 
-        BOS, EOS and padding stay as they are, whatever an edit returns for them. Gradients flow
-        through the edits unless the caller disables them; the model's own parameters are frozen. A
-        model without logits returns its first output.
+        BOS, EOS and padding stay as they are, whatever an edit returns for them. The model's own
+        parameters are frozen. Gradients flow through the edits: logits have them if an edit uses
+        something that does, such as a dictionary's weights; under `torch.no_grad()` they have none.
+        A model without logits returns its first output.
 
         Args:
             inputs: as for `capture`.

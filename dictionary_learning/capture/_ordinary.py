@@ -45,8 +45,9 @@ def ordinary_of(inputs: ModelInputs, special: tuple[int, ...], *, is_encoder: bo
     if not isinstance(ids, Tensor) or not is_ids(ids):
         return None
     mask = given.get(f"{prefix}attention_mask")
-    whole = torch.ones_like(ids, dtype=torch.bool)
-    return ordinary(ids, mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else whole, special)
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        mask = torch.ones_like(ids)
+    return ordinary(ids, mask.bool(), special)
 
 
 def sparing(edit: Edit, mask: Bool[Tensor, "batch ctx"], site: Site) -> Edit:

@@ -79,10 +79,11 @@ class ExportArguments(ModelArguments):
     """For circuit-tracer, the hook that is read, as mlp.hook_in; by default what the sites say."""
     hook_name_out: str | None = None
     """The same of the hook that is written, as mlp.hook_out."""
-    prompt: str | None = None
-    """For attribution-graph, the text whose next token is explained."""
-    slug: str = "graph"
-    """For attribution-graph, the name of the graph and of its file."""
+    prompt: tuple[str, ...] = ()
+    """For attribution-graph, the text whose next token is explained; several have a graph each."""
+    slug: tuple[str, ...] = ()
+    """For attribution-graph, the name of the graph and of its file, one for each prompt; by default
+    graph, or graph-1, graph-2 and so on."""
     max_latents: int = setting(7500, at_least=1)
     """For attribution-graph, the most latents of which effects are computed: a backward pass for
     every 32."""
@@ -92,7 +93,7 @@ class ExportArguments(ModelArguments):
     """The same of edges."""
 
     def run(self) -> None:
-        writers: dict[str, Callable[[], Path]] = {
+        writers: dict[str, Callable[[], Path | list[Path]]] = {
             "neuronpedia": self._neuronpedia,
             "neuronpedia-upload": self._upload,
             "saedashboard": self._sae_dashboard,
@@ -102,7 +103,8 @@ class ExportArguments(ModelArguments):
             "control-vector": self._control_vector,
         }
         self._check_model_options()
-        write_result(str(writers[self.to]()))
+        made = writers[self.to]()
+        write_result([str(path) for path in made] if isinstance(made, list) else str(made))
 
     def _check_model_options(self) -> None:
         """Raises ConfigError if it is said how a model is loaded, and none is."""
@@ -156,27 +158,41 @@ class ExportArguments(ModelArguments):
             **self.options("repository", "selection"),
         )
 
-    def _attribution_graph(self) -> Path:
+    def _attribution_graph(self) -> Path | list[Path]:
         from dictionary_learning.attribution import attribution_graph
         from dictionary_learning.cli._candidates import load_saved
         from dictionary_learning.exports import write_attribution_graph
         from dictionary_learning.exports._attribution_graph import check_place
 
-        named = self.options("model_id", "slug", "source_set")
-        check_place(self.destination, **named)  # before what takes long
+        named = self.options("model_id", "source_set")
+        slugs = self._slugs()
+        for slug in slugs:
+            check_place(self.destination, slug, **named)  # before what takes long
         transcoders = [one.dictionary for one in load_saved([self.source])]
         model = self.model or next((one.info.model for one in transcoders if one.info.model), None)
-        if self.prompt is None or model is None:
-            lacking = "--prompt" if self.prompt is None else "--model"
+        if not self.prompt or model is None:
+            lacking = "--model" if self.prompt else "--prompt"
             raise ConfigError(f"An attribution graph is of a prompt that a model is given. Give {lacking}.")
         loaded = dataclasses.replace(self, dtype=self.dtype or "float32").load(model)
-        graph = attribution_graph(loaded, transcoders, self.prompt, max_latents=self.max_latents)
-        return write_attribution_graph(
-            graph,
-            self.destination,
-            **named,
-            **self.options("node_threshold", "edge_threshold"),
-        )
+        named |= self.options("node_threshold", "edge_threshold")
+        paths: list[Path] = []
+        for prompt, slug in zip(self.prompt, slugs, strict=True):
+            graph = attribution_graph(loaded, transcoders, prompt, max_latents=self.max_latents)
+            paths.append(write_attribution_graph(graph, self.destination, slug=slug, **named))
+        return paths if len(paths) > 1 else paths[0]
+
+    def _slugs(self) -> tuple[str, ...]:
+        """Returns the name of each prompt's graph.
+
+        Raises:
+            ConfigError: There are more names than prompts, or fewer, or one is given twice.
+        """
+        n = max(len(self.prompt), 1)
+        if not self.slug:
+            return tuple(f"graph-{i + 1}" for i in range(n)) if n > 1 else ("graph",)
+        if len(self.slug) != n or len(set(self.slug)) != n:
+            raise ConfigError(f"Got --slug {' '.join(self.slug)} for {n} of --prompt; give a name of its own for each.")
+        return self.slug
 
     def _control_vector(self) -> Path:
         from dictionary_learning.dictionaries import load_dictionary

@@ -78,6 +78,10 @@ class Parser(argparse.ArgumentParser):
         actions = {action.dest: action for action in self._actions if action.dest not in ("help", "help_all")}
         for told, value in values.items():
             name = self.aliases.get(told, told)
+            if name != told and name in values:
+                raise ConfigError(
+                    f"'{path}' has '{told}' and '{name}', which are names of one option. Give one of them."
+                )
             if name not in actions:
                 there = self.elsewhere.get(option_of(name))
                 near = did_you_mean(name, actions)
@@ -102,23 +106,25 @@ class Parser(argparse.ArgumentParser):
         """
         words: list[str] = []
         given: set[str] = set(self.from_file)
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
             option, equals, value = word.partition("=")
             if option.startswith("--") and option != "--":
                 option = _with_dashes(option)
-                field = option.removeprefix("--").replace("-", "_")
+                told, field = option, option.removeprefix("--").replace("-", "_")
                 option = option_of(self.aliases.get(field, field))
                 if option not in self._option_string_actions:
                     near = did_you_mean(option, self._option_string_actions)
                     message = f"Unknown option {option}.{near} See: {self.prog} --help"
                     raise ConfigError(self.elsewhere.get(option, message))
                 name = option.removeprefix("--").replace("-", "_")
+                if seen.get(name, told) != told:
+                    raise ConfigError(f"Got {seen[name]} and {told}, which are names of one option. Give one of them.")
                 if name in seen:
                     several = self._option_string_actions[option].nargs == "+"
                     advice = f"Give all values together: {option} A B" if several else "Give it once"
                     raise ConfigError(f"Got {option} more than once, and only the last would count. {advice}.")
-                seen.add(name)
+                seen[name] = told
                 given.add(name)  # tells what was asked for from what is a default
                 word = f"{option}{equals}{value}"
             words.append(word)

@@ -250,7 +250,7 @@ def test_what_another_command_calls_it_is_understood_in_the_shell_and_in_a_file(
     other.take(told, "run.yaml")
     assert {name: getattr(other.read(places), name) for name in own} == own
     twice = [f"--{next(iter(own)).replace('_', '-')}", "1"]
-    with pytest.raises(ConfigError, match="more than once"):
+    with pytest.raises(ConfigError, match="which are names of one option"):
         parser.read([*places, *words, *twice])
 
 

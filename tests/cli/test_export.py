@@ -9,6 +9,7 @@ import yaml
 
 import dictionary_learning as dl
 from dictionary_learning.cli import main
+from dictionary_learning.cli._export import ExportArguments
 from dictionary_learning.dictionaries import DictionaryInfo
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interpretation import Explanation, collect_contexts
@@ -88,6 +89,19 @@ def test_attribution_graph(place, tmp_path, capsys, option):
     assert made["metadata"]["generation_settings"]["max_feature_nodes"] == 20 and made["links"]
 
 
+@pytest.mark.parametrize(
+    ("slugs", "names"), [([], ["graph-1", "graph-2"]), (["--slug", "one", "other"], ["one", "other"])]
+)
+def test_graphs_of_several_prompts_load_the_model_once(place, tmp_path, capsys, monkeypatch, slugs, names):
+    loaded, load = [], ExportArguments.load
+    monkeypatch.setattr(ExportArguments, "load", lambda self, *given: (loaded.append(given), load(self, *given))[1])
+    options = ["--model", place / "model", "--max-latents", "20", "--prompt", "w1 w2", "w3 w4 w5", *slugs]
+    paths = export(capsys, place / "run", tmp_path, "--to", "attribution-graph", *options).splitlines()
+    assert paths == [str(tmp_path / f"{name}.json") for name in names] and len(loaded) == 1
+    prompts = [json.loads((tmp_path / f"{name}.json").read_text())["metadata"]["prompt"] for name in names]
+    assert prompts == ["w1 w2", "w3 w4 w5"]
+
+
 @pytest.mark.parametrize(("options", "dtype"), [([], "float32"), (["--dtype", "bfloat16"], "bfloat16")])
 def test_a_graph_is_computed_in_float32_by_default(place, tmp_path, monkeypatch, options, dtype):
     """Also where bfloat16 is fast, and other commands load in it."""
@@ -106,7 +120,12 @@ def test_a_graph_is_computed_in_float32_by_default(place, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--slug", "a b"], "slug"), (["--source-set", "a b"], "a b"), ([], "no list of graphs")],
+    [
+        (["--slug", "a b"], "slug"),
+        (["--slug", "a", "b"], "Got --slug a b for 1 of --prompt"),
+        (["--source-set", "a b"], "a b"),
+        ([], "no list of graphs"),
+    ],
 )
 def test_names_of_a_graph_are_checked_before_it_is_computed(place, tmp_path, monkeypatch, caplog, options, message):
     monkeypatch.setattr("dictionary_learning.attribution.attribution_graph", lambda *_, **__: pytest.fail("computed"))

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from dictionary_learning.cli import COMMANDS, _resuming, main
+from dictionary_learning.cli import COMMANDS, _resuming, build_parser, main
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import TRAINERS
 
 
@@ -161,3 +162,15 @@ def test_streams_that_the_shell_closed_are_no_error(closed):
     command = f"'{sys.executable}' -m dictionary_learning pretrained gemma-scope-2b {closed}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert (done.returncode, "Error" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "reproduce"])
+def test_two_names_of_one_option_are_refused_by_both(command):
+    parser = build_parser(command, [])
+    for told, name in parser.aliases.items():
+        for one, other in ((told, name), (name, told)):
+            words = [f"--{one.replace('_', '-')}", "4", f"--{other.replace('_', '-')}", "8"]
+            with pytest.raises(ConfigError, match=f"Got {words[0]} and {words[2]}, which are names of one option"):
+                parser.read(words)
+        with pytest.raises(ConfigError, match=f"has '{told}' and '{name}', which are names of one option"):
+            parser.take({told: 4, name: 8}, "run.yaml")
