@@ -48,9 +48,7 @@ class GemmaScope(Format):
                 f"The config of '{files}' says affine_connection={config['affine_connection']}, and its tensors are "
                 "otherwise: they do not belong together."
             )
-        if "embedding" in self.facts and setting(
-            facts, "embedding", bool, "embedding" in folders, files
-        ):
+        if "embedding" in self.facts and setting(facts, "embedding", bool, "embedding" in folders, files):
             # Gemma multiplies embeddings by this factor after they were read
             root = math.sqrt(tensors["dim"])
             parts |= {"W_enc": parts["W_enc"] / root, "W_dec": parts["W_dec"] * root}

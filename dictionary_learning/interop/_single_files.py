@@ -94,7 +94,9 @@ class MatsSAE(Format):
         cfg = held.get("cfg")
         values = cfg.state if isinstance(cfg, Inert) else cfg
         if not isinstance(values, Mapping):
-            raise CheckpointError(f"'{path}' has a {type(cfg).__name__} as cfg; settings are needed. Get the whole file.")
+            raise CheckpointError(
+                f"'{path}' has a {type(cfg).__name__} as cfg; settings are needed. Get the whole file."
+            )
         settings = {str(name): value for name, value in values.items()}
         config = modernized(settings, path)
         # those that are no plain values, such as devices and dtypes, have no effect here
