@@ -69,9 +69,10 @@ def test_a_model_without_a_name_is_to_be_given(run, terminal):
 
 
 def test_the_file_of_weights_is_its_folder(run, terminal, capsys):
-    folder, file = run / "trainer_1", run / "trainer_1" / "dictionary.safetensors"
-    assert piped(capsys, str(file)) == piped(capsys, str(folder))
-    assert terminal(str(file))[:2] == terminal(str(folder))[:2]
+    place = run / "trainer_1"
+    file = place / "dictionary.safetensors"
+    assert piped(capsys, str(file)) == piped(capsys, str(place))
+    assert terminal(str(file))[:2] == terminal(str(place))[:2]
 
 
 def test_damaged_weights_of_a_run_are_named(run, caplog):

@@ -26,7 +26,6 @@ from tests.contracts.dictionary_cases import (
     with_gradients,
 )
 
-
 OTHERS = {
     "IdentityDict": lambda: IdentityDict(12),
     "Normalized": lambda: Normalized(AutoEncoderTopK(12, 32, 3), "layer_norm_eps_in"),

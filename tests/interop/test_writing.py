@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dictionary_learning import AutoEncoderTopK, DictionaryInfo, fold_decoder_norm_, load_dictionary, save_dictionary
+from dictionary_learning import DictionaryInfo, fold_decoder_norm_, load_dictionary, save_dictionary
 from dictionary_learning.cli import main
 from dictionary_learning.dictionaries import (
     AbsTopKSAE,
