@@ -55,6 +55,8 @@ def place(model: TracedModel, candidates: Candidate | Iterable[Candidate]) -> li
                 "A trainer's dictionary is trainer.export()."
             )
         check("name", one.name, str, "a Candidate")
+        if not one.name.strip():
+            raise ConfigError(f"Got a Candidate with the name {one.name!r}; give one that a report can show.")
         # a second "a" is "a #2"
         names = itertools.chain([one.name], (f"{one.name} #{n}" for n in itertools.count(2)))
         name = next(name for name in names if name not in found)

@@ -89,7 +89,7 @@ def write_circuit_tracer(
     if name is None:
         raise CheckpointError(
             "circuit-tracer finds the language model by its name, and the files of these dictionaries do not say it. "
-            "Give model_name= (--model-id in the shell)."
+            "Give model_name='...' (--model-id)."
         )
     if k is not None:
         config |= {"activation": "topk", "k": k}

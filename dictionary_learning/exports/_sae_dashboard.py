@@ -48,7 +48,7 @@ def write_sae_dashboard(
         ConfigError: There is no model_id, and the name of the model is not known.
     """
     if not model_id and not facts.model:
-        raise ConfigError(f"The contexts of '{facts.name}' name no model. Give model_id=, as 'gpt2-small'.")
+        raise ConfigError(f"The contexts of '{facts.name}' name no model. Give model_id='...' (--model-id).")
     folder, wanted = Path(path), facts.chosen(latents)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("batch-*.json"):

@@ -39,7 +39,7 @@ class GemmaScope(Format):
         said = True if has_skip else said
         check_fact(facts, "transcoder", said, files)
         by_name = any("transcoder" in name for name in folders)
-        predicts = bool(facts.get("transcoder", by_name if said is None else said))
+        predicts = setting(facts, "transcoder", bool, by_name if said is None else said, files)
         names = {**(_SKIP if has_skip else {}), **(_PARTS if "W_enc" in tensors else _LOWER)}
         parts = tensors.parts(names, wide="output_dim" if predicts else "dim")
         thresholds = tensors.take("threshold", "dict_size")
@@ -48,7 +48,7 @@ class GemmaScope(Format):
                 f"The config of '{files}' says affine_connection={config['affine_connection']}, and its tensors are "
                 "otherwise: they do not belong together."
             )
-        if "embedding" in self.facts and facts.get("embedding", "embedding" in folders):
+        if "embedding" in self.facts and setting(facts, "embedding", bool, "embedding" in folders, files):
             # Gemma multiplies embeddings by this factor after they were read
             root = math.sqrt(tensors["dim"])
             parts |= {"W_enc": parts["W_enc"] / root, "W_dec": parts["W_dec"] * root}

@@ -160,8 +160,8 @@ def _sites(config: dict[str, Any], key: str, n_layers: int, files: Files) -> lis
     names = said if isinstance(said, list) else _listed(label(config, key, files) or "", n_layers)
     if not all(isinstance(name, str) and name for name in names) or len(names) != n_layers:
         raise CheckpointError(
-            f"The config of '{files}' says {key}={said!r}, and there are {n_layers} layers. Give the hook points of all, "
-            "as 'model.layers.{all}.output', or null."
+            f"The config of '{files}' says {key}={said!r}, and there are {n_layers} layers. Give the hook points of "
+            "all, as 'model.layers.{all}.output', or null."
         )
     return [site_of(name) for name in names]
 

@@ -43,6 +43,7 @@ class OpenAI(Format):
         tensors.drop(*_STATISTICS)
         activation = choice(said, "activation", ("ReLU", "TopK", "Identity"), "ReLU", path)
         state = setting(said, "activation_state_dict", dict, {}, path)
+        _check_openai(said, state, activation, path)
         tied = "decoder.linear.weight"  # the encoder itself
         decoder = tied if tied in tensors else "decoder.weight.T"
         names = {"W_enc": "encoder.weight", "b_enc": "latent_bias", "W_dec": decoder, "b_dec": "pre_bias"}
@@ -56,6 +57,20 @@ class OpenAI(Format):
             dictionary = coder(parts, _RECTIFIERS[activation])
         tensors.finish()
         return Loaded(dictionary, self.known(files, {"activation": activation, **state}))
+
+
+def _check_openai(said: Mapping[str, Any], state: Mapping[str, Any], activation: str, where: object) -> None:
+    """Checks that settings are those of the activation, also where they stand twice."""
+    names = ("k", "postact_fn") if activation == "TopK" else ()
+    odd = [name for name in state if name not in names]
+    odd += [name for name in names if said.get(f"activation.{name}", state.get(name)) != state.get(name)]
+    odd += [name for name in ("k", "postact_fn") if f"activation.{name}" in said and name not in names]
+    if odd:
+        raise CheckpointError(
+            f"'{where}' says activation={activation!r}, activation_state_dict={dict(state)} and "
+            f"{ {name: value for name, value in said.items() if '.' in name} }, which contradict each other in "
+            f"{', '.join(odd)}. Get the file again."
+        )
 
 
 class MatsSAE(Format):
@@ -78,7 +93,11 @@ class MatsSAE(Format):
             raise CheckpointError(f"'{path}' holds no cfg and state_dict, as mats_sae_training wrote them.")
         cfg = held.get("cfg")
         values = cfg.state if isinstance(cfg, Inert) else cfg
-        settings = {str(name): value for name, value in dict(values or {}).items()}
+        if not isinstance(values, Mapping):
+            raise CheckpointError(
+                f"'{path}' has a {type(cfg).__name__} as cfg; settings are needed. Get the whole file."
+            )
+        settings = {str(name): value for name, value in values.items()}
         config = modernized(settings, path)
         # those that are no plain values, such as devices and dtypes, have no effect here
         given = {name: value for name, value in settings.items() if isinstance(value, PLAIN)}

@@ -66,8 +66,10 @@ def test_neuronpedia_upload(place, tmp_path, capsys, monkeypatch):
     assert {"text": "cats"} in [one for f in request.body["features"] for one in f["explanations"]]
 
 
-def test_sae_dashboard_and_pictures(place, tmp_path, capsys):
-    export(capsys, place / "store", tmp_path / "a", "--to", "saedashboard")
+def test_sae_dashboard_and_pictures(place, tmp_path, capsys, caplog):
+    words = ["export", str(place / "store"), str(tmp_path / "a"), "--to", "saedashboard"]
+    assert main(words) == 2 and "name no model. Give --model-id." in caplog.text  # it was an object
+    export(capsys, *words[1:], "--model-id", "tiny")
     assert json.loads((tmp_path / "a" / "batch-0.json").read_text())["sae_set"] == "mine"
     export(capsys, place / "store", tmp_path / "b", "--to", "png", "--latents", "3")
     assert (tmp_path / "b" / "latent_3.png").read_bytes()[:4] == b"\x89PNG"

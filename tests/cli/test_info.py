@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dictionary_learning import load_dictionary, trainSAE
+from dictionary_learning import AutoEncoderTopK, load_dictionary, save_dictionary, trainSAE
 from dictionary_learning._what_is import what_is
 from dictionary_learning.cli import build_parser, main
 from dictionary_learning.cli._parser import without
 from dictionary_learning.errors import Interrupted
 from dictionary_learning.loggers import read_history
 from tests.cli.test_cli import FIXTURES, arguments, cache, folder, train  # noqa: F401  (a fixture)
+from tests.interop.golden import FIXTURES as GOLDEN
 from tests.test_resume import StopAfter
 from tests.tiny import DIM, Planted
 
@@ -50,6 +51,44 @@ def read(command: str):
     assert words[0] == "dictionary-learning"
     options = [word for word in words[2:] if word != "--json"]  # which is an option of all commands
     return build_parser(words[1], options).read(options) if words[1] != "train" else words[1:]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two saved dictionaries, of a model that was given as an object."""
+    for n in range(2):
+        model = {"name": None, "label": "LlamaForCausalLM", "revision": None, "dtype": "float32"}
+        config = {"name": f"top_k-{n}", "site": "model.layers.1:out", "buffer": {"model": model}}
+        save_dictionary(AutoEncoderTopK(8, 16, 2), tmp_path / "run" / f"trainer_{n}", config)
+    return tmp_path / "run"
+
+
+def test_a_model_without_a_name_is_to_be_given(run, terminal):
+    commands = [line for line in terminal(str(run)) if "dictionary-learning evaluate" in line]
+    assert commands and all("--model MODEL" in line for line in commands)
+    assert "LlamaForCausalLM" not in "".join(terminal(str(run)))
+
+
+def test_the_file_of_weights_is_its_folder(run, terminal, capsys):
+    place = run / "trainer_1"
+    file = place / "dictionary.safetensors"
+    assert piped(capsys, str(file)) == piped(capsys, str(place))
+    assert terminal(str(file))[:2] == terminal(str(place))[:2]
+
+
+def test_damaged_weights_of_a_run_are_named(run, caplog):
+    file = run / "trainer_1" / "dictionary.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert main(["info", str(run)]) == 2 and str(file) in caplog.text
+    config = run / "trainer_0" / "config.json"
+    config.write_text(config.read_text().replace('"k": 2', '"k": 3'))
+    assert main(["info", str(run / "trainer_0")]) == 2 and "different saves" in caplog.text
+
+
+def test_a_fact_is_given_as_to_convert(run, capsys, caplog):
+    found = piped(capsys, str(GOLDEN / "third_party" / "qwen_scope"), "--k", "4")
+    assert [one["peer"] for one in found.values()] == [{"k": 4}]
+    assert main(["info", str(run), "--k", "4"]) == 2 and "no use for k=4" in caplog.text
 
 
 def test_a_run_is_shown_to_a_person_and_written_for_a_program(folder, terminal, capsys, monkeypatch):  # noqa: F811

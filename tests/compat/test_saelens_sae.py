@@ -53,6 +53,33 @@ def test_latents_and_reconstructions_are_those_of_saelens(name):
         golden.check_close(sae.decode(latents), of)
 
 
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_every_format_is_loaded_with_a_whole_cfg(name):
+    facts, x = golden.FACTS.get(name, {}), golden.io(name)["x"]
+    plain = load_dictionary(golden.folder(name), dtype=torch.float32, **facts)
+    again = SAE.load_from_pretrained(golden.folder(name), **facts)
+    for sae in (SAE(plain), SAE.load_from_disk(golden.folder(name), dtype="float32", **facts)):
+        torch.testing.assert_close(sae.encode(x), plain.encode(x), check_dtype=False)
+        torch.testing.assert_close(sae(x), plain(x), check_dtype=False)
+        assert (sae.cfg.d_in, sae.cfg.d_sae) == (plain.activation_dim, plain.dict_size)
+        for field in ("apply_b_dec_to_input", "normalize_activations", "reshape_activations", "architecture"):
+            assert getattr(sae.cfg, field) == getattr(again.cfg, field)
+        json.dumps(sae.cfg.to_dict())
+
+
+@pytest.mark.parametrize("name", ["saelens/topk", "saelens/temporal", "saelens/standard_layer_norm"])
+def test_settings_that_the_weights_have_are_not_set(name):
+    sae = SAE.load_from_disk(golden.folder(name))
+    for field, value in vars(sae.cfg).items():
+        if field not in ("metadata", "device", "dtype"):
+            setattr(sae.cfg, field, value)  # the same says nothing new
+            with pytest.raises(ConfigError, match=f"cfg.{field} = 'another'"):
+                setattr(sae.cfg, field, "another")
+            assert getattr(sae.cfg, field) == value
+    sae.cfg.device, sae.cfg.hook_name, sae.cfg.note = "cuda", "blocks.1.hook_resid_post", "mine"
+    assert (sae.cfg.device, sae.cfg.metadata.hook_name, sae.cfg.note) == ("cuda", "blocks.1.hook_resid_post", "mine")
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_weights_are_oriented_as_in_saelens(name):
     sae, files = SAE.load_from_disk(golden.folder(name)), stored(name)

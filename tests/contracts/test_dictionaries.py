@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
-from dictionary_learning import ops
-from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, Trainable
+from dictionary_learning import AutoEncoderTopK, IdentityDict, ops
+from dictionary_learning.dictionaries import DICTIONARIES, WIRINGS, LeaveOneOut, Normalized, Trainable
 from dictionary_learning.dictionaries._serialization import load_dictionary, save_dictionary
 from dictionary_learning.errors import ConfigError
+from dictionary_learning.experimental.temporal import TemporalAutoencoder
 from dictionary_learning.latents import SparseLatents, to_dense
 from dictionary_learning.ops import _selection as chosen
 from tests.contracts.dictionary_cases import (
@@ -25,13 +26,20 @@ from tests.contracts.dictionary_cases import (
     with_gradients,
 )
 
+OTHERS = {
+    "IdentityDict": lambda: IdentityDict(12),
+    "Normalized": lambda: Normalized(AutoEncoderTopK(12, 32, 3), "layer_norm_eps_in"),
+    "LeaveOneOut": lambda: LeaveOneOut(AutoEncoderTopK(12, 32, 3), 0.1),
+    # tokens of a context depend on each other
+    "TemporalAutoencoder": lambda: TemporalAutoencoder(12, 32, 3, n_heads=2, bottleneck_factor=4),
+}
+"""Classes with promises of their own."""
+
 
 def test_every_wiring_and_class_is_tested():
     assert set(SHAPES) == set(WIRINGS)
     wirings = {type(wired(name, "relu")) for name in WIRINGS}
-    of_contexts = "TemporalAutoencoder"  # tokens of a context depend on each other
-    others = ["IdentityDict", "Normalized", "LeaveOneOut", of_contexts]
-    assert wirings | {DICTIONARIES[name] for name in [*NAMED, *others]} == {DICTIONARIES[n] for n in DICTIONARIES}
+    assert wirings | {DICTIONARIES[name] for name in [*NAMED, *OTHERS]} == {DICTIONARIES[n] for n in DICTIONARIES}
 
 
 @pytest.mark.parametrize("case", ANY, ids=str)
@@ -203,3 +211,14 @@ def test_an_empty_batch_has_zero_gradients(case):
     objective(built, X[:0])[0].backward()
     assert next(built.coders()).coder.W_dec.grad is not None
     assert all(p.grad is None or not p.grad.count_nonzero() for p in built.parameters())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("lead", [(0, 4), (2, 0), (0,), (0, 2, 3)], ids=str)
+def test_every_class_takes_an_empty_batch(name, lead):
+    built, x = OTHERS[name](), torch.zeros(*lead, 12)
+    latents = built.encode(x)
+    assert latents.shape == (*lead, built.dict_size)
+    assert built(x).shape == built.decode_with(latents, x).shape == (*lead, 12)
+    x_hat, shown = built(x, output_features=True)
+    assert x_hat.shape == (*lead, 12) and shown.shape == latents.shape

@@ -167,6 +167,11 @@ def test_norm_limits_may_be_named_by_strings(key):
         evaluate_dictionaries(model(), Candidate("d", IdentityDict(16), SITE), TEXT, CONFIG, norm_limits={key: 0.0})
 
 
+def test_a_name_is_not_empty():
+    with pytest.raises(ConfigError, match="name ''"):
+        evaluate_dictionaries(model(), Candidate("", IdentityDict(16), SITE), TEXT, CONFIG)
+
+
 @pytest.mark.parametrize("sites", [(SITE, SITE), (SITE, Site("model.layers.0.mlp"))])
 def test_candidates_of_one_name_keep_their_own_figures(sites):
     good, bad = IdentityDict(16), AutoEncoderTopK(16, 64, 1)

@@ -1,5 +1,6 @@
 """What Neuronpedia and SAEDashboard read, by their rules."""
 
+import dataclasses
 import datetime
 import gzip
 import json
@@ -241,3 +242,11 @@ def test_older_names_write_the_same_bytes(tmp_path):
     assert next(iter(upload_batches(facts(), **PLACE)))["modelId"] == "tiny-model"
     with pytest.raises(ConfigError, match="model and model_id, which are one argument of write_neuronpedia"):
         write_neuronpedia(facts(), tmp_path / "new", **PLACE, model="other")
+
+
+def test_pages_of_a_model_without_a_name_need_an_id(tmp_path):
+    unnamed = dataclasses.replace(facts(), model="")
+    with pytest.raises(ConfigError, match="Give model_id="):
+        write_sae_dashboard(unnamed, tmp_path / "sae")
+    assert not (tmp_path / "sae").exists()
+    write_sae_dashboard(unnamed, tmp_path / "sae", model_id="tiny")

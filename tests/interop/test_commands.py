@@ -14,7 +14,7 @@ from tests.interop import by_hand, golden
 
 ONE_OF_EACH = {golden.format_of(name): name for name in reversed(golden.NAMES)}
 PLACES = {**{name: golden.folder(name) for name in ONE_OF_EACH.values()}, **dict.fromkeys(by_hand.WRITTEN)}
-HIDDEN = {"third_party/llama_scope_r1": "Give scale="}
+HIDDEN = {"third_party/llama_scope_r1": "Give --scale (of info and convert)"}
 """What `info` and `evaluate` refuse, and what they say: a fact is needed that is not in the files."""
 
 
@@ -53,6 +53,7 @@ def test_info(place, capsys, caplog):
     assert main(["info", str(folder)]) == (2 if name in HIDDEN else 0)
     if name in HIDDEN:
         assert HIDDEN[name] in caplog.text
+        assert main(["info", str(folder), "--scale", "0.75"]) == 0
     else:
         (shown,) = json.loads(capsys.readouterr().out).values()
         assert shown["format"] == load_dictionary(folder).info.format

@@ -183,6 +183,20 @@ def test_links_do_not_lead_out(tmp_path, sparsify):
     assert load_dictionary(run / "layers.0").k == 4
 
 
+def test_links_that_lead_nowhere_are_no_files(tmp_path):
+    for name in ("layers.0", "layers.1"):
+        folder = tmp_path / "run" / name
+        shutil.copytree(golden.folder("sparsify/topk"), folder)
+        (folder / "x.pt").symlink_to("y.pt")  # a loop
+        (folder / "y.pt").symlink_to("x.pt")
+        (folder / "z.pt").symlink_to("nothing")
+    (tmp_path / "run" / "l1").symlink_to("l2")
+    (tmp_path / "run" / "l2").symlink_to("l1")
+    assert load_dictionary(tmp_path / "run" / "layers.0").k == 4
+    assert list(load_many(tmp_path / "run")) == ["layers.0", "layers.1"]
+    refused(tmp_path / "run" / "l1", "There is no folder|leads to itself")
+
+
 def test_links_of_the_hubs_cache_are_followed(tmp_path):
     repository = tmp_path / "models--owner--name"
     snapshot = repository / "snapshots" / "0123"

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dictionary_learning import fold_decoder_norm_, load_dictionary, save_dictionary
+from dictionary_learning import DictionaryInfo, fold_decoder_norm_, load_dictionary, save_dictionary
 from dictionary_learning.cli import main
 from dictionary_learning.dictionaries import (
     AbsTopKSAE,
@@ -213,3 +213,15 @@ def test_heads_stay_apart_in_what_is_written(name, tmp_path):
     dictionary = load_dictionary(golden.folder(name))
     write_dictionary(dictionary, tmp_path / "d", "sae_lens")
     assert json.loads((tmp_path / "d" / "cfg.json").read_text())["reshape_activations"] == "hook_z"
+
+
+def test_a_model_without_a_name_is_left_out_and_asked_for(tmp_path, caplog):
+    dictionary = AutoEncoderTopK(8, 16, 2)
+    unnamed = {"name": None, "label": "LlamaForCausalLM", "revision": None, "dtype": "float32"}
+    config = {"site": "model.layers.1:out", "buffer": {"model": unnamed}}
+    dictionary.info = DictionaryInfo.from_config(config)
+    write_dictionary(dictionary, tmp_path / "unnamed", "sae_lens")
+    assert "model_name" not in json.loads((tmp_path / "unnamed" / "cfg.json").read_text())["metadata"]
+    assert "give model_name=" in caplog.text
+    write_dictionary(dictionary, tmp_path / "named", "sae_lens", model_name="gpt2")
+    assert json.loads((tmp_path / "named" / "cfg.json").read_text())["metadata"]["model_name"] == "gpt2"
