@@ -421,7 +421,9 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     "write_neuronpedia": lambda p: (
         write_neuronpedia, {"facts": p.facts(), "path": p.new(), "model_id": "m1", "layer": 1, "source_set": "a", "latents": [1]},
     ),
-    "write_sae_dashboard": lambda p: (write_sae_dashboard, {"facts": p.facts(), "path": p.new(), "latents": [1]}),
+    "write_sae_dashboard": lambda p: (
+        write_sae_dashboard, {"facts": p.facts(), "path": p.new(), "latents": [1], "model_id": "tiny"},
+    ),
     "write_latent_picture": lambda p: (write_latent_picture, {"facts": p.facts(), "latent": 1, "path": p.new()}),
     "control_direction": lambda p: (control_direction, {"dictionary": p.dictionary, "strengths": {3: 1.0}, "layer": 1}),
     "write_control_vector": lambda p: (
