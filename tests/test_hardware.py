@@ -32,6 +32,37 @@ def test_memory_is_kept_unless_the_variable_says_no(value, monkeypatch):
     assert kept == str(libc.strip() == "glibc" and value != "0")
 
 
+LARGE = """
+from pathlib import Path
+import torch
+from dictionary_learning._hardware import in_large_pages, keep_freed_memory
+def flags_at(address):
+    is_inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if first[-1] != ":":
+            start, end = (int(part, 16) for part in first.split("-"))
+            is_inside = start <= address < end
+        elif first == "VmFlags:" and is_inside:
+            return line.split()[1:]
+def middle(tensor):
+    return tensor.data_ptr() + tensor.numel() * tensor.element_size() // 2
+before = torch.empty(1 << 24)
+in_large_pages(torch.empty(0)), in_large_pages(torch.empty(3))  # less than a page
+print("hg" in flags_at(middle(before)), "hg" in flags_at(middle(in_large_pages(before))))
+before.fill_(1)
+print(before.sum().item() == 1 << 24)
+keep_freed_memory()
+print("hg" in flags_at(middle(torch.empty(1 << 24))), "hg" in flags_at(middle(torch.empty(1 << 24))))
+"""
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no large pages")
+def test_large_pages_are_asked_for_a_tensor_and_for_the_heap():
+    result = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True", "True", "True", "True"]
+
+
 def test_memory_that_this_process_holds_counts_as_free(monkeypatch):
     """Or a second buffer would be refused, whose memory the first one gave back to the C library."""
     files = {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 1000 kB", "/proc/self/statm": "70 30 0 0 0 0 0"}

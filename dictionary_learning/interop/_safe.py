@@ -21,6 +21,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dictionary_learning._hardware import in_large_pages
 from dictionary_learning.errors import CheckpointError
 
 MOST_TEXT = 4 << 20
@@ -145,7 +146,8 @@ def _stored_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
     size = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or by_columns or start + size != member.file_size:
         return None
-    array = torch.empty(size, dtype=torch.uint8).numpy().view(dtype).reshape(shape)  # where PyTorch keeps tensors
+    place = in_large_pages(torch.empty(size, dtype=torch.uint8))  # where PyTorch keeps tensors
+    array = place.numpy().view(dtype).reshape(shape)
     with open(path, "rb") as file:
         file.seek(member.header_offset)
         lengths = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))  # of the name and of other fields

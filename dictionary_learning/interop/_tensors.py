@@ -5,12 +5,14 @@ CheckpointError where a tensor is missing, unknown or misshapen.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dictionary_learning._hardware import in_large_pages
 from dictionary_learning.dictionaries import Coder, Dictionary, SkipAutoencoder, SparseAutoencoder, Transcoder
 from dictionary_learning.dictionaries._named import autoencoder_class
 from dictionary_learning.dictionaries._serialization import is_finite
@@ -22,6 +24,9 @@ from dictionary_learning.interop._safe import plain_name, read_npz, read_safeten
 _ALIGNMENT = 64
 """Bytes."""
 _MOST_INTEGERS = 4096
+_LARGE = 1 << 20
+_ROWS = 256
+"""Elements of a matrix, from which on it is copied in threads, and rows at a time."""
 
 
 class Tensors:
@@ -250,6 +255,23 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # matrix products round otherwise, in the last bit, where vectors are not aligned
         fits = is_whole and storage.data_ptr() not in taken and tensor.data_ptr() % _ALIGNMENT == 0
         keep = fits and not tensor.requires_grad
-        found[name] = tensor if keep else tensor.detach().clone(memory_format=torch.contiguous_format)
+        found[name] = tensor if keep else _copied(tensor.detach())
         taken.add(storage.data_ptr())
     return found
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Returns a contiguous copy. A large matrix that lies by columns is copied in threads."""
+    out = in_large_pages(torch.empty_like(tensor, memory_format=torch.contiguous_format))
+    n_threads = torch.get_num_threads()
+    if tensor.dim() != 2 or not tensor.T.is_contiguous() or tensor.numel() < _LARGE or n_threads < 2:
+        return out.copy_(tensor)
+
+    def copy(rows: slice) -> None:
+        # PyTorch is fast at whole matrices, and on one thread only
+        out[rows].copy_(tensor.T[:, rows].contiguous().T)
+
+    with ThreadPoolExecutor(n_threads) as threads:
+        parts = [slice(start, start + _ROWS) for start in range(0, len(tensor), _ROWS)]
+        list(threads.map(copy, parts))
+    return out
