@@ -9,6 +9,7 @@ import torch
 from dictionary_learning import (
     ActivationBuffer,
     AutoEncoder,
+    AutoEncoderTopK,
     Candidate,
     ContextStream,
     EvaluationConfig,
@@ -258,3 +259,18 @@ def test_the_last_of_several_threads_puts_the_default_dtype_back():
         thread.join()
         assert found == [torch.float32]
         assert torch.get_default_dtype() == torch.float64
+
+
+@pytest.mark.parametrize("size", [64, 16_384])  # by different operations
+@pytest.mark.parametrize("name", ["float64", "bfloat16", "device"])
+def test_a_dictionary_computes_the_same_with_other_defaults(name, size):
+    d = AutoEncoderTopK(tiny.DIM, size, k=4, generator=torch.Generator().manual_seed(0))
+
+    def computed():
+        latents = d.encode(ROWS[0])
+        return [latents.detach(), d.decode(latents).detach(), d(ROWS[0]).detach()]
+
+    expected = computed()
+    with STATES[name]():
+        found = computed()
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
