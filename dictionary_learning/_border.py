@@ -8,6 +8,7 @@ heavy is imported here, so that the command line answers at once.
 import functools
 import inspect
 import os
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -51,26 +52,34 @@ _LONGEST, _LONGEST_SENTENCE = 80, 300
 """Characters of a value in an error, and of what another package says."""
 
 
-def checked(*, wraps: type[DictionaryLearningError] | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def checked(
+    *, wraps: type[DictionaryLearningError] | None = None, is_module: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Returns a decorator: wrong arguments of a public function are a ConfigError, at once.
 
-    Arguments are coerced without loss, as the fields of a config are.
+    Arguments are coerced without loss, as the fields of a config are. The function runs in the
+    usual state of PyTorch, whatever its caller's is.
 
     Args:
         wraps: An error of ours that takes the place of all others which the function raises; it
             repeats the request. None lets others through.
+        is_module: Whether it is a method of a module, which follows the defaults of PyTorch as
+            other modules do.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = _bind(function, args, kwargs)
-            if wraps is None:
-                return function(*bound.args, **bound.kwargs)
             try:
-                return function(*bound.args, **bound.kwargs)
+                if is_module or "torch" not in sys.modules:
+                    return function(*bound.args, **bound.kwargs)
+                from dictionary_learning._usual_state import usual_state
+
+                with usual_state():
+                    return function(*bound.args, **bound.kwargs)
             except Exception as error:
-                if not is_foreign(error):
+                if wraps is None or not is_foreign(error):
                     raise
                 raise wraps(f"{_request(function, bound)} failed: {said(error)} {_REMEDIES[wraps.__name__]}") from error
 

@@ -45,6 +45,11 @@ def say(message: str) -> None:
         sys.stderr.write(f"{message}\n")
 
 
+def add_note(error: BaseException, note: str) -> None:
+    """Adds a line to the traceback of an error; before Python 3.11 it is said at once."""
+    getattr(error, "add_note", say)(note)
+
+
 @contextlib.contextmanager
 def other_bars(what: str) -> Iterator[None]:
     """Switches bars of other packages off, where none can be shown: a line says what is done.
@@ -111,8 +116,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         if isinstance(error, KeyboardInterrupt):
-            note = f"Interrupted while {self._counted()}. What was saved before stays."
-            getattr(error, "add_note", say)(note)  # the traceback ends with it, from Python 3.11 on
+            add_note(error, f"Interrupted while {self._counted()}. What was saved before stays.")
 
     def advance(self, n: int = 1) -> None:
         """Says that more is done."""

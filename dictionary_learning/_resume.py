@@ -147,6 +147,11 @@ class RunCheckpoints:
         except Exception as error:  # noqa: BLE001  (nobody else would see it)
             self._warn(step, error)
 
+    def newest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, once it is written; None if there is none."""
+        self.wait()
+        return max((found.step for found in complete_checkpoints(self.root)), default=None)
+
     def _warn(self, step: int, error: Exception) -> None:
         self._is_written = False
         logger.warning("The checkpoint of step %d could not be written (%s). The run goes on.", step, error)

@@ -147,18 +147,28 @@ class RunOutput:
 
     @contextlib.contextmanager
     def kept_if_it_fails(self, step: int) -> Generator[None]:
-        """Saves the dictionaries where data or a step raise, before the error goes on."""
+        """Saves the dictionaries where data or a step raise, before the error goes on.
+
+        Also where they raise KeyboardInterrupt or SystemExit. A second Ctrl-C ends the run at once.
+
+        Raises:
+            Interrupted: They raise KeyboardInterrupt, and there is a checkpoint to go on from.
+        """
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
+            is_second = isinstance(error, KeyboardInterrupt) and self.stop.signal is not None
             # of what is on several ranks, nothing can be asked for now
-            if self.checkpoints is not None and step and not self.placement.is_divided:
-                self.export()
-                self.sink.close()
-                logger.error(
-                    "%s after step %d of %d; the dictionaries as they are were saved in '%s'.",
-                    type(error).__name__, step, self.plan.steps, self.checkpoints.folder,
-                )  # fmt: skip
+            if self.checkpoints is None or not step or self.placement.is_divided or is_second:
+                raise
+            self.export()
+            self.sink.close()
+            logger.error(
+                "%s after step %d of %d; the dictionaries as they are were saved in '%s'.",
+                type(error).__name__, step, self.plan.steps, self.checkpoints.folder,
+            )  # fmt: skip
+            if isinstance(error, KeyboardInterrupt) and (newest := self.checkpoints.newest_step()) is not None:
+                raise Interrupted(newest, self.plan.steps, str(self.checkpoints.folder)) from error
             raise
 
     def _anomalies(self, step: int, n_tokens: int) -> tuple[list[str], bool]:

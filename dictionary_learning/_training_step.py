@@ -2,12 +2,15 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dictionary_learning._progress import add_note
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning._side_by_side import is_worthwhile, side_by_side
+from dictionary_learning._usual_state import usable
 from dictionary_learning.activations._normalizers import Normalizer
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._joint import shared_product
@@ -25,21 +28,21 @@ def train_step(
     def normalized(site: Site, normalizer: Normalizer) -> Tensor:
         if site not in batch:
             raise ConfigError(f"A batch has no site '{site}', only {', '.join(map(str, batch))}.")
-        return normalizer.apply(batch[site].to(device, torch.float32))
+        return normalizer.apply(usable(batch[site]).to(device, torch.float32))
 
     @functools.cache
     def activations(*places: tuple[Site, Normalizer]) -> Tensor:
         parts = [normalized(*place) for place in places]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
 
-    updates: dict[str, Callable[[], Tensor]] = {}
+    updates: dict[str, Callable[[], None]] = {}
     groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
     for job in jobs:
         places = job.places(job.sites.reads)
         groups.setdefault(places, []).append(job)
         y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
         what = (activations(*places), y, _model_loss(job, batch), _lengths(job, batch))
-        updates[job.name] = functools.partial(job.trainer.update, job.trainer.step, *what)
+        updates[job.name] = functools.partial(_update, job, *what)
     autocast = functools.partial(torch.autocast, device.type, autocast_dtype, enabled=autocast_dtype != torch.float32)
     if _may_go_side_by_side(jobs, batch, device):
         with autocast():
@@ -53,15 +56,28 @@ def train_step(
                 updates[job.name]()
 
 
+def _update(job: TrainingJob, *what: Any) -> None:
+    """Makes a dictionary's step; an error in it ends with the name of the dictionary."""
+    try:
+        job.trainer.update(job.trainer.step, *what)
+    except Exception as error:
+        add_note(error, f"This was step {job.trainer.step + 1} of the dictionary '{job.name}'.")
+        raise
+
+
 def _may_go_side_by_side(jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor], device: torch.device) -> bool:
     """Returns whether dictionaries make their steps in several threads.
 
     Not where steps run the model, which is one, or wait for other processes in an order that must
-    be the same in all; nor where a class makes its own steps, which may share anything.
+    be the same in all; nor where a class makes its own steps, or may draw random numbers of the
+    process, which may share anything.
     """
     runs_model = getattr(batch, "model_loss_fn", None) is not None
-    are_apart = all(type(t).update is Trainer.update and t.ranks.size == 1 for t in (job.trainer for job in jobs))
-    return len(jobs) > 1 and is_worthwhile(device) and not runs_model and are_apart
+    return len(jobs) > 1 and is_worthwhile(device) and not runs_model and all(_is_apart(job.trainer) for job in jobs)
+
+
+def _is_apart(trainer: Trainer) -> bool:
+    return type(trainer).update is Trainer.update and trainer.ranks.size == 1 and not trainer.may_draw
 
 
 def _model_loss(job: TrainingJob, batch: Mapping[Site, Tensor]) -> ModelLoss | None:

@@ -29,6 +29,7 @@ from dictionary_learning._lazy import lazy_names
 from dictionary_learning._plain import as_bytes, counted
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.activations._origins import Origins, read_again
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import ReadingConfig, RowReader, by_name, row_reader, share_of
@@ -165,6 +166,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
         return self
 
+    @usual_state()
     def __next__(self) -> Tensor | ActivationBatch:
         if (worker := get_worker_info()) is not None and worker.num_workers > 1:
             raise ConfigError(
@@ -304,6 +306,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             self.seed = seed
             self._generator.manual_seed(self.seed)
 
+    @usual_state()
     def refresh(self) -> None:
         """Runs the model over more text until the free slots are full, and draws a new order.
 

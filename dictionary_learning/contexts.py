@@ -18,6 +18,7 @@ from torch import Tensor
 from dictionary_learning._border import checked
 from dictionary_learning._brief import brief
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import ids_to_exclude
 from dictionary_learning.data import EndOfData, TokenBatch, as_source, as_token_stream
@@ -150,6 +151,7 @@ class ContextStream:
     def __iter__(self) -> Iterator[ContextBatch]:
         return self
 
+    @usual_state()
     def __next__(self) -> ContextBatch:
         if not self._read_ahead():
             if not self._has_served:

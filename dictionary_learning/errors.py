@@ -105,7 +105,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupted(Stopped):
-    """A signal stopped a run, which has written a checkpoint and can be resumed from its folder."""
+    """A signal stopped a run, which has written a checkpoint and can be resumed from its folder.
+
+    `step` is that of the checkpoint.
+    """
 
     def __init__(self, step: int, steps: int, folder: str):
         super().__init__(f"The run stopped after step {step} of {steps}. It can go on with resume='auto'.")

@@ -182,7 +182,8 @@ def trainSAE(
         DataError: The data holds no finite activations.
         DivergenceError: Training diverged, no dictionary made a step for 100 steps, or `on_anomaly`
             ended the run. Dictionaries that are finite are saved, and are in its `dictionaries`.
-        Interrupted: A signal stopped the run, which can be resumed.
+        Interrupted: A signal, or a KeyboardInterrupt in a step, stopped the run, which can be
+            resumed.
         RankError: Another process has ended, or does not answer.
     """
     world = start()

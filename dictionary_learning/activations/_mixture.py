@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.activations._stream import ActivationBatch
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
@@ -55,6 +56,7 @@ class ActivationMixture:
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
         return self
 
+    @usual_state()
     def __next__(self) -> Tensor | ActivationBatch:
         for number, share in enumerate(self.shares):
             self._fill(number, share)

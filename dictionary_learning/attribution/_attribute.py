@@ -13,6 +13,7 @@ from torch import Tensor
 from dictionary_learning._border import checked
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.attribution._exact import ablations
 from dictionary_learning.attribution._metrics import Metric
 from dictionary_learning.attribution._nodes import nodes_of
@@ -35,7 +36,7 @@ _LARGEST_GAP = 0.1
 
 
 @checked()
-@torch.inference_mode(False)  # which has no gradients
+@usual_state(gradients=True)
 def attribute(
     model: ModelLike,
     dictionaries: Any,

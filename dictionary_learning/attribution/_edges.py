@@ -11,6 +11,7 @@ from dictionary_learning._border import checked, short
 from dictionary_learning._brief import brief
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SitesLike
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.attribution._nodes import Node, nodes_of_one_site
 from dictionary_learning.attribution._pairs import pulled
 from dictionary_learning.attribution._records import Attribution, Effects
@@ -38,7 +39,7 @@ class Edges(NamedTuple):
 
 
 @checked()
-@torch.inference_mode(False)  # which has no gradients
+@usual_state(gradients=True)
 def edges(
     model: ModelLike,
     dictionaries: Any,

@@ -14,6 +14,7 @@ from torch import Tensor
 from dictionary_learning._border import checked, short
 from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.attribution._direct import DirectEffects, Node
 from dictionary_learning.attribution._graph_records import AttributionGraph
 from dictionary_learning.attribution._influence import influence_of
@@ -28,7 +29,7 @@ _RANKED_EVERY = 4
 
 
 @checked()
-@torch.inference_mode(False)  # which has no gradients
+@usual_state(gradients=True)
 def attribution_graph(
     model: ModelLike,
     transcoders: Any,

@@ -87,12 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DictionaryLearningError as error:
         if _was_interrupted(error):
             return _interrupted()
-        logger.error("%s: %s", type(error).__name__, in_options(" ".join(str(error).split())), exc_info=whole)
+        text = " ".join([*str(error).split(), *_notes(error)])
+        logger.error("%s: %s", type(error).__name__, in_options(text), exc_info=whole)
         return 2
     except Exception as error:  # of another package, or a fault of this one
         if _was_interrupted(error):
             return _interrupted()
-        failed = f"{' '.join(arguments[:1])} failed: {said(error)} {TRACEBACK} shows where."
+        failed = " ".join([*arguments[:1], "failed:", said(error), *_notes(error), TRACEBACK, "shows where."])
         logger.error(failed, exc_info=whole)
         return 2
     except Interrupted as error:
@@ -108,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         COMMAND.reset(token)
         as_json.reset(style)
+
+
+def _notes(error: BaseException) -> Sequence[str]:
+    """Returns what was added to an error on its way; nothing before Python 3.11."""
+    return getattr(error, "__notes__", ())
 
 
 def _interrupted() -> int:

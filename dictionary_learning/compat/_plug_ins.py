@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dictionary_learning._random_state import seeded
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.compat._plug_in_state import load_attributes, saved_attributes
 from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.errors import ConfigError
@@ -90,8 +92,13 @@ class PlugInTrainer(Trainer):
     Config = PlugInConfig
     dictionary: Dictionary
 
+    @usual_state()
     def __init__(self, config: PlugInConfig, run: RunInfo):  # the base would build another dictionary
-        made = config.plug_in(**(config.arguments or {}))
+        arguments: dict[str, Any] = config.arguments or {}
+        seeds = (arguments.get("seed"), config.seed, torch.Generator().seed())
+        self._seed: int = next(one for one in seeds if isinstance(one, int))
+        with seeded(self._seed):
+            made = config.plug_in(**arguments)
         if not isinstance(getattr(made, "ae", None), Dictionary):
             got = type(getattr(made, "ae", None)).__name__
             raise ConfigError(f"{config.plug_in.__name__} has {got} as `ae`; a trainer keeps its Dictionary there.")
@@ -110,6 +117,7 @@ class PlugInTrainer(Trainer):
         if ranks.size > 1:
             raise ConfigError("A trainer written for dictionary-learning 0.1 works in one process only.")
 
+    @usual_state(gradients=True)
     def update(
         self,
         step: int,
@@ -120,7 +128,9 @@ class PlugInTrainer(Trainer):
     ) -> Tensor:
         batch, n_replaced = finite_batch(x, y, self.device)
         self.n_nonfinite_tokens += n_replaced
-        loss = self.plug_in.update(self.step, batch.x if y is None else torch.stack([batch.x, batch.y], dim=1))
+        given = batch.x if y is None else torch.stack([batch.x, batch.y], dim=1)
+        with seeded(self._seed, self.step):
+            loss = self.plug_in.update(self.step, given)
         self._seen = (batch, torch.as_tensor(float("nan") if loss is None else loss).detach())
         self.step += 1
         return self._seen[1]
@@ -165,13 +175,14 @@ class PlugInTrainer(Trainer):
         return {
             "dictionary": self.dictionary.state_dict(),
             "step": self.step,
+            "seed": self._seed,
             "n_nonfinite_tokens": self.n_nonfinite_tokens,
             **saved_attributes(self.plug_in),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.dictionary.load_state_dict(state["dictionary"])
-        self.step = state["step"]
+        self.step, self._seed = state["step"], state.get("seed", self._seed)  # older checkpoints have none
         self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
         load_attributes(self.plug_in, state)
 

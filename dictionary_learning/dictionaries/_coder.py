@@ -85,7 +85,7 @@ class Coder(Trainable):
     keeps: int | None = None
     """Latents per token that `encode` keeps as in training, while a class of a user's is asked."""
 
-    @checked()
+    @checked(is_module=True)
     def __init__(
         self,
         activation_dim: int,
@@ -215,7 +215,7 @@ class Coder(Trainable):
         kept = kept_of_all(ranked, k, self.latent_ranks, most)
         return SparseLatents(latents.values * kept, latents.support)
 
-    @checked()
+    @checked(is_module=True)
     def decode(
         self, latents: Float[Tensor, "*batch dict_size"], x: Float[Tensor, "*batch activation_dim"] | None = None
     ) -> Float[Tensor, "*batch output_dim"]:

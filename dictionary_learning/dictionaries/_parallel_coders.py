@@ -179,7 +179,7 @@ class CrossLayerTranscoder(ParallelCoders):
             number.
     """
 
-    @checked()
+    @checked(is_module=True)
     def __init__(
         self,
         site_dims: Sequence[int],

@@ -80,7 +80,7 @@ class Crosscoder(Coder):
     subtracts_b_dec: ClassVar[bool] = False
     ranks_by_norm: ClassVar[bool] = True
 
-    @checked()
+    @checked(is_module=True)
     def __init__(
         self, site_dims: Sequence[int], dict_size: int, nonlinearity: Nonlinearity | dict[str, Any], **options: Any
     ):

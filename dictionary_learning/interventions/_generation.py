@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked, is_foreign, said, short
 from dictionary_learning._brief import brief
+from dictionary_learning._random_state import seeded
 from dictionary_learning._types import ModelLike
 from dictionary_learning.errors import ConfigError, DataError, ModelError, UnknownNameError
 from dictionary_learning.interventions._attached import EditsLike, attached_for
@@ -94,7 +95,7 @@ def generate(
     if setting["stop_strings"] and traced.tokenizer is not None:
         options = {"tokenizer": traced.tokenizer, **options}
     given = cast(EditsLike, edits)
-    with attached_for(traced, given, when, special_tokens), _seeded(generator, device), _evaluating(root):
+    with attached_for(traced, given, when, special_tokens), _seeded(generator), _evaluating(root):
         made = _generated(root, ids.to(device), mask.long().to(device), max_new_tokens=max_new_tokens, **options)
     made = made.cpu()
     real = _before_the_end(made[:, n_prompt:], setting["eos_token_id"])
@@ -196,16 +197,14 @@ def _ids(given: Any) -> list[int]:
 
 
 @contextlib.contextmanager
-def _seeded(generator: torch.Generator | None, device: torch.device) -> Generator[None, None, None]:
+def _seeded(generator: torch.Generator | None) -> Generator[None, None, None]:
     """Seeds torch from a generator inside a block; transformers samples with torch's own state."""
     if generator is None:
         yield
         return
     # of a generator that is kept, the next call draws another seed
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    kind = device.type if device.type != "cpu" else "cuda"
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=kind):
-        torch.manual_seed(seed)
+    with seeded(seed):
         yield
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dictionary_learning._border import short
+from dictionary_learning._usual_state import usable
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import DataError, ModelError
 from dictionary_learning.models import TracedModel
@@ -79,12 +80,7 @@ def _as_ids(given: Any) -> Int[Tensor, "..."]:
     whole = ids.long() if is_whole else ids
     if ids.ndim not in (1, 2) or not is_whole or not ids.numel() or bool((whole < 0).any()):
         raise DataError(f"Got {short(given)} of {ids.dtype} as token ids; {_NEEDED}.")
-    return _usual(whole)
-
-
-def _usual(given: Tensor) -> Tensor:
-    """Returns a tensor that gradients may use, also if it was made under inference_mode."""
-    return given.clone() if given.is_inference() and not torch.is_inference_mode_enabled() else given
+    return usable(whole)
 
 
 def _rows(given: Sequence[Any]) -> list[Int[Tensor, "_"]]:
@@ -128,7 +124,7 @@ def _masked(model: TracedModel, given: TokenBatch | Mapping[Any, Any]) -> TokenB
             "padding, with a token in each row."
         )
     ids, mask = (one.unsqueeze(0) if one.ndim == 1 else one for one in (ids, mask))
-    return TokenBatch(ids, _usual(mask.bool()))
+    return TokenBatch(ids, usable(mask.bool()))
 
 
 def _as_mask(given: Any) -> Tensor:

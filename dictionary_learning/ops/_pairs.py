@@ -86,8 +86,8 @@ def _weighted_sums(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor
 def sampled_product(rows: Tensor, columns: Tensor, offsets: Tensor, indices: Tensor) -> Tensor:
     """Returns rows_i . columns_j for the j that the compressed rows list for each i: (P,)."""
     _silence_notice_of_sparse_layout()
-    size, zeros = (len(rows), len(columns)), torch.zeros(len(indices), dtype=rows.dtype)
-    sampled = torch.sparse_csr_tensor(offsets, indices, zeros, size=size, check_invariants=False)
+    size, zeros = (len(rows), len(columns)), rows.new_zeros(len(indices))
+    sampled = torch.sparse_csr_tensor(offsets, indices, zeros, size=size, device=rows.device, check_invariants=False)
     return torch.sparse.sampled_addmm(sampled, rows, columns.T, beta=0.0, out=sampled).values()
 
 

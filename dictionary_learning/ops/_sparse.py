@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dictionary_learning._hardware import bfloat16_is_fast
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.latents import Latents, SparseLatents, Support
 from dictionary_learning.ops import _pairs as pairs, _selection as selection
 from dictionary_learning.ops._backend import REFERENCE, Backend, Choose, Encoder
@@ -65,6 +66,7 @@ class SparseBackend(Backend):
     def totals(self, values: Tensor, support: Support) -> Tensor:
         """Returns for each latent the sum over its pairs of the value: (F,)."""
 
+    @usual_state()
     def top_k(self, x: Tensor, encoder: Encoder, k: int) -> SparseLatents:
         if k > self.dense_from[x.device.type] * len(encoder.W):
             return REFERENCE.top_k(x, encoder, k)
@@ -73,6 +75,7 @@ class SparseBackend(Backend):
             kept = self.select(centered, encoder.W, encoder.b, k, product_for(x, encoder.W))
         return self._differentiable(x, encoder, centered, kept)
 
+    @usual_state()
     def batch_top_k(self, x: Tensor, encoder: Encoder, k: int) -> SparseLatents:
         device = x.device.type
         if device not in self.batch_on or k > self.dense_from[device] * len(encoder.W):
@@ -82,6 +85,7 @@ class SparseBackend(Backend):
             kept = self.select_batch(centered, encoder.W, encoder.b, k * len(x), product_for(x, encoder.W))
         return self._differentiable(x, encoder, centered, kept)
 
+    @usual_state()
     def encode_where(self, x: Tensor, encoder: Encoder, choose: Choose) -> Latents:
         if x.device.type not in self.where_on:
             return REFERENCE.encode_where(x, encoder, choose)
@@ -92,6 +96,7 @@ class SparseBackend(Backend):
             return REFERENCE.encode_where(x, encoder, choose)
         return self._differentiable(x, encoder, centered, kept, is_rectified=False)
 
+    @usual_state()
     def decode(self, latents: Latents, W_dec: Tensor) -> Tensor:
         if isinstance(latents, Tensor):
             return REFERENCE.decode(latents, W_dec)
@@ -165,6 +170,7 @@ class _EncodeAt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @usual_state()
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         centered, W, values = ctx.saved_tensors
         support, backend = ctx.support, ctx.backend
@@ -196,6 +202,7 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @usual_state()
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         values, W = ctx.saved_tensors
         support, backend = ctx.support, ctx.backend

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -11,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._random_state import seeded
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries import Dictionary, Trainable
 from dictionary_learning.dictionaries._latent_shares import hold_latents_, per_latent_tensors, with_all_latents
@@ -38,6 +41,9 @@ from dictionary_learning.trainers._optimizer_rows import CommonNorm
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._spikes import LossGuard
+
+_KNOWN = ("dictionary_learning", "torch")
+"""Packages whose classes and functions do not draw from the generators of the process in a step."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +81,7 @@ class Trainer(ABC):
             cls.spreads_latents = False  # what its base says is of another loss
         check_methods(cls)
 
+    @usual_state()
     def __init__(self, config: Any = None, run: Any = None, *older: Any, **options: Any):
         if self.is_plug_in:  # `super().__init__(seed)` of one
             self.seed = config
@@ -105,7 +112,8 @@ class Trainer(ABC):
             self.generator.seed()
         else:
             self.generator.manual_seed(config.seed)
-        self.dictionary = self.build_dictionary(trained)
+        with seeded(self.generator.initial_seed()):  # a class of the user's may draw
+            self.dictionary = self.build_dictionary(trained)
         self.schedule = self.settings.learning_rate_schedule(self.steps)
         self.loss_scale = torch.ones((), device=self.device)
         """Factor of errors: 1, or 1 over the variance of the targets, estimated once."""
@@ -141,6 +149,10 @@ class Trainer(ABC):
         """Parts with state of their own, in the order of their updates."""
         for part in self.components.values():
             part.ranks, part.latent_ranks = self.ranks, self.latent_ranks
+        parts = (self, *self.dictionary.modules(), *self.components.values(), *settings.functions())
+        self.may_draw = any(_is_of_others(part) for part in parts)
+        """Whether a step may draw from the generators of the process: something in it is not of
+        this package."""
 
     def __getattr__(self, name: str) -> Any:
         """Returns an attribute by its name in dictionary-learning 0.1, such as `scheduler`."""
@@ -215,6 +227,7 @@ class Trainer(ABC):
         """Returns a context in which the parts of one batch share what depends on all of it."""
         return contextlib.nullcontext()
 
+    @usual_state(gradients=True)
     def update(
         self,
         step: int,
@@ -239,6 +252,12 @@ class Trainer(ABC):
         Returns:
             The loss, on the device.
         """
+        with self._drawing(runs_model=model_loss_fn is not None):
+            return self._process(step, x, y, model_loss_fn, lengths)
+
+    def _process(
+        self, step: int, x: Tensor, y: Tensor | None, model_loss_fn: ModelLoss | None, lengths: Tensor | None
+    ) -> Tensor:
         settings, n_tokens = self.settings, max(self.ranks.total(len(x)), 1)
         at = self.step if settings.grad_acc_steps > 1 else step
         self._go_to(at)
@@ -265,6 +284,7 @@ class Trainer(ABC):
             self._optimizer_step(at)
         return self.ranks.sum(total)
 
+    @usual_state()
     def finish(self) -> None:
         """Makes a last step if fewer than `grad_acc_steps` batches were accumulated."""
         n_left = self._n_batches % self.settings.grad_acc_steps
@@ -272,9 +292,11 @@ class Trainer(ABC):
             for parameter in self.dictionary.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.settings.grad_acc_steps / n_left)
-            self._optimizer_step(self.step)
+            with self._drawing():
+                self._optimizer_step(self.step)
             self._n_batches = self.step * self.settings.grad_acc_steps
 
+    @usual_state()
     def loss(
         self,
         x: Tensor,
@@ -304,13 +326,14 @@ class Trainer(ABC):
             raise ConfigError(f"{type(self).__name__}.objective returned {type(loss).__name__}; it returns a Loss.")
         return self.with_auxiliary_losses(loss, batch)
 
+    @usual_state()
     def initialize(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"] | None = None) -> None:
         """Sets what depends on data, from a sample; only the first call has an effect."""
         if not self._initialized:
             # of a sample, whose tokens are trained on later: they are not counted here
             self._initialize(finite_batch(x, y, self.device)[0])
 
-    @torch.no_grad()
+    @usual_state(gradients=False)
     def metrics(self) -> dict[str, Float[Tensor, ""]]:
         """Returns figures of the last step, on the device: loss terms, fvu, l0, learning rate."""
         if not self._last:
@@ -327,6 +350,7 @@ class Trainer(ABC):
         """Returns the learning rate of a step."""
         return self.settings.lr * self.schedule(step)
 
+    @usual_state()
     def export(self) -> Dictionary:
         """Returns a copy of the dictionary for use, with averaged weights if there are any."""
         optimizer: Any = self.optimizer
@@ -432,6 +456,12 @@ class Trainer(ABC):
         finally:
             self._go_to(before)
 
+    def _drawing(self, *, runs_model: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Returns a context whose random numbers depend on the seed and the batch alone."""
+        if not self.may_draw and not runs_model:
+            return contextlib.nullcontext()
+        return seeded(self.generator.initial_seed(), self._n_batches)
+
     def _go_to(self, step: int) -> None:
         if step != self._scheduled:
             for part in self.components.values():
@@ -446,7 +476,8 @@ class Trainer(ABC):
             logger.info("What was not initialized from the data: weights %s.", why)
 
     def _initialize_all(self, batch: Batch) -> None:
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        draws = seeded(self.generator.initial_seed()) if self.may_draw else contextlib.nullcontext()
+        with draws, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             dtype = torch.promote_types(self.dictionary.dtype, torch.float32)
             x, y = usual_rows(batch.x.to(dtype), None if batch.y is batch.x else batch.y.to(dtype))
             self.initialize_dictionary(x, y)
@@ -486,6 +517,11 @@ class Trainer(ABC):
                 self.average.update()
         self._last, self._gathered, self._n_tokens = parts, [], 0
         self.step, self._scheduled = self.step + 1, at + 1
+
+
+def _is_of_others(part: Any) -> bool:
+    made = part.func if isinstance(part, functools.partial) else part
+    return made.__module__.partition(".")[0] not in _KNOWN
 
 
 TRAINERS: Registry[type[Trainer]] = Registry("trainer")

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._usual_state import usable
 from dictionary_learning.dictionaries import Reconstruction
 from dictionary_learning.latents import detached
 from dictionary_learning.ops._joint import replace_nonfinite
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
 
 def finite_batch(x: Tensor, y: Tensor | None, device: torch.device) -> tuple[Batch, Int[Tensor, ""]]:
     """Returns a batch on a device, with tokens that are not finite replaced, and their number."""
-    x = x.to(device)
+    x = usable(x).to(device)
     if y is None:
         x, n_replaced = replace_nonfinite(x)
         return Batch(x, x), n_replaced

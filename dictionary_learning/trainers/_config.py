@@ -123,6 +123,11 @@ class OptimizationConfig(BaseConfig):
         """Whether the method trains on whole contexts only (`ContextStream`)."""
         return self.reads_contexts or self.needs_predictions
 
+    def functions(self) -> "list[Callable[..., Any]]":
+        """Returns the functions that the settings choose, by their names or as they are."""
+        chosen = ((self.optimizer, OPTIMIZERS), (self.schedule, SCHEDULES))
+        return [known[one] if isinstance(one, str) else one for one, known in chosen]
+
     def build(self, run: RunInfo | None = None, **facts: Any) -> "Trainer":
         """Returns the trainer of this config, on a new dictionary.
 

@@ -187,6 +187,9 @@ class PenaltyConfig(TrainerConfig):
     def divides_by_variance(self) -> bool:
         return self.mse_loss_normalization == "variance"
 
+    def functions(self) -> list[Callable[..., Any]]:
+        return [*super().functions(), PENALTIES[self.sparsity_function]]
+
     def penalty(self) -> Penalty:
         """Returns the penalty."""
         return functools.partial(PENALTIES[self.sparsity_function], **self._penalty_settings())

@@ -232,9 +232,7 @@ def _built(cls: type, dim: int, dict_size: int, generator: torch.Generator, opti
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return cls(dim, dict_size, generator=generator, **options)
     # written for dictionary-learning 0.1: what it does not take is as its base has it
-    with torch.random.fork_rng(devices=[]):
-        torch.random.set_rng_state(generator.get_state())
-        made = cls(dim, dict_size, **{name: value for name, value in options.items() if name in parameters})
+    made = cls(dim, dict_size, **{name: value for name, value in options.items() if name in parameters})
     made.apply_b_dec_to_input = options.get("apply_b_dec_to_input", made.apply_b_dec_to_input)
     return made
 

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device
 from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike, TextLike
+from dictionary_learning._usual_state import usual_state
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import Rows
 from dictionary_learning.activations._storage import storage_dtype
@@ -95,6 +96,7 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
         return self
 
+    @usual_state()
     def __next__(self) -> Tensor | ActivationBatch:
         batch = self.rows().activations
         return batch[self.sites[0]] if len(self.sites) == 1 else batch
