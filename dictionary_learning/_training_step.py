@@ -1,8 +1,8 @@
 """One step of all dictionaries on one batch, normalized once for each site."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,31 +35,33 @@ def train_step(
         parts = [normalized(*place) for place in places]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (batch, sum of widths)
 
-    updates: dict[str, Callable[[], None]] = {}
+    updates: dict[str, Callable[[], Tensor]] = {}
     groups: dict[tuple[tuple[Site, Normalizer], ...], list[TrainingJob]] = {}
     for job in jobs:
         places = job.places(job.sites.reads)
         groups.setdefault(places, []).append(job)
         y = None if job.sites.is_autoencoder else activations(*job.places(job.sites.writes))
         what = (activations(*places), y, _model_loss(job, batch), _lengths(job, batch))
-        updates[job.name] = functools.partial(_update, job, *what)
+        updates[job.name] = functools.partial(job.trainer.update, job.trainer.step, *what)
     autocast = functools.partial(torch.autocast, device.type, autocast_dtype, enabled=autocast_dtype != torch.float32)
     if _may_go_side_by_side(jobs, batch, device):
         with autocast():
-            side_by_side(list(updates.values()))
+            side_by_side([_named(job)(updates[job.name]) for job in jobs])
         return
     for places, group in groups.items():
         # dictionaries on the same activations share one product where that is faster
         encoders = [encoder for job in group for encoder in job.trainer.encoders()]
         with shared_product(activations(*places), encoders), autocast():
             for job in group:
-                updates[job.name]()
+                with _named(job):
+                    updates[job.name]()
 
 
-def _update(job: TrainingJob, *what: Any) -> None:
-    """Makes a dictionary's step; an error in it ends with the name of the dictionary."""
+@contextlib.contextmanager
+def _named(job: TrainingJob) -> Generator[None]:
+    """Adds the dictionary and the step to an error."""
     try:
-        job.trainer.update(job.trainer.step, *what)
+        yield
     except Exception as error:
         add_note(error, f"This was step {job.trainer.step + 1} of the dictionary '{job.name}'.")
         raise

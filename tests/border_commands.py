@@ -77,7 +77,7 @@ def working(place: Place) -> dict[str, list[str]]:
         "cache": [model, data, "--out", str(place.new()), *reading, "--n-tokens", "32"],
         "pretokenize": [data, "--model", model, "--out", str(place.new()), "--ctx-len", str(CTX)],
         "explain": [str(root / "store"), "--latents", "0-3", "--seed", "1"],
-        "export": [str(root / "store"), str(place.new()), "--to", "saedashboard"],
+        "export": [str(root / "store"), str(place.new()), "--to", "saedashboard", "--model-id", "tiny"],
         "info": [str(root / "cache")],
         "convert": [str(root / "dictionary"), str(place.new())],
         "pretrained": ["gemma"],

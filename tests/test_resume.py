@@ -191,7 +191,7 @@ def test_what_differs_from_the_checkpoints_run_is_named(tmp_path):
         run(folder, steps=20, resume="auto")
     with pytest.raises(ConfigError, match="another run"):
         run(folder, [CONFIG, CONFIG], resume="auto")
-    with pytest.raises(ConfigError, match="holds another run"):
+    with pytest.raises(ConfigError, match="not finished, at step 5 of 12"):
         run(folder)
     with pytest.raises(ConfigError, match="overwrite=True with resume='auto'"):
         run(folder, resume="auto", overwrite=True)

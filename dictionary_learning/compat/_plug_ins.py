@@ -4,6 +4,7 @@ Such a class has an `__init__` that takes all settings and builds the dictionary
 own steps. `trainSAE` calls it through a `PlugInTrainer`.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -37,6 +38,8 @@ class PlugInConfig(OptimizationConfig):
     """The class."""
     arguments: Any = None
     """Its arguments, by name."""
+    seed: int | None = None
+    """None for the random numbers of the caller, unless the arguments have one."""
 
     def build(self, run: RunInfo | None = None, **facts: Any) -> Trainer:
         return PlugInTrainer(self, run or RunInfo.from_dict(facts))
@@ -95,10 +98,11 @@ class PlugInTrainer(Trainer):
     @usual_state()
     def __init__(self, config: PlugInConfig, run: RunInfo):  # the base would build another dictionary
         arguments: dict[str, Any] = config.arguments or {}
-        seeds = (arguments.get("seed"), config.seed, torch.Generator().seed())
-        self._seed: int = next(one for one in seeds if isinstance(one, int))
-        with seeded(self._seed):
+        given = next((one for one in (arguments.get("seed"), config.seed) if isinstance(one, int)), None)
+        # without a seed of its own it is made with the random numbers of the caller, as ever
+        with contextlib.nullcontext() if given is None else seeded(given):
             made = config.plug_in(**arguments)
+        self._seed: int = torch.initial_seed() if given is None else given
         if not isinstance(getattr(made, "ae", None), Dictionary):
             got = type(getattr(made, "ae", None)).__name__
             raise ConfigError(f"{config.plug_in.__name__} has {got} as `ae`; a trainer keeps its Dictionary there.")

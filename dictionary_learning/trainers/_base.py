@@ -253,36 +253,31 @@ class Trainer(ABC):
             The loss, on the device.
         """
         with self._drawing(runs_model=model_loss_fn is not None):
-            return self._process(step, x, y, model_loss_fn, lengths)
-
-    def _process(
-        self, step: int, x: Tensor, y: Tensor | None, model_loss_fn: ModelLoss | None, lengths: Tensor | None
-    ) -> Tensor:
-        settings, n_tokens = self.settings, max(self.ranks.total(len(x)), 1)
-        at = self.step if settings.grad_acc_steps > 1 else step
-        self._go_to(at)
-        batch, n_replaced = finite_batch(x, y, self.device)
-        self.n_nonfinite_tokens += self.ranks.sum(n_replaced)
-        self._n_tokens += n_tokens
-        parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
-        if not self._initialized:
-            self._initialize(self._of_all_ranks(parts[0]), is_first=at == 0)
-        total = torch.zeros((), device=self.device)
-        with self.sharing(parts):  # BatchTopK selects over the whole batch
-            for part in parts:
-                share = len(part.x) / n_tokens
-                loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
-                # under autocast the products of the backward pass would lose precision
-                with torch.autocast(self.device.type, enabled=False):
-                    guarded = loss.total if self.loss_guard is None else loss.total * self._guard(loss.total, part)
-                    (guarded * (share / settings.grad_acc_steps)).backward()
-                # a graph kept until the next step keeps memory, and cannot be captured on CUDA
-                self._gathered.append(StepPart(part, loss.detached(), share))
-                total = total + loss.total.detach() * share
-        self._n_batches += 1
-        if self._n_batches % settings.grad_acc_steps == 0:
-            self._optimizer_step(at)
-        return self.ranks.sum(total)
+            settings, n_tokens = self.settings, max(self.ranks.total(len(x)), 1)
+            at = self.step if settings.grad_acc_steps > 1 else step
+            self._go_to(at)
+            batch, n_replaced = finite_batch(x, y, self.device)
+            self.n_nonfinite_tokens += self.ranks.sum(n_replaced)
+            self._n_tokens += n_tokens
+            parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
+            if not self._initialized:
+                self._initialize(self._of_all_ranks(parts[0]), is_first=at == 0)
+            total = torch.zeros((), device=self.device)
+            with self.sharing(parts):  # BatchTopK selects over the whole batch
+                for part in parts:
+                    share = len(part.x) / n_tokens
+                    loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
+                    # under autocast the products of the backward pass would lose precision
+                    with torch.autocast(self.device.type, enabled=False):
+                        guarded = loss.total if self.loss_guard is None else loss.total * self._guard(loss.total, part)
+                        (guarded * (share / settings.grad_acc_steps)).backward()
+                    # a graph kept until the next step keeps memory, and cannot be captured on CUDA
+                    self._gathered.append(StepPart(part, loss.detached(), share))
+                    total = total + loss.total.detach() * share
+            self._n_batches += 1
+            if self._n_batches % settings.grad_acc_steps == 0:
+                self._optimizer_step(at)
+            return self.ranks.sum(total)
 
     @usual_state()
     def finish(self) -> None:

@@ -126,5 +126,5 @@ def test_what_takes_long_says_how_far_it_has_come(model, monkeypatch, caplog):
     assert f"{n} of {n} runs" in lines("ablating latents and errors")[-1]
     edges(model, given, found, *SITES, [0, 1])
     assert "2 of 2 latents" in lines("following edges")[-1]
-    graph = attribution_graph(double_model(), transcoders(), TEXT, max_latents=8, n_logits=2, logit_share=1.0)
-    assert f"{8 + len(graph.logit_ids)} of {8 + len(graph.logit_ids)} nodes" in lines("following effects")[-1]
+    attribution_graph(double_model(), transcoders(), TEXT, max_latents=8, n_logits=2, logit_share=1.0)
+    assert "2 of 2 passes" in lines("following effects")[-1]

@@ -371,7 +371,8 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_another_model_or_site_gives_a_warning(llama, other, caplog):
+def test_another_model_or_site_gives_a_warning(llama, other, caplog, monkeypatch):
+    monkeypatch.setattr(llama, "known_name", "this/one")  # one that was given as an object has none
     identity = IdentityDict(tiny.DIM)
     identity.info, message = OTHERS[other]
     evaluate_dictionaries(
