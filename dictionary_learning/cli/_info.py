@@ -10,6 +10,8 @@ from dictionary_learning._run_folder import resolve_latest
 from dictionary_learning._what_is import parts_of, unfinished
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_facts, write_result
+from dictionary_learning.cli._parser import option_of
+from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
     from dictionary_learning.cli._described import Described
@@ -48,15 +50,20 @@ class InfoArguments(CommandArguments):
 
         found: dict[str, Any] = {}
         lines: list[str] = []
+        given = self.options("format", "k", "scale", "dict_class").items()
+        facts = {name: value for name, value in given if value is not None}
         for path in self.paths:
+            is_other = (Path(path) / CONTEXTS).is_file() or Store(path).exists(INDEX)
+            if facts and is_other:
+                option = option_of(next(iter(facts)))
+                raise ConfigError(f"Got {option}, and '{path}' holds no dictionary. Leave it out.")
             if (Path(path) / CONTEXTS).is_file():
                 found[path] = _contexts(path, self.verify)
-            elif Store(path).exists(INDEX):
+            elif is_other:
                 found[path] = _cache(path, self.verify)
             else:
                 place = resolve_latest(path)
-                given = self.options("format", "k", "scale", "dict_class").items()
-                dictionaries = _dictionaries(place, {name: value for name, value in given if value is not None})
+                dictionaries = _dictionaries(place, facts)
                 lines += described(place, list(dictionaries.values()))
                 found |= {name: _as_json(one) for name, one in dictionaries.items()}
                 continue
