@@ -143,7 +143,7 @@ ENTRIES = {
     ),
     "trainSAE on a cache": lambda p: train(ActivationCache(p.folder / "cache", out_batch_size=32)),
     "trainSAE with a trainer of 0.1": lambda p: train(
-        config={"trainer": Own, "activation_dim": 16, "dict_size": 32, "steps": 3}
+        config={"trainer": Own, "activation_dim": 16, "dict_size": 32, "steps": 3, "seed": 0}
     ),
     "trainSAE that saves": lambda p: train(save_dir=p.new(), checkpoint_steps=2),
     "trainSAE that evaluates": lambda p: train(evaluate_every=2, evaluation_data=ROWS[3:]),
