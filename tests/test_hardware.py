@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dictionary_learning._hardware import bfloat16_is_fast, check_memory, fast_dtype, float64, free_memory
+from dictionary_learning._hardware import (
+    _addresses_are_free,
+    bfloat16_is_fast,
+    check_memory,
+    fast_dtype,
+    float64,
+    free_memory,
+)
 from dictionary_learning.errors import ConfigError
 
 CHILD = """
@@ -61,6 +68,34 @@ print("hg" in flags_at(middle(torch.empty(1 << 24))), "hg" in flags_at(middle(to
 def test_large_pages_are_asked_for_a_tensor_and_for_the_heap():
     result = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "True", "True", "True", "True"]
+
+
+LIMITED = """
+import resource
+import torch
+from dictionary_learning._hardware import keep_freed_memory
+resource.setrlimit(resource.{limit}, (6 << 30, resource.RLIM_INFINITY))
+def addresses():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+before = addresses()
+print(keep_freed_memory(), addresses() - before < 1 << 28)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_no_addresses_are_taken_where_a_process_has_a_limit_of_them(limit):
+    """A job of a cluster would have none left for libraries and threads."""
+    command = [sys.executable, "-c", LIMITED.format(limit=limit)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True", "True"]
+
+
+def test_no_addresses_are_taken_where_the_system_counts_them(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: "2\n")
+    assert not _addresses_are_free()
+    monkeypatch.setattr(Path, "read_text", lambda path: "0\n")
+    assert _addresses_are_free()
 
 
 def test_memory_that_this_process_holds_counts_as_free(monkeypatch):
