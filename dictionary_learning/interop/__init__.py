@@ -10,11 +10,12 @@ from dictionary_learning.interop._llamascopium import Llamascopium
 from dictionary_learning.interop._loading import convert, load_many, write_dictionary
 from dictionary_learning.interop._own import Own
 from dictionary_learning.interop._releases import Release, list_pretrained
-from dictionary_learning.interop._sae_lens import SAELens, Temporal
+from dictionary_learning.interop._sae_lens import SAELens
 from dictionary_learning.interop._saebench import as_custom_sae
 from dictionary_learning.interop._saprmarks import DictionaryLearning
 from dictionary_learning.interop._single_files import SINGLE_FILES
 from dictionary_learning.interop._sparsify import Sae, Sparsify
+from dictionary_learning.interop._temporal import Temporal
 
 __all__ = [
     "FORMATS",

@@ -28,8 +28,9 @@ from dictionary_learning.interop._base import (
     whole_number,
 )
 from dictionary_learning.interop._files import Files
-from dictionary_learning.interop._safe import read_json, read_yaml
-from dictionary_learning.interop._tensors import Tensors, built, coder, jump_thresholds, read_tensors, without_threshold
+from dictionary_learning.interop._safe import read_json
+from dictionary_learning.interop._temporal import read_temporal
+from dictionary_learning.interop._tensors import Tensors, coder, jump_thresholds, read_tensors, without_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,6 @@ SCALED_OUTSIDE = "scaled_outside"
 """Section of the config that names how activations are scaled outside of a dictionary."""
 UNIT = 1e-5
 """How far from 1 norms may be that were normalized in float32."""
-_OF_TEMPORAL = ("scaling_factor", "n_heads", "n_attn_layers", "bottleneck_factor", "tied_weights", "sae_diff_type")
-"""Settings that a release of temporal dictionaries has."""
 _NAMES = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",
@@ -146,28 +145,6 @@ class SAELens(Format):
         from dictionary_learning.interop._sae_lens_writing import write
 
         write(dictionary, folder, config)
-
-
-class Temporal(Format):
-    """Reads temporal autoencoders as their authors release them, tied or not, with TopK or ReLU."""
-
-    name = "temporal"
-    needed = ("latest_ckpt.safetensors", "conf.yaml")
-
-    def read(self, files: Files, facts: Facts) -> Loaded:
-        weights, conf = map(files.path, self.needed)
-        config, tensors = read_yaml(conf), read_tensors(weights)
-        settings = setting(config, "sae", dict, {}, files)
-        selects = settings.get("sae_diff_type") != "relu"
-        needed = (*_OF_TEMPORAL, "kval_topk") if selects else _OF_TEMPORAL
-        if missing := [name for name in needed if settings.get(name) is None]:
-            raise CheckpointError(f"The conf.yaml of '{files}' does not say {', '.join(missing)}. Get the whole file.")
-        scale = positive(settings["scaling_factor"], "scaling_factor", files)
-        names = {"W_dec": "D", "b_dec": "b", "W_enc": "E.T"}
-        dictionary = _read_temporal(tensors, settings, files, names, scale=1 / scale)
-        tensors.finish(setting(config, "llm", dict, {}, files), dim="dimin")
-        tensors.check_expansion(settings, "exp_factor")
-        return Loaded(dictionary, self.known(files, config))
 
 
 def _is_of_one_head(metadata: Mapping[str, Any], name: str, files: Files) -> bool:
@@ -304,36 +281,7 @@ def _temporal(tensors: Tensors, config: Mapping[str, Any], architecture: str, fi
     scale = 1 / positive(scale, "activation_normalization_factor", files)
     subtracts = setting(config, "apply_b_dec_to_input", bool, True, files)
     adds = subtracts or not setting(config, "tied_weights", bool, True, files)
-    return _read_temporal(tensors, config, files, PARTS, scale=scale, subtracts_b_dec=subtracts, has_output_bias=adds)
-
-
-def _read_temporal(
-    tensors: Tensors, config: Mapping[str, Any], files: Files, names: Mapping[str, str], **options: Any
-) -> Dictionary:
-    """Returns a temporal autoencoder from its matrices and the attention layers in a file."""
-    tied = setting(config, "tied_weights", bool, True, files)
-    n_layers = setting(config, "n_attn_layers", int, 1, files)
-    selects = choice(config, "sae_diff_type", ("topk", "relu"), "topk", files) == "topk"
-    parts = ("W_dec", "b_dec") if tied else ("W_dec", "b_dec", "W_enc")
-    state = tensors.parts({part: names[part] for part in parts})
-    shapes = {"k_ctx": "narrow", "q_target": "narrow", "v_ctx": "dict_size", "c_proj": "dict_size"}
-    for layer in range(n_layers):  # a config may claim any number, but the first that is missing ends it
-        for part, out in shapes.items():
-            name = f"attn_layers.{layer}.{part}"
-            state[f"{name}.weight"] = tensors.take(f"{name}.weight", f"{out} dict_size")
-            state[f"{name}.bias"] = tensors.take(f"{name}.bias", out)
-    return built(
-        TemporalAutoencoder,
-        state,
-        tensors["dim"],
-        tensors["dict_size"],
-        n_layers=n_layers,
-        k=setting(config, "kval_topk", int, None, files) if selects else None,
-        n_heads=setting(config, "n_heads", int, 8, files),
-        bottleneck_factor=setting(config, "bottleneck_factor", int, 64, files),
-        tied=tied,
-        **options,
-    )
+    return read_temporal(tensors, config, files, PARTS, scale=scale, subtracts_b_dec=subtracts, has_output_bias=adds)
 
 
 def fold_activation_scale_(dictionary: Dictionary, scale: float) -> None:
