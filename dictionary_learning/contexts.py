@@ -58,7 +58,9 @@ class ContextBatch(dict[Site, Tensor]):
 
         with torch.no_grad():
             if predict:
-                logits = model.run(*tokens, {site: functools.partial(select, site) for site in sites})
+                logits = model.run(
+                    *tokens, {site: functools.partial(select, site) for site in sites}, special_tokens=True
+                )
                 self._untouched = Predictions(logits, tokens, keep)
             else:
                 for site, x in model.capture(*tokens, sites).items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dictionary_learning._module_io import device_of
 from dictionary_learning._side_by_side import is_worthwhile, side_by_side
-from dictionary_learning.capture._inputs import ModelInputs
+from dictionary_learning.capture._model_inputs import ModelInputs
 from dictionary_learning.capture._skeleton import is_spread, skeleton
 from dictionary_learning.capture._tracing import Tracer
 from dictionary_learning.sites import Site

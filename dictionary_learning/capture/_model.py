@@ -23,8 +23,8 @@ from dictionary_learning._types import SitesLike, SubmodulesLike
 from dictionary_learning.capture._addresses import Addresses
 from dictionary_learning.capture._halves import Halves
 from dictionary_learning.capture._hookpoints import head_shape, layer_paths, parts_without
-from dictionary_learning.capture._inputs import InputBuilder, InputsLike, MaskLike, ModelInputs
-from dictionary_learning.capture._ordinary import encoder_of, ordinary_of, sparing, special_ids
+from dictionary_learning.capture._inputs import InputBuilder, InputsLike, MaskLike
+from dictionary_learning.capture._ordinary import sparing_special
 from dictionary_learning.capture._probing import Probe
 from dictionary_learning.capture._remote import RemoteTracer
 from dictionary_learning.capture._skeleton import Snapshot, skeleton
@@ -351,22 +351,13 @@ class TracedModel:
             ordered = self._probe.in_order(of_calls)
             self._warn_if_unread(ordered)
             if not special_tokens:
-                of_calls = self._sparing_special(of_calls, made)
+                of_calls = sparing_special(of_calls, made, self)
             pairs = [(call, of_calls[call]) for call in ordered]
             if not activation_checkpointing:
                 return self._tracer.run(pairs, made)
             again = self._layers_to_run_again(ordered)
             assert isinstance(self._tracer, Tracer), "a server was refused"
             return self._tracer.run(pairs, made, again)
-
-    def _sparing_special(self, edits: Mapping[Site, Edit], inputs: ModelInputs) -> dict[Site, Edit]:
-        """Returns edits that leave BOS, EOS and padding of these inputs as they are."""
-        special, encoder, found = special_ids(self), encoder_of(self.module), dict(edits)
-        for site, edit in edits.items():
-            mask = ordinary_of(inputs, special, is_encoder=self.module.get_submodule(site.path) in encoder)
-            if mask is not None and not mask.all():
-                found[site] = sparing(edit, mask, site)
-        return found
 
     def _layers_to_run_again(self, edited: Sequence[Site]) -> list[str]:
         if self._remote is not None:

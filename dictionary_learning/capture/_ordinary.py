@@ -4,6 +4,7 @@ No dictionary was trained on BOS, whose activations are of another size: what it
 means nothing.
 """
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from dictionary_learning._module_io import apply_edit
-from dictionary_learning.capture._inputs import ModelInputs, is_ids
+from dictionary_learning.capture._model_inputs import ModelInputs, is_ids
 from dictionary_learning.capture._tracing import Edit
 from dictionary_learning.sites import Site
 
@@ -34,7 +35,17 @@ def ordinary(
     return mask & ~torch.isin(ids, torch.tensor(special, dtype=ids.dtype, device=ids.device))
 
 
-def ordinary_of(inputs: ModelInputs, special: tuple[int, ...], *, is_encoder: bool) -> Tensor | None:
+def sparing_special(edits: Mapping[Site, Edit], inputs: ModelInputs, model: Any) -> dict[Site, Edit]:
+    """Returns edits that leave BOS, EOS and padding of these inputs as they are."""
+    special, encoder, found = special_ids(model), encoder_of(model.module), dict(edits)
+    for site, edit in edits.items():
+        mask = _ordinary_of(inputs, special, is_encoder=model.module.get_submodule(site.path) in encoder)
+        if mask is not None and not mask.all():
+            found[site] = _sparing(edit, mask, site)
+    return found
+
+
+def _ordinary_of(inputs: ModelInputs, special: tuple[int, ...], *, is_encoder: bool) -> Tensor | None:
     """Returns the same of a model's inputs: of the decoder's, if there are two texts.
 
     None if they are no token ids.
@@ -50,7 +61,7 @@ def ordinary_of(inputs: ModelInputs, special: tuple[int, ...], *, is_encoder: bo
     return ordinary(ids, mask.bool(), special)
 
 
-def sparing(edit: Edit, mask: Bool[Tensor, "batch ctx"], site: Site) -> Edit:
+def _sparing(edit: Edit, mask: Bool[Tensor, "batch ctx"], site: Site) -> Edit:
     """Returns an edit that changes the tokens of a mask only, where activations are of tokens."""
     if getattr(edit, CHANGES_SPECIAL, False):
         return edit

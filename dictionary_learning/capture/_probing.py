@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning._module_io import flat, hidden_or_none, input_or_none, with_hidden, with_input
-from dictionary_learning.capture._inputs import InputBuilder, ModelInputs
+from dictionary_learning.capture._inputs import InputBuilder
+from dictionary_learning.capture._model_inputs import ModelInputs
 from dictionary_learning.capture._skeleton import is_spread
 from dictionary_learning.errors import DictionaryLearningError, ModelError, SiteError
 from dictionary_learning.sites import Site

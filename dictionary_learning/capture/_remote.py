@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning._module_io import flat, hidden, with_hidden
-from dictionary_learning.capture._inputs import ModelInputs
+from dictionary_learning.capture._model_inputs import ModelInputs
 from dictionary_learning.capture._tracing import Edit, envoy_of
 from dictionary_learning.errors import ModelError
 from dictionary_learning.sites import Site

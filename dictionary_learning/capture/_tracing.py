@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dictionary_learning._module_io import apply_edit, flat, hidden, input_or_none, unflat, with_hidden, with_input
-from dictionary_learning.capture._inputs import ModelInputs
+from dictionary_learning.capture._model_inputs import ModelInputs
 from dictionary_learning.errors import SiteError
 from dictionary_learning.sites import Site
 
