@@ -13,7 +13,6 @@ from dictionary_learning import (
     Candidate,
     ContextStream,
     EvaluationConfig,
-    SAETrainer,
     evaluate_dictionaries,
     load_dictionary,
     load_model,
@@ -29,6 +28,7 @@ from dictionary_learning.interventions import generate, read_latents
 from dictionary_learning.trainers import TRAINERS
 from tests import tiny
 from tests.contracts.test_paths import options_of
+from tests.test_random_numbers import OwnSteps
 
 SITE = "model.layers.1"
 ROWS = list(tiny.Planted(dim=tiny.DIM).batches(4, 64))
@@ -62,20 +62,6 @@ def state() -> tuple:
         torch.empty(0).device,
         torch.get_rng_state().tolist(),
     )
-
-
-class Own(SAETrainer):
-    """Makes its own steps, as for dictionary-learning 0.1."""
-
-    def __init__(self, activation_dim, dict_size, steps, seed=None, device="cpu", **_):
-        super().__init__(seed)
-        self.ae = AutoEncoder(activation_dim, dict_size)
-        self.optimizer = torch.optim.Adam(self.ae.parameters(), lr=1e-3)
-
-    def update(self, step, x):
-        self.optimizer.zero_grad()
-        (self.ae(x) - x).pow(2).sum(-1).mean().backward()
-        self.optimizer.step()
 
 
 class Place:
@@ -143,7 +129,7 @@ ENTRIES = {
     ),
     "trainSAE on a cache": lambda p: train(ActivationCache(p.folder / "cache", out_batch_size=32)),
     "trainSAE with a trainer of 0.1": lambda p: train(
-        config={"trainer": Own, "activation_dim": 16, "dict_size": 32, "steps": 3, "seed": 0}
+        config={"trainer": OwnSteps, "activation_dim": 16, "dict_size": 32, "steps": 3, "seed": 0}
     ),
     "trainSAE that saves": lambda p: train(save_dir=p.new(), checkpoint_steps=2),
     "trainSAE that evaluates": lambda p: train(evaluate_every=2, evaluation_data=ROWS[3:]),
