@@ -21,9 +21,15 @@ CHANGES_SPECIAL = "changes_special"
 
 
 def special_ids(model: Any) -> tuple[int, ...]:
-    """Returns the ids of BOS, EOS and padding, by the tokenizer or else the model's config."""
+    """Returns the ids of BOS, EOS and padding, and of what BERT has instead of the first two.
+
+    By the tokenizer or else the model's config, and by how the model generates: chat models have
+    several EOS, of which a tokenizer knows one.
+    """
     known: Any = getattr(model.module, "config", None) if model.tokenizer is None else model.tokenizer
-    found = [getattr(known, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+    generating: Any = getattr(model.module, "generation_config", None)
+    found = [getattr(known, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "cls", "sep")]
+    found.append(getattr(generating, "eos_token_id", None))
     several = [one for each in found for one in (cast(Any, each) if isinstance(each, (list, tuple)) else [each])]
     return tuple(one for one in several if isinstance(one, int))
 

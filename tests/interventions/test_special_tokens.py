@@ -1,9 +1,12 @@
 """No dictionary is trained on BOS: however a model is edited, special tokens stay, unless they are asked for."""
 
+import types
+
 import pytest
 import torch
 
 from dictionary_learning import load_model
+from dictionary_learning.capture._ordinary import special_ids
 from dictionary_learning.dictionaries import AutoEncoderTopK, DictionaryInfo, Transcoder
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions import (
@@ -152,3 +155,26 @@ def test_encoder_and_decoder_each_have_their_own_special_tokens(family):
         with torch.no_grad():
             model.run(ids, {path: ablate(7.0), after: lambda x, seen=seen: seen.append(x.clone())})
         assert torch.equal((seen[0] == clean).all(-1), special)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_token_that_ends_a_text_stays(way, model, dictionary, monkeypatch):
+    """Chat models have several, of which a tokenizer knows one."""
+    monkeypatch.setattr(model._original.generation_config, "eos_token_id", [1, 9, 33])
+    whole, changed = WAYS[way](model, {}), WAYS[way](model, {SITE: ablate(1.0)})
+    stays = SPECIAL | (IDS == 9) | (IDS == 33)
+    assert torch.equal((changed == whole).all(-1)[REAL], stays[REAL])
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "config", "expected"),
+    [
+        ({"cls_token_id": 101, "sep_token_id": 102, "pad_token_id": 0}, {}, {0, 101, 102}),
+        (None, {"bos_token_id": 4, "eos_token_id": [5, 6], "pad_token_id": None}, {4, 5, 6}),
+        (None, {}, set()),
+    ],
+)
+def test_special_ids_are_those_of_every_kind_of_model(tokenizer, config, expected):
+    module = types.SimpleNamespace(config=types.SimpleNamespace(**config))
+    made = types.SimpleNamespace(module=module, tokenizer=tokenizer and types.SimpleNamespace(**tokenizer))
+    assert set(special_ids(made)) == expected
