@@ -5,6 +5,7 @@ About 6 minutes on 2 cores. All ratios are of figures taken in this one run.
 
 import argparse
 import time
+from typing import Any
 
 import torch
 from common import BATCH, CORPUS, CTX, DICT_SIZE, SITE, K, language_model, machine, peer, saved_model, table, texts
@@ -34,8 +35,8 @@ def model_alone(model: TracedModel, n_tokens: int) -> float:
 def transformers_alone(model: TracedModel, n_tokens: int) -> float:
     """Returns the tokens/s of transformers' own forward pass of the same layers, which nothing is read from."""
     stream = TokenStream(texts()[0], model.tokenizer, ctx_len=CTX)
-    batches = [stream.take(CONTEXTS) for _ in range(n_tokens // (CTX * CONTEXTS))]
-    base = model.module.model
+    batches: list[Any] = [stream.take(CONTEXTS) for _ in range(n_tokens // (CTX * CONTEXTS))]
+    base: Any = model.module.model
     config, n_layers = base.config, base.config.num_hidden_layers
     config.num_hidden_layers = int(SITE.rsplit(".", 1)[1]) + 1  # those that its loop calls
     try:
