@@ -1,6 +1,6 @@
 """How ms of a step grow with latents, k, batch, dictionaries and sites, for this CPU and for one without bfloat16.
 
-Draws docs/images/growth.png. For a quiet machine: about 20 minutes on 2 cores; --quick takes two points of each curve.
+Draws docs/images/growth.png. For a quiet machine: about 8 minutes on 2 cores; --quick takes two points of each curve.
 """
 
 import argparse
@@ -23,7 +23,10 @@ CURVES = {
 SHAPE = (576, 9216, 32, 2048)
 MANY = {"dictionaries": (1, 2, 4, 6, 8), "sites": (1, 2, 4, 6, 8)}
 """Dictionaries on one site, and as many on sites of their own."""
+KINDS = ("as it is", "AVX2, imitated")
+_LABELS = dict(zip(KINDS, ("step on this CPU", "step without bfloat16 (AVX2, imitated)"), strict=True))
 _STEPS, _WARM_UP = 5, 2
+_MS = (20, 50, 100, 200, 500, 1000)
 
 
 def measure(n: int, n_sites: int, shape: list[int]) -> dict[str, float]:
@@ -73,13 +76,13 @@ def apart(n: int, n_sites: int, shape: tuple[int, ...], imitated: bool) -> dict[
 def figures(quick: bool) -> dict[str, Any]:
     """Returns the points of all curves, by kind of CPU and name."""
     found: dict[str, Any] = {}
-    for kind in ("as it is", "AVX2, imitated"):
+    for kind in KINDS:
         for name, (place, values) in {**CURVES, **{name: (0, values) for name, values in MANY.items()}}.items():
             points = []
             for value in values[1:3] if quick else values:
                 shape = SHAPE if name in MANY else (*SHAPE[:place], value, *SHAPE[place + 1 :])
                 n = value if name in MANY else 1
-                ms = apart(n, n if name == "sites" else 1, shape, kind != "as it is")
+                ms = apart(n, n if name == "sites" else 1, shape, kind != KINDS[0])
                 points.append({"x": value, **ms})
                 print(kind, name, points[-1], flush=True)
             found[f"{kind}: {name}"] = points
@@ -87,24 +90,34 @@ def figures(quick: bool) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Draws one row of curves for each kind of CPU."""
+    """Draws what is varied in a column each, with the curves of both kinds of CPU."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 6), layout="constrained")
-    for axes, (name, points) in zip(figure.subplots(2, 5).flat, found.items(), strict=True):
-        for line in ("product", "step"):
-            axes.plot([p["x"] for p in points], [p[line] for p in points], marker="o", markersize=4, label=line)
-        axes.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
-        axes.set_xticks([p["x"] for p in points], [f"{p['x']:,}" for p in points], fontsize=8)
+    figure = Figure(figsize=(14, 3.4), layout="constrained")
+    names = [*CURVES, *MANY]
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        values = [p["x"] for p in found[f"{KINDS[0]}: {name}"]]
+        product = [p["product"] for p in found[f"{KINDS[0]}: {name}"]]
+        axes.plot(values, product, "--", color="0.5", label="encode product in float32")
+        for kind in KINDS:
+            step = [p["step"] for p in found[f"{kind}: {name}"]]
+            axes.plot(values, step, marker="o", markersize=4, label=_LABELS[kind])
+        axes.set(xscale="log", yscale="log", xlabel=name)
+        axes.set_xticks(values, [_short(x) for x in values], fontsize=7)
+        axes.set_yticks(_MS, [f"{ms:,}" for ms in _MS])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.axes[0].set_ylabel("ms")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     width, latents, k, batch = SHAPE
     figure.suptitle(
-        f"One step: width {width}, {latents:,} latents, k {k}, batch {batch:,}, one of them varied. {machine()}",
-        fontsize=9,
+        f"Width {width}, {latents:,} latents, k {k}, batch {batch:,}, one of them varied. {machine()}", fontsize=9
     )
     figure.savefig(path, dpi=130)
+
+
+def _short(x: int) -> str:
+    return f"{x / 1000:.1f}k" if x >= 1000 else str(x)
 
 
 def main() -> None:

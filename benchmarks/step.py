@@ -1,7 +1,7 @@
 """One training step, everything included, against one encode product of the same shape and against the peers' steps.
 
-Each figure comes from a process of its own, and each ratio from figures of one run. About 6 minutes on 2 cores, 4 more for the
-peers, and 3 more for the curves (--curves draws docs/images/step.png).
+Each figure comes from a process of its own, and each ratio from figures of one run. About 6 minutes on 2 cores, and 4 more
+for the peers. Curves are drawn by growth.py.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import BATCH, DICT_SIZE, ROOT, K, machine, median_ms, peer
+from common import BATCH, DICT_SIZE, K, machine, median_ms, peer
 
 from dictionary_learning import ops
 from dictionary_learning._hardware import keep_freed_memory
@@ -25,7 +25,6 @@ SHAPE = (576, DICT_SIZE, K, BATCH)
 SHAPES = (SHAPE, (768, 32_768, 64, 2048), (2048, 16_384, 64, 1024))
 """Width, latents, k, batch."""
 DEAD = 0.3
-_TICKS = (20, 50, 100, 200, 500, 1000)
 PEERS = ("sparsify", "dl", "saelens")
 
 
@@ -155,45 +154,10 @@ def variants_table() -> list[str]:
     return lines
 
 
-def curves(path: Path) -> None:
-    """Draws how the time of a step grows with the latents, with k and with the batch."""
-    from matplotlib.figure import Figure
-
-    dim, dict_size, k, batch = SHAPE
-    axes_values = {
-        "latents": [(dim, n, k, batch) for n in (2304, 4608, 9216, 18_432, 36_864, 73_728)],
-        "k": [(dim, dict_size, n, batch) for n in (4, 8, 16, 32, 64, 128, 256, 512)],
-        "batch": [(dim, dict_size, k, n) for n in (256, 512, 1024, 2048, 4096, 8192)],
-    }
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (name, shapes) in zip(figure.subplots(1, 3), axes_values.items(), strict=True):
-        position = {"latents": 1, "k": 2, "batch": 3}[name]
-        for kind, label in (
-            ("top_k", "TopK"),
-            ("float32", "TopK, float32 throughout"),
-            ("product", "encode product, float32"),
-        ):
-            ms = [apart(kind, shape, 7, rounds=1)["ms"] for shape in shapes]
-            axes.plot([shape[position] for shape in shapes], ms, marker="o", markersize=4, label=label)
-            print(name, kind, [f"{value:.1f}" for value in ms], flush=True)
-        axes.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
-        axes.set_xticks([shape[position] for shape in shapes], [f"{shape[position]:,}" for shape in shapes], fontsize=8)
-        axes.set_yticks(_TICKS, [f"{tick:,}" for tick in _TICKS], fontsize=8)
-        axes.set_ylim(15, 1500)
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(
-        f"One step: width {dim}, {dict_size:,} latents, k {k}, batch {batch:,}, one of them varied", fontsize=10
-    )
-    figure.savefig(path, dpi=130)
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
-    parser.add_argument("--curves", action="store_true")
     parser.add_argument("--one", nargs=6, metavar=("KIND", "DIM", "LATENTS", "K", "BATCH", "STEPS"))
     arguments = parser.parse_args()
     if arguments.one:
@@ -203,8 +167,6 @@ def main() -> None:
     print(f"{machine()}\n", flush=True)
     tables = [main_table(tuple(arguments.peers)), variants_table()]
     print("\n" + "\n\n".join("\n".join(lines) for lines in tables))
-    if arguments.curves:
-        curves(ROOT / "docs" / "images" / "step.png")
 
 
 if __name__ == "__main__":
