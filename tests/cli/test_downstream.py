@@ -10,7 +10,7 @@ from dictionary_learning.evaluation.downstream import ProbingConfig, as_probe_ta
 from tests import tiny
 from tests.cli.test_evaluate import OPTIONS, SITE, place, save  # noqa: F401  (fixtures)
 
-QUICK = ["--n-resamples", "0", "--ks", "1", "4", "--device", "cpu", "--dtype", "float32"]
+QUICK = ["--n-resamples", "0", "--device", "cpu", "--dtype", "float32"]
 
 
 @pytest.fixture
@@ -22,12 +22,13 @@ def labelled(place):  # noqa: F811
     return place
 
 
-def downstream(*words: str) -> int:
-    return main(["downstream", *words, *QUICK])
+def downstream(*words: str, ks: tuple[int, ...] = (4,)) -> int:
+    """Measures; of few sizes, as most of the time goes into fits of probes, one for each size."""
+    return main(["downstream", *words, "--ks", *map(str, ks), *QUICK])
 
 
 def test_a_run_without_a_report_gets_one(labelled, capsys):
-    assert downstream("a", "--data", "tasks.csv") == 0
+    assert downstream("a", "--data", "tasks.csv", ks=(1, 4)) == 0
     page = labelled / capsys.readouterr().out.strip()
     assert page == labelled / "a" / "report.html" and "Probing: tasks" in page.read_text()
     found = read_report(labelled / "a").downstream.probing
