@@ -41,7 +41,7 @@ for part in $PARTS; do
     start=$SECONDS
     case $part in
         ops) timeout 150 "$PYTHON" -m pytest -q -n 8 -p no:cacheprovider -p no:benchmark $OPS_TESTS ;;
-        cuda) timeout 200 "$PYTHON" -m pytest -q -n 8 -p no:cacheprovider -p no:benchmark tests/test_cuda.py ;;
+        cuda) timeout 200 "$PYTHON" -m pytest -q -n 8 -p no:cacheprovider -p no:benchmark tests/test_cuda.py tests/test_replay.py ;;
         step) timeout 240 "$PYTHON" benchmarks/step_cuda.py ;;
         job) timeout 120 "$PYTHON" benchmarks/job_cuda.py $JOB ;;
     esac || { failed=1; echo "gpu.sh: $part failed"; }

@@ -55,7 +55,13 @@ def model_alone(model: TracedModel, texts: list[str], n_tokens: int) -> float:
 
 
 def job(
-    model: TracedModel, texts: list[str], n_dictionaries: int, n_tokens: int, batch: int, prefetch: int = 0
+    model: TracedModel,
+    texts: list[str],
+    n_dictionaries: int,
+    n_tokens: int,
+    batch: int,
+    prefetch: int = 0,
+    cuda_graph: bool = False,
 ) -> float:
     """Returns the tokens/s of a run from text to trained dictionaries."""
     buffer = ActivationBuffer(
@@ -68,7 +74,9 @@ def job(
         out_batch_size=batch,
         prefetch=prefetch,
     )
-    configs = [TrainerTopK.Config(k=32, dict_size=9216, seed=seed) for seed in range(n_dictionaries)]
+    configs = [
+        TrainerTopK.Config(k=32, dict_size=9216, seed=seed, cuda_graph=cuda_graph) for seed in range(n_dictionaries)
+    ]
     start = time.perf_counter()
     trainSAE(buffer, configs, n_tokens // batch, device=model.device, progress=False)
     wait()
@@ -87,12 +95,14 @@ def main() -> None:
     job(model, texts, 1, 16 * batch, batch)  # kernels are compiled
     alone = model_alone(model, texts, n_tokens // 4)
     rows = [("machine", machine()), ("model alone, stopped after layer 10", f"{alone:,.0f} tokens/s")]
-    for label, n, prefetch in (
-        ("one dictionary", 1, 0),
-        ("one dictionary, prefetch=2", 1, 2),
-        ("six dictionaries", 6, 0),
+    for label, n, prefetch, cuda_graph in (
+        ("one dictionary", 1, 0, False),
+        ("one dictionary, prefetch=2", 1, 2, False),
+        ("one dictionary, cuda_graph=True", 1, 0, True),
+        ("six dictionaries", 6, 0, False),
+        ("six dictionaries, cuda_graph=True", 6, 0, True),
     ):
-        rate = job(model, texts, n, n_tokens, batch, prefetch)
+        rate = job(model, texts, n, n_tokens, batch, prefetch, cuda_graph)
         rows.append((f"{label}, whole job", f"{rate:,.0f} tokens/s, {rate / alone:.2f} of the model alone"))
         print(rows[-1], flush=True)
     if device == "cuda":

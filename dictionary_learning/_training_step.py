@@ -50,7 +50,8 @@ def train_step(
         return
     for places, group in groups.items():
         # dictionaries on the same activations share one product where that is faster
-        encoders = [encoder for job in group for encoder in job.trainer.encoders()]
+        apart = [job.trainer for job in group if job.trainer.replayed is None]  # a recording has its own product
+        encoders = [encoder for trainer in apart for encoder in trainer.encoders()]
         with shared_product(activations(*places), encoders), autocast():
             for job in group:
                 with _named(job):

@@ -23,7 +23,7 @@ _GROUPS = {
     "optimizer": (
         "lr", "optimizer", "beta1", "beta2", "eps", "max_grad_norm", "max_loss_ratio", "schedule", "warmup_steps",
         "decay_start", "ema_decay", "encoder_lr_factor", "decoder_lr_factor", "micro_acc_steps", "grad_acc_steps",
-        "autocast_dtype", "activation_checkpointing",
+        "autocast_dtype", "activation_checkpointing", "cuda_graph",
     ),
     "dead latents": (
         "auxk_alpha", "k_aux", "auxk_every", "use_ghost_grads", "pre_act_loss_coefficient", "resample_steps",

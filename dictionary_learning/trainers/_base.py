@@ -39,6 +39,7 @@ from dictionary_learning.trainers._definition import check_methods, makes_own_st
 from dictionary_learning.trainers._figures import step_figures
 from dictionary_learning.trainers._optimizer_rows import CommonNorm
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
+from dictionary_learning.trainers._replay import GIVEN_UP, RECORDERS, ReplayedGradients, why_not
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._spikes import LossGuard
 
@@ -65,6 +66,8 @@ class Trainer(ABC):
     through `latent_ranks.add`."""
     is_plug_in: ClassVar[bool] = False
     """Whether the class was written for dictionary-learning 0.1, and makes its own steps."""
+    replayed: ReplayedGradients | None = None
+    """Makes loss and gradients of most steps at once, where that was asked for."""
     settings: OptimizationConfig
     dictionary: Dictionary
 
@@ -153,6 +156,10 @@ class Trainer(ABC):
         self.may_draw = any(_is_of_others(part) for part in parts)
         """Whether a step may draw from the generators of the process: something in it is not of
         this package."""
+        record = RECORDERS.get(self.device.type) if settings.cuda_graph else None
+        if settings.cuda_graph and record is None:
+            logger.warning("cuda_graph=True has no effect on the device '%s'.", self.device)
+        self.replayed = record and ReplayedGradients([*self.dictionary.parameters()], self._recordable, record)
 
     def __getattr__(self, name: str) -> Any:
         """Returns an attribute by its name in dictionary-learning 0.1, such as `scheduler`."""
@@ -266,14 +273,13 @@ class Trainer(ABC):
             with self.sharing(parts):  # BatchTopK selects over the whole batch
                 for part in parts:
                     share = len(part.x) / n_tokens
-                    loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
-                    # under autocast the products of the backward pass would lose precision
-                    with torch.autocast(self.device.type, enabled=False):
-                        guarded = loss.total if self.loss_guard is None else loss.total * self._guard(loss.total, part)
-                        (guarded * (share / settings.grad_acc_steps)).backward()
-                    # a graph kept until the next step keeps memory, and cannot be captured on CUDA
-                    self._gathered.append(StepPart(part, loss.detached(), share))
-                    total = total + loss.total.detach() * share
+                    if self.replayed is not None and self._may_record(part):
+                        loss = self.replayed(part, self._read_by_loss())
+                    else:
+                        loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
+                        loss = self._with_gradients(loss, part, share / settings.grad_acc_steps)
+                    self._gathered.append(StepPart(part, loss, share))
+                    total = total + loss.total * share
             self._n_batches += 1
             if self._n_batches % settings.grad_acc_steps == 0:
                 self._optimizer_step(at)
@@ -482,6 +488,28 @@ class Trainer(ABC):
                 "not finite. Choose a normalization, such as normalize='unit_mean_square', or look at the site."
             )
         self._initialized = True
+
+    def _may_record(self, part: Batch) -> bool:
+        if reason := why_not(self, part):
+            logger.warning(GIVEN_UP, reason)
+            self.replayed = None
+        return not reason
+
+    def _recordable(self, part: Batch) -> Loss:
+        return self._with_gradients(self.loss(part.x, part.y), part, 1.0)
+
+    def _with_gradients(self, loss: Loss, part: Batch, share: float) -> Loss:
+        """Adds the gradients of a share of a loss, and returns the loss without its graph."""
+        # under autocast the products of the backward pass would lose precision
+        with torch.autocast(self.device.type, enabled=False):
+            guarded = loss.total if self.loss_guard is None else loss.total * self._guard(loss.total, part)
+            (guarded * share).backward()
+        # a graph kept until the next step keeps memory, and cannot be captured on CUDA
+        return loss.detached()
+
+    def _read_by_loss(self) -> list[Any]:
+        own = [value for part in self.components.values() for value in part.read_by_loss() or ()]
+        return [*self.dictionary.parameters(), *self.dictionary.buffers(), self.loss_scale, *own]
 
     def _guard(self, loss: Tensor, part: Batch) -> Tensor:
         assert self.loss_guard is not None

@@ -112,6 +112,13 @@ class Component(ABC):
     def go_to(self, step: int) -> None:  # noqa: B027
         """Makes what depends on the step that of another one, as older scripts ask for."""
 
+    def read_by_loss(self) -> Sequence[Any] | None:
+        """Returns all that the loss reads of it: tensors, and numbers of the host; None if unknown.
+
+        While they are the same tensors and numbers, a recorded step stands for the next one.
+        """
+        return None
+
     @abstractmethod
     def figures(self) -> Mapping[str, Tensor]:
         """Returns values for the log, on the device."""
@@ -153,6 +160,9 @@ class ScheduledValue(Component, Generic[Number]):
 
     def go_to(self, step: int) -> None:
         self._step = step
+
+    def read_by_loss(self) -> list[Number]:
+        return [self.now]
 
     def figures(self) -> dict[str, Tensor]:
         return {self._figure: torch.tensor(self.now)}

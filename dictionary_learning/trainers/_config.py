@@ -71,6 +71,9 @@ class OptimizationConfig(BaseConfig):
     """Parts that a batch is processed in, to save memory; gradients are of the whole batch."""
     grad_acc_steps: int = setting(1, at_least=1)
     """Batches whose gradients are accumulated for one step. Schedules count steps."""
+    cuda_graph: bool = False
+    """Whether a GPU makes the loss and gradients of most steps from one recording, a CUDA graph,
+    which the host launches at once. Small dictionaries need it most."""
     wandb_name: str | None = None
     """Name of the dictionary in logs and reports."""
     finetune: Any = None
@@ -110,6 +113,11 @@ class OptimizationConfig(BaseConfig):
                 known[chosen]  # raises for an unknown name
             elif chosen is not None and not callable(chosen):
                 raise ConfigError(f"Got {name}={chosen!r}; give one of {', '.join(known)}, or a function.")
+        if self.cuda_graph and (self.micro_acc_steps > 1 or self.grad_acc_steps > 1):
+            raise ConfigError(
+                f"Got cuda_graph=True with micro_acc_steps={self.micro_acc_steps} and "
+                f"grad_acc_steps={self.grad_acc_steps}; what is recorded is a step in one part. Leave one of them out."
+            )
         for site in (*site_names(self.site), *site_names(self.target_site)):
             Site.parse(site)
 

@@ -87,7 +87,8 @@ class Revival(Component):
         self._count()
         # of the whole step, for AuxK of the next one
         error = self.ranks.sum(torch.stack([part.loss.error.detach() * part.share for part in parts]).sum())
-        self.mean_error = torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error)
+        # in place: a recorded step reads it where it is
+        self.mean_error.copy_(torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error))
         every = self.settings.resample_steps
         if every is not None and (step + 1) % every == 0 and self.dead.indices is not None:
             batch, loss, _ = parts[-1]  # tokens are drawn from the last part only
@@ -99,6 +100,9 @@ class Revival(Component):
             self.dead.revive(revived)
             self._count()
 
+    def read_by_loss(self) -> list[Any]:
+        return [self.mean_error, self.dead.indices, self.n_dead]
+
     def figures(self) -> dict[str, Tensor]:
         return {"dead_features": self.latent_ranks.sum(self.dead.mask.sum())}
 
@@ -107,7 +111,7 @@ class Revival(Component):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.dead.load_state_dict(state["dead"])
-        self.mean_error = state["mean_error"].to(self.mean_error.device)
+        self.mean_error.copy_(state["mean_error"])
         self._count()
 
     def _count(self) -> None:
@@ -148,6 +152,7 @@ class DeadLatents:
         self.n_tokens = 0
         """Tokens so far, on the host: nothing is computed while no latent can be dead."""
         self._step = 0
+        self._is_seen_at_once = device.type == "cpu"
         self._copied: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
         self._indices: Tensor | None = None
@@ -165,7 +170,7 @@ class DeadLatents:
                 self._counts.zero_()
                 self._window_tokens, self._n_windows = 0, self._n_windows + 1
         if self.may_have_some:
-            if firings.device.type == "cpu":
+            if self._is_seen_at_once:
                 self._indices = self.mask.nonzero().squeeze(1)
             elif self._step % _LOOK_EVERY == 0:
                 self._look()

@@ -36,8 +36,11 @@ class LossGuard(Component):
         loss = torch.where(loss.isfinite(), loss, self.mean)
         if self._n >= _FIRST:
             loss = loss.minimum(self.ratio * self.mean)
-        self.mean = self.mean.lerp(loss, max(1 - _DECAY, 1 / (self._n + 1)))
+        self.mean.lerp_(loss, max(1 - _DECAY, 1 / (self._n + 1)))
         self._n += 1
+
+    def read_by_loss(self) -> list[Any]:
+        return [self.mean, self._n >= _FIRST]
 
     def figures(self) -> Mapping[str, Tensor]:
         return {"usual_loss": self.mean}
@@ -46,4 +49,5 @@ class LossGuard(Component):
         return {"mean": self.mean, "n": self._n}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mean, self._n = state["mean"].to(self.mean.device), state["n"]
+        self.mean.copy_(state["mean"])
+        self._n = state["n"]

@@ -118,6 +118,9 @@ class AnnealedPenalty(Component):
     def go_to(self, step: int) -> None:
         self._step = step
 
+    def read_by_loss(self) -> list[Any]:
+        return [self.settings.power_at(self._step), self.coefficient, self.weight]
+
     def figures(self) -> dict[str, Tensor]:
         # with corrections, and the p of the last step
         p = torch.tensor(self.settings.power_at(max(self._step - 1, 0)))
