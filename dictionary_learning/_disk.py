@@ -10,9 +10,25 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning.errors import ConfigError
+
 UNFINISHED = ".unfinished"
 """The ending of a file's name while the file is written."""
 _CHUNK = 1 << 22
+
+
+def settled(path: str | os.PathLike[str]) -> Path:
+    """Returns an absolute path: what is written later must not follow the working directory.
+
+    Raises:
+        ConfigError: The working directory was removed.
+    """
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"Got the path '{path}', and the working directory was removed. Give an absolute one."
+        ) from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -97,7 +97,7 @@ class RunRecord:
             "dictionaries": {},
             "volatile": {
                 "folder": str(self.folder.resolve()),
-                "directory": os.getcwd(),
+                "directory": _working_directory(),
                 "program": _shown(sys.argv),
                 "sessions": [*sessions, self._session],
             },
@@ -149,6 +149,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"'{folder / RUN}' is of no run ({error}). Move it, or give another folder.") from error
     return document
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return None
 
 
 def _best(folder: Path) -> dict[str, Any]:

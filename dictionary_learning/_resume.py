@@ -25,7 +25,7 @@ from dictionary_learning._checkpoint import (
     remove_incomplete,
     write_checkpoint,
 )
-from dictionary_learning._disk import remove_unfinished
+from dictionary_learning._disk import remove_unfinished, settled
 from dictionary_learning._plain import to_plain
 from dictionary_learning._random_state import random_state
 from dictionary_learning._resumed import CHECKPOINTS, Resumed, checkpoints_at, dictionary_name, share_name
@@ -164,8 +164,10 @@ class RunCheckpoints:
         """
         if not isinstance(resume, (str, os.PathLike)) or not os.fspath(cast(Any, resume)):
             raise ConfigError(f"Got resume={resume!r}; give 'never', 'auto', or the path of a run or checkpoint.")
-        place, folder = Path(resume).resolve(), self.folder.resolve()
-        return resume == "auto" or (resume != "never" and folder in (place, *place.parents))
+        if resume in ("auto", "never"):
+            return resume == "auto"
+        place, folder = settled(resume).resolve(), self.folder.resolve()
+        return folder in (place, *place.parents)
 
     def newest(self, resume: str | os.PathLike[str]) -> Resumed | None:
         """Returns the state to go on from; None for "auto" without a checkpoint.

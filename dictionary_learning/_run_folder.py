@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning._disk import settled
 from dictionary_learning._what_is import unfinished
 from dictionary_learning.errors import ConfigError
 
@@ -49,7 +50,7 @@ def claim_run_folder(path: str | os.PathLike[str], keep: bool = False) -> Genera
         ConfigError: the folder holds a run, unless `keep` lets it be; or another process writes
             into it, or it cannot be written.
     """
-    folder = Path(path)
+    folder = settled(path)
     lock = folder / LOCK
     if _read_lock(lock) == _this_process():  # the outer claim removes the lock
         yield folder

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Generator
@@ -13,11 +14,21 @@ from dictionary_learning.errors import Stopped
 logger = logging.getLogger(__name__)
 
 
+_AGAIN = 0.05
+"""Seconds after which a signal is sent again that came at a bad moment."""
+
+
 @contextlib.contextmanager
 def ending_at_once() -> Generator[None]:
     """Makes SIGTERM raise `Stopped` inside a `with` block, as Ctrl-C raises KeyboardInterrupt."""
+    waiting: list[threading.Timer] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _drops_what_is_raised(frame):
+            waiting[:] = [threading.Timer(_AGAIN, os.kill, (os.getpid(), number))]
+            waiting[0].start()
+            return
+        waiting.clear()
         raise Stopped(f"Got {signal.Signals(number).name}.")
 
     if threading.current_thread() is not threading.main_thread():
@@ -26,8 +37,26 @@ def ending_at_once() -> Generator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+        if waiting:
+            raise Stopped("Got SIGTERM.")
     finally:
+        for timer in waiting:
+            timer.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+def _drops_what_is_raised(frame: FrameType | None) -> bool:
+    """Returns whether a finalizer or a weak reference's callback runs: Python drops its errors."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or os.path.basename(code.co_filename) in (
+            "weakref.py",
+            "_weakrefset.py",
+            "weak.py",
+        ):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class StopRequest:

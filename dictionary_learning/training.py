@@ -5,13 +5,13 @@ import functools
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from dictionary_learning._best import Best, criterion
 from dictionary_learning._border import checked
+from dictionary_learning._disk import settled
 from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory, peak_memory
 from dictionary_learning._held_out import Evaluation
@@ -211,6 +211,7 @@ def trainSAE(
         raise ConfigError(
             "save_steps, checkpoint_steps, backup_steps, save_best and resume need a folder: give save_dir."
         )
+    save_dir = None if save_dir is None else settled(save_dir)
     if tracing_ranks is not None:
         data = traced_apart(data, tracing_ranks, world)
     if isinstance(data, TracedHere):
@@ -223,7 +224,7 @@ def trainSAE(
         stack.enter_context(only_first_talks(world))
         checkpoints = resumed = None
         if save_dir is not None:
-            checkpoints = RunCheckpoints(Path(save_dir), keep_checkpoints, plan.save_steps, world)
+            checkpoints = RunCheckpoints(save_dir, keep_checkpoints, plan.save_steps, world)
             # what cannot become the folder of this run is refused before anything is computed
             claim = claim_run_folder(save_dir, keep=overwrite or checkpoints.is_own(resume))
             on_first(world, lambda: stack.enter_context(claim))

@@ -41,6 +41,27 @@ def ordinary(
     return mask & ~torch.isin(ids, torch.tensor(special, dtype=ids.dtype, device=ids.device))
 
 
+def real_of(mask: Any, batch: int, ctx: int) -> Bool[Tensor, "batch ctx"] | None:
+    """Returns which of the newest tokens are no padding, by an attention mask; None if it is none.
+
+    It is (batch, tokens before and now) or says who reads whom, (batch, heads, now, before and
+    now): True or 0 where a token may be read. There, padding is what does not read itself, or reads
+    itself alone and is read by no other token.
+    """
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4) or mask.shape[-1] < ctx:
+        return None
+    if mask.ndim == 2:
+        return mask[:, -ctx:].bool().expand(batch, ctx)
+    if mask.shape[2] != ctx:
+        return None
+    reads = (mask if mask.dtype == torch.bool else mask == 0).any(1)  # (batch, now, before and now)
+    before, own = reads[..., :-ctx], reads[..., -ctx:]
+    itself = own.diagonal(dim1=1, dim2=2)  # (batch, now)
+    others = own & ~torch.eye(ctx, dtype=torch.bool, device=own.device)
+    is_alone = ~(others.any(1) | others.any(2) | before.any(2))
+    return (itself & ~is_alone if mask.shape[-1] > 1 else itself).expand(batch, ctx)
+
+
 def sparing_special(edits: Mapping[Site, Edit], inputs: ModelInputs, model: Any) -> dict[Site, Edit]:
     """Returns edits that leave BOS, EOS and padding of these inputs as they are."""
     special, encoder, found = special_ids(model), encoder_of(model.module), dict(edits)
@@ -61,10 +82,9 @@ def _ordinary_of(inputs: ModelInputs, special: tuple[int, ...], *, is_encoder: b
     ids = given.get(f"{prefix}input_ids", inputs.args[0] if inputs.args else None)
     if not isinstance(ids, Tensor) or not is_ids(ids):
         return None
-    mask = given.get(f"{prefix}attention_mask")
-    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
-        mask = torch.ones_like(ids)
-    return ordinary(ids, mask.bool(), special)
+    mask = real_of(given.get(f"{prefix}attention_mask"), *ids.shape)
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
+    return ordinary(ids, mask, special)
 
 
 def _sparing(edit: Edit, mask: Bool[Tensor, "batch ctx"], site: Site) -> Edit:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from dictionary_learning.capture._ordinary import ordinary
+from dictionary_learning.capture._ordinary import ordinary, real_of
 from dictionary_learning.errors import SiteError
 from dictionary_learning.sites import Site
 
@@ -70,17 +70,16 @@ class Given(NamedTuple):
     ids: Tensor | None
     shape: tuple[int, int] | None
     """(batch, ctx) of the new tokens; None if there are none."""
-    mask: Tensor | None
-    """The attention mask (batch, tokens in the cache and new ones), if it is one of tokens."""
+    mask: Bool[Tensor, "batch ctx"] | None
+    """Which of the new tokens are no padding, if a mask says so."""
     cache: Any
     n_last: int
 
     def real(self) -> Tensor:
         """Returns which tokens (batch, ctx) are no padding."""
         assert self.shape is not None, "there are tokens"
-        if self.mask is None:
-            return torch.ones(self.shape, dtype=torch.bool, device=None if self.ids is None else self.ids.device)
-        return self.mask[:, -self.shape[1] :].bool().expand(self.shape)  # those in the cache come first
+        device = None if self.ids is None else self.ids.device
+        return torch.ones(self.shape, dtype=torch.bool, device=device) if self.mask is None else self.mask
 
 
 def reads_tokens(module: nn.Module) -> bool:
@@ -101,11 +100,11 @@ def given_to(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     ids = ids if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point() else None
     text: Any = ids if ids is not None else x if isinstance(x, Tensor) and x.ndim == 3 else None
     shape = None if text is None else (int(text.shape[0]), int(text.shape[1]))
-    is_mask = isinstance(mask, Tensor) and mask.ndim == 2 and shape is not None and mask.shape[1] >= shape[1]
+    real = None if shape is None else real_of(mask, *shape)
     # `past_key_values`, `cache` or `cache_params`, by the version and the model
     cache = next((value for value in given.values() if hasattr(value, "get_seq_length")), None)
     kept = given.get("logits_to_keep")
-    return Given(ids, shape, mask if is_mask else None, cache, kept if type(kept) is int else 0)
+    return Given(ids, shape, real, cache, kept if type(kept) is int else 0)
 
 
 def may_change(given: Given, special: tuple[int, ...], around: CallTokens | None) -> Tensor | None:

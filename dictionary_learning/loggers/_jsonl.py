@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from dictionary_learning._disk import settled
 from dictionary_learning.loggers._base import Evaluated, Figures
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class JSONLLogger:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path, self._after_step = Path(path), 0
+        self.path, self._after_step = settled(path), 0
         self._file: TextIO | None = None
         self._start = time.monotonic()
         """When the run would have begun, had it made its earlier steps in one piece with these."""

@@ -13,7 +13,7 @@ import torch
 
 from dictionary_learning._border import checked
 from dictionary_learning._checkpoint import remove_checkpoints
-from dictionary_learning._disk import write_json
+from dictionary_learning._disk import settled, write_json
 from dictionary_learning._hardware import as_device, free_memory
 from dictionary_learning._held_out_data import HeldOutData, Place, held_out_data
 from dictionary_learning._plain import counted
@@ -91,7 +91,7 @@ def run_sweep(
     if resume not in ("never", "auto"):
         raise ConfigError(f"Got resume={resume!r}; a sweep takes 'never' or 'auto'.")
     sweep = config if isinstance(config, SweepConfig) else SweepConfig.from_dict(config)
-    device, folder = as_device(device), Path(save_dir)
+    device, folder = as_device(device), settled(save_dir)
     with claim_run_folder(folder, keep=True):
         shared = SharedStream(data, folder, steps)
         shape = Shape(shared.widths, shared.data)

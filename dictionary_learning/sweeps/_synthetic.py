@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dictionary_learning._border import checked
-from dictionary_learning._disk import write_json
+from dictionary_learning._disk import settled, write_json
 from dictionary_learning._hardware import as_device
 from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import claim_run_folder
@@ -118,7 +118,7 @@ def benchmark_synthetic(
         raise ConfigError(f"Got resume={resume!r}; a benchmark takes 'never' or 'auto'.")
     if not seeds or len({*seeds}) < len(seeds):
         raise ConfigError(f"Got seeds={tuple(seeds)}. Give at least one, and each once.")
-    found, folder, device = as_case(case), Path(save_dir), as_device(device)
+    found, folder, device = as_case(case), settled(save_dir), as_device(device)
     batch_size = found.features.batch_size
     steps = -(-(found.n_tokens if n_tokens is None else n_tokens) // batch_size)
     points = points_of(methods, found)

@@ -95,18 +95,18 @@ def _smallest_kept(
     is_alone = ranks.size == latent_ranks.size == 1
     # all that is kept could be in one part; of ranks, whose tokens or latents are as many and
     # alike, each has about its share, and more is looked at only if that was too little
-    most = n_kept if is_alone else int(_SURPLUS * k * n_own / latent_ranks.size) + 1
+    most = n_kept + 1 if is_alone else int(_SURPLUS * k * n_own / latent_ranks.size) + 1
     while True:
         found, is_all = _largest(part, parts, most)
-        if is_alone:
-            return kth_largest(found, n_kept)
         # a value was left out that may be kept, if all that were looked at are
-        left_out = not is_all and bool(len(found))
+        left_out = not is_alone and not is_all and bool(len(found))
         least = found.amin() if left_out else found.new_zeros(())
         found = torch.cat([found, found.new_zeros(1)])  # what follows where no more values are positive
         cut = kth_largest(found, n_kept, ranks, latent_ranks)
         # midway to the next one: the values are computed again, and may round otherwise
         following = kth_largest(found, n_kept + 1, ranks, latent_ranks)
+        if is_alone:
+            return (cut + following) / 2
         is_short = int(left_out and bool(least > following))
         if not latent_ranks.total(ranks.total(is_short)):
             return (cut + following) / 2

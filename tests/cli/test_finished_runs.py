@@ -4,14 +4,18 @@ import json
 import logging
 import shlex
 import signal
+import time
+import weakref
 
 import pytest
 import yaml
 
 import dictionary_learning.evaluation as evaluation
+from dictionary_learning._stop_request import ending_at_once
 from dictionary_learning.cli import STOPPED, main
 from dictionary_learning.cli._parser import without
 from dictionary_learning.cli._train import _step_of_report
+from dictionary_learning.errors import Stopped
 from dictionary_learning.sweeps import _run as of_sweeps
 from tests.cli.test_cli import arguments, folder, train  # noqa: F401  (a fixture)
 
@@ -53,6 +57,34 @@ def test_a_finished_run_is_neither_trained_nor_evaluated_again(folder, caplog, c
     (run / "report.json").unlink()  # what is missing is made
     assert resume(folder, "--n-tokens", str(2 * tokens)) == 0
     assert (run / "report.json").is_file()
+
+
+class Finalized:
+    """Gets a signal in a finalizer, where Python drops what is raised."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("where", ["finalizer", "weak reference"])
+@pytest.mark.parametrize("is_short", [False, True])
+def test_a_signal_that_comes_where_errors_are_dropped_is_not_lost(where, is_short):
+    with pytest.raises(Stopped, match="Got SIGTERM"), ending_at_once():
+        if where == "finalizer":
+            Finalized()
+        else:
+            _of_weakref(signal.raise_signal)(signal.SIGTERM)
+        if not is_short:
+            time.sleep(5)
+            raise AssertionError("the signal was not noticed")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def _of_weakref(function):
+    """Returns a function whose code is, by its file, of the module `weakref`."""
+    found = {"function": function}
+    exec(compile("def call(*given):\n    function(*given)", weakref.__file__, "exec"), found)
+    return found["call"]
 
 
 def test_a_signal_in_the_evaluation_of_a_run_says_what_is_saved(folder, caplog, monkeypatch):  # noqa: F811

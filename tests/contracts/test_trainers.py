@@ -8,6 +8,7 @@ import torch
 from dictionary_learning import ops
 from dictionary_learning.latents import Segments
 from dictionary_learning.trainers import TRAINERS, RunInfo, SAETrainer
+from dictionary_learning.trainers._batch import Batch
 from tests.tiny import Planted
 
 OPTIONS = {"activation_dim": 32, "dict_size": 96, "k": 3, "steps": 100, "device": "cpu", "loss_fn": "reconstruction"}
@@ -217,6 +218,22 @@ def test_decoder_rows_have_unit_norm_after_each_step(build):
     for x in Planted().batches(5):
         t.update(t.step, x)
         torch.testing.assert_close(t.dictionary.W_dec.norm(dim=1), torch.ones(96))
+
+
+@pytest.mark.parametrize("backend", [name for name in ops.available() if name != "triton"])
+@pytest.mark.parametrize("name", ["batch_top_k", "matryoshka_batch_top_k"])
+def test_parts_of_a_batch_keep_what_the_batch_keeps(build, backend):
+    """Values at the edge are computed again for a part, and round otherwise."""
+    whole = build(dict_size=256, k=2, dead_feature_threshold=10**9)
+    xs = torch.randn(12, 333, 32, generator=torch.Generator().manual_seed(0))
+    whole.initialize(xs[0])
+    for x in xs:
+        n_kept = []
+        for parts in (1, 2, 3):
+            batches = Batch(x, x).split(parts)
+            with ops.use_backend(backend), whole.sharing(batches):
+                n_kept.append(sum(len(whole.dictionary.encode_sparse(part.x, 2).values) for part in batches))
+        assert n_kept == [666] * 3
 
 
 @pytest.mark.parametrize("backend", [name for name in ops.available() if name != "triton"])

@@ -178,3 +178,38 @@ def test_special_ids_are_those_of_every_kind_of_model(tokenizer, config, expecte
     module = types.SimpleNamespace(config=types.SimpleNamespace(**config))
     made = types.SimpleNamespace(module=module, tokenizer=tokenizer and types.SimpleNamespace(**tokenizer))
     assert set(special_ids(made)) == expected
+
+
+@pytest.mark.parametrize("opens", ["nothing", "the diagonal"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["bool", "added"])
+@pytest.mark.parametrize("way", ["run", "attached"])
+def test_padding_is_known_from_a_mask_of_who_reads_whom(way, kind, side, opens, model):
+    ids = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])  # none is special
+    real = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
+    real = real if side == "left" else real.flip(1)
+    reads = torch.ones(5, 5).tril().bool() & real[:, None, None, :]
+    if opens == "the diagonal":  # as a row that reads nothing is mended
+        reads |= torch.eye(5).bool() & ~reads.any(-1, keepdim=True)
+    mask = reads if kind == "bool" else torch.zeros(reads.shape).masked_fill(~reads, torch.finfo(torch.float32).min)
+    seen = []
+    after = model._original.get_submodule(NEXT).register_forward_pre_hook(lambda _, x: seen.append(x[0].clone()))
+    try:
+        for edits in ({}, {SITE: ablate(7.0)}):
+            with attached(model, edits if way == "attached" else {}) as module, torch.no_grad():
+                if way == "attached":
+                    module(input_ids=ids, attention_mask=mask)
+                else:
+                    model.run({"input_ids": ids, "attention_mask": mask}, edits=edits)
+    finally:
+        after.remove()
+    first, last = (x for x in seen if x.shape[:2] == ids.shape)
+    assert torch.equal((first == last).all(-1), ~real)
+
+
+def test_a_single_token_that_reads_itself_is_none_of_padding(model):
+    ids, mask = torch.tensor([[5]]), torch.zeros(1, 1, 1, 1)
+    with torch.no_grad():
+        clean = model._original(input_ids=ids, attention_mask=mask).logits
+        with attached(model, {SITE: ablate(7.0)}) as module:
+            assert not torch.equal(module(input_ids=ids, attention_mask=mask).logits, clean)

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dictionary_learning._disk import remove_unfinished, write_atomically
+from dictionary_learning._disk import remove_unfinished, settled, write_atomically
 from dictionary_learning.data._retrying import retried
 from dictionary_learning.errors import DataError, MissingDependencyError
 
@@ -32,7 +32,10 @@ class Store:
         self.is_local = "://" not in self.path or self.path.startswith("file://")
         """Whether files can be mapped into memory."""
         if self.is_local:
-            self._root, self._files = str(Path(self.path.removeprefix("file://")).expanduser()), LocalFileSystem()
+            self._root, self._files = (
+                str(settled(Path(self.path.removeprefix("file://")).expanduser())),
+                LocalFileSystem(),
+            )
             return
         try:
             self._files, self._root = fsspec.core.url_to_fs(self.path)
@@ -46,7 +49,9 @@ class Store:
 
     def within(self, name: str) -> "Store":
         """Returns a folder inside."""
-        return Store(f"{self.path.rstrip('/')}/{name}")
+        inside = Store(f"{self.path.rstrip('/')}/{name}")
+        inside._root = f"{self._root.rstrip('/')}/{name}"  # the working directory may be another by now
+        return inside
 
     @property
     def folder(self) -> Path | None:
