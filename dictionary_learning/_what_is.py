@@ -41,6 +41,11 @@ def what_is(place: str | os.PathLike[str]) -> str:
         return f"'{folder}' holds pages of latents; open its index.html."
     if (folder / "report.json").is_file():
         return f"'{folder}' holds a report, which compare takes."
+    if checkpoint_steps(folder) and not (folder / "run.json").exists():
+        return (
+            f"'{folder}' is a run whose run.json is missing, {where_it_is(folder)}. What began it goes on there: a "
+            'command with --resume, or a call with resume="auto".'
+        )
     return ""
 
 
@@ -57,9 +62,9 @@ def unfinished(folder: Path, instead: str = "") -> str:
         return ""
     of = folder.parent
     if (of / "sweep.json").is_file():
-        return f"'{folder}' is a part of a sweep, {_at(folder)}. {_going_on(_command(folder), of)}"
+        return f"'{folder}' is a part of a sweep, {where_it_is(folder)}. {_going_on(_command(folder), of)}"
     told = " ".join(filter(None, (instead, _going_on(_command(folder), folder))))
-    return f"'{folder}' is a run that is not finished, {_at(folder)}. {told}"
+    return f"'{folder}' is a run that is not finished, {where_it_is(folder)}. {told}"
 
 
 def _is_open(folder: Path) -> bool:
@@ -83,7 +88,7 @@ def _unfinished_sweep(folder: Path) -> str:
     command = next(filter(None, (_command(folder / name) for name in parts)), [])
     what = "benchmark" if command[:1] == ["benchmark"] else "sweep"
     done = f"{len(parts) - len(left)} of {len(parts)} runs finished"
-    stands = f"{done}, and {now.name} is {_at(now)}"
+    stands = f"{done}, and {now.name} is {where_it_is(now)}"
     return f"'{folder}' is a {what} that is not finished: {stands}. {_going_on(command, folder)}"
 
 
@@ -100,7 +105,7 @@ def checkpoint_steps(run: Path) -> list[int]:
     return sorted(int(digits) for digits in names if digits.isdigit())
 
 
-def _at(run: Path) -> str:
+def where_it_is(run: Path) -> str:
     """Returns the step of a run's newest checkpoint."""
     steps = checkpoint_steps(run)
     whole = _mapping(_read(run / "run.json").get("run")).get("steps")

@@ -1,8 +1,19 @@
 """What is given to a command for something else is said to be what it is, and what it is for."""
 
+import json
+import shutil
+
 import pytest
 
-from dictionary_learning import ActivationBuffer, ActivationCache, TrainerTopK, load_model, trainSAE, write_cache
+from dictionary_learning import (
+    ActivationBuffer,
+    ActivationCache,
+    TrainerTopK,
+    load_dictionary,
+    load_model,
+    trainSAE,
+    write_cache,
+)
 from dictionary_learning._run_folder import COMMAND
 from dictionary_learning._what_is import unfinished, what_is
 from dictionary_learning.cli import main
@@ -78,3 +89,29 @@ def test_the_shell_says_it_too(folders, caplog):
         caplog.clear()
         assert main(["evaluate", str(folder), "--model", "none", "--data", "none"]) == 2
         assert said in caplog.text or folder.name == "run"
+
+
+def test_an_unfinished_run_is_named_where_its_dictionary_is_asked_for(folders):
+    run = next(folder for folder in folders if folder.name == "unfinished")
+    with pytest.raises(CheckpointError, match="no dictionary at '.*trainer_0' yet. .* is a run that is not finished"):
+        load_dictionary(run / "trainer_0")
+    with pytest.raises(CheckpointError, match="no dictionary at .* not finished, at step 4 of 30"):
+        load_dictionary(f"{run}/trainer_0")
+
+
+def test_a_run_without_its_record_is_known_by_its_checkpoints(folders, tmp_path):
+    run = next(folder for folder in folders if folder.name == "unfinished")
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    assert "is a run whose run.json is missing, at step 4. What began it goes on there" in what_is(tmp_path / "run")
+
+
+def test_what_a_killed_run_has_reached_is_said_by_reproduce(folders, tmp_path, caplog):
+    run = next(folder for folder in folders if folder.name == "unfinished")
+    shutil.copytree(run, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    for entry in ("outcome", "last_step"):  # a process that was killed writes none
+        record["volatile"]["sessions"][-1].pop(entry, None)
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert main(["reproduce", str(tmp_path / "run")]) == 2
+    assert "is not finished (at step 4 of 30)" in caplog.text

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 _OPTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\b\w+=\S+ \((--[\w-]+)(?: on the command line)?\)", r"\1"),
-    (r"\bor resume='never'", "or leave out --resume-from"),
+    (r"\bor resume='never'", "or leave out --resume and --resume-from"),
     (r"\bresume='auto'", "--resume"),
     (r"\bset dtype='(\w+)'", r"set --token-dtype \1"),
     (r"\bset dtype to the type", "set --token-dtype to the type"),

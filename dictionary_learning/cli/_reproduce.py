@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dictionary_learning._run_folder import RUN_FILE, new_folder, resolve_latest
+from dictionary_learning._what_is import where_it_is
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_line
 from dictionary_learning.cli._parser import CONFIG
@@ -82,9 +83,9 @@ def _command_of(run: Mapping[str, Any], folder: Path) -> list[str]:
         )
     last = volatile["sessions"][-1]
     if last.get("outcome") != "finished":
+        where = f"step {last['last_step']}" if "last_step" in last else where_it_is(folder)  # a killed run says none
         raise ConfigError(
-            f"'{folder}' is not finished (step {last.get('last_step', 'unknown')}), so there is nothing to compare "
-            "with. Finish it with --resume first."
+            f"'{folder}' is not finished ({where}), so there is nothing to compare with. Finish it with --resume first."
         )
     if any(HIDDEN in word for word in run["command"]):
         raise ConfigError(

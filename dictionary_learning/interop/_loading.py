@@ -212,6 +212,8 @@ def find_files(
     path: str | os.PathLike, *, site: str | None = None, revision: str | None = None, many: bool = False
 ) -> Files:
     """Returns the files at a path or in a hub repository, fetched as needed, or of a site below."""
+    if not os.path.exists(path) and (told := unfinished(Path(path).parent)):
+        raise CheckpointError(f"There is no dictionary at '{path}' yet. {told}")
     if not os.path.exists(path) and isinstance(path, str) and _REPOSITORY.fullmatch(path):
         from dictionary_learning.interop._hub import fetch  # which loads dictionaries itself
 

@@ -473,7 +473,7 @@ def test_errors_speak_of_options(place, tmp_path, monkeypatch, caplog):
     os.mkfifo(tmp_path / "pipe")
     sizes = words({**SIZES, "n_tokens": 4096, "batch_size": 32, "sites": SITE})
     for data, settings, message, python in (
-        ("text.jsonl", ["--resume-from", str(tmp_path)], "or leave out --resume-from", "resume="),
+        ("text.jsonl", ["--resume-from", str(tmp_path)], "or leave out --resume and --resume-from", "resume="),
         ("bad.jsonl", ["--held-out-every", "1000"], "--on-bad-document skip", "on_bad_document"),
         ("uint32.bin", [], "Set --token-dtype uint32", "dtype="),
         ("int64.bin", [], "Set --token-dtype int64", "dtype="),
