@@ -86,7 +86,7 @@ class ContextsArguments(ModelArguments, ContextArguments):
         model = self.load(wanted.name, wanted.revision, dtype_in_training(self, saved))
         stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
         found = _named(candidates_of(saved, model, self.sites))
-        store = collect_contexts(
+        collect_contexts(
             model,
             {name: one.dictionary for name, one in found.items()},
             stream,
@@ -99,7 +99,7 @@ class ContextsArguments(ModelArguments, ContextArguments):
                 *("seed", "checkpoint_every"),
             ),
         )
-        write_result(str(store.folder))
+        write_result(self.save_dir)
 
 
 def _ctx_len_of(config: Mapping[str, Any]) -> int | None:

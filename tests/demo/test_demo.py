@@ -108,7 +108,7 @@ def test_run_without_pages_is_read_anew(place, monkeypatch, capsys):
         names = runpy.run_path(str(SCRIPT))
     finally:
         (place / "aside").rename(pages)
-    assert names["store"].folder == Path("run/contexts") and len(names["store"]) == 2
+    assert names["store"].folder == place / "run" / "contexts" and len(names["store"]) == 2
 
 
 def notebook():
