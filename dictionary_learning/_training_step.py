@@ -49,8 +49,9 @@ def train_step(
             side_by_side([_named(job)(updates[job.name]) for job in jobs])
         return
     for places, group in groups.items():
-        # dictionaries on the same activations share one product where that is faster
-        apart = [job.trainer for job in group if job.trainer.replayed is None]  # a recording has its own product
+        # dictionaries on the same activations share one product where that is faster;
+        # a recording has its own
+        apart = [job.trainer for job in group if not (job.trainer.replayed and job.trainer.replayed.is_on)]
         encoders = [encoder for trainer in apart for encoder in trainer.encoders()]
         with shared_product(activations(*places), encoders), autocast():
             for job in group:

@@ -1,5 +1,6 @@
 """What a run writes stays where it began, though the working directory changes meanwhile."""
 
+import gzip
 import itertools
 import os
 import shutil
@@ -9,6 +10,7 @@ import torch
 
 from dictionary_learning import load_model, trainSAE, write_cache
 from dictionary_learning.activations.cache import ActivationCache
+from dictionary_learning.data import as_source
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.loggers import JSONLLogger
 from tests import tiny
@@ -82,3 +84,18 @@ def test_a_working_directory_that_is_gone_is_told(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="the working directory was removed"):
         trainSAE([torch.randn(8, 4)], CONFIG, 1, save_dir="run", progress=False)
     trainSAE([torch.randn(8, 4)], {**CONFIG, "dict_size": 8}, 1, save_dir=tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("name", ["text.jsonl", "text.txt.gz", "*.jsonl", "."])
+def test_files_of_text_are_those_of_the_beginning(name, tmp_path, monkeypatch):
+    """They are opened when they are read, and again for each epoch."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, word in ((here, "right"), (there, "wrong")):
+        folder.mkdir()
+        (folder / "text.jsonl").write_text("".join(f'{{"text": "{word} {n}"}}\n' for n in range(4)))
+        (folder / "text.txt.gz").write_bytes(gzip.compress("".join(f"{word} {n}\n" for n in range(4)).encode()))
+    monkeypatch.chdir(here)
+    source = as_source(name)
+    first = list(source.fresh())
+    monkeypatch.chdir(there)
+    assert list(source) == first and "right 3" in str(first) and "wrong" not in str(first)

@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning._disk import settled
 from dictionary_learning.data._decompressed import COMPRESSIONS, decompressed
 from dictionary_learning.data._document import (
     RUNS_COLUMN,
@@ -65,9 +66,9 @@ def files_reader(name: str, options: ReadOptions) -> SourceParts:
         kind = kind_of(path)
         if kind is None:
             raise DataError(f"'{path}' is a file of an unknown kind; {_SUPPORTED}.")
-        reader, tokenized = _READERS[kind](path, options)
+        reader, tokenized = _READERS[kind](settled(path), options)
         return reader, path.name, tokenized
-    parts = [_READERS[kind](p, options) for p in found if p.is_file() and (kind := kind_of(p))]
+    parts = [_READERS[kind](settled(p), options) for p in found if p.is_file() and (kind := kind_of(p))]
     if not parts:
         raise DataError(f"'{name}' names no file of a known kind; {_SUPPORTED}.")
     known = [tokenized for _, tokenized in parts]

@@ -39,7 +39,7 @@ from dictionary_learning.trainers._definition import check_methods, makes_own_st
 from dictionary_learning.trainers._figures import step_figures
 from dictionary_learning.trainers._optimizer_rows import CommonNorm
 from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
-from dictionary_learning.trainers._replay import GIVEN_UP, RECORDERS, ReplayedGradients, why_not
+from dictionary_learning.trainers._replay import RECORDERS, ReplayedSteps
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._spikes import LossGuard
 
@@ -66,7 +66,7 @@ class Trainer(ABC):
     through `latent_ranks.add`."""
     is_plug_in: ClassVar[bool] = False
     """Whether the class was written for dictionary-learning 0.1, and makes its own steps."""
-    replayed: ReplayedGradients | None = None
+    replayed: ReplayedSteps | None = None
     """Makes loss and gradients of most steps at once, where that was asked for."""
     settings: OptimizationConfig
     dictionary: Dictionary
@@ -159,7 +159,7 @@ class Trainer(ABC):
         record = RECORDERS.get(self.device.type) if settings.cuda_graph else None
         if settings.cuda_graph and record is None:
             logger.warning("cuda_graph=True has no effect on the device '%s'.", self.device)
-        self.replayed = record and ReplayedGradients([*self.dictionary.parameters()], self._recordable, record)
+        self.replayed = record and ReplayedSteps(_recordable, record)
 
     def __getattr__(self, name: str) -> Any:
         """Returns an attribute by its name in dictionary-learning 0.1, such as `scheduler`."""
@@ -273,9 +273,8 @@ class Trainer(ABC):
             with self.sharing(parts):  # BatchTopK selects over the whole batch
                 for part in parts:
                     share = len(part.x) / n_tokens
-                    if self.replayed is not None and self._may_record(part):
-                        loss = self.replayed(part, self._read_by_loss())
-                    else:
+                    loss = None if self.replayed is None else self.replayed(self, part)
+                    if loss is None:
                         loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
                         loss = self._with_gradients(loss, part, share / settings.grad_acc_steps)
                     self._gathered.append(StepPart(part, loss, share))
@@ -489,16 +488,7 @@ class Trainer(ABC):
             )
         self._initialized = True
 
-    def _may_record(self, part: Batch) -> bool:
-        if reason := why_not(self, part):
-            logger.warning(GIVEN_UP, reason)
-            self.replayed = None
-        return not reason
-
-    def _recordable(self, part: Batch) -> Loss:
-        return self._with_gradients(self.loss(part.x, part.y), part, 1.0)
-
-    def _with_gradients(self, loss: Loss, part: Batch, share: float) -> Loss:
+    def _with_gradients(self, loss: Loss, part: Batch, share: float = 1.0) -> Loss:
         """Adds the gradients of a share of a loss, and returns the loss without its graph."""
         # under autocast the products of the backward pass would lose precision
         with torch.autocast(self.device.type, enabled=False):
@@ -506,10 +496,6 @@ class Trainer(ABC):
             (guarded * share).backward()
         # a graph kept until the next step keeps memory, and cannot be captured on CUDA
         return loss.detached()
-
-    def _read_by_loss(self) -> list[Any]:
-        own = [value for part in self.components.values() for value in part.read_by_loss() or ()]
-        return [*self.dictionary.parameters(), *self.dictionary.buffers(), self.loss_scale, *own]
 
     def _guard(self, loss: Tensor, part: Batch) -> Tensor:
         assert self.loss_guard is not None
@@ -540,6 +526,10 @@ class Trainer(ABC):
                 self.average.update()
         self._last, self._gathered, self._n_tokens = parts, [], 0
         self.step, self._scheduled = self.step + 1, at + 1
+
+
+def _recordable(trainer: Trainer, batch: Batch) -> Loss:
+    return trainer._with_gradients(trainer.loss(batch.x, batch.y), batch)
 
 
 def _is_of_others(part: Any) -> bool:

@@ -7,7 +7,7 @@ the loss reads has moved, and no number that the host gave to an operation has c
 """
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from dictionary_learning.trainers._batch import Batch, Loss
 _USUAL = 2
 """Steps that read the same before they are captured: kernels are compiled and tuned in them."""
 _CHECKED = (0, 50)
-"""Replays of a run that are compared with the step itself. The second one shows what went stale."""
+"""Replays that are compared with the step itself: the first, and one that shows what went stale."""
 _TOLERANCE = 1e-3
 """Of a difference, relative to the norm: sums on a GPU have no fixed order."""
 
@@ -27,7 +27,6 @@ Record = Callable[[Callable[[], Loss]], tuple[Replay, Loss]]
 """Calls a function. Returns what makes all of its operations again in the same memory, and what
 the function returned, whose values are those of the last replay."""
 
-GIVEN_UP = "cuda_graph=True, but from here on steps are made without a graph, with the same results: %s."
 logger = logging.getLogger(__name__)
 
 
@@ -59,123 +58,118 @@ RECORDERS: dict[str, Record] = {"cuda": record_on_cuda}
 """How the operations of a step are recorded, by type of device."""
 
 
-def why_not(trainer: Any, batch: Batch) -> str | None:
-    """Returns why the steps of a trainer cannot be recorded; None if they can."""
-    unknown = [name for name, part in trainer.components.items() if part.read_by_loss() is None]
-    reasons = {
-        "the loss is the model's too": batch.model_loss_fn is not None,
-        "the dictionary reads contexts, of other lengths each time": batch.lengths is not None,
-        "something in the step is not of this package, and may draw random numbers": trainer.may_draw,
-        f"what the loss reads of {', '.join(unknown)} is not known": unknown,
-        "several processes make a step together": trainer.ranks.size > 1 or trainer.latent_ranks.size > 1,
-        "autocast keeps copies of weights between steps": torch.is_autocast_enabled(trainer.device.type),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
 class _Recorded(NamedTuple):
     replay: Replay
     batch: Batch  # its memory, into which each batch is copied
     loss: Loss
-    gradients: Sequence[Tensor | None]  # of the parameters
+    gradients: Mapping[Tensor, Tensor | None]  # of the parameters
 
 
-class ReplayedGradients:
-    """Computes a loss and its gradients, from a recording where it stands for the step.
+class ReplayedSteps:
+    """Makes loss and gradients of a trainer's steps from a recording, where it stands for the step.
 
     Args:
-        parameters: Those that get gradients, which have none before each call.
-        compute: Returns the detached loss of a batch, and leaves gradients in the parameters.
+        compute: Returns a trainer's detached loss of a batch, and leaves gradients in parameters.
         record: How it is recorded.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], compute: Callable[[Batch], Loss], record: Record):
-        self._parameters, self._compute, self._record = list(parameters), compute, record
+    def __init__(self, compute: Callable[[Any, Batch], Loss], record: Record):
+        self._compute, self._record = compute, record
         self._key: Hashable = None
         self._n_alike = 0
         self._recorded: _Recorded | None = None
-        self._is_given_up = False
+        self.is_on = True
+        """Whether steps are still recorded."""
         self.n_replays = 0
-        """Steps that were made by a replay, and not refused."""
+        """Steps that were made by a replay."""
 
-    def __call__(self, batch: Batch, reads: Sequence[Any]) -> Loss:
-        """Returns the detached loss of a batch.
+    def __call__(self, trainer: Any, batch: Batch) -> Loss | None:
+        """Returns the detached loss of a batch, and leaves its gradients.
 
-        `reads` is everything that the loss reads beside the batch: tensors and numbers of the host.
-        What is recorded is used while these are the same tensors, whatever their values, and the
-        same numbers.
+        Returns None, and leaves none, where no recording stands for the step.
         """
-        if self._is_given_up:
-            return self._compute(batch)
-        batches = tuple((side.shape, side.dtype) for side in (batch.x, batch.y))
-        key = (batches, batch.y is batch.x, _places(reads))
+        if not self.is_on:
+            return None
+        if why := _why_not(trainer, batch):
+            return self._give_up(why)
+        sides = [(side.shape, side.dtype) for side in (batch.x, batch.y)]
+        key = (*sides, batch.y is batch.x, *map(_place, _read_by_loss(trainer)))
         if key != self._key:
             self._key, self._n_alike, self._recorded = key, 0, None
         self._n_alike += 1
         if self._n_alike <= _USUAL:
-            return self._compute(batch)
-        if self._recorded is None:
-            self._recorded = self._capture(batch)
-        recorded = self._recorded
-        if recorded is None:
-            return self._compute(batch)
-        loss = self._replay(recorded, batch)
-        if self.n_replays in _CHECKED and not self._is_right(batch, loss):
-            return self._give_up("a replay differs from the step itself", batch)
-        self.n_replays += 1
-        return loss
-
-    def _capture(self, batch: Batch) -> _Recorded | None:
-        x = batch.x.clone()
-        own = batch._replace(x=x, y=x if batch.y is batch.x else batch.y.clone())
-        try:
-            replay, loss = self._record(lambda: self._compute(own))
-        except RuntimeError as error:
-            self._clear()
-            self._give_up(str(error).splitlines()[0])
             return None
-        recorded = _Recorded(replay, own, loss, [p.grad for p in self._parameters])
-        self._clear()
-        return recorded
-
-    def _replay(self, recorded: _Recorded, batch: Batch) -> Loss:
+        parameters = list(trainer.dictionary.parameters())
+        if self._recorded is None:
+            try:
+                self._recorded = self._capture(trainer, batch, parameters)
+            except RuntimeError as error:
+                return self._give_up(str(error).partition("\n")[0])
+            finally:
+                _clear(parameters)
+        recorded = self._recorded
         recorded.batch.x.copy_(batch.x)
         if recorded.batch.y is not recorded.batch.x:
             recorded.batch.y.copy_(batch.y)
         recorded.replay()
-        for p, gradient in zip(self._parameters, recorded.gradients, strict=True):
+        if self.n_replays in _CHECKED and not self._is_right(trainer, batch, recorded):
+            _clear(parameters)
+            return self._give_up("a replay differs from the step itself")
+        for p, gradient in recorded.gradients.items():
             p.grad = gradient
+        self.n_replays += 1
         return recorded.loss
 
-    def _is_right(self, batch: Batch, loss: Loss) -> bool:
-        replayed = [p.grad for p in self._parameters]
-        self._clear()
-        again = self._compute(batch)
-        computed = [p.grad for p in self._parameters]
-        for p, gradient in zip(self._parameters, replayed, strict=True):
-            p.grad = gradient
-        return all(map(_is_near, [loss.total, *replayed], [again.total, *computed]))
+    def _capture(self, trainer: Any, batch: Batch, parameters: Sequence[Tensor]) -> _Recorded:
+        x = batch.x.clone()
+        own = batch._replace(x=x, y=x if batch.y is batch.x else batch.y.clone())
+        _clear(parameters)  # gradients are recorded as new, not as sums
+        replay, loss = self._record(lambda: self._compute(trainer, own))
+        return _Recorded(replay, own, loss, {p: p.grad for p in parameters})
 
-    def _give_up(self, why: str, batch: Batch | None = None) -> Any:
-        """Makes all further steps as they are."""
-        logger.warning(GIVEN_UP, why)
-        self._is_given_up, self._recorded = True, None
-        if batch is None:
-            return None
-        self._clear()
-        return self._compute(batch)
+    def _is_right(self, trainer: Any, batch: Batch, recorded: _Recorded) -> bool:
+        """Returns whether a replay gave what the step gives, which it leaves in the parameters."""
+        again = self._compute(trainer, batch)
+        pairs = [(gradient, p.grad) for p, gradient in recorded.gradients.items()]
+        return all(_is_near(one, other) for one, other in [(recorded.loss.total, again.total), *pairs])
 
-    def _clear(self) -> None:
-        for p in self._parameters:
-            p.grad = None
+    def _give_up(self, why: str) -> None:
+        logger.warning(
+            "cuda_graph=True, but from here on steps are made without a graph, with the same results: %s.", why
+        )
+        self.is_on, self._recorded = False, None
 
 
-def _places(values: Sequence[Any]) -> Hashable:
-    """Returns where tensors are, and numbers as they are."""
-    return tuple(
-        (value.data_ptr(), value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
-        for value in values
-    )
+def _why_not(trainer: Any, batch: Batch) -> str | None:
+    """Returns why the steps of a trainer cannot be recorded; None if they can."""
+    if batch.model_loss_fn is not None:
+        return "the loss is the model's too"
+    if batch.lengths is not None:
+        return "the dictionary reads contexts, of other lengths each time"
+    if trainer.may_draw:
+        return "something in the step is not of this package, and may draw random numbers"
+    if trainer.ranks.size > 1 or trainer.latent_ranks.size > 1:
+        return "several processes make a step together"
+    if torch.is_autocast_enabled(trainer.device.type):
+        return "autocast keeps copies of weights between steps"
+    unknown = [name for name, part in trainer.components.items() if part.read_by_loss() is None]
+    return f"what the loss reads of {', '.join(unknown)} is not known" if unknown else None
+
+
+def _read_by_loss(trainer: Any) -> list[Any]:
+    """Returns the tensors and the numbers of the host that a loss reads."""
+    own = [value for part in trainer.components.values() for value in part.read_by_loss() or ()]
+    return [*trainer.dictionary.parameters(), *trainer.dictionary.buffers(), trainer.loss_scale, *own]
+
+
+def _clear(parameters: Sequence[Tensor]) -> None:
+    for p in parameters:
+        p.grad = None
+
+
+def _place(value: Any) -> Hashable:
+    """Returns where a tensor is, and a number as it is."""
+    return (value.data_ptr(), value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
 
 
 def _is_near(one: Tensor | None, other: Tensor | None) -> bool:

@@ -106,10 +106,10 @@ def _smallest_kept(
         # midway to the next one: the values are computed again, and may round otherwise
         following = kth_largest(found, n_kept + 1, ranks, latent_ranks)
         if is_alone:
-            return (cut + following) / 2
+            return cut.lerp(following, 0.5)
         is_short = int(left_out and bool(least > following))
         if not latent_ranks.total(ranks.total(is_short)):
-            return (cut + following) / 2
+            return cut.lerp(following, 0.5)
         most *= 2
 
 

@@ -32,10 +32,8 @@ class Store:
         self.is_local = "://" not in self.path or self.path.startswith("file://")
         """Whether files can be mapped into memory."""
         if self.is_local:
-            self._root, self._files = (
-                str(settled(Path(self.path.removeprefix("file://")).expanduser())),
-                LocalFileSystem(),
-            )
+            self._root = str(settled(Path(self.path.removeprefix("file://")).expanduser()))
+            self._files = LocalFileSystem()
             return
         try:
             self._files, self._root = fsspec.core.url_to_fs(self.path)
