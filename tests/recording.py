@@ -64,7 +64,7 @@ class _Recording(TorchDispatchMode):
         self.made.append(again)
 
 
-def record(make: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+def record(make: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
     """Records a function, as `record_on_cuda` does."""
     recording = _Recording()
     interpreted, run = _kernels()

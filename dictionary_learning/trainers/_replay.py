@@ -23,23 +23,23 @@ _TOLERANCE = 1e-3
 """Of a difference, relative to the norm: sums on a GPU have no fixed order."""
 
 Replay = Callable[[], None]
-Record = Callable[[Callable[[], Loss]], tuple[Replay, Loss]]
-"""Calls a function. Returns what makes all of its operations again in the same memory, and what
-the function returned, whose values are those of the last replay."""
+Record = Callable[[Callable[[], Loss], torch.device], tuple[Replay, Loss]]
+"""Calls a function that computes on a device. Returns what makes all of its operations again in the
+same memory, and what the function returned, whose values are those of the last replay."""
 
 logger = logging.getLogger(__name__)
 
 
-def record_on_cuda(make: Callable[[], Loss]) -> tuple[Replay, Loss]:
+def record_on_cuda(make: Callable[[], Loss], device: torch.device) -> tuple[Replay, Loss]:
     """Captures a function in a CUDA graph. Nothing is computed before the first replay.
 
     Raises:
         RuntimeError: Something in it waits for the device, or cannot be captured otherwise.
     """
     # `torch.cuda.graph` would collect garbage and empty caches, each time the dead latents change
-    graph, stream, own = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+    graph, stream, own = torch.cuda.CUDAGraph(), torch.cuda.Stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(own)
-    with torch.cuda.stream(stream):
+    with torch.cuda.device(device), torch.cuda.stream(stream):
         graph.capture_begin(capture_error_mode="thread_local")  # others may read ahead
         try:
             made = make()
@@ -124,7 +124,7 @@ class ReplayedSteps:
         x = batch.x.clone()
         own = batch._replace(x=x, y=x if batch.y is batch.x else batch.y.clone())
         _clear(parameters)  # gradients are recorded as new, not as sums
-        replay, loss = self._record(lambda: self._compute(trainer, own))
+        replay, loss = self._record(lambda: self._compute(trainer, own), x.device)
         return _Recorded(replay, own, loss, {p: p.grad for p in parameters})
 
     def _is_right(self, trainer: Any, batch: Batch, recorded: _Recorded) -> bool:
@@ -175,8 +175,7 @@ def _place(value: Any) -> Hashable:
 def _is_near(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
-    one, other = one.double(), other.double()
-    if not bool((one.isfinite() == other.isfinite()).all()):
+    if not torch.equal(one.isfinite(), other.isfinite()):
         return False
-    difference = (one - other).nan_to_num(0.0, 0.0, 0.0).norm()
-    return bool(difference <= _TOLERANCE * other.nan_to_num(0.0, 0.0, 0.0).norm())
+    difference, size = (torch.linalg.vector_norm(x.nan_to_num(0.0, 0.0, 0.0)) for x in (one - other, other))
+    return bool(difference <= _TOLERANCE * size)
