@@ -64,8 +64,8 @@ class _Recording(TorchDispatchMode):
         self.made.append(again)
 
 
-def record(make: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
-    """Records a function, as `record_on_cuda` does."""
+def record(make: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Records a function, as `CudaRecorder` does."""
     recording = _Recording()
     interpreted, run = _kernels()
     if interpreted is not None:

@@ -23,7 +23,7 @@ RECORDED = [name for name in TRAINERS if name not in WAITS]
 def recorder(monkeypatch):
     """Records on the CPU, where dead latents are known as late as on a GPU, and more often than every 100 steps."""
     if DEVICE == "cpu":
-        monkeypatch.setitem(_replay.RECORDERS, "cpu", record)
+        monkeypatch.setitem(_replay.RECORDERS, "cpu", lambda _: record)
         monkeypatch.setenv(VARIABLE, "reference")  # what is fast on a CPU has shapes that depend on values
     monkeypatch.setattr(_dead_latents, "_LOOK_EVERY", 5)
     made = _dead_latents.DeadLatents.__init__
@@ -138,7 +138,7 @@ def test_a_replay_goes_by_the_weights_that_are_there():
         losses(trainer, xs[:12])
         with torch.no_grad():
             trainer.dictionary.b_dec.add_(1.0)
-        trainer.dictionary.b_enc = torch.nn.Parameter(trainer.dictionary.b_enc.detach() * 0.5)
+        trainer.dictionary.b_enc.data = trainer.dictionary.b_enc.detach() * 0.5
     before = recorded.replayed.n_replays
     check_same(plain, recorded, xs[12:])
     assert recorded.replayed.n_replays >= before + 4
@@ -182,6 +182,31 @@ def test_what_is_wrong_is_found_and_given_up(monkeypatch, caplog):
     near = [torch.allclose(*pair) for pair in zip(expected, got, strict=True)]
     n_wrong = near.index(False)
     assert n_wrong > 2 and all(near[:n_wrong])  # the first replay is right, and what follows is not
+
+
+CHANGES = {
+    "frozen": lambda t: t.dictionary.W_dec.requires_grad_(False),
+    "a switch": lambda t: setattr(t.dictionary, "apply_b_dec_to_input", False),
+    "a hook": lambda t: t.dictionary.W_enc.register_hook(lambda gradient: gradient * 2),
+    "a gradient of one's own": lambda t: t.loss(planted(1, 8)[0]).total.backward(),
+    "another loss": lambda t: setattr(
+        t,
+        "objective",
+        lambda batch: TrainerTopK.objective(t, batch)._replace(total=batch.x.mean() * t.dictionary.b_enc.sum()),
+    ),
+    "initial state": lambda t: t.load_state_dict(built("top_k").state_dict()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_between_steps_changes_recorded_ones(change):
+    plain, recorded = built("top_k"), built("top_k", cuda_graph=True)
+    xs = planted(24, 32)
+    for trainer in (plain, recorded):
+        losses(trainer, xs[:14])
+        CHANGES[change](trainer)
+    assert recorded.replayed.n_replays > 2
+    check_same(plain, recorded, xs[14:])
 
 
 class Unknown(Stale):

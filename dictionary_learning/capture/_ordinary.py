@@ -41,25 +41,34 @@ def ordinary(
     return mask & ~torch.isin(ids, torch.tensor(special, dtype=ids.dtype, device=ids.device))
 
 
-def real_of(mask: Any, batch: int, ctx: int) -> Bool[Tensor, "batch ctx"] | None:
+def real_of(mask: Any, batch: int, ctx: int, n_before: int = 0) -> Bool[Tensor, "batch ctx"] | None:
     """Returns which of the newest tokens are no padding, by an attention mask; None if it is none.
 
-    It is (batch, tokens before and now) or says who reads whom, (batch, heads, now, before and
-    now): True or 0 where a token may be read. There, padding is what does not read itself, or reads
-    itself alone and is read by no other token.
+    It is (batch, tokens before and now) or says who reads whom, (batch, heads, now, places of a
+    cache and now), True or 0 where a token may be read. By the latter, padding is what does not
+    read itself, as padding is read by none; transformers lets the rows of padding on the left read
+    everything, since a row that reads nothing gives NaN.
+
+    Args:
+        mask: The mask, or several, as of models with layers of two kinds.
+        batch: Number of texts.
+        ctx: Number of new tokens.
+        n_before: Tokens in the cache, if there is one.
     """
+    if isinstance(mask, Mapping) and mask:
+        return real_of(next(iter(cast(Mapping[str, Any], mask).values())), batch, ctx, n_before)
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4) or mask.shape[-1] < ctx:
         return None
     if mask.ndim == 2:
         return mask[:, -ctx:].bool().expand(batch, ctx)
-    if mask.shape[2] != ctx:
+    if mask.shape[2] != ctx or mask.shape[3] < n_before + ctx:
         return None
-    reads = (mask if mask.dtype == torch.bool else mask == 0).any(1)  # (batch, now, before and now)
-    before, own = reads[..., :-ctx], reads[..., -ctx:]
-    itself = own.diagonal(dim1=1, dim2=2)  # (batch, now)
-    others = own & ~torch.eye(ctx, dtype=torch.bool, device=own.device)
-    is_alone = ~(others.any(1) | others.any(2) | before.any(2))
-    return (itself & ~is_alone if mask.shape[-1] > 1 else itself).expand(batch, ctx)
+    reads = (mask if mask.dtype == torch.bool else mask == 0).any(1)[..., n_before : n_before + ctx]
+    reads_all = reads.all(-1)  # (batch, now)
+    # the last token may read all before it; and all may, in both directions and without padding
+    is_open = reads_all & ~reads_all.all(-1, keepdim=True)
+    is_open[:, -1] = False
+    return (reads.diagonal(dim1=1, dim2=2) & ~is_open).expand(batch, ctx)
 
 
 def sparing_special(edits: Mapping[Site, Edit], inputs: ModelInputs, model: Any) -> dict[Site, Edit]:

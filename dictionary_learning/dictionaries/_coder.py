@@ -310,7 +310,8 @@ class Coder(Trainable):
                 bias.mul_(scale)
 
     def coders(self) -> Iterator[CoderSlice]:
-        yield CoderSlice(self, slice(0, self.dict_size), slice(0, self.activation_dim), slice(0, self.output_dim))
+        sizes = (self.dict_size, self.activation_dim, self.output_dim)
+        yield CoderSlice(self, *(slice(0, size) for size in sizes), is_whole=True)
 
     def encoders(self) -> list[Encoder]:
         return [] if self.b_enc is None or self.rank_by_norm or self.encodes_itself else [self._encoder()]

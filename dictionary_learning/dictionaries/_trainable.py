@@ -45,9 +45,13 @@ class CoderSlice(NamedTuple):
     """Its inputs among those of the dictionary."""
     writes: slice
     """Its outputs among those of the dictionary."""
+    is_whole: bool = False
+    """Whether all latents are the coder's."""
 
     def own(self, latents: Int[Tensor, "n"]) -> Int[Tensor, "m"]:
         """Returns those of the dictionary's latents that are the coder's, by their index there."""
+        if self.is_whole:  # a device is not waited for
+            return latents
         return latents[(latents >= self.latents.start) & (latents < self.latents.stop)] - self.latents.start
 
 

@@ -100,11 +100,19 @@ def given_to(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     ids = ids if isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point() else None
     text: Any = ids if ids is not None else x if isinstance(x, Tensor) and x.ndim == 3 else None
     shape = None if text is None else (int(text.shape[0]), int(text.shape[1]))
-    real = None if shape is None else real_of(mask, *shape)
     # `past_key_values`, `cache` or `cache_params`, by the version and the model
     cache = next((value for value in given.values() if hasattr(value, "get_seq_length")), None)
+    real = None if shape is None else real_of(mask, *shape, n_before=_length_of(cache))
     kept = given.get("logits_to_keep")
     return Given(ids, shape, real, cache, kept if type(kept) is int else 0)
+
+
+def _length_of(cache: Any) -> int:
+    """Returns the number of tokens in a cache; 0 without a length, as of recurrent layers."""
+    try:
+        return 0 if cache is None else int(cache.get_seq_length())
+    except ValueError:
+        return 0
 
 
 def may_change(given: Given, special: tuple[int, ...], around: CallTokens | None) -> Tensor | None:

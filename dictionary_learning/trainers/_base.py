@@ -156,10 +156,10 @@ class Trainer(ABC):
         self.may_draw = any(_is_of_others(part) for part in parts)
         """Whether a step may draw from the generators of the process: something in it is not of
         this package."""
-        record = RECORDERS.get(self.device.type) if settings.cuda_graph else None
-        if settings.cuda_graph and record is None:
+        recorder = RECORDERS.get(self.device.type) if settings.cuda_graph else None
+        if settings.cuda_graph and recorder is None:
             logger.warning("cuda_graph=True has no effect on the device '%s'.", self.device)
-        self.replayed = record and ReplayedSteps(_recordable, record)
+        self.replayed = recorder and ReplayedSteps(_recordable, recorder(self.device))
 
     def __getattr__(self, name: str) -> Any:
         """Returns an attribute by its name in dictionary-learning 0.1, such as `scheduler`."""

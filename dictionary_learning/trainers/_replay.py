@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dictionary_learning.trainers._batch import Batch, Loss
 
@@ -19,43 +19,54 @@ _USUAL = 2
 """Steps that read the same before they are captured: kernels are compiled and tuned in them."""
 _CHECKED = (0, 50)
 """Replays that are compared with the step itself: the first, and one that shows what went stale."""
+_CHECK_EVERY = 1000
+"""Replays between two further comparisons, for which the host waits."""
 _TOLERANCE = 1e-3
 """Of a difference, relative to the norm: sums on a GPU have no fixed order."""
 
 Replay = Callable[[], None]
-Record = Callable[[Callable[[], Loss], torch.device], tuple[Replay, Loss]]
-"""Calls a function that computes on a device. Returns what makes all of its operations again in the
-same memory, and what the function returned, whose values are those of the last replay."""
+Record = Callable[[Callable[[], Loss]], tuple[Replay, Loss]]
+"""Calls a function. Returns what makes all of its operations again in the same memory, and what
+the function returned, whose values are those of the last replay."""
 
 logger = logging.getLogger(__name__)
 
 
-def record_on_cuda(make: Callable[[], Loss], device: torch.device) -> tuple[Replay, Loss]:
-    """Captures a function in a CUDA graph. Nothing is computed before the first replay.
+class CudaRecorder:
+    """Captures functions in CUDA graphs, all on one stream. Nothing is computed before a replay."""
 
-    Raises:
-        RuntimeError: Something in it waits for the device, or cannot be captured otherwise.
-    """
-    # `torch.cuda.graph` would collect garbage and empty caches, each time the dead latents change
-    graph, stream, own = torch.cuda.CUDAGraph(), torch.cuda.Stream(device), torch.cuda.current_stream(device)
-    stream.wait_stream(own)
-    with torch.cuda.device(device), torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")  # others may read ahead
-        try:
-            made = make()
-        except BaseException:
+    def __init__(self, device: torch.device):
+        self._device = device
+        # streams come from a pool in turn, and a buffer may read ahead on one of the same priority;
+        # of its own for each trainer, since a graph that goes clears the work space of its stream
+        self._stream = torch.cuda.Stream(device, priority=-1)
+
+    def __call__(self, make: Callable[[], Loss]) -> tuple[Replay, Loss]:
+        """Captures a function.
+
+        Raises:
+            RuntimeError: Something in it waits for the device, or cannot be captured otherwise.
+        """
+        # `torch.cuda.graph` would collect garbage and empty caches, whenever dead latents change
+        graph, own = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(own)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            graph.capture_begin(capture_error_mode="thread_local")  # others may read ahead
             try:
-                graph.capture_end()
-            except RuntimeError:
-                logger.debug("The capture had ended.", exc_info=True)
-            raise
-        graph.capture_end()
-    own.wait_stream(stream)
-    return graph.replay, made
+                made = make()
+            except BaseException:
+                try:
+                    graph.capture_end()
+                except RuntimeError:
+                    logger.debug("The capture had ended.", exc_info=True)
+                raise
+            graph.capture_end()
+        own.wait_stream(self._stream)
+        return graph.replay, made
 
 
-RECORDERS: dict[str, Record] = {"cuda": record_on_cuda}
-"""How the operations of a step are recorded, by type of device."""
+RECORDERS: dict[str, Callable[[torch.device], Record]] = {"cuda": CudaRecorder}
+"""What records the operations of a step, by type of device."""
 
 
 class _Recorded(NamedTuple):
@@ -93,13 +104,15 @@ class ReplayedSteps:
         if why := _why_not(trainer, batch):
             return self._give_up(why)
         sides = [(side.shape, side.dtype) for side in (batch.x, batch.y)]
-        key = (*sides, batch.y is batch.x, *map(_place, _read_by_loss(trainer)))
+        key = (*sides, batch.y is batch.x, *map(_place, _read_by_loss(trainer)), *_plain(trainer.dictionary))
         if key != self._key:
             self._key, self._n_alike, self._recorded = key, 0, None
         self._n_alike += 1
         if self._n_alike <= _USUAL:
             return None
         parameters = list(trainer.dictionary.parameters())
+        if any(p.grad is not None for p in parameters):
+            return None  # somebody's own, to which those of the step are added
         if self._recorded is None:
             try:
                 self._recorded = self._capture(trainer, batch, parameters)
@@ -112,7 +125,8 @@ class ReplayedSteps:
         if recorded.batch.y is not recorded.batch.x:
             recorded.batch.y.copy_(batch.y)
         recorded.replay()
-        if self.n_replays in _CHECKED and not self._is_right(trainer, batch, recorded):
+        is_checked = self.n_replays in _CHECKED or self.n_replays % _CHECK_EVERY == 0
+        if is_checked and not self._is_right(trainer, batch, recorded):
             _clear(parameters)
             return self._give_up("a replay differs from the step itself")
         for p, gradient in recorded.gradients.items():
@@ -123,8 +137,7 @@ class ReplayedSteps:
     def _capture(self, trainer: Any, batch: Batch, parameters: Sequence[Tensor]) -> _Recorded:
         x = batch.x.clone()
         own = batch._replace(x=x, y=x if batch.y is batch.x else batch.y.clone())
-        _clear(parameters)  # gradients are recorded as new, not as sums
-        replay, loss = self._record(lambda: self._compute(trainer, own), x.device)
+        replay, loss = self._record(lambda: self._compute(trainer, own))
         return _Recorded(replay, own, loss, {p: p.grad for p in parameters})
 
     def _is_right(self, trainer: Any, batch: Batch, recorded: _Recorded) -> bool:
@@ -148,6 +161,10 @@ def _why_not(trainer: Any, batch: Batch) -> str | None:
         return "the dictionary reads contexts, of other lengths each time"
     if trainer.may_draw:
         return "something in the step is not of this package, and may draw random numbers"
+    if {"objective", "loss", "with_auxiliary_losses"} & vars(trainer).keys():
+        return "its loss was replaced"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in trainer.dictionary.parameters()):
+        return "a parameter has a hook for its gradient"
     if trainer.ranks.size > 1 or trainer.latent_ranks.size > 1:
         return "several processes make a step together"
     if torch.is_autocast_enabled(trainer.device.type):
@@ -169,7 +186,19 @@ def _clear(parameters: Sequence[Tensor]) -> None:
 
 def _place(value: Any) -> Hashable:
     """Returns where a tensor is, and a number as it is."""
-    return (value.data_ptr(), value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    return value.data_ptr(), value.shape, value.stride(), value.dtype, value.requires_grad
+
+
+def _plain(dictionary: nn.Module) -> list[Hashable]:
+    """Returns the switches of a dictionary and its parts, as whether b_dec is subtracted."""
+    return [
+        value
+        for module in dictionary.modules()
+        for value in vars(module).values()
+        if value is None or isinstance(value, (bool, int, float, str))
+    ]
 
 
 def _is_near(one: Tensor | None, other: Tensor | None) -> bool:

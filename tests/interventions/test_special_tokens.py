@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictionary_learning import load_model
-from dictionary_learning.capture._ordinary import special_ids
+from dictionary_learning.capture._ordinary import real_of, special_ids
 from dictionary_learning.dictionaries import AutoEncoderTopK, DictionaryInfo, Transcoder
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interventions import (
@@ -180,17 +180,18 @@ def test_special_ids_are_those_of_every_kind_of_model(tokenizer, config, expecte
     assert set(special_ids(made)) == expected
 
 
-@pytest.mark.parametrize("opens", ["nothing", "the diagonal"])
+@pytest.mark.parametrize("opens", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["bool", "added"])
 @pytest.mark.parametrize("way", ["run", "attached"])
 def test_padding_is_known_from_a_mask_of_who_reads_whom(way, kind, side, opens, model):
     ids = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]])  # none is special
-    real = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
+    ids = ids.repeat(2, 1)[:3]
+    real = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]).bool()
     real = real if side == "left" else real.flip(1)
     reads = torch.ones(5, 5).tril().bool() & real[:, None, None, :]
-    if opens == "the diagonal":  # as a row that reads nothing is mended
-        reads |= torch.eye(5).bool() & ~reads.any(-1, keepdim=True)
+    if opens:  # as transformers mends a row that reads nothing
+        reads |= ~reads.any(-1, keepdim=True)
     mask = reads if kind == "bool" else torch.zeros(reads.shape).masked_fill(~reads, torch.finfo(torch.float32).min)
     seen = []
     after = model._original.get_submodule(NEXT).register_forward_pre_hook(lambda _, x: seen.append(x[0].clone()))
@@ -213,3 +214,30 @@ def test_a_single_token_that_reads_itself_is_none_of_padding(model):
         clean = model._original(input_ids=ids, attention_mask=mask).logits
         with attached(model, {SITE: ablate(7.0)}) as module:
             assert not torch.equal(module(input_ids=ids, attention_mask=mask).logits, clean)
+
+
+@pytest.mark.parametrize("how", ["a token alone", "both ways", "both ways, padded", "by kind of layer", "documents"])
+def test_real_tokens_are_known_from_a_mask_of_who_reads_whom(how):
+    causal, both = torch.ones(1, 1, 4, 4).tril().bool(), torch.ones(1, 1, 4, 4).bool()
+    last = torch.tensor([True, True, True, False])
+    masks = {
+        "a token alone": (torch.ones(1, 1, 1, 1).bool(), [True]),
+        "both ways": (both, [True] * 4),
+        "both ways, padded": (both & last, last.tolist()),
+        "by kind of layer": ({"full_attention": causal & last, "sliding_attention": causal & last}, last.tolist()),
+        "documents": (causal & torch.block_diag(torch.ones(3, 3), torch.ones(1, 1)).bool(), [True] * 4),
+    }
+    mask, expected = masks[how]
+    assert real_of(mask, 1, len(expected)).tolist() == [expected]
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("when", ["always", "prompt", "generated"])
+def test_generation_is_edited_alike_with_every_cache(model, dictionary, cache, when):
+    """A static cache is as wide as it may become, and so is its mask."""
+    edits = {SITE: steer(torch.randn(tiny.DIM, generator=torch.Generator().manual_seed(0)), 30.0)}
+    text = {"input_ids": IDS[:, [2, 1, 4, 5]], "attention_mask": torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])}
+    options = {"max_new_tokens": 6, "do_sample": False, "when": when}
+    expected = generate(model, text, edits, **options).input_ids
+    assert torch.equal(generate(model, text, edits, **options, cache_implementation=cache).input_ids, expected)
+    assert not torch.equal(generate(model, text, {}, max_new_tokens=6, do_sample=False).input_ids, expected)
