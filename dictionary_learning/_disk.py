@@ -31,6 +31,14 @@ def settled(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
+def shown(path: Path) -> str:
+    """Returns a path as it is written from the working directory: relative, if it is inside."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, FileNotFoundError):  # it is elsewhere, or the working directory was removed
+        return str(path)
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a temporary file, flushes it to the disk, and renames it in one step."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")

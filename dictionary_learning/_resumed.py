@@ -12,6 +12,7 @@ from dictionary_learning._checkpoint import (
     read_checkpoint,
     read_manifest,
 )
+from dictionary_learning._disk import shown
 from dictionary_learning._plain import differences
 from dictionary_learning._random_state import set_random_state
 from dictionary_learning._run_setup import TrainingJob
@@ -126,9 +127,9 @@ class Resumed:
                 "another run with these settings, from the trained dictionary by finetune=, or change less."
             ) from error
         if self.step == self._steps:
-            logger.info("The run is finished already, at step %d ('%s').", self.step, self.path)
+            logger.info("The run is finished already, at step %d ('%s').", self.step, shown(self.path))
             return
-        logger.info("Resumes after step %d, from '%s'.", self.step, self.path)
+        logger.info("Resumes after step %d, from '%s'.", self.step, shown(self.path))
         if self._steps != (before := self._run.get("steps")):
             rates = [
                 (job.name, float(job.trainer.figures_before["lr"]), job.trainer.learning_rate(self.step))

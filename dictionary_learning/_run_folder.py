@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning._disk import settled
+from dictionary_learning._disk import settled, shown
 from dictionary_learning._what_is import unfinished
 from dictionary_learning.errors import ConfigError
 
@@ -60,13 +60,14 @@ def claim_run_folder(path: str | os.PathLike[str], keep: bool = False) -> Genera
         folder.mkdir(parents=True, exist_ok=True)
         _lock(lock)
     except OSError as error:
-        raise ConfigError(f"'{folder}' cannot be a run's folder ({error}). Give another as save_dir.") from error
+        raise ConfigError(f"'{shown(folder)}' cannot be a run's folder ({error}). Give another as save_dir.") from error
     try:
         found = [] if keep else _files_of_a_run(folder, _RUN)
         if found:
             instead = "Give another folder, or remove that run with overwrite=True (--overwrite on the command line)."
-            held = f"'{folder}' holds another run ({found[0].name} and others). {instead}"
-            raise ConfigError(unfinished(folder, f"To begin anew: {instead[0].lower()}{instead[1:]}") or held)
+            held = f"'{shown(folder)}' holds another run ({found[0].name} and others). {instead}"
+            anew = f"To begin anew: {instead[0].lower()}{instead[1:]}"
+            raise ConfigError(unfinished(Path(shown(folder)), anew) or held)
         yield folder
     finally:
         # the folder may be gone, or another's by now: what was trained must not be lost with it

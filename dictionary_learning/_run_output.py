@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 import torch
 
 from dictionary_learning._border import check
+from dictionary_learning._disk import shown
 from dictionary_learning._resume import RunCheckpoints
 from dictionary_learning._run_setup import TrainingJob
 from dictionary_learning._saving import exported, save_all
@@ -142,7 +143,7 @@ class RunOutput:
             if stops:
                 if self.placement.world.total(int(not self.checkpoints.wait())):
                     self.export()
-                raise Interrupted(step, plan.steps, str(self.checkpoints.folder))
+                raise Interrupted(step, plan.steps, shown(self.checkpoints.folder))
         return step, n_tokens
 
     @contextlib.contextmanager
@@ -168,7 +169,7 @@ class RunOutput:
                 type(error).__name__, step, self.plan.steps, self.checkpoints.folder,
             )  # fmt: skip
             if isinstance(error, KeyboardInterrupt) and (newest := self.checkpoints.newest_step()) is not None:
-                raise Interrupted(newest, self.plan.steps, str(self.checkpoints.folder)) from error
+                raise Interrupted(newest, self.plan.steps, shown(self.checkpoints.folder)) from error
             raise
 
     def _anomalies(self, step: int, n_tokens: int) -> tuple[list[str], bool]:

@@ -11,7 +11,7 @@ import torch
 
 from dictionary_learning._best import Best, criterion
 from dictionary_learning._border import checked
-from dictionary_learning._disk import settled
+from dictionary_learning._disk import settled, shown
 from dictionary_learning._estimate import check_room, estimate_run
 from dictionary_learning._hardware import as_device, keep_freed_memory, peak_memory
 from dictionary_learning._held_out import Evaluation
@@ -331,7 +331,7 @@ def trainSAE(
         if most := peak_memory(device):
             logger.info("The process has held at most %s on %s.", as_bytes(most), device)
     if folder is not None and world.is_first:
-        logger.info("Saved %s in '%s'.", counted(len(dictionaries), "dictionary", "dictionaries"), folder)
+        logger.info("Saved %s in '%s'.", counted(len(dictionaries), "dictionary", "dictionaries"), shown(folder))
     check_finite(names, dictionaries)
     with only_first_talks(world):
         _warn_of_divergence(jobs)

@@ -109,16 +109,34 @@ def _held_out_figures(run: Path, found: Sequence[Described]) -> tuple[list[dict[
         by_folder = {sweep / str(one.get("folder")): one.get("figures") for one in entries}
         page = next(iter(sorted(sweep.glob("*.html"))), sweep / "results.json")
         return [_finite(by_folder.get(Path(one.folder))) for one in found], f"Figures are those of {page}"
+    if (entries := _report_of(run, found)) is None:
+        return None
+    figures = [_finite(entries.get(one.name, {}).get("metrics")) for one in found]
+    return figures, f"Figures are of held-out text: {run / 'report.html'}" if any(figures) else ""
+
+
+def _report_of(run: Path, found: Sequence[Described]) -> dict[str, Mapping[str, Any]] | None:
+    """Returns what a run's report says of its dictionaries, by name; None without one of these.
+
+    A run that was made longer has that of an earlier step, until it is evaluated again.
+    """
     entries = _read(run / "report.json").get("dictionaries")
-    if isinstance(entries, list):
-        measured = [one for one in entries if isinstance(one, Mapping)]
-        by_name = {one.get("name"): one.get("metrics") for one in measured}
-        if not by_name.keys() & {one.name for one in found} and len(measured) == len(found):
-            # in another package's format they have the names of their folders, in the same order
-            by_name = {one.name: entry.get("metrics") for one, entry in zip(found, measured, strict=True)}
-        figures = [_finite(by_name.get(one.name)) for one in found]
-        return figures, f"Figures are of held-out text: {run / 'report.html'}" if any(figures) else ""
-    return None
+    if not isinstance(entries, list):
+        return None
+    measured = [one for one in entries if isinstance(one, Mapping)]
+    by_name = {str(one.get("name")): one for one in measured}
+    if not by_name.keys() & {one.name for one in found} and len(measured) == len(found):
+        # in another package's format they have the names of their folders, in the same order
+        by_name = {one.name: entry for one, entry in zip(found, measured, strict=True)}
+    pairs = [(by_name[one.name], one.config.get("trained")) for one in found if one.name in by_name]
+    return None if any(_is_of_another_step(entry, trained) for entry, trained in pairs) else by_name
+
+
+def _is_of_another_step(entry: Mapping[str, Any], trained: Any) -> bool:
+    history = entry.get("history")
+    step = history[-1].get("step") if isinstance(history, list) and history else None
+    now = trained.get("step") if isinstance(trained, Mapping) else None
+    return None not in (step, now) and step != now
 
 
 def _figures_of(run: Path, found: Sequence[Described]) -> tuple[list[dict[str, float]], str]:
@@ -172,7 +190,7 @@ def _commands(place: str, run: Path, found: Sequence[Described]) -> list[str]:
         if any(known(one.config) is None for one in found):
             asked += [option, value]
     has_some, pages = any(one.folder for one in found), run / "latents"
-    if has_some and not (run / "report.json").is_file() and _sweep_of(run) is None:
+    if has_some and _report_of(run, found) is None and _sweep_of(run) is None:
         lines.append(["evaluate", place, *asked])
     if has_some and not pages.is_dir():
         lines.append(["dashboard", place, *asked, "--save-dir", str(pages)])

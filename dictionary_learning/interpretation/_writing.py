@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dictionary_learning._disk import size_and_checksum, write_atomically, write_json
+from dictionary_learning._disk import shown, size_and_checksum, write_atomically, write_json
 from dictionary_learning._plain import counted
 from dictionary_learning.interpretation._collector import Collector, Wanted
 from dictionary_learning.interpretation._index import CONTEXTS, INDEX, STATISTICS, TOKENS, VERSION, shard_name
@@ -32,7 +32,7 @@ def write_store(
 ) -> None:
     """Writes all files of a store, the index last: a folder with an index is complete."""
     n_latents = sum(collector.dict_size for collector in collectors.values())
-    logger.info("Writing the contexts of %s into '%s'.", counted(n_latents, "latent"), folder)
+    logger.info("Writing the contexts of %s into '%s'.", counted(n_latents, "latent"), shown(folder))
     spool.write(folder / CONTEXTS)
     tokenizer = reading.model.tokenizer
     pieces = None if tokenizer is None else pieces_of(tokenizer, range(len(tokenizer)))

@@ -13,7 +13,7 @@ import torch
 
 from dictionary_learning._border import checked
 from dictionary_learning._checkpoint import remove_checkpoints
-from dictionary_learning._disk import settled, write_json
+from dictionary_learning._disk import settled, shown, write_json
 from dictionary_learning._hardware import as_device, free_memory
 from dictionary_learning._held_out_data import HeldOutData, Place, held_out_data
 from dictionary_learning._plain import counted
@@ -129,8 +129,8 @@ def run_sweep(
                 with ending_at_once():
                     rows += _evaluated(group, place, held_out, facts, device)
             except KeyboardInterrupt as stopped:
-                logger.warning("The evaluation was stopped. The dictionaries are saved in '%s'.", place)
-                raise Interrupted(steps, steps, str(folder)) from stopped
+                logger.warning("The evaluation was stopped. The dictionaries are saved in '%s'.", shown(place))
+                raise Interrupted(steps, steps, shown(folder)) from stopped
         result = SweepResult(folder, rows)
         write_sweep_report(result, described)
     return result

@@ -17,6 +17,7 @@ from dictionary_learning.cli._parser import without
 from dictionary_learning.cli._train import _step_of_report
 from dictionary_learning.errors import Stopped
 from dictionary_learning.sweeps import _run as of_sweeps
+from dictionary_learning.trainers import TrainerTopK
 from tests.cli.test_cli import arguments, folder, train  # noqa: F401  (a fixture)
 
 OPTIONS = ["--layers", "1", "--k", "2", "--checkpoint-steps", "5", "--log-steps", "1", "--dtype", "float32"]
@@ -127,3 +128,45 @@ def test_a_signal_in_the_evaluation_of_a_sweep_says_what_goes_on(folder, caplog,
 def test_a_damaged_report_is_none(tmp_path, damage):
     (tmp_path / "report.json").write_text(damage)
     assert _step_of_report(tmp_path) is None
+
+
+def test_info_of_a_run_that_was_made_longer_shows_no_figures_of_before(folder, capsys, monkeypatch):  # noqa: F811
+    run = str(folder / "run")
+    assert train(folder, *OPTIONS) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate_dictionaries", stopping)
+        assert resume(folder, *LONGER, "--n-tokens", str(2 * 20 * 32)) == STOPPED
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    capsys.readouterr()
+    assert main(["info", run]) == 0
+    shown = capsys.readouterr().out
+    assert "40 of 40" in shown and "Figures are of the last training batch" in shown
+    assert f"dictionary-learning evaluate {run}" in shown and "CE recovered" not in shown
+
+
+@pytest.mark.parametrize("where", ["relative", "absolute"])
+def test_the_command_that_goes_on_has_the_folder_as_it_was_given(folder, caplog, monkeypatch, where):  # noqa: F811
+    """A run keeps its arguments, so another form of the path would be another byte."""
+    monkeypatch.chdir(folder)
+    place = "stopped" if where == "relative" else str(folder / "stopped")
+    words = [*without(arguments(folder), {"--save-dir": True}), *OPTIONS, "--save-dir", place]
+    update = TrainerTopK.update
+    with monkeypatch.context() as patch:
+
+        def stops(self, step, *given, **named):
+            if step == 7:
+                signal.raise_signal(signal.SIGTERM)
+            return update(self, step, *given, **named)
+
+        patch.setattr(TrainerTopK, "update", stops)
+        assert main(words) == STOPPED
+    going_on = shlex.split(caplog.records[-1].getMessage().splitlines()[-1])
+    assert going_on[going_on.index("--save-dir") + 1] == place and going_on[-1] == "--resume"
+    assert main(going_on[1:]) == 0
+    assert main([*words[:-1], "whole" if where == "relative" else str(folder / "whole")]) == 0
+    one, other = (
+        json.loads((folder / name / "trainer_0" / "config.json").read_text()) for name in ("stopped", "whole")
+    )
+    assert one["run"].pop("save_dir") == place
+    other["run"].pop("save_dir")
+    assert one == other
