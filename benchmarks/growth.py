@@ -24,7 +24,6 @@ SHAPE = (576, 9216, 32, 2048)
 MANY = {"dictionaries": (1, 2, 4, 6, 8), "sites": (1, 2, 4, 6, 8)}
 """Dictionaries on one site, and as many on sites of their own."""
 KINDS = ("as it is", "AVX2, imitated")
-_LABELS = dict(zip(KINDS, ("step on this CPU", "step without bfloat16 (AVX2, imitated)"), strict=True))
 _STEPS, _WARM_UP = 5, 2
 _MS = (20, 50, 100, 200, 500, 1000)
 
@@ -93,7 +92,11 @@ def draw(found: dict[str, Any], path: Path) -> None:
     """Draws what is varied in a column each, with the curves of both kinds of CPU."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 3.4), layout="constrained")
+    from dictionary_learning._hardware import bfloat16_is_fast
+
+    own = f"step {'with' if bfloat16_is_fast('cpu') else 'without'} bfloat16 (this CPU)"
+    labels = dict(zip(KINDS, (own, "step without bfloat16 (AVX2, imitated)"), strict=True))
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
     names = [*CURVES, *MANY]
     for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
         values = [p["x"] for p in found[f"{KINDS[0]}: {name}"]]
@@ -101,7 +104,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.plot(values, product, "--", color="0.5", label="encode product in float32")
         for kind in KINDS:
             step = [p["step"] for p in found[f"{kind}: {name}"]]
-            axes.plot(values, step, marker="o", markersize=4, label=_LABELS[kind])
+            axes.plot(values, step, marker="o", markersize=4, label=labels[kind])
         axes.set(xscale="log", yscale="log", xlabel=name)
         axes.set_xticks(values, [_short(x) for x in values], fontsize=7)
         axes.set_yticks(_MS, [f"{ms:,}" for ms in _MS])
