@@ -133,10 +133,10 @@ def _was_interrupted(error: BaseException) -> bool:
 def _resuming(arguments: Sequence[str], folder: str) -> str:
     """Returns the command that goes on with a run."""
     kept = without(arguments, _OF_THE_START)
-    given = without(arguments, {name: has for name, has in _OF_THE_START.items() if name != "--save-dir"})
     # as it was given, since a run keeps its arguments
-    words = given if len(given) > len(kept) else [*kept, "--save-dir", folder]
-    return shlex.join(["dictionary-learning", *words, "--resume"])
+    words = [word.partition("=")[2] or word for word in arguments]
+    folder = next((word for word in words if os.path.abspath(word) == os.path.abspath(folder)), folder)
+    return shlex.join(["dictionary-learning", *kept, "--save-dir", folder, "--resume"])
 
 
 def _run(arguments: list[str], is_process: bool) -> int:
