@@ -47,14 +47,14 @@ def replace_nonfinite(x: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "bat
     if shared is not None and x is shared.x:
         return shared.finite, shared.n_replaced
     # a sum is finite only if all its terms are; tokens whose finite terms overflow are replaced too
-    finite = x.sum(-1, dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()  # (batch,)
-    n_replaced = (~finite).sum()
-    if x.device.type == "cpu" and not n_replaced:
+    sums = x.sum(-1, dtype=torch.promote_types(x.dtype, torch.float32))
+    bad = sums - sums != 0  # (batch,), the difference is NaN for what is not finite
+    n_replaced = bad.sum()
+    if not len(x) or (x.device.type == "cpu" and not n_replaced):
         return x, n_replaced
     rows = torch.arange(len(x), device=x.device)
-    before = torch.where(finite, rows, -1).cummax(0).values  # the last finite token up to each; -1 if there is none
-    first = torch.where(finite, rows, len(x)).amin().clamp_max(len(x) - 1) if len(x) else rows
-    return x[torch.where(before >= 0, before, first)], n_replaced
+    before = rows.masked_fill(bad, -1).cummax(0).values  # the last finite token up to each; -1 if there is none
+    return x[before.maximum(bad.byte().argmin())], n_replaced  # else the first finite one
 
 
 def is_worthwhile(x: Tensor, encoders: Sequence[Encoder]) -> bool:

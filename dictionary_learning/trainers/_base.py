@@ -269,7 +269,7 @@ class Trainer(ABC):
             parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
             if not self._initialized:
                 self._initialize(self._of_all_ranks(parts[0]), is_first=at == 0)
-            total = torch.zeros((), device=self.device)
+            total: Tensor | None = None
             with self.sharing(parts):  # BatchTopK selects over the whole batch
                 for part in parts:
                     share = len(part.x) / n_tokens
@@ -278,10 +278,12 @@ class Trainer(ABC):
                         loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
                         loss = self._with_gradients(loss, part, share / settings.grad_acc_steps)
                     self._gathered.append(StepPart(part, loss, share))
-                    total = total + loss.total * share
+                    own = loss.total * share
+                    total = own if total is None else total + own
             self._n_batches += 1
             if self._n_batches % settings.grad_acc_steps == 0:
                 self._optimizer_step(at)
+            assert total is not None  # also a batch without tokens is one part
             return self.ranks.sum(total)
 
     @usual_state()
@@ -493,7 +495,7 @@ class Trainer(ABC):
         # under autocast the products of the backward pass would lose precision
         with torch.autocast(self.device.type, enabled=False):
             guarded = loss.total if self.loss_guard is None else loss.total * self._guard(loss.total, part)
-            (guarded * share).backward()
+            (guarded if share == 1.0 else guarded * share).backward()
         # a graph kept until the next step keeps memory, and cannot be captured on CUDA
         return loss.detached()
 

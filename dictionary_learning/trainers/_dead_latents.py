@@ -82,13 +82,13 @@ class Revival(Component):
         return loss._replace(total=total, terms=terms)
 
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        firings = torch.stack([firing_counts(part.loss.reconstruction.latents) for part in parts]).sum(0)
+        firings = _total([firing_counts(part.loss.reconstruction.latents) for part in parts])
         self.dead.observe(self.ranks.sum(firings), self.ranks.total(sum(len(part.batch.x) for part in parts)))
         self._count()
         # of the whole step, for AuxK of the next one
-        error = self.ranks.sum(torch.stack([part.loss.error.detach() * part.share for part in parts]).sum())
+        error = self.ranks.sum(_total([part.loss.error.detach() * part.share for part in parts]))
         # in place: a recorded step reads it where it is
-        self.mean_error.copy_(torch.where(error.isfinite(), error.to(self.mean_error.dtype), self.mean_error))
+        self.mean_error.copy_(torch.where(error < torch.inf, error.to(self.mean_error.dtype), self.mean_error))
         every = self.settings.resample_steps
         if every is not None and (step + 1) % every == 0 and self.dead.indices is not None:
             batch, loss, _ = parts[-1]  # tokens are drawn from the last part only
@@ -119,6 +119,10 @@ class Revival(Component):
         n_own = 0 if own is None else len(own)
         # no rank asks the others before a latent can be dead
         self._n_dead = self.latent_ranks.total(n_own) if self.dead.may_have_some else 0
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
 
 
 class DeadLatents:

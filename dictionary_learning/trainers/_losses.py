@@ -1,10 +1,11 @@
 """Terms that losses are made of."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.dictionaries._trainable import CoderSlice
@@ -18,7 +19,24 @@ _LARGEST_EXPONENT = 10.0
 
 def squared_error(x_hat: Float[Tensor, "batch dim"], x: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     """Returns the mean over tokens of |x - x_hat|^2."""
-    return (x_hat - x).pow(2).sum(-1).mean()
+    return cast(Tensor, _SquaredError.apply(x_hat, x))
+
+
+class _SquaredError(torch.autograd.Function):
+    """The same bits as operations one by one, in half as many passes over the differences."""
+
+    @staticmethod
+    def forward(ctx: Any, x_hat: Tensor, x: Tensor) -> Tensor:
+        difference = x_hat - x
+        ctx.save_for_backward(difference)
+        return difference.square().sum(-1).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (difference,) = ctx.saved_tensors
+        towards = difference * (grad / difference[..., 0].numel() * 2)
+        return towards, -towards if ctx.needs_input_grad[1] else None
 
 
 def norms(x: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows"]:

@@ -72,7 +72,9 @@ class RowAdam(torch.optim.Optimizer):
         # Adam's kernel divides gradients by the one, and does nothing where the other is 1:
         # clipping and skipping need no pass over the gradients, and no wait of the host
         divisor = clip_divisor(norm, self.max_grad_norm)
-        skip = (~norm.isfinite()).to(norm.dtype)
+        skip = (norm - norm != 0).to(norm.dtype)  # the difference is NaN for what is not finite
+        _add([m.state["n_skipped"] for m in moving], skip)  # of each parameter: a step has no state of its own
+        _add([m.state["step"] for m in moving if m.kernels is not None], 1 - skip)  # else Adam does it
         for m in moving:
             m.step(divisor, skip)
         return loss
@@ -98,6 +100,12 @@ class RowAdam(torch.optim.Optimizer):
         """Number of steps that were skipped because a gradient was not finite, on the device."""
         counts = [state["n_skipped"] for state in self.state.values()]
         return torch.stack(counts).amax() if counts else torch.zeros(())
+
+
+def _add(counts: list[Tensor], value: Tensor) -> None:
+    """Adds to all counts with one launch."""
+    if counts:
+        torch._foreach_add_(counts, [value] * len(counts))  # one value for all would be read by the host
 
 
 class _Moving:
@@ -132,9 +140,6 @@ class _Moving:
     def step(self, divisor: Tensor, skip: Tensor) -> None:
         """Updates the parameter and the state in place."""
         state = self.state
-        state["n_skipped"] += skip  # of the parameter: a step has no state of its own
-        if self.kernels is not None:
-            state["step"] += 1 - skip
         means = state["exp_avg"], state["exp_avg_sq"]
         if not self.is_lent:
             self._move(slice(None), means, state["step"], divisor, skip)
@@ -153,8 +158,7 @@ class _Moving:
         copied = self.p.detach() if "master" in self.state else None
         copied = copied if copied is None or is_all else copied[rows]
         if self.kernels is not None:
-            lr = group["lr"] if isinstance(group["lr"], Tensor) else torch.full_like(divisor, group["lr"])
-            numbers = {"step": step, "lr": lr, "betas": group["betas"], "eps": group["eps"]}
+            numbers = {"step": step, "lr": group["lr"], "betas": group["betas"], "eps": group["eps"]}
             self.kernels.step_(
                 *(weight, gradient, *means), **numbers, divisor=divisor, skip=skip, unit_rows=self.unit_rows,
                 rounded=copied,

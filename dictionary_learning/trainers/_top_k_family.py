@@ -146,7 +146,7 @@ def reconstruction_loss(
     """
     error = squared_error(outputs, y)
     errors = {"l2_loss": error} | {term.name: squared_error(term.outputs, y) for term in further}
-    total = weight * error  # then the others in their order: sums in another one differ in bits
+    total = error if weight == 1.0 else weight * error  # then the others in their order, for the same bits
     for term in further:
         total = total + term.weight * errors[term.name]
     return Loss(scale * total, error, errors, Reconstruction(outputs, latents))
@@ -202,14 +202,14 @@ def update_thresholds_(
         kept = smallest(own, trainer.ranks, trainer.latent_ranks)
         threshold = nonlinearity.threshold
         moved = torch.lerp(threshold, kept.to(threshold.dtype), weight)
-        threshold.copy_(torch.where(kept.isfinite(), moved, threshold))
+        threshold.copy_(torch.where(kept < torch.inf, moved, threshold))
 
 
 def smallest_of_batch(
     parts: Sequence[SparseLatents], ranks: Ranks = ALONE, latent_ranks: Ranks = ALONE
 ) -> Float[Tensor, ""]:
     """Returns the smallest positive value of all tokens; infinite if there is none."""
-    values = torch.cat([latents.values.detach().flatten() for latents in parts])  # (pairs of all parts,)
+    values = _together([latents.values.detach().flatten() for latents in parts])  # (pairs of all parts,)
     # `amin` of nothing is an error, as with a batch of no tokens
     nothing = values.new_full((1,), torch.inf)
     least = torch.cat([nothing, torch.where(values > 0, values, torch.inf)]).amin()
@@ -223,9 +223,9 @@ def smallest_per_token(
     # tokens of a ragged support keep unequal numbers of latents: there is no (batch, k)
     if any(latents.support.is_ragged for latents in parts):
         return smallest_of_batch(parts, ranks, latent_ranks)
-    values = torch.cat([latents.values.detach() for latents in parts])  # (batch, k)
+    values = _together([latents.values.detach() for latents in parts])  # (batch, k)
     smallest = latent_ranks.minimum(torch.where(values > 0, values, torch.inf).amin(-1))  # (batch,)
-    some = smallest.isfinite()
+    some = smallest < torch.inf
     total, n = ranks.sum(torch.where(some, smallest, 0).sum()), ranks.sum(some.sum())
     return torch.where(n > 0, total / n, torch.inf)
 
@@ -234,6 +234,10 @@ def ranked_values(latents: SparseLatents, part: CoderSlice) -> Tensor:
     """Returns values, times decoder norms with `rank_by_norm`, in the shape of the values."""
     values = latents.values.detach()
     return values * gather_per_latent(part.coder.decoder_norms(), latents) if part.coder.rank_by_norm else values
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _ranked(latents: SparseLatents, part: CoderSlice, *, whole: bool) -> SparseLatents:

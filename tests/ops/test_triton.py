@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from dictionary_learning import ops
 from dictionary_learning.latents import SparseLatents, Support, to_dense
 from dictionary_learning.ops import _joint as joint
-from dictionary_learning.ops._triton import TRITON, adam, candidates, pairs, selection, usable
+from dictionary_learning.ops._triton import TRITON, adam, candidates, certainty, pairs, selection, usable
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers._row_adam import RowAdam
 from tests.ops.test_ops import compare, encode, run, tensors
@@ -187,7 +187,7 @@ def test_shares_add_up_and_fit():
 def test_tokens_in_doubt_beyond_the_reserve_are_counted(monkeypatch):
     """Rounding errors made out to be enormous: every token is in doubt, and one of 128 may be computed again."""
     monkeypatch.setattr(selection, "bfloat16_is_fast", lambda _: True)
-    monkeypatch.setattr(selection, "SAFETY", 1e6)
+    monkeypatch.setattr(certainty, "SAFETY", 1e6)
     given = tensors(10, 8, 520)
     _, uncertain = selection.top_k(given["x"], given["W_enc"], given["b_enc"], 4)
     assert 5 < uncertain <= 9  # a token that reaches no bound at all is not in doubt
@@ -267,7 +267,7 @@ warnings.simplefilter("ignore")
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dictionary_learning.ops._triton import adam, candidates, pairs
+from dictionary_learning.ops._triton import adam, candidates, certainty, pairs
 
 def compiles(kernel, types, **constants):
     remaining = iter(types.split())
@@ -278,21 +278,24 @@ def compiles(kernel, types, **constants):
         assert ".visible .entry" in compiled.asm["ptx"]
 
 F, B, L, I = "*fp32", "*bf16", "*i64", "*i32"
-compiles(pairs._dots_kernel, f"{F} {F} {L} {L} {F} i32 i32", PAIRS=32, COLUMNS=128)
-compiles(pairs._dots_kernel, f"{F} {B} {I} {I} {F} i32 i32", PAIRS=32, COLUMNS=128)
+compiles(pairs._dots_kernel, f"{F} {F} {L} {L} {F} {F} i32 i32", HAS_BIAS=False, PAIRS=32, COLUMNS=128)
+compiles(pairs._dots_kernel, f"{F} {B} {I} {I} {F} {F} i32 i32", HAS_BIAS=True, PAIRS=32, COLUMNS=128)
 compiles(pairs._segment_kernel, f"{F} {L} {L} {F} {F} i32", COLUMNS=1024)
 compiles(pairs._tile_kernel, f"{F} {L} {L} {F} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
 compiles(pairs._join_kernel, f"{L} {L} {F} {F} {F} i32 i32", TILE=64, COLUMNS=1024)
 compiles(candidates._maxima_kernel, f"{B} {F} i32 i32 i32", BLOCK=16, GROUP=64)
 for finds_bound in (True, False):
     compiles(candidates._list_kernel, f"{F} {F} {F} {I} {I} i32 i32 fp32 fp32", FINDS_BOUND=finds_bound, WIDTH=2048)
-for place, writes, keys in ((L, True, False), (I, False, False), (I, False, True)):
-    compiles(candidates._visit_kernel, f"{B} {I} {I} {F} {place} {place} {place} {I} {I} {F} {I} i32 i64 i32 i32",
-             WRITES=writes, COUNTS_KEYS=keys, BLOCK=16, GROUP=64, FILL=256)
+for place, writes, each, keys in ((L, True, 0, False), (I, True, 128, False), (I, False, 0, False), (I, False, 0, True)):
+    compiles(candidates._visit_kernel, f"{B} {I} {I} {F} {place} {place} {place} {I} {I} {F} {I} i32 i32 i64 i32 i32",
+             WRITES=writes, EACH=each, COUNTS_KEYS=keys, BLOCK=16, GROUP=64, FILL=256)
+for coarse, places in ((True, 128), (False, 1024)):
+    compiles(certainty._clearance_kernel, f"{F} {F} {F} {F} {I} {F} {F} i32 fp32 fp32 fp32 fp32",
+             IS_COARSE=coarse, PLACES=places, KEPT=64)
 compiles(adam._norm_kernel, f"{F} {F} {F} i32", WIDTH=1024)
-for gradient, copy, unit, rounds in ((F, F, True, False), (B, B, False, True)):
-    compiles(adam._adam_kernel, f"{F} {gradient} {F} {F} {copy} {F} {F} {F} {F} fp32 fp32 fp32 fp32 fp32 i64 i32",
-             UNIT_ROWS=unit, ROUNDS=rounds, WIDTH=1024)
+for gradient, copy, rate, unit, rounds in ((F, F, F, True, False), (B, B, "fp32", False, True)):
+    compiles(adam._adam_kernel, f"{F} {gradient} {F} {F} {copy} {F} {rate} {F} {F} fp32 fp32 fp32 fp32 fp32 i64 i32",
+             READS_RATE=rate == F, UNIT_ROWS=unit, ROUNDS=rounds, WIDTH=1024)
 print("all compiled")
 """
 

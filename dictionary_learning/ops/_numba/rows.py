@@ -25,7 +25,7 @@ def step_(
     exp_avg_sq: Tensor,
     *,
     step: Tensor,
-    lr: Tensor,
+    lr: Tensor | float,
     betas: tuple[float, float],
     eps: float,
     divisor: Tensor,

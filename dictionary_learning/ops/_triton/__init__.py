@@ -82,7 +82,9 @@ class TritonBackend(SparseBackend):
             return sums_of_any_segments(by_latent, segments.tokens, segments.latents, segments.offsets, x)
 
     def _counted(self, kept: SparseLatents, uncertain: Tensor) -> SparseLatents:
-        total = self.uncertain.setdefault(uncertain.device, torch.zeros_like(uncertain))
+        total = self.uncertain.get(uncertain.device)
+        if total is None:
+            total = self.uncertain[uncertain.device] = torch.zeros_like(uncertain)
         total += uncertain
         return kept
 

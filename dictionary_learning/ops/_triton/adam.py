@@ -45,7 +45,7 @@ def step_(
     exp_avg_sq: Tensor,
     *,
     step: Tensor,
-    lr: Tensor,
+    lr: Tensor | float,
     betas: tuple[float, float],
     eps: float,
     divisor: Tensor,
@@ -58,7 +58,8 @@ def step_(
     Gradients may have any precision; they are not changed, but divided by `divisor`. `step` is the
     number of this step, from 1. Nothing changes where `skip` is 1. With `unit_rows`, gradients lose
     their parts along the rows, which are normalized afterwards. `rounded` is the same weight in
-    lower precision, which is written as well. Tensors without dimensions are on the device.
+    lower precision, which is written as well. Tensors without dimensions are on the device; a rate
+    that is one is read there, as by a captured CUDA graph.
     """
     copy = weight if rounded is None else rounded
     if unit_rows:
@@ -71,7 +72,7 @@ def step_(
         _adam_kernel[(n_rows,)](
             weight, gradient.contiguous(), exp_avg, exp_avg_sq, copy, step, lr, divisor, skip,
             1 - betas[0], 1 - betas[1], _log2(betas[0]), _log2(betas[1]), eps, weight.numel(), dim,
-            unit_rows, rounded is not None, width,
+            isinstance(lr, Tensor), unit_rows, rounded is not None, width,
             num_warps=_warps(width),
         )  # fmt: skip
 
@@ -98,7 +99,7 @@ def _norm_kernel(gradient, weight, out, D, WIDTH: tl.constexpr):
 @triton.jit
 def _adam_kernel(
     weight, gradient, exp_avg, exp_avg_sq, rounded, step, lr, divisor, skip, new1, new2, log_beta1, log_beta2,
-    eps, N, D, UNIT_ROWS: tl.constexpr, ROUNDS: tl.constexpr, WIDTH: tl.constexpr,
+    eps, N, D, READS_RATE: tl.constexpr, UNIT_ROWS: tl.constexpr, ROUNDS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     if tl.load(skip) == 0:
         column = tl.arange(0, WIDTH)
@@ -117,7 +118,11 @@ def _adam_kernel(
         # in float32, 1 - beta^t would keep few digits of a small difference
         first = (1.0 - tl.exp2(count.to(tl.float64) * log_beta1)).to(tl.float32)
         second = (1.0 - tl.exp2(count.to(tl.float64) * log_beta2)).to(tl.float32)
-        w -= tl.load(lr) / first * m / (tl.sqrt(v) / tl.sqrt(second) + eps)
+        if READS_RATE:
+            rate = tl.load(lr)
+        else:
+            rate = lr
+        w -= rate / first * m / (tl.sqrt(v) / tl.sqrt(second) + eps)
         if UNIT_ROWS:
             norm = tl.sqrt(tl.sum(w * w, axis=0))
             w = w / tl.where(norm > 0, norm, 1.0)

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NOTHING = 1e-30  # the bound in place of zero: a latent of value zero need not be found
+from dictionary_learning.ops._triton.certainty import NOTHING
+
 _BLOCK = 16  # groups of a program at once
 _FILL = 256  # latents that a program reads at once when it has too few candidates
 
@@ -38,9 +39,16 @@ class Places(NamedTuple):
     seen: Tensor
 
     @classmethod
-    def of(cls, n: int, device: torch.device) -> "Places":
+    def unused(cls, n: int, device: torch.device) -> "Places":
+        """Returns places that are all unused."""
         tokens = torch.zeros(n, dtype=torch.int32, device=device)
         return cls(tokens, torch.full_like(tokens, -1), torch.full((n,), -torch.inf, device=device))
+
+    @classmethod
+    def undefined(cls, n: int, device: torch.device) -> "Places":
+        """Returns memory for places that will all be written."""
+        tokens = torch.empty(n, dtype=torch.int32, device=device)
+        return cls(tokens, torch.empty_like(tokens), torch.empty(n, device=device))
 
 
 def group_maxima(pre: Tensor, group: int) -> Tensor:
@@ -76,28 +84,40 @@ def count(pre: Tensor, listed: Listed, bound: Tensor, group: int, keys: Tensor |
     nowhere = found if keys is None else keys
     _visit_kernel[(n_tokens,)](
         pre, *listed, bound, found, found, found, nowhere, found, bound, found,
-        0, pre.stride(0), n_latents, listed.groups.shape[1], False, keys is not None, _BLOCK, group, _FILL,
+        0, 0, pre.stride(0), n_latents, listed.groups.shape[1], False, 0, keys is not None, _BLOCK, group, _FILL,
     )  # fmt: skip
     return found
 
 
 def collect(
-    pre: Tensor, listed: Listed, bound: Tensor, group: int, *,
-    first: int, starts: Tensor, ends: Tensor, least: Tensor, places: Places,
-) -> Tensor:  # fmt: skip
-    """Writes the latents of each token that reach its bound, in order; returns their number (B,).
+    pre: Tensor, listed: Listed, bound: Tensor, group: int, *, starts: Tensor, least: Tensor, places: Places
+) -> None:
+    """Writes the latents of each token that reach its bound, in order, into unused places.
 
-    Token n has the places from starts[n] up to ends[n]; latents beyond are left out. Where fewer
-    than least[n] reach the bound, others follow that do not. Rows of `pre` (B, F) may be strided;
-    `first` is the index of the first token.
+    Those of token n begin at starts[n]; latents that have no place are left out. Where fewer than
+    least[n] reach the bound, others follow that do not. Rows of `pre` (B, F) may be strided.
     """
-    n_tokens, n_latents = pre.shape
-    found = torch.empty(n_tokens, dtype=torch.int32, device=pre.device)
-    _visit_kernel[(n_tokens,)](
-        pre, *listed, bound, starts, ends, least, *places, found,
-        first, pre.stride(0), n_latents, listed.groups.shape[1], True, False, _BLOCK, group, _FILL,
+    n_places = torch.full_like(starts, len(places.latents))
+    found = torch.empty(len(pre), dtype=torch.int32, device=pre.device)
+    _visit_kernel[(len(pre),)](
+        pre, *listed, bound, starts, n_places, least, *places, found,
+        0, 0, pre.stride(0), pre.shape[1], listed.groups.shape[1], True, 0, False, _BLOCK, group, _FILL,
     )  # fmt: skip
-    return found
+
+
+def collect_each(
+    pre: Tensor, listed: Listed, bound: Tensor, group: int, *,
+    first: int, least: int, places: Places, n_places: int, found: Tensor,
+) -> None:  # fmt: skip
+    """Writes the same into as many places for each token, a power of two, and what is not used.
+
+    `first` is the index of the first token, whose places follow those of the tokens before it.
+    `found` (B,) gets the number of latents that reach the bound, also of those without a place.
+    """
+    _visit_kernel[(len(pre),)](
+        pre, *listed, bound, found, found, found, *places, found,
+        first, least, pre.stride(0), pre.shape[1], listed.groups.shape[1], True, n_places, False, _BLOCK, group, _FILL,
+    )  # fmt: skip
 
 
 def _warps(width: int) -> int:
@@ -144,16 +164,22 @@ def _list_kernel(
 
 @triton.jit
 def _visit_kernel(
-    pre, groups, counts, bound, starts, ends, at_least, tokens, latents, seen, found, first, STRIDE, F, G,
-    WRITES: tl.constexpr, COUNTS_KEYS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    pre, groups, counts, bound, starts, ends, at_least, tokens, latents, seen, found, first, least_of_each, STRIDE, F, G,
+    WRITES: tl.constexpr, EACH: tl.constexpr, COUNTS_KEYS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
     FILL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     token = (row + first).to(tl.int32)
     least = tl.load(bound + row)
     n_listed = tl.load(counts + row)
-    start = tl.load(starts + row).to(tl.int64)
-    end = tl.load(ends + row).to(tl.int64)
+    if EACH:
+        start = (row + first) * EACH
+        end = start + EACH
+        wanted = least_of_each
+    else:
+        start = tl.load(starts + row).to(tl.int64)
+        end = tl.load(ends + row).to(tl.int64)
+        wanted = tl.load(at_least + row).to(tl.int32)
     n_found = tl.zeros((), tl.int32)
     for begin in range(0, n_listed, BLOCK):
         index = begin + tl.arange(0, BLOCK)
@@ -178,7 +204,6 @@ def _visit_kernel(
         n_found += tl.sum(in_group, axis=0)
     tl.store(found + row, n_found)
     if WRITES:
-        wanted = tl.load(at_least + row)
         n_written = n_found
         begin = tl.zeros((), tl.int32)
         while (n_written < wanted) & (begin < F):
@@ -193,3 +218,9 @@ def _visit_kernel(
             tl.store(seen + start + place, value, mask=written)
             n_written += tl.sum(number, axis=0)
             begin += FILL
+        if EACH:
+            place = tl.arange(0, EACH)
+            unused = place >= tl.maximum(tl.minimum(n_written, wanted), n_found)
+            tl.store(tokens + start + place, tl.zeros_like(place) + token, mask=unused)
+            tl.store(latents + start + place, tl.zeros_like(place) - 1, mask=unused)
+            tl.store(seen + start + place, tl.full((EACH,), float("-inf"), tl.float32), mask=unused)

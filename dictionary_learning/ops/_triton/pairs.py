@@ -15,8 +15,8 @@ _TILE = 64  # pairs of one program, where segments may be long
 _DOTS = 32  # dot products of one program
 
 
-def dots(x: Tensor, W: Tensor, tokens: Tensor, latents: Tensor) -> Tensor:
-    """Returns x_n . W_i of each pair in float32: (P,). A pair with a negative latent gets -inf.
+def dots(x: Tensor, W: Tensor, tokens: Tensor, latents: Tensor, b: Tensor | None = None) -> Tensor:
+    """Returns x_n . W_i, plus b_i, of each pair in float32: (P,); -inf where the latent is negative.
 
     With pairs in order of latent, each row of W is read from memory once.
     """
@@ -25,8 +25,9 @@ def dots(x: Tensor, W: Tensor, tokens: Tensor, latents: Tensor) -> Tensor:
         grid = (triton.cdiv(len(tokens), _DOTS),)
         columns = min(triton.next_power_of_2(x.shape[1]), 128)
         _dots_kernel[grid](
-            x.contiguous(), W.contiguous(), tokens, latents, out, len(tokens), x.shape[1], _DOTS, columns
-        )
+            x.contiguous(), W.contiguous(), tokens, latents, out if b is None else b, out,
+            len(tokens), x.shape[1], b is not None, _DOTS, columns,
+        )  # fmt: skip
     return out
 
 
@@ -70,7 +71,9 @@ def _columns(dim: int) -> int:
 
 
 @triton.jit
-def _dots_kernel(x, W, tokens, latents, out, P, D, PAIRS: tl.constexpr, COLUMNS: tl.constexpr):
+def _dots_kernel(
+    x, W, tokens, latents, b, out, P, D, HAS_BIAS: tl.constexpr, PAIRS: tl.constexpr, COLUMNS: tl.constexpr
+):
     pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     there = pair < P
     token = tl.load(tokens + pair, mask=there, other=0).to(tl.int64)
@@ -83,6 +86,8 @@ def _dots_kernel(x, W, tokens, latents, out, P, D, PAIRS: tl.constexpr, COLUMNS:
         a = tl.load(x + token[:, None] * D + column[None, :], mask=mask, other=0.0).to(tl.float32)
         w = tl.load(W + latent[:, None] * D + column[None, :], mask=mask, other=0.0).to(tl.float32)
         total += tl.sum(a * w, axis=1)
+    if HAS_BIAS:
+        total += tl.load(b + latent, mask=wanted, other=0.0).to(tl.float32)
     tl.store(out + pair, tl.where(wanted, total, float("-inf")), mask=there)
 
 

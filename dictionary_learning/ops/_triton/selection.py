@@ -28,7 +28,8 @@ from dictionary_learning.ops._precision import upcast
 from dictionary_learning.ops._scan import ROUNDING, SAFETY, SAMPLE, SPREAD
 from dictionary_learning.ops._selection import SURPLUS
 from dictionary_learning.ops._triton import candidates
-from dictionary_learning.ops._triton.candidates import NOTHING, Places
+from dictionary_learning.ops._triton.candidates import Places
+from dictionary_learning.ops._triton.certainty import NOTHING, clearance
 from dictionary_learning.ops._triton.pairs import dots
 
 _CHUNK_BYTES = 1 << 26
@@ -49,24 +50,18 @@ def top_k(x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None
         return SparseLatents(values.relu_(), Support(indices, n_latents)), certain
     scan = _Scan(x, W, b, group, product)
     n_places = triton.next_power_of_2(max(int(_MARGIN * k), k + _LEAST_MARGIN))
-    places = Places.of(n_tokens * n_places, x.device)
-    starts = torch.arange(n_tokens, device=x.device) * n_places
-    ends, least = starts + n_places, torch.full_like(starts, k)
+    places = Places.undefined(n_tokens * n_places, x.device)
     found, bound = torch.empty(n_tokens, dtype=torch.int32, device=x.device), torch.empty(n_tokens, device=x.device)
     for rows, pre, maxima in scan.chunks():
         listed = candidates.reaching(maxima, bound[rows], scan.slack[rows], k, scan.rounding)
-        found[rows] = candidates.collect(
+        candidates.collect_each(
             pre, listed, bound[rows], group,
-            first=rows.start, starts=starts[rows], ends=ends[rows], least=least[rows], places=places,
+            first=rows.start, least=k, places=places, n_places=n_places, found=found[rows],
         )  # fmt: skip
     seen, exact = (t.view(n_tokens, n_places) for t in (places.seen, scan.exact(places)))  # (B, C)
     values, order = exact.topk(k, dim=-1, sorted=False)
     indices = places.latents.view(n_tokens, n_places).gather(1, order).long()
-    clear = values.amin(-1).relu() - scan.limit(bound, _errors(seen, exact))
-    # least certain are tokens with NaN, also in a product computed elsewhere, and those with too
-    # many candidates
-    unknown = clear.isnan() | bound.isnan() | seen.isnan().any(-1)
-    clear = torch.where(unknown | (found > n_places), -torch.inf, clear)
+    clear = clearance(seen, exact, values, bound, found, scan.bias_error, is_coarse=scan.is_coarse)  # (B,)
     n_again = max(1, n_tokens // _AGAIN)
     again = clear.topk(n_again, largest=False).indices
     best = torch.addmm(upcast(b), x[again], upcast(W).T).topk(k, dim=-1, sorted=False)
@@ -97,7 +92,7 @@ def batch_top_k(
     (_, pre, maxima), *_ = scan.chunks(whole=True)
     wanted = int(SURPLUS * n_kept) + 1
     counts = torch.zeros(1 << 15, dtype=torch.int32, device=x.device)
-    keys = _key(torch.where(scan.slack.isfinite().unsqueeze(1), maxima, 0.0)).flatten()
+    keys = _key(maxima.masked_fill(~_is_finite(scan.slack).unsqueeze(1), 0.0)).flatten()
     counts.index_add_(0, keys, torch.ones_like(keys))
     bound = scan.lowered(_cut(counts, wanted))
     # `wanted` maxima reach the bound; if a few tokens hold most large values, far more latents do:
@@ -110,14 +105,11 @@ def batch_top_k(
     n_places = min(triton.next_power_of_2(2 * wanted), triton.next_power_of_2(n_tokens * n_latents))
     least = found + _shares((n_kept - found.sum()).clamp_min(0), n_latents - found)
     starts = least.cumsum(0) - least
-    places = Places.of(n_places, x.device)
-    candidates.collect(
-        pre, listed, bound, group,
-        first=0, starts=starts, ends=torch.full_like(starts, n_places), least=least, places=places,
-    )  # fmt: skip
+    places = Places.unused(n_places, x.device)
+    candidates.collect(pre, listed, bound, group, starts=starts, least=least, places=places)
     exact = scan.exact(places)
     # a row that is not finite is ranked last, but before unused places
-    usable = exact.isfinite() & bound.isfinite()[places.tokens.long()]
+    usable = _is_finite(exact) & _is_finite(bound[places.tokens])
     error = _errors(torch.where(usable, places.seen, torch.nan), exact)
     exact = torch.where(usable | (places.latents < 0), exact, torch.finfo(exact.dtype).min)
     chosen = exact.topk(n_kept, sorted=False).indices.sort().values  # in order of token, as candidates are
@@ -142,8 +134,8 @@ class _Scan:
         self.rounding = ROUNDING if self.is_coarse else 0.0
         # the bias is rounded too: a latent that is not found may be off by that, whatever errors
         # the others have
-        self._bias_error = (self.b - self.b.to(self._dtype)).abs().amax()
-        self.slack = SPREAD * self.rounding * spread + self._bias_error
+        self.bias_error = (self.b - self.b.to(self._dtype)).abs().amax()
+        self.slack = SPREAD * self.rounding * spread + self.bias_error
 
     def chunks(self, *, whole: bool = False) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yields rows, pre-activations (rows, F) and group maxima (rows, G), in shared memory."""
@@ -162,26 +154,31 @@ class _Scan:
     def lowered(self, value: Tensor) -> Tensor:
         """Returns the bound (B,) of a stored value, given the exact one; NaN if not finite."""
         bound = value - self.slack - 2 * self.rounding * value
-        return torch.where(bound.isfinite(), torch.where(bound == 0, NOTHING, bound), torch.nan)
+        return bound.masked_fill(bound == 0, NOTHING) + (bound - bound)  # of what is not finite NaN
 
     def limit(self, bound: Tensor, error: Tensor) -> Tensor:
         """Returns an upper limit of pre-activations below the bound; 0 if none could be kept."""
         limit = bound + self.rounding * bound.abs()
         if self.is_coarse:
-            limit = limit + SAFETY * error + self._bias_error
+            limit = limit + SAFETY * error + self.bias_error
         return torch.where(limit > 2 * NOTHING, limit, 0.0)
 
     def exact(self, places: Places) -> Tensor:
         """Returns the exact values of the candidates; -inf in unused places."""
         if not self.is_coarse:
             return places.seen
-        return dots(self.x, self.W, places.tokens, places.latents) + self.b[places.latents.clamp_min(0).long()]
+        return dots(self.x, self.W, places.tokens, places.latents, self.b)
 
 
 def _errors(seen: Tensor, exact: Tensor) -> Tensor:
     """Returns the largest error of the products of each row, beyond the rounding of the result."""
     errors = (seen - exact).abs() - ROUNDING * exact.abs()
-    return torch.where(errors.isfinite(), errors, 0.0).clamp_min(0).amax(-1)
+    return errors.nan_to_num(0.0, 0.0, 0.0).clamp_min(0).amax(-1)
+
+
+def _is_finite(x: Tensor) -> Tensor:
+    """Returns `x.isfinite()`, which takes four launches."""
+    return x - x == 0
 
 
 def _shares(total: Tensor, room: Tensor) -> Tensor:
