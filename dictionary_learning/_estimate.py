@@ -12,6 +12,7 @@ from dictionary_learning._plain import as_bytes
 from dictionary_learning._run_folder import files_of_run
 from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob
+from dictionary_learning.activations._shuffled_rows import slots_used
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import Trainer
 from dictionary_learning.trainers._main_memory import is_kept
@@ -129,7 +130,7 @@ def _bytes_of_rows(plan: Plan, data: Any) -> tuple[int, int]:
     if not size:
         return 0, 0
     too_many = getattr(data, "refresh_batch_size", 0) * getattr(data, "ctx_len", 0)
-    n = min(size, plan.steps * data.out_batch_size + too_many)
+    n = slots_used(size, plan.steps * data.out_batch_size, too_many)
     return data.n_bytes * n // size, _DOCUMENT_BYTES * n
 
 

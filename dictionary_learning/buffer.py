@@ -1,21 +1,9 @@
-"""Shuffled activations of a language model, one batch at a time.
+"""Shuffled activations of a language model, one batch at a time: the model, its text, and rows."""
 
-Rows live in storage that is allocated once. `order` is a permutation of the slots whose rows are
-not served yet; a batch is its next stretch. When less than half is left, the model runs over more
-text, its activations fill the slots that were served, and a new order is drawn. All sites share the
-order, so row i of a batch is the same token at each of them. A batch costs one gather.
-
-Where it is known how many batches will be taken, the model reads no more text than they need: a
-short run shuffles all of its rows at once, and allocates no slots beyond these; the last refill
-stops where the run ends.
-"""
-
-import contextlib
 import copy
-import logging
 import pickle
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,20 +14,16 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device, check_memory
 from dictionary_learning._lazy import lazy_names
-from dictionary_learning._plain import as_bytes, counted
-from dictionary_learning._progress import Progress
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning._usual_state import usual_state
-from dictionary_learning.activations._origins import Origins, read_again
 from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import ReadingConfig, RowReader, by_name, row_reader, share_of
-from dictionary_learning.activations._storage import RowStorage, storage_dtype
-from dictionary_learning.activations._stream import ActivationBatch, check_width, expected_partners
+from dictionary_learning.activations._shuffled_rows import ShuffledRows, Slots
+from dictionary_learning.activations._storage import storage_dtype
+from dictionary_learning.activations._stream import ActivationBatch, check_width
 from dictionary_learning.data import EndOfData, TokenBatch
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.sites import Sides, Site
-
-logger = logging.getLogger(__name__)
 
 _SHARE_STRIDE = 1_000_003
 """Distance of the seeds of shares: those of neighboring seeds of runs do not meet."""
@@ -150,18 +134,14 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         self._pair = io == "in_and_out" and len(self.sites) == 2 and len(set(self.widths.values())) == 1
         self.device = as_device(device) if device is not None else self.model.device
         self.dtype = storage_dtype(dtype or self.model.dtype)
+        at_once = self.refresh_batch_size * self.ctx_len
+        shape = (self.activation_buffer_size, self.widths, self.dtype, self.device)
+        slots = Slots(*shape, self.model.dtype, self.model.device, self.refresh_batch_size, at_once, out_batch_size)
         what = f"A buffer of n_ctxs={self.n_ctxs} contexts"
-        check_memory(self.n_bytes, self.device, what, "Lower n_ctxs, or set dtype='int8'.")
-        self.prefetch, self._repeats = prefetch, end_of_data == "repeat"
+        check_memory(slots.n_bytes, self.device, what, "Lower n_ctxs, or set dtype='int8'.")
+        self.prefetch, self._repeats, self._retrace = prefetch, end_of_data == "repeat", retrace
         self.reader = ahead(rows, self.refresh_batch_size, prefetch)
-        self._generator = torch.Generator().manual_seed(self.seed)
-        self._document = torch.full((self.activation_buffer_size,), -1)  # document of each slot's row
-        self._origins = Origins(self.activation_buffer_size) if retrace else None
-        self._ended = False
-        self._expected: int | None = None  # rows that will still be served; None where that is not known
-        self._reached: dict[str, Any] | None = None  # during a refill: the reader's state after the last rows written
-        self._said = ""  # what was last told of the tokens that were read
-        self._clear()
+        self._rows = ShuffledRows(self.reader, slots, seed=self.seed, retrace=retrace)
 
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
         return self
@@ -173,42 +153,23 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
                 f"Each of {worker.num_workers} workers would serve the same rows of an ActivationBuffer. Set "
                 "num_workers=0 and prefetch=1, or write an ActivationCache, which workers share."
             )
-        self._finish_refill()
-        if self._expected == 0:
-            self.expect(None)
-        while needed := self.out_batch_size - self._n_in_parts():
-            # without room there is nothing to refill: so a refill that was interrupted is made once
-            has_room = self._cursor + len(self._spare) >= self.refresh_batch_size * self.ctx_len
-            is_low = self.n_rows < max(self.activation_buffer_size // 2, needed) and not self._has_enough()
-            if is_low and has_room and not self._ended:
-                self.refresh()
-            if not self.n_rows:
-                break
-            slots = self._order[self._cursor : self._cursor + needed]
-            part, cursor = self._read(slots), self._cursor + len(slots)
-            self._parts, self._cursor = [*self._parts, part], cursor  # together: see `refresh`
-        parts = self._parts
-        if not parts:
+        batch = self._rows.take(self.out_batch_size)
+        if batch is None:
             if self.end_of_data == "error":
                 raise DataExhaustedError(
                     f"{self.reader.name} ended after {self.n_tokens_read} tokens. Give more text, lower the number of "
                     "steps, or set end_of_data to 'stop' or 'repeat'."
                 )
             raise StopIteration
-        # only a batch larger than half the buffer has several parts
-        batch = parts[0] if len(parts) == 1 else {s: torch.cat([part[s] for part in parts]) for s in self.sites}
         served: Any = batch[self.sites[0]] if len(self.sites) == 1 else batch
         if self._pair:
             served = torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
-        left = None if self._expected is None else max(self._expected - len(batch[self.sites[0]]), 0)
-        self._parts, self._expected = [], left
         return served
 
     def __reduce__(self) -> Any:
-        self._finish_refill()
+        self._rows.finish_refill()
         try:
-            # unpickled, it goes on with the next row, beside this one
-            content = _pickled({**self.__dict__, "_generator": self._generator.get_state()})
+            content = _pickled(vars(self))  # unpickled, it goes on with the next row, beside this one
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise ConfigError(
                 f"A part of the ActivationBuffer over {self.reader.name} cannot be pickled ({error}). Build the buffer "
@@ -242,12 +203,8 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             self.model, part.tokens, self.sites, self.filter, repeat=self._repeats, may_be_empty=number > 0
         )
         part.reader = ahead(rows, self.refresh_batch_size, self.prefetch)
-        # orders of shares are independent
-        part._generator = torch.Generator().manual_seed((self.seed + _SHARE_STRIDE * number) % 2**63)
-        part._document = torch.full_like(self._document, -1)
-        part._origins = Origins(self.activation_buffer_size) if self._origins else None
-        part._ended, part._reached, part._expected = False, None, None
-        part._clear()
+        seed = (self.seed + _SHARE_STRIDE * number) % 2**63  # orders of shares are independent
+        part._rows = ShuffledRows(part.reader, self._rows.slots, seed=seed, retrace=self._retrace)
         return part
 
     def expect(self, n_batches: int | None) -> None:
@@ -255,9 +212,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
 
         `trainSAE` does it. Batches beyond that number are served as well. None: it is not known.
         """
-        self._expected = None if n_batches is None else n_batches * self.out_batch_size
-        held = self.n_rows + self._n_filled + self._n_in_parts()
-        self.reader.expect(None if self._expected is None else self._expected - held)
+        self._rows.expect(None if n_batches is None else n_batches * self.out_batch_size)
 
     def find_norm_limits(self) -> dict[str, float] | None:
         """Returns the norm limits that the first contexts give, by site; None without a limit."""
@@ -275,12 +230,12 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
     @property
     def n_bytes(self) -> int:
         """Memory of the rows at all sites, in bytes, if all are held."""
-        return self.activation_buffer_size * sum(self.widths.values()) * self.dtype.itemsize
+        return self._rows.slots.n_bytes
 
     @property
     def n_rows(self) -> int:
         """Number of rows that are held and not served yet."""
-        return len(self._order) - self._cursor
+        return self._rows.n
 
     @property
     def n_tokens_read(self) -> int:
@@ -300,79 +255,30 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
     @checked()
     def reseed(self, seed: int) -> None:
         """Sets the seed of the shuffle; raises ConfigError if rows were read with another one."""
-        if seed != self.seed and self._storage is not None:
+        if seed != self.seed and self._rows.were_read:
             raise ConfigError(f"Got seed={seed}, and rows were read with seed={self.seed}. Build the buffer with it.")
-        if self._storage is None:
+        if not self._rows.were_read:
             self.seed = seed
-            self._generator.manual_seed(self.seed)
+            self._rows.reseed(seed)
 
     @usual_state()
     def refresh(self) -> None:
-        """Runs the model over more text until the free slots are full, and draws a new order.
-
-        What was interrupted goes on where the last rows were written. So values that belong
-        together are assigned in one statement without a call, in which Python raises no interrupt.
-        """
-        is_first = self._storage is None
-        self._storage = self._storage or self._allocate()
-        if self._reached is None:
-            order, free = self._order[self._cursor :], torch.cat([self._order[: self._cursor], self._spare])
-            reached = self.reader.state_dict()
-            self._order, self._cursor, self._spare, self._reached = order, 0, free, reached
-        else:
-            self.reader.load_state_dict(self._reached)
-        n_free = len(self._spare) - self._n_filled
-        n_wanted = n_free if self._expected is None else min(n_free, self._expected)
-        # the first time is the long one
-        with Progress("filling the buffer", n_wanted, "tokens") if is_first else contextlib.nullcontext() as progress:
-            ended = self._fill(self._storage, progress)
-        held = torch.cat([self._order, self._spare[: self._n_filled]])
-        generator = torch.Generator()
-        generator.set_state(self._generator.get_state())
-        order = held[torch.randperm(len(held), generator=generator).to(self.device)]
-        done = (order, self._spare[self._n_filled :], generator, ended, 0, None)
-        self._order, self._spare, self._generator, self._ended, self._n_filled, self._reached = done
-        if is_first:
-            self._said = self.reader.describe_dropped()
-            logger.info("%s.", self._said)
-            met = "Of a batch of %d rows, %.1f are of one row's own document, on average; a larger n_ctxs lowers it."
-            logger.debug(met, self.out_batch_size, self.same_document_partners())
-
-    def _fill(self, storages: Mapping[Site, Any], progress: Progress | None) -> bool:
-        """Writes rows into the free slots; returns whether the text has ended."""
-        room = self.refresh_batch_size * self.ctx_len
-        while len(self._spare) - self._n_filled >= room and not self._has_enough():
-            rows = self.reader.read(self.refresh_batch_size)
-            if rows is None:
-                return True
-            slots = self._spare[self._n_filled : self._n_filled + rows.n]
-            for site, storage in storages.items():
-                storage.write(slots, rows.activations[site])
-            self._document[slots.cpu()] = rows.document
-            if self._origins:
-                self._origins.add(slots.cpu(), self._reached or {}, rows)
-            n_filled, reached = self._n_filled + rows.n, self.reader.state_dict()
-            self._n_filled, self._reached = n_filled, reached
-            if progress:
-                progress.advance(rows.n)
-        return False
+        """Runs the model over more text until the free slots are full, and draws a new order."""
+        self._rows.refill()
 
     def same_document_partners(self) -> float:
         """Returns how many rows of its own document a row meets in a batch, on average."""
-        held = self._document[self._order[self._cursor :].cpu()]
-        return expected_partners(held, min(self.out_batch_size, max(self.n_rows, 1)))
+        return self._rows.same_document_partners()
 
     @checked()
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later, for estimates before training."""
-        if self.n_rows < min(n, self.activation_buffer_size // 2) and not self._ended and not self._has_enough():
-            self.refresh()
-        return self._read(self._order[self._cursor : self._cursor + n])
+        return self._rows.sample(n)
 
     @checked()
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
         """Returns the next contexts, which are then not served, or raises DataExhaustedError."""
-        self._finish_refill()
+        self._rows.finish_refill()
         self.reader.close()  # a thread that reads ahead must not read the same text at the same time
         batch = self.tokens.take(batch_size or self.refresh_batch_size)
         if batch is None:
@@ -404,99 +310,16 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
 
     def close(self) -> None:
         """Frees the memory of the rows. The next batch fills the buffer again."""
-        self.reader.close()
-        if self._storage is not None:
-            counts = self.reader.describe_dropped()
-            if counts != self._said:  # with little text, all was read at first
-                logger.info("%s: %s.", self.reader.name, counts)
-                self._said = counts
-        self._clear()
+        self._rows.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what determines the next batches: unserved rows, shuffle, place in the text."""
-        self._finish_refill()
-        slots, held = self._order[self._cursor :], self._storage or {}
-        return {
-            "size": self.activation_buffer_size,
-            "parts": [{str(site): x for site, x in part.items()} for part in self._parts],
-            "rows": {} if self._origins else {str(site): storage.snapshot(slots) for site, storage in held.items()},
-            "origins": self._origins.state_dict(slots.cpu()) if self._origins and held else None,
-            "document": self._document[slots.cpu()],
-            "ended": self._ended,
-            "generator": self._generator.get_state(),
-            "reader": copy.deepcopy(self.reader.state_dict()),
-        }
+        return self._rows.state_dict()
 
     @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of an equal buffer; other sites or sizes raise ConfigError."""
-        rows, size, sites = state["rows"], state.get("size"), [str(site) for site in self.sites]
-        if (rows and list(rows) != sites) or size != self.activation_buffer_size:
-            raise ConfigError(
-                f"The state is of a buffer of {size} rows at {', '.join(rows) or 'no site'}; this buffer has "
-                f"{self.activation_buffer_size} at {', '.join(sites)}. Build it with the same arguments."
-            )
-        self._clear()
-        self._expected, origins = None, state["origins"]
-        if rows and self._origins:
-            raise ConfigError("The state holds its rows, and retrace=True wants to read them again. Set retrace=False.")
-        self._storage = self._allocate() if rows or origins else None
-        if self._storage and origins:
-            read_again(self.reader, origins, self._storage)
-            if self._origins:
-                self._origins.load_state_dict(origins)
-        for site, storage in self._storage.items() if self._storage and rows else ():
-            storage.load(rows[str(site)])
-        # the rows fill the first slots, in the order in which they are served
-        n = len(state["document"])
-        self._order, self._spare = self._spare[:n], self._spare[n:]
-        self._document[:n] = state["document"]
-        self._parts = [{Site.parse(site): x for site, x in part.items()} for part in state.get("parts", ())]
-        self._ended, self._reached = state["ended"], None
-        self._generator.set_state(state["generator"].cpu())
-        self.reader.load_state_dict({**copy.deepcopy(state["reader"]), "expected": None})
-
-    def _clear(self) -> None:
-        self._storage: dict[Site, RowStorage] | None = None
-        self._spare = torch.arange(self.activation_buffer_size, device=self.device)  # slots without a row
-        self._order = self._spare[:0]  # slots with a row, in the order in which they are served
-        self._cursor = 0  # slots of the order that were served
-        self._n_filled = 0  # during a refill: slots of `_spare` whose rows are not in the order yet
-        self._parts: list[dict[Site, Tensor]] = []  # of a batch that is not complete
-
-    def _finish_refill(self) -> None:
-        """Fills the buffer, if an interrupt or an error has ended a refill."""
-        if self._reached is not None:
-            self.refresh()
-
-    def _n_in_parts(self) -> int:
-        return sum(len(part[self.sites[0]]) for part in self._parts)
-
-    def _has_enough(self) -> bool:
-        """Returns whether all rows that are expected to be served are held."""
-        return self._expected is not None and self.n_rows + self._n_filled + self._n_in_parts() >= self._expected
-
-    def _read(self, slots: Tensor) -> dict[Site, Tensor]:
-        assert self._storage is not None
-        return {site: storage.read(slots) for site, storage in self._storage.items()}
-
-    def _allocate(self) -> dict[Site, RowStorage]:
-        """Logs the buffer's memory, before the first forward pass, and allocates it.
-
-        A run that takes fewer rows than there are slots needs no more of them than it fills.
-        """
-        whole, width = self.activation_buffer_size, sum(self.widths.values())
-        most = self.refresh_batch_size * self.ctx_len  # rows of the last forward pass that are too many
-        size = whole if self._expected is None else min(whole, self._expected + most)
-        in_flight = self.refresh_batch_size * self.ctx_len * width * self.model.dtype.itemsize
-        logger.info(
-            "The buffer takes %s on %s: %s at %s, %s. A forward pass adds %s of activations on %s.",
-            as_bytes(self.n_bytes * size // whole), self.device, counted(size, "row"),
-            counted(len(self.sites), "site"), self.dtype, as_bytes(in_flight),
-            self.model.device,
-        )  # fmt: skip
-        kinds = (self.dtype, self.device, self.model.dtype)
-        return {site: RowStorage(whole, w, *kinds, at_first=size) for site, w in self.widths.items()}
+        self._rows.load_state_dict(state)
 
 
 def _pickled(state: dict[str, Any]) -> bytes:
@@ -517,6 +340,5 @@ def _pickled(state: dict[str, Any]) -> bytes:
 
 def _unpickled(content: bytes) -> ActivationBuffer:
     buffer = object.__new__(ActivationBuffer)
-    buffer.__dict__.update(pickle.loads(content))
-    buffer._generator = torch.Generator().set_state(buffer.__dict__["_generator"])
+    vars(buffer).update(pickle.loads(content))
     return buffer

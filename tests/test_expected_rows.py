@@ -76,7 +76,7 @@ def test_no_slots_are_allocated_that_a_short_run_does_not_fill(kind, caplog):
     data.expect(SHORT)
     first = next(data)
     held = SHORT * BATCH + data.refresh_batch_size * data.ctx_len
-    assert {len(storage.rows) for storage in data._storage.values()} == {min(held, size)}
+    assert {len(storage.rows) for storage in data._rows._storage.values()} == {min(held, size)}
     assert f": {min(held, size)} rows at" in caplog.text
     # a run that goes on after all takes them, with every row that it holds
     state = data.state_dict()
@@ -84,7 +84,7 @@ def test_no_slots_are_allocated_that_a_short_run_does_not_fill(kind, caplog):
     data.expect(None)
     for _ in range(LONG):
         assert all(map(torch.equal, *(values(next(one)) for one in (data, plain))))
-    assert {len(storage.rows) for storage in data._storage.values()} == {size} and values(first)
+    assert {len(storage.rows) for storage in data._rows._storage.values()} == {size} and values(first)
 
 
 def test_a_run_of_mixed_buffers_reads_what_it_trains_on():

@@ -1,6 +1,6 @@
 """Loss and gradients of a step, made again by a single launch: a CUDA graph.
 
-A step is some three hundred operations, of which two thirds are its loss and the backward pass.
+A step is some two hundred operations, of which two thirds are its loss and the backward pass.
 Where a dictionary is small, a host takes longer to launch them than a GPU to make them. A graph
 reads and writes the same memory each time. So it stands for a step only as long as nothing that
 the loss reads has moved, and no number that the host gave to an operation has changed.

@@ -105,7 +105,8 @@ class RowAdam(torch.optim.Optimizer):
 def _add(counts: list[Tensor], value: Tensor) -> None:
     """Adds to all counts with one launch."""
     if counts:
-        torch._foreach_add_(counts, [value] * len(counts))  # one value for all would be read by the host
+        # with a list: the host would read a single value
+        torch._foreach_add_(counts, [value] * len(counts))  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _Moving:

@@ -118,10 +118,7 @@ def _adam_kernel(
         # in float32, 1 - beta^t would keep few digits of a small difference
         first = (1.0 - tl.exp2(count.to(tl.float64) * log_beta1)).to(tl.float32)
         second = (1.0 - tl.exp2(count.to(tl.float64) * log_beta2)).to(tl.float32)
-        if READS_RATE:
-            rate = tl.load(lr)
-        else:
-            rate = lr
+        rate = tl.load(lr) if READS_RATE else lr
         w -= rate / first * m / (tl.sqrt(v) / tl.sqrt(second) + eps)
         if UNIT_ROWS:
             norm = tl.sqrt(tl.sum(w * w, axis=0))

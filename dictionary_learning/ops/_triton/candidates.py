@@ -164,8 +164,8 @@ def _list_kernel(
 
 @triton.jit
 def _visit_kernel(
-    pre, groups, counts, bound, starts, ends, at_least, tokens, latents, seen, found, first, least_of_each, STRIDE, F, G,
-    WRITES: tl.constexpr, EACH: tl.constexpr, COUNTS_KEYS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    pre, groups, counts, bound, starts, ends, at_least, tokens, latents, seen, found, first, least_of_each, STRIDE,
+    F, G, WRITES: tl.constexpr, EACH: tl.constexpr, COUNTS_KEYS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
     FILL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)

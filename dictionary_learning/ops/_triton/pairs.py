@@ -16,7 +16,7 @@ _DOTS = 32  # dot products of one program
 
 
 def dots(x: Tensor, W: Tensor, tokens: Tensor, latents: Tensor, b: Tensor | None = None) -> Tensor:
-    """Returns x_n . W_i, plus b_i, of each pair in float32: (P,); -inf where the latent is negative.
+    """Returns x_n . W_i + b_i of each pair in float32: (P,); -inf where the latent is negative.
 
     With pairs in order of latent, each row of W is read from memory once.
     """
