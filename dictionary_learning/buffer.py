@@ -153,18 +153,19 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
                 f"Each of {worker.num_workers} workers would serve the same rows of an ActivationBuffer. Set "
                 "num_workers=0 and prefetch=1, or write an ActivationCache, which workers share."
             )
-        batch = self._rows.take(self.out_batch_size)
-        if batch is None:
-            if self.end_of_data == "error":
-                raise DataExhaustedError(
-                    f"{self.reader.name} ended after {self.n_tokens_read} tokens. Give more text, lower the number of "
-                    "steps, or set end_of_data to 'stop' or 'repeat'."
-                )
-            raise StopIteration
-        served: Any = batch[self.sites[0]] if len(self.sites) == 1 else batch
+        if self._rows.prepare(self.out_batch_size):
+            return self._rows.serve(self._served)  # an interrupt after it would lose the batch
+        if self.end_of_data == "error":
+            raise DataExhaustedError(
+                f"{self.reader.name} ended after {self.n_tokens_read} tokens. Give more text, lower the number of "
+                "steps, or set end_of_data to 'stop' or 'repeat'."
+            )
+        raise StopIteration
+
+    def _served(self, batch: ActivationBatch) -> Tensor | ActivationBatch:
         if self._pair:
-            served = torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
-        return served
+            return torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
+        return batch[self.sites[0]] if len(self.sites) == 1 else batch
 
     def __reduce__(self) -> Any:
         self._rows.finish_refill()

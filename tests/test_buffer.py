@@ -132,10 +132,10 @@ def test_rows_are_mixed_across_documents():
 def test_storage_is_allocated_once_and_filled_in_place():
     held = buffer(end_of_data="repeat")
     next(held)
-    pointer = held._storage[Site("model.layers.1")].rows.data_ptr()
+    pointer = held._rows._storage[Site("model.layers.1")].rows.data_ptr()
     for _ in range(60):
         next(held)
-    assert held._storage[Site("model.layers.1")].rows.data_ptr() == pointer
+    assert held._rows._storage[Site("model.layers.1")].rows.data_ptr() == pointer
 
 
 class Meter(TorchDispatchMode):
@@ -172,7 +172,7 @@ def test_refill_needs_little_more_than_the_buffer():
     model = load_model(Wide(), tokenizer=tiny.tokenizer())
     held = buffer(model, "first", n_ctxs=640, refresh_batch_size=8, end_of_data="repeat")
     next(held)
-    storage = held._storage[Site("first")].rows.nbytes
+    storage = held._rows._storage[Site("first")].rows.nbytes
     while held.n_rows >= held.activation_buffer_size // 2:
         next(held)
     with Meter() as meter:

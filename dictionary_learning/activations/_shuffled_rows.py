@@ -13,8 +13,8 @@ where the run ends.
 import contextlib
 import copy
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from dictionary_learning.activations._stream import expected_partners
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.sites import Site
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -104,8 +105,8 @@ class ShuffledRows:
         """Whether memory is taken, since rows were read."""
         return self._storage is not None
 
-    def take(self, n: int) -> dict[Site, Tensor] | None:
-        """Returns the next n rows, or fewer at the end of the data; None after it."""
+    def prepare(self, n: int) -> bool:
+        """Reads the next n rows for `serve`, or fewer at the end of the data; False after it."""
         self.finish_refill()
         if self._expected == 0:
             self.expect(None)
@@ -120,14 +121,16 @@ class ShuffledRows:
             slots = self._order[self._cursor : self._cursor + needed]
             part, cursor = self._read(slots), self._cursor + len(slots)
             self._parts, self._cursor = [*self._parts, part], cursor
+        return bool(self._parts)
+
+    def serve(self, form: Callable[[Mapping[Site, Tensor]], T]) -> T:
+        """Returns what a function makes of the rows that are ready, which then are served."""
         parts = self._parts
-        if not parts:
-            return None
         # only a batch larger than half of the slots has several parts
         batch = parts[0] if len(parts) == 1 else {s: torch.cat([part[s] for part in parts]) for s in parts[0]}
-        left = None if self._expected is None else max(self._expected - _length(batch), 0)
+        served, left = form(batch), None if self._expected is None else max(self._expected - _length(batch), 0)
         self._parts, self._expected = [], left
-        return batch
+        return served
 
     def sample(self, n: int) -> dict[Site, Tensor]:
         """Returns up to n rows that will be served later."""
