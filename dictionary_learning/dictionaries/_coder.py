@@ -1,5 +1,6 @@
 """An encoder, a nonlinearity and a decoder: the parts of every wiring."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -31,6 +32,8 @@ from dictionary_learning.dictionaries.nonlinearities import (
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, SparseLatents, Support, gather_per_latent, replace_values, to_dense
 from dictionary_learning.ops import Encoder, backend_for, take_rows
+from dictionary_learning.ops._columns import keeping_columns, kept_columns
+from dictionary_learning.ops._joint import given_product
 from dictionary_learning.ops._precision import no_autocast, upcast
 from dictionary_learning.parallel import ALONE, Ranks, kept_of_all
 
@@ -276,10 +279,14 @@ class Coder(Trainable):
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.is_signed:
             latents = encoder.backend.encode_where(x, encoder, lambda pre: pre.abs().topk(n).indices)
         else:
-            latents = encoder.backend.top_k(x, encoder, n)
+            with given_product(x, encoder, kept_columns(x, whole, candidates)):
+                latents = encoder.backend.top_k(x, encoder, n)
         assert isinstance(latents, SparseLatents)
         latents = self.among_all(latents, k, most)
         return self.latent_ranks.add(encoder.backend.decode(latents, W_dec))
+
+    def keeping(self, candidates: Int[Tensor, "n"]) -> contextlib.AbstractContextManager[None]:
+        return keeping_columns(self._encoder(), candidates)
 
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:
         norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.site_dims, dim=1)]  # each (dict_size,)

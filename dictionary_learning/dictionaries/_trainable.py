@@ -1,5 +1,6 @@
 """The interface between trainers and dictionaries of any wiring."""
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -103,6 +104,10 @@ class Trainable(Dictionary):
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
         """Returns the outputs of the k largest of some latents, without biases."""
+
+    def keeping(self, candidates: Int[Tensor, "n"]) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which `decode_among` uses what encoding the same x has computed."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def pointwise(self, method: str, pre: Latents) -> Latents:

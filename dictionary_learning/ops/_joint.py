@@ -89,6 +89,19 @@ def product_for(x: Tensor, W: Tensor) -> Tensor | None:
     return next((product for e, product in zip(shared.encoders, shared.products, strict=True) if e.W is W), None)
 
 
+@contextlib.contextmanager
+def given_product(x: Tensor, encoder: Encoder, product: Tensor | None) -> Generator[None, None, None]:
+    """Says what an encoder computes of x, for operations in the block; None says nothing."""
+    if product is None:
+        yield
+        return
+    token = _shared.set(_Shared(x, x, torch.zeros((), dtype=torch.long), [encoder], [product]))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 @torch.no_grad()
 def _multiply(x: Tensor, encoders: Sequence[Encoder]) -> Sequence[Tensor]:
     with no_autocast(x):

@@ -21,6 +21,7 @@ from dictionary_learning._usual_state import usual_state
 from dictionary_learning.latents import Latents, SparseLatents, Support
 from dictionary_learning.ops import _pairs as pairs, _selection as selection
 from dictionary_learning.ops._backend import REFERENCE, Backend, Choose, Encoder
+from dictionary_learning.ops._columns import Columns, columns_to_keep
 from dictionary_learning.ops._joint import product_for
 from dictionary_learning.ops._precision import no_autocast, upcast
 
@@ -39,15 +40,19 @@ class SparseBackend(Backend):
     where_on: ClassVar[Collection[str]]  # the same for `encode_where`
 
     @abstractmethod
-    def select(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
+    def select(
+        self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None, columns: Columns | None = None
+    ) -> SparseLatents:
         """Returns the k largest of relu(x W^T + b) of each token, in no order.
 
-        x (B, D) is contiguous, in float32 at least. `product` is x W^T + b (B, F) in low precision,
-        where `shared_product` computed it.
+        x (B, D) is contiguous, in float32 at least. `product` is x W^T + b (B, F), maybe in low
+        precision, where others computed it. `columns` may be filled in.
         """
 
     @abstractmethod
-    def select_batch(self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None) -> SparseLatents:
+    def select_batch(
+        self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None, columns: Columns | None = None
+    ) -> SparseLatents:
         """Returns the n largest of relu(x W^T + b) of all tokens together, ragged."""
 
     @abstractmethod
@@ -72,7 +77,8 @@ class SparseBackend(Backend):
             return REFERENCE.top_k(x, encoder, k)
         with torch.no_grad(), no_autocast(x):
             centered = encoder.centered(x).contiguous()
-            kept = self.select(centered, encoder.W, encoder.b, k, product_for(x, encoder.W))
+            others = product_for(x, encoder.W), columns_to_keep(x, encoder)
+            kept = self.select(centered, encoder.W, encoder.b, k, *others)
         return self._differentiable(x, encoder, centered, kept)
 
     @usual_state()
@@ -82,7 +88,8 @@ class SparseBackend(Backend):
             return REFERENCE.batch_top_k(x, encoder, k)
         with torch.no_grad(), no_autocast(x):
             centered = encoder.centered(x).contiguous()
-            kept = self.select_batch(centered, encoder.W, encoder.b, k * len(x), product_for(x, encoder.W))
+            others = product_for(x, encoder.W), columns_to_keep(x, encoder)
+            kept = self.select_batch(centered, encoder.W, encoder.b, k * len(x), *others)
         return self._differentiable(x, encoder, centered, kept)
 
     @usual_state()

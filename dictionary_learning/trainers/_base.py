@@ -230,6 +230,10 @@ class Trainer(ABC):
     def after_step(self, parts: Sequence[StepPart]) -> None:  # noqa: B027
         """Changes weights after the optimizer step, such as thresholds below 0."""
 
+    def keeping(self) -> contextlib.AbstractContextManager[object]:
+        """Returns a context in which auxiliary losses use what the objective has computed."""
+        return contextlib.nullcontext()
+
     def sharing(self, parts: Sequence[Batch]) -> contextlib.AbstractContextManager[object]:
         """Returns a context in which the parts of one batch share what depends on all of it."""
         return contextlib.nullcontext()
@@ -323,10 +327,11 @@ class Trainer(ABC):
         # errors are squared and summed: in half precision they would overflow or vanish
         full_x = upcast(x)
         batch = Batch(full_x, full_x if y is None or y is x else upcast(y), model_loss_fn, lengths)
-        loss = self.objective(batch)
-        if not isinstance(loss, Loss):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"{type(self).__name__}.objective returned {type(loss).__name__}; it returns a Loss.")
-        return self.with_auxiliary_losses(loss, batch)
+        with self.keeping():
+            loss = self.objective(batch)
+            if not isinstance(loss, Loss):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ConfigError(f"{type(self).__name__}.objective returned {type(loss).__name__}; it returns a Loss.")
+            return self.with_auxiliary_losses(loss, batch)
 
     @usual_state()
     def initialize(self, x: Float[Tensor, "n activation_dim"], y: Float[Tensor, "n output_dim"] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Dead latents: which they are, and how losses and resampling revive them."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,11 +67,9 @@ class Revival(Component):
         settings, dictionary, x = self.settings, self.dictionary, batch.x
         total, terms = loss.total, dict(loss.terms)
         if settings.auxk_alpha:
-            some = slice(None, None, settings.auxk_every)  # of the tokens of the batch
-            residual = (batch.y[some].float() - loss.reconstruction.outputs[some]).detach()
-            terms["auxk_loss"] = auxk_loss(
-                dictionary, x[some], residual, dead, settings.k_aux, self.mean_error, self.n_dead
-            )
+            residual, every = (batch.y.float() - loss.reconstruction.outputs).detach(), settings.auxk_every
+            some = (x, residual) if every == 1 else (x[::every], residual[::every])  # tokens of the batch
+            terms["auxk_loss"] = auxk_loss(dictionary, *some, dead, settings.k_aux, self.mean_error, self.n_dead)
             total = total + settings.auxk_alpha * terms["auxk_loss"] * auxk_scale
         if settings.use_ghost_grads:
             residual = (batch.y.float() - loss.reconstruction.outputs).detach()
@@ -80,6 +79,13 @@ class Revival(Component):
             terms["pre_act_loss"] = pre_activation_loss(dictionary, x, dead)
             total = total + settings.pre_act_loss_coefficient * terms["pre_act_loss"]
         return loss._replace(total=total, terms=terms)
+
+    def keeping(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context in which the method's selection computes what AuxK's reads."""
+        dead, settings = self.dead.indices, self.settings
+        if dead is None or not settings.auxk_alpha or settings.auxk_every > 1:
+            return contextlib.nullcontext()
+        return self.dictionary.keeping(dead)
 
     def after_step(self, parts: Sequence[StepPart], step: int) -> None:
         firings = _total([firing_counts(part.loss.reconstruction.latents) for part in parts])

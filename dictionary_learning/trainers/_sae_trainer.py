@@ -113,6 +113,9 @@ class SAETrainer(Trainer):
         """Returns a context in which a coder keeps of a sample what all of its ranks would."""
         return contextlib.nullcontext()
 
+    def keeping(self) -> contextlib.AbstractContextManager[object]:
+        return self.revival.keeping()
+
     def with_auxiliary_losses(self, loss: Loss, batch: Batch) -> Loss:
         settings = self.settings
         if settings.loss_fn != "reconstruction":

@@ -16,6 +16,7 @@ from torch import Tensor
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops import _pairs as torch_pairs, _selection as torch_selection
 from dictionary_learning.ops._backend import forced_backend
+from dictionary_learning.ops._columns import Columns
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.ops._sparse import TorchBackend
 
@@ -47,19 +48,23 @@ class NumbaBackend(TorchBackend):
         version = importlib.metadata.version("numba")
         return f"{super().describe(device_type)}; its loops are compiled by numba {version}"
 
-    def select(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
+    def select(
+        self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None, columns: Columns | None = None
+    ) -> SparseLatents:
         if not _is_compiled(x.dtype, len(x) * len(W), _LEAST_PRODUCT):
             return torch_selection.top_k(x, W, b, k)
         from dictionary_learning.ops._numba import _search
 
-        return _search.top_k(x, W, b, k)
+        return _search.top_k(x, W, b, k, product, columns)
 
-    def select_batch(self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None) -> SparseLatents:
+    def select_batch(
+        self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None, columns: Columns | None = None
+    ) -> SparseLatents:
         if not _is_compiled(x.dtype, len(x) * len(W), _LEAST_PRODUCT):
             return torch_selection.batch_top_k(x, W, b, n)
         from dictionary_learning.ops._numba import _search
 
-        return _search.batch_top_k(x, W, b, n)
+        return _search.batch_top_k(x, W, b, n, product, columns)
 
     def pair_dots(self, x: Tensor, W: Tensor, support: Support) -> Tensor:
         if not _is_compiled(upcast(x).dtype, support.indices.numel() * x.shape[1], _LEAST_SUM):

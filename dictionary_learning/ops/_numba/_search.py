@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops import _selection as plain
+from dictionary_learning.ops._columns import Columns
 from dictionary_learning.ops._numba import pairs, selection as loops
 from dictionary_learning.ops._numba._threads import by_bounds, in_parts
 from dictionary_learning.ops._precision import upcast
@@ -37,24 +38,37 @@ class _Tile(NamedTuple):
 
 
 class _Product:
-    """A product x W^T + b of which blocks of latents are computed, and what bounds its errors."""
+    """A product x W^T + b of which blocks of latents are computed, and what bounds its errors.
 
-    def __init__(self, x: Tensor, W: Tensor, b: Tensor):
+    `given` is the whole product, where it is known.
+    """
+
+    def __init__(self, x: Tensor, W: Tensor, b: Tensor, given: Tensor | None):
         self.of = Scan(x, W, b, 1)
+        self.given = given if given is not None and given.dtype == self.of.operands[0].dtype else None
         self.shift = 16 if self.of.is_coarse else 0
         self.is_finite = bool(torch.linalg.vector_norm(W).add(torch.linalg.vector_norm(b)).isfinite())
         self.slack = self.of.slack.float()  # (B,); NaN for a token that is not finite
         self.bias_error = self.of.bias_error.float().numpy()[()]
 
-    def tiles(self) -> Iterator[_Tile]:
+    def tiles(self, columns: "_Kept | None" = None) -> Iterator[_Tile]:
+        """Yields blocks of latents, of which some columns are kept."""
         x, weight, bias = self.of.operands
+        if self.given is not None:
+            yield self._tile(0, self.given)
+            return
         row_bytes = max(len(x), 1) * x.itemsize
         n_tiles = -(-len(weight) // max(_TILE_BYTES // row_bytes, _LEAST_LATENTS))
         width = -(-len(weight) // n_tiles)
         for start in range(0, len(weight), width):
             stop = min(start + width, len(weight))
-            values = _multiply(x, weight[start:stop], bias[start:stop])
-            yield _Tile(start, values, values.view(torch.int16 if self.shift else torch.int32).numpy())
+            tile = self._tile(start, _multiply(x, weight[start:stop], bias[start:stop]))
+            if columns is not None:
+                columns.add(tile)
+            yield tile
+
+    def _tile(self, start: int, values: Tensor) -> _Tile:
+        return _Tile(start, values, values.view(torch.int16 if self.shift else torch.int32).numpy())
 
     def bounds(self) -> Tensor:
         """Returns bounds (B,) in bits: 0, or more than any for a token that is not finite."""
@@ -66,59 +80,94 @@ class _Product:
         return (bounds << self.shift).view(torch.float32)
 
 
-def top_k(x: Tensor, W: Tensor, b: Tensor, k: int) -> SparseLatents:
+class _Kept:
+    """Collects columns of the tiles of a batch."""
+
+    def __init__(self, columns: Columns):
+        self._columns, self._parts = columns, list[Tensor]()
+
+    def add(self, tile: _Tile) -> None:
+        n, width = tile.values.shape
+        latents = self._columns.latents
+        if not tile.start:
+            self._parts.append(tile.values.new_empty(n, len(latents)))
+        first, last = torch.searchsorted(latents, torch.tensor([tile.start, tile.start + width])).tolist()
+        out = self._parts[-1].view(torch.int16 if tile.values.itemsize == 2 else torch.int32)
+        in_parts(loops.copy_columns, n, tile.bits, latents[first:last] - tile.start, out, first)
+
+    def finish(self, n_tokens: int) -> None:
+        """Hands the columns over, if they are of all tokens."""
+        if sum(map(len, self._parts)) == n_tokens:
+            self._columns.values = self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts)
+
+
+def top_k(
+    x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None, columns: Columns | None = None
+) -> SparseLatents:
     """Returns the k largest of relu(x W^T + b) of each row; see `SparseBackend.select`."""
     weight, bias = upcast(W), upcast(b)
     values, indices = torch.empty(len(x), k), torch.empty(len(x), k, dtype=torch.long)
+    kept = None if columns is None else _Kept(columns)
     for rows in torch.arange(len(x)).split(_MOST_ROWS) if len(x) else ():
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        doubtful = _top_k_of(x[part], weight, bias, values[part], indices[part])
+        given = None if product is None else product[part]
+        doubtful = _top_k_of(_Product(x[part], weight, bias, given), values[part], indices[part], kept)
         if len(doubtful):
             doubtful = doubtful + part.start
             values[doubtful], indices[doubtful] = plain.whole(x[doubtful], weight, bias, k)
+    if kept is not None:
+        kept.finish(len(x))
     return SparseLatents(values.relu_(), Support(indices, len(W)))
 
 
-def _top_k_of(x: Tensor, W: Tensor, b: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+def _top_k_of(product: _Product, values: Tensor, indices: Tensor, kept: _Kept | None) -> Tensor:
     """Writes the k largest of each row, and returns the rows for which these are not certain."""
-    product, (n, k) = _Product(x, W, b), values.shape
+    n, k = values.shape
     if not product.is_finite:
         return torch.arange(n)
     places = (_COARSE_PLACES if product.shift else _PLACES) * k + _MORE_PLACES
     bits, latents = torch.empty(n, places, dtype=torch.int32), torch.empty(n, places, dtype=torch.int32)
     counts, bounds = torch.zeros(n, dtype=torch.int32), product.bounds()
     errors = product.slack, product.bias_error, product.shift
-    for tile in product.tiles():
+    for tile in product.tiles(kept):
         in_parts(loops.scan, n, tile.bits, tile.start, bits, latents, counts, bounds, *errors, k)
     in_parts(loops.finish, n, bits, latents, counts, bounds, *errors, k)
     if not product.shift:
         in_parts(loops.write_exact, n, bits, latents, counts, values.view(torch.int32), indices)
         return (~product.slack.isfinite()).nonzero().squeeze(1)
     worst = torch.empty(n)
+    x, W, b = product.of.x, product.of.W, product.of.b
     in_parts(loops.write_ranked, n, x, W.contiguous(), b, bits, latents, counts, values, indices, worst)
     least = values.amin(-1)
     certain = (least >= product.of.limit(product.value(bounds), worst)) & (least >= 0) & (counts >= 0)
     return (~certain).nonzero().squeeze(1)
 
 
-def batch_top_k(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> SparseLatents:
+def batch_top_k(
+    x: Tensor, W: Tensor, b: Tensor, n_kept: int, product: Tensor | None = None, columns: Columns | None = None
+) -> SparseLatents:
     """Returns the n_kept largest of x W^T + b of all rows together; see `ops._selection`."""
-    found = _candidates(x, upcast(W), upcast(b), n_kept) if len(x) and n_kept else None
+    kept = None if columns is None else _Kept(columns)
+    found = _candidates(x, upcast(W), upcast(b), n_kept, product, kept) if len(x) and n_kept else None
+    if kept is not None:
+        kept.finish(len(x))
     if found is None:
         return plain.batch_top_k(x, W, b, n_kept)
     return plain.largest_pairs(*found, len(x), len(W), in_order=True)
 
 
-def _candidates(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> tuple[Pairs, Tensor, int] | None:
+def _candidates(
+    x: Tensor, W: Tensor, b: Tensor, n_kept: int, given: Tensor | None, kept: _Kept | None
+) -> tuple[Pairs, Tensor, int] | None:
     """Returns pairs among which are the n_kept largest, the least of them, and their number.
 
     None where that is not certain, and for a product that is not finite.
     """
-    product, none = _Product(x, W, b), torch.zeros(0, dtype=torch.int32)
+    product, none = _Product(x, W, b, given), torch.zeros(0, dtype=torch.int32)
     if not product.is_finite or len(x) > _MOST_ROWS:
         return None
     bounds, held = product.bounds(), (none, none, none)
-    for tile in product.tiles():
+    for tile in product.tiles(kept):
         if not tile.start:
             bounds = _raised(product, bounds, _cut_of_groups(tile, n_kept))
         held = tuple(torch.cat(parts) for parts in zip(held, _above(tile, bounds, product.shift), strict=True))

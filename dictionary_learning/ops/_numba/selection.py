@@ -56,6 +56,15 @@ def scan(tile, start, bits, latents, counts, bounds, slack, bias_error, shift, k
 
 
 @compiled
+def copy_columns(tile, columns, out, at, first, last):
+    """Copies columns of a tile beside each other into `out`, from column `at` on."""
+    for n in range(first, last):
+        row, own = tile[n], out[n]
+        for j in range(len(columns)):
+            own[at + j] = row[columns[j]]
+
+
+@compiled
 def finish(bits, latents, counts, bounds, slack, bias_error, shift, k, first, last):
     """Shrinks all tables for the last time."""
     for n in range(first, last):

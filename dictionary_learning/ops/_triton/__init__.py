@@ -10,6 +10,7 @@ from torch import Tensor
 from dictionary_learning.latents import SparseLatents, Support
 from dictionary_learning.ops import _pairs as torch_pairs
 from dictionary_learning.ops._backend import forced_backend
+from dictionary_learning.ops._columns import Columns
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.ops._sparse import SparseBackend
 
@@ -47,13 +48,17 @@ class TritonBackend(SparseBackend):
         share = f"where at most 1/{round(1 / _DENSE_FROM)} of the latents are kept"
         return f"{share}; selection in bfloat16, ranked again in float32"
 
-    def select(self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None) -> SparseLatents:
+    def select(
+        self, x: Tensor, W: Tensor, b: Tensor, k: int, product: Tensor | None = None, columns: Columns | None = None
+    ) -> SparseLatents:
         from dictionary_learning.ops._triton import selection
 
         with _on_device_of(x):
             return self._counted(*selection.top_k(x, W, b, k, product))
 
-    def select_batch(self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None) -> SparseLatents:
+    def select_batch(
+        self, x: Tensor, W: Tensor, b: Tensor, n: int, product: Tensor | None = None, columns: Columns | None = None
+    ) -> SparseLatents:
         from dictionary_learning.ops._triton import selection
 
         with _on_device_of(x):
