@@ -4,11 +4,12 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dictionary_learning._plain import in_few
 from dictionary_learning.activations._normalizers import Normalizer
 from dictionary_learning.activations._spread import Stream
 from dictionary_learning.dictionaries import WIRINGS
 from dictionary_learning.dictionaries._info import as_config, site_names
-from dictionary_learning.errors import ConfigError, SiteError
+from dictionary_learning.errors import ConfigError, SiteError, did_you_mean
 from dictionary_learning.sites import Site, natural_key
 from dictionary_learning.trainers import OptimizationConfig
 
@@ -92,7 +93,11 @@ def _named(named: str | Sequence[str] | None, widths: Mapping[Site, int]) -> lis
     sites = [Site.parse(site) for site in site_names(named)]
     for site in sites:
         if site not in widths:
-            raise ConfigError(f"A config names the site '{site}'; the data has {joined(widths)}.")
+            near = did_you_mean(str(site), map(str, widths))
+            raise ConfigError(
+                f"A config names the site '{site}'; the data has {joined(widths)}.{near} Name it among the sites of "
+                "the data too, or leave it out."
+            )
     return sites
 
 
@@ -102,5 +107,5 @@ def in_config(sites: Sequence[Site]) -> str | list[str]:
 
 
 def joined(sites: Iterable[Site]) -> str:
-    """Returns sites in words."""
-    return ", ".join(map(str, sites))
+    """Returns sites in words; of many, the first and the last."""
+    return in_few(sites, "sites")

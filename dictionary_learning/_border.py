@@ -47,13 +47,15 @@ _REMEDIES = {
     "ConfigError": "Check the arguments, and whether files may be written.",
     "DataError": "Check the data, and whether files are whole and may be read and written.",
 }
+TEMPLATED = "model.tokenizer.apply_chat_template(messages, add_generation_prompt=True"
+"""What makes a prompt of chat messages, but for the end of the call."""
 _DENSE = "torch.strided"
 _LONGEST, _LONGEST_SENTENCE = 80, 300
 """Characters of a value in an error, and of what another package says."""
 
 
 def checked(
-    *, wraps: type[DictionaryLearningError] | None = None, is_module: bool = False
+    *, wraps: type[DictionaryLearningError] | None = None, is_module: bool = False, autocast: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Returns a decorator: wrong arguments of a public function are a ConfigError, at once.
 
@@ -65,6 +67,7 @@ def checked(
             repeats the request. None lets others through.
         is_module: Whether it is a method of a module, which follows the defaults of PyTorch as
             other modules do.
+        autocast: Whether it follows the caller's autocast, as a part of training steps.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -76,7 +79,7 @@ def checked(
                     return function(*bound.args, **bound.kwargs)
                 from dictionary_learning._usual_state import usual_state
 
-                with usual_state():
+                with usual_state(autocast=autocast):
                     return function(*bound.args, **bound.kwargs)
             except Exception as error:
                 if wraps is None or not is_foreign(error):
@@ -127,7 +130,10 @@ def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
         if "dtype" in name and not getattr(found, "is_floating_point", True) and str(found) != "torch.int8":
             raise ValueError("a floating-point type, such as torch.float32")
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"Got {name}={short(value)}{where and f' in {where}'}; it must be {error}.") from None
+        is_chat = str in (hint, *typing.get_args(hint)) and are_messages(value)
+        how = f" Give {TEMPLATED}, tokenize=False)." if is_chat else ""
+        got = f"Got {name}={short(value)}{where and f' in {where}'}"
+        raise ConfigError(f"{got}; it must be {error}.{how}") from None
     if name == "device" and found is not None:
         from dictionary_learning._hardware import as_device  # imports torch
 
@@ -155,6 +161,13 @@ def as_tokenizer(given: Any) -> Any:
     if found is not None and not hasattr(found, "bos_token_id"):
         raise ConfigError(f"Got tokenizer={short(given)}; give one of transformers, or a processor that holds one.")
     return found
+
+
+def are_messages(given: Any) -> bool:
+    """Returns whether something is a chat message, or messages, or lists of them."""
+    while isinstance(given, (list, tuple)) and given:
+        given = given[0]
+    return isinstance(given, Mapping) and "role" in given
 
 
 def is_foreign(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import logging
 import mmap
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,12 @@ def check_memory(n_bytes: int, device: torch.device, what: str, remedy: str) -> 
     free = free_memory(device)
     if free is not None and n_bytes > free:
         raise ConfigError(f"{what} takes {as_bytes(n_bytes)}, and {device} has {as_bytes(free)} left. {remedy}")
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Returns whether an error, of whatever package, says that memory is short."""
+    is_one = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_one or re.search(r"not enough memory|out of memory|(can't|cannot) allocate", str(error), re.I) is not None
 
 
 def float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import enum
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +16,8 @@ from dictionary_learning.errors import ConfigError
 
 MAX_ELEMENTS = 4096
 """Elements of a tensor or array that a config may hold; a larger one is data and not a setting."""
+_MOST_NAMED = 6
+"""Things that a message names one by one."""
 _MAX_DEPTH = 30
 """Levels of nesting; a config that is deeper contains itself."""
 
@@ -93,6 +95,12 @@ def as_bytes(n_bytes: float) -> str:
 def counted(n: int, one: str, several: str | None = None) -> str:
     """Returns a number with its noun: "1 run", "2,000 runs"."""
     return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
+def in_few(words: Iterable[object], nouns: str) -> str:
+    """Returns words one after another; of many, their number, the first and the last."""
+    shown = [str(word) for word in words]
+    return ", ".join(shown) if len(shown) <= _MOST_NAMED else f"{len(shown)} {nouns}, {shown[0]} to {shown[-1]}"
 
 
 def as_duration(seconds: float) -> str:

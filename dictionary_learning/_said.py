@@ -99,7 +99,7 @@ def check_reading_said(reading: "TextReading", data: str, said: Collection[str])
     parts = list(reading.parts())
     _check(_Data([(data, reading), *parts]), said, lambda name: f"--{name.replace('_', '-')}")
     for name, part in parts:
-        _check(_Data([(name, part)]), part.said, lambda setting, name=name: f"{setting} for '{name}' in mix")
+        _check(_Data([(name, part)]), part.said, lambda setting, name=name: f"'{setting}' for '{name}' in mix")
 
 
 def _check(data: _Data, said: Collection[str], shown: Callable[[str], str]) -> None:

@@ -59,9 +59,21 @@ def _drops_what_is_raised(frame: FrameType | None) -> bool:
     return False
 
 
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Returns what a signal raised, of which another package may have made an error of its own."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        seen.append(error)
+        error = error.__cause__ or error.__context__ or error
+    return None
+
+
 class StopRequest:
     """Notices SIGTERM and Ctrl-C inside a `with` block; a second Ctrl-C ends the process at once.
 
+    One that came too late to be met, after the last step, is sent again at the end of the block.
     Signals reach the main thread alone: elsewhere this does nothing. `is_on` is false for runs that
     have no folder for a checkpoint.
     """
@@ -77,9 +89,11 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._notice)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is None and self.signal is not None:
+            signal.raise_signal(self.signal)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:

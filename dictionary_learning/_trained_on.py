@@ -164,13 +164,14 @@ def check_reading(reading: TextReading, option: str) -> None:
     Raises:
         ConfigError: something could be a stranger's choice.
     """
-    check_data_args(reading.data_args)
-    for data, part in reading.parts():
+    parts = list(reading.parts())
+    for data, _ in parts:
         check_named("text", option, data)
-        check_data_args(part.data_args)
+    for one in (reading, *(part for _, part in parts)):
+        _check_data_args(one.data_args, is_shell=option.startswith("--"))
 
 
-def check_data_args(pairs: Sequence[str]) -> None:
+def _check_data_args(pairs: Sequence[str], is_shell: bool) -> None:
     """Checks arguments of `datasets.load_dataset` that files give.
 
     Raises:
@@ -178,7 +179,8 @@ def check_data_args(pairs: Sequence[str]) -> None:
     """
     odd = [pair for pair in pairs if pair.partition("=")[0] not in _HARMLESS and not pair.endswith(HIDDEN)]
     if odd:
+        again = f"--data-args {' '.join(odd)}" if is_shell else "data= as a source that is read so"
         raise ConfigError(
             f"The dictionary's files ask to read the text with {', '.join(odd)}, which may be a stranger's choice. "
-            f"Give --data-args {' '.join(odd)} if you mean it."
+            f"Give {again} if you mean it."
         )

@@ -7,14 +7,19 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Types of devices that have an autocast of their own."""
+
 
 @contextlib.contextmanager
-def usual_state(*, gradients: bool | None = None) -> Generator[None]:
+def usual_state(*, gradients: bool | None = None, autocast: bool = True) -> Generator[None]:
     """Makes new tensors of a block float32, on the CPU, and no inference tensors, unless they say.
 
     Args:
         gradients: Whether they are recorded; None for what holds outside, under `inference_mode`
             not.
+        autocast: Whether the block follows the caller's autocast, as what a training step
+            computes does; else its products have the types of the tensors.
     """
     is_inference = torch.is_inference_mode_enabled()
     gradients = torch.is_grad_enabled() and not is_inference if gradients is None else gradients
@@ -27,6 +32,9 @@ def usual_state(*, gradients: bool | None = None) -> Generator[None]:
         changes.append(torch.device("cpu"))
     if _float32.is_needed:
         changes.append(_float32)
+    if not autocast:
+        on = [kind for kind in _DEVICES if torch.is_autocast_enabled(kind)]
+        changes += [torch.autocast(kind, enabled=False) for kind in on]
     if not changes:  # as in every step of most runs
         yield
         return

@@ -58,7 +58,7 @@ def unfinished(folder: Path, instead: str = "") -> str:
     """
     if (folder / "sweep.json").is_file():
         return _unfinished_sweep(folder)
-    if not _is_open(folder):
+    if not is_open(folder):
         return ""
     of = folder.parent
     if (of / "sweep.json").is_file():
@@ -67,7 +67,7 @@ def unfinished(folder: Path, instead: str = "") -> str:
     return f"'{folder}' is a run that is not finished, {where_it_is(folder)}. {told}"
 
 
-def _is_open(folder: Path) -> bool:
+def is_open(folder: Path) -> bool:
     """Returns whether a run has no dictionaries yet, or was stopped on its way to further steps."""
     if not (folder / "run.json").is_file():
         return False

@@ -153,7 +153,7 @@ class ContextStream:
     def __iter__(self) -> Iterator[ContextBatch]:
         return self
 
-    @usual_state()
+    @usual_state(autocast=False)
     def __next__(self) -> ContextBatch:
         if not self._read_ahead():
             if not self._has_served:

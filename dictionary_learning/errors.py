@@ -103,6 +103,11 @@ class Stopped(KeyboardInterrupt):
     command: Sequence[str] = ()
     """The words of that command, if it is another one."""
 
+    @property
+    def said(self) -> str:
+        """What happened, without what goes on."""
+        return str(self)
+
 
 class Interrupted(Stopped):
     """A signal stopped a run, which has written a checkpoint and can be resumed from its folder.
@@ -113,6 +118,10 @@ class Interrupted(Stopped):
     def __init__(self, step: int, steps: int, folder: str):
         super().__init__(f"The run stopped after step {step} of {steps}. It can go on with resume='auto'.")
         self.step, self.steps, self.folder = step, steps, folder
+
+    @property
+    def said(self) -> str:
+        return f"The run stopped after step {self.step} of {self.steps}."
 
     def __reduce__(self) -> Any:
         return type(self), (self.step, self.steps, self.folder)

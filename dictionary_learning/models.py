@@ -4,6 +4,7 @@ Its `capture` stops after the last site; `run` goes on to the prediction, and le
 activations. Both take what the model takes. The caller's model object is never changed.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -17,8 +18,9 @@ import torch
 from torch import nn
 
 from dictionary_learning._border import checked
-from dictionary_learning._hardware import as_device, fast_dtype
+from dictionary_learning._hardware import as_device, fast_dtype, free_memory, is_of_memory
 from dictionary_learning._module_io import Channels
+from dictionary_learning._plain import as_bytes
 from dictionary_learning._progress import other_bars
 from dictionary_learning._types import ModelLike
 from dictionary_learning.capture import Edit, InputsLike, TracedModel
@@ -187,10 +189,9 @@ def load_pretrained(
         ModelError: there is no such model, it cannot be reached, or its files lack weights.
         MissingDependencyError: a GGUF file needs a package that is not installed.
     """
-    if isinstance(dtype, str):
-        if dtype not in _DTYPES:
-            raise ModelError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, _DTYPES)} Known: {', '.join(_DTYPES)}.")
-        dtype = _DTYPES[dtype]
+    if isinstance(dtype, str) and dtype not in _DTYPES:
+        raise ModelError(f"Unknown dtype '{dtype}'.{did_you_mean(dtype, _DTYPES)} Known: {', '.join(_DTYPES)}.")
+    wanted: torch.dtype = _DTYPES[dtype] if isinstance(dtype, str) else dtype or fast_dtype(device)
     source, extra = _source(name)
     # left out, transformers would ask standard input
     options = {
@@ -204,10 +205,13 @@ def load_pretrained(
     try:
         kind = _model_class(source, extra, options)
         with other_bars(f"Loading {name}"):
-            module, info = kind.from_pretrained(source, dtype=dtype or fast_dtype(device), **options)
-    except (DictionaryLearningError, torch.OutOfMemoryError):
+            module, info = kind.from_pretrained(source, dtype=wanted, **options)
+        module = module if "device_map" in options else module.to(device)
+    except DictionaryLearningError:
         raise
     except Exception as error:
+        if is_of_memory(error):
+            raise ModelError(_too_large(name, source, device, wanted, options)) from error
         raise ModelError(_not_loaded(name, error, options)) from error
     lacking = sorted(set(info["missing_keys"]) & {key for key, _ in module.named_parameters()})
     if lacking:
@@ -216,7 +220,7 @@ def load_pretrained(
             f"'{lacking[0]}', which would be random. Check the files and config.json. To use it nevertheless, load it "
             "with transformers and give the model object."
         )
-    return module if "device_map" in options else module.to(device)
+    return module
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -308,6 +312,24 @@ def _not_loaded(name: str, error: Exception, options: Mapping[str, Any]) -> str:
     return (
         f"The model '{name}' could not be loaded ({where}): {type(error).__name__}: {_first_line(error)} "
         "Check the name and the options, or give a local folder or a .gguf file."
+    )
+
+
+def _too_large(name: str, source: str, device: torch.device, dtype: torch.dtype, options: Mapping[str, Any]) -> str:
+    """Returns what a model needs, as far as its config tells, what there is, and what to do."""
+    needs = "needs more memory than there is"
+    with contextlib.suppress(Exception):  # of a package that was out of memory
+        kind = _model_class(source, {}, dict(options))
+        known = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+        with torch.device("meta"):
+            module = kind._from_config(options.get("config") or kind.config_class.from_pretrained(source, **known))
+        needs = f"has weights of {as_bytes(sum(p.numel() for p in module.parameters()) * dtype.itemsize)}"
+    free = free_memory(device)
+    left = "" if free is None else f", and {device} has {as_bytes(free)} left"
+    smaller = "Give dtype='bfloat16', " if dtype.itemsize > torch.bfloat16.itemsize else "Give "
+    return (
+        f"The model '{name}' does not fit: in {str(dtype).removeprefix('torch.')} it {needs}{left}. {smaller}"
+        "device_map='auto' to spread it over devices, or a smaller model."
     )
 
 

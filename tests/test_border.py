@@ -15,7 +15,7 @@ import torch
 
 from dictionary_learning import ActivationBuffer, ContextStream, trainSAE, write_cache
 from dictionary_learning._border import checked
-from dictionary_learning.cli import TRACEBACK, main
+from dictionary_learning.cli import COMMANDS, TRACEBACK, build_parser, main
 from dictionary_learning.errors import (
     CheckpointError,
     ConfigError,
@@ -110,6 +110,22 @@ def names(message: str, parameter: str, value: Any) -> bool:
     return any(text in message for text in (parameter, *said))
 
 
+def names_of_python(command: str, message: str) -> list[str]:
+    """Returns the arguments of Python that a command has options for, and its message says as Python does.
+
+    What stands in quotes is of files.
+    """
+    if command not in COMMANDS:
+        return []
+    fields = [action.dest for action in build_parser(command, [])._actions if action.option_strings]
+    plain = re.sub(r"'[^']*'|--data-args \S+", "", message.partition("dictionary-learning ")[0])
+    return [
+        name
+        for name in fields
+        if re.search(rf"(?<![\w/-]){name}=" + rf"|(?<![\w/-]){name}(?![\w/-])" * ("_" in name), plain)
+    ]
+
+
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.filterwarnings("ignore")
 def test_wrong_argument_is_an_error_of_ours_that_names_it(place, name):
@@ -125,6 +141,35 @@ def test_wrong_argument_is_an_error_of_ours_that_names_it(place, name):
         assert isinstance(error, DictionaryLearningError), f"{name}({given}) raises {error!r}"
         assert names(str(error), parameter, value), f"{name}({given}) says: {error}"
         assert re.search(r"[.;:,] ", str(error)), f"{name}({given}) says nothing to do: {error}"
+        assert not re.search(r"(?<![(\w])--[a-z]", str(error)), f"{name}({given}) says an option of the shell: {error}"
+
+
+NO_PROMPTS = {"capture", "run"}
+PROMPTS = {
+    **dict.fromkeys(
+        ("read_latents", "latent_edits_for", "attribute", "mean_latents", "faithfulness", "feature_effect"), "inputs"
+    ),
+    **dict.fromkeys(("token_predictions", "latent_view"), "text"),
+    **dict.fromkeys(("attribution_graph", "test_prompt"), "prompt"),
+    "generate": "prompts",
+}
+"""Functions that take prompts, and by which argument."""
+MESSAGES = [{"role": "user", "content": "w1 w2"}]
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_chat_messages_as_a_prompt_say_what_makes_tokens_of_them(place, name):
+    for messages in (MESSAGES, [MESSAGES, MESSAGES], tuple(MESSAGES), MESSAGES[0]):
+        function, good = CALLS[name](place)
+        error = outcome(functools.partial(function, **{**good, PROMPTS[name]: messages}))
+        assert isinstance(error, DictionaryLearningError) and "model.tokenizer.apply_chat_template(messages" in str(
+            error
+        )
+
+
+def test_what_takes_prompts_is_known(place):
+    named = {name: {*inspect.signature(CALLS[name](place)[0]).parameters} for name in CALLS}
+    assert {name for name in CALLS if {"inputs", "prompts", "prompt"} & named[name]} - {*PROMPTS} == NO_PROMPTS
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -141,6 +186,7 @@ def test_wrong_word_of_a_command_ends_in_one_line_and_status_2(place, caplog, mo
         assert status == 2, words
         line = caplog.records[-1].getMessage()
         assert "\n" not in line and TRACEBACK not in line, line  # the latter would be no error of ours
+        assert not names_of_python(words[0], line), line
         assert caplog.records[-1].levelno == logging.ERROR and not caplog.records[-1].exc_info
 
 
@@ -188,7 +234,7 @@ def test_traceback_is_shown_when_asked_for(caplog):
 
 
 def test_an_error_of_another_package_is_one_line_too(caplog, monkeypatch):
-    monkeypatch.setattr("dictionary_learning.cli._run", lambda arguments, is_process: {}["two\nlines"])
+    monkeypatch.setattr("dictionary_learning.cli._run", lambda *_: {}["two\nlines"])
     assert main(["info"]) == 2
     assert caplog.records[-1].getMessage() == f"info failed: KeyError: 'two\\nlines'. {TRACEBACK} shows where."
 

@@ -3,14 +3,43 @@ import gc
 import nnsight
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaForCausalLM
 
 from dictionary_learning import IdentityDict, Site, load_model
+from dictionary_learning._plain import as_bytes
 from dictionary_learning.errors import ConfigError, ModelError, SiteError
 from dictionary_learning.interventions import ablate, graft
 from tests import tiny
 
 IDS = torch.arange(3, 27).view(2, 12)
+SHORT_OF_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cpu": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried ..."
+    ),
+    "python": MemoryError(),
+    "map": OSError(12, "Cannot allocate memory"),
+}
+
+
+@pytest.mark.parametrize("kind", SHORT_OF_MEMORY)
+@pytest.mark.parametrize("moment", ["reading", "moving"])
+def test_a_model_that_does_not_fit_says_what_it_needs_and_what_to_do(tmp_path, monkeypatch, kind, moment):
+    tiny.save_model(tmp_path)
+
+    def short(*_, **__):
+        raise SHORT_OF_MEMORY[kind]
+
+    monkeypatch.setattr("dictionary_learning.models.free_memory", lambda device: 2_000_000_000)
+    owner, name = (LlamaForCausalLM, "from_pretrained") if moment == "reading" else (torch.nn.Module, "to")
+    monkeypatch.setattr(owner, name, short)
+    with pytest.raises(ModelError) as raised:
+        load_model(tmp_path, dtype="float32", device="cpu")
+    n_bytes = sum(p.numel() for p in tiny.model().parameters()) * 4
+    said = f"does not fit: in float32 it has weights of {as_bytes(n_bytes)}, and cpu has 2 GB left. Give dtype='bfloat16', "
+    assert said in str(raised.value) and "device_map='auto'" in str(raised.value)
+    with pytest.raises(ModelError, match="in bfloat16 .* Give device_map='auto'"):
+        load_model(tmp_path, dtype="bfloat16", device="cpu")
 
 
 def hooked(module: torch.nn.Module, run) -> tuple[torch.Tensor, torch.Tensor]:

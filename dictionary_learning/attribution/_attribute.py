@@ -32,7 +32,9 @@ from dictionary_learning.sites import Site, SiteDict
 logger = logging.getLogger(__name__)
 
 _LARGEST_GAP = 0.1
-"""Share of the change that integrated effects may lack without a warning."""
+"""Share of the change that effects by gradients may lack without a warning."""
+_STEPS = "Give more steps, or other inputs as the baseline: near activations of 0 a norm changes faster than they."
+_ONE_POINT = "The model is not linear in between: method='integrated' follows it, and 'ablation' measures."
 
 
 @checked()
@@ -121,20 +123,18 @@ def attribute(
     else:
         value, found = _at_inputs(run, paths)
     effects = SiteDict({site: _effects(run, path, found[site], value) for site, path in paths.items()})
-    if method == "integrated":
-        _warn_of_gaps(effects, n_steps)
+    if method != "ablation":
+        how = (f"n_steps={n_steps}", _STEPS) if method == "integrated" else (f"method='{method}'", _ONE_POINT)
+        _warn_of_gaps(effects, *how)
     return Attribution(effects, value, method, tokens, other)
 
 
-def _warn_of_gaps(effects: SiteDict[Effects], n_steps: int) -> None:
-    """Warns of sites where so few steps do not sum to the change."""
+def _warn_of_gaps(effects: SiteDict[Effects], how: str, advice: str) -> None:
+    """Warns of sites where effects by gradients do not sum to the change."""
     for site, each in effects.items():
         if abs(each.total - each.change) > _LARGEST_GAP * abs(each.change):
-            logger.warning(
-                "With n_steps=%d, effects at '%s' sum to %.3g, and the metric changes by %.3g. Give more steps, or "
-                "other inputs as the baseline: near activations of 0 a norm changes faster than steps can follow.",
-                *(n_steps, site, each.total, each.change),
-            )
+            told = "With %s, effects at '%s' sum to %.3g, and the metric changes by %.3g. %s"
+            logger.warning(told, how, site, each.total, each.change, advice)
 
 
 def _at_inputs(run: Run, paths: Mapping[Site, Path]) -> tuple[float, dict[Site, Found]]:

@@ -309,7 +309,7 @@ class TracedModel:
                 )
         return SiteDict({site: found[call] for site, call in calls.items()})
 
-    @checked()
+    @checked(autocast=True)
     def run(
         self,
         inputs: InputsLike,
@@ -324,7 +324,8 @@ class TracedModel:
         BOS, EOS and padding stay as they are, whatever an edit returns for them. The model's own
         parameters are frozen. Gradients flow through the edits: logits have them if an edit uses
         something that does, such as a dictionary's weights; under `torch.no_grad()` they have none.
-        A model without logits returns its first output.
+        A model without logits returns its first output. Under `torch.autocast` it runs as the model
+        itself would, which end-to-end training asks for; `capture` does not.
 
         Args:
             inputs: as for `capture`.

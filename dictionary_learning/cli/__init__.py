@@ -12,17 +12,18 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from dictionary_learning._border import said
 from dictionary_learning._run_folder import COMMAND
+from dictionary_learning._stop_request import interrupt_behind
 from dictionary_learning.cli._arguments import config_parser
-from dictionary_learning.cli._in_options import in_options
+from dictionary_learning.cli._in_options import in_options, warning_in_options
 from dictionary_learning.cli._output import as_json
 from dictionary_learning.cli._parser import IMPORT, JSON, QUIET, TRACEBACK, Parser, without
 from dictionary_learning.cli._run_file import file_named_in, read_file
-from dictionary_learning.errors import ConfigError, DictionaryLearningError, Interrupted, Stopped, UnknownNameError
+from dictionary_learning.errors import ConfigError, DictionaryLearningError, Stopped, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
@@ -77,38 +78,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
         logging.getLogger(noisy).setLevel(logging.WARNING)
     token, style = COMMAND.set(tuple(without(arguments, _OF_THE_START))), as_json.set(JSON in given)
+    options: set[str] = set()
     try:
-        status = _run(arguments, is_process)
+        with warning_in_options(options):
+            status = _run(arguments, is_process, options)
         sys.stdout.flush()  # a closed pipe is noticed here, not at exit
         return status
     except BrokenPipeError:  # the reader, as `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except DictionaryLearningError as error:
-        if _was_interrupted(error):
-            return _interrupted()
-        text = " ".join([*str(error).split(), *_notes(error)])
-        logger.error("%s: %s", type(error).__name__, in_options(text), exc_info=whole)
-        return 2
-    except Exception as error:  # of another package, or a fault of this one
-        if _was_interrupted(error):
-            return _interrupted()
-        failed = " ".join([*arguments[:1], "failed:", said(error), *_notes(error), TRACEBACK, "shows where."])
-        logger.error(failed, exc_info=whole)
-        return 2
-    except Interrupted as error:
-        stopped = "The run stopped after step %d of %d. What goes on is:\n  %s"
-        logger.error(stopped, error.step, error.steps, _resuming(arguments, error.folder))
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (of another package, or a fault of this one)
+        if (interrupt := interrupt_behind(error)) is None:
+            return _failed(error, arguments, options, whole)
+        if not isinstance(interrupt, Stopped):
+            logger.error("Interrupted.")
+            return 130
+        command = interrupt.command
+        going_on = f"What goes on is:\n  {shlex.join(command)}" if command else "The same command goes on."
+        logger.error("%s %s", interrupt.said, going_on)
         return STOPPED
-    except Stopped as error:
-        going_on = f"What goes on is:\n  {shlex.join(error.command)}" if error.command else "The same command goes on."
-        logger.error("%s %s", error, going_on)
-        return STOPPED
-    except KeyboardInterrupt:
-        return _interrupted()
     finally:
         COMMAND.reset(token)
         as_json.reset(style)
+
+
+def _failed(error: BaseException, arguments: Sequence[str], options: Collection[str], whole: bool) -> int:
+    """Logs an error in a line, or with `--traceback` all of it."""
+    if isinstance(error, DictionaryLearningError):
+        text = " ".join([*str(error).split(), *_notes(error)])
+        logger.error("%s: %s", type(error).__name__, in_options(text, options), exc_info=whole and error)
+    else:
+        failed = " ".join([*arguments[:1], "failed:", said(error), *_notes(error), TRACEBACK, "shows where."])
+        logger.error(failed, exc_info=whole and error)
+    return 2
 
 
 def _notes(error: BaseException) -> Sequence[str]:
@@ -116,30 +118,8 @@ def _notes(error: BaseException) -> Sequence[str]:
     return getattr(error, "__notes__", ())
 
 
-def _interrupted() -> int:
-    logger.error("Interrupted.")
-    return 130
-
-
-def _was_interrupted(error: BaseException) -> bool:
-    """Returns whether a Ctrl-C is behind an error, which another package may have made of it."""
-    seen: list[BaseException] = []
-    while error not in seen:
-        seen.append(error)
-        error = error.__cause__ or error.__context__ or error
-    return any(isinstance(one, KeyboardInterrupt) for one in seen)
-
-
-def _resuming(arguments: Sequence[str], folder: str) -> str:
-    """Returns the command that goes on with a run."""
-    kept = without(arguments, _OF_THE_START)
-    # as it was given, since a run keeps its arguments
-    words = [word.partition("=")[2] or word for word in arguments]
-    folder = next((word for word in words if os.path.abspath(word) == os.path.abspath(folder)), folder)
-    return shlex.join(["dictionary-learning", *kept, "--save-dir", folder, "--resume"])
-
-
-def _run(arguments: list[str], is_process: bool) -> int:
+def _run(arguments: list[str], is_process: bool, known: set[str]) -> int:
+    """Runs a command, whose options `known` gets."""
     imports = Parser("", add_help=False)
     imports.add_argument(IMPORT, action="append", default=[], dest="modules")
     found, arguments = imports.parse_known_args(arguments)
@@ -157,6 +137,7 @@ def _run(arguments: list[str], is_process: bool) -> int:
     values = {} if path is None else read_file(path)
     with _imports(is_process):
         parser = build_parser(command, options, values)
+    known |= {action.dest for action in parser._actions if action.option_strings}
     if path is not None:
         parser.take(values, path)
     namespace = parser.read(options)

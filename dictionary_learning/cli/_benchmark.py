@@ -12,6 +12,7 @@ from dictionary_learning.cli._methods import FILLED_IN, Method, method_of
 from dictionary_learning.cli._output import as_json, write_line
 from dictionary_learning.cli._parser import Parser
 from dictionary_learning.cli._run_file import read_file
+from dictionary_learning.cli._stopping import resuming, saying_what_goes_on
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def run(namespace: argparse.Namespace, methods: Sequence[Method], are_named: boo
         given["seeds"] = arguments.seeds
     folder = arguments.save_dir or new_folder(_FOLDER, arguments.what)
     how = "auto" if arguments.resume else "never"
-    _show(benchmark_synthetic(chosen, folder, **{**told, **given}, resume=how), arguments.format)
+    with saying_what_goes_on(lambda: ("", resuming(folder))):
+        _show(benchmark_synthetic(chosen, folder, **{**told, **given}, resume=how), arguments.format)
 
 
 def read_benchmark_file(path: Path) -> dict[str, Any]:

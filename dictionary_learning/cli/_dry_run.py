@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run
 from dictionary_learning._hardware import free_memory, peak_memory
-from dictionary_learning._plain import as_bytes, as_duration
+from dictionary_learning._plain import as_bytes, as_duration, in_few
 from dictionary_learning._run_output import Plan
 from dictionary_learning._run_setup import TrainingJob, training_jobs
 from dictionary_learning._training_step import train_step
@@ -21,6 +21,8 @@ from dictionary_learning.cli._output import write_result
 from dictionary_learning.sites import Site
 
 if TYPE_CHECKING:
+    from dictionary_learning.evaluation import EvaluationConfig
+    from dictionary_learning.models import TracedModel
     from dictionary_learning.trainers import OptimizationConfig
 
 logger = logging.getLogger(__name__)
@@ -52,10 +54,23 @@ def show_plan(
     *,
     normalize_activations: bool | str,
     keep_checkpoints: int,
+    model: "TracedModel | None" = None,
+    evaluations: "Mapping[str, tuple[int, EvaluationConfig]] | None" = None,
 ) -> None:
-    """Prints tokens, steps, memory, disk and time of a run; writes nothing.
+    """Prints dictionaries, tokens, steps, memory, disk and time of a run; writes nothing.
 
-    Two forward passes and a few steps are measured, the steps only where they fit into the memory.
+    A few forward passes and steps are measured, the steps only where they fit into the memory.
+
+    Args:
+        source: The activations.
+        configs: The dictionaries.
+        plan: When the run logs and saves.
+        device: Where it trains.
+        folder: Its folder.
+        normalize_activations: As in `trainSAE`.
+        keep_checkpoints: As in `trainSAE`.
+        model: The model that evaluations run.
+        evaluations: By name, how many there are, and what each measures.
     """
     stream, random = ActivationStream(source), torch.Generator().manual_seed(0)
     rows = {site: torch.randn(_N_ROWS, width, generator=random) for site, width in stream.widths.items()}
@@ -74,7 +89,11 @@ def show_plan(
     seconds = {"activations": reading.seconds * plan.steps * size / reading.n_rows}
     if per_step is not None:
         seconds["training"] = per_step * plan.steps
-        seconds["all, without loading and evaluation"] = sum(seconds.values())
+    if model is not None:
+        for name, (number, config) in (evaluations or {}).items():
+            seconds[name] = number * _seconds_of_evaluation(jobs, model, config, reading)
+    if per_step is not None:
+        seconds["all, without loading"] = sum(seconds.values())
     entries |= {f"time: {name}": as_duration(value) for name, value in seconds.items()}
     logger.info("Times are measured, beside whatever else this machine computes now.")
     width = max(map(len, entries))
@@ -88,7 +107,13 @@ def _tokens(plan: Plan, jobs: Sequence[TrainingJob], source: Any, reading: _Read
     if reading.n_read:
         entries["tokens to read, about"] = f"{plan.steps * size * reading.n_read // reading.n_rows:,}"
     entries["steps"] = f"{plan.steps:,} of {size:,} tokens"
-    return {**entries, "dictionaries": f"{len(jobs)} with {n_parameters:,} parameters"}
+    sites = dict.fromkeys(site for job in jobs for site in (*job.sites.reads, *job.sites.writes))
+    return {
+        "dictionaries": f"{len(jobs)} with {n_parameters:,} parameters",
+        "names": in_few([job.name for job in jobs], "dictionaries"),
+        "sites": in_few(sites, "sites"),
+        **entries,
+    }
 
 
 def _sizes(need: RunEstimate, room: Mapping[str, int | None]) -> dict[str, str]:
@@ -142,6 +167,29 @@ def _seconds_per_step(jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor],
         if seconds > _LONG:
             break
     return seconds
+
+
+def _seconds_of_evaluation(
+    jobs: Sequence[TrainingJob], model: "TracedModel", config: "EvaluationConfig", reading: _Reading
+) -> float:
+    """Returns the time of the passes of an evaluation, of which one is measured to its losses."""
+    from dictionary_learning.contexts import Predictions
+    from dictionary_learning.data import TokenBatch
+    from dictionary_learning.evaluation._splices import n_passes
+
+    ids = torch.zeros(config.batch_size, config.ctx_len, dtype=torch.long)
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    tokens, seconds = TokenBatch(ids, keep), 0.0
+    for _ in range(2):  # the first time may load and compile
+        start = time.perf_counter()
+        with torch.no_grad():
+            predictions = Predictions(model.run(*tokens), tokens, keep)
+            float(predictions.lost(model.run(*tokens)).kl.mean())  # waits for the device
+        seconds = (time.perf_counter() - start) / 2
+    per_token = seconds / ids.numel()
+    per_token_read = reading.seconds / reading.n_read if reading.n_read else per_token
+    passes = n_passes([job.sites for job in jobs], config)
+    return per_token_read * config.n_tokens + per_token * passes * config.n_fidelity_tokens
 
 
 def _whole_memory(device: torch.device) -> int | None:

@@ -42,7 +42,7 @@ _GROUPS = {
 }  # fmt: skip
 ESSENTIAL = frozenset(
     (
-        "config", "trainer", "recipe", "dict_size", "expansion_factor", "k", "lr", "seed", "layers", "sites",
+        "config", "trainer", "recipe", "dict_size", "expansion_factor", "k", "wiring", "lr", "seed", "layers", "sites",
         "n_tokens", "batch_size", "ctx_len", "device", "save_dir", "checkpoint_steps", "resume", "dry_run",
     )
 )  # fmt: skip

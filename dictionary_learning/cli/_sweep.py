@@ -13,6 +13,7 @@ from dictionary_learning._said import saying
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import aligned, write_result
 from dictionary_learning.cli._run_file import read_file
+from dictionary_learning.cli._stopping import resuming, saying_what_goes_on
 from dictionary_learning.cli._train_data import held_out_contexts, how_to_evaluate, make_source
 from dictionary_learning.cli._train_options import TrainArguments, check_run, sized
 from dictionary_learning.errors import ConfigError
@@ -61,6 +62,11 @@ class SweepArguments(CommandArguments):
     """The device, instead of what the file says."""
 
     def run(self) -> None:
+        folder = self.save_dir or str(new_folder(_SWEEPS, Path(self.config).stem))
+        with saying_what_goes_on(lambda: ("", resuming(folder))):
+            self._run(folder)
+
+    def _run(self, folder: str) -> None:
         from dictionary_learning.sweeps import SweepConfig, run_sweep
         from dictionary_learning.sweeps._results import summaries
         from dictionary_learning.sweeps._tables import cells
@@ -86,7 +92,7 @@ class SweepArguments(CommandArguments):
             sweep,
             data,
             math.ceil(told.n_tokens / told.batch_size),
-            self.save_dir or new_folder(_SWEEPS, Path(self.config).stem),
+            folder,
             evaluation_data=_with_model(told, held_out, model, data, config),
             evaluation=config,
             device=told.device or model.device,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
 from dictionary_learning._said import saying
-from dictionary_learning._stop_request import ending_at_once
+from dictionary_learning._stop_request import interrupt_behind
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._groups import ESSENTIAL
 from dictionary_learning.cli._methods import (
@@ -29,8 +29,10 @@ from dictionary_learning.cli._methods import (
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
+from dictionary_learning.cli._stopping import evaluating, saying_what_goes_on, stamp_of, what_goes_on
 from dictionary_learning.cli._train_data import (
     adapted,
+    evaluations,
     held_out,
     held_out_contexts,
     how_to_evaluate,
@@ -38,7 +40,7 @@ from dictionary_learning.cli._train_data import (
     make_source_apart,
 )
 from dictionary_learning.cli._train_options import TrainArguments, best_of, check_run, sized
-from dictionary_learning.errors import ConfigError, Stopped
+from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
     from dictionary_learning.activations.cache import ActivationCache
@@ -161,6 +163,8 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
         return
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_first_talks(world))
+        before = stamp_of(folder)
+        stack.enter_context(saying_what_goes_on(lambda: what_goes_on(arguments, folder, before)))
         # a run that is overwritten stays until all is loaded and training starts
         claim = claim_run_folder(folder, keep=arguments.overwrite or arguments.resume)
         on_first(world, lambda: stack.enter_context(claim))
@@ -189,6 +193,7 @@ def _train(
     import torch
 
     from dictionary_learning import parallel
+    from dictionary_learning._assignment import joined
     from dictionary_learning._hardware import as_device
     from dictionary_learning._provenance import read_run
     from dictionary_learning._run_output import plan_of
@@ -216,12 +221,15 @@ def _train(
         periods = {"evaluate_every": arguments.evaluate_every, "save_best": best_of(arguments.save_best)}
         plan = plan_of(steps, arguments.log_steps, arguments.checkpoint_steps, None, arguments.save_steps, **periods)
         options = arguments.options("normalize_activations", "keep_checkpoints")
+        if text is not None and arguments.model is not None:
+            model = model or arguments.load(arguments.model)
+            options |= {"model": model, "evaluations": evaluations(arguments, source, steps)}
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
         return
     # a report of a run that is overwritten is none of this one
     reported = _step_of_report(save_dir) if arguments.resume or arguments.resume_from else None
     if world.is_first:
-        logger.info("Training on %s: %s.", ", ".join(map(str, source.sites)), counted(steps, "step"))
+        logger.info("Training on %s: %s.", joined(source.sites), counted(steps, "step"))
     dictionaries = trainSAE(
         source,
         configs,
@@ -258,28 +266,18 @@ def _train(
     on = f"{counted(arguments.n_eval_tokens or 0, 'token')}{told} of {text[1].name}"
     logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, on)
     seconds = {"load": loaded - start, "train": end - loaded}
-    again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir)}"
     try:
-        with ending_at_once():
-            model = model or arguments.load(arguments.model)
-            _evaluate(arguments, model, dictionaries, text[1], source, save_dir, seconds)
-    except Stopped as stopped:
-        stopped.args = (f"{stopped} The evaluation ends. The dictionaries are saved in '{save_dir}'.",)
-        stopped.command = _words_that_evaluate(save_dir)
-        raise
-    except KeyboardInterrupt:
-        logger.warning("The evaluation was interrupted. %s", again)
-        raise
-    except Exception as error:  # noqa: BLE001  (what was trained is saved, and no failure of a run)
+        model = model or arguments.load(arguments.model)
+        _evaluate(arguments, model, dictionaries, text[1], source, save_dir, seconds)
+    except Exception as error:  # what was trained is saved, and no failure of a run
+        if interrupt_behind(error):
+            raise
+        again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir)}"
         logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
 
 
 def _evaluating(save_dir: Path) -> str:
-    return shlex.join(_words_that_evaluate(save_dir))
-
-
-def _words_that_evaluate(save_dir: Path) -> list[str]:
-    return ["dictionary-learning", "evaluate", str(save_dir)]
+    return shlex.join(["dictionary-learning", *evaluating(save_dir)])
 
 
 def _show_report(save_dir: Path) -> None:

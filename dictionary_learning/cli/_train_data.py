@@ -131,6 +131,19 @@ def held_out_contexts(
     return ContextReading(**{**rule.tokens(), "epochs": 1}).contexts(text, model, source.config["ctx_len"])
 
 
+def evaluations(
+    arguments: TrainArguments, source: "Activations", steps: int
+) -> "dict[str, tuple[int, EvaluationConfig]]":
+    """Returns by name how many evaluations a run makes, and what each measures."""
+    from dictionary_learning._held_out_data import IN_TRAINING
+    from dictionary_learning.evaluation import EvaluationConfig
+
+    config, found = how_to_evaluate(arguments, source), dict[str, tuple[int, EvaluationConfig]]()
+    if arguments.evaluate_every is not None:
+        found["evaluations in training"] = (-(-steps // arguments.evaluate_every), config.replace(**IN_TRAINING))
+    return {**found, "evaluation at the end, about": (1, config)}
+
+
 def how_to_evaluate(arguments: TrainArguments, source: "Activations") -> "EvaluationConfig":
     """Returns how much held-out text is read, in contexts as in training."""
     from dictionary_learning.evaluation import EvaluationConfig

@@ -63,8 +63,8 @@ class TrainArguments(EvaluationArguments, CaptureArguments):
     """Settings that may differ from those of the checkpoint: steps warmup_steps decay_start to
     train longer."""
     dry_run: bool = False
-    """Whether only the plan is shown: tokens, steps, memory, disk and time, of which a forward pass
-    and a few steps are measured. Nothing is written."""
+    """Whether only the plan is shown: dictionaries, tokens, memory, disk and time, of which a few
+    forward passes and steps are measured. Nothing is written."""
     n_tokens: int = 1_000_000
     """Tokens to train on."""
     batch_size: int = 2048

@@ -207,14 +207,7 @@ def _only(model: TracedModel, submodule: SubmodulesLike) -> list[Site]:
 
 def _batches(model: TracedModel, inputs: Any, max_length: int) -> list[TokenBatch]:
     """Returns texts, or lists of token ids, in a few batches, padded on the right."""
-    listed = isinstance(inputs, Sequence) and not isinstance(inputs, str) and bool(inputs)
-    if listed and all(isinstance(row, Sequence) and not isinstance(row, str) for row in inputs):
-        rows = [torch.tensor(list(row), dtype=torch.long) for row in inputs]
-    else:
-        batch = as_tokens(model, inputs)
-        rows = [ids[mask] for ids, mask in zip(*batch, strict=True)]
-    if not all(map(len, rows)):
-        raise DataError("A text has no token. Give texts that are not empty.")
+    rows = [ids[mask] for ids, mask in zip(*as_tokens(model, inputs), strict=True)]
     found: list[TokenBatch] = []
     for start in range(0, len(rows), _CONTEXTS):
         part = [row[:max_length] for row in rows[start : start + _CONTEXTS]]

@@ -77,7 +77,7 @@ class LiveServer:
         try:
             self._server = _Server((host, port), _handler(routes, self.token, host))
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"Cannot listen on {host}:{port} ({error}). Give another --port, or 0 for any.") from None
+            raise ConfigError(f"Cannot listen on {host}:{port} ({error}). Give another port, or 0 for any.") from None
         self.port: int = self._server.server_port
         name = "localhost" if host in _LOOPBACK else host
         self.url = f"http://{'127.0.0.1' if name == 'localhost' and host != '::1' else name}:{self.port}/#{self.token}"

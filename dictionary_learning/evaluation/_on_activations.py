@@ -101,6 +101,9 @@ def _of_one_site(x: Tensor | Mapping[Site, Tensor]) -> Tensor:
             f"Got a batch of type {type(x).__name__}; a tensor (batch, activation_dim) of one site is needed. "
             "Use evaluate_dictionaries for several sites."
         )
+    if x.ndim == 1:  # a table, whose rows were taken for batches
+        needed = "batches (batch, activation_dim) are needed. Of a table of rows, give activations.split(2048)."
+        raise DataError(f"Got a batch of shape {tuple(x.shape)}; {needed}")
     if x.ndim != 2:
         raise DataError(
             f"Got a batch of shape {tuple(x.shape)}; (batch, activation_dim) of one site is needed. Of both sides "

@@ -141,7 +141,7 @@ class _Run:
         self.groups = group_documents(batches)
         self.kinds = TokenKinds(stream.tokenizer, stream.special_ids, stream.ctx_len) if config.breakdown else None
         self.pool = ResamplePool(config.seed) if config.n_fidelity_tokens and "resample" in config.ablations else None
-        self.sets = sets_of_sites(placed) if config.together and config.n_fidelity_tokens else []
+        self.sets = sets_of_sites([e.writes for e in placed]) if config.together and config.n_fidelity_tokens else []
         self.conventions = self._conventions()
         # dictionaries of one site have one variance, unless their dtypes round it differently
         spaces = [(e.writes, e.dictionary.dtype) for e in placed]

@@ -8,10 +8,26 @@ from torch import Tensor
 
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.evaluation._candidates import PlacedCandidate
+from dictionary_learning.evaluation._config import EvaluationConfig
 from dictionary_learning.interventions import graft, graft_across
 from dictionary_learning.interventions._activations import putting
 from dictionary_learning.models import Edit, TracedModel
 from dictionary_learning.sites import Site
+
+
+def n_passes(places: Sequence[tuple[tuple[Site, ...], tuple[Site, ...]]], config: EvaluationConfig) -> int:
+    """Returns the forward passes of each batch on which predictions are measured.
+
+    Args:
+        places: The sites that each dictionary reads, and those that it writes.
+        config: What is measured.
+    """
+    sites = {site for place in places for side in place for site in side}
+    # several sites are read first, and each is then replaced by itself
+    own = [1 if len(reads) == len(writes) == 1 else 1 + len(writes) for reads, writes in places]
+    together = sets_of_sites([writes for _, writes in places]) if config.together else []
+    read_again = sum(own[number] > 1 for numbers in together for number in numbers)
+    return 1 + sum(own) + len(together) + read_again + len(sites) * len(config.ablations)
 
 
 def inputs_of(placed: PlacedCandidate, values: Mapping[Site, Tensor], sites: Sequence[Site]) -> Tensor:
@@ -67,15 +83,15 @@ def splice_together(
     return {site: _in_order([*writers.get(site, []), *readers.get(site, [])]) for site in {**writers, **readers}}
 
 
-def sets_of_sites(several: Sequence[PlacedCandidate]) -> list[tuple[int, ...]]:
-    """Returns sets of dictionaries, by number, that can be spliced in at once.
+def sets_of_sites(written: Sequence[tuple[Site, ...]]) -> list[tuple[int, ...]]:
+    """Returns sets of dictionaries, by number, that can be spliced in at once, by what each writes.
 
     The first dictionary of each site makes the first set, the second of each the next. A set of one
     is none.
     """
     by_site: dict[tuple[Site, ...], list[int]] = {}
-    for number, placed in enumerate(several):
-        by_site.setdefault(placed.writes, []).append(number)
+    for number, writes in enumerate(written):
+        by_site.setdefault(writes, []).append(number)
     sets: list[tuple[int, ...]] = []
     for turn in range(max(map(len, by_site.values()), default=0)):
         taken: set[Site] = set()

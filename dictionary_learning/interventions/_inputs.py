@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dictionary_learning._border import short
+from dictionary_learning._border import TEMPLATED, are_messages, short
 from dictionary_learning._usual_state import usable
 from dictionary_learning.data import TokenBatch
 from dictionary_learning.errors import DataError, ModelError
@@ -28,6 +28,8 @@ def as_tokens(model: TracedModel, inputs: Any, *, padding_side: str = "right") -
     Raises:
         DataError: There is no text, or it has no token; or ids or their mask are none.
     """
+    if are_messages(inputs):
+        raise DataError(f"Got chat messages as text: {short(inputs)}. Give {TEMPLATED}, return_dict=True).")
     if isinstance(inputs, (TokenBatch, Mapping)):
         given = _masked(model, inputs)
         return _on_the_left(given) if padding_side == "left" else given

@@ -8,7 +8,9 @@ import safetensors.torch
 import torch
 
 from dictionary_learning import trainSAE
+from dictionary_learning.dictionaries import AutoEncoderTopK
 from dictionary_learning.errors import DataError
+from dictionary_learning.evaluation import evaluate_activations
 
 CONFIG = {"trainer": "top_k", "k": 3, "dict_size": 48}
 GIVEN = {
@@ -35,6 +37,17 @@ def test_advice_on_a_table_of_rows_works(given, tmp_path, monkeypatch):
     assert [len(batch) for batch in batches * 2] == [256, 256, 88] * 2
     (dictionary,) = trainSAE(batches, CONFIG, 2, progress=False)
     assert dictionary.activation_dim == 16
+
+
+def test_advice_on_a_table_to_evaluate_on_works():
+    activations = torch.randn(600, 16)
+    dictionary = AutoEncoderTopK(16, 48, 3)
+    with pytest.raises(DataError) as refused:
+        evaluate_activations(dictionary, activations)
+    advice = re.search(r"give (activations.*)\.$", str(refused.value))
+    assert advice is not None
+    found = evaluate_activations(dictionary, eval(advice[1], {"activations": activations}))
+    assert found == evaluate_activations(dictionary, [activations])
 
 
 def test_a_text_is_told_where_it_belongs():

@@ -68,6 +68,22 @@ def test_the_middle_of_steps_is_of_second_order(model):
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1) and errors[1] / errors[2] == pytest.approx(4, rel=0.1)
 
 
+@pytest.mark.parametrize("method", ["gradient", "patching"])
+@pytest.mark.parametrize("prompts", ["texts", "chats"])
+def test_what_gradients_at_one_point_miss_is_warned_of(model, caplog, method, prompts):
+    given, baseline = TEXTS, OTHERS
+    if prompts == "chats":
+        ids = [model.tokenizer(text)["input_ids"] for text in (*TEXTS, *OTHERS)]
+        turn = [model.tokenizer.eos_token_id, 5, 6]  # of markers and a role, as chat templates write them
+        chats = [[*turn, *one, turn[0], *turn] for one in ids]
+        given, baseline = chats[: len(TEXTS)], chats[len(TEXTS) :]
+    found = attribute(model, BUILD["relu"](), given, METRIC, method=method, baseline=baseline)
+    ((_, effects),) = found.effects.items()
+    assert abs(effects.total - effects.change) > 0.1 * abs(effects.change)
+    (said,) = caplog.messages
+    assert f"With method='{method}', effects at " in said and "method='integrated' follows it" in said
+
+
 def test_too_few_steps_are_warned_of(model, caplog):
     for n_steps, warns in ((1, True), (32, False)):
         caplog.clear()

@@ -147,7 +147,7 @@ def test_help_shows_every_option_with_its_default(capsys):
     [
         (["--sites", "transformer.h.9"], "3 entries, 0 to 2"),
         (["--text-column", "body"], "it has: text"),
-        (["--k", "1000", "--batch-size", "1024", "--n-ctxs", "64"], "cannot keep k=1000"),
+        (["--k", "1000", "--batch-size", "1024", "--n-ctxs", "64"], "cannot keep --k 1000"),
         (["--end-of-data", "stop", "--batch-size", "1000000"], "larger than the whole buffer"),
     ],
 )
@@ -206,7 +206,7 @@ def test_cache_then_info_then_train_then_evaluate(folder, caplog, capsys, monkey
 def test_a_cache_of_other_settings_is_refused(folder, caplog):
     assert cache(folder, "--n-tokens", "500", "--dtype", "float32", "--storage-dtype", "bfloat16") == 0
     assert cache(folder, "--n-tokens", "600", "--dtype", "float32", "--storage-dtype", "bfloat16") == 2
-    assert "n_tokens: 500 there, 600 here" in caplog.text
+    assert "--n-tokens: 500 there, 600 here" in caplog.text
 
 
 def test_train_wants_data_or_a_cache(folder, caplog):
@@ -293,8 +293,8 @@ def test_an_interrupt_of_the_evaluation_says_that_all_is_saved_and_what_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "evaluate_dictionaries", interrupted)
-    assert train(folder, "--sites", "transformer.h.1", "--k", "2") == 130
-    assert f"Evaluate them with: dictionary-learning evaluate {folder / 'run'}" in caplog.text
+    assert train(folder, "--sites", "transformer.h.1", "--k", "2") == STOPPED
+    assert caplog.messages[-1].endswith(f"dictionary-learning evaluate {folder / 'run'}")
     assert load_dictionary(folder / "run" / "trainer_0").k == 2
     caplog.clear()
     assert main(["evaluate", str(folder / "run"), "--device", "cpu", "--model", str(folder / "model"),

@@ -156,7 +156,7 @@ def test_control_vector(place, tmp_path, capsys):
         ("mine", ["--to", "circuit-tracer"], "wiring="),
         ("run", ["--to", "attribution-graph"], "Give --prompt"),
         ("run", ["--to", "attribution-graph", "--prompt", "w1"], "Give --model"),
-        ("mine", ["--to", "png"], "collect_contexts"),
+        ("mine", ["--to", "png"], "the command contexts"),
         ("store", ["--to", "png", "--model", "m"], "Give both"),
         ("store", ["--to", "png", "--dictionary", "other"], "mine"),
         ("store", ["--to", "png", "--latents", "99"], "latents 0 to 23"),

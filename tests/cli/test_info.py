@@ -88,7 +88,7 @@ def test_damaged_weights_of_a_run_are_named(run, caplog):
 def test_a_fact_is_given_as_to_convert(run, capsys, caplog):
     found = piped(capsys, str(GOLDEN / "third_party" / "qwen_scope"), "--k", "4")
     assert [one["peer"] for one in found.values()] == [{"k": 4}]
-    assert main(["info", str(run), "--k", "4"]) == 2 and "no use for k=4" in caplog.text
+    assert main(["info", str(run), "--k", "4"]) == 2 and "no use for --k 4" in caplog.text
 
 
 def test_a_run_is_shown_to_a_person_and_written_for_a_program(folder, terminal, capsys, monkeypatch):  # noqa: F811

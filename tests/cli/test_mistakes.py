@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from dictionary_learning.cli import COMMANDS, _resuming, build_parser, main
+from dictionary_learning.cli import COMMANDS, build_parser, main
+from dictionary_learning.cli._stopping import resuming
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers import TRAINERS
 
@@ -39,8 +40,8 @@ def mistake(caplog, *arguments: str) -> str:
         (["train", "m", "d", "--overwrite", "perhaps"], "perhaps"),
         (["--import", "no_such_module_anywhere", "info"], "--import no_such_module_anywhere failed"),
         (["train", "m", "d", "--batch-size", "1"], "needs at least 128 tokens (one context)"),
-        (["train", "m", "d", "--batch-size", "128", "--k", "129"], "needs at least 129 tokens (k=129)"),
-        (["train", "--cache", "c", "--batch-size", "8", "--k", "9"], "needs at least 9 tokens (k=9)"),
+        (["train", "m", "d", "--batch-size", "128", "--k", "129"], "needs at least 129 tokens (--k 129)"),
+        (["train", "--cache", "c", "--batch-size", "8", "--k", "9"], "needs at least 9 tokens (--k 9)"),
         (["train", "--cache", "c", "--trainer", "end_to_end"], "whole contexts"),
         (["train", "m"], "Give a model and data"),
         (["train", "m", "d", "--k", "4", "--k", "8"], "Got --k more than once, and only the last would count. Give all values"),
@@ -108,10 +109,12 @@ def test_a_module_that_fails_is_named_in_one_line(caplog, tmp_path, monkeypatch,
     assert f"--import {name} failed (" in mistake(caplog, "--import", name, "info")
 
 
-def test_command_that_goes_on_has_each_option_once():
+def test_command_that_goes_on_has_each_option_once(monkeypatch):
     words = ["train", "--overwrite", "m", "--save_dir=a", "d", "--resume", "true", "--save-dir", "b", "--k", "4"]
-    expected = "dictionary-learning train m d --k 4 --save-dir c --resume"
-    assert _resuming(words, "c") == expected
+    found = []
+    monkeypatch.setattr("dictionary_learning.cli._run", lambda *_: found.extend(resuming("c")) or 0)
+    assert main(words) == 0
+    assert " ".join(found) == "train m d --k 4 --save-dir c --resume"
 
 
 def test_flags_need_no_value(caplog):

@@ -147,10 +147,18 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(folder, capsys):  # noqa: F
     assert shown["tokens to train on"] == "640" and shown["steps"] == "20 of 32 tokens"
     assert int(shown["tokens to read, about"].replace(",", "")) > 640
     assert shown["dictionaries"].startswith("2 with ") and shown["disk: checkpoints"].startswith("3 x ")
-    for name in ("memory: model", "memory: optimizer", "disk: all", "time: activations", "time: training"):
+    assert shown["names"] == "top_k-2, top_k-2 #2" and shown["sites"] == "transformer.h.1:out"
+    times = ("time: activations", "time: training", "time: evaluation at the end, about", "time: all, without loading")
+    for name in ("memory: model", "memory: optimizer", "disk: all", *times):
         assert shown[name][0].isdigit()
     assert not (folder / "dry").exists()
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_dry_run_tells_the_time_of_evaluations_while_training(folder, capsys):  # noqa: F811
+    capsys.readouterr()
+    assert train(folder, *SITE, "--evaluate-every", "5", "--dry-run") == 0
+    assert "time: evaluations in training" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["temporal", "end_to_end"])

@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from dictionary_learning import load_dictionary
+from dictionary_learning import _plain, load_dictionary
 from dictionary_learning._text_reading import TextReading
 from dictionary_learning.cli import _train, build_parser, main
 from dictionary_learning.cli._arguments import read_config
@@ -138,6 +138,22 @@ def test_several_methods_train_as_each_alone(place, tmp_path):
     assert_same(trained(tmp_path / "again"), trained(tmp_path / "m"))
 
 
+def test_wirings_that_are_mixed_without_sites_say_the_few_things_that_help(place, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(_plain, "_MOST_NAMED", 2)  # this model has 6 sites, and others 60
+    methods = {"top_k": {"k": 2, "site": "transformer.h.1"}, "other": {"trainer": "top_k", "wiring": "transcoder"}}
+    settings = given(place, grid={"dict_size": 32}, methods=methods)
+    settings.pop("sites", None)
+    assert main(["train", "--config", write(tmp_path / "m.yaml", settings), "--save-dir", str(tmp_path / "m")]) == 2
+    said = caplog.messages[-1]
+    assert (
+        "names the site 'transformer.h.1:out'; the data has 6 sites, transformer.h.0.mlp:in to transformer.h.2.mlp:out."
+        in said
+    )
+    assert "Did you mean 'transformer.h.1.mlp:out'" in said and said.endswith(
+        "Name it by --sites too, or leave it out."
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -244,12 +260,14 @@ def test_every_option_of_train_has_a_group():
 
 
 def test_help_is_short_and_help_all_is_whole(capsys):
-    lengths = []
+    shown = []
     for option in ("--help", "--help-all"):
         with pytest.raises(SystemExit):
             main(["train", option])
-        lengths.append(len(capsys.readouterr().out.splitlines()))
-    assert lengths[0] < 100 < 300 < lengths[1]
+        shown.append(capsys.readouterr().out)
+    short, whole = (len(text.splitlines()) for text in shown)
+    assert short < 100 < 300 < whole
+    assert all(f"\n  --{name} " in shown[0] for name in ("trainer", "k", "wiring", "layers", "n-tokens", "save-dir"))
 
 
 @pytest.mark.parametrize("words", [["--trainer", name] for name in TRAINERS] + [["--recipe", name] for name in RECIPES])

@@ -1,6 +1,7 @@
 """Data that the shell, a run file and Python describe: the same rows, in the same order."""
 
 import json
+import logging
 import os
 import typing
 from pathlib import Path
@@ -22,7 +23,7 @@ from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import _train_data, build_parser, main
 from dictionary_learning.cli._arguments import read_config
-from dictionary_learning.cli._in_options import in_options
+from dictionary_learning.cli._in_options import in_options, warning_in_options
 from dictionary_learning.cli._run_file import read_file
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix
@@ -298,11 +299,11 @@ def test_a_strangers_mixture_is_refused(run, tmp_path, monkeypatch, caplog):
         (["--mix", "a.jsonl bos=none"], "with bos: contexts are made of the whole mixture"),
         (["--mix", "a.jsonl max_examples=many"], "max_examples"),
         (["--mix", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--exclude-tokens", "w1000"], "exclude_tokens='w1000'"),
-        (["--exclude-tokens", "5000"], "exclude_tokens=5000"),
-        (["--exclude-tokens", "-1"], "exclude_tokens=-1"),
+        (["--exclude-tokens", "w1000"], "--exclude-tokens w1000"),
+        (["--exclude-tokens", "5000"], "--exclude-tokens 5000"),
+        (["--exclude-tokens", "-1"], "--exclude-tokens -1"),
         (["--bos", "None"], "is not document | context | both | none."),
-        (["--separator", "nowhere"], "separator='nowhere'"),
+        (["--separator", "nowhere"], "--separator nowhere"),
         (["--bos", "sometimes"], "'sometimes'"),
         (["--epochs", "0"], "epochs"),
         (["--model-args", "eager"], "name=value"),
@@ -338,9 +339,9 @@ NO_EFFECT = [
     (["--chat-seed", "1"], "--chat-seed without --system-prompt"),
     (["--system-prompt", "w9"], "--system-prompt and the data hold no conversations"),
     (["--chat-template", "{% if %}"], "--chat-template and the data hold no conversations"),
-    (["--mix", "a.jsonl chat_seed=2"], "chat_seed for 'a.jsonl' in mix without"),
+    (["--mix", "a.jsonl chat_seed=2"], "'chat_seed' for 'a.jsonl' in mix without"),
     (["--mix", "a.jsonl", "--system-prompt", "w9"], "--system-prompt and the data hold no conversations"),
-    (["--mix", "chats.jsonl", "a.jsonl system_prompt=w9"], "system_prompt for 'a.jsonl' in mix and the data hold no"),
+    (["--mix", "chats.jsonl", "a.jsonl system_prompt=w9"], "'system_prompt' for 'a.jsonl' in mix and the data hold no"),
     (["--long-documents", "split"], "--long-documents with packed contexts"),
     (["--padding-side", "left"], "--padding-side with packed contexts"),
     (["--rows", "contexts"], "--rows, and the data hold no token ids"),
@@ -490,3 +491,36 @@ def test_errors_speak_of_options(place, tmp_path, monkeypatch, caplog):
     assert in_options("Go on by resume='auto' (--resume), or overwrite=True (--overwrite on the command line).") == (
         "Go on by --resume, or --overwrite."
     )
+
+
+SAID = {
+    "Use the settings it was made with, name what may differ in allow_changed, or give another folder.": (
+        "Use the settings it was made with, name what may differ in --allow-changed, or give another folder."
+    ),
+    "TopK cannot keep k=64 of dict_size=32 latents; lower k or raise dict_size.": (
+        "TopK cannot keep --k 64 of --dict-size 32 latents; lower k or raise --dict-size."
+    ),
+    "Got layers=[99, 100]; pack=False.": "Got --layers 99 100; --pack false.",
+    "Lower n_ctxs, or set dtype='int8'.": "Lower --n-ctxs, or set --storage-dtype int8.",
+    "Load it with load_model(..., dtype='float32').": "Load it with --dtype float32.",
+    "TrainerTopK.Config.auxk_alpha is nan; it must be a finite number.": "--auxk-alpha is nan; it must be a finite number.",
+    "'a/save_dir' has 'n_ctxs' in trainers[0].lr; read a/n_ctxs.": "'a/save_dir' has 'n_ctxs' in trainers[0].lr; read a/n_ctxs.",
+    "Got nonsense=3. Give --mix 'B text_column=body'.": "Got nonsense=3. Give --mix 'B text_column=body'.",
+    "Set k. Go on with: dictionary-learning train --mix 'B text_column=body'": (
+        "Set k. Go on with: dictionary-learning train --mix 'B text_column=body'"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", SAID)
+def test_arguments_of_python_are_options_in_the_shell(message):
+    fields = {action.dest for action in build_parser("train", [])._actions if action.option_strings}
+    assert in_options(message, fields) == SAID[message]
+
+
+def test_warnings_of_the_library_say_options_too(caplog):
+    logger = logging.getLogger("dictionary_learning.attribution._runs")
+    with warning_in_options({"dtype"}):
+        logger.warning("%s: load it with load_model(..., dtype='float32').", "m")
+    logger.warning("load_model(..., dtype='float32')")
+    assert caplog.messages == ["m: load it with --dtype float32.", "load_model(..., dtype='float32')"]

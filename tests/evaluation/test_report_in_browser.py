@@ -45,6 +45,18 @@ def test_the_best_figure_is_shaded_and_no_smaller_than_others(visits, page_path)
     assert all(c["shade"] != "rgba(0, 0, 0, 0)" for c in best) and all(c["shade"] == "rgba(0, 0, 0, 0)" for c in others)
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_is_said_of_arrows_holds_at_every_width(visits, page_path, width):
+    page = visits.open(page_path.as_uri(), width=width, ready="#dictionaries")
+    assert page.get_by_text("Arrows show which way is better").is_visible()
+    drawn = page.evaluate("""() => {
+        const shown = [...document.querySelectorAll("#dictionaries thead th")].map(head => head.innerText);
+        const labels = [...document.querySelectorAll("#dictionaries td")].map(td => getComputedStyle(td, "::before").content);
+        return [...shown, ...labels].filter(text => /[\u2191\u2193]/.test(text));
+    }""")
+    assert any("\u2191" in text for text in drawn) and any("\u2193" in text for text in drawn)
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_fits_and_asks_for_nothing(visits, page_path, width, dark):

@@ -21,13 +21,18 @@ from dictionary_learning import (
     loss_recovered,
 )
 from dictionary_learning.data import TokenStream, as_text_source
+from dictionary_learning.dictionaries import Crosscoder
 from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.evaluation._candidates import place
+from dictionary_learning.evaluation._splices import n_passes
 from dictionary_learning.evaluation.reports import render_json
+from dictionary_learning.models import TracedModel
 from tests import tiny
 
 CONFIG = EvaluationConfig(n_tokens=400, n_fidelity_tokens=400, ctx_len=16, batch_size=4)
 TEXT = tiny.documents(30, seed=7)
 SITE = Site("model.layers.1")
+TOP_K = {"name": "top_k", "k": 4}
 
 
 def model(family: str = "llama"):
@@ -387,3 +392,22 @@ def test_the_own_site_gives_no_warning(llama, name, caplog):
     identity.info = DictionaryInfo(sites=(name,), model=llama.name)
     evaluate_dictionaries(llama, Candidate("a", identity, SITE), TEXT, CONFIG)
     assert not [record for record in caplog.records if "trained" in record.getMessage()]
+
+
+@pytest.mark.parametrize("ablations", [(), ("zero", "mean")])
+@pytest.mark.parametrize("together", [True, False])
+def test_passes_are_counted_before_they_are_made(monkeypatch, ablations, together):
+    traced, made = model(), []
+    in_and_out = [Site("model.layers.1.mlp", "in"), Site("model.layers.1.mlp")]
+    candidates = [
+        Candidate("sae", AutoEncoderTopK(tiny.DIM, 64, 4), SITE),
+        Candidate("transcoder", Transcoder(tiny.DIM, 64, TOP_K), *in_and_out),
+        Candidate("crosscoder", Crosscoder([tiny.DIM, tiny.DIM], 64, TOP_K), ["model.layers.0", "model.layers.2"]),
+    ]
+    config = CONFIG.replace(n_tokens=64, n_fidelity_tokens=64, ablations=ablations, together=together)
+    expected = n_passes([(one.reads, one.writes) for one in place(traced, candidates)], config)
+    for name in ("run", "capture"):
+        method = getattr(TracedModel, name)
+        monkeypatch.setattr(TracedModel, name, lambda *a, _m=method, **k: made.append(1) or _m(*a, **k))
+    evaluate_dictionaries(traced, candidates, TEXT, config)
+    assert len(made) == expected + 1  # the activations of the one batch

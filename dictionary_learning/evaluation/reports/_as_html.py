@@ -57,6 +57,7 @@ def render_page(report: Mapping[str, Any]) -> str:
     environment.globals.update(
         count=count,
         finite=finite,
+        arrows={"lower": "↓", "higher": "↑"},
         kind=_kind,
         never_fired=_never_fired,
         settings=_settings,
