@@ -66,6 +66,14 @@ def words_that_go_on(caplog):
     return words[1:]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C as a shell's foreground has it: a process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_is_stopped_goes_on(folder, tmp_path, caplog, monkeypatch, moment, start):  # noqa: F811
