@@ -28,9 +28,10 @@ if os.environ.get("TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.pop("DICTIONARY_LEARNING_BACKEND", None)
 
-from tests import checks
+from tests import checks, interpreter
 
 checks.install()
+interpreter.install()
 
 import jaxtyping
 import pytest
