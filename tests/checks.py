@@ -21,9 +21,19 @@ TYPES = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 _by_jaxtyping = jaxtyping.jaxtyped
 _AXES, _CONFIG = _by_jaxtyping("context"), jaxtyping.config
 """Within the former, an axis has one length. Where a function names no shape, only types are checked."""
-_inner: dict[types.CodeType, tuple[dict[str, Any], Callable[..., Any]]] = {}
-"""Hints and checks of functions in functions."""
+_inner: dict[types.CodeType, "_Kind"] = {}
+"""What is known of the functions that a `def` in a function makes."""
 _CALLED = "_called_once_checked"
+
+
+@dataclasses.dataclass
+class _Kind:
+    """What functions of one `def` have in common."""
+
+    hints: dict[str, Any]
+    is_left_to_jaxtyping: bool
+    has_shape: bool
+    check: Callable[..., Any] | None = None
 
 
 def install() -> None:
@@ -40,22 +50,39 @@ def checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
             if dataclasses.is_dataclass(fn) and "__init__" in vars(fn):
                 fn.__init__ = decorate(fn.__init__)
             return fn
-        if not inspect.isfunction(fn) or _is_left_to_jaxtyping(fn):
+        if not inspect.isfunction(fn):
             return _by_jaxtyping(fn, typechecker=typechecker)
-        return _at_calls(fn, typechecker) if fn.__annotations__ else fn
+        if not fn.__annotations__:
+            return fn
+        kind = _kind_of(fn)
+        return (
+            _by_jaxtyping(fn, typechecker=typechecker)
+            if kind.is_left_to_jaxtyping
+            else _at_calls(fn, kind, typechecker)
+        )
 
     return decorate
 
 
-def _is_left_to_jaxtyping(function: Any) -> bool:
-    """Returns whether an annotation is a text, which may be of a shape, or the function makes a generator."""
-    lazy = inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)
-    return lazy or any(_has(hint, _is_text) for hint in function.__annotations__.values())
+def _kind_of(fn: Any) -> _Kind:
+    """Returns what is known of a function: a text as annotation may be of a shape, and generators are jaxtyping's."""
+    known = _inner.get(fn.__code__)
+    if known is not None and known.hints == fn.__annotations__:
+        return known
+    hints = fn.__annotations__.values()
+    is_left = (
+        inspect.isgeneratorfunction(fn)
+        or inspect.iscoroutinefunction(fn)
+        or any(_has(hint, _is_text) for hint in hints)
+    )
+    kind = _Kind(fn.__annotations__, is_left, any(_has(hint, _is_shape) for hint in hints))
+    if "<locals>" in fn.__qualname__:
+        _inner[fn.__code__] = kind
+    return kind
 
 
-def _at_calls(fn: Any, typechecker: Callable[[Any], Any]) -> Any:
-    has_shape = any(_has(hint, _is_shape) for hint in fn.__annotations__.values())
-    check = None
+def _at_calls(fn: Any, kind: _Kind, typechecker: Callable[[Any], Any]) -> Any:
+    has_shape, check = kind.has_shape, None
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -64,7 +91,7 @@ def _at_calls(fn: Any, typechecker: Callable[[Any], Any]) -> Any:
         if _CONFIG.jaxtyping_disable:
             return fn(*args, **kwargs)
         if check is None:
-            check = _check_of(fn, typechecker)
+            check = _check_of(fn, kind, typechecker)
         try:
             if has_shape:
                 with _AXES:
@@ -76,13 +103,12 @@ def _at_calls(fn: Any, typechecker: Callable[[Any], Any]) -> Any:
     return call
 
 
-def _check_of(fn: Any, typechecker: Callable[[Any], Any]) -> Callable[..., Any]:
+def _check_of(fn: Any, kind: _Kind, typechecker: Callable[[Any], Any]) -> Callable[..., Any]:
     if "<locals>" not in fn.__qualname__:
         return typechecker(fn)
-    hints, check = _inner.get(fn.__code__, (None, None))
-    if check is None or hints != fn.__annotations__:
-        hints, check = _inner[fn.__code__] = fn.__annotations__, typechecker(_passing(fn))
-    return functools.partial(check, **{_CALLED: fn})
+    if kind.check is None:
+        kind.check = typechecker(_passing(fn))
+    return functools.partial(kind.check, **{_CALLED: fn})
 
 
 def _passing(fn: Any) -> Callable[..., Any]:
