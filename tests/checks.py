@@ -31,8 +31,9 @@ class _Kind:
     """What functions of one `def` have in common."""
 
     hints: dict[str, Any]
-    is_left_to_jaxtyping: bool
     has_shape: bool
+    has_text: bool
+    """Whether an annotation is a text, which may be of a shape."""
     check: Callable[..., Any] | None = None
 
 
@@ -55,34 +56,31 @@ def checked(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
         if not fn.__annotations__:
             return fn
         kind = _kind_of(fn)
-        return (
-            _by_jaxtyping(fn, typechecker=typechecker)
-            if kind.is_left_to_jaxtyping
-            else _at_calls(fn, kind, typechecker)
-        )
+        # what is lazy runs when the axes of its call are no more
+        is_lazy = inspect.isgeneratorfunction(fn) or inspect.iscoroutinefunction(fn)
+        if (is_lazy and (kind.has_shape or kind.has_text or _is_inner(fn))) or (kind.has_text and _is_inner(fn)):
+            return _by_jaxtyping(fn, typechecker=typechecker)
+        return _at_calls(fn, kind, typechecker)
 
     return decorate
 
 
+def _is_inner(fn: Any) -> bool:
+    return "<locals>" in fn.__qualname__
+
+
 def _kind_of(fn: Any) -> _Kind:
-    """Returns what is known of a function: a text as annotation may be of a shape, and generators are jaxtyping's."""
-    known = _inner.get(fn.__code__)
-    if known is not None and known.hints == fn.__annotations__:
-        return known
-    hints = fn.__annotations__.values()
-    is_left = (
-        inspect.isgeneratorfunction(fn)
-        or inspect.iscoroutinefunction(fn)
-        or any(_has(hint, _is_text) for hint in hints)
-    )
-    kind = _Kind(fn.__annotations__, is_left, any(_has(hint, _is_shape) for hint in hints))
-    if "<locals>" in fn.__qualname__:
-        _inner[fn.__code__] = kind
+    kind = _inner.get(fn.__code__)
+    if kind is None or kind.hints != fn.__annotations__:
+        hints = fn.__annotations__.values()
+        kind = _Kind(fn.__annotations__, *(any(_has(hint, asked) for hint in hints) for asked in (_is_shape, _is_text)))
+        if _is_inner(fn):
+            _inner[fn.__code__] = kind
     return kind
 
 
 def _at_calls(fn: Any, kind: _Kind, typechecker: Callable[[Any], Any]) -> Any:
-    has_shape, check = kind.has_shape, None
+    has_shape, check = kind.has_shape or kind.has_text, None
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -104,11 +102,26 @@ def _at_calls(fn: Any, kind: _Kind, typechecker: Callable[[Any], Any]) -> Any:
 
 
 def _check_of(fn: Any, kind: _Kind, typechecker: Callable[[Any], Any]) -> Callable[..., Any]:
-    if "<locals>" not in fn.__qualname__:
+    if kind.has_text:
+        return typechecker(_with_hints(fn))
+    if not _is_inner(fn):
         return typechecker(fn)
     if kind.check is None:
         kind.check = typechecker(_passing(fn))
     return functools.partial(kind.check, **{_CALLED: fn})
+
+
+def _with_hints(fn: Any) -> Callable[..., Any]:
+    """Returns the same function with what its texts mean; of what is known to type checkers only, all is right."""
+    same = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    same.__kwdefaults__, same.__qualname__, same.__module__ = fn.__kwdefaults__, fn.__qualname__, fn.__module__
+    for name, hint in fn.__annotations__.items():
+        alone = types.SimpleNamespace(__annotations__={name: hint})
+        try:
+            same.__annotations__[name] = typing.get_type_hints(alone, fn.__globals__, include_extras=True)[name]
+        except NameError:
+            same.__annotations__[name] = Any
+    return same
 
 
 def _passing(fn: Any) -> Callable[..., Any]:
