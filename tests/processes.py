@@ -21,13 +21,13 @@ PRELOADED = [
 ]
 """What takes seconds to import."""
 TIMEOUT = 150
+_SERVER = torch.multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(PRELOADED)
 
 
 def process_of(function: Callable[..., Any], *arguments: Any) -> Any:
     """Returns a process, not yet started, in which a function of a module runs; the server has no threads yet."""
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context.Process(target=function, args=arguments, daemon=True)
+    return _SERVER.Process(target=function, args=arguments, daemon=True)
 
 
 def start_script(
