@@ -16,6 +16,8 @@ def install() -> None:
     from triton import language
     from triton.runtime import interpreter
 
+    if not hasattr(interpreter, "_LangPatchScope"):  # another release, which is left as it is
+        return
     patch = interpreter._patch_lang
     modules = [language, language.core]
 

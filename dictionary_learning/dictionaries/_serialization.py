@@ -129,7 +129,7 @@ def versions(*further: str) -> dict[str, str]:
 
 @functools.cache
 def _version(package: str) -> str:
-    """Returns the version of a package, which is read from its file once: what is imported stays."""
+    """Returns the version of a package, read from its file once: what is imported stays."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
