@@ -39,14 +39,20 @@ _BY_NAME = {
 }
 
 
-def working(place: Place) -> dict[str, list[str]]:
-    """Returns the words of each command that work."""
+def write_files(place: Place) -> None:
+    """Writes what the commands read, besides what a place has."""
     root, data, model = place.root, str(place.root / "text.txt"), str(place.root / "model")
     (root / "sweep.yaml").write_text(
         f"{{model: '{model}', data: '{data}', ctx_len: {CTX}, dtype: float32, device: cpu, sites: ['{SITE}'], held_out_every: 3,"
         "refresh_batch_size: 2, n_tokens: 32, batch_size: 32, n_ctxs: 4, n_eval_tokens: 32, n_fidelity_tokens: 0,"
         "methods: {top_k: {k: 4, dict_size: 32}}}"
     )
+    (root / "tasks.csv").write_text("text,label\n" + "\n".join(f"w{n} w{n + 1} w2,{n % 2}" for n in range(16)))
+
+
+def working(place: Place) -> dict[str, list[str]]:
+    """Returns the words of each command that work."""
+    root, data, model = place.root, str(place.root / "text.txt"), str(place.root / "model")
     small = ["--ctx-len", str(CTX), "--dtype", "float32", "--device", "cpu", "--sites", SITE, "--held-out-every", "3"]
     reading = [*small, "--refresh-batch-size", "2"]
     train = [
@@ -61,7 +67,6 @@ def working(place: Place) -> dict[str, list[str]]:
         "--n-fidelity-tokens",
         "0",
     ]
-    (root / "tasks.csv").write_text("text,label\n" + "\n".join(f"w{n} w{n + 1} w2,{n % 2}" for n in range(16)))
     return {
         "train": [model, data, *reading, *train, "--k", "4", "--dict-size", "32", "--save-dir", str(place.new())],
         "sweep": [str(root / "sweep.yaml"), "--save-dir", str(place.new())],

@@ -15,17 +15,24 @@ import inspect
 import logging
 import os
 import random
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy and SciPy, whose threads wait busily
+# what is compiled and rewritten once need not be again, by each process of the tests
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+os.fsync = lambda handle: None  # a power failure is in no test
 if os.environ.get("TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.pop("DICTIONARY_LEARNING_BACKEND", None)
 
-from tests import checks
+from tests import checks, interpreter
 
 checks.install()
+interpreter.install()
 
 import jaxtyping
 import pytest
@@ -50,6 +57,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         _keep_together(item)
     yield
+    if getattr(config.option, "loadgroup", False):
+        for item in items:
+            _name_group(item)
     if config.getoption("--full"):
         return
     left_out = {item for item in items if item.get_closest_marker("slow")}
@@ -70,6 +80,16 @@ def _keep_together(item: pytest.Item) -> None:
     shared = any(one.scope == "module" for found in fixtures.values() for one in found)
     if shared and not item.get_closest_marker("xdist_group"):
         item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
+def _name_group(item: pytest.Item) -> None:
+    """Adds the group to the id of a test, by which it is sent to a worker.
+
+    pytest-xdist 3.8 does so in `_nodeid`, which pytest 9.2 has no more.
+    """
+    marker = item.get_closest_marker("xdist_group")
+    if marker and not item.nodeid.endswith(f"@{marker.args[0]}"):
+        item._id = type(item.id).parse(f"{item.nodeid}@{marker.args[0]}")
 
 
 def covering(grid: list[pytest.Item]) -> set[pytest.Item]:

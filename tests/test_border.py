@@ -24,7 +24,7 @@ from dictionary_learning.errors import (
     UnknownNameError,
 )
 from tests.border_cases import CALLS, SITE, Place, wrong_arguments
-from tests.border_commands import working, wrong_words
+from tests.border_commands import working, write_files, wrong_words
 from tests.border_faults import FAULTS
 
 LEAST = 400
@@ -175,6 +175,7 @@ def test_what_takes_prompts_is_known(place):
 @pytest.mark.filterwarnings("ignore")
 def test_wrong_word_of_a_command_ends_in_one_line_and_status_2(place, caplog, monkeypatch):
     monkeypatch.chdir(place.root)
+    write_files(place)
     for command, words in working(place).items():
         assert main([command, *words]) == (2 if command in ("reproduce", "serve") else 0)  # nothing to repeat, no model
     for words in wrong_words(place):

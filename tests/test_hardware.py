@@ -1,5 +1,4 @@
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dictionary_learning._hardware import (
     free_memory,
 )
 from dictionary_learning.errors import ConfigError
+from tests.processes import run_script
 
 CHILD = """
 import platform
@@ -34,7 +34,7 @@ def test_dtype_of_models_follows_what_is_fast():
 def test_memory_is_kept_unless_the_variable_says_no(value, monkeypatch):
     """In a process of its own: it cannot be undone."""
     monkeypatch.setenv("DICTIONARY_LEARNING_KEEP_MEMORY", value)
-    result = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+    result = run_script(CHILD)
     kept, libc = result.stdout.split(" ", 1)
     assert kept == str(libc.strip() == "glibc" and value != "0")
 
@@ -66,7 +66,7 @@ print("hg" in flags_at(middle(torch.empty(1 << 24))), "hg" in flags_at(middle(to
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no large pages")
 def test_large_pages_are_asked_for_a_tensor_and_for_the_heap():
-    result = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    result = run_script(LARGE)
     assert result.stdout.split() == ["False", "True", "True", "True", "True"]
 
 
@@ -86,8 +86,7 @@ print(keep_freed_memory(), addresses() - before < 1 << 28)
 @pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
 def test_no_addresses_are_taken_where_a_process_has_a_limit_of_them(limit):
     """A job of a cluster would have none left for libraries and threads."""
-    command = [sys.executable, "-c", LIMITED.format(limit=limit)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = run_script(LIMITED.format(limit=limit))
     assert result.stdout.split() == ["True", "True"]
 
 

@@ -45,10 +45,15 @@ def test_a_long_run_does_not_grow(tmp_path, full):
     every = steps // SAMPLES
     watch = Watch(model, tmp_path, every)
     data = buffer(model=model, prefetch=1, end_of_data="repeat", out_batch_size=4)
-    trainSAE(
-        data, {"trainer": "top_k", "k": 3, "dict_size": 32}, steps, save_dir=tmp_path, device="cpu",
-        log_steps=every // 4, backup_steps=every, loggers=[watch], progress=False,
-    )  # fmt: skip
+    gc.collect()
+    gc.freeze()  # what is there before the run is not looked through each time
+    try:
+        trainSAE(
+            data, {"trainer": "top_k", "k": 3, "dict_size": 32}, steps, save_dir=tmp_path, device="cpu",
+            log_steps=every // 4, backup_steps=every, loggers=[watch], progress=False,
+        )  # fmt: skip
+    finally:
+        gc.unfreeze()
     data.close()
     assert len(watch.found) == SAMPLES
     half = SAMPLES // 2

@@ -3,8 +3,8 @@
 import logging
 import os
 import pty
+import select
 import struct
-import subprocess
 import sys
 import termios
 import time
@@ -14,6 +14,7 @@ import pytest
 
 from dictionary_learning import _progress
 from dictionary_learning._progress import Progress, other_bars
+from tests.processes import run_script, start_script
 
 
 @pytest.fixture
@@ -134,19 +135,21 @@ def test_a_terminal_of_any_width_has_a_bar_that_goes_away(columns):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=theirs, stderr=theirs, stdin=theirs) as process:
-        os.close(theirs)
-        shown, end = b"", time.monotonic() + 60
-        while time.monotonic() < end:
-            try:
-                part = os.read(ours, 4096)
-            except OSError:  # the other side is closed
-                break
-            if not part:
-                break
-            shown += part
+    process = start_script(SCRIPT, outputs=(os.ttyname(theirs), os.ttyname(theirs)))
+    select.select([ours], [], [], 60)  # the process has opened it
+    os.close(theirs)
+    shown, end = b"", time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    process.join()
     os.close(ours)
-    assert process.returncode == 0 and shown.rstrip().endswith(b"ended")
+    assert process.exitcode == 0 and shown.rstrip().endswith(b"ended")
     assert b"Traceback" not in shown and (columns < 80 or b"reading" in shown)
 
 
@@ -171,7 +174,7 @@ trainSAE(data, {{"trainer": "top_k", "k": 2, "dict_size": 16}}, steps=4, progres
 )
 def test_a_script_shows_its_run_unless_it_says_otherwise(setup, progress, is_shown):
     script = TRAINING.format(setup=setup, progress=progress)
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    done = run_script(script)
     assert ("step 4 of 4" in done.stderr) == is_shown and done.stderr.count("step 4 of 4") <= 1
     assert not done.stdout
 

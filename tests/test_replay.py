@@ -92,7 +92,7 @@ def test_recorded_steps_are_the_steps_with_every_part(options):
 @pytest.mark.parametrize("name", ["top_k", "batch_top_k", "matryoshka_batch_top_k"])
 def test_kernels_are_recorded(name):
     pytest.importorskip("triton")
-    options = {"activation_dim": 8, "k": 1, "dict_size": 256, "k_anneal_steps": None}
+    options = {"activation_dim": 8, "k": 1, "dict_size": 128, "k_anneal_steps": None}
     with ops.use_backend("triton"):
         plain, recorded = (built(name, **options, cuda_graph=graph) for graph in (False, True))
         check_same(plain, recorded, list(Planted(8).batches(4, 4)))

@@ -4,8 +4,7 @@ import json
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import jaxtyping
@@ -22,6 +21,7 @@ from dictionary_learning.trainers import TRAINERS
 from tests import tiny
 from tests.contracts.test_paths import METHODS, options_of
 from tests.contracts.test_wirings import SITES, batches
+from tests.processes import run_script, start_script
 from tests.tiny import Planted
 
 STEPS = 12
@@ -389,16 +389,17 @@ trainSAE(list(Planted().batches(60, 64)), {"trainer": "top_k", "k": 3, "dict_siz
 
 def test_a_run_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path, full):
     """`kill -9` at any moment, also while a checkpoint is written."""
-    command = [sys.executable, "-c", KILLED]
-    subprocess.run([*command, tmp_path / "whole"], check=True)
+    run_script(KILLED, tmp_path / "whole")
     for n_checkpoints in (2, 9, 30) if full else (9,):
-        process = subprocess.Popen([*command, tmp_path / "parts"])
-        newest = f"step_{n_checkpoints}"
-        while process.poll() is None and not list((tmp_path / "parts").glob(f"checkpoints/{newest}")):
-            pass
+        process, newest = (
+            start_script(KILLED, tmp_path / "parts"),
+            tmp_path / "parts" / "checkpoints" / f"step_{n_checkpoints}",
+        )
+        while process.is_alive() and not newest.exists():
+            time.sleep(0.002)
         process.kill()
-        process.wait()
-    subprocess.run([*command, tmp_path / "parts"], check=True)
+        process.join()
+    run_script(KILLED, tmp_path / "parts")
     assert files(tmp_path / "whole") == files(tmp_path / "parts")
 
 

@@ -6,6 +6,7 @@ The other sections are "name", "site", "target_site", "trainer", "normalization"
 and "versions".
 """
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -122,13 +123,17 @@ def check_finite(dictionary: Dictionary) -> None:
 
 def versions(*further: str) -> dict[str, str]:
     """Returns the versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("dictionary-learning", "torch", "nnsight", "transformers", *further):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = ("dictionary-learning", "torch", "nnsight", "transformers", *further)
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """Returns the version of a package, read from its file once: what is imported stays."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:

@@ -2,11 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +12,7 @@ from dictionary_learning.activations.cache import ActivationCache, _writer as wr
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.errors import DataError
 from tests.activations.cache_files import DOCUMENTS, FIRST, SITES, all_rows, bytes_of, iter_rows, traced, write
+from tests.processes import start_script
 
 
 def test_every_token_is_there_once_with_its_place_and_its_own_activations(tmp_path):
@@ -66,10 +63,9 @@ def test_a_run_from_a_cache_is_the_live_run_on_the_same_rows(tmp_path):
         assert torch.equal(tensor, theirs.state_dict()[name]), name
 
 
-SCRIPT = """
+SLOWLY = """
 import sys, time, torch
 from pathlib import Path
-sys.path.insert(0, {root!r})
 from tests.activations.cache_files import write
 from dictionary_learning.activations._reader import RowReader
 read, calls = RowReader.read, []
@@ -79,24 +75,23 @@ def slowly(self, n):
     return read(self, n)
 RowReader.read = slowly
 torch.set_num_threads(1)
-write(Path({path!r}))
+write(Path(sys.argv[1]))
 """
 
 
 def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
     write(tmp_path / "whole")
     path = tmp_path / "killed"
-    script = SCRIPT.format(root=str(Path(__file__).parents[2]), path=str(path))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_script(SLOWLY, path)
 
     def index() -> dict:
         return json.loads((path / "index.json").read_text()) if (path / "index.json").exists() else {}
 
     deadline = time.monotonic() + 300
-    while not index().get("shards") and time.monotonic() < deadline and process.poll() is None:
+    while not index().get("shards") and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert index()["shards"] and not index()["complete"], "the kill came in the middle"
     write(path)
     assert bytes_of(path) == bytes_of(tmp_path / "whole")

@@ -22,6 +22,7 @@ from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.contexts import ContextStream
 from dictionary_learning.data import as_source
 from dictionary_learning.errors import ConfigError, DataError
+from tests import processes  # noqa: F401  (what a server of forks imports)
 from tests.activations.cache_files import DOCUMENTS, FIRST, buffer, reader, traced, write
 
 IDS = torch.arange(3, 21).view(2, 9)
@@ -149,16 +150,20 @@ class TestOtherProcesses:
         with pytest.raises(ConfigError, match="cannot be pickled"):
             pickle.dumps(buffer(text for text in DOCUMENTS))
 
-    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    @pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
     def test_one_worker_reads_a_buffer(self, method):
         expected = list(buffer())
         loader = DataLoader(buffer(), None, num_workers=1, multiprocessing_context=method)
         assert all(map(torch.equal, list(loader), expected))
 
-    def test_a_buffer_is_not_read_by_several_workers(self):
+    def test_a_buffer_is_not_read_by_several_workers(self, monkeypatch):
+        read = iter(DataLoader(buffer(), None, num_workers=2))
         with pytest.raises(ConfigError, match="num_workers=0"):
-            list(DataLoader(buffer(), None, num_workers=2))
+            next(read)
+        # PyTorch waits so long for each worker that failed as it began
+        monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+        read._shutdown_workers()
 
     def test_workers_read_a_cache_itself(self, tmp_path):
         write(tmp_path / "cache")

@@ -179,21 +179,33 @@ def test_latest_is_found(place, capsys, is_link):
     assert '"AutoEncoderTopK"' in capsys.readouterr().out
 
 
+COMMANDS = {
+    ("convert", "a/trainer_0", "b"): "b\n",
+    ("info", "a"): "AutoEncoderTopK",
+    ("pretrained", "gpt2"): "gpt2",
+    ("info", "nothing"): "",
+}
+"""What each writes to standard output."""
+BETWEEN = "\n-- next --\n"
+ONE_BY_ONE = f"""
+import sys
+from dictionary_learning.cli import main
+for words in {list(COMMANDS)}:
+    sys.argv[1:] = words
+    print(main(), end={BETWEEN!r}, flush=True)
+    print(end={BETWEEN!r}, file=sys.stderr, flush=True)
+"""
+
+
 def test_results_go_to_standard_output_and_messages_to_standard_error(place):
     save(place / "a")
-    commands = {
-        ("convert", "a/trainer_0", "b"): "b\n",
-        ("info", "a"): "AutoEncoderTopK",
-        ("pretrained", "gpt2"): "gpt2",
-        ("info", "nothing"): "",
-    }
-    for words, expected in commands.items():
-        done = subprocess.run(
-            [sys.executable, "-m", "dictionary_learning", *words], capture_output=True, text=True, check=False
-        )
-        assert expected in done.stdout and bool(done.stdout) == bool(expected)
-        assert done.returncode == (0 if expected else 2)
-        assert done.stderr.count("\n") == (0 if expected else 1)
+    done = subprocess.run([sys.executable, "-c", ONE_BY_ONE], capture_output=True, text=True, check=True)
+    results, messages = (text.split(BETWEEN)[:-1] for text in (done.stdout, done.stderr))
+    for expected, result, message in zip(COMMANDS.values(), results, messages, strict=True):
+        shown, code = result[:-1], result[-1]
+        assert expected in shown and bool(shown) == bool(expected)
+        assert code == ("0" if expected else "2")
+        assert message.count("\n") == (0 if expected else 1)
 
 
 def test_runs_are_compared_whether_they_have_reports_or_not(place, capsys, caplog):

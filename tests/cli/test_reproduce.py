@@ -16,10 +16,16 @@ from tests.tiny import Planted
 SITE = ("--sites", "transformer.h.1", "--k", "2")
 
 
+@pytest.fixture(scope="module")
+def once(folder):  # noqa: F811
+    assert train(folder, *SITE, "--seed", "3", "--save-dir", str(folder / "once")) == 0
+    return folder / "once"
+
+
 @pytest.fixture
-def run(folder):  # noqa: F811
-    assert train(folder, *SITE, "--seed", "3") == 0
-    return folder / "run"
+def run(once, tmp_path):
+    """A copy of a run, to be changed."""
+    return shutil.copytree(once, tmp_path / "runs" / "run")
 
 
 def edit(path, **changes):

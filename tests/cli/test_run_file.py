@@ -9,7 +9,7 @@ import yaml
 
 from dictionary_learning import _plain, load_dictionary
 from dictionary_learning._text_reading import TextReading
-from dictionary_learning.cli import _train, build_parser, main
+from dictionary_learning.cli import _reproduce, _train, build_parser, main
 from dictionary_learning.cli._arguments import read_config
 from dictionary_learning.cli._run_file import read_file, text_of_run_file
 from dictionary_learning.cli._train_options import TrainArguments
@@ -108,7 +108,13 @@ def test_a_run_writes_the_file_that_repeats_it(by_words, tmp_path, capsys):
     assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text()) == kept
 
 
-def test_reproduce_reads_what_the_run_kept_and_not_the_file(place, tmp_path):
+def test_reproduce_reads_what_the_run_kept_and_not_the_file(place, tmp_path, monkeypatch):
+    """In this process; `test_reproduce` has one of a process of its own."""
+
+    def repeat(command, again, document):
+        return main([*command, "--save-dir", str(again)])
+
+    monkeypatch.setattr(_reproduce, "_run_again", repeat)
     path = tmp_path / "mine.yaml"
     write(path, given(place, k=2, expansion_factor=2))
     assert main(["train", "--config", str(path), "--save-dir", str(tmp_path / "run")]) == 0

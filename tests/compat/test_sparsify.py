@@ -30,6 +30,7 @@ from dictionary_learning.compat.sparsify._translation import configs_of, hookpoi
 from dictionary_learning.compat.sparsify.data import MemmapDataset, chunk_and_tokenize
 from dictionary_learning.errors import CheckpointError, ConfigError, DataError, Interrupted
 from tests import tiny
+from tests.parallel.ranks import results
 from tests.test_resume import StopAfter
 
 CTX = 16
@@ -288,25 +289,6 @@ def places(tmp_path_factory):
     return folder
 
 
-def command(places, tmp_path, *options, processes=0):
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"] if processes else []
-    arguments = [
-        sys.executable,
-        *launch,
-        "-m",
-        "dictionary_learning.compat.sparsify",
-        str(places / "model"),
-        str(places / "data"),
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        [*arguments, *options, "--log_to_wandb", "false", "--save_dir", str(tmp_path), "--max_examples", "64"],
-        capture_output=True, text=True, env=env, timeout=500, cwd=tmp_path, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return tmp_path / "unnamed"
-
-
 def test_command_tokenizes_and_connects_before_the_model_has_a_device(places, tmp_path, monkeypatch):
     order = []
 
@@ -356,14 +338,36 @@ def test_command_and_resume(places, tmp_path):
     assert main([*arguments[:2], "--hookpoints", "nothing", "--save_dir", str(tmp_path)]) == 2
 
 
-@pytest.mark.parametrize("line", [
-    # ranks with equal dictionaries are compared in tests/parallel
-    pytest.param("--batch_size 1 --layers 0 2 --k 8 --grad_acc_steps 8 --ctx_len 16", marks=pytest.mark.slow),
-    "--distribute_modules --batch_size 1 --layer_stride 2 --grad_acc_steps 8 --ctx_len 16 --k 8 --micro_acc_steps 2",
-], ids=["copies", "distributed"])  # fmt: skip
-def test_torchrun_lines_of_the_readme(places, tmp_path, line):
-    folder = command(places, tmp_path, *line.split(), "--expansion_factor", "4", processes=2)
-    saes = Sae.load_many(str(folder), local=True)
+def by_torchrun(arguments, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [*launch, "dictionary_learning.compat.sparsify", *arguments],
+        capture_output=True, text=True, env=env, timeout=500, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def by_ranks(arguments, tmp_path):
+    assert results(2, command_module.main, arguments) == [0, 0]
+
+
+COPIES = "--batch_size 1 --layers 0 2 --k 8 --grad_acc_steps 8 --ctx_len 16"
+DISTRIBUTED = (
+    "--distribute_modules --batch_size 1 --layer_stride 2 --grad_acc_steps 8 --ctx_len 16 --k 8 --micro_acc_steps 2"
+)
+
+
+@pytest.mark.parametrize(("line", "start"), [
+    # ranks with equal dictionaries are compared in tests/parallel, where torchrun is, too
+    pytest.param(COPIES, by_torchrun, marks=pytest.mark.slow, id="copies"),
+    pytest.param(DISTRIBUTED, by_torchrun, marks=pytest.mark.slow, id="distributed"),
+    pytest.param(DISTRIBUTED, by_ranks, id="distributed ranks"),
+])  # fmt: skip
+def test_torchrun_lines_of_the_readme(places, tmp_path, line, start):
+    given = ["--log_to_wandb", "false", "--save_dir", str(tmp_path), "--max_examples", "64", "--expansion_factor", "4"]
+    start([str(places / "model"), str(places / "data"), *line.split(), *given], tmp_path)
+    saes = Sae.load_many(str(tmp_path / "unnamed"), local=True)
     assert list(saes) == ["layers.0", "layers.2"] and saes["layers.2"].cfg.k == 8
     log = [json.loads(text) for text in (tmp_path / ".unnamed" / "metrics.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 32 and log[-1]["tokens"] == 64 * 16  # on two processes, a sequence each

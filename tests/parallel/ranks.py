@@ -11,14 +11,7 @@ from typing import Any
 
 import torch
 
-TIMEOUT = 150
-PRELOADED = [
-    "dictionary_learning.training",
-    "dictionary_learning.trainers",
-    "transformers.models.llama.modeling_llama",
-    "tests.tiny",
-]
-"""What takes seconds to import."""
+from tests.processes import TIMEOUT, process_of
 
 
 def free_port() -> int:
@@ -48,14 +41,8 @@ def _work(rank: int, n: int, port: int, folder: str, function: Callable[..., Any
 def run_ranks(n: int, function: Callable[..., Any], *arguments: Any) -> list[tuple[str, Any]]:
     """Returns for each rank "result" and what the function returned, or "error" and what it raised."""
     with tempfile.TemporaryDirectory() as folder:
-        # a server that has imported everything once, and has no threads yet, is forked for each rank
-        context = torch.multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         port = free_port()
-        processes = [
-            context.Process(target=_work, args=(rank, n, port, folder, function, arguments), daemon=True)
-            for rank in range(n)
-        ]
+        processes = [process_of(_work, rank, n, port, folder, function, arguments) for rank in range(n)]
         for process in processes:
             process.start()
         for process in processes:

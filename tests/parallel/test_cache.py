@@ -16,6 +16,7 @@ from dictionary_learning import load_dictionary, trainSAE
 from dictionary_learning._run_folder import claim_run_folder
 from dictionary_learning.activations._reader import RowReader
 from dictionary_learning.activations.cache import ActivationCache, _writer as writing
+from dictionary_learning.cli import main
 from dictionary_learning.data import ExampleStream
 from dictionary_learning.errors import DataError
 from tests import tiny
@@ -289,7 +290,7 @@ def test_three_ranks_write_the_rows_of_one(alone, tmp_path):
         write(tmp_path / "three", **PADDED, seed=4)
 
 
-def test_through_the_shell(tmp_path):
+def test_through_the_shell(tmp_path, caplog):
     tiny.model().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text("\n\n".join(tiny.documents(100)))
@@ -307,13 +308,13 @@ def test_through_the_shell(tmp_path):
         "601",
     ]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dictionary_learning"]
-    train = ["-m", "dictionary_learning", "train", "--cache", str(tmp_path / "cache"), "--k", "3", "--dict-size", "32"]
-    train += ["--n-tokens", "600", "--batch-size", "60", "--save-dir", str(tmp_path / "run"), "--device", "cpu"]
-    for command in ([*torchrun, *cache], train):
-        done = subprocess.run(
-            [sys.executable, "-P", *command],
-            cwd=ROOT, env=environment(), timeout=SECONDS, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("Training on") == 1 and ActivationCache(tmp_path / "cache").n_rows == 601
+    done = subprocess.run(
+        [sys.executable, "-P", *torchrun, *cache],
+        cwd=ROOT, env=environment(), timeout=SECONDS, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ActivationCache(tmp_path / "cache").n_rows == 601
+    train = ["train", "--cache", str(tmp_path / "cache"), "--k", "3", "--dict-size", "32", "--n-tokens", "600"]
+    assert main([*train, "--batch-size", "60", "--save-dir", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert caplog.text.count("Training on") == 1
     assert load_dictionary(tmp_path / "run" / "trainer_0").dict_size == 32

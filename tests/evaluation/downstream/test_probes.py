@@ -26,6 +26,14 @@ def test_the_gradient_of_the_fit_is_zero(strength):
 
 
 @pytest.mark.parametrize("strength", [0.01, 1.0, 100.0])
+def test_a_fit_does_not_depend_on_where_it_starts(strength):
+    plain = fit_logistic(X, Y, strength)
+    for start in (fit_logistic(X, Y, 1e-3), fit_logistic(X, Y, 1e3), plain):
+        found = fit_logistic(X, Y, strength, start)
+        assert np.allclose(found.weight, plain.weight, atol=1e-3) and abs(found.bias - plain.bias) < 1e-3
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0, 100.0])
 def test_fits_equal_those_of_scikit_learn(strength):
     linear = pytest.importorskip("sklearn.linear_model")
     theirs = linear.LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit(X, Y)
