@@ -166,7 +166,8 @@ class Scan:
         """Returns an upper limit of pre-activations seen below the bound, by the largest error."""
         if not self.is_coarse:
             return bound
-        return torch.where(bound > 0, bound * (1 + ROUNDING) + SAFETY * error + self.bias_error, 0.0)
+        # what is above 0 may have been seen below it, so nothing is found by a bound of 0 for certain
+        return torch.where(bound > 0, bound * (1 + ROUNDING), 0.0) + SAFETY * error + self.bias_error
 
 
 class Table(NamedTuple):

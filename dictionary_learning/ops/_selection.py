@@ -81,9 +81,11 @@ def batch_top_k(
         n = min(n_kept, int((pairs.exact > 0).sum()))
         cut = pairs.exact.kthvalue(len(pairs.exact) - n + 1).values if n else x.new_tensor(torch.inf)
         limit = scan.limit(bound, pairs.errors.amax() if len(pairs.errors) else x.new_zeros(())).amax()
-        # a bound of zero leaves out nothing that could be kept
-        if not bool((bound > 0).any()) or (n == n_kept and bool(cut >= limit)):
+        # a limit of zero leaves out nothing that could be kept
+        if not bool(limit > 0) or (n == n_kept and bool(cut >= limit)):
             return largest_pairs(pairs, cut, n, len(x), len(W))
+        if not bool((bound > 0).any()):  # there is no lower one
+            return _largest_of_whole(x, weight, b, n_kept)
         share *= 2
 
 
@@ -142,6 +144,20 @@ def largest_pairs(
         kept = kept[order]
     offsets = torch.searchsorted(tokens, torch.arange(n_tokens + 1))
     return SparseLatents(pairs.exact[kept], Support(pairs.latents[kept], n_latents, offsets))
+
+
+def _largest_of_whole(x: Tensor, W: Tensor, b: Tensor, n_kept: int) -> SparseLatents:
+    """Returns the largest pairs of all pre-activations in full precision."""
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start in range(0, len(x), rows := max(1, _WHOLE_BYTES // (len(W) * x.itemsize))):
+        pre = torch.addmm(b, x[start : start + rows], W.T)
+        pre = torch.where(pre.isfinite().all(1, keepdim=True), pre, 0.0)
+        tokens, latents = (pre > 0).nonzero().unbind(1)
+        found.append((tokens + start, latents, pre[tokens, latents]))
+    tokens, latents, exact = (torch.cat(parts) for parts in zip(*found, strict=True))
+    n = min(n_kept, len(exact))
+    cut = exact.kthvalue(len(exact) - n + 1).values if n else x.new_tensor(torch.inf)
+    return largest_pairs(Pairs(tokens, latents, exact, exact), cut, n, len(x), len(W), in_order=True)
 
 
 def whole(x: Tensor, W: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,25 @@ def test_selection_in_bfloat16_survives_random_cases(operation, monkeypatch):
         assert (a - e).abs().amax() <= 1e-5 * max(size, scale, spread), f"case {case}: {f} latents, k {k}, {n} tokens"
 
 
+@pytest.mark.parametrize("backend", ["sparse", "numba"])
+@pytest.mark.parametrize("operation", ENCODERS)
+@pytest.mark.parametrize("shift", [0.0, 0.02, -1.0])
+def test_what_is_kept_near_zero_is_that_of_full_precision(operation, backend, shift, monkeypatch):
+    """The smallest kept values are near 0, on either side of which bfloat16 may see them; or fewer are positive than
+    are kept."""
+    monkeypatch.setattr(scan, "bfloat16_is_fast", lambda _: True)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    n, f = 600, 2048
+    x, W = torch.randn(n, 32, generator=generator), torch.randn(f, 32, generator=generator)
+    b = torch.full((f,), shift)
+    k = f // 2 if shift < 0.02 else f // 2 - 12
+    with ops.use_backend("reference"):
+        expected = encode(operation, x.double(), W.double(), b.double(), k)
+    with ops.use_backend(backend):
+        got = encode(operation, x, W, b, k)
+    torch.testing.assert_close(to_dense(got).double(), to_dense(expected), rtol=0, atol=2e-5)
+
+
 def test_batch_of_tokens_of_very_different_size_is_selected_exactly(monkeypatch):
     """The bound is guessed from a sample of the tokens: here from one that tells nothing about the others."""
     monkeypatch.setattr(scan, "chunk_rows", lambda *_: 8)

@@ -190,7 +190,8 @@ def _candidates(
     finite = product.slack.isfinite()
     bound = torch.where(finite, product.value(bounds), 0)
     worst = found.errors.amax() if product.shift and len(seen) else x.new_zeros(())
-    is_certain = not bool((bound > 0).any()) or (n == n_kept and bool(cut >= product.of.limit(bound, worst).amax()))
+    limit = product.of.limit(bound, worst).amax()
+    is_certain = not bool(limit > 0) or (n == n_kept and bool(cut >= limit))
     return (found, cut, n) if is_certain else None
 
 
