@@ -166,7 +166,7 @@ class Scan:
         """Returns an upper limit of pre-activations seen below the bound, by the largest error."""
         if not self.is_coarse:
             return bound
-        # what is above 0 may have been seen below it, so nothing is found by a bound of 0 for certain
+        # what is above 0 may have been seen below it: a bound of 0 may leave it out, too
         return torch.where(bound > 0, bound * (1 + ROUNDING), 0.0) + SAFETY * error + self.bias_error
 
 

@@ -247,8 +247,9 @@ def test_every_backend_learns_the_same(build, name, backend, multiplier):
         with ops.use_backend(used):
             return run(build(k=multiplier, **EVENTFUL), 20)
 
-    # matching pursuit's last choices are of little that is left, where rounding decides
-    tolerance = 0.1 if name == "matching_pursuit" else 1e-3
+    # matching pursuit's last choices are of little that is left, where rounding decides; in a group of 12, two latents
+    # may be equal but for rounding
+    tolerance = {"matching_pursuit": 0.1, "group_max": 1e-2}.get(name, 1e-3)
     assert losses(backend) == pytest.approx(losses("reference"), rel=tolerance)
 
 

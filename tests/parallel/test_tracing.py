@@ -236,7 +236,7 @@ def test_the_command_traces_apart_by_options_and_by_a_run_file(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ([], "Got tracing_ranks=1 in a job of 1 process."),
+        ([], "Got --tracing-ranks 1 in a job of 1 process."),
         (["--evaluate-every", "3"], "processes that train have no model to read held-out text"),
         (["--trainer", "end_to_end"], "--tracing-ranks cannot move it to other processes"),
     ],
