@@ -58,7 +58,8 @@ def auxk_loss(
 
     min(n_dead / k_aux, 1) * E|e - e_hat|^2 / scale
 
-    e_hat is decoded from the k_aux largest dead latents of each token. The scale is a constant of
+    e_hat is decoded from the k_aux largest dead latents of each token; b_dec, which is subtracted
+    from x where encoders subtract it, is a constant here. The scale is a constant of
     the step, so that parts of a batch add up to the whole.
     Where other processes have further latents, n_dead counts those of all.
     Gao et al. 2024, https://arxiv.org/abs/2406.04093, A.2, where it is E|e|^2 of the batch.
