@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dictionary_learning._run_folder import COMMAND
 from dictionary_learning._stop_request import ending_at_once, interrupt_behind
 from dictionary_learning._what_is import checkpoint_steps, is_open
-from dictionary_learning.errors import Stopped
+from dictionary_learning.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
     from dictionary_learning.cli._train_options import TrainArguments
@@ -48,7 +48,7 @@ def what_goes_on(arguments: "TrainArguments", folder: Path, before: int | None) 
     """
     has_begun = stamp_of(folder) not in (None, before)
     if has_begun and not is_open(folder):
-        return f"The dictionaries are saved in '{folder}'.", evaluating(folder)
+        return f"The dictionaries are saved in '{folder}'.", evaluating(folder, arguments)
     if not (has_begun and checkpoint_steps(folder)):  # what is there is of another run
         if arguments.overwrite:
             return "", resuming(folder, ["--overwrite"])
@@ -72,6 +72,19 @@ def resuming(folder: str | os.PathLike[str], start: Sequence[str] = ("--resume",
     return [*(COMMAND.get() or ()), "--save-dir", str(folder), *start]
 
 
-def evaluating(folder: str | os.PathLike[str]) -> list[str]:
-    """Returns the words that evaluate the dictionaries of a run."""
-    return ["evaluate", str(folder)]
+def evaluating(folder: str | os.PathLike[str], arguments: "TrainArguments") -> list[str]:
+    """Returns the words that evaluate the dictionaries of a run.
+
+    Model and text are in their files; said again is what `evaluate` would not read by these alone.
+    """
+    from dictionary_learning._trained_on import check_named
+
+    words = ["evaluate", str(folder)]
+    if arguments.model is None:  # activations tell nothing of both
+        return words
+    for what, option, name in (("model", "--model", arguments.model), ("text", "--data", arguments.data)):
+        try:
+            check_named(what, option, name)
+        except ConfigError:
+            words += [option, str(name)]
+    return words

@@ -255,12 +255,12 @@ def _train(
         point_latest_at(save_dir)
     end = time.monotonic()
     if reported is not None and reported == read_run(save_dir)["volatile"]["sessions"][-1]["last_step"]:
-        logger.info(_NOTHING_NEW, save_dir / _REPORT, _evaluating(save_dir))
+        logger.info(_NOTHING_NEW, save_dir / _REPORT, _evaluating(save_dir, arguments))
         _show_report(save_dir)
         return
     if text is None or arguments.model is None:
         advice = "Trained in %.0f s. Evaluate with: %s --model MODEL --data DATA"
-        logger.info(advice, end - loaded, _evaluating(save_dir))
+        logger.info(advice, end - loaded, shlex.join(["dictionary-learning", "evaluate", str(save_dir)]))
         return
     told = "" if "n_eval_tokens" in given else " (--n-eval-tokens says another number)"
     on = f"{counted(arguments.n_eval_tokens or 0, 'token')}{told} of {text[1].name}"
@@ -272,12 +272,12 @@ def _train(
     except Exception as error:  # what was trained is saved, and no failure of a run
         if interrupt_behind(error):
             raise
-        again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir)}"
+        again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir, arguments)}"
         logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
 
 
-def _evaluating(save_dir: Path) -> str:
-    return shlex.join(["dictionary-learning", *evaluating(save_dir)])
+def _evaluating(save_dir: Path, arguments: TrainArguments) -> str:
+    return shlex.join(["dictionary-learning", *evaluating(save_dir, arguments)])
 
 
 def _show_report(save_dir: Path) -> None:

@@ -15,7 +15,7 @@ from dictionary_learning._provenance import RunRecord
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.cli import STOPPED, main
 from dictionary_learning.cli._parser import without
-from dictionary_learning.cli._stopping import what_goes_on
+from dictionary_learning.cli._stopping import evaluating, what_goes_on
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.loggers import LoggerGroup
 from dictionary_learning.sweeps import _run as of_sweeps, _synthetic as of_benchmarks
@@ -106,6 +106,18 @@ def test_a_run_that_is_stopped_goes_on(folder, tmp_path, caplog, monkeypatch, mo
 def test_a_run_that_goes_on_elsewhere_is_begun_again_from_there(tmp_path):
     told = TrainArguments(model="m", data="d", save_dir=str(tmp_path), resume_from="runs/first")
     assert what_goes_on(told, tmp_path, None) == ("", ["--save-dir", str(tmp_path), "--resume-from", "runs/first"])
+
+
+def test_what_is_evaluated_is_said_again_where_files_may_not_choose_it(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "linked").symlink_to(tmp_path / "model")
+    for name in (str(tmp_path / "model"), "../model", "linked"):
+        assert evaluating("run", TrainArguments(model=name, data="owner/text")) == ["evaluate", "run", "--model", name]
+    assert evaluating("run", TrainArguments(model="gpt2", data="/far.txt")) == ["evaluate", "run", "--data", "/far.txt"]
+    assert evaluating("run", TrainArguments(model="gpt2", data="owner/text")) == ["evaluate", "run"]
+    assert evaluating("run", TrainArguments(data="/a/cache")) == ["evaluate", "run"]
 
 
 GRIDS = {
