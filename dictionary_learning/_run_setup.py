@@ -85,9 +85,9 @@ def training_jobs(
     samples = _Samples(stream, device, fitted or {})
     jobs: list[TrainingJob] = []
     names: set[str] = set()
-    for number, (facts, config, inside, sites) in enumerate(
-        _dictionaries(trainer_configs, stream, default_wiring, seed)
-    ):
+    # all before the first sample is read: a site that is not there should not be told of later
+    dictionaries = list(_dictionaries(trainer_configs, stream, default_wiring, seed))
+    for number, (facts, config, inside, sites) in enumerate(dictionaries):
         kind = inside.normalize if inside else config.normalize or _default_normalization(normalize, config)
         if isinstance(normalize, str) and kind != normalize and inside is None:
             logger.warning(

@@ -203,6 +203,20 @@ def test_bad_data_is_refused(data, said):
         train(data=data)
 
 
+def test_a_site_that_is_not_there_is_told_of_before_data_are_read():
+    class Data:
+        def __init__(self):
+            self.widths = {Site("a"): 32}
+            self.sites = list(self.widths)
+
+        def __iter__(self):
+            yield from iter(lambda: pytest.fail("data were read"), None)
+
+    configs = [{"trainer": "top_k", "k": 3, "site": "a"}, {"trainer": "top_k", "k": 3, "site": "other"}]
+    with pytest.raises(ConfigError, match="names the site 'other:out'"):
+        train(configs, Data())
+
+
 def test_constant_activations_cannot_be_normalized():
     with pytest.raises(DataError, match="cannot be normalized"):
         train(data=[torch.zeros(8, 4)], normalize_activations=True)

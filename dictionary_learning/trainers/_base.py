@@ -272,7 +272,7 @@ class Trainer(ABC):
             self._n_tokens += n_tokens
             parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
             if not self._initialized:
-                self._initialize(self._of_all_ranks(parts[0]), is_first=at == 0)
+                self._initialize(self._of_all_ranks(batch), is_first=at == 0)
             total: Tensor | None = None
             with self.sharing(parts):  # BatchTopK selects over the whole batch
                 for part in parts:

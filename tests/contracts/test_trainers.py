@@ -181,6 +181,17 @@ def test_parts_of_a_batch_make_the_step_of_the_whole(build, parts):
         assert split.metrics()[figure].item() == pytest.approx(value.item(), rel=1e-3), figure
 
 
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_parts_of_the_first_batch_initialize_as_the_whole(build):
+    whole, split = build(), build()
+    split.settings = split.settings.replace(micro_acc_steps=4)
+    x = Planted(seed=5).batch(64)
+    whole.update(0, x)
+    split.update(0, x)
+    for a, b in zip(state(whole), state(split), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-6)
+
+
 @pytest.mark.parametrize("name", PER_TOKEN)
 def test_batches_gathered_make_the_step_of_one_large_batch(build):
     one, several = settled(build), settled(build)
