@@ -6,8 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dictionary_learning import ops
 from dictionary_learning.trainers import TRAINERS
+from tests.tiny import DEVICE
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="counted by the interpreter")
 
 _FREE = ("empty", "new_empty", "promote_types", "scalar_tensor")
 """Operations that launch nothing."""
