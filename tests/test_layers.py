@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
     {"_secrets"},
-    {"errors", "_lazy", "_types"},
+    {"errors", "_context", "_lazy", "_types"},
     {"_brief", "_plain", "_coercion", "_what_is"},
     {"config", "latents", "sites", "hardware", "disk", "_http", "_progress"},
     {"_random_state", "_run_folder", "_stop_request", "side_by_side", "usual_state"},

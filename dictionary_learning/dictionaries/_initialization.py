@@ -5,7 +5,7 @@ in chunks, and keeps its rows; what is computed from a sample is summed over ran
 """
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dictionary_learning._context import holding
 from dictionary_learning.latents import Latents, SparseLatents, replace_values
 from dictionary_learning.ops import backend_for
 from dictionary_learning.parallel import ALONE, Ranks
@@ -35,14 +36,9 @@ _BLOCK = 16
 _BUILT: ContextVar[Ranks] = ContextVar("ranks among which the latents of new dictionaries are divided", default=ALONE)
 
 
-@contextlib.contextmanager
-def building_slices(ranks: Ranks) -> Generator[None]:
-    """Makes new coders hold this rank's slice of their latents, inside the `with` block."""
-    token = _BUILT.set(ranks)
-    try:
-        yield
-    finally:
-        _BUILT.reset(token)
+def building_slices(ranks: Ranks) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which new coders hold this rank's slice of their latents."""
+    return holding(_BUILT, ranks)
 
 
 def ranks_of_new() -> Ranks:

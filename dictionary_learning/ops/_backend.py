@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._border import checked
+from dictionary_learning._context import holding
 from dictionary_learning.errors import UnknownNameError
 from dictionary_learning.latents import Latents, SparseLatents, Support, to_dense
 from dictionary_learning.ops._precision import no_autocast, upcast
@@ -176,11 +177,8 @@ def use_backend(name: str | None) -> Generator[None, None, None]:
     Raises:
         UnknownNameError: there is no backend of that name.
     """
-    token = _forced.set(_checked(name))
-    try:
+    with holding(_forced, _checked(name)):
         yield
-    finally:
-        _forced.reset(token)
 
 
 def status(device: torch.device) -> dict[str, str]:

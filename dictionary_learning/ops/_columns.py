@@ -7,11 +7,11 @@ where the product is in low precision.
 
 import contextlib
 import contextvars
-from collections.abc import Generator
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._context import holding
 from dictionary_learning.ops._backend import Encoder
 
 
@@ -33,17 +33,12 @@ class Columns:
 _wanted: contextvars.ContextVar[Columns | None] = contextvars.ContextVar("columns", default=None)
 
 
-@contextlib.contextmanager
-def keeping_columns(encoder: Encoder, latents: Int[Tensor, "n"]) -> Generator[None, None, None]:
-    """Asks the first selection by this encoder in the block to keep what it computes of latents.
+def keeping_columns(encoder: Encoder, latents: Int[Tensor, "n"]) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which an encoder's first selection keeps what it computes of latents.
 
-    Weights and activations must not change in the block.
+    Weights and activations must not change in it.
     """
-    token = _wanted.set(Columns(encoder, latents))
-    try:
-        yield
-    finally:
-        _wanted.reset(token)
+    return holding(_wanted, Columns(encoder, latents))
 
 
 def columns_to_keep(x: Tensor, encoder: Encoder) -> Columns | None:

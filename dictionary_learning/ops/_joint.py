@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._context import holding
 from dictionary_learning._hardware import bfloat16_is_fast
 from dictionary_learning.ops._backend import Encoder
 from dictionary_learning.ops._precision import no_autocast, upcast
@@ -74,11 +75,8 @@ def shared_product(x: Float[Tensor, "batch dim"], encoders: Sequence[Encoder]) -
         yield
         return
     finite, n_replaced = replace_nonfinite(x)
-    token = _shared.set(_Shared(x, finite, n_replaced, encoders, _multiply(finite, encoders)))
-    try:
+    with holding(_shared, _Shared(x, finite, n_replaced, encoders, _multiply(finite, encoders))):
         yield
-    finally:
-        _shared.reset(token)
 
 
 def product_for(x: Tensor, W: Tensor) -> Tensor | None:
@@ -89,17 +87,11 @@ def product_for(x: Tensor, W: Tensor) -> Tensor | None:
     return next((product for e, product in zip(shared.encoders, shared.products, strict=True) if e.W is W), None)
 
 
-@contextlib.contextmanager
-def given_product(x: Tensor, encoder: Encoder, product: Tensor | None) -> Generator[None, None, None]:
-    """Says what an encoder computes of x, for operations in the block; None says nothing."""
+def given_product(x: Tensor, encoder: Encoder, product: Tensor | None) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which it is known what an encoder computes of x; None says nothing."""
     if product is None:
-        yield
-        return
-    token = _shared.set(_Shared(x, x, torch.zeros((), dtype=torch.long), [encoder], [product]))
-    try:
-        yield
-    finally:
-        _shared.reset(token)
+        return contextlib.nullcontext()
+    return holding(_shared, _Shared(x, x, torch.zeros((), dtype=torch.long), [encoder], [product]))
 
 
 @torch.no_grad()
