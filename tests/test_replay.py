@@ -7,7 +7,7 @@ from dictionary_learning import ops, trainSAE
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._backend import VARIABLE
 from dictionary_learning.trainers import TRAINERS, TrainerTopK, _dead_latents, _replay
-from dictionary_learning.trainers._batch import Component
+from dictionary_learning.trainers._components import Component
 from tests import shell
 from tests.contracts.test_trainers import EVENTFUL, OPTIONS, has
 from tests.contracts.test_wirings import PAIRS, REFUSED, batches, config

@@ -5,7 +5,8 @@ from dictionary_learning import experimental  # noqa: F401  # pyright: ignore[re
 from dictionary_learning.dictionaries._initialization import geometric_median
 from dictionary_learning.dictionaries._named import AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers._base import TRAINERS, Trainer
-from dictionary_learning.trainers._batch import Batch, Component, Loss, ScheduledValue, StepPart, component
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import Component, ScheduledValue, component
 from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._optimizers import OPTIMIZERS
 from dictionary_learning.trainers._penalties import PENALTIES, PenaltyConfig

@@ -17,28 +17,20 @@ from dictionary_learning._usual_state import usual_state
 from dictionary_learning.config import Registry
 from dictionary_learning.dictionaries import Dictionary, Trainable
 from dictionary_learning.dictionaries._latent_shares import hold_latents_, per_latent_tensors, with_all_latents
-from dictionary_learning.dictionaries._serialization import nonfinite_names
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops import Encoder
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.parallel import ALONE, Ranks
 from dictionary_learning.trainers._averaging import WeightAverage
-from dictionary_learning.trainers._batch import (
-    Batch,
-    Component,
-    Loss,
-    ModelLoss,
-    StepPart,
-    component,
-    finite_batch,
-    usual_rows,
-)
-from dictionary_learning.trainers._by_hand import InitialWeights
+from dictionary_learning.trainers._batch import Batch, Loss, ModelLoss, StepPart, finite_batch
+from dictionary_learning.trainers._components import Component, made_components
 from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._definition import check_methods, makes_own_steps, own_config, read_arguments
 from dictionary_learning.trainers._figures import step_figures
+from dictionary_learning.trainers._gathering import Gathering
+from dictionary_learning.trainers._initialization import Initialization
 from dictionary_learning.trainers._optimizer_rows import CommonNorm
-from dictionary_learning.trainers._optimizers import ProjectingOptimizer, build_optimizer
+from dictionary_learning.trainers._optimizers import build_optimizer, parameter_groups, set_learning_rate
 from dictionary_learning.trainers._replay import RECORDERS, ReplayedSteps
 from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._spikes import LossGuard
@@ -123,9 +115,7 @@ class Trainer(ABC):
         self.n_nonfinite_tokens = torch.zeros((), dtype=torch.long, device=self.device)
         """Tokens that had a NaN or an infinity."""
         self._initialized = False
-        self._n_batches = 0
-        self._gathered: list[StepPart] = []
-        self._n_tokens = 0  # of all ranks, in what was gathered
+        self._gathering = Gathering(config.grad_acc_steps)
         self.figures_before: Mapping[str, Tensor] = {}
         """Figures of the last step before the run was resumed, logged until the next one."""
         self._last: list[StepPart] = []
@@ -134,21 +124,23 @@ class Trainer(ABC):
     def _prepare(self) -> None:
         """Makes what depends on the tensors of the dictionary: optimizer, average, components."""
         settings = self.settings
-        self._initial_weights = InitialWeights(self.dictionary)
-        self.optimizer = self._build_optimizer()
+        self._initialization = Initialization(self.dictionary, self.initialize_dictionary)
+        groups = parameter_groups(self.dictionary, self.lr_factors(), self.unit_row_names())
+        self.optimizer = build_optimizer(
+            settings.optimizer,
+            groups,
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            max_grad_norm=settings.max_grad_norm,
+        )
         self.average: WeightAverage | None = None
         if settings.ema_decay is not None:
             self.average = WeightAverage(self.dictionary, settings.ema_decay, unit_rows=self.unit_row_names())
         ratio = settings.max_loss_ratio
         self.loss_guard = None if ratio is None else LossGuard(ratio, self.device)
-        # from the base to the method: its components and its loss see the dead latents of this step
-        own = [
-            name for c in reversed(type(self).__mro__) for name, value in vars(c).items() if type(value) is component
-        ]
-        for name in own:
-            vars(self).pop(name, None)  # made before
         guards = {} if self.loss_guard is None else {"loss_guard": self.loss_guard}
-        self.components: dict[str, Component] = {**{name: getattr(self, name) for name in own}, **guards}
+        self.components: dict[str, Component] = {**made_components(self), **guards}
         """Parts with state of their own, in the order of their updates."""
         for part in self.components.values():
             part.ranks, part.latent_ranks = self.ranks, self.latent_ranks
@@ -264,12 +256,11 @@ class Trainer(ABC):
             The loss, on the device.
         """
         with self._drawing(runs_model=model_loss_fn is not None):
-            settings, n_tokens = self.settings, max(self.ranks.total(len(x)), 1)
+            settings, gathering, n_tokens = self.settings, self._gathering, max(self.ranks.total(len(x)), 1)
             at = self.step if settings.grad_acc_steps > 1 else step
             self._go_to(at)
             batch, n_replaced = finite_batch(x, y, self.device)
             self.n_nonfinite_tokens += self.ranks.sum(n_replaced)
-            self._n_tokens += n_tokens
             parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
             if not self._initialized:
                 self._initialize(self._of_all_ranks(batch), is_first=at == 0)
@@ -281,11 +272,10 @@ class Trainer(ABC):
                     if loss is None:
                         loss = self.loss(part.x, part.y, model_loss_fn=part.model_loss_fn, lengths=part.lengths)
                         loss = self._with_gradients(loss, part, share / settings.grad_acc_steps)
-                    self._gathered.append(StepPart(part, loss, share))
+                    gathering.add(StepPart(part, loss, share))
                     own = loss.total * share
                     total = own if total is None else total + own
-            self._n_batches += 1
-            if self._n_batches % settings.grad_acc_steps == 0:
+            if gathering.count(n_tokens):
                 self._optimizer_step(at)
             assert total is not None  # also a batch without tokens is one part
             return self.ranks.sum(total)
@@ -293,14 +283,13 @@ class Trainer(ABC):
     @usual_state()
     def finish(self) -> None:
         """Makes a last step if fewer than `grad_acc_steps` batches were accumulated."""
-        n_left = self._n_batches % self.settings.grad_acc_steps
-        if n_left:
+        if n_left := self._gathering.n_open:
             for parameter in self.dictionary.parameters():
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self.settings.grad_acc_steps / n_left)
+                    parameter.grad.mul_(self._gathering.per_step / n_left)
             with self._drawing():
                 self._optimizer_step(self.step)
-            self._n_batches = self.step * self.settings.grad_acc_steps
+            self._gathering.start_at(self.step)
 
     @usual_state()
     def loss(
@@ -408,7 +397,7 @@ class Trainer(ABC):
     @property
     def is_between_steps(self) -> bool:
         """Whether no gradients of a part of a step are held, so that `state_dict` is everything."""
-        return not self._gathered and self._n_batches % self.settings.grad_acc_steps == 0
+        return self._gathering.is_empty
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything the next steps depend on, except accumulated gradients."""
@@ -431,7 +420,7 @@ class Trainer(ABC):
         self.generator.set_state(state["generator"].cpu())
         self.step, self._initialized = state["step"], state["initialized"]
         self._scheduled = None  # components have steps of their own
-        self._n_batches, self._gathered, self._n_tokens = self.step * self.settings.grad_acc_steps, [], 0
+        self._gathering.start_at(self.step)
         self.n_nonfinite_tokens.copy_(state["n_nonfinite_tokens"])
         self.loss_scale = state["loss_scale"].to(self.device)
         if self.average is not None:
@@ -443,15 +432,6 @@ class Trainer(ABC):
         if self.latent_ranks.size > 1 and isinstance(self.dictionary, Trainable):
             return with_all_latents(self.dictionary)
         return copy.deepcopy(self.dictionary)
-
-    def _build_optimizer(self) -> ProjectingOptimizer:
-        settings, factors, unit = self.settings, self.lr_factors(), self.unit_row_names()
-        groups = [
-            {"params": [p], "lr_factor": factors.get(name.rpartition(".")[2], 1.0), "unit_rows": name in unit}
-            for name, p in self.dictionary.named_parameters()
-        ]
-        rates: dict[str, Any] = {"lr": settings.lr, "betas": (settings.beta1, settings.beta2), "eps": settings.eps}
-        return build_optimizer(settings.optimizer, groups, **rates, max_grad_norm=settings.max_grad_norm)
 
     @contextlib.contextmanager
     def at_step(self, step: int | None) -> Generator[None, None, None]:
@@ -467,7 +447,7 @@ class Trainer(ABC):
         """Returns a context whose random numbers depend on the seed and the batch alone."""
         if not self.may_draw and not runs_model:
             return contextlib.nullcontext()
-        return seeded(self.generator.initial_seed(), self._n_batches)
+        return seeded(self.generator.initial_seed(), self._gathering.n_batches)
 
     def _go_to(self, step: int) -> None:
         if step != self._scheduled:
@@ -476,23 +456,8 @@ class Trainer(ABC):
             self._scheduled = step
 
     def _initialize(self, batch: Batch, *, is_first: bool = True) -> None:
-        with self._initial_weights.keep(everything=not is_first) as kept:
-            self._initialize_all(batch)
-        if kept:
-            why = f"were set by hand and stay: {', '.join(sorted(kept))}" if is_first else "stay: this is not step 0"
-            logger.info("What was not initialized from the data: weights %s.", why)
-
-    def _initialize_all(self, batch: Batch) -> None:
-        draws = seeded(self.generator.initial_seed()) if self.may_draw else contextlib.nullcontext()
-        with draws, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            dtype = torch.promote_types(self.dictionary.dtype, torch.float32)
-            x, y = usual_rows(batch.x.to(dtype), None if batch.y is batch.x else batch.y.to(dtype))
-            self.initialize_dictionary(x, y)
-        if bad := nonfinite_names(self.dictionary):
-            raise DataError(
-                f"The activations are so large (up to {batch.x.abs().max():.1e}) that the initial {', '.join(bad)} are "
-                "not finite. Choose a normalization, such as normalize='unit_mean_square', or look at the site."
-            )
+        with seeded(self.generator.initial_seed()) if self.may_draw else contextlib.nullcontext():
+            self._initialization.run(batch, is_first=is_first)
         self._initialized = True
 
     def _with_gradients(self, loss: Loss, part: Batch, share: float = 1.0) -> Loss:
@@ -513,25 +478,19 @@ class Trainer(ABC):
         return batch._replace(x=x, y=x if batch.y is batch.x else self.ranks.gather(batch.y))
 
     def _optimizer_step(self, at: int) -> None:
-        for group in self.optimizer.param_groups:
-            rate = self.learning_rate(self.step) * group.get("lr_factor", 1.0)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)  # a captured CUDA graph reads it there
-            else:
-                group["lr"] = rate
+        set_learning_rate(self.optimizer, self.learning_rate(self.step))
         # each rank's loss was weighted by its share of the tokens
         self.ranks.sum_([p.grad for p in self.dictionary.parameters() if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # shares of a batch become shares of the step
-        parts = [part._replace(share=len(part.batch.x) / max(self._n_tokens, 1)) for part in self._gathered]
+        parts = self._gathering.take()
         with torch.no_grad():
             for part in self.components.values():
                 part.after_step(parts, at)
             self.after_step(parts)
             if self.average is not None:
                 self.average.update()
-        self._last, self._gathered, self._n_tokens = parts, [], 0
+        self._last = parts
         self.step, self._scheduled = self.step + 1, at + 1
 
 

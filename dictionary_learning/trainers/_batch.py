@@ -1,9 +1,7 @@
-"""What a step works on: a batch, its loss, and components, the parts of a trainer with state."""
+"""What a step works on: a batch, its loss, and what both contributed."""
 
-import functools
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +11,7 @@ from dictionary_learning._usual_state import usable
 from dictionary_learning.dictionaries import Reconstruction
 from dictionary_learning.latents import detached
 from dictionary_learning.ops._joint import replace_nonfinite
-from dictionary_learning.parallel import ALONE, Ranks
 
-C = TypeVar("C", bound="Component")
-Number = TypeVar("Number", int, float)
 _ABSURD = 1e4
 """Multiple of the median norm, from which on a row is left out of a sample."""
 ModelLoss = Callable[[Tensor], Mapping[str, Tensor]]
@@ -95,80 +90,3 @@ class StepPart(NamedTuple):
     loss: Loss
     share: float
     """The batch's share of the tokens of the step."""
-
-
-class Component(ABC):
-    """A part of a trainer with state of its own, such as an annealed k, or the dead latents."""
-
-    ranks: Ranks = ALONE
-    """The processes that share a step's tokens, of which `after_step` gets those of this one."""
-    latent_ranks: Ranks = ALONE
-    """The processes that have the other latents of the dictionary."""
-
-    @abstractmethod
-    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        """Updates the state after the optimizer step with this number, counted from 0."""
-
-    def go_to(self, step: int) -> None:  # noqa: B027
-        """Makes what depends on the step that of another one, as older scripts ask for."""
-
-    def read_by_loss(self) -> Sequence[Any] | None:
-        """Returns all that the loss reads of it: tensors, and numbers of the host; None if unknown.
-
-        While they are the same tensors and numbers, a recorded step stands for the next one.
-        """
-        return None
-
-    @abstractmethod
-    def figures(self) -> Mapping[str, Tensor]:
-        """Returns values for the log, on the device."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Returns everything the next steps depend on."""
-
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes from a saved state."""
-
-
-class component(functools.cached_property[C]):
-    """Marks a method of a trainer that returns a `Component`, which is made once, and is its value.
-
-    Components are updated, logged, saved and resumed in the order of their definition.
-    """
-
-
-class ScheduledValue(Component, Generic[Number]):
-    """A number that depends on the step only, such as k while it is annealed.
-
-    Args:
-        figure: Its name in the log.
-        at: Returns the value at a step.
-    """
-
-    def __init__(self, figure: str, at: Callable[[int], Number]):
-        self._figure, self._at, self._step = figure, at, 0
-
-    @property
-    def now(self) -> Number:
-        """The value at the current step."""
-        return self._at(self._step)
-
-    def after_step(self, parts: Sequence[StepPart], step: int) -> None:
-        self._step = step + 1
-
-    def go_to(self, step: int) -> None:
-        self._step = step
-
-    def read_by_loss(self) -> list[Number]:
-        return [self.now]
-
-    def figures(self) -> dict[str, Tensor]:
-        return {self._figure: torch.tensor(self.now)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._step = state["step"]

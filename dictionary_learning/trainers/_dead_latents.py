@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.latents import firing_counts
-from dictionary_learning.trainers._batch import Batch, Component, Loss, StepPart
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import Component
 from dictionary_learning.trainers._losses import auxk_loss, ghost_loss, norms, pre_activation_loss
 from dictionary_learning.trainers._optimizer_rows import take_rows
 from dictionary_learning.trainers._sae_config import TrainerConfig

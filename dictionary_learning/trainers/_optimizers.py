@@ -2,11 +2,11 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError, MissingDependencyError
@@ -72,6 +72,30 @@ def build_optimizer(
     if isinstance(optimizer, str):
         build = functools.partial(build, betas=betas, eps=eps)
     return UnitNormOptimizer(groups, build, max_grad_norm=max_grad_norm)
+
+
+def parameter_groups(module: nn.Module, lr_factors: Mapping[str, float], unit_rows: Collection[str]) -> Groups:
+    """Returns a group for each parameter of a module.
+
+    Args:
+        module: Whose parameters.
+        lr_factors: Factors of the learning rate, by the last part of a parameter's name.
+        unit_rows: Names of the parameters whose rows are kept at unit norm.
+    """
+    return [
+        {"params": [p], "lr_factor": lr_factors.get(name.rpartition(".")[2], 1.0), "unit_rows": name in unit_rows}
+        for name, p in module.named_parameters()
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of all groups, times the factor of each."""
+    for group in optimizer.param_groups:
+        rate = lr * group.get("lr_factor", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # a captured CUDA graph reads it there
+        else:
+            group["lr"] = rate
 
 
 @OPTIMIZERS.register("adam_8bit")

@@ -20,7 +20,8 @@ from dictionary_learning.dictionaries.nonlinearities import JumpReLU
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, n_tokens_of, replace_values
 from dictionary_learning.parallel import ALONE, Ranks
-from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import ScheduledValue
 from dictionary_learning.trainers._losses import mean_sum, norms, per_token, squared_error, weighted
 from dictionary_learning.trainers._sae_config import TrainerConfig
 from dictionary_learning.trainers._sae_trainer import SAETrainer

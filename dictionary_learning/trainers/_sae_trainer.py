@@ -32,7 +32,8 @@ from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops import Encoder
 from dictionary_learning.trainers._base import Trainer
-from dictionary_learning.trainers._batch import Batch, Loss, component
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._config import OptimizationConfig
 from dictionary_learning.trainers._dead_latents import DeadLatents, Revival
 from dictionary_learning.trainers._run_info import RunInfo

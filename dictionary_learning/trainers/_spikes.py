@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictionary_learning.trainers._batch import Component, StepPart
+from dictionary_learning.trainers._batch import StepPart
+from dictionary_learning.trainers._components import Component
 
 _DECAY = 0.98
 _FIRST = 20

@@ -15,7 +15,8 @@ from dictionary_learning.dictionaries.nonlinearities import ThresholdedTopK
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, gather_per_latent, slice_latents, top_k_of
 from dictionary_learning.parallel import ALONE, Ranks
-from dictionary_learning.trainers._batch import Batch, Loss, ScheduledValue, StepPart
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import ScheduledValue
 from dictionary_learning.trainers._config import decay_after
 from dictionary_learning.trainers._losses import squared_error
 from dictionary_learning.trainers._run_info import RunInfo

@@ -13,7 +13,8 @@ from dictionary_learning.dictionaries.nonlinearities import BatchTopK, Nonlinear
 from dictionary_learning.ops._precision import upcast
 from dictionary_learning.parallel import ALONE, Ranks, kth_largest
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
     TopKFamilyConfig,

@@ -6,7 +6,8 @@ from typing import Literal
 
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, TopK
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
     TopKFamilyConfig,

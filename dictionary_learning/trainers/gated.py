@@ -8,7 +8,8 @@ from dictionary_learning.dictionaries import GatedAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import Gated, Nonlinearity
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, component
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._losses import squared_error
 from dictionary_learning.trainers._penalties import Penalty, PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from dictionary_learning.dictionaries.nonlinearities import Gated, Nonlinearity
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, component
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers.gated import gated_loss
 from dictionary_learning.trainers.p_anneal import PAnnealConfig, annealed_penalty

@@ -2,7 +2,8 @@
 
 from dictionary_learning.dictionaries.nonlinearities import GroupMax, Nonlinearity
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, component
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, scheduled_k, top_k_loss
 

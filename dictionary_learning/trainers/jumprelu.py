@@ -10,7 +10,8 @@ from dictionary_learning.dictionaries import JumpReluAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU, Nonlinearity
 from dictionary_learning.ops._straight_through import KernelName
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._penalties import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 

@@ -19,7 +19,8 @@ from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import SparseLatents, grouped
 from dictionary_learning.ops import backend_for
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, StepPart, component
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._top_k_family import (
     ReconstructionTerm,

@@ -14,7 +14,8 @@ from dictionary_learning.dictionaries import Trainable
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Component, Loss, StepPart, component
+from dictionary_learning.trainers._batch import Batch, Loss, StepPart
+from dictionary_learning.trainers._components import Component, component
 from dictionary_learning.trainers._penalties import PENALTIES, Penalty, PenaltyConfig, penalized_loss, sparsity_of
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 

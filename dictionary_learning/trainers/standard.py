@@ -7,7 +7,8 @@ from dictionary_learning.config import auto, setting
 from dictionary_learning.dictionaries import AutoEncoderNew
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity, ReLU
 from dictionary_learning.trainers._base import TRAINERS
-from dictionary_learning.trainers._batch import Batch, Loss, component
+from dictionary_learning.trainers._batch import Batch, Loss
+from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._config import decay_after
 from dictionary_learning.trainers._penalties import PenaltyConfig, penalized_loss, scheduled_coefficient
 from dictionary_learning.trainers._sae_trainer import SAETrainer

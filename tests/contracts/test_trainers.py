@@ -9,6 +9,7 @@ from dictionary_learning import ops
 from dictionary_learning.latents import Segments
 from dictionary_learning.trainers import TRAINERS, RunInfo, SAETrainer
 from dictionary_learning.trainers._batch import Batch
+from dictionary_learning.trainers._gathering import Gathering
 from tests.tiny import Planted
 
 OPTIONS = {"activation_dim": 32, "dict_size": 96, "k": 3, "steps": 100, "device": "cpu", "loss_fn": "reconstruction"}
@@ -196,7 +197,7 @@ def test_parts_of_the_first_batch_initialize_as_the_whole(build):
 def test_batches_gathered_make_the_step_of_one_large_batch(build):
     one, several = settled(build), settled(build)
     several.settings = several.settings.replace(grad_acc_steps=4)
-    several._n_batches = 0
+    several._gathering = Gathering(4)
     x = Planted(seed=5).batch(64)
     one.update(one.step, x)
     for part in x.split(16):
