@@ -17,6 +17,7 @@ _GROUPS = {
     "method": (
         "trainer", "recipe", "dict_size", "expansion_factor", "k", "wiring", "loss_fn", "n_heads", "finetune", "seed",
         "normalize", "unit_norm_decoder", "apply_b_dec_to_input", "rank_by_norm", "b_dec_init_method", "scale_encoder",
+        "decoder_init_data_share",
         "decoder_init_norm", "init_encoder_as_decoder_transpose", "orthogonal_init", "reconstruction_weight",
         "k_anneal_steps", "k_anneal_start", "threshold_beta", "threshold_start_step", "multi_topk",
     ),

@@ -17,6 +17,7 @@ from dictionary_learning.dictionaries._initialization import (
     best_scale,
     bounds,
     fitted_decoder,
+    mix_with_data_,
     ranks_of_new,
     unit_rows,
 )
@@ -303,6 +304,9 @@ class Coder(Trainable):
     ) -> None:
         if self.b_dec is not None:
             self.b_dec.copy_(CENTERS[init.center](y))
+        # weights that were set by hand are no transposes of each other, and stay
+        if init.data_share and len(y) > 1 and torch.equal(self.W_enc, self.W_dec):
+            mix_with_data_(self, y, init.data_share, init.generator)
         if self._center() is None and not self.is_tied:
             # the same pre-activations as with the center subtracted from the inputs
             offset = -(upcast(self.W_enc) @ CENTERS[init.center](x))

@@ -166,6 +166,33 @@ def fitted_decoder(
     return rows * ((residual * decoded).sum() / length if length > 0 else 1.0)
 
 
+@torch.no_grad()
+def mix_with_data_(
+    coder: "Coder", y: Float[Tensor, "n output_dim"], share: float, generator: torch.Generator | None
+) -> None:
+    """Turns decoder rows towards data, in place, and keeps their norms: w / |w| becomes parallel to
+
+        share * (y_i - y_j) / |y_i - y_j| + (1 - share) * w / |w|
+
+    for two tokens i and j of each latent's own. In a difference, what all tokens have in common
+    cancels. A row whose tokens are equal stays. The encoder becomes the transpose.
+    """
+    first, n, ranks = coder.first_latent, len(coder.W_dec), coder.latent_ranks
+    whole = ranks.total(n)
+    # each token as often as the others
+    i = torch.cat([torch.randperm(len(y), generator=generator) for _ in range(-(-whole // len(y)))])[:whole]
+    j = (i + torch.randint(1, len(y), (whole,), generator=generator)) % len(y)  # another one
+    i, j = i[first : first + n].to(y.device), j[first : first + n].to(y.device)
+    step = max(_CHUNK // coder.W_dec.shape[1], 1)
+    for rows, one, other in zip(coder.W_dec.split(step), i.split(step), j.split(step), strict=True):
+        norms = rows.norm(dim=1, keepdim=True)
+        toward = torch.nn.functional.normalize(y[one] - y[other], dim=1)
+        mixed = torch.nn.functional.normalize(share * toward + (1 - share) * rows / norms, dim=1) * norms
+        rows.copy_(torch.where(toward.any(dim=1, keepdim=True), mixed, rows))
+    if not coder.is_tied:
+        coder.W_enc.copy_(coder.W_dec)
+
+
 def _sums_by_latent(latents: Latents, rows: Tensor, dict_size: int) -> Tensor:
     """Returns the sum over tokens of value * row of each latent: (dict_size, width)."""
     if isinstance(latents, Tensor):
@@ -187,7 +214,6 @@ CENTERS: dict[str, Callable[[Tensor], Tensor]] = {
 @torch.no_grad()
 def set_decoder_(
     W_dec: Tensor,
-    W_enc: Tensor | None,
     *,
     norm: float,
     orthogonal: bool,
@@ -195,11 +221,10 @@ def set_decoder_(
     first: int = 0,
     whole: int | None = None,
 ) -> None:
-    """Sets decoder rows to one norm, and the encoder to the decoder's transpose, in place.
+    """Sets decoder rows to one norm, in place.
 
-    With `orthogonal`, new rows are drawn, of which each block of output_dim is orthogonal. An
-    encoder of another shape, or None, is left. Rows are those from `first` on of so many as
-    `whole`, by default all.
+    With `orthogonal`, new rows are drawn, of which each block of output_dim is orthogonal. Rows are
+    those from `first` on of so many as `whole`, by default all.
     """
     if orthogonal:
         width, last = W_dec.shape[1], first + len(W_dec)
@@ -211,5 +236,3 @@ def set_decoder_(
                 q, r = torch.linalg.qr(drawn)
                 W_dec[start - first : stop - first] = (q * r.diagonal().sign())[start - block : stop - block]
     W_dec.mul_(norm / W_dec.norm(dim=1, keepdim=True))
-    if W_enc is not None and W_enc.shape == W_dec.shape:
-        W_enc.copy_(W_dec)

@@ -31,7 +31,10 @@ class InitConfig(NamedTuple):
     fit_decoder: bool = False
     """Whether each decoder row is fitted to the outputs, as where they are not the inputs."""
     generator: torch.Generator | None = None
-    """Draws directions of latents that do not fire on the sample; None for the global generator."""
+    """Draws pairs of tokens, and directions of latents that do not fire on the sample; None for the
+    global generator."""
+    data_share: float = 0.0
+    """Share of data in decoder rows of which the encoder is the transpose; see `mix_with_data_`."""
     selecting: Selecting = selects_alone
     """How a coder selects where its latents are on several ranks."""
 

@@ -7,15 +7,15 @@ norms do not count. All penalties are means over tokens.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning.config import Registry, auto, setting
-from dictionary_learning.dictionaries import Reconstruction, Trainable
+from dictionary_learning.dictionaries import Dictionary, Reconstruction, Trainable
 from dictionary_learning.dictionaries.nonlinearities import JumpReLU
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.latents import Latents, n_tokens_of, replace_values
@@ -23,9 +23,12 @@ from dictionary_learning.parallel import ALONE, Ranks
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._components import ScheduledValue
 from dictionary_learning.trainers._losses import mean_sum, norms, per_token, squared_error, weighted
+from dictionary_learning.trainers._run_info import RunInfo
 from dictionary_learning.trainers._sae_config import TrainerConfig
 from dictionary_learning.trainers._sae_trainer import SAETrainer
 from dictionary_learning.trainers._schedules import ramp
+
+T = TypeVar("T", bound="PenaltyConfig")
 
 _LEAST = 1e-6
 """Floor of values before a power: for p < 1 the slope of f^p has no bound at 0."""
@@ -65,12 +68,7 @@ class Sparsity(NamedTuple):
         Raises:
             ConfigError: The nonlinearity has no thresholds.
         """
-        for part in self.dictionary.coders():
-            if not isinstance(part.coder.nonlinearity, JumpReLU):
-                name = type(part.coder.nonlinearity).__name__
-                raise ConfigError(
-                    f"A penalty on L0 has no gradient through {name}. Use JumpReLU, or a penalty on values."
-                )
+        _check_thresholds(self.dictionary)
         return self.dictionary.pointwise("fires", self.pre)
 
 
@@ -140,6 +138,17 @@ def entropy(sparsity: Sparsity) -> Tensor:
     return torch.where(some, safe.log() - products / safe, 0.0).mean()
 
 
+OF_THRESHOLDS = ("l0", "step", "quadratic_l0", "quadratic", "target_l0")
+"""Penalties on the number of latents, whose gradients are those of thresholds."""
+
+
+def _check_thresholds(dictionary: Trainable) -> None:
+    for part in dictionary.coders():
+        if not isinstance(part.coder.nonlinearity, JumpReLU):
+            name = type(part.coder.nonlinearity).__name__
+            raise ConfigError(f"A penalty on L0 has no gradient through {name}. Use JumpReLU, or a penalty on values.")
+
+
 def powers(values: Latents, p: float) -> Latents:
     """Returns f^p of each positive value f, and 0 for the others."""
     return values if p == 1 else _mapped(values, lambda f: torch.where(f > 0, f.clamp_min(_LEAST).pow(p), 0.0))
@@ -153,6 +162,9 @@ def _mapped(latents: Latents, function: Callable[[Tensor], Tensor]) -> Latents:
 class PenaltyConfig(TrainerConfig):
     """Settings of the methods with a penalty."""
 
+    unread: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "rank_by_norm": ("with a method that keeps no set number of latents", False)
+    }
     penalizes_gates: ClassVar[bool] = False
     """Whether the penalty is on the gates of a gated dictionary, and not on its latents."""
 
@@ -184,6 +196,12 @@ class PenaltyConfig(TrainerConfig):
         for name in {"lp_norm", "tanh_scale"} - self._penalty_settings().keys():
             self.refuse_idle(name, f"with sparsity_function={self.sparsity_function!r}")
 
+    def resolved(self: T, run: RunInfo, trained: Dictionary | None) -> T:
+        if self.sparsity_function in OF_THRESHOLDS:
+            reason = f"with sparsity_function={self.sparsity_function!r}, which counts latents"
+            self.refuse_idle("scale_sparsity_penalty_by_decoder_norm", reason)
+        return super().resolved(run, trained)
+
     @property
     def divides_by_variance(self) -> bool:
         return self.mse_loss_normalization == "variance"
@@ -206,7 +224,13 @@ class PenaltyConfig(TrainerConfig):
 
 # `Any`: the settings of a method are narrower than those of `SAETrainer`
 def scheduled_coefficient(trainer: Any) -> ScheduledValue[float]:
-    """Returns the weight of the penalty, as a component of a trainer with `PenaltyConfig`."""
+    """Returns the weight of the penalty, as a component of a trainer with `PenaltyConfig`.
+
+    Raises:
+        ConfigError: The penalty is on L0, and the nonlinearity has no thresholds.
+    """
+    if trainer.settings.sparsity_function in OF_THRESHOLDS:
+        _check_thresholds(trainer.dictionary)
     return ScheduledValue("sparsity_coefficient", trainer.settings.coefficient_at)
 
 

@@ -1,6 +1,7 @@
 """What a user can choose about training an encoder and a decoder around a nonlinearity."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 from dictionary_learning.config import auto, setting
@@ -42,6 +43,9 @@ class TrainerConfig(OptimizationConfig):
 
     subtracts_b_dec: ClassVar[bool] = True
     """Whether the method's autoencoder subtracts b_dec before encoding."""
+    unread: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Settings that the method does not read: the reason, and values that say nothing else. Others
+    are refused."""
     autoencoder_class: ClassVar[type | None] = None
     """Class of the method's autoencoder; None for the one known for the nonlinearity."""
     auxk_is_share_of_error: ClassVar[bool] = True
@@ -74,8 +78,12 @@ class TrainerConfig(OptimizationConfig):
     decoder_init_norm: float | None = setting(None, above=0)
     """Initial norm of the decoder rows; by default 1, or what fits the data where another site is
     written."""
+    decoder_init_data_share: float = setting(0.0, at_least=0, at_most=1)
+    """Share of differences between activations in the initial decoder rows, the rest of which is
+    random. Only where the encoder starts as the decoder's transpose."""
     init_encoder_as_decoder_transpose: bool = True
-    """Whether the initial encoder is the decoder's transpose, where widths are equal."""
+    """Whether the initial encoder is the decoder's transpose, where widths are equal; otherwise it
+    has random rows of its own."""
     orthogonal_init: bool = False
     """Whether initial decoder rows are orthogonal, as many at a time as the width allows."""
     loss_fn: Literal["reconstruction", "ce", "kl"] = "reconstruction"
@@ -151,11 +159,25 @@ class TrainerConfig(OptimizationConfig):
 
     def resolved(self: T, run: RunInfo, trained: Dictionary | None) -> T:
         settings = super().resolved(run, trained)
+        for name, (reason, *harmless) in self.unread.items():
+            self.refuse_idle(name, reason, *harmless)
+        if reason := settings._random_rows(trained):
+            settings.refuse_idle("decoder_init_data_share", reason, 0.0)
         if settings.wiring != "heads":
             settings.refuse_idle("n_heads", f"with wiring={settings.wiring!r}, only with 'heads'")
         elif isinstance(trained, ParallelCoders):
             settings.refuse_idle("n_heads", f"on a dictionary of {len(trained.parts)} heads", len(trained.parts))
         return settings
+
+    def _random_rows(self, trained: Dictionary | None) -> str | None:
+        """Returns why initial decoder rows have nothing of the data; None where they may."""
+        if trained is not None:
+            return "on a trained dictionary"
+        if WIRINGS[self.wiring].writes_others:
+            return f"with wiring={self.wiring!r}, whose decoder is fitted to the data"
+        if not self.init_encoder_as_decoder_transpose:
+            return "with init_encoder_as_decoder_transpose=False"
+        return "with orthogonal_init=True" if self.orthogonal_init else None
 
     def autoencoder_options(self) -> dict[str, Any]:
         """Returns arguments of the autoencoder's class beyond those of its nonlinearity."""

@@ -26,7 +26,7 @@ from dictionary_learning.dictionaries import (
     wiring_of,
 )
 from dictionary_learning.dictionaries._folding import fold_decoder_norm_
-from dictionary_learning.dictionaries._initialization import set_decoder_
+from dictionary_learning.dictionaries._initialization import set_decoder_, unit_rows
 from dictionary_learning.dictionaries._trainable import has_own_method
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
 from dictionary_learning.errors import ConfigError
@@ -104,7 +104,14 @@ class SAETrainer(Trainer):
         self.dictionary.initialize_from_data(
             x,
             y,
-            InitConfig(settings.b_dec_init_method, settings.scale_encoder, fit, self.generator, self.selecting),
+            InitConfig(
+                settings.b_dec_init_method,
+                settings.scale_encoder,
+                fit,
+                self.generator,
+                settings.decoder_init_data_share,
+                self.selecting,
+            ),
         )
         if settings.unit_norm_decoder and fit:
             for part in self.dictionary.coders():
@@ -224,9 +231,22 @@ def _new_dictionary(
     coders = list(dictionary.coders())
     for part in coders:
         coder = part.coder
-        W_enc = coder.W_enc if settings.init_encoder_as_decoder_transpose and not coder.is_tied else None
-        place: dict[str, Any] = {"first": coder.first_latent, "whole": settings.dict_size // len(coders)}
-        set_decoder_(coder.W_dec, W_enc, norm=norm, orthogonal=settings.orthogonal_init, generator=generator, **place)
+        first, whole = coder.first_latent, settings.dict_size // len(coders)
+        set_decoder_(
+            coder.W_dec,
+            norm=norm,
+            orthogonal=settings.orthogonal_init,
+            generator=generator,
+            first=first,
+            whole=whole,
+        )
+        if coder.is_tied or coder.W_enc.shape != coder.W_dec.shape:
+            continue
+        if settings.init_encoder_as_decoder_transpose:
+            coder.W_enc.data.copy_(coder.W_dec.data)
+        else:
+            own = (first, first + len(coder.W_enc))
+            coder.W_enc.data.copy_(unit_rows(whole, coder.W_enc.shape[1], generator, own))
     return dictionary
 
 

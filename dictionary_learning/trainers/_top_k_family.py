@@ -36,6 +36,7 @@ _LR_MIN_WIDTH = 512
 .245 after 4 steps on sparse synthetic activations, this one .215; after 50 steps they are equal."""
 _LR_MUON = 2e-3
 """Muon's, at any width (sparsify)."""
+_DATA_SHARE = 0.35
 _END_TO_END = 0.2
 """Factor of the rate where the loss is the model's. At the whole rate KL fell more slowly and the
 reconstruction left the activations (40 steps on SmolLM2-135M: 0.97 nats and FVU 2.7, against 0.75
@@ -46,6 +47,11 @@ def _default_k(c: Any) -> int:
     if isinstance(c.trained, Trainable):
         return getattr(next(c.trained.coders()).coder.nonlinearity, "k", None) or DEFAULT_K
     return DEFAULT_K
+
+
+def _default_data_share(c: Any) -> float:
+    is_measured = c.wiring == "autoencoder" and c.trained is None
+    return _DATA_SHARE if is_measured and c.init_encoder_as_decoder_transpose and not c.orthogonal_init else 0.0
 
 
 def _lr_law(c: Any) -> float:
@@ -71,6 +77,10 @@ class TopKFamilyConfig(TrainerConfig):
     lr: float = auto(_lr_law, at_least=0)
     """Learning rate; by default 4.5e-3 / sqrt(dict_size / 2^14): the paper's law in the width, with
     a factor measured for these settings (docs/defaults.md), and at most that of 512 latents."""
+    decoder_init_data_share: float = auto(_default_data_share, at_least=0, at_most=1)
+    """Share of differences between activations in the initial decoder rows, the rest of which is
+    random. By default 0.35 where it can be: for an autoencoder whose encoder starts as the
+    decoder's transpose (measured in docs/defaults.md)."""
     encoder_lr_factor: float = setting(0.5, at_least=0)
     decoder_lr_factor: float = setting(2.0, at_least=0)
     """Factor of the learning rate for W_dec, whose rows turn without growing."""
@@ -117,6 +127,12 @@ class TopKFamilyConfig(TrainerConfig):
     def k_at(self, step: int) -> int:
         """Returns the number of latents that are kept at a step."""
         return annealed_k(self.k, min(self.k_anneal_start, self.dict_size), step, self.k_anneal_steps)
+
+
+NO_THRESHOLD = dict.fromkeys(
+    ("threshold_beta", "threshold_start_step"), ("with a method that has no threshold for inference",)
+)
+"""What is unread where latents are chosen in another way (`TrainerConfig.unread`)."""
 
 
 class ReconstructionTerm(NamedTuple):

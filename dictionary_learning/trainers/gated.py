@@ -11,10 +11,14 @@ from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._losses import squared_error
-from dictionary_learning.trainers._penalties import Penalty, PenaltyConfig, penalized_loss, scheduled_coefficient
+from dictionary_learning.trainers._penalties import (
+    OF_THRESHOLDS,
+    Penalty,
+    PenaltyConfig,
+    penalized_loss,
+    scheduled_coefficient,
+)
 from dictionary_learning.trainers._sae_trainer import SAETrainer
-
-_OF_THRESHOLDS = ("l0", "step", "target_l0", "quadratic_l0", "quadratic")
 
 
 @TRAINERS.register("gated")
@@ -40,7 +44,7 @@ class GatedSAETrainer(SAETrainer):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.sparsity_function in _OF_THRESHOLDS:
+            if self.sparsity_function in OF_THRESHOLDS:
                 raise ConfigError(
                     f"Gates have no thresholds for sparsity_function={self.sparsity_function!r}; use l1 or lp."
                 )

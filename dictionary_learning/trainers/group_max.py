@@ -5,7 +5,7 @@ from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
-from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, scheduled_k, top_k_loss
+from dictionary_learning.trainers._top_k_family import NO_THRESHOLD, TopKFamilyConfig, scheduled_k, top_k_loss
 
 
 @TRAINERS.register("group_max")
@@ -17,6 +17,8 @@ class GroupMaxTrainer(SAETrainer):
 
     class Config(TopKFamilyConfig):
         """Settings of GroupMax."""
+
+        unread = NO_THRESHOLD
 
     settings: Config
     annealed_k = component(scheduled_k)

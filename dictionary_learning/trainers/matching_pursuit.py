@@ -8,7 +8,7 @@ from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._sae_trainer import SAETrainer
-from dictionary_learning.trainers._top_k_family import TopKFamilyConfig, scheduled_k, top_k_loss
+from dictionary_learning.trainers._top_k_family import NO_THRESHOLD, TopKFamilyConfig, scheduled_k, top_k_loss
 
 
 @TRAINERS.register("matching_pursuit")
@@ -22,6 +22,14 @@ class MatchingPursuitTrainer(SAETrainer):
     class Config(TopKFamilyConfig):
         """Settings of MatchingPursuit."""
 
+        unread = NO_THRESHOLD | {
+            "encoder_lr_factor": ("beside decoder_lr_factor, which is that of the one matrix",),
+            "rank_by_norm": ("on rows of unit norm", False),
+            "scale_encoder": ("on rows of unit norm",),
+            "unit_norm_decoder": ("with matching pursuit, which needs rows of unit norm", True),
+        }
+        encoder_lr_factor: float = setting(1.0, at_least=0)
+        scale_encoder: bool = False
         decoder_lr_factor: float = setting(1.0, at_least=0)
         """Factor of the learning rate for the one matrix that encodes and decodes."""
 

@@ -111,6 +111,7 @@ def trainer_config(cfg: Any, width: int, site: str) -> OptimizationConfig:
         "dead_feature_threshold": cfg.dead_feature_window * batch,
         "feature_sampling_window": cfg.feature_sampling_window * batch,
         "scale_encoder": False,
+        "decoder_init_data_share": 0.0,
         **_schedule(cfg),
         **(_nested(coder, architecture, width) if cfg.is_nested else _flat(cfg, architecture, width)),
     }
