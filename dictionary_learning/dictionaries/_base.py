@@ -187,8 +187,8 @@ class Dictionary(nn.Module, ABC):
             ConfigError: They have another width, or are no dense tensor.
         """
         width = self.activation_dim if width is None else width
-        if not isinstance(x, Tensor) or x.layout is not torch.strided or not x.ndim:
-            raise ConfigError(f"Got {short(x)} as {what}; give a dense tensor (..., {width}).")
+        if not isinstance(x, Tensor) or x.layout is not torch.strided or not x.ndim or x.is_complex():
+            raise ConfigError(f"Got {short(x)} as {what}; give a dense tensor (..., {width}) of real numbers.")
         if x.shape[-1] != width:
             raise ConfigError(
                 f"Got {what} of width {x.shape[-1]}; this dictionary takes width {width}. "

@@ -269,7 +269,9 @@ class Coder(Trainable):
         self, x: Float[Tensor, "batch activation_dim"], candidates: Int[Tensor, "n"], k: int
     ) -> Float[Tensor, "batch output_dim"]:
         whole = self._encoder()
-        W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (whole.W, whole.b, self.W_dec))
+        # a gate decides which latents fire: its bias, and not that of the magnitude, revives them
+        bias = whole.b if self.b_enc is not None else (self.encoder_biases() or [whole.b])[0]
+        W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (whole.W, bias, self.W_dec))
         encoder = Encoder(W_enc, b_enc, None if whole.center is None else whole.center.detach())
         x, n = self._checked(x), min(k, len(candidates))
         most = max(n_of_rank for (n_of_rank,) in self.latent_ranks.tell([len(candidates)]))

@@ -259,6 +259,8 @@ class Trainer(ABC):
             settings, gathering, n_tokens = self.settings, self._gathering, max(self.ranks.total(len(x)), 1)
             at = self.step if settings.grad_acc_steps > 1 else step
             self._go_to(at)
+            if gathering.is_empty:  # gradients that the caller computed are of no step
+                self.optimizer.zero_grad(set_to_none=True)
             batch, n_replaced = finite_batch(x, y, self.device)
             self.n_nonfinite_tokens += self.ranks.sum(n_replaced)
             parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)

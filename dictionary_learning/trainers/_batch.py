@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictionary_learning._border import short
 from dictionary_learning._usual_state import usable
 from dictionary_learning.dictionaries import Reconstruction
+from dictionary_learning.errors import DataError
 from dictionary_learning.latents import detached
 from dictionary_learning.ops._joint import replace_nonfinite
 
@@ -40,7 +42,8 @@ class Batch(NamedTuple):
 
 def finite_batch(x: Tensor, y: Tensor | None, device: torch.device) -> tuple[Batch, Int[Tensor, ""]]:
     """Returns a batch on a device, with tokens that are not finite replaced, and their number."""
-    x = usable(x).to(device)
+    x, y = _plain(x), None if y is None else _plain(y)
+    x = x.to(device)
     if y is None:
         x, n_replaced = replace_nonfinite(x)
         return Batch(x, x), n_replaced
@@ -48,6 +51,19 @@ def finite_batch(x: Tensor, y: Tensor | None, device: torch.device) -> tuple[Bat
     both, n_replaced = replace_nonfinite(torch.cat([x, y.to(x)], dim=1))
     width = x.shape[1]
     return Batch(both[:, :width].contiguous(), both[:, width:].contiguous()), n_replaced
+
+
+def _plain(given: Tensor) -> Tensor:
+    """Returns a tensor of no class of the user's, through which gradients do not reach a model.
+
+    Raises:
+        DataError: It is sparse or complex.
+    """
+    if given.layout is not torch.strided or given.is_complex():
+        raise DataError(f"Got activations {short(given)}; give a dense tensor of real numbers.")
+    if given.requires_grad or type(given) is not Tensor:
+        given = given.detach().as_subclass(Tensor)
+    return usable(given)  # else the same: a product is shared by the identity of its inputs
 
 
 def usual_rows(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:

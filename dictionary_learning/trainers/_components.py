@@ -83,7 +83,8 @@ class ScheduledValue(Component, Generic[Number]):
         return [self.now]
 
     def figures(self) -> dict[str, Tensor]:
-        return {self._figure: torch.tensor(self.now)}
+        # of the step that was made, as the loss beside it
+        return {self._figure: torch.tensor(self._at(max(self._step - 1, 0)))}
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step}

@@ -88,7 +88,7 @@ class OptimizationConfig(BaseConfig):
     """Adam's decay of the mean gradient."""
     beta2: float = setting(0.999, at_least=0, below=1)
     """Adam's decay of the mean squared gradient."""
-    eps: float = setting(1e-8, at_least=0)
+    eps: float = setting(1e-8, above=0)
     """Adam's epsilon."""
     max_grad_norm: float | None = setting(None, above=0)
     """Gradients are scaled down to this common norm; None for no limit."""

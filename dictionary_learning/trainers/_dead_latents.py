@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictionary_learning.dictionaries import Trainable
+from dictionary_learning.dictionaries._initialization import geometric_median
 from dictionary_learning.latents import firing_counts
 from dictionary_learning.trainers._batch import Batch, Loss, StepPart
 from dictionary_learning.trainers._components import Component
@@ -255,9 +256,12 @@ def resample_(
     """Points dead latents at tokens that are reconstructed badly, in place.
 
     Tokens are drawn without repetition, with a probability proportional to |y - y_hat|^4. The
-    decoder row becomes the direction of the token's target, with the mean norm of the living rows.
-    The encoder row becomes the direction of its input, with a fifth of their mean norm. Biases
-    become 0, and thresholds their initial value. The optimizer forgets its means of the new rows.
+    decoder row becomes the direction of the token's target minus b_dec, with the mean norm of the
+    living rows. The encoder row becomes the direction of its input minus b_dec, with a fifth of
+    their mean norm. Biases become 0, and thresholds their initial value. Where an encoder does not
+    subtract b_dec, the geometric median of the inputs stands for it, and the biases subtract it:
+    otherwise the latents would fire on what all tokens have in common. The optimizer forgets its
+    means of the new rows.
     Bricken et al. 2023, "Towards Monosemanticity", Neuron Resampling.
 
     Args:
@@ -280,15 +284,24 @@ def resample_(
             continue
         coder = part.coder
         inputs, outputs = batch.x[mine, part.reads].float(), batch.y[mine, part.writes].float()
-        if coder.b_dec is not None:  # the latent adds to b_dec
-            outputs = outputs - coder.b_dec
-            inputs = inputs - coder.b_dec if coder.apply_b_dec_to_input else inputs
+        b_dec = coder.b_dec
+        if b_dec is None and dictionary.b_dec is not None:  # parts share one
+            b_dec = dictionary.b_dec[part.writes]
+        if b_dec is not None:  # the latent adds to b_dec
+            outputs = outputs - b_dec
+        is_centered = coder.apply_b_dec_to_input or coder.is_tied
+        center = coder.b_dec if is_centered else geometric_median(batch.x[:, part.reads].float())
+        inputs = inputs if center is None else inputs - center
         alive = torch.ones(coder.dict_size, dtype=torch.bool, device=own.device).index_fill_(0, own, False)
         usual = norms(coder.W_dec)[alive].mean() if bool(alive.any()) else 1.0
         rows = {id(coder.W_dec): torch.nn.functional.normalize(outputs, dim=1) * usual}
         if not coder.is_tied:
             length = norms(coder.W_enc[alive].float()).mean() if bool(alive.any()) else 1.0
-            rows[id(coder.W_enc)] = torch.nn.functional.normalize(inputs, dim=1) * (_ENCODER_SHARE * length)
+            W_enc = torch.nn.functional.normalize(inputs, dim=1) * (_ENCODER_SHARE * length)
+            rows[id(coder.W_enc)] = W_enc
+            if not is_centered:
+                assert center is not None
+                rows |= {id(bias): -(W_enc @ center) for bias in coder.encoder_biases()}
         threshold = float(getattr(coder.nonlinearity, "initial_threshold", 0.0))
         for name, p in coder.named_parameters():
             # a width may equal dict_size: only the name tells tensors without rows for latents

@@ -1,7 +1,7 @@
 """Shared by the optimizers: checks, clipping, and rows that were written from outside."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +58,11 @@ class CommonNorm:
         own = torch.stack([nothing, *(value for p, value in squared if id(p) in self._parts)]).sum()
         rest = torch.stack([nothing, *(value for p, value in squared if id(p) not in self._parts)]).sum()
         return (self._ranks.sum(own) + rest).sqrt()
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Returns what copies and pickles of an optimizer have: PyTorch's leave out its attributes."""
+    return {name: value for name, value in vars(optimizer).items() if not name.startswith("_optimizer_")}
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dictionary_learning.config import Registry
 from dictionary_learning.errors import ConfigError, MissingDependencyError
-from dictionary_learning.trainers._optimizer_rows import check_numbers, take_rows
+from dictionary_learning.trainers._optimizer_rows import check_numbers, take_rows, whole_state
 from dictionary_learning.trainers._row_adam import RowAdam
 from dictionary_learning.trainers._schedule_free import ScheduleFree
 from dictionary_learning.trainers._unit_norm_optimizer import UnitNormOptimizer
@@ -201,6 +201,8 @@ class MultiOptimizer(torch.optim.Optimizer):
         self.optimizers = list(optimizers)
         super().__init__([{**group} for optimizer in self.optimizers for group in optimizer.param_groups], {})
         self._link()
+
+    __getstate__ = whole_state
 
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Makes one step with the current gradients."""

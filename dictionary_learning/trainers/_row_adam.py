@@ -17,6 +17,7 @@ from dictionary_learning.trainers._optimizer_rows import (
     check_numbers,
     clip_divisor,
     squared_norm,
+    whole_state,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class RowAdam(torch.optim.Optimizer):
         self.max_grad_norm, self.offloads = max_grad_norm, offloads
         self.norm, self._has_warned = CommonNorm(), False
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "unit_rows": False})
+
+    __getstate__ = whole_state
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]

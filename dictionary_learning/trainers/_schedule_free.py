@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.ops._row_updates import normalize_rows_
-from dictionary_learning.trainers._optimizer_rows import take_rows
+from dictionary_learning.trainers._optimizer_rows import take_rows, whole_state
 
 
 class ScheduleFree(torch.optim.Optimizer):
@@ -40,6 +40,8 @@ class ScheduleFree(torch.optim.Optimizer):
         self.training = True
         # by the index of the parameter: z, x and the sum of lr^2
         self._points: dict[int, dict[str, Any]] = {}
+
+    __getstate__ = whole_state
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

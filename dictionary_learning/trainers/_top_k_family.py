@@ -88,7 +88,7 @@ class TopKFamilyConfig(TrainerConfig):
     beta2: float = setting(0.95, at_least=0, below=1)
     """Adam's decay of the mean squared gradient. A low value keeps a latent that fires again after
     long from a large step."""
-    eps: float = setting(6.25e-10, at_least=0)
+    eps: float = setting(6.25e-10, above=0)
     """Adam's epsilon. Gradients of rare latents are small (Gao et al. 2024, A.1)."""
     decay_start: int = auto(decay_after(1 / 5), at_least=0)
     """The step at which the learning rate starts to decay to 0; by default after 20% of the run, or

@@ -15,6 +15,7 @@ from dictionary_learning.trainers._optimizer_rows import (
     clip_divisor,
     squared_norm,
     take_rows,
+    whole_state,
 )
 
 
@@ -54,6 +55,8 @@ class UnitNormOptimizer(torch.optim.Optimizer):
         self.param_groups = self.inner.param_groups  # one list: a rate set here is used there
         self.n_skipped = torch.zeros((), device=next(iter(self._twins)).device)
         """Number of steps that were skipped because a gradient was not finite, on the device."""
+
+    __getstate__ = whole_state
 
     @torch.no_grad()
     def step(self, closure: Closure = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]

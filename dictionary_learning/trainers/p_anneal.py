@@ -37,7 +37,7 @@ class PAnnealConfig(PenaltyConfig):
     """The initial power."""
     p_end: float = setting(0.0, at_least=0)
     """The final power. It does not fall below 0.05."""
-    n_sparsity_updates: int | Literal["continuous"] = 10
+    n_sparsity_updates: int | Literal["continuous"] = setting(10, at_least=1)
     """Number of changes of p; "continuous" for one at each step."""
     sparsity_queue_length: int = setting(10, at_least=1)
     """Steps over which the means are taken."""
