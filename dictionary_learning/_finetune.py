@@ -101,7 +101,10 @@ def _found(given: Any, widths: Mapping[Site, int]) -> dict[str, Dictionary]:
     if isinstance(given, Dictionary):
         return {"": given}
     if isinstance(given, Mapping):
-        return {str(site): dictionary for site, dictionary in cast(Mapping[Any, Dictionary], given).items()}
+        found = {str(site): dictionary for site, dictionary in cast(Mapping[Any, Any], given).items()}
+        if odd := {site: value for site, value in found.items() if not isinstance(value, Dictionary)}:
+            raise ConfigError(f"Got finetune={odd!r}; give a mapping from sites to dictionaries.")
+        return found
     if not isinstance(given, (str, os.PathLike)):
         raise ConfigError(
             f"Got finetune={given!r}; give a dictionary, a mapping from sites to dictionaries, or where they are "

@@ -73,6 +73,11 @@ class Resumed:
         """Steps of the run that goes on."""
         self.evaluation: dict[str, Any] = self._state.get("evaluation", {})  # older checkpoints have none
 
+    @property
+    def seeds(self) -> list[int | None]:
+        """The seed of each dictionary, also of those that were given none."""
+        return [settings.get("seed") for settings in self._run["trainers"]]
+
     def check(self, now: Mapping[str, Any], allowed: Iterable[str]) -> None:
         """Compares a run, as `describe_run` returns it, with the one of the checkpoint.
 

@@ -64,6 +64,7 @@ def training_jobs(
     fitted: Mapping[tuple[Site, str], Normalizer] | None = None,
     seed: int | None = None,
     placement: Placement = SINGLE,
+    drawn: Sequence[int | None] = (),
 ) -> list[TrainingJob]:
     """Returns a job for each config and set of its sites, initialized from a sample of the data.
 
@@ -78,6 +79,7 @@ def training_jobs(
             initialized then, and no data are read.
         seed: Seed of configs that have the default one, or none.
         placement: Which dictionaries this rank has; only their jobs are returned.
+        drawn: Seeds of the dictionaries of a run that is resumed, for those that are given none.
 
     Raises:
         ConfigError: A config cannot be used, or does not fit the data.
@@ -102,8 +104,9 @@ def training_jobs(
         placed: dict[str, Any] = {"site": in_config(sites.reads), "normalize": kind}
         if not sites.is_autoencoder:
             placed["target_site"] = in_config(sites.writes)
-        if config.seed is None and placement.world.size > 1:  # the ranks of a dictionary draw the same
-            placed["seed"] = placement.world.share(torch.Generator().seed())
+        if config.seed is None:  # drawn here, so that it is recorded, and the same on all ranks
+            known = drawn[number] if number < len(drawn) else None
+            placed["seed"] = placement.world.share(torch.Generator().seed() % 2**63) if known is None else known
         with building_slices(placement.latent if builds_slice else ALONE):
             trainer = config.replace(**placed).build(run)
         name = _name(trainer, sites, len(stream.widths) > 1)

@@ -102,6 +102,27 @@ def save_whole(dictionary: Dictionary, place: Path, further: Mapping[str, Any], 
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_trained(jobs: Sequence[TrainingJob], dictionaries: Mapping[str, Dictionary]) -> None:
+    """Refuses dictionaries that are as they were initialized, since every step was skipped.
+
+    Args:
+        jobs: What was trained here.
+        dictionaries: What came out, by name; all of them are saved.
+
+    Raises:
+        DivergenceError: There are some; it holds the other dictionaries.
+    """
+    idle = [job for job in jobs if 0 < job.trainer.step <= float(job.trainer.optimizer.n_skipped)]
+    if idle:
+        names = [job.name for job in idle]
+        raise DivergenceError(
+            f"{', '.join(names)} made no step: in all {idle[0].trainer.step}, the loss or a gradient was not finite, "
+            "and the weights are the initial ones. Look at the loss, if the method is your own, and at the "
+            "activations; else lower the learning rate. The other dictionaries are in this error's `dictionaries`.",
+            [dictionary for name, dictionary in dictionaries.items() if name not in names],
+        )
+
+
 def check_finite(job_names: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:
     """Refuses weights that are not finite.
 

@@ -91,9 +91,34 @@ def check_own(what: str, settings: Mapping[str, tuple[Any, Any, Any]]) -> None:
             raise ConfigError(f"Got {name}={given!r}, and {what} {has}. Leave {name} out, or set it there.")
 
 
+_ELSEWHERE = {
+    "learningrate": "lr",
+    "dsae": "dictsize",
+    "numlatents": "dictsize",
+    "nlatents": "dictsize",
+    "nfeatures": "dictsize",
+    "hiddendim": "dictsize",
+    "l1coefficient": "sparsitypenalty",
+    "l1penalty": "sparsitypenalty",
+    "contextsize": "ctxlen",
+    "seqlen": "ctxlen",
+}
+"""Names in other packages, and ours, as `_plain` writes them."""
+
+
+def _plain(name: str) -> str:
+    """Returns a name as it sounds: without case, separators and the word trainer."""
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    return plain.replace("trainer", "") or plain
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x' or 'y'?" for the nearest known names, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    own = {name: _plain(name) for name in known}
+    as_given = _ELSEWHERE.get(_plain(name), _plain(name))
+    same = [one for one, plain in own.items() if plain == as_given]
+    plain_near = difflib.get_close_matches(as_given, list(own.values()), n=3, cutoff=0.6)
+    near = same or [one for one, plain in own.items() if plain in plain_near][:3]
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 

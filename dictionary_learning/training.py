@@ -23,7 +23,7 @@ from dictionary_learning._resume import RunCheckpoints, all_trainers, describe_r
 from dictionary_learning._run_folder import claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, check_accumulation, figures_of, plan_of
 from dictionary_learning._run_setup import TrainingJob, placement_of, training_jobs
-from dictionary_learning._saving import check_finite, exported
+from dictionary_learning._saving import check_finite, check_trained, exported
 from dictionary_learning._stop_request import StopRequest
 from dictionary_learning._training_step import train_step
 from dictionary_learning._types import ConfigLike
@@ -130,7 +130,9 @@ def trainSAE(
             model's activations.
         verbose: Whether to log through `logging` too.
         device: Where to train; the accelerator if there is one.
-        autocast_dtype: Type of products under autocast; float32 for no autocast.
+        autocast_dtype: Type of the model's products in steps whose `loss_fn` is ce or kl, and of a
+            user's class; float32 for no autocast. The methods here choose the type of each product
+            by themselves: bfloat16 where that is fast and changes no result.
         backup_steps: Another name of `checkpoint_steps`, which writes `checkpoints/latest` of each
             dictionary too.
         progress: Whether the console shows the run.
@@ -241,8 +243,10 @@ def trainSAE(
         stream.expect(plan.steps)
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
         jobs = training_jobs(
-            trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed, placed
+            *(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed, placed),
+            () if resumed is None else resumed.seeds,
         )
+        _warn_of_idle_autocast(jobs, autocast_dtype)
         for job in jobs:
             FORMATS[save_format].check(job.trainer.dictionary)
         names, settings = all_trainers(jobs, placed)
@@ -333,6 +337,7 @@ def trainSAE(
     if folder is not None and world.is_first:
         logger.info("Saved %s in '%s'.", counted(len(dictionaries), "dictionary", "dictionaries"), shown(folder))
     check_finite(names, dictionaries)
+    check_trained(jobs, dict(zip(names, dictionaries, strict=True)))
     with only_first_talks(world):
         _warn_of_divergence(jobs)
     return dictionaries
@@ -344,6 +349,16 @@ def _stream(data: Any, world: Ranks, n_shares: int, split_by_head: bool) -> Stre
     if n_shares == world.size == 1:
         return ActivationStream(data, split_by_head=split_by_head)
     return SpreadStream(data, n_shares, world, split_by_head=split_by_head)
+
+
+def _warn_of_idle_autocast(jobs: Sequence[TrainingJob], autocast_dtype: torch.dtype) -> None:
+    trainers = [job.trainer for job in jobs]
+    if autocast_dtype != torch.float32 and not any(t.settings.needs_predictions or t.may_draw for t in trainers):
+        logger.warning(
+            "autocast_dtype=%s has no effect in this run: these methods choose the type of each product by themselves, "
+            "bfloat16 where that is fast and changes no result. It is for loss_fn 'ce' and 'kl'.",
+            autocast_dtype,
+        )
 
 
 def _warn_of_divergence(jobs: Sequence[TrainingJob]) -> None:

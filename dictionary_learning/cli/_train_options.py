@@ -101,7 +101,8 @@ class TrainArguments(EvaluationArguments, CaptureArguments):
     log_steps: int | None = None
     """Steps between two entries of the log; by default 100 entries."""
     autocast_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The type of the products of a step, under torch.autocast; float32 for no autocast."""
+    """The type of the model's products in steps with loss_fn ce or kl, under torch.autocast;
+    float32 for no autocast. Other losses choose the type of each product by themselves."""
     save_steps: tuple[int, ...] = ()
     """Steps after which the dictionaries are saved too."""
     save_format: str = "own"

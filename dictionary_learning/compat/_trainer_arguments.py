@@ -59,15 +59,16 @@ def split_options(
         return split_arguments(config, options)
     known = {field.name for field in fields(config)}
     renamed: dict[str, Any] = {}
+    said: dict[str, str] = {}
     for name, value in _without_class_names(config, options).items():
         own = ALIASES[name] if name in ALIASES and name not in known else name
         if own in renamed and value != renamed[own]:
             raise ConfigError(f"Got two values of {own}, also as {name}: {renamed[own]!r} and {value!r}. Give one.")
-        renamed[own] = value
+        renamed[own], said[own] = value, name
     for name in renamed:
         if name not in known and name not in FACTS:
             _refuse_argument(config.trainer_class, name)
-            raise UnknownNameError(f"option of {config.__qualname__}", name, [*known, *FACTS])
+            raise UnknownNameError(f"option of {config.__qualname__}", said[name], [*known, *FACTS])
     if is_older(renamed):
         renamed = with_older_defaults(config.trainer_class, known, renamed)
     settings = {name: value for name, value in renamed.items() if name in known}

@@ -160,7 +160,8 @@ class Coder(Trainable):
         if latents is not None:  # (n, activation_dim) and (n,)
             weight, bias = weight[latents], None if bias is None else bias[latents]
         centered = x if center is None else x - center.to(x.dtype)
-        return nn.functional.linear(centered, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        with no_autocast(x):
+            return nn.functional.linear(centered, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         selects = isinstance(self.nonlinearity, SparseSelection)
@@ -230,7 +231,8 @@ class Coder(Trainable):
         """
         self.check_width(latents, self.dict_size, "latents")
         dtype = torch.promote_types(self.dtype, torch.float32)
-        out = latents.to(dtype) @ self.W_dec.to(dtype)
+        with no_autocast(latents):
+            out = latents.to(dtype) @ self.W_dec.to(dtype)
         return self.with_affine_part(out, None if x is None else x.to(dtype))
 
     def decode_with(

@@ -26,8 +26,14 @@ def fold_decoder_norm_(dictionary: Trainable) -> None:
         ConfigError: Other latents would be kept, since latents of unequal norms are compared by
             value; or the encoder is the decoder. Nothing is changed then.
     """
+    fold_rounded_norm_(dictionary)
+
+
+@torch.no_grad()
+def fold_rounded_norm_(dictionary: Trainable, stored: torch.dtype | None = None) -> None:
+    """Does the same to weights that were stored in a type, whose rounding makes norms unequal."""
     # all factors first: what is refused must leave every coder unchanged
-    found = [(part.coder, _factors(part.coder)) for part in dictionary.coders()]
+    found = [(part.coder, _factors(part.coder, stored)) for part in dictionary.coders()]
     for coder, factors in found:
         if factors is not None:
             _fold_(coder, factors)
@@ -44,14 +50,14 @@ def can_fold_decoder_norm(dictionary: Trainable) -> bool:
     return True
 
 
-def _factors(coder: Coder) -> Tensor | None:
+def _factors(coder: Coder, stored: torch.dtype | None = None) -> Tensor | None:
     """Returns the factor of each latent (dict_size,); None for no change."""
     norms = coder.decoder_norms()
     written = norms > 0
     if not bool(written.any()):
         return None
     least, most = (float(norm) for norm in norms[written].aminmax())
-    tolerance = max(_EQUAL, torch.finfo(coder.dtype).eps)
+    tolerance = max(_EQUAL, torch.finfo(stored or coder.dtype).eps)
     name = type(coder.nonlinearity).__name__
     if coder.is_tied:
         if max(abs(least - 1), abs(most - 1)) <= tolerance:

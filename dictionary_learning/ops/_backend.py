@@ -147,7 +147,13 @@ def register_backend(name: str, backend: Backend) -> None:
 
 
 def backend_for(weight: Tensor) -> Backend:
-    """Returns the backend for a weight: chosen once for a device type, dtype and forced name."""
+    """Returns the backend for a weight: chosen once for a device type, dtype and forced name.
+
+    Inside `torch.compile` and the transforms of `torch.func` it is the reference, whose operations
+    these can follow.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
+        return REFERENCE
     return _choose_backend(weight.device.type, weight.dtype, forced_backend())
 
 

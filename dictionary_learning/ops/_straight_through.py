@@ -49,13 +49,18 @@ def step(z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_in
 class _Threshold(torch.autograd.Function):
     """z 1[z > threshold] if `has_value`, else 1[z > threshold]."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool, has_value: bool
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (in the form of `torch.func`)
+        z: Tensor, threshold: Tensor, bandwidth: float, name: KernelName, to_input: bool, has_value: bool
     ) -> Tensor:
-        ctx.save_for_backward(z, threshold)
-        ctx.options = (bandwidth, name, to_input, has_value)
         return z * (z > threshold) if has_value else (z > threshold).to(z.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        z, threshold, *ctx.options = inputs
+        ctx.save_for_backward(z, threshold)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -6,9 +6,11 @@ and passes the result to the trainer as `settings`, which never change afterward
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from dictionary_learning._border import short
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.config import BaseConfig, auto, resolve, setting
 from dictionary_learning.dictionaries import WIRINGS, Dictionary, load_dictionary
@@ -190,6 +192,8 @@ class OptimizationConfig(BaseConfig):
         given = self.finetune
         if given is None:
             return self, None
+        if not isinstance(given, Dictionary | str | os.PathLike):
+            raise ConfigError(f"Got finetune={short(given)}; give a dictionary, or the path or name of one.")
         if isinstance(given, Dictionary):
             return self.replace(finetune=given.info.source or type(given).__name__), given
         return self.replace(finetune=str(given)), load_dictionary(given)

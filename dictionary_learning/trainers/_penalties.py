@@ -165,6 +165,8 @@ class PenaltyConfig(TrainerConfig):
     unread: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "rank_by_norm": ("with a method that keeps no set number of latents", False)
     }
+    has_thresholds: ClassVar[bool | None] = None
+    """Whether latents have thresholds, which a penalty on their number trains; None: not known."""
     penalizes_gates: ClassVar[bool] = False
     """Whether the penalty is on the gates of a gated dictionary, and not on its latents."""
 
@@ -193,6 +195,11 @@ class PenaltyConfig(TrainerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         # the look-up refuses an unknown name; a recipe's target_l0 may stand beside another penalty
+        if self.has_thresholds is False and self.sparsity_function in OF_THRESHOLDS:
+            raise ConfigError(
+                f"sparsity_function={self.sparsity_function!r} has no gradient in a method without thresholds. Use the "
+                "trainer 'jump_relu', or l1, lp or tanh."
+            )
         for name in {"lp_norm", "tanh_scale"} - self._penalty_settings().keys():
             self.refuse_idle(name, f"with sparsity_function={self.sparsity_function!r}")
 

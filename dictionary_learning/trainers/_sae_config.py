@@ -108,7 +108,7 @@ class TrainerConfig(OptimizationConfig):
     """Weight of the loss that pulls pre-activations of dead latents up."""
     resample_steps: int | None = setting(None, at_least=1)
     """Steps between two resamplings of dead latents, each with a new warm-up; None for never."""
-    dead_feature_threshold: float = setting(_DEAD_AFTER, above=0)
+    dead_feature_threshold: float = setting(_DEAD_AFTER, above=0, at_most=2**62)
     """Tokens without firing after which a latent is dead. Below 1 it is a frequency: a latent that
     fires on a smaller share of `feature_sampling_window` tokens is dead (as in SAELens)."""
     dead_feature_window: int | None = setting(None, at_least=1)

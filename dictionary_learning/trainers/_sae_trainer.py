@@ -25,7 +25,7 @@ from dictionary_learning.dictionaries import (
     have_same_parts,
     wiring_of,
 )
-from dictionary_learning.dictionaries._folding import fold_decoder_norm_
+from dictionary_learning.dictionaries._folding import fold_rounded_norm_
 from dictionary_learning.dictionaries._initialization import set_decoder_, unit_rows
 from dictionary_learning.dictionaries._trainable import has_own_method
 from dictionary_learning.dictionaries.nonlinearities import Nonlinearity
@@ -277,8 +277,8 @@ def _trained_dictionary(
     other = (trained.output_dim,) if WIRINGS[settings.wiring].writes_others else run.read_dims
     trained.check_sites(run.read_dims, run.output_dims or other)
     if settings.unit_norm_decoder and not any(part.coder.is_tied for part in trained.coders()):
-        trained = copy.deepcopy(trained).float()
-        fold_decoder_norm_(trained)
+        stored, trained = trained.dtype, copy.deepcopy(trained).float()
+        fold_rounded_norm_(trained, stored)
     elif WIRINGS[settings.wiring].unit_rows and not settings.unit_norm_decoder:
         logger.info("Decoder rows of unequal norm decide which latents are kept, and are not normalized.")
     dictionary = copy_trained(trained, nonlinearity, settings, generator)

@@ -50,8 +50,11 @@ def _default_k(c: Any) -> int:
 
 
 def _default_data_share(c: Any) -> float:
-    is_measured = c.wiring == "autoencoder" and c.trained is None
-    return _DATA_SHARE if is_measured and c.init_encoder_as_decoder_transpose and not c.orthogonal_init else 0.0
+    is_measured = c.asked.starts_from_data and c.wiring == "autoencoder" and c.loss_fn == "reconstruction"
+    is_new = c.trained is None
+    return (
+        _DATA_SHARE if is_measured and is_new and c.init_encoder_as_decoder_transpose and not c.orthogonal_init else 0.0
+    )
 
 
 def _lr_law(c: Any) -> float:
@@ -71,6 +74,8 @@ class TopKFamilyConfig(TrainerConfig):
     """Settings of the methods that keep a set number of latents."""
 
     auxk_is_share_of_error: ClassVar[bool] = False
+    starts_from_data: ClassVar[bool] = False
+    """Whether initial decoder rows are partly data by default: where that was measured to help."""
 
     k: int = auto(_default_k, at_least=1)
     """Latents per token; by default 32, or those of the dictionary to start from."""
@@ -79,8 +84,8 @@ class TopKFamilyConfig(TrainerConfig):
     a factor measured for these settings (docs/defaults.md), and at most that of 512 latents."""
     decoder_init_data_share: float = auto(_default_data_share, at_least=0, at_most=1)
     """Share of differences between activations in the initial decoder rows, the rest of which is
-    random. By default 0.35 where it can be: for an autoencoder whose encoder starts as the
-    decoder's transpose (measured in docs/defaults.md)."""
+    random. By default 0.35 for autoencoders of TopK whose encoder starts as the
+    decoder's transpose (docs/defaults.md), and 0 for others."""
     encoder_lr_factor: float = setting(0.5, at_least=0)
     decoder_lr_factor: float = setting(2.0, at_least=0)
     """Factor of the learning rate for W_dec, whose rows turn without growing."""

@@ -6,13 +6,11 @@ from typing import ClassVar
 from dictionary_learning.config import setting
 from dictionary_learning.dictionaries import GatedAutoEncoder
 from dictionary_learning.dictionaries.nonlinearities import Gated, Nonlinearity
-from dictionary_learning.errors import ConfigError
 from dictionary_learning.trainers._base import TRAINERS
 from dictionary_learning.trainers._batch import Batch, Loss
 from dictionary_learning.trainers._components import component
 from dictionary_learning.trainers._losses import squared_error
 from dictionary_learning.trainers._penalties import (
-    OF_THRESHOLDS,
     Penalty,
     PenaltyConfig,
     penalized_loss,
@@ -39,15 +37,9 @@ class GatedSAETrainer(SAETrainer):
 
         default_lr: ClassVar[float] = 5e-5
         penalizes_gates: ClassVar[bool] = True
+        has_thresholds: ClassVar[bool | None] = False
 
         beta1: float = setting(0.0, at_least=0, below=1)
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.sparsity_function in OF_THRESHOLDS:
-                raise ConfigError(
-                    f"Gates have no thresholds for sparsity_function={self.sparsity_function!r}; use l1 or lp."
-                )
 
     settings: Config
     spreads_latents = True

@@ -24,6 +24,7 @@ class MatchingPursuitTrainer(SAETrainer):
 
         unread = NO_THRESHOLD | {
             "encoder_lr_factor": ("beside decoder_lr_factor, which is that of the one matrix",),
+            "init_encoder_as_decoder_transpose": ("with matching pursuit, which has one matrix", True),
             "rank_by_norm": ("on rows of unit norm", False),
             "scale_encoder": ("on rows of unit norm",),
             "unit_norm_decoder": ("with matching pursuit, which needs rows of unit norm", True),

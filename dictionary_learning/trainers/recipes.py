@@ -203,6 +203,13 @@ def braun_2024(**changes: Any) -> EndToEndTrainer.Config:
     return _config(EndToEndTrainer.Config, changes)
 
 
+def __getattr__(name: str) -> Callable[..., OptimizationConfig]:
+    """Returns a recipe by a name that it is registered under, beside that of its function."""
+    if name in RECIPES:
+        return RECIPES[name]
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
 def _config(config: type[Any], changes: dict[str, Any], **settings: Any) -> Any:
     """Returns the settings with changes."""
     return config.from_dict({**settings, **changes})

@@ -27,6 +27,8 @@ class TrainerStandard(SAETrainer):
     class Config(PenaltyConfig):
         """Settings of L1."""
 
+        has_thresholds: ClassVar[bool | None] = False
+
     settings: Config
     spreads_latents = True
     coefficient = component(scheduled_coefficient)
@@ -58,6 +60,7 @@ class StandardTrainerAprilUpdate(SAETrainer):
     class Config(PenaltyConfig):
         """Settings of the April update."""
 
+        has_thresholds: ClassVar[bool | None] = False
         subtracts_b_dec: ClassVar[bool] = False
         autoencoder_class: ClassVar[type | None] = AutoEncoderNew
 

@@ -222,3 +222,14 @@ def test_every_class_takes_an_empty_batch(name, lead):
     assert built(x).shape == built.decode_with(latents, x).shape == (*lead, 12)
     x_hat, shown = built(x, output_features=True)
     assert x_hat.shape == (*lead, 12) and shown.shape == latents.shape
+
+
+@pytest.mark.parametrize("case", ANY, ids=str)
+def test_autocast_of_the_caller_changes_nothing(case):
+    built = build(case)
+    with torch.no_grad():
+        latents, x_hat = built.encode(X), built(X)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(built.encode(X), latents) and torch.equal(built(X), x_hat)
+            again = built.decode_with(latents, X)
+        assert torch.equal(again, built.decode_with(latents, X))

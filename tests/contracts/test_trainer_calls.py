@@ -2,14 +2,19 @@
 
 import copy
 import dataclasses
+import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from dictionary_learning import trainSAE
 from dictionary_learning.dictionaries import WIRINGS
-from dictionary_learning.errors import ConfigError, DataError
-from dictionary_learning.trainers import OPTIMIZERS, TRAINERS, TopKTrainer, TrainerConfig
+from dictionary_learning.errors import ConfigError, DataError, DivergenceError
+from dictionary_learning.trainers import OPTIMIZERS, TRAINERS, Batch, TopKTrainer, TrainerConfig, recipes
+from dictionary_learning.trainers._batch import finite_batch
 from dictionary_learning.trainers._dead_latents import resample_
 from tests.tiny import Planted
 
@@ -110,12 +115,11 @@ def test_copies_train_on(name, optimizer, copied):
 
 @pytest.mark.parametrize("bad", [lambda x: x.to(torch.complex64), lambda x: x.to_sparse()], ids=["complex", "sparse"])
 def test_activations_of_other_kinds_are_refused(bad):
-    trainer = build("top_k")
-    x = batches()[0]
-    with pytest.raises((ConfigError, DataError), match=r"dense|real"):
-        trainer.update(0, bad(x))
-    with pytest.raises(ConfigError, match=r"dense|real"):
-        trainer.dictionary.encode(bad(x))
+    x = bad(batches()[0])
+    with pytest.raises(DataError, match="dense tensor of real numbers"):
+        finite_batch(x, None, torch.device("cpu"))  # as `update` begins
+    with pytest.raises(ConfigError, match="dense tensor .* of real numbers"):
+        build("top_k").dictionary.check_width(x)
 
 
 @pytest.mark.parametrize("name", ["standard", "jump_relu", "p_anneal", "gated", "top_k"])
@@ -133,8 +137,6 @@ def test_resampled_latents_do_not_fire_on_what_all_tokens_share(name, wiring):
     dictionary = trainer.dictionary
     x = batch[1]
     y = x.flip(1).contiguous() if WIRINGS[wiring].writes_others else x
-    from dictionary_learning.trainers import Batch
-
     dead = torch.arange(0, dictionary.dict_size, 3)
     errors = (dictionary(x) - y).pow(2).sum(-1)
     revived = resample_(dictionary, trainer.optimizer, Batch(x, y), errors.detach(), dead, torch.Generator())
@@ -193,3 +195,118 @@ def test_logged_schedules_are_those_of_the_step(name):
 def test_eps_of_zero_is_refused():
     with pytest.raises(ConfigError, match="eps is 0"):
         TopKTrainer.Config(eps=0)
+
+
+@pytest.mark.parametrize("name", ["top_k", "batch_top_k", "group_max", "abs_top_k", "matching_pursuit"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dictionaries_stored_in_half_precision_are_trained_on(name, dtype):
+    trainer = build(name)
+    for step, x in enumerate(batches()):
+        trainer.update(step, x)
+    stored = trainer.export().to(dtype)
+    config = TRAINERS[name].Config(finetune=stored)
+    further = config.build(activation_dim=DIM, steps=STEPS, device="cpu")
+    x = batches()[0]
+    torch.testing.assert_close(further.dictionary(x), stored(x).float(), rtol=0.02, atol=0.02)
+    further.update(0, x)
+    norms = further.dictionary.W_dec.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"finetune": {"a": 1}}, "finetune={'a': 1}"),
+        ({"finetune": 3}, "finetune=3"),
+        ({"dead_feature_threshold": 10**30}, "dead_feature_threshold is"),
+        ({"l1_penalty": 1.0}, "Unknown option .* 'l1_penalty'"),
+        ({"learning_rate": 1e-3}, "Did you mean 'lr'"),
+        ({"d_sae": 64}, "Did you mean 'dict_size'"),
+    ],
+)
+def test_odd_settings_are_refused_as_they_were_given(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        trainSAE(batches(), {"trainer": "top_k", **settings}, steps=3, progress=False, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["TopK", "TOP_K", "TrainerTopK", "TopKTrainer", "top-k"])
+def test_trainers_are_guessed_from_other_spellings(name):
+    with pytest.raises(ConfigError, match="Did you mean 'top_k'"):
+        trainSAE(batches(), {"trainer": name}, steps=3, progress=False, device="cpu")
+
+
+def test_a_run_without_a_seed_records_the_one_it_drew(tmp_path):
+    config = {"trainer": "top_k", "k": 4, "dict_size": 32, "seed": None}
+    options = {"progress": False, "device": "cpu", "save_dir": tmp_path / "run", "checkpoint_steps": 2}
+    (one,) = trainSAE(batches(), config, steps=STEPS, **options)
+    seed = json.loads((tmp_path / "run" / "trainer_0" / "config.json").read_text())["trainer"]["seed"]
+    assert isinstance(seed, int)
+    (again,) = trainSAE(batches(), config | {"seed": seed}, steps=STEPS, progress=False, device="cpu")
+    assert_same(one.state_dict(), again.state_dict())
+    # a run that goes on keeps it
+    (resumed,) = trainSAE(batches(), config, steps=STEPS, resume="auto", **options)
+    assert_same(one.state_dict(), resumed.state_dict())
+
+
+class AlwaysNan(TopKTrainer):
+    """A method whose loss is never finite."""
+
+    def objective(self, batch):
+        loss = super().objective(batch)
+        return loss._replace(total=loss.total * torch.nan)
+
+
+def test_a_run_that_made_no_step_is_an_error(tmp_path):
+    configs = [AlwaysNan.Config(k=4, dict_size=32), TopKTrainer.Config(k=4, dict_size=32)]
+    with pytest.raises(DivergenceError, match="made no step: in all 6") as error:
+        trainSAE(batches(), configs, steps=STEPS, progress=False, device="cpu", save_dir=tmp_path / "run")
+    assert len(error.value.dictionaries) == 1 and (tmp_path / "run" / "trainer_1").is_dir()
+
+
+def test_an_autocast_without_effect_is_told(caplog):
+    config = {"trainer": "top_k", "k": 4, "dict_size": 32}
+    trainSAE(batches(), config, steps=STEPS, progress=False, device="cpu", autocast_dtype=torch.bfloat16)
+    assert "autocast_dtype=torch.bfloat16 has no effect" in caplog.text
+    caplog.clear()
+    trainSAE(batches(), config, steps=STEPS, progress=False, device="cpu")
+    assert "autocast" not in caplog.text
+
+
+def test_recipes_have_all_of_their_names():
+    assert all(getattr(recipes, name) is recipes.RECIPES[name] for name in recipes.RECIPES)
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = recipes.no_such
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "matching_pursuit"])
+def test_dictionaries_take_the_transforms_of_torch(name):
+    trainer = build(name)
+    trainer.update(0, batches()[1])
+    dictionary = trainer.export()
+    x = batches()[0][:3]
+    rows = torch.func.vmap(torch.func.jacrev(dictionary))(x)  # (3, DIM, DIM)
+    given = x.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(dictionary(given)[:, 0].sum(), given)
+    torch.testing.assert_close(rows[:, 0], plain, rtol=1e-4, atol=1e-5)
+
+
+COMPILED = """
+import torch
+from dictionary_learning.trainers import TRAINERS, TrainerConfig
+for name in TRAINERS:
+    if issubclass(TRAINERS[name].Config, TrainerConfig):
+        trainer = TRAINERS[name].Config(dict_size=32, loss_fn="reconstruction").build(activation_dim=16, steps=1)
+        x = torch.randn(5, 16)
+        trainer.update(0, x)
+        dictionary = trainer.export()
+        torch._dynamo.reset()
+        compiled = torch.compile(dictionary, backend="eager")
+        torch.testing.assert_close(compiled(x), dictionary(x))
+        compiled(x).square().sum().backward()
+"""
+
+
+def test_dictionaries_can_be_compiled():
+    # without the checks of types that tests make, which torch.compile cannot follow
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
