@@ -104,7 +104,9 @@ def training_jobs(
         placed: dict[str, Any] = {"site": in_config(sites.reads), "normalize": kind}
         if not sites.is_autoencoder:
             placed["target_site"] = in_config(sites.writes)
-        if config.seed is None:  # drawn here, so that it is recorded, and the same on all ranks
+        if (
+            config.seed is None and not config.trainer_class.is_plug_in
+        ):  # drawn here, so that it is recorded, and the same on all ranks
             known = drawn[number] if number < len(drawn) else None
             placed["seed"] = placement.world.share(torch.Generator().seed() % 2**63) if known is None else known
         with building_slices(placement.latent if builds_slice else ALONE):

@@ -45,14 +45,7 @@ ORDERS: dict[str, str] = {
 
 _PLAIN: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "scale_encoder": False}
 _PENALIZED = {**_PLAIN, "sparsity_penalty": 0.1, "b_dec_init_method": "zeros"}
-_SELECTING = {
-    **_PLAIN,
-    "encoder_lr_factor": 1.0,
-    "decoder_lr_factor": 1.0,
-    "max_grad_norm": 1.0,
-    "auxk_alpha": 1 / 32,
-    "decoder_init_data_share": 0.0,
-}
+_SELECTING = {**_PLAIN, "encoder_lr_factor": 1.0, "decoder_lr_factor": 1.0, "max_grad_norm": 1.0, "auxk_alpha": 1 / 32}
 _ANNEALING: dict[str, Any] = {"p_start": 1.0, "p_end": 0.0, "n_sparsity_updates": 10, "sparsity_queue_length": 10}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "TrainerStandard": {**_PENALIZED, "lr": 1e-3, "decoder_init_norm": 0.1},

@@ -36,7 +36,6 @@ _LR_MIN_WIDTH = 512
 .245 after 4 steps on sparse synthetic activations, this one .215; after 50 steps they are equal."""
 _LR_MUON = 2e-3
 """Muon's, at any width (sparsify)."""
-_DATA_SHARE = 0.35
 _END_TO_END = 0.2
 """Factor of the rate where the loss is the model's. At the whole rate KL fell more slowly and the
 reconstruction left the activations (40 steps on SmolLM2-135M: 0.97 nats and FVU 2.7, against 0.75
@@ -47,14 +46,6 @@ def _default_k(c: Any) -> int:
     if isinstance(c.trained, Trainable):
         return getattr(next(c.trained.coders()).coder.nonlinearity, "k", None) or DEFAULT_K
     return DEFAULT_K
-
-
-def _default_data_share(c: Any) -> float:
-    is_measured = c.asked.starts_from_data and c.wiring == "autoencoder" and c.loss_fn == "reconstruction"
-    is_new = c.trained is None
-    return (
-        _DATA_SHARE if is_measured and is_new and c.init_encoder_as_decoder_transpose and not c.orthogonal_init else 0.0
-    )
 
 
 def _lr_law(c: Any) -> float:
@@ -74,18 +65,12 @@ class TopKFamilyConfig(TrainerConfig):
     """Settings of the methods that keep a set number of latents."""
 
     auxk_is_share_of_error: ClassVar[bool] = False
-    starts_from_data: ClassVar[bool] = False
-    """Whether initial decoder rows are partly data by default: where that was measured to help."""
 
     k: int = auto(_default_k, at_least=1)
     """Latents per token; by default 32, or those of the dictionary to start from."""
     lr: float = auto(_lr_law, at_least=0)
     """Learning rate; by default 4.5e-3 / sqrt(dict_size / 2^14): the paper's law in the width, with
     a factor measured for these settings (docs/defaults.md), and at most that of 512 latents."""
-    decoder_init_data_share: float = auto(_default_data_share, at_least=0, at_most=1)
-    """Share of differences between activations in the initial decoder rows, the rest of which is
-    random. By default 0.35 for autoencoders of TopK whose encoder starts as the
-    decoder's transpose (docs/defaults.md), and 0 for others."""
     encoder_lr_factor: float = setting(0.5, at_least=0)
     decoder_lr_factor: float = setting(2.0, at_least=0)
     """Factor of the learning rate for W_dec, whose rows turn without growing."""

@@ -31,7 +31,6 @@ _PLAIN_ADAM: dict[str, Any] = {
     "decoder_lr_factor": 1.0,
     "max_grad_norm": 1.0,
     "scale_encoder": False,
-    "decoder_init_data_share": 0.0,
 }
 """Settings of the top-k papers where the defaults of this package differ."""
 _GEMMA_SCOPE: dict[str, Any] = {"lr": 7e-5, "bandwidth": 0.001, "normalize": "unit_mean_square"}

@@ -41,8 +41,6 @@ class TrainerTopK(SAETrainer):
     class Config(TopKFamilyConfig):
         """Settings of TopK."""
 
-        starts_from_data = True
-
         multi_topk: bool = False
         """Whether the 4k largest latents are decoded too, with weight 1/8 (Multi-TopK)."""
 

@@ -111,7 +111,6 @@ def trainer_config(cfg: Any, width: int, site: str) -> OptimizationConfig:
         "dead_feature_threshold": cfg.dead_feature_window * batch,
         "feature_sampling_window": cfg.feature_sampling_window * batch,
         "scale_encoder": False,
-        "decoder_init_data_share": 0.0,
         **_schedule(cfg),
         **(_nested(coder, architecture, width) if cfg.is_nested else _flat(cfg, architecture, width)),
     }
@@ -120,7 +119,8 @@ def trainer_config(cfg: Any, width: int, site: str) -> OptimizationConfig:
     if cfg.from_pretrained_path is not None:
         settings.pop("dict_size")
     config = _TRAINERS[architecture].Config
-    known = set(config.__dataclass_fields__)
+    # there, settings of other methods beside its own change nothing
+    known = config.__dataclass_fields__.keys() - config.unread.keys()
     return config.from_dict({name: value for name, value in settings.items() if name in known})
 
 
@@ -175,6 +175,7 @@ def _flat(cfg: Any, architecture: str, width: int) -> dict[str, Any]:
         "bandwidth": cfg.jumprelu_bandwidth,
     }
     if architecture == "jumprelu":
+        settings.pop("scale_sparsity_penalty_by_decoder_norm")  # norms do not count there
         return {**settings, "sparsity_function": "l0"}
     return {**settings, **_power(cfg.lp_norm)}
 

@@ -72,7 +72,6 @@ def _config(cfg: TrainConfig, width: int, site: Site, seed: int, name: str, trai
         "dead_feature_threshold": cfg.dead_feature_threshold,
         "b_dec_init_method": "mean",
         "scale_encoder": False,
-        "decoder_init_data_share": 0.0,
         "encoder_lr_factor": 1.0,
         "decoder_lr_factor": 1.0,
         "max_grad_norm": None,
