@@ -284,9 +284,9 @@ def resample_(
             continue
         coder = part.coder
         inputs, outputs = batch.x[mine, part.reads].float(), batch.y[mine, part.writes].float()
-        b_dec = coder.b_dec
-        if b_dec is None and dictionary.b_dec is not None:  # parts share one
-            b_dec = dictionary.b_dec[part.writes]
+        b_dec, shared = coder.b_dec, getattr(dictionary, "b_dec", None)
+        if b_dec is None and isinstance(shared, Tensor):
+            b_dec = shared[part.writes]
         if b_dec is not None:  # the latent adds to b_dec
             outputs = outputs - b_dec
         is_centered = coder.apply_b_dec_to_input or coder.is_tied

@@ -60,9 +60,9 @@ class CommonNorm:
         return (self._ranks.sum(own) + rest).sqrt()
 
 
-def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def whole_state(self: torch.optim.Optimizer) -> dict[str, Any]:
     """Returns what copies and pickles of an optimizer have: PyTorch's leave out its attributes."""
-    return {name: value for name, value in vars(optimizer).items() if not name.startswith("_optimizer_")}
+    return {name: value for name, value in vars(self).items() if not name.startswith("_optimizer_")}
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Shared by the methods that keep a set number of latents: settings, loss, k, threshold."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -119,7 +119,7 @@ class TopKFamilyConfig(TrainerConfig):
         return annealed_k(self.k, min(self.k_anneal_start, self.dict_size), step, self.k_anneal_steps)
 
 
-NO_THRESHOLD = dict.fromkeys(
+NO_THRESHOLD: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
     ("threshold_beta", "threshold_start_step"), ("with a method that has no threshold for inference",)
 )
 """What is unread where latents are chosen in another way (`TrainerConfig.unread`)."""

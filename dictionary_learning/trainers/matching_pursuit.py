@@ -1,6 +1,8 @@
 """Matching pursuit: latents are chosen one after another."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from dictionary_learning.config import setting
 from dictionary_learning.dictionaries.nonlinearities import MatchingPursuit, Nonlinearity
@@ -22,13 +24,15 @@ class MatchingPursuitTrainer(SAETrainer):
     class Config(TopKFamilyConfig):
         """Settings of MatchingPursuit."""
 
-        unread = NO_THRESHOLD | {
+        unread: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+            **NO_THRESHOLD,
             "encoder_lr_factor": ("beside decoder_lr_factor, which is that of the one matrix",),
             "init_encoder_as_decoder_transpose": ("with matching pursuit, which has one matrix", True),
             "rank_by_norm": ("on rows of unit norm", False),
             "scale_encoder": ("on rows of unit norm",),
             "unit_norm_decoder": ("with matching pursuit, which needs rows of unit norm", True),
         }
+
         encoder_lr_factor: float = setting(1.0, at_least=0)
         scale_encoder: bool = False
         decoder_lr_factor: float = setting(1.0, at_least=0)
