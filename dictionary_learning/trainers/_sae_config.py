@@ -97,7 +97,8 @@ class TrainerConfig(OptimizationConfig):
     reconstruction_weight: float = auto(lambda c: float(c.loss_fn == "reconstruction"), at_least=0)
     """Weight of the error in the loss; by default 1, and 0 with loss_fn ce or kl."""
     auxk_alpha: float = setting(0.0, at_least=0)
-    """Weight of the auxiliary loss of dead latents (AuxK)."""
+    """Weight of the auxiliary loss of dead latents (AuxK). It reaches those with positive values
+    that are not kept, and none of ReLU or Gated that never fires."""
     k_aux: int = auto(_default_k_aux, at_least=1)
     """Dead latents that AuxK uses per token; by default half the width of the activations."""
     auxk_every: int = setting(1, at_least=1)
