@@ -199,7 +199,7 @@ class Coder(Trainable):
             raise ConfigError(f"{type(nonlinearity).__name__} does not keep a set number of latents; use encode.")
         x, n = self._checked(x), min(k or nonlinearity.k, self.dict_size)  # k of a caller may be larger
         encoder = self._encoder()
-        if not self.rank_by_norm or self.is_tied:  # rows of a tied matrix have unit norm already
+        if not self.ranks_values_by_norm:
             return self._of_all(nonlinearity.encode_sparse(x, encoder, n), k)
         norms = self.ranking_norms()
         # the encoder computes what is ranked, so that kernels need not know norms
@@ -274,6 +274,9 @@ class Coder(Trainable):
         # a gate decides which latents fire: its bias, and not that of the magnitude, revives them
         bias = whole.b if self.b_enc is not None else (self.encoder_biases() or [whole.b])[0]
         W_enc, b_enc, W_dec = (take_rows(w, candidates) for w in (whole.W, bias, self.W_dec))
+        norms = self.ranking_norms()[candidates] if self.ranks_values_by_norm else None  # as `kept` does
+        if norms is not None:
+            W_enc, b_enc = upcast(W_enc) * norms.unsqueeze(1), upcast(b_enc) * norms
         encoder = Encoder(W_enc, b_enc, None if whole.center is None else whole.center.detach())
         x, n = self._checked(x), min(k, len(candidates))
         most = max(n_of_rank for (n_of_rank,) in self.latent_ranks.tell([len(candidates)]))
@@ -284,10 +287,12 @@ class Coder(Trainable):
         if isinstance(self.nonlinearity, SparseSelection) and self.nonlinearity.is_signed:
             latents = encoder.backend.encode_where(x, encoder, lambda pre: pre.abs().topk(n).indices)
         else:
-            with given_product(x, encoder, kept_columns(x, whole, candidates)):
+            with given_product(x, encoder, None if norms is not None else kept_columns(x, whole, candidates)):
                 latents = encoder.backend.top_k(x, encoder, n)
         assert isinstance(latents, SparseLatents)
         latents = self.among_all(latents, k, most)
+        if norms is not None:
+            latents = SparseLatents(latents.values / gather_per_latent(norms, latents), latents.support)
         return self.latent_ranks.add(encoder.backend.decode(latents, W_dec))
 
     def keeping(self, candidates: Int[Tensor, "n"]) -> contextlib.AbstractContextManager[None]:
@@ -296,6 +301,11 @@ class Coder(Trainable):
     def decoder_norms(self) -> Float[Tensor, "dict_size"]:
         norms = [block.norm(dim=1) for block in upcast(self.W_dec).split(self.site_dims, dim=1)]  # each (dict_size,)
         return norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
+
+    @property
+    def ranks_values_by_norm(self) -> bool:
+        """Whether latents are compared, and by value times norm; a tied matrix has unit rows."""
+        return self.rank_by_norm and not self.is_tied and isinstance(self.nonlinearity, SparseSelection)
 
     def ranking_norms(self) -> Float[Tensor, "dict_size"]:
         """Returns the norms by which latents are ranked, as constants."""

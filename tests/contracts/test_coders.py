@@ -60,6 +60,18 @@ def test_crosscoder_norms_are_summed_over_sites():
     torch.testing.assert_close(built.decoder_norms(), expected)
 
 
+def test_decode_among_ranks_as_the_selection_does():
+    built = wired("crosscoder", "top_k")
+    with torch.no_grad():
+        built.W_dec.mul_(torch.linspace(0.1, 3, len(built.W_dec)).unsqueeze(1))
+    candidates = torch.arange(1, built.dict_size, 2)
+    values = built.pre_activations(X, candidates).relu()
+    kept = (values * built.decoder_norms()[candidates]).topk(4).indices
+    expected = torch.zeros_like(values).scatter(1, kept, values.gather(1, kept)) @ built.W_dec[candidates]
+    assert not kept.sort().values.equal(values.topk(4).indices.sort().values)
+    torch.testing.assert_close(built.decode_among(X, candidates, 4), expected)
+
+
 @pytest.mark.parametrize("wiring", list(WIRINGS))
 def test_decode_among_takes_the_largest_of_the_candidates(wiring):
     built = wired(wiring, "relu")
