@@ -42,8 +42,10 @@ ONE_SUPPORT = ["top_k", "batch_top_k", "group_max", "abs_top_k"]
 
 
 def has(name: str) -> frozenset[str]:
-    """Returns the settings of a trainer."""
-    return frozenset(field.name for config in (TRAINERS[name].Config, RunInfo) for field in dataclasses.fields(config))
+    """Returns the settings that a trainer reads, and the facts of a run."""
+    config = TRAINERS[name].Config
+    known = {field.name for part in (config, RunInfo) for field in dataclasses.fields(part)}
+    return frozenset(known - getattr(config, "unread", {}).keys())
 
 
 @pytest.fixture(params=list(TRAINERS))
