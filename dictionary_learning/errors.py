@@ -114,11 +114,10 @@ def _plain(name: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x' or 'y'?" for the nearest known names, or an empty string."""
-    own = {name: _plain(name) for name in known}
+    names = list(known)
     as_given = _ELSEWHERE.get(_plain(name), _plain(name))
-    same = [one for one, plain in own.items() if plain == as_given]
-    plain_near = difflib.get_close_matches(as_given, list(own.values()), n=3, cutoff=0.6)
-    near = same or [one for one, plain in own.items() if plain in plain_near][:3]
+    # another spelling of one, else what looks alike, the nearest first
+    near = [one for one in names if _plain(one) == as_given] or difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
 
 
