@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 _COUNTS = (
     "patience evaluate_every n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
-    "refresh_batch_size shard_size window steps log_steps checkpoint_steps backup_steps "
+    "n refresh_batch_size shard_size window steps log_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates n_latents d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
     "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes n_logits max_latents "
@@ -112,16 +112,16 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
-    """Returns an argument in its annotated type.
+def check(name: str, value: Any, hint: Any, where: str = "", bounds: Mapping[str, float] | None = None) -> Any:
+    """Returns an argument in its annotated type, and in the range of its name, or in another one.
 
     Raises:
-        ConfigError: It has another type, or is out of the range that its name has.
+        ConfigError: It has another type, or is out of range.
     """
     try:
         found: Any = coerce(meant(value), hint)
         for part in found if isinstance(found, (list, tuple)) else (found,):
-            check_range(part, BOUNDS.get(name, {}))
+            check_range(part, BOUNDS.get(name, {}) if bounds is None else bounds)
         if _is_path(hint):
             _check_path(found)
         check_local(name, found)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked, is_foreign, said
 from dictionary_learning._brief import brief
+from dictionary_learning.data._once import OnceReader
 from dictionary_learning.data._reading import MapReader, Mark, Reader, SequentialReader
 from dictionary_learning.data._source import Source
 from dictionary_learning.errors import ConfigError, DataError
@@ -95,7 +96,8 @@ class ExampleStream:
                     f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set "
                     "with a length."
                 )
-            reader: Reader = SequentialReader(lambda: iter(data), repeatable=iter(data) is not data)
+            is_once = isinstance(data, Iterator)
+            reader: Reader = OnceReader(data, name) if is_once else SequentialReader(lambda: iter(data))
         elif seed is None:
             # one after another: many at once may need more memory than there is
             reader = MapReader(lambda numbers: (examples[n] for n in numbers), range(len(examples)))
@@ -148,6 +150,10 @@ class ExampleStream:
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as plain data."""
         return self.source.state_dict()
+
+    def release(self, state: dict[str, Any]) -> None:
+        """Says that no state before this one is loaded again; see `Source.release`."""
+        self.source.release(state)
 
     @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from dictionary_learning.data._document import (
 )
 from dictionary_learning.data._files import files_reader, kind_of
 from dictionary_learning.data._memory_map import array_reader
+from dictionary_learning.data._once import OnceReader
 from dictionary_learning.data._reading import MapReader, SequentialReader
 from dictionary_learning.data._source import OnBadDocument, Source
 from dictionary_learning.errors import ConfigError, DataError, check_own
@@ -143,9 +144,9 @@ def _read_object(data: Any, options: ReadOptions, name: str | None) -> SourcePar
         reader = MapReader(lambda numbers: [read_item(data[n], *reading) for n in numbers], range(len(data)))
         return reader, name, infer_tokenized(reader)
     if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, np.ndarray)):
-        repeatable = not isinstance(data, Iterator)  # an iterator returns itself, and ends once
-        documents = SequentialReader(lambda: (read_item(value, *reading) for value in data), repeatable)
-        return documents, name, None
+        if isinstance(data, Iterator):
+            return OnceReader(data, name, lambda value: read_item(value, *reading)), name, None
+        return SequentialReader(lambda: (read_item(value, *reading) for value in data)), name, None
     raise DataError(f"Got a {type(data).__name__} as data; pass strings, a file, a data set, or the name of one.")
 
 

@@ -105,6 +105,7 @@ class TokenStream:
         self._rows = rows
         self._contexts = self._context_maker(rows)
         self._before: dict[str, Any] | None = None  # the state before a call that has not returned
+        self._is_released = False  # whether somebody says which states are not loaded again
 
     @cached_property  # reads the whole vocabulary
     def vocab_size(self) -> int | None:
@@ -167,6 +168,8 @@ class TokenStream:
         if self._before is not None:  # an interrupt or an error ended the last call
             self.load_state_dict(self._before)
         self._before = self.state_dict()
+        if not self._is_released:
+            self.source.release(self._before["source"])
         rows = self._contexts.take(n)
         self._before = None
         return rows
@@ -181,7 +184,7 @@ class TokenStream:
         part = copy.copy(self)
         part.source = self.source.share(number, of)
         part._documents = EpochReader(part.source, self._documents.epochs, lambda: part.vocab_size)
-        part._contexts, part._before = part._context_maker(self._rows), None
+        part._contexts, part._before, part._is_released = part._context_maker(self._rows), None, False
         return part
 
     def restart(self) -> None:
@@ -211,6 +214,14 @@ class TokenStream:
         self._documents.load_state_dict(state)
         self._contexts.load_state_dict(state["contexts"])
         self._before = None
+
+    def release(self, state: dict[str, Any]) -> None:
+        """Says that no state before this one is loaded again (see `Source.release`).
+
+        Without it, no state is before the last call of `take`.
+        """
+        self._is_released = True
+        self.source.release(state["source"])
 
     def _rule(self) -> dict[str, Any]:
         return {"ctx_len": self.ctx_len, "as they are": isinstance(self._contexts, ReadyContexts), **self.packing}

@@ -280,11 +280,14 @@ def test_error_is_raised_again_and_is_no_end_of_data(tmp_path):
                 next(source)
 
 
-def test_error_in_an_iterator_loses_nothing_behind_it():
-    source = as_source(iter(["one", "two", 3, "four", "five"]))
+@pytest.mark.parametrize("kind", [list, iter])
+def test_a_bad_document_is_an_error_again_and_loses_nothing_behind_it(kind):
+    source = as_source(kind(["one", "two", 3, "four", "five"]))
     assert [next(source), next(source)] == ["one", "two"]
-    with pytest.raises(DataError):
-        next(source)
+    for _ in range(2):
+        with pytest.raises(DataError, match="Document 2 of the .* is a int"):
+            next(source)
+    source.on_bad_document = "skip"
     assert list(source) == ["four", "five"]
 
 
