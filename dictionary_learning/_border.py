@@ -20,14 +20,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _COUNTS = (
-    "patience evaluate_every n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
+    "patience evaluate_every n_tokens n_eval_tokens n_ctxs ctx_len max_len batch_size out_batch_size "
     "n refresh_batch_size shard_size window steps log_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates n_latents d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
     "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes n_logits max_latents "
     "site_dims output_dims"
 )
-_FROM_ZERO = "save_steps n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
+_FROM_ZERO = "save_steps n_batches n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},
@@ -112,16 +112,16 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def check(name: str, value: Any, hint: Any, where: str = "", bounds: Mapping[str, float] | None = None) -> Any:
-    """Returns an argument in its annotated type, and in the range of its name, or in another one.
+def check(name: str, value: Any, hint: Any, where: str = "") -> Any:
+    """Returns an argument in its annotated type.
 
     Raises:
-        ConfigError: It has another type, or is out of range.
+        ConfigError: It has another type, or is out of the range that its name has.
     """
     try:
         found: Any = coerce(meant(value), hint)
         for part in found if isinstance(found, (list, tuple)) else (found,):
-            check_range(part, BOUNDS.get(name, {}) if bounds is None else bounds)
+            check_range(part, BOUNDS.get(name, {}))
         if _is_path(hint):
             _check_path(found)
         check_local(name, found)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import numbers
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from dictionary_learning.activations._prefetch import ahead
 from dictionary_learning.activations._reader import ReadingConfig, RowReader, by_name, row_reader, share_of
 from dictionary_learning.activations._shuffled_rows import ShuffledRows, Slots
 from dictionary_learning.activations._storage import storage_dtype
-from dictionary_learning.activations._stream import ActivationBatch, check_expected, check_width
+from dictionary_learning.activations._stream import ActivationBatch, check_width
 from dictionary_learning.data import EndOfData, TokenBatch
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.sites import Sides, Site
@@ -216,13 +217,13 @@ class ActivationBuffer(InTurn, IterableDataset["Tensor | ActivationBatch"]):
         part._rows = ShuffledRows(part.reader, self._rows.slots, seed=seed, retrace=self._retrace)
         return part
 
+    @checked()
     @in_turn
     def expect(self, n_batches: int | None) -> None:
         """Says how many batches will be taken from now on: no more text is read than they need.
 
         `trainSAE` does it. Batches beyond that number are served as well. None: it is not known.
         """
-        n_batches = check_expected(n_batches)
         self._rows.expect(None if n_batches is None else n_batches * self.out_batch_size)
 
     @in_turn
@@ -247,10 +248,11 @@ class ActivationBuffer(InTurn, IterableDataset["Tensor | ActivationBatch"]):
             self.reader.load_state_dict({**copy.deepcopy(self.reader.state_dict()), "norm_limits": limits})
 
     def _checked_limits(self, limits: Mapping[str, float]) -> dict[str, float]:
-        wanted, given = [str(site) for site in self.sites], {str(site): limit for site, limit in limits.items()}
+        wanted = [str(site) for site in self.sites]
+        given = {str(Site.parse(str(site))): limit for site, limit in limits.items()}
         if self.filter.max_norm_multiple is None:
             raise ConfigError("Got norm limits, and max_activation_norm_multiple=None excludes no token. Set a number.")
-        if set(given) != set(wanted) or not all(math.isfinite(limit) and limit >= 0 for limit in given.values()):
+        if set(given) != set(wanted) or not all(map(_is_norm, given.values())):
             raise ConfigError(
                 f"Got limits={short(limits)}; give the largest norm, which is not below 0, at each site: "
                 f"{', '.join(wanted)}."
@@ -366,6 +368,10 @@ class ActivationBuffer(InTurn, IterableDataset["Tensor | ActivationBatch"]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of an equal buffer; other sites or sizes raise ConfigError."""
         self._rows.load_state_dict(state)
+
+
+def _is_norm(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _pickled(state: dict[str, Any]) -> bytes:

@@ -22,7 +22,6 @@ from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning._usual_state import usual_state
 from dictionary_learning.activations._filters import TokenFilter
 from dictionary_learning.activations._reader import ids_to_exclude
-from dictionary_learning.activations._stream import check_expected
 from dictionary_learning.data import EndOfData, TokenBatch, as_source, as_token_stream
 from dictionary_learning.errors import ConfigError, DataError, DataExhaustedError
 from dictionary_learning.models import TracedModel, load_model
@@ -192,10 +191,11 @@ class ContextStream(InTurn):
             raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
 
+    @checked()
     @in_turn
     def expect(self, n_batches: int | None) -> None:
         """Says how many batches will be taken, of which a sample is a part; None: unknown."""
-        self._expected = check_expected(n_batches)
+        self._expected = n_batches
 
     @in_turn
     def state_dict(self) -> dict[str, Any]:

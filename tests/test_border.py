@@ -13,9 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from dictionary_learning import ActivationBuffer, ContextStream, trainSAE, write_cache
+from dictionary_learning import (
+    ActivationBuffer,
+    ActivationCache,
+    ActivationMixture,
+    ContextStream,
+    trainSAE,
+    write_cache,
+)
 from dictionary_learning._border import checked
 from dictionary_learning.cli import COMMANDS, TRACEBACK, build_parser, main
+from dictionary_learning.data import ExampleStream, Source, TokenStream
 from dictionary_learning.errors import (
     CheckpointError,
     ConfigError,
@@ -45,8 +53,9 @@ HARMLESS = {
     ("Site.parse", "text"): (_WHOLE_MODEL, "''"),
     ("config", "site"): (_LATER, "''", "'nothing'", "[]", "'model.layers.9'"),
     ("config", "target_site"): (_LATER, "['x']"),
+    ("ExampleStream", "data"): ("an example is whatever the model reads", "[", "tensor("),
     ("as_source", "data"): ("ids are compared with the vocabulary of a tokenizer or model", "[[-1, 3]]", "[[3, 5000]]"),
-    **{(name, "name"): (_LABEL, "''", r"'a\x00b'") for name in ("Candidate", "as_source", "mix")},
+    **{(name, "name"): (_LABEL, "''", r"'a\x00b'") for name in ("Candidate", "as_source", "mix", "ExampleStream")},
     **{("list_pretrained", part): ("what is searched for, and not found", "''", r"'a\x00b'", "'nothing'",
                                    f"'{SITE}:side'", "'model.layers.9'") for part in ("model", "site", "name")},
     ("as_custom_sae", "config"): ("what other packages read of it is theirs", "{'a': {"),
@@ -221,6 +230,22 @@ def test_devices_and_numbers_of_numpy_may_stand_in_configs(place):
 
 def test_what_an_edit_raises_is_the_callers(place):
     assert isinstance(outcome(lambda: place.model.run(place.ids, {SITE: lambda x: 1 / 0})), ZeroDivisionError)
+
+
+SERVERS = (ActivationBuffer, ActivationCache, ActivationMixture, ContextStream, TokenStream, Source, ExampleStream)
+"""What serves batches, contexts or documents: objects that users hold and call."""
+ELSEWHERE = {"ActivationCache.create": "write_cache", "ActivationCache.n_heads": "Site.parse", "Source.number_of": "position"}
+
+
+def test_every_method_that_takes_arguments_is_called_wrongly():
+    methods = {
+        f"{kind.__name__}.{name}"
+        for kind in SERVERS
+        for name, method in inspect.getmembers(kind, inspect.isroutine)
+        if not name.startswith("_") and method.__module__.startswith("dictionary_learning")
+        if {*inspect.signature(method).parameters} - {"self"}
+    }
+    assert methods - {*CALLS} == {*ELSEWHERE}
 
 
 def test_tables_are_large(place):

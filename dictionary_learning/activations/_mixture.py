@@ -10,7 +10,7 @@ from torch import Tensor
 from dictionary_learning._border import checked, short
 from dictionary_learning._in_turn import InTurn, in_turn
 from dictionary_learning._usual_state import usual_state
-from dictionary_learning.activations._stream import ActivationBatch, check_expected
+from dictionary_learning.activations._stream import ActivationBatch
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
 
@@ -70,10 +70,10 @@ class ActivationMixture(InTurn):
         self._held = left  # last, so that an interrupt loses no rows
         return served
 
+    @checked()
     @in_turn
     def expect(self, n_batches: int | None) -> None:
         """Says how many batches will be taken from now on: sources read no more than they need."""
-        n_batches = check_expected(n_batches)
         for source, share, held in zip(self.sources, self.shares, self._held, strict=True):
             if not hasattr(source, "expect"):
                 continue

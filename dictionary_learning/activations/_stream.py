@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictionary_learning._border import check, is_foreign, said
+from dictionary_learning._border import is_foreign, said
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
 
@@ -213,11 +213,6 @@ def _from_file(data: Any) -> str:
     if reader := _READERS.get(os.path.splitext(path)[1]):
         return f" Read it: data = {reader.format(path=path)}. {_in_batches('data')}"
     return f" For a text, give ActivationBuffer({path!r}, model, site); for a cache, ActivationCache({path!r})."
-
-
-def check_expected(n_batches: Any) -> int | None:
-    """Returns how many batches are expected to be taken, which may be none; None if it is not known."""
-    return check("n_batches", n_batches, int | None, "expect", {"at_least": 0})
 
 
 def check_width(wanted: int | None, widths: Mapping[Site, int]) -> None:

@@ -77,6 +77,7 @@ class ExampleStream:
     add_special_tokens = False
     special_ids: tuple[int, ...] = ()
 
+    @checked()
     def __init__(
         self,
         data: Iterable[Any],
@@ -106,6 +107,7 @@ class ExampleStream:
         self.source = Source(reader, name)
         self.collate, self.ctx_len = collate, ctx_len
 
+    @checked()
     def take(self, n: int) -> ExampleBatch | None:
         """Returns the next n examples, fewer at the end of the data, and None after it.
 
@@ -138,6 +140,7 @@ class ExampleStream:
             inputs if isinstance(inputs, dict) else tuple(inputs), None if mask is None else mask.bool()
         )
 
+    @checked()
     def batches(self, n: int) -> Iterator[ExampleBatch]:
         """Yields the rest of the data, n examples at a time."""
         while (batch := self.take(n)) is not None:
@@ -151,6 +154,7 @@ class ExampleStream:
         """Returns the position as plain data."""
         return self.source.state_dict()
 
+    @checked(wraps=DataError)
     def release(self, state: dict[str, Any]) -> None:
         """Says that no state before this one is loaded again; see `Source.release`."""
         self.source.release(state)

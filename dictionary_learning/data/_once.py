@@ -2,20 +2,24 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any
+from itertools import chain, islice, repeat
+from typing import Any, NoReturn
 
 from dictionary_learning.data._reading import Mark, Reader
 from dictionary_learning.errors import DataError
+
+_END = object()
+"""What follows the last item."""
 
 
 class OnceReader(Reader):
     """Documents of an iterator, which ends once. The mark is their number.
 
     Items are kept until `release` says that they are not needed again. So whoever was interrupted
-    between an item and its use goes back to it, as in a list. Python raises interrupts between its
-    own instructions only, and to fetch an item and keep it is one call without such, but for the
-    code of the iterator itself.
+    between an item and its use goes back to it, as in a list. An interrupt of the iterator's own
+    code is an error from then on, since the item is lost. There are no others: Python raises
+    interrupts between its own instructions, and an item is fetched and kept by one call without
+    such.
 
     Args:
         items: The iterator.
@@ -26,8 +30,11 @@ class OnceReader(Reader):
     repeatable = False
 
     def __init__(self, items: Iterator[Any], name: str, as_document: Callable[[Any], Any] = lambda item: item):
-        self._numbered, self._name, self._as_document = enumerate(items), name, as_document
-        self._arrived: deque[tuple[int, Any]] = deque()  # an item that is not among those yet
+        self._name, self._as_document = name, as_document
+        self._entered: list[bool] = []  # not empty once the iterator was asked for an item
+        asked, numbered = map(self._entered.append, repeat(True)), enumerate(chain(items, repeat(_END)))
+        self._items: Iterator[tuple[None, tuple[int, Any]]] = zip(asked, numbered)  # noqa: B905  (both are endless)
+        self._arrived: deque[tuple[None, tuple[int, Any]]] = deque()  # an item that is not among those yet
         self._kept: dict[int, Any] = {}  # items by their numbers, from the first that was not released
         self._first = 0
         self._is_broken = False
@@ -46,6 +53,9 @@ class OnceReader(Reader):
     def holds(self, mark: Mark) -> bool:
         return self._first <= (mark or 0)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self._name} is read once, and not by a copy too")
+
     def _fetch(self, number: int) -> bool:
         """Reads on until an item of a number is kept; False at the end."""
         if not self.holds(number):
@@ -54,9 +64,9 @@ class OnceReader(Reader):
             )
         while number not in self._kept:
             self._read_on()
-            if not self._arrived:
+            _, (arrived, item) = self._arrived[0]
+            if item is _END:
                 return False
-            arrived, item = self._arrived[0]
             is_skipped = arrived < number and arrived not in self._kept  # a run that is resumed skips what it has read
             if is_skipped:
                 self.release(arrived + 1)
@@ -71,10 +81,11 @@ class OnceReader(Reader):
                 f"{self._name} was interrupted while it was read, and can be read only once. Pass a list, a file or a "
                 "data set."
             )
-        if self._arrived:  # and an interrupt came before it was kept
+        if self._arrived:  # and an interrupt came before it was kept, or it is the end
             return
+        self._entered.clear()
         try:
-            self._arrived.extend(islice(self._numbered, 1))
+            self._arrived.extend(islice(self._items, 1))
         except BaseException:
-            self._is_broken = not self._arrived
+            self._is_broken = bool(self._entered) and not self._arrived
             raise

@@ -158,7 +158,8 @@ class Source:
             DataError: Documents were read already, or there is no share of that number.
         """
         if not 0 <= number < of:
-            raise DataError(f"Got share {number} of {of}; they are numbered from 0 to {of - 1}.")
+            known = f"they are numbered from 0 to {of - 1}" if of > 0 else "there is at least one"
+            raise DataError(f"Got share {number} of {of}; {known}. Give another number.")
         if self.position:
             raise DataError(f"{self.name} was read from already, so it cannot be divided. Build it anew.")
         part = self._derive(share(self.reader, number, of), f"share {number} of {of} of {self.name}")
@@ -207,6 +208,7 @@ class Source:
         self.position, self.epoch = state["position"], state["epoch"]
         self.n_skipped = state.get("skipped", 0)
 
+    @checked(wraps=DataError)
     def release(self, state: dict[str, Any]) -> None:
         """Says that no state before this one is loaded again.
 

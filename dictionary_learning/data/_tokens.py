@@ -148,6 +148,7 @@ class TokenStream:
         """The number of passes over the source that have ended."""
         return self._documents.epoch
 
+    @checked()
     def take(self, n: int) -> TokenBatch | None:
         """Returns the next n contexts, fewer at the end of the data, and None after it.
 
@@ -163,6 +164,7 @@ class TokenStream:
         self._check_embeddings(batch)
         return batch
 
+    @checked()
     def take_rows(self, n: int) -> list[Row]:
         """Returns the next n contexts without padding; fewer at the end of the data."""
         if self._before is not None:  # an interrupt or an error ended the last call
@@ -174,11 +176,13 @@ class TokenStream:
         self._before = None
         return rows
 
+    @checked()
     def batches(self, n: int) -> Iterator[TokenBatch]:
         """Yields the rest of the data, n contexts at a time."""
         while (batch := self.take(n)) is not None:
             yield batch
 
+    @checked()
     def share(self, number: int, of: int) -> "TokenStream":
         """Returns the contexts of one of `of` shares of the documents (see `Source.share`)."""
         part = copy.copy(self)
@@ -215,6 +219,7 @@ class TokenStream:
         self._contexts.load_state_dict(state["contexts"])
         self._before = None
 
+    @checked(wraps=DataError)
     def release(self, state: dict[str, Any]) -> None:
         """Says that no state before this one is loaded again (see `Source.release`).
 

@@ -169,9 +169,10 @@ class TestOtherProcesses:
         assert all(map(torch.equal, pickle.loads(pickle.dumps(held)), held))
         assert "dictionary_learning" in cloudpickle.list_registry_pickle_by_value()
 
-    def test_a_buffer_over_an_iterator_is_not_copied(self):
+    @pytest.mark.parametrize("kind", [iter, lambda texts: (text for text in texts)])
+    def test_a_buffer_over_an_iterator_is_not_copied(self, kind):
         with pytest.raises(ConfigError, match="cannot be pickled"):
-            pickle.dumps(buffer(text for text in DOCUMENTS))
+            pickle.dumps(buffer(kind(DOCUMENTS)))
 
     @pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

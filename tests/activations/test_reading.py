@@ -149,8 +149,7 @@ class TestCounts:
         first = rows.reader.describe_dropped()
         rows.close()
         assert sum(first in record.getMessage() for record in caplog.records) == 1
-        rows.refresh()
-        rows.refresh()
+        list(rows)
         later = rows.reader.describe_dropped()
         rows.close()
         assert later != first and sum(later in record.getMessage() for record in caplog.records) <= 2

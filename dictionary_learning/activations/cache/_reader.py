@@ -238,9 +238,15 @@ class ActivationCache(InTurn, IterableDataset["Tensor | ActivationBatch"]):
     @in_turn
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position in the same cache, served with the same arguments."""
-        self._start_epoch(state["epoch"])
-        self._open = {int(number): int(row) for number, row in state["open"]}
-        self._next = int(state["next"])
+        places, following = {int(number): int(row) for number, row in state["open"]}, int(state["next"])
+        shards = dict(enumerate(self.index.shards))
+        if not all(n in shards and 0 <= row < shards[n].n_rows for n, row in places.items()) or following > len(shards):
+            raise DataError(
+                f"The state is of a cache with other shards than '{self.store.path}', which has {len(shards)}. Load it "
+                "into the cache that it was taken from."
+            )
+        self._start_epoch(int(state["epoch"]))
+        self._open, self._next = places, following
 
     def _start_epoch(self, epoch: int) -> None:
         number, n_workers = self._worker
