@@ -583,7 +583,7 @@ WRONG: dict[str, list[Any]] = {
     "evaluate_every": _COUNT, "evaluation": [5, "x", {"n_tokens": 5}],
     "evaluation_data": [5, None, [], "x", [3], [torch.ones(4, 7)]], "save_format": [5, "nosuch"], "save_best": [5, "nosuch", {"l0": "nosuch"}, ["fvu"]],
     "memory_gb": [0.0, -1.0, *_NUMBER[:3], [1.0]], "methods": [5, None, {}, "x", {"nosuch": {}}, {"top_k": 5}],
-    **dict.fromkeys(("number", "of"), [-1, 2.5, "x", [3], True]), "every": [0, 1, -1, 2.5, "x", [3]],
+    **{n: [-1, 2.5, "x", [3], True] for n in ("number", "of")}, "every": [0, 1, -1, 2.5, "x", [3]],
     "state": [5, None, "x", {}, {"nothing": 1}], "limits": [5, None, "x", {}, {"nothing": 1.0}, {5: 1.0}, {SITE: -1.0}, {SITE: float("nan")}, {SITE: "x"}],
     "collate": [5, None, "x"],
     "grid": [5, None, "x", {"nosuch": 1}, {"k": []}],

@@ -234,7 +234,11 @@ def test_what_an_edit_raises_is_the_callers(place):
 
 SERVERS = (ActivationBuffer, ActivationCache, ActivationMixture, ContextStream, TokenStream, Source, ExampleStream)
 """What serves batches, contexts or documents: objects that users hold and call."""
-ELSEWHERE = {"ActivationCache.create": "write_cache", "ActivationCache.n_heads": "Site.parse", "Source.number_of": "position"}
+ELSEWHERE = {
+    "ActivationCache.create": "write_cache",
+    "ActivationCache.n_heads": "Site.parse",
+    "Source.number_of": "position",
+}
 
 
 def test_every_method_that_takes_arguments_is_called_wrongly():

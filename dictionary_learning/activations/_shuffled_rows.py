@@ -187,7 +187,7 @@ class ShuffledRows:
             self.refill()
 
     def close(self) -> None:
-        """Frees the memory of rows that were served, unless most are not, and the thread of a reader."""
+        """Frees the memory of served rows, unless most wait, and ends the thread of a reader."""
         self.reader.close()
         if self._storage is not None:
             counts = self.reader.describe_dropped()

@@ -1,4 +1,4 @@
-"""What can be read only once, such as a generator, and how it is read again all the same for a while."""
+"""What can be read only once, such as a generator; its last items can be read again."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -60,7 +60,8 @@ class OnceReader(Reader):
         """Reads on until an item of a number is kept; False at the end."""
         if not self.holds(number):
             raise DataError(
-                f"{self._name} can be read only once, and was read beyond this place. Pass a list, a file or a data set."
+                f"{self._name} can be read only once, and was read beyond this place. Pass a list, a file or a data "
+                "set."
             )
         while number not in self._kept:
             self._read_on()

@@ -45,7 +45,7 @@ class Reader(ABC):
         return []
 
     def release(self, mark: Mark) -> None:
-        """Says that nothing before a mark is read again; only what is read once keeps it until then."""
+        """Says that nothing before a mark is read again; what is read once keeps it until then."""
         for reader, inner in self.inside(mark):
             reader.release(inner)
 
