@@ -11,6 +11,7 @@ from typing import Any
 import jaxtyping
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 from dictionary_learning import (
@@ -21,9 +22,9 @@ from dictionary_learning import (
     trainSAE,
     write_cache,
 )
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, said
 from dictionary_learning.cli import COMMANDS, TRACEBACK, build_parser, main
-from dictionary_learning.data import ExampleStream, Source, TokenStream
+from dictionary_learning.data import ExampleStream, Source, TokenStream, as_source
 from dictionary_learning.errors import (
     CheckpointError,
     ConfigError,
@@ -279,6 +280,25 @@ def test_an_error_of_another_package_is_wrapped_with_the_request():
     ) as found:
         load_it("a", k=4.0)
     assert isinstance(found.value.__cause__, OSError)
+
+
+def test_a_full_disk_is_named_whatever_says_it(place, tmp_path, monkeypatch):
+    def full(*_):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("dictionary_learning.activations.cache._writer.write_shard", full)
+    with pytest.raises(DataError, match="No space left.*Free some of the disk, and repeat the call"):
+        write_cache(tmp_path / "cache", place.texts, place.model, SITE, ctx_len=16, refresh_batch_size=2)
+
+
+def test_an_error_of_ours_is_said_without_its_kind_and_with_one_stop():
+    assert said(DataError("Nothing is there. Give more.")) == "Nothing is there. Give more."
+    assert said(OSError("gone\nall")) == "OSError: gone."
+
+
+def test_what_is_truth_is_called_by_what_was_given():
+    with pytest.raises(DataError, match=r"Got a Tensor of torch.bool as data"):
+        as_source(torch.tensor([[True, False]]))
 
 
 def test_numbers_of_other_kinds_are_converted():

@@ -87,8 +87,6 @@ class ExampleStream:
         name: str | None = None,
         seed: int | None = None,
     ):
-        if ctx_len < 1:
-            raise ConfigError(f"Got ctx_len={ctx_len}; an example has at least one position.")
         name = name or f"examples ({type(data).__name__})"
         examples: Any = data
         if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, Mapping):
